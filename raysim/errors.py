@@ -1,0 +1,43 @@
+"""What can go wrong, and the exit code that says so.
+
+RaysimError
+├── ConfigError        2   the user can fix the command, the file or the data
+├── PlacementError     3   what is asked for does not fit the cluster
+└── RunError           1   the run failed
+    └── SiteError      1   ... at one site, in one round
+"""
+
+from __future__ import annotations
+
+
+class RaysimError(Exception):
+    """Anything raysim refuses or reports; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(RaysimError):
+    """The command, the configuration or the data is wrong; nothing was started or written."""
+
+    exit_code = 2
+
+
+class PlacementError(RaysimError):
+    """What was asked for can never be placed on this cluster."""
+
+    exit_code = 3
+
+
+class RunError(RaysimError):
+    """The run failed after it had started; what was recorded is kept."""
+
+
+class SiteError(RunError):
+    """A client function failed at a site. `remote` is the traceback where it happened."""
+
+    def __init__(self, site: str, round: int, cause: str, remote: str = "") -> None:
+        super().__init__(site, round, cause, remote)
+        self.site, self.round, self.cause, self.remote = site, round, cause, remote
+
+    def __str__(self) -> str:
+        return f"site '{self.site}' failed in round {self.round}: {self.cause}"

@@ -1,0 +1,126 @@
+"""The run itself: a generator of rounds, and how sites are drawn and judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from raysim.fleet import BaseFleet
+from raysim.model import weights
+from raysim.seeding import generator, seeded
+from raysim.types import JUDGED, Algorithm, Predictor, Reply, Round, Score, Site, State, Task
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class Start(Generic[S]):
+    """Where a run goes on from: after `number` finished rounds."""
+
+    number: int
+    state: S
+    memories: Mapping[str, Any] = field(default_factory=dict)
+
+
+def federate(
+    algorithm: Algorithm[S],
+    task: Task,
+    fleet: BaseFleet,
+    *,
+    rounds: int,
+    cohort: float | int = 1.0,
+    seed: int = 0,
+    evaluate_every: int = 1,
+    start: Start[S] | None = None,
+) -> Iterator[Round[S]]:
+    """Each round as it ends, from the first to the last; stop by not asking for more.
+
+    `cohort` is a fraction of the inside sites if a float, a number of sites if an int. Sites are judged every
+    `evaluate_every` rounds and after the last. Raises SiteError where a client function fails.
+    """
+    if start is None:
+        with seeded(seed, "init"):
+            start = Start(0, algorithm.init(task))
+    state = start.state
+    fleet.ledger.memories.update(start.memories)
+    for index in range(start.number, rounds):
+        began = time.perf_counter()
+        fleet.ledger.open_round(index)
+        sites = draw(task.inside, cohort, seed, index)
+        with seeded(seed, index, "server"):
+            state, metrics = algorithm.round(fleet.at(sites), state)
+        due = (index + 1) % evaluate_every == 0 or index + 1 == rounds
+        scores = judge(algorithm, state, fleet) if due else ()
+        yield Round(
+            number=index + 1,
+            state=state,
+            loss=_mean_loss(fleet.ledger.losses),
+            metrics=metrics,
+            scores=(*_losses(fleet.ledger.losses), *scores),
+            traffic=fleet.ledger.traffic(),
+            seconds=time.perf_counter() - began,
+            cohort=tuple(sites),
+        )
+
+
+def draw(sites: Sequence[str], cohort: float | int, seed: int, index: int) -> list[str]:
+    """The sites of round `index` (from 0): a fraction (float, at least one site) or a number (int) of `sites`."""
+    count = max(1, round(cohort * len(sites))) if isinstance(cohort, float) else cohort
+    if count >= len(sites):
+        return list(sites)
+    chosen = generator(seed, index, "cohort").choice(len(sites), count, replace=False)
+    return [sites[i] for i in sorted(chosen)]
+
+
+def judge(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:
+    """The scores of every site, inside and outside: what the method gives it, and `@global` the plain global model."""
+    replies = fleet.judge(_judge_site, (algorithm, state))
+    return tuple(score for reply in replies.values() for score in reply.payload)
+
+
+def _judge_site(site: Site[Any], shared: tuple[Algorithm[S], S]) -> Reply[tuple[Score, ...]]:
+    algorithm, state = shared
+    predict = algorithm.predictor(site, state)
+    scores = [] if predict is None else _scores(site, predict, "")
+    if state.model is not None:
+        if _is_global(predict, site, state):
+            scores += [Score(s.site, s.role, s.split, f"{s.metric}@global", s.value, s.cases) for s in scores]
+        else:
+            scores += _scores(site, site.answer(state.model), "@global")
+    return Reply(tuple(scores))
+
+
+def _is_global(predict: Predictor | None, site: Site[Any], state: State) -> bool:
+    """Whether the method's answer is the global model itself, which then need not be judged twice."""
+    if not isinstance(predict, nn.Module) or state.model is None:
+        return False
+    return weights(predict) == weights(site.answer(state.model))
+
+
+@torch.no_grad()
+def _scores(site: Site[Any], predict: Predictor, suffix: str) -> list[Score]:
+    role: Literal["inside", "outside"] = "inside" if site.name in site.task.inside else "outside"
+    found = []
+    for split in JUDGED:
+        data = site.data[split]
+        if len(data):
+            cases = len(set(data.cases.tolist()))
+            for metric, value in site.task.score(predict, data, site.device).items():
+                found.append(Score(site.name, role, split, f"{metric}{suffix}", value, cases))
+    return found
+
+
+def _losses(losses: Mapping[str, tuple[float, float]]) -> list[Score]:
+    return [Score(site, "inside", "train", "loss", loss) for site, (loss, _) in sorted(losses.items())]
+
+
+def _mean_loss(losses: Mapping[str, tuple[float, float]]) -> float | None:
+    total = sum(weight for _, weight in losses.values())
+    if not total > 0:
+        return None
+    return sum(losses[site][0] * losses[site][1] for site in sorted(losses)) / total

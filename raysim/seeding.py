@@ -1,0 +1,41 @@
+"""One seed per (run, round, call, site), the same on every machine, in every process, at every try."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def seed_of(*key: int | str) -> int:
+    """A 63-bit seed that depends on every part of `key` and on nothing else (process, platform)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """A numpy generator of its own for `key`."""
+    return np.random.default_rng(seed_of(*key))
+
+
+@contextmanager
+def seeded(*key: int | str) -> Iterator[None]:
+    """Inside, the global generators of torch, numpy and random start from `key`; after, they are as before.
+
+    CUDA generators are seeded too, but not put back: their states live on the device.
+    """
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - saved
+    seed = seed_of(*key)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - users' transforms may draw from it
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])

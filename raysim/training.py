@@ -1,0 +1,189 @@
+"""Local training, shared by all algorithms: optimiser, schedule, epochs, clipping, precision, buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from raysim.errors import RunError
+from raysim.model import Model, weights
+from raysim.seeding import seed_of
+from raysim.types import KEEP, Augment, Batch, Site, Split
+
+Correction = Callable[[list[nn.Parameter]], None]  # changes the gradients in place, before clipping
+RESIDENT = 0.25  # a split stays on the GPU if it takes at most this part of the memory that is free
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How a site trains. Algorithms inherit these fields, so that each is written and documented once."""
+
+    lr: Annotated[float, Gt(0), "learning rate of the local optimiser"] = 1e-3
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "local optimiser, made anew in every round"] = "adam"
+    momentum: Annotated[float, Ge(0), Lt(1), "momentum of sgd; Adam's betas are 0.9 and 0.999"] = 0.9
+    weight_decay: Annotated[float, Ge(0), "weight decay of the local optimiser"] = 0.0
+    epochs: Annotated[int, Gt(0), "passes over the site's training data in a round"] = 1
+    steps: Annotated[int | None, Gt(0), "optimiser steps in a round, instead of epochs"] = None
+    schedule: Annotated[
+        Literal["constant", "cosine", "linear", "poly"],
+        "course of the learning rate over the declared rounds; poly falls as (1 - round/rounds)^0.9",
+    ] = "constant"
+    clip: Annotated[float | None, Gt(0), "largest L2 norm of a step's gradient"] = None
+    amp: Annotated[bool, "bfloat16 autocast"] = False
+    buffers: Annotated[
+        Literal["average", "local", "reset"],
+        "running statistics: averaged by the server, kept at each site, or started afresh in every round",
+    ] = "average"
+
+    def receive(self, site: Site[Any], model: Model) -> nn.Module:
+        """The global model, live, with the buffers that the policy gives to this site."""
+        net = site.load(self._with_own_buffers(site, model))
+        if self.buffers == "reset":
+            for layer in normalisations(net):
+                layer.reset_running_stats()
+        return net
+
+    def send(self, net: nn.Module) -> tuple[Model, Any]:
+        """What of `net` travels, and what the site keeps as its memory."""
+        everything = weights(net)
+        if self.buffers == "local":
+            return everything.parameters, everything.buffers
+        return everything, KEEP
+
+    def answer(self, site: Site[Any], model: Model) -> nn.Module:
+        """The global model for predictions at `site`, with the site's own buffers where it keeps them."""
+        return site.answer(self._with_own_buffers(site, model))
+
+    def _with_own_buffers(self, site: Site[Any], model: Model) -> Model:
+        return model | site.memory if self.buffers == "local" and site.memory is not None else model
+
+    def fit(
+        self,
+        net: nn.Module,
+        site: Site[Any],
+        *,
+        split: Split | None = None,
+        correct: Correction | None = None,
+    ) -> float:
+        """Mean loss over the steps of one round of training `net` in place on `split` (the training data).
+
+        Raises RunError, naming the step, as soon as the round is over if a loss was not finite.
+        """
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        optimizer, device = self._optimizer(parameters, site), site.device
+        if device.type == "cuda":
+            net.to(memory_format=channels_last(site.data.train.inputs.ndim))  # type: ignore[call-overload]  # stub
+        net.train()
+        losses = []
+        for inputs, labels in self._batches(site, site.data.train if split is None else split):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
+                loss = site.task.loss(net(inputs), labels)
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            if correct is not None:
+                correct(parameters)
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, self.clip)
+            optimizer.step()
+            losses.append(loss.detach())
+        return _mean_loss(losses)
+
+    def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
+        lr = self.lr * rate(self.schedule, site.round, site.rounds)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay, fused=True)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, lr, weight_decay=self.weight_decay, fused=True)
+
+    def _batches(self, site: Site[Any], split: Split) -> Iterator[Batch]:
+        size, batch = len(split), min(site.task.batch_size, max(len(split), 1))
+        steps = self.epochs * math.ceil(size / batch) if self.steps is None else self.steps
+        return batches(split, batch, steps, site.device, site.task.augment)
+
+
+def rate(schedule: str, round: int, rounds: int) -> float:
+    """The learning rate of round `round` (from 0) as a part of the first one's."""
+    left = 1 - round / rounds
+    return {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 - math.cos(math.pi * left)),
+        "linear": left,
+        "poly": left**0.9,
+    }[schedule]
+
+
+def batches(
+    split: Split, batch: int, steps: int, device: torch.device, augment: Augment | None = None
+) -> Iterator[Batch]:
+    """`steps` batches of labelled examples on `device`, shuffled in each pass, the last of a pass smaller.
+
+    Order and augmentation follow torch's global generator, which the engine seeds for each call at a site.
+    """
+    if not len(split) or split.labels is None:
+        raise RunError("there is nothing to train on: the split has no labelled example")
+    random = torch.randint(2**31, ()).item()
+    chance = seeded_state(int(random)) if augment else None
+    inputs, labels = on_device(split, device)
+    done = 0
+    while done < steps:
+        for index in torch.split(torch.randperm(len(split)), batch)[: steps - done]:
+            index = index.to(inputs.device)
+            x, y = (t[index].to(device, non_blocking=True) for t in (inputs, labels))
+            if augment is not None and chance is not None:
+                x, y = augment(x, y, chance)
+            yield x, y.long()
+            done += 1
+
+
+def seeded_state(seed: int) -> Any:
+    """MONAI's transforms draw from the older kind of numpy generator."""
+    from numpy.random import RandomState
+
+    return RandomState(seed_of(seed) % 2**32)
+
+
+_resident: WeakKeyDictionary[Split, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+
+def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The split's inputs and labels as tensors: on a GPU if they fit, and then kept as long as the split."""
+    if split in _resident:
+        return _resident[split]
+    tensors = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if sum(t.nbytes for t in tensors) <= RESIDENT * free:
+            tensors = _resident[split] = (tensors[0].to(device), tensors[1].to(device))
+    return tensors
+
+
+def normalisations(net: nn.Module) -> Iterator[_BatchNorm]:
+    """The layers of `net` that keep running statistics."""
+    return (layer for layer in net.modules() if isinstance(layer, _BatchNorm))
+
+
+def channels_last(ndim: int) -> torch.memory_format:
+    """The memory format in which convolutions over batches of `ndim` axes run fastest on a GPU."""
+    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(ndim, torch.contiguous_format)
+
+
+def _mean_loss(losses: list[Tensor]) -> float:
+    # One look at the losses after the last step: a look in each step would make the GPU wait for the CPU.
+    values = torch.stack(losses).float().cpu()
+    finite = values.isfinite()
+    if not finite.all():
+        step = int((~finite).nonzero()[0])
+        raise RunError(
+            f"the loss is {values[step].item()} at step {step + 1} of {len(values)}; lower the learning rate "
+            "(algorithm.lr), clip the gradient (algorithm.clip=1), or look at the site's data"
+        )
+    mean: float = values.double().mean().item()
+    return mean

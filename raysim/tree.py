@@ -1,0 +1,62 @@
+"""Walks payloads: dataclasses, mappings and sequences, down to arrays and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Every value in `tree` that is not itself a dataclass, a mapping or a sequence, in a fixed order."""
+    if hasattr(tree, "nbytes") or tree is None:
+        yield tree
+    elif is_dataclass(tree):
+        for field in fields(tree):
+            yield from leaves(getattr(tree, field.name))
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from leaves(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from leaves(value)
+    else:
+        yield tree
+
+
+def nbytes(tree: Any) -> int:
+    """The bytes that `tree` takes on a network: arrays as they lie in memory, numbers as 8, text as UTF-8.
+
+    Names, shapes and class names are not counted: both ends know them. TypeError: it cannot travel.
+    """
+    return sum(_leaf_bytes(leaf) for leaf in leaves(tree))
+
+
+def _leaf_bytes(leaf: Any) -> int:
+    if leaf is None:
+        return 0
+    if isinstance(leaf, str):
+        return len(leaf.encode())
+    if isinstance(leaf, bytes):
+        return len(leaf)
+    if isinstance(leaf, bool | int | float):
+        return 8
+    if hasattr(leaf, "nbytes"):
+        return int(leaf.nbytes)
+    raise TypeError(
+        f"a {type(leaf).__name__} cannot travel: a payload is made of models, arrays, numbers, text, "
+        "and dataclasses, mappings or sequences of these"
+    )
+
+
+def frozen(tree: Any) -> Any:
+    """The same tree; its arrays can no longer be written to, just as after crossing a process."""
+    for leaf in leaves(tree):
+        if isinstance(leaf, np.ndarray):
+            leaf.flags.writeable = False
+        elif isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise TypeError("a tensor that requires gradients cannot travel: detach it, or send `weights(net)`")
+    return tree

@@ -1,0 +1,248 @@
+"""The words of raysim as types: what an algorithm, a site and the engine say to each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from raysim.model import Model, load
+from raysim.seeding import seeded
+
+M = TypeVar("M")
+P = TypeVar("P")
+P_co = TypeVar("P_co", covariant=True)
+Array = np.ndarray[Any, np.dtype[Any]]
+Metrics = dict[str, float]
+Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) -> logits (B, K, *space)
+Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space), labels (B, 1, *space)
+Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
+SPLITS = ("train", "val", "test", "unlabelled")
+JUDGED = ("val", "test")
+
+
+class _Keep:
+    """The one value that says: leave my memory as it is."""
+
+    def __reduce__(self) -> str:
+        return "KEEP"
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Any = _Keep()
+
+
+@dataclass(frozen=True, eq=False)  # one split is one object: what is kept for it on a device hangs on it
+class Split:
+    """Examples of one site, preprocessed, all of one shape; arrays may be memory-mapped, never written to.
+
+    inputs (N, C, *space); labels (N, 1, *space) with class indices, None where there are none;
+    cases (N,) number of the case an example is of: slices of one volume share it and are judged together;
+    spacing (N, D) in mm along each axis of space.
+    """
+
+    inputs: Array
+    labels: Array | None
+    cases: Array
+    spacing: Array
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Data:
+    """All the examples of one site; a split it does not have is empty, not None."""
+
+    train: Split
+    val: Split
+    test: Split
+    unlabelled: Split
+
+    def __getitem__(self, split: str) -> Split:
+        return {"train": self.train, "val": self.val, "test": self.test, "unlabelled": self.unlabelled}[split]
+
+
+class Scorer(Protocol):
+    """Judges predictions: each metric as a mean over cases; a metric that cannot be judged is left out."""
+
+    better: Mapping[str, Literal["higher", "lower"]]  # every metric it may return, the main one first
+
+    def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What is learned and how it is judged; the same at every site. Small: the data are opened at the site.
+
+    `sizes` says how many examples each site has in each split, for the sites in `inside` and in `outside`,
+    which are sorted by name.
+    """
+
+    name: str
+    inside: tuple[str, ...]
+    outside: tuple[str, ...]
+    sizes: Mapping[str, Mapping[str, int]]
+    open: Callable[[str], Data]
+    network: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Scorer
+    batch_size: int
+    augment: Augment | None = None
+
+    def start(self, seed: int) -> nn.Module:
+        """A new network with the weights that every method starts from in a run of this seed."""
+        with seeded(seed, "init"):
+            return self.network()
+
+
+@dataclass(frozen=True)
+class Site(Generic[M]):
+    """All that a client function may touch: one hospital, during one call.
+
+    `memory` is what the site last kept, None the first time. `round` counts from 0 to `rounds` - 1, as
+    declared for the run.
+    """
+
+    name: str
+    task: Task
+    data: Data
+    memory: M | None
+    device: torch.device
+    seed: int
+    round: int
+    rounds: int
+    template: nn.Module = field(repr=False)
+
+    def load(self, model: Model | None = None) -> nn.Module:
+        """A live network with these weights, on the site's device, in training mode, its own copy.
+
+        Buffers that the model leaves out are as in a new network. Without a model: the weights that the run's
+        seed gives to a new network, the same at every site.
+        """
+        net = copy.deepcopy(self.template)
+        if model is not None:
+            load(net, model)
+        return net
+
+    def answer(self, model: Model) -> nn.Module:
+        """A live network for predictions: `load`, in evaluation mode.
+
+        Normalisation layers for which the model carries no running statistics use those of the batch.
+        """
+        net = self.load(model).eval()
+        for name, layer in net.named_modules():
+            if isinstance(layer, _BatchNorm) and f"{name}.running_mean" not in model:
+                layer.train()
+        return net
+
+
+@dataclass(frozen=True)
+class Reply(Generic[P]):
+    """What a client function says, and what it keeps to itself."""
+
+    payload: P  # travels to the server; its bytes are counted
+    weight: float = 1.0  # usually the number of training examples
+    metrics: Metrics = field(default_factory=dict)
+    memory: Any = KEEP  # stays at the site and comes back next time; the server never sees it
+
+
+class Exchange(Protocol[P_co]):
+    """What sites have for one another. It travels inside `shared`; its payloads can be read at sites only."""
+
+    sites: Sequence[str]
+    metrics: Mapping[str, Metrics]
+
+    def __getitem__(self, site: str) -> P_co: ...
+
+
+class Fleet(Protocol):
+    """Runs client functions at sites. Replies come in site order, whatever order they finished in."""
+
+    sites: Sequence[str]
+
+    def at(self, sites: Sequence[str]) -> Fleet:
+        """The same fleet with only these sites."""
+        ...
+
+    def map(
+        self, client: Callable[..., Reply[P]], shared: Any = None, own: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Reply[P]]:
+        """`client(site, shared)` at every site, or `client(site, shared, own[site])` where `own` is given."""
+        ...
+
+    def exchange(self, client: Callable[..., Reply[P]], shared: Any = None) -> Exchange[P]:
+        """As `map`, but the payloads go from site to site and never through the server."""
+        ...
+
+
+class State(Protocol):
+    """What the server knows. `model` is the plain global model, None where the method has none."""
+
+    @property
+    def model(self) -> Model | None: ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class Algorithm(Protocol[S]):
+    """A frozen dataclass of hyper-parameters with three pure methods: it drives, the engine carries."""
+
+    def init(self, task: Task) -> S:
+        """The server's first state."""
+        ...
+
+    def round(self, fleet: Fleet, state: S) -> tuple[S, Metrics]:
+        """The next state and the server's own metrics; may call the fleet as often as it likes."""
+        ...
+
+    def predictor(self, site: Site[Any], state: S) -> Predictor | None:
+        """What the method answers with at `site`; None where it has no answer for this site."""
+        ...
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that would cross the network in one round, by site."""
+
+    up: Mapping[str, int] = field(default_factory=dict)
+    down: Mapping[str, int] = field(default_factory=dict)
+    between: Mapping[str, int] = field(default_factory=dict)  # received from other sites
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one site: `metric` on `split`, over `cases` cases."""
+
+    site: str
+    role: Literal["inside", "outside"]
+    split: str
+    metric: str
+    value: float
+    cases: int = 0
+
+
+@dataclass(frozen=True)
+class Round(Generic[S]):
+    """One finished round: `number` counts from 1."""
+
+    number: int
+    state: S
+    loss: float | None  # training loss, weighted mean over the cohort
+    metrics: Metrics  # of the server, as the algorithm names them
+    scores: tuple[Score, ...]
+    traffic: Traffic
+    seconds: float
+    cohort: tuple[str, ...]
+
+
+Rounds = Iterator[Round[S]]

@@ -1,0 +1,129 @@
+"""What plays sites in one process: opens their data, seeds each call, runs the client function, times it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from raysim.seeding import seeded
+from raysim.tree import frozen, nbytes
+from raysim.types import KEEP, Data, Metrics, Reply, Site, Task
+
+P = TypeVar("P")
+Client = Callable[..., Reply[P]]
+NOTHING: Any = object()
+
+# Which site is being played here, and the bytes it has read from others: None in a process that plays none.
+_reader: ContextVar[tuple[str, Counter[str]] | None] = ContextVar("reader", default=None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Names one call at the sites, for seeds and messages: round from 0, and the how-manieth call in it."""
+
+    seed: int
+    round: int
+    rounds: int
+    index: int | str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client function's exception, as text: it may not survive the trip as an object."""
+
+    cause: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Answer(Generic[P]):
+    """A reply and how it came about. `between` are bytes read from other sites; `memory` may be a reference."""
+
+    payload: P
+    weight: float = 1.0
+    metrics: Metrics = field(default_factory=dict)
+    memory: Any = KEEP
+    seconds: float = 0.0
+    between: int = 0
+    failure: Failure | None = None
+
+
+class Exchanged(Generic[P]):
+    """Payloads that sites have for one another; travels as a handle and is read at sites only.
+
+    `fetch` turns what is held for a site into its payload: the identity in one process, `ray.get` on Ray.
+    """
+
+    nbytes = 0  # the handle itself; what is read through it is counted where it is read
+
+    def __init__(self, held: Mapping[str, Any], metrics: Mapping[str, Metrics], fetch: Callable[[Any], P]) -> None:
+        self.sites: Sequence[str] = tuple(held)
+        self.metrics = metrics
+        self._held, self._fetch = dict(held), fetch
+
+    def __getitem__(self, site: str) -> P:
+        """The payload of `site`, read-only. Raises RuntimeError at the server, KeyError for a site without one."""
+        reader = _reader.get()
+        if reader is None:
+            raise RuntimeError("an exchange is read at sites, inside a client function, never at the server")
+        payload = self._fetch(self._held[site])
+        name, read = reader
+        if site != name:
+            read["between"] += nbytes(payload)
+        return payload
+
+
+class Worker:
+    """Plays any of the task's sites, one call at a time; keeps their data open between calls."""
+
+    def __init__(self, task: Task, seed: int, device: str, threads: int) -> None:
+        # The count of threads is part of the result: it decides how torch splits its sums.
+        torch.set_num_threads(threads)
+        self.task, self.seed, self.device = task, seed, torch.device(device)
+        self.template = task.start(seed).to(self.device)
+        self.opened: dict[str, Data] = {}
+
+    def play(
+        self,
+        client: Client[P],
+        site: str,
+        call: Call,
+        shared: Any,
+        own: Any = NOTHING,
+        memory: Any = None,
+    ) -> Answer[P]:
+        """The client function's reply at `site`; an exception in it becomes `Answer.failure`."""
+        start, read = time.perf_counter(), Counter[str]()
+        token = _reader.set((site, read))
+        try:
+            with seeded(call.seed, call.round, call.index, site):
+                place = self._site(site, call, memory)
+                reply = client(place, shared) if own is NOTHING else client(place, shared, own)
+            if not isinstance(reply, Reply):
+                raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
+            frozen((reply.payload, reply.memory))
+        except Exception as error:  # noqa: BLE001 - whatever a user's function raises is reported, with its site
+            return Answer(failure=_failure(error), payload=None)  # type: ignore[arg-type]  # no payload
+        finally:
+            _reader.reset(token)
+        seconds = time.perf_counter() - start
+        return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, read["between"])
+
+    def _site(self, name: str, call: Call, memory: Any) -> Site[Any]:
+        if name not in self.opened:
+            self.opened[name] = self.task.open(name)
+        data = self.opened[name]
+        return Site(name, self.task, data, memory, self.device, self.seed, call.round, call.rounds, self.template)
+
+
+def _failure(error: Exception) -> Failure:
+    text = str(error).strip() or "no message"
+    kind = "" if type(error).__module__.startswith("raysim") else f"{type(error).__name__}: "
+    return Failure(f"{kind}{text}", traceback.format_exc())
