@@ -47,7 +47,7 @@ def federate(
         with seeded(seed, "init"):
             start = Start(0, algorithm.init(task))
     state = start.state
-    fleet.ledger.memories.update(start.memories)
+    fleet.remember(start.memories)
     for index in range(start.number, rounds):
         began = time.perf_counter()
         fleet.ledger.open_round(index)

@@ -154,6 +154,10 @@ class BaseFleet(ABC):
     def memory(self, site: str) -> Any:
         """What `site` keeps, None if nothing; for checkpoints."""
 
+    @abstractmethod
+    def remember(self, memories: Mapping[str, Any]) -> None:
+        """Give sites the memories they had at a checkpoint."""
+
 
 class LocalFleet(BaseFleet):
     """All sites in this process, one after the other: for tests, debuggers and small trials."""
@@ -177,3 +181,6 @@ class LocalFleet(BaseFleet):
 
     def memory(self, site: str) -> Any:
         return self.ledger.memories.get(site)
+
+    def remember(self, memories: Mapping[str, Any]) -> None:
+        self.ledger.memories.update(memories)

@@ -87,7 +87,7 @@ class LocalTraining:
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
                 loss = site.task.loss(net(inputs), labels)
-            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            loss.backward()
             if correct is not None:
                 correct(parameters)
             if self.clip is not None:
@@ -116,7 +116,7 @@ def rate(schedule: str, round: int, rounds: int) -> float:
         "constant": 1.0,
         "cosine": 0.5 * (1 - math.cos(math.pi * left)),
         "linear": left,
-        "poly": left**0.9,
+        "poly": math.pow(left, 0.9),
     }[schedule]
 
 

@@ -1,0 +1,104 @@
+"""Checkpoints: everything a run goes on from, in JSON and safetensors, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from raysim.codec import decode, encode
+from raysim.errors import RunError
+from raysim.federate import Start
+
+KEPT = 2  # the last one, and the one before it in case the last is damaged
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What has added up over the rounds so far."""
+
+    up: int = 0
+    down: int = 0
+    between: int = 0
+    seconds: float = 0.0
+
+
+def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any], totals: Totals) -> Path:
+    """Write `folder/round_NNNN` after round `number`, then drop all but the newest two.
+
+    It appears under its name only when every file in it is on the disk. A site's memory is a file of its own, so
+    that `memories` may be read one at a time.
+    """
+    final = folder / f"round_{number:04d}"
+    partial = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "memories").mkdir(parents=True)
+    sums = _write_tree(partial, "state", state)
+    for site, memory in memories.items():
+        sums |= _write_tree(partial, f"memories/{site}", memory)
+    index = {"round": number, "totals": asdict(totals), "sites": list(memories), "sha256": sums}
+    _write(partial / "checkpoint.json", json.dumps(index, indent=1).encode())
+    partial.rename(final)
+    _sync(folder)
+    for old in sorted(folder.glob("round_*"), key=_number)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def read(path: Path, trusted: Collection[str] = ()) -> tuple[Start[Any], Totals]:
+    """The start and the totals that `path` holds. Raises RunError if a file is missing or its bits have changed."""
+    try:
+        index = json.loads((path / "checkpoint.json").read_bytes())
+        for name, expected in index["sha256"].items():
+            if hashlib.sha256((path / name).read_bytes()).hexdigest() != expected:
+                raise RunError(f"checkpoint {path} is damaged: {name} has changed since it was written")
+        state = _read_tree(path, "state", trusted)
+        memories = {site: _read_tree(path, f"memories/{site}", trusted) for site in index["sites"]}
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise RunError(f"checkpoint {path} cannot be read: {error}") from error
+    return Start(index["round"], state, memories), Totals(**index["totals"])
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """The finished checkpoints in `folder`, the last round's first."""
+    yield from sorted(folder.glob("round_*"), key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("round_"))
+
+
+def _write_tree(folder: Path, name: str, tree: Any) -> dict[str, str]:
+    described, arrays = encode(tree)
+    whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    files = {f"{name}.json": json.dumps(described).encode(), f"{name}.safetensors": save(whole)}
+    for file, content in files.items():
+        _write(folder / file, content)
+    return {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+
+
+def _read_tree(folder: Path, name: str, trusted: Collection[str]) -> Any:
+    described = json.loads((folder / f"{name}.json").read_bytes())
+    return decode(described, load_file(folder / f"{name}.safetensors"), trusted)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    # A rename is only safe from a power cut once the folder itself is on the disk.
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

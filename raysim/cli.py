@@ -1,0 +1,128 @@
+"""The command line. Help must come at once, so torch and Ray are imported only by the commands that need them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from raysim._version import __version__
+from raysim.errors import ConfigError, RaysimError
+
+GRAMMAR = """\
+keys are dotted, and the same in a file and on the command line:
+  raysim run                                     the synthetic default
+  raysim run rounds=20 algorithm=fedprox algorithm.mu=0.1
+  raysim run -c examples/retina.yaml task.data.table=retina/table.csv seed=1 --out runs/first
+`raysim list algorithms NAME` and `raysim list tasks NAME` show the keys under algorithm. and task.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (args.command != "run" or any(word.startswith("-") for word in rest)):
+        wrong = next((word for word in rest if word.startswith("-")), rest[0])
+        print(f"raysim: unknown argument {wrong!r}; see raysim {args.command or ''} --help", file=sys.stderr)
+        return 2
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        commands = {"run": _run, "list": _list, "data": _data}
+        return commands[args.command](args, rest)
+    except RaysimError as error:
+        print(f"raysim: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("raysim: interrupted; what was recorded is kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("raysim", description="Federated medical imaging on Ray: simulate and search.")
+    parser.add_argument("--version", action="version", version=f"raysim {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run one federation", formatter_class=raw, epilog=_keys())
+    run.usage = "raysim run [-h] [-c FILE] [--out DIR] [key=value ...]"
+    run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value words win over it")
+    run.add_argument(
+        "--out", metavar="DIR", help="the run's folder, which must not exist (default: a new one in runs/)"
+    )
+
+    names = commands.add_parser("list", help="what there is: algorithms, tasks, networks")
+    names.add_argument("what", choices=("algorithms", "tasks", "networks"))
+    names.add_argument("name", nargs="?", help="show this one with its fields")
+
+    data = commands.add_parser("data", help="write or look at a table of data").add_subparsers(
+        dest="data_command", metavar="COMMAND", required=True
+    )
+    scan = data.add_parser("scan", help="write the table of a folder of images")
+    scan.add_argument("folder")
+    scan.add_argument("--out", metavar="FILE", help="the table to write (default: FOLDER/table.csv)")
+    scan.add_argument(
+        "--fractions", metavar="A,B,C", default="0.7,0.1,0.2", help="train, val, test (default: %(default)s)"
+    )
+    scan.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
+    scan.add_argument("--group", metavar="REGEX", help="what in a file's name tells the patient: the first group of it")
+    describe = data.add_parser("describe", help="sites, splits, sizes, intensities, labels, problems")
+    describe.add_argument("table")
+    describe.add_argument("--root", help="the folder that paths are relative to (default: the table's)")
+    return parser
+
+
+def _keys() -> str:
+    from raysim.config import RunConfig, documented
+
+    rows = [row for row in documented(RunConfig) if row.name not in ("task", "algorithm")]
+    lines = [f"  {row.name:<28} {row.doc} (default: {row.default})" for row in rows]
+    return GRAMMAR + "\nkeys of a run:\n" + "\n".join(lines)
+
+
+def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from raysim.config import merge, parse, read_file, resolve
+
+    given = merge(read_file(args.config) if args.config else {}, parse(words))
+    if args.out is not None:
+        from pathlib import Path
+
+        if Path(args.out).exists():
+            raise ConfigError(f"--out {args.out} exists already, and a run never overwrites another; choose a new one")
+    config = resolve(given)
+
+    from rich.console import Console
+
+    from raysim.display import Display
+    from raysim.launch import launch
+
+    launch(config, args.out, Display(Console()))
+    return 0
+
+
+def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim import listing
+
+    console = Console()
+    if args.name is None:
+        listing.names(args.what, console)
+    else:
+        listing.one(args.what, args.name, console)
+    return 0
+
+
+def _data(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim.data import commands
+
+    console = Console()
+    if args.data_command == "scan":
+        commands.scan(args.folder, args.out, args.fractions, args.seed, args.group, console)
+    else:
+        commands.describe(args.table, args.root, console)
+    return 0

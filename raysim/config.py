@@ -1,0 +1,301 @@
+"""The one grammar: dotted keys from a file and from the command line, checked against dataclass fields.
+
+Imports neither torch nor Ray; a task's or an algorithm's own module is imported when its fields are needed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from annotated_types import Ge, Gt
+from pydantic import TypeAdapter, ValidationError
+
+from raysim.errors import ConfigError
+from raysim.registry import algorithm_class, name_of, task_class
+
+SHORT = {"data": "task.data", "network": "task.network"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each client actor gets, and how many there are."""
+
+    gpus_per_client: Annotated[float, Ge(0), "GPUs of a client actor; a fraction shares one"] = 0.0
+    cpus_per_client: Annotated[float, Gt(0), "CPUs of a client actor, and its torch threads"] = 1.0
+    clients: Annotated[
+        Literal["auto", "per_site"] | Annotated[int, Gt(0)],
+        "client actors: as many as fit up to one per site, one per site, or a number",
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One federation."""
+
+    task: Annotated[Any, "what is learned: `raysim list tasks`"]
+    algorithm: Annotated[Any, "how it is learned: `raysim list algorithms`"]
+    rounds: Annotated[int, Gt(0), "rounds of the run; schedules follow this number"] = 12
+    cohort: Annotated[
+        Annotated[int, Gt(0)] | Annotated[float, Gt(0)],
+        "sites of a round: a fraction of the inside sites (1.0 is all), or a whole number of them",
+    ] = 1.0
+    seed: Annotated[int, Ge(0), "seed of everything random but the data's own choices (task.data.seed)"] = 0
+    evaluate_every: Annotated[int, Gt(0), "rounds between two evaluations; the last round always has one"] = 1
+    checkpoint_every: Annotated[int, Gt(0), "rounds between two checkpoints; the last round always has one"] = 1
+    metric: Annotated[
+        str | None, "the metric to show and to judge by, e.g. inside/val/dice; the task's first where not given"
+    ] = None
+    fleet: Annotated[Literal["ray", "local"], "where sites run: on Ray, or in this process, one by one"] = "ray"
+    address: Annotated[
+        str | None, "Ray cluster to join (auto, or HOST:PORT); where not given, RAY_ADDRESS, else a Ray of its own"
+    ] = None
+    resources: Annotated[Resources, "what each client actor gets"] = field(default_factory=Resources)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everywhere else."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{path} must hold keys and values, such as `rounds: 20`; it holds a {type(value).__name__}")
+    return value
+
+
+def parse(pairs: Iterable[str]) -> dict[str, Any]:
+    """Dotted `key=value` words as a nested mapping; values are read as YAML."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+            raise ConfigError(f"cannot read {pair!r}: expected key=value, such as rounds=20 or algorithm.lr=1e-3")
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"cannot read the value of {key}: {text!r} is not YAML; quote it") from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        result = merge(result, value)
+    return result
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`; mappings are merged key by key, a name alone changes only the name."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, Mapping) and isinstance(old, str):
+            old = {"name": old}
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def resolve(given: Mapping[str, Any]) -> RunConfig:
+    """The run that `given` describes, every key and value checked. Raises ConfigError for the first wrong ones."""
+    given = _long(given)
+    parts = {}
+    for part, find, default in (("task", task_class, "synthetic"), ("algorithm", algorithm_class, "fedavg")):
+        values = _named(given.get(part, default), part, default)
+        cls = find(values["name"])
+        parts[part] = build(cls, {k: v for k, v in values.items() if k != "name"}, part)
+    run: RunConfig = build(RunConfig, {**given, **parts}, "")
+    return run
+
+
+def plain(run: RunConfig) -> dict[str, Any]:
+    """The run as plain values, every default written out: what config.yaml holds and `raysim run -c` repeats."""
+    named = {part: {"name": name_of(type(getattr(run, part)))} for part in ("task", "algorithm")}
+    return {key: named.get(key, {}) | value if key in named else value for key, value in describe(run).items()}
+
+
+def _long(given: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(given)
+    for short, path in SHORT.items():
+        if short in result:
+            value = result.pop(short)
+            for part in reversed(path.split(".")):
+                value = {part: value}
+            result = merge(result, value)
+    return result
+
+
+def _named(value: Any, key: str, default: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={value!r}: expected a name, or keys such as {key}.name={default}")
+    name = value.get("name", default)
+    if not isinstance(name, str):
+        raise ConfigError(f"{key}.name={name!r}: expected a name such as {default}")
+    return {**value, "name": name}
+
+
+def build(cls: Any, values: Mapping[str, Any], at: str) -> Any:
+    """An instance of the dataclass `cls` from `values`, which stand under the dotted key `at`."""
+    checked = _checked(cls, values, at)
+    try:
+        return TypeAdapter(cls).validate_python(checked)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explained(e, at) for e in error.errors())
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """`values` with short forms written out, after a look at every key."""
+    hints, defaults = get_type_hints(cls), {f.name: _default(f) for f in fields(cls) if f.init}
+    result = {}
+    for key, value in values.items():
+        path = f"{at}.{key}" if at else key
+        if key not in defaults:
+            raise ConfigError(unknown(path, [f"{at}.{name}" if at else name for name in defaults]))
+        inner, default = _nested(hints[key]), defaults[key]
+        if inner is None and isinstance(default, Mapping) and "name" in default:
+            value = _with_name(value, default)
+        elif inner is not None and isinstance(value, str) and any(f.name == "name" for f in fields(inner)):
+            value = {"name": value}
+        if inner is not None and isinstance(value, Mapping):
+            value = _checked(inner, value, path)
+        result[key] = value
+    return result
+
+
+def _with_name(value: Any, default: Mapping[str, Any]) -> Any:
+    """A thing of a library by name: another name drops the default's arguments, which are not for it."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, Mapping) and value.get("name", default["name"]) == default["name"]:
+        return {**default, **value}
+    return value
+
+
+def _nested(hint: Any) -> Any:
+    """The dataclass inside a field's type, if there is one."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return hint
+    if get_origin(hint) in (Union, UnionType):
+        return next((found for part in get_args(hint) if (found := _nested(part))), None)
+    return None
+
+
+def unknown(key: str, valid: Iterable[str], what: str = "key") -> str:
+    """The message for a name that does not exist, with the nearest one that does."""
+    valid = list(valid)
+    last = {v.rsplit(".", 1)[-1]: v for v in valid}
+    near = difflib.get_close_matches(key, valid, 1, 0.6) or [
+        last[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, 1, 0.5)
+    ]
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown {what} {key!r}{hint} Valid: {', '.join(sorted(last))}"
+
+
+def _explained(error: Any, at: str) -> str:
+    places = [str(p) for p in error["loc"] if not (isinstance(p, str) and re.search(r"[\[\]()]", p))]
+    # Members of a union are named in the path by their type; the user only knows the key.
+    places = [p for p in places if p not in ("int", "float", "str", "bool", "none")]
+    key = ".".join([at, *places] if at else places)
+    if error["type"] == "missing":
+        return f"{key} is missing: give {key}=..."
+    wanted = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{key}={error['input']!r}: expected {wanted}"
+
+
+def describe(value: Any) -> Any:
+    """`value` as plain values: dataclasses and mappings as dictionaries, tuples as lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class FieldDoc:
+    """One field as `raysim list` shows it."""
+
+    name: str
+    kind: str
+    default: str
+    doc: str
+
+
+def documented(cls: Any) -> list[FieldDoc]:
+    """The fields of a configuration dataclass, nested ones with dotted names."""
+    hints, rows = get_type_hints(cls, include_extras=True), []
+    for item in fields(cls):
+        if not item.init:
+            continue
+        hint = hints[item.name]
+        base, notes = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
+        inner = _nested(base)
+        doc = next((note for note in notes if isinstance(note, str)), "")
+        if inner is not None:
+            rows += [FieldDoc(f"{item.name}.{r.name}", r.kind, r.default, r.doc) for r in documented(inner)]
+            continue
+        limits = [str(note) for note in notes if not isinstance(note, str)]
+        rows.append(FieldDoc(item.name, _kind(base, limits), _shown(_default(item)), doc))
+    return rows
+
+
+def _kind(hint: Any, limits: list[str]) -> str:
+    signs = {"Gt(gt": ">", "Ge(ge": ">=", "Lt(lt": "<", "Le(le": "<="}
+    found = []
+    for limit in limits:
+        name, _, bound = limit.partition("=")
+        found.append(f"{signs[name]} {bound.rstrip(')')}" if name in signs else limit)
+    return " ".join([_type_name(hint), *found])
+
+
+def _type_name(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _kind(inner[0], [str(note) for note in inner[1:] if not isinstance(note, str)])
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in inner)
+    if origin in (Union, UnionType):
+        return " | ".join("none" if part is type(None) else _type_name(part) for part in inner)
+    if origin is tuple:
+        return f"list of {_type_name(inner[0])}" if inner else "list"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "keys and values"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _default(item: Any) -> Any:
+    return item.default_factory() if item.default_factory is not MISSING else item.default
+
+
+def _shown(default: Any) -> str:
+    if default is MISSING:
+        return "required"
+    text: str = yaml.safe_dump(describe(default), default_flow_style=True, width=1000)
+    return text.replace("\n...\n", "").strip()

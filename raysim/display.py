@@ -1,0 +1,142 @@
+"""What a person sees of a run: a line per round, a live bar in a terminal, a table of sites at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from raysim.run import Plan
+
+SHOWN = 40  # sites in the table at the end; of more, the worst
+
+
+class Display:
+    """Prints to `console`: with a live bar if it is a terminal, else in plain lines."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.plan: Plan | None = None
+        self.bars: Bars | None = None
+        self.task: TaskID | None = None
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def live(self, plan: Plan) -> Iterator[None]:
+        """While in the block, a bar at the bottom of a terminal shows the round in progress."""
+        self.plan = plan
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bars(*columns, console=self.console, transient=True) as self.bars:
+            self.task = self.bars.add_task("starting", total=None)
+            yield
+        self.bars = None
+
+    def show(self, event: Any) -> None:
+        """Show one event of the run."""
+        kind = type(event).__name__
+        if kind == "Progress":
+            self._progress(event)
+        elif kind == "Placed":
+            self._placed(event)
+        elif kind == "Row":
+            self._row(event.values)
+
+    def _progress(self, progress: Any) -> None:
+        if self.bars is None or self.task is None or self.plan is None:
+            return
+        text = progress.phase
+        if progress.total:
+            text = f"round {progress.round + 1}/{self.plan.rounds}  {progress.phase}"
+        self.bars.update(self.task, description=text, completed=progress.done, total=progress.total or None)
+
+    def _placed(self, placed: Any) -> None:
+        sites = list(placed.home)
+        if not placed.places:
+            self.say(f"{len(sites)} sites in this process")
+            return
+        self.say(f"{len(sites)} sites on {len(placed.places)} client actors")
+        for place in placed.places[:SHOWN]:
+            gpu = f", {place.gpus:g} GPU ({','.join(place.gpu_ids)}, {place.device})" if place.gpus else ""
+            self.say(f"  {place.title}  node {place.node[:8]}, {place.threads} torch thread(s){gpu}")
+
+    def _row(self, row: Any) -> None:
+        assert self.plan is not None
+        rounds, metric = self.plan.rounds, self.plan.metric
+        parts = [f"round {row['round']:{len(str(rounds))}}/{rounds}"]
+        parts.append("loss " + (f"{row['loss']:.4f}" if row["loss"] is not None else "-"))
+        if f"{metric}/mean" in row:
+            parts.append(f"{metric} {row[f'{metric}/mean']:.4f} (worst {row[f'{metric}/worst']:.4f})")
+        parts.append(f"{row['seconds']:.2f} s")
+        ways = {"up": row["bytes_up"], "down": row["bytes_down"], "between": row["bytes_between"]}
+        parts += [f"{way} {size(count)}" for way, count in ways.items() if count or way != "between"]
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+
+    def finish(self, summary: Any, folder: Path) -> None:
+        """The table of sites, and where things are."""
+        self.console.print(sites_table(summary.values))
+        values = summary.values
+        total = values["bytes"]
+        self.say(
+            f"{values['rounds']} rounds in {values['seconds']:.1f} s; up {size(total['up'])}, "
+            f"down {size(total['down'])}, between sites {size(total['between_sites'])}"
+        )
+        self.say(f"digest {values['digest']}")
+        self.say(f"everything is in {folder}")
+        self.say(f"curves: tensorboard --logdir {folder}")
+        self.say(f"again:  raysim run -c {folder / 'config.yaml'}")
+
+
+def sites_table(summary: Any) -> Table:
+    """The last scores of every site, the test split before the others; of many sites, the worst."""
+    sites, metric = summary["sites"], summary["metric"].split("/", 1)[1]
+    names = sorted({n for s in sites.values() for n in s if n != "role"}, key=lambda n: (not n.startswith("test"), n))
+    names = [n for n in names if not n.startswith("train/") and not _same_as_plain(n, sites)]
+    sign = 1 if summary["direction"] == "higher" else -1
+    rows = sorted(sites, key=lambda s: (sites[s]["role"], s))
+    title = None
+    if len(rows) > SHOWN:
+        rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, float("inf")))[:SHOWN]
+        title = f"the {SHOWN} worst of {len(sites)} sites by {metric}"
+    table = Table(title=title, title_justify="left")
+    for column in ("site", "role", *names):
+        table.add_column(column, justify="left" if column in ("site", "role") else "right", no_wrap=True)
+    for site in rows:
+        table.add_row(site, sites[site]["role"], *(number(sites[site].get(name)) for name in names))
+    table.add_section()
+    for role in ("inside", "outside"):
+        means = [summary["metrics"].get(f"{role}/{name}", {}).get("mean") for name in names]
+        if any(mean is not None for mean in means):
+            table.add_row("mean", role, *map(number, means), style="bold")
+    return table
+
+
+def _same_as_plain(name: str, sites: Any) -> bool:
+    """Whether `name` is a score of the global model that is, at every site, the method's own."""
+    plain = name.removesuffix("@global")
+    return plain != name and all(scores.get(name) == scores.get(plain) for scores in sites.values())
+
+
+def number(value: float | None) -> str:
+    """Four digits, or nothing for what was not judged."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def size(count: float) -> str:
+    """A number of bytes in the nearest unit of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

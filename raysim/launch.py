@@ -1,0 +1,137 @@
+"""`raysim run`, from a checked configuration to an exit code: prepare the data, start, show, and leave the files."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import yaml
+
+from raysim import __version__
+from raysim.config import RunConfig, plain
+from raysim.display import Display
+from raysim.errors import ConfigError
+from raysim.fleet import LocalFleet
+from raysim.record import write_json
+from raysim.registry import name_of
+from raysim.run import Plan, Summary, check_cohort, check_training, chosen_metric, perform
+from raysim.server import Event, Failed, Placed, ray_running, stream
+
+PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "pillow", "scipy", "pydantic")
+
+
+def launch(config: RunConfig, out: str | None, display: Display) -> None:
+    """Run the federation of `config` into the new folder `out`, or into the next free one under `runs`.
+
+    Raises RaysimError for whatever goes wrong, KeyboardInterrupt after a clean stop.
+    """
+    folder = new_folder(out, f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}")
+    plan = prepare(config, folder, display)
+    if config.fleet == "local":
+        _follow(_local(plan, config), config, plan, display)
+        return
+    _by_value(type(config.algorithm), type(config.task))
+    display.say("starting Ray")
+    with ray_running(config.address) as dashboard:
+        display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
+        _follow(stream(plan, config.resources, f"raysim-{folder.name}"), config, plan, display)
+
+
+def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
+    """Open the data and check all that can be checked before anything starts."""
+    display.say("preparing the data")
+    task = config.task.build()
+    check_training(task)
+    check_cohort(task, config.cohort)
+    return Plan(
+        algorithm=config.algorithm,
+        algorithm_name=name_of(type(config.algorithm)),
+        task=task,
+        out=folder,
+        rounds=config.rounds,
+        cohort=config.cohort,
+        seed=config.seed,
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        metric=chosen_metric(task, config.metric),
+    )
+
+
+def new_folder(out: str | None, stem: str) -> Path:
+    """The run's folder, not made yet: `out`, which must not exist, or the first free `runs/STEM-NNN`."""
+    if out is not None:
+        folder = Path(out).absolute()
+        if folder.exists():
+            raise ConfigError(f"--out {out} exists already, and a run never overwrites another; choose a new folder")
+        return folder
+    number = 1
+    while (folder := Path("runs").absolute() / f"{stem.replace(':', '.')}-{number:03}").exists():
+        number += 1
+    return folder
+
+
+def _by_value(*classes: type) -> None:
+    """The user's own module travels with the run: other processes and machines may not be able to import it."""
+    for cls in classes:
+        if cls.__module__.partition(".")[0] not in ("raysim", "algorithms"):
+            ray.cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
+
+
+def _local(plan: Plan, config: RunConfig) -> Iterator[Event]:
+    device = "cuda" if config.resources.gpus_per_client and torch.cuda.is_available() else "cpu"
+    threads = max(1, int(config.resources.cpus_per_client))
+    fleet = LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds, device=device, threads=threads)
+    yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
+    yield from perform(plan, fleet)
+
+
+def _follow(events: Iterator[Event], config: RunConfig, plan: Plan, display: Display) -> None:
+    """Show the events; the folder is made when the actors are placed, so that what is refused leaves nothing."""
+    with display.live(plan):
+        for event in events:
+            if isinstance(event, Placed):
+                _open_folder(plan.out, config, event)
+            if isinstance(event, Failed):
+                raise event.error
+            display.show(event)
+            if isinstance(event, Summary):
+                display.finish(event, plan.out)
+
+
+def _open_folder(folder: Path, config: RunConfig, placed: Placed) -> None:
+    try:
+        (folder / "checkpoints").mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    write_json(folder / "env.json", environment())
+    places = {place.actor: asdict(place) for place in placed.places}
+    sites = [{"site": site, **places.get(actor, {"actor": actor})} for site, actor in sorted(placed.home.items())]
+    write_json(folder / "placement.json", sites)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the command: what env.json holds. No environment variable is recorded."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    cuda = torch.cuda.is_available()
+    return {
+        "raysim": __version__,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": found,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "ray": ray.cluster_resources() if ray.is_initialized() else None,
+    }

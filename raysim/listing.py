@@ -1,0 +1,58 @@
+"""`raysim list`: what there is by name, and the fields of one of them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from raysim import registry
+from raysim.config import documented
+
+
+def names(what: str, console: Console) -> None:
+    """Print every algorithm, task or network with a line about it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, line in _found(what).items():
+        table.add_row(f"[bold]{name}[/]", line)
+    console.print(table)
+    console.print(f"\nraysim list {what} NAME shows one with its fields.", style="dim", highlight=False)
+
+
+def one(what: str, name: str, console: Console) -> None:
+    """Print one of them: what it is, its paper, and its fields with defaults and units."""
+    if what == "networks":
+        _network(name, console)
+        return
+    cls = registry.algorithm_class(name) if what == "algorithms" else registry.task_class(name)
+    module = sys.modules[cls.__module__]
+    console.print(inspect.getdoc(module) or cls.__doc__ or "", highlight=False, markup=False)
+    key = what.removesuffix("s")
+    table = Table("key", "value", "default", "meaning", title=f"\nkeys under {key}.", title_justify="left")
+    for row in documented(cls):
+        if row.name != "name":
+            table.add_row(row.name, row.kind, row.default, row.doc)
+    console.print(table)
+
+
+def _network(name: str, console: Console) -> None:
+    from raysim.tasks.names import network_class
+
+    cls: Any = network_class(name)
+    console.print(inspect.getdoc(cls) or cls.__name__, highlight=False, markup=False)
+    table = Table("key", "default", title="\nkeys under task.network.", title_justify="left")
+    for parameter in list(inspect.signature(cls).parameters.values()):
+        default = "required" if parameter.default is parameter.empty else repr(parameter.default)
+        table.add_row(parameter.name, default)
+    console.print(table)
+
+
+def _found(what: str) -> dict[str, str]:
+    if what == "networks":
+        from raysim.tasks.names import list_networks
+
+        return list_networks()
+    return registry.algorithms() if what == "algorithms" else registry.tasks()
