@@ -176,8 +176,8 @@ def _server(plan: Plan, group: PlacementGroup, resources: Resources, namespace: 
     }
     sizes = plan.task.sizes
     costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}
-    actor: Any = ray.remote(concurrency_groups={"status": 1})(Server)
-    return actor.options(**options).remote([ray.put(plan)], group, costs, resources)
+    decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
+    return decorate(Server).options(**options).remote([ray.put(plan)], group, costs, resources)
 
 
 def _started(server: Any) -> Iterator[Event]:

@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo check format test bench clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/installed  ## a federation of seven synthetic hospitals, in about a minute
+	$(BIN)/raysim run
+
+check: $(VENV)/installed  ## lint, format, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/installed  ## put the code in form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: $(VENV)/installed  ## all tests; those on real data skip where the data are not
+	$(BIN)/pytest
+
+bench: $(VENV)/installed  ## the benchmarks, on this machine, in a few minutes
+	$(BIN)/python benchmarks/overhead.py
+
+clean:  ## remove the virtual environment and what tools left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
