@@ -249,9 +249,9 @@ class FieldDoc:
 
 
 def documented(cls: Any) -> list[FieldDoc]:
-    """The fields of a configuration dataclass, nested ones with dotted names."""
+    """The fields of a configuration dataclass, its own before inherited ones, nested ones with dotted names."""
     hints, rows = get_type_hints(cls, include_extras=True), []
-    for item in fields(cls):
+    for item in sorted(fields(cls), key=lambda f: f.name not in cls.__annotations__):
         if not item.init:
             continue
         hint = hints[item.name]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +27,7 @@ def one(what: str, name: str, console: Console) -> None:
         return
     cls = registry.algorithm_class(name) if what == "algorithms" else registry.task_class(name)
     module = sys.modules[cls.__module__]
-    console.print(inspect.getdoc(module) or cls.__doc__ or "", highlight=False, markup=False)
+    console.print(inspect.getdoc(module) or cls.__doc__ or "", highlight=False, markup=False, soft_wrap=True)
     key = what.removesuffix("s")
     table = Table("key", "value", "default", "meaning", title=f"\nkeys under {key}.", title_justify="left")
     for row in documented(cls):
@@ -41,7 +39,7 @@ def one(what: str, name: str, console: Console) -> None:
 def _network(name: str, console: Console) -> None:
     from raysim.tasks.names import network_class
 
-    cls: Any = network_class(name)
+    cls = network_class(name)
     console.print(inspect.getdoc(cls) or cls.__name__, highlight=False, markup=False)
     table = Table("key", "default", title="\nkeys under task.network.", title_justify="left")
     for parameter in list(inspect.signature(cls).parameters.values()):

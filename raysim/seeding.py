@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 
 def seed_of(*key: int | str) -> int:
@@ -28,6 +27,8 @@ def seeded(*key: int | str) -> Iterator[None]:
 
     CUDA generators are seeded too, but not put back: their states live on the device.
     """
+    import torch  # not at the top: tables are read, partitioned and split without it
+
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - saved
     seed = seed_of(*key)
     torch.manual_seed(seed)

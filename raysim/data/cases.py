@@ -1,0 +1,148 @@
+"""Prepares one case: reads image and label, brings them to one spacing, size and scale, the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.croppad.array import ResizeWithPadOrCrop
+from monai.transforms.intensity.array import ScaleIntensity, ScaleIntensityRangePercentiles
+from monai.transforms.spatial.array import Resize, Spacing
+
+from raysim.data.images import Image, read
+from raysim.data.resize import resized
+from raysim.errors import ConfigError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Intensity = Literal["zscore", "minmax", "percentile", "unit", "none"]
+
+
+def zscore(image: Array) -> Array:
+    """Each channel of (C, *space) with mean 0 and deviation 1; a constant one is 0.
+
+    In numpy, as the sums of MONAI's NormalizeIntensity depend on the number of threads.
+    """
+    space = tuple(range(1, image.ndim))
+    mean, deviation = image.mean(space, np.float64, keepdims=True), image.std(space, np.float64, keepdims=True)
+    scaled: Array = (image - mean) / np.where(deviation > 0, deviation, 1)
+    return scaled
+
+
+SCALES: dict[Intensity, Callable[[Any], Any]] = {
+    "zscore": zscore,
+    "minmax": ScaleIntensity(0, 1, channel_wise=True),
+    "percentile": ScaleIntensityRangePercentiles(1, 99, 0, 1, clip=True, channel_wise=True),
+    "unit": lambda image: image / 255,
+    "none": lambda image: image,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """The examples of one case: one, or one for each slice.
+
+    inputs (n, C, *space) float32; labels (n, 1, *space) class indices, or None; spacing in mm, of slices with
+    the distance between them as a last number; lost is the fraction of labelled voxels that cropping cut off.
+    """
+
+    inputs: Array
+    labels: Array | None
+    spacing: tuple[float, ...]
+    lost: float
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How cases are prepared; `values` are the numbers in a label file, in the order of the classes."""
+
+    values: tuple[int, ...]
+    intensity: Intensity
+    fit: Literal["resize", "pad"]
+    size: tuple[int, ...] | None
+    spacing: tuple[float, ...] | None
+    slices: bool
+    channels: int | None
+
+    def __call__(self, image: str, label: str | None) -> Case:
+        """The case of these two files. Raises ConfigError naming the file that is wrong."""
+        scan = read(image)
+        self._check(image, scan)
+        mask = None if label is None else self._mask(label, scan, image)
+        if self.spacing is not None:
+            scan = _resampled(scan, self.spacing, "bilinear")
+            mask = None if mask is None else _resampled(mask, self.spacing, "nearest")
+        scaled = np.asarray(SCALES[self.intensity](scan.array), np.float32)
+        inputs = self._fitted(self._examples(scaled), "linear")
+        if mask is None:
+            return Case(inputs, None, self._distances(scan), 0.0)
+        whole = self._examples(mask.array)
+        labels = self._fitted(whole, "nearest").astype(np.uint8)
+        lost = 1 - (labels > 0).sum() / max(1, (whole > 0).sum()) if self.fit == "pad" and whole.any() else 0.0
+        return Case(inputs, labels, self._distances(scan), float(lost))
+
+    def _check(self, path: str, scan: Image) -> None:
+        if self.channels is not None and len(scan.array) != self.channels:
+            raise ConfigError(f"{path}: has {len(scan.array)} channel(s), but task.data.channels={self.channels}")
+        if self.intensity == "unit" and (scan.array.min() < 0 or scan.array.max() > 255):
+            found = f"{scan.array.min():g} to {scan.array.max():g}"
+            raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit is for 0 to 255")
+
+    def _mask(self, path: str, scan: Image, image: str) -> Image:
+        """The label as class indices."""
+        mask = read(path, mask=True)
+        if mask.array.shape != (1, *scan.space):
+            raise ConfigError(
+                f"{path}: has the shape {mask.array.shape}, its image {image} {scan.array.shape}; "
+                "a label needs one channel and the size of its image"
+            )
+        if not np.allclose(mask.affine, scan.affine, atol=0.1):
+            raise ConfigError(f"{path}: lies in another place than its image {image}; resample it to the image")
+        stray = np.setdiff1d(mask.array, self.values)
+        if len(stray):
+            listed = ", ".join(f"{value:g}" for value in stray[:8]) + (", ..." if len(stray) > 8 else "")
+            raise ConfigError(
+                f"{path}: has the values {listed}, which are no class; the classes are {list(self.values)}. "
+                "Name every value: task.data.classes={background: 0, NAME: VALUE}"
+            )
+        indices = np.zeros(mask.array.shape, np.float32)
+        for index, value in enumerate(self.values):
+            indices[mask.array == value] = index
+        return Image(indices, mask.affine)
+
+    def _examples(self, array: Array) -> Array:
+        """(C, *space) as (n, C, *space): one, or the axial slices."""
+        return np.moveaxis(array, -1, 0) if self.slices else array[None]
+
+    def _fitted(self, examples: Array, between: Literal["linear", "nearest"]) -> Array:
+        """Examples (n, C, *space) in the wanted size."""
+        space = examples.shape[2:]
+        if self.size is None or space == self.size:
+            return np.ascontiguousarray(examples)
+        if self.fit == "resize" and between == "linear":
+            return resized(examples, self.size)
+        flat = torch.from_numpy(np.ascontiguousarray(examples)).flatten(0, 1)
+        if self.fit == "resize":
+            changed = Resize(self.size, mode="nearest-exact")(flat)
+        else:
+            changed = ResizeWithPadOrCrop(self.size, value=float(flat.min()) if between == "linear" else 0.0)(flat)
+        fitted: Array = changed.numpy().reshape(*examples.shape[:2], *self.size)
+        return fitted
+
+    def _distances(self, scan: Image) -> tuple[float, ...]:
+        """mm between voxels of an example, and then between slices."""
+        space = scan.space[:2] if self.slices else scan.space
+        size = self.size if self.size is not None and self.fit == "resize" else space
+        inside = [mm * old / new for mm, old, new in zip(scan.spacing, space, size, strict=False)]
+        return (*inside, *scan.spacing[len(space) :])
+
+
+def _resampled(image: Image, spacing: tuple[float, ...], mode: str) -> Image:
+    """A volume with these mm between voxels; axes that `spacing` does not name stay as they are."""
+    whole = (*spacing, *image.spacing[len(spacing) :])
+    volume = MetaTensor(torch.from_numpy(image.array), affine=torch.from_numpy(image.affine))
+    volume = cast(MetaTensor, Spacing(whole, mode=mode, dtype=np.float32)(volume))
+    return Image(volume.numpy(), volume.affine.numpy())

@@ -1,0 +1,64 @@
+"""Where files are: on this machine or behind any URL that fsspec knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec.core
+
+from raysim.errors import ConfigError
+
+
+def folder_of(path: str) -> str:
+    """The folder that a file lies in, absolute; of a URL, all up to its last slash, with what it is in."""
+    if "://" not in path:
+        return os.path.dirname(os.path.abspath(path))
+    head, chain, container = path.partition("::")
+    return head[: head.rfind("/") + 1] + chain + container
+
+
+def joined(folder: str, path: str) -> str:
+    """`path` as an absolute path or a full URL; a relative one is taken from `folder`."""
+    if "://" in path or os.path.isabs(path):
+        return path
+    if "://" not in folder:
+        return os.path.abspath(os.path.join(folder, path))
+    head, chain, container = folder.partition("::")
+    return head + "/" * (not head.endswith("/")) + path.removeprefix("./") + chain + container
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that do not exist, each once, in their order. Raises ConfigError for a store out of reach.
+
+    A folder is listed once and only what the listing lacks is asked for by name: thousands of files take one
+    request per folder, and stores that cannot list, such as plain web servers, work too.
+    """
+    folders = {path: folder_of(path) for path in paths}
+    names = sorted(set(folders.values()))
+    with ThreadPoolExecutor(16) as pool:
+        listed = dict(zip(names, pool.map(_listing, names), strict=True))
+        unlisted = [path for path, folder in folders.items() if _name(path) not in listed[folder]]
+        found = list(pool.map(_exists, unlisted))
+    return [path for path, exists in zip(unlisted, found, strict=True) if not exists]
+
+
+def _name(path: str) -> str:
+    """What the file is called in its own store."""
+    return str(fsspec.core.url_to_fs(path)[1])
+
+
+def _listing(folder: str) -> set[str]:
+    try:
+        store, name = fsspec.core.url_to_fs(folder)
+        return set(store.ls(name, detail=False))
+    except (OSError, NotImplementedError):
+        return set()
+    except Exception as reason:
+        raise ConfigError(f"cannot look for files in {folder}: {reason}") from reason
+
+
+def _exists(path: str) -> bool:
+    store, name = fsspec.core.url_to_fs(path)
+    return bool(store.exists(name))

@@ -1,0 +1,193 @@
+"""The table that describes data: one row per case, checked before any image is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import IO
+
+import fsspec
+import pandas as pd
+
+from raysim.data.files import folder_of, joined, missing_files
+from raysim.errors import ConfigError
+
+SPLITS = ("train", "val", "test", "unlabelled")  # those of raysim.types, which cannot be had without torch
+GROUPS = ("patient", "subject", "case", "group")  # the first of these columns holds the rows of a patient together
+LISTED = 5  # rows or files named in one error
+SITE = re.compile(r"\w[\w. -]*")  # a site is a file name and a part of a dotted key
+
+
+def read_table(
+    path: str,
+    root: str | None = None,
+    *,
+    needs_label: bool = True,
+    needs_image: bool = True,
+    check_files: bool = True,
+) -> pd.DataFrame:
+    """The rows of a CSV or Parquet table, sorted by (site, split, image) whatever their order in the file.
+
+    Every cell is a string or NA, so that site `007` stays `007`. Images, and labels that are files, are
+    absolute paths or full URLs, relative to `root` or else to the table's folder; a label that is a number
+    stays one. An unlabelled row has no label. A column that is not needed may be absent or have empty cells;
+    an absent label column is added. Raises ConfigError for anything else, naming the table.
+    """
+    path = os.path.expanduser(path)
+    table = _cells(path)
+    needed = ["site", "split", *["image"] * needs_image, *["label"] * needs_label]
+    _refuse(path, _column_faults(table, needed))
+    base = os.path.expanduser(root) if root else folder_of(path)
+    table = _located(_tidied(table), base)
+    _refuse(path, _row_faults(table, needed))
+    if check_files:
+        _refuse(path, _file_faults(table, base))
+    return in_order(table)
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows by (site, split, image), with a fresh index; ties, as without images, by all other columns."""
+    first = [name for name in ("site", "split", "image") if name in table]
+    rest = sorted(set(table.columns) - set(first))
+    return table.sort_values([*first, *rest], ignore_index=True)
+
+
+def labels_are_files(table: pd.DataFrame) -> bool:
+    """Whether labels are files, as in segmentation, rather than numbers, as in classification."""
+    if "image" not in table:
+        return False
+    labels = table["label"].dropna()
+    return len(labels) > 0 and bool(pd.to_numeric(labels, errors="coerce").isna().any())
+
+
+def site_faults(sites: Iterable[str]) -> Iterator[str]:
+    """What is wrong with each name that cannot be a site's."""
+    for site in sites:
+        if not SITE.fullmatch(site):
+            yield (
+                f"site {site!r} cannot be a file name: use letters, digits, '_', '-', '.' and spaces, "
+                "and begin with a letter, a digit or '_'"
+            )
+
+
+def nearest(value: str, valid: Iterable[str]) -> str:
+    """` (did you mean ...?)` where one of `valid` is close, else nothing."""
+    close = get_close_matches(value, list(valid), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _refuse(path: str, faults: Iterator[str]) -> None:
+    for fault in faults:
+        raise ConfigError(f"table {path}: {fault}")
+
+
+def _cells(path: str) -> pd.DataFrame:
+    try:
+        with fsspec.open(path, "rb") as file:
+            table = _parsed(file, path)
+    except FileNotFoundError:
+        raise ConfigError(f"table {path} does not exist (seen from {os.getcwd()}); check its path") from None
+    except IsADirectoryError:
+        raise ConfigError(f"table {path} is a folder; `raysim data scan {path}` makes a table of it") from None
+    except Exception as reason:
+        raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {reason}") from reason
+    # Blank lines went only now: rows are numbered as an editor shows them, the header being row 1.
+    table = table.set_axis(range(2, len(table) + 2)).dropna(how="all")
+    if table.empty:
+        raise ConfigError(f"table {path} has no rows; it needs one per case")
+    return table
+
+
+def _parsed(file: IO[bytes], path: str) -> pd.DataFrame:
+    name = path.partition("::")[0].lower()
+    if name.endswith((".parquet", ".pq")):
+        return pd.read_parquet(file).reset_index(drop=True).apply(_as_text)
+    if not name.endswith(".csv"):
+        raise ValueError("its name must end in .csv, .parquet or .pq")
+    table = pd.read_csv(
+        file,
+        dtype="string",
+        keep_default_na=False,
+        na_values=[""],
+        encoding="utf-8-sig",
+        skip_blank_lines=False,
+        skipinitialspace=True,
+    )
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("its rows have more cells than its header has names")
+    return table.rename(columns=str.strip)
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    # Parquet has no missing integers in many writers: 1.0 beside a missing label was once a 1.
+    if pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all()):
+        column = column.astype("Int64")
+    return column.astype("string")
+
+
+def _column_faults(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
+    names = [str(name) for name in table.columns]
+    absent = [name for name in needed if name not in names]
+    if len(names) == 1 and re.search("[;\t]", names[0]):
+        yield f"its cells must be separated by commas; the header is {names[0]!r}"
+    if absent:
+        yield f"it has no column {_quoted(absent)}; it has {_quoted(names)}. Add or rename what is needed"
+
+
+def _tidied(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a label column, without blanks around cells, and without labels in unlabelled rows."""
+    table = table if "label" in table else table.assign(label=pd.Series(pd.NA, table.index, dtype="string"))
+    for name in {"site", "split", "image", "label"} & set(table.columns):
+        cells = table[name].str.strip()
+        table = table.assign(**{name: cells.mask(cells == "")})
+    labels = table["label"].str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
+    return table.assign(label=labels.mask((table["split"] == "unlabelled").fillna(False)))
+
+
+def _row_faults(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
+    empty = table.isna()
+    empty["label"] &= table["split"] != "unlabelled"
+    for name in needed:
+        if empty[name].any():
+            unless = " unless its split is 'unlabelled'" if name == "label" else ""
+            yield f"empty {name} cells in {_rows(empty[name])}; a row needs its {name}{unless}"
+    for split in table["split"][~table["split"].isin(SPLITS)]:
+        where = _rows(table["split"] == split)
+        yield f"unknown split '{split}'{nearest(split, SPLITS)} in {where}; a split is one of {_quoted(SPLITS)}"
+    yield from site_faults(table["site"].unique())
+    if "image" in table:
+        twice = table.duplicated(["site", "image"], keep=False) & table["image"].notna()
+        for site, image in table.loc[twice, ["site", "image"]].itertuples(index=False):
+            where = _rows((table["site"] == site) & (table["image"] == image))
+            yield f"site '{site}' has {image} more than once, in {where}; keep one row of each image"
+
+
+def _rows(where: pd.Series) -> str:
+    """`rows 2, 5, 6 and 40 more`, as an editor counts them."""
+    rows = where.index[where.fillna(False).astype(bool)]
+    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(str(row) for row in rows[:LISTED])}{more}"
+
+
+def _located(table: pd.DataFrame, base: str) -> pd.DataFrame:
+    located = {"image"} & set(table.columns) | ({"label"} if labels_are_files(table) else set())
+    return table.assign(
+        **{name: table[name].map(lambda cell: joined(base, cell), na_action="ignore") for name in located}
+    )
+
+
+def _file_faults(table: pd.DataFrame, base: str) -> Iterator[str]:
+    columns = ["image", "label"] if labels_are_files(table) else ["image"]
+    absent = missing_files(path for name in columns if name in table for path in table[name].dropna())
+    if absent:
+        more = f" and {len(absent) - LISTED} more" if len(absent) > LISTED else ""
+        yield (
+            f"files that do not exist: {', '.join(absent[:LISTED])}{more}. Paths are taken from {base}; "
+            "task.data.root sets another folder. A label is a file or a number, never a word"
+        )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
