@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+
 from rich.console import Console
 from rich.table import Table
 

@@ -22,7 +22,8 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     table = write_scan(folder, target, parts, seed, group=group)
     counts = table.groupby("split").size()
     rows = ", ".join(f"{split} {count}" for split, count in counts.items())
-    console.print(f"{target}: {table['site'].nunique()} sites, {len(table)} rows ({rows})", highlight=False, markup=False)
+    sites = table["site"].nunique()
+    console.print(f"{target}: {sites} sites, {len(table)} rows ({rows})", highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
     console.print(f"look at it: raysim data describe {target}", style="dim", highlight=False, markup=False)
