@@ -105,8 +105,12 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; mappings are merged key by key, a name alone changes only the name."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, top: bool = True) -> dict[str, Any]:
+    """`base` with the values of `over`, key by key.
+
+    A new name keeps the other keys of an algorithm or a task, which share most of them, and drops those of anything
+    deeper: the arguments of one network are not for another.
+    """
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -114,7 +118,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             value = {"name": value}
         if isinstance(value, Mapping) and isinstance(old, str):
             old = {"name": old}
-        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            renamed = "name" in old and "name" in value and old["name"] != value["name"]
+            value = dict(value) if renamed and not top else merge(old, value, top=False)
+        result[key] = value
     return result
 
 

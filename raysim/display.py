@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -14,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from raysim.run import Plan
 
+WIDTH = 11  # characters of a column of numbers
 SHOWN = 40  # sites in the table at the end; of more, the worst
 
 
@@ -84,9 +86,10 @@ class Display:
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
     def finish(self, summary: Any, folder: Path) -> None:
-        """The table of sites, and where things are."""
-        self.console.print(sites_table(summary.values))
+        """The tables of sites, and where things are."""
         values = summary.values
+        for table in site_tables(values, self.console.width):
+            self.console.print(table)
         total = values["bytes"]
         self.say(
             f"{values['rounds']} rounds in {values['seconds']:.1f} s; up {size(total['up'])}, "
@@ -98,20 +101,29 @@ class Display:
         self.say(f"again:  raysim run -c {folder / 'config.yaml'}")
 
 
-def sites_table(summary: Any) -> Table:
-    """The last scores of every site, the test split before the others; of many sites, the worst."""
+def site_tables(summary: Any, width: int) -> Iterator[Table]:
+    """The last scores of every site, the test split first, as tables that fit `width`; of many sites, the worst."""
     sites, metric = summary["sites"], summary["metric"].split("/", 1)[1]
-    names = sorted({n for s in sites.values() for n in s if n != "role"}, key=lambda n: (not n.startswith("test"), n))
-    names = [n for n in names if not n.startswith("train/") and not _same_as_plain(n, sites)]
-    sign = 1 if summary["direction"] == "higher" else -1
-    rows = sorted(sites, key=lambda s: (sites[s]["role"], s))
-    title = None
+    rows, title = sorted(sites, key=lambda s: (sites[s]["role"], s)), None
     if len(rows) > SHOWN:
-        rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, float("inf")))[:SHOWN]
+        sign = 1 if summary["direction"] == "higher" else -1
+        rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, sign * float("inf")))[:SHOWN]
         title = f"the {SHOWN} worst of {len(sites)} sites by {metric}"
-    table = Table(title=title, title_justify="left")
-    for column in ("site", "role", *names):
-        table.add_column(column, justify="left" if column in ("site", "role") else "right", no_wrap=True)
+    names = sorted({n for scores in sites.values() for n in scores if not _same_as_plain(n, sites)})
+    fit = max(1, (width - max(map(len, rows)) - 14) // WIDTH)
+    for split in ("test", "val"):
+        shown = [name for name in names if name.startswith(f"{split}/")]
+        for start in range(0, len(shown), fit):
+            yield _table(title, rows, shown[start : start + fit], summary)
+
+
+def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -> Table:
+    sites = summary["sites"]
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in ("site", "role"):
+        table.add_column(column, no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("/", "\n").replace("_", "\n"), justify="right", min_width=WIDTH - 3)
     for site in rows:
         table.add_row(site, sites[site]["role"], *(number(sites[site].get(name)) for name in names))
     table.add_section()
@@ -129,8 +141,10 @@ def _same_as_plain(name: str, sites: Any) -> bool:
 
 
 def number(value: float | None) -> str:
-    """Four digits, or nothing for what was not judged."""
-    return "" if value is None else f"{value:.4f}"
+    """Four decimals, two from 10 on, or nothing for what was not judged."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def size(count: float) -> str:
