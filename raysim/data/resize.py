@@ -21,8 +21,10 @@ def resized(images: Array, space: Sequence[int]) -> Array:
             continue
         places, weights = _taps(images.shape[axis], length)
         along = (-1, *[1] * (images.ndim - axis - 1))
-        taps = zip(places.T, weights.T, strict=True)
-        images = np.sum([weight.reshape(along) * images.take(place, axis) for place, weight in taps], axis=0)
+        total = np.zeros((*images.shape[:axis], length, *images.shape[axis + 1 :]), np.float32)
+        for place, weight in zip(places.T, weights.T, strict=True):
+            total += weight.reshape(along) * images.take(place, axis)
+        images = total
     return images
 
 
