@@ -5,7 +5,6 @@ Imports neither torch nor Ray; a task's or an algorithm's own module is imported
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -18,6 +17,7 @@ from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 
 from raysim.errors import ConfigError
+from raysim.naming import nearest
 from raysim.registry import algorithm_class, name_of, task_class
 
 SHORT = {"data": "task.data", "network": "task.network"}
@@ -41,7 +41,7 @@ class RunConfig:
 
     task: Annotated[Any, "what is learned: `raysim list tasks`"]
     algorithm: Annotated[Any, "how it is learned: `raysim list algorithms`"]
-    rounds: Annotated[int, Gt(0), "rounds of the run; schedules follow this number"] = 12
+    rounds: Annotated[int, Gt(0), "rounds of the run; schedules follow this number"] = 20
     cohort: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0)],
         "sites of a round: a fraction of the inside sites (1.0 is all), or a whole number of them",
@@ -140,7 +140,8 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
 def plain(run: RunConfig) -> dict[str, Any]:
     """The run as plain values, every default written out: what config.yaml holds and `raysim run -c` repeats."""
     named = {part: {"name": name_of(type(getattr(run, part)))} for part in ("task", "algorithm")}
-    return {key: named.get(key, {}) | value if key in named else value for key, value in describe(run).items()}
+    # The name twice: it stands first, and wins over a field of that name in a user's own task.
+    return {key: named[key] | value | named[key] if key in named else value for key, value in describe(run).items()}
 
 
 def _long(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +172,10 @@ def build(cls: Any, values: Mapping[str, Any], at: str) -> Any:
     try:
         return TypeAdapter(cls).validate_python(checked)
     except ValidationError as error:
-        lines = dict.fromkeys(_explained(e, at) for e in error.errors())
+        found = error.errors()
+        # What is wrong with a list's items is said of the items: not that the list, without them, is too short.
+        within = {e["loc"][:depth] for e in found for depth in range(len(e["loc"]))}
+        lines = dict.fromkeys(_explained(e, at) for e in found if e["loc"] not in within)
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -180,10 +184,13 @@ def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
     hints, defaults = get_type_hints(cls), {f.name: _default(f) for f in fields(cls) if f.init}
     result = {}
     for key, value in values.items():
-        path = f"{at}.{key}" if at else key
+        path, prefix = (f"{at}.{key}", f"{at}.") if at else (key, "")
         if key not in defaults:
-            raise ConfigError(unknown(path, [f"{at}.{name}" if at else name for name in defaults]))
+            near, valid = nearest(key, defaults, prefix), ", ".join(sorted(defaults))
+            raise ConfigError(f"unknown key '{path}'{near}; valid under {at or 'a run'}: {valid}")
         inner, default = _nested(hints[key]), defaults[key]
+        if isinstance(value, bool) and _is_number(hints[key]):  # else it would be taken for 1 or 0
+            raise ConfigError(f"{path}={str(value).lower()}: expected a number")
         if inner is None and isinstance(default, Mapping) and "name" in default:
             value = _with_name(value, default)
         elif inner is not None and isinstance(value, str) and any(f.name == "name" for f in fields(inner)):
@@ -203,6 +210,10 @@ def _with_name(value: Any, default: Mapping[str, Any]) -> Any:
     return value
 
 
+def _is_number(hint: Any) -> bool:
+    return hint in (int, float) or any(part in (int, float) for part in get_args(hint))
+
+
 def _nested(hint: Any) -> Any:
     """The dataclass inside a field's type, if there is one."""
     if isinstance(hint, type) and is_dataclass(hint):
@@ -212,19 +223,8 @@ def _nested(hint: Any) -> Any:
     return None
 
 
-def unknown(key: str, valid: Iterable[str], what: str = "key") -> str:
-    """The message for a name that does not exist, with the nearest one that does."""
-    valid = list(valid)
-    last = {v.rsplit(".", 1)[-1]: v for v in valid}
-    near = difflib.get_close_matches(key, valid, 1, 0.6) or [
-        last[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, 1, 0.5)
-    ]
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {what} {key!r}{hint} Valid: {', '.join(sorted(last))}"
-
-
 def _explained(error: Any, at: str) -> str:
-    places = [str(p) for p in error["loc"] if not (isinstance(p, str) and re.search(r"[\[\]()]", p))]
+    places = [str(p) for p in error["loc"] if not (isinstance(p, str) and re.search(r"[\[\]()]|^constrained-", p))]
     # Members of a union are named in the path by their type; the user only knows the key.
     places = [p for p in places if p not in ("int", "float", "str", "bool", "none")]
     key = ".".join([at, *places] if at else places)

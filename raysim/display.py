@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,14 +33,22 @@ class Display:
         self.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
+    def preparing(self) -> Iterator[Callable[[int, int], None]]:
+        """While in the block, what it gives shows how many cases are prepared, of how many."""
+        self.say("preparing the data")
+        with self._bars() as bars:
+            bar = bars.add_task("cases", total=None)
+            yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+    def _bars(self) -> Bars:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    @contextmanager
     def live(self, plan: Plan) -> Iterator[None]:
         """While in the block, a bar at the bottom of a terminal shows the round in progress."""
         self.plan = plan
-        if not self.console.is_terminal:
-            yield
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Bars(*columns, console=self.console, transient=True) as self.bars:
+        with self._bars() as self.bars:
             self.task = self.bars.add_task("starting", total=None)
             yield
         self.bars = None

@@ -46,8 +46,8 @@ def launch(config: RunConfig, out: str | None, display: Display) -> None:
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     """Open the data and check all that can be checked before anything starts."""
-    display.say("preparing the data")
-    task = config.task.build()
+    with display.preparing() as progress:
+        task = config.task.build(progress)
     check_training(task)
     check_cohort(task, config.cohort)
     return Plan(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import pkgutil
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim.errors import ConfigError
+from raysim.naming import nearest
 
 ALGORITHMS = "algorithms"
 TASKS = "raysim.tasks"
@@ -71,10 +71,9 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
     if not colon:
         known = short_names(package, methods)
         if name not in known:
-            near = difflib.get_close_matches(name.lower(), known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            valid = ", ".join(sorted(known))
             raise ConfigError(
-                f"unknown {what} {name!r}{hint} Valid: {', '.join(sorted(known))}, or your own as package.module:Class"
+                f"unknown {what} '{name}'{nearest(name, known)}; valid: {valid}, or your own as package.module:Class"
             )
         module = importlib.import_module(f"{package}.{name}")
         return next(c for c in vars(module).values() if _is_one(c, methods) and c.__module__ == module.__name__)
@@ -91,8 +90,8 @@ def _import(module: str, what: str, name: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{what} {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever is wrong with it, it is the user's to mend
+        raise ConfigError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _is_one(cls: Any, methods: tuple[str, ...]) -> bool:

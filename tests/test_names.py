@@ -99,7 +99,7 @@ def test_the_users_arguments_win():
         ({"name": "dise"}, "did you mean 'Dice'"),
         ({"name": "dice", "smoth": 1}, "unknown argument"),
         ({"name": "dice", "sigmoid": True}, "refuses"),
-        ({"name": "mse"}, "must be one of"),
+        ({"name": "mse"}, "valid: Boundary"),
     ],
 )
 def test_a_wrong_loss_is_refused(spec, word):

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from annotated_types import Ge, Gt
 
-from raysim.data.table import GROUPS, SPLITS, in_order, nearest, site_faults
+from raysim.data.table import GROUPS, SPLITS, in_order, site_faults
 from raysim.errors import ConfigError
+from raysim.naming import nearest
 from raysim.seeding import generator
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]

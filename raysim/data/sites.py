@@ -16,10 +16,9 @@ from raysim.data.cache import cached, digest, fingerprint
 from raysim.data.cases import Case, Preparation
 from raysim.data.shift import Shift, scanner
 from raysim.errors import ConfigError
-from raysim.types import SPLITS, Data, Split
+from raysim.types import SPLITS, Data, Progress, Split
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Progress = Callable[[int, int], None]  # cases done, of how many
 LISTED = 5  # faults named in one error
 
 

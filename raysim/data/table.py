@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import IO
 
 import fsspec
@@ -13,6 +12,7 @@ import pandas as pd
 
 from raysim.data.files import folder_of, joined, missing_files
 from raysim.errors import ConfigError
+from raysim.naming import nearest
 
 SPLITS = ("train", "val", "test", "unlabelled")  # those of raysim.types, which cannot be had without torch
 GROUPS = ("patient", "subject", "case", "group")  # the first of these columns holds the rows of a patient together
@@ -70,12 +70,6 @@ def site_faults(sites: Iterable[str]) -> Iterator[str]:
                 f"site {site!r} cannot be a file name: use letters, digits, '_', '-', '.' and spaces, "
                 "and begin with a letter, a digit or '_'"
             )
-
-
-def nearest(value: str, valid: Iterable[str]) -> str:
-    """` (did you mean ...?)` where one of `valid` is close, else nothing."""
-    close = get_close_matches(value, list(valid), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _refuse(path: str, faults: Iterator[str]) -> None:

@@ -19,8 +19,9 @@ from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
 from raysim.errors import ConfigError
+from raysim.naming import squash
 from raysim.seeding import seeded
-from raysim.tasks.lookup import Maker, check_arguments, find, parameters, squash
+from raysim.tasks.lookup import Maker, check_arguments, find, parameters
 from raysim.types import Augment, Batch
 
 

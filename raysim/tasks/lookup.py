@@ -6,10 +6,10 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from raysim.errors import ConfigError
+from raysim.naming import nearest, squash
 
 Maker = Callable[..., Any]
 
@@ -17,9 +17,7 @@ Maker = Callable[..., Any]
 def unknown(kind: str, given: str, valid: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist: the nearest one, and all there are."""
     names = sorted(valid)
-    near = get_close_matches(squash(given), [squash(name) for name in names], n=1, cutoff=0.5)
-    hint = next((f" did you mean '{name}'?" for name in names if [squash(name)] == near), "")
-    return ConfigError(f"unknown {kind} '{given}';{hint} It must be one of: {', '.join(names) or '(none)'}")
+    return ConfigError(f"unknown {kind} '{given}'{nearest(given, names)}; valid: {', '.join(names) or '(none)'}")
 
 
 def find(kind: str, name: object, makers: Mapping[str, Maker]) -> Maker:
@@ -68,8 +66,3 @@ def _signed(maker: Maker) -> Sequence[Maker]:
         return [cls for cls in maker.__mro__ if "__init__" in vars(cls) and cls.__module__ != "builtins"]
     returned = vars(sys.modules[maker.__module__]).get(str(inspect.signature(maker).return_annotation))
     return [maker] if returned is None else [maker, *_signed(returned)]
-
-
-def squash(name: str) -> str:
-    """The name without what users write in different ways."""
-    return name.replace("_", "").replace("-", "").lower()

@@ -14,8 +14,9 @@ from monai.networks import nets as monai_nets
 from torch import Tensor, nn
 
 from raysim.errors import ConfigError
+from raysim.naming import squash
 from raysim.seeding import seeded
-from raysim.tasks.lookup import Maker, check_arguments, find, parameters, squash
+from raysim.tasks.lookup import Maker, check_arguments, find, parameters
 
 NetworkFactory = Callable[[], nn.Module]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -33,7 +34,7 @@ def network(
 
     Dimensions, channels and image size are filled in where the constructor takes them and `spec` is silent.
     """
-    maker = find("network", spec.get("name"), _networks())
+    maker = network_class(spec.get("name"))
     taken = parameters(maker)
     known: dict[str, Any] = {"spatial_dims": spatial_dims, "dimensions": spatial_dims, "pretrained": False}
     known |= dict.fromkeys(INPUTS, in_channels) | dict.fromkeys(OUTPUTS, out_channels)
@@ -43,6 +44,11 @@ def network(
     arguments = _shape(maker.__name__, arguments) | arguments
     check_arguments("network", maker, arguments)
     return partial(maker, **arguments)
+
+
+def network_class(name: object) -> Maker:
+    """The constructor of the network of this name. Raises ConfigError, with the nearest one, if there is none."""
+    return find("network", name, _networks())
 
 
 def list_networks() -> dict[str, str]:

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Gt, Len
 
-from raysim.data.sites import Progress, Sites, prepare, refuse, unlike
+from raysim.data.sites import Sites, prepare, refuse, unlike
 from raysim.tasks.augment import augmentation
 from raysim.tasks.metrics import Metric, SegmentationScore
 from raysim.tasks.names import NetworkFactory, check_loss, check_network, loss, network
 from raysim.tasks.segmentation_data import SegmentationData
-from raysim.types import SPLITS, Task
+from raysim.types import SPLITS, Progress, Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

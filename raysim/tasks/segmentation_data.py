@@ -76,7 +76,12 @@ class SegmentationData:
         table = read_table(self.table, self.root)
         if self.partition is not None:
             away = table["site"].isin(self.outside)  # a site to judge on must not be shared out to train on
-            table = pd.concat([partition(table[~away], self.partition, self.seed), table[away]], ignore_index=True)
+            made = partition(table[~away], self.partition, self.seed)
+            for site in sorted(set(made["site"]) & set(self.outside)):
+                raise ConfigError(
+                    f"task.data.partition makes a site '{site}', which is in task.data.outside; rename one"
+                )
+            table = pd.concat([made, table[away]], ignore_index=True)
         if self.labelled is not None:
             table = keep_labelled(table, self.labelled, self.seed)
         found = set(table["site"])

@@ -20,7 +20,7 @@ from raysim.seeding import generator
 from raysim.tasks.augment import augmentation
 from raysim.tasks.metrics import Metric, SegmentationScore
 from raysim.tasks.names import check_loss, check_network, loss, network
-from raysim.types import SPLITS, Data, Split, Task
+from raysim.types import SPLITS, Data, Progress, Split, Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Side = Annotated[int, Ge(8)]
@@ -70,7 +70,7 @@ class Synthetic:
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 4
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
-    def build(self) -> Task:
+    def build(self, progress: Progress | None = None) -> Task:
         """The task; the cases are drawn at the sites, when they are opened."""
         data, classes = self.data, len(CLASSES)
         clash = sorted(set(data.inside) & set(data.outside))
