@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +35,14 @@ class Display:
 
     @contextmanager
     def preparing(self) -> Iterator[Callable[[int, int], None]]:
-        """While in the block, what it gives shows how many cases are prepared, of how many."""
+        """While in the block, what it gives shows how many cases are prepared, of how many; then what was odd."""
         self.say("preparing the data")
-        with self._bars() as bars:
+        with warnings.catch_warnings(record=True) as odd, self._bars() as bars:
             bar = bars.add_task("cases", total=None)
             yield lambda done, total: bars.update(bar, completed=done, total=total)
+        for warning in odd:
+            if issubclass(warning.category, UserWarning):
+                self.console.print(f"note: {warning.message}", style="yellow", highlight=False, markup=False)
 
     def _bars(self) -> Bars:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -1,0 +1,73 @@
+"""The examples and the README's own lines work as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from raysim import LocalFleet, federate
+from raysim.cli import main
+from raysim.config import merge, parse, read_file, resolve
+from raysim.run import check_training, chosen_metric
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+TABLES = {"retina": "retina_vessels", "hippocampus": "hippocampus_3d", "spinal": "spinal_gm_3d"}
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_valid_configuration(path):
+    config = resolve(read_file(str(path)))
+    assert config.task.data.table == ""  # the key that the user sets
+
+
+@pytest.mark.data
+@pytest.mark.filterwarnings("ignore:task.data.size cuts")  # small on purpose
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_trains_on_its_real_data(path, tmp_path):
+    table = DATA / TABLES[path.stem] / "table.csv"
+    if not table.exists():
+        pytest.skip(f"no real data at {table.parent.name}/ beside the project")
+    small = {"spinal": [32, 32], "retina": [64, 64], "hippocampus": [24, 32, 24]}[path.stem]
+    words = [
+        f"task.data.table={table}",
+        f"task.data.size={small}",
+        f"task.data.cache={tmp_path}",
+        "task.metrics=[dice]",
+    ]
+    config = resolve(merge(read_file(str(path)), parse(words)))
+    task = config.task.build()
+    check_training(task)
+    (last,) = federate(config.algorithm, task, LocalFleet(task, rounds=1), rounds=1)
+    judged = {(score.site, score.split, score.metric) for score in last.scores}
+    _, split, metric = chosen_metric(task, config.metric).split("/")
+    assert any(found[1:] == (split, metric) for found in judged)
+    # What a site does not have is absent, not zero.
+    for site, sizes in task.sizes.items():
+        for part in ("val", "test"):
+            assert any(found[:2] == (site, part) for found in judged) == (sizes[part] > 0), (site, part)
+
+
+def test_the_readme_s_commands_are_commands():
+    lines = re.findall(r"^raysim (run .*?)(?:\s+#.*)?$", README, re.M)
+    assert len(lines) > 8
+    for line in lines:
+        words = [word for word in shlex.split(line)[1:] if word != "-c"]
+        files = [word for word in words if word.endswith(".yaml")]
+        given = read_file(str(ROOT / files[0])) if files else {}
+        resolve(merge(given, parse(word for word in words if word not in files)))
+
+
+def test_the_readme_s_algorithm_and_its_loop_run(tmp_path, monkeypatch, capsys):
+    algorithm, loop = re.findall(r"```python\n(.*?)```", README, re.S)
+    (tmp_path / "my_algorithm.py").write_text(algorithm)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    tiny = ["task.data.sites=3", "task.data.cases=4", "task.data.size=[16,16]", "rounds=1", "fleet=local"]
+    assert main(["run", "algorithm=my_algorithm:Median", *tiny, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "summary.json").exists()
+    exec(compile(loop, "README.md", "exec"), {})
+    assert re.search(r"^2 \d\.\d+$", capsys.readouterr().out, re.M)
