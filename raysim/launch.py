@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import ray
@@ -41,7 +42,7 @@ def launch(config: RunConfig, out: str | None, display: Display) -> None:
     display.say("starting Ray")
     with ray_running(config.address) as dashboard:
         display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
-        _follow(stream(plan, config.resources, f"raysim-{folder.name}"), config, plan, display)
+        _follow(stream(plan, config.resources, f"raysim-{folder.name}-{token_hex(3)}"), config, plan, display)
 
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:

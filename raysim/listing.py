@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,10 @@ def one(what: str, name: str, console: Console) -> None:
     module = sys.modules[cls.__module__]
     console.print(inspect.getdoc(module) or cls.__doc__ or "", highlight=False, markup=False, soft_wrap=True)
     key = what.removesuffix("s")
-    table = Table("key", "value", "default", "meaning", title=f"\nkeys under {key}.", title_justify="left")
+    table = Table(title=f"\nkeys under {key}.", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("key", no_wrap=True)
+    for column in ("value", "default", "meaning"):
+        table.add_column(column, overflow="fold")
     for row in documented(cls):
         if row.name != "name":
             table.add_row(row.name, row.kind, row.default, row.doc)
@@ -42,7 +46,7 @@ def _network(name: str, console: Console) -> None:
 
     cls = network_class(name)
     console.print(inspect.getdoc(cls) or cls.__name__, highlight=False, markup=False)
-    table = Table("key", "default", title="\nkeys under task.network.", title_justify="left")
+    table = Table("key", "default", title="\nkeys under task.network.", title_justify="left", box=SIMPLE_HEAD)
     for parameter in list(inspect.signature(cls).parameters.values()):
         default = "required" if parameter.default is parameter.empty else repr(parameter.default)
         table.add_row(parameter.name, default)

@@ -7,8 +7,17 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec.core
+from pydantic import AfterValidator
 
 from raysim.errors import ConfigError
+
+
+def absolute(path: str | None) -> str | None:
+    """A path that means the same from any folder; a URL, an empty path and None stay as they are."""
+    return joined(os.getcwd(), os.path.expanduser(path)) if path else path
+
+
+ABSOLUTE = AfterValidator(absolute)  # for fields with a path: a run may be repeated from another folder
 
 
 def folder_of(path: str) -> str:

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Len
 
 from raysim.data.cache import cache_folder
 from raysim.data.cases import Intensity, Preparation
-from raysim.data.files import folder_of, joined
+from raysim.data.files import ABSOLUTE, folder_of, joined
 from raysim.data.images import is_volume
 from raysim.data.partition import Partition, keep_labelled, partition
 from raysim.data.shift import Shift
@@ -26,8 +26,10 @@ from raysim.tasks.lookup import unknown
 class SegmentationData:
     """Which images, at which sites, and how they are prepared."""
 
-    table: Annotated[str, "CSV or Parquet file, or URL, with the columns site, split, image, label"] = ""
-    root: Annotated[str | None, "folder or URL that paths in the table start from; by default the table's"] = None
+    table: Annotated[str, ABSOLUTE, "CSV or Parquet file, or URL, with the columns site, split, image, label"] = ""
+    root: Annotated[
+        str | None, ABSOLUTE, "folder or URL that paths in the table start from; by default the table's"
+    ] = None
     outside: Annotated[tuple[str, ...], "sites that are only judged"] = ()
     partition: Annotated[Partition | None, "makes new inside sites from the table's"] = None
     shift: Annotated[Shift, "simulated differences between the sites' scanners"] = field(default_factory=Shift)
@@ -54,7 +56,7 @@ class SegmentationData:
     channels: Annotated[int | None, Gt(0), "channels every image must have; by default what the first has"] = None
     seed: Annotated[int, Ge(0), "draws partition, scanners and labelled rows, apart from the run's seed"] = 0
     cache: Annotated[
-        str | None, "folder of prepared data; by default $RAYSIM_CACHE, else raysim in the user's cache"
+        str | None, ABSOLUTE, "folder of prepared data; by default $RAYSIM_CACHE, else raysim in the user's cache"
     ] = None
 
     def values(self) -> dict[str, int]:
