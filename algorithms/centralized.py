@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Split, Task
+from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Split, Task, weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Centralized(LocalTraining):
     def init(self, task: Task) -> Model:
-        return self.send(task.network())[0]
+        return weights(task.network())
 
     # at one place that holds the data of all inside sites
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         net = self.receive(site, model)
         pool = pooled(site.task)
         loss = self.fit(net, site, split=pool)
-        sent, kept = self.send(net)
-        return Reply(sent, weight=len(pool), metrics={"loss": loss}, memory=kept)
+        # Buffers too, whatever their policy: there is one place only, and it moves with the cohort.
+        return Reply(weights(net), weight=len(pool), metrics={"loss": loss})
 
     # at the server
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:

@@ -24,7 +24,7 @@ class LocalOnly(LocalTraining):
 
     # at each site
     def client(self, site: Site[Model], _: None) -> Reply[None]:
-        net = site.load(site.memory)
+        net = self.receive(site, weights(site.load()) if site.memory is None else site.memory)
         loss = self.fit(net, site)
         return Reply(None, weight=len(site.data.train), metrics={"loss": loss}, memory=weights(net))
 

@@ -10,9 +10,9 @@ from raysim._version import __version__
 
 if TYPE_CHECKING:
     from raysim.errors import ConfigError, PlacementError, RaysimError, RunError, SiteError
-    from raysim.federate import Start, federate
     from raysim.fleet import LocalFleet
     from raysim.model import Model, combine, load, mean, weights
+    from raysim.rounds import Start, federate
     from raysim.training import LocalTraining
     from raysim.types import (
         KEEP,
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "raysim.errors": ("ConfigError", "PlacementError", "RaysimError", "RunError", "SiteError"),
-    "raysim.federate": ("Start", "federate"),
     "raysim.fleet": ("LocalFleet",),
     "raysim.model": ("Model", "combine", "load", "mean", "weights"),
+    "raysim.rounds": ("Start", "federate"),
     "raysim.training": ("LocalTraining",),
     "raysim.types": (
         *("KEEP", "Algorithm", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from raysim.codec import decode, encode
 from raysim.errors import RunError
-from raysim.federate import Start
+from raysim.rounds import Start
 
 KEPT = 2  # the last one, and the one before it in case the last is damaged
 
@@ -46,6 +46,7 @@ def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any], to
         sums |= _write_tree(partial, f"memories/{site}", memory)
     index = {"round": number, "totals": asdict(totals), "sites": list(memories), "sha256": sums}
     _write(partial / "checkpoint.json", json.dumps(index, indent=1).encode())
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one, if the run went on from the one before
     partial.rename(final)
     _sync(folder)
     for old in sorted(folder.glob("round_*"), key=_number)[:-KEPT]:
@@ -62,7 +63,7 @@ def read(path: Path, trusted: Collection[str] = ()) -> tuple[Start[Any], Totals]
                 raise RunError(f"checkpoint {path} is damaged: {name} has changed since it was written")
         state = _read_tree(path, "state", trusted)
         memories = {site: _read_tree(path, f"memories/{site}", trusted) for site in index["sites"]}
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise RunError(f"checkpoint {path} cannot be read: {error}") from error
     return Start(index["round"], state, memories), Totals(**index["totals"])
 
@@ -78,7 +79,7 @@ def _number(path: Path) -> int:
 
 def _write_tree(folder: Path, name: str, tree: Any) -> dict[str, str]:
     described, arrays = encode(tree)
-    whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    whole = {key: np.asarray(array, order="C") for key, array in arrays.items()}
     files = {f"{name}.json": json.dumps(described).encode(), f"{name}.safetensors": save(whole)}
     for file, content in files.items():
         _write(folder / file, content)

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = {"run": _run, "list": _list, "data": _data}
         return commands[args.command](args, rest)
     except RaysimError as error:
+        if error.remote:
+            print(error.remote, file=sys.stderr)
         print(f"raysim: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -75,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _keys() -> str:
-    from raysim.config import RunConfig, documented
+    from raysim.config import RunConfig
+    from raysim.fields import documented
 
     rows = [row for row in documented(RunConfig) if row.name not in ("task", "algorithm")]
     lines = [f"  {row.name:<28} {row.doc} (default: {row.default})" for row in rows]

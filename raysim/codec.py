@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def _encode(tree: Any, at: str, arrays: dict[str, Array]) -> Any:
         held = {f.name: _encode(getattr(tree, f.name), _under(at, f.name), arrays) for f in fields(tree)}
         return {"dataclass": f"{kind.__module__}:{kind.__qualname__}", "fields": held}
     if isinstance(tree, Mapping):
-        return {"mapping": [[_key(k, at), _encode(v, _under(at, str(k)), arrays)] for k, v in tree.items()]}
+        return {"mapping": [[k, _encode(v, _under(at, _part(k, at)), arrays)] for k, v in tree.items()]}
     if isinstance(tree, list | tuple):
         items = [_encode(value, _under(at, str(i)), arrays) for i, value in enumerate(tree)]
         return {"tuple" if isinstance(tree, tuple) else "list": items}
@@ -56,10 +57,13 @@ def _encode_model(model: Model, at: str, arrays: dict[str, Array]) -> Any:
     return {"model": [[name, model.schema.index[name].parameter] for name in model], "at": at}
 
 
-def _key(key: Any, at: str) -> Any:
-    if not isinstance(key, str | int):
+def _part(key: Any, at: str) -> str:
+    """The part of its arrays' names that stands for `key`: {"a/b": x}, {"a": {"b": x}}, 1 and "1" stay apart."""
+    if isinstance(key, int):
+        return f"#{key}"
+    if not isinstance(key, str):
         raise TypeError(f"a key of type {type(key).__name__} at '{at}' cannot be kept; use text or integers")
-    return key
+    return quote(key, safe=" ")
 
 
 def _under(at: str, name: str) -> str:
@@ -108,7 +112,7 @@ def digest(*trees: Any) -> str:
         described, arrays = encode(tree)
         total.update(json.dumps(described, sort_keys=True).encode())
         for name in sorted(arrays):
-            array = np.ascontiguousarray(arrays[name])
+            array = np.asarray(arrays[name], order="C")
             total.update(f"{name} {array.dtype.str} {array.shape}".encode())
             total.update(array.tobytes())
     return total.hexdigest()

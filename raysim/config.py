@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 
 from raysim.errors import ConfigError
+from raysim.fields import default_of, describe, nested
 from raysim.naming import nearest
 from raysim.registry import algorithm_class, name_of, task_class
 
@@ -85,7 +85,7 @@ def read_file(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"{path} must hold keys and values, such as `rounds: 20`; it holds a {type(value).__name__}")
-    return value
+    return _long(value)
 
 
 def parse(pairs: Iterable[str]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"cannot read the value of {key}: {text!r} is not YAML; quote it") from error
         for part in reversed(key.split(".")):
             value = {part: value}
-        result = merge(result, value)
+        result = merge(result, _long(value))
     return result
 
 
@@ -181,14 +181,14 @@ def build(cls: Any, values: Mapping[str, Any], at: str) -> Any:
 
 def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
     """`values` with short forms written out, after a look at every key."""
-    hints, defaults = get_type_hints(cls), {f.name: _default(f) for f in fields(cls) if f.init}
+    hints, defaults = get_type_hints(cls), {f.name: default_of(f) for f in fields(cls) if f.init}
     result = {}
     for key, value in values.items():
         path, prefix = (f"{at}.{key}", f"{at}.") if at else (key, "")
         if key not in defaults:
             near, valid = nearest(key, defaults, prefix), ", ".join(sorted(defaults))
             raise ConfigError(f"unknown key '{path}'{near}; valid under {at or 'a run'}: {valid}")
-        inner, default = _nested(hints[key]), defaults[key]
+        inner, default = nested(hints[key]), defaults[key]
         if isinstance(value, bool) and _is_number(hints[key]):  # else it would be taken for 1 or 0
             raise ConfigError(f"{path}={str(value).lower()}: expected a number")
         if inner is None and isinstance(default, Mapping) and "name" in default:
@@ -214,15 +214,6 @@ def _is_number(hint: Any) -> bool:
     return hint in (int, float) or any(part in (int, float) for part in get_args(hint))
 
 
-def _nested(hint: Any) -> Any:
-    """The dataclass inside a field's type, if there is one."""
-    if isinstance(hint, type) and is_dataclass(hint):
-        return hint
-    if get_origin(hint) in (Union, UnionType):
-        return next((found for part in get_args(hint) if (found := _nested(part))), None)
-    return None
-
-
 def _explained(error: Any, at: str) -> str:
     places = [str(p) for p in error["loc"] if not (isinstance(p, str) and re.search(r"[\[\]()]|^constrained-", p))]
     # Members of a union are named in the path by their type; the user only knows the key.
@@ -232,77 +223,3 @@ def _explained(error: Any, at: str) -> str:
         return f"{key} is missing: give {key}=..."
     wanted = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{key}={error['input']!r}: expected {wanted}"
-
-
-def describe(value: Any) -> Any:
-    """`value` as plain values: dataclasses and mappings as dictionaries, tuples as lists."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}
-    if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
-    return value
-
-
-@dataclass(frozen=True)
-class FieldDoc:
-    """One field as `raysim list` shows it."""
-
-    name: str
-    kind: str
-    default: str
-    doc: str
-
-
-def documented(cls: Any) -> list[FieldDoc]:
-    """The fields of a configuration dataclass, its own before inherited ones, nested ones with dotted names."""
-    hints, rows = get_type_hints(cls, include_extras=True), []
-    for item in sorted(fields(cls), key=lambda f: f.name not in cls.__annotations__):
-        if not item.init:
-            continue
-        hint = hints[item.name]
-        base, notes = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
-        inner = _nested(base)
-        doc = next((note for note in notes if isinstance(note, str)), "")
-        if inner is not None:
-            rows += [FieldDoc(f"{item.name}.{r.name}", r.kind, r.default, r.doc) for r in documented(inner)]
-            continue
-        limits = [str(note) for note in notes if not isinstance(note, str)]
-        rows.append(FieldDoc(item.name, _kind(base, limits), _shown(_default(item)), doc))
-    return rows
-
-
-def _kind(hint: Any, limits: list[str]) -> str:
-    signs = {"Gt(gt": ">", "Ge(ge": ">=", "Lt(lt": "<", "Le(le": "<="}
-    found = []
-    for limit in limits:
-        name, _, bound = limit.partition("=")
-        found.append(f"{signs[name]} {bound.rstrip(')')}" if name in signs else limit)
-    return " ".join([_type_name(hint), *found])
-
-
-def _type_name(hint: Any) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _kind(inner[0], [str(note) for note in inner[1:] if not isinstance(note, str)])
-    if origin is Literal:
-        return " | ".join(str(choice) for choice in inner)
-    if origin in (Union, UnionType):
-        return " | ".join("none" if part is type(None) else _type_name(part) for part in inner)
-    if origin is tuple:
-        return f"list of {_type_name(inner[0])}" if inner else "list"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "keys and values"
-    return getattr(hint, "__name__", str(hint))
-
-
-def _default(item: Any) -> Any:
-    return item.default_factory() if item.default_factory is not MISSING else item.default
-
-
-def _shown(default: Any) -> str:
-    if default is MISSING:
-        return "required"
-    text: str = yaml.safe_dump(describe(default), default_flow_style=True, width=1000)
-    return text.replace("\n...\n", "").strip()

@@ -4,7 +4,8 @@ RaysimError
 ├── ConfigError        2   the user can fix the command, the file or the data
 ├── PlacementError     3   what is asked for does not fit the cluster
 └── RunError           1   the run failed
-    └── SiteError      1   ... at one site, in one round
+    ├── SiteError      1   ... at one site, in one round
+    └── ServerError    1   ... at the server, in one round
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ class RaysimError(Exception):
     """Anything raysim refuses or reports; `exit_code` is what the command line returns."""
 
     exit_code = 1
+    remote = ""  # the traceback of a user's code, from the process where it failed
 
 
 class ConfigError(RaysimError):
@@ -41,3 +43,14 @@ class SiteError(RunError):
 
     def __str__(self) -> str:
         return f"site '{self.site}' failed in round {self.round}: {self.cause}"
+
+
+class ServerError(RunError):
+    """An algorithm's half at the server failed. `remote` is the traceback where it happened."""
+
+    def __init__(self, round: int, cause: str, remote: str = "") -> None:
+        super().__init__(round, cause, remote)
+        self.round, self.cause, self.remote = round, cause, remote
+
+    def __str__(self) -> str:
+        return f"the server failed in round {self.round}: {self.cause}"

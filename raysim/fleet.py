@@ -71,7 +71,7 @@ class BaseFleet(ABC):
         if unknown:
             raise ValueError(f"no such site: {unknown[0]!r}")
         part = copy.copy(self)
-        part.sites = tuple(sorted(sites))
+        part.sites = tuple(sorted(set(sites)))
         return part
 
     def map(self, client: Client[P], shared: Any = None, own: Mapping[str, Any] | None = None) -> dict[str, Reply[P]]:
@@ -111,7 +111,7 @@ class BaseFleet(ABC):
             if answer.memory is not KEEP:
                 ledger.memories[site] = answer.memory
             if "loss" in answer.metrics:
-                ledger.losses[site] = answer.metrics["loss"], answer.weight
+                ledger.losses[site] = float(answer.metrics["loss"]), float(answer.weight)
         return {site: Reply(a.payload, a.weight, a.metrics) for site, a in answers.items()}
 
     def _call(self, index: int | str) -> Call:

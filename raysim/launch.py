@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,7 +86,7 @@ def _by_value(*classes: type) -> None:
             ray.cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
 
 
-def _local(plan: Plan, config: RunConfig) -> Iterator[Event]:
+def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
     device = "cuda" if config.resources.gpus_per_client and torch.cuda.is_available() else "cpu"
     threads = max(1, int(config.resources.cpus_per_client))
     fleet = LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds, device=device, threads=threads)
@@ -93,9 +94,10 @@ def _local(plan: Plan, config: RunConfig) -> Iterator[Event]:
     yield from perform(plan, fleet)
 
 
-def _follow(events: Iterator[Event], config: RunConfig, plan: Plan, display: Display) -> None:
+def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: Display) -> None:
     """Show the events; the folder is made when the actors are placed, so that what is refused leaves nothing."""
-    with display.live(plan):
+    # Closed, not left to the garbage collector: Ctrl-C may come here, and a run must end before Ray does.
+    with display.live(plan), closing(events):
         for event in events:
             if isinstance(event, Placed):
                 _open_folder(plan.out, config, event)

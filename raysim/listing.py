@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raysim import registry
-from raysim.config import documented
+from raysim.fields import documented
 
 
 def names(what: str, console: Console) -> None:
@@ -51,6 +51,7 @@ def _network(name: str, console: Console) -> None:
         default = "required" if parameter.default is parameter.empty else repr(parameter.default)
         table.add_row(parameter.name, default)
     console.print(table)
+    console.print("What the task knows (dimensions, channels, image size) it fills in.", style="dim", highlight=False)
 
 
 def _found(what: str) -> dict[str, str]:

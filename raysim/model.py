@@ -36,16 +36,16 @@ class Entry:
 
 
 class Schema:
-    """The entries of a model as they lie in its buffer: by dtype, wide floats first: every view is aligned."""
+    """The entries of a model as they lie in its buffer: by dtype, the widest first, so that every view is aligned."""
 
     def __init__(self, entries: tuple[Entry, ...]) -> None:
-        self.entries = tuple(sorted(entries, key=_place))
-        self.index = {entry.name: entry for entry in self.entries}
-        ends = list(accumulate(entry.nbytes for entry in self.entries))
+        self.entries = entries
+        self.index = {entry.name: entry for entry in entries}
+        ends = list(accumulate(entry.nbytes for entry in entries))
         self.nbytes = ends[-1] if ends else 0
         starts = [0, *ends[:-1]]
-        self.slices = {e.name: slice(a, b) for e, a, b in zip(self.entries, starts, ends, strict=False)}
-        self.groups = [(dtype, list(group)) for dtype, group in groupby(self.entries, lambda e: e.dtype)]
+        self.slices = {e.name: slice(a, b) for e, a, b in zip(entries, starts, ends, strict=False)}
+        self.groups = [(dtype, list(group)) for dtype, group in groupby(entries, lambda e: e.dtype)]
 
     def __reduce__(self) -> tuple[Callable[..., Schema], tuple[tuple[Entry, ...]]]:
         return schema_of, (self.entries,)
@@ -56,15 +56,15 @@ class Schema:
             yield np.dtype(dtype), slice(self.slices[group[0].name].start, self.slices[group[-1].name].stop)
 
 
-def _place(entry: Entry) -> tuple[bool, int, str]:
-    dtype = np.dtype(entry.dtype)
-    return dtype.kind != "f", -dtype.itemsize, entry.dtype
+def _place(entry: Entry) -> tuple[int, str, str]:
+    return -np.dtype(entry.dtype).itemsize, entry.dtype, entry.name
 
 
 @lru_cache(maxsize=256)
 def schema_of(entries: tuple[Entry, ...]) -> Schema:
-    """The schema of these entries; asked again, the same object."""
-    return Schema(entries)
+    """The schema of these entries, the same object whatever order they are named in."""
+    ordered = tuple(sorted(entries, key=_place))
+    return Schema(entries) if entries == ordered else schema_of(ordered)
 
 
 class Model(Mapping[str, Array]):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysim.config import Resources
@@ -56,24 +57,29 @@ def count_clients(resources: Resources, sites: int, cluster: Sequence[Node]) -> 
 def _refusal(resources: Resources, asked: int, room: int, cluster: Sequence[Node]) -> str:
     each = f"{resources.cpus_per_client:g} CPU and {resources.gpus_per_client:g} GPU"
     there = "; ".join(f"{n.name}: {n.cpus:g} CPU, {n.gpus:g} GPU" for n in cluster)
-    cures = []
-    if room:
-        cures += [f"resources.clients={room}", "resources.clients=auto"]
-    cpus, gpus = sum(n.cpus for n in cluster), sum(n.gpus for n in cluster)
-    if resources.gpus_per_client > 0:
-        share = gpus / asked if gpus else 0.0
-        cures.append(f"resources.gpus_per_client={_round_share(share):g}")
-    if cpus / asked < resources.cpus_per_client:
-        cures.append(f"resources.cpus_per_client={_round_share(cpus / asked):g}")
+    cures = [f"resources.clients={room}", "resources.clients=auto"] if room else []
+    cures += _smaller(resources, asked, cluster)
     return (
         f"asked for {asked} client actor{'s' * (asked > 1)} of {each} each; the cluster has room for {room} ({there}). "
         f"What would fit: {', or '.join(cures)}"
     )
 
 
-def _round_share(share: float) -> float:
-    """The largest fraction not above `share` that divides one device evenly."""
-    if share >= 1 or share <= 0:
-        return float(int(share))
-    parts = int(1 / share)
-    return 1 / (parts if 1 / parts <= share else parts + 1)
+def _smaller(resources: Resources, asked: int, cluster: Sequence[Node]) -> list[str]:
+    """The largest shares with which `asked` actors fit, as one setting; none if no share would do."""
+    without = _largest(replace(resources, gpus_per_client=0.0), "cpus_per_client", asked, cluster)
+    if without is None:
+        return []
+    fitting = replace(resources, cpus_per_client=without.cpus_per_client)
+    fitting = _largest(fitting, "gpus_per_client", asked, cluster) or without
+    kinds = [kind for kind in ("cpus_per_client", "gpus_per_client") if vars(fitting)[kind] != vars(resources)[kind]]
+    return [" ".join(f"resources.{kind}={vars(fitting)[kind]:g}" for kind in kinds)]
+
+
+def _largest(resources: Resources, kind: str, asked: int, cluster: Sequence[Node]) -> Resources | None:
+    now: float = vars(resources)[kind]
+    whole = range(math.ceil(now) - 1, 0, -1)
+    parts = (math.floor(10_000 / n) / 10_000 for n in range(2, asked + 1))  # rounded down: fits as it is shown
+    shares: tuple[Any, ...] = (now, *whole, *parts)
+    tried = (replace(resources, **{kind: share}) for share in shares if share <= now)
+    return next((r for r in tried if sum(node.room(r) for node in cluster) >= asked), None)

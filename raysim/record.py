@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -161,5 +162,13 @@ def _write_table(path: Path, frame: pd.DataFrame) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, whole or not at all; a number that is not finite becomes null."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

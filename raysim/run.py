@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 from raysim import checkpoint
 from raysim.codec import digest
-from raysim.errors import ConfigError
-from raysim.federate import federate
+from raysim.errors import ConfigError, RaysimError, ServerError
 from raysim.fleet import BaseFleet, Interrupted
 from raysim.record import Recorder
+from raysim.rounds import federate
 from raysim.types import JUDGED, Algorithm, Round, Task
 
 
@@ -64,12 +65,16 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Summary]:
         assert final is not None  # there is at least one round
         memories = {site: fleet.memory(site) for site in sorted(fleet.ledger.memories)}
         yield Summary(recorder.close("done", facts, digest(final.state, memories)))
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt, GeneratorExit):
         recorder.close("interrupted", facts, None)
         raise
-    except BaseException as error:
-        recorder.close("failed", facts | {"error": f"{type(error).__name__}: {error}"}, None)
+    except RaysimError as error:
+        recorder.close("failed", facts | {"error": str(error)}, None)
         raise
+    except Exception as error:
+        failure = ServerError(fleet.ledger.round + 1, f"{type(error).__name__}: {error}", traceback.format_exc())
+        recorder.close("failed", facts | {"error": str(failure)}, None)
+        raise failure from error
 
 
 def _rounds(plan: Plan, fleet: BaseFleet) -> Iterator[Round[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +144,7 @@ def reserved(resources: Resources, sites: int) -> Iterator[PlacementGroup]:
         remove_placement_group(group)
 
 
-def stream(plan: Plan, resources: Resources, namespace: str) -> Iterator[Event]:
+def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]:
     """Everything that happens in a run on the Ray that is running, as it happens, with Progress in between.
 
     Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raysim.model import Model, load
 from raysim.seeding import seeded
+from raysim.twin import twin
 
 M = TypeVar("M")
 P = TypeVar("P")
@@ -46,7 +46,7 @@ class Split:
 
     inputs (N, C, *space); labels (N, 1, *space) with class indices, None where there are none;
     cases (N,) number of the case an example is of: slices of one volume share it and are judged together;
-    spacing (N, D) in mm along each axis of space.
+    spacing (N, D) in mm along each axis of space; slices have a third, the distance from one to the next.
     """
 
     inputs: Array
@@ -69,6 +69,17 @@ class Data:
 
     def __getitem__(self, split: str) -> Split:
         return {"train": self.train, "val": self.val, "test": self.test, "unlabelled": self.unlabelled}[split]
+
+
+Progress = Callable[[int, int], None]  # cases done, of how many
+
+
+class TaskConfig(Protocol):
+    """What the keys under `task.` describe: a frozen dataclass that can make the task."""
+
+    def build(self, progress: Progress | None = None) -> Task:
+        """The task, its data prepared; `progress` hears of each case. Raises ConfigError for whatever is wrong."""
+        ...
 
 
 class Scorer(Protocol):
@@ -128,7 +139,7 @@ class Site(Generic[M]):
         Buffers that the model leaves out are as in a new network. Without a model: the weights that the run's
         seed gives to a new network, the same at every site.
         """
-        net = copy.deepcopy(self.template)
+        net = twin(self.template)
         if model is not None:
             load(net, model)
         return net

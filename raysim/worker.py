@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from raysim.errors import RaysimError
 from raysim.seeding import seeded
 from raysim.tree import frozen, nbytes
 from raysim.types import KEEP, Data, Metrics, Reply, Site, Task
@@ -21,7 +21,7 @@ Client = Callable[..., Reply[P]]
 NOTHING: Any = object()
 
 # Which site is being played here, and the bytes it has read from others: None in a process that plays none.
-_reader: ContextVar[tuple[str, Counter[str]] | None] = ContextVar("reader", default=None)
+_reader: ContextVar[tuple[str, dict[tuple[int, str], int]] | None] = ContextVar("reader", default=None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Exchanged(Generic[P]):
         payload = self._fetch(self._held[site])
         name, read = reader
         if site != name:
-            read["between"] += nbytes(payload)
+            read[id(self), site] = nbytes(payload)  # read again, it has come already
         return payload
 
 
@@ -100,7 +100,7 @@ class Worker:
         memory: Any = None,
     ) -> Answer[P]:
         """The client function's reply at `site`; an exception in it becomes `Answer.failure`."""
-        start, read = time.perf_counter(), Counter[str]()
+        start, read = time.perf_counter(), dict[tuple[int, str], int]()
         token = _reader.set((site, read))
         try:
             with seeded(call.seed, call.round, call.index, site):
@@ -109,12 +109,13 @@ class Worker:
             if not isinstance(reply, Reply):
                 raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
             frozen((reply.payload, reply.memory))
+            nbytes(reply.payload)  # raises here, with the site, for what cannot travel
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises is reported, with its site
             return Answer(failure=_failure(error), payload=None)  # type: ignore[arg-type]  # no payload
         finally:
             _reader.reset(token)
         seconds = time.perf_counter() - start
-        return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, read["between"])
+        return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, sum(read.values()))
 
     def _site(self, name: str, call: Call, memory: Any) -> Site[Any]:
         if name not in self.opened:
@@ -125,5 +126,6 @@ class Worker:
 
 def _failure(error: Exception) -> Failure:
     text = str(error).strip() or "no message"
-    kind = "" if type(error).__module__.startswith("raysim") else f"{type(error).__name__}: "
-    return Failure(f"{kind}{text}", traceback.format_exc())
+    if isinstance(error, RaysimError):  # it says all there is to say
+        return Failure(text, "")
+    return Failure(f"{type(error).__name__}: {text}", traceback.format_exc())

@@ -111,7 +111,7 @@ def _scores(site: Site[Any], predict: Predictor, suffix: str) -> list[Score]:
         if len(data):
             cases = len(set(data.cases.tolist()))
             for metric, value in site.task.score(predict, data, site.device).items():
-                found.append(Score(site.name, role, split, f"{metric}{suffix}", value, cases))
+                found.append(Score(site.name, role, split, f"{metric}{suffix}", float(value), cases))
     return found
 
 

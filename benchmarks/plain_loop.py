@@ -1,0 +1,40 @@
+"""The local work of a federation with nothing around it: one process, one thread, the sites one after the other.
+
+Prints a line after each pass over all the sites, as `raysim run` does after each round: whoever reads the lines takes
+the time of both with the same clock. What every site starts from stays the first model, for nothing is averaged.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from raysim.config import parse, resolve
+
+
+def main(words: Sequence[str]) -> None:
+    """Train at every site of the run that `words` describe, for as many rounds."""
+    torch.set_num_threads(1)
+    run = resolve(parse(words))
+    task = run.task.build()
+    splits = [task.open(site).train for site in task.inside]
+    data = [(torch.from_numpy(split.inputs), torch.from_numpy(split.labels)) for split in splits]
+    net = task.start(run.seed)
+    model = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for number in range(1, run.rounds + 1):
+        for inputs, labels in data:
+            net.load_state_dict(model)
+            optimizer = torch.optim.Adam(net.parameters(), run.algorithm.lr, fused=True)
+            for index in torch.randperm(len(inputs)).split(task.batch_size):
+                optimizer.zero_grad()
+                loss = task.loss(net(inputs[index]), labels[index].long())
+                loss.backward()
+                optimizer.step()
+            {name: tensor.clone() for name, tensor in net.state_dict().items()}  # noqa: B018 - what would be sent
+        print(f"round {number}/{run.rounds}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,69 @@
+"""Centralized is training on the pooled data, at one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from algorithms.centralized import Centralized, pooled
+from raysim import LocalFleet, federate, weights
+from tests import toy
+
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+
+
+def last(task: Any = None, rounds: int = 1, cohort: float | int = 1.0, **fields: Any) -> Any:
+    task = task or toy.two_sites()
+    algorithm = Centralized(**SGD | fields)
+    return list(federate(algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds, cohort=cohort))[-1]
+
+
+def test_two_steps_on_the_pooled_data() -> None:
+    # (1, 2) and three times (2, 2): r = -2, gradient (-(2 + 12) / 4, -2), to (0.35, 0.2);
+    # then r = -1.45 and -1.1: gradient (-(1.45 + 6.6) / 4, -(1.45 + 3.3) / 4).
+    expected = 0.35 + 0.1 * 2.0125, 0.2 + 0.1 * 1.1875
+    assert toy.line(last(steps=2).state) == pytest.approx(expected)
+    assert toy.line(last(rounds=2).state) == pytest.approx(expected)
+
+
+def test_same_as_a_plain_loop_over_all_points() -> None:
+    points = torch.tensor([[1.0], [2], [2], [2]])
+    net = toy.Line()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        toy.half_squares(net(points), torch.tensor([[2]] * 4)).backward()
+        optimizer.step()
+    found = last(rounds=5).state
+    assert toy.line(found) == pytest.approx(toy.line(weights(net)), rel=1e-6)
+
+
+def test_the_pool_is_all_inside_training_data_in_order_of_site() -> None:
+    pool = pooled(toy.task({"b": toy.B, "a": toy.A, "x": ((9, 9),)}, outside=["x"]))
+    assert pool.inputs.flatten().tolist() == [1, 2, 2, 2]
+    assert pool.labels is not None
+    assert len(pool) == len(pool.labels) == len(pool.cases) == len(pool.spacing) == 4
+
+
+def test_the_loss_and_one_models_bytes() -> None:
+    end = last()
+    assert end.loss == pytest.approx(2.0)
+    assert end.traffic.up == end.traffic.down == {"a": 8}
+
+
+@pytest.mark.parametrize("cohort", [1, 0.5])
+def test_a_cohort_changes_nothing_about_the_pool(cohort: float | int) -> None:
+    assert toy.line(last(steps=2, cohort=cohort).state) == pytest.approx(toy.line(last(steps=2).state))
+
+
+PAIR: toy.Points = ((1, 0), (3, 1))
+
+
+@pytest.mark.parametrize("cohort", [1.0, 1])
+def test_local_statistics_go_with_the_pool(cohort: float | int) -> None:
+    # There is one place only: its statistics are the model's, whatever is said of sites.
+    task = toy.task({"a": PAIR, "b": PAIR}, network=toy.Scaled)
+    kept = last(task, rounds=3, cohort=cohort, buffers="local")
+    assert kept.state == last(task, rounds=3, cohort=cohort, buffers="average").state

@@ -1,0 +1,24 @@
+"""Fixtures that several files share: one Ray for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """The count of threads decides how torch splits its sums: the same for every test, whatever ran before it."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_started() -> Iterator[None]:
+    """A Ray with room for four client actors of one CPU each, whatever the machine has."""
+    import ray
+
+    ray.init(num_cpus=4, num_gpus=0, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()

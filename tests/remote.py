@@ -1,0 +1,110 @@
+"""What test_ray.py runs in other processes: they can import it from here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from algorithms.fedavg import FedAvg
+from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site
+from raysim.fleet import BaseFleet
+
+OPENED: list[int] = []  # bytes of every payload that was opened in this process
+
+
+class Marked:
+    """A payload that leaves a mark in whatever process opens it."""
+
+    def __init__(self, content: np.ndarray) -> None:
+        self.content = content
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.content.nbytes)
+
+    def __reduce__(self) -> tuple[Callable[..., Marked], tuple[np.ndarray]]:
+        return opened, (self.content,)
+
+
+def opened(content: np.ndarray) -> Marked:
+    OPENED.append(content.nbytes)
+    return Marked(content)
+
+
+def offer(site: Site[Any], sizes: dict[str, int]) -> Reply[Marked]:
+    content = np.full(sizes[site.name], ord(site.name), np.uint8)
+    return Reply(Marked(content), metrics={"size": float(len(content))})
+
+
+def read_all(site: Site[Any], shared: Any) -> Reply[list[int]]:
+    found = [shared[name].content for name in shared.sites]
+    assert not any(content.flags.writeable for content in found)
+    return Reply([int(content.sum()) for content in found] + [len(OPENED)])
+
+
+def where(site: Site[Any], model: Model) -> Reply[tuple[bool, str]]:
+    array = model["w"]
+    address = array.__array_interface__["data"][0]
+    mapped = ""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            mapped = line.partition("/")[2]
+    return Reply((array.flags.writeable, mapped))
+
+
+def keep(site: Site[Any], _: Any) -> Reply[Any]:
+    locked = site.memory is None or not site.memory.flags.writeable
+    return Reply(locked, memory=np.zeros(3) if site.memory is None else site.memory + 1)
+
+
+def fails_at_d(site: Site[Any], _: Any) -> Reply[str]:
+    if site.name == "d":
+        raise LookupError("no such organ")
+    return Reply(site.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing(FedAvg):
+    """Exchanges payloads beside FedAvg, and reports what the server's process has seen of them."""
+
+    size: int = 10
+
+    def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        assert isinstance(fleet, BaseFleet)
+        held = fleet.exchange(offer, dict.fromkeys(fleet.sites, self.size))
+        fleet.map(read_all, held)
+        metrics = {"opened": float(len(OPENED)), "pid": float(os.getpid())}
+        if not isinstance(fleet, LocalFleet):
+            places = ray.experimental.get_object_locations(list(held._held.values()))
+            metrics["inlined"] = float(sum(not place["node_ids"] for place in places.values()))
+        state, _ = FedAvg.round(self, fleet, model)
+        return state, metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breaking(FedAvg):
+    """Fails in the third round, at a site or at the server."""
+
+    at: str
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        if site.round == 2 and site.name == self.at:
+            raise LookupError("no such organ")
+        return FedAvg.client(self, site, model)
+
+    def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        state, metrics = FedAvg.round(self, fleet, model)
+        assert isinstance(fleet, BaseFleet)
+        if fleet.ledger.round == 2 and self.at == "server":
+            raise LookupError("no such organ")
+        return state, metrics
+
+    def predictor(self, site: Site[Any], model: Model) -> Predictor:
+        return FedAvg.predictor(self, site, model)

@@ -1,0 +1,301 @@
+"""The one grammar: files and words, short forms, values checked, and messages that say the cure."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import yaml
+from annotated_types import Ge, Gt
+
+from algorithms.fedavg import FedAvg
+from algorithms.fedprox import FedProx
+from raysim.config import Resources, RunConfig, build, merge, parse, plain, read_file, resolve
+from raysim.errors import ConfigError
+from raysim.fields import documented
+
+
+def resolved(*words: str, file: str = "", folder: Path | None = None) -> RunConfig:
+    given = {}
+    if folder is not None:
+        (folder / "run.yaml").write_text(file)
+        given = read_file(str(folder / "run.yaml"))
+    return resolve(merge(given, parse(words)))
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolved(*words)
+    return str(caught.value)
+
+
+def test_nothing_given_is_fedavg_on_the_synthetic_task() -> None:
+    run = resolved()
+    assert run.algorithm == FedAvg()
+    assert (type(run.task).__name__, run.cohort, run.seed, run.fleet) == ("Synthetic", 1.0, 0, "ray")
+    assert run.resources == Resources(gpus_per_client=0.0, cpus_per_client=1.0, clients="auto")
+
+
+def test_words_set_fields_of_their_type() -> None:
+    run = resolved(
+        "rounds=7", "algorithm=fedprox", "algorithm.mu=1e-3", "algorithm.lr=2", "algorithm.optimizer=sgd",
+        "algorithm.clip=null", "algorithm.amp=true", "task.data.size=[16, 32]", "task.data.outside=[x, y]",
+        "resources.clients=per_site", "cohort=2",
+    )  # fmt: skip
+    assert run.rounds == 7
+    assert run.algorithm == FedProx(mu=0.001, lr=2.0, optimizer="sgd", clip=None, amp=True)
+    assert type(run.algorithm.lr) is float
+    assert (run.task.data.size, run.task.data.outside) == ((16, 32), ("x", "y"))
+    assert (run.resources.clients, run.cohort) == ("per_site", 2)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", ".001", "1.e-3", "+1e-3"])
+def test_a_number_with_an_exponent_is_a_number(text: str) -> None:
+    assert resolved(f"algorithm.lr={text}").algorithm.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("12", 12), ("1.5", 1.5), ("1e3", 1000.0), ("e3", "e3"), ("a1", "a1"), ("", None), ("no", False)]
+)
+def test_values_are_yaml(text: str, value: Any) -> None:
+    found = parse([f"key={text}"])["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_cohort_is_a_number_or_a_fraction_as_it_is_written() -> None:
+    assert [type(resolved(f"cohort={text}").cohort) for text in ("1", "1.0", "0.5")] == [int, float, float]
+
+
+def test_a_file_says_the_same_as_words(tmp_path: Path) -> None:
+    file = "rounds: 5\nalgorithm: {name: fedprox, mu: 0.5, lr: 1e-2}\ntask:\n  data: {sites: 3}\n"
+    words = ("rounds=5", "algorithm.name=fedprox", "algorithm.mu=0.5", "algorithm.lr=1e-2", "task.data.sites=3")
+    assert resolved(file=file, folder=tmp_path) == resolved(*words)
+
+
+def test_words_win_over_the_file_key_by_key(tmp_path: Path) -> None:
+    file = "rounds: 5\nalgorithm: {name: fedprox, mu: 0.5, lr: 0.25}\n"
+    run = resolved("rounds=6", "algorithm.lr=0.125", file=file, folder=tmp_path)
+    assert (run.rounds, run.algorithm) == (6, FedProx(mu=0.5, lr=0.125))
+
+
+@pytest.mark.parametrize("file", ["", "# nothing\n", "{}"])
+def test_an_empty_file_is_the_default(tmp_path: Path, file: str) -> None:
+    assert resolved(file=file, folder=tmp_path) == resolved()
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("task=synthetic", "task.name=synthetic"),
+        ("algorithm=fedprox", "algorithm.name=fedprox"),
+        ("network=dynunet", "task.network.name=dynunet"),
+        ("network.channels=[4,8]", "task.network.channels=[4,8]"),
+        ("task.network=dynunet", "task.network.name=dynunet"),
+        ("data.sites=3", "task.data.sites=3"),
+    ],
+)
+def test_short_forms(short: str, long: str) -> None:
+    assert resolved(short) == resolved(long)
+
+
+def test_a_word_wins_over_the_files_short_form(tmp_path: Path) -> None:
+    file = "network: {channels: [4, 8]}\ndata: {sites: 3}\n"
+    run = resolved("task.network.channels=[2,4]", "task.data.sites=4", file=file, folder=tmp_path)
+    assert (run.task.network["channels"], run.task.data.sites) == ([2, 4], 4)
+
+
+def test_a_later_word_wins() -> None:
+    assert resolved("rounds=3", "rounds=4").rounds == 4
+
+
+def test_an_argument_of_the_default_network_keeps_the_others() -> None:
+    network = resolved("network.num_res_units=7").task.network
+    assert network == {**resolved().task.network, "num_res_units": 7}
+
+
+@pytest.mark.parametrize("key", ["network", "task.network"])
+def test_another_network_drops_the_arguments_of_the_old_one(tmp_path: Path, key: str) -> None:
+    assert resolved(f"{key}=dynunet").task.network == {"name": "dynunet"}
+    file = "network: {name: segresnet, init_filters: 8}"
+    assert resolved(f"{key}=dynunet", file=file, folder=tmp_path).task.network == {"name": "dynunet"}
+
+
+def test_another_algorithm_keeps_the_fields_they_share(tmp_path: Path) -> None:
+    run = resolved("algorithm=fedprox", file="algorithm: {name: fedavg, lr: 0.5}", folder=tmp_path)
+    assert run.algorithm == FedProx(lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("rondus=3", "unknown key 'rondus' (did you mean 'rounds'?)"),
+        ("algorithm.learning_rte=1", "unknown key 'algorithm.learning_rte'"),
+        ("algorithm.optimzer=sgd", "unknown key 'algorithm.optimzer' (did you mean 'algorithm.optimizer'?)"),
+        ("task.batchsize=1", "unknown key 'task.batchsize' (did you mean 'task.batch_size'?)"),
+        ("task.data.site=1", "unknown key 'task.data.site' (did you mean 'task.data.sites'?)"),
+        ("resources.gpu_per_client=1", "unknown key 'resources.gpu_per_client' (did you mean 'resources.gpus_per_client'?)"),
+        ("algorithm=fedavgg", "unknown algorithm 'fedavgg' (did you mean 'fedavg'?)"),
+        ("task=synthetik", "unknown task 'synthetik' (did you mean 'synthetic'?)"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(word: str, message: str) -> None:
+    assert refused(word).startswith(message)
+
+
+def test_an_unknown_name_comes_with_the_valid_ones() -> None:
+    assert "batch_size, data, loss, metrics" in refused("task.zzz=1").replace("augment, ", "")
+    assert "centralized, fedavg, fedprox, localonly" in refused("algorithm=zzz")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("rounds=0", "rounds=0: expected greater than 0"),
+        ("rounds=ten", "rounds='ten': expected a valid integer, unable to parse string as an integer"),
+        ("rounds=2.5", "rounds=2.5: expected a valid integer, got a number with a fractional part"),
+        ("rounds=true", "rounds=true: expected a number"),
+        ("cohort=true", "cohort=true: expected a number"),
+        ("rounds=", "rounds=None: expected a valid integer"),
+        ("rounds=[3]", "rounds=[3]: expected a valid integer"),
+        ("rounds.x=3", "rounds={'x': 3}: expected a valid integer"),
+        ("cohort=0.0", "cohort=0.0: expected greater than 0"),
+        ("seed=-1", "seed=-1: expected greater than or equal to 0"),
+        ("fleet=spark", "fleet='spark': expected 'ray' or 'local'"),
+        ("algorithm.lr=0", "algorithm.lr=0: expected greater than 0"),
+        ("algorithm.lr=fast", "algorithm.lr='fast': expected a valid number, unable to parse string as a number"),
+        ("algorithm.momentum=1", "algorithm.momentum=1: expected less than 1"),
+        ("algorithm.optimizer=lion", "algorithm.optimizer='lion': expected 'sgd', 'adam' or 'adamw'"),
+        ("algorithm.steps=0", "algorithm.steps=0: expected greater than 0"),
+        ("algorithm.steps=true", "algorithm.steps=true: expected a number"),
+        ("algorithm.amp=maybe", "algorithm.amp='maybe': expected a valid boolean, unable to interpret input"),
+        ("task.data.severity=2", "task.data.severity=2: expected less than or equal to 1"),
+        ("task.data.size=[16,4]", "task.data.size.1=4: expected greater than or equal to 8"),
+        ("resources.cpus_per_client=0", "resources.cpus_per_client=0: expected greater than 0"),
+        ("resources=3", "resources=3: expected a dictionary or an instance of Resources"),
+        ("algorithm=3", "algorithm=3: expected a name, or keys such as algorithm.name=fedavg"),
+        ("task.name=3", "task.name=3: expected a name such as synthetic"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_it_must_be(word: str, message: str) -> None:
+    assert refused(word) == message
+
+
+def test_a_value_of_several_kinds_is_refused_under_its_own_key() -> None:
+    lines = refused("resources.clients=some").splitlines()
+    assert {line.split("=")[0] for line in lines} == {"resources.clients"}
+    assert lines[0] == "resources.clients='some': expected 'auto' or 'per_site'"
+
+
+def test_all_wrong_values_of_a_part_are_named_at_once() -> None:
+    assert refused("algorithm.lr=0", "algorithm.epochs=0").splitlines() == [
+        "algorithm.lr=0: expected greater than 0",
+        "algorithm.epochs=0: expected greater than 0",
+    ]
+
+
+@pytest.mark.parametrize("word", ["rounds", "=3", ".rounds=3", "a..b=3", "a b=3", "rounds:3"])
+def test_a_word_that_is_no_pair_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="expected key=value, such as rounds=20"):
+        parse([word])
+
+
+def test_a_value_that_is_no_yaml_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the value of rounds: '\[3' is not YAML; quote it"):
+        parse(["rounds=[3"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"rounds: [3", "run.yaml is not YAML"),
+        (b"- 3", "must hold keys and values, such as `rounds: 20`; it holds a list"),
+        (b"3: 4", "must hold keys and values"),
+        (b"\xff\xfe\x00x", "it is not text"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_file(str(tmp_path / "run.yaml"))
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration .*: No such file"):
+        read_file(str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match="Is a directory"):
+        read_file(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("algorithm=fedprox", "cohort=2", "task.data.size=[16,16,16]", "network=segresnet", "metric=x")]
+)
+def test_what_is_written_down_resolves_to_the_same_run(tmp_path: Path, words: tuple[str, ...]) -> None:
+    run = resolved(*words)
+    text = yaml.safe_dump(plain(run), sort_keys=False)
+    again = resolved(file=text, folder=tmp_path)
+    assert plain(again) == plain(run)
+    assert again.algorithm == run.algorithm
+    assert text.startswith("task:\n  name: synthetic\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    name: Annotated[Literal["one", "two"], "which"] = "one"
+    depth: Annotated[int, Gt(0), "levels"] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """A user's task, with a field of the name `name`."""
+
+    name: str = "anything"
+    inner: Annotated[Inner, "inside"] = field(default_factory=Inner)
+    maybe: Annotated[Inner | None, "perhaps"] = None
+    rates: Annotated[tuple[float, ...], "rates"] = (0.5,)
+    limit: Annotated[float | None, Ge(0), "mm"] = None
+
+    def build(self) -> None: ...
+
+
+def test_a_users_own_task_is_written_down_by_where_it_is() -> None:
+    run = resolve({"task": f"{__name__}:Own"})
+    assert plain(run)["task"]["name"] == f"{__name__}:Own"
+    assert resolve(plain(run)).task == Own()
+
+
+def test_nested_dataclasses_by_name_or_by_keys() -> None:
+    assert build(Own, {"inner": "two"}, "task").inner == Inner(name="two")
+    assert build(Own, {"maybe": {"depth": 5}}, "task").maybe == Inner(depth=5)
+    with pytest.raises(ConfigError, match=r"task.inner.name='six': expected 'one' or 'two'"):
+        build(Own, {"inner": "six"}, "task")
+    with pytest.raises(ConfigError, match=r"unknown key 'task.inner.dept' \(did you mean 'task.inner.depth'\?\)"):
+        build(Own, {"inner": {"dept": 5}}, "task")
+    with pytest.raises(ConfigError, match="task.inner.depth=0: expected greater than 0"):
+        build(Own, {"inner": {"depth": 0}}, "task")
+
+
+def test_fields_are_documented_with_kind_limits_and_default() -> None:
+    rows = {row.name: (row.kind, row.default, row.doc) for row in documented(Own)}
+    assert rows == {
+        "name": ("str", "anything", ""),
+        "inner.name": ("one | two", "one", "which"),
+        "inner.depth": ("int > 0", "3", "levels"),
+        "maybe.name": ("one | two", "one", "which"),
+        "maybe.depth": ("int > 0", "3", "levels"),
+        "rates": ("list of float", "[0.5]", "rates"),
+        "limit": ("float | none >= 0", "null", "mm"),
+    }
+
+
+def test_every_key_of_a_run_is_documented() -> None:
+    for row in documented(RunConfig):
+        assert row.doc, row.name
+
+
+def test_a_resolved_run_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        resolved().rounds = 3  # type: ignore[misc]

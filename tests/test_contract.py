@@ -1,0 +1,178 @@
+"""What holds for every algorithm in `algorithms/`, on the synthetic task, whatever it does."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, fields, replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raysim import LocalFleet, Start, Task, federate
+from raysim.checkpoint import Totals, read, write
+from raysim.codec import digest
+from raysim.fields import documented
+from raysim.registry import algorithm_class, algorithms
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+
+ROUNDS = 4
+every_algorithm = pytest.mark.parametrize("name", sorted(algorithms()))
+
+
+@cache
+def task() -> Task:
+    """Three sites and an outside one, with batch normalisation, so that there are buffers to carry."""
+    data = SyntheticData(sites=3, outside=("far",), cases=4, val=0, test=2, unlabelled=2, size=(16, 16))
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
+    return Synthetic(data=data, network=network, batch_size=2).build()
+
+
+def algorithm(name: str, **values: Any) -> Any:
+    return algorithm_class(name)(**values)
+
+
+def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], Any]:
+    """The rounds, and the fleet they ran on."""
+    fleet = fleet or LocalFleet(task(), seed=options.get("seed", 0), rounds=ROUNDS)
+    return list(federate(algorithm, task(), fleet, rounds=ROUNDS, **options)), fleet
+
+
+def memories(fleet: Any) -> dict[str, Any]:
+    return {site: fleet.memory(site) for site in sorted(fleet.ledger.memories)}
+
+
+@cache
+def whole(name: str) -> str:
+    """The digest of an uninterrupted run."""
+    rounds, fleet = run(algorithm(name))
+    return digest(rounds[-1].state, memories(fleet))
+
+
+@every_algorithm
+def test_runs_and_judges_every_inside_site(name: str) -> None:
+    rounds, _ = run(algorithm(name))
+    assert [r.number for r in rounds] == [1, 2, 3, 4]
+    assert {s.site for s in rounds[-1].scores if s.split == "test"} >= set(task().inside)
+    assert all(np.isfinite(s.value) for r in rounds for s in r.scores)
+    assert all(r.loss is None or np.isfinite(r.loss) for r in rounds)
+
+
+@every_algorithm
+def test_same_seed_same_bits_and_another_seed_others(name: str) -> None:
+    rounds, fleet = run(algorithm(name))
+    assert digest(rounds[-1].state, memories(fleet)) == whole(name)
+    rounds, fleet = run(algorithm(name), seed=1)
+    assert digest(rounds[-1].state, memories(fleet)) != whole(name)
+
+
+def resumed(algorithm: Any, folder: Path) -> str:
+    """The digest of a run that stopped after two rounds and went on from its checkpoint, in another fleet."""
+    first = LocalFleet(task(), rounds=ROUNDS)
+    rounds = federate(algorithm, task(), first, rounds=ROUNDS)
+    half = [r for _, r in zip(range(2), rounds, strict=False)][-1]
+    start, _ = read(write(folder, 2, half.state, memories(first), Totals()))
+    assert isinstance(start, Start)
+    later, second = run(algorithm, start=start)
+    assert [r.number for r in later] == [3, 4]
+    return digest(later[-1].state, memories(second))
+
+
+@every_algorithm
+def test_stopped_and_resumed_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    assert resumed(algorithm(name), tmp_path) == whole(name)
+
+
+@every_algorithm
+@pytest.mark.parametrize("buffers", ["local", "reset"])
+def test_resumes_under_every_policy_of_buffers(name: str, buffers: str, tmp_path: Path) -> None:
+    if "buffers" not in {field.name for field in fields(algorithm_class(name))}:
+        pytest.skip(f"{name} has no buffers to keep")
+    mine = algorithm(name, buffers=buffers)
+    rounds, fleet = run(mine)
+    assert resumed(mine, tmp_path) == digest(rounds[-1].state, memories(fleet))
+
+
+@every_algorithm
+@pytest.mark.parametrize("cohort", [0.5, 1])
+def test_a_part_of_the_sites_is_enough_for_a_round(name: str, cohort: float | int) -> None:
+    rounds, _ = run(algorithm(name), cohort=cohort)
+    assert all(len(r.cohort) == (2 if cohort == 0.5 else 1) for r in rounds)
+    assert len({r.cohort for r in rounds}) > 1
+    assert all(set(r.traffic.up) <= set(r.cohort) for r in rounds)
+
+
+@every_algorithm
+def test_the_order_of_sites_is_irrelevant(name: str) -> None:
+    mine, states = algorithm(name), []
+    for sites in (task().inside, tuple(reversed(task().inside))):
+        fleet = LocalFleet(task(), rounds=1)
+        state, _ = mine.round(fleet.at(sites), mine.init(with_one_start(task())))
+        states.append(digest(state, memories(fleet)))
+    assert states[0] == states[1]
+
+
+def with_one_start(task: Task) -> Task:
+    """The task with a network that starts alike each time."""
+    return replace(task, network=lambda: task.start(0))
+
+
+@every_algorithm
+def test_data_stay_as_they_are(name: str) -> None:
+    fleet = LocalFleet(task(), rounds=ROUNDS)
+    before = {site: digest(task().open(site).train.inputs) for site in task().inside}
+    run(algorithm(name), fleet)
+    assert {site: digest(fleet.worker.opened[site].train.inputs) for site in task().inside} == before
+
+
+@every_algorithm
+def test_is_a_value(name: str) -> None:
+    mine = algorithm(name)
+    assert pickle.loads(pickle.dumps(mine)) == mine
+    assert hash(mine) == hash(algorithm(name))
+    assert all(f"{field.name}=" in repr(mine) for field in fields(mine))
+    changed = replace(mine, lr=0.5)
+    assert (changed.lr, changed == mine) == (0.5, False)
+    with pytest.raises(FrozenInstanceError):
+        mine.lr = 1.0
+
+
+@every_algorithm
+def test_every_field_says_what_it_is(name: str) -> None:
+    rows = documented(algorithm_class(name))
+    assert rows
+    assert [row.name for row in rows if not row.doc] == []
+    assert algorithms()[name]
+
+
+@pytest.fixture(scope="module")
+def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
+    """Three client actors for the task, as the server would start them."""
+    import ray
+
+    from raysim.ray_fleet import ClientActor
+
+    prepared = [ray.put(SimpleNamespace(task=task(), seed=0))]
+    remote: Any = ray.remote(ClientActor)
+    actors = {
+        f"client-{i}": remote.options(num_cpus=1).remote(f"client-{i}", "", prepared, 1.0, 0.0) for i in (1, 2, 3)
+    }
+    yield actors
+    for actor in actors.values():
+        ray.kill(actor)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("count", [1, 2, 3])
+@every_algorithm
+def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
+    from raysim.ray_fleet import RayFleet, assign
+
+    actors = dict(list(client_actors.items())[:count])
+    home = assign(dict.fromkeys((*task().inside, *task().outside), 1.0), list(actors))
+    rounds, fleet = run(algorithm(name), RayFleet(task(), actors, home, seed=0, rounds=ROUNDS))
+    assert digest(rounds[-1].state, memories(fleet)) == whole(name)

@@ -1,0 +1,104 @@
+"""What fits where, counted by hand, and refusals that name what would fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from raysim.config import Resources
+from raysim.errors import PlacementError
+from raysim.placement import Node, count_clients, nodes
+from raysim.ray_fleet import assign
+
+
+def node(cpus: float, gpus: float = 0) -> Node:
+    return Node("10.0.0.1", cpus, gpus)
+
+
+def asking(**fields: Any) -> Resources:
+    return Resources(**fields)
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "room"),
+    [
+        (asking(), 4, 0, 4),
+        (asking(cpus_per_client=0.5), 3, 0, 6),
+        (asking(cpus_per_client=0.1), 1, 0, 10),  # 1 / 0.1 is a hair less than 10 in floating point
+        (asking(cpus_per_client=3), 8, 0, 2),
+        (asking(gpus_per_client=0.5), 16, 2, 4),
+        (asking(gpus_per_client=0.6), 16, 2, 2),  # the 0.4 left over on each are not 0.6 together
+        (asking(gpus_per_client=0.1), 4, 1, 4),
+        (asking(gpus_per_client=2), 16, 5, 2),
+        (asking(gpus_per_client=1), 16, 0, 0),
+    ],
+)
+def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: int) -> None:
+    assert node(cpus, gpus).room(resources) == room
+
+
+@pytest.mark.parametrize(
+    ("clients", "sites", "cluster", "count"),
+    [
+        ("auto", 3, [node(8)], 3),
+        ("auto", 30, [node(8)], 8),
+        ("auto", 30, [node(2), node(1.5)], 3),  # an actor never spans two nodes
+        ("per_site", 3, [node(2), node(1)], 3),
+        (2, 30, [node(8)], 2),
+        (8, 3, [node(8)], 3),
+    ],
+)
+def test_how_many_clients(clients: Any, sites: int, cluster: list[Node], count: int) -> None:
+    assert count_clients(asking(clients=clients), sites, cluster) == count
+
+
+@pytest.mark.parametrize(
+    ("resources", "sites", "cluster"),
+    [
+        (asking(cpus_per_client=99), 3, [node(4)]),
+        (asking(clients="per_site"), 9, [node(4)]),
+        (asking(clients=5, cpus_per_client=2), 9, [node(4), node(4)]),
+        (asking(gpus_per_client=0.5, clients=4), 9, [node(16, 1)]),
+        (asking(gpus_per_client=1), 9, [node(16, 0)]),
+        (asking(clients="per_site", gpus_per_client=0.5), 9, [node(4, 2)]),
+        (asking(clients="per_site", cpus_per_client=3), 3, [node(4), node(4)]),
+        (asking(clients=4, cpus_per_client=3), 9, [node(1), node(7)]),  # 2 each would be 8, as there are, but for one
+        (asking(clients=64, gpus_per_client=1), 99, [node(16, 1)]),
+        (asking(clients=3, gpus_per_client=0.7), 9, [node(16, 1), node(16, 1)]),
+    ],
+)
+def test_each_setting_that_a_refusal_names_fits(resources: Resources, sites: int, cluster: list[Node]) -> None:
+    with pytest.raises(PlacementError) as caught:
+        count_clients(resources, sites, cluster)
+    message = str(caught.value)
+    assert all(f"{n.cpus:g} CPU, {n.gpus:g} GPU" in message for n in cluster)
+    settings = message.partition("What would fit: ")[2].split(", or ")
+    for setting in settings:
+        fields: dict[str, Any] = yaml.safe_load(re.sub(r"resources\.(\w+)=(\S+)\s*", r"\1: \2\n", setting))
+        assert count_clients(replace(resources, **fields), sites, cluster) >= 1
+    assert any("_per_client=" in setting for setting in settings)
+
+
+def test_dead_nodes_have_no_room() -> None:
+    listed = [
+        {"NodeManagerAddress": "a", "Alive": True, "Resources": {"CPU": 4.0}},
+        {"NodeManagerAddress": "b", "Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+        {"NodeManagerAddress": "c", "Alive": True, "Resources": {"GPU": 2.0}},
+    ]
+    assert nodes(listed) == [Node("a", 4, 0), Node("c", 0, 2)]
+
+
+def test_sites_are_shared_out_longest_first() -> None:
+    # 5 to the first; 4 and 3 to the second; then 2 to the first (5 against 7), 1 to either at 7: the first named.
+    costs = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0}
+    home = assign(costs, ["x", "y"])
+    assert home == {"e": "x", "d": "y", "c": "y", "b": "x", "a": "x"}
+
+
+def test_sharing_out_does_not_depend_on_order() -> None:
+    costs = {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert assign(costs, ["x", "y"]) == assign(dict(reversed(costs.items())), ["x", "y"])
