@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from raysim._version import __version__
 from raysim.errors import ConfigError, RaysimError
@@ -89,12 +91,13 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
     from raysim.config import merge, parse, read_file, resolve
 
     given = merge(read_file(args.config) if args.config else {}, parse(words))
-    if args.out is not None:
-        from pathlib import Path
-
-        if Path(args.out).exists():
-            raise ConfigError(f"--out {args.out} exists already, and a run never overwrites another; choose a new one")
+    if args.out is not None and Path(args.out).exists():
+        raise ConfigError(f"--out {args.out} exists already, and a run never overwrites another; choose a new one")
     config = resolve(given)
+    if config.address is None and not os.environ.get("RAY_ADDRESS"):
+        # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
+        # it was needed first, but it keeps every port on loopback anywhere.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
     from rich.console import Console
 

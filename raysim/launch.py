@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -34,7 +35,8 @@ def launch(config: RunConfig, out: str | None, display: Display) -> None:
 
     Raises RaysimError for whatever goes wrong, KeyboardInterrupt after a clean stop.
     """
-    folder = new_folder(out, f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}")
+    stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
+    folder = free_folder(stem) if out is None else Path(out).absolute()
     plan = prepare(config, folder, display)
     if config.fleet == "local":
         _follow(_local(plan, config), config, plan, display)
@@ -66,17 +68,10 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     )
 
 
-def new_folder(out: str | None, stem: str) -> Path:
-    """The run's folder, not made yet: `out`, which must not exist, or the first free `runs/STEM-NNN`."""
-    if out is not None:
-        folder = Path(out).absolute()
-        if folder.exists():
-            raise ConfigError(f"--out {out} exists already, and a run never overwrites another; choose a new folder")
-        return folder
-    number = 1
-    while (folder := Path("runs").absolute() / f"{stem.replace(':', '.')}-{number:03}").exists():
-        number += 1
-    return folder
+def free_folder(stem: str) -> Path:
+    """The first of `runs/STEM-001`, `runs/STEM-002`, ... that does not exist; it is not made yet."""
+    names = (Path("runs").absolute() / f"{stem.replace(':', '.')}-{number:03}" for number in count(1))
+    return next(folder for folder in names if not folder.exists())
 
 
 def _by_value(*classes: type) -> None:
