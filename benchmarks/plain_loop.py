@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> None:
                 loss = task.loss(net(inputs[index]), labels[index].long())
                 loss.backward()
                 optimizer.step()
-            {name: tensor.clone() for name, tensor in net.state_dict().items()}  # noqa: B018 - what would be sent
+            {name: tensor.clone() for name, tensor in net.state_dict().items()}
         print(f"round {number}/{run.rounds}", flush=True)
 
 

@@ -149,13 +149,18 @@ class Model(Mapping[str, Array]):
         return f"Model({len(self)} tensors, {self.nbytes} bytes)"
 
 
+@lru_cache(maxsize=256)
+def _schema(tensors: tuple[tuple[str, torch.Size, torch.dtype, bool], ...]) -> Schema:
+    entries = (
+        Entry(n, tuple(shape), str(dtype).removeprefix("torch."), trained) for n, shape, dtype, trained in tensors
+    )
+    return schema_of(tuple(entries))
+
+
 def _layout(net: nn.Module) -> tuple[Schema, dict[str, Tensor]]:
     tensors = net.state_dict()
     trained = {name for name, _ in net.named_parameters(remove_duplicate=False)}
-    entries = (
-        Entry(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), name in trained) for name, t in tensors.items()
-    )
-    return schema_of(tuple(entries)), tensors
+    return _schema(tuple((name, t.shape, t.dtype, name in trained) for name, t in tensors.items())), tensors
 
 
 def weights(net: nn.Module) -> Model:

@@ -22,7 +22,7 @@ from raysim.worker import NOTHING, Answer, Call, Client, Worker
 P = TypeVar("P")
 AHEAD = 2  # calls given to an actor at a time: the second waits there, so the actor never waits for the server
 BUNDLE = 0.1  # seconds of work that make a call worth while: Ray spends about 0.002 s on a call, whatever it carries
-SHARE = 3  # a call takes at most the third part of what waits for an actor, so that all are done at the same time
+SHARE = 2  # a call takes at most half of what waits for an actor, so that all are done at the same time
 INLINE = 128 * 1024  # a smaller object would be kept in the caller's own memory instead of the object store
 
 
@@ -86,17 +86,16 @@ class ClientActor:
         own: Mapping[str, Any] | None,
         *memories: Any,
     ) -> list[Any]:
-        """The answers of `sites`, for the server; then what it does not look at: their memories, private payloads."""
+        """For each site its answer, for the server, and apart from it what only sites read: memory, private payload."""
         client, shared, call, private = order
-        answers, kept, sealed = [], [], []
+        said: list[Any] = []
         for site, memory in zip(sites, memories, strict=True):
             given = NOTHING if own is None else own[site]
             answer: Answer[Any] = self.worker.play(client, site, call, shared, given, memory)
-            kept.append(answer.memory)
-            sealed.append(_sealed(answer.payload) if private else None)
-            memory = KEEP if answer.memory is KEEP else None
-            answers.append(replace(answer, memory=memory, payload=None if private else answer.payload))
-        return [answers, *kept, *sealed]
+            kept, sealed = answer.memory, _sealed(answer.payload) if private else None
+            answer = replace(answer, memory=KEEP if kept is KEEP else None, payload=None if private else answer.payload)
+            said += answer, kept, sealed
+        return said
 
 
 def _sealed(payload: Any) -> Sealed:
@@ -125,39 +124,24 @@ class RayFleet(BaseFleet):
         busy = dict.fromkeys(self.actors, 0)
         while True:
             for actor in self.actors:
-                while busy[actor] < AHEAD and (sites := self._bundle(waiting, actor)):
-                    answers, *apart = self._send(actor, order, sites, own)
-                    running[answers] = actor, sites, apart
+                while busy[actor] < AHEAD and (sites := bundle(waiting, actor, self.ledger.seconds)):
+                    refs = self._send(actor, order, sites, own)
+                    running[refs[0]] = actor, sites, refs
                     busy[actor] += 1
             if not running:
                 return
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
             for ref in ready:
-                actor, sites, apart = running.pop(ref)
+                actor, sites, refs = running.pop(ref)
                 busy[actor] -= 1
-                yield from _received(ref, actor, sites, apart, private)
+                yield from _received(actor, sites, refs, private)
 
     def _send(self, actor: str, order: Any, sites: Sequence[str], own: Mapping[str, Any] | None) -> list[Any]:
         given = None if own is None else {site: own[site] for site in sites}
         memories = (self.ledger.memories.get(site) for site in sites)
-        play = self.actors[actor].play.options(num_returns=1 + 2 * len(sites))
+        play = self.actors[actor].play.options(num_returns=3 * len(sites))
         refs: list[Any] = play.remote(order, sites, given, *memories)
         return refs
-
-    def _bundle(self, waiting: Mapping[str, deque[str]], actor: str) -> list[str]:
-        """The next sites for `actor`: its own costliest, or else the cheapest of the actor with the most to do.
-
-        One, or as many quick ones as it takes to make a call worth while; none if nothing waits.
-        """
-        queue, take = waiting[actor], deque[str].popleft
-        if not queue:
-            queue, take = max(waiting.values(), key=len), deque[str].pop
-        sites: list[str] = []
-        most, seconds = len(queue) / SHARE, 0.0
-        while queue and (not sites or (len(sites) < most and seconds < BUNDLE)):
-            sites.append(take(queue))
-            seconds += self.ledger.seconds.get(sites[-1], BUNDLE)
-        return sites
 
     def _queues(self) -> dict[str, deque[str]]:
         waiting: dict[str, deque[str]] = {actor: deque() for actor in self.actors}
@@ -187,14 +171,30 @@ def assign(costs: Mapping[str, float], actors: Sequence[str]) -> dict[str, str]:
     return home
 
 
+def bundle(waiting: Mapping[str, deque[str]], actor: str, seconds: Mapping[str, float]) -> list[str]:
+    """Takes out the next sites for `actor`: its own costliest, or else the cheapest of the actor with the most to do.
+
+    One site, or as many quick ones (by the `seconds` of their last calls) as make a call worth while, or none.
+    """
+    queue, take = waiting[actor], deque[str].popleft
+    if not queue:
+        queue, take = max(waiting.values(), key=len), deque[str].pop
+    sites: list[str] = []
+    most, carried = len(queue) / SHARE, 0.0
+    while queue and (not sites or (len(sites) < most and carried < BUNDLE)):
+        sites.append(take(queue))
+        carried += seconds.get(sites[-1], BUNDLE)
+    return sites
+
+
 def _received(
-    ref: Any, actor: str, sites: Sequence[str], apart: Sequence[Any], private: bool
+    actor: str, sites: Sequence[str], refs: Sequence[Any], private: bool
 ) -> Iterator[tuple[str, Answer[Any]]]:
     try:
-        answers: list[Answer[Any]] = ray.get(ref)
+        answers: list[Answer[Any]] = ray.get(refs[::3])
     except RayError as error:
         played = ", ".join(f"'{site}'" for site in sites)
         raise RunError(f"{actor} was lost while it played {played}: {type(error).__name__}: {error}") from error
-    for site, answer, kept, payload in zip(sites, answers, apart, apart[len(sites) :], strict=False):
+    for site, answer, kept, payload in zip(sites, answers, refs[1::3], refs[2::3], strict=True):
         memory = KEEP if answer.memory is KEEP else kept
         yield site, replace(answer, memory=memory, payload=payload if private else answer.payload)

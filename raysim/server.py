@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from raysim.ray_fleet import ClientActor, Place, RayFleet, assign
 from raysim.run import Plan, Row, Summary, perform
 
 PATIENCE = 120.0  # seconds for actors to start on a cluster that has room for them
+KNOCK = 10.0  # seconds for the head of a cluster to answer
 TICK = 0.25  # seconds between two looks at the progress of a round
 
 
@@ -110,15 +112,25 @@ def _client(name: str, title: str, plan: list[Any], group: PlacementGroup, bundl
 @contextmanager
 def ray_running(address: str | None) -> Iterator[str]:
     """Ray, joined or started, with its dashboard's address; a Ray that was started here ends with the block."""
-    own = address is None and not os.environ.get("RAY_ADDRESS")
+    asked = address or os.environ.get("RAY_ADDRESS")
+    own = not asked
     try:
-        context = ray.init(address="local" if own else address, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise PlacementError(f"cannot {'start' if own else 'join'} Ray: {error}") from error
+        if asked:
+            _knock(asked)
+        context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PlacementError(f"cannot {'start Ray' if own else f'join Ray at {asked}'}: {error}") from error
     try:
         yield str(context.dashboard_url or "")
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody answers at HOST:PORT, where Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
 
 
 @contextmanager

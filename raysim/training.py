@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
@@ -82,10 +84,11 @@ class LocalTraining:
         if device.type == "cuda":
             net.to(memory_format=channels_last(site.data.train.inputs.ndim))  # type: ignore[call-overload]  # stub
         net.train()
+        precision = torch.autocast(device.type, torch.bfloat16) if self.amp else nullcontext()
         losses = []
         for inputs, labels in self._batches(site, site.data.train if split is None else split):
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
+            with precision:
                 loss = site.task.loss(net(inputs), labels)
             loss.backward()
             if correct is not None:
@@ -177,13 +180,12 @@ def channels_last(ndim: int) -> torch.memory_format:
 
 def _mean_loss(losses: list[Tensor]) -> float:
     # One look at the losses after the last step: a look in each step would make the GPU wait for the CPU.
-    values = torch.stack(losses).float().cpu()
-    finite = values.isfinite()
+    values = torch.stack(losses).float().cpu().numpy()
+    finite = np.isfinite(values)
     if not finite.all():
-        step = int((~finite).nonzero()[0])
+        step = int(np.argmin(finite))
         raise RunError(
-            f"the loss is {values[step].item()} at step {step + 1} of {len(values)}; lower the learning rate "
+            f"the loss is {values[step]} at step {step + 1} of {len(values)}; lower the learning rate "
             "(algorithm.lr), clip the gradient (algorithm.clip=1), or look at the site's data"
         )
-    mean: float = values.double().mean().item()
-    return mean
+    return float(values.mean(dtype=np.float64))

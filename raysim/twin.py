@@ -21,6 +21,7 @@ class _Mould(pickle.Pickler):
         self.stream, self.apart, self.keys = io.BytesIO(), list[Any](), dict[int, int]()
         super().__init__(self.stream, pickle.HIGHEST_PROTOCOL)
         self.dump(origin)
+        self.clear_memo()  # it would keep the origin alive
 
     def persistent_id(self, obj: Any) -> int | None:
         if not isinstance(obj, SHARED) and not hasattr(type(obj), "__deepcopy__"):

@@ -85,7 +85,10 @@ class TaskConfig(Protocol):
 class Scorer(Protocol):
     """Judges predictions: each metric as a mean over cases; a metric that cannot be judged is left out."""
 
-    better: Mapping[str, Literal["higher", "lower"]]  # every metric it may return, the main one first
+    @property
+    def better(self) -> Mapping[str, Literal["higher", "lower"]]:
+        """Every metric it may return, the main one first, and which way it improves."""
+        ...
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -16,9 +17,9 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def ray_started() -> Iterator[None]:
-    """A Ray with room for four client actors of one CPU each, whatever the machine has."""
+    """A Ray with room for eight client actors of one CPU each, whatever the machine has."""
     import ray
 
-    ray.init(num_cpus=4, num_gpus=0, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     yield
     ray.shutdown()

@@ -44,7 +44,6 @@ def offer(site: Site[Any], sizes: dict[str, int]) -> Reply[Marked]:
 
 def read_all(site: Site[Any], shared: Any) -> Reply[list[int]]:
     found = [shared[name].content for name in shared.sites]
-    assert not any(content.flags.writeable for content in found)
     return Reply([int(content.sum()) for content in found] + [len(OPENED)])
 
 

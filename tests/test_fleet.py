@@ -95,7 +95,13 @@ def test_what_is_exchanged_is_counted_between_sites() -> None:
     with pytest.raises(RuntimeError, match="never at the server"):
         given["a"]
     assert given.metrics == {"a": {"loss": 1.0}, "b": {"loss": 1.0}, "c": {"loss": 1.0}}
-    replies = here.map(lambda site, shared: Reply(sum(len(shared[other]) for other in shared.sites)), given)
+
+    def client(site: Site[Any], shared: Any) -> Reply[int]:
+        found = [shared[other] for other in shared.sites]
+        assert not any(array.flags.writeable for array in found)
+        return Reply(sum(map(len, found)))
+
+    replies = here.map(client, given)
     assert [reply.payload for reply in replies.values()] == [12, 12, 12]
     traffic = here.ledger.traffic()
     assert traffic.between == {"a": 80, "b": 56, "c": 56}

@@ -97,7 +97,7 @@ def test_a_run_leaves_its_tables(tmp_path: Path) -> None:
 
 
 def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
-    *rows, end = events(plan(tmp_path, rounds=1))
+    *_, end = events(plan(tmp_path, rounds=1))
     assert isinstance(end, Summary)
     found = summary(tmp_path)
     assert found == end.values

@@ -88,6 +88,6 @@ def test_what_cannot_be_an_algorithm_is_explained(
 
 
 def test_a_list_of_names_waits_for_no_torch() -> None:
-    code = "import sys; from raysim.registry import algorithms, tasks; algorithms(); tasks(); print('torch' in sys.modules)"
+    code = "import sys; from raysim import registry as r; r.algorithms(); r.tasks(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

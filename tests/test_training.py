@@ -24,7 +24,8 @@ FIVE: Points = (*FOUR, (5, 2))
 
 
 def sgd(**fields: Any) -> LocalTraining:
-    return LocalTraining(**{"optimizer": "sgd", "momentum": 0.0, "lr": 0.1} | fields)
+    plain: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+    return LocalTraining(**plain | fields)
 
 
 def trained(training: LocalTraining, points: Points = A, **place: Any) -> tuple[float, float]:
@@ -106,7 +107,7 @@ def test_the_schedule_follows_the_declared_rounds() -> None:
 def test_frozen_parameters_stay() -> None:
     here = site(A)
     net = here.load()
-    net.bias.requires_grad_(False)  # type: ignore[union-attr]
+    net.bias.requires_grad_(False)
     sgd().fit(net, here)
     assert line(weights(net)) == pytest.approx((0.2, 0.0))
 

@@ -59,7 +59,7 @@ def test_frozen_locks_arrays_anywhere() -> None:
     tree = {"a": [np.zeros(2)], "b": Pair(pair().model, "")}
     assert frozen(tree) is tree
     with pytest.raises(ValueError, match="read-only"):
-        tree["a"][0][0] = 1  # type: ignore[index]
+        tree["a"][0][0] = 1
 
 
 def test_a_tensor_with_gradients_is_refused() -> None:

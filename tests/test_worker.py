@@ -60,7 +60,12 @@ def test_what_a_client_function_gets(worker: Worker) -> None:
 
     answer = worker.play(client, "b", CALL, "shared", "own", "kept")
     assert answer.failure is None
-    assert (answer.payload, answer.weight, answer.metrics, answer.memory) == (["shared", "own"], 5, {"loss": 2.0}, "new")
+    assert (answer.payload, answer.weight, answer.metrics, answer.memory) == (
+        ["shared", "own"],
+        5,
+        {"loss": 2.0},
+        "new",
+    )
     assert answer.seconds > 0
 
 

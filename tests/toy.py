@@ -76,6 +76,10 @@ def opened(points: Mapping[str, Points], site: str) -> Data:
     return data(points[site])
 
 
+def counts(points: Points, trains: bool) -> dict[str, int]:
+    return dict(zip(SPLITS, (len(points) * trains, 0, len(points), 0), strict=True))
+
+
 def task(
     points: Mapping[str, Points],
     outside: Sequence[str] = (),
@@ -87,7 +91,9 @@ def task(
         name="toy",
         inside=tuple(sorted(set(points) - set(outside))),
         outside=tuple(sorted(outside)),
-        sizes={s: dict(zip(SPLITS, (len(p) * (s not in outside), 0, len(p), 0), strict=True)) for s, p in points.items()},
+        sizes={
+            s: dict(zip(SPLITS, (len(p) * (s not in outside), 0, len(p), 0), strict=True)) for s, p in points.items()
+        },
         open=partial(opened, dict(points)),
         network=network,
         loss=half_squares,

@@ -10,9 +10,11 @@ from algorithms.fedavg import FedAvg
 from raysim import LocalFleet, federate
 from tests import toy
 
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+
 
 def last(task: Any = None, rounds: int = 1, **fields: Any) -> Any:
-    algorithm = FedAvg(**{"optimizer": "sgd", "momentum": 0.0, "lr": 0.1} | fields)
+    algorithm = FedAvg(**SGD | fields)
     task = task or toy.two_sites()
     return list(federate(algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds))[-1]
 
@@ -70,7 +72,7 @@ def test_averaged_statistics_are_weighted_by_examples() -> None:
 def test_local_statistics_never_travel() -> None:
     task = toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled)
     fleet = LocalFleet(task, rounds=2)
-    algorithm = FedAvg(optimizer="sgd", momentum=0.0, lr=0.1, buffers="local")
+    algorithm = FedAvg(**SGD, buffers="local")
     *_, end = federate(algorithm, task, fleet, rounds=2)
     assert set(end.state) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     assert end.traffic.up == end.traffic.down == {"a": 16, "b": 16}

@@ -9,13 +9,13 @@ import torch
 
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx, pull_to_start
-from raysim import LocalFleet, Model, federate
+from raysim import Algorithm, LocalFleet, Model, federate
 from tests import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 
 
-def after(algorithm: Any, rounds: int = 1) -> Model:
+def after(algorithm: Algorithm[Model], rounds: int = 1) -> Model:
     task = toy.two_sites()
     *_, end = federate(algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds)
     return end.state
