@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -60,7 +60,13 @@ class RunConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everywhere else."""
+    """YAML in which 1e-3 is a number, as everywhere else, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for twice in (key for key in keys if keys.count(key) > 1):
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -128,13 +134,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, top: bool = True)
 def resolve(given: Mapping[str, Any]) -> RunConfig:
     """The run that `given` describes, every key and value checked. Raises ConfigError for the first wrong ones."""
     given = _long(given)
+    # The run's own keys first: a task's or an algorithm's module takes seconds to import.
+    run: RunConfig = build(RunConfig, {**given, "task": None, "algorithm": None}, "")
     parts = {}
     for part, find, default in (("task", task_class, "synthetic"), ("algorithm", algorithm_class, "fedavg")):
         values = _named(given.get(part, default), part, default)
         cls = find(values["name"])
         parts[part] = build(cls, {k: v for k, v in values.items() if k != "name"}, part)
-    run: RunConfig = build(RunConfig, {**given, **parts}, "")
-    return run
+    return replace(run, **parts)
 
 
 def plain(run: RunConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Len
 
 from raysim.data.shift import Shift, scanner
+from raysim.data.table import site_faults
 from raysim.errors import ConfigError
 from raysim.seeding import generator
 from raysim.tasks.augment import augmentation
@@ -73,11 +74,11 @@ class Synthetic:
     def build(self, progress: Progress | None = None) -> Task:
         """The task; the cases are drawn at the sites, when they are opened."""
         data, classes = self.data, len(CLASSES)
-        clash = sorted(set(data.inside) & set(data.outside))
-        if clash or len(set(data.outside)) < len(data.outside):
+        clash = set(data.inside) & set(data.outside)
+        if clash or len(set(data.outside)) < len(data.outside) or any(site_faults(data.outside)):
             raise ConfigError(
                 f"task.data.outside is {list(data.outside)}: each outside site needs a name of its own, "
-                f"other than {data.inside[0]} to {data.inside[-1]}"
+                f"of letters, digits, '_' and '-', other than {data.inside[0]} to {data.inside[-1]}"
             )
         factory = network(
             self.network, spatial_dims=len(data.size), in_channels=data.channels, out_channels=classes, size=data.size
