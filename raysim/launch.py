@@ -20,7 +20,7 @@ import yaml
 from raysim import __version__
 from raysim.config import RunConfig, plain
 from raysim.display import Display
-from raysim.errors import ConfigError
+from raysim.errors import ConfigError, PlacementError
 from raysim.fleet import LocalFleet
 from raysim.record import write_json
 from raysim.registry import name_of
@@ -82,7 +82,12 @@ def _by_value(*classes: type) -> None:
 
 
 def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
-    device = "cuda" if config.resources.gpus_per_client and torch.cuda.is_available() else "cpu"
+    device = "cuda" if config.resources.gpus_per_client else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PlacementError(
+            f"resources.gpus_per_client={config.resources.gpus_per_client:g}: torch finds no GPU on this machine; "
+            "leave it at 0"
+        )
     threads = max(1, int(config.resources.cpus_per_client))
     fleet = LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds, device=device, threads=threads)
     yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))

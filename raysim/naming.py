@@ -1,9 +1,13 @@
-"""What to say of a name that does not exist: the nearest one that does."""
+"""Names that a user writes: how they are found, and the nearest one that exists where they are not."""
 
 from __future__ import annotations
 
+import pkgutil
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 
 def squash(name: str) -> str:
@@ -16,3 +20,10 @@ def nearest(given: str, valid: Iterable[str], prefix: str = "") -> str:
     by_name = {squash(name): name for name in valid}
     close = get_close_matches(squash(given), by_name, n=1, cutoff=0.5)
     return f" (did you mean '{prefix}{by_name[close[0]]}'?)" if close else ""
+
+
+def imported(name: str) -> Any:
+    """The module `package.module`, or what `package.module:Name` names; found in the working directory too."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    return pkgutil.resolve_name(name)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
-import sys
 from dataclasses import is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from raysim.errors import ConfigError
-from raysim.naming import nearest
+from raysim.naming import imported, nearest
 
 ALGORITHMS = "algorithms"
 TASKS = "raysim.tasks"
@@ -86,10 +85,8 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
 
 
 def _import(module: str, what: str, name: str) -> Any:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(module)
+        return imported(module)
     except Exception as error:  # whatever is wrong with it, it is the user's to mend
         raise ConfigError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 

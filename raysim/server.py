@@ -63,14 +63,16 @@ class Server:
     def __repr__(self) -> str:
         return "server"
 
-    def placed(self) -> Placed:
-        """Where everything is, once all client actors are up. Raises RunError for one that cannot start."""
+    def placed(self) -> Placed | Failed:
+        """Where everything is, once all client actors are up, or which of them cannot start."""
         places = []
         for name, client in self.clients.items():
             try:
                 places.append(ray.get(client.place.remote(), timeout=PATIENCE))
             except RayError as error:
-                raise RunError(f"{name} has not started: {error}") from error
+                failure = RunError(f"{name} has not started: {type(error).__name__}; what it said stands above")
+                failure.remote = str(error)
+                return Failed(failure)
         return Placed(places, dict(self.fleet.home))
 
     def run(self) -> Iterator[Event]:
@@ -196,7 +198,10 @@ def _started(server: Any) -> Iterator[Event]:
     placed = server.placed.remote()
     while not ray.wait([placed], timeout=TICK)[0]:
         yield Progress(phase="starting actors")
-    yield ray.get(placed)
+    event = ray.get(placed)
+    if isinstance(event, Failed):
+        raise event.error
+    yield event
 
 
 def _events(server: Any, rounds: Any) -> Iterator[Event]:

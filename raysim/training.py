@@ -137,8 +137,9 @@ def batches(
     inputs, labels = on_device(split, device)
     done = 0
     while done < steps:
-        for index in torch.split(torch.randperm(len(split)), batch)[: steps - done]:
-            index = index.to(inputs.device)
+        # One copy in a pass, and none that is waited for: in each step it would make the CPU wait for the GPU.
+        order = torch.randperm(len(split)).to(inputs.device, non_blocking=True)
+        for index in torch.split(order, batch)[: steps - done]:
             x, y = (t[index].to(device, non_blocking=True) for t in (inputs, labels))
             if augment is not None and chance is not None:
                 x, y = augment(x, y, chance)
@@ -161,11 +162,16 @@ def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     if split in _resident:
         return _resident[split]
     tensors = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if sum(t.nbytes for t in tensors) <= RESIDENT * free:
-            tensors = _resident[split] = (tensors[0].to(device), tensors[1].to(device))
+    if device.type == "cuda" and sum(t.nbytes for t in tensors) <= RESIDENT * _free(device):
+        tensors = _resident[split] = (tensors[0].to(device), tensors[1].to(device))
     return tensors
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that this process may still take on the GPU: what is free there, within the process's own share."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = total * torch.cuda.get_per_process_memory_fraction() - torch.cuda.memory_reserved()
+    return min(free, share)
 
 
 def normalisations(net: nn.Module) -> Iterator[_BatchNorm]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -257,6 +257,3 @@ class Round(Generic[S]):
     traffic: Traffic
     seconds: float
     cohort: tuple[str, ...]
-
-
-Rounds = Iterator[Round[S]]

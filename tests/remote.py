@@ -14,6 +14,7 @@ import ray
 from algorithms.fedavg import FedAvg
 from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site
 from raysim.fleet import BaseFleet
+from tests import toy
 
 OPENED: list[int] = []  # bytes of every payload that was opened in this process
 
@@ -67,6 +68,13 @@ def fails_at_d(site: Site[Any], _: Any) -> Reply[str]:
     if site.name == "d":
         raise LookupError("no such organ")
     return Reply(site.name)
+
+
+def fails_at_clients() -> toy.Line:
+    """A network that cannot be made by client actors, whose names tell their sites."""
+    if "[" in ray.get_runtime_context().get_actor_name():
+        raise LookupError("no such organ")
+    return toy.Line()
 
 
 @dataclass(frozen=True, kw_only=True)

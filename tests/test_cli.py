@@ -229,6 +229,28 @@ def test_ones_own_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trouble" in capsys.readouterr().out
 
 
+def test_ones_own_network_lies_in_the_working_directory() -> None:
+    lines = (
+        "from torch import nn",
+        "def net(in_channels, out_channels):",
+        " return nn.Conv2d(in_channels, out_channels, 1)",
+    )
+    Path("my_network.py").write_text("\n".join(lines))
+    words = ("rounds=1", "task.data.sites=1", "fleet=local", "network=my_network:net", "--out", "own")
+    done = shell("run", *words)
+    assert done.returncode == 0, done.stderr
+    assert summary("own")["bytes"]["up"] == 2 * 2 * 4  # two weights and two biases
+
+
+def test_a_gpu_that_this_machine_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["run", *LOCAL, "resources.gpus_per_client=0.5", "--out", "fast"]) == 3
+    assert "raysim: resources.gpus_per_client=0.5: torch finds no GPU" in capsys.readouterr().err
+    assert not Path("fast").exists()
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("algorithm=my_algorithm:Mine", "algorithm.trouble=nan", "rounds=5", "--out", "bad")
     assert main(["run", *LOCAL, *words]) == 1

@@ -34,6 +34,22 @@ def test_dice_is_twice_the_overlap_over_the_sum():
     assert result == {"dice": pytest.approx(0.8)}
 
 
+def test_a_predictor_may_adapt_itself_by_gradients():
+    shift = torch.zeros(2, 1, 1, requires_grad=True)
+
+    def adapted(inputs):
+        with torch.enable_grad():
+            (logits(inputs) * inputs).sum().backward()
+        return logits(inputs)
+
+    def logits(inputs):
+        return torch.cat([-inputs, inputs], 1) + shift
+
+    result = SegmentationScore(("background", "vessel"))(adapted, split([[[1, 1], [0, 0]]]), CPU)
+    assert 0 <= result["dice"] <= 1
+    assert shift.grad is not None
+
+
 def test_a_class_that_a_label_lacks_is_not_judged_there():
     labels = [[[1, 1], [0, 0]], [[1, 2], [2, 0]]]
     predictions = [[[1, 0], [2, 2]], [[1, 2], [0, 0]]]

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +20,13 @@ from algorithms.fedavg import FedAvg
 from raysim import LocalFleet, Model, Reply, Task, federate, weights
 from raysim.codec import digest
 from raysim.config import Resources
-from raysim.errors import PlacementError, SiteError
+from raysim.errors import PlacementError, RunError, SiteError
 from raysim.fleet import Progress
 from raysim.ray_fleet import ClientActor, RayFleet, assign
 from raysim.run import Plan, Row, Summary
 from raysim.server import Failed, Placed, stream
 from tests import toy
-from tests.remote import OPENED, Breaking, Sharing, fails_at_d, keep, offer, read_all, where
+from tests.remote import OPENED, Breaking, Sharing, fails_at_clients, fails_at_d, keep, offer, read_all, where
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -214,6 +215,14 @@ def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, wh
     assert 'raise LookupError("no such organ")' in last.error.remote
     assert pd.read_parquet(tmp_path / "rounds.parquet")["round"].tolist() == [1, 2]
     assert (summary(tmp_path)["status"], summary(tmp_path)["rounds"]) == ("failed", 2)
+    assert eventually(lambda: "server" not in alive())
+
+
+def test_a_client_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
+    broken = replace(plan(tmp_path, FedAvg(), 1), task=replace(task(), network=fails_at_clients))
+    with pytest.raises(RunError, match=r"^client-01 has not started: ActorDiedError") as caught:
+        list(stream(broken, Resources(clients=1), "test-broken"))
+    assert "LookupError: no such organ" in caught.value.remote
     assert eventually(lambda: "server" not in alive())
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from raysim.errors import ConfigError
-from raysim.naming import nearest, squash
+from raysim.naming import imported, nearest, squash
 
 Maker = Callable[..., Any]
 
@@ -26,9 +25,9 @@ def find(kind: str, name: object, makers: Mapping[str, Maker]) -> Maker:
         raise ConfigError(f"{kind} has no name (it is {name!r}); give one of: {', '.join(sorted(makers))}")
     if ":" in name:
         try:
-            maker: Maker = pkgutil.resolve_name(name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"{kind} '{name}' cannot be imported: {error}") from error
+            maker: Maker = imported(name)
+        except Exception as error:  # whatever is wrong with it, it is the user's to mend
+            raise ConfigError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
         return maker
     by_name = {squash(key): maker for key, maker in makers.items()}
     if squash(name) not in by_name:

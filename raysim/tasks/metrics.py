@@ -105,7 +105,7 @@ class SegmentationScore:
             else:
                 yield np.moveaxis(predicted[at], 0, -1), np.moveaxis(labels[at, 0], 0, -1), spacing
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, inside which a predictor that adapts itself could not turn gradients on
     def _predicted(self, predict: Predictor, split: Split, device: torch.device) -> Array:
         """Class indices (N, *space), predicted in batches."""
         found = []
