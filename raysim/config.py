@@ -5,6 +5,7 @@ Imports neither torch nor Ray; a task's or an algorithm's own module is imported
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -198,6 +199,8 @@ def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
         inner, default = nested(hints[key]), defaults[key]
         if isinstance(value, bool) and _is_number(hints[key]):  # else it would be taken for 1 or 0
             raise ConfigError(f"{path}={str(value).lower()}: expected a number")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}={value}: expected a finite number")
         if inner is None and isinstance(default, Mapping) and "name" in default:
             value = _with_name(value, default)
         elif inner is not None and isinstance(value, str) and any(f.name == "name" for f in fields(inner)):

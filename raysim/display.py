@@ -102,9 +102,9 @@ class Display:
         values = summary.values
         for table in site_tables(values, self.console.width):
             self.console.print(table)
-        total = values["bytes"]
+        total, rounds = values["bytes"], f"{values['rounds']} round" + "s" * (values["rounds"] != 1)
         self.say(
-            f"{values['rounds']} rounds in {values['seconds']:.1f} s; up {size(total['up'])}, "
+            f"{rounds} in {values['seconds']:.1f} s; up {size(total['up'])}, "
             f"down {size(total['down'])}, between sites {size(total['between_sites'])}"
         )
         self.say(f"digest {values['digest']}")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from raysim.errors import RunError, SiteError
 from raysim.tree import frozen, nbytes
-from raysim.types import KEEP, Reply, Task, Traffic
+from raysim.types import KEEP, Metrics, Reply, Task, Traffic
 from raysim.worker import NOTHING, Answer, Call, Client, Exchanged, Worker
 
 P = TypeVar("P")
@@ -47,10 +47,11 @@ class Ledger:
     up: Counter[str] = field(default_factory=Counter)
     down: Counter[str] = field(default_factory=Counter)
     between: Counter[str] = field(default_factory=Counter)
-    losses: dict[str, tuple[float, float]] = field(default_factory=dict)
+    metrics: dict[str, Metrics] = field(default_factory=dict)  # of the client functions, by site
+    weights: dict[str, float] = field(default_factory=dict)
 
     def open_round(self, index: int) -> None:
-        self.round, self.calls, self.losses = index, 0, {}
+        self.round, self.calls, self.metrics, self.weights = index, 0, {}, {}
         self.up, self.down, self.between = Counter(), Counter(), Counter()
 
     def traffic(self) -> Traffic:
@@ -110,8 +111,9 @@ class BaseFleet(ABC):
             ledger.seconds[site] = answer.seconds
             if answer.memory is not KEEP:
                 ledger.memories[site] = answer.memory
+            ledger.metrics[site] = ledger.metrics.get(site, {}) | {k: float(v) for k, v in answer.metrics.items()}
             if "loss" in answer.metrics:
-                ledger.losses[site] = float(answer.metrics["loss"]), float(answer.weight)
+                ledger.weights[site] = float(answer.weight)
         return {site: Reply(a.payload, a.weight, a.metrics) for site, a in answers.items()}
 
     def _call(self, index: int | str) -> Call:
@@ -183,4 +185,4 @@ class LocalFleet(BaseFleet):
         return self.ledger.memories.get(site)
 
     def remember(self, memories: Mapping[str, Any]) -> None:
-        self.ledger.memories.update(memories)
+        self.ledger.memories.update(frozen(memories))

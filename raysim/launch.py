@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -24,7 +24,7 @@ from raysim.errors import ConfigError, PlacementError
 from raysim.fleet import LocalFleet
 from raysim.record import write_json
 from raysim.registry import name_of
-from raysim.run import Plan, Summary, check_cohort, check_training, chosen_metric, perform
+from raysim.run import Plan, Summary, check_cohort, check_last_batch, check_training, chosen_metric, perform
 from raysim.server import Event, Failed, Placed, ray_running, stream
 
 PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "pillow", "scipy", "pydantic")
@@ -36,16 +36,16 @@ def launch(config: RunConfig, out: str | None, display: Display) -> None:
     Raises RaysimError for whatever goes wrong, KeyboardInterrupt after a clean stop.
     """
     stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
-    folder = free_folder(stem) if out is None else Path(out).absolute()
-    plan = prepare(config, folder, display)
-    if config.fleet == "local":
-        _follow(_local(plan, config), config, plan, display)
-        return
-    _by_value(type(config.algorithm), type(config.task))
-    display.say("starting Ray")
-    with ray_running(config.address) as dashboard:
-        display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
-        _follow(stream(plan, config.resources, f"raysim-{folder.name}-{token_hex(3)}"), config, plan, display)
+    with claimed(out, stem) as folder:
+        plan = prepare(config, folder, display)
+        if config.fleet == "local":
+            _follow(_local(plan, config), config, plan, display)
+            return
+        _by_value(type(config.algorithm), type(config.task))
+        display.say("starting Ray")
+        with ray_running(config.address) as dashboard:
+            display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
+            _follow(stream(plan, config.resources, f"raysim-{folder.name}-{token_hex(3)}"), config, plan, display)
 
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
@@ -53,6 +53,7 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     with display.preparing() as progress:
         task = config.task.build(progress)
     check_training(task)
+    check_last_batch(task)
     check_cohort(task, config.cohort)
     return Plan(
         algorithm=config.algorithm,
@@ -68,10 +69,43 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     )
 
 
-def free_folder(stem: str) -> Path:
-    """The first of `runs/STEM-001`, `runs/STEM-002`, ... that does not exist; it is not made yet."""
-    names = (Path("runs").absolute() / f"{stem.replace(':', '.')}-{number:03}" for number in count(1))
-    return next(folder for folder in names if not folder.exists())
+@contextmanager
+def claimed(out: str | None, stem: str) -> Iterator[Path]:
+    """A folder that is this run's alone, made here: `out`, or the first free of `runs/STEM-001`, `runs/STEM-002`, ...
+
+    What is still empty at the end is removed, so that a run that is refused leaves nothing.
+    Raises ConfigError if `out` exists or cannot be made.
+    """
+    made: list[Path] = []
+    try:
+        folder = _make(Path(out).absolute(), made) if out is not None else _next_free(stem, made)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and error.filename == str(Path(str(out)).absolute()):
+            raise ConfigError(f"--out {out} exists, and a run never overwrites another; choose a new folder") from error
+        raise ConfigError(f"cannot make the run's folder {error.filename}: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it is in use, and so are those above it
+            for empty in made:
+                empty.rmdir()
+
+
+def _next_free(stem: str, made: list[Path]) -> Path:
+    for number in count(1):
+        with suppress(FileExistsError):
+            return _make(Path("runs").absolute() / f"{stem.replace(':', '.')}-{number:03}", made)
+    raise AssertionError("numbers do not end")
+
+
+def _make(folder: Path, made: list[Path]) -> Path:
+    """`folder`, new, and what is missing above it; all that was made, the deepest first, is added to `made`."""
+    missing = [above for above in folder.parents if not above.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made += missing
+    folder.mkdir()
+    made.insert(0, folder)
+    return folder
 
 
 def _by_value(*classes: type) -> None:
@@ -95,7 +129,7 @@ def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
 
 
 def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: Display) -> None:
-    """Show the events; the folder is made when the actors are placed, so that what is refused leaves nothing."""
+    """Show the events; the folder is filled when the actors are placed, so that what is refused leaves nothing."""
     # Closed, not left to the garbage collector: Ctrl-C may come here, and a run must end before Ray does.
     with display.live(plan), closing(events):
         for event in events:
@@ -109,10 +143,7 @@ def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: Di
 
 
 def _open_folder(folder: Path, config: RunConfig, placed: Placed) -> None:
-    try:
-        (folder / "checkpoints").mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+    (folder / "checkpoints").mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
     write_json(folder / "env.json", environment())
     places = {place.actor: asdict(place) for place in placed.places}

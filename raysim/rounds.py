@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import nn
 
-from raysim.fleet import BaseFleet
+from raysim.fleet import BaseFleet, Ledger
 from raysim.model import weights
 from raysim.seeding import generator, seeded
 from raysim.types import JUDGED, Algorithm, Predictor, Reply, Round, Score, Site, State, Task
@@ -59,9 +59,9 @@ def federate(
         yield Round(
             number=index + 1,
             state=state,
-            loss=_mean_loss(fleet.ledger.losses),
+            loss=_mean_loss(fleet.ledger),
             metrics=metrics,
-            scores=(*_losses(fleet.ledger.losses), *scores),
+            scores=(*_said(fleet.ledger), *scores),
             traffic=fleet.ledger.traffic(),
             seconds=time.perf_counter() - began,
             cohort=tuple(sites),
@@ -115,12 +115,14 @@ def _scores(site: Site[Any], predict: Predictor, suffix: str) -> list[Score]:
     return found
 
 
-def _losses(losses: Mapping[str, tuple[float, float]]) -> list[Score]:
-    return [Score(site, "inside", "train", "loss", loss) for site, (loss, _) in sorted(losses.items())]
+def _said(ledger: Ledger) -> list[Score]:
+    """The metrics that client functions gave in their replies, as scores on the training data."""
+    said = sorted(ledger.metrics.items())
+    return [Score(site, "inside", "train", name, value) for site, found in said for name, value in found.items()]
 
 
-def _mean_loss(losses: Mapping[str, tuple[float, float]]) -> float | None:
-    total = sum(weight for _, weight in losses.values())
+def _mean_loss(ledger: Ledger) -> float | None:
+    total = sum(ledger.weights.values())
     if not total > 0:
         return None
-    return sum(losses[site][0] * losses[site][1] for site in sorted(losses)) / total
+    return sum(ledger.metrics[site]["loss"] * ledger.weights[site] for site in sorted(ledger.weights)) / total

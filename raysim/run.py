@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from raysim import checkpoint
 from raysim.codec import digest
 from raysim.errors import ConfigError, RaysimError, ServerError
@@ -118,6 +120,24 @@ def check_training(task: Task) -> None:
             f"no training rows at {named}: every inside site trains. Give it rows with split train, or only judge it: "
             f"task.data.outside=[{', '.join([*task.outside, *empty][:8])}]"
         )
+
+
+def check_last_batch(task: Task) -> None:
+    """Raises ConfigError if a site's last batch of a pass is a single example and the network cannot train on one."""
+    size = task.batch_size
+    single = [site for site in task.inside if size == 1 or task.sizes[site]["train"] % size == 1]
+    if not single:
+        return
+    example = torch.from_numpy(task.open(single[0]).train.inputs[:1])
+    try:
+        with torch.no_grad():
+            task.start(0).train()(example)
+    except ValueError as error:  # batch statistics of one value
+        raise ConfigError(
+            f"task.batch_size={size} leaves a last batch of one example at '{single[0]}' "
+            f"({task.sizes[single[0]]['train']} training examples), on which the network cannot train: {error}. "
+            "Choose another batch size, fewer levels, or another norm"
+        ) from error
 
 
 def check_cohort(task: Task, cohort: float | int) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ class LocalTraining:
         "course of the learning rate over the declared rounds; poly falls as (1 - round/rounds)^0.9",
     ] = "constant"
     clip: Annotated[float | None, Gt(0), "largest L2 norm of a step's gradient"] = None
-    amp: Annotated[bool, "bfloat16 autocast"] = False
+    amp: Annotated[bool | None, "bfloat16 autocast; where not given, on a GPU and not on a CPU"] = None
     buffers: Annotated[
         Literal["average", "local", "reset"],
         "running statistics: averaged by the server, kept at each site, or started afresh in every round",
@@ -97,7 +96,7 @@ class LocalTraining:
                 nn.utils.clip_grad_norm_(parameters, self.clip)
             optimizer.step()
             losses.append(loss.detach())
-        return _mean_loss(losses)
+        return _mean_loss(losses, parameters)
 
     def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
         lr = self.lr * rate(self.schedule, site.round, site.rounds)
@@ -184,14 +183,16 @@ def channels_last(ndim: int) -> torch.memory_format:
     return {4: torch.channels_last, 5: torch.channels_last_3d}.get(ndim, torch.contiguous_format)
 
 
-def _mean_loss(losses: list[Tensor]) -> float:
-    # One look at the losses after the last step: a look in each step would make the GPU wait for the CPU.
-    values = torch.stack(losses).float().cpu().numpy()
-    finite = np.isfinite(values)
-    if not finite.all():
-        step = int(np.argmin(finite))
+def _mean_loss(losses: list[Tensor], parameters: list[nn.Parameter]) -> float:
+    # One look after the last step: a look in each step would make the GPU wait for the CPU.
+    size = nn.utils.get_total_norm([p.detach() for p in parameters])
+    *values, size = torch.stack([*(loss.float() for loss in losses), size.float()]).cpu()
+    step = next((i for i, value in enumerate(values) if not value.isfinite()), None)
+    if step is not None or not size.isfinite():
+        what = f"the loss is {values[step].item()}" if step is not None else "the weights are not finite"
         raise RunError(
-            f"the loss is {values[step]} at step {step + 1} of {len(values)}; lower the learning rate "
+            f"{what} at step {len(values) if step is None else step + 1} of {len(values)}; lower the learning rate "
             "(algorithm.lr), clip the gradient (algorithm.clip=1), or look at the site's data"
         )
-    return float(values.mean(dtype=np.float64))
+    mean: float = torch.stack(values).double().mean().item()
+    return mean

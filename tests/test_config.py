@@ -300,3 +300,15 @@ def test_every_key_of_a_run_is_documented() -> None:
 def test_a_resolved_run_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         resolved().rounds = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_a_number_must_be_finite(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.lr=.*expected a finite number"):
+        resolve(parse([f"algorithm.lr={value}"]))
+
+
+def test_a_key_stands_once_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("rounds: 3\nrounds: 4\n")
+    with pytest.raises(ConfigError, match="key 'rounds' stands twice"):
+        read_file(str(tmp_path / "twice.yaml"))

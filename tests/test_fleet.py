@@ -114,7 +114,7 @@ def test_judging_leaves_no_trace() -> None:
     replies = here.judge(count, "shared")
     assert list(replies) == ["a", "b", "c", "x"]
     assert here.ledger.traffic().down == {}
-    assert (here.ledger.memories, here.ledger.calls, here.ledger.losses) == ({}, 0, {})
+    assert (here.ledger.memories, here.ledger.calls, here.ledger.metrics) == ({}, 0, {})
 
 
 def test_what_sites_get_and_send_is_read_only() -> None:
@@ -173,4 +173,6 @@ def test_progress_says_where_a_round_stands() -> None:
 def test_a_loss_is_kept_with_its_weight() -> None:
     here = LocalFleet(two_sites())
     here.map(lambda site, _: Reply(None, weight=len(site.data.train), metrics={"loss": 0.5}))
-    assert here.ledger.losses == {"a": (0.5, 1), "b": (0.5, 3)}
+    here.map(lambda site, _: Reply(None, metrics={"cosine": 0.25}))
+    assert here.ledger.metrics == dict.fromkeys("ab", {"loss": 0.5, "cosine": 0.25})
+    assert here.ledger.weights == {"a": 1, "b": 3}  # of the call that gave a loss

@@ -202,6 +202,11 @@ def test_a_loss_that_is_not_finite_names_the_step() -> None:
         trained(sgd(lr=1e20, steps=5))
 
 
+def test_weights_that_are_not_finite_after_the_last_step_are_noticed() -> None:
+    with pytest.raises(RunError, match="the weights are not finite at step 1 of 1"):
+        trained(sgd(lr=3e38, steps=1))
+
+
 def test_mixed_precision_trains_in_bfloat16() -> None:
     # 0.4 has 8 bits of mantissa in bfloat16; the weights themselves stay float32.
     w, _ = trained(sgd(amp=True, steps=2))
