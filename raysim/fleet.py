@@ -137,9 +137,13 @@ class BaseFleet(ABC):
                 raise SiteError(site, call.round + 1, answer.failure.cause, answer.failure.traceback)
             answers[site] = answer
             progress.done += 1
-            if self.ledger.stop.is_set():
-                raise Interrupted(f"stopped in round {call.round + 1}")
+            self.check_stop()
         return {site: answers[site] for site in self.sites}
+
+    def check_stop(self) -> None:
+        """Raises Interrupted if someone asked the run to stop."""
+        if self.ledger.stop.is_set():
+            raise Interrupted(f"stopped in round {self.ledger.round + 1}")
 
     @abstractmethod
     def _play(

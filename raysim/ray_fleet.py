@@ -131,6 +131,7 @@ class RayFleet(BaseFleet):
             if not running:
                 return
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+            self.check_stop()
             for ref in ready:
                 actor, sites, refs = running.pop(ref)
                 busy[actor] -= 1
