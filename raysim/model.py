@@ -158,11 +158,12 @@ def _schema(tensors: tuple[tuple[str, torch.Size, torch.dtype, bool], ...]) -> S
 
 
 def _layout(net: nn.Module) -> tuple[Schema, dict[str, Tensor]]:
-    tensors = net.state_dict()
-    trained = {name for name, _ in net.named_parameters(remove_duplicate=False)}
-    return _schema(tuple((name, t.shape, t.dtype, name in trained) for name, t in tensors.items())), tensors
+    tensors = net.state_dict(keep_vars=True)
+    entries = ((name, t.shape, t.dtype, isinstance(t, nn.Parameter)) for name, t in tensors.items())
+    return _schema(tuple(entries)), tensors
 
 
+@torch.no_grad()
 def weights(net: nn.Module) -> Model:
     """The weights of `net`, buffers included, copied to the CPU in one crossing per dtype."""
     schema, tensors = _layout(net)
