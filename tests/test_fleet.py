@@ -174,5 +174,5 @@ def test_a_loss_is_kept_with_its_weight() -> None:
     here = LocalFleet(two_sites())
     here.map(lambda site, _: Reply(None, weight=len(site.data.train), metrics={"loss": 0.5}))
     here.map(lambda site, _: Reply(None, metrics={"cosine": 0.25}))
-    assert here.ledger.metrics == dict.fromkeys("ab", {"loss": 0.5, "cosine": 0.25})
+    assert here.ledger.metrics == {site: {"loss": 0.5, "cosine": 0.25} for site in "ab"}
     assert here.ledger.weights == {"a": 1, "b": 3}  # of the call that gave a loss
