@@ -22,6 +22,14 @@ from raysim.naming import nearest
 from raysim.registry import algorithm_class, name_of, task_class
 
 SHORT = {"data": "task.data", "network": "task.network"}
+WHOLE = ("classes",)  # a mapping of the user's own names: another one replaces it, as a list would
+WANTED = {  # pydantic speaks of Python's types
+    "tuple_type": "a list, as in [a, b]",
+    "dict_type": "keys and values, as in {key: value}",
+    "dataclass_type": "keys and values, as in {key: value}",
+    "too_short": "at least %(min_length)s items, not %(actual_length)s",
+    "too_long": "at most %(max_length)s items, not %(actual_length)s",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +94,7 @@ def read_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if value is None:
         return {}
@@ -125,7 +133,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, top: bool = True)
             value = {"name": value}
         if isinstance(value, Mapping) and isinstance(old, str):
             old = {"name": old}
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in WHOLE:
             renamed = "name" in old and "name" in value and old["name"] != value["name"]
             value = dict(value) if renamed and not top else merge(old, value, top=False)
         result[key] = value
@@ -183,7 +191,10 @@ def build(cls: Any, values: Mapping[str, Any], at: str) -> Any:
         found = error.errors()
         # What is wrong with a list's items is said of the items: not that the list, without them, is too short.
         within = {e["loc"][:depth] for e in found for depth in range(len(e["loc"]))}
-        lines = dict.fromkeys(_explained(e, at) for e in found if e["loc"] not in within)
+        wishes: dict[str, dict[str, None]] = {}  # of each key; a union wishes for each of its members
+        for key, wish in (_explained(e, at) for e in found if e["loc"] not in within):
+            wishes.setdefault(key, {})[wish] = None
+        lines = (f"{key}: expected {', or '.join(wanted)}" for key, wanted in wishes.items())
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -195,7 +206,8 @@ def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
         path, prefix = (f"{at}.{key}", f"{at}.") if at else (key, "")
         if key not in defaults:
             near, valid = nearest(key, defaults, prefix), ", ".join(sorted(defaults))
-            raise ConfigError(f"unknown key '{path}'{near}; valid under {at or 'a run'}: {valid}")
+            deeper = "" if at else "; the task's keys begin with task., the algorithm's with algorithm."
+            raise ConfigError(f"unknown key '{path}'{near}; valid under {at or 'a run'}: {valid}{deeper}")
         inner, default = nested(hints[key]), defaults[key]
         if isinstance(value, bool) and _is_number(hints[key]):  # else it would be taken for 1 or 0
             raise ConfigError(f"{path}={str(value).lower()}: expected a number")
@@ -224,12 +236,15 @@ def _is_number(hint: Any) -> bool:
     return hint in (int, float) or any(part in (int, float) for part in get_args(hint))
 
 
-def _explained(error: Any, at: str) -> str:
+def _explained(error: Any, at: str) -> tuple[str, str]:
+    """The key with its value, and what was expected of it."""
     places = [str(p) for p in error["loc"] if not (isinstance(p, str) and re.search(r"[\[\]()]|^constrained-", p))]
     # Members of a union are named in the path by their type; the user only knows the key.
     places = [p for p in places if p not in ("int", "float", "str", "bool", "none")]
     key = ".".join([at, *places] if at else places)
     if error["type"] == "missing":
-        return f"{key} is missing: give {key}=..."
-    wanted = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{key}={error['input']!r}: expected {wanted}"
+        return f"{key} is missing", f"{key}=..."
+    value = "null" if error["input"] is None else repr(error["input"])
+    if error["type"] in WANTED:
+        return f"{key}={value}", WANTED[error["type"]] % error.get("ctx", {})
+    return f"{key}={value}", error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

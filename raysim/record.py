@@ -77,8 +77,8 @@ class Recorder:
             self.totals.seconds + round.seconds,
         )
         self._plot(round, row)
-        # A file of all rounds is written anew each time: seldom enough to cost a twentieth of the run at most.
-        if time.monotonic() - self._flushed > 20 * self._pause:
+        # A file of all rounds is written anew each time: seldom enough to cost a hundredth of the run.
+        if time.monotonic() - self._flushed > 100 * self._pause:
             self.flush()
         return row
 

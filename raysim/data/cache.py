@@ -48,12 +48,15 @@ def cached(folder: Path, name: str, make: Callable[[], Mapping[str, Array]]) -> 
     """The arrays of the entry `name` (a `digest`) in `folder`, from `make` if there are none yet.
 
     They are mapped copy-on-write: a change stays in this process. Of two processes that make the same entry
-    one wins and both read it. Raises ConfigError if the entry cannot be written.
+    one wins and both read it. Raises ConfigError if the entry cannot be written, or is damaged.
     """
     entry = folder / name
     if not entry.is_dir():
         _write(entry, make())
-    return {path.stem: _mapped(path) for path in sorted(entry.glob("*.npy"))}
+    try:
+        return {path.stem: _mapped(path) for path in sorted(entry.glob("*.npy"))}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the prepared data in {entry} is damaged ({error}); remove that folder") from error
 
 
 def _write(entry: Path, arrays: Mapping[str, Array]) -> None:

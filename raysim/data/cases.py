@@ -106,7 +106,7 @@ class Preparation:
             listed = ", ".join(f"{value:g}" for value in stray[:8]) + (", ..." if len(stray) > 8 else "")
             raise ConfigError(
                 f"{path}: has the values {listed}, which are no class; the classes are {list(self.values)}. "
-                "Name every value: task.data.classes={background: 0, NAME: VALUE}"
+                f"Name every value, in quotes: 'task.data.classes={{background: 0, NAME: {stray[0]:g}}}'"
             )
         indices = np.zeros(mask.array.shape, np.float32)
         for index, value in enumerate(self.values):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
+
+from raysim.data.pictures import pixels as picture_pixels
+from raysim.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FEW = 32  # more values than that are no classes
@@ -37,16 +40,32 @@ class Look:
     problems: tuple[str, ...] = ()
 
 
+class Opened(NamedTuple):
+    """What a file holds: pixels (C, *space), and where they lie, voxel to mm, if a header says so."""
+
+    pixels: Array
+    affine: Array | None = None
+
+
 def look(image: str | None, label: str | None) -> Look:
     """The facts of an image and of its mask, if any. A file that cannot be read is a problem, not an error."""
     problems: list[str] = []
-    pixels = _opened(image, "image", problems)
+    scan = _opened(image, "image", problems)
     mask = _opened(label, "label", problems)
-    if mask and pixels and mask[0].shape[1:] != pixels[0].shape[1:]:
-        shapes = " and ".join(" x ".join(map(str, array.shape[1:])) for array in (pixels[0], mask[0]))
-        problems.append(f"image and label differ in shape, {shapes}: {image}, {label}")
-    counts = _counts(mask[0], f"label {label}", problems) if mask else {}
-    return Look(_facts(*pixels) if pixels else None, counts, tuple(problems))
+    if scan and mask:
+        problems += [f"{fault}: {image}, {label}" for fault in _apart(scan, mask)]
+    counts = _counts(mask.pixels, f"label {label}", problems) if mask else {}
+    return Look(_facts(scan) if scan else None, counts, tuple(problems))
+
+
+def _apart(scan: Opened, mask: Opened) -> list[str]:
+    """How a label does not lie on its image."""
+    if scan.pixels.shape[1:] != mask.pixels.shape[1:]:
+        shapes = " and ".join(" x ".join(map(str, array.shape[1:])) for array in (scan.pixels, mask.pixels))
+        return [f"image and label differ in shape, {shapes}"]
+    if scan.affine is None or mask.affine is None or np.allclose(scan.affine, mask.affine, atol=0.1):
+        return []
+    return ["image and label lie in different places"]
 
 
 def _counts(mask: Array, name: str, problems: list[str]) -> dict[float, int]:
@@ -61,51 +80,52 @@ def _counts(mask: Array, name: str, problems: list[str]) -> dict[float, int]:
     return dict(zip(values.astype(float).tolist(), counts.tolist(), strict=True))
 
 
-def _opened(path: str | None, role: str, problems: list[str]) -> tuple[Array, tuple[float, ...] | None] | None:
+def _opened(path: str | None, role: str, problems: list[str]) -> Opened | None:
     if path is None:
         return None
     try:
-        pixels, spacing = _read(path, role)
+        opened = _read(path, role)
     except FileNotFoundError:
         problems.append(f"{role} {path} does not exist")
+        return None
+    except ConfigError as reason:
+        problems.append(f"{role} {path} {reason}")
         return None
     except Exception as reason:  # noqa: BLE001 - a damaged file may raise anything, and the others are still read
         problems.append(f"{role} {path} cannot be read: {type(reason).__name__}: {reason}")
         return None
-    if not np.isfinite(pixels).all():
+    if not np.isfinite(opened.pixels).all():
         problems.append(f"{role} {path} holds NaN or infinity")
-    return pixels, spacing
+    return opened
 
 
-def _read(path: str, role: str) -> tuple[Array, tuple[float, ...] | None]:
-    """The pixels (C, *space) of a file, and mm between them."""
+def _read(path: str, role: str) -> Opened:
     with fsspec.open(path, "rb", compression="infer") as file:
         content = file.read()
-    if path.partition("::")[0].endswith((".nii", ".nii.gz")):
+    if path.partition("::")[0].lower().endswith((".nii", ".nii.gz")):
         return _nifti(content)
-    from PIL import Image  # here, as nibabel below: a table is read without them
-
-    with Image.open(BytesIO(content)) as picture:
-        # The palette of a mask holds colours for people; its indices are the classes.
-        pixels = np.asarray(picture.convert("RGB") if picture.mode == "P" and role == "image" else picture)
-    return (np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels[None]), None
+    return Opened(picture_pixels(BytesIO(content), mask=role == "label"))
 
 
-def _nifti(content: bytes) -> tuple[Array, tuple[float, ...]]:
-    import nibabel
+def _nifti(content: bytes) -> Opened:
+    """The volume with its axes to the right, to the front and up, as it is trained on."""
+    import nibabel  # here, as a table is read without it
 
     second = 540 in (int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big"))  # its header's size
     volume = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(content)
-    pixels = np.asarray(volume.dataobj)
-    space = pixels.shape[:3]
-    spacing = tuple(float(step) for step in volume.header["pixdim"][1 : 1 + len(space)])
-    return np.moveaxis(pixels.reshape(*space, -1), -1, 0), spacing
+    if volume.ndim < 3:
+        raise ConfigError(f"has {volume.ndim} axes; a volume has three of space")
+    volume = nibabel.as_closest_canonical(volume)
+    voxels = np.asarray(volume.dataobj)
+    return Opened(np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), -1, 0), volume.affine)
 
 
-def _facts(pixels: Array, spacing: tuple[float, ...] | None) -> Facts:
+def _facts(opened: Opened) -> Facts:
+    pixels, shape = opened.pixels, opened.pixels.shape[1:]
+    spacing = None if opened.affine is None else tuple(np.linalg.norm(opened.affine[:3, :3], axis=0).tolist())
     finite = pixels[np.isfinite(pixels)]
     if not len(finite):
-        return Facts(pixels.shape[1:], spacing, len(pixels), *[np.nan] * 5)
+        return Facts(shape, spacing, len(pixels), *[np.nan] * 5)
     p1, p99 = np.percentile(finite[:: len(finite) // SAMPLE + 1], (1, 99))
     mean, ends = finite.mean(dtype=np.float64), (finite.min(), finite.max())
-    return Facts(pixels.shape[1:], spacing, len(pixels), *map(float, (ends[0], p1, mean, p99, ends[1])))
+    return Facts(shape, spacing, len(pixels), *map(float, (ends[0], p1, mean, p99, ends[1])))

@@ -13,14 +13,13 @@ import fsspec.core
 import numpy as np
 from monai.data.image_reader import NibabelReader
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms.io.array import LoadImage
 from monai.transforms.spatial.array import Orientation
-from PIL import Image as Pillow
+from monai.transforms.utility.array import EnsureChannelFirst
 
+from raysim.data.pictures import pixels
 from raysim.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-COLOUR = {"P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "LA": "L", "1": "L"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ def read(path: str, mask: bool = False) -> Image:
     """The image in a file; of a mask, the values as stored. Raises ConfigError naming the file."""
     try:
         with _local(path) as file:
-            image = _volume(file) if is_volume(path) else _picture(file, mask)
+            image = _volume(file) if is_volume(path) else Image(_flat(file, mask), np.eye(3))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except Exception as error:  # readers raise whatever they like on a broken file
-        raise ConfigError(f"{path}: cannot be read as an image: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
     if not np.isfinite(image.array).all():
         raise ConfigError(f"{path}: has values that are no numbers (NaN or infinite); replace them in the file")
     return image
@@ -76,23 +75,15 @@ def _local(path: str) -> Iterator[str]:
         yield copy
 
 
-def _picture(file: str, mask: bool) -> Image:
-    with Pillow.open(file) as picture:
-        if getattr(picture, "n_frames", 1) > 1:
-            raise ConfigError("has several pages; store each as a picture of its own")
-        # The numbers of a palette are a mask's classes, and its colours are for the eye only.
-        plain = picture if mask or picture.mode not in COLOUR else picture.convert(COLOUR[picture.mode])
-        array = np.atleast_3d(np.asarray(plain, np.float32)).transpose(2, 0, 1)
-    if mask:
-        array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
-        if (array != array[0]).any():
-            raise ConfigError("a mask must be grey, one value per class; this one is coloured")
-        array = array[:1]
-    return Image(np.ascontiguousarray(array), np.eye(3))
+def _flat(file: str, mask: bool) -> Array:
+    return np.ascontiguousarray(pixels(file, mask), np.float32)
 
 
 def _volume(file: str) -> Image:
-    loaded = LoadImage(reader=NibabelReader(), ensure_channel_first=True)(file)
+    reader = NibabelReader()
+    # Not by LoadImage, which hides why a file cannot be read behind advice on what to install.
+    array, meta = reader.get_data(reader.read(file))
+    loaded = EnsureChannelFirst()(MetaTensor(array, meta=meta))
     if loaded.ndim != 4:
         raise ConfigError(f"a volume must have three axes of space, this one has {loaded.ndim - 1}")
     turned = cast(MetaTensor, Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(loaded))
