@@ -72,6 +72,13 @@ def test_a_full_disk_is_refused_with_the_folder(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_damaged_entry_is_named(tmp_path):
+    cached(tmp_path, "entry", lambda: {"x": np.ones(3)})
+    (tmp_path / "entry" / "x.npy").write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"{tmp_path}/entry is damaged .*remove that folder"):
+        cached(tmp_path, "entry", lambda: {"x": np.ones(3)})
+
+
 def test_digests_depend_on_the_key_alone():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
 

@@ -69,6 +69,23 @@ def test_volumes_have_spacing_and_channels(tmp_path: Path) -> None:
     assert "4 x 5 x 6..8" in printed(seen)
 
 
+def test_what_a_run_takes_is_no_problem_and_what_it_refuses_is(tmp_path: Path) -> None:
+    alpha = picture(tmp_path / "alpha.png", np.full((2, 2, 4), 9))
+    grey = picture(tmp_path / "grey.png", np.full((2, 2, 3), 5))
+    colour = picture(tmp_path / "colour.png", np.zeros((2, 2, 3)))
+    seen = describe(table(("s", "train", alpha, grey), ("s", "train", colour, grey)))
+    assert (seen.problems, seen.values.loc["s"].to_dict()) == ((), {5.0: 8})
+
+    turned = np.zeros((2, 3, 4), np.uint8)
+    image = volume(tmp_path / "i.nii", turned)
+    swapped = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    nibabel.save(nibabel.Nifti1Image(turned.swapaxes(0, 1), swapped), tmp_path / "same.nii")
+    assert describe(table(("s", "train", image, str(tmp_path / "same.nii")))).problems == ()
+    moved = volume(tmp_path / "moved.nii", turned, (2.0, 1.0, 1.0))
+    (problem,) = describe(table(("s", "train", image, moved))).problems
+    assert problem == f"image and label lie in different places: {image}, {moved}"
+
+
 def test_colour_pictures_have_three_channels_and_masks_keep_their_palette(tmp_path: Path) -> None:
     colour = picture(tmp_path / "c.png", np.zeros((4, 5, 3)))
     mask = Image.new("P", (5, 4), 2)
@@ -91,7 +108,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
             ("a", "train", good, picture(tmp_path / "small.png", np.zeros((2, 4)))),
             ("a", "train", str(tmp_path / "gone.png"), picture(tmp_path / "m.png", np.ones((4, 4)))),
             ("a", "val", str(tmp_path / "bad.png"), None),
-            ("a", "test", str(tmp_path / "bad.nii.gz"), picture(tmp_path / "rgb.png", np.zeros((4, 4, 3)))),
+            ("a", "test", str(tmp_path / "bad.nii.gz"), picture(tmp_path / "rgb.png", np.eye(3)[None] * 9)),
             ("b", "test", holes, picture(tmp_path / "z.png", np.zeros((2, 2)))),
             ("b", "test", noisy, noisy),
         )
@@ -102,7 +119,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
         f"image {tmp_path}/gone.png does not exist",
         f"image {tmp_path}/bad.png cannot be read",
         f"image {tmp_path}/bad.nii.gz cannot be read",
-        "rgb.png has 3 channels",
+        "rgb.png a mask must be grey",
         "holes.nii holds NaN",
         "noisy.png has 64 different values",
         "site a: rows of train, val or test without a label: 1",

@@ -285,6 +285,22 @@ def test_volumes_of_another_place_or_with_nan_are_refused(tmp_path):
     assert task(tmp_path, intensity="none").open("a").train.inputs.shape == (1, 2, 4, 4, 4)
 
 
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:40]])
+def test_a_damaged_volume_is_told_in_a_line(tmp_path, damage):
+    volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4), np.float32))
+    (tmp_path / "y.nii.gz").write_bytes(damage((tmp_path / "x.nii.gz").read_bytes()))
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
+    (line,) = wrong(tmp_path).splitlines()[1:]
+    assert "y.nii.gz: cannot be read" in line
+    assert "LoadImage" not in line
+
+
+def test_a_spacing_that_would_fill_the_memory_is_refused(tmp_path):
+    volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4), np.float32))
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "x.nii.gz"]])
+    assert "6e+10 voxels; set a larger one" in wrong(tmp_path, spacing=[0.001] * 3)
+
+
 def test_shift_is_a_part_of_the_configuration():
     given = TypeAdapter(Segmentation).validate_python({"data": {"shift": {"severity": 0.5, "kinds": ["noise"]}}})
     assert given.data.shift == Shift(severity=0.5, kinds=("noise",))

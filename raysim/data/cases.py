@@ -41,6 +41,9 @@ SCALES: dict[Intensity, Callable[[Any], Any]] = {
 }
 
 
+MOST = 2**30  # voxels of a volume, 4 GB: more is a slip in task.data.spacing, and would end in a killed process
+
+
 @dataclass(frozen=True)
 class Case:
     """The examples of one case: one, or one for each slice.
@@ -87,6 +90,13 @@ class Preparation:
     def _check(self, path: str, scan: Image) -> None:
         if self.channels is not None and len(scan.array) != self.channels:
             raise ConfigError(f"{path}: has {len(scan.array)} channel(s), but task.data.channels={self.channels}")
+        grown = scan.array[0].size * np.prod(
+            [old / new for old, new in zip(scan.spacing, self.spacing or (), strict=False)]
+        )
+        if grown > MOST:
+            raise ConfigError(
+                f"{path}: at task.data.spacing={list(self.spacing or ())} it has {grown:.0e} voxels; set a larger one"
+            )
         if self.intensity == "unit" and (scan.array.min() < 0 or scan.array.max() > 255):
             found = f"{scan.array.min():g} to {scan.array.max():g}"
             raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit is for 0 to 255")

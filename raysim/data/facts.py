@@ -115,7 +115,7 @@ def _nifti(content: bytes) -> Opened:
     volume = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(content)
     if volume.ndim < 3:
         raise ConfigError(f"has {volume.ndim} axes; a volume has three of space")
-    volume = nibabel.as_closest_canonical(volume)
+    volume = nibabel.as_closest_canonical(volume)  # type: ignore[no-untyped-call]  # nibabel has types in part
     voxels = np.asarray(volume.dataobj)
     return Opened(np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), -1, 0), volume.affine)
 
