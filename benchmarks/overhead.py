@@ -36,16 +36,19 @@ FEDERATION = [
 ]
 RUN = [sys.executable, "-m", "raysim", "run"]
 ENGINE = [*RUN, *FEDERATION]
-LOOP = [sys.executable, str(Path(__file__).with_name("plain_loop.py")), *FEDERATION]
+SCRIPT = [sys.executable, str(Path(__file__).with_name("plain_loop.py"))]
+LOOP, FUSED = [*SCRIPT, *FEDERATION], [*SCRIPT, "--fused", *FEDERATION]
 PACKAGES = ("raysim", "ray", "torch", "monai", "numpy")
 ROWS = {
     "loop": "plain loop, one process, one thread: s per round",
+    "fused": "the same with the fused optimiser that raysim takes: s per round",
     "engine": f"raysim on Ray, {ACTORS} client actors of 1 CPU: s per round",
     "ratio": f"raysim / (plain loop / {ACTORS})",
+    "fused_ratio": f"raysim / (fused plain loop / {ACTORS})",
     "floor": f"{ACTORS} plain loops at once / plain loop: the machine's own floor of that ratio",
     "first_round": "from `raysim run` to the end of the first round, default task: s",
 }
-LIMITS = {"ratio": 1.3, "first_round": 25.0}
+LIMITS = {"fused_ratio": 1.3, "first_round": 25.0}
 
 
 def main() -> int:
@@ -63,18 +66,25 @@ def main() -> int:
 
 def measure(repeats: int) -> dict[str, dict[str, float]]:
     """The rows of the table, each with its median, lowest and highest over the repeats."""
-    loops, engines, crowds, firsts = [steady(LOOP)], [], [], []
+    loops, fused, engines, crowds, firsts = [steady(LOOP)], [steady(FUSED)], [], [], []
     for _ in range(repeats):
         engines.append(steady(ENGINE))
+        fused.append(steady(FUSED))
         loops.append(steady(LOOP))
         with ThreadPoolExecutor(ACTORS) as pool:
             crowds.append(statistics.mean(pool.map(steady, [LOOP] * ACTORS)))
         firsts.append(round_ends(RUN)[0])
     # Against the loops just before and just after: what else the machine does changes by the minute.
-    around = [statistics.mean(pair) for pair in pairwise(loops)]
-    ratios = [engine / (loop / ACTORS) for engine, loop in zip(engines, around, strict=True)]
-    floors = [crowd / loop for crowd, loop in zip(crowds, around, strict=True)]
-    values = {"loop": loops, "engine": engines, "ratio": ratios, "floor": floors, "first_round": firsts}
+    around, around_fused = ([statistics.mean(pair) for pair in pairwise(times)] for times in (loops, fused))
+    values = {
+        "loop": loops,
+        "fused": fused,
+        "engine": engines,
+        "ratio": [engine / (loop / ACTORS) for engine, loop in zip(engines, around, strict=True)],
+        "fused_ratio": [engine / (loop / ACTORS) for engine, loop in zip(engines, around_fused, strict=True)],
+        "floor": [crowd / loop for crowd, loop in zip(crowds, around, strict=True)],
+        "first_round": firsts,
+    }
     return {name: spread(values[name]) for name in ROWS}
 
 

@@ -98,6 +98,8 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
         # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
         # it was needed first, but it keeps every port on loopback anywhere.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
+        os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
 
     from rich.console import Console
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK = 1 << 16  # entries summed at a time: the float64 block stays in the cache, not in memory
+FOLD = 16  # models summed in one pass through the sum: memory is read about once, and few replies are held
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ class Schema:
         starts = [0, *ends[:-1]]
         self.slices = {e.name: slice(a, b) for e, a, b in zip(entries, starts, ends, strict=False)}
         self.groups = [(dtype, list(group)) for dtype, group in groupby(entries, lambda e: e.dtype)]
+        self.text = json.dumps([astuple(entry) for entry in entries])  # how it travels: with every model of a round
 
-    def __reduce__(self) -> tuple[Callable[..., Schema], tuple[tuple[Entry, ...]]]:
-        return schema_of, (self.entries,)
+    def __reduce__(self) -> tuple[Callable[..., Schema], tuple[str]]:
+        return _known, (self.text,)
 
     def spans(self) -> Iterator[tuple[np.dtype[Any], slice]]:
         """Each run of one dtype, as a slice of bytes."""
@@ -65,6 +68,12 @@ def schema_of(entries: tuple[Entry, ...]) -> Schema:
     """The schema of these entries, the same object whatever order they are named in."""
     ordered = tuple(sorted(entries, key=_place))
     return Schema(entries) if entries == ordered else schema_of(ordered)
+
+
+@lru_cache(maxsize=256)
+def _known(text: str) -> Schema:
+    entries = (Entry(name, tuple(shape), dtype, trained) for name, shape, dtype, trained in json.loads(text))
+    return schema_of(tuple(entries))
 
 
 class Model(Mapping[str, Array]):
@@ -218,23 +227,39 @@ def combine(models: Iterable[Model], factors: Iterable[float]) -> Model:
 
     Integer entries (BatchNorm's counters) are rounded to the nearest. Raises ValueError if the schemas differ.
     """
-    listed = list(zip(models, factors, strict=True))
-    schema = listed[0][0].schema
-    for model, _ in listed:
-        if model.schema is not schema and model.schema.entries != schema.entries:
-            raise ValueError(f"models of different networks: {_difference(model.schema, schema)}")
-    result = np.empty(schema.nbytes, np.uint8)
-    for dtype, span in schema.spans():
-        views = [(model.buffer[span].view(dtype), factor) for model, factor in listed]
-        out = result[span].view(dtype)
-        for start in range(0, len(out), BLOCK):
-            block = slice(start, start + BLOCK)
-            # In site order: float addition is not associative, and arrival order varies.
-            total = np.zeros(len(out[block]))
-            for view, factor in views:
-                total += view[block] * np.float64(factor)
-            out[block] = total if dtype.kind == "f" else np.rint(total)
-    return Model(schema, result)
+    schema, sums, _ = _summed(zip(models, factors, strict=True))
+    return _narrowed(schema, sums)
+
+
+def _summed(pairs: Iterable[tuple[Model, float]]) -> tuple[Schema, list[Array], float]:
+    """The sum of model * factor, as float64 arrays, one for each dtype, and the sum of the factors; read once."""
+    first, *rest = islice(pairs := iter(pairs), FOLD)
+    schema, chunk, total = first[0].schema, [first, *rest], 0.0
+    sums = [np.zeros((span.stop - span.start) // dtype.itemsize) for dtype, span in schema.spans()]
+    while chunk:
+        for model, factor in chunk:
+            if model.schema is not schema and model.schema.entries != schema.entries:
+                raise ValueError(f"models of different networks: {_difference(model.schema, schema)}")
+            total += factor
+        for (dtype, span), out in zip(schema.spans(), sums, strict=True):
+            _add([(model.buffer[span].view(dtype), np.float64(factor)) for model, factor in chunk], out)
+        chunk = list(islice(pairs, FOLD))
+    return schema, sums, total
+
+
+def _narrowed(schema: Schema, sums: Iterable[Array]) -> Model:
+    buffer = np.empty(schema.nbytes, np.uint8)
+    for (dtype, span), array in zip(schema.spans(), sums, strict=True):
+        buffer[span].view(dtype)[:] = array if dtype.kind == "f" else np.rint(array)
+    return Model(schema, buffer)
+
+
+def _add(rows: list[tuple[Array, np.float64]], out: Array) -> None:
+    """Adds row * factor, row after row, for float addition is not associative and the order must be the same."""
+    for start in range(0, len(out), BLOCK):
+        block = slice(start, start + BLOCK)
+        for row, factor in rows:
+            out[block] += row[block] * factor
 
 
 def whole(payload: Model) -> Model:
@@ -243,12 +268,15 @@ def whole(payload: Model) -> Model:
 
 
 def mean(replies: Mapping[str, Reply[P]], part: Callable[[P], Model] = whole) -> Model:  # type: ignore[assignment]  # default
-    """The mean of the replies' models, weighted by `Reply.weight`, summed in site order.
+    """The mean of the replies' models, weighted by `Reply.weight`: sum_k w_k x_k / sum_k w_k, summed in site order.
 
-    `part` picks the model out of a payload. Raises ValueError if the weights add up to no more than zero.
+    `part` picks the model out of a payload. Replies are read one after the other, few at a time, so that any number of
+    them fits. Raises ValueError if the weights add up to no more than zero.
     """
-    total = sum(reply.weight for reply in replies.values())
+    if not replies:
+        raise ValueError("there are no replies; a mean needs more than 0")
+    ordered = (replies[site] for site in sorted(replies))
+    schema, sums, total = _summed((part(reply.payload), reply.weight) for reply in ordered)
     if not total > 0:
         raise ValueError(f"the weights of {len(replies)} replies add up to {total}; a mean needs more than 0")
-    ordered = [replies[site] for site in sorted(replies)]
-    return combine((part(r.payload) for r in ordered), (r.weight / total for r in ordered))
+    return _narrowed(schema, (array / total for array in sums))

@@ -21,7 +21,7 @@ from raysim.worker import NOTHING, Answer, Call, Client, Worker
 
 P = TypeVar("P")
 AHEAD = 2  # calls given to an actor at a time: the second waits there, so the actor never waits for the server
-BUNDLE = 0.1  # seconds of work that make a call worth while: Ray spends about 0.002 s on a call, whatever it carries
+BUNDLE = 0.5  # seconds of work that make a call worth while: Ray spends about 0.002 s on a call, whatever it carries
 SHARE = 2  # a call takes at most half of what waits for an actor, so that all are done at the same time
 INLINE = 128 * 1024  # a smaller object would be kept in the caller's own memory instead of the object store
 
@@ -86,16 +86,21 @@ class ClientActor:
         own: Mapping[str, Any] | None,
         *memories: Any,
     ) -> list[Any]:
-        """For each site its answer, for the server, and apart from it what only sites read: memory, private payload."""
+        """The answers, for the server, and apart from them what only sites read: memories and, if `private`, payloads.
+
+        All one by one: Ray brings small objects along with its own message, but would keep a long list apart.
+        """
         client, shared, call, private = order
-        said: list[Any] = []
+        answers, kept, sealed = list[Answer[Any]](), list[Any](), list[Any]()
         for site, memory in zip(sites, memories, strict=True):
             given = NOTHING if own is None else own[site]
             answer: Answer[Any] = self.worker.play(client, site, call, shared, given, memory)
-            kept, sealed = answer.memory, _sealed(answer.payload) if private else None
-            answer = replace(answer, memory=KEEP if kept is KEEP else None, payload=None if private else answer.payload)
-            said += answer, kept, sealed
-        return said
+            kept.append(answer.memory)
+            if private:
+                sealed.append(_sealed(answer.payload))
+                answer = replace(answer, payload=None)
+            answers.append(answer if answer.memory is KEEP else replace(answer, memory=None))
+        return [*answers, *kept, *sealed]
 
 
 def _sealed(payload: Any) -> Sealed:
@@ -125,7 +130,7 @@ class RayFleet(BaseFleet):
         while True:
             for actor in self.actors:
                 while busy[actor] < AHEAD and (sites := bundle(waiting, actor, self.ledger.seconds)):
-                    refs = self._send(actor, order, sites, own)
+                    refs = self._send(actor, order, sites, own, private)
                     running[refs[0]] = actor, sites, refs
                     busy[actor] += 1
             if not running:
@@ -135,12 +140,14 @@ class RayFleet(BaseFleet):
             for ref in ready:
                 actor, sites, refs = running.pop(ref)
                 busy[actor] -= 1
-                yield from _received(actor, sites, refs, private)
+                yield from _received(actor, sites, refs)
 
-    def _send(self, actor: str, order: Any, sites: Sequence[str], own: Mapping[str, Any] | None) -> list[Any]:
+    def _send(
+        self, actor: str, order: Any, sites: Sequence[str], own: Mapping[str, Any] | None, private: bool
+    ) -> list[Any]:
         given = None if own is None else {site: own[site] for site in sites}
         memories = (self.ledger.memories.get(site) for site in sites)
-        play = self.actors[actor].play.options(num_returns=3 * len(sites))
+        play = self.actors[actor].play.options(num_returns=len(sites) * (3 if private else 2))
         refs: list[Any] = play.remote(order, sites, given, *memories)
         return refs
 
@@ -188,14 +195,13 @@ def bundle(waiting: Mapping[str, deque[str]], actor: str, seconds: Mapping[str, 
     return sites
 
 
-def _received(
-    actor: str, sites: Sequence[str], refs: Sequence[Any], private: bool
-) -> Iterator[tuple[str, Answer[Any]]]:
+def _received(actor: str, sites: Sequence[str], refs: Sequence[Any]) -> Iterator[tuple[str, Answer[Any]]]:
     try:
-        answers: list[Answer[Any]] = ray.get(refs[::3])
+        answers: list[Answer[Any]] = ray.get(refs[: len(sites)])
     except RayError as error:
         played = ", ".join(f"'{site}'" for site in sites)
         raise RunError(f"{actor} was lost while it played {played}: {type(error).__name__}: {error}") from error
-    for site, answer, kept, payload in zip(sites, answers, refs[1::3], refs[2::3], strict=True):
-        memory = KEEP if answer.memory is KEEP else kept
-        yield site, replace(answer, memory=memory, payload=payload if private else answer.payload)
+    kept, sealed = refs[len(sites) : 2 * len(sites)], refs[2 * len(sites) :]
+    for i, (site, answer) in enumerate(zip(sites, answers, strict=True)):
+        memory = KEEP if answer.memory is KEEP else kept[i]
+        yield site, replace(answer, memory=memory, payload=sealed[i] if sealed else answer.payload)

@@ -24,7 +24,7 @@ from raysim.run import Plan, Row, Summary, perform
 
 PATIENCE = 120.0  # seconds for actors to start on a cluster that has room for them
 KNOCK = 10.0  # seconds for the head of a cluster to answer
-TICK = 0.25  # seconds between two looks at the progress of a round
+TICK = 0.5  # seconds between two looks at the progress of a round
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ def test_sites_not_timed_yet_come_one_by_one() -> None:
     assert bundle(waiting, "x", {}) == ["s0"]
 
 
-def test_sites_of_a_tenth_of_a_second_come_one_by_one() -> None:
+def test_sites_of_half_a_second_come_one_by_one() -> None:
     waiting = {"x": deque(SITES)}
-    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.1)) == ["s0"]
+    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.5)) == ["s0"]
 
 
-def test_quick_sites_come_together_until_a_tenth_of_a_second_is_full() -> None:
+def test_quick_sites_come_together_until_half_a_second_is_full() -> None:
     waiting = {"x": deque(SITES)}
-    # 0.04 + 0.04 is less than 0.1, the third fills it
-    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.04)) == ["s0", "s1", "s2"]
+    # 0.2 + 0.2 is less than 0.5, the third fills it
+    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.2)) == ["s0", "s1", "s2"]
     assert waiting["x"] == deque(SITES[3:])
 
 
@@ -37,4 +37,4 @@ def test_no_more_than_half_of_what_waits_goes_in_one_call() -> None:
 
 def test_an_idle_actor_takes_the_cheapest_of_the_one_with_the_most_to_do() -> None:
     waiting = {"x": deque[str](), "y": deque(SITES), "z": deque(["t0", "t1"])}
-    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.04)) == ["s7", "s6", "s5"]
+    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.2)) == ["s7", "s6", "s5"]

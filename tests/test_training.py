@@ -14,7 +14,7 @@ from torch import nn
 from raysim import LocalTraining, weights
 from raysim.errors import RunError
 from raysim.seeding import seeded
-from raysim.training import batches, rate
+from raysim.training import batches, join, rate
 from raysim.types import Batch
 from tests.toy import A, Line, Points, Scaled, line, site, split
 
@@ -275,3 +275,17 @@ def test_receive_gives_a_copy_of_its_own() -> None:
     sgd().fit(first, here)
     assert weights(sgd().receive(here, model)) == model
     assert weights(here.load()) == model
+
+
+def test_joined_parameters_are_views_of_one() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(2, 1).double()).to(memory_format=torch.channels_last)
+    before = [p.detach().clone() for p in net.parameters()]
+    joined, gradients = join(list(net.parameters()))
+    assert [(len(p), p.dtype) for p in joined] == [(57, torch.float32), (3, torch.float64)]  # 3*2*9 + 3, 2 + 1
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    net[0](torch.ones(1, 2, 3, 3)).sum().backward()
+    assert gradients[0].sum() == 57  # an input of ones: every weight and bias counts once
+    with torch.no_grad():
+        joined[0].zero_()
+    assert not net[0].weight.any()
