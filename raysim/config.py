@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import TypeAdapter, ValidationError
 
 from raysim.errors import ConfigError
@@ -54,6 +54,10 @@ class RunConfig:
     cohort: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0)],
         "sites of a round: a fraction of the inside sites (1.0 is all), or a whole number of them",
+    ] = 1.0
+    min_replies: Annotated[
+        Annotated[int, Gt(0)] | Annotated[float, Gt(0), Le(1)],
+        "how many sites must answer a call: a fraction (1.0 is all), or a whole number; the others are left out",
     ] = 1.0
     seed: Annotated[int, Ge(0), "seed of everything random but the data's own choices (task.data.seed)"] = 0
     evaluate_every: Annotated[int, Gt(0), "rounds between two evaluations; the last round always has one"] = 1

@@ -64,6 +64,8 @@ class Display:
             self._progress(event)
         elif kind == "Placed":
             self._placed(event)
+        elif kind == "Note":
+            self.console.print(f"note: {event.text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         elif kind == "Row":
             self._row(event.values)
 

@@ -5,7 +5,8 @@ RaysimError
 ├── PlacementError     3   what is asked for does not fit the cluster
 └── RunError           1   the run failed
     ├── SiteError      1   ... at one site, in one round
-    └── ServerError    1   ... at the server, in one round
+    ├── ServerError    1   ... at the server, in one round
+    └── LostError      1   ... with a node that held what the run needs; it goes on from its last checkpoint
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class SiteError(RunError):
 
     def __str__(self) -> str:
         return f"site '{self.site}' failed in round {self.round}: {self.cause}"
+
+
+class LostError(RunError):
+    """What the run needs (a memory, a payload) went away with a node. The run goes back to its last checkpoint."""
 
 
 class ServerError(RunError):

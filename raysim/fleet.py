@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from raysim.errors import RunError, SiteError
 from raysim.tree import frozen, nbytes
-from raysim.types import KEEP, Metrics, Reply, Task, Traffic
-from raysim.worker import NOTHING, Answer, Call, Client, Exchanged, Worker
+from raysim.types import KEEP, Incident, Metrics, Reply, Task, Traffic
+from raysim.worker import NOTHING, Answer, Call, Client, Exchanged, Failure, Worker
 
 P = TypeVar("P")
 
@@ -38,6 +39,7 @@ class Ledger:
 
     seed: int
     rounds: int
+    min_replies: float | int = 1.0  # a fraction of the sites of a call, or a number of them
     memories: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
@@ -49,13 +51,34 @@ class Ledger:
     between: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, Metrics] = field(default_factory=dict)  # of the client functions, by site
     weights: dict[str, float] = field(default_factory=dict)
+    incidents: list[Incident] = field(default_factory=list)
 
     def open_round(self, index: int) -> None:
-        self.round, self.calls, self.metrics, self.weights = index, 0, {}, {}
+        self.round, self.calls, self.metrics, self.weights, self.incidents = index, 0, {}, {}, []
         self.up, self.down, self.between = Counter(), Counter(), Counter()
 
     def traffic(self) -> Traffic:
         return Traffic(dict(self.up), dict(self.down), dict(self.between))
+
+
+class Replies(Mapping[str, Reply[P]]):
+    """The replies of the sites that answered, in site order.
+
+    A large payload stays where the fleet keeps it and is read each time it is asked for: any number of them fits.
+    """
+
+    def __init__(self, answers: Mapping[str, Answer[P]], fetch: Callable[[Any], P]) -> None:
+        self._answers, self._fetch = answers, fetch
+
+    def __getitem__(self, site: str) -> Reply[P]:
+        answer = self._answers[site]
+        return Reply(self._fetch(answer.payload), answer.weight, answer.metrics)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._answers)
+
+    def __len__(self) -> int:
+        return len(self._answers)
 
 
 class BaseFleet(ABC):
@@ -75,32 +98,33 @@ class BaseFleet(ABC):
         part.sites = tuple(sorted(set(sites)))
         return part
 
-    def map(self, client: Client[P], shared: Any = None, own: Mapping[str, Any] | None = None) -> dict[str, Reply[P]]:
+    def map(self, client: Client[P], shared: Any = None, own: Mapping[str, Any] | None = None) -> Replies[P]:
         """`client(site, shared[, own[site]])` at every site; replies in site order, arrays read-only.
 
-        Raises SiteError with site and round for whatever a client function raises.
+        Raises SiteError with site and round for whatever a client function raises, as long as fewer sites than
+        `min_replies` would be left.
         """
-        replies = self._run(client, shared, own, f"call {self.ledger.calls + 1}", private=False)
-        for site, reply in replies.items():
-            self.ledger.up[site] += nbytes(reply.payload)
-        return replies
+        answers = self._run(client, shared, own, f"call {self.ledger.calls + 1}", private=False)
+        for site, answer in answers.items():
+            self.ledger.up[site] += answer.size
+        return Replies(answers, self._fetch)
 
     def exchange(self, client: Client[P], shared: Any = None) -> Exchanged[P]:
         """As `map`, but payloads stay out of the server's hands: sites read them from one another."""
-        replies = self._run(client, shared, None, "exchange", private=True)
-        held = {site: reply.payload for site, reply in replies.items()}
-        return Exchanged(held, {site: r.metrics for site, r in replies.items()}, self._fetch)
+        answers = self._run(client, shared, None, "exchange", private=True)
+        held = {site: answer.payload for site, answer in answers.items()}
+        return Exchanged(held, {site: a.metrics for site, a in answers.items()}, self._fetch)
 
-    def judge(self, client: Client[P], shared: Any) -> dict[str, Reply[P]]:
+    def judge(self, client: Client[P], shared: Any) -> Replies[P]:
         """`client` at every site, inside and outside, without a trace in the ledger: judging is not the method."""
         answers = self.at([*self.task.inside, *self.task.outside])._collect(
             client, shared, None, self._call("judge"), phase="judging"
         )
-        return {site: Reply(a.payload, a.weight, a.metrics) for site, a in answers.items()}
+        return Replies(answers, self._fetch)
 
     def _run(
         self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, phase: str, private: bool
-    ) -> dict[str, Reply[P]]:
+    ) -> dict[str, Answer[P]]:
         ledger, call = self.ledger, self._call(self.ledger.calls)
         ledger.calls += 1
         answers = self._collect(client, shared, own, call, phase=phase, private=private)
@@ -114,7 +138,7 @@ class BaseFleet(ABC):
             ledger.metrics[site] = ledger.metrics.get(site, {}) | {k: float(v) for k, v in answer.metrics.items()}
             if "loss" in answer.metrics:
                 ledger.weights[site] = float(answer.weight)
-        return {site: Reply(a.payload, a.weight, a.metrics) for site, a in answers.items()}
+        return answers
 
     def _call(self, index: int | str) -> Call:
         return Call(self.ledger.seed, self.ledger.round, self.ledger.rounds, index)
@@ -129,16 +153,33 @@ class BaseFleet(ABC):
         phase: str,
         private: bool = False,
     ) -> dict[str, Answer[P]]:
-        answers: dict[str, Answer[P]] = {}
+        answers, spare = dict[str, Answer[P]](), len(self.sites) - self._needed()
         progress = self.ledger.progress
         progress.round, progress.phase, progress.done, progress.total = call.round, phase, 0, len(self.sites)
         for site, answer in self._play(client, shared, own, call, private):
             if answer.failure is not None:
-                raise SiteError(site, call.round + 1, answer.failure.cause, answer.failure.traceback)
-            answers[site] = answer
+                spare -= 1
+                self._left_out(site, answer.failure, answer.seconds, phase, spare)
+            else:
+                answers[site] = answer
             progress.done += 1
             self.check_stop()
-        return {site: answers[site] for site in self.sites}
+        return {site: answers[site] for site in self.sites if site in answers}
+
+    def _needed(self) -> int:
+        """How many of the sites have to answer: at least one."""
+        least, sites = self.ledger.min_replies, len(self.sites)
+        return min(sites, max(1, math.ceil(least * sites) if isinstance(least, float) else least))
+
+    def _left_out(self, site: str, failure: Failure, seconds: float, phase: str, spare: int) -> None:
+        """Note a site's failure. Raises SiteError if too few sites are left, `spare` being how many may still fail."""
+        number, cause = self.ledger.round + 1, failure.cause
+        action: Literal["left out", "ended the run"] = "left out" if spare >= 0 else "ended the run"
+        self.ledger.incidents.append(Incident(number, phase, (site,), "", cause, action, seconds, failure.traceback))
+        if spare < 0:
+            if self._needed() < len(self.sites):
+                cause += f"; min_replies={self.ledger.min_replies} needs {self._needed()} of {len(self.sites)} sites"
+            raise SiteError(site, number, cause, failure.traceback)
 
     def check_stop(self) -> None:
         """Raises Interrupted if someone asked the run to stop."""
@@ -156,6 +197,10 @@ class BaseFleet(ABC):
     def _fetch(held: Any) -> Any:
         """The payload that a private handle stands for, at a site."""
 
+    def memories(self) -> Mapping[str, Any]:
+        """What each site keeps, read one at a time."""
+        return _Memories(self)
+
     @abstractmethod
     def memory(self, site: str) -> Any:
         """What `site` keeps, None if nothing; for checkpoints."""
@@ -163,6 +208,20 @@ class BaseFleet(ABC):
     @abstractmethod
     def remember(self, memories: Mapping[str, Any]) -> None:
         """Give sites the memories they had at a checkpoint."""
+
+
+class _Memories(Mapping[str, Any]):
+    def __init__(self, fleet: BaseFleet) -> None:
+        self._fleet = fleet
+
+    def __getitem__(self, site: str) -> Any:
+        return self._fleet.memory(site)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._fleet.ledger.memories))
+
+    def __len__(self) -> int:
+        return len(self._fleet.ledger.memories)
 
 
 class LocalFleet(BaseFleet):

@@ -66,6 +66,7 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         metric=chosen_metric(task, config.metric),
+        min_replies=config.min_replies,
     )
 
 

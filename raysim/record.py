@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.checkpoint import Totals
-from raysim.types import Round, Score, Task
+from raysim.log import Log, RoundRow, SiteRow, write
+from raysim.types import JUDGED, Incident, Round, Score, Task
 
-SITE_COLUMNS = ("round", "site", "role", "split", "metric", "value")
 Better = Mapping[str, Literal["higher", "lower"]]
-Aggregate = dict[str, float]  # mean (of sites), weighted (by cases), worst (site)
+KINDS = ("mean", "weighted", "worst")  # of the sites, of the cases, site
+Aggregate = dict[str, float]  # of each kind
 
 
 def aggregate(scores: Iterable[Score], better: Better) -> dict[str, Aggregate]:
@@ -53,30 +50,24 @@ class Recorder:
     out: Path
     task: Task
     chosen: str  # role/split/metric
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    sites: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[RoundRow] = field(default_factory=list)
     latest: dict[str, Aggregate] = field(default_factory=dict)
-    scores: tuple[Score, ...] = ()
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)  # the last of each site, by split/metric
     totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self) -> None:
         self._board = SummaryWriter(str(self.out / "tensorboard"))
+        self._log = Log(self.out)
         self._pause = self._flushed = 0.0
 
-    def add(self, round: Round[Any]) -> dict[str, Any]:
+    def add(self, round: Round[Any]) -> RoundRow:
         """Record one round; its row in rounds.parquet is returned."""
         judged = aggregate(round.scores, self.task.score.better)
-        if judged:
-            self.latest, self.scores = judged, round.scores
         row = self._row(round) | {f"{n}/{kind}": v for n, three in judged.items() for kind, v in three.items()}
-        self.rounds.append(row)
-        self.sites.extend(_site_rows(round))
-        self.totals = Totals(
-            self.totals.up + row["bytes_up"],
-            self.totals.down + row["bytes_down"],
-            self.totals.between + row["bytes_between"],
-            self.totals.seconds + round.seconds,
-        )
+        sites = list(_site_rows(round))
+        self._log.append(row, sites)
+        self._keep(row, sites)
+        self.note(round.incidents)
         self._plot(round, row)
         # A file of all rounds is written anew each time: seldom enough to cost half a hundredth of the run.
         if time.monotonic() - self._flushed > 200 * self._pause:
@@ -89,7 +80,8 @@ class Recorder:
             "round": round.number,
             "seconds": round.seconds,
             "sites": len(round.cohort),
-            "failures": 0,
+            "failures": len(round.incidents),
+            "seconds_lost": sum(incident.seconds for incident in round.incidents),
             "loss": round.loss,
             "bytes_up": sum(traffic.up.values()),
             "bytes_down": sum(traffic.down.values()),
@@ -104,13 +96,47 @@ class Recorder:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in curves.items()]
         self._board.file_writer.add_summary(Summary(value=values), round.number)
 
+    def _keep(self, row: RoundRow, sites: Sequence[SiteRow]) -> None:
+        """Count a round in."""
+        self.rounds.append(row)
+        total = self.totals
+        self.totals = Totals(
+            total.up + row["bytes_up"],
+            total.down + row["bytes_down"],
+            total.between + row["bytes_between"],
+            total.seconds + row["seconds"],
+        )
+        if not any(split in JUDGED for _, _, _, split, *_ in sites):
+            return
+        self.scores, self.latest = {}, {}
+        for _, site, _, split, metric, value in sites:
+            if split is not None:
+                self.scores.setdefault(site, {})[f"{split}/{metric}"] = value
+        for column, value in row.items():
+            name, _, kind = column.rpartition("/")
+            if kind in KINDS and name.startswith(("inside/", "outside/")):
+                self.latest.setdefault(name, {})[kind] = value
+
+    def note(self, incidents: Iterable[Incident]) -> None:
+        """Write what went wrong to failures.jsonl, a line each."""
+        lines = [json.dumps(asdict(incident)) + "\n" for incident in incidents]
+        if lines:
+            with (self.out / "failures.jsonl").open("a") as file:
+                file.writelines(lines)
+
+    def rewind(self, number: int) -> None:
+        """Forget what came after round `number`, from which the run goes on; failures stay noted."""
+        self._log.rewind(number)
+        self.rounds, self.latest, self.scores, self.totals = [], {}, {}, Totals()
+        for row, sites in self._log:
+            self._keep(row, sites)
+        self._board.close()
+        self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=number + 1)
+
     def flush(self) -> None:
         """Put all that was added on the disk; a reader finds either the old file or the new, never a torn one."""
         start = time.monotonic()
-        rounds = pd.DataFrame(self.rounds, columns=None if self.rounds else ["round"])
-        sites = pd.DataFrame(self.sites, columns=list(SITE_COLUMNS))
-        _write_table(self.out / "rounds.parquet", rounds)
-        _write_table(self.out / "sites.parquet", sites)
+        self._log.tables(self.rounds)
         self._board.flush()
         self._flushed = time.monotonic()
         self._pause = self._flushed - start
@@ -119,6 +145,7 @@ class Recorder:
         """Flush, and write summary.json; the summary is returned."""
         self.flush()
         self._board.close()
+        self._log.close()
         totals = self.totals
         summary = {
             "schema_version": 1,
@@ -139,32 +166,20 @@ class Recorder:
     def _last_of_sites(self) -> dict[str, dict[str, Any]]:
         sites: dict[str, dict[str, Any]] = {s: {"role": "inside"} for s in self.task.inside}
         sites |= {s: {"role": "outside"} for s in self.task.outside}
-        for score in self.scores:
-            sites[score.site][f"{score.split}/{score.metric}"] = score.value
-        return sites
+        return {site: found | self.scores.get(site, {}) for site, found in sites.items()}
 
 
-def _site_rows(round: Round[Any]) -> Iterable[dict[str, Any]]:
+def _site_rows(round: Round[Any]) -> Iterable[SiteRow]:
     for score in round.scores:
-        kept = asdict(score)
-        yield {"round": round.number, **{name: kept[name] for name in SITE_COLUMNS[1:]}}
-    for way, sizes in asdict(round.traffic).items():
+        yield [round.number, score.site, score.role, score.split, score.metric, score.value]
+    for way, sizes in vars(round.traffic).items():
         for site, size in sizes.items():
-            values = ("inside", None, f"bytes_{way}", float(size))
-            yield {"round": round.number, "site": site, **dict(zip(SITE_COLUMNS[2:], values, strict=True))}
-
-
-def _write_table(path: Path, frame: pd.DataFrame) -> None:
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), partial)
-    os.replace(partial, path)
+            yield [round.number, site, "inside", None, f"bytes_{way}", float(size)]
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, whole or not at all; a number that is not finite becomes null."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    write(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 
 from raysim import checkpoint
 from raysim.codec import digest
-from raysim.errors import ConfigError, RaysimError, ServerError
+from raysim.errors import ConfigError, LostError, RaysimError, RunError, ServerError
 from raysim.fleet import BaseFleet, Interrupted
 from raysim.record import Recorder
-from raysim.rounds import federate
-from raysim.types import JUDGED, Algorithm, Round, Task
+from raysim.rounds import Start, federate
+from raysim.types import JUDGED, Algorithm, Incident, Round, Task
+
+BACK = 5  # times that a run goes back to its last checkpoint before it gives up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Plan:
     evaluate_every: int
     checkpoint_every: int
     metric: str
+    min_replies: float | int = 1.0
+    resume: bool = False  # go on from the newest checkpoint in `out`
 
 
 @dataclass(frozen=True)
@@ -44,43 +48,92 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something that whoever watches should know."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """The end of the run: what summary.json holds."""
 
     values: Mapping[str, Any]
 
 
-def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Summary]:
+def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
     """Each round's row as it ends, then the summary.
 
     Whatever ends the run early, what was recorded until then is on the disk, with a summary that says why.
     """
     recorder = Recorder(plan.out, plan.task, plan.metric)
+    fleet.ledger.min_replies = plan.min_replies
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": plan.seed}
     try:
-        final = None
-        for final in _rounds(plan, fleet):
-            yield Row(final.number, recorder.add(final))
-            if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
-                memories = {site: fleet.memory(site) for site in sorted(fleet.ledger.memories)}
-                checkpoint.write(plan.out / "checkpoints", final.number, final.state, memories, recorder.totals)
-        assert final is not None  # there is at least one round
-        memories = {site: fleet.memory(site) for site in sorted(fleet.ledger.memories)}
-        yield Summary(recorder.close("done", facts, digest(final.state, memories)))
+        final = yield from _rounds(plan, fleet, recorder)
+        yield Summary(recorder.close("done", facts, digest(final.state, dict(fleet.memories()))))
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
+        recorder.note(fleet.ledger.incidents)
         recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
-        recorder.close("failed", facts | {"error": str(error)}, None)
+        _fail(recorder, fleet, facts, error)
         raise
     except Exception as error:
         failure = ServerError(fleet.ledger.round + 1, f"{type(error).__name__}: {error}", traceback.format_exc())
-        recorder.close("failed", facts | {"error": str(failure)}, None)
+        _fail(recorder, fleet, facts, failure)
         raise failure from error
 
 
-def _rounds(plan: Plan, fleet: BaseFleet) -> Iterator[Round[Any]]:
-    return federate(
+def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> None:
+    incidents = list(fleet.ledger.incidents)
+    if not incidents or incidents[-1].action != "ended the run":
+        number, phase = fleet.ledger.round + 1, fleet.ledger.progress.phase
+        incidents.append(Incident(number, phase, (), "", str(error), "ended the run", remote=error.remote))
+    recorder.note(incidents)
+    recorder.close("failed", {**facts, "error": str(error)}, None)
+
+
+def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row | Note, None, Round[Any]]:
+    """The last round, after all that are still to come; from the last checkpoint again where a node took objects."""
+    back = plan.resume
+    for _ in range(BACK):
+        start = None
+        if back:
+            start = yield from _last_checkpoint(plan, fleet, recorder)
+        try:
+            return (yield from _from(start, plan, fleet, recorder))
+        except LostError as error:
+            back, number = True, fleet.ledger.round + 1
+            lost = Incident(number, "", (), "", str(error), "went back to the last checkpoint")
+            recorder.note([*fleet.ledger.incidents, lost])
+            yield Note(f"{error}; going back to the last checkpoint")
+    raise RunError(f"objects were lost with their nodes {BACK} times in a row; look at the health of the cluster")
+
+
+def _last_checkpoint(
+    plan: Plan, fleet: BaseFleet, recorder: Recorder
+) -> Generator[Row | Note, None, Start[Any] | None]:
+    """The newest checkpoint that is whole, None if there is none; records and memories are as they were then."""
+    start = None
+    for path in checkpoint.newest_first(plan.out / "checkpoints"):
+        try:
+            start, _ = checkpoint.read(path, trusted=[type(plan.algorithm).__module__])
+            break
+        except RunError as error:
+            yield Note(f"{error}; taking the one before it")
+    number = start.number if start else 0
+    yield Note(f"going on after round {number}" if number else "no checkpoint is whole: starting from round 1")
+    fleet.ledger.memories.clear()
+    recorder.rewind(number)
+    return start
+
+
+def _from(
+    start: Start[Any] | None, plan: Plan, fleet: BaseFleet, recorder: Recorder
+) -> Generator[Row | Note, None, Round[Any]]:
+    final = None
+    for final in federate(
         plan.algorithm,
         plan.task,
         fleet,
@@ -88,7 +141,23 @@ def _rounds(plan: Plan, fleet: BaseFleet) -> Iterator[Round[Any]]:
         cohort=plan.cohort,
         seed=plan.seed,
         evaluate_every=plan.evaluate_every,
-    )
+        start=start,
+    ):
+        row = recorder.add(final)
+        if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
+            folder = plan.out / "checkpoints"
+            checkpoint.write(folder, final.number, final.state, fleet.memories(), recorder.totals)
+        for incident in final.incidents:
+            yield Note(_told(incident))
+        yield Row(final.number, row)
+    assert final is not None  # a run that is done is not resumed
+    return final
+
+
+def _told(incident: Incident) -> str:
+    sites = ", ".join(incident.sites[:4]) + (f" and {len(incident.sites) - 4} more" if incident.sites[4:] else "")
+    who = f"{incident.actor} was lost with {sites}" if incident.actor else sites
+    return f"round {incident.round}, {incident.call}: {who}: {incident.cause} -> {incident.action}"
 
 
 def chosen_metric(task: Task, asked: str | None) -> str:

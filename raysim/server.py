@@ -15,12 +15,13 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raysim.client import ClientActor, Place
 from raysim.config import Resources
 from raysim.errors import PlacementError, RaysimError, RunError
 from raysim.fleet import Progress
 from raysim.placement import count_clients, nodes
-from raysim.ray_fleet import ClientActor, Place, RayFleet, assign
-from raysim.run import Plan, Row, Summary, perform
+from raysim.ray_fleet import RayFleet, assign
+from raysim.run import Note, Plan, Row, Summary, perform
 
 PATIENCE = 120.0  # seconds for actors to start on a cluster that has room for them
 KNOCK = 10.0  # seconds for the head of a cluster to answer
@@ -42,7 +43,7 @@ class Failed:
     error: RaysimError
 
 
-Event = Placed | Row | Summary | Failed | Progress
+Event = Placed | Row | Note | Summary | Failed | Progress
 
 
 class Server:
@@ -53,27 +54,29 @@ class Server:
     ) -> None:
         names = [f"client-{i:02}" for i in range(1, group.bundle_count + 1)]
         home = assign(costs, names)
+
+        def start(name: str) -> Any:
+            return _client(name, _title(name, home), plan, group, names.index(name), resources)
+
         # Before the plan is opened, which imports much: so the clients start while this process does.
-        self.clients = {
-            name: _client(name, _title(name, home), plan, group, i, resources) for i, name in enumerate(names)
-        }
+        clients = {name: start(name) for name in names}
         self.plan: Plan = ray.get(plan[0])
-        self.fleet = RayFleet(self.plan.task, self.clients, home, seed=self.plan.seed, rounds=self.plan.rounds)
+        self.fleet = RayFleet(self.plan.task, clients, home, start, seed=self.plan.seed, rounds=self.plan.rounds)
 
     def __repr__(self) -> str:
         return "server"
 
     def placed(self) -> Placed | Failed:
         """Where everything is, once all client actors are up, or which of them cannot start."""
-        places = []
-        for name, client in self.clients.items():
+        places = self.fleet.places
+        for name, client in self.fleet.actors.items():
             try:
-                places.append(ray.get(client.place.remote(), timeout=PATIENCE))
+                places[name] = ray.get(client.place.remote(), timeout=PATIENCE)
             except RayError as error:
                 failure = RunError(f"{name} has not started: {type(error).__name__}; what it said stands above")
                 failure.remote = str(error)
                 return Failed(failure)
-        return Placed(places, dict(self.fleet.home))
+        return Placed(list(places.values()), dict(self.fleet.home))
 
     def run(self) -> Iterator[Event]:
         """A Row per round, then Summary or Failed."""
@@ -176,7 +179,9 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
                     pass
                 raise
         except RayError as error:
-            raise RunError(f"the server actor was lost: {error}") from error
+            raise RunError(
+                f"the server actor was lost: {error}. `raysim resume {plan.out}` goes on from the last checkpoint"
+            ) from error
         finally:
             ray.kill(server)
 

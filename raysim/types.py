@@ -246,6 +246,20 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Incident:
+    """What went wrong in a round, and what was done: a line of failures.jsonl. `round` counts from 1."""
+
+    round: int
+    call: str
+    sites: tuple[str, ...]
+    actor: str  # empty where no actor is to blame
+    cause: str
+    action: Literal["run again", "left out", "ended the run", "went back to the last checkpoint"]
+    seconds: float = 0.0  # of work that was lost
+    remote: str = ""  # the traceback where it happened
+
+
+@dataclass(frozen=True)
 class Round(Generic[S]):
     """One finished round: `number` counts from 1."""
 
@@ -257,3 +271,4 @@ class Round(Generic[S]):
     traffic: Traffic
     seconds: float
     cohort: tuple[str, ...]
+    incidents: tuple[Incident, ...] = ()

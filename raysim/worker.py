@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from raysim.errors import RaysimError
+from raysim.errors import LostError, RaysimError
 from raysim.seeding import seeded
 from raysim.tree import frozen, nbytes
 from raysim.types import KEEP, Data, Metrics, Reply, Site, Task
@@ -44,13 +44,17 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answer(Generic[P]):
-    """A reply and how it came about. `between` are bytes read from other sites; `memory` may be a reference."""
+    """A reply and how it came about.
+
+    `size` are the payload's bytes, `between` those read from other sites; memory and payload may be references.
+    """
 
     payload: P
     weight: float = 1.0
     metrics: Metrics = field(default_factory=dict)
     memory: Any = KEEP
     seconds: float = 0.0
+    size: int = 0
     between: int = 0
     failure: Failure | None = None
 
@@ -109,13 +113,16 @@ class Worker:
             if not isinstance(reply, Reply):
                 raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
             frozen((reply.payload, reply.memory))
-            nbytes(reply.payload)  # raises here, with the site, for what cannot travel
+            size = nbytes(reply.payload)  # raises here, with the site, for what cannot travel
+        except LostError:  # no fault of the function's
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises is reported, with its site
-            return Answer(failure=_failure(error), payload=None)  # type: ignore[arg-type]  # no payload
+            seconds = time.perf_counter() - start
+            return Answer(failure=_failure(error), seconds=seconds, payload=None)  # type: ignore[arg-type]  # no payload
         finally:
             _reader.reset(token)
         seconds = time.perf_counter() - start
-        return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, sum(read.values()))
+        return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, size, sum(read.values()))
 
     def _site(self, name: str, call: Call, memory: Any) -> Site[Any]:
         if name not in self.opened:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import ray
 
 from algorithms.fedavg import FedAvg
-from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site
+from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site, Task
+from raysim.client import ClientActor
 from raysim.fleet import BaseFleet
 from tests import toy
 
@@ -115,3 +117,9 @@ class Breaking(FedAvg):
 
     def predictor(self, site: Site[Any], model: Model) -> Predictor:
         return FedAvg.predictor(self, site, model)
+
+
+def start_client(name: str, task: Task) -> Any:
+    """A client actor for `task`, started as the server starts one."""
+    actor: Any = ray.remote(ClientActor)
+    return actor.options(num_cpus=1).remote(name, name, [ray.put(SimpleNamespace(task=task, seed=0))], 1.0, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from raysim.ray_fleet import bundle
+from raysim.dispatch import bundle
 
 SITES = [f"s{i}" for i in range(8)]
 

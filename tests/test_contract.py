@@ -5,9 +5,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from raysim.codec import digest
 from raysim.fields import documented
 from raysim.registry import algorithm_class, algorithms
 from raysim.tasks.synthetic import Synthetic, SyntheticData
+from tests import remote
 
 ROUNDS = 4
 every_algorithm = pytest.mark.parametrize("name", sorted(algorithms()))
@@ -154,13 +154,7 @@ def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
     """Three client actors for the task, as the server would start them."""
     import ray
 
-    from raysim.ray_fleet import ClientActor
-
-    prepared = [ray.put(SimpleNamespace(task=task(), seed=0))]
-    remote: Any = ray.remote(ClientActor)
-    actors = {
-        f"client-{i}": remote.options(num_cpus=1).remote(f"client-{i}", "", prepared, 1.0, 0.0) for i in (1, 2, 3)
-    }
+    actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2, 3)}
     yield actors
     for actor in actors.values():
         ray.kill(actor)
@@ -174,5 +168,6 @@ def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_act
 
     actors = dict(list(client_actors.items())[:count])
     home = assign(dict.fromkeys((*task().inside, *task().outside), 1.0), list(actors))
-    rounds, fleet = run(algorithm(name), RayFleet(task(), actors, home, seed=0, rounds=ROUNDS))
+    start = partial(remote.start_client, task=task())
+    rounds, fleet = run(algorithm(name), RayFleet(task(), actors, home, start, seed=0, rounds=ROUNDS))
     assert digest(rounds[-1].state, memories(fleet)) == whole(name)

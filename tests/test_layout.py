@@ -19,8 +19,8 @@ ALGORITHMS = sorted((ROOT / "algorithms").glob("*.py"))
 # A module imports only what stands before it. `data` and `tasks` are packages with an order of their own.
 ORDER = (
     *("_version", "errors", "naming", "seeding", "model", "twin", "types", "tree", "training", "worker", "fleet"),
-    *("rounds", "codec", "checkpoint", "record", "data", "tasks", "registry", "fields", "config", "run", "placement"),
-    *("ray_fleet", "server", "display", "launch", "listing", "cli"),
+    *("rounds", "codec", "checkpoint", "log", "record", "data", "tasks", "registry", "fields", "config", "run"),
+    *("placement", "client", "dispatch", "ray_fleet", "server", "display", "launch", "listing", "cli"),
 )
 
 

@@ -7,8 +7,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,22 @@ from raysim.codec import digest
 from raysim.config import Resources
 from raysim.errors import PlacementError, RunError, SiteError
 from raysim.fleet import Progress
-from raysim.ray_fleet import ClientActor, RayFleet, assign
+from raysim.ray_fleet import RayFleet, assign
 from raysim.run import Plan, Row, Summary
 from raysim.server import Failed, Placed, stream
 from tests import toy
-from tests.remote import OPENED, Breaking, Sharing, fails_at_clients, fails_at_d, keep, offer, read_all, where
+from tests.remote import (
+    OPENED,
+    Breaking,
+    Sharing,
+    fails_at_clients,
+    fails_at_d,
+    keep,
+    offer,
+    read_all,
+    start_client,
+    where,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -40,9 +51,7 @@ def task(names: tuple[str, ...] = NAMES) -> Task:
 @pytest.fixture(scope="module")
 def clients() -> Iterator[dict[str, Any]]:
     """Three client actors, started from here as the server starts them: the test is the server."""
-    prepared = [ray.put(SimpleNamespace(task=task(), seed=0))]
-    actor: Any = ray.remote(ClientActor)
-    started = {f"c{i}": actor.options(num_cpus=1).remote(f"c{i}", f"c{i}", prepared, 1.0, 0.0) for i in range(3)}
+    started = {f"c{i}": start_client(f"c{i}", task()) for i in range(3)}
     yield started
     for one in started.values():
         ray.kill(one)
@@ -50,7 +59,8 @@ def clients() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def fleet(clients: dict[str, Any]) -> RayFleet:
-    return RayFleet(task(), clients, assign(dict.fromkeys(NAMES, 1.0), list(clients)), seed=0, rounds=3)
+    home = assign(dict.fromkeys(NAMES, 1.0), list(clients))
+    return RayFleet(task(), clients, home, partial(start_client, task=task()), seed=0, rounds=3)
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])

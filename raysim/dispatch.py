@@ -1,0 +1,174 @@
+"""One call at many sites: which client actor has which, who waits, and what is done when an actor is lost."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
+
+from raysim.client import APART
+from raysim.errors import LostError, RunError
+from raysim.types import KEEP, Incident
+from raysim.worker import Answer
+
+if TYPE_CHECKING:
+    from raysim.ray_fleet import RayFleet
+
+AHEAD = 2  # calls given to an actor at a time: the second waits there, so the actor never waits for the server
+BUNDLE = 0.5  # seconds of work that make a call worth while: Ray spends about 0.002 s on a call, whatever it carries
+SHARE = 2  # a call takes at most half of what waits for an actor, so that all are done at the same time
+TRIES = 3  # losses of an actor after which what it played, and not the machine, is to blame
+PATIENCE = 120.0  # seconds for an actor to come back while no other can work
+FULL = (
+    "there is no room left for what the sites send: give Ray a larger object store (ray start --object-store-memory) "
+    "or a larger disk to spill to, or have fewer sites in a round (cohort)"
+)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A call under way: `handle` tells the actor from the one that has taken its place since."""
+
+    actor: str
+    handle: Any
+    sites: list[str]
+    refs: list[Any]
+    start: float
+
+
+class Dispatch:
+    """Plays a client function at all sites of a fleet; each site once, or again if the actor was lost meanwhile."""
+
+    def __init__(self, fleet: RayFleet, order: Any, own: Mapping[str, Any] | None) -> None:
+        self.fleet, self.order, self.own = fleet, order, own
+        self.waiting = fleet.queues()
+        self.running: dict[Any, Sent] = {}
+        self.tries: Counter[str] = Counter()
+
+    def answers(self) -> Iterator[tuple[str, Answer[Any]]]:
+        """Each site's answer as it comes.
+
+        Raises LostError where something that lay on a lost node is needed, RunError for what trying again cannot mend.
+        """
+        idle_since = time.monotonic()
+        while self._send() or any(self.waiting.values()):
+            expected = [*self.running, *self.fleet.starting]
+            ready, _ = ray.wait(expected, num_returns=1, timeout=1.0) if expected else ([], [])
+            self.fleet.check_stop()
+            if self.running:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > PATIENCE:
+                raise RunError(self._nobody())
+            for ref in ready:
+                if ref in self.fleet.starting:
+                    self.fleet.started(ref)
+                else:
+                    yield from self._received(self.running.pop(ref))
+
+    def _send(self) -> bool:
+        """Give every actor that is up as much as it may have; whether anything is under way."""
+        busy = Counter(sent.actor for sent in self.running.values())
+        for actor in self.fleet.up():
+            while busy[actor] < AHEAD and (sites := bundle(self.waiting, actor, self.fleet.ledger.seconds)):
+                sent = self._sent(actor, sites)
+                self.running[sent.refs[0]] = sent
+                busy[actor] += 1
+        return bool(self.running)
+
+    def _sent(self, actor: str, sites: list[str]) -> Sent:
+        given = None if self.own is None else {site: self.own[site] for site in sites}
+        memories = (self.fleet.ledger.memories.get(site) for site in sites)
+        handle = self.fleet.actors[actor]
+        self.fleet.home.update(dict.fromkeys(sites, actor))  # where their data are open from now on
+        refs: list[Any] = handle.play.options(num_returns=3 * len(sites)).remote(self.order, sites, given, *memories)
+        return Sent(actor, handle, sites, refs, time.monotonic())
+
+    def _received(self, sent: Sent) -> Iterator[tuple[str, Answer[Any]]]:
+        count = len(sent.sites)
+        try:
+            answers: list[Answer[Any]] = ray.get(sent.refs[:count])
+        except RayError as error:
+            self._mend(sent, error)
+            return
+        kept, apart = sent.refs[count : 2 * count], sent.refs[2 * count :]
+        for i, (site, answer) in enumerate(zip(sent.sites, answers, strict=True)):
+            memory = KEEP if answer.memory is KEEP else kept[i]
+            payload = apart[i] if answer.payload is APART else answer.payload
+            yield site, replace(answer, memory=memory, payload=payload)
+
+    def _mend(self, sent: Sent, error: RayError) -> None:
+        """Have the sites of a lost actor played again, by whoever is there. Raises RunError where that cannot help."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, LostError | ObjectLostError):
+            raise LostError(f"round {self.fleet.ledger.round + 1}: {_line(cause)}") from error
+        if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
+            raise RunError(f"{FULL}. Ray says: {_line(cause)}") from error
+        if isinstance(error, RayTaskError):
+            failed = RunError(f"{sent.actor} failed at {_named(sent.sites)}: {_line(error.cause)}")
+            failed.remote = str(error)
+            raise failed from error
+        self.waiting[sent.actor].extendleft(reversed(sent.sites))
+        if self.fleet.actors.get(sent.actor) is not sent.handle:
+            return  # the call behind the one with which the actor was lost
+        self.tries.update(sent.sites)
+        self._note(sent, _line(error))
+        self.fleet.replace(sent.actor)
+
+    def _note(self, sent: Sent, cause: str) -> None:
+        ledger, again = self.fleet.ledger, max(self.tries[site] for site in sent.sites) < TRIES
+        seconds, phase = time.monotonic() - sent.start, ledger.progress.phase
+        ledger.incidents.append(
+            Incident(
+                ledger.round + 1,
+                phase,
+                tuple(sent.sites),
+                sent.actor,
+                cause,
+                "run again" if again else "ended the run",
+                seconds,
+            )
+        )
+        if not again:
+            raise RunError(
+                f"round {ledger.round + 1}: the actor that played {_named(sent.sites)} was lost {TRIES} times, last "
+                f"because: {cause}. If memory ran out, take a smaller task.batch_size or fewer actors "
+                "(resources.clients)"
+            )
+
+    def _nobody(self) -> str:
+        left = sum(map(len, self.waiting.values()))
+        return (
+            f"round {self.fleet.ledger.round + 1}: no client actor has come back for {PATIENCE:g} s, and {left} sites "
+            "wait; the cluster has no room for one. When it has, `raysim resume` goes on from the last checkpoint"
+        )
+
+
+def _line(error: Any) -> str:
+    """The first lines of what Ray says, which tell the cause; what follows are hints for its developers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:6])}"
+
+
+def _named(sites: Sequence[str]) -> str:
+    return ", ".join(f"'{site}'" for site in sites[:5]) + (f" and {len(sites) - 5} more" if sites[5:] else "")
+
+
+def bundle(waiting: Mapping[str, deque[str]], actor: str, seconds: Mapping[str, float]) -> list[str]:
+    """Takes out the next sites for `actor`: its own costliest, or else the cheapest of the actor with the most to do.
+
+    One site, or as many quick ones (by the `seconds` of their last calls) as make a call worth while, or none.
+    """
+    queue, take = waiting[actor], deque[str].popleft
+    if not queue:
+        queue, take = max(waiting.values(), key=len), deque[str].pop
+    sites: list[str] = []
+    most, carried = len(queue) / SHARE, 0.0
+    while queue and (not sites or (len(sites) < most and carried < BUNDLE)):
+        sites.append(take(queue))
+        carried += seconds.get(sites[-1], BUNDLE)
+    return sites
