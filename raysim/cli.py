@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raysim._version import __version__
 from raysim.errors import ConfigError, RaysimError
+
+if TYPE_CHECKING:
+    from raysim.config import RunConfig
 
 GRAMMAR = """\
 keys are dotted, and the same in a file and on the command line:
@@ -32,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        commands = {"run": _run, "list": _list, "data": _data}
+        commands = {"run": _run, "resume": _resume, "list": _list, "data": _data}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -56,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", metavar="DIR", help="the run's folder, which must not exist (default: a new one in runs/)"
     )
+
+    again = commands.add_parser("resume", help="go on with a run that was interrupted or has failed")
+    again.add_argument("run", metavar="RUN_DIR", help="the run's folder; it goes on after its last checkpoint")
 
     names = commands.add_parser("list", help="what there is: algorithms, tasks, networks")
     names.add_argument("what", choices=("algorithms", "tasks", "networks"))
@@ -94,12 +101,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.out is not None and Path(args.out).exists():
         raise ConfigError(f"--out {args.out} exists already, and a run never overwrites another; choose a new one")
     config = resolve(given)
-    if config.address is None and not os.environ.get("RAY_ADDRESS"):
-        # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
-        # it was needed first, but it keeps every port on loopback anywhere.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
-        os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
+    _alone_on_loopback(config)
 
     from rich.console import Console
 
@@ -108,6 +110,33 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     launch(config, args.out, Display(Console()))
     return 0
+
+
+def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.config import read_file, resolve
+
+    folder = Path(args.run).absolute()
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{args.run} is no run's folder: it holds no config.yaml; see what is in runs/")
+    config = resolve(read_file(str(folder / "config.yaml")))
+    _alone_on_loopback(config)
+
+    from rich.console import Console
+
+    from raysim.display import Display
+    from raysim.launch import resume
+
+    resume(folder, config, Display(Console()))
+    return 0
+
+
+def _alone_on_loopback(config: RunConfig) -> None:
+    if config.address is None and not os.environ.get("RAY_ADDRESS"):
+        # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
+        # it was needed first, but it keeps every port on loopback anywhere.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
+        os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ class Sent:
     sites: list[str]
     refs: list[Any]
     start: float
+    alone: bool
 
 
 class Dispatch:
@@ -49,6 +51,7 @@ class Dispatch:
         self.waiting = fleet.queues()
         self.running: dict[Any, Sent] = {}
         self.tries: Counter[str] = Counter()
+        self.suspects: deque[str] = deque()  # were with an actor that was lost: each plays alone, so as to tell which
 
     def answers(self) -> Iterator[tuple[str, Answer[Any]]]:
         """Each site's answer as it comes.
@@ -56,7 +59,7 @@ class Dispatch:
         Raises LostError where something that lay on a lost node is needed, RunError for what trying again cannot mend.
         """
         idle_since = time.monotonic()
-        while self._send() or any(self.waiting.values()):
+        while self._send() or self.suspects or any(self.waiting.values()):
             expected = [*self.running, *self.fleet.starting]
             ready, _ = ray.wait(expected, num_returns=1, timeout=1.0) if expected else ([], [])
             self.fleet.check_stop()
@@ -72,21 +75,25 @@ class Dispatch:
 
     def _send(self) -> bool:
         """Give every actor that is up as much as it may have; whether anything is under way."""
-        busy = Counter(sent.actor for sent in self.running.values())
+        busy: Counter[str] = Counter()
+        for sent in self.running.values():
+            busy[sent.actor] += AHEAD if sent.alone else 1
         for actor in self.fleet.up():
+            if self.suspects and not busy[actor]:
+                self._give(actor, [self.suspects.popleft()], alone=True)
+                continue
             while busy[actor] < AHEAD and (sites := bundle(self.waiting, actor, self.fleet.ledger.seconds)):
-                sent = self._sent(actor, sites)
-                self.running[sent.refs[0]] = sent
+                self._give(actor, sites)
                 busy[actor] += 1
         return bool(self.running)
 
-    def _sent(self, actor: str, sites: list[str]) -> Sent:
+    def _give(self, actor: str, sites: list[str], alone: bool = False) -> None:
         given = None if self.own is None else {site: self.own[site] for site in sites}
         memories = (self.fleet.ledger.memories.get(site) for site in sites)
         handle = self.fleet.actors[actor]
         self.fleet.home.update(dict.fromkeys(sites, actor))  # where their data are open from now on
         refs: list[Any] = handle.play.options(num_returns=3 * len(sites)).remote(self.order, sites, given, *memories)
-        return Sent(actor, handle, sites, refs, time.monotonic())
+        self.running[refs[0]] = Sent(actor, handle, sites, refs, time.monotonic(), alone)
 
     def _received(self, sent: Sent) -> Iterator[tuple[str, Answer[Any]]]:
         count = len(sent.sites)
@@ -105,28 +112,28 @@ class Dispatch:
         """Have the sites of a lost actor played again, by whoever is there. Raises RunError where that cannot help."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, LostError | ObjectLostError):
-            raise LostError(f"round {self.fleet.ledger.round + 1}: {_line(cause)}") from error
+            raise LostError(f"round {self.fleet.ledger.round + 1}: {told(cause)}") from error
         if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
-            raise RunError(f"{FULL}. Ray says: {_line(cause)}") from error
+            raise RunError(f"{FULL}. Ray says: {told(cause)}") from error
         if isinstance(error, RayTaskError):
-            failed = RunError(f"{sent.actor} failed at {_named(sent.sites)}: {_line(error.cause)}")
+            failed = RunError(f"{sent.actor} failed at {_named(sent.sites)}: {told(error.cause)}")
             failed.remote = str(error)
             raise failed from error
-        self.waiting[sent.actor].extendleft(reversed(sent.sites))
-        if self.fleet.actors.get(sent.actor) is not sent.handle:
-            return  # the call behind the one with which the actor was lost
-        self.tries.update(sent.sites)
-        self._note(sent, _line(error))
+        behind = [ref for ref, other in self.running.items() if other.handle is sent.handle]
+        sites = [*sent.sites, *(site for ref in behind for site in self.running.pop(ref).sites)]
+        self.suspects.extend(sites)
+        self.tries.update(sites)
+        self._note(sent, sites, told(error))
         self.fleet.replace(sent.actor)
 
-    def _note(self, sent: Sent, cause: str) -> None:
-        ledger, again = self.fleet.ledger, max(self.tries[site] for site in sent.sites) < TRIES
+    def _note(self, sent: Sent, sites: Sequence[str], cause: str) -> None:
+        ledger, again = self.fleet.ledger, max(self.tries[site] for site in sites) < TRIES
         seconds, phase = time.monotonic() - sent.start, ledger.progress.phase
         ledger.incidents.append(
             Incident(
                 ledger.round + 1,
                 phase,
-                tuple(sent.sites),
+                tuple(sites),
                 sent.actor,
                 cause,
                 "run again" if again else "ended the run",
@@ -135,23 +142,24 @@ class Dispatch:
         )
         if not again:
             raise RunError(
-                f"round {ledger.round + 1}: the actor that played {_named(sent.sites)} was lost {TRIES} times, last "
+                f"round {ledger.round + 1}: the actor that played {_named(sites)} was lost {TRIES} times, last "
                 f"because: {cause}. If memory ran out, take a smaller task.batch_size or fewer actors "
                 "(resources.clients)"
             )
 
     def _nobody(self) -> str:
-        left = sum(map(len, self.waiting.values()))
+        left = len(self.suspects) + sum(map(len, self.waiting.values()))
         return (
             f"round {self.fleet.ledger.round + 1}: no client actor has come back for {PATIENCE:g} s, and {left} sites "
             "wait; the cluster has no room for one. When it has, `raysim resume` goes on from the last checkpoint"
         )
 
 
-def _line(error: Any) -> str:
-    """The first lines of what Ray says, which tell the cause; what follows are hints for its developers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:6])}"
+def told(error: Any) -> str:
+    """What Ray says of the cause, without the numbers of actor and process that it puts between."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not re.match(r"(\w+_)?(id|name|pid|ip|namespace): ", line)]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"
 
 
 def _named(sites: Sequence[str]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import platform
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
@@ -36,16 +39,52 @@ def launch(config: RunConfig, out: str | None, display: Display) -> None:
     Raises RaysimError for whatever goes wrong, KeyboardInterrupt after a clean stop.
     """
     stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
-    with claimed(out, stem) as folder:
-        plan = prepare(config, folder, display)
-        if config.fleet == "local":
-            _follow(_local(plan, config), config, plan, display)
-            return
-        _by_value(type(config.algorithm), type(config.task))
-        display.say("starting Ray")
-        with ray_running(config.address) as dashboard:
-            display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
-            _follow(stream(plan, config.resources, f"raysim-{folder.name}-{token_hex(3)}"), config, plan, display)
+    with claimed(out, stem) as folder, alone(folder):
+        _start(prepare(config, folder, display), config, display)
+
+
+def resume(folder: Path, config: RunConfig, display: Display) -> None:
+    """Go on with the run in `folder` after its last checkpoint, to the result that it would have had.
+
+    Raises ConfigError if it is done or still running, and what `launch` raises.
+    """
+    with alone(folder):
+        _check_unfinished(folder)
+        _start(replace(prepare(config, folder, display), resume=True), config, display)
+
+
+def _check_unfinished(folder: Path) -> None:
+    with suppress(OSError, ValueError):
+        summary = json.loads((folder / "summary.json").read_text())
+        if summary["status"] == "done":
+            raise ConfigError(
+                f"{folder} is done, all {summary['rounds']} rounds; for more rounds start a new run "
+                f"(raysim run -c {folder / 'config.yaml'} rounds=...)"
+            )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process works in `folder` during the block. Raises ConfigError if one does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        yield
+    except BlockingIOError as error:
+        raise ConfigError(f"another process is at work in {folder}; wait for it, or stop it") from error
+    finally:
+        os.close(handle)
+
+
+def _start(plan: Plan, config: RunConfig, display: Display) -> None:
+    if config.fleet == "local":
+        _follow(_local(plan, config), config, plan, display)
+        return
+    _by_value(type(config.algorithm), type(config.task))
+    display.say("starting Ray")
+    with ray_running(config.address) as dashboard:
+        display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
+        _follow(stream(plan, config.resources, f"raysim-{plan.out.name}-{token_hex(3)}"), config, plan, display)
 
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
@@ -144,9 +183,10 @@ def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: Di
 
 
 def _open_folder(folder: Path, config: RunConfig, placed: Placed) -> None:
-    (folder / "checkpoints").mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
-    write_json(folder / "env.json", environment())
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    if not (folder / "config.yaml").exists():  # else the run goes on, and these tell how it began
+        (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+        write_json(folder / "env.json", environment())
     places = {place.actor: asdict(place) for place in placed.places}
     sites = [{"site": site, **places.get(actor, {"actor": actor})} for site, actor in sorted(placed.home.items())]
     write_json(folder / "placement.json", sites)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from raysim.types import Incident
 
 RoundRow = dict[str, Any]
 SiteRow = list[Any]  # the columns of SITES
@@ -64,6 +67,14 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
+
+
+def note(out: Path, incidents: Iterable[Incident]) -> None:
+    """Add what went wrong to failures.jsonl, a line each."""
+    lines = [json.dumps(asdict(incident)) + "\n" for incident in incidents]
+    if lines:
+        with (out / "failures.jsonl").open("a") as file:
+            file.writelines(lines)
 
 
 def _site_table(rows: list[SiteRow]) -> pa.Table:

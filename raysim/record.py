@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.checkpoint import Totals
-from raysim.log import Log, RoundRow, SiteRow, write
-from raysim.types import JUDGED, Incident, Round, Score, Task
+from raysim.log import Log, RoundRow, SiteRow, note, write
+from raysim.types import JUDGED, Round, Score, Task
 
 Better = Mapping[str, Literal["higher", "lower"]]
 KINDS = ("mean", "weighted", "worst")  # of the sites, of the cases, site
@@ -67,7 +67,7 @@ class Recorder:
         sites = list(_site_rows(round))
         self._log.append(row, sites)
         self._keep(row, sites)
-        self.note(round.incidents)
+        note(self.out, round.incidents)
         self._plot(round, row)
         # A file of all rounds is written anew each time: seldom enough to cost half a hundredth of the run.
         if time.monotonic() - self._flushed > 200 * self._pause:
@@ -116,13 +116,6 @@ class Recorder:
             name, _, kind = column.rpartition("/")
             if kind in KINDS and name.startswith(("inside/", "outside/")):
                 self.latest.setdefault(name, {})[kind] = value
-
-    def note(self, incidents: Iterable[Incident]) -> None:
-        """Write what went wrong to failures.jsonl, a line each."""
-        lines = [json.dumps(asdict(incident)) + "\n" for incident in incidents]
-        if lines:
-            with (self.out / "failures.jsonl").open("a") as file:
-                file.writelines(lines)
 
     def rewind(self, number: int) -> None:
         """Forget what came after round `number`, from which the run goes on; failures stay noted."""

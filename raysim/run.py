@@ -14,6 +14,7 @@ from raysim import checkpoint
 from raysim.codec import digest
 from raysim.errors import ConfigError, LostError, RaysimError, RunError, ServerError
 from raysim.fleet import BaseFleet, Interrupted
+from raysim.log import note
 from raysim.record import Recorder
 from raysim.rounds import Start, federate
 from raysim.types import JUDGED, Algorithm, Incident, Round, Task
@@ -73,7 +74,7 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
         final = yield from _rounds(plan, fleet, recorder)
         yield Summary(recorder.close("done", facts, digest(final.state, dict(fleet.memories()))))
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
-        recorder.note(fleet.ledger.incidents)
+        note(plan.out, fleet.ledger.incidents)
         recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
@@ -90,7 +91,7 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
     if not incidents or incidents[-1].action != "ended the run":
         number, phase = fleet.ledger.round + 1, fleet.ledger.progress.phase
         incidents.append(Incident(number, phase, (), "", str(error), "ended the run", remote=error.remote))
-    recorder.note(incidents)
+    note(recorder.out, incidents)
     recorder.close("failed", {**facts, "error": str(error)}, None)
 
 
@@ -106,7 +107,7 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row |
         except LostError as error:
             back, number = True, fleet.ledger.round + 1
             lost = Incident(number, "", (), "", str(error), "went back to the last checkpoint")
-            recorder.note([*fleet.ledger.incidents, lost])
+            note(plan.out, [*fleet.ledger.incidents, lost])
             yield Note(f"{error}; going back to the last checkpoint")
     raise RunError(f"objects were lost with their nodes {BACK} times in a row; look at the health of the cluster")
 

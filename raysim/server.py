@@ -13,15 +13,18 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raysim.client import ClientActor, Place
 from raysim.config import Resources
+from raysim.dispatch import told
 from raysim.errors import PlacementError, RaysimError, RunError
 from raysim.fleet import Progress
+from raysim.log import note
 from raysim.placement import count_clients, nodes
 from raysim.ray_fleet import RayFleet, assign
 from raysim.run import Note, Plan, Row, Summary, perform
+from raysim.types import Incident
 
 PATIENCE = 120.0  # seconds for actors to start on a cluster that has room for them
 KNOCK = 10.0  # seconds for the head of a cluster to answer
@@ -179,9 +182,9 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
                     pass
                 raise
         except RayError as error:
-            raise RunError(
-                f"the server actor was lost: {error}. `raysim resume {plan.out}` goes on from the last checkpoint"
-            ) from error
+            cause = f"the server actor was lost: {told(error)}"
+            note(plan.out, [Incident(0, "", (), "server", cause, "ended the run")])
+            raise RunError(f"{cause}; `raysim resume {plan.out}` goes on from the last checkpoint") from error
         finally:
             ray.kill(server)
 
@@ -191,7 +194,8 @@ def _server(plan: Plan, group: PlacementGroup, resources: Resources, namespace: 
         "name": "server",
         "namespace": namespace,
         "num_cpus": 0,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0),
+        # Beside the command: a node that can die without it should not take the server along.
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
     }
     sizes = plan.task.sizes
     costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}

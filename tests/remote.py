@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,3 +124,34 @@ def start_client(name: str, task: Task) -> Any:
     """A client actor for `task`, started as the server starts one."""
     actor: Any = ray.remote(ClientActor)
     return actor.options(num_cpus=1).remote(name, name, [ray.put(SimpleNamespace(task=task, seed=0))], 1.0, 0.0)
+
+
+def dies_once(site: Site[Any], folder: str) -> Reply[int]:
+    """Leaves a mark for each try; the first time at c its process is killed."""
+    mark = Path(folder) / site.name
+    first = not mark.exists()
+    with mark.open("a") as file:
+        file.write("x")
+    if site.name == "c" and first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Reply(1)
+
+
+def dies_always(site: Site[Any], _: Any) -> Reply[int]:
+    if site.name == "c":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Reply(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dying(FedAvg):
+    """FedAvg whose process is killed at site c in the third round, once."""
+
+    marks: str
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        mark = Path(self.marks) / "killed"
+        if site.round == 2 and site.name == "c" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FedAvg.client(self, site, model)

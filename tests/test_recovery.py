@@ -1,0 +1,205 @@
+"""Actors that are killed, checkpoints that are torn, sites that fail: the run goes on, to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+
+from algorithms.fedavg import FedAvg
+from raysim import Fleet, LocalFleet, Metrics, Model, Task
+from raysim.cli import main
+from raysim.errors import LostError, RunError, SiteError
+from raysim.fleet import BaseFleet
+from raysim.ray_fleet import RayFleet, assign
+from raysim.run import Note, Plan, Row, Summary, perform
+from tests import toy
+from tests.remote import Dying, dies_always, dies_once, fails_at_d, start_client
+
+NAMES = ("a", "b", "c", "d", "e", "f")
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+
+
+def task() -> Task:
+    return toy.task({name: ((number + 1.0, number),) for number, name in enumerate(NAMES)})
+
+
+def plan(out: Path, algorithm: Any, **fields: Any) -> Plan:
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    defaults: dict[str, Any] = {
+        "algorithm_name": "fedavg",
+        "task": task(),
+        "rounds": 4,
+        "cohort": 1.0,
+        "seed": 0,
+        "evaluate_every": 1,
+        "checkpoint_every": 1,
+        "metric": "inside/test/distance",
+    }
+    return Plan(out=out, algorithm=algorithm, **defaults | fields)
+
+
+def on_local(plan: Plan) -> list[Any]:
+    return list(perform(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds)))
+
+
+def digest(events: list[Any]) -> str:
+    found: str = events[-1].values["digest"]
+    return found
+
+
+def failures(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def fleet(ray_started: None) -> Iterator[RayFleet]:
+    """Two client actors of its own: they are killed."""
+    actors = {name: start_client(name, task()) for name in ("x", "y")}
+    home = assign(dict.fromkeys(NAMES, 1.0), list(actors))
+    made = RayFleet(task(), actors, home, partial(start_client, task=task()), seed=0, rounds=4)
+    yield made
+    for actor in made.actors.values():
+        ray.kill(actor)
+
+
+@pytest.mark.ray
+def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_play_again(fleet: RayFleet, tmp_path: Path) -> None:
+    replies = fleet.map(dies_once, str(tmp_path))
+    assert list(replies) == list(NAMES)
+    (incident,) = fleet.ledger.incidents
+    assert "c" in incident.sites
+    assert incident.action == "run again"
+    assert incident.actor in ("x", "y")
+    tries = {name: len((tmp_path / name).read_text()) for name in NAMES}
+    assert tries["c"] == 2
+    assert {name: count for name, count in tries.items() if name not in incident.sites} == dict.fromkeys(
+        set(NAMES) - set(incident.sites), 1
+    )
+    assert list(fleet.map(dies_once, str(tmp_path))) == list(NAMES)  # and the fleet works on
+
+
+@pytest.mark.ray
+def test_a_site_that_kills_every_actor_ends_the_run(fleet: RayFleet) -> None:
+    with pytest.raises(RunError, match=r"the actor that played 'c' was lost 3 times.*task\.batch_size"):
+        fleet.map(dies_always)
+    assert fleet.ledger.incidents[-1].action == "ended the run"
+
+
+@pytest.mark.ray
+def test_a_run_with_a_killed_actor_has_the_bits_of_one_without(fleet: RayFleet, tmp_path: Path) -> None:
+    calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
+    events = list(perform(plan(tmp_path / "run", Dying(**SGD, marks=str(tmp_path))), fleet))
+    assert digest(events) == digest(calm)
+    (failure,) = failures(tmp_path / "run")
+    assert (failure["round"], failure["action"]) == (3, "run again")
+    table = pd.read_parquet(tmp_path / "run" / "rounds.parquet")
+    assert table["failures"].tolist() == [0, 0, 1, 0]
+    assert table["seconds_lost"][2] > 0
+    assert next(event.text for event in events if isinstance(event, Note)).startswith("round 3, call 1: ")
+
+
+def test_a_failed_site_is_left_out_where_enough_answer() -> None:
+    fleet = LocalFleet(task())
+    fleet.ledger.min_replies = 0.8  # 4.8 of 6: five
+    assert list(fleet.map(fails_at_d)) == ["a", "b", "c", "e", "f"]
+    (incident,) = fleet.ledger.incidents
+    assert (incident.sites, incident.action, incident.cause) == (("d",), "left out", "LookupError: no such organ")
+    assert "fails_at_d" in incident.remote
+
+
+@pytest.mark.parametrize("least", [1.0, 6, 10])
+def test_too_few_replies_end_the_round(least: float) -> None:
+    fleet = LocalFleet(task())
+    fleet.ledger.min_replies = least
+    with pytest.raises(SiteError, match="site 'd' failed in round 1: LookupError"):
+        fleet.map(fails_at_d)
+
+
+def test_no_reply_at_all_is_always_a_failure() -> None:
+    fleet = LocalFleet(task()).at(["d"])
+    fleet.ledger.min_replies = 0.01
+    with pytest.raises(SiteError, match="site 'd'"):
+        fleet.map(fails_at_d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losing(FedAvg):
+    """Once, in the third round, finds that a node took an object along."""
+
+    mark: str
+
+    def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        state, metrics = FedAvg.round(self, fleet, model)
+        assert isinstance(fleet, BaseFleet)
+        if fleet.ledger.round == 2 and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            raise LostError("an object was lost")
+        return state, metrics
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_a_run_goes_back_to_its_last_checkpoint_when_objects_are_lost(tmp_path: Path, every: int) -> None:
+    calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
+    losing = Losing(**SGD, mark=str(tmp_path / "mark"))
+    events = on_local(plan(tmp_path / "run", losing, checkpoint_every=every))
+    assert digest(events) == digest(calm)
+    again = {1: [3], 2: [3], 4: [1, 2, 3]}[every]
+    assert [event.number for event in events if isinstance(event, Row)] == [1, 2, *again, 4]
+    assert failures(tmp_path / "run")[0]["action"] == "went back to the last checkpoint"
+    for name in ("rounds", "sites"):
+        tables = [pd.read_parquet(tmp_path / run / f"{name}.parquet") for run in ("calm", "run")]
+        first, second = (table.drop(columns="seconds", errors="ignore") for table in tables)
+        assert first.equals(second)
+
+
+@pytest.mark.parametrize("damage", ["none", "torn", "all"])
+def test_resume_takes_the_newest_checkpoint_that_is_whole(tmp_path: Path, damage: str) -> None:
+    calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
+    stopped = plan(tmp_path / "run", FedAvg(**SGD))
+    events = perform(stopped, LocalFleet(stopped.task, rounds=4))
+    assert [next(events) for _ in range(3)][-1].number == 3  # type: ignore[union-attr]  # rows
+    events.close()  # type: ignore[attr-defined]  # a generator
+    for path in (tmp_path / "run" / "checkpoints").glob("round_000[23]" if damage == "all" else "round_0003"):
+        if damage != "none":
+            (path / "state.safetensors").write_bytes(b"half")
+    events_again = on_local(replace(stopped, resume=True))
+    assert digest(events_again) == digest(calm)
+    first = {"none": 4, "torn": 3, "all": 1}[damage]
+    assert [event.number for event in events_again if isinstance(event, Row)] == list(range(first, 5))
+    notes = " ".join(event.text for event in events_again if isinstance(event, Note))
+    assert ("damaged" in notes) == (damage != "none")
+    assert isinstance(events_again[-1], Summary)
+    assert pd.read_parquet(tmp_path / "run" / "rounds.parquet")["round"].tolist() == [1, 2, 3, 4]
+
+
+def test_a_run_that_is_killed_is_resumed_to_the_same_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["rounds=4", "fleet=local", "task.data.sites=2", "task.data.outside=[]", "task.data.size=[16, 16]"]
+    command = [sys.executable, "-m", "raysim", "run", *words]
+    calm = subprocess.run([*command, "--out", str(tmp_path / "calm")], capture_output=True, text=True, check=True)
+    out = tmp_path / "run"
+    with subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert next(line for line in process.stdout if line.startswith("round 2"))
+        os.kill(process.pid, signal.SIGKILL)
+    assert main(["resume", str(out)]) == 0
+    wanted = next(line for line in calm.stdout.splitlines() if line.startswith("digest"))
+    assert wanted in capsys.readouterr().out
+    assert main(["resume", str(out)]) == 2
+    assert "is done, all 4 rounds" in capsys.readouterr().err
+
+
+def test_only_a_run_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "no run's folder" in capsys.readouterr().err
