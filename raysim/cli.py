@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"raysim: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("raysim: interrupted; what was recorded is kept", file=sys.stderr)
+        print("raysim: interrupted", file=sys.stderr)
         return 130
 
 
@@ -101,14 +102,11 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.out is not None and Path(args.out).exists():
         raise ConfigError(f"--out {args.out} exists already, and a run never overwrites another; choose a new one")
     config = resolve(given)
-    _alone_on_loopback(config)
-
-    from rich.console import Console
-
-    from raysim.display import Display
+    _ready(config)
+    from raysim.display import Display, Terminal
     from raysim.launch import launch
 
-    launch(config, args.out, Display(Console()))
+    launch(config, args.out, Display(Terminal()))
     return 0
 
 
@@ -119,18 +117,17 @@ def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{args.run} is no run's folder: it holds no config.yaml; see what is in runs/")
     config = resolve(read_file(str(folder / "config.yaml")))
-    _alone_on_loopback(config)
-
-    from rich.console import Console
-
-    from raysim.display import Display
+    _ready(config)
+    from raysim.display import Display, Terminal
     from raysim.launch import resume
 
-    resume(folder, config, Display(Console()))
+    resume(folder, config, Display(Terminal()))
     return 0
 
 
-def _alone_on_loopback(config: RunConfig) -> None:
+def _ready(config: RunConfig) -> None:
+    """What must be so before Ray is imported."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as clean as Ctrl-C
     if config.address is None and not os.environ.get("RAY_ADDRESS"):
         # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
         # it was needed first, but it keeps every port on loopback anywhere.

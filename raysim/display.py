@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
 
 WIDTH = 11  # characters of a column of numbers
 SHOWN = 40  # sites in the table at the end; of more, the worst
+
+
+class Terminal(Console):
+    """A console whose reader may go away (`raysim run | head`): the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        """Print into nothing from now on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Display:

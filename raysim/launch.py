@@ -23,7 +23,7 @@ import yaml
 from raysim import __version__
 from raysim.config import RunConfig, plain
 from raysim.display import Display
-from raysim.errors import ConfigError, PlacementError
+from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
 from raysim.record import write_json
 from raysim.registry import name_of
@@ -77,6 +77,15 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _start(plan: Plan, config: RunConfig, display: Display) -> None:
+    try:
+        _run(plan, config, display)
+    except (RunError, KeyboardInterrupt):
+        if (plan.out / "log.jsonl").exists():
+            display.say(f"what was recorded until then is in {plan.out}; raysim resume {plan.out} goes on with it")
+        raise
+
+
+def _run(plan: Plan, config: RunConfig, display: Display) -> None:
     if config.fleet == "local":
         _follow(_local(plan, config), config, plan, display)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,7 +126,9 @@ def ray_running(address: str | None) -> Iterator[str]:
     try:
         if asked:
             _knock(asked)
+        handler = signal.getsignal(signal.SIGTERM)
         context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process at once
     except (OSError, RuntimeError, ValueError) as error:
         raise PlacementError(f"cannot {'start Ray' if own else f'join Ray at {asked}'}: {error}") from error
     try:
@@ -184,7 +187,7 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
         except RayError as error:
             cause = f"the server actor was lost: {told(error)}"
             note(plan.out, [Incident(0, "", (), "server", cause, "ended the run")])
-            raise RunError(f"{cause}; `raysim resume {plan.out}` goes on from the last checkpoint") from error
+            raise RunError(f"{cause}") from error
         finally:
             ray.kill(server)
 

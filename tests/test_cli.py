@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,7 +197,7 @@ def test_a_run_leaves_its_files_and_repeats(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert {path.name for path in Path("one").iterdir()} == {
         *("config.yaml", "env.json", "placement.json", "rounds.parquet", "sites.parquet", "summary.json"),
-        *("checkpoints", "tensorboard"),
+        *("checkpoints", "tensorboard", "log.jsonl"),
     }
     first = summary("one")
     assert (first["status"], first["algorithm"], first["task"], first["seed"]) == ("done", "fedprox", "synthetic", 3)
@@ -271,8 +273,8 @@ def test_a_bug_in_ones_own_algorithm_shows_where_it_is(capsys: pytest.CaptureFix
     assert 'raise LookupError("no such organ")' in error
 
 
-def interrupted(*words: str) -> tuple[int, str]:
-    """The exit code and the messages of a run that a person stops with Ctrl-C after its first round."""
+def interrupted(*words: str, by: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+    """The exit code and the messages of a run that a person stops with Ctrl-C, or a batch system, after round 1."""
     command = [raysim(), "run", *SMALL, "rounds=100000", "--out", "stopped", *words]
     run = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=unbuffered()
@@ -281,7 +283,10 @@ def interrupted(*words: str) -> tuple[int, str]:
     for line in run.stdout:
         if line.startswith("round "):
             break
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the command and all that it started
+    if by is signal.SIGINT:
+        os.killpg(run.pid, by)  # as a terminal does: to the command and all that it started
+    else:
+        run.send_signal(by)
     _, errors = run.communicate(timeout=60)
     return run.returncode, errors
 
@@ -290,18 +295,29 @@ def unbuffered() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-def test_an_interrupted_local_run_keeps_its_rounds() -> None:
-    code, errors = interrupted("fleet=local")
-    assert (code, errors) == (130, "raysim: interrupted; what was recorded is kept\n")
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_local_run_keeps_its_rounds(by: signal.Signals) -> None:
+    code, errors = interrupted("fleet=local", by=by)
+    assert (code, errors) == (130, "raysim: interrupted\n")
     rounds = pd.read_parquet("stopped/rounds.parquet")["round"].tolist()
     assert (summary("stopped")["status"], summary("stopped")["rounds"]) == ("interrupted", len(rounds))
 
 
+def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
+    command = shlex.join([raysim(), "run", *SMALL, "rounds=8", "fleet=local", "--out", "piped"]) + " | head -n 3"
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL, env=unbuffered())
+    wait = time.monotonic() + 60
+    while not Path("piped/summary.json").exists() and time.monotonic() < wait:
+        time.sleep(0.1)
+    assert (summary("piped")["status"], summary("piped")["rounds"]) == ("done", 8)
+
+
 @pytest.mark.ray
-def test_an_interrupted_run_on_ray_keeps_its_rounds() -> None:
-    code, errors = interrupted()
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_on_ray_keeps_its_rounds(by: signal.Signals) -> None:
+    code, errors = interrupted(by=by)
     assert code == 130
-    assert errors.endswith("raysim: interrupted; what was recorded is kept\n")
+    assert errors.endswith("raysim: interrupted\n")
     rounds = pd.read_parquet("stopped/rounds.parquet")["round"].tolist()
     assert rounds
     assert (summary("stopped")["status"], summary("stopped")["rounds"]) == ("interrupted", len(rounds))
