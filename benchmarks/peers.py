@@ -1,0 +1,194 @@
+"""What other engines take for the work of overhead.py: their seconds of a steady round over raysim's, in one sitting.
+
+python benchmarks/peers.py [--repeats N] [--venvs FOLDER] [--json FILE] [PEER ...]; `make bench-peers` makes FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from overhead import ACTORS, ENGINE, FUSED, machine, spread
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = Path(__file__).with_name("peers")
+SITES = 64
+DEADLINE = 900.0  # seconds for one run of one engine
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """An engine: its package and virtual environment, the program of that environment, and the words after it."""
+
+    venv: str
+    package: str
+    words: Sequence[str]
+    meaning: str
+    program: str = "python"
+    sites: int = SITES
+    warm: int = 3  # rounds before the steady ones: data are open and kernels chosen
+    limit: float | None = None  # the least that its seconds over raysim's should be
+
+
+PEERS = {
+    "flower": Peer(
+        venv="flower",
+        package="flwr",
+        words=["flower_work.py", "DATA"],
+        meaning="Flower, Ray simulation, 2 actors of 1 CPU",
+        limit=2.2,
+    ),
+    "pfl": Peer(
+        venv="pfl",
+        package="pfl",
+        program="torchrun",
+        words=["--standalone", "--nnodes=1", f"--nproc_per_node={ACTORS}", "pfl_work.py", "DATA"],
+        meaning="pfl-research, torchrun, 2 processes",
+        limit=0.85,
+    ),
+    "nvflare": Peer(
+        venv="nvflare",
+        package="nvflare",
+        words=["nvflare_work.py", "DATA", "--sites=16", "--threads=2", "--rounds=4"],
+        meaning="NVFlare, simulator, 2 threads (16 sites, scaled per site)",
+        sites=16,
+        warm=1,
+        limit=15.0,
+    ),
+    # No limit: polling takes most of such a round however many sites there are, so that its scaling is no measurement.
+    "nvflare-8": Peer(
+        venv="nvflare",
+        package="nvflare",
+        words=["nvflare_work.py", "DATA", "--sites=8", "--threads=8"],
+        meaning="NVFlare, simulator, a process for each site (8 sites, scaled per site)",
+        sites=8,
+    ),
+}
+
+
+def main() -> int:
+    """Measure, print, and write JSON where asked; 1 if a limit is missed."""
+    parser = argparse.ArgumentParser(description="seconds of a round of other engines over raysim's")
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each peer, each between two of raysim")
+    parser.add_argument("--venvs", type=Path, default=ROOT / ".peers", help="where the peers' environments are")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    args = parser.parse_args()
+    names = args.peers or list(PEERS)
+    if unknown := set(names) - set(PEERS):
+        parser.error(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+    os.environ.update(QUIET)
+    found = measured(names, args.venvs.absolute(), args.repeats)
+    Console().print(table(found))
+    if args.json:
+        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    return int(any(missed(name, figures) for name, figures in found["peers"].items()))
+
+
+def measured(names: Sequence[str], venvs: Path, repeats: int) -> dict[str, Any]:
+    """The machine, raysim's and the loop's seconds, and each peer's seconds and ratios over the repeats."""
+    found = machine() | {"repeats": repeats}
+    found["versions"] |= {PEERS[name].package: installed(PEERS[name], venvs) for name in names}
+    loops, engines = [], []
+    peers: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as data:
+        subprocess.run([sys.executable, WORK / "work.py", data], check=True)
+        for _ in range(repeats):
+            loops.append(steady(FUSED))
+            engines.append(steady(ENGINE))
+            for name in names:
+                seconds = steady(command(PEERS[name], venvs, data), PEERS[name].warm, PEERS[name].sites)
+                engines.append(steady(ENGINE))
+                # Over raysim just before and just after: what else the machine does changes by the minute.
+                peers[name].append((seconds, seconds / statistics.mean(engines[-2:])))
+    found |= {"loop": spread(loops), "engine": spread(engines)}
+    return found | {"peers": {name: figures(peers[name]) for name in names}}
+
+
+def figures(runs: Sequence[tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """The spread of a peer's seconds and ratios over the repeats."""
+    seconds, ratios = zip(*runs, strict=True)
+    return {"seconds": spread(seconds), "ratio": spread(ratios)}
+
+
+def command(peer: Peer, venvs: Path, data: str) -> list[str]:
+    """The words that run `peer` on the data in `data`."""
+    places = {"DATA": data} | {path.name: str(path) for path in WORK.glob("*.py")}
+    return [str(venvs / peer.venv / "bin" / peer.program), *(places.get(word, word) for word in peer.words)]
+
+
+def installed(peer: Peer, venvs: Path) -> str:
+    """The version of the peer's package."""
+    python = venvs / peer.venv / "bin" / "python"
+    if not python.exists():
+        raise SystemExit(f"{python} is not there; `make bench-peers` makes it")
+    code = f"from importlib.metadata import version; print(version({peer.package!r}))"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def steady(words: Sequence[str], warm: int = 3, sites: int = SITES) -> float:
+    """Seconds of a steady round of `words`, for 64 sites: the median without the first `warm` rounds and the last."""
+    ends = list(round_ends(words))
+    rounds = [end - start for start, end in pairwise(ends)][warm - 1 : -1]
+    return statistics.median(rounds) * SITES / sites
+
+
+def round_ends(words: Sequence[str]) -> Iterator[float]:
+    """When `words` says that a round has ended, line by line; what else it says is shown only if it fails."""
+    said: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(words, cwd=folder, **streams)
+        alarm = threading.Timer(DEADLINE, process.kill)  # NVFlare has been seen to wait for ever for a lost client
+        alarm.start()
+        for line in process.stdout:
+            said.append(line)
+            if re.match(r"round +\d+/", line):
+                yield time.perf_counter()
+        code = process.wait()
+        alarm.cancel()
+        if code:
+            sys.exit(f"{''.join(said[-50:])}\n{' '.join(words)} failed with exit code {code}")
+
+
+def missed(name: str, figures: dict[str, Any]) -> bool:
+    limit = PEERS[name].limit
+    return limit is not None and figures["ratio"]["median"] < limit
+
+
+def table(found: dict[str, Any]) -> Table:
+    """The seconds and ratios, and under them what they were measured on."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    caption = f"{found['cores']} cores, load {found['load_before']} before, {found['repeats']} repeats; {versions}"
+    title = "a round of 64 sites of 16 images, 32x32; U-Net of 7,433 parameters"
+    result = Table("engine", title=title, caption=caption)
+    for column in ("seconds", "over raysim", "lowest", "highest", "at least"):
+        result.add_column(column, justify="right")
+    result.add_row(f"raysim on Ray, {ACTORS} client actors of 1 CPU", f"{found['engine']['median']:.3f}", "1")
+    loop = found["loop"]["median"] / ACTORS
+    result.add_row(f"plain loop, fused, over {ACTORS}", f"{loop:.3f}", f"{loop / found['engine']['median']:.3f}")
+    for name, row in found["peers"].items():
+        ratios = (f"{value:.3f}" for value in row["ratio"].values())
+        limit = PEERS[name].limit
+        result.add_row(PEERS[name].meaning, f"{row['seconds']['median']:.3f}", *ratios, f"{limit:g}" if limit else "")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
