@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pydantic import TypeAdapter
 
-from raysim.data.partition import Partition, keep_labelled, partition, split_fractions
+from raysim.data.partition import Partition, keep_labelled, parted, partition, split_fractions
 from raysim.errors import ConfigError
 
 
@@ -142,6 +142,15 @@ def test_what_cannot_be_partitioned_is_refused(spec: Partition, part: str) -> No
     with pytest.raises(ConfigError) as refusal:
         partition(table, spec, seed=0)
     assert part in str(refusal.value)
+
+
+def test_patients_of_several_splits_are_told() -> None:
+    assert parted(cases(train=4)) is None
+    assert parted(cases(train=2, test=2, subject=list("aabb"))) is None
+    told = parted(cases(train=7, test=7, subject=list("abcdefg" * 2)))
+    assert told is not None
+    assert "train, val and test: 7, a of one (train, test), b of one" in told
+    assert "e of one (train, test) and 2 more; keep each" in told
 
 
 def test_the_configuration_is_checked_by_its_annotations() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from raysim.data import commands
 from raysim.data.scan import scan, write_scan
 from raysim.data.table import read_table
 from raysim.errors import ConfigError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+KINDS = ("images", "masks")
 
 
 def made(root: Path, *files: str) -> str:
@@ -35,7 +39,7 @@ def test_sites_with_images_and_masks(tmp_path: Path) -> None:
         "south/images/a.nii.gz",
         "south/labels/a.nii.gz",
         "south/images/._a.nii.gz",
-        "south/images/notes.txt",
+        "south/images/.notes.txt",
     )
     table = scan(folder)
     assert list(table.columns) == ["site", "split", "image", "label"]
@@ -43,7 +47,7 @@ def test_sites_with_images_and_masks(tmp_path: Path) -> None:
     assert table[table["site"] == "north"].groupby("split").size().to_dict() == {"train": 7, "val": 1, "test": 2}
     assert labels(table)["north/images/3.png"] == "north/masks/3_mask.gif"
     assert labels(table)["south/images/a.nii.gz"] == "south/labels/a.nii.gz"
-    assert table.attrs["notes"] == []
+    assert table.attrs["notes"] == ["no val rows at south", "no test rows at south"]
 
 
 @pytest.mark.parametrize("ending", ["", "_mask", "_seg", "-label", "_manual1", "_1stHO", " segmentation"])
@@ -59,7 +63,8 @@ def test_a_mask_of_the_same_name_wins_and_strays_are_noted(tmp_path: Path) -> No
     table = scan(folder)
     assert labels(table) == {"images/a.png": "masks/a.png"}
     assert table.set_index("image")["split"]["images/b.png"] == "unlabelled"
-    strays, bare = table.attrs["notes"]
+    strays, bare, *lacking = table.attrs["notes"]
+    assert lacking == ["no val rows at any site", "no test rows at any site"]
     assert strays.startswith("masks of no image, left out: 2")
     assert bare.startswith("images without a label, now unlabelled: 1")
 
@@ -68,6 +73,10 @@ def test_a_site_without_masks_is_unlabelled_and_one_without_images_is_left_out(t
     table = scan(made(tmp_path, "a/images/1.png", "a/masks/1.png", "b/images/1.png", "c/masks/1.png"))
     assert table.groupby("site")["split"].agg(list).to_dict() == {"a": ["train"], "b": ["unlabelled"]}
     assert "c has no folder of images and is left out" in table.attrs["notes"]
+
+
+def test_one_split_is_scanned_by_itself(tmp_path: Path) -> None:
+    assert scan(made(tmp_path / "train", "images/a.png", "masks/a.png"))["site"].tolist() == ["train"]
 
 
 def test_one_site_is_named_after_the_folder(tmp_path: Path) -> None:
@@ -99,7 +108,88 @@ def test_decathlon(tmp_path: Path) -> None:
 def test_a_json_of_another_kind_is_passed_over(tmp_path: Path, text: str) -> None:
     folder = made(tmp_path, "images/a.png", "masks/a.png")
     (tmp_path / "dataset.json").write_text(text)
-    assert len(scan(folder)) == 1
+    table = scan(folder)
+    assert len(table) == 1
+    assert table.attrs["notes"][0].startswith(f"{tmp_path / 'dataset.json'} is passed over: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"{bad", "it is no JSON in UTF-8: Expecting property name"),
+        (b'\xff\xfe{"training": []}', "it is no JSON in UTF-8: 'utf-8' codec"),
+        (b'{"training": []}', "it has no list 'training' with images and labels"),
+        (b'{"training": [{"image": "a.nii.gz"}]}', "entry 1 of its 'training' has no 'label'"),
+        (b'{"training": [{"image": "a.nii", "label": "a.nii"}], "test": [7]}', "entry 1 of its 'test' has no 'image'"),
+        (b'{"training": [{"image": "a.nii", "label": "a.nii"}], "test": 7}', "its 'test' is no list"),
+    ],
+)
+def test_a_json_is_told_of_where_nothing_else_is_found(tmp_path: Path, content: bytes, part: str) -> None:
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(ConfigError) as refusal:
+        scan(str(tmp_path))
+    assert f"{tmp_path / 'dataset.json'} is passed over: {part}" in str(refusal.value)
+    assert "raysim knows three layouts" in str(refusal.value)
+
+
+def test_case_counts_only_where_names_differ_in_nothing_else(tmp_path: Path) -> None:
+    images = ("IMG1.PNG", "img2.png", "Eye.png", "eye.png", "Case.png", "case_b.png")
+    masks = ("img1.png", "img1_old.png", "IMG2_mask.PNG", "eye.png", "EYE.png", "Case_B.png", "case_x.png")
+    folder = made(tmp_path, *(f"images/{n}" for n in images), *(f"masks/{n}" for n in masks))
+    table = scan(folder)
+    assert labels(table) == {
+        "images/IMG1.PNG": "masks/img1.png",
+        "images/img2.png": "masks/IMG2_mask.PNG",
+        "images/eye.png": "masks/eye.png",
+        "images/case_b.png": "masks/Case_B.png",
+        "images/Case.png": "masks/case_x.png",
+    }
+    assert table.attrs["notes"][0].startswith("masks of no image, left out: 2, such as")  # img1_old and EYE
+
+
+def test_what_lies_beside_the_images_is_noted(tmp_path: Path) -> None:
+    files = ("images/1.png", "images/2.dcm", "images/3.dcm", "images/p1/4.png", "images/5.png/x", "masks/1.png")
+    folder = made(tmp_path, *(f"a/{file}" for file in files))
+    (tmp_path / "a/images/6.png").symlink_to(tmp_path / "gone.png")
+    table = scan(folder)
+    assert table["image"].tolist() == ["a/images/1.png"]
+    assert table.attrs["notes"][:3] == [
+        f"files of a format that raysim does not read, left out: 2, such as {folder}/a/images/2.dcm",
+        f"folders inside folders of images, not looked into: 2, such as {folder}/a/images/5.png",
+        f"links to nothing, left out: 1, such as {folder}/a/images/6.png",
+    ]
+
+
+def test_what_lies_beside_the_images_of_a_class_is_noted(tmp_path: Path) -> None:
+    folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.dcm")
+    (tmp_path / "dog/4.png").symlink_to(tmp_path / "gone.png")
+    table = scan(folder)
+    assert table["image"].tolist() == ["cat/1.png", "dog/2.png"]
+    formats, links = table.attrs["notes"][:2]
+    assert "does not read, left out: 1" in formats
+    assert "links to nothing, left out: 1" in links
+
+
+@pytest.mark.parametrize(
+    ("file", "part"), [("p1/1.png", "not looked into: 2"), ("1.dcm", "raysim does not read, left out: 2")]
+)
+def test_a_folder_without_an_image_that_can_be_listed_is_told_why(tmp_path: Path, file: str, part: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        scan(made(tmp_path, f"a/images/{file}", f"a/masks/{file}"))
+    assert part in str(refusal.value)
+
+
+def test_splits_without_rows_are_noted(tmp_path: Path) -> None:
+    folder = made(tmp_path, *(f"{s}/{k}/{i}.png" for s, n in (("a", 10), ("b", 1)) for k in KINDS for i in range(n)))
+    assert scan(folder).attrs["notes"] == ["no val rows at b", "no test rows at b"]
+    assert scan(folder, (0.4, 0, 0.6)).attrs["notes"] == ["no train rows at b", "no val rows at any site"]
+
+
+def test_one_of_a_kind_is_said_as_one(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    commands.scan(made(tmp_path, "images/1.png", "masks/1.png"), None, "1,0,0", 0, None, console)
+    assert isinstance(console.file, io.StringIO)
+    assert ": 1 site, 1 row (train 1)" in console.file.getvalue()
 
 
 def test_one_channel_of_nnunet(tmp_path: Path) -> None:
@@ -143,6 +233,8 @@ def test_a_table_cannot_be_written_just_anywhere(tmp_path: Path) -> None:
     for out in ("none/t.csv", "t.txt"):
         with pytest.raises(ConfigError, match="cannot be written"):
             write_scan(folder, str(tmp_path / out))
+    with pytest.raises(ConfigError, match=r"cannot write .*/t{300}\.csv: File name too long; choose another --out"):
+        write_scan(folder, str(tmp_path / f"{'t' * 300}.csv"))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +253,7 @@ def test_a_table_cannot_be_written_just_anywhere(tmp_path: Path) -> None:
         (["images/21_training.tif", "masks/21_manual1.gif"], "no mask fits"),
         (["train/cat/1.png", "test/dog/1.png"], "are splits"),
         (["train/1.png", "test/1.png"], "are splits"),
+        ([f"{split}/{kind}/1.png" for split in ("Train", "test") for kind in KINDS], "Train, test in"),
         (["a&b/images/1.png", "a&b/masks/1.png"], "'a&b'"),
     ],
 )
@@ -176,6 +269,8 @@ def test_bad_fractions_and_no_folder_are_refused(tmp_path: Path) -> None:
         scan(folder, (0.5, 0.5))
     with pytest.raises(ConfigError, match="add up to"):
         scan(folder, (0.5, 0.5, 0.5))
+    with pytest.raises(ConfigError, match="seed -1: expected"):
+        scan(folder, seed=-1)
     with pytest.raises(ConfigError, match="not a folder"):
         scan(str(tmp_path / "none"))
 

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image as Pillow
 from pydantic import TypeAdapter
 
@@ -237,11 +238,64 @@ def test_every_faulty_file_is_found_at_once_the_first_five_named(pictures):
     with pytest.raises(ConfigError) as error:
         task(pictures, classes=CLASSES)
     text = str(error.value)
-    assert text.count("\n") == 6
+    assert text.count("\n") == 7
     assert "a0.png: cannot be read" in text
     assert "a1_mask.png: has the shape (1, 6, 8)" in text
     assert "b0_mask.png: has the values 7, which are no class; the classes are [0, 255]" in text
     assert "and 1 more" in text
+    assert text.endswith("name every value, in quotes: 'task.data.classes={background: 0, corner: 255, NAME7: 7}'")
+
+
+def test_the_classes_that_are_proposed_hold_every_value(pictures):
+    for number, value in enumerate([7, 9, 200]):
+        picture(pictures / f"b{number}_mask.png", np.full((8, 6), value))
+    cure = wrong(pictures).splitlines()[-1]
+    proposed = yaml.safe_load(cure.partition("classes=")[2].rstrip("'"))
+    assert proposed == {"background": 0, "corner": 255, "NAME7": 7, "NAME9": 9, "NAME200": 200}
+    assert task(pictures, classes=proposed).open("b").train.labels.max() == 3
+    picture(pictures / "b0_mask.png", np.arange(48).reshape(8, 6))
+    assert wrong(pictures).splitlines()[-1].strip().startswith("a mask has few values")
+
+
+def test_what_classes_are_called_prepares_nothing_again(pictures):
+    task(pictures, classes=CLASSES)
+    task(pictures, classes={"other": 0, "name": 255})
+    assert len(list((pictures / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["cat", "dog"]])
+def test_classes_are_no_masks(pictures, labels):
+    write_table(pictures, [["a", "train", f"a{number}.png", label] for number, label in enumerate(labels)])
+    assert "path of a mask" in wrong(pictures)
+
+
+def test_a_patient_in_several_splits_is_told(pictures):
+    lines = (pictures / "table.csv").read_text().splitlines()
+    (pictures / "table.csv").write_text("\n".join([lines[0] + ",patient", *(f"{line},p1" for line in lines[1:])]))
+    with pytest.warns(UserWarning, match=r"patients .* 2, p1 of a \(train, val, test\), p1 of b"):
+        task(pictures, classes=CLASSES)
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+def test_resampling_that_leaves_no_label_warns(tmp_path, fit):
+    mask = np.zeros((8, 8, 8), np.uint8)
+    mask[3, 3, 3] = 1
+    volume(tmp_path / "x.nii.gz", mask.astype(np.float32))
+    volume(tmp_path / "y.nii.gz", mask)
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
+    with pytest.warns(
+        UserWarning, match=r"^task\.data\.spacing.* leaves no labelled voxel of 1 image, such as .*x\.nii"
+    ):
+        built = task(tmp_path, spacing=[2, 2, 2], size=[4, 4, 4], fit=fit)
+    assert not built.open("a").train.labels.any()
+
+
+def test_resizing_that_leaves_no_label_warns(pictures):
+    mask = np.zeros((8, 6))
+    mask[0, 0] = 255
+    picture(pictures / "a0_mask.png", mask)
+    with pytest.warns(UserWarning, match=r"^task\.data\.size leaves no labelled voxel of 1 image, such as .*a0\.png"):
+        task(pictures, classes=CLASSES, size=[4, 4])
 
 
 def wrong(folder, **data):
@@ -258,7 +312,7 @@ def test_wrong_settings_are_refused_with_the_cure(pictures):
     assert "only for volumes" in wrong(pictures, spacing=[1, 1])
     assert "no NIfTI volume" in wrong(pictures, slices=True)
     assert "a value of its own" in wrong(pictures, classes={"x": 0, "y": 0})
-    assert "has 1 channel(s), but task.data.channels=3" in wrong(pictures, channels=3)
+    assert "has 1 channel, but task.data.channels=3" in wrong(pictures, channels=3)
     assert "did you mean 'UNet'" in wrong(pictures, network={"name": "unnet"})
     assert "has the values 255" in wrong(pictures, classes=["background", "corner"])
 

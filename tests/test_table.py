@@ -19,7 +19,9 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 HEADER = "site,split,image,label\n"
 
 
-def written(folder: Path, rows: str, name: str = "t.csv", files: tuple[str, ...] = ("a.png", "b.png", "m.png")) -> str:
+def written(
+    folder: Path, rows: str, name: str = "t.csv", files: tuple[str, ...] = ("a.png", "b.png", "c.png", "m.png")
+) -> str:
     for file in files:
         (folder / file).touch()
     (folder / name).write_text(rows)
@@ -34,12 +36,12 @@ def refused(path: str, **options: bool) -> str:
 
 
 def test_rows_are_sorted_and_paths_absolute(tmp_path: Path) -> None:
-    rows = ["007,train,b.png,m.png", "007,train,./a.png,m.png", "006,unlabelled,a.png,"]
+    rows = ["007,train,b.png,m.png", "007,train,./a.png,m.png", "006,unlabelled,c.png,"]
     one = read_table(written(tmp_path, HEADER + "\n".join(rows)))
     two = read_table(written(tmp_path, HEADER + "\n".join(rows[::-1]) + "\n\n"))
     pd.testing.assert_frame_equal(one, two)
     assert one["site"].tolist() == ["006", "007", "007"]  # not the numbers 6 and 7
-    assert one["image"].tolist() == [str(tmp_path / name) for name in ("a.png", "a.png", "b.png")]
+    assert one["image"].tolist() == [str(tmp_path / name) for name in ("c.png", "a.png", "b.png")]
     assert one["label"].isna().tolist() == [True, False, False]
     assert labels_are_files(one)
 
@@ -131,11 +133,14 @@ def test_seven_missing_files_are_listed_as_five_and_two(tmp_path: Path) -> None:
         (",train,a.png,1\n", ["empty site cells in row 2"]),
         ("s,train, ,1\ns,val,,1\n", ["empty image cells in rows 2, 3"]),
         ("s,train,a.png,1\ns,test,b.png,\n", ["empty label cells in row 3", "unlabelled"]),
-        ("s,train,a.png,1\ns,val,./a.png,1\n", ["a.png more than once", "rows 2, 3"]),
+        ("s,train,a.png,1\ns,val,./a.png,1\n", ["more than once", "a.png in rows 2, 3."]),
+        ("s,train,a.png,1\nr,test,a.png,1\n", ["more than once", "a.png in rows 2, 3."]),
+        ("".join(f"{s},train,{i}.png,1\n" for s in "rs" for i in range(7)), ["4.png in rows 6, 13; and 2 more."]),
         ("a/b,train,a.png,1\n", ["'a/b'", "letters, digits"]),
         ("..,train,a.png,1\n", ["'..'"]),
         ("s,train,a.png,1,9,9\n", ["more cells"]),
-        ("s,train,a.png,1\ns,train,b.png,basophil\n", ["basophil", "never a word"]),
+        ("s,train,a.png,1\ns,train,b.png,basophil\n", ["basophil", "never a word", "path of a mask"]),
+        ("s,train,a.png,m.png\ns,train,b.png,1\n", ["labels that are no files: 1.", "path of a mask"]),
         ("", ["no rows"]),
     ],
 )
@@ -149,6 +154,14 @@ def test_bad_rows_are_refused(tmp_path: Path, rows: str, parts: list[str]) -> No
     [
         ("t.csv", "site,image,label\ns,a.png,1\n", "no column 'split'; it has 'site', 'image', 'label'"),
         ("t.csv", "site;split;image;label\ns;train;a.png;1\n", "commas"),
+        (
+            "t.csv",
+            "SITE, Split ,image,label\ns,train,a.png,1\n",
+            "'SITE', 'Split' are not read (did you mean 'site', 's",
+        ),
+        ("t.csv", HEADER.replace("label", "Label") + "s,train,a.png,1\n", "did you mean 'label'?"),
+        ("t.csv", HEADER[:-1] + ",Patient\ns,train,a.png,1,p\n", "did you mean 'patient'?"),
+        ("t.csv", "site,split,image, image\ns,train,a.png,b.png\n", "its header has 'image' 2 times"),
         ("t.csv", "", "cannot be read"),
         ("t.parquet", "this is not parquet", "cannot be read"),
         ("t.xlsx", "x", "must end in .csv, .parquet or .pq"),
@@ -162,6 +175,34 @@ def test_a_missing_table_a_folder_and_an_unknown_protocol_are_refused(tmp_path: 
     assert "does not exist" in refused(str(tmp_path / "none.csv"))
     assert "raysim data scan" in refused(str(tmp_path))
     assert "Protocol not known" in refused("nowhere://t.csv")
+
+
+def test_blanks_around_names_and_patients_do_not_count(tmp_path: Path) -> None:
+    path = written(tmp_path, "site , split, image,label,patient,,\ns,train,a.png,1,p1 ,,\ns,val,b.png,1,p1,,\n")
+    table = read_table(path)
+    assert table["patient"].tolist() == ["p1", "p1"]
+    table.iloc[:, :5].rename(columns={"site": "site "}).to_parquet(tmp_path / "t.parquet")
+    assert read_table(str(tmp_path / "t.parquet"))["site"].tolist() == ["s", "s"]
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.data\.root is /none, which is no folder"):
+        read_table(written(tmp_path, HEADER + "s,train,a.png,1\n"), root="/none")
+
+
+def test_a_folder_and_a_link_to_nothing_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "dir.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "good.png").touch()
+    (tmp_path / "alias.png").symlink_to(tmp_path / "good.png")
+    paths = [str(tmp_path / f"{name}.png") for name in ("dir", "link", "good", "alias")]
+    assert missing_files(paths) == paths[:2]
+
+
+def test_labels_are_told_of_only_where_they_are_missing(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, HEADER + "s,train,gone.png,m.png\n"))
+    assert "gone.png. Paths start from" in message
+    assert "label" not in message.replace(str(tmp_path), "")  # the folder is called after this test
 
 
 def test_labels_and_images_only_where_needed(tmp_path: Path) -> None:

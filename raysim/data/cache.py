@@ -17,7 +17,7 @@ import numpy as np
 from raysim.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FORMAT = 1  # part of every key: raise it when what is stored, or how it is made, changes
+FORMAT = 2  # part of every key: raise it when what is stored, or how it is made, changes
 
 
 def cache_folder(given: str | None = None) -> Path:

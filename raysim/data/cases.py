@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ from monai.transforms.spatial.array import Resize, Spacing
 
 from raysim.data.images import Image, read
 from raysim.data.resize import resized
+from raysim.data.wording import counted
 from raysim.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,20 +50,33 @@ class Case:
     """The examples of one case: one, or one for each slice.
 
     inputs (n, C, *space) float32; labels (n, 1, *space) class indices, or None; spacing in mm, of slices with
-    the distance between them as a last number; lost is the fraction of labelled voxels that cropping cut off.
+    the distance between them as a last number; lost is the fraction of labelled voxels that cropping cut off;
+    erased says that interpolation left none of them.
     """
 
     inputs: Array
     labels: Array | None
     spacing: tuple[float, ...]
     lost: float
+    erased: bool
+
+
+class StrayValues(ConfigError):
+    """A label file holds values that are no class."""
+
+    def __init__(self, path: str, values: Sequence[float], classes: Mapping[str, int]) -> None:
+        shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
+        super().__init__(
+            f"{path}: has the values {shown}, which are no class; the classes are {list(classes.values())}"
+        )
+        self.values, self.classes = values, classes
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How cases are prepared; `values` are the numbers in a label file, in the order of the classes."""
+    """How cases are prepared; `classes` are the numbers in a label file by name, background first."""
 
-    values: tuple[int, ...]
+    classes: Mapping[str, int]
     intensity: Intensity
     fit: Literal["resize", "pad"]
     size: tuple[int, ...] | None
@@ -75,21 +89,25 @@ class Preparation:
         scan = read(image)
         self._check(image, scan)
         mask = None if label is None else self._mask(label, scan, image)
+        marked = mask is not None and bool(mask.array.any())
         if self.spacing is not None:
             scan = _resampled(scan, self.spacing, "bilinear")
             mask = None if mask is None else _resampled(mask, self.spacing, "nearest")
         scaled = np.asarray(SCALES[self.intensity](scan.array), np.float32)
         inputs = self._fitted(self._examples(scaled), "linear")
         if mask is None:
-            return Case(inputs, None, self._distances(scan), 0.0)
+            return Case(inputs, None, self._distances(scan), 0.0, False)
         whole = self._examples(mask.array)
         labels = self._fitted(whole, "nearest").astype(np.uint8)
         lost = 1 - (labels > 0).sum() / max(1, (whole > 0).sum()) if self.fit == "pad" and whole.any() else 0.0
-        return Case(inputs, labels, self._distances(scan), float(lost))
+        erased = marked and not (whole if self.fit == "pad" else labels).any()
+        return Case(inputs, labels, self._distances(scan), float(lost), erased)
 
     def _check(self, path: str, scan: Image) -> None:
         if self.channels is not None and len(scan.array) != self.channels:
-            raise ConfigError(f"{path}: has {len(scan.array)} channel(s), but task.data.channels={self.channels}")
+            raise ConfigError(
+                f"{path}: has {counted(len(scan.array), 'channel')}, but task.data.channels={self.channels}"
+            )
         grown = scan.array[0].size * np.prod(
             [old / new for old, new in zip(scan.spacing, self.spacing or (), strict=False)]
         )
@@ -111,15 +129,12 @@ class Preparation:
             )
         if not np.allclose(mask.affine, scan.affine, atol=0.1):
             raise ConfigError(f"{path}: lies in another place than its image {image}; resample it to the image")
-        stray = np.setdiff1d(mask.array, self.values)
+        values = list(self.classes.values())
+        stray = np.setdiff1d(mask.array, values)
         if len(stray):
-            listed = ", ".join(f"{value:g}" for value in stray[:8]) + (", ..." if len(stray) > 8 else "")
-            raise ConfigError(
-                f"{path}: has the values {listed}, which are no class; the classes are {list(self.values)}. "
-                f"Name every value, in quotes: 'task.data.classes={{background: 0, NAME: {stray[0]:g}}}'"
-            )
+            raise StrayValues(path, stray.tolist(), self.classes)
         indices = np.zeros(mask.array.shape, np.float32)
-        for index, value in enumerate(self.values):
+        for index, value in enumerate(values):
             indices[mask.array == value] = index
         return Image(indices, mask.affine)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from raysim.data.describe import describe as described
 from raysim.data.scan import write_scan
 from raysim.data.table import read_table
+from raysim.data.wording import counted
 from raysim.errors import ConfigError
 
 
@@ -22,8 +23,8 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     table = write_scan(folder, target, parts, seed, group=group)
     counts = table.groupby("split").size()
     rows = ", ".join(f"{split} {count}" for split, count in counts.items())
-    sites = table["site"].nunique()
-    console.print(f"{target}: {sites} sites, {len(table)} rows ({rows})", highlight=False, markup=False)
+    sites = counted(table["site"].nunique(), "site")
+    console.print(f"{target}: {sites}, {counted(len(table), 'row')} ({rows})", highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
     console.print(f"look at it: raysim data describe {target}", style="dim", highlight=False, markup=False)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from raysim.data.description import Description, Kind
 from raysim.data.facts import FEW, Facts, Look, look
+from raysim.data.partition import parted
 from raysim.data.rich_tables import shown
 from raysim.data.table import GROUPS, in_order, labels_are_files
 
@@ -34,6 +35,7 @@ def describe(table: pd.DataFrame) -> Description:
     features = _features(table if kind == "tabular" else table[["site"]])
     problems = (
         *_table_problems(cases),
+        *filter(None, [parted(table)]),
         *(problem for seen in looks for problem in seen.problems),
         *_site_problems(labels, features),
     )
@@ -74,10 +76,19 @@ def _classes(table: pd.DataFrame) -> pd.DataFrame:
     labels = table["label"].dropna()
     numbers = pd.to_numeric(labels, errors="coerce")
     values = labels.astype(str) if numbers.isna().any() else numbers.astype(float)
+    values = _named(table, values)
     if values.nunique() > FEW:
         values = values[:0]
     cases = pd.DataFrame({"site": table["site"][values.index], "value": values, "count": 1})
     return cases.groupby(["site", "value"], as_index=False).sum()
+
+
+def _named(table: pd.DataFrame, values: pd.Series) -> pd.Series:
+    """The values by their names in a column `class`, where it has one of its own for each."""
+    names = table["class"][values.index] if "class" in table else pd.Series(pd.NA, values.index)
+    pairs = pd.DataFrame({"value": values, "name": names}).drop_duplicates()
+    clear = names.notna().all() and pairs["value"].is_unique and pairs["name"].is_unique
+    return names.astype(str) if clear else values
 
 
 def _features(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from raysim.data.rich_tables import ALL, case_table, feature_table, image_table, intensity_table, label_table
 from raysim.data.table import SPLITS
+from raysim.data.wording import counted
 
 MOST = 40  # sites shown one by one
 PROBLEMS = 20  # problems shown; the description has all
@@ -75,7 +76,7 @@ class Description:
             console.print(Text(f"! {problem}", style="yellow"))
         more = len(self.problems) - PROBLEMS
         if more > 0 or not self.problems:
-            console.print(Text(f"! and {more} more problems" if self.problems else "no problems found"))
+            console.print(Text(f"! and {counted(more, 'more problem')}" if self.problems else "no problems found"))
 
 
 def _tables(whole: Description, parts: list[Description]) -> Iterator[tuple[str, Table]]:

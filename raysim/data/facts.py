@@ -114,7 +114,7 @@ def _nifti(content: bytes) -> Opened:
     second = 540 in (int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big"))  # its header's size
     volume = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(content)
     if volume.ndim < 3:
-        raise ConfigError(f"has {volume.ndim} axes; a volume has three of space")
+        raise ConfigError(f"is no volume: of its three axes of space it has {volume.ndim}")
     volume = nibabel.as_closest_canonical(volume)  # type: ignore[no-untyped-call]  # nibabel has types in part
     voxels = np.asarray(volume.dataobj)
     return Opened(np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), -1, 0), volume.affine)

@@ -39,7 +39,7 @@ def joined(folder: str, path: str) -> str:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those of `paths` that do not exist, each once, in their order. Raises ConfigError for a store out of reach.
+    """Those of `paths` where there is no file, each once, in their order. Raises ConfigError for a store out of reach.
 
     A folder is listed once and only what the listing lacks is asked for by name: thousands of files take one
     request per folder, and stores that cannot list, such as plain web servers, work too.
@@ -60,6 +60,8 @@ def _name(path: str) -> str:
 
 def _listing(folder: str) -> set[str]:
     try:
+        if "://" not in folder:  # where a folder, or a link to nothing, may have the name of a file
+            return {entry.path for entry in os.scandir(folder) if entry.is_file()}
         store, name = fsspec.core.url_to_fs(folder)
         return set(store.ls(name, detail=False))
     except (OSError, NotImplementedError):
@@ -69,5 +71,7 @@ def _listing(folder: str) -> set[str]:
 
 
 def _exists(path: str) -> bool:
+    if "://" not in path:
+        return os.path.isfile(path)
     store, name = fsspec.core.url_to_fs(path)
     return bool(store.exists(name))

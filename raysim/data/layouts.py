@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,48 +30,85 @@ class Case(NamedTuple):
     class_name: str | None = None
 
 
-def decathlon(root: Path) -> list[Case]:
-    """The cases that `dataset.json` lists; none where there is no such file or it is of another kind."""
+def decathlon(root: Path, notes: list[str]) -> list[Case]:
+    """The cases that `dataset.json` lists; none without such a file, or where a note says what it lacks."""
+    file = root / "dataset.json"
+    if not file.is_file():
+        return []
     try:
-        listed = json.loads((root / "dataset.json").read_text())
-        cases = [Case(root.name, root / case["image"], root / case["label"]) for case in listed["training"]]
-        test = [case["image"] if isinstance(case, dict) else case for case in listed.get("test", [])]
-        cases += [Case(root.name, root / image, None) for image in test]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        cases = _listed(root, _content(file))
+    except (OSError, ValueError) as fault:
+        notes.append(f"{file} is passed over: {fault}")
         return []
     missing = missing_files(str(path) for case in cases for path in case[1:3] if path is not None)
     if missing:
         raise ConfigError(
-            f"{root / 'dataset.json'} lists files that do not exist: {len(missing)}, such as {missing[0]}; "
+            f"{file} lists files that do not exist: {len(missing)}, such as {missing[0]}; "
             "add them, or remove dataset.json to have the folders read without it"
         )
     return cases
 
 
+def _content(file: Path) -> object:
+    try:
+        return json.loads(file.read_text("utf-8-sig"))
+    except ValueError as fault:  # of the encoding too
+        raise ValueError(f"it is no JSON in UTF-8: {fault}") from fault
+
+
+def _listed(root: Path, content: object) -> list[Case]:
+    """The cases of a `dataset.json`. Raises ValueError with what it lacks."""
+    content = content if isinstance(content, dict) else {}
+    training, test = content.get("training"), content.get("test") or []
+    if not isinstance(training, list) or not training:
+        raise ValueError("it has no list 'training' with images and labels")
+    if not isinstance(test, list):
+        raise ValueError("its 'test' is no list of images")
+    cases = [
+        Case(root.name, root / _path(case, "training", place, "image"), root / _path(case, "training", place, "label"))
+        for place, case in enumerate(training, 1)
+    ]
+    images = (
+        case if isinstance(case, str) else _path(case, "test", place, "image") for place, case in enumerate(test, 1)
+    )
+    return [*cases, *(Case(root.name, root / image, None) for image in images)]
+
+
+def _path(case: object, part: str, place: int, name: str) -> str:
+    path = case.get(name) if isinstance(case, dict) else None
+    if not isinstance(path, str):
+        raise ValueError(f"entry {place} of its '{part}' has no '{name}'")
+    return path
+
+
 def paired(root: Path, notes: list[str]) -> list[Case]:
     """The images of each site with their masks; none where no site has a folder of each."""
-    sites = [root] if _pair(root)[1] else _folders(root)
-    pairs = {site: _pair(site) for site in sites}
-    if not any(masks for _, masks in pairs.values()):
+    top = _pair(root)
+    pairs = {root: top} if top[1] else {site: _pair(site) for site in _folders(root)}
+    notes += _left_out(folder for pair in pairs.values() for side in pair for folder in side)
+    found = {site: (_images(*images), _images(*masks)) for site, (images, masks) in pairs.items()}
+    if not any(masks for _, masks in found.values()):
         return []
-    notes += [f"{site.name} has no folder of images and is left out" for site in sites if not pairs[site][0]]
+    if not top[1]:
+        _refuse_splits(root, [site.name for site, sides in found.items() if any(sides)])
+    notes += [f"{site.name} has no folder of images and is left out" for site in pairs if not found[site][0]]
     return [
         Case(site.name, image, mask)
-        for site, (images, masks) in pairs.items()
+        for site, (images, masks) in found.items()
         for image, mask in _matched(images, masks, notes).items()
     ]
 
 
-def classes(root: Path) -> list[Case]:
+def classes(root: Path, notes: list[str]) -> list[Case]:
     """The images of each class, labelled by the place of the class among the sorted names of all."""
     top = _by_class(root)
     sites = {root: top} if top else {site: _by_class(site) for site in _folders(root)}
     names = sorted({name for found in sites.values() for name in found})
     if len(names) < 2 or "images" in names:
         return []
-    for level in (names, [site.name for site in sites]):
-        if {name.lower() for name in level} <= SPLIT_FOLDERS:
-            raise ConfigError(f"{', '.join(level)} in {root} are splits, not sites or classes; scan each by itself")
+    _refuse_splits(root, names)
+    _refuse_splits(root, [site.name for site in sites])
+    notes += _left_out(site / name for site, found in sites.items() for name in found)
     return [
         Case(site.name, image, names.index(name), name)
         for site, found in sites.items()
@@ -79,13 +117,38 @@ def classes(root: Path) -> list[Case]:
     ]
 
 
+def _refuse_splits(root: Path, names: list[str]) -> None:
+    """Raises ConfigError where folders that stand for sites or classes are called as splits are."""
+    if names and {name.lower() for name in names} <= SPLIT_FOLDERS:
+        raise ConfigError(f"{', '.join(names)} in {root} are splits, not sites or classes; scan each by itself")
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
 
-def _images(folder: Path) -> list[Path]:
-    """Image files by name; hidden ones, and with them the `._*` copies that macOS leaves, do not count."""
-    return sorted(path for path in folder.iterdir() if SUFFIX.search(path.name) and not path.name.startswith("."))
+def _images(*folders: Path) -> list[Path]:
+    """Image files by name."""
+    return [path for folder in folders for path in _visible(folder) if SUFFIX.search(path.name) and path.is_file()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Hidden files, and with them the `._*` copies that macOS leaves, do not count."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _left_out(folders: Iterable[Path]) -> Iterator[str]:
+    """What lies beside the images in these folders and is not listed, a line for each kind."""
+    others: dict[str, list[Path]] = {}
+    for path in (path for folder in folders for path in _visible(folder)):
+        if path.is_dir():
+            others.setdefault("folders inside folders of images, not looked into", []).append(path)
+        elif not path.exists():
+            others.setdefault("links to nothing, left out", []).append(path)
+        elif not SUFFIX.search(path.name):
+            others.setdefault("files of a format that raysim does not read, left out", []).append(path)
+    for kind, paths in sorted(others.items()):
+        yield f"{kind}: {len(paths)}, such as {paths[0]}"
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:
@@ -93,15 +156,15 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
 
 
 def _pair(site: Path) -> tuple[list[Path], list[Path]]:
-    """The images and the masks of a site."""
+    """The folders of images and of masks at a site."""
     folders = {path.name.lower(): path for path in _folders(site)}
     present = [pair for pair in PAIRS if folders.keys() >= set(pair)]
     if len(present) > 1:
         names = sorted({name for pair in present for name in pair})
         raise ConfigError(f"{site} has the folders {', '.join(names)}; leave one of images and one of labels")
     images, masks = present[0] if present else ("images", "masks")
-    inputs = [image for name in (images, "imagests") if name in folders for image in _images(folders[name])]
-    return inputs, _images(folders[masks]) if present else []
+    inputs = [folders[name] for name in (images, "imagests") if name in folders]
+    return inputs, [folders[masks]] if present else []
 
 
 def _matched(images: list[Path], masks: list[Path], notes: list[str]) -> dict[Path, Path | None]:
@@ -112,17 +175,18 @@ def _matched(images: list[Path], masks: list[Path], notes: list[str]) -> dict[Pa
             raise ConfigError(f"{image} has the name of {owners[_stem(image)]}; masks go by names: rename one")
     found: dict[Path, Path | None] = dict.fromkeys(images)
     strays = []
-    # Equal names come first, so that a mask of just the image's name wins over its variants.
-    for mask in sorted(masks, key=lambda mask: (_stem(mask) not in owners, mask)):
-        name = _owner(_stem(mask), owners)
+    named = _owned(masks, list(owners))
+    # Nearer names come first, so that a mask of just the image's name wins over its variants.
+    for mask in sorted(masks, key=lambda mask: (_distance(mask, named[mask]), mask)):
+        name = named[mask]
         taken = found[owners[name]] if name else None
-        if name is None or (taken and _stem(taken) == name != _stem(mask)):
+        if name is None or (taken and _distance(taken, name) < _distance(mask, name)):
             strays.append(mask)
         elif taken:
             raise ConfigError(f"{owners[name]} has several masks, {taken.name} and {mask.name}; leave one")
         else:
             found[owners[name]] = mask
-    if masks and not any(found.values()):
+    if masks and images and not any(found.values()):
         raise ConfigError(f"no mask fits an image by its name: {masks[0]} is none of {images[0].name}'s; rename them")
     if strays:
         notes.append(f"masks of no image, left out: {len(strays)}, such as {strays[0]}")
@@ -133,9 +197,24 @@ def _stem(path: Path) -> str:
     return SUFFIX.sub("", path.name)
 
 
-def _owner(mask: str, images: Collection[str]) -> str | None:
+def _distance(mask: Path, name: str | None) -> int:
+    """How far the mask's name is from its image's: the same, in other case, longer, or of none."""
+    if name is None:
+        return 3
+    return (_stem(mask) != name) + (_stem(mask).lower() != name.lower())
+
+
+def _owned(masks: list[Path], names: list[str]) -> dict[Path, str | None]:
+    """The image's name that each mask goes by; case counts only where names differ in nothing else."""
+    times = Counter(name.lower() for name in names)
+    exact = {name: name for name in names}
+    folded = {name.lower(): name for name in names if times[name.lower()] == 1}
+    return {mask: _owner(_stem(mask), exact, folded) for mask in masks}
+
+
+def _owner(mask: str, exact: Mapping[str, str], folded: Mapping[str, str]) -> str | None:
     """The image that a mask is of: its name, or the longest that its name goes on from, as with `_mask`."""
     ends = (end for end in range(len(mask) - 1, 0, -1) if not mask[end].isalnum())
     # Last, nnU-Net: there it is the image that carries a suffix, the number of its only channel.
     names: Iterable[str] = (mask, *(mask[:end] for end in ends), f"{mask}_0000")
-    return next((name for name in names if name in images), None)
+    return next((owner for name in names if (owner := exact.get(name) or folded.get(name.lower()))), None)

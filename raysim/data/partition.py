@@ -12,6 +12,7 @@ import pandas as pd
 from annotated_types import Ge, Gt
 
 from raysim.data.table import GROUPS, SPLITS, in_order, site_faults
+from raysim.data.wording import counted, listed
 from raysim.errors import ConfigError
 from raysim.naming import nearest
 from raysim.seeding import generator
@@ -54,7 +55,7 @@ def partition(table: pd.DataFrame, spec: Partition, seed: int) -> pd.DataFrame:
     trained = int((units["split"] == 0).sum())
     if trained < spec.sites:
         raise ConfigError(
-            f"task.data.partition: {spec.sites} sites need a training case each, and there are {trained} "
+            f"task.data.partition.sites={spec.sites}: every site needs a training case, and there are {trained} "
             f"(the rows of a patient count once); set task.data.partition.sites to at most {trained}"
         )
     homes = _even(units, spec.sites) if name == "iid" else _skewed(units, spec, seed)
@@ -105,6 +106,21 @@ def split_fractions(table: pd.DataFrame, fractions: Mapping[str, float], seed: i
     return in_order(table.assign(split=splits))
 
 
+def parted(table: pd.DataFrame) -> str | None:
+    """What to say of patients with rows in more than one of train, val and test; None where there are none.
+
+    A patient is one of its site: several sites may use the same numbers.
+    """
+    column = _patient_column(table)
+    if column is None:
+        return None
+    splits = table[table["split"] != "unlabelled"].groupby(["site", column])["split"].unique()
+    rows = splits[splits.map(len) > 1].reset_index().itertuples(index=False)
+    torn = [f"{patient} of {site} ({', '.join(sorted(held, key=SPLITS.index))})" for site, patient, held in rows]
+    told = f"patients (column '{column}') in more than one of train, val and test: {len(torn)}, {listed(torn)}; "
+    return f"{told}keep each in one split, for scores come out too good" if torn else None
+
+
 def _faults(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[str]:
     by, columns = spec.by, ", ".join(map(str, table.columns))
     if by is None:
@@ -117,17 +133,21 @@ def _faults(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[str]:
         yield f"the table has no column '{by}'{nearest(by, table.columns)}; it has {columns}"
     empty = table[by].isna() & ((name == "by") | (table["split"] != "unlabelled"))
     if empty.any():
-        yield f"{empty.sum()} of {len(table)} rows have nothing in column '{by}'; fill it, or choose another"
+        yield f"{empty.sum()} of {counted(len(table), 'row')} have nothing in column '{by}'; fill it, or choose another"
     if name == "by":
         yield from site_faults(table[by].astype(str).unique())
     elif table[by].nunique() == len(table) > 1:
         yield f"column '{by}' has another value in each of its {len(table)} rows; name a column of classes"
 
 
+def _patient_column(table: pd.DataFrame) -> str | None:
+    return next((name for name in GROUPS if name in table), None)
+
+
 def _groups(table: pd.DataFrame) -> pd.Series[str]:
     """For each row the group that it never leaves; without a patient, the row is a group of its own."""
     lone = pd.Series([f"row {place}" for place in range(len(table))], table.index, dtype="string")
-    column = next((name for name in GROUPS if name in table), None)
+    column = _patient_column(table)
     return lone if column is None else ("group " + table[column].astype("string")).fillna(lone)
 
 

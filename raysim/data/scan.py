@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +12,7 @@ import pandas as pd
 from raysim.data.layouts import KNOWN, classes, decathlon, paired
 from raysim.data.partition import split_fractions
 from raysim.data.table import in_order, site_faults
+from raysim.data.wording import counted, listed
 from raysim.errors import ConfigError
 
 FRACTIONS = (0.7, 0.1, 0.2)  # of train, val and test
@@ -43,8 +44,15 @@ def write_scan(
     if target.suffix != ".csv" or not target.parent.is_dir():
         raise ConfigError(f"{out} cannot be written; name a .csv file in a folder that exists")
     table = _scanned(root, target.parent, fractions, seed, group)
-    table.to_csv(target, index=False)
+    _write(table, target)
     return table
+
+
+def _write(table: pd.DataFrame, target: Path) -> None:
+    try:
+        table.to_csv(target, index=False)
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror or error}; choose another --out") from error
 
 
 def _root(folder: str) -> Path:
@@ -58,10 +66,12 @@ def _scanned(root: Path, base: Path, fractions: Sequence[float], seed: int, grou
     """The table of `root`, paths relative to `base`."""
     if len(fractions) != 3:
         raise ConfigError(f"fractions {tuple(fractions)}: give three, of train, val and test, that add up to 1")
+    if seed < 0:
+        raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; leave --seed out for 0")
     notes: list[str] = []
-    cases = decathlon(root) or paired(root, notes) or classes(root)
+    cases = decathlon(root, notes) or paired(root, notes) or classes(root, notes)
     if not cases:
-        raise ConfigError(f"{root} holds no images in a known layout; {KNOWN}")
+        raise ConfigError("; ".join([*notes, f"{root} holds no images in a known layout", KNOWN]))
     table = pd.DataFrame(
         {
             "site": [case.site for case in cases],
@@ -87,7 +97,18 @@ def _drawn(table: pd.DataFrame, fractions: Sequence[float], seed: int, notes: li
     if bare.any():
         notes.append(f"images without a label, now unlabelled: {bare.sum()}, such as {table['image'][bare].iloc[0]}")
     shares = dict(zip(("train", "val", "test"), fractions, strict=True))
-    return in_order(pd.concat([split_fractions(table[~bare], shares, seed), table[bare]]))
+    labelled = split_fractions(table[~bare], shares, seed)
+    notes += _lacking(labelled)
+    return in_order(pd.concat([labelled, table[bare]]))
+
+
+def _lacking(labelled: pd.DataFrame) -> Iterator[str]:
+    """The splits that no row of a site, or of any, was drawn into."""
+    drawn = labelled.groupby("site")["split"].agg(set)
+    for split in ("train", "val", "test"):
+        sites = [site for site, splits in drawn.items() if split not in splits]
+        if sites:
+            yield f"no {split} rows at {listed(sites) if len(sites) < len(drawn) else 'any site'}"
 
 
 def _relative(path: Path | int | None, base: Path) -> str | None:
@@ -107,5 +128,7 @@ def _captured(images: Sequence[str], group: str) -> list[str]:
     found = {image: match.group(1) for image in images if (match := pattern.search(image)) and match.group(1)}
     lost = [image for image in images if image not in found]
     if lost:
-        raise ConfigError(f"group {group!r} finds no patient in {len(lost)} of {len(images)} images, as in {lost[0]}")
+        raise ConfigError(
+            f"group {group!r} finds no patient in {len(lost)} of {counted(len(images), 'image')}, as in {lost[0]}"
+        )
     return [found[image] for image in images]

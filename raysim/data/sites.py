@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -13,8 +14,10 @@ import monai
 import numpy as np
 
 from raysim.data.cache import cached, digest, fingerprint
-from raysim.data.cases import Case, Preparation
+from raysim.data.cases import Case, Preparation, StrayValues
+from raysim.data.facts import FEW
 from raysim.data.shift import Shift, scanner
+from raysim.data.wording import counted
 from raysim.errors import ConfigError
 from raysim.types import SPLITS, Data, Progress, Split
 
@@ -49,20 +52,20 @@ class Sites:
         return Data(**{split: _split(arrays, split) for split in SPLITS})
 
     def arrays(self, site: str, tick: Callable[[], None] = lambda: None) -> dict[str, Array]:
-        """`<split>.<field>` for each field of each split, and `lost`, of each row; `tick` for each case made."""
+        """`<split>.<field>` of each split, `lost` and `erased` of each row; `tick` for each case that is made."""
         return cached(self.folder, self.entries[site], lambda: self._made(site, tick))
 
     def _made(self, site: str, tick: Callable[[], None]) -> dict[str, Array]:
-        rows, cases, faults = self.rows[site], list[Case](), list[str]()
+        rows, cases, faults = self.rows[site], list[Case](), list[ConfigError | str]()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for case in pool.map(lambda row: self._case(site, row), rows):
                 tick()
                 if isinstance(case, Case):
                     cases.append(case)
                 else:
-                    faults.append(str(case))
+                    faults.append(case)
         refuse(faults or list(_unlike(rows, cases)))
-        arrays = {"lost": np.array([case.lost for case in cases])}
+        arrays = {name: np.array([getattr(case, name) for case in cases]) for name in ("lost", "erased")}
         for split in SPLITS:
             chosen = [case for row, case in zip(rows, cases, strict=True) if row.split == split]
             arrays |= {f"{split}.{name}": array for name, array in _joined(chosen, cases[0])}
@@ -80,13 +83,26 @@ class Sites:
 class FaultyData(ConfigError):
     """Files that cannot be used; `faults` has a line for each."""
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-        super().__init__("the data cannot be used:\n  " + "\n  ".join(faults[:LISTED]) + more)
+    def __init__(self, faults: Sequence[ConfigError | str]) -> None:
+        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+        lines = [*map(str, faults[:LISTED]), *more, *_stray_cure(faults)]
+        super().__init__("the data cannot be used:\n  " + "\n  ".join(lines))
         self.faults = faults
 
 
-def refuse(faults: Sequence[str]) -> None:
+def _stray_cure(faults: Sequence[ConfigError | str]) -> Iterator[str]:
+    """Classes that would hold every value in the label files that were read."""
+    strays = [fault for fault in faults if isinstance(fault, StrayValues)]
+    values = sorted({value for fault in strays for value in fault.values})
+    if len(values) > FEW or any(value % 1 for value in values):
+        yield "a mask has few values, whole numbers; JPEG and interpolation leave others: save masks without them"
+    elif strays:
+        named = {**strays[0].classes, **{f"NAME{int(value)}": int(value) for value in values}}
+        pairs = ", ".join(f"{name}: {value}" for name, value in named.items())
+        yield f"name every value, in quotes: 'task.data.classes={{{pairs}}}'"
+
+
+def refuse(faults: Sequence[ConfigError | str]) -> None:
     """Raises FaultyData if there are any."""
     if faults:
         raise FaultyData(faults)
@@ -94,7 +110,8 @@ def refuse(faults: Sequence[str]) -> None:
 
 def sites(rows: Mapping[str, Sequence[Row]], preparation: Preparation, shift: Shift, seed: int, folder: Path) -> Sites:
     """What opens these sites. An entry's name tells files, preparation and scanner, so no old one is reused."""
-    how = [monai.__version__, asdict(preparation)]
+    # What classes are called changes no array.
+    how = [monai.__version__, {**asdict(preparation), "classes": list(preparation.classes.values())}]
 
     def entry(site: str) -> str:
         files = [(r.split, fingerprint(r.image), r.label and fingerprint(r.label), r.key) for r in rows[site]]
@@ -110,7 +127,7 @@ def prepare(sites: Sites, progress: Progress | None = None) -> dict[str, dict[st
     """The arrays of every site, as `Sites.arrays`. Raises ConfigError with what is wrong at all of them."""
     total, done = sum(map(len, sites.rows.values())), 0
     arrays: dict[str, dict[str, Array]] = {}
-    faults: list[str] = []
+    faults: list[ConfigError | str] = []
 
     def tick() -> None:
         nonlocal done
@@ -127,7 +144,22 @@ def prepare(sites: Sites, progress: Progress | None = None) -> dict[str, dict[st
         for _ in rows[done - before :]:  # those that were in the cache
             tick()
     refuse(faults)
+    _warn_of_erasing(sites, arrays)
     return arrays
+
+
+def _warn_of_erasing(sites: Sites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
+    how = sites.preparation
+    erased = [
+        row.image for site in arrays for row, gone in zip(sites.rows[site], arrays[site]["erased"], strict=True) if gone
+    ]
+    if erased:
+        causes = {"task.data.spacing": how.spacing, "task.data.size": how.size if how.fit == "resize" else None}
+        warnings.warn(
+            f"{' with '.join(key for key, given in causes.items() if given)} leaves no labelled voxel of "
+            f"{counted(len(erased), 'image')}, such as {erased[0]}; a finer grid keeps them",
+            stacklevel=3,
+        )
 
 
 def _unlike(rows: Sequence[Row], cases: Sequence[Case]) -> Iterator[str]:

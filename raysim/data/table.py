@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from io import BytesIO, StringIO
 from typing import IO
 
 import fsspec
 import pandas as pd
 
 from raysim.data.files import folder_of, joined, missing_files
+from raysim.data.wording import NAMED, listed
 from raysim.errors import ConfigError
 from raysim.naming import nearest
 
+COLUMNS = ("site", "split", "image", "label")
 SPLITS = ("train", "val", "test", "unlabelled")  # those of raysim.types, which cannot be had without torch
 GROUPS = ("patient", "subject", "case", "group")  # the first of these columns holds the rows of a patient together
-LISTED = 5  # rows or files named in one error
+READ = (*COLUMNS, *GROUPS)
 SITE = re.compile(r"\w[\w. -]*")  # a site is a file name and a part of a dotted key
 
 
@@ -39,6 +44,7 @@ def read_table(
     table = _cells(path)
     needed = ["site", "split", *["image"] * needs_image, *["label"] * needs_label]
     _refuse(path, _column_faults(table, needed))
+    _refuse(path, _root_faults(root))
     base = os.path.expanduser(root) if root else folder_of(path)
     table = _located(_tidied(table), base)
     _refuse(path, _row_faults(table, needed))
@@ -97,11 +103,15 @@ def _cells(path: str) -> pd.DataFrame:
 def _parsed(file: IO[bytes], path: str) -> pd.DataFrame:
     name = path.partition("::")[0].lower()
     if name.endswith((".parquet", ".pq")):
-        return pd.read_parquet(file).reset_index(drop=True).apply(_as_text)
+        table = pd.read_parquet(file).rename(columns=lambda column: str(column).strip())
+        _refuse_twice(table.columns)
+        return table.reset_index(drop=True).apply(_as_text)
     if not name.endswith(".csv"):
         raise ValueError("its name must end in .csv, .parquet or .pq")
+    content = file.read()
+    _refuse_twice(_header(content))
     table = pd.read_csv(
-        file,
+        BytesIO(content),
         dtype="string",
         keep_default_na=False,
         na_values=[""],
@@ -112,6 +122,18 @@ def _parsed(file: IO[bytes], path: str) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError("its rows have more cells than its header has names")
     return table.rename(columns=str.strip)
+
+
+def _header(content: bytes) -> list[str]:
+    """The names of the columns as written: of a second `image` pandas makes `image.1`."""
+    lines = csv.reader(StringIO(content.decode("utf-8-sig")), skipinitialspace=True)
+    return [name.strip() for name in next(lines, [])]
+
+
+def _refuse_twice(names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise ValueError(f"its header has '{name}' {count} times; keep one column of that name")
 
 
 def _as_text(column: pd.Series) -> pd.Series:
@@ -126,6 +148,11 @@ def _column_faults(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
     absent = [name for name in needed if name not in names]
     if len(names) == 1 and re.search("[;\t]", names[0]):
         yield f"its cells must be separated by commas; the header is {names[0]!r}"
+    # Columns that would be passed over: labels would be missing, and patients be split.
+    cased = [name for name in names if name not in READ and name.lower() in READ and name.lower() not in names]
+    if cased:
+        meant = _quoted(name.lower() for name in cased)
+        yield f"its columns {_quoted(cased)} are not read (did you mean {meant}?); rename them"
     if absent:
         yield f"it has no column {_quoted(absent)}; it has {_quoted(names)}. Add or rename what is needed"
 
@@ -133,7 +160,7 @@ def _column_faults(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
 def _tidied(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a label column, without blanks around cells, and without labels in unlabelled rows."""
     table = table if "label" in table else table.assign(label=pd.Series(pd.NA, table.index, dtype="string"))
-    for name in {"site", "split", "image", "label"} & set(table.columns):
+    for name in set(READ) & set(table.columns):
         cells = table[name].str.strip()
         table = table.assign(**{name: cells.mask(cells == "")})
     labels = table["label"].str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
@@ -152,17 +179,22 @@ def _row_faults(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
         yield f"unknown split '{split}'{nearest(split, SPLITS)} in {where}; a split is one of {_quoted(SPLITS)}"
     yield from site_faults(table["site"].unique())
     if "image" in table:
-        twice = table.duplicated(["site", "image"], keep=False) & table["image"].notna()
-        for site, image in table.loc[twice, ["site", "image"]].itertuples(index=False):
-            where = _rows((table["site"] == site) & (table["image"] == image))
-            yield f"site '{site}' has {image} more than once, in {where}; keep one row of each image"
+        yield from _image_faults(table["image"])
+
+
+def _image_faults(images: pd.Series) -> Iterator[str]:
+    """An image in two rows would be trained on and judged, or counted twice."""
+    twice = images[images.duplicated() & images.notna()].drop_duplicates()
+    if len(twice):
+        where = "; ".join(f"{image} in {_rows(images == image)}" for image in twice.head(NAMED))
+        more = f"; and {len(twice) - NAMED} more" if len(twice) > NAMED else ""
+        yield f"images listed more than once, whatever the site and split: {where}{more}. Keep one row of each image"
 
 
 def _rows(where: pd.Series) -> str:
     """`rows 2, 5, 6 and 40 more`, as an editor counts them."""
     rows = where.index[where.fillna(False).astype(bool)]
-    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
-    return f"row{'s' * (len(rows) > 1)} {', '.join(str(row) for row in rows[:LISTED])}{more}"
+    return f"row{'s' * (len(rows) > 1)} {listed(list(rows))}"
 
 
 def _located(table: pd.DataFrame, base: str) -> pd.DataFrame:
@@ -172,15 +204,29 @@ def _located(table: pd.DataFrame, base: str) -> pd.DataFrame:
     )
 
 
+def _root_faults(root: str | None) -> Iterator[str]:
+    if root and "://" not in root and not os.path.isdir(os.path.expanduser(root)):
+        yield f"task.data.root is {root}, which is no folder (seen from {os.getcwd()}); give the one paths start from"
+
+
 def _file_faults(table: pd.DataFrame, base: str) -> Iterator[str]:
     columns = ["image", "label"] if labels_are_files(table) else ["image"]
     absent = missing_files(path for name in columns if name in table for path in table[name].dropna())
-    if absent:
-        more = f" and {len(absent) - LISTED} more" if len(absent) > LISTED else ""
+    labels = set(table["label"])
+    words = [os.path.basename(path) for path in absent if path in labels and not _ending(path)]
+    if words:
         yield (
-            f"files that do not exist: {', '.join(absent[:LISTED])}{more}. Paths are taken from {base}; "
-            "task.data.root sets another folder. A label is a file or a number, never a word"
+            f"labels that are no files: {listed(words)}. In segmentation a label "
+            "is the path of a mask, in classification the number of a class and never a word"
         )
+    if absent:
+        yield (
+            f"files that do not exist: {listed(absent)}. Paths start from {base}; task.data.root sets another folder"
+        )
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path.partition("::")[0])[1]
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -14,10 +15,11 @@ from raysim.data.cache import cache_folder
 from raysim.data.cases import Intensity, Preparation
 from raysim.data.files import ABSOLUTE, folder_of, joined
 from raysim.data.images import is_volume
-from raysim.data.partition import Partition, keep_labelled, partition
+from raysim.data.partition import Partition, keep_labelled, parted, partition
 from raysim.data.shift import Shift
 from raysim.data.sites import Row, Sites, sites
-from raysim.data.table import read_table
+from raysim.data.table import labels_are_files, read_table
+from raysim.data.wording import counted, listed
 from raysim.errors import ConfigError
 from raysim.tasks.lookup import unknown
 
@@ -75,7 +77,7 @@ class SegmentationData:
             raise ConfigError(
                 "segmentation needs data: task.data.table=FILE, a CSV or Parquet table of images and labels"
             )
-        table = read_table(self.table, self.root)
+        table = self._listed()
         if self.partition is not None:
             away = table["site"].isin(self.outside)  # a site to judge on must not be shared out to train on
             made = partition(table[~away], self.partition, self.seed)
@@ -94,6 +96,19 @@ class SegmentationData:
             raise ConfigError(f"task.data.outside={list(self.outside)} leaves no site to train at; take one out")
         return table
 
+    def _listed(self) -> pd.DataFrame:
+        """The table as it is in its file."""
+        table = read_table(self.table, self.root)
+        labels = table["label"].dropna()
+        if len(labels) and not labels_are_files(table):
+            raise ConfigError(
+                f"table {self.table}: its labels are classes ({listed(sorted(labels.unique()))}); "
+                "segmentation needs in the column 'label' the path of a mask for each image"
+            )
+        if told := parted(table):
+            warnings.warn(told, stacklevel=4)
+        return table
+
     def dimensions(self, table: pd.DataFrame) -> int:
         """2 or 3, the axes of an example. Raises ConfigError if the images differ, or size and spacing do not fit."""
         volumes = table["image"].map(is_volume)
@@ -104,7 +119,7 @@ class SegmentationData:
         dims = 3 if volumes.any() and not self.slices else 2
         if self.size is not None and len(self.size) != dims:
             raise ConfigError(
-                f"task.data.size={list(self.size)} has {len(self.size)} numbers, but images have {dims} axes"
+                f"task.data.size={list(self.size)} has {counted(len(self.size), 'number')}, but images have {dims} axes"
             )
         if self.spacing is not None and (not volumes.all() or len(self.spacing) < dims):
             raise ConfigError(f"task.data.spacing={list(self.spacing)}: give a number per axis, and only for volumes")
@@ -118,7 +133,5 @@ class SegmentationData:
         for site, split, image, label in table[["site", "split", "image", "label"]].itertuples(index=False):
             key = image.removeprefix(base).lstrip("/")
             rows[site].append(Row(split, image, None if pd.isna(label) else label, key))
-        how = Preparation(
-            tuple(self.values().values()), self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels
-        )
+        how = Preparation(self.values(), self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels)
         return sites(rows, how, self.shift, self.seed, cache_folder(self.cache))
