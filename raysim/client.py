@@ -61,7 +61,7 @@ class ClientActor:
         device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         if device == "cuda":
             torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
-        self.worker = Worker(prepared.task, prepared.seed, device, threads=max(1, int(cpus)))
+        self.worker = Worker(prepared.task, prepared.seed, device, max(1, int(cpus)), prepared.chaos)
 
     def __repr__(self) -> str:
         return self.title

@@ -5,31 +5,27 @@ Imports neither torch nor Ray; a task's or an algorithm's own module is imported
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from yaml.constructor import ConstructorError
 
 from raysim.errors import ConfigError
-from raysim.fields import default_of, describe, nested
-from raysim.naming import nearest
+from raysim.fields import default_of, describe, documented, explained, nested, said
+from raysim.naming import nearest, squash
 from raysim.registry import algorithm_class, name_of, task_class
 
 SHORT = {"data": "task.data", "network": "task.network"}
 WHOLE = ("classes",)  # a mapping of the user's own names: another one replaces it, as a list would
-WANTED = {  # pydantic speaks of Python's types
-    "tuple_type": "a list, as in [a, b]",
-    "dict_type": "keys and values, as in {key: value}",
-    "dataclass_type": "keys and values, as in {key: value}",
-    "too_short": "at least %(min_length)s items, not %(actual_length)s",
-    "too_long": "at most %(max_length)s items, not %(actual_length)s",
-}
+PARTS = {"task": (task_class, "synthetic"), "algorithm": (algorithm_class, "fedavg")}
+OF_FIELDS = ("task", "algorithm", "data", "task.data")  # mappings whose keys are fields, in a file dotted or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +61,10 @@ class RunConfig:
     metric: Annotated[
         str | None, "the metric to show and to judge by, e.g. inside/val/dice; the task's first where not given"
     ] = None
+    chaos: Annotated[
+        str | None,
+        "trouble to make, e.g. 'kill client@3; kill node@5; slow site-02 x4; drop 0.1'; none where not given",
+    ] = None
     fleet: Annotated[Literal["ray", "local"], "where sites run: on Ray, or in this process, one by one"] = "ray"
     address: Annotated[
         str | None, "Ray cluster to join (auto, or HOST:PORT); where not given, RAY_ADDRESS, else a Ray of its own"
@@ -73,12 +73,15 @@ class RunConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everywhere else, and no key stands twice."""
+    """YAML in which 1e-3 is a number, as everywhere else, no key stands twice, and {a:1} is a slip."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for twice in (key for key in keys if keys.count(key) > 1):
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
+        for number, (key, value) in enumerate(node.value):
+            if key.value in [other.value for other, _ in node.value[:number]]:
+                raise ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            if node.flow_style and value.value == "" and ":" in key.value and not key.style:
+                cure = f"a space is needed after ':', as in {key.value.replace(':', ': ', 1)}"
+                raise ConstructorError(None, None, f"{key.value!r} is one word; {cure}", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -96,15 +99,12 @@ def read_file(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
-    try:
-        value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    value = _loaded(text, path)
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold keys and values, such as `rounds: 20`; it holds a {type(value).__name__}")
-    return _long(value)
+    return _split(value, path)
 
 
 def parse(pairs: Iterable[str]) -> dict[str, Any]:
@@ -114,14 +114,41 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise ConfigError(f"cannot read {pair!r}: expected key=value, such as rounds=20 or algorithm.lr=1e-3")
-        try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"cannot read the value of {key}: {text!r} is not YAML; quote it") from error
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        result = merge(result, _long(value))
+        result = merge(result, _long(_nest(key, _loaded(text, f"{key}={text}"))))
     return result
+
+
+def _loaded(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except ConstructorError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
+        raise ConfigError(f"cannot read {source}{where}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read {source}: it is not YAML ({reason}); quote text") from error
+
+
+def _split(values: Mapping[Any, Any], path: str, at: str = "") -> dict[str, Any]:
+    """The mapping under `at` of the file `path` with its dotted keys written out, no value given twice."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: key {key!r} is not text; expected a name such as rounds or task.data.seed")
+        place = f"{at}.{key}" if at else key
+        if isinstance(value, Mapping) and place in OF_FIELDS:
+            value = _split(value, path, place)
+        given = _nest(key, value) if at else _long(_nest(key, value))
+        if merge(result, given) != merge(given, result):
+            raise ConfigError(f"{path}: {place} gives another value to what a key before it gave; keep one of them")
+        result = merge(result, given)
+    return result
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, top: bool = True) -> dict[str, Any]:
@@ -147,14 +174,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, top: bool = True)
 def resolve(given: Mapping[str, Any]) -> RunConfig:
     """The run that `given` describes, every key and value checked. Raises ConfigError for the first wrong ones."""
     given = _long(given)
+    _check_keys(given)
     # The run's own keys first: a task's or an algorithm's module takes seconds to import.
     run: RunConfig = build(RunConfig, {**given, "task": None, "algorithm": None}, "")
-    parts = {}
-    for part, find, default in (("task", task_class, "synthetic"), ("algorithm", algorithm_class, "fedavg")):
-        values = _named(given.get(part, default), part, default)
-        cls = find(values["name"])
-        parts[part] = build(cls, {k: v for k, v in values.items() if k != "name"}, part)
-    return replace(run, **parts)
+    return replace(run, **{part: build(*_class_and_values(given, part), part) for part in PARTS})
 
 
 def plain(run: RunConfig) -> dict[str, Any]:
@@ -168,38 +191,51 @@ def _long(given: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(given)
     for short, path in SHORT.items():
         if short in result:
-            value = result.pop(short)
-            for part in reversed(path.split(".")):
-                value = {part: value}
-            result = merge(result, value)
+            result = merge(result, _nest(path, result.pop(short)))
     return result
+
+
+def _check_keys(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a key that a run does not have, with the nearest one: it may be the task's."""
+    own = {squash(f.name): f.name for f in fields(RunConfig)}
+    for key in (key for key in given if key not in own.values()):
+        known = own | {squash(short): short for short in SHORT}
+        for part in PARTS:
+            for row in documented(_class_and_values(given, part)[0]):
+                known.setdefault(squash(row.name.rpartition(".")[2]), f"{part}.{row.name}")
+        close = get_close_matches(squash(str(key)), known, n=1)
+        near = f" (did you mean '{known[close[0]]}'?)" if close else ""
+        raise ConfigError(
+            f"unknown key '{key}'{near}; valid under a run: {', '.join(sorted(own.values()))}; "
+            "the task's keys begin with task., the algorithm's with algorithm."
+        )
+
+
+def _class_and_values(given: Mapping[str, Any], part: str) -> tuple[Any, dict[str, Any]]:
+    find, default = PARTS[part]
+    values = _named(given.get(part, default), part, default)
+    return find(values["name"]), {key: value for key, value in values.items() if key != "name"}
 
 
 def _named(value: Any, key: str, default: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value!r}: expected a name, or keys such as {key}.name={default}")
+        raise ConfigError(f"{said(key, value)}: expected a name, or keys such as {key}.name={default}")
     name = value.get("name", default)
     if not isinstance(name, str):
-        raise ConfigError(f"{key}.name={name!r}: expected a name such as {default}")
+        raise ConfigError(f"{said(f'{key}.name', name)}: expected a name such as {default}")
     return {**value, "name": name}
 
 
 def build(cls: Any, values: Mapping[str, Any], at: str) -> Any:
     """An instance of the dataclass `cls` from `values`, which stand under the dotted key `at`."""
     checked = _checked(cls, values, at)
+    part: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, cls], config=ConfigDict(allow_inf_nan=False))
     try:
-        return TypeAdapter(cls).validate_python(checked)
+        return part.validate_python({at: checked})[at]
     except ValidationError as error:
-        found = error.errors()
-        # What is wrong with a list's items is said of the items: not that the list, without them, is too short.
-        within = {e["loc"][:depth] for e in found for depth in range(len(e["loc"]))}
-        wishes: dict[str, dict[str, None]] = {}  # of each key; a union wishes for each of its members
-        for key, wish in (_explained(e, at) for e in found if e["loc"] not in within):
-            wishes.setdefault(key, {})[wish] = None
-        lines = (f"{key}: expected {', or '.join(wanted)}" for key, wanted in wishes.items())
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError(explained(error.errors())) from None
 
 
 def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
@@ -207,16 +243,13 @@ def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
     hints, defaults = get_type_hints(cls), {f.name: default_of(f) for f in fields(cls) if f.init}
     result = {}
     for key, value in values.items():
-        path, prefix = (f"{at}.{key}", f"{at}.") if at else (key, "")
+        path = f"{at}.{key}" if at else key
         if key not in defaults:
-            near, valid = nearest(key, defaults, prefix), ", ".join(sorted(defaults))
-            deeper = "" if at else "; the task's keys begin with task., the algorithm's with algorithm."
-            raise ConfigError(f"unknown key '{path}'{near}; valid under {at or 'a run'}: {valid}{deeper}")
+            near, valid = nearest(str(key), defaults, f"{at}."), ", ".join(sorted(defaults))
+            raise ConfigError(f"unknown key '{path}'{near}; valid under {at}: {valid}")
         inner, default = nested(hints[key]), defaults[key]
         if isinstance(value, bool) and _is_number(hints[key]):  # else it would be taken for 1 or 0
-            raise ConfigError(f"{path}={str(value).lower()}: expected a number")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{path}={value}: expected a finite number")
+            raise ConfigError(f"{said(path, value)}: expected a number")
         if inner is None and isinstance(default, Mapping) and "name" in default:
             value = _with_name(value, default)
         elif inner is not None and isinstance(value, str) and any(f.name == "name" for f in fields(inner)):
@@ -238,17 +271,3 @@ def _with_name(value: Any, default: Mapping[str, Any]) -> Any:
 
 def _is_number(hint: Any) -> bool:
     return hint in (int, float) or any(part in (int, float) for part in get_args(hint))
-
-
-def _explained(error: Any, at: str) -> tuple[str, str]:
-    """The key with its value, and what was expected of it."""
-    places = [str(p) for p in error["loc"] if not (isinstance(p, str) and re.search(r"[\[\]()]|^constrained-", p))]
-    # Members of a union are named in the path by their type; the user only knows the key.
-    places = [p for p in places if p not in ("int", "float", "str", "bool", "none")]
-    key = ".".join([at, *places] if at else places)
-    if error["type"] == "missing":
-        return f"{key} is missing", f"{key}=..."
-    value = "null" if error["input"] is None else repr(error["input"])
-    if error["type"] in WANTED:
-        return f"{key}={value}", WANTED[error["type"]] % error.get("ctx", {})
-    return f"{key}={value}", error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

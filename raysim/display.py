@@ -126,6 +126,9 @@ class Display:
         self.say(f"again:  raysim run -c {folder / 'config.yaml'}")
 
 
+UNITS = {"hd95": "mm", "asd": "mm"}
+
+
 def site_tables(summary: Any, width: int) -> Iterator[Table]:
     """The last scores of every site, the test split first, as tables that fit `width`; of many sites, the worst."""
     sites, metric = summary["sites"], summary["metric"].split("/", 1)[1]
@@ -134,7 +137,9 @@ def site_tables(summary: Any, width: int) -> Iterator[Table]:
         sign = 1 if summary["direction"] == "higher" else -1
         rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, sign * float("inf")))[:SHOWN]
         title = f"the {SHOWN} worst of {len(sites)} sites by {metric}"
-    names = sorted({n for scores in sites.values() for n in scores if not _same_as_plain(n, sites)})
+    # As the task lists them: the site with the most first, for one without a class misses that class's columns.
+    complete = sorted(sites.values(), key=len, reverse=True)
+    names = [n for n in dict.fromkeys(n for scores in complete for n in scores) if not _same_as_plain(n, sites)]
     fit = max(1, (width - max(map(len, rows)) - 14) // WIDTH)
     for split in ("test", "val"):
         shown = [name for name in names if name.startswith(f"{split}/")]
@@ -148,7 +153,7 @@ def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -
     for column in ("site", "role"):
         table.add_column(column, no_wrap=True)
     for name in names:
-        table.add_column(name.replace("/", "\n").replace("_", "\n"), justify="right", min_width=WIDTH - 3)
+        table.add_column(_heading(name), justify="right", min_width=WIDTH - 3)
     for site in rows:
         table.add_row(site, sites[site]["role"], *(number(sites[site].get(name)) for name in names))
     table.add_section()
@@ -157,6 +162,13 @@ def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -
         if any(mean is not None for mean in means):
             table.add_row("mean", role, *map(number, means), style="bold")
     return table
+
+
+def _heading(name: str) -> str:
+    """`split/metric`, a word on each line, and the unit if the metric has one."""
+    words = name.replace("/", "_").split("_")
+    unit = UNITS.get(words[1].removesuffix("@global"))
+    return "\n".join([*words, unit] if unit else words)
 
 
 def _same_as_plain(name: str, sites: Any) -> bool:

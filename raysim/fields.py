@@ -1,14 +1,26 @@
-"""The fields of a configuration dataclass: what is nested in them, their defaults, and how they are documented."""
+"""The fields of a configuration dataclass: what is nested in them, their defaults, how they are documented, and what
+is said of a wrong value."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from annotated_types import Ge, Gt, Le, Len, Lt
+
+WANTED = {  # pydantic speaks of Python's types
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    "int_parsing_size": "a whole number, written in digits if it is so large",
+    **dict.fromkeys(("float_type", "float_parsing"), "a number such as 0.5"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    "tuple_type": "a list, as in [a, b]",
+    **dict.fromkeys(("dict_type", "dataclass_type"), "keys and values, as in {key: value}"),
+}
 
 
 def nested(hint: Any) -> Any:
@@ -93,3 +105,47 @@ def _shown(default: Any) -> str:
         return "required"
     text: str = yaml.safe_dump(describe(default), default_flow_style=True, width=1000)
     return text.replace("\n...\n", "").strip()
+
+
+def said(key: str, value: Any) -> str:
+    """`value` under `key`, as a user would write it."""
+    if value is None:
+        return f"{key} has no value"
+    return f"{key}={str(value).lower() if isinstance(value, bool) else repr(value)}"
+
+
+def explained(errors: Iterable[Any]) -> str:
+    """What pydantic found wrong: a line for each key, with its value and all that was expected of it."""
+    found = [(_place(error["loc"]), error) for error in errors]
+    # What is wrong with a list's items is said of the items: not that the list, without them, is too short.
+    within = {place[:depth] for place, _ in found for depth in range(len(place))}
+    wishes: dict[str, dict[str, None]] = {}  # a union wishes for each of its members
+    for place, error in found:
+        if place not in within:
+            wishes.setdefault(_subject(place, error), {})[_wish(error)] = None
+    return "\n".join(f"{subject}: expected {', or '.join(wanted)}" for subject, wanted in wishes.items())
+
+
+def _place(loc: Sequence[int | str]) -> tuple[str, ...]:
+    """The dotted key of an error. Members of a union are named in `loc` by their type; the user only knows the key."""
+    places = (str(p) for p in loc if not (isinstance(p, str) and re.search(r"[\[\]()]|^constrained-", p)))
+    return tuple(p for p in places if p not in ("", "int", "float", "str", "bool", "none"))
+
+
+def _subject(place: Sequence[str], error: Any) -> str:
+    if error["type"] == "missing":
+        return f"{'.'.join(place)} is missing"
+    if error["loc"][-1] == "[key]":
+        return f"the key {error['input']!r} of {'.'.join(place[:-1])}"
+    return said(".".join(place), error["input"])
+
+
+def _wish(error: Any) -> str:
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return "a value"
+    if kind in ("too_short", "too_long"):
+        word, limit = ("least", limits["min_length"]) if kind == "too_short" else ("most", limits["max_length"])
+        return f"at {word} {limit} item{'s' * (limit != 1)}, not {limits['actual_length']}"
+    message: str = error["msg"]
+    return WANTED.get(kind, message.removeprefix("Input should be ").removeprefix("Value error, "))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from raysim.chaos import Chaos
 from raysim.errors import RunError, SiteError
 from raysim.tree import frozen, nbytes
 from raysim.types import KEEP, Incident, Metrics, Reply, Task, Traffic
@@ -227,9 +228,18 @@ class _Memories(Mapping[str, Any]):
 class LocalFleet(BaseFleet):
     """All sites in this process, one after the other: for tests, debuggers and small trials."""
 
-    def __init__(self, task: Task, *, seed: int = 0, rounds: int = 1, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int = 0,
+        rounds: int = 1,
+        device: str = "cpu",
+        threads: int = 1,
+        chaos: Chaos | None = None,
+    ) -> None:
         super().__init__(task, seed=seed, rounds=rounds)
-        self.worker = Worker(task, seed, device, threads)
+        self.worker = Worker(task, seed, device, threads, chaos)
 
     def _play(
         self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool

@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from raysim import __version__
+from raysim.chaos import read
 from raysim.config import RunConfig, plain
 from raysim.display import Display
 from raysim.errors import ConfigError, PlacementError, RunError
@@ -100,6 +101,8 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     """Open the data and check all that can be checked before anything starts."""
     with display.preparing() as progress:
         task = config.task.build(progress)
+    chaos = read(config.chaos)
+    chaos.check((*task.inside, *task.outside), config.rounds)
     check_training(task)
     check_last_batch(task)
     check_cohort(task, config.cohort)
@@ -115,6 +118,7 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
         checkpoint_every=config.checkpoint_every,
         metric=chosen_metric(task, config.metric),
         min_replies=config.min_replies,
+        chaos=chaos,
     )
 
 
@@ -172,7 +176,9 @@ def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
             "leave it at 0"
         )
     threads = max(1, int(config.resources.cpus_per_client))
-    fleet = LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds, device=device, threads=threads)
+    if plan.chaos.kills:
+        raise ConfigError(f"chaos={config.chaos!r}: fleet=local has no actor or node to kill; run on Ray")
+    fleet = LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds, device=device, threads=threads, chaos=plan.chaos)
     yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
     yield from perform(plan, fleet)
 

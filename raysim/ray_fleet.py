@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ObjectLostError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysim.chaos import Chaos
 from raysim.client import Place
 from raysim.dispatch import Dispatch
 from raysim.errors import LostError
@@ -34,8 +38,10 @@ class RayFleet(BaseFleet):
         *,
         seed: int,
         rounds: int,
+        chaos: Chaos | None = None,
     ) -> None:
         super().__init__(task, seed=seed, rounds=rounds)
+        self.kills = dict(chaos.kills) if chaos else {}
         self.actors, self.home, self.start = dict(actors), dict(home), start
         self.starting: dict[Any, str] = {}  # actors that are not up yet, by what tells that they are
         self.places: dict[str, Place] = {}
@@ -63,7 +69,28 @@ class RayFleet(BaseFleet):
         self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool
     ) -> Iterator[tuple[str, Answer[P]]]:
         order = ray.put((client, shared, call, private))
-        yield from Dispatch(self, order, own).answers()
+        for site, answer in Dispatch(self, order, own).answers():
+            for victim in self.kills.pop(call.round + 1, ()):
+                if not self._kill(victim):  # it is not up: it will be later
+                    self.kills[call.round + 2] = (*self.kills.get(call.round + 2, ()), victim)
+            yield site, answer
+
+    def others(self) -> list[Place]:
+        """The actors on other nodes than this process's and the head's, with which the cluster would go."""
+        heads = {node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]}
+        spared = {ray.get_runtime_context().get_node_id(), *heads}
+        up = (self.places[actor] for actor in self.up() if actor in self.places)
+        return [place for place in up if place.node not in spared]
+
+    def _kill(self, victim: str) -> bool:
+        """Really kill the last client actor, or the last node that has one and not the server; False if none is up."""
+        places = self.others() if victim == "node" else [self.places[actor] for actor in self.up()]
+        if places:
+            pid = 0 if victim == "node" else places[-1].pid
+            there = NodeAffinitySchedulingStrategy(places[-1].node, soft=False)
+            remote: Any = ray.remote(_strike)
+            ray.wait([remote.options(num_cpus=0, scheduling_strategy=there).remote(pid)], timeout=10)
+        return bool(places)
 
     def queues(self) -> dict[str, deque[str]]:
         """The sites that each actor is to play, the costliest first."""
@@ -89,6 +116,10 @@ class RayFleet(BaseFleet):
 
     def remember(self, memories: Mapping[str, Any]) -> None:
         self.ledger.memories.update({site: ray.put(memory) for site, memory in memories.items()})
+
+
+def _strike(pid: int) -> None:
+    os.kill(pid or int(os.environ["RAY_RAYLET_PID"]), signal.SIGKILL)
 
 
 def _got(held: Any) -> Any:

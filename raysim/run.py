@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raysim import checkpoint
+from raysim.chaos import Chaos
 from raysim.codec import digest
 from raysim.errors import ConfigError, LostError, RaysimError, RunError, ServerError
 from raysim.fleet import BaseFleet, Interrupted
@@ -37,6 +38,7 @@ class Plan:
     checkpoint_every: int
     metric: str
     min_replies: float | int = 1.0
+    chaos: Chaos = field(default_factory=Chaos)
     resume: bool = False  # go on from the newest checkpoint in `out`
 
 

@@ -65,7 +65,8 @@ class Server:
         # Before the plan is opened, which imports much: so the clients start while this process does.
         clients = {name: start(name) for name in names}
         self.plan: Plan = ray.get(plan[0])
-        self.fleet = RayFleet(self.plan.task, clients, home, start, seed=self.plan.seed, rounds=self.plan.rounds)
+        given = {"seed": self.plan.seed, "rounds": self.plan.rounds, "chaos": self.plan.chaos}
+        self.fleet = RayFleet(self.plan.task, clients, home, start, **given)
 
     def __repr__(self) -> str:
         return "server"
@@ -80,6 +81,8 @@ class Server:
                 failure = RunError(f"{name} has not started: {type(error).__name__}; what it said stands above")
                 failure.remote = str(error)
                 return Failed(failure)
+        if self.plan.chaos.needs_node and not self.fleet.others():
+            return Failed(PlacementError("chaos: kill node needs a client actor on a node other than the command's"))
         return Placed(list(places.values()), dict(self.fleet.home))
 
     def run(self) -> Iterator[Event]:

@@ -9,16 +9,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
+from raysim.chaos import Chaos
 from raysim.errors import LostError, RaysimError
 from raysim.seeding import seeded
 from raysim.tree import frozen, nbytes
-from raysim.types import KEEP, Data, Metrics, Reply, Site, Task
+from raysim.types import KEEP, SPLITS, Data, Metrics, Reply, Site, Task
 
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
 NOTHING: Any = object()
+OPEN = 256 * 2**20  # bytes of data that a process keeps in memory for sites it has played, beside those it maps
 
 # Which site is being played here, and the bytes it has read from others: None in a process that plays none.
 _reader: ContextVar[tuple[str, dict[tuple[int, str], int]] | None] = ContextVar("reader", default=None)
@@ -87,12 +90,14 @@ class Exchanged(Generic[P]):
 class Worker:
     """Plays any of the task's sites, one call at a time; keeps their data open between calls."""
 
-    def __init__(self, task: Task, seed: int, device: str, threads: int) -> None:
+    def __init__(self, task: Task, seed: int, device: str, threads: int, chaos: Chaos | None = None) -> None:
         # The count of threads is part of the result: it decides how torch splits its sums.
         torch.set_num_threads(threads)
         self.task, self.seed, self.device = task, seed, torch.device(device)
         self.template = task.start(seed).to(self.device)
         self.opened: dict[str, Data] = {}
+        self.held = 0
+        self.chaos = chaos or Chaos()
 
     def play(
         self,
@@ -121,14 +126,26 @@ class Worker:
             return Answer(failure=_failure(error), seconds=seconds, payload=None)  # type: ignore[arg-type]  # no payload
         finally:
             _reader.reset(token)
+        time.sleep(self.chaos.delay(site, time.perf_counter() - start))
         seconds = time.perf_counter() - start
+        if self.chaos.drops(call.seed, call.round, call.index, site):
+            return Answer(failure=Failure("chaos dropped its reply", ""), seconds=seconds, payload=None)  # type: ignore[arg-type]  # no payload
         return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, size, sum(read.values()))
 
     def _site(self, name: str, call: Call, memory: Any) -> Site[Any]:
         if name not in self.opened:
             self.opened[name] = self.task.open(name)
+            self.held += _in_memory(self.opened[name])
+        while self.held > OPEN and len(self.opened) > 1:
+            self.held -= _in_memory(self.opened.pop(next(iter(self.opened))))
         data = self.opened[name]
         return Site(name, self.task, data, memory, self.device, self.seed, call.round, call.rounds, self.template)
+
+
+def _in_memory(data: Data) -> int:
+    """The bytes that `data` really takes: what is mapped from a file takes none."""
+    arrays = (array for split in SPLITS for array in vars(data[split]).values())
+    return sum(array.nbytes for array in arrays if array is not None and not isinstance(array, np.memmap))
 
 
 def _failure(error: Exception) -> Failure:

@@ -123,7 +123,9 @@ class Breaking(FedAvg):
 def start_client(name: str, task: Task) -> Any:
     """A client actor for `task`, started as the server starts one."""
     actor: Any = ray.remote(ClientActor)
-    return actor.options(num_cpus=1).remote(name, name, [ray.put(SimpleNamespace(task=task, seed=0))], 1.0, 0.0)
+    return actor.options(num_cpus=1).remote(
+        name, name, [ray.put(SimpleNamespace(task=task, seed=0, chaos=None))], 1.0, 0.0
+    )
 
 
 def dies_once(site: Site[Any], folder: str) -> Reply[int]:

@@ -164,10 +164,28 @@ def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("count", [1, 2, 3])
 @every_algorithm
 def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
+    rounds, fleet = run(algorithm(name), on_ray(client_actors, count))
+    assert digest(rounds[-1].state, memories(fleet)) == whole(name)
+
+
+def on_ray(client_actors: dict[str, Any], count: int) -> Any:
     from raysim.ray_fleet import RayFleet, assign
 
     actors = dict(list(client_actors.items())[:count])
     home = assign(dict.fromkeys((*task().inside, *task().outside), 1.0), list(actors))
     start = partial(remote.start_client, task=task())
-    rounds, fleet = run(algorithm(name), RayFleet(task(), actors, home, start, seed=0, rounds=ROUNDS))
-    assert digest(rounds[-1].state, memories(fleet)) == whole(name)
+    return RayFleet(task(), actors, home, start, seed=0, rounds=ROUNDS)
+
+
+@pytest.mark.ray
+@every_algorithm
+def test_a_killed_actor_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
+    import ray
+
+    fleet = on_ray(client_actors, 2)
+    for last in federate(algorithm(name), task(), fleet, rounds=ROUNDS):
+        assert bool(last.incidents) == (last.number == 3)
+        if last.number == 2:
+            ray.kill(fleet.actors["client-1"])
+    client_actors.update(fleet.actors)
+    assert digest(last.state, memories(fleet)) == whole(name)

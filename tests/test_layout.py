@@ -18,7 +18,20 @@ ALGORITHMS = sorted((ROOT / "algorithms").glob("*.py"))
 
 # A module imports only what stands before it. `data` and `tasks` are packages with an order of their own.
 ORDER = (
-    *("_version", "errors", "naming", "seeding", "model", "twin", "types", "tree", "training", "worker", "fleet"),
+    *(
+        "_version",
+        "errors",
+        "naming",
+        "seeding",
+        "chaos",
+        "model",
+        "twin",
+        "types",
+        "tree",
+        "training",
+        "worker",
+        "fleet",
+    ),
     *("rounds", "codec", "checkpoint", "log", "record", "data", "tasks", "registry", "fields", "config", "run"),
     *("placement", "client", "dispatch", "ray_fleet", "server", "display", "launch", "listing", "cli"),
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from raysim.errors import ConfigError
 from raysim.tasks.metrics import SegmentationScore
 from raysim.types import Split
 
@@ -113,3 +114,8 @@ def test_better_names_every_metric_the_main_one_first():
     assert list(score.better) == ["dice", "dice_a", "dice_b", "hd95", "hd95_a", "hd95_b"]
     assert score.better["dice_a"] == "higher"
     assert score.better["hd95"] == "lower"
+
+
+def test_a_metric_is_given_once():
+    with pytest.raises(ConfigError, match=r"task.metrics=\[dice, dice\]: expected each metric once"):
+        SegmentationScore(("background", "a"), ("dice", "dice"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raysim.errors import ConfigError
+from raysim.tasks.augment import augmentation
 from raysim.tasks.names import check_loss, check_network, full_resolution, list_networks, loss, network
 
 
@@ -41,6 +42,10 @@ def test_networks_of_the_user_are_found_by_module():
         ({"channels": [4, 8]}, ["no name"]),
         ({"name": "torch.nn:Nothing"}, ["cannot be imported"]),
         ({"name": "ViT"}, ["needs patch_size"]),
+        ({"name": "os:path"}, ["is a module", "expected a class or a function"]),
+        ({"name": "unet", "channels": 4}, ["task.network.channels=4: expected a number for each level, as in [16,"]),
+        ({"name": "unet", "channels": "abc"}, ["task.network.channels='abc'"]),
+        ({"name": "dynunet", "strides": 2}, ["task.network.strides=2: expected a number for each level, as in [1, 2"]),
     ],
 )
 def test_a_wrong_spec_is_refused_with_the_cure(spec, words):
@@ -57,6 +62,27 @@ def test_a_network_that_cannot_be_made_tells_monais_reason():
 def test_an_image_that_does_not_fit_the_levels_is_refused_with_its_size():
     with pytest.raises(ConfigError, match=r"\(30, 30\).*fewer levels"):
         check_network(made({"name": "unet", "channels": [4, 8, 16, 32, 64]}, size=(30, 30)), 1, (30, 30), 2)
+
+
+@pytest.mark.parametrize("argument", [{"in_channels": 3}, {"out_channels": 3}, {"spatial_dims": 3}])
+def test_an_argument_that_contradicts_the_data_is_to_be_left_out(argument):
+    (key,) = argument
+    with pytest.raises(ConfigError, match=rf"; leave {key} out of task.network: raysim sets it$"):
+        check_network(made({"name": "unet", **argument}), 1, (32, 32), 2)
+    with pytest.raises(ConfigError, match=rf"cannot be made: .*; leave {key} out of task.network: raysim sets it$"):
+        check_network(made({"name": "unet", key: "x"}), 1, (32, 32), 2)
+
+
+def test_an_argument_that_agrees_with_the_data_is_not_blamed():
+    spec = {"name": "unet", "in_channels": 1, "channels": [4, 8, 16, 32, 64]}
+    with pytest.raises(ConfigError, match="fewer levels"):
+        check_network(made(spec, size=(30, 30)), 1, (30, 30), 2)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet18"])
+def test_a_classifier_is_no_segmentation_network(name):
+    with pytest.raises(ConfigError, match=r"with \(2, 2\), not \(2, 2, 32, 32\); it is no segmentation network"):
+        check_network(made({"name": name}), 1, (32, 32), 2)
 
 
 def test_a_wrong_number_of_classes_is_refused():
@@ -100,6 +126,9 @@ def test_the_users_arguments_win():
         ({"name": "dice", "smoth": 1}, "unknown argument"),
         ({"name": "dice", "sigmoid": True}, "refuses"),
         ({"name": "mse"}, "valid: Boundary"),
+        ({"name": "dice_ce", "weight": "abc"}, r"task\.loss\.weight='abc': expected a number for each class"),
+        ({"name": "dice_ce", "weight": {"a": 1}}, r"task\.loss\.weight=.*: expected a number for each class"),
+        ({"name": "dice_ce", "weight": [[1, 2], 3]}, r"task\.loss\.weight=.*: expected a number for each class"),
     ],
 )
 def test_a_wrong_loss_is_refused(spec, word):
@@ -110,6 +139,16 @@ def test_a_wrong_loss_is_refused(spec, word):
 def test_a_weight_for_every_class_or_an_error():
     with pytest.raises(ConfigError, match="fails on 3 classes"):
         check_loss(loss({"name": "dice_ce", "weight": [1, 5]}), 3, (8, 8))
+
+
+def test_a_loss_is_a_single_number():
+    with pytest.raises(ConfigError, match=r"shape \(2, 2, 1, 1\): expected a single number; leave reduction out"):
+        check_loss(loss({"name": "dice", "reduction": "none"}), 2, (8, 8))
+
+
+def test_a_loss_that_cannot_be_descended_is_refused():
+    with pytest.raises(ConfigError, match=r"the loss fails on 2 classes: .*does not require grad"):
+        check_loss(lambda logits, labels: (logits.argmax(1) != labels[:, 0]).float().mean(), 2, (8, 8))
 
 
 def test_full_resolution_is_the_first_of_a_list_and_the_first_of_a_stack():
@@ -124,3 +163,10 @@ def test_deep_supervision_trains():
     value = loss({"name": "dice_ce"})(net(torch.zeros(1, 1, 64, 64)), torch.zeros(1, 1, 64, 64))
     value.backward()
     assert value.isfinite()
+
+
+@pytest.mark.parametrize("prob", [5, -0.1, float("inf"), float("nan"), "often", True, None])
+def test_the_chance_of_a_transform_is_a_probability(prob):
+    with pytest.raises(ConfigError, match=r"task.augment: prob=.*: expected a probability, 0 to 1"):
+        augmentation([{"name": "rand_flip", "prob": prob}], 1, (8, 8))
+    assert augmentation([{"name": "rand_flip", "prob": 1}], 1, (8, 8)) is not None

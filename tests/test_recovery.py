@@ -19,13 +19,16 @@ import ray
 
 from algorithms.fedavg import FedAvg
 from raysim import Fleet, LocalFleet, Metrics, Model, Task
+from raysim.chaos import Chaos, read
 from raysim.cli import main
-from raysim.errors import LostError, RunError, SiteError
+from raysim.config import Resources
+from raysim.errors import ConfigError, LostError, PlacementError, RunError, SiteError
 from raysim.fleet import BaseFleet
 from raysim.ray_fleet import RayFleet, assign
 from raysim.run import Note, Plan, Row, Summary, perform
+from raysim.server import stream
 from tests import toy
-from tests.remote import Dying, dies_always, dies_once, fails_at_d, start_client
+from tests.remote import Dying, dies_always, dies_once, fails_at_d, keep, start_client
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -203,3 +206,57 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_digest(tmp_path: Path, caps
 def test_only_a_run_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(tmp_path)]) == 2
     assert "no run's folder" in capsys.readouterr().err
+
+
+def test_chaos_is_read() -> None:
+    chaos = read("kill client@3; kill node@5;kill client@5; slow site 02 x4; drop 0.1")
+    assert chaos == Chaos({3: ("client",), 5: ("node", "client")}, {"site 02": 4.0}, 0.1)
+    assert read(None) == read(" ; ") == Chaos()
+
+
+@pytest.mark.parametrize("text", ["kill", "kill client", "kill server@2", "slow a", "slow a x", "drop 2", "drop", "x"])
+def test_chaos_that_is_not_understood_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"chaos: cannot read .*expected kill client@ROUND"):
+        read(text)
+
+
+def test_chaos_names_sites_and_rounds_that_there_are() -> None:
+    with pytest.raises(ConfigError, match="there is no site 'z'"):
+        read("slow z x2").check(NAMES, 4)
+    with pytest.raises(ConfigError, match="there is no round 5; the run has 4"):
+        read("kill client@5").check(NAMES, 4)
+
+
+def test_dropped_replies_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        dropping = plan(tmp_path / name, FedAvg(**SGD), chaos=read("drop 0.3"), min_replies=1)
+        fleet = LocalFleet(dropping.task, rounds=4, chaos=dropping.chaos)
+        events = list(perform(dropping, fleet))
+        found.append((digest(events), [f["sites"] for f in failures(tmp_path / name)]))
+    assert found[0] == found[1]
+    assert 1 <= len(found[0][1]) < 24
+    assert digest(on_local(plan(tmp_path / "calm", FedAvg(**SGD)))) != found[0][0]
+
+
+def test_a_slow_site_is_slow() -> None:
+    fleet = LocalFleet(task(), chaos=read("slow b x1000"))
+    fleet.map(keep)
+    seconds = fleet.ledger.seconds
+    assert seconds["b"] > 100 * max(seconds["c"], seconds["d"])
+
+
+@pytest.mark.ray
+def test_chaos_kills_a_client_and_the_bits_stay(ray_started: None, tmp_path: Path) -> None:
+    calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
+    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=read("kill client@2"))
+    events = list(stream(troubled, Resources(clients=2), "chaos"))
+    assert events[-1].values["digest"] == digest(calm)
+    assert [failure["round"] for failure in failures(tmp_path / "run")] == [2]
+
+
+@pytest.mark.ray
+def test_chaos_cannot_kill_the_only_node(ray_started: None, tmp_path: Path) -> None:
+    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=read("kill node@2"))
+    with pytest.raises(PlacementError, match="on a node other than the command's"):
+        list(stream(troubled, Resources(clients=1), "chaos-node"))

@@ -84,10 +84,17 @@ def _transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -> Any
         filled["mode"] = [default.default, "nearest"]
     arguments = filled | given | ({"prob": 1.0} if always and "prob" in parameters(maker) else {})
     check_arguments("transform", maker, arguments)
+    _check_probability(given.get("prob", 1.0))
     try:
         return maker(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"transform {maker.__name__} refuses {dict(spec)}: {error}") from error
+
+
+def _check_probability(prob: object) -> None:
+    """Raises ConfigError for what MONAI would quietly cut to 0 or 1."""
+    if isinstance(prob, bool) or not isinstance(prob, int | float) or not 0 <= prob <= 1:
+        raise ConfigError(f"task.augment: prob={prob!r}: expected a probability, 0 to 1")
 
 
 @cache

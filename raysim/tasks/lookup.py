@@ -28,6 +28,8 @@ def find(kind: str, name: object, makers: Mapping[str, Maker]) -> Maker:
             maker: Maker = imported(name)
         except Exception as error:  # whatever is wrong with it, it is the user's to mend
             raise ConfigError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+        if not inspect.isclass(maker) and not inspect.isfunction(maker):
+            raise ConfigError(f"{kind} '{name}' is a {type(maker).__name__}; expected a class or a function")
         return maker
     by_name = {squash(key): maker for key, maker in makers.items()}
     if squash(name) not in by_name:

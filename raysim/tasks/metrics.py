@@ -13,6 +13,7 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_distance import compute_average_surface_distance
 
+from raysim.errors import ConfigError
 from raysim.tasks.names import full_resolution
 from raysim.types import Metrics, Predictor, Split
 
@@ -69,6 +70,8 @@ class SegmentationScore:
     better: Mapping[str, Literal["higher", "lower"]] = field(init=False)
 
     def __post_init__(self) -> None:
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; leave one out")
         parts = ["", *(f"_{name}" for name in self.classes[1:] if len(self.classes) > 2)]
         self.better = {f"{m}{part}": "higher" if m == "dice" else "lower" for m in self.metrics for part in parts}
 

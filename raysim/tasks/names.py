@@ -25,6 +25,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 INPUTS = ("in_channels", "n_input_channels", "n_channels")
 OUTPUTS = ("out_channels", "num_classes")
 SIZES = ("img_size", "image_size")
+SMALLER = "try fewer levels (shorter channels and strides), another task.data.size, or another task.network"
 
 
 def network(
@@ -36,9 +37,7 @@ def network(
     """
     maker = network_class(spec.get("name"))
     taken = parameters(maker)
-    known: dict[str, Any] = {"spatial_dims": spatial_dims, "dimensions": spatial_dims, "pretrained": False}
-    known |= dict.fromkeys(INPUTS, in_channels) | dict.fromkeys(OUTPUTS, out_channels)
-    known |= dict.fromkeys(SIZES, tuple(size))
+    known = _known(spatial_dims, in_channels, out_channels, size) | {"pretrained": False}
     given = {key: value for key, value in spec.items() if key != "name"}
     arguments = {key: value for key, value in known.items() if key in taken} | given
     arguments = _shape(maker.__name__, arguments) | arguments
@@ -68,12 +67,20 @@ def loss(spec: Mapping[str, Any]) -> Loss:
     }
     arguments |= {key: value for key, value in spec.items() if key != "name"}
     check_arguments("loss", maker, arguments)
-    if arguments.get("weight") is not None:  # a list in YAML; some losses take only a tensor
-        arguments["weight"] = torch.tensor(arguments["weight"], dtype=torch.float32)
+    if arguments.get("weight") is not None:
+        arguments["weight"] = _class_weights(arguments["weight"])
     try:
         return OutputLoss(maker(**arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"loss {maker.__name__} refuses {dict(spec)}: {error}") from error
+
+
+def _class_weights(given: Any) -> Tensor:
+    """A tensor of what is a list in YAML: some losses take nothing else."""
+    try:
+        return torch.tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"task.loss.weight={given!r}: expected a number for each class, as in [1, 2]") from error
 
 
 @dataclass(frozen=True)
@@ -105,27 +112,55 @@ def check_network(
     """
     image = f"an image of {in_channels} channel(s) and size {tuple(size)}"
     name = getattr(getattr(factory, "func", factory), "__name__", str(factory))
-    cure = "try fewer levels (shorter channels and strides), another task.data.size, or another task.network"
+    cure = _cure(factory, _known(len(size), in_channels, out_channels, size))
     expected = (2, out_channels, *(size if per_voxel else ()))
     with seeded("check_network"), torch.no_grad():
         try:
             net = factory()
         except Exception as error:  # whatever a constructor dislikes, the user must know
-            raise ConfigError(f"network {name} cannot be made: {_line(error)}; check task.network") from error
+            cure = cure or "check task.network"
+            raise ConfigError(f"network {name} cannot be made: {_line(error)}; {cure}") from error
         try:
             shape = tuple(full_resolution(net(torch.zeros(2, in_channels, *size)), len(expected)).shape)
         except Exception as error:
-            raise ConfigError(f"network {name} fails on {image}: {_line(error)}; {cure}") from error
+            raise ConfigError(f"network {name} fails on {image}: {_line(error)}; {cure or SMALLER}") from error
+    if per_voxel and len(shape) == 2:
+        cure = "it is no segmentation network; take one that answers for every voxel, such as unet"
     if shape != expected:
-        raise ConfigError(f"network {name} answers {image} with {shape}, not {expected}; {cure}")
+        raise ConfigError(f"network {name} answers {image} with {shape}, not {expected}; {cure or SMALLER}")
 
 
 def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
-    """Raises ConfigError if the loss fails on logits of `classes` classes."""
+    """Raises ConfigError if the loss fails on logits of `classes` classes, or is no number to descend."""
+    logits = torch.zeros(2, classes, *size, requires_grad=True)
     try:
-        loss(torch.zeros(2, classes, *size), torch.zeros(2, 1, *size, dtype=torch.uint8))
-    except Exception as error:
-        raise ConfigError(f"the loss fails on {classes} classes: {error}; check task.loss") from error
+        value = loss(logits, torch.zeros(2, 1, *size, dtype=torch.uint8))
+        value.sum().backward()
+    except Exception as error:  # whatever a loss dislikes, the user must know
+        raise ConfigError(f"the loss fails on {classes} classes: {_line(error)}; check task.loss") from error
+    if value.ndim:
+        raise ConfigError(
+            f"the loss of a batch has the shape {tuple(value.shape)}: expected a single number; "
+            "leave reduction out of task.loss"
+        )
+
+
+def _known(spatial_dims: int, in_channels: int, out_channels: int, size: Sequence[int]) -> dict[str, Any]:
+    """What the data decides, by each name that a constructor may have for it."""
+    dims = {"spatial_dims": spatial_dims, "dimensions": spatial_dims}
+    channels = dict.fromkeys(INPUTS, in_channels) | dict.fromkeys(OUTPUTS, out_channels)
+    return dims | channels | dict.fromkeys(SIZES, tuple(size))
+
+
+def _cure(factory: NetworkFactory, known: Mapping[str, Any]) -> str:
+    """To leave out the arguments that contradict what is `known` of the data; empty if there are none."""
+    given = factory.keywords if isinstance(factory, partial) else {}
+    wrong = [key for key in known.keys() & given.keys() if _same(given[key]) != _same(known[key])]
+    return f"leave {' and '.join(sorted(wrong))} out of task.network: raysim sets it" if wrong else ""
+
+
+def _same(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @cache
@@ -145,14 +180,22 @@ def _losses() -> dict[str, Maker]:
 def _shape(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Small but good sizes for the networks that MONAI gives none, following what the user gave."""
     if name in ("UNet", "AttentionUnet", "AutoEncoder"):
-        channels = given.get("channels", (16, 32, 64, 128))
+        channels = _levels(given, "channels", (16, 32, 64, 128))
         units = {"num_res_units": 2} if name == "UNet" else {}
         return {"channels": channels, "strides": (2,) * (len(channels) - 1), **units}
     if name == "DynUNet":
-        strides = given.get("strides", (1, 2, 2, 2))
+        strides = _levels(given, "strides", (1, 2, 2, 2))
         return {"strides": strides, "kernel_size": (3,) * len(strides), "upsample_kernel_size": strides[1:]}
     named = {"FlexibleUNet": "backbone", "EfficientNetBN": "model_name"}
     return {named[name]: "efficientnet-b0"} if name in named else {}
+
+
+def _levels(given: Mapping[str, Any], key: str, default: Sequence[int]) -> Sequence[int]:
+    """What the user gave for each level of a network, or the default."""
+    levels: Sequence[int] = given.get(key, default)
+    if not isinstance(levels, list | tuple):
+        raise ConfigError(f"task.network.{key}={levels!r}: expected a number for each level, as in {list(default)}")
+    return levels
 
 
 def _first_line(maker: Maker) -> str:
