@@ -20,6 +20,7 @@ def ray_started() -> Iterator[None]:
     """A Ray with room for eight client actors of one CPU each, whatever the machine has."""
     import ray
 
-    ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    quiet = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+    ray.init(address="local", num_cpus=8, num_gpus=0, **quiet)  # type: ignore[arg-type]
     yield
     ray.shutdown()

@@ -131,7 +131,7 @@ def test_padding_takes_the_lowest_value_and_cropping_warns_of_what_it_cuts(pictu
     padded = task(pictures, classes=CLASSES, size=[10, 8], fit="pad", intensity="none").open("a").train
     assert padded.inputs[1, 0, 0].tolist() == [1] * 8
     assert padded.labels[1, 0].sum() == 8
-    with pytest.warns(UserWarning, match=r"cuts labelled voxels off 8 image\(s\), at most 75\.0%"):
+    with pytest.warns(UserWarning, match=r"cuts labelled voxels off 8 images, at most 75\.0%"):
         cut = task(pictures, classes=CLASSES, size=[4, 4], fit="pad").open("a").train
     assert cut.labels[1, 0].sum() == 2  # of 4 x 2 voxels the lower rows and the left column
 

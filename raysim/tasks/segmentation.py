@@ -11,6 +11,7 @@ import numpy as np
 from annotated_types import Gt, Len
 
 from raysim.data.sites import Sites, prepare, refuse, unlike
+from raysim.data.wording import counted
 from raysim.tasks.augment import augmentation
 from raysim.tasks.metrics import Metric, SegmentationScore
 from raysim.tasks.names import NetworkFactory, check_loss, check_network, loss, network
@@ -44,7 +45,7 @@ class Segmentation:
         names = tuple(self.data.values())
         table = self.data.read()
         dims = self.data.dimensions(table)
-        criterion = loss(self.loss)
+        criterion, score = loss(self.loss), SegmentationScore(names, self.metrics, self.batch_size)
         self._factory(dims, 1, self.data.size or (1,) * dims)  # a wrong name must show before images are read
         opener = self.data.sites(table)
         arrays = prepare(opener, progress)
@@ -61,7 +62,7 @@ class Segmentation:
             open=opener,
             network=factory,
             loss=criterion,
-            score=SegmentationScore(names, self.metrics, self.batch_size),
+            score=score,
             batch_size=self.batch_size,
             augment=augmentation(self.augment, channels, size),
         )
@@ -86,7 +87,7 @@ def _warn_of_cropping(opener: Sites, arrays: Mapping[str, Mapping[str, Array]]) 
     if lost:
         worst = max(lost, key=lambda image: lost[image])
         warnings.warn(
-            f"task.data.size cuts labelled voxels off {len(lost)} image(s), at most {lost[worst]:.1%} of {worst}; "
-            "a larger task.data.size keeps them",
+            f"task.data.size cuts labelled voxels off {counted(len(lost), 'image')}, at most {lost[worst]:.1%} "
+            f"of {worst}; a larger task.data.size keeps them",
             stacklevel=3,
         )
