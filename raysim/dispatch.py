@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
 from raysim.client import APART
+from raysim.data.wording import listed
 from raysim.errors import LostError, RunError
 from raysim.types import KEEP, Incident
 from raysim.worker import Answer
@@ -163,7 +164,7 @@ def told(error: Any) -> str:
 
 
 def _named(sites: Sequence[str]) -> str:
-    return ", ".join(f"'{site}'" for site in sites[:5]) + (f" and {len(sites) - 5} more" if sites[5:] else "")
+    return listed([f"'{site}'" for site in sites])
 
 
 def bundle(waiting: Mapping[str, deque[str]], actor: str, seconds: Mapping[str, float]) -> list[str]:

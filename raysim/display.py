@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from raysim.data.wording import counted
+
 if TYPE_CHECKING:
     from raysim.run import Plan
 
@@ -115,7 +117,7 @@ class Display:
         values = summary.values
         for table in site_tables(values, self.console.width):
             self.console.print(table)
-        total, rounds = values["bytes"], f"{values['rounds']} round" + "s" * (values["rounds"] != 1)
+        total, rounds = values["bytes"], counted(values["rounds"], "round")
         self.say(
             f"{rounds} in {values['seconds']:.1f} s; up {size(total['up'])}, "
             f"down {size(total['down'])}, between sites {size(total['between_sites'])}"

@@ -58,6 +58,11 @@ class Ledger:
         self.round, self.calls, self.metrics, self.weights, self.incidents = index, 0, {}, {}, []
         self.up, self.down, self.between = Counter(), Counter(), Counter()
 
+    def told(self) -> tuple[Incident, ...]:
+        """What has gone wrong since this was last asked: whoever asks writes it down, so that none is written twice."""
+        incidents, self.incidents = tuple(self.incidents), []
+        return incidents
+
     def traffic(self) -> Traffic:
         return Traffic(dict(self.up), dict(self.down), dict(self.between))
 

@@ -99,9 +99,11 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     """Open the data and check all that can be checked before anything starts."""
+    chaos = read(config.chaos)
+    if chaos.kills and config.fleet == "local":
+        raise ConfigError(f"chaos={config.chaos!r}: fleet=local has no actor or node to kill; run on Ray")
     with display.preparing() as progress:
         task = config.task.build(progress)
-    chaos = read(config.chaos)
     chaos.check((*task.inside, *task.outside), config.rounds)
     check_training(task)
     check_last_batch(task)
@@ -176,8 +178,6 @@ def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
             "leave it at 0"
         )
     threads = max(1, int(config.resources.cpus_per_client))
-    if plan.chaos.kills:
-        raise ConfigError(f"chaos={config.chaos!r}: fleet=local has no actor or node to kill; run on Ray")
     fleet = LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds, device=device, threads=threads, chaos=plan.chaos)
     yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
     yield from perform(plan, fleet)

@@ -65,7 +65,7 @@ def federate(
             traffic=fleet.ledger.traffic(),
             seconds=time.perf_counter() - began,
             cohort=tuple(sites),
-            incidents=tuple(fleet.ledger.incidents),
+            incidents=fleet.ledger.told(),
         )
 
 

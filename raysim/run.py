@@ -13,6 +13,7 @@ import torch
 from raysim import checkpoint
 from raysim.chaos import Chaos
 from raysim.codec import digest
+from raysim.data.wording import listed
 from raysim.errors import ConfigError, LostError, RaysimError, RunError, ServerError
 from raysim.fleet import BaseFleet, Interrupted
 from raysim.log import note
@@ -76,7 +77,7 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
         final = yield from _rounds(plan, fleet, recorder)
         yield Summary(recorder.close("done", facts, digest(final.state, dict(fleet.memories()))))
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
-        note(plan.out, fleet.ledger.incidents)
+        note(plan.out, fleet.ledger.told())
         recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
@@ -89,7 +90,7 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
 
 
 def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> None:
-    incidents = list(fleet.ledger.incidents)
+    incidents = list(fleet.ledger.told())
     if not incidents or incidents[-1].action != "ended the run":
         number, phase = fleet.ledger.round + 1, fleet.ledger.progress.phase
         incidents.append(Incident(number, phase, (), "", str(error), "ended the run", remote=error.remote))
@@ -109,7 +110,7 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row |
         except LostError as error:
             back, number = True, fleet.ledger.round + 1
             lost = Incident(number, "", (), "", str(error), "went back to the last checkpoint")
-            note(plan.out, [*fleet.ledger.incidents, lost])
+            note(plan.out, [*fleet.ledger.told(), lost])
             yield Note(f"{error}; going back to the last checkpoint")
     raise RunError(f"objects were lost with their nodes {BACK} times in a row; look at the health of the cluster")
 
@@ -187,7 +188,7 @@ def check_training(task: Task) -> None:
     if not task.inside:
         raise ConfigError("every site is an outside site: nobody is left to train; shorten task.data.outside")
     if empty:
-        named = ", ".join(repr(site) for site in empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else "")
+        named = listed([repr(site) for site in empty])
         raise ConfigError(
             f"no training rows at {named}: every inside site trains. Give it rows with split train, or only judge it: "
             f"task.data.outside=[{', '.join([*task.outside, *empty][:8])}]"

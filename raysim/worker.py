@@ -122,14 +122,13 @@ class Worker:
         except LostError:  # no fault of the function's
             raise
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises is reported, with its site
-            seconds = time.perf_counter() - start
-            return Answer(failure=_failure(error), seconds=seconds, payload=None)  # type: ignore[arg-type]  # no payload
+            return _no_reply(_failure(error), time.perf_counter() - start)
         finally:
             _reader.reset(token)
         time.sleep(self.chaos.delay(site, time.perf_counter() - start))
         seconds = time.perf_counter() - start
         if self.chaos.drops(call.seed, call.round, call.index, site):
-            return Answer(failure=Failure("chaos dropped its reply", ""), seconds=seconds, payload=None)  # type: ignore[arg-type]  # no payload
+            return _no_reply(Failure("chaos dropped its reply", ""), seconds)
         return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, size, sum(read.values()))
 
     def _site(self, name: str, call: Call, memory: Any) -> Site[Any]:
@@ -146,6 +145,10 @@ def _in_memory(data: Data) -> int:
     """The bytes that `data` really takes: what is mapped from a file takes none."""
     arrays = (array for split in SPLITS for array in vars(data[split]).values())
     return sum(array.nbytes for array in arrays if array is not None and not isinstance(array, np.memmap))
+
+
+def _no_reply(failure: Failure, seconds: float) -> Answer[Any]:
+    return Answer(None, failure=failure, seconds=seconds)
 
 
 def _failure(error: Exception) -> Failure:

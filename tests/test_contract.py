@@ -43,7 +43,7 @@ def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], A
 
 
 def memories(fleet: Any) -> dict[str, Any]:
-    return {site: fleet.memory(site) for site in sorted(fleet.ledger.memories)}
+    return dict(fleet.memories())
 
 
 @cache

@@ -18,7 +18,7 @@ import pytest
 import ray
 
 from algorithms.fedavg import FedAvg
-from raysim import Fleet, LocalFleet, Metrics, Model, Task
+from raysim import Fleet, LocalFleet, Metrics, Model, Reply, Site, Task
 from raysim.chaos import Chaos, read
 from raysim.cli import main
 from raysim.config import Resources
@@ -138,6 +138,15 @@ def test_no_reply_at_all_is_always_a_failure() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failing(FedAvg):
+    """Fails at site d."""
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        fails_at_d(site, model)
+        return FedAvg.client(self, site, model)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Losing(FedAvg):
     """Once, in the third round, finds that a node took an object along."""
 
@@ -237,6 +246,23 @@ def test_dropped_replies_are_drawn_by_the_seed(tmp_path: Path) -> None:
     assert found[0] == found[1]
     assert 1 <= len(found[0][1]) < 24
     assert digest(on_local(plan(tmp_path / "calm", FedAvg(**SGD)))) != found[0][0]
+
+
+def test_what_went_wrong_is_written_once_however_the_run_ends(tmp_path: Path) -> None:
+    failing = plan(tmp_path, Failing(**SGD), min_replies=0.5)
+    events = perform(failing, LocalFleet(failing.task, rounds=4))
+    assert isinstance(next(events), Note)
+    assert isinstance(next(events), Row)
+    events.close()  # type: ignore[attr-defined]  # a generator
+    assert [failure["sites"] for failure in failures(tmp_path)] == [["d"]]
+
+
+def test_chaos_is_refused_before_data_are_prepared(capsys: pytest.CaptureFixture[str]) -> None:
+    for text, part in (("kill it", "cannot read 'kill it'"), ("kill client@2", "fleet=local has no actor")):
+        assert main(["run", "fleet=local", f"chaos={text}"]) == 2
+        said = capsys.readouterr()
+        assert part in said.err
+        assert "preparing the data" not in said.out
 
 
 def test_a_slow_site_is_slow() -> None:
