@@ -39,7 +39,8 @@ def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any], to
     """
     final = folder / f"round_{number:04d}"
     partial = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
+    for torn in folder.glob(".round_*"):  # what a crash or a full disk left
+        shutil.rmtree(torn, ignore_errors=True)
     (partial / "memories").mkdir(parents=True)
     sums = _write_tree(partial, "state", state)
     for site, memory in memories.items():

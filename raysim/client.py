@@ -13,7 +13,7 @@ import torch
 
 from raysim.tree import nbytes
 from raysim.types import KEEP
-from raysim.worker import NOTHING, Answer, Call, Client, Worker
+from raysim.worker import NOTHING, Answer, Call, Client, Worker, threads_of
 
 P = TypeVar("P")
 INLINE = 128 * 1024  # a smaller object would be kept in the caller's own memory instead of the object store
@@ -61,7 +61,7 @@ class ClientActor:
         device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         if device == "cuda":
             torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
-        self.worker = Worker(prepared.task, prepared.seed, device, max(1, int(cpus)), prepared.chaos)
+        self.worker = Worker(prepared.task, prepared.seed, device, threads_of(cpus), prepared.chaos)
 
     def __repr__(self) -> str:
         return self.title

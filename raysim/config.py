@@ -10,15 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from yaml.constructor import ConstructorError
 
 from raysim.errors import ConfigError
 from raysim.fields import default_of, describe, documented, explained, nested, said
+from raysim.loader import loaded
 from raysim.naming import nearest, squash
 from raysim.registry import algorithm_class, name_of, task_class
 
@@ -26,6 +25,14 @@ SHORT = {"data": "task.data", "network": "task.network"}
 WHOLE = ("classes",)  # a mapping of the user's own names: another one replaces it, as a list would
 PARTS = {"task": (task_class, "synthetic"), "algorithm": (algorithm_class, "fedavg")}
 OF_FIELDS = ("task", "algorithm", "data", "task.data")  # mappings whose keys are fields, in a file dotted or not
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteResources:
+    """What the client actor of one site gets, which then plays no other; what is not given is as for all."""
+
+    gpus: Annotated[float | None, Ge(0), "GPUs of its client actor"] = None
+    cpus: Annotated[float | None, Gt(0), "CPUs of its client actor, and its torch threads"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,29 @@ class Resources:
         Literal["auto", "per_site"] | Annotated[int, Gt(0)],
         "client actors: as many as fit up to one per site, one per site, or a number",
     ] = "auto"
+    sites: Annotated[
+        Mapping[str, SiteResources],
+        "sites with a client actor of their own, beside those: {site-02: {gpus: 0.5, cpus: 2}}",
+    ] = field(default_factory=dict)
+
+    def of(self, site: str) -> tuple[float, float]:
+        """CPUs and GPUs of the client actor that plays `site`."""
+        own = self.sites.get(site, SiteResources())
+        cpus = self.cpus_per_client if own.cpus is None else own.cpus
+        return cpus, self.gpus_per_client if own.gpus is None else own.gpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Which sites a round asks, and how many of them are there."""
+
+    size: Annotated[
+        Annotated[int, Gt(0)] | Annotated[float, Gt(0)],
+        "sites of a round: a fraction of the inside sites (1.0 is all), or a whole number; cohort=0.5 is short for it",
+    ] = 1.0
+    dropout: Annotated[
+        float, Ge(0), Lt(1), "chance that a site drawn for a round is not there, drawn by the seed; one always is"
+    ] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +77,14 @@ class RunConfig:
     task: Annotated[Any, "what is learned: `raysim list tasks`"]
     algorithm: Annotated[Any, "how it is learned: `raysim list algorithms`"]
     rounds: Annotated[int, Gt(0), "rounds of the run; schedules follow this number"] = 20
-    cohort: Annotated[
-        Annotated[int, Gt(0)] | Annotated[float, Gt(0)],
-        "sites of a round: a fraction of the inside sites (1.0 is all), or a whole number of them",
-    ] = 1.0
+    cohort: Annotated[Cohort, "the sites of a round"] = field(default_factory=Cohort)
     min_replies: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0), Le(1)],
         "how many sites must answer a call: a fraction (1.0 is all), or a whole number; the others are left out",
     ] = 1.0
+    site_timeout: Annotated[
+        float, Gt(0), "seconds that a site may take for a call before its actor is taken for lost; it has three tries"
+    ] = 21_600.0
     seed: Annotated[int, Ge(0), "seed of everything random but the data's own choices (task.data.seed)"] = 0
     evaluate_every: Annotated[int, Gt(0), "rounds between two evaluations; the last round always has one"] = 1
     checkpoint_every: Annotated[int, Gt(0), "rounds between two checkpoints; the last round always has one"] = 1
@@ -72,26 +102,6 @@ class RunConfig:
     resources: Annotated[Resources, "what each client actor gets"] = field(default_factory=Resources)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everywhere else, no key stands twice, and {a:1} is a slip."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        for number, (key, value) in enumerate(node.value):
-            if key.value in [other.value for other, _ in node.value[:number]]:
-                raise ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            if node.flow_style and value.value == "" and ":" in key.value and not key.style:
-                cure = f"a space is needed after ':', as in {key.value.replace(':', ': ', 1)}"
-                raise ConstructorError(None, None, f"{key.value!r} is one word; {cure}", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
-    list("-+0123456789."),
-)
-
-
 def read_file(path: str) -> dict[str, Any]:
     """The mapping that a YAML file holds."""
     try:
@@ -99,7 +109,7 @@ def read_file(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
-    value = _loaded(text, path)
+    value = loaded(text, path)
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -114,19 +124,8 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise ConfigError(f"cannot read {pair!r}: expected key=value, such as rounds=20 or algorithm.lr=1e-3")
-        result = merge(result, _long(_nest(key, _loaded(text, f"{key}={text}"))))
+        result = merge(result, _long(_nest(key, loaded(text, f"{key}={text}"))))
     return result
-
-
-def _loaded(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except ConstructorError as error:
-        where = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
-        raise ConfigError(f"cannot read {source}{where}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot read {source}: it is not YAML ({reason}); quote text") from error
 
 
 def _split(values: Mapping[Any, Any], path: str, at: str = "") -> dict[str, Any]:
@@ -192,6 +191,8 @@ def _long(given: Mapping[str, Any]) -> dict[str, Any]:
     for short, path in SHORT.items():
         if short in result:
             result = merge(result, _nest(path, result.pop(short)))
+    if "cohort" in result and not isinstance(result["cohort"], Mapping):
+        result["cohort"] = {"size": result["cohort"]}
     return result
 
 
@@ -256,8 +257,15 @@ def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
             value = {"name": value}
         if inner is not None and isinstance(value, Mapping):
             value = _checked(inner, value, path)
+        elif (each := _values_of(hints[key])) is not None and isinstance(value, Mapping):
+            value = {k: _checked(each, v, f"{path}.{k}") if isinstance(v, Mapping) else v for k, v in value.items()}
         result[key] = value
     return result
+
+
+def _values_of(hint: Any) -> Any:
+    """The dataclass that a mapping's values are, if it is a mapping of such."""
+    return nested(get_args(hint)[1]) if get_origin(hint) in (Mapping, dict) else None
 
 
 def _with_name(value: Any, default: Mapping[str, Any]) -> Any:

@@ -50,6 +50,10 @@ class Dispatch:
     def __init__(self, fleet: RayFleet, order: Any, own: Mapping[str, Any] | None) -> None:
         self.fleet, self.order, self.own = fleet, order, own
         self.waiting = fleet.queues()
+        together = {actor: queue for actor, queue in self.waiting.items() if actor not in fleet.alone.values()}
+        # Whose sites each actor may play: those of all that share, or its single one.
+        self.pools = {actor: together if actor in together else {actor: self.waiting[actor]} for actor in self.waiting}
+        self.heard: dict[str, float] = {}  # when each actor last answered, or was given work when it had none
         self.running: dict[Any, Sent] = {}
         self.tries: Counter[str] = Counter()
         self.suspects: deque[str] = deque()  # were with an actor that was lost: each plays alone, so as to tell which
@@ -71,8 +75,9 @@ class Dispatch:
             for ref in ready:
                 if ref in self.fleet.starting:
                     self.fleet.started(ref)
-                else:
+                elif ref in self.running:  # else its actor was lost with a call before it
                     yield from self._received(self.running.pop(ref))
+            self._hurry()
 
     def _send(self) -> bool:
         """Give every actor that is up as much as it may have; whether anything is under way."""
@@ -80,24 +85,36 @@ class Dispatch:
         for sent in self.running.values():
             busy[sent.actor] += AHEAD if sent.alone else 1
         for actor in self.fleet.up():
-            if self.suspects and not busy[actor]:
-                self._give(actor, [self.suspects.popleft()], alone=True)
+            suspect = None if busy[actor] else self._suspect(actor)
+            if suspect is not None:
+                self._give(actor, [suspect], alone=True)
                 continue
-            while busy[actor] < AHEAD and (sites := bundle(self.waiting, actor, self.fleet.ledger.seconds)):
+            while busy[actor] < AHEAD and (sites := bundle(self.pools[actor], actor, self.fleet.ledger.seconds)):
                 self._give(actor, sites)
                 busy[actor] += 1
+        self.fleet.ledger.progress.playing = tuple(site for sent in self.running.values() for site in sent.sites)
         return bool(self.running)
+
+    def _suspect(self, actor: str) -> str | None:
+        """Takes out the next suspect that `actor` may play."""
+        site = next((s for s in self.suspects if self.fleet.home[s] in self.pools[actor]), None)
+        if site is not None:
+            self.suspects.remove(site)
+        return site
 
     def _give(self, actor: str, sites: list[str], alone: bool = False) -> None:
         given = None if self.own is None else {site: self.own[site] for site in sites}
         memories = (self.fleet.ledger.memories.get(site) for site in sites)
         handle = self.fleet.actors[actor]
+        if not any(sent.actor == actor for sent in self.running.values()):
+            self.heard[actor] = time.monotonic()
         self.fleet.home.update(dict.fromkeys(sites, actor))  # where their data are open from now on
         refs: list[Any] = handle.play.options(num_returns=3 * len(sites)).remote(self.order, sites, given, *memories)
         self.running[refs[0]] = Sent(actor, handle, sites, refs, time.monotonic(), alone)
 
     def _received(self, sent: Sent) -> Iterator[tuple[str, Answer[Any]]]:
         count = len(sent.sites)
+        self.heard[sent.actor] = time.monotonic()
         try:
             answers: list[Answer[Any]] = ray.get(sent.refs[:count])
         except RayError as error:
@@ -120,11 +137,23 @@ class Dispatch:
             failed = RunError(f"{sent.actor} failed at {_named(sent.sites)}: {told(error.cause)}")
             failed.remote = str(error)
             raise failed from error
+        self._lose(sent, told(error))
+
+    def _hurry(self) -> None:
+        """Give up the actors that have not answered for too long: they hang, or what they do never ends."""
+        now, patience = time.monotonic(), self.fleet.ledger.site_timeout
+        for ref, sent in list(self.running.items()):
+            if ref in self.running and now - self.heard[sent.actor] > patience * len(sent.sites):
+                del self.running[ref]
+                self._lose(sent, f"no answer for {patience:g} s (site_timeout)")
+
+    def _lose(self, sent: Sent, cause: str) -> None:
+        """Start the actor anew, and have what was with it played again."""
         behind = [ref for ref, other in self.running.items() if other.handle is sent.handle]
         sites = [*sent.sites, *(site for ref in behind for site in self.running.pop(ref).sites)]
         self.suspects.extend(sites)
         self.tries.update(sites)
-        self._note(sent, sites, told(error))
+        self._note(sent, sites, cause)
         self.fleet.replace(sent.actor)
 
     def _note(self, sent: Sent, sites: Sequence[str], cause: str) -> None:
@@ -145,7 +174,7 @@ class Dispatch:
             raise RunError(
                 f"round {ledger.round + 1}: the actor that played {_named(sites)} was lost {TRIES} times, last "
                 f"because: {cause}. If memory ran out, take a smaller task.batch_size or fewer actors "
-                "(resources.clients)"
+                "(resources.clients); if the work takes that long, a larger site_timeout"
             )
 
     def _nobody(self) -> str:

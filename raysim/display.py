@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raysim.data.wording import counted
+from raysim.data.wording import counted, size
 
 if TYPE_CHECKING:
     from raysim.run import Plan
@@ -41,6 +41,7 @@ class Display:
         self.plan: Plan | None = None
         self.bars: Bars | None = None
         self.task: TaskID | None = None
+        self.placed = False
 
     def say(self, text: str) -> None:
         """One line."""
@@ -91,13 +92,16 @@ class Display:
         self.bars.update(self.task, description=text, completed=progress.done, total=progress.total or None)
 
     def _placed(self, placed: Any) -> None:
+        if self.placed:  # an actor was replaced, as a note has told
+            return
+        self.placed = True
         sites = list(placed.home)
         if not placed.places:
             self.say(f"{len(sites)} sites in this process")
             return
         self.say(f"{len(sites)} sites on {len(placed.places)} client actors")
         for place in placed.places[:SHOWN]:
-            gpu = f", {place.gpus:g} GPU ({','.join(place.gpu_ids)}, {place.device})" if place.gpus else ""
+            gpu = f", {place.gpus:g} of GPU {','.join(place.gpu_ids)} ({place.device})" if place.gpus else ""
             self.say(f"  {place.title}  node {place.node[:8]}, {place.threads} torch thread(s){gpu}")
 
     def _row(self, row: Any) -> None:
@@ -122,10 +126,19 @@ class Display:
             f"{rounds} in {values['seconds']:.1f} s; up {size(total['up'])}, "
             f"down {size(total['down'])}, between sites {size(total['between_sites'])}"
         )
+        self._failures(values["failures"], folder)
         self.say(f"digest {values['digest']}")
         self.say(f"everything is in {folder}")
         self.say(f"curves: tensorboard --logdir {folder}")
         self.say(f"again:  raysim run -c {folder / 'config.yaml'}")
+
+    def _failures(self, failures: Any, folder: Path) -> None:
+        """What went wrong on the way, if anything did."""
+        if failures["incidents"]:
+            left_out = failures["left_out"]
+            said = f", {left_out} {'reply' if left_out == 1 else 'replies'} left out" if left_out else ""
+            lost = f"{failures['seconds_lost']:.1f} s of work lost"
+            self.say(f"{counted(failures['incidents'], 'failure')}{said}, {lost}: see {folder / 'failures.jsonl'}")
 
 
 UNITS = {"hd95": "mm", "asd": "mm"}
@@ -184,12 +197,3 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
-
-
-def size(count: float) -> str:
-    """A number of bytes in the nearest unit of a thousand."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

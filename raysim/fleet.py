@@ -32,6 +32,7 @@ class Progress:
     phase: str = "starting"
     done: int = 0
     total: int = 0
+    playing: tuple[str, ...] = ()  # the sites that calls are under way at
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Ledger:
     seed: int
     rounds: int
     min_replies: float | int = 1.0  # a fraction of the sites of a call, or a number of them
+    site_timeout: float = math.inf  # seconds that a site may take for a call
     memories: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
@@ -241,10 +243,11 @@ class LocalFleet(BaseFleet):
         rounds: int = 1,
         device: str = "cpu",
         threads: int = 1,
+        own_threads: Mapping[str, int] | None = None,
         chaos: Chaos | None = None,
     ) -> None:
         super().__init__(task, seed=seed, rounds=rounds)
-        self.worker = Worker(task, seed, device, threads, chaos)
+        self.worker = Worker(task, seed, device, threads, chaos, own_threads)
 
     def _play(
         self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool

@@ -26,10 +26,21 @@ from raysim.config import RunConfig, plain
 from raysim.display import Display
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
+from raysim.preflight import check_disk, model_bytes
 from raysim.record import write_json
 from raysim.registry import name_of
-from raysim.run import Plan, Summary, check_cohort, check_last_batch, check_training, chosen_metric, perform
+from raysim.run import (
+    Plan,
+    Summary,
+    check_cohort,
+    check_last_batch,
+    check_sites,
+    check_training,
+    chosen_metric,
+    perform,
+)
 from raysim.server import Event, Failed, Placed, ray_running, stream
+from raysim.worker import threads_of
 
 PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "pillow", "scipy", "pydantic")
 
@@ -107,19 +118,25 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     chaos.check((*task.inside, *task.outside), config.rounds)
     check_training(task)
     check_last_batch(task)
-    check_cohort(task, config.cohort)
+    check_cohort(task, config.cohort.size)
+    check_sites(task, config.resources.sites)
+    model = model_bytes(task)
+    check_disk(folder, model)
     return Plan(
         algorithm=config.algorithm,
         algorithm_name=name_of(type(config.algorithm)),
         task=task,
         out=folder,
         rounds=config.rounds,
-        cohort=config.cohort,
+        cohort=config.cohort.size,
+        model_bytes=model,
+        dropout=config.cohort.dropout,
         seed=config.seed,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         metric=chosen_metric(task, config.metric),
         min_replies=config.min_replies,
+        site_timeout=config.site_timeout,
         chaos=chaos,
     )
 
@@ -171,14 +188,22 @@ def _by_value(*classes: type) -> None:
 
 
 def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
-    device = "cuda" if config.resources.gpus_per_client else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+    resources = config.resources
+    gpus = max(resources.of(site)[1] for site in (*plan.task.inside, *plan.task.outside))
+    device = "cuda" if gpus else "cpu"
+    if gpus and not torch.cuda.is_available():
         raise PlacementError(
-            f"resources.gpus_per_client={config.resources.gpus_per_client:g}: torch finds no GPU on this machine; "
-            "leave it at 0"
+            f"{gpus:g} GPU is asked for under resources, and torch finds none on this machine; leave it at 0"
         )
-    threads = max(1, int(config.resources.cpus_per_client))
-    fleet = LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds, device=device, threads=threads, chaos=plan.chaos)
+    fleet = LocalFleet(
+        plan.task,
+        seed=plan.seed,
+        rounds=plan.rounds,
+        device=device,
+        threads=threads_of(resources.cpus_per_client),
+        own_threads={site: threads_of(resources.of(site)[0]) for site in resources.sites},
+        chaos=plan.chaos,
+    )
     yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
     yield from perform(plan, fleet)
 

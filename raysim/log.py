@@ -77,6 +77,18 @@ def note(out: Path, incidents: Iterable[Incident]) -> None:
             file.writelines(lines)
 
 
+def failures(out: Path) -> dict[str, Any]:
+    """What failures.jsonl adds up to: how many incidents, replies that were left out, seconds of work lost."""
+    path = out / "failures.jsonl"
+    noted = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    left_out = sum(len(entry["sites"]) for entry in noted if entry["action"] == "left out")
+    return {
+        "incidents": len(noted),
+        "left_out": left_out,
+        "seconds_lost": round(sum(entry["seconds"] for entry in noted), 3),
+    }
+
+
 def _site_table(rows: list[SiteRow]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(SITES)
     return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SITES, strict=True)], schema=SITES)

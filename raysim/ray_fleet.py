@@ -26,7 +26,8 @@ P = TypeVar("P")
 class RayFleet(BaseFleet):
     """Sites on client actors. A site stays with the actor that has its data open, unless another is idle.
 
-    `start` makes a client actor of a name; it is called for one that was lost.
+    `start` makes a client actor of a name; it is called for one that was lost. `alone` are the actors that play a
+    single site, by site: nobody else plays it, and they play nothing else.
     """
 
     def __init__(
@@ -39,12 +40,15 @@ class RayFleet(BaseFleet):
         seed: int,
         rounds: int,
         chaos: Chaos | None = None,
+        alone: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(task, seed=seed, rounds=rounds)
+        self.alone = dict(alone or {})
         self.kills = dict(chaos.kills) if chaos else {}
         self.actors, self.home, self.start = dict(actors), dict(home), start
         self.starting: dict[Any, str] = {}  # actors that are not up yet, by what tells that they are
         self.places: dict[str, Place] = {}
+        self.moved = 0  # actors that have come up anew
 
     def up(self) -> list[str]:
         """The actors that can be given work."""
@@ -62,6 +66,7 @@ class RayFleet(BaseFleet):
         actor = self.starting.pop(ref)
         try:
             self.places[actor] = ray.get(ref)
+            self.moved += 1
         except RayError:
             self.replace(actor)
 
@@ -129,11 +134,11 @@ def _got(held: Any) -> Any:
         raise LostError(f"an object was lost with its node: {str(error).splitlines()[0]}") from error
 
 
-def assign(costs: Mapping[str, float], actors: Sequence[str]) -> dict[str, str]:
-    """Each site's actor: the costliest site first, each to the actor with the least to do so far."""
-    load = dict.fromkeys(actors, 0.0)
-    home = {}
-    for site in sorted(costs, key=lambda site: (-costs[site], site)):
-        home[site] = min(actors, key=lambda actor: load[actor])
+def assign(costs: Mapping[str, float], actors: Sequence[str], alone: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Each site's actor: the costliest site first, each to the actor with the least to do; those `alone` to theirs."""
+    home = dict(alone or {})
+    load = dict.fromkeys((actor for actor in actors if actor not in home.values()), 0.0)
+    for site in sorted(set(costs) - set(home), key=lambda site: (-costs[site], site)):
+        home[site] = min(load, key=load.__getitem__)
         load[home[site]] += costs[site]
     return home

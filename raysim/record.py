@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.checkpoint import Totals
-from raysim.log import Log, RoundRow, SiteRow, note, write
+from raysim.log import Log, RoundRow, SiteRow, failures, note, write
 from raysim.types import JUDGED, Round, Score, Task
 
 Better = Mapping[str, Literal["higher", "lower"]]
@@ -80,6 +80,7 @@ class Recorder:
             "round": round.number,
             "seconds": round.seconds,
             "sites": len(round.cohort),
+            "absent": len(round.absent),
             "failures": len(round.incidents),
             "seconds_lost": sum(incident.seconds for incident in round.incidents),
             "loss": round.loss,
@@ -152,6 +153,7 @@ class Recorder:
             "sites": self._last_of_sites(),
             "bytes": {"up": totals.up, "down": totals.down, "between_sites": totals.between},
             "seconds": round(totals.seconds, 3),
+            "failures": failures(self.out),
         }
         write_json(self.out / "summary.json", summary)
         return summary

@@ -34,14 +34,16 @@ def federate(
     *,
     rounds: int,
     cohort: float | int = 1.0,
+    dropout: float = 0.0,
     seed: int = 0,
     evaluate_every: int = 1,
     start: Start[S] | None = None,
 ) -> Iterator[Round[S]]:
     """Each round as it ends, from the first to the last; stop by not asking for more.
 
-    `cohort` is a fraction of the inside sites if a float, a number of sites if an int. Sites are judged every
-    `evaluate_every` rounds and after the last. Raises SiteError where a client function fails.
+    `cohort` is a fraction of the inside sites if a float, a number of sites if an int; each of them is not there with
+    the chance `dropout`. Sites are judged every `evaluate_every` rounds and after the last. Raises SiteError where a
+    client function fails.
     """
     if start is None:
         with seeded(seed, "init"):
@@ -51,7 +53,8 @@ def federate(
     for index in range(start.number, rounds):
         began = time.perf_counter()
         fleet.ledger.open_round(index)
-        sites = draw(task.inside, cohort, seed, index)
+        drawn = draw(task.inside, cohort, seed, index)
+        sites = present(drawn, dropout, seed, index)
         with seeded(seed, index, "server"):
             state, metrics = algorithm.round(fleet.at(sites), state)
         due = (index + 1) % evaluate_every == 0 or index + 1 == rounds
@@ -65,6 +68,7 @@ def federate(
             traffic=fleet.ledger.traffic(),
             seconds=time.perf_counter() - began,
             cohort=tuple(sites),
+            absent=tuple(site for site in drawn if site not in sites),
             incidents=fleet.ledger.told(),
         )
 
@@ -76,6 +80,14 @@ def draw(sites: Sequence[str], cohort: float | int, seed: int, index: int) -> li
         return list(sites)
     chosen = generator(seed, index, "cohort").choice(len(sites), count, replace=False)
     return [sites[i] for i in sorted(chosen)]
+
+
+def present(sites: Sequence[str], dropout: float, seed: int, index: int) -> list[str]:
+    """Those of `sites` that are there in round `index`: each is not with the chance `dropout`; one always is."""
+    if dropout == 0:
+        return list(sites)
+    chance = {site: generator(seed, index, "dropout", site).random() for site in sites}
+    return [site for site in sites if chance[site] >= dropout] or [max(sites, key=chance.__getitem__)]
 
 
 def judge(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:

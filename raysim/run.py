@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import traceback
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from raysim.data.wording import listed
 from raysim.errors import ConfigError, LostError, RaysimError, RunError, ServerError
 from raysim.fleet import BaseFleet, Interrupted
 from raysim.log import note
+from raysim.naming import nearest
 from raysim.record import Recorder
 from raysim.rounds import Start, federate
 from raysim.types import JUDGED, Algorithm, Incident, Round, Task
@@ -38,7 +41,10 @@ class Plan:
     evaluate_every: int
     checkpoint_every: int
     metric: str
+    model_bytes: int = 0  # of the network
+    dropout: float = 0.0
     min_replies: float | int = 1.0
+    site_timeout: float = math.inf
     chaos: Chaos = field(default_factory=Chaos)
     resume: bool = False  # go on from the newest checkpoint in `out`
 
@@ -71,11 +77,14 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
     Whatever ends the run early, what was recorded until then is on the disk, with a summary that says why.
     """
     recorder = Recorder(plan.out, plan.task, plan.metric)
-    fleet.ledger.min_replies = plan.min_replies
+    fleet.ledger.min_replies, fleet.ledger.site_timeout = plan.min_replies, plan.site_timeout
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": plan.seed}
     try:
         final = yield from _rounds(plan, fleet, recorder)
-        yield Summary(recorder.close("done", facts, digest(final.state, dict(fleet.memories()))))
+        proof = digest(final.state, dict(fleet.memories()))
+        with _writing(plan.out):
+            summary = recorder.close("done", facts, proof)
+        yield Summary(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
         note(plan.out, fleet.ledger.told())
         recorder.close("interrupted", facts, None)
@@ -89,13 +98,26 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
         raise failure from error
 
 
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raises RunError, with the cure, for what the disk refuses in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {out}: {error.strerror or error}; what was written before is whole. "
+            f"Make room there, then: raysim resume {out}"
+        ) from error
+
+
 def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> None:
     incidents = list(fleet.ledger.told())
     if not incidents or incidents[-1].action != "ended the run":
         number, phase = fleet.ledger.round + 1, fleet.ledger.progress.phase
         incidents.append(Incident(number, phase, (), "", str(error), "ended the run", remote=error.remote))
-    note(recorder.out, incidents)
-    recorder.close("failed", {**facts, "error": str(error)}, None)
+    with suppress(OSError):  # the disk may be what has failed: then the error is all that is left to tell
+        note(recorder.out, incidents)
+        recorder.close("failed", {**facts, "error": str(error)}, None)
 
 
 def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row | Note, None, Round[Any]]:
@@ -143,14 +165,16 @@ def _from(
         fleet,
         rounds=plan.rounds,
         cohort=plan.cohort,
+        dropout=plan.dropout,
         seed=plan.seed,
         evaluate_every=plan.evaluate_every,
         start=start,
     ):
-        row = recorder.add(final)
-        if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
-            folder = plan.out / "checkpoints"
-            checkpoint.write(folder, final.number, final.state, fleet.memories(), recorder.totals)
+        with _writing(plan.out):
+            row = recorder.add(final)
+            if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
+                folder = plan.out / "checkpoints"
+                checkpoint.write(folder, final.number, final.state, fleet.memories(), recorder.totals)
         for incident in final.incidents:
             yield Note(_told(incident))
         yield Row(final.number, row)
@@ -211,6 +235,16 @@ def check_last_batch(task: Task) -> None:
             f"({task.sizes[single[0]]['train']} training examples), on which the network cannot train: {error}. "
             "Choose another batch size, fewer levels, or another norm"
         ) from error
+
+
+def check_sites(task: Task, named: Collection[str]) -> None:
+    """Raises ConfigError for a site under resources.sites that the task does not have."""
+    sites = (*task.inside, *task.outside)
+    for site in named:
+        if site not in sites:
+            raise ConfigError(
+                f"resources.sites: there is no site {site!r}{nearest(site, sites)}; sites: {listed(sites)}"
+            )
 
 
 def check_cohort(task: Task, cohort: float | int) -> None:

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +20,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from raysim.client import ClientActor, Place
 from raysim.config import Resources
+from raysim.data.wording import listed
 from raysim.dispatch import told
 from raysim.errors import PlacementError, RaysimError, RunError
 from raysim.fleet import Progress
 from raysim.log import note
-from raysim.placement import count_clients, nodes
+from raysim.placement import Seat, nodes, seats
+from raysim.preflight import check_store
 from raysim.ray_fleet import RayFleet, assign
 from raysim.run import Note, Plan, Row, Summary, perform
 from raysim.types import Incident
 
 PATIENCE = 120.0  # seconds for actors to start on a cluster that has room for them
 KNOCK = 10.0  # seconds for the head of a cluster to answer
+QUIET = 60.0  # seconds without an answer of any site after which a note says whom the round waits for
 TICK = 0.5  # seconds between two looks at the progress of a round
 
 
@@ -54,41 +59,60 @@ class Server:
     """The server actor: starts the client actors, runs the rounds, streams them, and answers meanwhile."""
 
     def __init__(
-        self, plan: list[Any], group: PlacementGroup, costs: Mapping[str, float], resources: Resources
+        self, plan: list[Any], group: PlacementGroup, costs: Mapping[str, float], given: Sequence[Seat]
     ) -> None:
-        names = [f"client-{i:02}" for i in range(1, group.bundle_count + 1)]
-        home = assign(costs, names)
+        names = [f"client-{i:02}" for i in range(1, len(given) + 1)]
+        alone = {seat.site: name for name, seat in zip(names, given, strict=True) if seat.site is not None}
+        home = assign(costs, names, alone)
 
         def start(name: str) -> Any:
-            return _client(name, _title(name, home), plan, group, names.index(name), resources)
+            bundle = names.index(name)
+            return _client(name, _title(name, home), plan, group, bundle, given[bundle])
 
         # Before the plan is opened, which imports much: so the clients start while this process does.
         clients = {name: start(name) for name in names}
         self.plan: Plan = ray.get(plan[0])
-        given = {"seed": self.plan.seed, "rounds": self.plan.rounds, "chaos": self.plan.chaos}
-        self.fleet = RayFleet(self.plan.task, clients, home, start, **given)
+        run = {"seed": self.plan.seed, "rounds": self.plan.rounds, "chaos": self.plan.chaos}
+        self.fleet = RayFleet(self.plan.task, clients, home, start, alone=alone, **run)
 
     def __repr__(self) -> str:
         return "server"
 
     def placed(self) -> Placed | Failed:
         """Where everything is, once all client actors are up, or which of them cannot start."""
-        places = self.fleet.places
-        for name, client in self.fleet.actors.items():
+        places, progress = self.fleet.places, self.fleet.ledger.progress
+        coming = {client.place.remote(): name for name, client in self.fleet.actors.items()}
+        progress.phase, progress.total = "starting actors", len(coming)
+        while coming:
+            ready, _ = ray.wait(list(coming), timeout=PATIENCE)
+            if not ready:
+                late = listed(sorted(coming.values()))
+                return Failed(RunError(f"no client actor has started for {PATIENCE:g} s; waiting for {late}"))
+            name = coming.pop(ready[0])
             try:
-                places[name] = ray.get(client.place.remote(), timeout=PATIENCE)
+                places[name] = ray.get(ready[0])
             except RayError as error:
                 failure = RunError(f"{name} has not started: {type(error).__name__}; what it said stands above")
                 failure.remote = str(error)
                 return Failed(failure)
+            progress.done += 1
         if self.plan.chaos.needs_node and not self.fleet.others():
             return Failed(PlacementError("chaos: kill node needs a client actor on a node other than the command's"))
-        return Placed(list(places.values()), dict(self.fleet.home))
+        return self._placed()
+
+    def _placed(self) -> Placed:
+        places = self.fleet.places
+        return Placed([places[name] for name in self.fleet.actors if name in places], dict(self.fleet.home))
 
     def run(self) -> Iterator[Event]:
-        """A Row per round, then Summary or Failed."""
+        """A Row per round, and a Placed after one in which an actor was replaced; then Summary or Failed."""
+        moved = 0
         try:
-            yield from perform(self.plan, self.fleet)
+            for event in perform(self.plan, self.fleet):
+                yield event
+                if moved != self.fleet.moved:
+                    moved = self.fleet.moved
+                    yield self._placed()
         except RaysimError as error:
             yield Failed(error)
 
@@ -110,15 +134,15 @@ def _title(name: str, home: Mapping[str, str]) -> str:
     return f"{name}[{','.join(sites[:4])}{more}]"
 
 
-def _client(name: str, title: str, plan: list[Any], group: PlacementGroup, bundle: int, resources: Resources) -> Any:
+def _client(name: str, title: str, plan: list[Any], group: PlacementGroup, bundle: int, seat: Seat) -> Any:
     options = {
         "name": title,
-        "num_cpus": resources.cpus_per_client,
-        "num_gpus": resources.gpus_per_client,
+        "num_cpus": seat.cpus,
+        "num_gpus": seat.gpus,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, bundle),
     }
     actor: Any = ray.remote(ClientActor)
-    return actor.options(**options).remote(name, title, plan, resources.cpus_per_client, resources.gpus_per_client)
+    return actor.options(**options).remote(name, title, plan, seat.cpus, seat.gpus)
 
 
 @contextmanager
@@ -147,27 +171,23 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK).close()
 
 
-@contextmanager
-def reserved(resources: Resources, sites: int) -> Iterator[PlacementGroup]:
-    """One bundle for each client actor, all at once or none; given back with the block.
-
-    Raises PlacementError at once for what can never fit, and after a while for what others hold.
-    """
-    count = count_clients(resources, sites, nodes(ray.nodes()))
-    bundle = {"CPU": resources.cpus_per_client}
-    if resources.gpus_per_client:
-        bundle["GPU"] = resources.gpus_per_client
-    group = placement_group([bundle] * count)
-    try:
-        if not group.wait(PATIENCE):
-            free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+def _granted(group: PlacementGroup, given: Sequence[Seat]) -> Iterator[Event]:
+    """Progress until all of the group is this run's; a Note if that takes long. Raises PlacementError if too long."""
+    asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in seat.bundle.items()) for seat in given)
+    wish = ", ".join(f"{count} x {each}" for each, count in asked.items())
+    start, told_of_it = time.monotonic(), False
+    while not group.wait(TICK):
+        free = {kind: left for kind, left in ray.available_resources().items() if kind in ("CPU", "GPU")}
+        waited = time.monotonic() - start
+        if waited > PATIENCE:
             raise PlacementError(
-                f"{count} x {bundle} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free}. "
+                f"{wish} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free or 'nothing'}. "
                 "Wait for other work to end, or ask for less"
             )
-        yield group
-    finally:
-        remove_placement_group(group)
+        if waited > 5 and not told_of_it:
+            told_of_it = True
+            yield Note(f"waiting for {wish}, which others hold; free now: {free or 'nothing'}")
+        yield Progress(phase=f"waiting for {wish}")
 
 
 def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]:
@@ -175,8 +195,12 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
 
     Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
     """
-    with reserved(resources, len(plan.task.inside)) as group:
-        server = _server(plan, group, resources, namespace)
+    given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
+    yield from check_store(plan)
+    group = placement_group([seat.bundle for seat in given])
+    try:
+        yield from _granted(group, given)
+        server = _server(plan, group, given, namespace)
         try:
             yield from _started(server)
             rounds = server.run.options(num_returns="streaming").remote()
@@ -193,9 +217,11 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
             raise RunError(f"{cause}") from error
         finally:
             ray.kill(server)
+    finally:
+        remove_placement_group(group)
 
 
-def _server(plan: Plan, group: PlacementGroup, resources: Resources, namespace: str) -> Any:
+def _server(plan: Plan, group: PlacementGroup, given: Sequence[Seat], namespace: str) -> Any:
     options = {
         "name": "server",
         "namespace": namespace,
@@ -206,20 +232,46 @@ def _server(plan: Plan, group: PlacementGroup, resources: Resources, namespace: 
     sizes = plan.task.sizes
     costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}
     decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
-    return decorate(Server).options(**options).remote([ray.put(plan)], group, costs, resources)
+    return decorate(Server).options(**options).remote([ray.put(plan)], group, costs, given)
 
 
 def _started(server: Any) -> Iterator[Event]:
     placed = server.placed.remote()
+    answer = server.progress.remote()
     while not ray.wait([placed], timeout=TICK)[0]:
-        yield Progress(phase="starting actors")
+        if ray.wait([answer], timeout=0)[0]:
+            yield ray.get(answer)
+            answer = server.progress.remote()
     event = ray.get(placed)
     if isinstance(event, Failed):
         raise event.error
     yield event
 
 
+class Quiet:
+    """Says whom a round waits for, when nothing has come for a minute, then for two, four, ..."""
+
+    def __init__(self) -> None:
+        self._stand: tuple[int, str, int] | None = None
+        self._since, self._due = 0.0, QUIET
+
+    def told(self, progress: Progress) -> Note | None:
+        """A note, if it is time for one."""
+        stand, now = (progress.round, progress.phase, progress.done), time.monotonic()
+        if stand != self._stand:
+            self._stand, self._since, self._due = stand, now, QUIET
+        if now - self._since < self._due or not progress.total:
+            return None
+        self._due *= 2
+        at = f"at work: {listed(progress.playing)}" if progress.playing else "no client actor is up"
+        done = f"{progress.done} of {progress.total} sites done"
+        return Note(
+            f"round {progress.round + 1}, {progress.phase}: nothing for {now - self._since:.0f} s; {done}; {at}"
+        )
+
+
 def _events(server: Any, rounds: Any) -> Iterator[Event]:
+    quiet = Quiet()
     while True:
         if ray.wait([rounds], timeout=TICK)[0]:
             try:
@@ -227,4 +279,7 @@ def _events(server: Any, rounds: Any) -> Iterator[Event]:
             except StopIteration:
                 return
         else:
-            yield ray.get(server.progress.remote())
+            progress: Progress = ray.get(server.progress.remote(), timeout=PATIENCE)
+            yield progress
+            if note := quiet.told(progress):
+                yield note

@@ -271,4 +271,5 @@ class Round(Generic[S]):
     traffic: Traffic
     seconds: float
     cohort: tuple[str, ...]
+    absent: tuple[str, ...] = ()  # drawn for the round, but not there (cohort.dropout)
     incidents: tuple[Incident, ...] = ()

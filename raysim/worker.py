@@ -87,11 +87,24 @@ class Exchanged(Generic[P]):
         return payload
 
 
+def threads_of(cpus: float) -> int:
+    """The torch threads of an actor with so many CPUs."""
+    return max(1, int(cpus))
+
+
 class Worker:
     """Plays any of the task's sites, one call at a time; keeps their data open between calls."""
 
-    def __init__(self, task: Task, seed: int, device: str, threads: int, chaos: Chaos | None = None) -> None:
-        # The count of threads is part of the result: it decides how torch splits its sums.
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        device: str,
+        threads: int,
+        chaos: Chaos | None = None,
+        own_threads: Mapping[str, int] | None = None,
+    ) -> None:
+        self.threads, self.own_threads = threads, own_threads or {}
         torch.set_num_threads(threads)
         self.task, self.seed, self.device = task, seed, torch.device(device)
         self.template = task.start(seed).to(self.device)
@@ -110,6 +123,8 @@ class Worker:
     ) -> Answer[P]:
         """The client function's reply at `site`; an exception in it becomes `Answer.failure`."""
         start, read = time.perf_counter(), dict[tuple[int, str], int]()
+        # The count of threads is part of the result: it decides how torch splits its sums.
+        torch.set_num_threads(self.own_threads.get(site, self.threads))
         token = _reader.set((site, read))
         try:
             with seeded(call.seed, call.round, call.index, site):

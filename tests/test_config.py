@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt
 
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
-from raysim.config import Resources, RunConfig, build, merge, parse, plain, read_file, resolve
+from raysim.config import Cohort, Resources, RunConfig, SiteResources, build, merge, parse, plain, read_file, resolve
 from raysim.errors import ConfigError
 from raysim.fields import documented
 
@@ -34,7 +34,7 @@ def refused(*words: str) -> str:
 def test_nothing_given_is_fedavg_on_the_synthetic_task() -> None:
     run = resolved()
     assert run.algorithm == FedAvg()
-    assert (type(run.task).__name__, run.cohort, run.seed, run.fleet) == ("Synthetic", 1.0, 0, "ray")
+    assert (type(run.task).__name__, run.cohort, run.seed, run.fleet) == ("Synthetic", Cohort(), 0, "ray")
     assert run.resources == Resources(gpus_per_client=0.0, cpus_per_client=1.0, clients="auto")
 
 
@@ -48,7 +48,7 @@ def test_words_set_fields_of_their_type() -> None:
     assert run.algorithm == FedProx(mu=0.001, lr=2.0, optimizer="sgd", clip=None, amp=True)
     assert type(run.algorithm.lr) is float
     assert (run.task.data.size, run.task.data.outside) == ((16, 32), ("x", "y"))
-    assert (run.resources.clients, run.cohort) == ("per_site", 2)
+    assert (run.resources.clients, run.cohort) == ("per_site", Cohort(size=2))
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", ".001", "1.e-3", "+1e-3"])
@@ -66,8 +66,23 @@ def test_values_are_yaml(text: str, value: Any) -> None:
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("cohort=0.5", "cohort.dropout=0.1"), ("cohort.dropout=0.1", "cohort=0.5"), ("cohort={size: 0.5, dropout: 0.1}",)],
+)
+def test_a_cohort_has_a_size_and_a_dropout(words: tuple[str, ...]) -> None:
+    assert resolved(*words).cohort == Cohort(size=0.5, dropout=0.1)
+
+
+def test_sites_may_name_their_own_resources() -> None:
+    words = ("resources.sites.site-02.gpus=0.5", "resources.sites={a.b: {cpus: 2}}", "resources.cpus_per_client=3")
+    resources = resolved(*words).resources
+    assert resources.sites == {"site-02": SiteResources(gpus=0.5), "a.b": SiteResources(cpus=2.0)}
+    assert [resources.of(site) for site in ("site-02", "a.b", "other")] == [(3.0, 0.5), (2.0, 0.0), (3.0, 0.0)]
+
+
 def test_a_cohort_is_a_number_or_a_fraction_as_it_is_written() -> None:
-    assert [type(resolved(f"cohort={text}").cohort) for text in ("1", "1.0", "0.5")] == [int, float, float]
+    assert [type(resolved(f"cohort={text}").cohort.size) for text in ("1", "1.0", "0.5")] == [int, float, float]
 
 
 def test_a_file_says_the_same_as_words(tmp_path: Path) -> None:
@@ -158,11 +173,24 @@ def test_an_unknown_name_comes_with_the_valid_ones() -> None:
         ("rounds=ten", "rounds='ten': expected a whole number"),
         ("rounds=2.5", "rounds=2.5: expected a whole number"),
         ("rounds=true", "rounds=true: expected a number"),
-        ("cohort=true", "cohort=true: expected a number"),
+        ("cohort.dropout=1", "cohort.dropout=1: expected less than 1"),
+        (
+            "cohort.drop=1",
+            "unknown key 'cohort.drop' (did you mean 'cohort.dropout'?); valid under cohort: dropout, size",
+        ),
+        (
+            "resources.sites.a.gpu=1",
+            "unknown key 'resources.sites.a.gpu' (did you mean 'resources.sites.a.gpus'?); "
+            "valid under resources.sites.a: cpus, gpus",
+        ),
+        ("resources.sites.a.cpus=0", "resources.sites.a.cpus=0: expected greater than 0"),
+        ("resources.sites.a=2", "resources.sites.a=2: expected keys and values, as in {key: value}"),
+        ("site_timeout=0", "site_timeout=0: expected greater than 0"),
+        ("cohort=true", "cohort.size=true: expected a number"),
         ("rounds=", "rounds has no value: expected a whole number"),
         ("rounds=[3]", "rounds=[3]: expected a whole number"),
         ("rounds.x=3", "rounds={'x': 3}: expected a whole number"),
-        ("cohort=0.0", "cohort=0.0: expected greater than 0"),
+        ("cohort=0.0", "cohort.size=0.0: expected greater than 0"),
         ("seed=-1", "seed=-1: expected greater than or equal to 0"),
         ("fleet=spark", "fleet='spark': expected 'ray' or 'local'"),
         ("algorithm.lr=0", "algorithm.lr=0: expected greater than 0"),
@@ -180,7 +208,7 @@ def test_an_unknown_name_comes_with_the_valid_ones() -> None:
         ("task.name=3", "task.name=3: expected a name such as synthetic"),
         ("task=", "task has no value: expected a name, or keys such as task.name=synthetic"),
         ("seed=1e40", "seed=1e+40: expected a whole number, written in digits if it is so large"),
-        ("cohort=all", "cohort='all': expected a whole number, or a number such as 0.5"),
+        ("cohort=all", "cohort.size='all': expected a whole number, or a number such as 0.5"),
         ("metric=true", "metric=true: expected text"),
         ("task.metrics=[]", "task.metrics=[]: expected at least 1 item, not 0"),
         ("task.network={3: 4}", "the key 3 of task.network: expected text"),
@@ -321,7 +349,7 @@ def test_a_resolved_run_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize("value", [".inf", ".nan", "inf", "-inf", "Infinity", "nan"])
-@pytest.mark.parametrize("key", ["algorithm.lr", "algorithm.clip", "algorithm.weight_decay", "cohort"])
+@pytest.mark.parametrize("key", ["algorithm.lr", "algorithm.clip", "algorithm.weight_decay", "cohort.size"])
 def test_a_number_must_be_finite(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}=.*a finite number$"):
         resolve(parse([f"{key}={value}"]))

@@ -32,8 +32,21 @@ ORDER = (
         "worker",
         "fleet",
     ),
-    *("rounds", "codec", "checkpoint", "log", "record", "data", "tasks", "registry", "fields", "config", "run"),
-    *("placement", "client", "dispatch", "ray_fleet", "server", "display", "launch", "listing", "cli"),
+    *(
+        "rounds",
+        "codec",
+        "checkpoint",
+        "log",
+        "record",
+        "data",
+        "tasks",
+        "registry",
+        "fields",
+        "loader",
+        "config",
+        "run",
+    ),
+    *("placement", "preflight", "client", "dispatch", "ray_fleet", "server", "display", "launch", "listing", "cli"),
 )
 
 

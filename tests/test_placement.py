@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from raysim.config import Resources
-from raysim.errors import PlacementError
-from raysim.placement import Node, count_clients, nodes
+from raysim.config import Resources, SiteResources
+from raysim.errors import ConfigError, PlacementError
+from raysim.placement import Node, Room, Seat, nodes, seats
 from raysim.ray_fleet import assign
 
 
 def node(cpus: float, gpus: float = 0) -> Node:
     return Node("10.0.0.1", cpus, gpus)
+
+
+def names(count: int) -> list[str]:
+    return [f"s{i:02}" for i in range(count)]
 
 
 def asking(**fields: Any) -> Resources:
@@ -38,7 +42,8 @@ def asking(**fields: Any) -> Resources:
     ],
 )
 def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: int) -> None:
-    assert node(cpus, gpus).room(resources) == room
+    left, seat = Room(node(cpus, gpus)), Seat(resources.cpus_per_client, resources.gpus_per_client)
+    assert sum(left.take(seat) for _ in range(99)) == room
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,7 @@ def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: in
     ],
 )
 def test_how_many_clients(clients: Any, sites: int, cluster: list[Node], count: int) -> None:
-    assert count_clients(asking(clients=clients), sites, cluster) == count
+    assert seats(asking(clients=clients), names(sites), cluster) == [Seat(1.0, 0.0)] * count
 
 
 @pytest.mark.parametrize(
@@ -73,14 +78,63 @@ def test_how_many_clients(clients: Any, sites: int, cluster: list[Node], count: 
 )
 def test_each_setting_that_a_refusal_names_fits(resources: Resources, sites: int, cluster: list[Node]) -> None:
     with pytest.raises(PlacementError) as caught:
-        count_clients(resources, sites, cluster)
+        seats(resources, names(sites), cluster)
     message = str(caught.value)
     assert all(f"{n.cpus:g} CPU, {n.gpus:g} GPU" in message for n in cluster)
     settings = message.partition("What would fit: ")[2].split(", or ")
     for setting in settings:
         fields: dict[str, Any] = yaml.safe_load(re.sub(r"resources\.(\w+)=(\S+)\s*", r"\1: \2\n", setting))
-        assert count_clients(replace(resources, **fields), sites, cluster) >= 1
+        assert seats(replace(resources, **fields), names(sites), cluster)
     assert any("_per_client=" in setting for setting in settings)
+
+
+def own(**fields: Any) -> SiteResources:
+    return SiteResources(**fields)
+
+
+def test_a_site_may_have_an_actor_of_its_own() -> None:
+    wish = asking(gpus_per_client=0.25, sites={"s01": own(gpus=0.5, cpus=2.0), "s00": own()})
+    # GPU 1: s01's half and two quarters; GPU 2: s00's quarter and three more. Nine CPUs: 2 + 1 + six others at most.
+    expected = [*[Seat(1.0, 0.25)] * 5, Seat(1.0, 0.25, "s00"), Seat(2.0, 0.5, "s01")]
+    assert seats(wish, names(40), [node(9, 2)]) == expected
+    assert seats(replace(wish, clients=2), names(40), [node(9, 2)]) == expected[3:]
+    assert seats(replace(wish, clients="per_site"), names(4), [node(9, 2)]) == expected[3:]
+
+
+def test_where_every_site_has_its_own_actor_there_is_no_other_unless_one_outside_needs_it() -> None:
+    wish = asking(sites={"s00": own(), "s01": own()})
+    alone = [Seat(1.0, 0.0, "s00"), Seat(1.0, 0.0, "s01")]
+    assert seats(wish, names(2), [node(8)]) == alone
+    assert seats(wish, names(2), [node(8)], outside=["far"]) == [Seat(1.0, 0.0), *alone]
+
+
+@pytest.mark.parametrize(
+    ("wish", "cluster", "message"),
+    [
+        (
+            asking(sites={"s01": own(gpus=1.0)}),
+            [node(8, 0)],
+            r"of 1 CPU and 1 GPU for site 's01'; .*no room.* resources\.sites\.s01\.gpus=0, or no resources\.sites$",
+        ),
+        (asking(sites={"s01": own(cpus=9.0)}), [node(8)], r"9 CPU and 0 GPU .* resources\.sites\.s01\.cpus=7"),
+        (asking(sites={"s01": own(cpus=2.0)}), [node(2)], r"asked for 1 client .* room for 0 beside those of single"),
+    ],
+)
+def test_what_a_single_site_asks_for_is_refused_with_its_name(
+    wish: Resources, cluster: list[Node], message: str
+) -> None:
+    with pytest.raises(PlacementError, match=message):
+        seats(wish, names(3), cluster)
+
+
+def test_shares_that_no_gpu_can_give_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1\.5 GPUs .* a fraction up to 1, or a whole number"):
+        seats(asking(gpus_per_client=1.5), names(3), [node(8, 4)])
+
+
+def test_a_thousand_sites_are_refused_with_what_would_fit() -> None:
+    with pytest.raises(PlacementError, match=r"What would fit: resources\.clients=512, or resources\.clients=auto"):
+        seats(asking(clients="per_site", gpus_per_client=0.25), names(1000), [node(64, 8)] * 16)
 
 
 def test_dead_nodes_have_no_room() -> None:

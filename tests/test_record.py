@@ -126,6 +126,7 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
             "x": {"role": "outside", "test/distance": near, "test/distance@global": near},
         },
         "bytes": {"up": 16, "down": 16, "between_sites": 0},
+        "failures": {"incidents": 0, "left_out": 0, "seconds_lost": 0},
     }
     assert len(found["digest"]) == 64
     assert found["seconds"] > 0

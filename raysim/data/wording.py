@@ -16,3 +16,12 @@ def listed(items: Sequence[object]) -> str:
     """`a, b, c, d, e and 2 more`."""
     more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
     return ", ".join(map(str, items[:NAMED])) + more
+
+
+def size(count: float) -> str:
+    """A number of bytes in the nearest unit of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
