@@ -5,30 +5,23 @@ python benchmarks/peers.py [--repeats N] [--venvs FOLDER] [--json FILE] [PEER ..
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from overhead import ACTORS, ENGINE, FUSED, machine, spread
-from rich.console import Console
+from measuring import WARM, machine, parser, publish, spread, steady
+from overhead import ACTORS, ENGINE, FUSED
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Path(__file__).with_name("peers")
 SITES = 64
-DEADLINE = 900.0  # seconds for one run of one engine
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -42,7 +35,7 @@ class Peer:
     meaning: str
     program: str = "python"
     sites: int = SITES
-    warm: int = 3  # rounds before the steady ones: data are open and kernels chosen
+    warm: int = WARM  # rounds before the steady ones
     limit: float | None = None  # the least that its seconds over raysim's should be
 
 
@@ -84,20 +77,17 @@ PEERS = {
 
 def main() -> int:
     """Measure, print, and write JSON where asked; 1 if a limit is missed."""
-    parser = argparse.ArgumentParser(description="seconds of a round of other engines over raysim's")
-    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)} (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each peer, each between two of raysim")
-    parser.add_argument("--venvs", type=Path, default=ROOT / ".peers", help="where the peers' environments are")
-    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
-    args = parser.parse_args()
+    options = parser("seconds of a round of other engines over raysim's")
+    options.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)} (default: all)")
+    options.add_argument("--repeats", type=int, default=3, help="runs of each peer, each between two of raysim")
+    options.add_argument("--venvs", type=Path, default=ROOT / ".peers", help="where the peers' environments are")
+    args = options.parse_args()
     names = args.peers or list(PEERS)
     if unknown := set(names) - set(PEERS):
-        parser.error(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+        options.error(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     os.environ.update(QUIET)
     found = measured(names, args.venvs.absolute(), args.repeats)
-    Console().print(table(found))
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    publish(found, table(found), args.json)
     return int(any(missed(name, figures) for name, figures in found["peers"].items()))
 
 
@@ -113,7 +103,7 @@ def measured(names: Sequence[str], venvs: Path, repeats: int) -> dict[str, Any]:
             loops.append(steady(FUSED))
             engines.append(steady(ENGINE))
             for name in names:
-                seconds = steady(command(PEERS[name], venvs, data), PEERS[name].warm, PEERS[name].sites)
+                seconds = steady(command(PEERS[name], venvs, data), PEERS[name].warm) * SITES / PEERS[name].sites
                 engines.append(steady(ENGINE))
                 # Over raysim just before and just after: what else the machine does changes by the minute.
                 peers[name].append((seconds, seconds / statistics.mean(engines[-2:])))
@@ -142,42 +132,15 @@ def installed(peer: Peer, venvs: Path) -> str:
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def steady(words: Sequence[str], warm: int = 3, sites: int = SITES) -> float:
-    """Seconds of a steady round of `words`, for 64 sites: the median without the first `warm` rounds and the last."""
-    ends = list(round_ends(words))
-    rounds = [end - start for start, end in pairwise(ends)][warm - 1 : -1]
-    return statistics.median(rounds) * SITES / sites
-
-
-def round_ends(words: Sequence[str]) -> Iterator[float]:
-    """When `words` says that a round has ended, line by line; what else it says is shown only if it fails."""
-    said: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = subprocess.Popen(words, cwd=folder, **streams)
-        alarm = threading.Timer(DEADLINE, process.kill)  # NVFlare has been seen to wait for ever for a lost client
-        alarm.start()
-        for line in process.stdout:
-            said.append(line)
-            if re.match(r"round +\d+/", line):
-                yield time.perf_counter()
-        code = process.wait()
-        alarm.cancel()
-        if code:
-            sys.exit(f"{''.join(said[-50:])}\n{' '.join(words)} failed with exit code {code}")
-
-
 def missed(name: str, figures: dict[str, Any]) -> bool:
     limit = PEERS[name].limit
     return limit is not None and figures["ratio"]["median"] < limit
 
 
 def table(found: dict[str, Any]) -> Table:
-    """The seconds and ratios, and under them what they were measured on."""
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    caption = f"{found['cores']} cores, load {found['load_before']} before, {found['repeats']} repeats; {versions}"
+    """The seconds and ratios."""
     title = "a round of 64 sites of 16 images, 32x32; U-Net of 7,433 parameters"
-    result = Table("engine", title=title, caption=caption)
+    result = Table("engine", title=f"{title}; {found['repeats']} repeats")
     for column in ("seconds", "over raysim", "lowest", "highest", "at least"):
         result.add_column(column, justify="right")
     result.add_row(f"raysim on Ray, {ACTORS} client actors of 1 CPU", f"{found['engine']['median']:.3f}", "1")

@@ -1,48 +1,84 @@
 """The local work of a federation with nothing around it: one process, one thread, the sites one after the other.
 
+python benchmarks/plain_loop.py [--fused] [-c FILE] [key=value ...], the words of `raysim run`.
+
 Prints a line after each pass over all the sites, as `raysim run` does after each round: whoever reads the lines takes
-the time of both with the same clock. What every site starts from stays the first model, for nothing is averaged.
-The optimiser is as torch makes it by default; with --fused as the first word it is the fused one that raysim takes.
+the time of both with the same clock. Behind it stand each site's own seconds, as JSON. What every site starts from
+stays the first model, for nothing is averaged. The optimiser is as torch makes it by default; with --fused it is the
+fused one that raysim takes. The learning rate stays as it is: a schedule changes no seconds.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor, nn
 
-from raysim.config import parse, resolve
+from raysim.config import RunConfig, merge, parse, read_file, resolve
+from raysim.training import seeded_state
+from raysim.types import Batch, Task
+
+Data = tuple[Tensor, Tensor]
 
 
-def main(words: Sequence[str]) -> None:
-    """Train at every site of the run that `words` describe, for as many rounds."""
-    fused = True if words[0] == "--fused" else None
-    words = words[1:] if fused else words
+def main(argv: Sequence[str]) -> None:
+    """Train at every site of the run that `argv` describes, for as many rounds."""
+    parser = argparse.ArgumentParser(description="the local work of a federation, in one process")
+    parser.add_argument("--fused", action="store_true", help="the fused optimiser")
+    parser.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys")
+    parser.add_argument("words", nargs="*", metavar="key=value")
+    args = parser.parse_args(argv)
     # Ray gives its workers this priority: on a busy machine a loop of higher priority would look faster than it is.
     os.setpriority(os.PRIO_PROCESS, 0, int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - so spelled
     torch.set_num_threads(1)
-    run = resolve(parse(words))
+    loop(resolve(merge(read_file(args.config) if args.config else {}, parse(args.words))), args.fused)
+
+
+def loop(run: RunConfig, fused: bool) -> None:
+    """Pass over the sites in each round, and say so."""
     task = run.task.build()
-    splits = [task.open(site).train for site in task.inside]
-    data = [(torch.from_numpy(split.inputs), torch.from_numpy(split.labels)) for split in splits]
+    splits = {site: task.open(site).train for site in task.inside}
+    data = {site: (torch.from_numpy(split.inputs), torch.from_numpy(split.labels)) for site, split in splits.items()}
     net = task.start(run.seed)
     model = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for number in range(1, run.rounds + 1):
-        for inputs, labels in data:
+        seconds = {}
+        for site, examples in data.items():
+            start = time.perf_counter()
             net.load_state_dict(model)
-            optimizer, losses = torch.optim.Adam(net.parameters(), run.algorithm.lr, fused=fused), []
-            for index in torch.randperm(len(inputs)).split(task.batch_size):
-                optimizer.zero_grad()
-                loss = task.loss(net(inputs[index]), labels[index].long())
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
+            losses = train(net, task, examples, run.algorithm.lr, fused)
             sent = {name: tensor.clone() for name, tensor in net.state_dict().items()}
             assert len(sent) == len(model)
             assert sum(losses) / len(losses) > 0
-        print(f"round {number}/{run.rounds}", flush=True)
+            seconds[site] = time.perf_counter() - start
+        print(f"round {number}/{run.rounds} {json.dumps(seconds)}", flush=True)
+
+
+def train(net: nn.Module, task: Task, data: Data, lr: float, fused: bool) -> list[float]:
+    """The loss of each step of one pass over `data`."""
+    optimizer, losses = torch.optim.Adam(net.parameters(), lr, fused=fused or None), []
+    for inputs, labels in batches(task, data):
+        optimizer.zero_grad()
+        loss = task.loss(net(inputs), labels.long())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def batches(task: Task, data: Data) -> Iterator[Batch]:
+    """One pass over `data`, shuffled, and augmented where the task does so."""
+    inputs, labels = data
+    chance = seeded_state(0) if task.augment else None
+    for index in torch.randperm(len(inputs)).split(task.batch_size):
+        batch = inputs[index], labels[index]
+        yield batch if task.augment is None else task.augment(*batch, chance)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and (args.command != "run" or any(word.startswith("-") for word in rest)):
+    if rest and (args.command not in ("run", "doctor") or any(word.startswith("-") for word in rest)):
         wrong = next((word for word in rest if word.startswith("-")), rest[0])
         print(f"raysim: unknown argument {wrong!r}; see raysim {args.command or ''} --help", file=sys.stderr)
         return 2
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        commands = {"run": _run, "resume": _resume, "list": _list, "data": _data}
+        commands = {"run": _run, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
 
     again = commands.add_parser("resume", help="go on with a run that was interrupted or has failed")
     again.add_argument("run", metavar="RUN_DIR", help="the run's folder; it goes on after its last checkpoint")
+
+    look = commands.add_parser("doctor", help="look at Ray, nodes and data, try one batch, propose resources")
+    look.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"
+    look.add_argument("-c", "--config", metavar="FILE", help="as of run: a YAML file of keys")
+    look.add_argument("--out", metavar="DIR", help="as of run: the folder that it would write")
 
     names = commands.add_parser("list", help="what there is: algorithms, tasks, networks")
     names.add_argument("what", choices=("algorithms", "tasks", "networks"))
@@ -96,6 +101,24 @@ def _keys() -> str:
 
 
 def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
+    config = _configured(args, words)
+    from raysim.display import Display, Terminal
+    from raysim.launch import launch
+
+    launch(config, args.out, Display(Terminal()))
+    return 0
+
+
+def _doctor(args: argparse.Namespace, words: Sequence[str]) -> int:
+    config = _configured(args, words)
+    from raysim.display import Display, Terminal
+    from raysim.doctor import doctor
+
+    return doctor(config, args.out, Display(Terminal()))
+
+
+def _configured(args: argparse.Namespace, words: Sequence[str]) -> RunConfig:
+    """What a file and words ask for, and all that must be so before Ray is imported."""
     from raysim.config import merge, parse, read_file, resolve
 
     given = merge(read_file(args.config) if args.config else {}, parse(words))
@@ -103,11 +126,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
         raise ConfigError(f"--out {args.out} exists already, and a run never overwrites another; choose a new one")
     config = resolve(given)
     _ready(config)
-    from raysim.display import Display, Terminal
-    from raysim.launch import launch
-
-    launch(config, args.out, Display(Terminal()))
-    return 0
+    return config
 
 
 def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:

@@ -21,7 +21,8 @@ from raysim.worker import Answer
 if TYPE_CHECKING:
     from raysim.ray_fleet import RayFleet
 
-AHEAD = 2  # calls given to an actor at a time: the second waits there, so the actor never waits for the server
+AHEAD = 2  # quick calls given to an actor at a time: the second waits there, so the actor never waits for the server
+QUICK = 1.0  # seconds of work up to which a call is quick: what waits behind a longer one, an idle actor might take
 BUNDLE = 0.5  # seconds of work that make a call worth while: Ray spends about 0.002 s on a call, whatever it carries
 SHARE = 2  # a call takes at most half of what waits for an actor, so that all are done at the same time
 TRIES = 3  # losses of an actor after which what it played, and not the machine, is to blame
@@ -83,7 +84,7 @@ class Dispatch:
         """Give every actor that is up as much as it may have; whether anything is under way."""
         busy: Counter[str] = Counter()
         for sent in self.running.values():
-            busy[sent.actor] += AHEAD if sent.alone else 1
+            busy[sent.actor] += AHEAD if sent.alone else self._load(sent.sites)
         for actor in self.fleet.up():
             suspect = None if busy[actor] else self._suspect(actor)
             if suspect is not None:
@@ -91,9 +92,13 @@ class Dispatch:
                 continue
             while busy[actor] < AHEAD and (sites := bundle(self.pools[actor], actor, self.fleet.ledger.seconds)):
                 self._give(actor, sites)
-                busy[actor] += 1
+                busy[actor] += self._load(sites)
         self.fleet.ledger.progress.playing = tuple(site for sent in self.running.values() for site in sent.sites)
         return bool(self.running)
+
+    def _load(self, sites: Sequence[str]) -> int:
+        """How much of AHEAD a call takes: all of it, unless it is known to be quick."""
+        return 1 if sum(self.fleet.ledger.seconds.get(site, QUICK) for site in sites) < QUICK else AHEAD
 
     def _suspect(self, actor: str) -> str | None:
         """Takes out the next suspect that `actor` may play."""

@@ -101,7 +101,7 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
     if config.fleet == "local":
         _follow(_local(plan, config), config, plan, display)
         return
-    _by_value(type(config.algorithm), type(config.task))
+    by_value(type(config.algorithm), type(config.task))
     display.say("starting Ray")
     with ray_running(config.address) as dashboard:
         display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
@@ -180,7 +180,7 @@ def _make(folder: Path, made: list[Path]) -> Path:
     return folder
 
 
-def _by_value(*classes: type) -> None:
+def by_value(*classes: type) -> None:
     """The user's own module travels with the run: other processes and machines may not be able to import it."""
     for cls in classes:
         if cls.__module__.partition(".")[0] not in ("raysim", "algorithms"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ObjectLostError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysim.balance import settled
 from raysim.chaos import Chaos
 from raysim.client import Place
 from raysim.dispatch import Dispatch
@@ -48,7 +49,6 @@ class RayFleet(BaseFleet):
         self.actors, self.home, self.start = dict(actors), dict(home), start
         self.starting: dict[Any, str] = {}  # actors that are not up yet, by what tells that they are
         self.places: dict[str, Place] = {}
-        self.moved = 0  # actors that have come up anew
 
     def up(self) -> list[str]:
         """The actors that can be given work."""
@@ -57,6 +57,8 @@ class RayFleet(BaseFleet):
 
     def replace(self, actor: str) -> None:
         """Start `actor` anew; it is given no work until it is up, for there may be no room for it any more."""
+        self.places.pop(actor, None)
+        self.ledger.moved += 1
         ray.kill(self.actors[actor])
         self.actors[actor] = self.start(actor)
         self.starting[self.actors[actor].place.remote()] = actor
@@ -66,7 +68,7 @@ class RayFleet(BaseFleet):
         actor = self.starting.pop(ref)
         try:
             self.places[actor] = ray.get(ref)
-            self.moved += 1
+            self.ledger.moved += 1
         except RayError:
             self.replace(actor)
 
@@ -100,7 +102,9 @@ class RayFleet(BaseFleet):
     def queues(self) -> dict[str, deque[str]]:
         """The sites that each actor is to play, the costliest first."""
         waiting: dict[str, deque[str]] = {actor: deque() for actor in self.actors}
-        for site in sorted(self.sites, key=self._costs().__getitem__, reverse=True):
+        costs = self._costs()
+        self.home.update(settled(self.home, costs, list(self.actors), self.alone))
+        for site in sorted(self.sites, key=costs.__getitem__, reverse=True):
             waiting[self.home[site]].append(site)
         return waiting
 
@@ -132,13 +136,3 @@ def _got(held: Any) -> Any:
         return ray.get(held) if isinstance(held, ray.ObjectRef) else held
     except ObjectLostError as error:
         raise LostError(f"an object was lost with its node: {str(error).splitlines()[0]}") from error
-
-
-def assign(costs: Mapping[str, float], actors: Sequence[str], alone: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Each site's actor: the costliest site first, each to the actor with the least to do; those `alone` to theirs."""
-    home = dict(alone or {})
-    load = dict.fromkeys((actor for actor in actors if actor not in home.values()), 0.0)
-    for site in sorted(set(costs) - set(home), key=lambda site: (-costs[site], site)):
-        home[site] = min(load, key=load.__getitem__)
-        load[home[site]] += costs[site]
-    return home

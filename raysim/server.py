@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from raysim.balance import assign
 from raysim.client import ClientActor, Place
 from raysim.config import Resources
 from raysim.data.wording import listed
@@ -27,7 +28,7 @@ from raysim.fleet import Progress
 from raysim.log import note
 from raysim.placement import Seat, nodes, seats
 from raysim.preflight import check_store
-from raysim.ray_fleet import RayFleet, assign
+from raysim.ray_fleet import RayFleet
 from raysim.run import Note, Plan, Row, Summary, perform
 from raysim.types import Incident
 
@@ -110,8 +111,8 @@ class Server:
         try:
             for event in perform(self.plan, self.fleet):
                 yield event
-                if moved != self.fleet.moved:
-                    moved = self.fleet.moved
+                if moved != self.fleet.ledger.moved:
+                    moved = self.fleet.ledger.moved
                     yield self._placed()
         except RaysimError as error:
             yield Failed(error)
@@ -246,6 +247,8 @@ def _started(server: Any) -> Iterator[Event]:
     if isinstance(event, Failed):
         raise event.error
     yield event
+    if without := [place.actor for place in event.places if place.gpus and place.device == "cpu"]:
+        yield Note(f"torch finds no GPU at {listed(without)}, whatever Ray has given them: they work on their CPUs")
 
 
 class Quiet:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from algorithms.fedavg import FedAvg
 from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site, Task
@@ -156,4 +158,34 @@ class Dying(FedAvg):
         if site.round == 2 and site.name == "c" and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return FedAvg.client(self, site, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telling(FedAvg):
+    """FedAvg that tells the process and the threads of each site."""
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        reply = FedAvg.client(self, site, model)
+        facts = {"pid": float(os.getpid()), "threads": float(torch.get_num_threads())}
+        return replace(reply, metrics={**reply.metrics, **facts})
+
+
+def hangs_once(site: Site[Any], folder: str) -> Reply[int]:
+    """The first time, site c does not come to an end."""
+    mark = Path(folder) / site.name
+    if site.name == "c" and not mark.exists():
+        mark.touch()
+        time.sleep(3600)
+    return Reply(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sleeping(FedAvg):
+    """FedAvg whose site b takes some seconds."""
+
+    seconds: float
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        time.sleep(self.seconds if site.name == "b" else 0)
         return FedAvg.client(self, site, model)

@@ -169,7 +169,8 @@ def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_act
 
 
 def on_ray(client_actors: dict[str, Any], count: int) -> Any:
-    from raysim.ray_fleet import RayFleet, assign
+    from raysim.balance import assign
+    from raysim.ray_fleet import RayFleet
 
     actors = dict(list(client_actors.items())[:count])
     home = assign(dict.fromkeys((*task().inside, *task().outside), 1.0), list(actors))

@@ -46,7 +46,8 @@ ORDER = (
         "config",
         "run",
     ),
-    *("placement", "preflight", "client", "dispatch", "ray_fleet", "server", "display", "launch", "listing", "cli"),
+    *("placement", "preflight", "client", "balance", "dispatch", "ray_fleet", "server", "display", "launch"),
+    *("node", "checks", "probe", "surroundings", "doctor", "listing", "cli"),
 )
 
 

@@ -18,11 +18,12 @@ import ray
 
 from algorithms.fedavg import FedAvg
 from raysim import LocalFleet, Model, Reply, Task, federate, weights
+from raysim.balance import assign
 from raysim.codec import digest
 from raysim.config import Resources
 from raysim.errors import PlacementError, RunError, SiteError
 from raysim.fleet import Progress
-from raysim.ray_fleet import RayFleet, assign
+from raysim.ray_fleet import RayFleet
 from raysim.run import Plan, Row, Summary
 from raysim.server import Failed, Placed, stream
 from tests import toy

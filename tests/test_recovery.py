@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +22,29 @@ import pytest
 import ray
 
 from algorithms.fedavg import FedAvg
-from raysim import Fleet, LocalFleet, Metrics, Model, Reply, Site, Task
+from raysim import Fleet, LocalFleet, Metrics, Model, Reply, Site, Task, checkpoint
+from raysim.balance import assign
 from raysim.chaos import Chaos, read
 from raysim.cli import main
-from raysim.config import Resources
+from raysim.config import Resources, SiteResources
 from raysim.errors import ConfigError, LostError, PlacementError, RunError, SiteError
 from raysim.fleet import BaseFleet
-from raysim.ray_fleet import RayFleet, assign
+from raysim.ray_fleet import RayFleet
 from raysim.run import Note, Plan, Row, Summary, perform
 from raysim.server import stream
 from tests import toy
-from tests.remote import Dying, dies_always, dies_once, fails_at_d, keep, start_client
+from tests.remote import (
+    Dying,
+    Sharing,
+    Sleeping,
+    Telling,
+    dies_always,
+    dies_once,
+    fails_at_d,
+    hangs_once,
+    keep,
+    start_client,
+)
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -111,6 +127,142 @@ def test_a_run_with_a_killed_actor_has_the_bits_of_one_without(fleet: RayFleet, 
     assert table["failures"].tolist() == [0, 0, 1, 0]
     assert table["seconds_lost"][2] > 0
     assert next(event.text for event in events if isinstance(event, Note)).startswith("round 3, call 1: ")
+
+
+@pytest.mark.ray
+def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path: Path) -> None:
+    fleet.map(keep)  # the actors are up
+    fleet.ledger.site_timeout = 3.0
+    assert list(fleet.map(hangs_once, str(tmp_path))) == list(NAMES)
+    (incident,) = fleet.ledger.incidents
+    assert "c" in incident.sites
+    assert (incident.cause, incident.action) == ("no answer for 3 s (site_timeout)", "run again")
+
+
+@pytest.mark.ray
+def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysim.server.QUIET", 2.0)
+    waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1)
+    events = list(stream(waiting, Resources(clients=2), "waiting"))
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert notes
+    assert all(re.match(r"round 1, call 1: nothing for \d s; 5 of 6 sites done; at work: b$", note) for note in notes)
+
+
+@pytest.mark.ray
+def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_path: Path) -> None:
+    calm = on_local(plan(tmp_path / "calm", Sharing(**SGD)))
+    killed = plan(tmp_path / "run", Sharing(**SGD))
+    events = stream(killed, Resources(clients=2), "killed-server")
+    second = next(event for event in events if isinstance(event, Row) and event.number == 2)
+    os.kill(int(second.values["server/pid"]), signal.SIGKILL)
+    with pytest.raises(RunError, match="the server actor was lost: ActorDiedError"):
+        list(events)
+    assert failures(tmp_path / "run")[-1]["actor"] == "server"
+    again = list(stream(replace(killed, resume=True), Resources(clients=1), "again"))
+    assert digest(again) == digest(calm)
+
+
+@pytest.mark.ray
+def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
+    own = {"b": SiteResources(cpus=2.0), "d": SiteResources(cpus=0.5)}
+    resources = Resources(clients=2, cpus_per_client=0.5, sites=own)
+    telling = plan(tmp_path / "ray", Telling(**SGD), rounds=3, chaos=read("kill client@2"))
+    events = list(stream(telling, resources, "alone"))
+    assert [failure["action"] for failure in failures(tmp_path / "ray")] == ["run again"]
+    table = pd.read_parquet(tmp_path / "ray" / "sites.parquet")
+    pids = {site: set(rows["value"]) for site, rows in table[table["metric"] == "pid"].groupby("site")}
+    shared = set().union(*(pids[site] for site in "acef"))
+    assert shared.isdisjoint(pids["b"] | pids["d"])
+    assert pids["b"].isdisjoint(pids["d"])
+    threads = table[table["metric"] == "threads"].groupby("site")["value"].agg(set).to_dict()
+    assert threads == {site: {2.0} if site == "b" else {1.0} for site in NAMES}
+    # In one process the same number of threads belongs to each site, so that the bits are the same.
+    local = plan(tmp_path / "local", Telling(**SGD), rounds=3)
+    here = list(perform(local, LocalFleet(local.task, rounds=3, own_threads={"b": 2})))
+    assert digest(events) == digest(here)
+    table = pd.read_parquet(tmp_path / "local" / "sites.parquet")
+    assert table[table["metric"] == "threads"].groupby("site")["value"].agg(set).to_dict() == threads
+
+
+def test_absent_sites_are_drawn_by_the_seed_and_told(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        patchy = plan(tmp_path / name, FedAvg(**SGD), dropout=0.4, rounds=8)
+        found.append(digest(list(perform(patchy, LocalFleet(patchy.task, rounds=8)))))
+    assert found[0] == found[1]
+    table = pd.read_parquet(tmp_path / "one" / "rounds.parquet")
+    assert (table["sites"] + table["absent"]).tolist() == [6] * 8
+    assert 5 <= table["absent"].sum() <= 35
+    assert table["failures"].tolist() == [0] * 8  # to be absent is no failure
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a disk can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_the_cure(small_disk: Path) -> None:
+    words = ["rounds=300", "fleet=local", "task.data.sites=2", "task.data.outside=[]", "task.data.size=[16, 16]"]
+    words += ["network={name: unet, channels: [2, 4], strides: [2]}", "task.data.cases=2", "task.data.test=1"]
+    out = small_disk / "run"
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(1_500_000))
+    command = [sys.executable, "-m", "raysim", "run", *words, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1, done.stderr
+    message = f"raysim: cannot write to {out}: .*No space left on device.* Make room there, then: raysim resume {out}"
+    assert re.search(message, done.stderr)
+    assert "Traceback" not in done.stderr
+    filler.unlink()
+    start, _ = checkpoint.read(next(checkpoint.newest_first(out / "checkpoints")))
+    assert 1 <= start.number < 300
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fleet=local", "network={name: unet, channels: [32, 64, 128], strides: [2, 2]}", "task.data.cases=2"]
+    assert main(["run", *words, "--out", str(small_disk / "run")]) == 3
+    assert re.search(r"has 2\.1 MB free, and checkpoints of this network take \S+ MB at least", capsys.readouterr().err)
+    assert not (small_disk / "run").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("end", ["done", "interrupted", "killed"])
+def test_no_process_is_left_behind(end: str, tmp_path: Path) -> None:
+    words = ["task.data.sites=2", "task.data.outside=[]", "task.data.size=[16, 16]", "resources.cpus_per_client=0.5"]
+    rounds = 2 if end == "done" else 100_000
+    command = [sys.executable, "-m", "raysim", "run", *words, f"rounds={rounds}", "--out", str(tmp_path / "run")]
+    mark = {"RAYSIM_TEST_MARK": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **mark}) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("round ") and end != "done":
+                assert len(marked(str(tmp_path))) > 3
+                process.send_signal(signal.SIGKILL if end == "killed" else signal.SIGINT)
+                break
+        process.stdout.read()
+    assert process.returncode == {"done": 0, "interrupted": 130, "killed": -signal.SIGKILL}[end]
+    wait = time.monotonic() + 90  # Ray's agents look only now and then whether their node is there
+    while (left := marked(str(tmp_path))) and time.monotonic() < wait:
+        time.sleep(0.2)
+    assert left == {}
+
+
+def marked(mark: str) -> dict[str, str]:
+    """The processes that have the mark in their environment, with what they run."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"RAYSIM_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
+                found[folder.name] = (folder / "cmdline").read_text().replace("\0", " ")[:200]
+    return found
 
 
 def test_a_failed_site_is_left_out_where_enough_answer() -> None:

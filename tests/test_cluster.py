@@ -1,0 +1,131 @@
+"""Several nodes on one machine: GPUs that are declared, nodes that are killed, objects that go with them. Real Ray."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+SMALL = (
+    *("rounds=4", "task.data.sites=5", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
+    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "site_timeout=300"),
+)
+# Above the size from which Ray keeps objects where they were made: so that they go with the node.
+LARGE = "network={name: unet, channels: [32, 64], strides: [2], num_res_units: 2}"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that has one CPU and no GPU; every test adds the nodes that it needs."""
+    from ray.cluster_utils import Cluster
+
+    # A node that was killed is given up within seconds, not after the half minute that Ray waits by default.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_failure_threshold", "4")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: Any) -> Iterator[Any]:
+    """Adds nodes to the cluster; those that are left at the end are removed."""
+    added: list[Any] = []
+    yield lambda **has: added.append(cluster.add_node(**{"num_gpus": 0} | has))
+    for node in added:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
+
+
+def run(folder: Path, *words: str) -> Any:
+    """The summary of `raysim run`, which has to be done."""
+    command = [sys.executable, "-m", "raysim", "run", *SMALL, *words, "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {"said": done.stdout, **json.loads((folder / "summary.json").read_text())}
+
+
+def places(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "placement.json").read_text())
+    return found
+
+
+def failures(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "failures.jsonl").read_text().splitlines()]
+
+
+def test_shares_of_declared_gpus_hold_and_are_shown(cluster: Any, nodes: Any, tmp_path: Path) -> None:
+    nodes(num_cpus=4, num_gpus=2)
+    nodes(num_cpus=4, num_gpus=1)
+    out = tmp_path / "run"
+    words = ("resources.gpus_per_client=0.5", "resources.cpus_per_client=0.5", "resources.sites.site-03.gpus=1")
+    found = run(out, f"address={cluster.address}", "rounds=1", *words)
+    by_site = {place["site"]: place for place in places(out)}
+    assert by_site["site-03"]["gpus"] == 1
+    assert [place["actor"] for place in by_site.values()].count(by_site["site-03"]["actor"]) == 1
+    actors = {place["actor"]: place for place in places(out)}
+    assert len(actors) == 5  # four that share, and one alone: 4 x 0.5 + 1 of 3 GPUs
+    load: dict[tuple[str, str], float] = {}
+    for place in actors.values():
+        (gpu,) = place["gpu_ids"]
+        load[place["node"], gpu] = load.get((place["node"], gpu), 0.0) + place["gpus"]
+    assert sorted(load.values()) == [1.0, 1.0, 1.0]
+    assert "1 of GPU" in found["said"]
+    assert "torch finds no GPU" in found["said"]
+
+
+def test_more_gpus_than_the_nodes_have_are_refused(cluster: Any, nodes: Any, tmp_path: Path) -> None:
+    nodes(num_cpus=4, num_gpus=2)
+    command = [
+        sys.executable,
+        "-m",
+        "raysim",
+        "run",
+        *SMALL,
+        f"address={cluster.address}",
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    words = ("resources.gpus_per_client=0.7", "resources.clients=3")
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3
+    assert "asked for 3 client actors of 1 CPU and 0.7 GPU each; the cluster has room for 2" in done.stderr
+    assert "4 CPU, 2 GPU" in done.stderr
+    assert (
+        "What would fit: resources.clients=2, or resources.clients=auto, or resources.gpus_per_client=0.5"
+        in done.stderr
+    )
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "localonly"])
+def test_a_killed_node_changes_no_bit(cluster: Any, nodes: Any, algorithm: str, tmp_path: Path) -> None:
+    nodes(num_cpus=2)
+    nodes(num_cpus=2)
+    words = (f"algorithm={algorithm}", LARGE, "checkpoint_every=2", "rounds=6")
+    calm = run(tmp_path / "calm", "fleet=local", *words)
+    out = tmp_path / "run"
+    found = run(out, f"address={cluster.address}", "resources.clients=3", 'chaos="kill node@4"', *words)
+    assert found["digest"] == calm["digest"]
+    actions = {failure["action"] for failure in failures(out)}
+    assert actions
+    assert actions <= {"run again", "went back to the last checkpoint"}
+    # What the sites kept in round 3 lay on the node and nowhere else: the run goes back to where all of it is.
+    assert algorithm == "fedavg" or "went back to the last checkpoint" in actions
+    assert found["failures"]["incidents"] == len(failures(out))
+    alive = {node["NodeID"] for node in living(cluster)}
+    assert {place["node"] for place in places(out) if "node" in place} <= alive  # its actor may not be up again yet
+
+
+def living(cluster: Any) -> list[dict[str, Any]]:
+    """The nodes that are up, as another process sees them."""
+    code = "import json, ray, sys; ray.init(sys.argv[1], logging_level=40); print(json.dumps(ray.nodes()))"
+    done = subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True, check=True)
+    return [node for node in json.loads(done.stdout.splitlines()[-1]) if node["Alive"]]
