@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 FEW = 64  # sites up to which exchanges are tried: of more, the longest first leaves nothing to gain
+HAIR = 1e-6
 GAIN = 0.97  # a site stays with the actor that has its data open, unless the round becomes that much shorter
 
 Home = dict[str, str]  # actor by site
@@ -43,10 +44,11 @@ def longest(home: Mapping[str, str], costs: Mapping[str, float]) -> float:
 def _exchange(home: Home, load: dict[str, float], costs: Mapping[str, float], shared: Sequence[str]) -> bool:
     """Moves a site away from the busiest actor, or exchanges it for a cheaper one, if that helps; whether it did."""
     busiest = max(load, key=load.__getitem__)
+    hair = HAIR * load[busiest]  # of less than that, rounding errors might take back and give again for ever
     for site in (site for site in shared if home[site] == busiest):
         for other, actor in _partners(home, load, shared, busiest):
             less = costs[site] - (costs[other] if other is not None else 0.0)
-            if 0 < less < load[busiest] - load[actor]:
+            if hair < less < load[busiest] - load[actor] - hair:
                 home[site] = actor
                 if other is not None:
                     home[other] = busiest

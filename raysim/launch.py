@@ -193,7 +193,7 @@ def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
     device = "cuda" if gpus else "cpu"
     if gpus and not torch.cuda.is_available():
         raise PlacementError(
-            f"{gpus:g} GPU is asked for under resources, and torch finds none on this machine; leave it at 0"
+            f"resources: {gpus:g} GPU is asked for, but torch finds no GPU on this machine; leave it at 0"
         )
     fleet = LocalFleet(
         plan.task,

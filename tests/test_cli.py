@@ -110,7 +110,15 @@ def test_help_of_run_shows_every_key_with_its_default(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     shown = capsys.readouterr().out
-    for key in ("rounds", "cohort", "evaluate_every", "resources.gpus_per_client", "resources.clients", "address"):
+    for key in (
+        "rounds",
+        "cohort.size",
+        "cohort.dropout",
+        "evaluate_every",
+        "resources.gpus_per_client",
+        "resources.clients",
+        "address",
+    ):
         assert re.search(rf"^  {re.escape(key)} .*\(default: .+\)$", shown, re.MULTILINE)
 
 
@@ -249,7 +257,7 @@ def test_a_gpu_that_this_machine_lacks_is_refused(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["run", *LOCAL, "resources.gpus_per_client=0.5", "--out", "fast"]) == 3
-    assert "raysim: resources.gpus_per_client=0.5: torch finds no GPU" in capsys.readouterr().err
+    assert "raysim: resources: 0.5 GPU is asked for, but torch finds no GPU" in capsys.readouterr().err
     assert not Path("fast").exists()
 
 

