@@ -179,7 +179,7 @@ def run(algorithm: Mean, sites: int, rounds: int, store: int) -> list[dict[str, 
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_LD_PRELOAD_ON_WORKERS": "1"}  # as `raysim run`
     import ray  # reads that when it is imported
 
-    from raysim.server import stream
+    from raysim.driver import stream
 
     ray.init(address="local", object_store_memory=store, logging_level=logging.ERROR, include_dashboard=False)
     try:

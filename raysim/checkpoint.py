@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,28 @@ def read(path: Path, trusted: Collection[str] = ()) -> tuple[Start[Any], Totals]
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != expected:
                 raise RunError(f"checkpoint {path} is damaged: {name} has changed since it was written")
         state = _read_tree(path, "state", trusted)
-        memories = {site: _read_tree(path, f"memories/{site}", trusted) for site in index["sites"]}
-    except (OSError, ValueError, KeyError) as error:
+        totals = Totals(**index["totals"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"checkpoint {path} cannot be read: {error}") from error
-    return Start(index["round"], state, memories), Totals(**index["totals"])
+    return Start(index["round"], state, _Memories(path, index["sites"], trusted)), totals
+
+
+class _Memories(Mapping[str, Any]):
+    """The memories in a checkpoint, each read when it is asked for: those of all sites may not fit together."""
+
+    def __init__(self, path: Path, sites: Sequence[str], trusted: Collection[str]) -> None:
+        self._path, self._sites, self._trusted = path, sites, trusted
+
+    def __getitem__(self, site: str) -> Any:
+        if site not in self._sites:
+            raise KeyError(site)
+        return _read_tree(self._path, f"memories/{site}", self._trusted)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
 
 def newest_first(folder: Path) -> Iterator[Path]:

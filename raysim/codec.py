@@ -105,14 +105,15 @@ def _dataclass(name: str, trusted: Collection[str]) -> Any:
     return found
 
 
-def digest(*trees: Any) -> str:
-    """SHA-256 of the trees: of every name, number, shape, dtype and bit in them."""
+def digest(state: Any, memories: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of a state: of every name, number, shape, dtype and bit in it; and of the sites' memories, one by one."""
     total = hashlib.sha256()
-    for tree in trees:
-        described, arrays = encode(tree)
-        total.update(json.dumps(described, sort_keys=True).encode())
-        for name in sorted(arrays):
-            array = np.asarray(arrays[name], order="C")
-            total.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            total.update(array.tobytes())
+    described, arrays = encode(state)
+    total.update(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        total.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        total.update(array.tobytes())
+    for site in sorted(memories or ()):
+        total.update(f"{site} {digest((memories or {})[site])}".encode())
     return total.hexdigest()

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RaySystemError, RayTaskError
 
 from raysim.client import APART
 from raysim.data.wording import listed
 from raysim.errors import LostError, RunError
 from raysim.types import KEEP, Incident
-from raysim.worker import Answer
+from raysim.worker import Answer, Failure
 
 if TYPE_CHECKING:
     from raysim.ray_fleet import RayFleet
@@ -57,6 +57,7 @@ class Dispatch:
         self.heard: dict[str, float] = {}  # when each actor last answered, or was given work when it had none
         self.running: dict[Any, Sent] = {}
         self.tries: Counter[str] = Counter()
+        self.hopeless: deque[tuple[str, Answer[Any]]] = deque()  # sites that have no try left
         self.suspects: deque[str] = deque()  # were with an actor that was lost: each plays alone, so as to tell which
 
     def answers(self) -> Iterator[tuple[str, Answer[Any]]]:
@@ -65,7 +66,9 @@ class Dispatch:
         Raises LostError where something that lay on a lost node is needed, RunError for what trying again cannot mend.
         """
         idle_since = time.monotonic()
-        while self._send() or self.suspects or any(self.waiting.values()):
+        while self._send() or self.suspects or self.hopeless or any(self.waiting.values()):
+            while self.hopeless:
+                yield self.hopeless.popleft()
             expected = [*self.running, *self.fleet.starting]
             ready, _ = ray.wait(expected, num_returns=1, timeout=1.0) if expected else ([], [])
             self.fleet.check_stop()
@@ -89,10 +92,15 @@ class Dispatch:
             suspect = None if busy[actor] else self._suspect(actor)
             if suspect is not None:
                 self._give(actor, [suspect], alone=True)
-                continue
-            while busy[actor] < AHEAD and (sites := bundle(self.pools[actor], actor, self.fleet.ledger.seconds)):
+                busy[actor] = AHEAD
+            while busy[actor] < AHEAD and (sites := bundle(self.waiting[actor], self.fleet.ledger.seconds)):
                 self._give(actor, sites)
                 busy[actor] += self._load(sites)
+        for actor in self.fleet.up():  # now that all have of their own what they can take
+            if not busy[actor]:
+                fullest = max(self.pools[actor].values(), key=len)
+                if sites := bundle(fullest, self.fleet.ledger.seconds, last=True):
+                    self._give(actor, sites)
         self.fleet.ledger.progress.playing = tuple(site for sent in self.running.values() for site in sent.sites)
         return bool(self.running)
 
@@ -138,8 +146,9 @@ class Dispatch:
             raise LostError(f"round {self.fleet.ledger.round + 1}: {told(cause)}") from error
         if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
             raise RunError(f"{FULL}. Ray says: {told(cause)}") from error
-        if isinstance(error, RayTaskError):
-            failed = RunError(f"{sent.actor} failed at {_named(sent.sites)}: {told(error.cause)}")
+        if isinstance(error, RayTaskError | RaySystemError):  # an exception there; a reply that cannot be read here
+            number = self.fleet.ledger.round + 1
+            failed = RunError(f"round {number}: {sent.actor} failed at {_named(sent.sites)}: {told(cause)}")
             failed.remote = str(error)
             raise failed from error
         self._lose(sent, told(error))
@@ -147,40 +156,26 @@ class Dispatch:
     def _hurry(self) -> None:
         """Give up the actors that have not answered for too long: they hang, or what they do never ends."""
         now, patience = time.monotonic(), self.fleet.ledger.site_timeout
-        for ref, sent in list(self.running.items()):
-            if ref in self.running and now - self.heard[sent.actor] > patience * len(sent.sites):
-                del self.running[ref]
-                self._lose(sent, f"no answer for {patience:g} s (site_timeout)")
+        first = {sent.actor: ref for ref, sent in reversed(self.running.items())}  # what each is at; the rest waits
+        for actor, ref in first.items():
+            if now - self.heard[actor] > patience * len(self.running[ref].sites):
+                self._lose(self.running.pop(ref), f"no answer for {patience:g} s (site_timeout)")
 
     def _lose(self, sent: Sent, cause: str) -> None:
         """Start the actor anew, and have what was with it played again."""
         behind = [ref for ref, other in self.running.items() if other.handle is sent.handle]
         sites = [*sent.sites, *(site for ref in behind for site in self.running.pop(ref).sites)]
-        self.suspects.extend(sites)
         self.tries.update(sites)
-        self._note(sent, sites, cause)
         self.fleet.replace(sent.actor)
-
-    def _note(self, sent: Sent, sites: Sequence[str], cause: str) -> None:
-        ledger, again = self.fleet.ledger, max(self.tries[site] for site in sites) < TRIES
-        seconds, phase = time.monotonic() - sent.start, ledger.progress.phase
+        seconds = time.monotonic() - sent.start
+        if sent.alone and self.tries[sites[0]] >= TRIES:
+            self.hopeless.append((sites[0], Answer(None, failure=Failure(_given_up(cause), ""), seconds=seconds)))
+            return
+        self.suspects.extend(sites)
+        ledger = self.fleet.ledger
         ledger.incidents.append(
-            Incident(
-                ledger.round + 1,
-                phase,
-                tuple(sites),
-                sent.actor,
-                cause,
-                "run again" if again else "ended the run",
-                seconds,
-            )
+            Incident(ledger.round + 1, ledger.progress.phase, tuple(sites), sent.actor, cause, "run again", seconds)
         )
-        if not again:
-            raise RunError(
-                f"round {ledger.round + 1}: the actor that played {_named(sites)} was lost {TRIES} times, last "
-                f"because: {cause}. If memory ran out, take a smaller task.batch_size or fewer actors "
-                "(resources.clients); if the work takes that long, a larger site_timeout"
-            )
 
     def _nobody(self) -> str:
         left = len(self.suspects) + sum(map(len, self.waiting.values()))
@@ -188,6 +183,14 @@ class Dispatch:
             f"round {self.fleet.ledger.round + 1}: no client actor has come back for {PATIENCE:g} s, and {left} sites "
             "wait; the cluster has no room for one. When it has, `raysim resume` goes on from the last checkpoint"
         )
+
+
+def _given_up(cause: str) -> str:
+    return (
+        f"the actor that played it alone was lost, {TRIES} losses in all, last because: {cause}. If memory ran out, "
+        "take a smaller task.batch_size or fewer actors (resources.clients); if the work takes that long, a larger "
+        "site_timeout"
+    )
 
 
 def told(error: Any) -> str:
@@ -201,14 +204,12 @@ def _named(sites: Sequence[str]) -> str:
     return listed([f"'{site}'" for site in sites])
 
 
-def bundle(waiting: Mapping[str, deque[str]], actor: str, seconds: Mapping[str, float]) -> list[str]:
-    """Takes out the next sites for `actor`: its own costliest, or else the cheapest of the actor with the most to do.
+def bundle(queue: deque[str], seconds: Mapping[str, float], last: bool = False) -> list[str]:
+    """Takes out the next sites of a queue, or its `last` ones, which are the cheapest.
 
     One site, or as many quick ones (by the `seconds` of their last calls) as make a call worth while, or none.
     """
-    queue, take = waiting[actor], deque[str].popleft
-    if not queue:
-        queue, take = max(waiting.values(), key=len), deque[str].pop
+    take = deque[str].pop if last else deque[str].popleft
     sites: list[str] = []
     most, carried = len(queue) / SHARE, 0.0
     while queue and (not sites or (len(sites) < most and carried < BUNDLE)):

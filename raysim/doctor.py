@@ -20,7 +20,7 @@ from raysim.data.wording import counted, size
 from raysim.display import Display
 from raysim.errors import PlacementError
 from raysim.launch import prepare
-from raysim.placement import Node, Seat, seats
+from raysim.placement import Node, Room, Seat, seats
 from raysim.preflight import check_store
 from raysim.probe import THREADS, Machine, Probe, proposal, round_seconds, steps_of
 from raysim.run import Plan
@@ -117,7 +117,8 @@ def _crowded(where: Surroundings, given: Sequence[Seat], probe: Probe, sites: in
     """Nodes and GPUs whose memory is too small for the client actors that Ray may put there."""
     cure = "ask for what is proposed below, or for smaller batches (task.batch_size)"
     for seen in where.seen if given and where.own is not None else ():
-        here = min(len(given), int(seen.cpus / min(seat.cpus for seat in given)))
+        room = Room(Node(seen.name, seen.cpus, seen.gpus))
+        here = sum(room.take(seat) for seat in given)
         if here * probe.memory(sites) > seen.memory:
             found = f"{seen.name}: {counted(here, 'client actor')} of {size(probe.memory(sites))} each would come here"
             yield Check("memory", "wrong", f"{found}, which has {size(seen.memory)}", cure)

@@ -267,4 +267,4 @@ class LocalFleet(BaseFleet):
         return self.ledger.memories.get(site)
 
     def remember(self, memories: Mapping[str, Any]) -> None:
-        self.ledger.memories.update(frozen(memories))
+        self.ledger.memories.update({site: frozen(memory) for site, memory in memories.items()})

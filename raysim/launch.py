@@ -24,6 +24,7 @@ from raysim import __version__
 from raysim.chaos import read
 from raysim.config import RunConfig, plain
 from raysim.display import Display
+from raysim.driver import ray_running, stream
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
 from raysim.preflight import check_disk, model_bytes
@@ -38,8 +39,9 @@ from raysim.run import (
     check_training,
     chosen_metric,
     perform,
+    writing,
 )
-from raysim.server import Event, Failed, Placed, ray_running, stream
+from raysim.server import Event, Failed, Placed
 from raysim.worker import threads_of
 
 PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "pillow", "scipy", "pydantic")
@@ -116,12 +118,18 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     with display.preparing() as progress:
         task = config.task.build(progress)
     chaos.check((*task.inside, *task.outside), config.rounds)
+    if chaos.drop and config.min_replies == 1.0:
+        raise ConfigError(
+            f"chaos drops replies, and min_replies={config.min_replies} has every site answer: the first would end the "
+            "run; give min_replies=0.5, say"
+        )
     check_training(task)
     check_last_batch(task)
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
     model = model_bytes(task)
-    check_disk(folder, model)
+    if not any((folder / "checkpoints").glob("round_*")):  # else the room is taken already
+        check_disk(folder, model)
     return Plan(
         algorithm=config.algorithm,
         algorithm_name=name_of(type(config.algorithm)),
@@ -214,7 +222,8 @@ def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: Di
     with display.live(plan), closing(events):
         for event in events:
             if isinstance(event, Placed):
-                _open_folder(plan.out, config, event)
+                with writing(plan.out):
+                    _open_folder(plan.out, config, event)
             if isinstance(event, Failed):
                 raise event.error
             display.show(event)

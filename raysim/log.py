@@ -35,6 +35,9 @@ class Log:
         self._file.write(json.dumps([row, sites]) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
     def __iter__(self) -> Iterator[tuple[RoundRow, list[SiteRow]]]:
         """Each round; what a crash left unfinished at the end is passed over."""
         with self.path.open() as file:

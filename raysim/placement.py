@@ -89,7 +89,7 @@ def seats(
     fit = fitted(resources, sites, cluster, outside)
     if not fit.ok:
         raise PlacementError(_refusal(resources, fit, sites, cluster, outside))
-    count = fit.room if resources.clients == "auto" else min(fit.asked, max(len(sites) - len(fit.alone), 1))
+    count = fit.room if resources.clients == "auto" else fit.asked
     return [Seat(resources.cpus_per_client, resources.gpus_per_client)] * count + list(fit.alone)
 
 
@@ -115,7 +115,7 @@ def _wanted(resources: Resources, sites: Sequence[str], outside: Sequence[str]) 
         least = int(any(site not in resources.sites for site in outside))
         return least, least
     if isinstance(resources.clients, int):
-        return resources.clients, resources.clients
+        return min(resources.clients, rest), min(resources.clients, rest)
     return (1 if resources.clients == "auto" else rest), rest
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ObjectLostError, RayError
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.balance import settled
 from raysim.chaos import Chaos
 from raysim.client import Place
-from raysim.dispatch import Dispatch
-from raysim.errors import LostError
+from raysim.dispatch import FULL, TRIES, Dispatch, told
+from raysim.errors import LostError, RunError
 from raysim.fleet import BaseFleet
 from raysim.types import Task
 from raysim.worker import Answer, Call, Client
@@ -48,6 +49,7 @@ class RayFleet(BaseFleet):
         self.kills = dict(chaos.kills) if chaos else {}
         self.actors, self.home, self.start = dict(actors), dict(home), start
         self.starting: dict[Any, str] = {}  # actors that are not up yet, by what tells that they are
+        self.failed: dict[str, int] = {}  # times in a row that an actor has not come up
         self.places: dict[str, Place] = {}
 
     def up(self) -> list[str]:
@@ -69,18 +71,35 @@ class RayFleet(BaseFleet):
         try:
             self.places[actor] = ray.get(ref)
             self.ledger.moved += 1
-        except RayError:
+            self.failed.pop(actor, None)
+        except RayError as error:
+            self.failed[actor] = self.failed.get(actor, 0) + 1
+            if self.failed[actor] == TRIES:
+                failure = RunError(
+                    f"{actor} was lost and cannot be started anew: {told(error)}. When that is mended, `raysim resume` "
+                    "goes on from the last checkpoint"
+                )
+                failure.remote = str(error)
+                raise failure from error
             self.replace(actor)
 
     def _play(
         self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool
     ) -> Iterator[tuple[str, Answer[P]]]:
-        order = ray.put((client, shared, call, private))
+        order = _put((client, shared, call, private))
         for site, answer in Dispatch(self, order, own).answers():
-            for victim in self.kills.pop(call.round + 1, ()):
-                if not self._kill(victim):  # it is not up: it will be later
-                    self.kills[call.round + 2] = (*self.kills.get(call.round + 2, ()), victim)
+            self._make_trouble(call.round + 1)
             yield site, answer
+
+    def _make_trouble(self, number: int) -> None:
+        """Kill what chaos asks for in this round; what is not up yet, in the next."""
+        struck: list[Place] = []
+        for victim in self.kills.pop(number, ()):
+            place = self._kill(victim, struck)
+            if place is None:
+                self.kills[number + 1] = (*self.kills.get(number + 1, ()), victim)
+            else:
+                struck.append(place)
 
     def others(self) -> list[Place]:
         """The actors on other nodes than this process's and the head's, with which the cluster would go."""
@@ -89,15 +108,25 @@ class RayFleet(BaseFleet):
         up = (self.places[actor] for actor in self.up() if actor in self.places)
         return [place for place in up if place.node not in spared]
 
-    def _kill(self, victim: str) -> bool:
-        """Really kill the last client actor, or the last node that has one and not the server; False if none is up."""
-        places = self.others() if victim == "node" else [self.places[actor] for actor in self.up()]
-        if places:
-            pid = 0 if victim == "node" else places[-1].pid
-            there = NodeAffinitySchedulingStrategy(places[-1].node, soft=False)
-            remote: Any = ray.remote(_strike)
-            ray.wait([remote.options(num_cpus=0, scheduling_strategy=there).remote(pid)], timeout=10)
-        return bool(places)
+    def _kill(self, victim: str, struck: Sequence[Place]) -> Place | None:
+        """Really kill the last client actor, or the last node that has one and not the server.
+
+        Not where something was `struck` just now. None if there is none to kill.
+        """
+        if victim == "node":
+            nodes = {place.node for place in struck}
+            places = [place for place in self.others() if place.node not in nodes]
+        else:
+            places = [self.places[actor] for actor in self.up() if self.places.get(actor) not in (None, *struck)]
+        if not places:
+            return None
+        there = NodeAffinitySchedulingStrategy(places[-1].node, soft=False)
+        remote: Any = ray.remote(_strike)
+        pid = 0 if victim == "node" else places[-1].pid
+        blow = remote.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(pid)
+        with suppress(RayError):  # the death of its own node: it has struck
+            ray.get(blow, timeout=10)
+        return places[-1]
 
     def queues(self) -> dict[str, deque[str]]:
         """The sites that each actor is to play, the costliest first."""
@@ -124,15 +153,24 @@ class RayFleet(BaseFleet):
         return _got(self.ledger.memories.get(site))
 
     def remember(self, memories: Mapping[str, Any]) -> None:
-        self.ledger.memories.update({site: ray.put(memory) for site, memory in memories.items()})
+        self.ledger.memories.update({site: _put(memory) for site, memory in memories.items()})
 
 
 def _strike(pid: int) -> None:
     os.kill(pid or int(os.environ["RAY_RAYLET_PID"]), signal.SIGKILL)
 
 
+def _put(value: Any) -> Any:
+    try:
+        return ray.put(value)
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise RunError(f"{FULL}. Ray says: {told(error)}") from error
+
+
 def _got(held: Any) -> Any:
     try:
         return ray.get(held) if isinstance(held, ray.ObjectRef) else held
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise RunError(f"{FULL}. Ray says: {told(error)}") from error
     except ObjectLostError as error:
         raise LostError(f"an object was lost with its node: {str(error).splitlines()[0]}") from error

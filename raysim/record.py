@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.checkpoint import Totals
@@ -56,7 +57,7 @@ class Recorder:
     totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self) -> None:
-        self._board = SummaryWriter(str(self.out / "tensorboard"))
+        self._board = _board(self.out / "tensorboard")
         self._log = Log(self.out)
         self._pause = self._flushed = 0.0
 
@@ -95,7 +96,7 @@ class Recorder:
         curves |= {f"sites/{s.site}/{s.split}/{s.metric}": s.value for s in round.scores}
         # One event for all: hundreds of sites would take add_scalar, which goes through a pipe, a tenth of a round.
         values = [Summary.Value(tag=name, simple_value=value) for name, value in curves.items()]
-        self._board.file_writer.add_summary(Summary(value=values), round.number)
+        self._board.write_event(Event(wall_time=time.time(), step=round.number, summary=Summary(value=values)))
 
     def _keep(self, row: RoundRow, sites: Sequence[SiteRow]) -> None:
         """Count a round in."""
@@ -118,14 +119,23 @@ class Recorder:
             if kind in KINDS and name.startswith(("inside/", "outside/")):
                 self.latest.setdefault(name, {})[kind] = value
 
-    def rewind(self, number: int) -> None:
-        """Forget what came after round `number`, from which the run goes on; failures stay noted."""
+    def rewind(self, number: int) -> float:
+        """Forget what came after round `number`, from which the run goes on, and say how many seconds that took.
+
+        Failures stay noted.
+        """
+        seconds = sum(row["seconds"] for row in self.rounds if row["round"] > number)
         self._log.rewind(number)
         self.rounds, self.latest, self.scores, self.totals = [], {}, {}, Totals()
         for row, sites in self._log:
             self._keep(row, sites)
         self._board.close()
-        self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=number + 1)
+        self._board = _board(self.out / "tensorboard", number + 1)
+        return float(seconds)
+
+    def sync(self) -> None:
+        """What was added is safe from a power cut."""
+        self._log.sync()
 
     def flush(self) -> None:
         """Put all that was added on the disk; a reader finds either the old file or the new, never a torn one."""
@@ -162,6 +172,19 @@ class Recorder:
         sites: dict[str, dict[str, Any]] = {s: {"role": "inside"} for s in self.task.inside}
         sites |= {s: {"role": "outside"} for s in self.task.outside}
         return {site: found | self.scores.get(site, {}) for site, found in sites.items()}
+
+
+def _board(folder: Path, first: int = 0) -> Any:
+    """A file of TensorBoard events; what older files tell of steps from `first` on is void where that is given.
+
+    Written here and now: a thread that writes behind a run's back leaves it waiting when the disk is full.
+    """
+    folder.mkdir(exist_ok=True)
+    board = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
+    if first:
+        started = SessionLog(status=SessionLog.START)
+        board.write_event(Event(wall_time=time.time(), step=first, session_log=started))
+    return board
 
 
 def _site_rows(round: Round[Any]) -> Iterable[SiteRow]:

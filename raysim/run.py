@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +22,7 @@ from raysim.log import note
 from raysim.naming import nearest
 from raysim.record import Recorder
 from raysim.rounds import Start, federate
-from raysim.types import JUDGED, Algorithm, Incident, Round, Task
+from raysim.types import JUDGED, Algorithm, Incident, Task
 
 BACK = 5  # times that a run goes back to its last checkpoint before it gives up
 
@@ -76,18 +76,20 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
 
     Whatever ends the run early, what was recorded until then is on the disk, with a summary that says why.
     """
-    recorder = Recorder(plan.out, plan.task, plan.metric)
+    with writing(plan.out):
+        recorder = Recorder(plan.out, plan.task, plan.metric)
     fleet.ledger.min_replies, fleet.ledger.site_timeout = plan.min_replies, plan.site_timeout
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": plan.seed}
     try:
-        final = yield from _rounds(plan, fleet, recorder)
-        proof = digest(final.state, dict(fleet.memories()))
-        with _writing(plan.out):
+        state = yield from _rounds(plan, fleet, recorder)
+        proof = digest(state, fleet.memories())
+        with writing(plan.out):
             summary = recorder.close("done", facts, proof)
         yield Summary(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
-        note(plan.out, fleet.ledger.told())
-        recorder.close("interrupted", facts, None)
+        with suppress(OSError):
+            note(plan.out, fleet.ledger.told())
+            recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
         _fail(recorder, fleet, facts, error)
@@ -99,7 +101,7 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
     """Raises RunError, with the cure, for what the disk refuses in the block."""
     try:
         yield
@@ -120,27 +122,38 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
         recorder.close("failed", {**facts, "error": str(error)}, None)
 
 
-def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row | Note, None, Round[Any]]:
-    """The last round, after all that are still to come; from the last checkpoint again where a node took objects."""
-    back = plan.resume
-    for _ in range(BACK):
-        start = None
-        if back:
-            start = yield from _last_checkpoint(plan, fleet, recorder)
+def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row | Note, None, Any]:
+    """The last state, after all rounds that are still to come; from the last checkpoint again if objects were lost."""
+    start, lost_in, times = None, -1, 0
+    if plan.resume:
+        start, _ = yield from _last_checkpoint(plan, fleet, recorder)
+    while True:
         try:
             return (yield from _from(start, plan, fleet, recorder))
         except LostError as error:
-            back, number = True, fleet.ledger.round + 1
-            lost = Incident(number, "", (), "", str(error), "went back to the last checkpoint")
-            note(plan.out, [*fleet.ledger.told(), lost])
+            number, incidents = fleet.ledger.round, fleet.ledger.told()
+            times = 1 if number > lost_in else times + 1
+            lost_in = max(lost_in, number)
+            note(plan.out, incidents)
+            if times == BACK:
+                raise RunError(
+                    f"{error}; that was {times} times in a row: look at the health of the cluster"
+                ) from error
+            for incident in incidents:
+                yield Note(_told(incident))
             yield Note(f"{error}; going back to the last checkpoint")
-    raise RunError(f"objects were lost with their nodes {BACK} times in a row; look at the health of the cluster")
+            start, seconds = yield from _last_checkpoint(plan, fleet, recorder)
+            action: Literal["went back to the last checkpoint"] = "went back to the last checkpoint"
+            note(plan.out, [Incident(number + 1, "", (), "", str(error), action, seconds)])
 
 
 def _last_checkpoint(
     plan: Plan, fleet: BaseFleet, recorder: Recorder
-) -> Generator[Row | Note, None, Start[Any] | None]:
-    """The newest checkpoint that is whole, None if there is none; records and memories are as they were then."""
+) -> Generator[Row | Note, None, tuple[Start[Any] | None, float]]:
+    """The newest checkpoint that is whole, None if there is none, and the seconds of the rounds after it.
+
+    Records and memories are as they were then.
+    """
     start = None
     for path in checkpoint.newest_first(plan.out / "checkpoints"):
         try:
@@ -151,14 +164,13 @@ def _last_checkpoint(
     number = start.number if start else 0
     yield Note(f"going on after round {number}" if number else "no checkpoint is whole: starting from round 1")
     fleet.ledger.memories.clear()
-    recorder.rewind(number)
-    return start
+    return start, recorder.rewind(number)
 
 
 def _from(
     start: Start[Any] | None, plan: Plan, fleet: BaseFleet, recorder: Recorder
-) -> Generator[Row | Note, None, Round[Any]]:
-    final = None
+) -> Generator[Row | Note, None, Any]:
+    state = start.state if start else None
     for final in federate(
         plan.algorithm,
         plan.task,
@@ -170,16 +182,17 @@ def _from(
         evaluate_every=plan.evaluate_every,
         start=start,
     ):
-        with _writing(plan.out):
+        with writing(plan.out):
             row = recorder.add(final)
             if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
+                recorder.sync()  # a checkpoint has all its rounds in the log
                 folder = plan.out / "checkpoints"
                 checkpoint.write(folder, final.number, final.state, fleet.memories(), recorder.totals)
         for incident in final.incidents:
             yield Note(_told(incident))
         yield Row(final.number, row)
-    assert final is not None  # a run that is done is not resumed
-    return final
+        state = final.state
+    return state
 
 
 def _told(incident: Incident) -> str:

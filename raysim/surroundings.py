@@ -19,9 +19,9 @@ from raysim import node
 from raysim.checks import Check, Seen
 from raysim.config import RunConfig
 from raysim.dispatch import told
+from raysim.driver import ray_running
 from raysim.launch import by_value
 from raysim.probe import Probe, measure
-from raysim.server import ray_running
 from raysim.worker import Failure
 
 KNOCK = 20.0  # seconds for a node to say what it is

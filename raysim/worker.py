@@ -140,7 +140,8 @@ class Worker:
             return _no_reply(_failure(error), time.perf_counter() - start)
         finally:
             _reader.reset(token)
-        time.sleep(self.chaos.delay(site, time.perf_counter() - start))
+        if delay := self.chaos.delay(site, time.perf_counter() - start):
+            time.sleep(delay)
         seconds = time.perf_counter() - start
         if self.chaos.drops(call.seed, call.round, call.index, site):
             return _no_reply(Failure("chaos dropped its reply", ""), seconds)

@@ -10,31 +10,29 @@ SITES = [f"s{i}" for i in range(8)]
 
 
 def test_sites_not_timed_yet_come_one_by_one() -> None:
-    waiting = {"x": deque(SITES), "y": deque[str]()}
-    assert bundle(waiting, "x", {}) == ["s0"]
+    assert bundle(deque(SITES), {}) == ["s0"]
 
 
 def test_sites_of_half_a_second_come_one_by_one() -> None:
-    waiting = {"x": deque(SITES)}
-    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.5)) == ["s0"]
+    assert bundle(deque(SITES), dict.fromkeys(SITES, 0.5)) == ["s0"]
 
 
 def test_quick_sites_come_together_until_half_a_second_is_full() -> None:
-    waiting = {"x": deque(SITES)}
+    waiting = deque(SITES)
     # 0.2 + 0.2 is less than 0.5, the third fills it
-    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.2)) == ["s0", "s1", "s2"]
-    assert waiting["x"] == deque(SITES[3:])
+    assert bundle(waiting, dict.fromkeys(SITES, 0.2)) == ["s0", "s1", "s2"]
+    assert waiting == deque(SITES[3:])
 
 
 def test_no_more_than_half_of_what_waits_goes_in_one_call() -> None:
-    waiting, seconds = {"x": deque(SITES)}, dict.fromkeys(SITES, 0.001)
+    waiting, seconds = deque(SITES), dict.fromkeys(SITES, 0.001)
     taken = []
-    while sites := bundle(waiting, "x", seconds):
+    while sites := bundle(waiting, seconds):
         taken.append(sites)
     assert [len(sites) for sites in taken] == [4, 2, 1, 1]
     assert [site for sites in taken for site in sites] == SITES
 
 
-def test_an_idle_actor_takes_the_cheapest_of_the_one_with_the_most_to_do() -> None:
-    waiting = {"x": deque[str](), "y": deque(SITES), "z": deque(["t0", "t1"])}
-    assert bundle(waiting, "x", dict.fromkeys(SITES, 0.2)) == ["s7", "s6", "s5"]
+def test_the_last_are_the_cheapest() -> None:
+    assert bundle(deque(SITES), dict.fromkeys(SITES, 0.2), last=True) == ["s7", "s6", "s5"]
+    assert bundle(deque(), {}, last=True) == []

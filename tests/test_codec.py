@@ -139,7 +139,8 @@ def test_a_digest_changes_with_every_bit() -> None:
     ]
     assert len({base, *map(digest, others)}) == len(others) + 1
     assert digest(np.zeros(())) != digest(np.zeros(1))
-    assert digest([1], [2]) != digest([1, 2])
+    assert digest([1], {"a": [2]}) != digest([1], {"b": [2]}) != digest([1])
+    assert digest([1], {"a": [2], "b": [3]}) == digest([1], {"b": [3], "a": [2]})
     assert len(base) == 64
 
 

@@ -46,7 +46,7 @@ ORDER = (
         "config",
         "run",
     ),
-    *("placement", "preflight", "client", "balance", "dispatch", "ray_fleet", "server", "display", "launch"),
+    *("placement", "preflight", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display", "launch"),
     *("node", "checks", "probe", "surroundings", "doctor", "listing", "cli"),
 )
 

@@ -56,6 +56,7 @@ def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: in
         ("per_site", 3, [node(2), node(1)], 3),
         (2, 30, [node(8)], 2),
         (8, 3, [node(8)], 3),
+        (8, 3, [node(4)], 3),  # more than sites are not started, so there need not be room for them
     ],
 )
 def test_how_many_clients(clients: Any, sites: int, cluster: list[Node], count: int) -> None:
@@ -107,6 +108,8 @@ def test_where_every_site_has_its_own_actor_there_is_no_other_unless_one_outside
     alone = [Seat(1.0, 0.0, "s00"), Seat(1.0, 0.0, "s01")]
     assert seats(wish, names(2), [node(8)]) == alone
     assert seats(wish, names(2), [node(8)], outside=["far"]) == [Seat(1.0, 0.0), *alone]
+    two = asking(clients=3, sites={"far": own()})
+    assert seats(two, names(3), [node(8)], outside=["far"]) == [*[Seat(1.0, 0.0)] * 3, Seat(1.0, 0.0, "far")]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +191,19 @@ def test_sites_alone_are_left_alone() -> None:
     home = assign(costs, ["x", "y", "z"], {"b": "z"})
     assert home == {"a": "x", "b": "z", "c": "y"}
     assert settled(home, {"b": 1.0, "c": 1.0}, ["x", "y", "z"], {"b": "z"}) == {"b": "z", "c": "y"}
+    # Where b is away its actor stays idle: what it played would have its threads.
+    crowded = {"a": "x", "c": "x", "d": "x"}
+    found = settled(crowded, {"a": 1.0, "c": 1.0, "d": 1.0}, ["x", "y", "z"], {"b": "z"})
+    assert set(found.values()) == {"x", "y"}
+    assert settled({"b": "z"}, {"b": 1.0}, ["z"], {"b": "z"}) == {"b": "z"}
+    assert assign({"b": 1.0}, ["z"], {"b": "z"}) == {"b": "z"}
+
+
+def test_few_sites_move_where_that_will_do() -> None:
+    # x has 12, y 8: b moves, and no other, though the longest first would have them all elsewhere.
+    costs = {"a": 5.0, "b": 2.0, "c": 5.0, "d": 4.0, "e": 4.0}
+    home = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "y"}
+    assert settled(home, costs, ["x", "y"], {}) == home | {"b": "y"}
 
 
 def test_exchanges_come_to_an_end_whatever_the_seconds() -> None:

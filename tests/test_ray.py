@@ -21,11 +21,12 @@ from raysim import LocalFleet, Model, Reply, Task, federate, weights
 from raysim.balance import assign
 from raysim.codec import digest
 from raysim.config import Resources
+from raysim.driver import stream
 from raysim.errors import PlacementError, RunError, SiteError
 from raysim.fleet import Progress
 from raysim.ray_fleet import RayFleet
 from raysim.run import Plan, Row, Summary
-from raysim.server import Failed, Placed, stream
+from raysim.server import Failed, Placed
 from tests import toy
 from tests.remote import (
     OPENED,

@@ -27,11 +27,11 @@ from raysim.balance import assign
 from raysim.chaos import Chaos, read
 from raysim.cli import main
 from raysim.config import Resources, SiteResources
+from raysim.driver import stream
 from raysim.errors import ConfigError, LostError, PlacementError, RunError, SiteError
 from raysim.fleet import BaseFleet
 from raysim.ray_fleet import RayFleet
 from raysim.run import Note, Plan, Row, Summary, perform
-from raysim.server import stream
 from tests import toy
 from tests.remote import (
     Dying,
@@ -111,9 +111,35 @@ def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_play_again(fle
 
 @pytest.mark.ray
 def test_a_site_that_kills_every_actor_ends_the_run(fleet: RayFleet) -> None:
-    with pytest.raises(RunError, match=r"the actor that played 'c' was lost 3 times.*task\.batch_size"):
+    with pytest.raises(RunError, match=r"site 'c' failed in round 1: the actor .* 3 losses .*task\.batch_size"):
         fleet.map(dies_always)
     assert fleet.ledger.incidents[-1].action == "ended the run"
+
+
+@pytest.mark.ray
+def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: RayFleet) -> None:
+    fleet.ledger.min_replies = 0.8
+    assert list(fleet.map(dies_always)) == ["a", "b", "d", "e", "f"]
+    last = fleet.ledger.incidents[-1]
+    assert (last.sites, last.action) == (("c",), "left out")
+    assert [incident.action for incident in fleet.ledger.incidents[:-1]] == ["run again"] * 2
+
+
+@pytest.mark.ray
+def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -> None:
+    four = plan(tmp_path, Telling(**SGD), task=toy.task(dict.fromkeys("abcd", ((1.0, 1),))), rounds=4)
+    list(stream(four, Resources(clients="per_site", cpus_per_client=0.5), "spread"))
+    table = pd.read_parquet(tmp_path / "sites.parquet")
+    pids = table[table["metric"] == "pid"].groupby("round")["value"].nunique()
+    assert pids.tolist() == [4, 4, 4, 4]
+
+
+@pytest.mark.ray
+def test_every_site_may_have_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
+    own = {name: SiteResources(cpus=0.5) for name in NAMES}
+    alone = plan(tmp_path / "ray", FedAvg(**SGD), cohort=0.5)
+    events = list(stream(alone, Resources(sites=own), "all-alone"))
+    assert digest(events) == digest(on_local(plan(tmp_path / "local", FedAvg(**SGD), cohort=0.5)))
 
 
 @pytest.mark.ray
@@ -141,7 +167,7 @@ def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path
 
 @pytest.mark.ray
 def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raysim.server.QUIET", 2.0)
+    monkeypatch.setattr("raysim.driver.QUIET", 2.0)
     waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1)
     events = list(stream(waiting, Resources(clients=2), "waiting"))
     notes = [event.text for event in events if isinstance(event, Note)]
@@ -367,6 +393,49 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_digest(tmp_path: Path, caps
     assert "is done, all 4 rounds" in capsys.readouterr().err
 
 
+def test_a_run_that_lacks_only_its_summary_is_finished(tmp_path: Path) -> None:
+    finished = plan(tmp_path, FedAvg(**SGD))
+    calm = on_local(finished)
+    (tmp_path / "summary.json").unlink()
+    again = on_local(replace(finished, resume=True))
+    assert digest(again) == digest(calm)
+    assert not [event for event in again if isinstance(event, Row)]
+    assert json.loads((tmp_path / "summary.json").read_text())["rounds"] == 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LosingAll(FedAvg):
+    """Loses an object in every try of the third round, or once in every round."""
+
+    always: bool
+    folder: str
+
+    def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        assert isinstance(fleet, BaseFleet)
+        mark = Path(self.folder) / str(fleet.ledger.round)
+        if fleet.ledger.round == 2 if self.always else not mark.exists():
+            mark.touch()
+            raise LostError("an object was lost")
+        return FedAvg.round(self, fleet, model)
+
+
+def test_losses_that_were_mended_do_not_add_up(tmp_path: Path) -> None:
+    losing = plan(tmp_path, LosingAll(**SGD, always=False, folder=str(tmp_path)), rounds=8, checkpoint_every=2)
+    events = on_local(losing)
+    assert isinstance(events[-1], Summary)
+    back = [failure for failure in failures(tmp_path) if failure["action"] == "went back to the last checkpoint"]
+    assert [failure["round"] for failure in back] == list(range(1, 9))
+    assert [failure["seconds"] > 0 for failure in back] == [False, True] * 4  # of finished rounds that were lost
+
+
+def test_losses_in_a_row_end_the_run(tmp_path: Path) -> None:
+    losing = plan(tmp_path, LosingAll(**SGD, always=True, folder=str(tmp_path)))
+    with pytest.raises(RunError, match="an object was lost; that was 5 times in a row"):
+        on_local(losing)
+    actions = [failure["action"] for failure in failures(tmp_path)]
+    assert actions == ["went back to the last checkpoint"] * 4 + ["ended the run"]
+
+
 def test_only_a_run_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(tmp_path)]) == 2
     assert "no run's folder" in capsys.readouterr().err
@@ -434,6 +503,22 @@ def test_chaos_kills_a_client_and_the_bits_stay(ray_started: None, tmp_path: Pat
     events = list(stream(troubled, Resources(clients=2), "chaos"))
     assert events[-1].values["digest"] == digest(calm)
     assert [failure["round"] for failure in failures(tmp_path / "run")] == [2]
+
+
+@pytest.mark.ray
+def test_chaos_kills_two_clients_where_it_is_asked_to(ray_started: None, tmp_path: Path) -> None:
+    calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
+    chaos = read("kill client@2; kill client@2; kill client@4; kill client@4")
+    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=chaos)
+    events = list(stream(troubled, Resources(clients=2), "chaos-two"))
+    assert events[-1].values["digest"] == digest(calm)
+    lost = {failure["actor"] for failure in failures(tmp_path / "run") if failure["round"] == 2}
+    assert lost == {"client-01", "client-02"}
+
+
+def test_dropped_replies_are_refused_where_all_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "fleet=local", "chaos=drop 0.1", "task.data.sites=2"]) == 2
+    assert "give min_replies=0.5, say" in capsys.readouterr().err
 
 
 @pytest.mark.ray

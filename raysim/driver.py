@@ -1,0 +1,193 @@
+"""The command's side of a run on Ray: joins or starts Ray, places the server actor, and follows what it says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raysim.config import Resources
+from raysim.data.wording import listed
+from raysim.dispatch import told
+from raysim.errors import PlacementError, RunError
+from raysim.fleet import Progress
+from raysim.log import note
+from raysim.placement import Seat, nodes, seats
+from raysim.preflight import check_store
+from raysim.run import Note, Plan
+from raysim.server import PATIENCE, Event, Failed, Server
+from raysim.types import Incident
+
+KNOCK = 10.0  # seconds for the head of a cluster to answer
+QUIET = 60.0  # seconds without an answer of any site after which a note says whom the round waits for
+TICK = 0.5  # seconds between two looks at the progress of a round
+
+
+@contextmanager
+def ray_running(address: str | None) -> Iterator[str]:
+    """Ray, joined or started, with its dashboard's address; a Ray that was started here ends with the block."""
+    asked = address or os.environ.get("RAY_ADDRESS")
+    own = not asked
+    try:
+        if asked:
+            _knock(asked)
+        handler = signal.getsignal(signal.SIGTERM)
+        context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process at once
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise PlacementError(f"cannot {'start Ray' if own else f'join Ray at {asked}'}: {error}") from error
+    try:
+        yield str(context.dashboard_url or "")
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody answers at HOST:PORT, where Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+
+
+def _granted(group: PlacementGroup, given: Sequence[Seat]) -> Iterator[Event]:
+    """Progress until all of the group is this run's; a Note if that takes long. Raises PlacementError if too long."""
+    asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in seat.bundle.items()) for seat in given)
+    wish = ", ".join(f"{count} x {each}" for each, count in asked.items())
+    start, told_of_it = time.monotonic(), False
+    while not group.wait(TICK):
+        free = {kind: left for kind, left in ray.available_resources().items() if kind in ("CPU", "GPU")}
+        waited = time.monotonic() - start
+        if waited > PATIENCE:
+            raise PlacementError(
+                f"{wish} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free or 'nothing'}. "
+                "Wait for other work to end, or ask for less"
+            )
+        if waited > 5 and not told_of_it:
+            told_of_it = True
+            yield Note(f"waiting for {wish}, which others hold; free now: {free or 'nothing'}")
+        yield Progress(phase=f"waiting for {wish}")
+
+
+def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]:
+    """Everything that happens in a run on the Ray that is running, as it happens, with Progress in between.
+
+    Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
+    """
+    given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
+    yield from check_store(plan)
+    group = placement_group([seat.bundle for seat in given])
+    try:
+        yield from _granted(group, given)
+        server = _server(plan, group, given, namespace)
+        try:
+            yield from _started(server)
+            rounds = server.run.options(num_returns="streaming").remote()
+            try:
+                yield from _events(server, rounds)
+            except (KeyboardInterrupt, GeneratorExit):
+                server.stop.remote()
+                _drain(_events(server, rounds))
+                raise
+        except RayError as error:
+            silent = isinstance(error, GetTimeoutError)
+            cause = f"the server actor {'does not answer' if silent else 'was lost'}: {told(error)}"
+            if (plan.out / "log.jsonl").exists():  # else the run had not begun
+                with suppress(OSError):
+                    note(plan.out, [Incident(0, "", (), "server", cause, "ended the run", remote=str(error))])
+            raise RunError(cause) from error
+        finally:
+            ray.kill(server)
+    finally:
+        remove_placement_group(group)
+
+
+def _server(plan: Plan, group: PlacementGroup, given: Sequence[Seat], namespace: str) -> Any:
+    options = {
+        "name": "server",
+        "namespace": namespace,
+        "num_cpus": 0,
+        # Beside the command: a node that can die without it should not take the server along.
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+    }
+    sizes = plan.task.sizes
+    costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}
+    decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
+    return decorate(Server).options(**options).remote([ray.put(plan)], group, costs, given, namespace)
+
+
+def _started(server: Any) -> Iterator[Event]:
+    placed = server.placed.remote()
+    answer, stand, since = server.progress.remote(), -1, time.monotonic()
+    while not ray.wait([placed], timeout=TICK)[0]:
+        if ray.wait([answer], timeout=0)[0]:
+            progress: Progress = ray.get(answer)
+            yield progress
+            if progress.done != stand:
+                stand, since = progress.done, time.monotonic()
+            answer = server.progress.remote()
+        elif time.monotonic() - since > 2 * PATIENCE:
+            raise RunError(f"the server actor has not answered for {2 * PATIENCE:g} s; look at Ray's logs")
+    event = ray.get(placed)
+    if isinstance(event, Failed):
+        raise event.error
+    yield event
+    if without := [place.actor for place in event.places if place.gpus and place.device == "cpu"]:
+        yield Note(f"torch finds no GPU at {listed(without)}, whatever Ray has given them: they work on their CPUs")
+
+
+class Quiet:
+    """Says whom a round waits for, when nothing has come for a minute, then for two, four, ..."""
+
+    def __init__(self) -> None:
+        self._stand: tuple[int, str, int] | None = None
+        self._since, self._due = 0.0, QUIET
+
+    def told(self, progress: Progress) -> Note | None:
+        """A note, if it is time for one."""
+        stand, now = (progress.round, progress.phase, progress.done), time.monotonic()
+        if stand != self._stand:
+            self._stand, self._since, self._due = stand, now, QUIET
+        if now - self._since < self._due or not progress.total:
+            return None
+        self._due *= 2
+        at = f"at work: {listed(progress.playing)}" if progress.playing else "no client actor is up"
+        at = "the server is at work" if progress.done == progress.total else at
+        done = f"{progress.done} of {progress.total} sites done"
+        return Note(
+            f"round {progress.round + 1}, {progress.phase}: nothing for {now - self._since:.0f} s; {done}; {at}"
+        )
+
+
+def _drain(events: Iterator[Event]) -> None:
+    """Let the run come to its end, if it does within a while."""
+    end = time.monotonic() + PATIENCE
+    with suppress(RayError):
+        for _ in events:
+            if time.monotonic() > end:
+                return
+
+
+def _events(server: Any, rounds: Any) -> Iterator[Event]:
+    quiet = Quiet()
+    while True:
+        if ray.wait([rounds], timeout=TICK)[0]:
+            try:
+                yield ray.get(next(rounds))
+            except StopIteration:
+                return
+        else:
+            progress: Progress = ray.get(server.progress.remote(), timeout=PATIENCE)
+            yield progress
+            if note := quiet.told(progress):
+                yield note
