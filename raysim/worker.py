@@ -124,7 +124,8 @@ class Worker:
         """The client function's reply at `site`; an exception in it becomes `Answer.failure`."""
         start, read = time.perf_counter(), dict[tuple[int, str], int]()
         # The count of threads is part of the result: it decides how torch splits its sums.
-        torch.set_num_threads(self.own_threads.get(site, self.threads))
+        if (threads := self.own_threads.get(site, self.threads)) != torch.get_num_threads():
+            torch.set_num_threads(threads)
         token = _reader.set((site, read))
         try:
             with seeded(call.seed, call.round, call.index, site):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import pickle
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, replace
 from functools import cache, partial
@@ -10,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from raysim import LocalFleet, Start, Task, federate
 from raysim.checkpoint import Totals, read, write
 from raysim.codec import digest
+from raysim.config import parse, resolve
 from raysim.fields import documented
 from raysim.registry import algorithm_class, algorithms
 from raysim.tasks.synthetic import Synthetic, SyntheticData
@@ -179,14 +185,52 @@ def on_ray(client_actors: dict[str, Any], count: int) -> Any:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("when", ["between rounds", "in a call"])
 @every_algorithm
-def test_a_killed_actor_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
+def test_a_killed_actor_changes_no_bit(name: str, when: str, client_actors: dict[str, Any]) -> None:
     import ray
 
     fleet = on_ray(client_actors, 2)
+    fleet.places = {actor: ray.get(handle.place.remote()) for actor, handle in fleet.actors.items()}
+    if when == "in a call":
+        fleet.kills = {3: ("client",)}  # after the first answer of round 3
     for last in federate(algorithm(name), task(), fleet, rounds=ROUNDS):
-        assert bool(last.incidents) == (last.number == 3)
-        if last.number == 2:
-            ray.kill(fleet.actors["client-1"])
+        if when == "between rounds":
+            assert bool(last.incidents) == (last.number == 3)
+            if last.number == 2:
+                ray.kill(fleet.actors["client-1"])
     client_actors.update(fleet.actors)
+    assert fleet.ledger.moved >= 1
     assert digest(last.state, memories(fleet)) == whole(name)
+
+
+@cache
+def pictures() -> tuple[Path, pd.DataFrame]:
+    """Three sites of three pictures each, and the table of them."""
+    folder, rows = Path(tempfile.mkdtemp(prefix="raysim-test-")), []
+    rng = np.random.default_rng(0)
+    for site in ("east", "north", "south"):
+        for number, split in enumerate(("train", "train", "train", "test")):
+            image, label = (f"{site}-{number}-{what}.png" for what in ("image", "label"))
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(folder / image)
+            Image.fromarray((rng.random((16, 16)) < 0.5).astype(np.uint8)).save(folder / label)
+            rows.append((site, split, image, label))
+    atexit.register(shutil.rmtree, folder)
+    return folder, pd.DataFrame(rows, columns=["site", "split", "image", "label"])
+
+
+@every_algorithm
+def test_the_order_of_rows_in_the_table_is_irrelevant(name: str, tmp_path: Path) -> None:
+    folder, table = pictures()
+    found = []
+    for seed in (None, 1):
+        path = folder / f"{name}-{seed}.csv"
+        (table if seed is None else table.sample(frac=1, random_state=seed)).to_csv(path, index=False)
+        words = ["task=segmentation", f"task.data.table={path}", f"algorithm={name}", "task.batch_size=2"]
+        words += ["task.network={name: unet, channels: [2, 4], strides: [2]}", f"task.data.cache={tmp_path}"]
+        config = resolve(parse(words))
+        mine = config.task.build()
+        fleet = LocalFleet(mine, rounds=2)
+        *_, end = federate(config.algorithm, mine, fleet, rounds=2)
+        found.append(digest(end.state, memories(fleet)))
+    assert found[0] == found[1]

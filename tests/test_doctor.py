@@ -306,7 +306,7 @@ def cluster() -> Iterator[str]:
     ("words", "code", "verdict"),
     [
         (["resources.gpus_per_client=0.5"], 1, "ok +1 client actor of"),
-        (["resources.clients=9"], 3, "wrong +asked for 9"),
+        (["resources.cpus_per_client=99"], 3, "wrong +asked for 1 client actor of 99"),
     ],
 )
 def test_on_a_ray_of_two_nodes(
