@@ -186,18 +186,18 @@ class Dispatch:
 
 
 def _given_up(cause: str) -> str:
-    return (
-        f"the actor that played it alone was lost, {TRIES} losses in all, last because: {cause}. If memory ran out, "
-        "take a smaller task.batch_size or fewer actors (resources.clients); if the work takes that long, a larger "
-        "site_timeout"
-    )
+    long = "site_timeout" in cause
+    cure = "If memory ran out, take a smaller task.batch_size or fewer actors (resources.clients)"
+    cure = "If the work takes that long, give a larger site_timeout" if long else cure
+    return f"the actor that played it alone was lost, {TRIES} losses in all, last because: {cause}. {cure}"
 
 
 def told(error: Any) -> str:
     """What Ray says of the cause, without the numbers of actor and process that it puts between."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not re.match(r"(\w+_)?(id|name|pid|ip|namespace): ", line)]
-    return f"{type(error).__name__}: {' '.join(lines[:3])}"
+    text = " ".join(lines[:3]).partition("Some common causes")[0]  # what follows is the same whatever the cause
+    return f"{type(error).__name__}: {text.strip().rstrip('.')}"
 
 
 def _named(sites: Sequence[str]) -> str:

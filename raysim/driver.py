@@ -25,7 +25,7 @@ from raysim.fleet import Progress
 from raysim.log import note
 from raysim.placement import Seat, nodes, seats
 from raysim.preflight import check_store
-from raysim.run import Note, Plan
+from raysim.run import Note, Plan, Row
 from raysim.server import PATIENCE, Event, Failed, Server
 from raysim.types import Incident
 
@@ -84,6 +84,7 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
 
     Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
     """
+    number = 1  # of the round that is played
     given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
     yield from check_store(plan)
     group = placement_group([seat.bundle for seat in given])
@@ -94,22 +95,28 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
             yield from _started(server)
             rounds = server.run.options(num_returns="streaming").remote()
             try:
-                yield from _events(server, rounds)
+                for event in _events(server, rounds):
+                    number = event.number + 1 if isinstance(event, Row) else number
+                    yield event
             except (KeyboardInterrupt, GeneratorExit):
                 server.stop.remote()
                 _drain(_events(server, rounds))
                 raise
         except RayError as error:
-            silent = isinstance(error, GetTimeoutError)
-            cause = f"the server actor {'does not answer' if silent else 'was lost'}: {told(error)}"
-            if (plan.out / "log.jsonl").exists():  # else the run had not begun
-                with suppress(OSError):
-                    note(plan.out, [Incident(0, "", (), "server", cause, "ended the run", remote=str(error))])
-            raise RunError(cause) from error
+            raise _lost(plan, number, error) from error
         finally:
             ray.kill(server)
     finally:
         remove_placement_group(group)
+
+
+def _lost(plan: Plan, number: int, error: RayError) -> RunError:
+    """The server actor is gone: noted, and as what the run ends with."""
+    cause = f"the server actor {'does not answer' if isinstance(error, GetTimeoutError) else 'was lost'}: {told(error)}"
+    if (plan.out / "log.jsonl").exists():  # else the run had not begun
+        with suppress(OSError):
+            note(plan.out, [Incident(number, "", (), "server", cause, "ended the run", remote=str(error))])
+    return RunError(cause)
 
 
 def _server(plan: Plan, group: PlacementGroup, given: Sequence[Seat], namespace: str) -> Any:

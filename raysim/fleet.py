@@ -138,8 +138,9 @@ class BaseFleet(ABC):
         ledger.calls += 1
         answers = self._collect(client, shared, own, call, phase=phase, private=private)
         size = nbytes(shared)
-        for site, answer in answers.items():
+        for site in self.sites:  # to those too that have failed since
             ledger.down[site] += size + (nbytes(own[site]) if own is not None else 0)
+        for site, answer in answers.items():
             ledger.between[site] += answer.between
             ledger.seconds[site] = answer.seconds
             if answer.memory is not KEEP:

@@ -93,9 +93,11 @@ def alone(folder: Path) -> Iterator[None]:
 def _start(plan: Plan, config: RunConfig, display: Display) -> None:
     try:
         _run(plan, config, display)
-    except (RunError, KeyboardInterrupt):
-        if (plan.out / "log.jsonl").exists():
-            display.say(f"what was recorded until then is in {plan.out}; raysim resume {plan.out} goes on with it")
+    except (RunError, KeyboardInterrupt) as error:
+        if (plan.out / "log.jsonl").exists() and "raysim resume" not in str(error):
+            more = any((plan.out / "checkpoints").glob("round_*"))
+            goes_on = f"; raysim resume {plan.out} goes on with it" if more else ""
+            display.say(f"what was recorded until then is in {plan.out}{goes_on}")
         raise
 
 

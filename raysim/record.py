@@ -82,6 +82,7 @@ class Recorder:
             "seconds": round.seconds,
             "sites": len(round.cohort),
             "absent": len(round.absent),
+            "left_out": sum(len(incident.sites) for incident in round.incidents if incident.action == "left out"),
             "failures": len(round.incidents),
             "seconds_lost": sum(incident.seconds for incident in round.incidents),
             "loss": round.loss,

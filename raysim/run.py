@@ -92,11 +92,11 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
             recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
-        _fail(recorder, fleet, facts, error)
+        yield from _fail(recorder, fleet, facts, error)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         failure = ServerError(fleet.ledger.round + 1, f"{type(error).__name__}: {error}", traceback.format_exc())
-        _fail(recorder, fleet, facts, failure)
+        yield from _fail(recorder, fleet, facts, failure)
         raise failure from error
 
 
@@ -112,10 +112,13 @@ def writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> None:
+def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Note]:
+    """Write down what ended the run, and tell of what went wrong before that in its last round."""
     incidents = list(fleet.ledger.told())
+    yield from (Note(_told(incident)) for incident in incidents if incident.action != "ended the run")
     if not incidents or incidents[-1].action != "ended the run":
-        number, phase = fleet.ledger.round + 1, fleet.ledger.progress.phase
+        number = fleet.ledger.round + 1
+        phase = "server" if isinstance(error, ServerError) else fleet.ledger.progress.phase
         incidents.append(Incident(number, phase, (), "", str(error), "ended the run", remote=error.remote))
     with suppress(OSError):  # the disk may be what has failed: then the error is all that is left to tell
         note(recorder.out, incidents)

@@ -137,7 +137,7 @@ class Worker:
             size = nbytes(reply.payload)  # raises here, with the site, for what cannot travel
         except LostError:  # no fault of the function's
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a user's function raises is reported, with its site
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's function raises, with its site
             return _no_reply(_failure(error), time.perf_counter() - start)
         finally:
             _reader.reset(token)
@@ -168,7 +168,7 @@ def _no_reply(failure: Failure, seconds: float) -> Answer[Any]:
     return Answer(None, failure=failure, seconds=seconds)
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: BaseException) -> Failure:
     text = str(error).strip() or "no message"
     if isinstance(error, RaysimError):  # it says all there is to say
         return Failure(text, "")

@@ -185,6 +185,7 @@ def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_pat
     with pytest.raises(RunError, match="the server actor was lost: ActorDiedError"):
         list(events)
     assert failures(tmp_path / "run")[-1]["actor"] == "server"
+    assert failures(tmp_path / "run")[-1]["round"] >= 3
     again = list(stream(replace(killed, resume=True), Resources(clients=1), "again"))
     assert digest(again) == digest(calm)
 
@@ -301,6 +302,23 @@ def test_a_failed_site_is_left_out_where_enough_answer() -> None:
     (incident,) = fleet.ledger.incidents
     assert (incident.sites, incident.action, incident.cause) == (("d",), "left out", "LookupError: no such organ")
     assert "fails_at_d" in incident.remote
+
+
+def test_a_site_that_failed_was_sent_the_message_all_the_same(tmp_path: Path) -> None:
+    failing = plan(tmp_path, Failing(**SGD), min_replies=0.5, rounds=2)
+    list(perform(failing, LocalFleet(failing.task, rounds=2)))
+    table = pd.read_parquet(tmp_path / "rounds.parquet")
+    assert table["left_out"].tolist() == [1, 1]
+    assert (table["bytes_down"] * 5 == table["bytes_up"] * 6).all()
+
+
+def exits(site: Site[Any], _: Any) -> Reply[int]:
+    raise SystemExit(3)
+
+
+def test_an_exit_of_ones_own_code_is_a_failure_like_another() -> None:
+    with pytest.raises(SiteError, match="site 'a' failed in round 1: SystemExit: 3"):
+        LocalFleet(task()).map(exits)
 
 
 @pytest.mark.parametrize("least", [1.0, 6, 10])
