@@ -31,7 +31,7 @@ ROWS = {
     "lost_in_all": "lost in that round and the later ones: s",
     "lost_in_all_over_round": "lost in that round and the later ones / a steady round",
 }
-LIMITS = {"lost_over_round": 1.0}
+LIMITS: dict[str, float] = {}
 
 
 def main() -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-FEW = 32  # sites up to which exchanges are tried: of more, the longest first leaves nothing to gain
+FEW = 32  # sites up to which exchanges are tried too: of more, single moves leave nothing to gain
 HAIR = 1e-6
+ENOUGH = 0.995  # of an even share: what is as good as that is not moved about any more
 GAIN = 0.97  # a site stays with the actor that has its data open, unless the round becomes that much shorter
 
 Home = dict[str, str]  # actor by site
@@ -38,7 +39,10 @@ def settled(
     if longest(now, costs) * GAIN <= max(sum(shared.values()) / max(len(load), 1), *shared.values(), 0.0):
         return now | ours
     best = now
-    for wish in (_improved(now, shared, load), assign(shared, list(load))):
+    wishes = [_improved(now, shared, load)]
+    if len(shared) <= FEW:  # of more, it would move nearly all
+        wishes.append(assign(shared, list(load)))
+    for wish in wishes:
         if longest(wish, costs) < GAIN * longest(best, costs):
             best = wish
     return best | ours
@@ -56,7 +60,8 @@ def _improved(home: Home, costs: Mapping[str, float], load: Mapping[str, float])
     """`home` after all exchanges that shorten the round."""
     found, left = dict(home), dict(load)
     shared = sorted(found, key=lambda site: (-costs[site], site))
-    while 0 < len(shared) <= FEW and _exchange(found, left, costs, shared):
+    even = max(sum(left.values()) / max(len(left), 1), max((costs[site] for site in shared), default=0.0))
+    while shared and max(left.values()) * ENOUGH > even and _exchange(found, left, costs, shared):
         pass
     return found
 
@@ -89,4 +94,5 @@ def _partners(
 ) -> Iterator[tuple[str | None, str]]:
     """What the busiest actor may take in return, and from whom: nothing, or a site."""
     yield from ((None, actor) for actor in load if actor != busiest)
-    yield from ((site, home[site]) for site in shared if home[site] != busiest)
+    if len(shared) <= FEW:
+        yield from ((site, home[site]) for site in shared if home[site] != busiest)

@@ -120,6 +120,9 @@ class RayFleet(BaseFleet):
             places = [self.places[actor] for actor in self.up() if self.places.get(actor) not in (None, *struck)]
         if not places:
             return None
+        if victim == "client" and places[-1].node == ray.get_runtime_context().get_node_id():
+            os.kill(places[-1].pid, signal.SIGKILL)
+            return places[-1]
         there = NodeAffinitySchedulingStrategy(places[-1].node, soft=False)
         remote: Any = ray.remote(_strike)
         pid = 0 if victim == "node" else places[-1].pid
