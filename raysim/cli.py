@@ -153,8 +153,6 @@ def _ready(config: RunConfig) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
         os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
-        # It keeps what it has: else every step of a larger network takes its memory from the system anew, page by page.
-        os.environ.setdefault("MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1")
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
