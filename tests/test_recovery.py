@@ -171,8 +171,7 @@ def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, mon
     waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1)
     events = list(stream(waiting, Resources(clients=2), "waiting"))
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert notes
-    assert all(re.match(r"round 1, call 1: nothing for \d s; 5 of 6 sites done; at work: b$", note) for note in notes)
+    assert any(re.match(r"round 1, call 1: nothing for \d+ s; 5 of 6 sites done; at work: b$", note) for note in notes)
 
 
 @pytest.mark.ray
