@@ -145,7 +145,7 @@ class Dispatch:
         if isinstance(cause, LostError | ObjectLostError):
             raise LostError(f"round {self.fleet.ledger.round + 1}: {told(cause)}") from error
         if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
-            raise RunError(f"{FULL}. Ray says: {told(cause)}") from error
+            raise no_room(cause) from error
         if isinstance(error, RayTaskError | RaySystemError):  # an exception there; a reply that cannot be read here
             number = self.fleet.ledger.round + 1
             failed = RunError(f"round {number}: {sent.actor} failed at {_named(sent.sites)}: {told(cause)}")
@@ -183,6 +183,11 @@ class Dispatch:
             f"round {self.fleet.ledger.round + 1}: no client actor has come back for {PATIENCE:g} s, and {left} sites "
             "wait; the cluster has no room for one. When it has, `raysim resume` goes on from the last checkpoint"
         )
+
+
+def no_room(error: Exception) -> RunError:
+    """What a run ends with when neither Ray's object store nor its disk takes any more."""
+    return RunError(f"{FULL}. Ray says: {told(error)}")
 
 
 def _given_up(cause: str) -> str:

@@ -12,6 +12,7 @@ import ray
 from raysim.data.wording import size
 from raysim.errors import PlacementError
 from raysim.model import weights
+from raysim.rounds import cohort_size
 from raysim.run import Note, Plan
 from raysim.types import Task
 
@@ -35,8 +36,7 @@ def check_disk(folder: Path, model: int) -> None:
 
 def check_store(plan: Plan) -> Iterator[Note]:
     """A note if a round's replies go through the disk. Raises PlacementError if they fit neither memory nor disk."""
-    sites, part = len(plan.task.inside), plan.cohort
-    count = max(1, round(part * sites)) if isinstance(part, float) else min(part, sites)
+    count = cohort_size(plan.cohort, len(plan.task.inside))
     needed = (count + 2) * plan.model_bytes  # each site's, and the server's before and after
     store = int(ray.cluster_resources().get("object_store_memory", 0))
     if needed <= store:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysim.balance import settled
 from raysim.chaos import Chaos
 from raysim.client import Place
-from raysim.dispatch import FULL, TRIES, Dispatch, told
+from raysim.dispatch import TRIES, Dispatch, no_room, told
 from raysim.errors import LostError, RunError
 from raysim.fleet import BaseFleet
 from raysim.types import Task
@@ -167,13 +167,13 @@ def _put(value: Any) -> Any:
     try:
         return ray.put(value)
     except (ObjectStoreFullError, OutOfDiskError) as error:
-        raise RunError(f"{FULL}. Ray says: {told(error)}") from error
+        raise no_room(error) from error
 
 
 def _got(held: Any) -> Any:
     try:
         return ray.get(held) if isinstance(held, ray.ObjectRef) else held
     except (ObjectStoreFullError, OutOfDiskError) as error:
-        raise RunError(f"{FULL}. Ray says: {told(error)}") from error
+        raise no_room(error) from error
     except ObjectLostError as error:
         raise LostError(f"an object was lost with its node: {str(error).splitlines()[0]}") from error

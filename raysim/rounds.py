@@ -75,11 +75,16 @@ def federate(
 
 def draw(sites: Sequence[str], cohort: float | int, seed: int, index: int) -> list[str]:
     """The sites of round `index` (from 0): a fraction (float, at least one site) or a number (int) of `sites`."""
-    count = max(1, round(cohort * len(sites))) if isinstance(cohort, float) else cohort
-    if count >= len(sites):
+    count = cohort_size(cohort, len(sites))
+    if count == len(sites):
         return list(sites)
     chosen = generator(seed, index, "cohort").choice(len(sites), count, replace=False)
     return [sites[i] for i in sorted(chosen)]
+
+
+def cohort_size(cohort: float | int, sites: int) -> int:
+    """How many of so many sites a round asks: a fraction (float, at least one site) or a number (int) of them."""
+    return min(sites, max(1, round(cohort * sites)) if isinstance(cohort, float) else cohort)
 
 
 def present(sites: Sequence[str], dropout: float, seed: int, index: int) -> list[str]:
