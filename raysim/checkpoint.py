@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,7 @@ from raysim.rounds import Start
 KEPT = 2  # the last one, and the one before it in case the last is damaged
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What has added up over the rounds so far."""
-
-    up: int = 0
-    down: int = 0
-    between: int = 0
-    seconds: float = 0.0
-
-
-def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any], totals: Totals) -> Path:
+def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any]) -> Path:
     """Write `folder/round_NNNN` after round `number`, then drop all but the newest two.
 
     It appears under its name only when every file in it is on the disk. A site's memory is a file of its own, so
@@ -45,7 +34,7 @@ def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any], to
     sums = _write_tree(partial, "state", state)
     for site, memory in memories.items():
         sums |= _write_tree(partial, f"memories/{site}", memory)
-    index = {"round": number, "totals": asdict(totals), "sites": list(memories), "sha256": sums}
+    index = {"round": number, "sites": list(memories), "sha256": sums}
     _write(partial / "checkpoint.json", json.dumps(index, indent=1).encode())
     shutil.rmtree(final, ignore_errors=True)  # a damaged one, if the run went on from the one before
     partial.rename(final)
@@ -55,18 +44,17 @@ def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any], to
     return final
 
 
-def read(path: Path, trusted: Collection[str] = ()) -> tuple[Start[Any], Totals]:
-    """The start and the totals that `path` holds. Raises RunError if a file is missing or its bits have changed."""
+def read(path: Path, trusted: Collection[str] = ()) -> Start[Any]:
+    """The start that `path` holds. Raises RunError if a file is missing or its bits have changed."""
     try:
         index = json.loads((path / "checkpoint.json").read_bytes())
         for name, expected in index["sha256"].items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != expected:
                 raise RunError(f"checkpoint {path} is damaged: {name} has changed since it was written")
         state = _read_tree(path, "state", trusted)
-        totals = Totals(**index["totals"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"checkpoint {path} cannot be read: {error}") from error
-    return Start(index["round"], state, _Memories(path, index["sites"], trusted)), totals
+    return Start(index["round"], state, _Memories(path, index["sites"], trusted))
 
 
 class _Memories(Mapping[str, Any]):

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 import torch
 
+from raysim.allocator import Allocator
 from raysim.tree import nbytes
 from raysim.types import KEEP
 from raysim.worker import NOTHING, Answer, Call, Client, Worker, threads_of
@@ -57,6 +58,7 @@ class ClientActor:
 
     def __init__(self, name: str, title: str, plan: list[Any], cpus: float, gpus: float) -> None:
         self.name, self.title, self.cpus, self.gpus = name, title, cpus, gpus
+        self.allocator = Allocator()
         prepared = ray.get(plan[0])
         device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         if device == "cuda":
@@ -103,6 +105,7 @@ class ClientActor:
             apart.append(_sealed(answer.payload) if large else None)
             memory = answer.memory if answer.memory is KEEP else None
             answers.append(replace(answer, memory=memory, payload=APART if large else answer.payload))
+            self.allocator.settle()
         return [*answers, *kept, *apart]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AHEAD = 2  # quick calls given to an actor at a time: the second waits there, so the actor never waits for the server
 QUICK = 1.0  # seconds of work up to which a call is quick: what waits behind a longer one, an idle actor might take
 BUNDLE = 0.5  # seconds of work that make a call worth while: Ray spends about 0.002 s on a call, whatever it carries
-SHARE = 2  # a call takes at most half of what waits for an actor, so that all are done at the same time
+SHARE = 1.5  # a call takes at most two thirds of what waits for an actor, so that all are done at the same time
 TRIES = 3  # losses of an actor after which what it played, and not the machine, is to blame
 PATIENCE = 120.0  # seconds for an actor to come back while no other can work
 FULL = (

@@ -154,7 +154,7 @@ def site_tables(summary: Any, width: int) -> Iterator[Table]:
         title = f"the {SHOWN} worst of {len(sites)} sites by {metric}"
     # As the task lists them: the site with the most first, for one without a class misses that class's columns.
     complete = sorted(sites.values(), key=len, reverse=True)
-    names = [n for n in dict.fromkeys(n for scores in complete for n in scores) if not _same_as_plain(n, sites)]
+    names = [n for n in dict.fromkeys(n for scores in complete for n in scores) if not same_as_plain(n, sites)]
     fit = max(1, (width - max(map(len, rows)) - 14) // WIDTH)
     for split in ("test", "val"):
         shown = [name for name in names if name.startswith(f"{split}/")]
@@ -168,7 +168,7 @@ def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -
     for column in ("site", "role"):
         table.add_column(column, no_wrap=True)
     for name in names:
-        table.add_column(_heading(name), justify="right", min_width=WIDTH - 3)
+        table.add_column(heading(name), justify="right", min_width=WIDTH - 3)
     for site in rows:
         table.add_row(site, sites[site]["role"], *(number(sites[site].get(name)) for name in names))
     table.add_section()
@@ -179,14 +179,14 @@ def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -
     return table
 
 
-def _heading(name: str) -> str:
+def heading(name: str) -> str:
     """`split/metric`, a word on each line, and the unit if the metric has one."""
     words = name.replace("/", "_").split("_")
     unit = UNITS.get(words[1].removesuffix("@global"))
     return "\n".join([*words, unit] if unit else words)
 
 
-def _same_as_plain(name: str, sites: Any) -> bool:
+def same_as_plain(name: str, sites: Any) -> bool:
     """Whether `name` is a score of the global model that is, at every site, the method's own."""
     plain = name.removesuffix("@global")
     return plain != name and all(scores.get(name) == scores.get(plain) for scores in sites.values())

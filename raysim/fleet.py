@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from raysim.chaos import Chaos
 from raysim.errors import RunError, SiteError
+from raysim.seeding import kept
 from raysim.tree import frozen, nbytes
 from raysim.types import KEEP, Incident, Metrics, Reply, Task, Traffic
 from raysim.worker import NOTHING, Answer, Call, Client, Exchanged, Failure, Worker
@@ -258,7 +259,9 @@ class LocalFleet(BaseFleet):
         for site in self.sites:
             given = NOTHING if own is None else own[site]
             memory = self.ledger.memories.get(site)
-            yield site, self.worker.play(client, site, call, shared, given, memory)
+            with kept():  # the server half of the round draws from the same generators
+                answer = self.worker.play(client, site, call, shared, given, memory)
+            yield site, answer
 
     @staticmethod
     def _fetch(held: Any) -> Any:

@@ -30,6 +30,7 @@ from raysim.fleet import LocalFleet
 from raysim.preflight import check_disk, model_bytes
 from raysim.record import write_json
 from raysim.registry import name_of
+from raysim.report import write_report
 from raysim.run import (
     Plan,
     Summary,
@@ -99,6 +100,19 @@ def _start(plan: Plan, config: RunConfig, display: Display) -> None:
             goes_on = f"; raysim resume {plan.out} goes on with it" if more else ""
             display.say(f"what was recorded until then is in {plan.out}{goes_on}")
         raise
+    finally:
+        _report(plan.out, display)
+
+
+def _report(out: Path, display: Display) -> None:
+    """Leave report.html, whatever ended the run: by this process, for the server actor may be lost."""
+    if not (out / "summary.json").exists():  # the run has not begun, or its server was lost
+        return
+    try:
+        display.say(f"report: {write_report(out)}")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the run has ended, and this changes nothing of it
+        reason = " ".join(str(error).split())
+        display.say(f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}")
 
 
 def _run(plan: Plan, config: RunConfig, display: Display) -> None:

@@ -52,16 +52,19 @@ class Log:
         write(self.path, "".join(f"{line}\n" for line in kept))
         self._file = self.path.open("a")
 
-    def tables(self, rounds: list[RoundRow]) -> None:
+    def tables(self) -> None:
         """Write rounds.parquet and sites.parquet; a reader finds either the old ones or the new, never a torn one."""
+        rounds: list[RoundRow] = []
+        _write_table(self.out / "sites.parquet", SITES, self._site_tables(rounds))
         frame = pd.DataFrame(rounds, columns=None if rounds else ["round"])
         table = pa.Table.from_pandas(frame, preserve_index=False)
         _write_table(self.out / "rounds.parquet", table.schema, [table])
-        _write_table(self.out / "sites.parquet", SITES, self._site_tables())
 
-    def _site_tables(self) -> Iterator[pa.Table]:
+    def _site_tables(self, rounds: list[RoundRow]) -> Iterator[pa.Table]:
+        """The rows of sites, some at a time; those of the rounds are put into `rounds`."""
         rows: list[SiteRow] = []
-        for _, sites in self:
+        for row, sites in self:
+            rounds.append(row)
             rows += sites
             if len(rows) >= BATCH:
                 yield _site_table(rows)
@@ -83,7 +86,8 @@ def note(out: Path, incidents: Iterable[Incident]) -> None:
 def failures(out: Path) -> dict[str, Any]:
     """What failures.jsonl adds up to: how many incidents, replies that were left out, seconds of work lost."""
     path = out / "failures.jsonl"
-    noted = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    noted = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may have left the last one torn
     left_out = sum(len(entry["sites"]) for entry in noted if entry["action"] == "left out")
     return {
         "incidents": len(noted),

@@ -15,13 +15,22 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from raysim.checkpoint import Totals
 from raysim.log import Log, RoundRow, SiteRow, failures, note, write
 from raysim.types import JUDGED, Round, Score, Task
 
 Better = Mapping[str, Literal["higher", "lower"]]
 KINDS = ("mean", "weighted", "worst")  # of the sites, of the cases, site
 Aggregate = dict[str, float]  # of each kind
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What has added up over the rounds so far."""
+
+    up: int = 0
+    down: int = 0
+    between: int = 0
+    seconds: float = 0.0
 
 
 def aggregate(scores: Iterable[Score], better: Better) -> dict[str, Aggregate]:
@@ -51,7 +60,7 @@ class Recorder:
     out: Path
     task: Task
     chosen: str  # role/split/metric
-    rounds: list[RoundRow] = field(default_factory=list)
+    number: int = 0  # of the last round
     latest: dict[str, Aggregate] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # the last of each site, by split/metric
     totals: Totals = field(default_factory=Totals)
@@ -101,7 +110,7 @@ class Recorder:
 
     def _keep(self, row: RoundRow, sites: Sequence[SiteRow]) -> None:
         """Count a round in."""
-        self.rounds.append(row)
+        self.number = row["round"]
         total = self.totals
         self.totals = Totals(
             total.up + row["bytes_up"],
@@ -125,9 +134,9 @@ class Recorder:
 
         Failures stay noted.
         """
-        seconds = sum(row["seconds"] for row in self.rounds if row["round"] > number)
+        seconds = sum(row["seconds"] for row, _ in self._log if row["round"] > number)
         self._log.rewind(number)
-        self.rounds, self.latest, self.scores, self.totals = [], {}, {}, Totals()
+        self.number, self.latest, self.scores, self.totals = 0, {}, {}, Totals()
         for row, sites in self._log:
             self._keep(row, sites)
         self._board.close()
@@ -141,7 +150,7 @@ class Recorder:
     def flush(self) -> None:
         """Put all that was added on the disk; a reader finds either the old file or the new, never a torn one."""
         start = time.monotonic()
-        self._log.tables(self.rounds)
+        self._log.tables()
         self._board.flush()
         self._flushed = time.monotonic()
         self._pause = self._flushed - start
@@ -156,7 +165,7 @@ class Recorder:
             "schema_version": 1,
             "status": status,
             **facts,
-            "rounds": self.rounds[-1]["round"] if self.rounds else 0,
+            "rounds": self.number,
             "digest": digest,
             "metric": self.chosen,
             "direction": direction(self.chosen, self.task.score.better),

@@ -160,7 +160,7 @@ def _last_checkpoint(
     start = None
     for path in checkpoint.newest_first(plan.out / "checkpoints"):
         try:
-            start, _ = checkpoint.read(path, trusted=[type(plan.algorithm).__module__])
+            start = checkpoint.read(path, trusted=[type(plan.algorithm).__module__])
             break
         except RunError as error:
             yield Note(f"{error}; taking the one before it")
@@ -190,7 +190,7 @@ def _from(
             if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
                 recorder.sync()  # a checkpoint has all its rounds in the log
                 folder = plan.out / "checkpoints"
-                checkpoint.write(folder, final.number, final.state, fleet.memories(), recorder.totals)
+                checkpoint.write(folder, final.number, final.state, fleet.memories())
         for incident in final.incidents:
             yield Note(_told(incident))
         yield Row(final.number, row)

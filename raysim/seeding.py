@@ -21,15 +21,10 @@ def generator(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(seed_of(*key))
 
 
-@contextmanager
-def seeded(*key: int | str) -> Iterator[None]:
-    """Inside, the global generators of torch, numpy and random start from `key`; after, they are as before.
-
-    CUDA generators are seeded too, but not put back: their states live on the device.
-    """
+def sow(*key: int | str) -> None:
+    """Start the global generators of torch, numpy and random, and CUDA's, from `key`."""
     import torch  # not at the top: tables are read, partitioned and split without it
 
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - saved
     seed = seed_of(*key)
     # torch.manual_seed would, without a GPU in use, note down the whole call stack for later: half a millisecond.
     torch.default_generator.manual_seed(seed)
@@ -37,9 +32,28 @@ def seeded(*key: int | str) -> Iterator[None]:
         torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - users' transforms may draw from it
     random.seed(seed)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """After the block, the global generators of torch, numpy and random are as before.
+
+    Those of CUDA are not put back: their states live on the device.
+    """
+    import torch
+
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - saved
     try:
         yield
     finally:
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         random.setstate(before[2])
+
+
+@contextmanager
+def seeded(*key: int | str) -> Iterator[None]:
+    """Inside, the global generators start from `key`; after, they are as before."""
+    with kept():
+        sow(*key)
+        yield

@@ -76,12 +76,14 @@ class LocalTraining:
     ) -> float:
         """Mean loss over the steps of one round of training `net` in place on `split` (the training data).
 
+        `net` is put in training mode if it is not; layers of one in training mode may be frozen by `.eval()`.
         Raises RunError, naming the step, as soon as the round is over if a loss was not finite.
         """
         device = site.device
         if device.type == "cuda":
             net.to(memory_format=channels_last(site.data.train.inputs.ndim))  # type: ignore[call-overload]  # stub
-        net.train()
+        if not net.training:
+            net.train()
         parameters = [p for p in net.parameters() if p.requires_grad]
         joined, gradients = join(parameters)
         optimizer = self._optimizer(joined, site)

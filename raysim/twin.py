@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary
@@ -26,10 +27,16 @@ class _Mould(pickle.Pickler):
     def persistent_id(self, obj: Any) -> int | None:
         if not isinstance(obj, SHARED) and not hasattr(type(obj), "__deepcopy__"):
             return None
+        if isinstance(obj, type) and _by_name(obj) is obj:  # pickle then notes it once, however often it occurs
+            return None
         if id(obj) not in self.keys:
             self.keys[id(obj)] = len(self.apart)
             self.apart.append(obj)
         return self.keys[id(obj)]
+
+
+def _by_name(kind: type) -> Any:
+    return getattr(sys.modules.get(kind.__module__), kind.__qualname__, None)
 
 
 class _Cast(pickle.Unpickler):

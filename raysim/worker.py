@@ -14,7 +14,7 @@ import torch
 
 from raysim.chaos import Chaos
 from raysim.errors import LostError, RaysimError
-from raysim.seeding import seeded
+from raysim.seeding import sow
 from raysim.tree import frozen, nbytes
 from raysim.types import KEEP, SPLITS, Data, Metrics, Reply, Site, Task
 
@@ -121,16 +121,19 @@ class Worker:
         own: Any = NOTHING,
         memory: Any = None,
     ) -> Answer[P]:
-        """The client function's reply at `site`; an exception in it becomes `Answer.failure`."""
+        """The client function's reply at `site`; an exception in it becomes `Answer.failure`.
+
+        It leaves the global random generators as the function left them.
+        """
         start, read = time.perf_counter(), dict[tuple[int, str], int]()
         # The count of threads is part of the result: it decides how torch splits its sums.
         if (threads := self.own_threads.get(site, self.threads)) != torch.get_num_threads():
             torch.set_num_threads(threads)
         token = _reader.set((site, read))
         try:
-            with seeded(call.seed, call.round, call.index, site):
-                place = self._site(site, call, memory)
-                reply = client(place, shared) if own is NOTHING else client(place, shared, own)
+            sow(call.seed, call.round, call.index, site)
+            place = self._site(site, call, memory)
+            reply = client(place, shared) if own is NOTHING else client(place, shared, own)
             if not isinstance(reply, Reply):
                 raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
             frozen((reply.payload, reply.memory))

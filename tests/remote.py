@@ -181,6 +181,22 @@ def hangs_once(site: Site[Any], folder: str) -> Reply[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Greedy(FedAvg):
+    """In its second round site-02 takes 9 GB, unless the file `once` is there, which it leaves behind."""
+
+    once: str
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        if (site.name, site.round) == ("site-02", 1) and not Path(self.once).exists():
+            Path(self.once).touch()
+            taken = []
+            for _ in range(90):
+                taken.append(np.ones(100_000_000, np.uint8))
+                time.sleep(0.05)
+        return super().client(site, model)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sleeping(FedAvg):
     """FedAvg whose site b takes some seconds."""
 

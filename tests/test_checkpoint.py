@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raysim import Model, load, weights
-from raysim.checkpoint import Totals, newest_first, read, write
+from raysim.checkpoint import newest_first, read, write
 from raysim.errors import RunError
 from tests.toy import Scaled
 
@@ -19,18 +19,16 @@ def model(value: float = 1) -> Model:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     memories = {"a": None, "b": {"bank": [model(2)], "count": 3}}
-    totals = Totals(up=10, down=20, between=30, seconds=1.5)
-    path = write(tmp_path, 7, model(), memories, totals)
-    start, found = read(path)
+    path = write(tmp_path, 7, model(), memories)
+    start = read(path)
     assert path.name == "round_0007"
     assert (start.number, start.state, start.memories) == (7, model(), memories)
-    assert found == totals
 
 
 def test_a_network_with_counters_comes_back_and_fits(tmp_path: Path) -> None:
     # BatchNorm counts its batches in an array without axes.
     kept = weights(Scaled())
-    start, _ = read(write(tmp_path, 1, kept, {"a": kept.buffers}, Totals()))
+    start = read(write(tmp_path, 1, kept, {"a": kept.buffers}))
     assert start.state == kept
     assert start.memories["a"] == kept.buffers
     load(Scaled(), start.state)
@@ -38,27 +36,27 @@ def test_a_network_with_counters_comes_back_and_fits(tmp_path: Path) -> None:
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     for number in (1, 2, 9, 10):
-        write(tmp_path, number, model(), {}, Totals())
+        write(tmp_path, number, model(), {})
     assert [path.name for path in newest_first(tmp_path)] == ["round_0010", "round_0009"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round_0009", "round_0010"]
 
 
 def test_rounds_are_ordered_as_numbers(tmp_path: Path) -> None:
     for number in (9999, 10000):
-        write(tmp_path, number, model(), {}, Totals())
+        write(tmp_path, number, model(), {})
     assert next(newest_first(tmp_path)).name == "round_10000"
 
 
 def test_a_round_may_be_written_again(tmp_path: Path) -> None:
     # As after going on from the one before, because this one was damaged.
-    write(tmp_path, 1, model(1), {"a": model()}, Totals())
-    start, _ = read(write(tmp_path, 1, model(2), {}, Totals()))
+    write(tmp_path, 1, model(1), {"a": model()})
+    start = read(write(tmp_path, 1, model(2), {}))
     assert (start.state, start.memories) == (model(2), {})
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json", "memories/a.safetensors", "memories/a.json"])
 def test_a_changed_bit_is_found(tmp_path: Path, file: str) -> None:
-    path = write(tmp_path, 1, model(), {"a": model()}, Totals())
+    path = write(tmp_path, 1, model(), {"a": model()})
     content = bytearray((path / file).read_bytes())
     content[-1] ^= 1
     (path / file).write_bytes(content)
@@ -68,21 +66,21 @@ def test_a_changed_bit_is_found(tmp_path: Path, file: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x80", b"{}"])
 def test_a_damaged_index_is_a_run_error(tmp_path: Path, content: bytes) -> None:
-    path = write(tmp_path, 1, model(), {}, Totals())
+    path = write(tmp_path, 1, model(), {})
     (path / "checkpoint.json").write_bytes(content)
     with pytest.raises(RunError, match="cannot be read"):
         read(path)
 
 
 def test_a_missing_file_is_a_run_error(tmp_path: Path) -> None:
-    path = write(tmp_path, 1, model(), {"a": 1}, Totals())
+    path = write(tmp_path, 1, model(), {"a": 1})
     (path / "memories" / "a.json").unlink()
     with pytest.raises(RunError, match="cannot be read"):
         read(path)
 
 
 def test_what_cannot_be_kept_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    write(tmp_path, 1, model(), {}, Totals())
+    write(tmp_path, 1, model(), {})
     with pytest.raises(TypeError, match="a set at ''"):
-        write(tmp_path, 2, {1}, {}, Totals())
+        write(tmp_path, 2, {1}, {})
     assert [path.name for path in newest_first(tmp_path)] == ["round_0001"]

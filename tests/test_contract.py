@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from raysim import LocalFleet, Start, Task, federate
-from raysim.checkpoint import Totals, read, write
+from raysim.checkpoint import read, write
 from raysim.codec import digest
 from raysim.config import parse, resolve
 from raysim.fields import documented
@@ -81,7 +81,7 @@ def resumed(algorithm: Any, folder: Path) -> str:
     first = LocalFleet(task(), rounds=ROUNDS)
     rounds = federate(algorithm, task(), first, rounds=ROUNDS)
     half = [r for _, r in zip(range(2), rounds, strict=False)][-1]
-    start, _ = read(write(folder, 2, half.state, memories(first), Totals()))
+    start = read(write(folder, 2, half.state, memories(first)))
     assert isinstance(start, Start)
     later, second = run(algorithm, start=start)
     assert [r.number for r in later] == [3, 4]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from raysim import KEEP, LocalFleet, Model, Reply, Site
 from raysim.errors import SiteError
 from raysim.fleet import Interrupted
+from raysim.seeding import seeded
 from tests.toy import A, B, task, two_sites
 
 
@@ -52,6 +55,14 @@ def test_a_site_named_twice_is_played_once() -> None:
 def test_each_site_gets_its_own() -> None:
     replies = fleet().map(lambda site, shared, own: Reply((shared, own)), "all", own={"a": 1, "b": 2, "c": 3})
     assert [reply.payload for reply in replies.values()] == [("all", 1), ("all", 2), ("all", 3)]
+
+
+def test_the_servers_generators_are_left_alone() -> None:
+    with seeded(1):
+        expected = torch.rand(()).item(), np.random.rand(), random.random()  # noqa: NPY002
+    with seeded(1):
+        fleet().map(lambda site, _: Reply(torch.rand(()).item() + np.random.rand() + random.random()))  # noqa: NPY002
+        assert (torch.rand(()).item(), np.random.rand(), random.random()) == expected  # noqa: NPY002
 
 
 def test_memories_stay_at_their_site() -> None:

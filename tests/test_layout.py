@@ -21,6 +21,7 @@ ORDER = (
     *(
         "_version",
         "errors",
+        "allocator",
         "naming",
         "seeding",
         "chaos",
@@ -46,7 +47,8 @@ ORDER = (
         "config",
         "run",
     ),
-    *("placement", "preflight", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display", "launch"),
+    *("placement", "preflight", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display"),
+    *("plots", "report", "launch"),
     *("node", "checks", "probe", "surroundings", "doctor", "listing", "cli"),
 )
 

@@ -46,6 +46,7 @@ from tests.remote import (
     start_client,
 )
 
+MEMINFO = Path("/proc/meminfo")
 NAMES = ("a", "b", "c", "d", "e", "f")
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 
@@ -248,7 +249,7 @@ def test_a_full_disk_ends_the_run_with_the_cure(small_disk: Path) -> None:
     assert re.search(message, done.stderr)
     assert "Traceback" not in done.stderr
     filler.unlink()
-    start, _ = checkpoint.read(next(checkpoint.newest_first(out / "checkpoints")))
+    start = checkpoint.read(next(checkpoint.newest_first(out / "checkpoints")))
     assert 1 <= start.number < 300
 
 
@@ -257,6 +258,25 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused(small_disk: Path, capsy
     assert main(["run", *words, "--out", str(small_disk / "run")]) == 3
     assert re.search(r"has 2\.1 MB free, and checkpoints of this network take \S+ MB at least", capsys.readouterr().err)
     assert not (small_disk / "run").exists()
+
+
+@pytest.mark.ray
+def test_an_actor_that_runs_out_of_memory_is_replaced_and_the_bits_stay(tmp_path: Path) -> None:
+    size = {n: 1024 * int(v.split()[0]) for n, _, v in (s.partition(":") for s in MEMINFO.read_text().splitlines())}
+    if size["MemAvailable"] < 12e9:
+        pytest.skip("needs 12 GB of free memory, of which a site takes some before Ray kills it")
+    limit = 1 - (size["MemAvailable"] - 5e9) / size["MemTotal"]
+    memory = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "50"}
+    words = ["task.data.sites=3", "task.data.outside=[]", "task.data.size=[16, 16]", "rounds=3"]
+    words += ["algorithm=tests.remote:Greedy", f"algorithm.once={tmp_path / 'once'}", "resources.cpus_per_client=0.5"]
+    command = [sys.executable, "-m", "raysim", "run", *words, "--out"]
+    subprocess.run([*command, str(tmp_path / "run")], check=True, env={**os.environ, **memory})
+    subprocess.run([*command, str(tmp_path / "calm"), "fleet=local"], check=True)  # the file is there by now
+    lost = failures(tmp_path / "run")[0]
+    assert lost["cause"].startswith("OutOfMemoryError: ")
+    assert (lost["round"], lost["sites"], lost["action"]) == (2, ["site-02"], "run again")
+    found = [json.loads((tmp_path / name / "summary.json").read_text())["digest"] for name in ("run", "calm")]
+    assert found[0] == found[1]
 
 
 @pytest.mark.ray

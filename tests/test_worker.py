@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from raysim import KEEP, Reply, Site
-from raysim.seeding import seeded
 from raysim.worker import Answer, Call, Exchanged, Worker
 from tests.toy import two_sites
 
@@ -42,14 +41,6 @@ def test_a_call_draws_by_seed_round_index_and_site(worker: Worker) -> None:
     ]
     assert len({first, *others}) == 6
     assert played(worker, Call(3, 1, 9, 0)) == first  # how long the run is to be changes nothing
-
-
-def test_the_callers_generators_are_left_alone(worker: Worker) -> None:
-    with seeded(1):
-        expected = torch.rand(()).item()
-    with seeded(1):
-        played(worker)
-        assert torch.rand(()).item() == expected
 
 
 def test_what_a_client_function_gets(worker: Worker) -> None:
