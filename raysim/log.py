@@ -20,7 +20,7 @@ SiteRow = list[Any]  # the columns of SITES
 SITES = pa.schema(
     [("round", pa.int64()), *((n, pa.string()) for n in ("site", "role", "split", "metric")), ("value", pa.float64())]
 )
-BATCH = 100_000  # rows of sites.parquet that are put together: memory must not grow with the number of rounds
+BATCH = 10_000  # rows of sites.parquet that are put together: memory must not grow with the number of rounds
 
 
 class Log:
