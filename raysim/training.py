@@ -17,9 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raysim.errors import RunError
 from raysim.model import Model, weights
 from raysim.seeding import seed_of
-from raysim.types import KEEP, Augment, Batch, Site, Split
+from raysim.types import KEEP, Array, Augment, Batch, Site, Split
 
 Correction = Callable[[list[nn.Parameter]], None]  # changes the gradients in place, before clipping
+Moments = dict[str, Array]  # of an optimiser, as it keeps them between two calls
 RESIDENT = 0.25  # a split stays on the GPU if it takes at most this part of the memory that is free
 
 
@@ -73,10 +74,14 @@ class LocalTraining:
         *,
         split: Split | None = None,
         correct: Correction | None = None,
+        epochs: int | None = None,
+        moments: Moments | None = None,
     ) -> float:
         """Mean loss over the steps of one round of training `net` in place on `split` (the training data).
 
         `net` is put in training mode if it is not; layers of one in training mode may be frozen by `.eval()`.
+        `epochs` stands in for the field, and for `steps`. `moments` are the optimiser's: taken up where there are any,
+        and left there after the last step.
         Raises RunError, naming the step, as soon as the round is over if a loss was not finite.
         """
         device = site.device
@@ -87,9 +92,10 @@ class LocalTraining:
         parameters = [p for p in net.parameters() if p.requires_grad]
         joined, gradients = join(parameters)
         optimizer = self._optimizer(joined, site)
+        take_up(optimizer, moments)
         precision = torch.autocast(device.type, torch.bfloat16) if self.amp else nullcontext()
         losses = []
-        for inputs, labels in self._batches(site, site.data.train if split is None else split):
+        for inputs, labels in self._batches(site, site.data.train if split is None else split, epochs):
             for gradient in gradients:
                 gradient.zero_()
             with precision:
@@ -101,6 +107,8 @@ class LocalTraining:
                 nn.utils.clip_grad_norm_(joined, self.clip)
             optimizer.step()
             losses.append(loss.detach())
+        if moments is not None:
+            moments.update(leave(optimizer))
         return _mean_loss(losses, joined)
 
     def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
@@ -110,10 +118,34 @@ class LocalTraining:
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, lr, weight_decay=self.weight_decay, fused=True)
 
-    def _batches(self, site: Site[Any], split: Split) -> Iterator[Batch]:
-        size, batch = len(split), min(site.task.batch_size, max(len(split), 1))
-        steps = self.epochs * math.ceil(size / batch) if self.steps is None else self.steps
+    def count_steps(self, split: Split, batch_size: int, epochs: int | None = None) -> int:
+        """How many optimiser steps a round of training on `split` takes."""
+        if self.steps is not None and epochs is None:
+            return self.steps
+        return (epochs or self.epochs) * math.ceil(len(split) / min(batch_size, max(len(split), 1)))
+
+    def _batches(self, site: Site[Any], split: Split, epochs: int | None) -> Iterator[Batch]:
+        batch = min(site.task.batch_size, max(len(split), 1))
+        steps = self.count_steps(split, site.task.batch_size, epochs)
         return batches(split, batch, steps, site.device, site.task.augment)
+
+
+def take_up(optimizer: torch.optim.Optimizer, moments: Moments | None) -> None:
+    """Go on from `moments`, as `leave` left them."""
+    if not moments:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, array in moments.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy())
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def leave(optimizer: torch.optim.Optimizer) -> Moments:
+    """What `optimizer` knows beside its parameters."""
+    states = optimizer.state_dict()["state"].items()
+    found = {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}
+    return {name: tensor.cpu().numpy().copy() for name, tensor in found.items() if tensor is not None}
 
 
 def join(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raysim.model import Model, load
-from raysim.seeding import seeded
+from raysim.seeding import seeded, sow
 from raysim.twin import twin
 
 M = TypeVar("M")
@@ -74,6 +74,19 @@ class Data:
 Progress = Callable[[int, int], None]  # cases done, of how many
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a method says at a site, where that is more than one prediction.
+
+    `main` is the method's own answer; each of `others` is judged beside it, as `metric@name`. `notes` says more of its
+    answers to the examples of a split, such as how many went to which model; it reads no metric's name but its own.
+    """
+
+    main: Predictor
+    others: Mapping[str, Predictor] = field(default_factory=dict)
+    notes: Callable[[Split], Metrics] | None = None
+
+
 class TaskConfig(Protocol):
     """What the keys under `task.` describe: a frozen dataclass that can make the task."""
 
@@ -98,13 +111,15 @@ class Task:
     """What is learned and how it is judged; the same at every site. Small: the data are opened at the site.
 
     `sizes` says how many examples each site has in each split, for the sites in `inside` and in `outside`,
-    which are sorted by name.
+    which are sorted by name. `shape` is that of an example, (C, *space), and `classes` how many logits tell of it.
     """
 
     name: str
     inside: tuple[str, ...]
     outside: tuple[str, ...]
     sizes: Mapping[str, Mapping[str, int]]
+    shape: tuple[int, ...]
+    classes: int
     open: Callable[[str], Data]
     network: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -146,6 +161,10 @@ class Site(Generic[M]):
         if model is not None:
             load(net, model)
         return net
+
+    def rewind(self) -> None:
+        """Random numbers from here on are those of the round's first call at this site: it sees the same batches."""
+        sow(self.seed, self.round, 0, self.name)
 
     def answer(self, model: Model) -> nn.Module:
         """A live network for predictions: `load`, in evaluation mode.
@@ -219,7 +238,7 @@ class Algorithm(Protocol[S]):
         """The next state and the server's own metrics; may call the fleet as often as it likes."""
         ...
 
-    def predictor(self, site: Site[Any], state: S) -> Predictor | None:
+    def predictor(self, site: Site[Any], state: S) -> Predictor | Answers | None:
         """What the method answers with at `site`; None where it has no answer for this site."""
         ...
 

@@ -28,6 +28,7 @@ ORDER = (
         "model",
         "twin",
         "types",
+        "geometry",
         "tree",
         "training",
         "worker",

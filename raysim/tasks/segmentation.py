@@ -59,6 +59,8 @@ class Segmentation:
             inside=tuple(site for site in arrays if site not in self.data.outside),
             outside=tuple(site for site in arrays if site in self.data.outside),
             sizes={site: {split: len(of[f"{split}.inputs"]) for split in SPLITS} for site, of in arrays.items()},
+            shape=(channels, *size),
+            classes=len(names),
             open=opener,
             network=factory,
             loss=criterion,

@@ -91,6 +91,8 @@ class Synthetic:
             inside=data.inside,
             outside=tuple(sorted(data.outside)),
             sizes={site: data.counts(site) for site in (*data.inside, *sorted(data.outside))},
+            shape=(data.channels, *data.size),
+            classes=classes,
             open=partial(draw, data),
             network=factory,
             loss=criterion,
