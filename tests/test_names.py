@@ -9,7 +9,8 @@ import torch
 
 from raysim.errors import ConfigError
 from raysim.tasks.augment import augmentation
-from raysim.tasks.names import check_loss, check_network, full_resolution, list_networks, loss, network
+from raysim.tasks.losses import check_loss, loss
+from raysim.tasks.names import check_network, full_resolution, list_networks, network
 
 
 def made(spec, dims=2, channels=1, classes=2, size=(32, 32)):

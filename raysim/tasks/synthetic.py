@@ -19,8 +19,9 @@ from raysim.data.table import site_faults
 from raysim.errors import ConfigError
 from raysim.seeding import generator
 from raysim.tasks.augment import augmentation
+from raysim.tasks.losses import check_loss, loss
 from raysim.tasks.metrics import Metric, SegmentationScore
-from raysim.tasks.names import check_loss, check_network, loss, network
+from raysim.tasks.names import check_network, network
 from raysim.types import SPLITS, Data, Progress, Split, Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
