@@ -133,10 +133,15 @@ def _judge_site(site: Site[Any], shared: tuple[Algorithm[S], S]) -> Reply[tuple[
 
 
 def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:
-    """Whether the method's answer is the global model itself, which then need not be judged twice."""
+    """Whether the method's answer is the global model itself, which then need not be judged twice.
+
+    The same weights are another answer where a layer is in another mode, as with the statistics of the batch.
+    """
     if not isinstance(predict, nn.Module) or state.model is None:
         return False
-    return weights(predict) == weights(site.answer(state.model))
+    plain = site.answer(state.model)
+    modes, of_plain = ([layer.training for layer in net.modules()] for net in (predict, plain))
+    return modes == of_plain and weights(predict) == weights(plain)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raysim.adaptation import affine, tent, use_batch_statistics
 from raysim.errors import RunError
 from raysim.model import Model, weights
 from raysim.seeding import seed_of
@@ -44,10 +45,18 @@ class LocalTraining:
         Literal["average", "local", "reset"],
         "running statistics: averaged by the server, kept at each site, or started afresh in every round",
     ] = "average"
+    outside: Annotated[
+        Literal["global", "batch_stats", "tent"],
+        "what outside sites get: the global model as it is, with the statistics of each batch, or adapted by Tent",
+    ] = "global"
+    tent_lr: Annotated[float, Gt(0), "learning rate of Tent's Adam"] = 1e-3
+    tent_passes: Annotated[int, Gt(0), "Tent's passes over an outside site's test images, without their labels"] = 1
 
     def receive(self, site: Site[Any], model: Model) -> nn.Module:
         """The global model, live, with the buffers that the policy gives to this site."""
         net = site.load(self._with_own_buffers(site, model))
+        if self.outside == "tent" and site.task.outside:
+            affine(net)  # what cannot be adapted is refused before it is trained
         if self.buffers == "reset":
             for layer in normalisations(net):
                 layer.reset_running_stats()
@@ -61,11 +70,23 @@ class LocalTraining:
         return everything, KEEP
 
     def answer(self, site: Site[Any], model: Model) -> nn.Module:
-        """The global model for predictions at `site`, with the site's own buffers where it keeps them."""
-        return site.answer(self._with_own_buffers(site, model))
+        """The global model for predictions at `site`: with the site's own buffers where it keeps them.
+
+        At an outside site it is adapted as `outside` says.
+        """
+        net = site.answer(self._with_own_buffers(site, model))
+        if self.outside == "global" or site.name not in site.task.outside:
+            return net
+        use_batch_statistics(net)
+        images = (site.data.test if len(site.data.test) else site.data.val).inputs
+        if self.outside == "tent" and len(images):
+            key = (site.seed, "tent", site.name)
+            tent(net, images, lr=self.tent_lr, passes=self.tent_passes, batch=site.task.batch_size, key=key)
+        return net
 
     def _with_own_buffers(self, site: Site[Any], model: Model) -> Model:
-        return model | site.memory if self.buffers == "local" and site.memory is not None else model
+        """`model` with the buffers among what the site keeps: every memory answers `.buffers`, a bare model too."""
+        return model | site.memory.buffers if self.buffers == "local" and site.memory is not None else model
 
     def fit(
         self,
@@ -112,11 +133,15 @@ class LocalTraining:
         return _mean_loss(losses, joined)
 
     def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
-        lr = self.lr * rate(self.schedule, site.round, site.rounds)
+        lr = self.lr_at(site)
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, lr, weight_decay=self.weight_decay, fused=True)
+
+    def lr_at(self, site: Site[Any]) -> float:
+        """The learning rate of this round."""
+        return self.lr * rate(self.schedule, site.round, site.rounds)
 
     def count_steps(self, split: Split, batch_size: int, epochs: int | None = None) -> int:
         """How many optimiser steps a round of training on `split` takes."""
@@ -130,7 +155,7 @@ class LocalTraining:
         return batches(split, batch, steps, site.device, site.task.augment)
 
 
-def take_up(optimizer: torch.optim.Optimizer, moments: Moments | None) -> None:
+def take_up(optimizer: torch.optim.Optimizer, moments: Mapping[str, Array] | None) -> None:
     """Go on from `moments`, as `leave` left them."""
     if not moments:
         return

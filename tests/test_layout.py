@@ -30,6 +30,7 @@ ORDER = (
         "types",
         "geometry",
         "tree",
+        "adaptation",
         "training",
         "worker",
         "fleet",
