@@ -15,6 +15,7 @@ from algorithms.fedprox import FedProx
 from raysim.config import Cohort, Resources, RunConfig, SiteResources, build, merge, parse, plain, read_file, resolve
 from raysim.errors import ConfigError
 from raysim.fields import documented
+from raysim.registry import algorithms
 
 
 def resolved(*words: str, file: str = "", folder: Path | None = None) -> RunConfig:
@@ -163,7 +164,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(word: str, message: str) ->
 
 def test_an_unknown_name_comes_with_the_valid_ones() -> None:
     assert "batch_size, data, loss, metrics" in refused("task.zzz=1").replace("augment, ", "")
-    assert "centralized, fedavg, fedprox, localonly" in refused("algorithm=zzz")
+    assert f"valid: {', '.join(sorted(algorithms()))}, or your own" in refused("algorithm=zzz")
 
 
 @pytest.mark.parametrize(
