@@ -28,6 +28,7 @@ ORDER = (
         "model",
         "twin",
         "types",
+        "classifiers",
         "geometry",
         "tree",
         "adaptation",
