@@ -29,6 +29,7 @@ ORDER = (
         "twin",
         "types",
         "classifiers",
+        "routing",
         "geometry",
         "tree",
         "adaptation",
