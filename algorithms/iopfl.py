@@ -85,6 +85,7 @@ class IOPFL(LocalTraining):
         said = {"loss": loss, "renewed": float(better)}
         return Reply(sent, weight=len(site.data.train), metrics=said, memory=Personal(running, *best, kept))
 
+    @torch.no_grad()
     def _score(self, site: Site[Any], model: Model) -> float:
         """Of the task's main metric on the validation data, more is better; 0 where there are none."""
         (name, way), *_ = site.task.score.better.items()

@@ -130,9 +130,8 @@ def test_odd_convolutions_are_routed_too() -> None:
         nn.Conv3d(4, 4, (1, 3, 3), padding=(0, 1, 1)),
     ):
         x = torch.randn(3, 4, *(8,) * (layer.weight.ndim - 2))
-        net = fixed(
-            route([nn.Sequential(copy.deepcopy(layer)), nn.Sequential(copy.deepcopy(layer))], "sigmoid", 0), [0, 1]
-        )
+        pair = [nn.Sequential(copy.deepcopy(layer)) for _ in range(2)]
+        net = fixed(route(pair, "sigmoid", 0.0), [0.0, 1.0])
         with torch.no_grad():
             assert torch.allclose(net(x), layer(x), atol=1e-5)
 
