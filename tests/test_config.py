@@ -210,7 +210,7 @@ def test_an_unknown_name_comes_with_the_valid_ones() -> None:
         ("task=", "task has no value: expected a name, or keys such as task.name=synthetic"),
         ("seed=1e40", "seed=1e+40: expected a whole number, written in digits if it is so large"),
         ("cohort=all", "cohort.size='all': expected a whole number, or a number such as 0.5"),
-        ("metric=true", "metric=true: expected text"),
+        ("metric=true", "metric=true: expected text, in quotes"),
         ("task.metrics=[]", "task.metrics=[]: expected at least 1 item, not 0"),
         ("task.network={3: 4}", "the key 3 of task.network: expected text"),
     ],

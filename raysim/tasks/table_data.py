@@ -19,7 +19,9 @@ from raysim.tasks.lookup import unknown
 class TableData:
     """Which rows, at which sites. Tasks extend it with fields of their own, so that each is written once."""
 
-    table: Annotated[str, ABSOLUTE, "CSV or Parquet file, or URL, with a row for each case: site, split, ..."] = ""
+    table: Annotated[
+        str, ABSOLUTE, "CSV or Parquet file, or URL, with the columns site, split, label, and image or features"
+    ] = ""
     outside: Annotated[tuple[str, ...], "sites that are only judged"] = ()
     partition: Annotated[Partition | None, "makes new inside sites from the table's"] = None
     labelled: Annotated[int | None, Ge(1), "labelled training rows each site keeps; by default all"] = None
