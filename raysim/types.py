@@ -20,8 +20,8 @@ P = TypeVar("P")
 P_co = TypeVar("P_co", covariant=True)
 Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
-Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) -> logits (B, K, *space)
-Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space), labels (B, 1, *space)
+Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
+Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
 Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
 SPLITS = ("train", "val", "test", "unlabelled")
 JUDGED = ("val", "test")
@@ -44,9 +44,10 @@ KEEP: Any = _Keep()
 class Split:
     """Examples of one site, preprocessed, all of one shape; arrays may be memory-mapped, never written to.
 
-    inputs (N, C, *space); labels (N, 1, *space) with class indices, None where there are none;
-    cases (N,) number of the case an example is of: slices of one volume share it and are judged together;
-    spacing (N, D) in mm along each axis of space; slices have a third, the distance from one to the next.
+    inputs (N, C, *space), of tables (N, F); labels with class indices, (N, 1, *space) of voxels, (N, 1) of examples,
+    None where there are none; cases (N,) number of the case an example is of: slices of one volume share it and are
+    judged together; spacing (N, D) in mm along each axis of space; slices have a third, the distance from one to the
+    next, and tables have none.
     """
 
     inputs: Array
@@ -96,7 +97,7 @@ class TaskConfig(Protocol):
 
 
 class Scorer(Protocol):
-    """Judges predictions: each metric as a mean over cases; a metric that cannot be judged is left out."""
+    """Judges predictions: each metric over the cases of a split; a metric that cannot be judged is left out."""
 
     @property
     def better(self) -> Mapping[str, Literal["higher", "lower"]]:
@@ -111,7 +112,8 @@ class Task:
     """What is learned and how it is judged; the same at every site. Small: the data are opened at the site.
 
     `sizes` says how many examples each site has in each split, for the sites in `inside` and in `outside`,
-    which are sorted by name. `shape` is that of an example, (C, *space), and `classes` how many logits tell of it.
+    which are sorted by name. `shape` is that of an example, (C, *space) or (F,), and `classes` how many logits tell of
+    it.
     """
 
     name: str

@@ -101,6 +101,8 @@ def test_checking_leaves_the_global_generator_as_it_was():
 
 def test_the_list_tells_what_networks_are():
     assert list_networks()["SegResNet"].startswith("SegResNet based on")
+    assert list_networks()["logistic"].startswith("Logistic regression")
+    assert {"Classifier", "DenseNet121", "ResNet", "SEResNet50", "EfficientNetBN", "mlp"} <= set(list_networks())
 
 
 def test_dice_loss_of_a_sure_and_right_answer_is_zero_and_of_a_wrong_one_is_one():
