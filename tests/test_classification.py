@@ -17,10 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from raysim import LocalFleet, federate
 from raysim.config import parse, resolve
+from raysim.data.scan import write_scan
 from raysim.errors import ConfigError
 from raysim.registry import algorithm_class
 from raysim.run import check_last_batch
-from raysim.tasks.classification import Classification
+from raysim.tasks.classification import Classification, ClassificationData
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {"name": "classifier", "channels": [4, 4]}
@@ -83,6 +84,17 @@ def test_classes_keep_the_order_in_which_they_are_given(pictures):
     given = task(pictures, {"classes": {"night": "dark", "dusk": "dusk", "day": "bright"}})
     assert given.classes == 3
     assert given.open("b").test.labels.tolist() == [[2]]
+
+
+def test_a_scanned_folder_of_classes_is_a_task(tmp_path):
+    for name in ("s/dog/1.png", "s/dog/2.png", "s/cat/3.png", "s/cat/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(tmp_path / name, 9)
+    write_scan(str(tmp_path), str(tmp_path / "table.csv"), (0.5, 0.0, 0.5))
+    built = task(tmp_path)
+    assert (built.inside, built.sizes["s"]["train"], built.classes) == (("s",), 2, 2)
+    data = ClassificationData(table=str(tmp_path / "table.csv"))
+    assert data.read()[1] == ("cat", "dog")
 
 
 def test_a_site_may_lack_a_class(pictures):

@@ -75,10 +75,10 @@ MEASURES: dict[ClassMetric, Measure] = {
 
 @dataclass
 class ClassificationScore:
-    """Scorer of the cases of a split together: what one case alone has no value for, a split may have.
+    """Scorer: each metric over all cases of a split at once, for one case has no balance and no curve.
 
-    Slices of one case are judged together, by the mean of their logits. A class that no label of the split names
-    is not judged there.
+    Slices of one case are judged together, by the mean of their logits. A class that no case of the split has is not
+    judged there.
     """
 
     metrics: tuple[ClassMetric, ...] = METRICS
@@ -95,7 +95,7 @@ class ClassificationScore:
         if not len(split) or split.labels is None:
             return {}
         batches = answers(predict, split, self.batch_size, device)
-        logits, labels = _of_cases(np.concatenate([each.double().cpu().numpy() for each in batches]), split)
+        logits, labels = _of_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
         found = {name: MEASURES[name](logits, labels) for name in self.metrics}
         return {name: value for name, value in found.items() if value is not None}
 
