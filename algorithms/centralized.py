@@ -34,7 +34,7 @@ class Centralized(LocalTraining):
         return reply.payload, {}
 
     def predictor(self, site: Site[Any], model: Model) -> Predictor:
-        return site.answer(model)
+        return self.answer(site, model)
 
 
 @lru_cache(maxsize=1)

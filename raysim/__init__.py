@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raysim.types import (
         KEEP,
         Algorithm,
+        Answers,
         Data,
         Exchange,
         Fleet,
@@ -38,7 +39,7 @@ _HOME = {
     "raysim.rounds": ("Start", "federate"),
     "raysim.training": ("LocalTraining",),
     "raysim.types": (
-        *("KEEP", "Algorithm", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
+        *("KEEP", "Algorithm", "Answers", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
         *("Reply", "Round", "Score", "Site", "Split", "State", "Task"),
     ),
 }
@@ -47,6 +48,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "KEEP",
     "Algorithm",
+    "Answers",
     "ConfigError",
     "Data",
     "Exchange",

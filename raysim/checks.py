@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from raysim.data.files import ABSOLUTE, folder_of
+from raysim.data.files import ABSOLUTE
+from raysim.data.rows import TableSites
 from raysim.data.sites import Sites
 from raysim.data.wording import counted, listed, size
 from raysim.node import existing, unwritable
@@ -202,10 +203,8 @@ def _together(paths: Sequence[str]) -> str:
 
 def data_paths(task: Task, config: Any) -> tuple[list[str], list[str]]:
     """What the nodes must be able to read for this task, and where they must be able to write."""
-    if isinstance(task.open, Sites):
-        rows = [row for of in task.open.rows.values() for row in of]
-        files = [path for row in rows for path in (row.image, row.label) if path]
-        return list(dict.fromkeys(map(folder_of, files))), [str(task.open.folder)]
+    if isinstance(task.open, Sites | TableSites):
+        return task.open.paths()
     return list(dict.fromkeys(_marked(config))), []
 
 

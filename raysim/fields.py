@@ -22,6 +22,14 @@ WANTED = {  # pydantic speaks of Python's types
     **dict.fromkeys(("dict_type", "dataclass_type"), "keys and values, as in {key: value}"),
 }
 
+LIMITS: Mapping[type, str] = {
+    Gt: "> {0.gt}",
+    Ge: ">= {0.ge}",
+    Lt: "< {0.lt}",
+    Le: "<= {0.le}",
+    Len: "({0.min_length} to {0.max_length})",
+}
+
 
 def nested(hint: Any) -> Any:
     """The dataclass inside a field's type, if there is one."""
@@ -71,14 +79,13 @@ def documented(cls: Any) -> list[FieldDoc]:
 
 
 def _kind(hint: Any, notes: Sequence[Any]) -> str:
-    limits = {
-        Gt: "> {0.gt}",
-        Ge: ">= {0.ge}",
-        Lt: "< {0.lt}",
-        Le: "<= {0.le}",
-        Len: "({0.min_length} to {0.max_length})",
-    }
-    return " ".join([_type_name(hint), *(limits[type(note)].format(note) for note in notes if type(note) in limits)])
+    return " ".join([_type_name(hint), *(_limit(note) for note in notes if type(note) in LIMITS)])
+
+
+def _limit(note: Any) -> str:
+    if isinstance(note, Len) and note.max_length is None:
+        return f"({note.min_length} or more)"
+    return LIMITS[type(note)].format(note)
 
 
 def _type_name(hint: Any) -> str:
@@ -147,5 +154,7 @@ def _wish(error: Any) -> str:
     if kind in ("too_short", "too_long"):
         word, limit = ("least", limits["min_length"]) if kind == "too_short" else ("most", limits["max_length"])
         return f"at {word} {limit} item{'s' * (limit != 1)}, not {limits['actual_length']}"
+    if kind == "string_type" and isinstance(error["input"], bool):
+        return "text, in quotes"
     message: str = error["msg"]
     return WANTED.get(kind, message.removeprefix("Input should be ").removeprefix("Value error, "))

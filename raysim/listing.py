@@ -8,6 +8,7 @@ import sys
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raysim import registry
 from raysim.fields import documented
@@ -37,7 +38,7 @@ def one(what: str, name: str, console: Console) -> None:
         table.add_column(column, overflow="fold")
     for row in documented(cls):
         if row.name != "name":
-            table.add_row(row.name, row.kind, row.default, row.doc)
+            table.add_row(*map(Text, (row.name, row.kind, row.default, row.doc)))  # as text: a list is no markup
     console.print(table)
 
 
@@ -49,7 +50,7 @@ def _network(name: str, console: Console) -> None:
     table = Table("key", "default", title="\nkeys under task.network.", title_justify="left", box=SIMPLE_HEAD)
     for parameter in list(inspect.signature(cls).parameters.values()):
         default = "required" if parameter.default is parameter.empty else repr(parameter.default)
-        table.add_row(parameter.name, default)
+        table.add_row(Text(parameter.name), Text(default))
     console.print(table)
     console.print("What the task knows (dimensions, channels, image size) it fills in.", style="dim", highlight=False)
 

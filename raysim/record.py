@@ -34,7 +34,10 @@ class Totals:
 
 
 def aggregate(scores: Iterable[Score], better: Better) -> dict[str, Aggregate]:
-    """For each `role/split/metric`: the plain mean over sites, the mean weighted by cases, and the worst site."""
+    """For each `role/split/metric`: the plain mean over sites, the mean weighted by cases, and the worst site.
+
+    What a method notes of itself has no worst.
+    """
     groups: dict[str, list[Score]] = {}
     for score in scores:
         if score.split != "train":
@@ -42,15 +45,16 @@ def aggregate(scores: Iterable[Score], better: Better) -> dict[str, Aggregate]:
     result = {}
     for name, group in sorted(groups.items()):
         values = np.array([score.value for score in group])
-        worst = values.max() if direction(name, better) == "lower" else values.min()
         weighted = np.average(values, weights=[max(score.cases, 1) for score in group])
-        result[name] = {"mean": float(values.mean()), "weighted": float(weighted), "worst": float(worst)}
+        result[name] = {"mean": float(values.mean()), "weighted": float(weighted)}
+        if way := direction(name, better):
+            result[name]["worst"] = float(values.max() if way == "lower" else values.min())
     return result
 
 
-def direction(name: str, better: Better) -> Literal["higher", "lower"]:
-    """Which way `role/split/metric` improves, as the task declares it for the metric."""
-    return better[name.split("/", 2)[-1].removesuffix("@global")]
+def direction(name: str, better: Better) -> Literal["higher", "lower"] | None:
+    """Which way `role/split/metric` improves, as the task declares it; None for what a method notes of itself."""
+    return better.get(name.split("/", 2)[-1].partition("@")[0])
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,12 +14,14 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raysim.adaptation import affine, tent, use_batch_statistics
 from raysim.errors import RunError
 from raysim.model import Model, weights
 from raysim.seeding import seed_of
-from raysim.types import KEEP, Augment, Batch, Site, Split
+from raysim.types import KEEP, Array, Augment, Batch, Site, Split
 
 Correction = Callable[[list[nn.Parameter]], None]  # changes the gradients in place, before clipping
+Moments = dict[str, Array]  # of an optimiser, as it keeps them between two calls
 RESIDENT = 0.25  # a split stays on the GPU if it takes at most this part of the memory that is free
 
 
@@ -43,10 +45,18 @@ class LocalTraining:
         Literal["average", "local", "reset"],
         "running statistics: averaged by the server, kept at each site, or started afresh in every round",
     ] = "average"
+    outside: Annotated[
+        Literal["global", "batch_stats", "tent"],
+        "what outside sites get: the global model as it is, with the statistics of each batch, or adapted by Tent",
+    ] = "global"
+    tent_lr: Annotated[float, Gt(0), "learning rate of Tent's Adam"] = 1e-3
+    tent_passes: Annotated[int, Gt(0), "Tent's passes over an outside site's test images, without their labels"] = 1
 
     def receive(self, site: Site[Any], model: Model) -> nn.Module:
         """The global model, live, with the buffers that the policy gives to this site."""
         net = site.load(self._with_own_buffers(site, model))
+        if self.outside == "tent" and site.task.outside:
+            affine(net)  # what cannot be adapted is refused before it is trained
         if self.buffers == "reset":
             for layer in normalisations(net):
                 layer.reset_running_stats()
@@ -60,11 +70,23 @@ class LocalTraining:
         return everything, KEEP
 
     def answer(self, site: Site[Any], model: Model) -> nn.Module:
-        """The global model for predictions at `site`, with the site's own buffers where it keeps them."""
-        return site.answer(self._with_own_buffers(site, model))
+        """The global model for predictions at `site`: with the site's own buffers where it keeps them.
+
+        At an outside site it is adapted as `outside` says.
+        """
+        net = site.answer(self._with_own_buffers(site, model))
+        if self.outside == "global" or site.name not in site.task.outside:
+            return net
+        use_batch_statistics(net)
+        images = (site.data.test if len(site.data.test) else site.data.val).inputs
+        if self.outside == "tent" and len(images):
+            key = (site.seed, "tent", site.name)
+            tent(net, images, lr=self.tent_lr, passes=self.tent_passes, batch=site.task.batch_size, key=key)
+        return net
 
     def _with_own_buffers(self, site: Site[Any], model: Model) -> Model:
-        return model | site.memory if self.buffers == "local" and site.memory is not None else model
+        """`model` with the buffers among what the site keeps: every memory answers `.buffers`, a bare model too."""
+        return model | site.memory.buffers if self.buffers == "local" and site.memory is not None else model
 
     def fit(
         self,
@@ -73,10 +95,14 @@ class LocalTraining:
         *,
         split: Split | None = None,
         correct: Correction | None = None,
+        epochs: int | None = None,
+        moments: Moments | None = None,
     ) -> float:
         """Mean loss over the steps of one round of training `net` in place on `split` (the training data).
 
         `net` is put in training mode if it is not; layers of one in training mode may be frozen by `.eval()`.
+        `epochs` stands in for the field, and for `steps`. `moments` are the optimiser's: taken up where there are any,
+        and left there after the last step.
         Raises RunError, naming the step, as soon as the round is over if a loss was not finite.
         """
         device = site.device
@@ -87,9 +113,10 @@ class LocalTraining:
         parameters = [p for p in net.parameters() if p.requires_grad]
         joined, gradients = join(parameters)
         optimizer = self._optimizer(joined, site)
+        take_up(optimizer, moments)
         precision = torch.autocast(device.type, torch.bfloat16) if self.amp else nullcontext()
         losses = []
-        for inputs, labels in self._batches(site, site.data.train if split is None else split):
+        for inputs, labels in self._batches(site, site.data.train if split is None else split, epochs):
             for gradient in gradients:
                 gradient.zero_()
             with precision:
@@ -101,19 +128,49 @@ class LocalTraining:
                 nn.utils.clip_grad_norm_(joined, self.clip)
             optimizer.step()
             losses.append(loss.detach())
+        if moments is not None:
+            moments.update(leave(optimizer))
         return _mean_loss(losses, joined)
 
     def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
-        lr = self.lr * rate(self.schedule, site.round, site.rounds)
+        lr = self.lr_at(site)
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, lr, weight_decay=self.weight_decay, fused=True)
 
-    def _batches(self, site: Site[Any], split: Split) -> Iterator[Batch]:
-        size, batch = len(split), min(site.task.batch_size, max(len(split), 1))
-        steps = self.epochs * math.ceil(size / batch) if self.steps is None else self.steps
+    def lr_at(self, site: Site[Any]) -> float:
+        """The learning rate of this round."""
+        return self.lr * rate(self.schedule, site.round, site.rounds)
+
+    def count_steps(self, split: Split, batch_size: int, epochs: int | None = None) -> int:
+        """How many optimiser steps a round of training on `split` takes."""
+        if self.steps is not None and epochs is None:
+            return self.steps
+        return (epochs or self.epochs) * math.ceil(len(split) / min(batch_size, max(len(split), 1)))
+
+    def _batches(self, site: Site[Any], split: Split, epochs: int | None) -> Iterator[Batch]:
+        batch = min(site.task.batch_size, max(len(split), 1))
+        steps = self.count_steps(split, site.task.batch_size, epochs)
         return batches(split, batch, steps, site.device, site.task.augment)
+
+
+def take_up(optimizer: torch.optim.Optimizer, moments: Mapping[str, Array] | None) -> None:
+    """Go on from `moments`, as `leave` left them."""
+    if not moments:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, array in moments.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy())
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def leave(optimizer: torch.optim.Optimizer) -> Moments:
+    """What `optimizer` knows beside its parameters."""
+    states = optimizer.state_dict()["state"].items()
+    found = {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}
+    return {name: tensor.cpu().numpy().copy() for name, tensor in found.items() if tensor is not None}
 
 
 def join(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:

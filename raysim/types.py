@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raysim.model import Model, load
-from raysim.seeding import seeded
+from raysim.seeding import seeded, sow
 from raysim.twin import twin
 
 M = TypeVar("M")
@@ -20,8 +20,8 @@ P = TypeVar("P")
 P_co = TypeVar("P_co", covariant=True)
 Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
-Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) -> logits (B, K, *space)
-Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space), labels (B, 1, *space)
+Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
+Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
 Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
 SPLITS = ("train", "val", "test", "unlabelled")
 JUDGED = ("val", "test")
@@ -44,9 +44,10 @@ KEEP: Any = _Keep()
 class Split:
     """Examples of one site, preprocessed, all of one shape; arrays may be memory-mapped, never written to.
 
-    inputs (N, C, *space); labels (N, 1, *space) with class indices, None where there are none;
-    cases (N,) number of the case an example is of: slices of one volume share it and are judged together;
-    spacing (N, D) in mm along each axis of space; slices have a third, the distance from one to the next.
+    inputs (N, C, *space), of tables (N, F); labels with class indices, (N, 1, *space) of voxels, (N, 1) of examples,
+    None where there are none; cases (N,) number of the case an example is of: slices of one volume share it and are
+    judged together; spacing (N, D) in mm along each axis of space; slices have a third, the distance from one to the
+    next, and tables have none.
     """
 
     inputs: Array
@@ -74,6 +75,19 @@ class Data:
 Progress = Callable[[int, int], None]  # cases done, of how many
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a method says at a site, where that is more than one prediction.
+
+    `main` is the method's own answer; each of `others` is judged beside it, as `metric@name`. `notes` says more of its
+    answers to the examples of a split, such as how many went to which model; it reads no metric's name but its own.
+    """
+
+    main: Predictor
+    others: Mapping[str, Predictor] = field(default_factory=dict)
+    notes: Callable[[Split], Metrics] | None = None
+
+
 class TaskConfig(Protocol):
     """What the keys under `task.` describe: a frozen dataclass that can make the task."""
 
@@ -83,7 +97,7 @@ class TaskConfig(Protocol):
 
 
 class Scorer(Protocol):
-    """Judges predictions: each metric as a mean over cases; a metric that cannot be judged is left out."""
+    """Judges predictions: each metric over the cases of a split; a metric that cannot be judged is left out."""
 
     @property
     def better(self) -> Mapping[str, Literal["higher", "lower"]]:
@@ -98,13 +112,16 @@ class Task:
     """What is learned and how it is judged; the same at every site. Small: the data are opened at the site.
 
     `sizes` says how many examples each site has in each split, for the sites in `inside` and in `outside`,
-    which are sorted by name.
+    which are sorted by name. `shape` is that of an example, (C, *space) or (F,), and `classes` how many logits tell of
+    it.
     """
 
     name: str
     inside: tuple[str, ...]
     outside: tuple[str, ...]
     sizes: Mapping[str, Mapping[str, int]]
+    shape: tuple[int, ...]
+    classes: int
     open: Callable[[str], Data]
     network: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -146,6 +163,10 @@ class Site(Generic[M]):
         if model is not None:
             load(net, model)
         return net
+
+    def rewind(self) -> None:
+        """Random numbers from here on are those of the round's first call at this site: it sees the same batches."""
+        sow(self.seed, self.round, 0, self.name)
 
     def answer(self, model: Model) -> nn.Module:
         """A live network for predictions: `load`, in evaluation mode.
@@ -219,7 +240,7 @@ class Algorithm(Protocol[S]):
         """The next state and the server's own metrics; may call the fleet as often as it likes."""
         ...
 
-    def predictor(self, site: Site[Any], state: S) -> Predictor | None:
+    def predictor(self, site: Site[Any], state: S) -> Predictor | Answers | None:
         """What the method answers with at `site`; None where it has no answer for this site."""
         ...
 

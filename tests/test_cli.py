@@ -239,6 +239,11 @@ def test_ones_own_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trouble" in capsys.readouterr().out
 
 
+def test_a_default_that_is_a_list_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "tasks", "synthetic"]) == 0
+    assert "[dice]" in capsys.readouterr().out
+
+
 def test_ones_own_network_lies_in_the_working_directory() -> None:
     lines = (
         "from torch import nn",

@@ -15,6 +15,7 @@ from algorithms.fedprox import FedProx
 from raysim.config import Cohort, Resources, RunConfig, SiteResources, build, merge, parse, plain, read_file, resolve
 from raysim.errors import ConfigError
 from raysim.fields import documented
+from raysim.registry import algorithms
 
 
 def resolved(*words: str, file: str = "", folder: Path | None = None) -> RunConfig:
@@ -163,7 +164,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(word: str, message: str) ->
 
 def test_an_unknown_name_comes_with_the_valid_ones() -> None:
     assert "batch_size, data, loss, metrics" in refused("task.zzz=1").replace("augment, ", "")
-    assert "centralized, fedavg, fedprox, localonly" in refused("algorithm=zzz")
+    assert f"valid: {', '.join(sorted(algorithms()))}, or your own" in refused("algorithm=zzz")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_an_unknown_name_comes_with_the_valid_ones() -> None:
         ("task=", "task has no value: expected a name, or keys such as task.name=synthetic"),
         ("seed=1e40", "seed=1e+40: expected a whole number, written in digits if it is so large"),
         ("cohort=all", "cohort.size='all': expected a whole number, or a number such as 0.5"),
-        ("metric=true", "metric=true: expected text"),
+        ("metric=true", "metric=true: expected text, in quotes"),
         ("task.metrics=[]", "task.metrics=[]: expected at least 1 item, not 0"),
         ("task.network={3: 4}", "the key 3 of task.network: expected text"),
     ],

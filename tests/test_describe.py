@@ -145,6 +145,13 @@ def test_classes_are_counted_and_absent_ones_told(tmp_path: Path) -> None:
     assert seen.problems == ("site b: no label is 2",)
 
 
+def test_classes_of_images_may_be_words(tmp_path: Path) -> None:
+    image = picture(tmp_path / "i.png", np.zeros((2, 2)))
+    seen = describe(table(("a", "train", image, "cat"), ("a", "val", image, "dog")))
+    assert (seen.kind, seen.problems) == ("classification", ())
+    assert seen.values.loc["a"].to_dict() == {"cat": 1, "dog": 1}
+
+
 def test_classes_go_by_their_names_where_each_number_has_one(tmp_path: Path) -> None:
     image = picture(tmp_path / "i.png", np.zeros((2, 2)))
     frame = table(("a", "train", image, "0"), ("a", "val", image, "1"), ("b", "test", image, "0"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from raysim import checks, node
 from raysim.checks import Check, Seen
@@ -270,6 +271,25 @@ def test_without_ray(
     assert ("resources.cpus_per_client=" in shown) == ("algorithm=" not in "".join(words))
     assert "Traceback" not in shown
     assert not (working_directory / "runs").exists()
+
+
+def test_tasks_on_classes_and_on_tables(working_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["site,split,image,label,size"]
+    for site, count in (("a", 4), ("b", 6)):
+        for number, split in enumerate(["val", *["train"] * count]):
+            Image.new("L", (16, 12), number).save(working_directory / f"{site}{number}.png")
+            lines.append(f"{site},{split},{site}{number}.png,{number % 2},{number}.5")
+    (working_directory / "t.csv").write_text("\n".join(lines))
+    given = ["fleet=local", "task.data.table=t.csv", "task.data.cache=cache", "task.batch_size=3"]
+    for words, network in (
+        (["task=classification", "network={name: classifier, channels: [2, 2]}"], r"\d+ parameters"),
+        (["task=tabular"], "4 parameters, 16 B as a model"),  # a weight and a bias for each of two classes
+    ):
+        assert main(["doctor", *given, *words]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(rf"of +3 examples of b, .*\n +network +{network}", shown)
+        assert re.search(r"data +ok +\S+ can be read", shown)
+        assert re.search(r"cache +ok +\S+/cache can be written", shown)
 
 
 @pytest.mark.parametrize("words", [["rondus=3"], ["--rounds=3"], ["-c", "gone.yaml"], ["task=segmentation"]])

@@ -14,7 +14,20 @@ from raysim.run import check_training, chosen_metric
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-TABLES = {"retina": "retina_vessels", "hippocampus": "hippocampus_3d", "spinal": "spinal_gm_3d"}
+TABLES = {
+    "retina": "retina_vessels",
+    "hippocampus": "hippocampus_3d",
+    "spinal": "spinal_gm_3d",
+    "wbc": "wbc_classification",
+    "heart": "heart_disease",
+}
+SMALL = {
+    "retina": ["task.data.size=[64,64]", "task.metrics=[dice]"],
+    "hippocampus": ["task.data.size=[24,32,24]", "task.metrics=[dice]"],
+    "spinal": ["task.data.size=[32,32]", "task.metrics=[dice]"],
+    "wbc": ["task.data.size=[32,32]"],
+    "heart": [],
+}
 README = (ROOT / "README.md").read_text()
 
 
@@ -31,13 +44,7 @@ def test_an_example_trains_on_its_real_data(path, tmp_path):
     table = DATA / TABLES[path.stem] / "table.csv"
     if not table.exists():
         pytest.skip(f"no real data at {table.parent.name}/ beside the project")
-    small = {"spinal": [32, 32], "retina": [64, 64], "hippocampus": [24, 32, 24]}[path.stem]
-    words = [
-        f"task.data.table={table}",
-        f"task.data.size={small}",
-        f"task.data.cache={tmp_path}",
-        "task.metrics=[dice]",
-    ]
+    words = [f"task.data.table={table}", f"task.data.cache={tmp_path}", *SMALL[path.stem]]
     config = resolve(merge(read_file(str(path)), parse(words)))
     task = config.task.build()
     check_training(task)
@@ -49,6 +56,21 @@ def test_an_example_trains_on_its_real_data(path, tmp_path):
     for site, sizes in task.sizes.items():
         for part in ("val", "test"):
             assert any(found[:2] == (site, part) for found in judged) == (sizes[part] > 0), (site, part)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "rounds", "least"), [("heart", 30, 0.65), ("wbc", 8, 0.3)])
+def test_an_example_learns_its_classes(name, rounds, least, tmp_path):
+    table = DATA / TABLES[name] / "table.csv"
+    if not table.exists():
+        pytest.skip(f"no real data at {table.parent.name}/ beside the project")
+    words = [f"task.data.table={table}", f"task.data.cache={tmp_path}", *SMALL[name]]
+    config = resolve(merge(read_file(str(ROOT / "examples" / f"{name}.yaml")), parse(words)))
+    task = config.task.build()
+    *_, last = federate(config.algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds, evaluate_every=rounds)
+    found = [s.value for s in last.scores if (s.split, s.metric) == ("test", "balanced_accuracy")]
+    assert len(found) == len(task.inside)
+    assert sum(found) / len(found) > least  # by chance 1/2 and 1/5
 
 
 def test_the_readme_s_commands_are_commands():

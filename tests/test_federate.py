@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,3 +140,25 @@ def test_a_failure_while_judging_names_its_site() -> None:
 
     with pytest.raises(SiteError, match="site 'a' failed in round 1: LookupError: no head for this site"):
         run(Broken())
+
+
+class Moody(toy.Line):
+    """Says twice as much in training."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs) * (2 if self.training else 1)
+
+
+def test_the_global_weights_in_another_mode_are_another_answer() -> None:
+    @dataclass(frozen=True)
+    class Training(Drawing):
+        def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+            return Model.of({name: np.ones_like(array) for name, array in model.items()}), {}
+
+        def predictor(self, site: Site[Any], model: Model) -> Predictor | None:
+            return site.load(model)
+
+    # w = b = 1 at (1, 2): 1 + 1 is right, and twice that is 2 too much.
+    task = toy.task({"a": toy.A}, network=Moody)
+    scores = {s.metric: s.value for s in run(Training(), task=task)[-1].scores}
+    assert scores == {"distance": 2, "distance@global": 0}

@@ -9,7 +9,8 @@ import torch
 
 from raysim.errors import ConfigError
 from raysim.tasks.augment import augmentation
-from raysim.tasks.names import check_loss, check_network, full_resolution, list_networks, loss, network
+from raysim.tasks.losses import check_loss, loss
+from raysim.tasks.names import check_network, full_resolution, list_networks, network
 
 
 def made(spec, dims=2, channels=1, classes=2, size=(32, 32)):
@@ -100,6 +101,8 @@ def test_checking_leaves_the_global_generator_as_it_was():
 
 def test_the_list_tells_what_networks_are():
     assert list_networks()["SegResNet"].startswith("SegResNet based on")
+    assert list_networks()["logistic"].startswith("Logistic regression")
+    assert {"Classifier", "DenseNet121", "ResNet", "SEResNet50", "EfficientNetBN", "mlp"} <= set(list_networks())
 
 
 def test_dice_loss_of_a_sure_and_right_answer_is_zero_and_of_a_wrong_one_is_one():

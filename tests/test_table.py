@@ -139,7 +139,6 @@ def test_seven_missing_files_are_listed_as_five_and_two(tmp_path: Path) -> None:
         ("a/b,train,a.png,1\n", ["'a/b'", "letters, digits"]),
         ("..,train,a.png,1\n", ["'..'"]),
         ("s,train,a.png,1,9,9\n", ["more cells"]),
-        ("s,train,a.png,1\ns,train,b.png,basophil\n", ["basophil", "never a word", "path of a mask"]),
         ("s,train,a.png,m.png\ns,train,b.png,1\n", ["labels that are no files: 1.", "path of a mask"]),
         ("", ["no rows"]),
     ],
@@ -203,6 +202,16 @@ def test_labels_are_told_of_only_where_they_are_missing(tmp_path: Path) -> None:
     message = refused(written(tmp_path, HEADER + "s,train,gone.png,m.png\n"))
     assert "gone.png. Paths start from" in message
     assert "label" not in message.replace(str(tmp_path), "")  # the folder is called after this test
+
+
+def test_labels_are_files_or_classes_by_how_they_are_written_or_as_one_says(tmp_path: Path) -> None:
+    words = written(tmp_path, HEADER + "s,train,a.png,basophil\ns,train,b.png,1\n")
+    assert read_table(words)["label"].tolist() == ["basophil", "1"]
+    told = refused(words, label_files=True)
+    assert "labels that are no files: basophil, 1. In segmentation a label is the path of a mask" in told
+    files = written(tmp_path, HEADER + "s,train,a.png,m.png\n", "files.csv")
+    assert read_table(files)["label"].tolist() == [str(tmp_path / "m.png")]
+    assert read_table(files, label_files=False)["label"].tolist() == ["m.png"]
 
 
 def test_labels_and_images_only_where_needed(tmp_path: Path) -> None:

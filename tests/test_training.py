@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from raysim import LocalTraining, weights
+from raysim import LocalTraining, Model, weights
 from raysim.errors import RunError
 from raysim.seeding import seeded
 from raysim.training import batches, join, rate
@@ -102,6 +103,33 @@ def test_schedules_over_four_rounds(schedule: str, expected: list[float]) -> Non
 def test_the_schedule_follows_the_declared_rounds() -> None:
     # Round 2 of 4: half the learning rate, half the step.
     assert trained(sgd(schedule="linear"), round=2, rounds=4) == pytest.approx((0.1, 0.1))
+
+
+def test_the_rate_of_a_round_and_its_steps_can_be_asked() -> None:
+    assert sgd(schedule="linear").lr_at(site(round=3, rounds=4)) == pytest.approx(0.025)
+    # Five examples in batches of two are three steps a pass; a split smaller than a batch is one.
+    assert sgd(epochs=2).count_steps(split(FIVE), 2) == 6
+    assert sgd(epochs=2).count_steps(split(FIVE), 2, epochs=1) == 3
+    assert sgd(steps=7).count_steps(split(FIVE), 2) == 7
+    assert sgd(steps=7).count_steps(split(FIVE), 2, epochs=1) == 3
+    assert sgd().count_steps(split(A), 8) == 1
+
+
+def test_epochs_given_to_fit_stand_in_for_the_fields() -> None:
+    here = site(A)
+    net = here.load()
+    sgd(steps=5, epochs=3).fit(net, here, epochs=2)
+    assert line(weights(net)) == pytest.approx((0.36, 0.36))
+
+
+def test_moments_are_taken_up_and_left() -> None:
+    # Two calls of one step with momentum 0.5 are the two steps above: 0.2 + 0.26.
+    here, moments = site(A), {}
+    net = here.load()
+    for _ in range(2):
+        sgd(momentum=0.5).fit(net, here, moments=moments)
+    assert line(weights(net)) == pytest.approx((0.46, 0.46))
+    assert [array.tolist() for array in moments.values()] == [pytest.approx([-2.6, -2.6])]
 
 
 def test_frozen_parameters_stay() -> None:
@@ -216,6 +244,15 @@ def test_mixed_precision_trains_in_bfloat16() -> None:
 
 # Batch normalisation of x = 1, 3: mean 2, unbiased variance 2; the running statistics move by a tenth.
 PAIR: Points = ((1, 0), (3, 1))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A memory of a method's own."""
+
+    buffers: Model
+
+
 MEAN, VARIANCE = 0.1 * 2, 0.9 * 1 + 0.1 * 2
 
 
@@ -266,6 +303,16 @@ def test_local_buffers_answer_at_the_site_and_batch_statistics_elsewhere() -> No
     torch.testing.assert_close(net[0](x), expected)  # type: ignore[index]
     elsewhere = training.answer(site(PAIR, network=Scaled), sent)
     torch.testing.assert_close(elsewhere[0](x), torch.tensor([[-1.0], [1.0]]), atol=1e-4, rtol=0)  # type: ignore[index]
+
+
+def test_a_memory_of_more_than_buffers_answers_them() -> None:
+    """Of a whole model only the buffers come beside what the server sent; of a dataclass its `.buffers`."""
+    sent, kept = after("local")
+    whole = weights(site(PAIR, network=Scaled).load()) | kept
+    for memory in (whole, Held(buffers=kept)):
+        here = site(PAIR, network=Scaled, memory=memory)  # type: ignore[arg-type]  # any memory will do
+        found = weights(sgd(buffers="local").receive(here, sent))
+        assert found == sent | kept
 
 
 def test_receive_gives_a_copy_of_its_own() -> None:

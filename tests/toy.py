@@ -94,6 +94,8 @@ def task(
         sizes={
             s: dict(zip(SPLITS, (len(p) * (s not in outside), 0, len(p), 0), strict=True)) for s, p in points.items()
         },
+        shape=(1,),
+        classes=1,
         open=partial(opened, dict(points)),
         network=network,
         loss=half_squares,

@@ -49,9 +49,9 @@ MOST = 2**30  # voxels of a volume, 4 GB: more is a slip in task.data.spacing, a
 class Case:
     """The examples of one case: one, or one for each slice.
 
-    inputs (n, C, *space) float32; labels (n, 1, *space) class indices, or None; spacing in mm, of slices with
-    the distance between them as a last number; lost is the fraction of labelled voxels that cropping cut off;
-    erased says that interpolation left none of them.
+    inputs (n, C, *space) float32; labels class indices (n, 1, *space) of masks, (n, 1) of classes, or None; spacing
+    in mm, of slices with the distance between them as a last number; lost is the fraction of labelled voxels that
+    cropping cut off; erased says that interpolation left none of them.
     """
 
     inputs: Array
@@ -74,9 +74,12 @@ class StrayValues(ConfigError):
 
 @dataclass(frozen=True)
 class Preparation:
-    """How cases are prepared; `classes` are the numbers in a label file by name, background first."""
+    """How cases are prepared; `classes` are the numbers in a label file by name, background first.
 
-    classes: Mapping[str, int]
+    They are None where no label is a file: then it is the index of the case's class.
+    """
+
+    classes: Mapping[str, int] | None
     intensity: Intensity
     fit: Literal["resize", "pad"]
     size: tuple[int, ...] | None
@@ -84,11 +87,11 @@ class Preparation:
     slices: bool
     channels: int | None
 
-    def __call__(self, image: str, label: str | None) -> Case:
-        """The case of these two files. Raises ConfigError naming the file that is wrong."""
+    def __call__(self, image: str, label: str | int | None) -> Case:
+        """The case of an image and its label, a file or a class. Raises ConfigError naming the file that is wrong."""
         scan = read(image)
         self._check(image, scan)
-        mask = None if label is None else self._mask(label, scan, image)
+        mask = self._mask(label, scan, image) if isinstance(label, str) else None
         marked = mask is not None and bool(mask.array.any())
         if self.spacing is not None:
             scan = _resampled(scan, self.spacing, "bilinear")
@@ -96,7 +99,8 @@ class Preparation:
         scaled = np.asarray(SCALES[self.intensity](scan.array), np.float32)
         inputs = self._fitted(self._examples(scaled), "linear")
         if mask is None:
-            return Case(inputs, None, self._distances(scan), 0.0, False)
+            index = None if label is None else np.full((len(inputs), 1), label, np.uint8)
+            return Case(inputs, index, self._distances(scan), 0.0, False)
         whole = self._examples(mask.array)
         labels = self._fitted(whole, "nearest").astype(np.uint8)
         lost = 1 - (labels > 0).sum() / max(1, (whole > 0).sum()) if self.fit == "pad" and whole.any() else 0.0
@@ -129,14 +133,18 @@ class Preparation:
             )
         if not np.allclose(mask.affine, scan.affine, atol=0.1):
             raise ConfigError(f"{path}: lies in another place than its image {image}; resample it to the image")
-        values = list(self.classes.values())
-        stray = np.setdiff1d(mask.array, values)
+        return Image(self._indices(path, mask.array), mask.affine)
+
+    def _indices(self, path: str, mask: Array) -> Array:
+        """The class of each voxel."""
+        classes = self.classes or {}
+        stray = np.setdiff1d(mask, list(classes.values()))
         if len(stray):
-            raise StrayValues(path, stray.tolist(), self.classes)
-        indices = np.zeros(mask.array.shape, np.float32)
-        for index, value in enumerate(values):
-            indices[mask.array == value] = index
-        return Image(indices, mask.affine)
+            raise StrayValues(path, stray.tolist(), classes)
+        indices = np.zeros(mask.shape, np.float32)
+        for index, value in enumerate(classes.values()):
+            indices[mask == value] = index
+        return indices
 
     def _examples(self, array: Array) -> Array:
         """(C, *space) as (n, C, *space): one, or the axial slices."""

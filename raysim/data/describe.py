@@ -8,13 +8,14 @@ from dataclasses import fields
 
 import pandas as pd
 
+from raysim.data.classes import class_names
+from raysim.data.columns import no_numbers, numbers
 from raysim.data.description import Description, Kind
 from raysim.data.facts import FEW, Facts, Look, look
 from raysim.data.partition import parted
 from raysim.data.rich_tables import shown
 from raysim.data.table import GROUPS, in_order, labels_are_files
 
-MARKS = ("?", "NA", "N/A", "nan", "NaN", "null", "-")  # cells that people write for a missing number
 THREADS = 8
 
 
@@ -74,33 +75,24 @@ def _masks(table: pd.DataFrame, looks: list[Look]) -> pd.DataFrame:
 def _classes(table: pd.DataFrame) -> pd.DataFrame:
     """The cases of each class at each site; none where labels are measurements."""
     labels = table["label"].dropna()
-    numbers = pd.to_numeric(labels, errors="coerce")
-    values = labels.astype(str) if numbers.isna().any() else numbers.astype(float)
-    values = _named(table, values)
+    sizes = pd.to_numeric(labels, errors="coerce")
+    values = labels.astype(str) if sizes.isna().any() else sizes.astype(float)
+    values = class_names(table, values)
     if values.nunique() > FEW:
         values = values[:0]
     cases = pd.DataFrame({"site": table["site"][values.index], "value": values, "count": 1})
     return cases.groupby(["site", "value"], as_index=False).sum()
 
 
-def _named(table: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """The values by their names in a column `class`, where it has one of its own for each."""
-    names = table["class"][values.index] if "class" in table else pd.Series(pd.NA, values.index)
-    pairs = pd.DataFrame({"value": values, "name": names}).drop_duplicates()
-    clear = names.notna().all() and pairs["value"].is_unique and pairs["name"].is_unique
-    return names.astype(str) if clear else values
-
-
 def _features(table: pd.DataFrame) -> pd.DataFrame:
     """How many cells of each column of numbers are missing at each site, and the mean of the others."""
     found = []
     for name in table.columns.difference(["site", "split", "label", *GROUPS], sort=False):
-        cells = table[name].mask(table[name].isin(MARKS))
-        numbers = pd.to_numeric(cells, errors="coerce").astype(float)
-        if numbers.notna().any() and bool((numbers.isna() == cells.isna()).all()):
+        values = numbers(table[name])
+        if values.notna().any() and not no_numbers(table[name]):
             found += [
                 (site, str(name), len(part), int(part.isna().sum()), part.mean())
-                for site, part in numbers.groupby(table["site"])
+                for site, part in values.groupby(table["site"])
             ]
     return pd.DataFrame(found, columns=["site", "feature", "rows", "missing", "mean"])
 

@@ -14,24 +14,27 @@ import monai
 import numpy as np
 
 from raysim.data.cache import cached, digest, fingerprint
-from raysim.data.cases import Case, Preparation, StrayValues
-from raysim.data.facts import FEW
+from raysim.data.cases import Case, Preparation
+from raysim.data.faults import FaultyData, refuse, unlike
+from raysim.data.files import folder_of
 from raysim.data.shift import Shift, scanner
 from raysim.data.wording import counted
 from raysim.errors import ConfigError
 from raysim.types import SPLITS, Data, Progress, Split
 
 Array = np.ndarray[Any, np.dtype[Any]]
-LISTED = 5  # faults named in one error
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case as the table has it; `key` names it the same on every machine."""
+    """One case as the table has it: `label` is a mask's file or the index of a class.
+
+    `key` names the case the same on every machine.
+    """
 
     split: str
     image: str
-    label: str | None
+    label: str | int | None
     key: str
 
 
@@ -48,8 +51,13 @@ class Sites:
 
     def __call__(self, site: str) -> Data:
         """All that the site has. Raises ConfigError if its files are needed and wrong."""
-        arrays = self.arrays(site)
-        return Data(**{split: _split(arrays, split) for split in SPLITS})
+        return data_of(self.arrays(site))
+
+    def paths(self) -> tuple[list[str], list[str]]:
+        """The folders that are read from, and those that are written to."""
+        rows = [row for of in self.rows.values() for row in of]
+        files = [path for row in rows for path in (row.image, row.label) if isinstance(path, str)]
+        return list(dict.fromkeys(map(folder_of, files))), [str(self.folder)]
 
     def arrays(self, site: str, tick: Callable[[], None] = lambda: None) -> dict[str, Array]:
         """`<split>.<field>` of each split, `lost` and `erased` of each row; `tick` for each case that is made."""
@@ -66,9 +74,10 @@ class Sites:
                     faults.append(case)
         refuse(faults or list(_unlike(rows, cases)))
         arrays = {name: np.array([getattr(case, name) for case in cases]) for name in ("lost", "erased")}
+        masks = self.preparation.classes is not None
         for split in SPLITS:
             chosen = [case for row, case in zip(rows, cases, strict=True) if row.split == split]
-            arrays |= {f"{split}.{name}": array for name, array in _joined(chosen, cases[0])}
+            arrays |= {f"{split}.{name}": array for name, array in _joined(chosen, cases[0], masks)}
         return arrays
 
     def _case(self, site: str, row: Row) -> Case | ConfigError:
@@ -80,47 +89,24 @@ class Sites:
         return replace(case, inputs=machine(case.inputs, [f"{row.key}:{n}" for n in range(len(case.inputs))]))
 
 
-class FaultyData(ConfigError):
-    """Files that cannot be used; `faults` has a line for each."""
-
-    def __init__(self, faults: Sequence[ConfigError | str]) -> None:
-        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-        lines = [*map(str, faults[:LISTED]), *more, *_stray_cure(faults)]
-        super().__init__("the data cannot be used:\n  " + "\n  ".join(lines))
-        self.faults = faults
-
-
-def _stray_cure(faults: Sequence[ConfigError | str]) -> Iterator[str]:
-    """Classes that would hold every value in the label files that were read."""
-    strays = [fault for fault in faults if isinstance(fault, StrayValues)]
-    values = sorted({value for fault in strays for value in fault.values})
-    if len(values) > FEW or any(value % 1 for value in values):
-        yield "a mask has few values, whole numbers; JPEG and interpolation leave others: save masks without them"
-    elif strays:
-        named = {**strays[0].classes, **{f"NAME{int(value)}": int(value) for value in values}}
-        pairs = ", ".join(f"{name}: {value}" for name, value in named.items())
-        yield f"name every value, in quotes: 'task.data.classes={{{pairs}}}'"
-
-
-def refuse(faults: Sequence[ConfigError | str]) -> None:
-    """Raises FaultyData if there are any."""
-    if faults:
-        raise FaultyData(faults)
-
-
 def sites(rows: Mapping[str, Sequence[Row]], preparation: Preparation, shift: Shift, seed: int, folder: Path) -> Sites:
     """What opens these sites. An entry's name tells files, preparation and scanner, so no old one is reused."""
     # What classes are called changes no array.
-    how = [monai.__version__, {**asdict(preparation), "classes": list(preparation.classes.values())}]
+    values = None if preparation.classes is None else list(preparation.classes.values())
+    how = [monai.__version__, {**asdict(preparation), "classes": values}]
 
     def entry(site: str) -> str:
-        files = [(r.split, fingerprint(r.image), r.label and fingerprint(r.label), r.key) for r in rows[site]]
+        files = [(r.split, fingerprint(r.image), _identity(r.label), r.key) for r in rows[site]]
         seen_through = [site, seed, asdict(shift)] if shift.severity else None
         return digest([how, seen_through, files])
 
     with ThreadPoolExecutor(16) as pool:  # waiting for stores, mostly
         entries = dict(zip(rows, pool.map(entry, rows), strict=True))
     return Sites(rows, preparation, shift, seed, folder, entries)
+
+
+def _identity(label: str | int | None) -> object:
+    return fingerprint(label) if isinstance(label, str) else label
 
 
 def prepare(sites: Sites, progress: Progress | None = None) -> dict[str, dict[str, Array]]:
@@ -170,22 +156,35 @@ def _unlike(rows: Sequence[Row], cases: Sequence[Case]) -> Iterator[str]:
             yield unlike(row.image, case.inputs.shape[1:], rows[0].image, first)
 
 
-def unlike(this: str, shape: tuple[int, ...], other: str, expected: tuple[int, ...]) -> str:
-    """What to say of two images, or sites, whose examples (C, *space) cannot be in one batch."""
-    cure = "give all one size with task.data.size" if shape[0] == expected[0] else "all need the same channels"
-    return f"{this}: prepared it is {shape} (channels, then space), but {other} is {expected}; {cure}"
+def common_shape(arrays: Mapping[str, Mapping[str, Array]]) -> tuple[int, ...]:
+    """(C, *space) of the examples of all sites. Raises ConfigError where they differ."""
+    shapes = {site: tuple(of["train.inputs"].shape[1:]) for site, of in arrays.items()}
+    first, shape = next(iter(shapes.items()))
+    refuse([unlike(f"site '{site}'", s, f"site '{first}'", shape) for site, s in shapes.items() if s != shape])
+    return shape
 
 
-def _joined(cases: Sequence[Case], like: Case) -> Iterator[tuple[str, Array]]:
+def counts(arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, dict[str, int]]:
+    """How many examples each site has in each split."""
+    return {site: {split: len(of[f"{split}.inputs"]) for split in SPLITS} for site, of in arrays.items()}
+
+
+def _joined(cases: Sequence[Case], like: Case, masks: bool) -> Iterator[tuple[str, Array]]:
     """The fields of a split of these cases; `like` any case, for the shapes where there are none."""
-    counts = [len(case.inputs) for case in cases]
+    numbers = [len(case.inputs) for case in cases]
     yield "inputs", np.concatenate([like.inputs[:0], *(case.inputs for case in cases)])
-    yield "cases", np.repeat(np.arange(len(cases)), counts)
+    yield "cases", np.repeat(np.arange(len(cases)), numbers)
     spacing = np.array([case.spacing for case in cases]).reshape(-1, len(like.spacing))
-    yield "spacing", np.repeat(spacing, counts, axis=0)
+    yield "spacing", np.repeat(spacing, numbers, axis=0)
     labels = [case.labels for case in cases if case.labels is not None]
     if len(labels) == len(cases):
-        yield "labels", np.concatenate([np.zeros((0, 1, *like.inputs.shape[2:]), np.uint8), *labels])
+        space = like.inputs.shape[2:] if masks else ()
+        yield "labels", np.concatenate([np.zeros((0, 1, *space), np.uint8), *labels])
+
+
+def data_of(arrays: Mapping[str, Array]) -> Data:
+    """The splits of a site whose arrays are called `<split>.<field>`; labels may be left out."""
+    return Data(**{split: _split(arrays, split) for split in SPLITS})
 
 
 def _split(arrays: Mapping[str, Array], split: str) -> Split:

@@ -22,6 +22,7 @@ COLUMNS = ("site", "split", "image", "label")
 SPLITS = ("train", "val", "test", "unlabelled")  # those of raysim.types, which cannot be had without torch
 GROUPS = ("patient", "subject", "case", "group")  # the first of these columns holds the rows of a patient together
 READ = (*COLUMNS, *GROUPS)
+PATH = re.compile(r"/|\.\w+$")  # in a folder, or with an ending
 SITE = re.compile(r"\w[\w. -]*")  # a site is a file name and a part of a dotted key
 
 
@@ -32,24 +33,33 @@ def read_table(
     needs_label: bool = True,
     needs_image: bool = True,
     check_files: bool = True,
+    label_files: bool | None = None,
 ) -> pd.DataFrame:
     """The rows of a CSV or Parquet table, sorted by (site, split, image) whatever their order in the file.
 
     Every cell is a string or NA, so that site `007` stays `007`. Images, and labels that are files, are
-    absolute paths or full URLs, relative to `root` or else to the table's folder; a label that is a number
-    stays one. An unlabelled row has no label. A column that is not needed may be absent or have empty cells;
-    an absent label column is added. Raises ConfigError for anything else, naming the table.
+    absolute paths or full URLs, relative to `root` or else to the table's folder; a label that is a class
+    stays as it is. Whether labels are files, `label_files` says, else how they are written. An unlabelled row has
+    no label. A column that is not needed may be absent or have empty cells; an absent label column is added.
+    Raises ConfigError for anything else, naming the table.
     """
+    if not path:
+        raise ConfigError(
+            "there are no data yet: task.data.table=FILE, a CSV or Parquet table with a row for each case"
+        )
     path = os.path.expanduser(path)
     table = _cells(path)
     needed = ["site", "split", *["image"] * needs_image, *["label"] * needs_label]
     _refuse(path, _column_faults(table, needed))
     _refuse(path, _root_faults(root))
     base = os.path.expanduser(root) if root else folder_of(path)
-    table = _located(_tidied(table), base)
+    table = _tidied(table)
+    columns = ["image", *["label"] * (labels_are_files(table) if label_files is None else label_files)]
+    files = [name for name in columns if name in table]
+    table = _located(table, files, base)
     _refuse(path, _row_faults(table, needed))
     if check_files:
-        _refuse(path, _file_faults(table, base))
+        _refuse(path, _file_faults(table, files, base))
     return in_order(table)
 
 
@@ -61,11 +71,12 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def labels_are_files(table: pd.DataFrame) -> bool:
-    """Whether labels are files, as in segmentation, rather than numbers, as in classification."""
+    """Whether labels are files, as in segmentation, rather than classes: some are written as paths are."""
     if "image" not in table:
         return False
-    labels = table["label"].dropna()
-    return len(labels) > 0 and bool(pd.to_numeric(labels, errors="coerce").isna().any())
+    labels = table["label"].dropna().astype("string")
+    words = labels[pd.to_numeric(labels, errors="coerce").isna()]
+    return bool(words.str.contains(PATH).any())
 
 
 def site_faults(sites: Iterable[str]) -> Iterator[str]:
@@ -197,10 +208,9 @@ def _rows(where: pd.Series) -> str:
     return f"row{'s' * (len(rows) > 1)} {listed(list(rows))}"
 
 
-def _located(table: pd.DataFrame, base: str) -> pd.DataFrame:
-    located = {"image"} & set(table.columns) | ({"label"} if labels_are_files(table) else set())
+def _located(table: pd.DataFrame, files: Iterable[str], base: str) -> pd.DataFrame:
     return table.assign(
-        **{name: table[name].map(lambda cell: joined(base, cell), na_action="ignore") for name in located}
+        **{name: table[name].map(lambda cell: joined(base, cell), na_action="ignore") for name in files}
     )
 
 
@@ -209,15 +219,14 @@ def _root_faults(root: str | None) -> Iterator[str]:
         yield f"task.data.root is {root}, which is no folder (seen from {os.getcwd()}); give the one paths start from"
 
 
-def _file_faults(table: pd.DataFrame, base: str) -> Iterator[str]:
-    columns = ["image", "label"] if labels_are_files(table) else ["image"]
-    absent = missing_files(path for name in columns if name in table for path in table[name].dropna())
+def _file_faults(table: pd.DataFrame, files: Iterable[str], base: str) -> Iterator[str]:
+    absent = missing_files(path for name in files for path in table[name].dropna())
     labels = set(table["label"])
     words = [os.path.basename(path) for path in absent if path in labels and not _ending(path)]
     if words:
         yield (
-            f"labels that are no files: {listed(words)}. In segmentation a label "
-            "is the path of a mask, in classification the number of a class and never a word"
+            f"labels that are no files: {listed(words)}. In segmentation a label is the path of a mask; "
+            "where labels are classes, the task is classification"
         )
     if absent:
         yield (

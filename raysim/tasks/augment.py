@@ -73,6 +73,8 @@ def augmentation(
 def _transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -> Any:
     names = _random_transforms()
     given = {key: value for key, value in spec.items() if key != "name"}
+    if not mask and "keys" in given:
+        raise ConfigError(f"task.augment: keys={given['keys']!r}: leave keys out; here only the image may change")
     name = spec.get("name")
     if isinstance(name, str) and squash(f"{name}d") in map(squash, names):
         name += "d"

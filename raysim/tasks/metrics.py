@@ -108,15 +108,18 @@ class SegmentationScore:
             else:
                 yield np.moveaxis(predicted[at], 0, -1), np.moveaxis(labels[at, 0], 0, -1), spacing
 
-    @torch.no_grad()  # not inference_mode, inside which a predictor that adapts itself could not turn gradients on
     def _predicted(self, predict: Predictor, split: Split, device: torch.device) -> Array:
         """Class indices (N, *space), predicted in batches."""
-        found = []
-        for start in range(0, len(split), self.batch_size):
-            inputs = torch.from_numpy(np.ascontiguousarray(split.inputs[start : start + self.batch_size]))
-            logits = full_resolution(predict(inputs.to(device)), inputs.ndim)
-            found.append(logits.argmax(1).to(torch.uint8).cpu().numpy())
-        return np.concatenate(found)
+        batches = answers(predict, split, self.batch_size, device)
+        return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy() for logits in batches])
+
+
+@torch.no_grad()  # not inference_mode, inside which a predictor that adapts itself could not turn gradients on
+def answers(predict: Predictor, split: Split, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """The logits (B, K, *space) of each batch of the split, in order."""
+    for start in range(0, len(split), batch_size):
+        inputs = torch.from_numpy(np.ascontiguousarray(split.inputs[start : start + batch_size]))
+        yield full_resolution(predict(inputs.to(device)), inputs.ndim)
 
 
 def _one(mask: Array) -> torch.Tensor:

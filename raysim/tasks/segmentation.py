@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Gt, Len
 
-from raysim.data.sites import Sites, prepare, refuse, unlike
+from raysim.data.sites import Sites, common_shape, counts, prepare
 from raysim.data.wording import counted
+from raysim.tasks.assembly import assembled
 from raysim.tasks.augment import augmentation
+from raysim.tasks.losses import loss
 from raysim.tasks.metrics import Metric, SegmentationScore
-from raysim.tasks.names import NetworkFactory, check_loss, check_network, loss, network
+from raysim.tasks.names import check_name
 from raysim.tasks.segmentation_data import SegmentationData
-from raysim.types import SPLITS, Progress, Task
+from raysim.types import Progress, Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,42 +44,27 @@ class Segmentation:
 
         Raises ConfigError for anything wrong in the configuration, the table or the images.
         """
-        names = tuple(self.data.values())
+        values = self.data.values()
         table = self.data.read()
         dims = self.data.dimensions(table)
-        criterion, score = loss(self.loss), SegmentationScore(names, self.metrics, self.batch_size)
-        self._factory(dims, 1, self.data.size or (1,) * dims)  # a wrong name must show before images are read
-        opener = self.data.sites(table)
+        criterion, score = loss(self.loss), SegmentationScore(tuple(values), self.metrics, self.batch_size)
+        check_name(self.network, dims, len(values))  # before images are read
+        opener = self.data.opener(table, values)
         arrays = prepare(opener, progress)
         _warn_of_cropping(opener, arrays)
-        channels, *size = _common_shape(arrays)
-        factory = self._factory(dims, channels, size)
-        check_network(factory, channels, size, len(names))
-        check_loss(criterion, len(names), size)
-        return Task(
-            name=self.name,
-            inside=tuple(site for site in arrays if site not in self.data.outside),
-            outside=tuple(site for site in arrays if site in self.data.outside),
-            sizes={site: {split: len(of[f"{split}.inputs"]) for split in SPLITS} for site, of in arrays.items()},
+        channels, *size = common_shape(arrays)
+        return assembled(
+            self,
             open=opener,
-            network=factory,
+            sizes=counts(arrays),
+            outside=self.data.outside,
+            shape=(channels, *size),
+            classes=len(values),
             loss=criterion,
             score=score,
-            batch_size=self.batch_size,
             augment=augmentation(self.augment, channels, size),
+            per_voxel=True,
         )
-
-    def _factory(self, dims: int, channels: int, size: Sequence[int]) -> NetworkFactory:
-        classes = len(self.data.classes)
-        return network(self.network, spatial_dims=dims, in_channels=channels, out_channels=classes, size=size)
-
-
-def _common_shape(arrays: Mapping[str, Mapping[str, Array]]) -> tuple[int, ...]:
-    """(C, *space) of the examples of all sites."""
-    shapes = {site: tuple(of["train.inputs"].shape[1:]) for site, of in arrays.items()}
-    first, shape = next(iter(shapes.items()))
-    refuse([unlike(f"site '{site}'", s, f"site '{first}'", shape) for site, s in shapes.items() if s != shape])
-    return shape
 
 
 def _warn_of_cropping(opener: Sites, arrays: Mapping[str, Mapping[str, Array]]) -> None:

@@ -18,9 +18,10 @@ from raysim.data.shift import Shift, scanner
 from raysim.data.table import site_faults
 from raysim.errors import ConfigError
 from raysim.seeding import generator
+from raysim.tasks.assembly import assembled
 from raysim.tasks.augment import augmentation
+from raysim.tasks.losses import loss
 from raysim.tasks.metrics import Metric, SegmentationScore
-from raysim.tasks.names import check_loss, check_network, loss, network
 from raysim.types import SPLITS, Data, Progress, Split, Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -80,23 +81,17 @@ class Synthetic:
                 f"task.data.outside is {list(data.outside)}: each outside site needs a name of its own, "
                 f"of letters, digits, '_' and '-', other than {data.inside[0]} to {data.inside[-1]}"
             )
-        factory = network(
-            self.network, spatial_dims=len(data.size), in_channels=data.channels, out_channels=classes, size=data.size
-        )
-        check_network(factory, data.channels, data.size, classes)
-        criterion = loss(self.loss)
-        check_loss(criterion, classes, data.size)
-        return Task(
-            name=self.name,
-            inside=data.inside,
-            outside=tuple(sorted(data.outside)),
-            sizes={site: data.counts(site) for site in (*data.inside, *sorted(data.outside))},
+        return assembled(
+            self,
             open=partial(draw, data),
-            network=factory,
-            loss=criterion,
+            sizes={site: data.counts(site) for site in (*data.inside, *sorted(data.outside))},
+            outside=data.outside,
+            shape=(data.channels, *data.size),
+            classes=classes,
+            loss=loss(self.loss),
             score=SegmentationScore(CLASSES, self.metrics, self.batch_size),
-            batch_size=self.batch_size,
             augment=augmentation(self.augment, data.channels, data.size),
+            per_voxel=True,
         )
 
 

@@ -1,0 +1,76 @@
+"""Ditto: beside FedAvg's global model, each site trains a model of its own that is held near the global one.
+
+Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, Algorithm 1.
+https://arxiv.org/abs/2012.04221
+
+    w: as in FedAvg        v_k minimises  F_k(v) + lam/2 ||v - w||^2,  so that each step's gradient gains  lam (v - w)
+
+w is the global model that came down in this round. v_k starts from the first one that comes, never leaves the site, and
+is trained after the site's part of w in the same call: w is FedAvg's to the bit, whatever `lam`. With lam = 0, v_k
+is trained alone. Inside sites answer with v_k; outside ones, and those that have not been asked yet, with w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The site's own model v_k, with its buffers; those of the global model, where they stay at the site."""
+
+    personal: Model
+    buffers: Model | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ditto(LocalTraining):
+    lam: Annotated[float, Ge(0), "lambda: pull of the personal model to the global one; 0 trains it alone"] = 0.1
+    personal_epochs: Annotated[
+        int | None, Gt(0), "passes of the personal model in a round; as many as the global one's where not given"
+    ] = None
+
+    def init(self, task: Task) -> Model:
+        return self.send(task.network())[0]
+
+    # at each site
+    def client(self, site: Site[Memory], model: Model) -> Reply[Model]:
+        net = self.receive(site, model)
+        given = weights(net) if site.memory is None else site.memory.personal
+        w = [p.detach().clone() for p in net.parameters() if p.requires_grad]
+        loss = self.fit(net, site)
+        sent, kept = self.send(net)
+        mine = self.receive(replace(site, memory=None), given)  # v_k brings buffers of its own
+        own_loss = self.fit(mine, site, correct=pull_to(w, self.lam), epochs=self.personal_epochs)
+        return Reply(
+            sent,
+            weight=len(site.data.train),
+            metrics={"loss": loss, "personal_loss": own_loss},
+            memory=Memory(weights(mine), None if kept is KEEP else kept),
+        )
+
+    # at the server
+    def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        return mean(fleet.map(self.client, model)), {}
+
+    def predictor(self, site: Site[Memory], model: Model) -> Predictor:
+        return self.answer(site, model) if site.memory is None else site.answer(site.memory.personal)
+
+
+def pull_to(w: list[Tensor], lam: float) -> Any:
+    """Adds `lam (v - w)` to the gradients of the parameters v."""
+
+    @torch.no_grad()
+    def correct(parameters: list[nn.Parameter]) -> None:
+        for parameter, towards in zip(parameters, w, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - towards, alpha=lam)
+
+    return correct

@@ -1,0 +1,89 @@
+"""FedAdam, FedYogi, FedAvgM: the server takes the mean change of the sites' models for a gradient (FedOpt).
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan, "Adaptive Federated Optimization", ICLR 2021,
+Algorithm 2. https://arxiv.org/abs/2003.00295
+
+    D = sum_k (n_k / n) (x_k - x)                       x_k: x after local training at site k
+    adam, yogi:  m <- beta1 m + (1 - beta1) D           x <- x + server_lr m / (sqrt(v) + tau)
+    adam:        v <- beta2 v + (1 - beta2) D^2         yogi:  v <- v - (1 - beta2) D^2 sign(v - D^2)
+    avgm:        m <- beta1 m + D                       x <- x + server_lr m
+
+As in the paper there is no bias correction, and v starts at tau^2. Buffers are averaged as in FedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Lt
+
+from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
+
+
+@dataclass(frozen=True)
+class State:
+    """The global model, and the server's moments m and v of its parameters; avgm has no v."""
+
+    model: Model
+    first: Model
+    second: Model | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAdam(LocalTraining):
+    server_optimizer: Annotated[
+        Literal["adam", "yogi", "avgm"], "optimiser of the server: FedAdam, FedYogi or FedAvgM"
+    ] = "adam"
+    server_lr: Annotated[float, Gt(0), "step of the server; 0.001 to 0.1 suits adam and yogi, about 1 avgm"] = 0.01
+    beta1: Annotated[float, Ge(0), Lt(1), "how much of m each round keeps"] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1), "how much of v each round keeps"] = 0.99
+    tau: Annotated[float, Gt(0), "adaptivity: the larger, the more alike are the steps of all weights"] = 1e-3
+
+    def init(self, task: Task) -> State:
+        model = self.send(task.network())[0]
+        second = None if self.server_optimizer == "avgm" else filled(model.parameters, self.tau**2)
+        return State(model, filled(model.parameters, 0.0), second)
+
+    # at each site
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        net = self.receive(site, model)
+        loss = self.fit(net, site)
+        sent, kept = self.send(net)
+        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, memory=kept)
+
+    # at the server
+    def round(self, fleet: Fleet, state: State) -> tuple[State, Metrics]:
+        average = mean(fleet.map(self.client, state.model))
+        x, m, v = {}, {}, {}
+        for name in state.first:
+            before = state.model[name].astype(np.float64)
+            change = average[name] - before
+            if state.second is None:
+                m[name] = self.beta1 * state.first[name] + change
+                step = m[name]
+            else:
+                m[name] = self.beta1 * state.first[name] + (1 - self.beta1) * change
+                v[name] = self._second(state.second[name].astype(np.float64), np.square(change))
+                step = m[name] / (np.sqrt(v[name]) + self.tau)
+            x[name] = before + self.server_lr * step
+        model = average | like(state.first, x)
+        return State(model, like(state.first, m), None if state.second is None else like(state.second, v)), {}
+
+    def _second(self, v: Any, square: Any) -> Any:
+        if self.server_optimizer == "adam":
+            return self.beta2 * v + (1 - self.beta2) * square
+        return v - (1 - self.beta2) * square * np.sign(v - square)
+
+    def predictor(self, site: Site[Any], state: State) -> Predictor:
+        return self.answer(site, state.model)
+
+
+def filled(model: Model, value: float) -> Model:
+    return Model.of({name: np.full_like(array, value) for name, array in model.items()})
+
+
+def like(model: Model, arrays: dict[str, Any]) -> Model:
+    """`arrays`, which are float64, in the dtypes of `model`."""
+    return Model.of({name: array.astype(model[name].dtype) for name, array in arrays.items()})

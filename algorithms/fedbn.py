@@ -1,0 +1,67 @@
+"""FedBN: FedAvg, but for the normalisation layers, which stay at each site with their parameters and statistics.
+
+Li, Jiang, Zhang, Kamp, Dou, "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR 2021,
+Algorithm 1. https://arxiv.org/abs/2102.07623
+
+    w_k = (u_k, v_k), v_k the normalisation layers of site k        u <- sum_k (n_k / n) u_k,  v_k stays
+
+Batch, instance, group, layer and RMS norm alike. Our reading: as no v_k ever reaches the server, an outside site and
+the plain global model have u with the scales and shifts that a run starts from and the statistics of each batch;
+`outside=tent` fits those scales and shifts to the site. Weighted by examples, where the paper counts sites alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
+from raysim.adaptation import norm_layers
+
+
+@dataclass(frozen=True)
+class State:
+    """What the sites share, and the normalisation layers' parameters that a run starts from."""
+
+    shared: Model
+    start: Model
+
+    @property
+    def model(self) -> Model:
+        """The global model, without running statistics: it normalises each batch by the batch's own."""
+        return self.shared | self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedBN(LocalTraining):
+    def init(self, task: Task) -> State:
+        net = task.network()
+        sent, _ = self.send(net)
+        local = in_norms(sent, net)
+        return State(sent.only(sent.keys() - local), sent.parameters.only(local & sent.parameters.keys()))
+
+    # at each site
+    def client(self, site: Site[Model], shared: Model) -> Reply[Model]:
+        own = weights(site.load()) if site.memory is None else site.memory
+        net = self.receive(site, own | shared)
+        loss = self.fit(net, site)
+        everything, (sent, _) = weights(net), self.send(net)
+        travels = sent.keys() - in_norms(sent, net)
+        kept = everything.only(everything.keys() - travels)
+        return Reply(sent.only(travels), weight=len(site.data.train), metrics={"loss": loss}, memory=kept)
+
+    # at the server
+    def round(self, fleet: Fleet, state: State) -> tuple[State, Metrics]:
+        return State(mean(fleet.map(self.client, state.shared)), state.start), {}
+
+    def predictor(self, site: Site[Model], state: State) -> Predictor:
+        if site.memory is None:
+            return self.answer(site, state.model)
+        return site.answer(site.memory | state.shared)
+
+
+def in_norms(model: Model, net: nn.Module) -> set[str]:
+    """The names in `model` that belong to normalisation layers of `net`."""
+    layers = norm_layers(net)
+    return {name for name in model if name.rpartition(".")[0] in layers}

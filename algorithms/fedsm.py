@@ -1,0 +1,200 @@
+"""FedSM with SoftPull: a global model, one for each site, and a selector that sends every image to one of them.
+
+Xu, Li, Guo, Yang, Roth, Hatamizadeh, Zhao, Xu, Huang, Xu, "Closing the Generalization Gap of Cross-silo Federated
+Medical Image Segmentation", CVPR 2022, https://arxiv.org/abs/2203.10144, as its authors' code has it.
+
+    at site k: w_k from the global w, then v_k from the personal w_p^k, then s_k from the selector s, which learns to
+    name the site (all its images have the label k), one Adam step for a pass over all
+    w <- sum_k n_k/n w_k, likewise s and the moments of its Adam
+    SoftPull: w_p^k <- pull v_k + (1 - pull)/(K-1) sum_(j != k) v_j
+                    = v + mu (v_k - v)  with the plain mean v and mu = (K pull - 1)/(K-1)
+    an image x goes to w_p^k with k = argmax softmax(s(x)) if that is above `threshold`, else to w
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import attrgetter
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+
+from raysim import KEEP, Answers, ConfigError, Fleet, LocalTraining, Metrics, Model, Reply, Site, Split, Task
+from raysim.classifiers import counted, small, vgg11
+from raysim.model import combine, load, mean, weights
+from raysim.seeding import kept
+from raysim.training import Moments, leave, on_device, take_up
+
+
+@dataclass(frozen=True)
+class SuperModel:
+    """What the server knows: the plain global model, each site's own, the selector, and the moments of its Adam."""
+
+    model: Model
+    personal: Mapping[str, Model]
+    selector: Model
+    moments: Model | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a site sends."""
+
+    model: Model
+    personal: Model
+    selector: Model
+    moments: Model | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays at a site: its buffers, where they are local, and the moments of its optimisers."""
+
+    buffers: Model | None = None
+    model: Moments = field(default_factory=dict)
+    personal: Moments = field(default_factory=dict)
+    selector: Model | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedSM(LocalTraining):
+    pull: Annotated[float, Gt(0), Le(1), "what a personal model keeps of its site's; 1 / sites is the plain mean"] = 0.7
+    threshold: Annotated[float, Ge(0), Le(1), "confidence above which an image goes to a personal model"] = 0.9
+    selector: Annotated[Literal["small", "vgg11"], "selector; the small one is of about the network's size"] = "small"
+    selector_lr: Annotated[float, Gt(0), "learning rate of the selector's Adam"] = 1e-3
+    selector_epochs: Annotated[int, Gt(0), "steps of the selector in a round, each over all the site's images"] = 1
+    average_moments: Annotated[bool, "whether the moments of the selector's Adam are averaged too"] = True
+    keep_moments: Annotated[bool, "whether the optimisers of the other two models go on from round to round"] = True
+
+    def init(self, task: Task) -> SuperModel:
+        if len(task.inside) > 1 and self.pull * len(task.inside) < 1:
+            least = f"{1 / len(task.inside):g} (the plain mean of {len(task.inside)} inside sites)"
+            raise ConfigError(f"algorithm.pull is {self.pull:g}: expected {least} to 1; less would pass the mean")
+        model = self.send(net := task.network())[0]
+        selector = weights(selector_of.__wrapped__(task, self.selector))
+        return SuperModel(model, dict.fromkeys(task.inside, weights(net)), selector)
+
+    # at each site
+    def client(self, site: Site[Kept], shared: tuple[Model, Model, Model | None], own: Model) -> Reply[Trained]:
+        (model, selector, moments), before = shared, site.memory or Kept()
+        of_model, of_personal = (dict(kept) for kept in (before.model, before.personal))
+        net = self.receive(with_buffers(site), model)
+        # Before the other two: it draws the random numbers that FedAvg would draw.
+        said = {"loss": self.fit(net, site, moments=of_model if self.keep_moments else None)}
+        sent, buffers = self.send(net)
+        personal = site.load(own)
+        said["personal_loss"] = self.fit(personal, site, moments=of_personal if self.keep_moments else None)
+        selector, moments, told = self._name(site, selector, moments if self.average_moments else before.selector)
+        payload = Trained(sent, weights(personal), selector, moments if self.average_moments else None)
+        buffers = before.buffers if buffers is KEEP else buffers
+        memory = Kept(buffers, of_model, of_personal, None if self.average_moments else moments)
+        return Reply(payload, weight=len(site.data.train), metrics=said | told, memory=memory)
+
+    def _name(self, site: Site[Any], selector: Model, moments: Model | None) -> tuple[Model, Model, Metrics]:
+        """The selector after its steps towards this site's name, its moments, and how well it knew the site before."""
+        net = self._selector(site, selector).train()
+        optimizer = torch.optim.Adam(net.parameters(), self.selector_lr)
+        take_up(optimizer, moments)
+        label, count, losses, right = site.task.inside.index(site.name), len(site.data.train), list[float](), 0.0
+        for epoch in range(self.selector_epochs):
+            optimizer.zero_grad()
+            losses.append(0.0)
+            for inputs in images(site.data.train, site):
+                logits = net(inputs)
+                loss = nn.functional.cross_entropy(logits, torch.full((len(inputs),), label, device=site.device))
+                (loss * len(inputs) / count).backward()
+                losses[-1] += loss.item() * len(inputs) / count
+                right += float((logits.argmax(1) == label).sum()) if epoch == 0 else 0.0
+            optimizer.step()
+        told = {"selector_loss": losses[0], "selector_accuracy": right / count}
+        return weights(net), Model.of(leave(optimizer)), told
+
+    def _selector(self, site: Site[Any], model: Model) -> nn.Module:
+        load(net := selector_of(site.task, self.selector).to(site.device), model)
+        return net
+
+    # at the server
+    def round(self, fleet: Fleet, state: SuperModel) -> tuple[SuperModel, Metrics]:
+        shared = (state.model, state.selector, state.moments)
+        replies = fleet.map(self.client, shared, {site: state.personal[site] for site in fleet.sites})
+        pulled = softpull({site: reply.payload.personal for site, reply in replies.items()}, self.pull)
+        model, selector = (mean(replies, attrgetter(name)) for name in ("model", "selector"))
+        moments = mean(replies, attrgetter("moments")) if self.average_moments else None
+        return SuperModel(model, {**state.personal, **pulled}, selector, moments), {}
+
+    def predictor(self, site: Site[Kept], state: SuperModel) -> Answers:
+        personal, plain = [state.personal[s] for s in site.task.inside], self.answer(with_buffers(site), state.model)
+        selector = self._selector(site, state.selector).eval()
+        routed = Routed(selector, personal, plain, site.answer(personal[0]), self.threshold)
+        own = site.task.inside.index(site.name) if site.name in site.task.inside else None
+        others = {} if own is None else {"personal": site.answer(personal[own])}
+        return Answers(routed, others, lambda split: routed.shares(split, site, own))
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The super model: every image of a batch goes its own way."""
+
+    selector: nn.Module
+    personal: Sequence[Model]
+    plain: nn.Module
+    spare: nn.Module  # takes the weights of one personal model after the other
+    threshold: float
+
+    def ways(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """For each image the site that the selector names, and whose model it goes to: -1 is the global one's."""
+        confidence, named = self.selector(inputs).softmax(1).max(1)
+        return named, torch.where(confidence > self.threshold, named, -1)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        ways, parts, order = self.ways(inputs)[1], list[Tensor](), list[Tensor]()
+        for way in ways.unique().tolist():
+            if way >= 0:
+                load(self.spare, self.personal[way])
+            order.append((ways == way).nonzero()[:, 0])
+            parts.append((self.spare if way >= 0 else self.plain)(inputs[order[-1]]))
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def shares(self, split: Split, site: Site[Any], own: int | None) -> Metrics:
+        """Where the images go, and how often the selector is right where there is a right answer."""
+        found = [self.ways(inputs) for inputs in images(split, site)]
+        named, ways = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))
+        shares = {"routed_global": (ways < 0).mean(), "routed_other": ((ways >= 0) & (ways != own)).mean()}
+        if own is not None:
+            shares |= {"routed_own": (ways == own).mean(), "selector_accuracy": (named == own).mean()}
+        return {name: float(share) for name, share in shares.items()}
+
+
+def with_buffers(site: Site[Kept]) -> Site[Any]:
+    """The site as methods see it that keep nothing but buffers."""
+    return Site(**vars(site) | {"memory": site.memory.buffers if site.memory else None})
+
+
+def softpull(models: Mapping[str, Model], pull: float) -> dict[str, Model]:
+    """v + mu (v_k - v) with the plain mean v: each deviation shrinks by mu = (K pull - 1) / (K - 1).
+
+    Of fewer than 1/pull models none is pushed past the mean. Counters stay each site's own.
+    """
+    count = len(models)
+    if count == 1 or pull == 1:
+        return dict(models)
+    mu, middle = max(0.0, (count * pull - 1) / (count - 1)), combine(models.values(), [1 / count] * count)
+    exact = [name for name in middle if middle[name].dtype.kind == "f"]
+    return {site: model | combine([middle, model], [1 - mu, mu]).only(exact) for site, model in models.items()}
+
+
+def images(split: Split, site: Site[Any]) -> Iterator[Tensor]:
+    """All inputs in their order, in batches."""
+    yield from on_device(split, site.device)[0].to(site.device).split(site.task.batch_size)
+
+
+@lru_cache(maxsize=4)
+def selector_of(task: Task, kind: str) -> nn.Module:
+    """A new selector among the inside sites; at a site it is kept, for it takes long to make."""
+    shape, sites = task.shape, len(task.inside)
+    with kept():
+        return vgg11(shape, sites) if kind == "vgg11" else small(shape, sites, counted(task.network()))

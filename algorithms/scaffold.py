@@ -1,0 +1,137 @@
+"""SCAFFOLD: control variates, one of the server and one of each site, take the sites' drift out of their steps.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning",
+ICML 2020, Algorithm 1 with option II. https://arxiv.org/abs/1910.06378
+
+    site k takes K steps from x:  y <- y - lr (g_k(y) - c_k + c)        c_k+ = c_k - c + (x - y) / (K lr)
+    x <- x + server_lr mean_k (y_k - x)                                 c <- c + |S| / N mean_k (c_k+ - c_k)
+
+Our reading: means are weighted by examples, and |S| / N is the cohort's part of all examples, so that c stays the
+weighted mean of all c_k and the first round is FedAvg's; `uniform` counts each site alike, as the paper writes it.
+Control variates are of parameters; buffers are averaged as in FedAvg. Clipping bounds the corrected gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import nn
+
+from raysim import (
+    KEEP,
+    ConfigError,
+    Fleet,
+    LocalTraining,
+    Metrics,
+    Model,
+    Predictor,
+    Reply,
+    Site,
+    Task,
+    combine,
+    mean,
+    weights,
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """The global model, the server's control variate c, and the weight of all inside sites together."""
+
+    model: Model
+    control: Model
+    total: float
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a site sends: its model, and by how much its control variate has changed."""
+
+    model: Model
+    change: Model
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The site's control variate c_k; its own buffers, where those stay at the site."""
+
+    control: Model
+    buffers: Model | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaffold(LocalTraining):
+    server_lr: Annotated[float, Gt(0), "step of the server; 1 takes the mean of the sites' models"] = 1.0
+    uniform: Annotated[bool, "every site counts alike, as in the paper, not by its number of examples"] = False
+    lr: Annotated[float, Gt(0), "learning rate of the local sgd"] = 0.05
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw"], "local optimiser: sgd, the others are refused, for c_k is a mean gradient"
+    ] = "sgd"
+    momentum: Annotated[float, Ge(0), Lt(1), "momentum of the local sgd: 0, any other is refused"] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer != "sgd" or self.momentum:
+            raise ConfigError(
+                f"scaffold: algorithm.optimizer={self.optimizer}, algorithm.momentum={self.momentum:g}: expected plain "
+                "sgd, for (x - y) / (K lr) is the mean gradient of no other; give algorithm.optimizer=sgd "
+                "algorithm.momentum=0, and an algorithm.lr that suits sgd"
+            )
+
+    def init(self, task: Task) -> State:
+        model = self.send(task.network())[0]
+        total = sum(self._weight(task.sizes[site]["train"]) for site in task.inside)
+        return State(model, zeros(model.parameters), total)
+
+    # at each site
+    def client(self, site: Site[Memory], shared: tuple[Model, Model]) -> Reply[Sent]:
+        model, c = shared
+        c_k = zeros(c) if site.memory is None else site.memory.control
+        net = self.receive(site, model)
+        loss = self.fit(net, site, correct=along(combine([c, c_k], [1, -1]), net))
+        steps = self.count_steps(site.data.train, site.task.batch_size)
+        per_step = 1 / (steps * self.lr_at(site))
+        x, y = model.parameters, weights(net).parameters
+        new = combine([c_k, c, x, y], [1, -1, per_step, -per_step])
+        sent, kept = self.send(net)
+        return Reply(
+            Sent(sent, combine([new, c_k], [1, -1])),
+            weight=self._weight(len(site.data.train)),
+            metrics={"loss": loss},
+            memory=Memory(new, None if kept is KEEP else kept),
+        )
+
+    def _weight(self, examples: int) -> float:
+        return 1.0 if self.uniform else float(examples)
+
+    # at the server
+    def round(self, fleet: Fleet, state: State) -> tuple[State, Metrics]:
+        replies = fleet.map(self.client, (state.model, state.control))
+        average = mean(replies, lambda sent: sent.model)
+        part = sum(reply.weight for reply in replies.values()) / state.total
+        change = mean(replies, lambda sent: sent.change)
+        moved = combine([state.model.parameters, average.parameters], [1 - self.server_lr, self.server_lr])
+        return State(average | moved, combine([state.control, change], [1, part]), state.total), {}
+
+    def predictor(self, site: Site[Memory], state: State) -> Predictor:
+        return self.answer(site, state.model)
+
+
+def zeros(model: Model) -> Model:
+    return combine([model], [0.0])
+
+
+def along(drift: Model, net: nn.Module) -> Any:
+    """Adds `drift` = c - c_k to the gradients of `net`."""
+    free = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    drifts = [torch.from_numpy(drift[name].copy()).to(p.device) for name, p in free]
+
+    @torch.no_grad()
+    def correct(parameters: list[nn.Parameter]) -> None:
+        for parameter, gained in zip(parameters, drifts, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(gained)
+
+    return correct

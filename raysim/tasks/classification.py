@@ -1,0 +1,83 @@
+"""Classification of pictures, or of volumes, listed in a table with the class of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+from annotated_types import Gt, Len
+
+from raysim.data.classes import CLASSES, classes, indexed
+from raysim.data.sites import common_shape, counts, prepare
+from raysim.data.table import labels_are_files, read_table
+from raysim.errors import ConfigError
+from raysim.tasks.assembly import assembled
+from raysim.tasks.augment import augmentation
+from raysim.tasks.class_metrics import METRICS, ClassificationScore, ClassMetric
+from raysim.tasks.image_data import ImageData
+from raysim.tasks.losses import class_loss
+from raysim.tasks.names import check_name
+from raysim.types import Progress, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationData(ImageData):
+    """Which images, of which classes, at which sites, and how they are prepared."""
+
+    classes: CLASSES = None
+
+    def read(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """The rows that this task uses, with the index of the class as `label`, and the names of the classes."""
+        table = read_table(self.table, self.root, label_files=False)
+        if self.classes is None and labels_are_files(table):
+            first = table["label"].dropna().iloc[0]
+            raise ConfigError(
+                f"table {self.table}: its labels are written as files, such as {first!r}; classification needs a class "
+                "for each image (masks are for task=segmentation). If these are classes, name all: task.data.classes"
+            )
+        found = classes(table, self.classes, self.table)  # before any label is taken away
+        return indexed(self.shared_out(table), found), tuple(found.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Classification of the images in a table."""
+
+    name: Literal["classification"] = "classification"
+    data: Annotated[ClassificationData, "images, sites and preparation"] = field(default_factory=ClassificationData)
+    network: Annotated[dict[str, Any], "a MONAI network by name, with its arguments"] = field(
+        default_factory=lambda: {"name": "resnet"}
+    )
+    loss: Annotated[dict[str, Any], "cross_entropy (weight, label_smoothing) or MONAI's focal, with its arguments"] = (
+        field(default_factory=lambda: {"name": "cross_entropy"})
+    )
+    metrics: Annotated[tuple[ClassMetric, ...], Len(1), "what is judged, the main one first"] = METRICS
+    batch_size: Annotated[int, Gt(0), "examples in a batch"] = 16
+    augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
+
+    def build(self, progress: Progress | None = None) -> Task:
+        """The task, with every site's data prepared; `progress(done, total)` is called after each case.
+
+        Labels are (N, 1), the index of each example's class. Raises ConfigError for anything wrong in the
+        configuration, the table or the images.
+        """
+        table, names = self.data.read()
+        dims = self.data.dimensions(table)
+        criterion, score = class_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
+        check_name(self.network, dims, len(names))  # before images are read
+        opener = self.data.opener(table, None)
+        arrays = prepare(opener, progress)
+        channels, *size = common_shape(arrays)
+        return assembled(
+            self,
+            open=opener,
+            sizes=counts(arrays),
+            outside=self.data.outside,
+            shape=(channels, *size),
+            classes=len(names),
+            loss=criterion,
+            score=score,
+            augment=augmentation(self.augment, channels, size, mask=False),
+            per_voxel=False,
+        )

@@ -1,0 +1,76 @@
+"""What the data of every task on images have in common: how the images of a table are prepared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import pandas as pd
+from annotated_types import Gt, Len
+
+from raysim.data.cache import cache_folder
+from raysim.data.cases import Intensity, Preparation
+from raysim.data.files import ABSOLUTE, folder_of, joined
+from raysim.data.images import is_volume
+from raysim.data.shift import Shift
+from raysim.data.sites import Row, Sites, sites
+from raysim.data.wording import counted
+from raysim.errors import ConfigError
+from raysim.tasks.table_data import TableData
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(TableData):
+    """How images are found and prepared. Tasks extend it with their classes."""
+
+    root: Annotated[
+        str | None, ABSOLUTE, "folder or URL that paths in the table start from; by default the table's"
+    ] = None
+    shift: Annotated[Shift, "simulated differences between the sites' scanners"] = field(default_factory=Shift)
+    size: Annotated[
+        tuple[Annotated[int, Gt(0)], ...] | None, Len(2, 3), "pixels or voxels along each axis; by default as read"
+    ] = None
+    fit: Annotated[Literal["resize", "pad"], "to reach `size`: interpolate, or pad and crop round the centre"] = (
+        "resize"
+    )
+    spacing: Annotated[
+        tuple[Annotated[float, Gt(0)], ...] | None, Len(2, 3), "mm between voxels, for volumes; by default as read"
+    ] = None
+    slices: Annotated[bool, "volumes as axial slices, judged together"] = False
+    intensity: Annotated[
+        Intensity,
+        "scale of each channel of an image: mean 0 and deviation 1, 0 to 1, 1st to 99th percentile, / 255, as read",
+    ] = "zscore"
+    channels: Annotated[int | None, Gt(0), "channels every image must have; by default what the first has"] = None
+
+    def dimensions(self, table: pd.DataFrame) -> int:
+        """2 or 3, the axes of an example. Raises ConfigError if the images differ, or size and spacing do not fit."""
+        volumes = table["image"].map(is_volume)
+        if (volumes.any() or self.slices) and not volumes.all():
+            other = table["image"][~volumes].iloc[0]
+            cause = "task.data.slices=true needs" if self.slices else "others in the table are"
+            raise ConfigError(f"{other} is no NIfTI volume, which {cause}; leave it out of the table")
+        dims = 3 if volumes.any() and not self.slices else 2
+        if self.size is not None and len(self.size) != dims:
+            raise ConfigError(
+                f"task.data.size={list(self.size)} has {counted(len(self.size), 'number')}, but images have {dims} axes"
+            )
+        if self.spacing is not None and (not volumes.all() or len(self.spacing) < dims):
+            raise ConfigError(f"task.data.spacing={list(self.spacing)}: give a number per axis, and only for volumes")
+        return dims
+
+    def opener(self, table: pd.DataFrame, masks: Mapping[str, int] | None) -> Sites:
+        """What opens the sites of this table.
+
+        `masks` are the values in label files by class; None where the column `label` has indices of classes.
+        """
+        start = self.root or folder_of(os.path.expanduser(self.table))
+        base = joined(os.getcwd(), os.path.expanduser(start))
+        rows: dict[str, list[Row]] = {site: [] for site in sorted(set(table["site"]))}
+        for site, split, image, label in table[["site", "split", "image", "label"]].itertuples(index=False):
+            given = None if pd.isna(label) else label if masks else int(label)
+            rows[site].append(Row(split, image, given, image.removeprefix(base).lstrip("/")))
+        how = Preparation(masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels)
+        return sites(rows, how, self.shift, self.seed, cache_folder(self.cache))

@@ -1,0 +1,160 @@
+"""FedRep by hand: the output is w (u x) + b; u, from 1, is shared, and the head (w, b), from 0, stays at the site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from algorithms.fedrep import FedRep, last_layer, within
+from raysim import ConfigError, LocalFleet, federate
+from tests import toy
+
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "head_epochs": 1}
+
+
+class Two(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(1, 1, bias=False), toy.Line())
+        nn.init.ones_(self[0].weight)
+
+
+def run(rounds: int = 2, task: Any = None, cohort: float | int = 1.0, **fields: Any) -> tuple[Any, LocalFleet]:
+    task = task or toy.two_sites(Two)
+    fleet = LocalFleet(task, rounds=rounds)
+    *_, end = federate(FedRep(**SGD | fields), task, fleet, rounds=rounds, cohort=cohort)
+    return end, fleet
+
+
+def after(u: float, w: float, b: float, x: float) -> tuple[float, float, float]:
+    """One step of the head at (x, 2), then one of u; lr 0.1."""
+    r = w * u * x + b - 2
+    w, b = w - 0.1 * r * u * x, b - 0.1 * r
+    r = w * u * x + b - 2
+    return u - 0.1 * r * w * x, w, b
+
+
+def test_the_head_goes_first_then_the_rest() -> None:
+    # Heads: r = -2, a to (0.2, 0.2) and b, whose u x is 2, to (0.4, 0.2). Then a: r = -1.6, du = -1.6 * 0.2;
+    # b: r = -1, du = -1 * 0.4 * 2.
+    end, fleet = run(rounds=1)
+    assert toy.line(fleet.memory("a")) == pytest.approx((0.2, 0.2))
+    assert toy.line(fleet.memory("b")) == pytest.approx((0.4, 0.2))
+    assert end.state.shared["0.weight"].item() == pytest.approx((1.032 + 3 * 1.08) / 4)
+
+
+def test_the_second_round_starts_from_the_sites_own_head() -> None:
+    a, b = after(1.068, 0.2, 0.2, x=1), after(1.068, 0.4, 0.2, x=2)
+    end, fleet = run()
+    assert toy.line(fleet.memory("a")) == pytest.approx(a[1:])
+    assert toy.line(fleet.memory("b")) == pytest.approx(b[1:])
+    assert end.state.shared["0.weight"].item() == pytest.approx((a[0] + 3 * b[0]) / 4)
+
+
+def test_passes_of_the_head_are_its_own() -> None:
+    # Two passes: a from (0.2, 0.2) by r = -1.6 to (0.36, 0.36); then r = -1.28 and du = -1.28 * 0.36, twice.
+    end, fleet = run(rounds=1, task=toy.task({"a": toy.A}, network=Two), head_epochs=2, steps=2)
+    assert toy.line(fleet.memory("a")) == pytest.approx((0.36, 0.36))
+    u = 1 + 0.1 * 1.28 * 0.36
+    assert end.state.shared["0.weight"].item() == pytest.approx(u - 0.1 * (0.36 * u + 0.36 - 2) * 0.36)
+
+
+def test_both_losses_are_told() -> None:
+    end, _ = run(rounds=1)
+    said = {s.metric: s.value for s in end.scores if (s.site, s.split) == ("a", "train")}
+    assert said == {"loss": pytest.approx(1.28), "head_loss": pytest.approx(2.0)}
+
+
+def test_only_the_representation_travels() -> None:
+    end, fleet = run()
+    assert end.traffic.up == end.traffic.down == {"a": 4, "b": 4}
+    assert set(end.state.shared) == {"0.weight"}
+    assert set(fleet.memory("a")) == {"1.weight", "1.bias"}
+
+
+def test_no_answer_where_there_is_no_head() -> None:
+    task = toy.task({"a": toy.A, "b": toy.B, "x": toy.B}, outside=["x"], network=Two)
+    end, _ = run(rounds=1, task=task)
+    judged = {(s.site, s.metric) for s in end.scores if s.split == "test"}
+    assert judged == {("a", "distance"), ("b", "distance")}
+    assert end.state.model is None
+    end, fleet = run(rounds=1, cohort=1)
+    assert {s.site for s in end.scores} == set(end.cohort)
+    assert [site for site in "ab" if fleet.memory(site) is not None] == list(end.cohort)
+
+
+def test_the_head_may_be_named() -> None:
+    # The first layer stays; the line is FedAvg's after one step of it at u = 1, no matter: u has no gradient at w = 0.
+    end, fleet = run(rounds=1, head="0")
+    assert set(fleet.memory("a")) == {"0.weight"}
+    assert toy.line(end.state.shared) == pytest.approx((0.35, 0.2))
+    assert end.traffic.up == {"a": 8, "b": 8}
+
+
+@pytest.mark.parametrize("head", ["2", "", "1.wei"])
+def test_a_head_that_is_no_part_of_the_network_is_refused_with_the_names(head: str) -> None:
+    with pytest.raises(ConfigError, match=rf"algorithm.head={head}: expected .* the network has 0, 1$"):
+        FedRep(head=head).init(toy.two_sites(Two))
+
+
+def test_a_head_that_is_all_of_the_network_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not of all or none"):
+        FedRep().init(toy.two_sites())
+
+
+def test_a_name_ends_at_a_dot() -> None:
+    assert within("fc.weight", "fc")
+    assert within("fc", "fc")
+    assert within("model.2.conv.bias", "model.2")
+    assert not within("fc2.weight", "fc")
+
+
+class Helped(nn.Module):
+    """Its last layer leads to an output of training only, and it says the full resolution first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out, self.side = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.body(x)
+        return [self.out(h), self.side(h)] if self.training else [self.out(h)]
+
+
+def test_the_last_layer_is_the_last_that_the_output_depends_on() -> None:
+    assert last_layer(Helped(), (1, 4, 4)) == "out"
+    net = Helped()
+    net.out.requires_grad_(False)
+    assert last_layer(net, (1, 4, 4)) == "body"
+    with pytest.raises(ConfigError, match="depends on no layer"):
+        last_layer(net.requires_grad_(False), (1, 4, 4))
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    class Frozen(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.insert(0, nn.Linear(1, 1, bias=False))
+            nn.init.ones_(self[0].weight).requires_grad_(False)
+
+    end, _ = run(rounds=1, task=toy.task({"a": toy.A}, network=Frozen))
+    assert end.state.shared["0.weight"].item() == 1
+    assert end.state.shared["1.weight"].item() == pytest.approx(1.032)
+
+
+def test_buffers_of_the_representation_follow_the_policy() -> None:
+    class Normed(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.insert(0, nn.BatchNorm1d(1))
+
+    pair: toy.Points = ((1, 0), (3, 1))
+    task = toy.task({"a": pair}, network=Normed)
+    end, fleet = run(rounds=1, task=task)
+    assert end.state.shared["0.num_batches_tracked"] == 2  # one batch for the head, one for the rest
+    end, fleet = run(task=task, buffers="local")
+    assert len(end.state.shared.buffers) == 0
+    assert fleet.memory("a")["0.num_batches_tracked"] == 4
+    assert torch.isfinite(torch.from_numpy(fleet.memory("a")["2.weight"].copy())).all()

@@ -1,0 +1,267 @@
+"""FedSM: SoftPull by hand, routing, the selector's labels and steps, and a global branch that is FedAvg's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from algorithms.fedavg import FedAvg
+from algorithms.fedsm import FedSM, Routed, Trained, softpull
+from algorithms.localonly import LocalOnly
+from raysim import ConfigError, LocalFleet, Model, Task, federate, weights
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+from tests import toy
+
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+THREE = {"a": toy.A, "b": toy.B, "c": ((3, 1), (1, 0))}
+
+
+def of(*values: float) -> Model:
+    return Model.of({"w": np.float32(values)})
+
+
+def ended(algorithm: Any, task: Task, rounds: int = 2, **options: Any) -> Any:
+    *_, end = federate(algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds, **options)
+    return end
+
+
+def test_two_sites_are_pulled_by_hand() -> None:
+    pulled = softpull({"a": of(1, 10), "b": of(3, -10)}, 0.7)
+    assert pulled["a"]["w"] == pytest.approx([0.7 * 1 + 0.3 * 3, 0.7 * 10 - 0.3 * 10])
+    assert pulled["b"]["w"] == pytest.approx([0.3 * 1 + 0.7 * 3, 0.3 * 10 - 0.7 * 10])
+
+
+@pytest.mark.parametrize("pull", [0.25, 0.4, 0.7, 1.0])
+def test_the_mean_stays_and_deviations_shrink(pull: float) -> None:
+    rng = np.random.default_rng(0)
+    models = {site: Model.of({"w": rng.normal(size=5).astype(np.float32)}) for site in "abcd"}
+    pulled, mu = softpull(models, pull), (4 * pull - 1) / 3
+    before, after = (np.stack([m["w"] for m in of_.values()]) for of_ in (models, pulled))
+    assert after.mean(0) == pytest.approx(before.mean(0), abs=1e-6)
+    assert after - after.mean(0) == pytest.approx(mu * (before - before.mean(0)), abs=1e-6)
+    # and the definition, term by term
+    others = (before.sum(0) - before) / 3
+    assert after == pytest.approx(pull * before + (1 - pull) * others, abs=1e-6)
+
+
+def test_no_pull_touches_no_bit_and_one_model_comes_back() -> None:
+    models = {"a": of(0.1, -0.0), "b": of(0.3, 7)}
+    assert softpull(models, 1.0) == models
+    assert softpull({"a": of(0.1)}, 0.7) == {"a": of(0.1)}
+
+
+def test_pull_of_equal_models_is_that_model_and_names_are_irrelevant() -> None:
+    assert softpull(dict.fromkeys("abc", of(1, 2)), 0.5)["b"]["w"] == pytest.approx([1, 2])
+    one = softpull({"a": of(1), "b": of(2), "c": of(4)}, 0.5)
+    other = softpull({"a": of(4), "b": of(1), "c": of(2)}, 0.5)
+    assert [one[site]["w"].item() for site in "abc"] == pytest.approx([other[site]["w"].item() for site in "bca"])
+
+
+def test_few_arrivals_are_not_pushed_past_their_mean() -> None:
+    pulled = softpull({"a": of(1), "b": of(3)}, 0.3)  # right for four sites, too little for two
+    assert [model["w"].item() for model in pulled.values()] == [2, 2]
+
+
+def test_counters_stay_the_sites_own() -> None:
+    models = {s: Model.of({"w": np.float32([n]), "seen": np.array(n)}, ["w"]) for s, n in (("a", 1), ("b", 4))}
+    assert [model["seen"].item() for model in softpull(models, 0.5).values()] == [1, 4]
+
+
+@pytest.mark.parametrize("pull", [0.2, 0.33])
+def test_a_pull_below_one_over_the_sites_is_refused(pull: float) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.pull is 0\.\d+: expected 0\.333333 \(the plain mean of 3"):
+        FedSM(pull=pull).init(toy.task(THREE))
+
+
+@pytest.mark.parametrize("buffers", ["average", "local", "reset"])
+def test_the_global_branch_is_fedavg(buffers: Any) -> None:
+    points = {"a": ((1, 2), (2, 1)), "b": ((2, 2), (0, 1), (1, 1), (3, 2)), "c": ((3, 1), (1, 0))}
+    task = toy.task(points, network=toy.Scaled, batch_size=2)
+    mine = FedSM(keep_moments=False, buffers=buffers)
+    assert ended(mine, task, 3).state.model == ended(FedAvg(buffers=buffers), task, 3).state.model
+
+
+def test_without_pull_personal_models_are_local_training() -> None:
+    task = toy.task(THREE)
+    alone = LocalFleet(task, rounds=2)
+    list(federate(LocalOnly(**SGD), task, alone, rounds=2))
+    found = ended(FedSM(pull=1.0, **SGD), task).state.personal
+    for site in task.inside:
+        assert toy.line(found[site]) == pytest.approx(toy.line(alone.memory(site)))
+
+
+def test_full_pull_makes_personal_models_the_plain_mean() -> None:
+    task = toy.task({"a": ((1, 2),), "b": ((2, 2),), "c": ((3, 1),)})  # equal n_k: FedAvg's mean is plain too
+    state = ended(FedSM(pull=1 / 3, **SGD), task).state
+    for model in state.personal.values():
+        assert toy.line(model) == pytest.approx(toy.line(state.model))
+
+
+def test_moments_go_on_from_round_to_round() -> None:
+    # One site, one batch: two rounds of Adam with its moments kept are two steps of one Adam.
+    task = toy.task({"a": toy.A})
+    state = ended(FedSM(lr=0.1), task).state
+    net = toy.Line()
+    optimizer = torch.optim.Adam(net.parameters(), 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        toy.half_squares(net(torch.tensor([[1.0]])), torch.tensor([[2]])).backward()
+        optimizer.step()
+    assert toy.line(state.model) == pytest.approx(toy.line(weights(net)))
+    assert toy.line(ended(FedSM(lr=0.1, keep_moments=False), task).state.model) != pytest.approx(toy.line(state.model))
+
+
+def test_a_single_site_needs_no_one() -> None:
+    state = ended(FedSM(**SGD), toy.task({"a": toy.A})).state
+    assert toy.line(state.personal["a"]) == pytest.approx(toy.line(state.model))
+
+
+def test_an_absent_site_keeps_its_personal_model() -> None:
+    task = toy.task(THREE)
+    rounds = federate(FedSM(**SGD), task, LocalFleet(task, rounds=3), rounds=3, cohort=1)
+    before = FedSM(**SGD).init(task).personal
+    for each in rounds:
+        assert [site for site in task.inside if each.state.personal[site] != before[site]] == list(each.cohort)
+        before = each.state.personal
+
+
+def small_task(sites: int = 3) -> Task:
+    data = SyntheticData(sites=sites, outside=("far",), cases=6, val=2, test=4, size=(16, 16), severity=3)
+    network = {"name": "unet", "channels": [2, 4], "strides": [2]}
+    return Synthetic(data=data, network=network, batch_size=4).build()
+
+
+def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
+    task, mine = small_task(), FedSM(selector_epochs=3)
+    fleet = LocalFleet(task, rounds=1)
+    start = mine.init(task)
+    fleet.ledger.open_round(0)
+    replies = fleet.map(mine.client, (start.model, start.selector, None), start.personal)
+    steps = [reply.payload.moments["0/step"].item() for reply in replies.values()]
+    assert steps == [3, 3, 3]
+    # The first step of Adam is lr times the sign of the gradient of the mean cross-entropy with the site's own number.
+    net = site_selector(task, start.selector)
+    inputs = torch.from_numpy(task.open("site-02").train.inputs)
+    loss = nn.functional.cross_entropy(net(inputs), torch.full((len(inputs),), 1))
+    loss.backward()
+    once = FedSM(selector_epochs=1, selector_lr=0.01)
+    one = fleet.map(once.client, (start.model, start.selector, None), start.personal)
+    after, said = one["site-02"].payload.selector, one["site-02"].metrics
+    assert said["selector_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        large = parameter.grad.abs() > 1e-4
+        expected = (parameter - 0.01 * parameter.grad.sign())[large].detach()
+        assert torch.from_numpy(after[name].copy())[large].numpy() == pytest.approx(expected.numpy(), abs=2e-5)
+
+
+def site_selector(task: Task, model: Model) -> nn.Module:
+    from algorithms.fedsm import selector_of
+    from raysim import load
+
+    load(net := selector_of.__wrapped__(task, "small"), model)
+    return net
+
+
+def test_shared_moments_are_the_same_for_all_and_go_down_and_up() -> None:
+    task = small_task()
+    rounds = list(federate(FedSM(), task, LocalFleet(task, rounds=2), rounds=2))
+    state = rounds[-1].state
+    assert state.moments["0/step"].item() == 2
+    assert state.moments["0/exp_avg"].shape == state.selector[min_name(state.selector)].shape
+    p, s = state.model.nbytes, state.selector.nbytes
+    steps = 4 * sum(name.endswith("/step") for name in state.moments)
+    assert set(rounds[0].traffic.down.values()) == {2 * p + s}
+    assert set(rounds[1].traffic.down.values()) == {2 * p + 3 * s + steps}
+    assert set(rounds[1].traffic.up.values()) == {2 * p + 3 * s + steps}
+    apart = ended(FedSM(average_moments=False), task)
+    assert apart.state.moments is None
+    assert set(apart.traffic.up.values()) == {2 * p + s}
+
+
+def min_name(model: Model) -> str:
+    return next(iter(name for name, _ in site_selector(small_task(), model).named_parameters()))
+
+
+class Constant(nn.Module):
+    """Logits that do not look at the image, or those of the image's own number."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.logits[inputs[:, 0].long()]
+
+
+def routed(logits: Any, threshold: float) -> Routed:
+    models = [Model.of({"weight": np.float32([[n]]), "bias": np.float32([0])}) for n in (1, 2, 3)]
+    plain = toy.Line()
+    nn.init.constant_(plain.weight, 10)
+    return Routed(Constant(torch.tensor(logits)), models, plain, toy.Line(), threshold)
+
+
+def test_every_image_goes_where_the_selector_is_sure() -> None:
+    logits = [[9.0, 0, 0], [0, 9.0, 0], [1, 1.1, 1.2], [0, 0, 9.0]]
+    inputs = torch.tensor([[3.0], [0.0], [2.0], [1.0], [3.0]])
+    with torch.no_grad():
+        assert routed(logits, 0.9)(inputs)[:, 0].tolist() == [9, 0, 20, 2, 9]
+        assert routed(logits, 1.0)(inputs)[:, 0].tolist() == [30, 0, 20, 10, 30]  # never surer than sure
+        assert routed(logits, 0.0)(inputs)[:, 0].tolist() == [9, 0, 6, 2, 9]
+        one = [routed(logits, 0.9)(inputs[n : n + 1]).item() for n in range(5)]
+    assert routed(logits, 0.9)(inputs)[:, 0].tolist() == one
+
+
+def test_inside_sites_are_judged_by_the_routed_their_own_and_the_global_model() -> None:
+    end = ended(FedSM(), small_task())
+    found = {(s.site, s.metric) for s in end.scores if s.split == "test"}
+    for site in ("site-01", "site-02", "site-03"):
+        names = ("dice", "dice@global", "dice@personal", "selector_accuracy", "routed_own", "routed_other")
+        assert {(site, name) for name in names} <= found
+    assert ("far", "dice@personal") not in found
+    assert ("far", "routed_global") in found
+    shares: dict[str, float] = {}
+    for score in end.scores:
+        if score.split == "test" and score.metric.startswith("routed_"):
+            shares[score.site] = shares.get(score.site, 0) + score.value
+    assert set(shares.values()) == {1.0}
+
+
+def test_a_selector_that_never_dares_answers_as_the_global_model() -> None:
+    scores = {(s.site, s.split, s.metric): s.value for s in ended(FedSM(threshold=1.0), small_task()).scores}
+    plain = {key: value for key, value in scores.items() if key[2] == "dice"}
+    assert plain == {(a, b, "dice"): scores[a, b, "dice@global"] for a, b, _ in plain}
+
+
+def test_the_selector_learns_the_sites() -> None:
+    end = ended(FedSM(selector_lr=3e-3, selector_epochs=5), small_task(), rounds=40, evaluate_every=40)
+    right = [s.value for s in end.scores if (s.split, s.metric) == ("test", "selector_accuracy")]
+    assert np.mean(right) > 0.6
+
+
+def test_vgg11_is_a_selector_too() -> None:
+    task = replace(small_task(), sizes={})
+    assert FedSM(selector="vgg11").init(task).selector.nbytes > 4e8
+
+
+def test_one_step_and_softpull_settle_where_the_penalised_loss_is_least() -> None:
+    # f_k(w) = (w - c_k)^2 / 2, step eta, mu = (K pull - 1)/(K - 1), penalty (1 - mu)/(2 eta mu) sum (w_k - mean)^2:
+    # its stationary points are w_k = (c_k + rho m) / (1 + rho) with rho = (1 - mu)/(eta mu) and m the mean of c.
+    eta, pull, centres = 0.2, 0.6, {"a": 1.0, "b": 4.0, "c": -2.0}
+    models = dict.fromkeys(centres, of(0.0))
+    for _ in range(300):
+        stepped = {s: of(m["w"].item() - eta * (m["w"].item() - centres[s])) for s, m in models.items()}
+        models = softpull(stepped, pull)
+    mu = (3 * pull - 1) / 2
+    rho = (1 - mu) / (eta * mu)
+    expected = [(c + rho * 1.0) / (1 + rho) for c in centres.values()]
+    assert [m["w"].item() for m in models.values()] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_travels_is_three_models_and_moments() -> None:
+    assert [*Trained.__dataclass_fields__] == ["model", "personal", "selector", "moments"]

@@ -1,0 +1,249 @@
+"""Gradient alignment on two and three quadratics, whose Hessians are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from algorithms.fedavg import FedAvg
+from algorithms.gradient_alignment import Descent, GradientAlignment
+from raysim import LocalFleet, Model, Task, federate
+from raysim.geometry import gram, variance
+from tests import toy
+
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+POINTS = {"a": ((1.0, 2), (3.0, 1)), "b": ((2.0, 0), (-1.0, 3), (0.5, 1), (1.0, 1))}
+SAME_X = {"a": ((1.0, 2), (3.0, 1)), "b": ((1.0, 0), (3.0, 3))}
+SHARE = np.array([2, 4]) / 6
+
+
+def at(*values: float) -> Descent:
+    """w and b."""
+    w, b = (np.float32(value) for value in values)
+    return Descent(Model.of({"weight": w.reshape(1, 1), "bias": b.reshape(1)}))
+
+
+def vector(model: Model) -> np.ndarray:
+    return np.array([model["weight"].item(), model["bias"].item()])
+
+
+def hessian(points: Sequence[tuple[float, int]]) -> np.ndarray:
+    x = np.array([p[0] for p in points])
+    return np.array([[np.square(x).mean(), x.mean()], [x.mean(), 1.0]])
+
+
+def gradient(points: Sequence[tuple[float, int]], theta: np.ndarray) -> np.ndarray:
+    x, y = np.array(points, float).T
+    residual = theta[0] * x + theta[1] - y
+    return np.array([(residual * x).mean(), residual.mean()])
+
+
+def by_hand(theta: np.ndarray, points: dict[str, Any] = POINTS) -> tuple[np.ndarray, np.ndarray, float]:
+    """The mean gradient, sum_k p_k H_k (g_k - g), and the alignment loss."""
+    share = np.array([len(p) for p in points.values()]) / sum(len(p) for p in points.values())
+    g = np.array([gradient(p, theta) for p in points.values()])
+    mean = share @ g
+    h = np.array([hessian(p) @ (gk - mean) for p, gk in zip(points.values(), g, strict=True)])
+    return mean, share @ h, float(share @ np.square(g - mean).sum(1))
+
+
+def one_round(algorithm: GradientAlignment, start: Descent, task: Task | None = None) -> tuple[np.ndarray, Any]:
+    fleet = LocalFleet(task or toy.task(POINTS), rounds=1)
+    fleet.ledger.open_round(0)
+    state, metrics = algorithm.round(fleet.at(fleet.task.inside), start)
+    return vector(state.model), metrics
+
+
+def plain(**fields: Any) -> GradientAlignment:
+    """Gradient mode, one step of plain descent, products as long as they are."""
+    return GradientAlignment(**{"mode": "gradient", "limit": None, "server_lr": 0.1, "weight": 0.5} | fields)
+
+
+def test_without_weight_gradient_mode_is_fedsgd() -> None:
+    theta = np.array([0.3, -0.2])
+    after, metrics = one_round(plain(weight=0.0), at(*theta))
+    assert after == pytest.approx(theta - 0.1 * by_hand(theta)[0], rel=1e-6)
+    assert metrics["correction_ratio"] == 0
+    assert metrics["alignment_loss"] == pytest.approx(by_hand(theta)[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["local", "server"])
+@pytest.mark.parametrize("network", [toy.Line, toy.Scaled])
+def test_without_weight_the_bits_are_those_of_fedavg(mode: Any, network: type[nn.Module]) -> None:
+    task = toy.task(POINTS, network=network, batch_size=2)
+    last = []
+    for algorithm in (FedAvg(), GradientAlignment(weight=0.0, mode=mode)):
+        *_, end = federate(algorithm, task, LocalFleet(task, rounds=3), rounds=3)
+        last.append(end.state.model)
+    assert last[0] == last[1]
+
+
+@pytest.mark.parametrize("product", ["exact", "difference"])
+def test_the_correction_is_the_gradient_of_the_alignment_loss(product: Any) -> None:
+    theta = np.array([0.3, -0.2])
+    mean, along, _ = by_hand(theta)
+    after, metrics = one_round(plain(product=product), at(*theta))
+    step = mean + 0.5 * np.linalg.norm(mean) * along / np.linalg.norm(along)
+    assert after == pytest.approx(theta - 0.1 * step, rel=1e-3 if product == "difference" else 1e-5)
+    assert metrics["correction_ratio"] == pytest.approx(0.5, rel=1e-5)
+    # 2 sum_k p_k H_k (g_k - g) is what central differences of the loss give.
+    losses = [[by_hand(theta + sign * 1e-4 * axis)[2] for sign in (1, -1)] for axis in np.eye(2)]
+    assert [(up - down) / 2e-4 for up, down in losses] == pytest.approx(2 * along, rel=1e-6)
+
+
+def test_local_mode_with_one_step_of_sgd_is_gradient_mode() -> None:
+    theta = np.array([0.3, -0.2])
+    local = GradientAlignment(mode="local", limit=None, weight=0.5, **SGD)
+    assert one_round(local, at(*theta))[0] == pytest.approx(one_round(plain(), at(*theta))[0], rel=1e-3)
+
+
+def test_a_product_is_no_longer_than_the_limit_allows() -> None:
+    theta = np.array([0.3, -0.2])
+    fleet = LocalFleet(toy.task(POINTS), rounds=1)
+    fleet.ledger.open_round(0)
+    mine = plain(limit=0.01)
+    replies = fleet.map(mine.first, at(*theta).model)
+    middle = at(*by_hand(theta)[0]).model
+    lengths = [np.linalg.norm(vector(reply.payload)) for reply in fleet.map(mine.second, middle).values()]
+    own = [np.linalg.norm(vector(reply.payload)) for reply in replies.values()]
+    assert lengths == pytest.approx([0.01 * length for length in own], rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["local", "gradient", "server"])
+def test_sites_that_agree_are_not_corrected(mode: Any) -> None:
+    task = toy.task(dict.fromkeys("abc", POINTS["a"]))
+    fields = SGD | {"mode": mode, "server_lr": 0.1 if mode == "gradient" else 1.0}
+    aligned, metrics = one_round(GradientAlignment(weight=0.5, **fields), at(0.3, -0.2), task)
+    assert aligned == pytest.approx(one_round(GradientAlignment(weight=0.0, **fields), at(0.3, -0.2), task)[0])
+    assert metrics["alignment_loss"] == pytest.approx(0, abs=1e-10)
+    assert metrics["gradient_cosine"] == pytest.approx(1)
+
+
+def test_equal_hessians_leave_nothing_to_align() -> None:
+    task = toy.task(SAME_X)
+    aligned, metrics = one_round(plain(), at(0.3, -0.2), task)
+    assert aligned == pytest.approx(one_round(plain(weight=0.0), at(0.3, -0.2), task)[0], rel=1e-6)
+    assert metrics["alignment_loss"] > 0.1
+    assert metrics["correction_ratio"] == 0
+
+
+@pytest.mark.parametrize("mode", ["local", "gradient", "server"])
+def test_the_names_of_sites_are_irrelevant(mode: Any) -> None:
+    mine = GradientAlignment(mode=mode, weight=0.5, server_lr=0.1 if mode == "gradient" else 1.0, **SGD)
+    three = POINTS | {"c": ((1.5, 1),)}
+    renamed = {"a": three["c"], "b": three["a"], "c": three["b"]}
+    found = [one_round(mine, at(0.3, -0.2), toy.task(points))[0] for points in (three, renamed)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["local", "gradient", "server"])
+def test_a_single_site_has_nothing_to_align_with(mode: Any) -> None:
+    task = toy.task({"a": POINTS["a"]})
+    _, metrics = one_round(GradientAlignment(mode=mode, weight=0.5, **SGD), at(0.3, -0.2), task)
+    assert metrics["alignment_loss"] == pytest.approx(0, abs=1e-10)
+    assert (metrics["gradient_cosine"], metrics["correction_ratio"]) == (1, 0)
+
+
+class HalfFrozen(nn.Sequential):
+    """A line behind one that does not train, and a normalisation with buffers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(1, 1).requires_grad_(False), nn.BatchNorm1d(1), toy.Line())
+
+
+@pytest.mark.parametrize("product", ["exact", "difference"])
+def test_what_does_not_train_has_no_gradient_and_buffers_are_averaged(product: Any) -> None:
+    task = toy.task(POINTS, network=HalfFrozen)
+    mine, fleet = plain(product=product), LocalFleet(task, rounds=1)
+    start = mine.init(task)
+    fleet.ledger.open_round(0)
+    replies = fleet.map(mine.first, start.model)
+    sent = [reply.payload for reply in replies.values()]
+    assert all(not model["0.weight"].any() and not model["0.bias"].any() for model in sent)
+    state, _ = mine.round(fleet.at(task.inside), start)
+    assert np.array_equal(state.model["0.weight"], start.model["0.weight"])
+    mean = SHARE[0] * sent[0]["1.running_mean"] + SHARE[1] * sent[1]["1.running_mean"]
+    assert state.model["1.running_mean"] == pytest.approx(mean, rel=1e-6)
+    assert "1.running_mean" not in sent[0].parameters
+
+
+def test_the_distance_of_gradients_is_a_maximum_mean_discrepancy() -> None:
+    theta = np.array([0.3, -0.2])
+    each = {name: np.array([gradient([point], theta) for point in points]) for name, points in POINTS.items()}
+    kernel = {(i, j): (each[i] @ each[j].T).mean() for i in "ab" for j in "ab"}
+    distance = np.square(each["a"].mean(0) - each["b"].mean(0)).sum()
+    assert kernel["a", "a"] + kernel["b", "b"] - 2 * kernel["a", "b"] == pytest.approx(distance, rel=1e-12)
+    rows = [Model.of({"g": each[name].mean(0)}) for name in "ab"]
+    assert variance(gram(rows), SHARE) == pytest.approx(SHARE.prod() * distance, rel=1e-12)
+
+
+def test_server_mode_turns_away_from_an_outlier() -> None:
+    points = {"a": ((1.0, 1),), "b": ((1.0, 1), (1.1, 1)), "c": ((0.9, 1),), "d": ((1.0, 90),)}
+    task = toy.task(points)
+    mean_step, _ = one_round(GradientAlignment(mode="server", weight=0.0, **SGD), at(0, 0), task)
+    turned, _ = one_round(GradientAlignment(mode="server", weight=1.0, bandwidth=0.3, **SGD), at(0, 0), task)
+    assert mean_step[0] > 1
+    assert 0 < turned[0] < 0.2
+
+
+def test_alignment_brings_the_gradients_together_at_equal_loss() -> None:
+    points = {"a": ((3.0, 3), (1.0, 1)), "b": ((0.2, 3), (-0.5, 1)), "c": ((1.0, 0), (-2.0, 2))}
+    task = toy.task(points)
+
+    def spread(weight: float) -> list[float]:
+        """The alignment loss where the training loss passes 1.6, 1.2 and 0.8."""
+        mine = plain(weight=weight, server_lr=0.02)
+        rounds = list(federate(mine, task, LocalFleet(task, rounds=100), rounds=100))
+        losses, spreads = [-(r.loss or 0.0) for r in rounds], [r.metrics["alignment_loss"] for r in rounds]
+        assert losses == sorted(losses)
+        return [float(np.interp(-level, losses, spreads)) for level in (1.6, 1.2, 0.8)]
+
+    courses = [spread(weight) for weight in (0.0, 0.1, 0.3)]
+    assert all(later < before for one, other in pairwise(courses) for before, later in zip(one, other, strict=True))
+
+
+def test_the_server_may_use_momentum_and_adam() -> None:
+    task = toy.task(POINTS)
+    for fields in ({"server_momentum": 0.9}, {"server_optimizer": "adam", "server_lr": 0.05}):
+        mine: GradientAlignment = replace(plain(weight=0.0), **fields)
+        rounds = list(federate(mine, task, LocalFleet(task, rounds=3), rounds=3))
+        theta, vectors = torch.zeros(2, requires_grad=True), []
+        optimizer = (
+            torch.optim.Adam([theta], 0.05)
+            if "server_optimizer" in fields
+            else torch.optim.SGD([theta], 0.1, momentum=0.9)
+        )
+        for _ in range(3):
+            theta.grad = torch.from_numpy(by_hand(theta.detach().numpy().astype(float))[0]).float()
+            optimizer.step()
+            vectors.append(theta.detach().numpy().copy())
+        assert [vector(r.state.model) for r in rounds] == [pytest.approx(v, rel=1e-4) for v in vectors]
+
+
+def test_bytes_are_twice_those_of_fedavg_where_sites_are_asked_twice() -> None:
+    task, size = toy.task(POINTS), 8
+    for mine, times in ((plain(), 2), (GradientAlignment(), 2), (GradientAlignment(mode="server"), 1)):
+        (only,) = federate(mine, task, LocalFleet(task, rounds=1), rounds=1)
+        assert set(only.traffic.up.values()) == set(only.traffic.down.values()) == {times * size}
+
+
+def test_a_site_that_failed_in_the_second_call_goes_on_in_the_next_round() -> None:
+    task = toy.task(POINTS, network=toy.Scaled)
+    mine, fleet = GradientAlignment(buffers="local", **SGD), LocalFleet(task, rounds=2)
+    state = mine.init(task)
+    fleet.ledger.open_round(0)
+    fleet.map(mine.first, state.model)
+    fleet.ledger.open_round(1)
+    after, _ = mine.round(fleet.at(task.inside), state)
+    assert np.isfinite(vector_of(after.model)).all()
+
+
+def vector_of(model: Model) -> np.ndarray:
+    return np.concatenate([array.reshape(-1) for array in model.values()])

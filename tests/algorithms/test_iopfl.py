@@ -1,0 +1,205 @@
+"""IOP-FL: personal averages by hand, the terms of the outside loss, and an adaptation that reads no label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from algorithms.fedavg import FedAvg
+from algorithms.iopfl import IOPFL, Personal, outline, turned
+from raysim import Data, LocalFleet, Model, Site, Task, federate
+from raysim.adaptation import norm_layers
+from raysim.routing import RoutedConvolution, routers
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+from tests import toy
+
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+
+
+def course(algorithm: Any, task: Task, rounds: int) -> tuple[list[Any], LocalFleet]:
+    fleet = LocalFleet(task, rounds=rounds)
+    return list(federate(algorithm, task, fleet, rounds=rounds)), fleet
+
+
+def sent(task: Task, site: str, rounds: int) -> list[np.ndarray]:
+    """The weights of a site after each round's local training, as FedAvg has them."""
+    mine, fleet = FedAvg(**SGD), LocalFleet(task, rounds=rounds)
+    model, found = mine.init(task), []
+    for index in range(rounds):
+        fleet.ledger.open_round(index)
+        found.append(np.array(toy.line(fleet.map(mine.client, model)[site].payload)))
+        fleet.ledger.open_round(index)
+        model, _ = mine.round(fleet.at(task.inside), model)
+    return found
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 1.0])
+def test_the_personal_model_is_the_discounted_sum_of_the_sites_weights(alpha: float) -> None:
+    task, rounds = toy.two_sites(), 4
+    _, fleet = course(IOPFL(alpha=alpha, keep="last", **SGD), task, rounds)
+    for site in task.inside:
+        w, last = sent(task, site, rounds), rounds - 1
+        expected = alpha**last * w[0] + (1 - alpha) * sum(alpha ** (last - t) * w[t] for t in range(1, rounds))
+        assert np.array(toy.line(fleet.memory(site).best)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.9])
+@pytest.mark.parametrize("buffers", ["average", "local", "reset"])
+def test_the_global_model_is_fedavgs(alpha: float, buffers: Any) -> None:
+    points = {"a": ((1, 2), (2, 1)), "b": ((2, 2), (0, 1), (1, 1), (3, 2))}
+    task = toy.task(points, network=toy.Scaled, batch_size=2)
+    rounds, _ = course(IOPFL(alpha=alpha, buffers=buffers), task, 3)
+    plain, _ = course(FedAvg(buffers=buffers), task, 3)
+    assert [r.state.model for r in rounds] == [r.state for r in plain]
+    assert rounds[-1].traffic == plain[-1].traffic
+
+
+def test_equal_sites_have_equal_personal_models() -> None:
+    task = toy.task(dict.fromkeys("abc", toy.B))
+    _, fleet = course(IOPFL(**SGD), task, 3)
+    assert fleet.memory("a").running == fleet.memory("b").running == fleet.memory("c").running
+
+
+def judged_data(points: toy.Points, site: str) -> Data:
+    return replace(toy.data(points), val=toy.split(points))
+
+
+def test_the_best_on_validation_data_is_kept() -> None:
+    # A learning rate at which each round is worse than the last: the first model stays the best.
+    task = replace(toy.two_sites(), open=partial(judged_data, toy.B))
+    fields = SGD | {"lr": 0.5}
+    _, fleet = course(IOPFL(alpha=0.0, **fields), task, 3)
+    _, one = course(IOPFL(alpha=0.0, **fields), task, 1)
+    kept: Personal = fleet.memory("a")
+    assert kept.best == one.memory("a").best
+    assert kept.best != kept.running
+    assert kept.score == -abs(2 * toy.line(kept.best)[0] + toy.line(kept.best)[1] - 2)
+
+
+def small_task(norm: Any = "batch", dims: int = 2) -> Task:
+    data = SyntheticData(sites=2, outside=("far",), cases=4, val=2, test=3, size=(16,) * dims, severity=3)
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": norm}
+    return Synthetic(data=data, network=network, batch_size=2).build()
+
+
+def test_the_server_has_the_sites_personal_models_where_someone_outside_needs_them() -> None:
+    task = small_task()
+    rounds, fleet = course(IOPFL(alpha=0.5), task, 3)
+    state = rounds[-1].state
+    assert {site: model.parameters for site, model in state.best.items()} == {
+        site: fleet.memory(site).best.parameters for site in task.inside
+    }
+    alone, _ = course(IOPFL(), toy.two_sites(), 2)
+    assert alone[-1].state.best == {}
+
+
+def place(task: Task, site: str, memory: Any = None) -> Site[Any]:
+    torch.manual_seed(0)
+    return Site(site, task, task.open(site), memory, torch.device("cpu"), 0, 0, 1, task.start(0))
+
+
+@pytest.mark.parametrize(("norm", "dims"), [("batch", 2), ("instance", 2), ("batch", 3)])
+def test_outside_only_routers_scales_and_shifts_move_and_no_label_is_read(norm: str, dims: int) -> None:
+    task = small_task(norm, dims)
+    rounds, _ = course(IOPFL(passes=1), task, 1)
+    state, far = rounds[-1].state, place(task, "far")
+    mine = IOPFL(passes=2)
+    net: Any = mine.predictor(far, state)
+    kernels = [layer.kernels for layer in net.modules() if isinstance(layer, RoutedConvolution)]
+    fresh: Any = replace(mine, passes=0).predictor(place(task, "far"), state)
+    of_fresh = [layer.kernels for layer in fresh.modules() if isinstance(layer, RoutedConvolution)]
+    assert all(torch.equal(one, other) for one, other in zip(kernels, of_fresh, strict=True))
+    assert all(layer.shape[0] == 3 for layer in kernels)
+    changed = {n for n, p in net.named_parameters() if not torch.equal(p, fresh.get_parameter(n))}
+    assert changed
+    moving = {id(p) for layer in [*routers(net), *norm_layers(net).values()] for p in layer.parameters()}
+    assert all(id(net.get_parameter(name)) in moving for name in changed)
+    data = far.data
+    bare = replace(data, **{s: replace(data[s], labels=None) for s in ("train", "val", "test", "unlabelled")})
+    torch.manual_seed(0)
+    blind: Any = mine.predictor(replace(place(task, "far"), data=bare), state)
+    x = torch.from_numpy(data.test.inputs)
+    assert torch.equal(blind(x), net(x))
+
+
+def test_without_a_learning_rate_passes_change_nothing() -> None:
+    task = small_task()
+    rounds, _ = course(IOPFL(passes=1), task, 1)
+    x = torch.from_numpy(task.open("far").test.inputs)
+    answers = [IOPFL(passes=n, outside_lr=0.0).predictor(place(task, "far"), rounds[-1].state) for n in (1, 3)]
+    assert torch.equal(answers[0](x), answers[1](x))  # type: ignore[misc]  # there is an answer
+
+
+def test_a_batch_of_one_is_enough() -> None:
+    task = replace(small_task(), batch_size=1)
+    rounds, _ = course(IOPFL(passes=1), task, 1)
+    assert any(score.site == "far" for score in rounds[-1].scores)
+
+
+@pytest.mark.parametrize(("flip", "k"), list(product([False, True], range(4))))
+def test_turning_back_undoes_the_turn(flip: bool, k: int) -> None:
+    image = torch.arange(12.0 * 12).reshape(1, 1, 12, 12) ** 2
+    there, back = turned([(flip, k)])
+    assert torch.equal(back(there(image)), image)
+    assert torch.equal(there(image), image) == ((flip, k) == (False, 0))
+
+
+class Pointwise(nn.Module):
+    """Logits of each pixel from that pixel alone: whatever turns with the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x], 1)
+
+
+def term(images: Tensor, **weights: float) -> float:
+    only = {"entropy": 0.0, "consistency": 0.0, "shape": 0.0} | weights
+    torch.manual_seed(0)
+    return float(IOPFL(**only).loss(Pointwise(), images))  # type: ignore[arg-type]  # numbers all
+
+
+def test_consistency_is_nothing_without_noise() -> None:
+    images = torch.randn(5, 1, 8, 8)
+    assert term(images, consistency=1.0, noise=0.0) == pytest.approx(0, abs=1e-12)
+    assert term(images, consistency=1.0, noise=0.5) > 1e-3
+
+
+def test_entropy_is_one_when_nothing_is_known_and_nothing_when_all_is() -> None:
+    assert term(torch.zeros(3, 1, 8, 8), entropy=1.0) == pytest.approx(1)
+    assert term(torch.full((3, 1, 8, 8), 30.0), entropy=1.0) == pytest.approx(0, abs=1e-6)
+    some = torch.randn(1, 1, 8, 8)
+    assert term(some, entropy=1.0) == pytest.approx(term(some.repeat(4, 1, 1, 1), entropy=1.0))  # whatever the batch
+
+
+def disc(centres: list[tuple[int, int]], radius: float) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(80), torch.arange(80), indexing="ij")
+    hits = [((y - a) ** 2 + (x - b) ** 2 <= radius**2) for a, b in centres]
+    return torch.stack(hits).any(0).float()[None, None]
+
+
+def test_outlines_of_pieces_are_longer_than_of_one_disc_and_move_with_it() -> None:
+    assert outline(torch.full((2, 1, 30, 30), 0.3), 3).item() == 0
+    whole, pieces = disc([(40, 40)], 12), disc([(20, 20), (20, 60), (60, 20), (60, 60)], 6)
+    assert whole.sum() == pytest.approx(pieces.sum().item(), rel=0.05)
+    assert outline(whole, 2) < outline(pieces, 2)
+    assert outline(disc([(35, 44)], 12), 2) == outline(whole, 2)
+    volume = whole[..., None].repeat(1, 1, 1, 1, 5)
+    assert outline(volume, 2).item() == pytest.approx(outline(whole, 2).item() * 5**0.5)
+
+
+def test_sides_that_differ_are_turned_by_halves() -> None:
+    assert np.isfinite(term(torch.randn(6, 1, 8, 12), consistency=1.0))
+
+
+def test_an_inside_site_that_has_not_trained_answers_with_the_global_model() -> None:
+    task = toy.two_sites()
+    state = IOPFL().init(task)
+    net = IOPFL().predictor(place(task, "a"), state)
+    assert isinstance(net, nn.Module)
+    assert Model.of({n: p.detach().numpy() for n, p in net.named_parameters()}) == state.model
