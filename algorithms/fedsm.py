@@ -14,6 +14,7 @@ Medical Image Segmentation", CVPR 2022, https://arxiv.org/abs/2203.10144, as its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
@@ -27,7 +28,8 @@ from raysim import KEEP, Answers, ConfigError, Fleet, LocalTraining, Metrics, Mo
 from raysim.classifiers import counted, small, vgg11
 from raysim.model import combine, load, mean, weights
 from raysim.seeding import kept
-from raysim.training import Moments, leave, on_device, take_up
+from raysim.tasks.names import full_resolution
+from raysim.training import Moments, leave, take_up
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class FedSM(LocalTraining):
     keep_moments: Annotated[bool, "whether the optimisers of the other two models go on from round to round"] = True
 
     def init(self, task: Task) -> SuperModel:
-        if len(task.inside) > 1 and self.pull * len(task.inside) < 1:
+        if len(task.inside) > 1 and self.pull * len(task.inside) < 1 - 1e-6:
             least = f"{1 / len(task.inside):g} (the plain mean of {len(task.inside)} inside sites)"
             raise ConfigError(f"algorithm.pull is {self.pull:g}: expected {least} to 1; less would pass the mean")
         model = self.send(net := task.network())[0]
@@ -82,7 +84,7 @@ class FedSM(LocalTraining):
     def client(self, site: Site[Kept], shared: tuple[Model, Model, Model | None], own: Model) -> Reply[Trained]:
         (model, selector, moments), before = shared, site.memory or Kept()
         of_model, of_personal = (dict(kept) for kept in (before.model, before.personal))
-        net = self.receive(with_buffers(site), model)
+        net = self.receive(site, model)
         # Before the other two: it draws the random numbers that FedAvg would draw.
         said = {"loss": self.fit(net, site, moments=of_model if self.keep_moments else None)}
         sent, buffers = self.send(net)
@@ -97,19 +99,19 @@ class FedSM(LocalTraining):
     def _name(self, site: Site[Any], selector: Model, moments: Model | None) -> tuple[Model, Model, Metrics]:
         """The selector after its steps towards this site's name, its moments, and how well it knew the site before."""
         net = self._selector(site, selector).train()
-        optimizer = torch.optim.Adam(net.parameters(), self.selector_lr)
-        take_up(optimizer, moments)
+        take_up(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr), moments)
         label, count, losses, right = site.task.inside.index(site.name), len(site.data.train), list[float](), 0.0
         for epoch in range(self.selector_epochs):
             optimizer.zero_grad()
             losses.append(0.0)
             for inputs in images(site.data.train, site):
-                logits = net(inputs)
-                loss = nn.functional.cross_entropy(logits, torch.full((len(inputs),), label, device=site.device))
-                (loss * len(inputs) / count).backward()
-                losses[-1] += loss.item() * len(inputs) / count
+                names = torch.full((len(inputs),), label, device=site.device)
+                loss = nn.functional.cross_entropy(logits := net(inputs), names, reduction="sum")
+                (loss / count).backward()
+                losses[-1] += loss.item() / count
                 right += float((logits.argmax(1) == label).sum()) if epoch == 0 else 0.0
             optimizer.step()
+        optimizer.zero_grad()
         told = {"selector_loss": losses[0], "selector_accuracy": right / count}
         return weights(net), Model.of(leave(optimizer)), told
 
@@ -127,8 +129,8 @@ class FedSM(LocalTraining):
         return SuperModel(model, {**state.personal, **pulled}, selector, moments), {}
 
     def predictor(self, site: Site[Kept], state: SuperModel) -> Answers:
-        personal, plain = [state.personal[s] for s in site.task.inside], self.answer(with_buffers(site), state.model)
-        selector = self._selector(site, state.selector).eval()
+        personal, plain = [state.personal[s] for s in site.task.inside], self.answer(site, state.model)
+        selector = deepcopy(self._selector(site, state.selector)).eval()
         routed = Routed(selector, personal, plain, site.answer(personal[0]), self.threshold)
         own = site.task.inside.index(site.name) if site.name in site.task.inside else None
         others = {} if own is None else {"personal": site.answer(personal[own])}
@@ -153,10 +155,12 @@ class Routed:
     def __call__(self, inputs: Tensor) -> Tensor:
         ways, parts, order = self.ways(inputs)[1], list[Tensor](), list[Tensor]()
         for way in ways.unique().tolist():
-            if way >= 0:
-                load(self.spare, self.personal[way])
             order.append((ways == way).nonzero()[:, 0])
-            parts.append((self.spare if way >= 0 else self.plain)(inputs[order[-1]]))
+            if way < 0:  # the whole batch: the global model may look at the statistics of all of it
+                parts.append(full_resolution(self.plain(inputs), inputs.ndim)[order[-1]])
+            else:
+                load(self.spare, self.personal[way])
+                parts.append(full_resolution(self.spare(inputs[order[-1]]), inputs.ndim))
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def shares(self, split: Split, site: Site[Any], own: int | None) -> Metrics:
@@ -167,11 +171,6 @@ class Routed:
         if own is not None:
             shares |= {"routed_own": (ways == own).mean(), "selector_accuracy": (named == own).mean()}
         return {name: float(share) for name, share in shares.items()}
-
-
-def with_buffers(site: Site[Kept]) -> Site[Any]:
-    """The site as methods see it that keep nothing but buffers."""
-    return Site(**vars(site) | {"memory": site.memory.buffers if site.memory else None})
 
 
 def softpull(models: Mapping[str, Model], pull: float) -> dict[str, Model]:
@@ -189,7 +188,8 @@ def softpull(models: Mapping[str, Model], pull: float) -> dict[str, Model]:
 
 def images(split: Split, site: Site[Any]) -> Iterator[Tensor]:
     """All inputs in their order, in batches."""
-    yield from on_device(split, site.device)[0].to(site.device).split(site.task.batch_size)
+    for start in range(0, len(split), site.task.batch_size):
+        yield torch.from_numpy(split.inputs[start : start + site.task.batch_size].copy()).to(site.device)
 
 
 @lru_cache(maxsize=4)

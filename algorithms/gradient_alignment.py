@@ -11,14 +11,16 @@ site k, p_k its part of the examples, g = sum_k p_k g_k and H_k its Hessian:
 
 `mode="local"`: g_k is the displacement of a site's local training, (w - w_k) / (lr steps), and h_k the difference
 of two local runs on the same batches, from w and from w + beta (g_k - g), over beta. Weight 0 is FedAvg.
-`mode="gradient"`: g_k is the gradient on one pass (or `steps` batches); h_k by double backward or finite difference.
+`mode="gradient"`: g_k is the gradient over `epochs` passes or `steps` batches; h_k by double backward or difference.
 `mode="server"`: one exchange: d moves from g towards the densest of the g_k, by mean shift with a Gaussian kernel.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,8 +29,9 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
+from raysim.errors import RunError
 from raysim.geometry import cosine, from_vector, gram, moved, norm, shifted, variance, vector
-from raysim.training import Moments, batches, leave, rate, take_up
+from raysim.training import Moments, batches, leave, take_up
 
 ROUNDING = 1e-5  # of float32 sums, with room
 
@@ -82,20 +85,16 @@ class GradientAlignment(LocalTraining):
         held = site.memory
         assert held is not None
         v = combine([held.gradient, average], [1, -1])
-        if self.mode == "gradient" and self.product == "exact":
-            h = self._product(site, held.start, v)
-        else:
-            h = self._difference(site, held, v)
+        exact = self.mode == "gradient" and self.product == "exact"
+        h = self._product(site, held.start, v) if exact else self._difference(site, held, v)
         if self.limit is not None and norm(h) > self.limit * norm(held.gradient):
             h = combine([h], [self.limit * norm(held.gradient) / norm(h)])
         return Reply(h, weight=len(site.data.train), memory=held.kept)
 
     def _scale(self, site: Site[Any]) -> float:
         """The gradient over what is sent: of local mode -1 / (lr steps) on the displacement w_k - w."""
-        if self.mode == "gradient":
-            return 1.0
-        lr = self.lr * rate(self.schedule, site.round, site.rounds)
-        return -1 / (lr * self.count_steps(site.data.train, site.task.batch_size))
+        steps = self.count_steps(site.data.train, site.task.batch_size)
+        return 1.0 if self.mode == "gradient" else -1 / (self.lr_at(site) * steps)
 
     def _sought(self, site: Site[Any], start: Model, net: nn.Module) -> Model:
         """g_k, from the net as it was trained."""
@@ -110,6 +109,8 @@ class GradientAlignment(LocalTraining):
             total += part * loss.item()
         for parameter in net.parameters():
             parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if not math.isfinite(total) or not all(p.isfinite().all() for p in net.parameters()):
+            raise RunError("the gradient is not finite; lower the server's learning rate (algorithm.server_lr)")
         return total
 
     def _product(self, site: Site[Held], start: Model, v: Model) -> Model:
@@ -138,33 +139,36 @@ class GradientAlignment(LocalTraining):
         """The loss of each batch, and its part of all the examples."""
         split, size = site.data.train, min(site.task.batch_size, max(len(site.data.train), 1))
         steps = self.count_steps(split, site.task.batch_size)
-        seen = list(batches(split, size, steps, site.device, site.task.augment))
-        count = sum(len(inputs) for inputs, _ in seen)
-        for inputs, labels in seen:
+        passes, rest = divmod(steps, math.ceil(len(split) / size))
+        count = passes * len(split) + min(rest * size, len(split))
+        for inputs, labels in batches(split, size, steps, site.device, site.task.augment):
             with torch.autocast(site.device.type, torch.bfloat16, enabled=bool(self.amp)):
-                yield len(inputs) / count, site.task.loss(net(inputs), labels)
+                loss = site.task.loss(net(inputs), labels)
+            yield len(inputs) / count, loss
 
     # at the server
     def round(self, fleet: Fleet, state: Descent) -> tuple[Descent, Metrics]:
-        model, replies = state.model, fleet.map(self.first, state.model)
+        asked = self if len(fleet.sites) > 1 else replace(self, weight=0.0)  # alone, nobody is asked twice
+        model, replies = state.model, fleet.map(asked.first, state.model)
         sites, average, origin = list(replies), mean(replies), None if self.mode == "gradient" else model.parameters
         share = np.array([replies[site].weight for site in sites]) / sum(reply.weight for reply in replies.values())
         scale = np.array([replies[site].metrics["scale"] for site in sites])  # a gradient, over what was sent
         sent = [replies[site].payload.parameters for site in sites]
         products = gram(sent, origin) * np.outer(scale, scale)
         straight = average.parameters if origin is None else combine([origin, average.parameters], [1, -1])
-        turn = None
-        if self.weight and len(sites) > 1 and self.mode == "server":
+        turn, spread = None, variance(products, share)
+        apart = spread > ROUNDING**2 * float(share @ products @ share)  # else they differ by rounding, if at all
+        if self.weight and apart and self.mode == "server":
             turn = combine(sent, (self.weight * (share - shifted(products, share, self.bandwidth))).tolist())
-        elif self.weight and len(sites) > 1:
+        elif self.weight and apart:
             factors = share * scale
             middle = combine(sent, factors) if origin is None else combine([origin, *sent], [-factors.sum(), *factors])
             found = fleet.at(sites).map(self.second, middle)
             along, longest = mean(found), max(norm(reply.payload) for reply in found.values())
-            # Of products that cancel out, only rounding is left, which must not be made long.
-            turns = norm(along) > ROUNDING * longest
+            # Products that cancel out leave rounding, which must not be made long; those of a part do not even cancel.
+            turns = norm(along) > ROUNDING * longest and len(found) == len(sites)
             turn = combine([along], [self.weight * norm(straight) / norm(along) if turns else 0.0])
-        told = {"alignment_loss": variance(products, share), "gradient_cosine": cosine(products)}
+        told = {"alignment_loss": spread, "gradient_cosine": cosine(products)}
         told["correction_ratio"] = norm(turn) / norm(straight) if turn is not None and norm(straight) else 0.0
         if self._is_mean:
             return Descent(average if turn is None else moved(average, turn, -1.0)), told
@@ -174,10 +178,8 @@ class GradientAlignment(LocalTraining):
     def _descended(self, model: Model, direction: Model, moments: Moments) -> Descent:
         parameter = nn.Parameter(torch.from_numpy(vector(model.parameters)))
         parameter.grad = torch.from_numpy(vector(direction))
-        if self.server_optimizer == "adam":
-            optimizer: torch.optim.Optimizer = torch.optim.Adam([parameter], self.server_lr)
-        else:
-            optimizer = torch.optim.SGD([parameter], self.server_lr, self.server_momentum)
+        sgd: Any = partial(torch.optim.SGD, momentum=self.server_momentum)
+        optimizer = (sgd if self.server_optimizer == "sgd" else torch.optim.Adam)([parameter], self.server_lr)
         take_up(optimizer, moments)
         optimizer.step()
         return Descent(model | from_vector(parameter.detach().numpy(), model.parameters), leave(optimizer))

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
 from raysim.adaptation import entropy as mean_entropy, norm_layers, use_batch_statistics
-from raysim.routing import route, routers
+from raysim.errors import ConfigError, RunError
+from raysim.routing import can_be_routed, route, routers
 from raysim.types import Array
 
 
@@ -69,17 +70,19 @@ class IOPFL(LocalTraining):
     reach: Annotated[int, Gt(0), "pixels to each side that an outline spreads over"] = 10
 
     def init(self, task: Task) -> Known:
-        return Known(self.send(task.network())[0], for_outside=bool(task.outside))
+        if task.outside and not can_be_routed(net := task.network()):
+            raise ConfigError(f"algorithm=iopfl mixes convolutions at outside sites; {type(net).__name__} has none")
+        return Known(self.send(net if task.outside else task.network())[0], for_outside=bool(task.outside))
 
     # at each inside site
     def client(self, site: Site[Personal], model: Model) -> Reply[Model]:
-        net = self.receive(with_buffers(site), model)
+        net = self.receive(site, model)
         loss = self.fit(net, site)
         sent, buffers = self.send(net)
         trained, before = weights(net), site.memory
         running = trained if before is None else average(before.running, trained, self.alpha)
-        score = self._score(site, running)
-        better = before is None or self.keep == "last" or score >= before.score
+        score = self._score(site, running) if self.keep == "best" else 0.0
+        better = before is None or not score < before.score
         kept = (before.buffers if before else None) if buffers is KEEP else buffers
         best = (running, score) if before is None or better else (before.best, before.score)
         said = {"loss": loss, "renewed": float(better)}
@@ -104,11 +107,11 @@ class IOPFL(LocalTraining):
 
     def predictor(self, site: Site[Personal], state: Known) -> Predictor:
         if site.name in site.task.inside:
-            return site.answer(site.memory.best) if site.memory else self.answer(with_buffers(site), state.model)
-        experts = [site.load(model).eval() for _, model in sorted(state.best.items())]
+            return site.answer(site.memory.best) if site.memory else self.answer(site, state.model)
         images = (site.data.test if len(site.data.test) else site.data.val).inputs
-        if not experts or not len(images):
+        if not state.best or not len(images):
             return self.answer(site, state.model)
+        experts = (site.load(model).eval() for _, model in sorted(state.best.items()))
         net = route([*experts, self.answer(site, state.model)], self.gate, self.dropout).to(site.device)
         use_batch_statistics(net)
         self.adapt(net, images, site.task.batch_size, site.device)
@@ -122,11 +125,13 @@ class IOPFL(LocalTraining):
         optimizer = torch.optim.Adam(moving, self.outside_lr)
         for router in routers(net):
             router.train()
-        parts = np.array_split(np.arange(len(images)), max(1, round(len(images) / batch)))
+        parts = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch))
         for part in parts * self.passes:
             optimizer.zero_grad()
             self.loss(net, torch.from_numpy(np.ascontiguousarray(images[part])).to(device)).backward()
             optimizer.step()
+        if not all(parameter.isfinite().all() for parameter in moving):
+            raise RunError(f"the routers are not finite after {self.passes} passes; lower algorithm.outside_lr")
         net.eval().requires_grad_(False)
 
     def loss(self, net: nn.Module, images: Tensor) -> Tensor:
@@ -150,11 +155,6 @@ def average(before: Model, now: Model, alpha: float) -> Model:
     """alpha before + (1 - alpha) now; counters as they are now."""
     mixed = combine([before, now], [alpha, 1 - alpha])
     return now | mixed.only(name for name in mixed if mixed[name].dtype.kind == "f")
-
-
-def with_buffers(site: Site[Personal]) -> Site[Any]:
-    """The site as methods see it that keep nothing but buffers."""
-    return Site(**vars(site) | {"memory": site.memory.buffers if site.memory else None})
 
 
 def turns(images: Tensor) -> list[tuple[bool, int]]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from raysim.errors import ConfigError
+
 VGG11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)  # channels of convolutions, 0 for pooling
 WIDE = 4096
 SLOPE = 0.1  # of the small one, where its units are off
@@ -30,11 +32,11 @@ def small(shape: Sequence[int], classes: int, parameters: int) -> nn.Module:
 def vgg11(shape: Sequence[int], classes: int) -> nn.Module:
     """VGG-11 without normalisation (Simonyan, Zisserman, ICLR 2015), in as many dimensions as the examples have.
 
-    Space is halved as long as there is any. Raises ValueError for vectors.
+    Space is halved as long as there is any. Raises ConfigError for vectors.
     """
     dims = len(shape) - 1
     if dims < 1:
-        raise ValueError("VGG-11 looks at images; for vectors take the small classifier")
+        raise ConfigError(f"VGG-11 looks at images, and examples here are of the shape {tuple(shape)}: take 'small'")
     layers, channels, size = list[nn.Module](), shape[0], min(shape[1:])
     for wide in VGG11:
         if wide:

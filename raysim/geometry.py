@@ -10,7 +10,7 @@ from raysim.model import Model
 from raysim.types import Array
 
 SHIFTS = 100  # mean-shift steps at most; it settles within a few
-BLOCK = 1 << 16  # entries of all the models that are looked at together, in float64
+BLOCK = 1 << 20  # entries of all the models that are looked at together, in float64
 
 
 def vector(model: Model) -> Array:
@@ -41,12 +41,12 @@ def gram(models: Sequence[Model], origin: Model | None = None) -> Array:
 
     Looked at a few entries at a time, so that K models are never copied. Names come in the order of the first's.
     """
-    result = np.zeros((len(models), len(models)))
+    result, step = np.zeros((len(models), len(models))), max(1, BLOCK // len(models))
     for name in models[0]:
         rows = [model[name].reshape(-1) for model in models]
         start = None if origin is None else origin[name].reshape(-1)
-        for first in range(0, rows[0].size, BLOCK):
-            block = slice(first, first + BLOCK)
+        for first in range(0, rows[0].size, step):
+            block = slice(first, first + step)
             x = np.stack([row[block] for row in rows]).astype(np.float64)
             x -= 0.0 if start is None else start[block]
             result += x @ x.T

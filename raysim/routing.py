@@ -77,13 +77,18 @@ def route(nets: Sequence[nn.Module], gate: Gate, dropout: float) -> nn.Module:
     """
     found = [{name: m for name, m in net.named_modules() if isinstance(m, _ConvNd)} for net in nets]
     net = nets[-1].requires_grad_(False)
-    if not found[-1]:
+    if not can_be_routed(net):
         raise ValueError("there is no convolution to route in this network")
     for name in found[-1]:
         parent, _, last = name.rpartition(".")
         layer = RoutedConvolution([layers[name] for layers in found], gate, dropout)
         setattr(net.get_submodule(parent), last, layer)
     return net
+
+
+def can_be_routed(net: nn.Module) -> bool:
+    """Whether there is a convolution in `net`."""
+    return any(isinstance(module, _ConvNd) for module in net.modules())
 
 
 def routers(net: nn.Module) -> list[Router]:

@@ -40,7 +40,7 @@ class LocalTraining:
         "course of the learning rate over the declared rounds; poly falls as (1 - round/rounds)^0.9",
     ] = "constant"
     clip: Annotated[float | None, Gt(0), "largest L2 norm of a step's gradient"] = None
-    amp: Annotated[bool | None, "bfloat16 autocast; where not given, on a GPU and not on a CPU"] = None
+    amp: Annotated[bool | None, "bfloat16 autocast; off where not given"] = None
     buffers: Annotated[
         Literal["average", "local", "reset"],
         "running statistics: averaged by the server, kept at each site, or started afresh in every round",

@@ -165,7 +165,7 @@ class Site(Generic[M]):
         return net
 
     def rewind(self) -> None:
-        """Random numbers from here on are those of the round's first call at this site: it sees the same batches."""
+        """Random numbers from here on are this site's of the round's first call: it sees the same batches again."""
         sow(self.seed, self.round, 0, self.name)
 
     def answer(self, model: Model) -> nn.Module:

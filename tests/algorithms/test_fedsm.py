@@ -156,6 +156,7 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None
         large = parameter.grad.abs() > 1e-4
+        assert large.any()
         expected = (parameter - 0.01 * parameter.grad.sign())[large].detach()
         assert torch.from_numpy(after[name].copy())[large].numpy() == pytest.approx(expected.numpy(), abs=2e-5)
 
@@ -215,6 +216,30 @@ def test_every_image_goes_where_the_selector_is_sure() -> None:
         assert routed(logits, 0.0)(inputs)[:, 0].tolist() == [9, 0, 6, 2, 9]
         one = [routed(logits, 0.9)(inputs[n : n + 1]).item() for n in range(5)]
     assert routed(logits, 0.9)(inputs)[:, 0].tolist() == one
+
+
+class Several(nn.Module):
+    """Puts out two resolutions, and looks at the whole batch."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x - x.mean(), x]
+
+
+def test_the_global_model_sees_the_whole_batch_and_may_put_out_several_resolutions() -> None:
+    mine = replace(routed([[9.0, 0, 0], [0.0, 0, 0]], 0.9), plain=Several())
+    with torch.no_grad():
+        assert mine(torch.tensor([[1.0], [0.0], [1.0]]))[:, 0].tolist() == pytest.approx([1 / 3, 0, 1 / 3])
+
+
+def test_vgg11_does_not_look_at_vectors() -> None:
+    with pytest.raises(ConfigError, match=r"VGG-11 looks at images, and examples here are of the shape \(1,\)"):
+        FedSM(selector="vgg11").init(toy.two_sites())
+
+
+@pytest.mark.parametrize("sites", [3, 49, 107])
+def test_the_plain_mean_is_a_pull_that_is_allowed(sites: int) -> None:
+    task = toy.task({f"s{n:03}": toy.A for n in range(sites)})
+    assert FedSM(pull=1 / sites).init(task).personal
 
 
 def test_inside_sites_are_judged_by_the_routed_their_own_and_the_global_model() -> None:

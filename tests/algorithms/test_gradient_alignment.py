@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from algorithms.fedavg import FedAvg
 from algorithms.gradient_alignment import Descent, GradientAlignment
-from raysim import LocalFleet, Model, Task, federate
+from raysim import LocalFleet, Model, SiteError, Task, federate
 from raysim.geometry import gram, variance
 from tests import toy
 
@@ -116,12 +116,15 @@ def test_a_product_is_no_longer_than_the_limit_allows() -> None:
     assert lengths == pytest.approx([0.01 * length for length in own], rel=1e-5)
 
 
+@pytest.mark.parametrize("start", [(0.3, -0.2), (0.1, 0.7), (-1.3, 0.4)])
 @pytest.mark.parametrize("mode", ["local", "gradient", "server"])
-def test_sites_that_agree_are_not_corrected(mode: Any) -> None:
-    task = toy.task(dict.fromkeys("abc", POINTS["a"]))
+def test_sites_that_agree_are_not_corrected(mode: Any, start: tuple[float, float]) -> None:
+    # Enough points that the sums of the three differ in the last bit, as batches are drawn in different orders.
+    points = ((1.0, 2), (3.0, 1), (2.3, 0), (-1.7, 3), (0.53, 1), (1.1, 1), (0.9, 2))
+    task = toy.task(dict.fromkeys("abc", points))
     fields = SGD | {"mode": mode, "server_lr": 0.1 if mode == "gradient" else 1.0}
-    aligned, metrics = one_round(GradientAlignment(weight=0.5, **fields), at(0.3, -0.2), task)
-    assert aligned == pytest.approx(one_round(GradientAlignment(weight=0.0, **fields), at(0.3, -0.2), task)[0])
+    aligned, metrics = one_round(GradientAlignment(weight=0.5, **fields), at(*start), task)
+    assert aligned == pytest.approx(one_round(GradientAlignment(weight=0.0, **fields), at(*start), task)[0], rel=1e-5)
     assert metrics["alignment_loss"] == pytest.approx(0, abs=1e-10)
     assert metrics["gradient_cosine"] == pytest.approx(1)
 
@@ -232,6 +235,41 @@ def test_bytes_are_twice_those_of_fedavg_where_sites_are_asked_twice() -> None:
     for mine, times in ((plain(), 2), (GradientAlignment(), 2), (GradientAlignment(mode="server"), 1)):
         (only,) = federate(mine, task, LocalFleet(task, rounds=1), rounds=1)
         assert set(only.traffic.up.values()) == set(only.traffic.down.values()) == {times * size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfHeard(GradientAlignment):
+    """Site a fails when it is asked for the second time."""
+
+    def second(self, site: Any, average: Model) -> Any:
+        if site.name == "a":
+            raise OSError("no line")
+        return super().second(site, average)
+
+
+def test_the_step_is_not_turned_where_not_all_have_answered_twice() -> None:
+    task = toy.task(POINTS)
+    fleet = LocalFleet(task, rounds=2)
+    fleet.ledger.min_replies = 1
+    mine = HalfHeard(**SGD)
+    rounds = list(federate(mine, task, fleet, rounds=2))
+    assert [r.metrics["correction_ratio"] for r in rounds] == [0, 0]
+    plain, _ = one_round(GradientAlignment(weight=0.0, **SGD), mine.init(task))
+    assert vector(rounds[0].state.model) == pytest.approx(plain)
+    assert len(rounds[1].incidents) == 1
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run() -> None:
+    task = toy.task(POINTS)
+    with pytest.raises(SiteError, match="the gradient is not finite; lower the server's learning rate"):
+        list(federate(plain(server_lr=1e3), task, LocalFleet(task, rounds=60), rounds=60))
+
+
+def test_a_lone_site_keeps_nothing_of_a_round() -> None:
+    task = toy.task(POINTS)
+    fleet = LocalFleet(task, rounds=3)
+    list(federate(GradientAlignment(**SGD), task, fleet, rounds=3, cohort=1))
+    assert all(fleet.memory(site) is None for site in task.inside)
 
 
 def test_a_site_that_failed_in_the_second_call_goes_on_in_the_next_round() -> None:
