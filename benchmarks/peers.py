@@ -47,6 +47,13 @@ PEERS = {
         meaning="Flower, Ray simulation, 2 actors of 1 CPU",
         limit=2.2,
     ),
+    "flower-anew": Peer(
+        venv="flower",
+        package="flwr",
+        words=["flower_work.py", "DATA", "--anew"],
+        meaning="Flower, the same, network and data made anew for each message, as in its examples",
+        limit=2.2,
+    ),
     "pfl": Peer(
         venv="pfl",
         package="pfl",

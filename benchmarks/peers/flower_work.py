@@ -1,6 +1,7 @@
 """The work on Flower: its Ray simulation, as its documentation writes it, with one CPU for each client.
 
-python flower_work.py FOLDER, with the data that work.py wrote. `run_simulation` keeps the messages in memory.
+python flower_work.py FOLDER [--anew], with the data that work.py wrote. `run_simulation` keeps the messages in memory.
+With --anew, network and data are made anew for each message, as Flower's own examples do.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ client, server = ClientApp(), ServerApp()
 def train(message: Message, context: Context) -> Message:
     """The reply of one site. Network and data stay in the process, which spares Flower making them for each message."""
     work.settle()
+    if message.content["config"]["anew"]:
+        work.data_of.cache_clear()
+        work.resident.cache_clear()
     inputs, labels = work.data_of(message.content["config"]["folder"], context.node_config["partition-id"])
     net = work.resident()
     net.load_state_dict(message.content["arrays"].to_torch_state_dict())
@@ -35,7 +39,7 @@ def serve(grid: Grid, context: Context) -> None:
         grid=grid,
         initial_arrays=ArrayRecord(work.Network().state_dict()),
         num_rounds=work.ROUNDS,
-        train_config=ConfigRecord({"folder": sys.argv[1]}),
+        train_config=ConfigRecord({"folder": sys.argv[1], "anew": "--anew" in sys.argv}),
         evaluate_fn=end_round,
     )
     work.check([metrics["loss"] for metrics in result.train_metrics_clientapp.values()])
