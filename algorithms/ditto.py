@@ -13,13 +13,12 @@ is trained alone. Inside sites answer with v_k; outside ones, and those that hav
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
 
 from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
+from raysim.training import pull_to
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,3 @@ class Ditto(LocalTraining):
 
     def predictor(self, site: Site[Memory], model: Model) -> Predictor:
         return self.answer(site, model) if site.memory is None else site.answer(site.memory.personal)
-
-
-def pull_to(w: list[Tensor], lam: float) -> Any:
-    """Adds `lam (v - w)` to the gradients of the parameters v."""
-
-    @torch.no_grad()
-    def correct(parameters: list[nn.Parameter]) -> None:
-        for parameter, towards in zip(parameters, w, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter - towards, alpha=lam)
-
-    return correct

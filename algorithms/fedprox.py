@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from annotated_types import Ge
 from torch import nn
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
+from raysim.training import Correction, pull_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,6 @@ class FedProx(LocalTraining):
         return self.answer(site, model)
 
 
-def pull_to_start(net: nn.Module, mu: float) -> Any:
+def pull_to_start(net: nn.Module, mu: float) -> Correction:
     """Adds `mu (w - w0)` to the gradients, w0 being the parameters of `net` now."""
-    start = [p.detach().clone() for p in net.parameters() if p.requires_grad]
-
-    @torch.no_grad()
-    def correct(parameters: list[nn.Parameter]) -> None:
-        for parameter, first in zip(parameters, start, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter - first, alpha=mu)
-
-    return correct
+    return pull_to([p.detach().clone() for p in net.parameters() if p.requires_grad], mu)

@@ -26,6 +26,7 @@ from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply,
 from raysim.adaptation import entropy as mean_entropy, norm_layers, use_batch_statistics
 from raysim.errors import ConfigError, RunError
 from raysim.routing import can_be_routed, route, routers
+from raysim.tasks.names import full_resolution
 from raysim.types import Array
 
 
@@ -135,20 +136,15 @@ class IOPFL(LocalTraining):
         net.eval().requires_grad_(False)
 
     def loss(self, net: nn.Module, images: Tensor) -> Tensor:
-        plain = first(net(images))
+        plain = full_resolution(net(images), images.ndim)
         p, ways = plain.softmax(1), turns(images)
         there, back = turned(ways)
         copy = there(images + self.noise * torch.randn_like(images))
-        answer = first(net(copy))
+        answer = full_resolution(net(copy), images.ndim)
         q = (back(answer) if answer.ndim > 2 else answer).softmax(1)
         total: Tensor = self.entropy * mean_entropy(plain) / math.log(plain.shape[1])
         total = total + self.consistency * (q - p).square().mean()
         return total + self.shape * outline(p[:, 1:], self.reach) if plain.ndim > 2 else total
-
-
-def first(outputs: Any) -> Tensor:
-    """Of several resolutions the first."""
-    return outputs if isinstance(outputs, Tensor) else first(outputs[0])
 
 
 def average(before: Model, now: Model, alpha: float) -> Model:

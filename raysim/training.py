@@ -155,6 +155,18 @@ class LocalTraining:
         return batches(split, batch, steps, site.device, site.task.augment)
 
 
+def pull_to(w: list[Tensor], weight: float) -> Correction:
+    """Adds `weight (v - w)` to the gradients of the parameters v: those of weight / 2 ||v - w||^2."""
+
+    @torch.no_grad()
+    def correct(parameters: list[nn.Parameter]) -> None:
+        for parameter, towards in zip(parameters, w, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - towards, alpha=weight)
+
+    return correct
+
+
 def take_up(optimizer: torch.optim.Optimizer, moments: Mapping[str, Array] | None) -> None:
     """Go on from `moments`, as `leave` left them."""
     if not moments:
