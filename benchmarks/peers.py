@@ -43,16 +43,16 @@ PEERS = {
     "flower": Peer(
         venv="flower",
         package="flwr",
-        words=["flower_work.py", "DATA"],
-        meaning="Flower, Ray simulation, 2 actors of 1 CPU",
+        words=["flower_work.py", "DATA", "--anew"],
+        meaning="Flower, Ray simulation, 2 actors of 1 CPU, all made for each message, as documented",
         limit=2.2,
     ),
-    "flower-anew": Peer(
+    # No limit: its documentation keeps nothing between messages but the source of the data.
+    "flower-kept": Peer(
         venv="flower",
         package="flwr",
-        words=["flower_work.py", "DATA", "--anew"],
-        meaning="Flower, the same, network and data made anew for each message, as in its examples",
-        limit=2.2,
+        words=["flower_work.py", "DATA"],
+        meaning="Flower, the same, network and data kept in its actors by a user who knows how",
     ),
     "pfl": Peer(
         venv="pfl",
