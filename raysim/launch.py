@@ -29,7 +29,7 @@ from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
 from raysim.preflight import check_disk, model_bytes
 from raysim.record import write_json
-from raysim.registry import name_of
+from raysim.registry import classes_of, name_of
 from raysim.report import write_report
 from raysim.run import (
     Plan,
@@ -119,7 +119,7 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
     if config.fleet == "local":
         _follow(_local(plan, config), config, plan, display)
         return
-    by_value(type(config.algorithm), type(config.task))
+    by_value(*classes_of(config.algorithm), type(config.task))
     display.say("starting Ray")
     with ray_running(config.address) as dashboard:
         display.say(f"Ray is up; dashboard: {dashboard or 'none'}")

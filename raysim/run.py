@@ -21,6 +21,7 @@ from raysim.fleet import BaseFleet, Interrupted
 from raysim.log import note
 from raysim.naming import nearest
 from raysim.record import Recorder
+from raysim.registry import classes_of
 from raysim.rounds import Start, federate
 from raysim.types import JUDGED, Algorithm, Incident, Task
 
@@ -160,7 +161,7 @@ def _last_checkpoint(
     start = None
     for path in checkpoint.newest_first(plan.out / "checkpoints"):
         try:
-            start = checkpoint.read(path, trusted=[type(plan.algorithm).__module__])
+            start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.algorithm)])
             break
         except RunError as error:
             yield Note(f"{error}; taking the one before it")
