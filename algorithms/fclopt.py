@@ -90,7 +90,9 @@ class FCLOpt(SelfSupervised[Known]):
         return self.begin(task)
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
-        return [mlp(channels, self.features), mlp(self.features, self.features)]
+        # Normalised at its end, without which features collapse within a few rounds.
+        projector = nn.Sequential(mlp(channels, self.features), nn.BatchNorm1d(self.features, affine=False))
+        return [projector, mlp(self.features, self.features)]
 
     def first(self, net: nn.Module) -> Known:
         model = self.send(net)[0]

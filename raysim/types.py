@@ -45,10 +45,10 @@ KEEP: Any = _Keep()
 class Split:
     """Examples of one site, preprocessed, all of one shape; arrays may be memory-mapped, never written to.
 
-    inputs (N, C, *space), of tables (N, F); labels with class indices, (N, 1, *space) of voxels, (N, 1) of examples,
-    None where there are none; cases (N,) number of the case an example is of: slices of one volume share it and are
-    judged together; spacing (N, D) in mm along each axis of space, of slices with the distance between them as a third;
-    levels (N,) which part of the body a picture shows, from 1 on, None where the table does not say.
+    inputs (N, C, *space), of tables (N, F); labels of classes, (N, 1, *space) of voxels, (N, 1) of examples, or None;
+    cases (N,) number of the case an example is of: slices of one volume share it and are judged together; spacing
+    (N, D) in mm along each axis of space, of slices the distance between them too; levels (N,) the part of the body
+    that a picture shows, from 1 on, None where the table does not say.
     """
 
     inputs: Array
@@ -141,8 +141,8 @@ class Task:
 class Site(Generic[M]):
     """All that a client function may touch: one hospital, during one call.
 
-    `memory` is what the site last kept, None the first time. `round` counts from 0 to `rounds` - 1, as
-    declared for the run; in a part of it, for that part, after `before` other rounds.
+    `memory` is what the site last kept, None the first time. `round` counts from 0 to `rounds` - 1, as declared for
+    the run, or for a part of it that comes `before` rounds later.
     """
 
     name: str
