@@ -144,8 +144,7 @@ class FCL(SelfSupervised[Model]):
         return self.advance(fleet, state)
 
     def predictor(self, site: Site[Kept], state: object) -> Predictor | Answers | None:
-        answer: Predictor | Answers | None = self.answered(site, state)
-        return answer
+        return self.answered(site, state)
 
 
 class Bank:

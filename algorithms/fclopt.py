@@ -162,8 +162,7 @@ class FCLOpt(SelfSupervised[Known]):
         after = at_distance(part, learned.target, distance) if self.target == "ptnu" else part
         if upload:
             said["prediction_error"] = length(apart(after, true))
-        after = true if self.target == "exchange" else after
-        return Known(model, after, distance, measured, number + 1), said
+        return Known(model, true if self.target == "exchange" else after, distance, measured, number + 1), said
 
     def is_anchor(self, known: Known) -> bool:
         """Whether targets are uploaded in the next round."""
@@ -176,8 +175,7 @@ class FCLOpt(SelfSupervised[Known]):
         return self.advance(fleet, state)
 
     def predictor(self, site: Site[Any], state: object) -> Predictor | Answers | None:
-        answer: Predictor | Answers | None = self.answered(site, state)
-        return answer
+        return self.answered(site, state)
 
 
 def mlp(inputs: int, features: int) -> nn.Module:

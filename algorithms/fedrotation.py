@@ -73,8 +73,7 @@ class FedRotation(SelfSupervised[Model]):
         return self.advance(fleet, state)
 
     def predictor(self, site: Site[Any], state: object) -> Predictor | Answers | None:
-        answer: Predictor | Answers | None = self.answered(site, state)
-        return answer
+        return self.answered(site, state)
 
 
 def turns(shape: Sequence[int]) -> int:

@@ -23,7 +23,7 @@ from raysim.model import Model, load, weights
 from raysim.registry import ANOTHER, algorithm_class
 from raysim.training import LocalTraining
 from raysim.twin import twin
-from raysim.types import KEEP, Exchange, Fleet, Metrics, Own, Reply, Site, Task
+from raysim.types import KEEP, Answers, Exchange, Fleet, Metrics, Own, Predictor, Reply, Site, Task
 from raysim.views import Pool, Views, check_pictures, pool_of
 
 L = TypeVar("L")
@@ -152,15 +152,15 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         load(self.build(net, task), self.trained(state.learned))
         return Finetuning(self.finetune.init(replace(task, network=partial(deepcopy, net))), encoder_weights(net))
 
-    def answered(self, site: Site[Any], state: Any) -> Any:
+    def answered(self, site: Site[Any], state: Any) -> Predictor | Answers | None:
         """What the algorithm that fine-tunes answers with; before that, nothing."""
         if isinstance(state, Pretraining):
             return None
-        if not isinstance(state, Finetuning):
-            return self.finetune.predictor(site, state)
-        rounds = self.count(site.rounds)
-        memory = site.memory if site.name in state.told else None
-        return self.finetune.predictor(replace(site.part(rounds, site.rounds - rounds), memory=memory), state.state)
+        if isinstance(state, Finetuning):
+            rounds, memory = self.count(site.rounds), site.memory if site.name in state.told else None
+            site, state = replace(site.part(rounds, site.rounds - rounds), memory=memory), state.state
+        answer: Predictor | Answers | None = self.finetune.predictor(site, state)
+        return answer
 
 
 def projector(channels: int, features: int) -> nn.Module:

@@ -176,10 +176,7 @@ class Site(Generic[M]):
         return replace(self, round=self.round - start, rounds=rounds, before=self.before + start)
 
     def answer(self, model: Model) -> nn.Module:
-        """A live network for predictions: `load`, in evaluation mode.
-
-        Normalisation layers for which the model carries no running statistics use those of the batch.
-        """
+        """`load` in evaluation mode; layers whose running statistics the model lacks use those of the batch."""
         net = self.load(model).eval()
         for name, layer in net.named_modules():
             if isinstance(layer, _BatchNorm) and f"{name}.running_mean" not in model:
