@@ -160,7 +160,7 @@ class FCLOpt(SelfSupervised[Known]):
             distance = apart(part, true, self.distances == "tensor")
             measured, said["distance"] = (*measured, (number, distance))[-self.history :], length(distance)
         after = at_distance(part, learned.target, distance) if self.target == "ptnu" else part
-        if upload:
+        if upload and self.target == "ptnu":
             said["prediction_error"] = length(apart(after, true))
         return Known(model, true if self.target == "exchange" else after, distance, measured, number + 1), said
 
