@@ -34,6 +34,7 @@ from raysim.report import write_report
 from raysim.run import (
     Plan,
     Summary,
+    check_algorithm,
     check_cohort,
     check_last_batch,
     check_sites,
@@ -141,6 +142,7 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
         )
     check_training(task)
     check_last_batch(task)
+    check_algorithm(config.algorithm, task, config.seed)
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
     model = model_bytes(task)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from raysim import ConfigError, Split
+from raysim.cli import main
 from raysim.config import parse, resolve
 from raysim.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
@@ -133,6 +134,18 @@ def pictures(folder: Path, partition: list[Any] | None) -> list[dict[str, Any]]:
 def test_pictures_without_a_column_partition_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no slices of volumes.*column `partition`"):
         check_levels(table(tmp_path, pictures(tmp_path, None)))
+
+
+def test_the_command_refuses_them_before_ray_starts(tmp_path: Path, capsys: Any) -> None:
+    pd.DataFrame(pictures(tmp_path, None)).to_csv(tmp_path / "table.csv", index=False)
+    words = [f"task.data.table={tmp_path / 'table.csv'}", f"task.data.cache={tmp_path / 'cache'}", "task=segmentation"]
+    words += ["task.network={name: unet, channels: [2, 4], strides: [2]}", "algorithm=fcl"]
+    test = pictures(tmp_path, None)[0] | {"split": "test", "image": picture(tmp_path, "t.png")}
+    pd.DataFrame([*pictures(tmp_path, None), test]).to_csv(tmp_path / "table.csv", index=False)
+    assert main(["run", *words, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert "no slices of volumes" in said.err
+    assert "starting Ray" not in said.out + said.err
 
 
 def test_a_column_partition_is_read_by_value(tmp_path: Path) -> None:
