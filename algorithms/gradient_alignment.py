@@ -29,9 +29,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
+from raysim.batches import batches
 from raysim.errors import RunError
 from raysim.geometry import cosine, from_vector, gram, moved, norm, shifted, variance, vector
-from raysim.training import Moments, batches, leave, take_up
+from raysim.training import Moments, leave, take_up
 
 ROUNDING = 1e-5  # of float32 sums, with room
 

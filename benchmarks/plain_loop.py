@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from raysim.batches import seeded_state
 from raysim.config import RunConfig, merge, parse, read_file, resolve
-from raysim.training import seeded_state
 from raysim.types import Batch, Task
 
 Data = tuple[Tensor, Tensor]

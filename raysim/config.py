@@ -19,7 +19,7 @@ from raysim.errors import ConfigError
 from raysim.fields import default_of, describe, documented, explained, nested, said
 from raysim.loader import loaded
 from raysim.naming import nearest, squash
-from raysim.registry import algorithm_class, name_of, task_class
+from raysim.registry import ANOTHER, algorithm_class, name_of, task_class
 
 SHORT = {"data": "task.data", "network": "task.network"}
 WHOLE = ("classes",)  # a mapping of the user's own names: another one replaces it, as a list would
@@ -214,7 +214,12 @@ def _check_keys(given: Mapping[str, Any]) -> None:
 
 def _class_and_values(given: Mapping[str, Any], part: str) -> tuple[Any, dict[str, Any]]:
     find, default = PARTS[part]
-    values = _named(given.get(part, default), part, default)
+    return _found(find, given.get(part, default), part, default)
+
+
+def _found(find: Any, value: Any, key: str, default: str) -> tuple[Any, dict[str, Any]]:
+    """The class that `value` names, and the values of its fields."""
+    values = _named(value, key, default)
     return find(values["name"]), {key: value for key, value in values.items() if key != "name"}
 
 
@@ -242,25 +247,37 @@ def build(cls: Any, values: Mapping[str, Any], at: str) -> Any:
 def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
     """`values` with short forms written out, after a look at every key."""
     hints, defaults = get_type_hints(cls), {f.name: default_of(f) for f in fields(cls) if f.init}
+    extras = get_type_hints(cls, include_extras=True)
     result = {}
     for key, value in values.items():
         path = f"{at}.{key}" if at else key
         if key not in defaults:
             near, valid = nearest(str(key), defaults, f"{at}."), ", ".join(sorted(defaults))
             raise ConfigError(f"unknown key '{path}'{near}; valid under {at}: {valid}")
-        inner, default = nested(hints[key]), defaults[key]
-        if isinstance(value, bool) and _is_number(hints[key]):  # else it would be taken for 1 or 0
-            raise ConfigError(f"{said(path, value)}: expected a number")
-        if inner is None and isinstance(default, Mapping) and "name" in default:
-            value = _with_name(value, default)
-        elif inner is not None and isinstance(value, str) and any(f.name == "name" for f in fields(inner)):
-            value = {"name": value}
-        if inner is not None and isinstance(value, Mapping):
-            value = _checked(inner, value, path)
-        elif (each := _values_of(hints[key])) is not None and isinstance(value, Mapping):
-            value = {k: _checked(each, v, f"{path}.{k}") if isinstance(v, Mapping) else v for k, v in value.items()}
-        result[key] = value
+        if _holds_another(extras[key]):
+            result[key] = build(*_found(algorithm_class, value, path, defaults[key]), path)
+        else:
+            result[key] = _written_out(value, hints[key], defaults[key], path)
     return result
+
+
+def _written_out(value: Any, hint: Any, default: Any, path: str) -> Any:
+    inner = nested(hint)
+    if isinstance(value, bool) and _is_number(hint):  # else it would be taken for 1 or 0
+        raise ConfigError(f"{said(path, value)}: expected a number")
+    if inner is None and isinstance(default, Mapping) and "name" in default:
+        value = _with_name(value, default)
+    elif inner is not None and isinstance(value, str) and any(f.name == "name" for f in fields(inner)):
+        value = {"name": value}
+    if inner is not None and isinstance(value, Mapping):
+        return _checked(inner, value, path)
+    if (each := _values_of(hint)) is not None and isinstance(value, Mapping):
+        return {k: _checked(each, v, f"{path}.{k}") if isinstance(v, Mapping) else v for k, v in value.items()}
+    return value
+
+
+def _holds_another(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and ANOTHER in get_args(hint)
 
 
 def _values_of(hint: Any) -> Any:

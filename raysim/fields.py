@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from annotated_types import Ge, Gt, Le, Len, Lt
 
+from raysim.registry import ANOTHER, is_algorithm, name_of
+
 WANTED = {  # pydantic speaks of Python's types
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
     "int_parsing_size": "a whole number, written in digits if it is so large",
@@ -43,7 +45,8 @@ def nested(hint: Any) -> Any:
 def describe(value: Any) -> Any:
     """`value` as plain values: dataclasses and mappings as dictionaries, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}
+        named = {"name": name_of(type(value))} if is_algorithm(value) else {}
+        return named | {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -79,6 +82,8 @@ def documented(cls: Any) -> list[FieldDoc]:
 
 
 def _kind(hint: Any, notes: Sequence[Any]) -> str:
+    if ANOTHER in notes:
+        return "an algorithm, with its keys"
     return " ".join([_type_name(hint), *(_limit(note) for note in notes if type(note) in LIMITS)])
 
 

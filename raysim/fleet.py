@@ -95,7 +95,7 @@ class BaseFleet(ABC):
     """A fleet, but for how a site is reached: counts bytes, numbers calls, keeps memories, orders replies."""
 
     def __init__(self, task: Task, *, seed: int, rounds: int) -> None:
-        self.task = task
+        self.task, self.rounds = task, rounds
         self.sites: Sequence[str] = task.inside
         self.ledger = Ledger(seed, rounds)
 
@@ -119,9 +119,9 @@ class BaseFleet(ABC):
             self.ledger.up[site] += answer.size
         return Replies(answers, self._fetch)
 
-    def exchange(self, client: Client[P], shared: Any = None) -> Exchanged[P]:
+    def exchange(self, client: Client[P], shared: Any = None, own: Mapping[str, Any] | None = None) -> Exchanged[P]:
         """As `map`, but payloads stay out of the server's hands: sites read them from one another."""
-        answers = self._run(client, shared, None, "exchange", private=True)
+        answers = self._run(client, shared, own, "exchange", private=True)
         held = {site: answer.payload for site, answer in answers.items()}
         return Exchanged(held, {site: a.metrics for site, a in answers.items()}, self._fetch)
 

@@ -83,3 +83,35 @@ def shifted(products: Array, share: Array, bandwidth: float) -> Array:
         if np.abs(parts - before).max() < 1e-12:
             break
     return parts
+
+
+def apart(one: Model, other: Model, each: bool = True) -> Array:
+    """||one - other||: of each tensor, in the model's order, or of all together; float32."""
+    squares = [np.square(np.float64(one[name]) - other[name]).sum() for name in one]
+    return np.sqrt(squares if each else [np.sum(squares)]).astype(np.float32)
+
+
+def length(distance: Array) -> float:
+    """The distance over the whole model."""
+    return float(np.sqrt(np.square(np.float64(distance)).sum()))
+
+
+def at_distance(origin: Model, towards: Model, distance: Array) -> Model:
+    """origin + min(1, d / ||towards - origin||) (towards - origin): of each tensor, or of all if d is one number."""
+    each = len(distance) == len(origin)
+    names = [[name] for name in origin] if each else [list(origin)]
+    found: dict[str, Array] = {}
+    for group, d, far in zip(names, distance, apart(origin, towards, each), strict=True):
+        for name in group:
+            between = origin[name] + np.float32(d / far if far else 0) * (towards[name] - origin[name])
+            found[name] = towards[name] if d >= far else between
+    return Model.of(found)
+
+
+def foretold(measured: Sequence[tuple[int, Array]], time: int) -> Array:
+    """What is never below 0, at `time`: on the line of least squares through values at other times, float32."""
+    times, values = np.array([t for t, _ in measured], float), np.array([d for _, d in measured], float)
+    along = times - times.mean()
+    slope = (along[:, None] * values).sum(0) / (along @ along) if len(times) > 1 else 0.0
+    line: Array = np.maximum(values.mean(0) + slope * (time - times.mean()), 0).astype(np.float32)
+    return line

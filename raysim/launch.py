@@ -29,11 +29,12 @@ from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
 from raysim.preflight import check_disk, model_bytes
 from raysim.record import write_json
-from raysim.registry import name_of
+from raysim.registry import classes_of, name_of
 from raysim.report import write_report
 from raysim.run import (
     Plan,
     Summary,
+    check_algorithm,
     check_cohort,
     check_last_batch,
     check_sites,
@@ -119,7 +120,7 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
     if config.fleet == "local":
         _follow(_local(plan, config), config, plan, display)
         return
-    by_value(type(config.algorithm), type(config.task))
+    by_value(*classes_of(config.algorithm), type(config.task))
     display.say("starting Ray")
     with ray_running(config.address) as dashboard:
         display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
@@ -141,6 +142,7 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
         )
     check_training(task)
     check_last_batch(task)
+    check_algorithm(config.algorithm, task, config.seed)
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
     model = model_bytes(task)

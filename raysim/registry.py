@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,19 @@ from raysim.naming import imported, nearest
 
 ALGORITHMS = "algorithms"
 TASKS = "raysim.tasks"
+METHODS = ("init", "round", "predictor")
+
+
+class Another:
+    """Marks a field that holds another algorithm: its keys nest there, and its name alone is short for it."""
+
+
+ANOTHER = Another()
 
 
 def algorithm_class(name: str) -> Any:
     """The algorithm of this short name or `package.module:Class`."""
-    return _find(name, ALGORITHMS, "algorithm", ("init", "round", "predictor"))
+    return _find(name, ALGORITHMS, "algorithm", METHODS)
 
 
 def task_class(name: str) -> Any:
@@ -44,12 +52,23 @@ def short_names(package: str, methods: tuple[str, ...]) -> dict[str, str]:
 
 def algorithms() -> dict[str, str]:
     """Short names of the algorithms, each with its one-line description."""
-    return short_names(ALGORITHMS, ("init", "round", "predictor"))
+    return short_names(ALGORITHMS, METHODS)
 
 
 def tasks() -> dict[str, str]:
     """Short names of the tasks, each with its one-line description."""
     return short_names(TASKS, ("build",))
+
+
+def classes_of(algorithm: Any) -> list[type]:
+    """The class of an algorithm, and those of the algorithms in its fields."""
+    inner = (getattr(algorithm, field.name) for field in fields(algorithm))
+    return [type(algorithm), *(cls for each in inner if is_algorithm(each) for cls in classes_of(each))]
+
+
+def is_algorithm(value: Any) -> bool:
+    """Whether `value` is one, made and ready."""
+    return _is_one(type(value), METHODS)
 
 
 def name_of(cls: type) -> str:

@@ -21,7 +21,9 @@ from raysim.fleet import BaseFleet, Interrupted
 from raysim.log import note
 from raysim.naming import nearest
 from raysim.record import Recorder
+from raysim.registry import classes_of
 from raysim.rounds import Start, federate
+from raysim.seeding import seeded
 from raysim.types import JUDGED, Algorithm, Incident, Task
 
 BACK = 5  # times that a run goes back to its last checkpoint before it gives up
@@ -160,7 +162,7 @@ def _last_checkpoint(
     start = None
     for path in checkpoint.newest_first(plan.out / "checkpoints"):
         try:
-            start = checkpoint.read(path, trusted=[type(plan.algorithm).__module__])
+            start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.algorithm)])
             break
         except RunError as error:
             yield Note(f"{error}; taking the one before it")
@@ -251,6 +253,17 @@ def check_last_batch(task: Task) -> None:
             f"({task.sizes[single[0]]['train']} training examples), on which the network cannot train: {error}. "
             "Choose another batch size, fewer levels, or another norm"
         ) from error
+
+
+def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int) -> None:
+    """Raises ConfigError for a task that the algorithm refuses; whatever else goes wrong in it, the run tells of."""
+    try:
+        with seeded(seed, "init"):
+            algorithm.init(task)
+    except ConfigError:
+        raise
+    except Exception:  # noqa: BLE001 - with its traceback, when it comes again
+        return
 
 
 def check_sites(task: Task, named: Collection[str]) -> None:

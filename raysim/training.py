@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raysim.adaptation import affine, tent, use_batch_statistics
+from raysim.batches import batches
 from raysim.errors import RunError
-from raysim.model import Model, weights
-from raysim.seeding import seed_of
-from raysim.types import KEEP, Array, Augment, Batch, Site, Split
+from raysim.model import Model, load, weights
+from raysim.types import KEEP, Array, Batch, Site, Split
 
 Correction = Callable[[list[nn.Parameter]], None]  # changes the gradients in place, before clipping
 Moments = dict[str, Array]  # of an optimiser, as it keeps them between two calls
-RESIDENT = 0.25  # a split stays on the GPU if it takes at most this part of the memory that is free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +52,14 @@ class LocalTraining:
 
     def receive(self, site: Site[Any], model: Model) -> nn.Module:
         """The global model, live, with the buffers that the policy gives to this site."""
-        net = site.load(self._with_own_buffers(site, model))
+        net = self.loaded(site.load(), site, model)
         if self.outside == "tent" and site.task.outside:
             affine(net)  # what cannot be adapted is refused before it is trained
+        return net
+
+    def loaded(self, net: nn.Module, site: Site[Any], model: Model) -> nn.Module:
+        """`net` with the weights of `model` and the buffers that the policy gives to this site."""
+        load(net, self._with_own_buffers(site, model))
         if self.buffers == "reset":
             for layer in normalisations(net):
                 layer.reset_running_stats()
@@ -100,13 +103,34 @@ class LocalTraining:
     ) -> float:
         """Mean loss over the steps of one round of training `net` in place on `split` (the training data).
 
-        `net` is put in training mode if it is not; layers of one in training mode may be frozen by `.eval()`.
-        `epochs` stands in for the field, and for `steps`. `moments` are the optimiser's: taken up where there are any,
-        and left there after the last step.
-        Raises RunError, naming the step, as soon as the round is over if a loss was not finite.
+        `epochs` stands in for the field, and for `steps`. `moments` as in `descend`.
         """
-        device = site.device
-        if device.type == "cuda":
+        batches = self._batches(site, site.data.train if split is None else split, epochs)
+        losses = self._supervised(net, site, batches)
+        return self.descend(net, site, losses, correct=correct, moments=moments)
+
+    def _supervised(self, net: nn.Module, site: Site[Any], batches: Iterable[Batch]) -> Iterator[Tensor]:
+        for inputs, labels in batches:
+            with self.precision(site):
+                loss = site.task.loss(net(inputs), labels)
+            yield loss
+
+    def descend(
+        self,
+        net: nn.Module,
+        site: Site[Any],
+        losses: Iterable[Tensor],
+        *,
+        correct: Correction | None = None,
+        moments: Moments | None = None,
+    ) -> float:
+        """Mean of `losses`, after a step down each of them; what a generator does behind its `yield` follows the step.
+
+        `net` is put in training mode if it is not; layers of one in training mode may be frozen by `.eval()`. The first
+        loss is asked for when that is done. `moments` are the optimiser's: taken up where there are any, and left there
+        after the last step. Raises RunError, naming the step, as soon as the round is over if a loss was not finite.
+        """
+        if site.device.type == "cuda":
             net.to(memory_format=channels_last(site.data.train.inputs.ndim))  # type: ignore[call-overload]  # stub
         if not net.training:
             net.train()
@@ -114,23 +138,24 @@ class LocalTraining:
         joined, gradients = join(parameters)
         optimizer = self._optimizer(joined, site)
         take_up(optimizer, moments)
-        precision = torch.autocast(device.type, torch.bfloat16) if self.amp else nullcontext()
-        losses = []
-        for inputs, labels in self._batches(site, site.data.train if split is None else split, epochs):
+        seen = []
+        for loss in losses:
             for gradient in gradients:
                 gradient.zero_()
-            with precision:
-                loss = site.task.loss(net(inputs), labels)
             loss.backward()
             if correct is not None:
                 correct(parameters)
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(joined, self.clip)
             optimizer.step()
-            losses.append(loss.detach())
+            seen.append(loss.detach())
         if moments is not None:
             moments.update(leave(optimizer))
-        return _mean_loss(losses, joined)
+        return _mean_loss(seen, joined)
+
+    def precision(self, site: Site[Any]) -> AbstractContextManager[Any]:
+        """Autocast where `amp` asks for it."""
+        return torch.autocast(site.device.type, torch.bfloat16) if self.amp else nullcontext()
 
     def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
         lr = self.lr_at(site)
@@ -143,7 +168,7 @@ class LocalTraining:
         """The learning rate of this round."""
         return self.lr * rate(self.schedule, site.round, site.rounds)
 
-    def count_steps(self, split: Split, batch_size: int, epochs: int | None = None) -> int:
+    def count_steps(self, split: Sized, batch_size: int, epochs: int | None = None) -> int:
         """How many optimiser steps a round of training on `split` takes."""
         if self.steps is not None and epochs is None:
             return self.steps
@@ -215,57 +240,6 @@ def rate(schedule: str, round: int, rounds: int) -> float:
         "linear": left,
         "poly": math.pow(left, 0.9),
     }[schedule]
-
-
-def batches(
-    split: Split, batch: int, steps: int, device: torch.device, augment: Augment | None = None
-) -> Iterator[Batch]:
-    """`steps` batches of labelled examples on `device`, shuffled in each pass, the last of a pass smaller.
-
-    Order and augmentation follow torch's global generator, which the engine seeds for each call at a site.
-    """
-    if not len(split) or split.labels is None:
-        raise RunError("there is nothing to train on: the split has no labelled example")
-    random = torch.randint(2**31, ()).item()
-    chance = seeded_state(int(random)) if augment else None
-    inputs, labels = on_device(split, device)
-    done = 0
-    while done < steps:
-        # One copy in a pass, and none that is waited for: in each step it would make the CPU wait for the GPU.
-        order = torch.randperm(len(split)).to(inputs.device, non_blocking=True)
-        for index in torch.split(order, batch)[: steps - done]:
-            x, y = (t[index].to(device, non_blocking=True) for t in (inputs, labels))
-            if augment is not None and chance is not None:
-                x, y = augment(x, y, chance)
-            yield x, y.long()
-            done += 1
-
-
-def seeded_state(seed: int) -> Any:
-    """MONAI's transforms draw from the older kind of numpy generator."""
-    from numpy.random import RandomState
-
-    return RandomState(seed_of(seed) % 2**32)
-
-
-_resident: WeakKeyDictionary[Split, tuple[Tensor, Tensor]] = WeakKeyDictionary()
-
-
-def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The split's inputs and labels as tensors: on a GPU if they fit, and then kept as long as the split."""
-    if split in _resident:
-        return _resident[split]
-    tensors = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
-    if device.type == "cuda" and sum(t.nbytes for t in tensors) <= RESIDENT * _free(device):
-        tensors = _resident[split] = (tensors[0].to(device), tensors[1].to(device))
-    return tensors
-
-
-def _free(device: torch.device) -> float:
-    """Bytes that this process may still take on the GPU: what is free there, within the process's own share."""
-    free, total = torch.cuda.mem_get_info(device)
-    share = total * torch.cuda.get_per_process_memory_fraction() - torch.cuda.memory_reserved()
-    return min(free, share)
 
 
 def normalisations(net: nn.Module) -> Iterator[_BatchNorm]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
 Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
 Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
+Own = Mapping[str, Any] | None  # what each site alone is sent
 Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
 SPLITS = ("train", "val", "test", "unlabelled")
 JUDGED = ("val", "test")
@@ -44,16 +45,17 @@ KEEP: Any = _Keep()
 class Split:
     """Examples of one site, preprocessed, all of one shape; arrays may be memory-mapped, never written to.
 
-    inputs (N, C, *space), of tables (N, F); labels with class indices, (N, 1, *space) of voxels, (N, 1) of examples,
-    None where there are none; cases (N,) number of the case an example is of: slices of one volume share it and are
-    judged together; spacing (N, D) in mm along each axis of space; slices have a third, the distance from one to the
-    next, and tables have none.
+    inputs (N, C, *space), of tables (N, F); labels of classes, (N, 1, *space) of voxels, (N, 1) of examples, or None;
+    cases (N,) number of the case an example is of: slices of one volume share it and are judged together; spacing
+    (N, D) in mm along each axis of space, of slices the distance between them too; levels (N,) the part of the body
+    that a picture shows, from 1 on, None where the table does not say.
     """
 
     inputs: Array
     labels: Array | None
     cases: Array
     spacing: Array
+    levels: Array | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -139,8 +141,8 @@ class Task:
 class Site(Generic[M]):
     """All that a client function may touch: one hospital, during one call.
 
-    `memory` is what the site last kept, None the first time. `round` counts from 0 to `rounds` - 1, as
-    declared for the run.
+    `memory` is what the site last kept, None the first time. `round` counts from 0 to `rounds` - 1, as declared for
+    the run, or for a part of it that comes `before` rounds later.
     """
 
     name: str
@@ -152,6 +154,7 @@ class Site(Generic[M]):
     round: int
     rounds: int
     template: nn.Module = field(repr=False)
+    before: int = 0
 
     def load(self, model: Model | None = None) -> nn.Module:
         """A live network with these weights, on the site's device, in training mode, its own copy.
@@ -166,13 +169,14 @@ class Site(Generic[M]):
 
     def rewind(self) -> None:
         """Random numbers from here on are this site's of the round's first call: it sees the same batches again."""
-        sow(self.seed, self.round, 0, self.name)
+        sow(self.seed, self.before + self.round, 0, self.name)
+
+    def part(self, start: int, rounds: int) -> Site[M]:
+        """The site as a part of the run sees it that begins in round `start` and has so many rounds of its own."""
+        return replace(self, round=self.round - start, rounds=rounds, before=self.before + start)
 
     def answer(self, model: Model) -> nn.Module:
-        """A live network for predictions: `load`, in evaluation mode.
-
-        Normalisation layers for which the model carries no running statistics use those of the batch.
-        """
+        """`load` in evaluation mode; layers whose running statistics the model lacks use those of the batch."""
         net = self.load(model).eval()
         for name, layer in net.named_modules():
             if isinstance(layer, _BatchNorm) and f"{name}.running_mean" not in model:
@@ -202,19 +206,19 @@ class Exchange(Protocol[P_co]):
 class Fleet(Protocol):
     """Runs client functions at sites. Replies come in site order, whatever order they finished in."""
 
+    task: Task
+    rounds: int  # declared for the run
     sites: Sequence[str]
 
     def at(self, sites: Sequence[str]) -> Fleet:
         """The same fleet with only these sites."""
         ...
 
-    def map(
-        self, client: Callable[..., Reply[P]], shared: Any = None, own: Mapping[str, Any] | None = None
-    ) -> Mapping[str, Reply[P]]:
+    def map(self, client: Callable[..., Reply[P]], shared: Any = None, own: Own = None) -> Mapping[str, Reply[P]]:
         """`client(site, shared)` at every site, or `client(site, shared, own[site])` where `own` is given."""
         ...
 
-    def exchange(self, client: Callable[..., Reply[P]], shared: Any = None) -> Exchange[P]:
+    def exchange(self, client: Callable[..., Reply[P]], shared: Any = None, own: Own = None) -> Exchange[P]:
         """As `map`, but the payloads go from site to site and never through the server."""
         ...
 

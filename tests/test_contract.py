@@ -212,9 +212,9 @@ def pictures() -> tuple[Path, pd.DataFrame]:
             image, label = (f"{site}-{number}-{what}.png" for what in ("image", "label"))
             Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(folder / image)
             Image.fromarray((rng.random((16, 16)) < 0.5).astype(np.uint8)).save(folder / label)
-            rows.append((site, split, image, label))
+            rows.append((site, split, image, label, ("lower", "upper")[number % 2]))
     atexit.register(shutil.rmtree, folder)
-    return folder, pd.DataFrame(rows, columns=["site", "split", "image", "label"])
+    return folder, pd.DataFrame(rows, columns=["site", "split", "image", "label", "partition"])
 
 
 @every_algorithm

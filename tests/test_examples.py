@@ -17,6 +17,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 TABLES = {
     "retina": "retina_vessels",
     "hippocampus": "hippocampus_3d",
+    "hippocampus_fcl": "hippocampus_3d",
     "spinal": "spinal_gm_3d",
     "wbc": "wbc_classification",
     "heart": "heart_disease",
@@ -24,6 +25,7 @@ TABLES = {
 SMALL = {
     "retina": ["task.data.size=[64,64]", "task.metrics=[dice]"],
     "hippocampus": ["task.data.size=[24,32,24]", "task.metrics=[dice]"],
+    "hippocampus_fcl": ["algorithm.pretrain_rounds=1", "algorithm.steps=1", "algorithm.finetune.steps=1"],
     "spinal": ["task.data.size=[32,32]", "task.metrics=[dice]"],
     "wbc": ["task.data.size=[32,32]"],
     "heart": [],
@@ -48,7 +50,8 @@ def test_an_example_trains_on_its_real_data(path, tmp_path):
     config = resolve(merge(read_file(str(path)), parse(words)))
     task = config.task.build()
     check_training(task)
-    (last,) = federate(config.algorithm, task, LocalFleet(task, rounds=1), rounds=1)
+    rounds = 2 if hasattr(config.algorithm, "pretrain_rounds") else 1
+    *_, last = federate(config.algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds)
     judged = {(score.site, score.split, score.metric) for score in last.scores}
     _, split, metric = chosen_metric(task, config.metric).split("/")
     assert any(found[1:] == (split, metric) for found in judged)

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from raysim import LocalTraining, Model, weights
+from raysim.batches import batches
 from raysim.errors import RunError
 from raysim.seeding import seeded
-from raysim.training import batches, join, rate
+from raysim.training import join, rate
 from raysim.types import Batch
 from tests.toy import A, Line, Points, Scaled, line, site, split
 

@@ -36,6 +36,7 @@ class Row:
     image: str
     label: str | int | None
     key: str
+    level: int | None = None  # which part of the body it shows, where the table says so
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ class Sites:
         for split in SPLITS:
             chosen = [case for row, case in zip(rows, cases, strict=True) if row.split == split]
             arrays |= {f"{split}.{name}": array for name, array in _joined(chosen, cases[0], masks)}
+            levels = [row.level for row in rows if row.split == split]
+            if levels and None not in levels:
+                arrays[f"{split}.levels"] = np.array(levels, np.int32)
         return arrays
 
     def _case(self, site: str, row: Row) -> Case | ConfigError:
@@ -96,13 +100,17 @@ def sites(rows: Mapping[str, Sequence[Row]], preparation: Preparation, shift: Sh
     how = [monai.__version__, {**asdict(preparation), "classes": values}]
 
     def entry(site: str) -> str:
-        files = [(r.split, fingerprint(r.image), _identity(r.label), r.key) for r in rows[site]]
+        files = [(r.split, fingerprint(r.image), _identity(r.label), r.key, *_level(r)) for r in rows[site]]
         seen_through = [site, seed, asdict(shift)] if shift.severity else None
         return digest([how, seen_through, files])
 
     with ThreadPoolExecutor(16) as pool:  # waiting for stores, mostly
         entries = dict(zip(rows, pool.map(entry, rows), strict=True))
     return Sites(rows, preparation, shift, seed, folder, entries)
+
+
+def _level(row: Row) -> tuple[int, ...]:
+    return () if row.level is None else (row.level,)
 
 
 def _identity(label: str | int | None) -> object:
@@ -193,4 +201,5 @@ def _split(arrays: Mapping[str, Array], split: str) -> Split:
         labels=arrays.get(f"{split}.labels"),
         cases=arrays[f"{split}.cases"],
         spacing=arrays[f"{split}.spacing"],
+        levels=arrays.get(f"{split}.levels"),
     )

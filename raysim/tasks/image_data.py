@@ -69,8 +69,23 @@ class ImageData(TableData):
         start = self.root or folder_of(os.path.expanduser(self.table))
         base = joined(os.getcwd(), os.path.expanduser(start))
         rows: dict[str, list[Row]] = {site: [] for site in sorted(set(table["site"]))}
-        for site, split, image, label in table[["site", "split", "image", "label"]].itertuples(index=False):
+        named = table[["site", "split", "image", "label"]].itertuples(index=False)
+        for (site, split, image, label), level in zip(named, self._levels(table), strict=True):
             given = None if pd.isna(label) else label if masks else int(label)
-            rows[site].append(Row(split, image, given, image.removeprefix(base).lstrip("/")))
+            rows[site].append(Row(split, image, given, image.removeprefix(base).lstrip("/"), level))
         how = Preparation(masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels)
         return sites(rows, how, self.shift, self.seed, cache_folder(self.cache))
+
+    def _levels(self, table: pd.DataFrame) -> list[int] | list[None]:
+        """1, 2, ... for the values of a column `partition` of pictures, as they sort; of slices their place tells."""
+        if "partition" not in table or table["image"].map(is_volume).any():
+            return [None] * len(table)
+        cells = table["partition"].astype("string")
+        if cells.isna().any():
+            first = table["image"][cells.isna()].iloc[0]
+            raise ConfigError(
+                f"table {self.table}: the cell `partition` of {first} is empty; fill all, or drop the column"
+            )
+        numbers = pd.to_numeric(cells, errors="coerce")
+        values = cells if numbers.isna().any() else numbers
+        return [int(level) for level in values.rank(method="dense")]

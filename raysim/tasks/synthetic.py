@@ -108,8 +108,18 @@ def draw(data: SyntheticData, site: str) -> Data:
             labels=None if split == "unlabelled" else labels,
             cases=np.arange(count),
             spacing=np.ones((count, len(data.size))),
+            levels=heights(labels),
         )
     return Data(**splits)
+
+
+def heights(labels: Array) -> Array:
+    """1 to 4 for each of the masks (N, 1, *space): how high the organ lies, as if that were where a slice was taken."""
+    mass = labels.sum(axis=tuple(range(3, labels.ndim)))[:, 0].astype(float)
+    places = (np.arange(mass.shape[1]) + 0.5) / mass.shape[1]
+    centre = (mass * places).sum(1) / np.maximum(mass.sum(1), 1)
+    height: Array = np.digitize(centre, (0.4, 0.5, 0.6)).astype(np.int32) + 1
+    return height
 
 
 def phantoms(rng: np.random.Generator, count: int, data: SyntheticData) -> tuple[Array, Array]:

@@ -1,0 +1,200 @@
+"""FCLOpt: encoders learn without negatives, towards a target network that sites predict rather than download.
+
+Wu, Zeng, Wang, Shi, Hu, "Distributed Contrastive Learning for Medical Image Segmentation", Medical Image Analysis 81,
+2022, https://arxiv.org/abs/2208.03808. Our reading: of FCLOpt, of the predictive target network update (PTNU) and of
+distance prediction (DP) we know the abstract alone; the formulas below are not the paper's.
+
+    theta: encoder, projector, predictor; xi: encoder, projector; xi <- m xi + (1 - m) theta after each step
+    q = predictor(projector(encoder(x))), z = xi(x') of the other view, unit vectors, levels as in FCL
+    L = mean over q, over the z of slices of q's level (its own among them), of 2 - 2 q.z; the mean of both ways round
+    exchange:  up theta_c, xi_c;  down theta, xi: their means
+    ptnu:      up theta_c, xi_c;  down theta and d = ||theta - xi||, of each tensor;  at the site
+               xi = theta + min(1, d / ||xi_old - theta||) (xi_old - theta),  xi_old the one before, the same everywhere
+    DP:        up xi_c in anchor rounds only; in the others d is what a line through the last distances foretells
+    ema:       no target travels: xi <- m_r xi_c + (1 - m_r) theta at the site, once a round
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from raysim import KEEP, Fleet, Metrics, Model, Predictor, Reply, Site, Task, combine, load, mean, weights
+from raysim.geometry import apart, at_distance, foretold, length
+from raysim.pretraining import SelfSupervised, follow
+from raysim.types import Answers, Array
+from raysim.views import Pool, check_levels, drawn, pool_levels
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the server knows: the networks, how far they are apart, and distances that were measured, by round."""
+
+    model: Model
+    target: Model  # what sites begin the next round with
+    distance: Array
+    measured: tuple[tuple[int, Array], ...] = ()
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a site is sent: the target or its distance, where it needs one, and whether it is to send its own."""
+
+    model: Model
+    target: Model | None
+    distance: Array | None
+    upload: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a site sends."""
+
+    model: Model
+    target: Model | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays at a site: the target that it goes on from, and its buffers where they are local."""
+
+    target: Model
+    buffers: Model | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCLOpt(SelfSupervised[Known]):
+    levels: Annotated[int, Gt(1), "parts of a volume along its axis; where the table has levels, those count"] = 4
+    features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
+    encoder_momentum: Annotated[float, Ge(0), Le(1), "m: what of itself the target keeps in a step"] = 0.99
+    target: Annotated[Literal["exchange", "ptnu", "ema"], "how a round's target comes to a site"] = "ptnu"
+    anchor: Annotated[int | None, Gt(0), "of ptnu: rounds from one upload of targets to the next; none: one is all"] = 5
+    threshold: Annotated[
+        float | None, Ge(0), "relative change foretold of the distance from which on targets are uploaded; none: never"
+    ] = None
+    history: Annotated[int, Gt(0), "measured distances that the next one is foretold from"] = 3
+    distances: Annotated[Literal["tensor", "network"], "what a distance is of"] = "tensor"
+    round_momentum: Annotated[float, Ge(0), Le(1), "m_r of ema"] = 0.5
+
+    def init(self, task: Task) -> object:
+        if self.pretrain_rounds:
+            check_levels(task)
+        return self.begin(task)
+
+    def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
+        # Normalised at its end, without which features collapse within a few rounds.
+        projector = nn.Sequential(mlp(channels, self.features), nn.BatchNorm1d(self.features, affine=False))
+        return [projector, mlp(self.features, self.features)]
+
+    def first(self, net: nn.Module) -> Known:
+        model = self.send(net)[0]
+        return Known(model, part := without_predictor(model), apart(part, part, self.distances == "tensor"))
+
+    def trained(self, learned: Known) -> Model:
+        return learned.model
+
+    # at each site
+    def client(self, site: Site[Kept], asked: Asked) -> Reply[Trained]:
+        site, pool = self.stage(site)
+        net = self.opened(site, asked.model)
+        target = self.build(site.load(), site.task)[:1]  # of the same names
+        began = self.begun(site.memory, asked)
+        load(target, weights(net).only(weights(target)) | began)
+        widths = list[Tensor]()
+        loss = self.descend(net, site, self.losses(net, target.train(), site, pool, widths))
+        (sent, kept), ended = self.send(net), weights(target).parameters
+        memory = Kept(ended if self.target == "ema" else began, None if kept is KEEP else kept)
+        said = {"loss": loss, "spread": torch.stack(widths).mean().item()}
+        return Reply(Trained(sent, ended if asked.upload else None), len(pool), said, memory)
+
+    def begun(self, memory: Kept | None, asked: Asked) -> Model:
+        """The target that the site begins the round with; a site that has none begins with the global model's part."""
+        if asked.target is not None:
+            return asked.target
+        part = without_predictor(asked.model)
+        if memory is None:
+            return part
+        if asked.distance is None:
+            return combine([memory.target, part], [self.round_momentum, 1 - self.round_momentum])
+        return at_distance(part, memory.target, asked.distance)
+
+    def losses(
+        self, net: nn.Module, target: nn.Module, site: Site[Any], pool: Pool, widths: list[Tensor]
+    ) -> Iterator[Tensor]:
+        """That of each step of a round; `widths` gets how far features are from having collapsed."""
+        kinds, body = pool_levels(site.data, self.levels), net.get_submodule("0")
+        for index in drawn(kinds, self.batch_size, self.count_steps(pool, self.batch_size)):
+            images, levels = pool.take(index, site.device), kinds[index].to(site.device)
+            one, two = self.views(images), self.views(images)
+            with self.precision(site):
+                q = net(torch.cat([one, two]))
+                with torch.no_grad():
+                    z = target(torch.cat([two, one]))
+            (a, b), (c, d) = (normalize(each.float()).chunk(2) for each in (q, z))
+            widths.append(spread(a.detach()))
+            yield (aligned(a, c, levels) + aligned(b, d, levels)) / 2
+            follow(target.get_submodule("0"), body, self.encoder_momentum)
+
+    # at the server
+    def pretrain(self, fleet: Fleet, learned: Known) -> tuple[Known, Metrics]:
+        upload = self.target == "exchange" or (self.target == "ptnu" and self.is_anchor(learned))
+        target = learned.target if self.target == "exchange" else None
+        distance = learned.distance if self.target == "ptnu" else None
+        replies = fleet.map(self.client, Asked(learned.model, target, distance, upload))
+        model, number = mean(replies, attrgetter("model")), learned.round
+        part, said = without_predictor(model), {"uploads_skipped": 0.0 if upload else float(len(replies))}
+        measured, distance = learned.measured, learned.distance
+        if self.target == "ptnu" and measured:
+            distance = foretold(measured, number)
+            said["predicted_distance"] = length(distance)
+        if upload:
+            true = mean(replies, attrgetter("target"))
+            distance = apart(part, true, self.distances == "tensor")
+            measured, said["distance"] = (*measured, (number, distance))[-self.history :], length(distance)
+        after = at_distance(part, learned.target, distance) if self.target == "ptnu" else part
+        if upload and self.target == "ptnu":
+            said["prediction_error"] = length(apart(after, true))
+        return Known(model, true if self.target == "exchange" else after, distance, measured, number + 1), said
+
+    def is_anchor(self, known: Known) -> bool:
+        """Whether targets are uploaded in the next round."""
+        if not known.measured or (self.anchor is not None and known.round % self.anchor == 0):
+            return True
+        last, then = length(known.measured[-1][1]), length(foretold(known.measured, known.round))
+        return self.threshold is not None and abs(then - last) >= self.threshold * last
+
+    def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
+        return self.advance(fleet, state)
+
+    def predictor(self, site: Site[Any], state: object) -> Predictor | Answers | None:
+        return self.answered(site, state)
+
+
+def mlp(inputs: int, features: int) -> nn.Module:
+    hidden = 2 * features
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, features))
+
+
+def aligned(q: Tensor, z: Tensor, levels: Tensor) -> Tensor:
+    """Mean over queries (B, d) of the mean of 2 - 2 q.z over the z (B, d) of their level; from 0 to 4."""
+    same = (levels[:, None] == levels).float()
+    return ((2 - 2 * q @ z.T) * same / same.sum(1, keepdim=True)).sum() / len(q)
+
+
+def spread(z: Tensor) -> Tensor:
+    """Deviation of unit vectors (B, d) along each axis over 1/sqrt(d): about 1, and 0 where they have collapsed."""
+    deviation: Tensor = z.std(0, correction=0).mean() * z.shape[1] ** 0.5
+    return deviation
+
+
+def without_predictor(model: Model) -> Model:
+    """The part of the main network that a target has: no predictor, no buffers."""
+    return model.parameters.only(name for name in model.parameters if name.startswith("0."))

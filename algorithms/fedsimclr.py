@@ -1,0 +1,74 @@
+"""FedSimCLR: every site trains an encoder to tell two views of an image from all others; the server takes the mean.
+
+Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
+https://arxiv.org/abs/2002.05709, equation 1, under FedAvg: the baseline of Wu et al., MICCAI 2021.
+
+    l(i, j) = -log exp(z_i.z_j/tau) / sum_(k != i) exp(z_i.z_k/tau)   i, j the two views of an image, k all of the batch
+    theta <- sum_c n_c/n theta_c;  then fine-tuning from its encoder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from raysim import Fleet, Metrics, Model, Predictor, Reply, Site, Task, mean
+from raysim.pretraining import SelfSupervised, projector
+from raysim.types import Answers
+from raysim.views import Pool, drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedSimCLR(SelfSupervised[Model]):
+    features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
+    temperature: Annotated[float, Gt(0), "tau: what similarities are divided by"] = 0.1
+
+    def init(self, task: Task) -> object:
+        return self.begin(task)
+
+    def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
+        return [projector(channels, self.features)]
+
+    def first(self, net: nn.Module) -> Model:
+        return self.send(net)[0]
+
+    def trained(self, learned: Model) -> Model:
+        return learned
+
+    # at each site
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        site, pool = self.stage(site)
+        net = self.opened(site, model)
+        loss = self.descend(net, site, self.losses(net, site, pool))
+        sent, kept = self.send(net)
+        return Reply(sent, weight=len(pool), metrics={"loss": loss}, memory=kept)
+
+    def losses(self, net: nn.Module, site: Site[Any], pool: Pool) -> Iterator[Tensor]:
+        """That of each step of a round."""
+        steps = self.count_steps(pool, self.batch_size)
+        for index in drawn(torch.zeros(len(pool)), self.batch_size, steps):
+            images = pool.take(index, site.device)
+            with self.precision(site):
+                features = net(torch.cat([self.views(images), self.views(images)]))
+            yield self.loss(normalize(features.float()))
+
+    def loss(self, z: Tensor) -> Tensor:
+        """Mean of l over unit vectors (2B, d): of the first view of each image, then of the second."""
+        similar = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)
+        return cross_entropy(similar, torch.arange(len(z), device=z.device).roll(len(z) // 2))
+
+    # at the server
+    def pretrain(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
+        return mean(fleet.map(self.client, learned)), {}
+
+    def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
+        return self.advance(fleet, state)
+
+    def predictor(self, site: Site[Any], state: object) -> Predictor | Answers | None:
+        return self.answered(site, state)

@@ -1,0 +1,212 @@
+"""Learning in two stages: encoders without labels, then the whole network by any other algorithm, from that encoder.
+
+The first stage is the method's own. The second is an algorithm of its own, with its state, its memories and its rounds,
+which count from 0 as if they were a run; it begins with the weights that the run's seed gives, but for the encoder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated, Any, Generic, TypeVar
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import nn
+
+from raysim.encoders import Pooled, encoder, encoder_weights, width
+from raysim.errors import ConfigError
+from raysim.model import Model, load, weights
+from raysim.registry import ANOTHER, algorithm_class
+from raysim.training import LocalTraining
+from raysim.twin import twin
+from raysim.types import KEEP, Answers, Exchange, Fleet, Metrics, Own, Predictor, Reply, Site, Task
+from raysim.views import Pool, Views, check_pictures, pool_of
+
+L = TypeVar("L")
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Pretraining(Generic[L]):
+    """What the server knows in the first stage: what was learned, and the network that every method begins with."""
+
+    learned: L
+    start: Model
+    done: int = 0  # rounds
+    model: None = None
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """What it knows in the second: the state of the algorithm that fine-tunes, and who has had the encoder."""
+
+    state: Any
+    encoder: Model  # by its names in the network
+    told: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> Model | None:
+        model: Model | None = self.state.model
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfSupervised(LocalTraining, ABC, Generic[L]):
+    """How sites pre-train, by the fields of `LocalTraining` too, and what comes after."""
+
+    pretrain_rounds: Annotated[
+        Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)],
+        "rounds of pre-training: a number, 0 for a random start, or a fraction of the run's",
+    ] = 0.5
+    finetune: Annotated[Any, ANOTHER, "what trains the network in the other rounds, from the encoder"] = "fedavg"
+    batch_size: Annotated[int, Gt(1), "images in a batch of pre-training"] = 32
+    views: Annotated[Views, "how views of an image differ"] = field(default_factory=Views)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.finetune, str):
+            object.__setattr__(self, "finetune", algorithm_class(self.finetune)())
+        if isinstance(self.finetune, SelfSupervised):
+            raise ConfigError("algorithm.finetune: a method that pre-trains cannot be what fine-tunes; fedavg can, say")
+
+    # what a method says
+    @abstractmethod
+    def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
+        """New heads: the first stands on the encoder, each other on the one before."""
+
+    @abstractmethod
+    def first(self, net: nn.Module) -> L:
+        """What the server knows first, of the network that is pre-trained."""
+
+    @abstractmethod
+    def pretrain(self, fleet: Fleet, learned: L) -> tuple[L, Metrics]:
+        """A round of the first stage."""
+
+    @abstractmethod
+    def trained(self, learned: L) -> Model:
+        """The weights of the network that is pre-trained."""
+
+    # at each site
+    def build(self, net: nn.Module, task: Task) -> nn.Sequential:
+        """What is pre-trained: the encoder of `net`, its own layers, under the method's first head; then the others."""
+        body = encoder(net)
+        device = next(body.parameters()).device
+        head, *others = (head.to(device) for head in self.heads(width(body, task.shape), task))
+        return nn.Sequential(Pooled(body, head), *others)
+
+    def opened(self, site: Site[Any], model: Model) -> nn.Sequential:
+        """The network that is pre-trained, with these weights and the site's buffers."""
+        net = self.build(site.load(), site.task)
+        self.loaded(net, site, model)
+        return net
+
+    def stage(self, site: Site[Any]) -> tuple[Site[Any], Pool]:
+        """The site as pre-training sees it, with a course of rounds of its own, and its images."""
+        return site.part(0, self.count(site.rounds)), pool_of(site.data)
+
+    def count(self, rounds: int) -> int:
+        """How many of the run's rounds are of the first stage."""
+        asked = self.pretrain_rounds
+        return int(asked * rounds) if isinstance(asked, float) else asked
+
+    # at the server
+    def begin(self, task: Task) -> Any:
+        """The first state; without pre-training that of the algorithm that fine-tunes, which then is all there is."""
+        if self.outside != "global":
+            raise ConfigError(
+                f"algorithm.outside={self.outside}: an encoder alone answers nobody; say it of what fine-tunes: "
+                f"algorithm.finetune.outside={self.outside}"
+            )
+        if self.pretrain_rounds == 0:
+            return self.finetune.init(task)
+        check_pictures(task)
+        start = weights(net := task.network())
+        return Pretraining(self.first(self.build(net, task)), start)
+
+    def advance(self, fleet: Fleet, state: Any) -> tuple[Any, Metrics]:
+        """A round of the stage that the run is in."""
+        rounds = self.count(fleet.rounds)
+        if rounds >= fleet.rounds:
+            raise ConfigError(
+                f"algorithm.pretrain_rounds={rounds} leaves none of {fleet.rounds} rounds to fine-tune in; "
+                "give fewer, or a fraction such as 0.5, or more rounds"
+            )
+        if isinstance(state, Pretraining) and state.done < rounds:
+            learned, said = self.pretrain(fleet, state.learned)
+            return replace(state, learned=learned, done=state.done + 1), said
+        if isinstance(state, Pretraining):
+            state = self.turned(state, fleet.task)
+        if not isinstance(state, Finetuning):
+            found: tuple[Any, Metrics] = self.finetune.round(fleet, state)
+            return found
+        part = Part(fleet, rounds, state.encoder, set(state.told))
+        inner, said = self.finetune.round(part, state.state)
+        return Finetuning(inner, state.encoder, tuple(sorted(part.told))), said
+
+    def turned(self, state: Pretraining[L], task: Task) -> Finetuning:
+        """The first state of the second stage: a new network of the run's seed, with the encoder that was learned."""
+        load(net := task.network(), state.start)
+        load(self.build(net, task), self.trained(state.learned))
+        return Finetuning(self.finetune.init(replace(task, network=partial(deepcopy, net))), encoder_weights(net))
+
+    def answered(self, site: Site[Any], state: Any) -> Predictor | Answers | None:
+        """What the algorithm that fine-tunes answers with; before that, nothing."""
+        if isinstance(state, Pretraining):
+            return None
+        if isinstance(state, Finetuning):
+            rounds, memory = self.count(site.rounds), site.memory if site.name in state.told else None
+            site, state = replace(site.part(rounds, site.rounds - rounds), memory=memory), state.state
+        answer: Predictor | Answers | None = self.finetune.predictor(site, state)
+        return answer
+
+
+def projector(channels: int, features: int) -> nn.Module:
+    """The usual head: (B, channels) -> (B, features)."""
+    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, features))
+
+
+@torch.no_grad()
+def follow(target: nn.Module, net: nn.Module, momentum: float) -> None:
+    """xi <- momentum xi + (1 - momentum) theta, of the parameters."""
+    for xi, theta in zip(target.parameters(), net.parameters(), strict=True):
+        xi.lerp_(theta, 1 - momentum)
+
+
+class Part:
+    """The fleet as the second stage sees it; with its first call a site is sent the encoder."""
+
+    def __init__(self, fleet: Fleet, before: int, encoder: Model, told: set[str]) -> None:
+        self.fleet, self.before, self.encoder, self.told = fleet, before, encoder, told
+        self.task, self.rounds, self.sites = fleet.task, fleet.rounds - before, fleet.sites
+
+    def at(self, sites: Sequence[str]) -> Part:
+        return Part(self.fleet.at(sites), self.before, self.encoder, self.told)
+
+    def map(self, client: Callable[..., Reply[P]], shared: Any = None, own: Own = None) -> Mapping[str, Reply[P]]:
+        replies = self.fleet.map(partial(later, client, self.before), shared, self._own(own))
+        self.told |= set(replies)
+        return replies
+
+    def exchange(self, client: Callable[..., Reply[P]], shared: Any = None, own: Own = None) -> Exchange[P]:
+        held = self.fleet.exchange(partial(later, client, self.before), shared, self._own(own))
+        self.told |= set(held.sites)
+        return held
+
+    def _own(self, own: Own) -> dict[str, tuple[Any, ...]]:
+        first = {site: None if site in self.told else self.encoder for site in self.sites}
+        return {site: (first[site], *(() if own is None else (own[site],))) for site in self.sites}
+
+
+def later(client: Callable[..., Reply[P]], before: int, site: Site[Any], shared: Any, own: Sequence[Any]) -> Reply[P]:
+    """`client` at a site after so many rounds of pre-training; given an encoder, it finds what a new run would find."""
+    encoder, *rest = own
+    site = site.part(before, site.rounds - before)
+    if encoder is None:
+        return client(site, shared, *rest)
+    template = twin(site.template)
+    load(template, weights(template) | encoder)
+    reply = client(replace(site, memory=None, template=template), shared, *rest)
+    return replace(reply, memory=None) if reply.memory is KEEP else reply

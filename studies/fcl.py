@@ -1,0 +1,185 @@
+"""Do encoders that hospitals learn together, without labels, spare labels? Hippocampus, ten sites.
+
+python studies/fcl.py HIPPOCAMPUS_TABLE [--runs DIR] [--seeds 0 1 2] [--workers 2]
+
+A method pre-trains once for each seed, on all training volumes; from there each number of labelled volumes is
+fine-tuned, by FedAvg and at each site alone. What is finished is kept in --runs, and a rerun goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from raysim import LocalFleet, Start, Task, federate
+from raysim.checkpoint import read, write
+from raysim.config import merge, read_file, resolve
+from raysim.seeding import seeded
+
+HERE = Path(__file__).parent
+RANDOM = {"name": "fedsimclr"}  # whose first state is a random encoder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="pre-training without labels, then few labels")
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="finished runs (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other than those of the configuration: a first look")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="of what is finished, running nothing")
+    args = parser.parse_args()
+    study = yaml.safe_load((HERE / "fcl.yaml").read_text(encoding="utf-8"))
+    folder = args.runs.absolute() / f"fcl-{_sum(study | {'seeds': None})}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not args.report:
+        for seed in args.seeds or study["seeds"]:
+            played(study, str(args.table.absolute()), seed, folder, args.workers)
+            report(study, folder)
+    report(study, folder)
+
+
+def _sum(study: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(study, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def played(study: Mapping[str, Any], table: str, seed: int, folder: Path, workers: int) -> None:
+    """All of one seed: the pre-trainings, then the fine-tunings, those with few labels first."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads is part of a result
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for future in [pool.submit(pretrained, study, table, seed, name, folder) for name in study["methods"]]:
+            future.result()
+        each = [(name, n, how) for n in study["labelled"] for how in study["finetuning"] for name in study["methods"]]
+        for future in [pool.submit(finetuned, study, table, seed, *one, folder) for one in each]:
+            print(future.result(), flush=True)
+
+
+@lru_cache(maxsize=8)
+def task_of(table: str, labelled: int, base: str) -> Task:
+    keys = merge(read_file(str(HERE.parent / "examples" / "hippocampus_fcl.yaml")), json.loads(base))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        task: Task = resolve(merge(keys, {"task": {"data": {"table": table, "labelled": labelled}}})).task.build()
+        return task
+
+
+def prepared(study: Mapping[str, Any], table: str, method: str, labelled: int, how: str) -> tuple[Any, Task]:
+    """The algorithm, and the task with so many labelled volumes at each site."""
+    algorithm = study["pretraining"] | (study["methods"][method] or RANDOM)
+    algorithm |= {"pretrain_rounds": study["pretrain_rounds"], "finetune": study["finetuning"][how]}
+    return resolve({"algorithm": algorithm}).algorithm, task_of(table, labelled, json.dumps(study["base"]))
+
+
+def pretrained(study: Mapping[str, Any], table: str, seed: int, method: str, folder: Path) -> str:
+    """Leaves the first stage's last state, and what it cost."""
+    place = folder / f"{method}-{seed}".replace(" ", "_")
+    if (place / "pretraining.json").exists():
+        return method
+    algorithm, task = prepared(study, table, method, max(study["labelled"]), "federated")
+    rounds, cost = study["pretrain_rounds"], {"up": 0, "down": 0, "between": 0}
+    fleet = LocalFleet(task, seed=seed, rounds=rounds + study["finetune_rounds"])
+    if not study["methods"][method]:
+        with seeded(seed, "init"):
+            state, logged = replace(algorithm.init(task), done=rounds), []
+    else:
+        state, logged = None, []
+        for last in federate(algorithm, task, fleet, rounds=fleet.rounds, seed=seed, evaluate_every=fleet.rounds):
+            cost = {way: cost[way] + sum(getattr(last.traffic, way).values()) for way in cost}
+            logged.append({"loss": last.loss, **last.metrics})
+            state = last.state
+            if last.number == rounds:
+                break
+    write(place, rounds, state, {})
+    (place / "pretraining.json").write_text(json.dumps({"bytes": cost, "rounds": logged}))
+    return method
+
+
+def finetuned(study: Mapping[str, Any], table: str, seed: int, method: str, n: int, how: str, folder: Path) -> str:
+    """Leaves the Dice of each site's test volumes after the second stage."""
+    place = folder / f"{method}-{seed}".replace(" ", "_")
+    file = place / f"{how}-{n}.json"
+    if file.exists():
+        return str(file)
+    algorithm, task = prepared(study, table, method, n, how)
+    rounds = study["pretrain_rounds"]
+    state = read(place / f"round_{rounds:04d}").state
+    fleet = LocalFleet(task, seed=seed, rounds=rounds + study["finetune_rounds"])
+    options: dict[str, Any] = {"rounds": fleet.rounds, "seed": seed, "evaluate_every": fleet.rounds}
+    *_, last = federate(algorithm, task, fleet, start=Start(rounds, state), **options)
+    dice = {score.site: score.value for score in last.scores if (score.split, score.metric) == ("test", "dice")}
+    file.write_text(json.dumps({"method": method, "seed": seed, "labelled": n, "finetuning": how, "dice": dice}))
+    return str(file)
+
+
+def rows(study: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("*/*-*.json")):
+        found = json.loads(path.read_text())
+        cost = json.loads((path.parent / "pretraining.json").read_text())["bytes"]
+        share = {way: total / study["pretrain_rounds"] / len(found["dice"]) for way, total in cost.items()}
+        for site, dice in found.pop("dice").items():
+            yield found | {f"bytes_{way}": size for way, size in share.items()} | {"site": site, "dice": dice}
+
+
+def report(study: Mapping[str, Any], folder: Path) -> None:
+    """The table of all sites, and the page's tables and plot."""
+    found = pd.DataFrame(rows(study, folder))
+    found.to_parquet(HERE / "fcl.parquet", index=False)
+    means = found.groupby(["finetuning", "method", "labelled", "seed"])["dice"].mean().reset_index()
+    methods = [name for name in study["methods"] if name in set(means["method"])]
+    tables = {how: spread(means[means["finetuning"] == how], methods) for how in study["finetuning"]}
+    megabytes = found.groupby("method")[["bytes_up", "bytes_down", "bytes_between"]].mean().loc[methods] / 1e6
+    page = (HERE / "fcl.md").read_text(encoding="utf-8") if (HERE / "fcl.md").exists() else ""
+    for name, table in {**tables, "bytes": megabytes.map("{:.3f}".format)}.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if start in page:
+            page = page[: page.index(start)] + start + markdown(table) + "\n" + page[page.index(end) :]
+    (HERE / "fcl.md").write_text(page, encoding="utf-8")
+    plot(means, megabytes.sum(axis=1), methods)
+
+
+def spread(means: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
+    """Mean over seeds of the mean over sites, and the smallest and the largest where there are several seeds."""
+    groups = means.groupby(["method", "labelled"])["dice"]
+
+    def cell(values: pd.Series) -> str:
+        middle = f"{values.mean():.3f}"
+        return middle if len(values) == 1 else f"{middle} ({values.min():.3f} to {values.max():.3f})"
+
+    return groups.agg(cell).unstack("labelled").reindex(methods).fillna("").add_prefix("N = ")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = [["method", *map(str, table.columns)], ["---"] * (len(table.columns) + 1)]
+    lines += [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plot(means: pd.DataFrame, megabytes: pd.Series, methods: list[str]) -> None:
+    """Dice over the bytes of a round of pre-training, for the fewest labels and the most."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for place, how in enumerate(("federated", "local"), 1):
+        axes = figure.add_subplot(1, 2, place)
+        fewest = means[(means["finetuning"] == how) & (means["labelled"] == means["labelled"].min())]
+        for name in methods:
+            values = fewest[fewest["method"] == name]["dice"]
+            axes.plot([megabytes[name]] * len(values), values, "o", label=name)
+        axes.set(xlabel="MB a round and site, up, down and between", ylabel="test Dice", title=f"N = 1, {how}")
+    axes.legend(fontsize="x-small")
+    figure.savefig(HERE / "fcl.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""FCL: its loss term by term and in closed form, its bank, its momentum encoder, what travels, and MoCo as a part."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from algorithms.fcl import FCL, Bank, Features, Kept
+from raysim import LocalFleet, Task, federate, load, weights
+from raysim.seeding import seeded, sow
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+from raysim.views import drawn, pool_levels
+
+CPU = torch.device("cpu")
+SWITCHES = [{"matching": m, "exclude_positives": e, "both_views": b} for m in (0, 1) for e in (0, 1) for b in (0, 1)]
+
+
+def unit(*shape: int) -> Tensor:
+    return normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
+
+
+def by_the_paper(mine: FCL, q: Tensor, k: Tensor, levels: Tensor, others: Tensor, theirs: Tensor) -> float:
+    """The mean of L_q as it is printed, one exponential after the other."""
+
+    def exp(a: Tensor, b: Tensor) -> float:
+        return math.exp(float(a @ b) / mine.temperature)
+
+    total = 0.0
+    for i in range(len(q)):
+        negatives = sum(
+            exp(q[i], n) for n, level in zip(others, theirs, strict=True) if not_left_out(mine, level, levels[i])
+        )
+        own = [k[j] for j in range(len(k)) if levels[j] == levels[i] and not (mine.both_views and i == j)]
+        matched = [n for n, level in zip(others, theirs, strict=True) if level == levels[i]]
+        for positives in (own, matched if mine.matching else []):
+            terms = [math.log(exp(q[i], p) / (exp(q[i], p) + negatives)) for p in positives]
+            total -= sum(terms) / len(terms) if terms else 0.0
+    return total / len(q)
+
+
+def not_left_out(mine: FCL, level: Tensor, own: Tensor) -> bool:
+    return not (mine.exclude_positives and level == own)
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_the_loss_is_the_paper_s_term_by_term(switches: dict[str, bool]) -> None:
+    mine = FCL(temperature=0.3, **switches)
+    q, k, others = unit(6, 5), unit(6, 5), unit(11, 5)
+    levels = torch.tensor([1, 1, 2, 4, 4, 3])  # 3 is alone
+    theirs = torch.tensor([1, 2, 2, 1, 4, 4, 4, 1, 2, 1, 4])  # none of 3
+    expected = by_the_paper(mine, q, k, levels, others, theirs)
+    assert mine.loss(q, k, levels, others, theirs).item() == pytest.approx(expected, rel=1e-6)
+    assert expected >= 0
+
+
+def aligned(count: int, **switches: Any) -> float:
+    """Of a query that equals its key and `count` features of its level."""
+    q = torch.tensor([[1.0, 0.0]])
+    one = torch.ones(1, dtype=torch.int64)
+    return FCL(**switches).loss(q, q, one, q.repeat(count, 1), one.repeat(count)).item()
+
+
+def test_closed_forms() -> None:
+    assert aligned(1, matching=False) == pytest.approx(math.log(2))
+    assert aligned(1) == pytest.approx(2 * math.log(2))
+    assert aligned(8) - aligned(8, matching=False) == pytest.approx(math.log(9), rel=1e-5)
+    assert aligned(1, exclude_positives=True) == 0
+    assert aligned(8, exclude_positives=True) == 0
+
+
+@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("exclude", [False, True])
+def test_without_positives_or_features_there_is_no_loss_and_no_nan(count: int, exclude: bool) -> None:
+    mine = FCL(exclude_positives=exclude, both_views=True)
+    q = unit(2, 4).requires_grad_()
+    levels, theirs = torch.tensor([1, 2]), torch.full((count,), 1 if exclude else 3)
+    loss = mine.loss(q, unit(2, 4), levels, unit(count, 4), theirs)
+    loss.backward()
+    assert q.grad is not None
+    assert q.grad.isfinite().all()
+    if not exclude:
+        assert loss.item() == 0  # of neither query there is another slice of its level
+
+
+@pytest.mark.parametrize("switches", SWITCHES[:4], ids=str)
+def test_order_and_turns_of_features_are_irrelevant(switches: dict[str, bool]) -> None:
+    mine, q, k, others = FCL(**switches), unit(4, 6), unit(4, 6), unit(9, 6)
+    levels, theirs = torch.tensor([1, 2, 1, 2]), torch.tensor([1, 2, 3] * 3)
+    loss, order = mine.loss(q, k, levels, others, theirs), torch.randperm(9)
+    torch.testing.assert_close(mine.loss(q, k, levels, others[order], theirs[order]), loss)
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
+    torch.testing.assert_close(mine.loss(q @ turn, k @ turn, levels, others @ turn, theirs), loss)
+
+
+def features(*numbers: int) -> Features:
+    return Features(np.array([[n, -n] for n in numbers], np.float32).reshape(-1, 2), np.array(numbers, np.int32) + 100)
+
+
+def numbers(found: Features) -> list[int]:
+    assert (found.levels - 100).tolist() == found.vectors[:, 0].tolist()  # levels stay with their vectors
+    return [int(n) for n in found.vectors[:, 0]]
+
+
+def pushed(bank: Bank, *added: int) -> Bank:
+    more = features(*added)
+    bank.push(torch.from_numpy(more.vectors), torch.from_numpy(more.levels).long())
+    return bank
+
+
+def test_a_bank_drops_the_oldest_and_keeps_its_order() -> None:
+    bank = Bank(4, 2, [features(50, 51)], None, CPU)
+    assert numbers(bank.kept()) == []
+    assert numbers(pushed(bank, 1, 2, 3).kept()) == [1, 2, 3]
+    assert numbers(pushed(bank, 4, 5).kept()) == [2, 3, 4, 5]
+    again = Bank(4, 2, [], bank.kept(), CPU)
+    assert numbers(pushed(again, 6).kept()) == [3, 4, 5, 6] == numbers(pushed(bank, 6).kept())
+    assert numbers(pushed(bank, 7, 8, 9, 10, 11, 12).kept()) == [9, 10, 11, 12]
+    assert numbers(Bank(4, 2, [], features(1, 2), CPU).kept()) == [1, 2]
+    assert sorted(bank.drawn(99)[0][:, 0].tolist()) == [9, 10, 11, 12, 50, 51]
+
+
+def test_all_are_drawn_where_there_are_no_more_and_none_twice() -> None:
+    bank = pushed(Bank(8, 2, [features(10, 11), features(12)], None, CPU), 1, 2, 3)
+    vectors, levels = bank.drawn(6)
+    assert vectors[:, 0].tolist() == [10, 11, 12, 1, 2, 3]
+    counts = dict.fromkeys(vectors[:, 0].tolist(), 0)
+    for _ in range(300):
+        vectors, levels = bank.drawn(2)
+        assert (levels - 100).tolist() == vectors[:, 0].tolist()
+        assert len(set(vectors[:, 0].tolist())) == 2
+        for value in vectors[:, 0].tolist():
+            counts[value] += 1
+    assert all(60 < count < 140 for count in counts.values())  # 100 each, uniformly
+
+
+@cache
+def task(sites: int = 3) -> Task:
+    data = SyntheticData(sites=sites, outside=(), cases=5, val=0, test=1, unlabelled=6, size=(16, 16))
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
+    return Synthetic(data=data, network=network, batch_size=2).build()
+
+
+def ended(mine: FCL, rounds: int = 2, sites: int = 3) -> tuple[list[Any], LocalFleet]:
+    """The first stage of a run: so many rounds."""
+    mine, fleet = replace(mine, pretrain_rounds=rounds), LocalFleet(task(sites), rounds=rounds + 1)
+    found = federate(mine, task(sites), fleet, rounds=rounds + 1)
+    return [next(found) for _ in range(rounds)], fleet
+
+
+def test_bytes_are_the_formulas() -> None:
+    mine = FCL(features=8, bank=16, batch_size=4)
+    rounds, _ = ended(mine, 3)
+    size = mine.build(task().network(), task())
+    p_e = weights(size).nbytes
+    # 11 images in batches of 4: three steps, 12 features in the first round, the bank is full after the second
+    for r, held in zip(rounds, (0, 12, 16), strict=True):
+        assert r.traffic.up == dict.fromkeys(task().inside, p_e)
+        assert r.traffic.down == dict.fromkeys(task().inside, p_e)
+        assert sum(r.traffic.between.values()) == 3 * 2 * held * (8 + 1) * 4  # C (C - 1) B_f (d + 1) floats
+        assert set(r.traffic.between.values()) in ({2 * held * 9 * 4}, set())
+
+
+def test_without_exchange_nothing_travels_between_sites() -> None:
+    rounds, _ = ended(FCL(exchange=False))
+    assert all(sum(r.traffic.between.values()) == 0 for r in rounds)
+
+
+def test_a_single_site_has_its_own_bank_only() -> None:
+    rounds, fleet = ended(FCL(), 3, sites=1)
+    assert all(np.isfinite(r.loss) and sum(r.traffic.between.values()) == 0 for r in rounds)
+    assert len(fleet.memory("site-01").bank.levels) == 3 * 11
+
+
+def test_features_are_unit_vectors_with_their_levels_and_the_bank_s_length_stays() -> None:
+    _, fleet = ended(FCL(bank=12, features=8), 3)
+    for site in task().inside:
+        bank = fleet.memory(site).bank
+        assert bank.vectors.shape == (12, 8)
+        assert np.linalg.norm(bank.vectors, axis=1) == pytest.approx(np.ones(12), abs=1e-5)
+        assert set(bank.levels.tolist()) <= {1, 2, 3, 4}
+
+
+def test_a_site_reads_no_bank_of_its_own() -> None:
+    class Banks:
+        sites = task().inside
+        read: ClassVar[list[str]] = []
+
+        def __getitem__(self, site: str) -> Features:
+            self.read.append(site)
+            return Features(np.zeros((2, 128), np.float32), np.ones(2, np.int32))
+
+    mine, fleet = FCL(pretrain_rounds=1), LocalFleet(task(), rounds=2)
+    site = fleet.worker._site("site-02", call(), None)
+    reply = mine.client(site, (mine.init(task()).learned, Banks()))  # type: ignore[arg-type]
+    assert Banks.read == ["site-01", "site-03"]
+    assert len(reply.memory.bank.levels) == 11  # none of theirs is kept
+
+
+def call() -> Any:
+    from raysim.worker import Call
+
+    return Call(0, 0, 2, 0)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_momentum_encoder_stays_or_follows(both: bool) -> None:
+    for momentum in (0.0, 1.0):
+        mine = FCL(encoder_momentum=momentum, pretrain_rounds=1, both_views=both, batch_size=4)
+        fleet = LocalFleet(task(), rounds=2)
+        start = mine.init(task()).learned
+        replies = fleet.map(mine.client, (start, None))
+        for site, reply in replies.items():
+            kept, sent = fleet.memory(site).momentum, reply.payload
+            assert kept.parameters == (start if momentum else sent).parameters
+            assert sent.parameters != start.parameters
+
+
+def test_the_momentum_encoder_goes_on_or_starts_again() -> None:
+    with seeded(0, "init"):
+        start = FCL().init(task()).learned
+    for again in (False, True):
+        mine, fleet = FCL(encoder_momentum=1.0, pretrain_rounds=3, restart=again), LocalFleet(task(), rounds=4)
+        rounds = federate(mine, task(), fleet, rounds=4)
+        first, _ = next(rounds), next(rounds)
+        kept = fleet.memory("site-01").momentum.parameters
+        assert kept == (first.state.learned if again else start).parameters
+
+
+def test_both_switches_off_it_is_moco_with_levels_under_fedavg() -> None:
+    """One site for one round, against a loop written here: queries, a queue, a cross-entropy for each positive."""
+    mine = FCL(exchange=False, matching=False, pretrain_rounds=1, optimizer="sgd", lr=0.1, batch_size=4, bank=8)
+    found = next(federate(mine, task(1), LocalFleet(task(1), rounds=2), rounds=2)).state.learned
+    with seeded(0, "init"):
+        start = mine.init(task(1)).learned
+    site = LocalFleet(task(1), rounds=2).worker._site("site-01", call(), None)
+    sow(0, 0, 0, "site-01")
+    site, pool = mine.stage(site)
+    net, target = mine.opened(site, start), mine.build(site.load(), site.task)
+    load(target, start)
+    sgd, queue, kinds = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), list[Tensor](), pool_levels(site.data, 4)
+    for index in drawn(kinds, 4, 3):
+        images = pool.take(index, CPU)
+        q = normalize(net(mine.views(images)))
+        with torch.no_grad():
+            k = normalize(target(mine.views(images)))
+        sgd.zero_grad()
+        moco(q, k, kinds[index].tolist(), queue).backward()
+        sgd.step()
+        with torch.no_grad():
+            for xi, theta in zip(target.parameters(), net.parameters(), strict=True):
+                xi.copy_(0.99 * xi + 0.01 * theta)
+        queue = [*queue, *k][-8:]
+    for name, expected in weights(net).items():
+        assert found[name] == pytest.approx(expected, abs=2e-5), name
+
+
+def moco(q: Tensor, k: Tensor, levels: list[int], queue: list[Tensor]) -> Tensor:
+    losses = []
+    for i in range(len(q)):
+        same = [j for j, level in enumerate(levels) if level == levels[i]]
+        rows = torch.stack([torch.stack([q[i] @ k[j], *(q[i] @ n for n in queue)]) / 0.1 for j in same])
+        losses.append(torch.nn.functional.cross_entropy(rows, torch.zeros(len(same), dtype=torch.int64)))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("switch", [{"exchange": False}, {"matching": False}, {"exclude_positives": True}])
+def test_each_switch_changes_what_is_learned(switch: dict[str, bool]) -> None:
+    plain, other = (ended(FCL(**each))[0][-1].state.learned for each in ({}, switch))
+    assert plain != other
+
+
+@pytest.mark.ray
+def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None:
+    import ray
+
+    from raysim.balance import assign
+    from raysim.codec import digest
+    from raysim.ray_fleet import RayFleet
+    from tests import remote
+
+    mine = FCL(pretrain_rounds=3)
+    fleets: list[Any] = [LocalFleet(task(), rounds=4)]
+    actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2)}
+    home = assign(dict.fromkeys(task().inside, 1.0), list(actors))
+    start = partial(remote.start_client, task=task())
+    fleets.append(RayFleet(task(), actors, home, start, seed=0, rounds=4))
+    found = []
+    for fleet in fleets:
+        for last in federate(mine, task(), fleet, rounds=4):
+            if last.number == 3:
+                assert {type(fleet.memory(site)) for site in task().inside} == {Kept}
+                found.append(digest(last.state, dict(fleet.memories())))
+            if last.number == 2 and fleet is fleets[1]:
+                ray.kill(fleet.actors["client-1"])
+    assert fleets[1].ledger.moved >= 1
+    assert found[0] == found[1]
+    for actor in fleets[1].actors.values():
+        ray.kill(actor)

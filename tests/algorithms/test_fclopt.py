@@ -1,0 +1,213 @@
+"""FCLOpt: its loss by hand, targets that are predicted, the same everywhere, distances foretold, what travels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from algorithms.fclopt import FCLOpt, aligned, spread, without_predictor
+from raysim import LocalFleet, Model, Task, federate, mean, weights
+from raysim.codec import digest
+from raysim.geometry import apart, at_distance, foretold, length
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+
+
+def model(**tensors: Any) -> Model:
+    return Model.of({name: np.float32(values) for name, values in tensors.items()})
+
+
+def test_the_loss_by_hand() -> None:
+    q, z = torch.tensor([[1.0, 0], [0, 1], [-1, 0]]), torch.tensor([[1.0, 0], [1, 0], [1, 0]])
+    # of level 1: q0 to z0 and z1: 0 and 0; q1: 2 and 2; of level 2: q2 to z2: 4
+    assert aligned(q, z, torch.tensor([1, 1, 2])).item() == pytest.approx((0 + 2 + 4) / 3)
+    assert aligned(q, q, torch.tensor([1, 2, 3])).item() == pytest.approx(0, abs=1e-6)
+    assert aligned(q, -q, torch.tensor([1, 2, 3])).item() == pytest.approx(4)
+
+
+def test_the_spread_is_one_where_features_are_everywhere_and_zero_where_they_are_one() -> None:
+    everywhere = torch.nn.functional.normalize(torch.randn(4000, 16))
+    assert spread(everywhere).item() == pytest.approx(1, abs=0.02)
+    assert spread(everywhere[:1].repeat(5, 1)).item() == pytest.approx(0, abs=1e-6)
+    # (1, 0) and (0, 1): a deviation of 1/2 along each axis, times the root of 2
+    assert spread(torch.eye(2)).item() == pytest.approx(0.5 * 2**0.5)
+
+
+THETA, OLD = model(a=[0, 0], b=[1]), model(a=[3, 4], b=[3])  # 5 and 2 apart
+
+
+def test_a_target_is_predicted_by_hand() -> None:
+    assert apart(THETA, OLD).tolist() == [5, 2]
+    found = at_distance(THETA, OLD, np.float32([2.5, 0.5]))
+    assert found["a"].tolist() == [1.5, 2]
+    assert found["b"].tolist() == [1.5]
+    far = float(np.sqrt(29))
+    assert apart(THETA, OLD, each=False).tolist() == pytest.approx([far])
+    assert at_distance(THETA, OLD, np.float32([far / 2]))["a"] == pytest.approx([1.5, 2])
+
+
+def test_at_its_own_distance_or_farther_the_old_target_comes_back_and_at_none_theta() -> None:
+    assert at_distance(THETA, OLD, apart(THETA, OLD)) == OLD
+    assert at_distance(THETA, OLD, np.float32([50, 20])) == OLD
+    assert at_distance(THETA, OLD, np.float32([0, 0])) == THETA
+    assert at_distance(THETA, THETA, np.float32([1, 1])) == THETA
+    rng = np.random.default_rng(0)
+    one, two = (model(a=rng.normal(size=(4, 5)), b=rng.normal(size=3)) for _ in range(2))
+    asked = apart(one, two) * np.float32([0.3, 0.8])
+    assert apart(one, at_distance(one, two, asked)) == pytest.approx(asked, rel=1e-5)
+
+
+def test_distances_are_foretold_on_a_line_and_never_below_zero() -> None:
+    measured = [(0, np.float32([1, 8])), (5, np.float32([2, 3]))]
+    assert foretold(measured, 10).tolist() == pytest.approx([3, 0])
+    assert foretold(measured, 6).tolist() == pytest.approx([2.2, 2])
+    assert foretold(measured[:1], 9).tolist() == [1, 8]
+    # least squares through 0, 1, 5 at 0, 1, 2: slope 2.5 round the mean 2 at 1
+    assert foretold([(t, np.float32([v])) for t, v in enumerate((0, 1, 5))], 3).tolist() == pytest.approx([7])
+
+
+@cache
+def task() -> Task:
+    data = SyntheticData(sites=3, outside=(), cases=5, val=0, test=1, unlabelled=6, size=(16, 16))
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
+    return Synthetic(data=data, network=network, batch_size=2).build()
+
+
+def pretrained(mine: FCLOpt, rounds: int, **options: Any) -> tuple[list[Any], LocalFleet]:
+    """The first stage of a run: so many rounds."""
+    mine, fleet = replace(mine, pretrain_rounds=rounds), LocalFleet(task(), rounds=rounds + 1)
+    found = federate(mine, task(), fleet, rounds=rounds + 1, **options)
+    return [next(found) for _ in range(rounds)], fleet
+
+
+def sizes() -> tuple[int, int, int]:
+    """Bytes of the main network and of a target, and the tensors of a target."""
+    mine = FCLOpt(features=8)
+    net = weights(mine.build(task().network(), task()))
+    target = without_predictor(net)
+    assert {name.split(".")[0] for name in target} == {"0"}
+    return net.nbytes, target.nbytes, len(target)
+
+
+@pytest.mark.parametrize("target", ["exchange", "ptnu", "ema"])
+def test_bytes_are_the_formulas(target: Any) -> None:
+    main, other, tensors = sizes()
+    rounds, _ = pretrained(FCLOpt(features=8, target=target, anchor=2), 4)
+    extra = {"exchange": other, "ptnu": 4 * tensors, "ema": 0}[target]
+    for r in rounds:
+        anchored = target == "exchange" or (target == "ptnu" and r.number in (1, 3))
+        assert set(r.traffic.down.values()) == {main + extra + 8}  # and the one word whether to upload
+        assert set(r.traffic.up.values()) == {main + other * anchored}
+        assert sum(r.traffic.between.values()) == 0
+        assert r.metrics["uploads_skipped"] == (0 if anchored else 3)
+
+
+def test_every_site_predicts_the_server_s_target_bit_by_bit() -> None:
+    mine = replace(FCLOpt(anchor=1), pretrain_rounds=3)
+    fleet, before = LocalFleet(task(), rounds=4), None
+    rounds = federate(mine, task(), fleet, rounds=4)
+    for _ in range(3):
+        state = next(rounds).state.learned
+        kept = [fleet.memory(site).target for site in task().inside]
+        assert kept[0] == kept[1] == kept[2]
+        assert before is None or kept[0] == before
+        before = state.target
+
+
+def test_the_error_of_the_prediction_is_logged_against_the_distance() -> None:
+    mine = FCLOpt(anchor=1, pretrain_rounds=1)
+    fleet = LocalFleet(task(), rounds=2)
+    fleet.ledger.open_round(0)
+    start = mine.init(task()).learned
+    (first,), _ = pretrained(mine, 1)
+    from algorithms.fclopt import Asked
+    from raysim.seeding import seeded
+
+    with seeded(0, "init"):
+        start = mine.init(task()).learned
+    replies = fleet.map(mine.client, Asked(start.model, None, start.distance, True))
+    true, theta = mean(replies, lambda sent: sent.target), without_predictor(mean(replies, lambda sent: sent.model))
+    assert first.metrics["distance"] == pytest.approx(length(apart(theta, true)))
+    hat = at_distance(theta, start.target, apart(theta, true))
+    assert first.metrics["prediction_error"] == pytest.approx(length(apart(hat, true)), rel=1e-5)
+    assert first.state.learned.target == hat
+    assert first.metrics["prediction_error"] > 0
+
+
+def proof(mine: FCLOpt, rounds: int) -> str:
+    found, fleet = pretrained(mine, rounds)
+    return digest(found[-1].state, dict(fleet.memories()))
+
+
+def test_an_anchor_in_every_round_or_no_tolerance_is_no_distance_prediction() -> None:
+    plain = proof(FCLOpt(anchor=1), 4)
+    assert proof(FCLOpt(anchor=None, threshold=0), 4) == plain
+    assert proof(FCLOpt(anchor=3, threshold=0), 4) == plain
+    assert proof(FCLOpt(anchor=3), 4) != plain
+
+
+def test_without_anchors_only_the_first_round_uploads_and_bytes_fall_with_their_distance() -> None:
+    main, other, _ = sizes()
+    ups = []
+    for anchor in (1, 2, 3, 5, None):
+        rounds, _ = pretrained(FCLOpt(features=8, anchor=anchor), 6)
+        ups.append(sum(sum(r.traffic.up.values()) for r in rounds))
+    assert ups == [3 * (6 * main + n * other) for n in (6, 3, 2, 2, 1)]
+
+
+def test_a_change_foretold_beyond_the_threshold_calls_for_an_upload() -> None:
+    from algorithms.fclopt import Known
+
+    measured = ((0, np.float32([1.0])), (1, np.float32([2.0])))  # so 3 in round 2: half as much again
+    known = Known(THETA, THETA, np.float32([2.0]), measured, round=2)
+    for threshold, asked in ((0.4, True), (0.6, False), (None, False)):
+        assert FCLOpt(anchor=None, threshold=threshold).is_anchor(known) == asked
+    assert FCLOpt(anchor=2).is_anchor(known)
+    assert not FCLOpt(anchor=3).is_anchor(known)
+
+
+def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
+    mine, fleet = replace(FCLOpt(target="ema", round_momentum=1.0), pretrain_rounds=2), LocalFleet(task(), rounds=3)
+    rounds = federate(mine, task(), fleet, rounds=3)
+    next(rounds)
+    own = {site: fleet.memory(site).target for site in task().inside}
+    assert own["site-01"] != own["site-02"]
+    known = next(rounds).state.learned
+    assert known.measured == ()
+    from algorithms.fclopt import Asked, Kept
+
+    half = FCLOpt(target="ema", round_momentum=0.25)
+    theta = Model.of({"0.a": np.float32([4.0]), "1.b": np.float32([9.0])})
+    began = half.begun(Kept(Model.of({"0.a": np.float32([8.0])})), Asked(theta, None, None, False))
+    assert began["0.a"].tolist() == [0.25 * 8 + 0.75 * 4]
+    assert list(began) == ["0.a"]
+
+
+def test_features_do_not_collapse_and_the_loss_is_in_its_range() -> None:
+    rounds, _ = pretrained(FCLOpt(), 5)
+    found = [s.value for s in rounds[-1].scores if s.metric == "spread"]
+    assert len(found) == 3
+    assert min(found) > 0.3
+    assert all(0 <= r.loss <= 4 for r in rounds)
+
+
+def test_a_target_that_keeps_all_or_nothing_of_itself() -> None:
+    from algorithms.fclopt import Asked
+
+    for momentum in (0.0, 1.0):
+        mine, fleet = FCLOpt(encoder_momentum=momentum, pretrain_rounds=1), LocalFleet(task(), rounds=2)
+        start = mine.init(task()).learned
+        for reply in fleet.map(mine.client, Asked(start.model, None, start.distance, True)).values():
+            expected = start.target if momentum else without_predictor(reply.payload.model)
+            assert reply.payload.target == expected
+
+
+def test_a_site_that_comes_later_begins_with_the_global_model_s_part() -> None:
+    rounds, fleet = pretrained(FCLOpt(anchor=2), 6, cohort=1)
+    assert all(np.isfinite(r.loss) for r in rounds)
+    assert len({r.cohort for r in rounds}) > 1
+    assert set(fleet.memories()) == {site for r in rounds for site in r.cohort}

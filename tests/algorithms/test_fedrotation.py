@@ -1,0 +1,35 @@
+"""FedRotation: turns by hand, of square images and others, and that they are learned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from algorithms.fedrotation import FedRotation, turned, turns
+from raysim import LocalFleet, federate, weights
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+
+
+def test_images_are_turned_by_quarters() -> None:
+    image = torch.tensor([[[1.0, 2], [3, 4]]])
+    found = turned(image.repeat(4, 1, 1, 1), torch.arange(4))[:, 0].tolist()
+    assert found == [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
+
+
+@pytest.mark.parametrize(("size", "ways"), [((16, 16), 4), ((16, 24), 2)])
+def test_what_is_not_square_has_two_ways(size: tuple[int, int], ways: int) -> None:
+    data = SyntheticData(sites=2, outside=(), cases=4, val=0, test=1, size=size)
+    task = Synthetic(data=data, network={"name": "unet", "channels": [2, 4], "strides": [2]}, batch_size=2).build()
+    assert turns(task.shape) == ways
+    mine = FedRotation(pretrain_rounds=1)
+    assert mine.init(task).learned["0.head.weight"].shape == (ways, 4)
+    first = next(federate(mine, task, LocalFleet(task, rounds=2), rounds=2))
+    accuracy = [s.value for s in first.scores if s.metric == "turn_accuracy"]
+    assert len(accuracy) == 2
+    assert all(0 <= value <= 1 for value in accuracy)
+    size_of = weights(mine.build(task.network(), task)).nbytes
+    assert set(first.traffic.up.values()) == set(first.traffic.down.values()) == {size_of}
+
+
+def test_views_turn_and_mirror_nothing_by_themselves() -> None:
+    assert (FedRotation().views.turn, FedRotation().views.flip) == (0, 0)
