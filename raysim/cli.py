@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysim._version import __version__
 from raysim.errors import ConfigError, RaysimError
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
+        commands |= {"status": _status, "stop": _stop}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -70,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("-c", "--config", metavar="FILE", help="as of run: a YAML file of keys")
     look.add_argument("--out", metavar="DIR", help="as of run: the folder that it would write")
 
+    _cluster_commands(commands)
+
     names = commands.add_parser("list", help="what there is: algorithms, tasks, networks")
     names.add_argument("what", choices=("algorithms", "tasks", "networks"))
     names.add_argument("name", nargs="?", help="show this one with its fields")
@@ -89,6 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument("table")
     describe.add_argument("--root", help="the folder that paths are relative to (default: the table's)")
     return parser
+
+
+def _cluster_commands(commands: Any) -> None:
+    state = commands.add_parser("status", help="the runs and searches that are alive, and how far they are")
+    state.add_argument("run", nargs="?", metavar="RUN", help="only this one: a name that it shows, or a run's folder")
+    end = commands.add_parser("stop", help="end a run cleanly: what was recorded is kept, and raysim resume goes on")
+    end.add_argument("run", nargs="?", metavar="RUN", help="a name that raysim status shows, or a run's folder")
+    end.add_argument("--all", action="store_true", help="all runs and searches of that Ray")
+    for command in (state, end):
+        command.add_argument("--address", help="the Ray to look at: HOST:PORT, or auto; default: RAY_ADDRESS")
 
 
 def _keys() -> str:
@@ -153,6 +166,26 @@ def _ready(config: RunConfig) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
         os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
+
+
+def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim import watch
+
+    watch.status(args.run, args.address, Console())
+    return 0
+
+
+def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim import watch
+
+    if (args.run is None) != args.all:
+        raise ConfigError("raysim stop needs a RUN (raysim status shows them), or --all")
+    watch.stop(args.run, args.address, Console())
+    return 0
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:

@@ -122,8 +122,15 @@ class Dispatch:
         if not any(sent.actor == actor for sent in self.running.values()):
             self.heard[actor] = time.monotonic()
         self.fleet.home.update(dict.fromkeys(sites, actor))  # where their data are open from now on
-        refs: list[Any] = handle.play.options(num_returns=3 * len(sites)).remote(self.order, sites, given, *memories)
+        refs: list[Any] = handle.play.options(num_returns=3 * len(sites), name=self._title(sites)).remote(
+            self.order, sites, given, *memories
+        )
         self.running[refs[0]] = Sent(actor, handle, sites, refs, time.monotonic(), alone)
+
+    def _title(self, sites: Sequence[str]) -> str:
+        """What the dashboard calls a call."""
+        more = f" +{len(sites) - 3}" if len(sites) > 3 else ""
+        return f"round {self.fleet.ledger.round + 1}, {self.fleet.ledger.progress.phase}: {', '.join(sites[:3])}{more}"
 
     def _received(self, sent: Sent) -> Iterator[tuple[str, Answer[Any]]]:
         count = len(sent.sites)

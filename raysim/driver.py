@@ -23,6 +23,7 @@ from raysim.dispatch import told
 from raysim.errors import PlacementError, RunError
 from raysim.fleet import Progress
 from raysim.log import note
+from raysim.monitor import run_of
 from raysim.placement import Seat, nodes, seats
 from raysim.preflight import check_store
 from raysim.run import Note, Plan, Row
@@ -121,7 +122,7 @@ def _lost(plan: Plan, number: int, error: RayError) -> RunError:
 
 def _server(plan: Plan, group: PlacementGroup, given: Sequence[Seat], namespace: str) -> Any:
     options = {
-        "name": "server",
+        "name": f"{run_of(namespace)}/server",
         "namespace": namespace,
         "num_cpus": 0,
         # Beside the command: a node that can die without it should not take the server along.

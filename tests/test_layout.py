@@ -50,9 +50,10 @@ ORDER = (
         "loader",
         "config",
         "run",
+        "folder",
     ),
-    *("placement", "preflight", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display"),
-    *("plots", "report", "launch"),
+    *("placement", "preflight", "monitor", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display"),
+    *("plots", "report", "launch", "watch"),
     *("node", "checks", "probe", "surroundings", "doctor", "listing", "cli"),
 )
 
