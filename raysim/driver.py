@@ -10,9 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -55,10 +58,29 @@ def ray_running(address: str | None) -> Iterator[str]:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError if nobody answers at HOST:PORT, where Ray itself would go on trying for minutes."""
+    """Raises OSError if nobody answers at HOST:PORT or auto, where Ray itself would go on trying for minutes."""
+    if address == "auto":
+        address = canonicalize_bootstrap_address_or_die(address)
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=KNOCK).close()
+        _admitted(address)
+
+
+def _admitted(address: str) -> None:
+    """Raises PermissionError if the Ray at HOST:PORT wants another token, or one at all, which Ray tells late."""
+    environ = os.environ
+    path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
+    with grpc.insecure_channel(address) as channel:
+        try:
+            ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+            ask(b"", timeout=KNOCK, metadata=[("authorization", f"Bearer {token}")] if token else [])
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
+                said = f"it does not take the token in {where}" if token else f"it wants a token, and {path} holds none"
+                raise PermissionError(f"{said}; copy its own, of the user who started it, to there") from error
 
 
 def _granted(group: PlacementGroup, given: Sequence[Seat]) -> Iterator[Event]:

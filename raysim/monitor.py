@@ -44,12 +44,12 @@ class Monitor:
     def __init__(self, run: str, rounds: int, chosen: str) -> None:
         self.run = {"run": run}
         self.role, self.metric = chosen.split("/", 1)  # role, split/metric
-        self._due = 0.0
+        self.rounds, self._due = rounds, 0.0
         self._losses, self._scores = dict[str, float](), dict[tuple[str, str], float]()
-        _gauge("raysim_rounds").set(rounds, self.run)
 
     def add(self, round: Round[Any], row: Mapping[str, Any]) -> None:
         """Tell of a round that has ended, and of its row in rounds.parquet."""
+        _gauge("raysim_rounds").set(self.rounds, self.run)
         _gauge("raysim_round").set(round.number, self.run)
         _gauge("raysim_round_seconds").set(round.seconds, self.run)
         if round.loss is not None:

@@ -53,7 +53,7 @@ ORDER = (
         "folder",
     ),
     *("placement", "preflight", "monitor", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display"),
-    *("plots", "report", "launch", "watch"),
+    *("plots", "report", "launch", "watch", "parcel", "submit"),
     *("node", "checks", "probe", "surroundings", "doctor", "listing", "cli"),
 )
 
