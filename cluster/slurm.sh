@@ -29,5 +29,9 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-ba
   ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "${SLURM_CPUS_PER_TASK:-1}" \
   ${SLURM_GPUS_ON_NODE:+--num-gpus "$SLURM_GPUS_ON_NODE"} --dashboard-host 127.0.0.1 --disable-usage-stats \
   -- raysim "$@" &
-trap 'kill -TERM $!' TERM
-wait $! || wait $!
+job=$!
+trap 'raysim stop --all &' TERM
+while true; do                         # a signal ends a wait, not the job
+  code=0; wait "$job" || code=$?
+  kill -0 "$job" 2>/dev/null || exit "$code"
+done

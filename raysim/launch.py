@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Generator
@@ -18,6 +19,7 @@ import torch
 import yaml
 
 from raysim import __version__
+from raysim.census import agreed
 from raysim.chaos import read
 from raysim.config import RunConfig, plain
 from raysim.display import Display
@@ -109,6 +111,9 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
     display.say("starting Ray")
     with ray_running(config.address) as dashboard:
         display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
+        if config.address or os.environ.get("RAY_ADDRESS"):
+            for note in agreed(plan.task, config.task):
+                display.show(note)
         _follow(stream(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}"), config, plan, display)
 
 

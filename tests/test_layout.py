@@ -53,8 +53,8 @@ ORDER = (
         "folder",
     ),
     *("placement", "preflight", "monitor", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display"),
-    *("plots", "report", "launch", "watch", "parcel", "submit"),
-    *("node", "checks", "probe", "surroundings", "doctor", "listing", "cli"),
+    *("plots", "report", "node", "checks", "census", "launch", "watch", "parcel", "submit"),
+    *("probe", "surroundings", "doctor", "listing", "cli"),
 )
 
 
