@@ -69,7 +69,8 @@ class Dispatch:
         while self._send() or self.suspects or self.hopeless or any(self.waiting.values()):
             while self.hopeless:
                 yield self.hopeless.popleft()
-            expected = [*self.running, *self.fleet.starting]
+            # An actor that is up before answers, of which in quick rounds there is always one.
+            expected = [*self.fleet.starting, *self.running]
             ready, _ = ray.wait(expected, num_returns=1, timeout=1.0) if expected else ([], [])
             self.fleet.check_stop()
             if self.running:
