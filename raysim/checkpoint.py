@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from raysim.codec import decode, encode
@@ -48,13 +49,21 @@ def read(path: Path, trusted: Collection[str] = ()) -> Start[Any]:
     """The start that `path` holds. Raises RunError if a file is missing or its bits have changed."""
     try:
         index = json.loads((path / "checkpoint.json").read_bytes())
+        _inside(path, [*index["sha256"], *(f"memories/{site}" for site in index["sites"])])
         for name, expected in index["sha256"].items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != expected:
                 raise RunError(f"checkpoint {path} is damaged: {name} has changed since it was written")
         state = _read_tree(path, "state", trusted)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"checkpoint {path} cannot be read: {error}") from error
     return Start(index["round"], state, _Memories(path, index["sites"], trusted))
+
+
+def _inside(path: Path, names: Sequence[str]) -> None:
+    """Raises RunError for a name that leads out of the checkpoint's folder."""
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RunError(f"checkpoint {path} names {name}, which lies outside of it: it was not written by raysim")
 
 
 class _Memories(Mapping[str, Any]):

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysim._version import __version__
 from raysim.errors import ConfigError, RaysimError
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
+        commands |= {"status": _status, "stop": _stop, "submit": _submit}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", metavar="DIR", help="the run's folder, which must not exist (default: a new one in runs/)"
     )
+    run.add_argument("--address", metavar="ADDRESS", help="short for address=ADDRESS: the Ray cluster to join")
 
     again = commands.add_parser("resume", help="go on with a run that was interrupted or has failed")
     again.add_argument("run", metavar="RUN_DIR", help="the run's folder; it goes on after its last checkpoint")
@@ -69,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     look.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"
     look.add_argument("-c", "--config", metavar="FILE", help="as of run: a YAML file of keys")
     look.add_argument("--out", metavar="DIR", help="as of run: the folder that it would write")
+    look.add_argument("--address", metavar="ADDRESS", help="as of run")
+
+    _cluster_commands(commands)
 
     names = commands.add_parser("list", help="what there is: algorithms, tasks, networks")
     names.add_argument("what", choices=("algorithms", "tasks", "networks"))
@@ -89,6 +94,24 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument("table")
     describe.add_argument("--root", help="the folder that paths are relative to (default: the table's)")
     return parser
+
+
+def _cluster_commands(commands: Any) -> None:
+    state = commands.add_parser("status", help="the runs and searches that are alive, and how far they are")
+    state.add_argument("run", nargs="?", metavar="RUN", help="only this one: a name that it shows, or a run's folder")
+    end = commands.add_parser("stop", help="end a run cleanly: what was recorded is kept, and raysim resume goes on")
+    end.add_argument("run", nargs="?", metavar="RUN", help="a name that raysim status shows, or a run's folder")
+    end.add_argument("--all", action="store_true", help="all runs and searches of that Ray")
+    job = commands.add_parser("submit", help="a command as a job of a Ray cluster, which goes on without this terminal")
+    job.usage = "raysim submit [-h] [--address URL] [--detach] [--attach JOB | COMMAND ...]"
+    job.add_argument("--detach", action="store_true", help="start it, and do not wait")
+    job.add_argument("--attach", metavar="JOB", help="follow a job that is there, and fetch its results")
+    job.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: http://127.0.0.1:8265)")
+    job.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="run, tune, doctor, ... with its words"
+    )
+    for command in (state, end):
+        command.add_argument("--address", help="the Ray to look at: HOST:PORT, or auto; default: RAY_ADDRESS")
 
 
 def _keys() -> str:
@@ -121,7 +144,12 @@ def _configured(args: argparse.Namespace, words: Sequence[str]) -> RunConfig:
     """What a file and words ask for, and all that must be so before Ray is imported."""
     from raysim.config import merge, parse, read_file, resolve
 
+    words = [*words, *([f"address={args.address}"] if args.address else [])]
     given = merge(read_file(args.config) if args.config else {}, parse(words))
+    if args.out is not None and "://" in args.out:
+        raise ConfigError(
+            f"--out {args.out}: a run writes into a folder; give one that is mounted, and copy it afterwards"
+        )
     if args.out is not None and Path(args.out).exists():
         raise ConfigError(f"--out {args.out} exists already, and a run never overwrites another; choose a new one")
     config = resolve(given)
@@ -153,6 +181,46 @@ def _ready(config: RunConfig) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
         os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
+
+
+def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim import watch
+
+    watch.status(args.run, args.address, Console())
+    return 0
+
+
+def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim import watch
+
+    if (args.run is None) != args.all:
+        raise ConfigError("raysim stop needs a RUN (raysim status shows them), or --all")
+    watch.stop(args.run, args.address, Console())
+    return 0
+
+
+def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim import submit
+
+    if args.attach:
+        return submit.attach(args.attach, args.address, Console())
+    if args.words[:1] == ["run"]:
+        _checked(args.words[1:])
+    return submit.submit(args.words, args.address, args.detach, Console())
+
+
+def _checked(words: Sequence[str]) -> None:
+    """Raises ConfigError for what a run would refuse over there; the data are there alone."""
+    from raysim.config import merge, parse, read_file, resolve
+
+    args, rest = _parser().parse_known_args(["run", *words])
+    resolve(merge(read_file(args.config) if args.config else {}, parse(rest)))
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:

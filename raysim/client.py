@@ -12,6 +12,7 @@ import ray
 import torch
 
 from raysim.allocator import Allocator
+from raysim.monitor import Memory
 from raysim.tree import nbytes
 from raysim.types import KEEP
 from raysim.worker import NOTHING, Answer, Call, Client, Worker, threads_of
@@ -63,6 +64,7 @@ class ClientActor:
         device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         if device == "cuda":
             torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
+        self.memory = Memory(name, device == "cuda")
         self.worker = Worker(prepared.task, prepared.seed, device, threads_of(cpus), prepared.chaos)
 
     def __repr__(self) -> str:
@@ -106,6 +108,7 @@ class ClientActor:
             memory = answer.memory if answer.memory is KEEP else None
             answers.append(replace(answer, memory=memory, payload=APART if large else answer.payload))
             self.allocator.settle()
+            self.memory.tell()
         return [*answers, *kept, *apart]
 
 

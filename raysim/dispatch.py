@@ -69,7 +69,8 @@ class Dispatch:
         while self._send() or self.suspects or self.hopeless or any(self.waiting.values()):
             while self.hopeless:
                 yield self.hopeless.popleft()
-            expected = [*self.running, *self.fleet.starting]
+            # An actor that is up before answers, of which in quick rounds there is always one.
+            expected = [*self.fleet.starting, *self.running]
             ready, _ = ray.wait(expected, num_returns=1, timeout=1.0) if expected else ([], [])
             self.fleet.check_stop()
             if self.running:
@@ -122,8 +123,15 @@ class Dispatch:
         if not any(sent.actor == actor for sent in self.running.values()):
             self.heard[actor] = time.monotonic()
         self.fleet.home.update(dict.fromkeys(sites, actor))  # where their data are open from now on
-        refs: list[Any] = handle.play.options(num_returns=3 * len(sites)).remote(self.order, sites, given, *memories)
+        refs: list[Any] = handle.play.options(num_returns=3 * len(sites), name=self._title(sites)).remote(
+            self.order, sites, given, *memories
+        )
         self.running[refs[0]] = Sent(actor, handle, sites, refs, time.monotonic(), alone)
+
+    def _title(self, sites: Sequence[str]) -> str:
+        """What the dashboard calls a call."""
+        more = f" +{len(sites) - 3}" if len(sites) > 3 else ""
+        return f"round {self.fleet.ledger.round + 1}, {self.fleet.ledger.progress.phase}: {', '.join(sites[:3])}{more}"
 
     def _received(self, sent: Sent) -> Iterator[tuple[str, Answer[Any]]]:
         count = len(sent.sites)

@@ -10,9 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,13 +25,16 @@ from raysim.data.wording import listed
 from raysim.dispatch import told
 from raysim.errors import PlacementError, RunError
 from raysim.fleet import Progress
+from raysim.growth import coming, starting
 from raysim.log import note
+from raysim.monitor import run_of
 from raysim.placement import Seat, nodes, seats
 from raysim.preflight import check_store
 from raysim.run import Note, Plan, Row
 from raysim.server import PATIENCE, Event, Failed, Server
 from raysim.types import Incident
 
+GROWTH = 1800.0  # seconds for a cluster to grow to what is asked for
 KNOCK = 10.0  # seconds for the head of a cluster to answer
 QUIET = 60.0  # seconds without an answer of any site after which a note says whom the round waits for
 TICK = 0.5  # seconds between two looks at the progress of a round
@@ -54,16 +60,67 @@ def ray_running(address: str | None) -> Iterator[str]:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError if nobody answers at HOST:PORT, where Ray itself would go on trying for minutes."""
+    """Raises OSError if nobody answers at HOST:PORT or auto, where Ray itself would go on trying for minutes."""
+    if address == "auto":
+        address = canonicalize_bootstrap_address_or_die(address)
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=KNOCK).close()
+        _admitted(address)
+
+
+def _admitted(address: str) -> None:
+    """Raises PermissionError if the Ray at HOST:PORT wants another token, or one at all, which Ray tells late."""
+    environ = os.environ
+    path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
+    with grpc.insecure_channel(address) as channel:
+        try:
+            ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+            ask(b"", timeout=KNOCK, metadata=[("authorization", f"Bearer {token}")] if token else [])
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
+                said = f"it does not take the token in {where}" if token else f"it wants a token, and {path} holds none"
+                raise PermissionError(f"{said}; copy its own, of the user who started it, to there") from error
+
+
+def _growing(group: PlacementGroup, given: Sequence[Seat], most: int) -> Iterator[Event]:
+    """Progress until the cluster has grown to hold the group, up to `most` nodes. PlacementError if it does not."""
+    wish, start, due = _wish(given), time.monotonic(), 0.0
+    while not group.wait(TICK):
+        waited, alive, new = time.monotonic() - start, len(nodes(ray.nodes())), starting()
+        if waited > GROWTH:
+            raise PlacementError(
+                f"asked for {wish}; after {GROWTH:g} s there are {alive} nodes of {most}: see `ray status`"
+            )
+        new_ones = "" if new is None else f"{new} nodes starting, "
+        text = f"asked for {wish}: {alive} nodes of at most {most}, {new_ones}{waited:.0f} s"
+        yield Progress(phase=text)
+        if waited >= due:
+            due = max(20.0, 2 * due)
+            yield Note(text)
+
+
+def _wish(given: Sequence[Seat]) -> str:
+    asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in seat.bundle.items()) for seat in given)
+    return ", ".join(f"{count} x {each}" for each, count in asked.items())
+
+
+def _seats(plan: Plan, resources: Resources) -> tuple[list[Seat], int]:
+    """The client actors to start, and how many nodes the cluster will have to grow to at most; 0 if it need not."""
+    here = nodes(ray.nodes())
+    try:
+        return seats(resources, plan.task.inside, here, plan.task.outside), 0
+    except PlacementError:
+        if not (more := coming(len(here))):
+            raise
+        return seats(resources, plan.task.inside, [*here, *more], plan.task.outside), len(here) + len(more)
 
 
 def _granted(group: PlacementGroup, given: Sequence[Seat]) -> Iterator[Event]:
     """Progress until all of the group is this run's; a Note if that takes long. Raises PlacementError if too long."""
-    asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in seat.bundle.items()) for seat in given)
-    wish = ", ".join(f"{count} x {each}" for each, count in asked.items())
+    wish = _wish(given)
     start, told_of_it = time.monotonic(), False
     while not group.wait(TICK):
         free = {kind: left for kind, left in ray.available_resources().items() if kind in ("CPU", "GPU")}
@@ -85,11 +142,11 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
     Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
     """
     number = 1  # of the round that is played
-    given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
+    given, most = _seats(plan, resources)
     yield from check_store(plan)
     group = placement_group([seat.bundle for seat in given])
     try:
-        yield from _granted(group, given)
+        yield from _growing(group, given, most) if most else _granted(group, given)
         server = _server(plan, group, given, namespace)
         try:
             yield from _started(server)
@@ -121,11 +178,12 @@ def _lost(plan: Plan, number: int, error: RayError) -> RunError:
 
 def _server(plan: Plan, group: PlacementGroup, given: Sequence[Seat], namespace: str) -> Any:
     options = {
-        "name": "server",
+        "name": f"{run_of(namespace)}/server",
         "namespace": namespace,
         "num_cpus": 0,
-        # Beside the command: a node that can die without it should not take the server along.
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+        # Beside the command: a node that can die without it should not take the server along. Were it soft, Ray would
+        # at times take another node for an actor that asks for no CPU.
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
     }
     sizes = plan.task.sizes
     costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}

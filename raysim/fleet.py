@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ P = TypeVar("P")
 
 class Interrupted(RunError):
     """Someone asked the run to stop."""
+
+    exit_code = 130
 
 
 @dataclass
@@ -57,10 +60,11 @@ class Ledger:
     metrics: dict[str, Metrics] = field(default_factory=dict)  # of the client functions, by site
     weights: dict[str, float] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of the present round, by the phase of its calls
 
     def open_round(self, index: int) -> None:
         self.round, self.calls, self.metrics, self.weights, self.incidents = index, 0, {}, {}, []
-        self.up, self.down, self.between = Counter(), Counter(), Counter()
+        self.up, self.down, self.between, self.phases = Counter(), Counter(), Counter(), {}
 
     def told(self) -> tuple[Incident, ...]:
         """What has gone wrong since this was last asked: whoever asks writes it down, so that none is written twice."""
@@ -165,7 +169,7 @@ class BaseFleet(ABC):
         private: bool = False,
     ) -> dict[str, Answer[P]]:
         answers, spare = dict[str, Answer[P]](), len(self.sites) - self._needed()
-        progress = self.ledger.progress
+        progress, start = self.ledger.progress, time.perf_counter()
         progress.round, progress.phase, progress.done, progress.total = call.round, phase, 0, len(self.sites)
         for site, answer in self._play(client, shared, own, call, private):
             if answer.failure is not None:
@@ -175,6 +179,8 @@ class BaseFleet(ABC):
                 answers[site] = answer
             progress.done += 1
             self.check_stop()
+        phases = self.ledger.phases
+        phases[phase] = phases.get(phase, 0.0) + time.perf_counter() - start
         return {site: answers[site] for site in self.sites if site in answers}
 
     def _needed(self) -> int:

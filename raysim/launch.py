@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -21,12 +19,15 @@ import torch
 import yaml
 
 from raysim import __version__
+from raysim.census import agreed
 from raysim.chaos import read
 from raysim.config import RunConfig, plain
 from raysim.display import Display
 from raysim.driver import ray_running, stream
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
+from raysim.folder import alone, claimed
+from raysim.monitor import NAMESPACE
 from raysim.preflight import check_disk, model_bytes
 from raysim.record import write_json
 from raysim.registry import classes_of, name_of
@@ -79,19 +80,6 @@ def _check_unfinished(folder: Path) -> None:
             )
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """No other process works in `folder` during the block. Raises ConfigError if one does."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
-        yield
-    except BlockingIOError as error:
-        raise ConfigError(f"another process is at work in {folder}; wait for it, or stop it") from error
-    finally:
-        os.close(handle)
-
-
 def _start(plan: Plan, config: RunConfig, display: Display) -> None:
     try:
         _run(plan, config, display)
@@ -124,7 +112,10 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
     display.say("starting Ray")
     with ray_running(config.address) as dashboard:
         display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
-        _follow(stream(plan, config.resources, f"raysim-{plan.out.name}-{token_hex(3)}"), config, plan, display)
+        if config.address or os.environ.get("RAY_ADDRESS"):
+            for note in agreed(plan.task, config.task):
+                display.show(note)
+        _follow(stream(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}"), config, plan, display)
 
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
@@ -165,45 +156,6 @@ def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
         site_timeout=config.site_timeout,
         chaos=chaos,
     )
-
-
-@contextmanager
-def claimed(out: str | None, stem: str) -> Iterator[Path]:
-    """A folder that is this run's alone, made here: `out`, or the first free of `runs/STEM-001`, `runs/STEM-002`, ...
-
-    What is still empty at the end is removed, so that a run that is refused leaves nothing.
-    Raises ConfigError if `out` exists or cannot be made.
-    """
-    made: list[Path] = []
-    try:
-        folder = _make(Path(out).absolute(), made) if out is not None else _next_free(stem, made)
-    except OSError as error:
-        if isinstance(error, FileExistsError) and error.filename == str(Path(str(out)).absolute()):
-            raise ConfigError(f"--out {out} exists, and a run never overwrites another; choose a new folder") from error
-        raise ConfigError(f"cannot make the run's folder {error.filename}: {error.strerror}") from error
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # it is in use, and so are those above it
-            for empty in made:
-                empty.rmdir()
-
-
-def _next_free(stem: str, made: list[Path]) -> Path:
-    for number in count(1):
-        with suppress(FileExistsError):
-            return _make(Path("runs").absolute() / f"{stem.replace(':', '.')}-{number:03}", made)
-    raise AssertionError("numbers do not end")
-
-
-def _make(folder: Path, made: list[Path]) -> Path:
-    """`folder`, new, and what is missing above it; all that was made, the deepest first, is added to `made`."""
-    missing = [above for above in folder.parents if not above.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made += missing
-    folder.mkdir()
-    made.insert(0, folder)
-    return folder
 
 
 def by_value(*classes: type) -> None:

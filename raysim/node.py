@@ -34,6 +34,15 @@ def facts(reads: Sequence[str], writes: Sequence[str], ports: Sequence[int], ses
     }
 
 
+def brief(reads: Sequence[str], writes: Sequence[str], _: Sequence[int], __: str) -> dict[str, Any]:
+    """Of the same only what a run needs to know before it starts, without importing torch."""
+    return {
+        "versions": versions(),
+        "unreadable": {path: why for path in reads if (why := unreadable(path))},
+        "unwritable": {path: why for path in writes if (why := unwritable(path))},
+    }
+
+
 def versions() -> dict[str, str]:
     """Of Python and the packages that a result depends on."""
     found = {"python": platform.python_version()}

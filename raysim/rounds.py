@@ -72,6 +72,7 @@ def federate(
             state, metrics = algorithm.round(fleet.at(sites), state)
         due = (index + 1) % evaluate_every == 0 or index + 1 == rounds
         scores = judge(algorithm, state, fleet) if due else ()
+        seconds, phases = time.perf_counter() - began, dict(fleet.ledger.phases)
         yield Round(
             number=index + 1,
             state=state,
@@ -79,10 +80,11 @@ def federate(
             metrics=metrics,
             scores=(*_said(fleet.ledger), *scores),
             traffic=fleet.ledger.traffic(),
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
             cohort=tuple(sites),
             absent=tuple(site for site in drawn if site not in sites),
             incidents=fleet.ledger.told(),
+            phases={**phases, "server": seconds - sum(phases.values())},
         )
 
 

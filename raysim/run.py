@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 import traceback
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from raysim.record import Recorder
 from raysim.registry import classes_of
 from raysim.rounds import Start, federate
 from raysim.seeding import seeded
-from raysim.types import JUDGED, Algorithm, Incident, Task
+from raysim.types import JUDGED, Algorithm, Incident, Round, Task
 
 BACK = 5  # times that a run goes back to its last checkpoint before it gives up
 
@@ -57,6 +58,7 @@ class Row:
 
     number: int
     values: Mapping[str, Any]
+    round: Round[Any] | None = None  # the round itself, in the process that has run it: it does not travel
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ def _from(
         evaluate_every=plan.evaluate_every,
         start=start,
     ):
+        ended = time.perf_counter()
         with writing(plan.out):
             row = recorder.add(final)
             if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
@@ -195,7 +198,8 @@ def _from(
                 checkpoint.write(folder, final.number, final.state, fleet.memories())
         for incident in final.incidents:
             yield Note(_told(incident))
-        yield Row(final.number, row)
+        phases = {**final.phases, "recording": time.perf_counter() - ended}
+        yield Row(final.number, row, replace(final, phases=phases))
         state = final.state
     return state
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from raysim.client import ClientActor, Place
 from raysim.data.wording import listed
 from raysim.errors import PlacementError, RaysimError, RunError
 from raysim.fleet import Progress
+from raysim.monitor import Monitor, run_of
 from raysim.placement import Seat
 from raysim.ray_fleet import RayFleet
 from raysim.run import Note, Plan, Row, Summary, perform
@@ -67,6 +69,8 @@ class Server:
         self.plan: Plan = ray.get(plan[0])
         run = {"seed": self.plan.seed, "rounds": self.plan.rounds, "chaos": self.plan.chaos}
         self.fleet = RayFleet(self.plan.task, clients, home, start, alone=alone, **run)
+        self.name, self.last = run_of(namespace), dict[str, Any]()
+        self.monitor = Monitor(self.name, self.plan.rounds, self.plan.metric)
 
     def __repr__(self) -> str:
         return "server"
@@ -105,17 +109,40 @@ class Server:
                 if isinstance(event, Summary) and self.fleet.kills:
                     left = listed([victim for victims in self.fleet.kills.values() for victim in victims])
                     yield Note(f"chaos: not killed, for the run ended before there was one to kill: {left}")
+                if isinstance(event, Row) and event.round is not None:
+                    self.monitor.add(event.round, event.values)
+                    self.last, event = dict(event.values), replace(event, round=None)
                 yield event
                 if moved != self.fleet.ledger.moved:
                     moved = self.fleet.ledger.moved
                     yield self._placed()
         except RaysimError as error:
             yield Failed(error)
+        self.monitor.flush()
 
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:
         """Where the present round stands."""
-        return self.fleet.ledger.progress
+        progress = self.fleet.ledger.progress
+        self.monitor.at(progress.done, progress.total)
+        return progress
+
+    @ray.method(concurrency_group="status")
+    def status(self) -> dict[str, Any]:
+        """What `raysim status` shows of the run."""
+        plan, progress = self.plan, self.fleet.ledger.progress
+        return {
+            "run": self.name,
+            "what": f"{plan.algorithm_name} on {plan.task.name}",
+            "folder": str(plan.out),
+            "host": socket.gethostname(),
+            "done": self.last.get("round", 0),
+            "of": plan.rounds,
+            "at": f"{progress.phase}, {progress.done} of {progress.total}",
+            "metric": plan.metric,
+            "value": self.last.get(f"{plan.metric}/mean"),
+            "seconds": self.last.get("seconds"),
+        }
 
     @ray.method(concurrency_group="status")
     def stop(self) -> None:
@@ -134,7 +161,7 @@ def _client(
     name: str, title: str, namespace: str, plan: list[Any], group: PlacementGroup, bundle: int, seat: Seat
 ) -> Any:
     options = {
-        "name": title,
+        "name": f"{run_of(namespace)}/{title}",
         "namespace": namespace,
         "num_cpus": seat.cpus,
         "num_gpus": seat.gpus,

@@ -298,3 +298,4 @@ class Round(Generic[S]):
     cohort: tuple[str, ...]
     absent: tuple[str, ...] = ()  # drawn for the round, but not there (cohort.dropout)
     incidents: tuple[Incident, ...] = ()
+    phases: Mapping[str, float] = field(default_factory=dict)  # seconds, by what they went into

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from raysim import checks, node
+from raysim.census import _node
 from raysim.checks import Check, Seen
 from raysim.cli import main
 from raysim.probe import CONTEXT, Machine, Probe, actors, actors_per_gpu, measure, proposal, steps_of
 from raysim.registry import algorithm_class, task_class
-from raysim.surroundings import _node
 from raysim.worker import OPEN, Failure
 
 GB = 10**9

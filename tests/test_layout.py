@@ -54,10 +54,23 @@ ORDER = (
         "loader",
         "config",
         "run",
+        "folder",
     ),
-    *("placement", "preflight", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display"),
-    *("plots", "report", "launch"),
-    *("node", "checks", "probe", "surroundings", "doctor", "listing", "cli"),
+    *(
+        "placement",
+        "growth",
+        "preflight",
+        "monitor",
+        "client",
+        "balance",
+        "dispatch",
+        "ray_fleet",
+        "server",
+        "driver",
+        "display",
+    ),
+    *("plots", "report", "node", "checks", "census", "launch", "watch", "parcel", "submit"),
+    *("probe", "surroundings", "doctor", "listing", "cli"),
 )
 
 

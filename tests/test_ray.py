@@ -161,9 +161,9 @@ def plan(out: Path, algorithm: Any, rounds: int, names: tuple[str, ...] = NAMES[
 
 
 def alive() -> set[str]:
-    """The titles of all actors that are up or coming up."""
+    """The titles of all actors that are up or coming up, without the run before them."""
     actors = ray._private.state.actors().values()
-    return {actor["Name"] for actor in actors if actor["State"] != "DEAD"} - {""}
+    return {actor["Name"].partition("/")[2] for actor in actors if actor["State"] != "DEAD"} - {""}
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
@@ -186,7 +186,7 @@ def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
         seen.append(event)
         if isinstance(event, Row) and not named:
             named = alive()
-            assert ray.get_actor("server", namespace="test-run")
+            assert ray.get_actor("test-run/server", namespace="test-run")
     assert eventually(lambda: not alive() & named)
 
     assert named >= {"server", "client-01[a]", "client-02[b]", "client-03[c]"}

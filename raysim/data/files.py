@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,12 @@ from raysim.errors import ConfigError
 
 
 def absolute(path: str | None) -> str | None:
-    """A path that means the same from any folder; a URL, an empty path and None stay as they are."""
+    """A path that means the same from any folder; a URL, an empty path and None stay as they are.
+
+    Raises ConfigError for a URL with a password: a path stands in files that are shown around.
+    """
+    if path and re.search(r"://[^/@]*:[^/@]*@", path):
+        raise ConfigError("a URL must not carry a password; put it into the store's own configuration, on every node")
     return joined(os.getcwd(), os.path.expanduser(path)) if path else path
 
 

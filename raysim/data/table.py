@@ -12,6 +12,7 @@ from typing import IO
 
 import fsspec
 import pandas as pd
+import pyarrow.parquet as pq
 
 from raysim.data.files import folder_of, joined, missing_files
 from raysim.data.wording import NAMED, listed
@@ -23,6 +24,7 @@ SPLITS = ("train", "val", "test", "unlabelled")  # those of raysim.types, which 
 GROUPS = ("patient", "subject", "case", "group")  # the first of these columns holds the rows of a patient together
 READ = (*COLUMNS, *GROUPS)
 PATH = re.compile(r"/|\.\w+$")  # in a folder, or with an ending
+LARGEST = 1_000_000_000  # bytes of a table, unfolded: what is packed small may unfold to more than memory
 SITE = re.compile(r"\w[\w. -]*")  # a site is a file name and a part of a dotted key
 
 
@@ -114,12 +116,17 @@ def _cells(path: str) -> pd.DataFrame:
 def _parsed(file: IO[bytes], path: str) -> pd.DataFrame:
     name = path.partition("::")[0].lower()
     if name.endswith((".parquet", ".pq")):
+        held = pq.ParquetFile(file).metadata
+        if held.num_rows * held.num_columns > LARGEST // 10:
+            raise ValueError(f"it holds {held.num_rows:,} rows of {held.num_columns} columns; a row is a case")
         table = pd.read_parquet(file).rename(columns=lambda column: str(column).strip())
         _refuse_twice(table.columns)
         return table.reset_index(drop=True).apply(_as_text)
     if not name.endswith(".csv"):
         raise ValueError("its name must end in .csv, .parquet or .pq")
-    content = file.read()
+    content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"it holds more than {LARGEST:,} bytes; a table names files, one row a case")
     _refuse_twice(_header(content))
     table = pd.read_csv(
         BytesIO(content),

@@ -1,0 +1,141 @@
+"""Files from elsewhere, made to harm: reading them runs nothing, fills nothing, and leads nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from base64 import encodebytes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysim import checkpoint, parcel
+from raysim.cli import main
+from raysim.data import table
+from raysim.data.table import read_table
+from raysim.errors import ConfigError, RunError
+from raysim.model import Model
+
+
+class Bomb:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A checkpoint of one site."""
+    model = Model.of({"w": np.ones(3, np.float32)})
+    return checkpoint.write(tmp_path / "checkpoints", 1, model, {"a": {"n": 1}})
+
+
+def forge(path: Path, name: str, content: bytes) -> None:
+    """Put another file into a checkpoint, with the sum that fits it."""
+    index = json.loads((path / "checkpoint.json").read_text())
+    (path / name).write_bytes(content)
+    index["sha256"][name] = hashlib.sha256(content).hexdigest()
+    (path / "checkpoint.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_a_pickle_in_a_checkpoint_is_not_opened(written: Path, name: str, tmp_path: Path) -> None:
+    forge(written, name, pickle.dumps(Bomb(tmp_path / "mark")))
+    with pytest.raises(RunError):
+        checkpoint.read(written)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "named", ["os:system", "subprocess:Popen", "raysim.__main__:main", "raysim.log:Log", "antigravity:x"]
+)
+def test_a_checkpoint_gets_no_class_but_dataclasses_of_raysim(written: Path, named: str) -> None:
+    forge(written, "state.json", json.dumps({"dataclass": named, "fields": {}}).encode())
+    with pytest.raises(RunError, match=r"neither raysim's|not a dataclass"):
+        checkpoint.read(written, trusted=["my_algorithm"])
+
+
+def test_a_checkpoint_leads_nowhere_else(written: Path, tmp_path: Path) -> None:
+    index = json.loads((written / "checkpoint.json").read_text())
+    (tmp_path / "outside").touch()
+    for forged in ({"sites": ["../../../outside"]}, {"sha256": {str(tmp_path / "outside"): "0"}}):
+        (written / "checkpoint.json").write_text(json.dumps({**index, **forged}))
+        with pytest.raises(RunError, match="outside of it"):
+            checkpoint.read(written)
+
+
+def test_tables_that_unfold_to_more_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "LARGEST", 1_000_000)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("table.csv", "site,split,image,label\n" + "a,train,x.png,y.png\n" * 200_000)
+    assert (tmp_path / "bomb.zip").stat().st_size < 50_000
+    with pytest.raises(ConfigError, match="holds more than 1,000,000 bytes"):
+        read_table(f"zip://table.csv::{tmp_path / 'bomb.zip'}")
+    rows = pd.DataFrame({name: ["a"] * 200_000 for name in ("site", "split", "image", "label")})
+    rows.to_parquet(tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 50_000
+    with pytest.raises(ConfigError, match="holds 200,000 rows of 4 columns"):
+        read_table(str(tmp_path / "bomb.parquet"))
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_a_pickle_for_a_table_is_not_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
+    with pytest.raises(ConfigError):
+        read_table(str(tmp_path / name))
+    assert not (tmp_path / "mark").exists()
+
+
+def sent(*members: tuple[str, bytes]) -> str:
+    """What a cluster would send: a parcel of these files."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return f"noise\n{parcel.BEGIN}\n{encodebytes(held.getvalue()).decode()}{parcel.END}\n"
+
+
+def test_what_a_cluster_sends_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcel, "LARGEST", 1000)
+    with pytest.raises(RunError, match="cannot be read"):
+        parcel.unpack(sent(("../outside", b"x")), tmp_path / "up")
+    parcel.unpack(sent((str(tmp_path / "outside"), b"x")), tmp_path / "into")
+    with pytest.raises(RunError, match="more than 1000 bytes"):
+        parcel.unpack(sent(("zeros", bytes(10_000))), tmp_path / "bomb")
+    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "bomb").exists()
+
+
+def test_a_parcel_brings_all_but_the_checkpoints(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "large").touch()
+    (run / "summary.json").write_text("{}")
+    parcel.unpack(parcel.pack(run), tmp_path / "here")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["summary.json"]
+    with pytest.raises(RunError, match="no results"):
+        parcel.unpack("nothing", tmp_path / "there")
+
+
+def test_a_password_in_a_url_is_refused_before_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = "task.data.table=https://me:s3cret@store/table.csv"
+    assert main(["run", "task=tabular", word, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "must not carry a password" in said
+    assert "s3cret" not in said
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,129 @@
+"""Watching runs from outside: status, stop, metrics at the port of a node. Real commands, real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysim.cli import main
+from raysim.folder import alone, at_work
+from raysim.monitor import COUNTERS, GAUGES
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+LONG = (
+    *("rounds=100000", "task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
+    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.clients=2"),
+)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray of one node that others may join."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0})
+    yield made.address
+    made.shutdown()
+
+
+def until(found: Callable[[], Any], seconds: float = 90) -> Any:
+    """What `found` gives, once that is something."""
+    end = time.monotonic() + seconds
+    while not (value := found()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return value
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "raysim", *words]
+
+
+def done(*words: str, cwd: Path) -> Any:
+    wide = {**os.environ, "COLUMNS": "300"}
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=100, check=False, cwd=cwd, env=wide)
+
+
+def exported(address: str) -> dict[str, set[str]]:
+    """The metrics of raysim at the ports that Ray tells Prometheus of, each with its labels."""
+    code = (
+        "import ray, sys; ray.init(sys.argv[1], logging_level=40)\n"
+        "from raysim.monitor import trials; trials('eyes', {'running': 2, 'done': 1}); import time; time.sleep(5)\n"
+        "print(*[n['MetricsExportPort'] for n in ray.nodes()])"
+    )
+    ports = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, check=True)
+    found: dict[str, set[str]] = {}
+    for port in ports.stdout.splitlines()[-1].split():
+        with urllib.request.urlopen(f"http://{address.partition(':')[0]}:{port}/metrics", timeout=10) as page:
+            for name, labels in re.findall(r"^(ray_raysim_\w+){(.*)}", page.read().decode(), re.M):
+                found.setdefault(name, set()).update(re.findall(r"(\w+)=", labels))
+    return found
+
+
+def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
+    out = tmp_path / "eyes"
+    words = (*LONG, f"address={address}", 'chaos="kill client@2"', "--out", str(out))
+    with subprocess.Popen(command("run", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        log = out / "log.jsonl"
+        assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 4))
+        shown = done("status", "--address", address, cwd=tmp_path).stdout
+        row = re.search(rf"(eyes-\w+) +fedavg on synthetic +\d+/100000 +.*{out}", shown)
+        assert row, shown
+        assert done("status", "nobody", "--address", address, cwd=tmp_path).returncode == 2
+
+        names = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS} | {"ray_raysim_trials"}
+        seen = until(lambda: found if names <= set(found := exported(address)) else None)
+        assert seen, names - set(exported(address))
+        for name, (_, labels) in {**GAUGES, **COUNTERS}.items():
+            both = seen.get(f"ray_{name}") or seen[f"ray_{name}_total"]
+            assert {"run", *labels} <= both
+        assert {"search", "status"} <= seen["ray_raysim_trials"]
+
+        ended = done("stop", row[1], "--address", address, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 130
+        assert re.search(r"raysim: stopped in round \d+$", said.strip())
+    assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
+    assert "no run is alive" in done("status", "--address", address, cwd=tmp_path).stdout
+    assert re.search(r"eyes .* interrupted ", done("status", str(out), cwd=tmp_path).stdout)
+
+
+def test_a_run_of_this_machine_is_found_by_its_folder(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "first"
+    words = (*LONG[:-1], "fleet=local", "--out", str(out))
+    with subprocess.Popen(command("run", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert until(lambda: run.poll() is not None or (out / "log.jsonl").exists())
+        assert re.search(r"first +fedavg on synthetic", done("status", cwd=tmp_path).stdout)
+        ended = done("stop", "runs/first", cwd=tmp_path)
+        assert (ended.returncode, ended.stdout.strip()) == (0, "runs/first has ended"), ended.stderr
+        run.communicate(timeout=60)
+        assert run.returncode == 130
+    assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
+    assert done("stop", "runs/first", cwd=tmp_path).returncode == 2
+    assert not (out / ".process").exists()
+
+
+def test_who_is_at_work_in_a_folder(tmp_path: Path) -> None:
+    assert at_work(tmp_path) is None
+    with alone(tmp_path):
+        assert at_work(tmp_path) == json.loads((tmp_path / ".process").read_text())
+    assert at_work(tmp_path) is None
+
+
+@pytest.mark.parametrize("words", [["stop"], ["stop", "x", "--all"], ["stop", "x"], ["submit"], ["submit", "fly"]])
+def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("raysim: ")
