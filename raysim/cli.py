@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysim._version import __version__
 from raysim.errors import ConfigError, RaysimError
@@ -25,11 +25,23 @@ keys are dotted, and the same in a file and on the command line:
 """
 
 
+OPTIONS = ("trials", "metric", "scheduler", "searcher", "max_concurrent", "seeds", "holdout", "keep", "track")
+TUNE = """\
+SPACE is a file of yours that ends with .py, or one of `raysim list spaces`:
+  raysim tune fedsm -c examples/retina.yaml task.data.table=retina/table.csv --trials 32 --scheduler asha --metric worst
+  raysim tune --space algorithm.lr=loguniform(1e-4,1e-1) --space algorithm.epochs=choice(1,2,4) rounds=10
+  raysim tune --space algorithm=choice(fedprox,fedsm) --space algorithm.fedsm.pull=uniform(0.5,1) --searcher optuna
+  raysim tune -c examples/wbc.yaml task.data.table=wbc/table.csv --holdout each
+  raysim tune --resume runs/tune-001 --trials 100
+A word that fixes a key takes it out of the space.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and (args.command not in ("run", "doctor") or any(word.startswith("-") for word in rest)):
+    if rest and (args.command not in ("run", "tune", "doctor") or any(word.startswith("-") for word in rest)):
         wrong = next((word for word in rest if word.startswith("-")), rest[0])
         print(f"raysim: unknown argument {wrong!r}; see raysim {args.command or ''} --help", file=sys.stderr)
         return 2
@@ -37,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        commands = {"run": _run, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
+        commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -65,13 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     again = commands.add_parser("resume", help="go on with a run that was interrupted or has failed")
     again.add_argument("run", metavar="RUN_DIR", help="the run's folder; it goes on after its last checkpoint")
 
+    _add_tune(commands)
     look = commands.add_parser("doctor", help="look at Ray, nodes and data, try one batch, propose resources")
     look.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"
     look.add_argument("-c", "--config", metavar="FILE", help="as of run: a YAML file of keys")
     look.add_argument("--out", metavar="DIR", help="as of run: the folder that it would write")
 
-    names = commands.add_parser("list", help="what there is: algorithms, tasks, networks")
-    names.add_argument("what", choices=("algorithms", "tasks", "networks"))
+    names = commands.add_parser("list", help="what there is: algorithms, tasks, networks, spaces")
+    names.add_argument("what", choices=("algorithms", "tasks", "networks", "spaces"))
     names.add_argument("name", nargs="?", help="show this one with its fields")
 
     data = commands.add_parser("data", help="write or look at a table of data").add_subparsers(
@@ -91,6 +104,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_tune(commands: Any) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    tune = commands.add_parser("tune", help="search over federations", formatter_class=raw, epilog=TUNE)
+    tune.usage = "raysim tune [-h] [SPACE] [key=value ...] [options]"
+    tune.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys, as of run; the space wins over it")
+    tune.add_argument(
+        "--space", metavar="KEY=DIST", action="append", default=[], help="search this key too: algorithm.lr=loguniform(1e-4, 1e-1)"
+    )
+    tune.add_argument("--trials", type=int, metavar="N", help="how many trials (default: 16; a grid has its own number)")
+    tune.add_argument(
+        "--metric", metavar="M", help="mean, worst, outside, bytes, seconds or role/split/metric; several with commas"
+    )
+    tune.add_argument("--scheduler", choices=("fifo", "asha", "hyperband", "pbt", "median"), help="(default: fifo)")
+    tune.add_argument("--searcher", choices=("random", "grid", "optuna"), help="(default: random)")
+    tune.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
+    tune.add_argument("--seeds", type=int, metavar="N", help="seeds of each trial, judged by their mean (default: 1)")
+    tune.add_argument("--holdout", metavar="SITE", help="a site not to train on, or each in turn; judged there")
+    tune.add_argument("--budget", metavar="TIME", help="when to end, as 90s, 30m or 2h")
+    tune.add_argument("--keep", choices=("best", "all"), help="whose checkpoints stay (default: best)")
+    tune.add_argument("--track", choices=("mlflow", "wandb"), help="tell these too")
+    tune.add_argument("--out", metavar="DIR", help="the search's folder, which must not exist (default: a new one in runs/)")
+    tune.add_argument("--resume", metavar="DIR", help="go on with this search; --trials makes it longer")
+    tune.add_argument("--dry-run", action="store_true", help="show the trials, what they need and how long that takes")
+
+
 def _keys() -> str:
     from raysim.config import RunConfig
     from raysim.fields import documented
@@ -107,6 +145,46 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     launch(config, args.out, Display(Terminal()))
     return 0
+
+
+def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
+    if args.out is not None and Path(args.out).exists():
+        raise ConfigError(f"--out {args.out} exists already, and a search never overwrites another; choose a new one")
+    _local_ray(None)
+    from raysim import searching
+    from raysim.config import merge, parse, read_file
+    from raysim.display import Terminal
+    from raysim.search_display import SearchDisplay
+    from raysim.space import Space, of_words, read_space
+
+    options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+    if args.budget is not None:
+        options["budget"] = _seconds(args.budget)
+    show = SearchDisplay(Terminal())
+    if args.resume is not None:
+        if words or args.space or args.out or args.config:
+            raise ConfigError("--resume goes on with the search as it is; only --trials, --budget and the like may change")
+        searching.resume(Path(args.resume).absolute(), options, show)
+        return 0
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"two spaces, {names[0]!r} and {names[1]!r}: name one, and add keys to it with --space")
+    found = read_space(names[0]) if names else Space()
+    found = Space({**found.domains, **of_words(args.space)}, found.fixed, found.points)
+    given = merge(read_file(args.config) if args.config else {}, {})
+    asked = searching.asked(found, given, parse(word for word in words if "=" in word), options)
+    _local_ray(asked.base.get("address"))
+    searching.tune(asked, args.out, show, dry=args.dry_run)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in units else (text, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        raise ConfigError(f"--budget {text}: expected a time such as 90s, 30m or 2h") from None
 
 
 def _doctor(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -147,7 +225,12 @@ def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
 def _ready(config: RunConfig) -> None:
     """What must be so before Ray is imported."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as clean as Ctrl-C
-    if config.address is None and not os.environ.get("RAY_ADDRESS"):
+    _local_ray(config.address)
+
+
+def _local_ray(address: str | None) -> None:
+    """Settings of a Ray of one's own, which it reads when it is imported."""
+    if address is None and not os.environ.get("RAY_ADDRESS"):
         # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
         # it was needed first, but it keeps every port on loopback anywhere.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

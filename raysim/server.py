@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -55,18 +55,29 @@ class Server:
         namespace: str,
     ) -> None:
         names = [f"client-{i:02}" for i in range(1, len(given) + 1)]
-        alone = {seat.site: name for name, seat in zip(names, given, strict=True) if seat.site is not None}
-        home = assign(costs, names, alone)
+        self.alone = {seat.site: name for name, seat in zip(names, given, strict=True) if seat.site is not None}
+        self.held, home = plan, assign(costs, names, self.alone)
 
         def start(name: str) -> Any:
             bundle = names.index(name)
-            return _client(name, _title(name, home), namespace, plan, group, bundle, given[bundle])
+            return _client(name, _title(name, home), namespace, self.held, group, bundle, given[bundle])
 
         # Before the plan is opened, which imports much: so the clients start while this process does.
         clients = {name: start(name) for name in names}
         self.plan: Plan = ray.get(plan[0])
+        self.fleet = self._fleet(clients, home, start)
+
+    def _fleet(self, clients: Mapping[str, Any], home: Mapping[str, str], start: Callable[[str], Any]) -> RayFleet:
         run = {"seed": self.plan.seed, "rounds": self.plan.rounds, "chaos": self.plan.chaos}
-        self.fleet = RayFleet(self.plan.task, clients, home, start, alone=alone, **run)
+        return RayFleet(self.plan.task, clients, home, start, alone=self.alone, **run)
+
+    def renew(self, plan: list[Any], costs: Mapping[str, float]) -> None:
+        """Go on to another run, with the client actors that are up. Raises RayError if one of them is lost."""
+        old = self.fleet
+        ray.get([actor.renew.remote(plan) for actor in old.actors.values()])
+        self.held, self.plan = plan, ray.get(plan[0])
+        self.fleet = self._fleet(old.actors, assign(costs, list(old.actors), self.alone), old.start)
+        self.fleet.places.update(old.places)
 
     def __repr__(self) -> str:
         return "server"
@@ -97,7 +108,7 @@ class Server:
         places = self.fleet.places
         return Placed([places[name] for name in self.fleet.actors if name in places], dict(self.fleet.home))
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Generator[Event]:
         """A Row per round, and a Placed after one in which an actor was replaced; then Summary or Failed."""
         moved = 0
         try:
