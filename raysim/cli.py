@@ -110,9 +110,15 @@ def _add_tune(commands: Any) -> None:
     tune.usage = "raysim tune [-h] [SPACE] [key=value ...] [options]"
     tune.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys, as of run; the space wins over it")
     tune.add_argument(
-        "--space", metavar="KEY=DIST", action="append", default=[], help="search this key too: algorithm.lr=loguniform(1e-4, 1e-1)"
+        "--space",
+        metavar="KEY=DIST",
+        action="append",
+        default=[],
+        help="search this key too: algorithm.lr=loguniform(1e-4, 1e-1)",
     )
-    tune.add_argument("--trials", type=int, metavar="N", help="how many trials (default: 16; a grid has its own number)")
+    tune.add_argument(
+        "--trials", type=int, metavar="N", help="how many trials (default: 16; a grid has its own number)"
+    )
     tune.add_argument(
         "--metric", metavar="M", help="mean, worst, outside, bytes, seconds or role/split/metric; several with commas"
     )
@@ -124,7 +130,9 @@ def _add_tune(commands: Any) -> None:
     tune.add_argument("--budget", metavar="TIME", help="when to end, as 90s, 30m or 2h")
     tune.add_argument("--keep", choices=("best", "all"), help="whose checkpoints stay (default: best)")
     tune.add_argument("--track", choices=("mlflow", "wandb"), help="tell these too")
-    tune.add_argument("--out", metavar="DIR", help="the search's folder, which must not exist (default: a new one in runs/)")
+    tune.add_argument(
+        "--out", metavar="DIR", help="the search's folder, which must not exist (default: a new one in runs/)"
+    )
     tune.add_argument("--resume", metavar="DIR", help="go on with this search; --trials makes it longer")
     tune.add_argument("--dry-run", action="store_true", help="show the trials, what they need and how long that takes")
 
@@ -151,7 +159,7 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.out is not None and Path(args.out).exists():
         raise ConfigError(f"--out {args.out} exists already, and a search never overwrites another; choose a new one")
     _local_ray(None)
-    from raysim import searching
+    from raysim import asking, searching
     from raysim.config import merge, parse, read_file
     from raysim.display import Terminal
     from raysim.search_display import SearchDisplay
@@ -163,7 +171,9 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     show = SearchDisplay(Terminal())
     if args.resume is not None:
         if words or args.space or args.out or args.config:
-            raise ConfigError("--resume goes on with the search as it is; only --trials, --budget and the like may change")
+            raise ConfigError(
+                "--resume goes on with the search as it is; only --trials, --budget and the like may change"
+            )
         searching.resume(Path(args.resume).absolute(), options, show)
         return 0
     names = [word for word in words if "=" not in word]
@@ -172,7 +182,7 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     found = read_space(names[0]) if names else Space()
     found = Space({**found.domains, **of_words(args.space)}, found.fixed, found.points)
     given = merge(read_file(args.config) if args.config else {}, {})
-    asked = searching.asked(found, given, parse(word for word in words if "=" in word), options)
+    asked = asking.asked(found, given, parse(word for word in words if "=" in word), options)
     _local_ray(asked.base.get("address"))
     searching.tune(asked, args.out, show, dry=args.dry_run)
     return 0

@@ -12,6 +12,7 @@ from ray.tune.search.sample import (
     Categorical,
     Domain,
     Float,
+    Grid,
     Integer,
     LogUniform,
     Quantized,
@@ -62,7 +63,10 @@ def _range(name: str, values: list[Any], text: str, key: str) -> Domain:
         raise ConfigError(f"{key}: {text}: a logarithmic range begins above 0")
     if name.startswith("q") and values[2] <= 0:
         raise ConfigError(f"{key}: {text}: the last number is a step, above 0")
-    made: Domain = getattr(tune, name)(*values)
+    try:
+        made: Domain = getattr(tune, name)(*values)
+    except ValueError as error:  # ends that are no multiples of the step
+        raise ConfigError(f"{key}: {text}: {error}") from error
     return made
 
 
@@ -71,7 +75,8 @@ def listed_choices(values: list[Any], key: str, *, grid: bool) -> Categorical:
     if not values:
         raise ConfigError(f"{key}: a {'grid' if grid else 'choice'} needs at least one value")
     made = Categorical([tuple(value) if isinstance(value, list) else value for value in values])
-    return made.grid() if grid else made.uniform()
+    made.set_sampler(Grid() if grid else Categorical._Uniform())
+    return made
 
 
 def taken(value: Any, key: str) -> Domain | Value:
@@ -92,7 +97,7 @@ def taken(value: Any, key: str) -> Domain | Value:
     return read(written(value), key)  # as if it were text: the same checks
 
 
-def written(domain: Domain) -> str:
+def written(domain: Any) -> str:
     """The text that `read` understands."""
     if isinstance(domain, Categorical):
         return f"{'grid' if domain.is_grid() else 'choice'}({', '.join(map(_literal, domain.categories))})"
@@ -105,7 +110,7 @@ def written(domain: Domain) -> str:
     return f"{'q' if step is not None else ''}{log}{name}({', '.join(map(repr, numbers))})"
 
 
-def ends(domain: Domain) -> list[Any]:
+def ends(domain: Any) -> list[Any]:
     """The smallest and the largest value that it can give, or every one of a choice."""
     if isinstance(domain, Categorical):
         return list(domain.categories)
@@ -117,6 +122,14 @@ def ends(domain: Domain) -> list[Any]:
     if step is None:
         return [float(domain.lower), float(domain.upper)]
     return [clean(_up(domain.lower, step)), clean(_down(domain.upper, step))]
+
+
+def samples(domain: Any) -> list[Any]:
+    """Its ends, or every value of a choice, and of a range one in between: a key may take whole numbers only."""
+    found = ends(domain)
+    return (
+        found if isinstance(domain, Categorical) else [*found, clipped(domain, found[0] + 0.37 * (found[1] - found[0]))]
+    )
 
 
 def grid_of(domain: Domain, key: str) -> list[Any]:
@@ -136,6 +149,8 @@ def grid_of(domain: Domain, key: str) -> list[Any]:
 
 def drawn(domain: Domain, rng: Any) -> Any:
     """A value of it, from a numpy generator."""
+    if isinstance(domain, Categorical):
+        return domain.categories[int(rng.integers(len(domain.categories)))]
     return clean(domain.sample(random_state=rng))
 
 

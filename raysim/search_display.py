@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raysim.books import Books
 from raysim.data.wording import counted
 from raysim.display import Display, number
-from raysim.ledger import Ledger
 from raysim.plan import Search
 from raysim.trials import Entry
 
@@ -30,26 +30,28 @@ class SearchDisplay(Display):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self.ledger: Ledger | None = None
+        self.books: Books | None = None
         self.running, self.total, self.at_once = 0, 0, 1
         self._live: Live | None = None
         self._began = self._looked = 0.0
         self._rounds = 0  # that were played since then
 
     @contextmanager
-    def live(self, search: Search, ledger: Ledger, total: int, at_once: int) -> Iterator[None]:  # type: ignore[override]
+    def following(self, search: Search, books: Books, total: int, at_once: int) -> Iterator[None]:
         """While in the block, the table is shown."""
-        self.ledger, self.total, self.at_once = ledger, total, at_once
+        self.books, self.total, self.at_once = books, total, at_once
         self._began = time.monotonic()
-        self.say(f"{counted(total, 'trial')} of {counted(search.rounds, 'round')}, {at_once} at once, by {self._aims()}")
+        self.say(
+            f"{counted(total, 'trial')} of {counted(search.rounds, 'round')}, {at_once} at once, by {self._aims()}"
+        )
         with Live(console=self.console, transient=True, auto_refresh=False) as live:
             self._live = live if self.console.is_terminal else None
             yield
         self._live = None
 
     def _aims(self) -> str:
-        assert self.ledger is not None
-        return ", ".join(f"{each.column} ({each.better} is better)" for each in self.ledger.search.objectives)
+        assert self.books is not None
+        return ", ".join(f"{each.column} ({each.better} is better)" for each in self.books.search.objectives)
 
     def round(self, trial: int, result: Mapping[str, Any]) -> None:
         """A round of a trial has ended."""
@@ -65,8 +67,8 @@ class SearchDisplay(Display):
         self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _found(self, entry: Entry) -> list[str]:
-        assert self.ledger is not None
-        return [f"{o.column} {number(entry.last.get(o.column)) or '-'}" for o in self.ledger.search.objectives]
+        assert self.books is not None
+        return [f"{o.column} {number(entry.last.get(o.column)) or '-'}" for o in self.books.search.objectives]
 
     def look(self, running: int) -> None:
         """Draw the table anew, if it is time."""
@@ -76,46 +78,46 @@ class SearchDisplay(Display):
             self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Table:
-        assert self.ledger is not None
-        entries = list(self.ledger.entries.values())
+        assert self.books is not None
+        entries = list(self.books.entries.values())
         states = Counter(entry.status for entry in entries)
         waiting = self.total - len(entries)
         said = [f"{states[name]} {name}" for name in ("done", "stopped", "failed") if states[name]]
         title = ", ".join([*said, f"{self.running} running", f"{waiting} to come"]) + self._left()
         table = Table("", "trial", "round", box=SIMPLE_HEAD, title=title, title_justify="left")
-        for objective in self.ledger.search.objectives:
+        for objective in self.books.search.objectives:
             table.add_column(objective.column, justify="right")
         table.add_column("keys", overflow="fold")
-        best = self.ledger.best()[:3]
+        best = self.books.best()[:3]
         for entry in [*best, *(e for e in entries if e.unfinished)][:SHOWN]:
             mark = "best" if entry in best else ""
-            values = [number(entry.last.get(each.column)) for each in self.ledger.search.objectives]
+            values = [number(entry.last.get(each.column)) for each in self.books.search.objectives]
             table.add_row(mark, str(entry.number), str(entry.rounds), *values, Text(keys(entry)))
         return table
 
     def _left(self) -> str:
-        assert self.ledger is not None
-        spent, declared = time.monotonic() - self._began, self.ledger.search.rounds
-        ended = [entry.rounds for entry in self.ledger.entries.values() if not entry.unfinished]
+        assert self.books is not None
+        spent, declared = time.monotonic() - self._began, self.books.search.rounds
+        ended = [entry.rounds for entry in self.books.entries.values() if not entry.unfinished]
         usual = sum(ended) / len(ended) if ended else declared
-        open_rounds = sum(max(0.0, usual - e.rounds) for e in self.ledger.entries.values() if e.unfinished)
-        left = open_rounds + usual * (self.total - len(self.ledger.entries))
+        open_rounds = sum(max(0.0, usual - e.rounds) for e in self.books.entries.values() if e.unfinished)
+        left = open_rounds + usual * (self.total - len(self.books.entries))
         return f"; about {duration(left * spent / self._rounds)} left" if self._rounds else ""
 
-    def finish(self, ledger: Ledger, folder: Path) -> None:  # type: ignore[override]
+    def results(self, books: Books, folder: Path) -> None:
         """The best trials, and where things are."""
-        self.ledger = ledger
+        self.books = books
         table = Table("trial", "status", "rounds", box=SIMPLE_HEAD, title="the best", title_justify="left")
-        for objective in ledger.search.objectives:
+        for objective in books.search.objectives:
             table.add_column(objective.column, justify="right")
         table.add_column("keys", overflow="fold")
-        best = ledger.best()
+        best = books.best()
         for entry in best[:SHOWN]:
-            values = [number(entry.last.get(each.column)) for each in ledger.search.objectives]
+            values = [number(entry.last.get(each.column)) for each in books.search.objectives]
             table.add_row(str(entry.number), entry.status, str(entry.rounds), *values, Text(keys(entry)))
         if best:
             self.console.print(table)
-        states = Counter(entry.status for entry in ledger.entries.values())
+        states = Counter(entry.status for entry in books.entries.values())
         self.say(", ".join(f"{count} {status}" for status, count in sorted(states.items())) or "no trial has begun")
         self.say(f"everything is in {folder}")
         if best:

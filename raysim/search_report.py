@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raysim.ledger import Ledger
+from raysim.books import Books
 
 
-def write_search_report(out: Path, ledger: Ledger) -> Path:
+def write_search_report(out: Path, books: Books) -> Path:
     return out / "report.html"

@@ -68,8 +68,9 @@ class Server:
         self.fleet = self._fleet(clients, home, start)
 
     def _fleet(self, clients: Mapping[str, Any], home: Mapping[str, str], start: Callable[[str], Any]) -> RayFleet:
-        run = {"seed": self.plan.seed, "rounds": self.plan.rounds, "chaos": self.plan.chaos}
-        return RayFleet(self.plan.task, clients, home, start, alone=self.alone, **run)
+        plan = self.plan
+        run: dict[str, Any] = {"seed": plan.seed, "rounds": plan.rounds, "chaos": plan.chaos}
+        return RayFleet(plan.task, clients, home, start, alone=self.alone, **run)
 
     def renew(self, plan: list[Any], costs: Mapping[str, float]) -> None:
         """Go on to another run, with the client actors that are up. Raises RayError if one of them is lost."""

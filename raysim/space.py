@@ -26,7 +26,9 @@ from raysim.seeding import generator
 PACKAGE = "search_spaces"
 UNSEARCHED = {  # keys that a search does not vary, and why
     **dict.fromkeys(("resources", "fleet", "address"), "it changes no result"),
-    **dict.fromkeys(("metric", "evaluate_every", "checkpoint_every"), "it says how trials are judged, not what they do"),
+    **dict.fromkeys(
+        ("metric", "evaluate_every", "checkpoint_every"), "it says how trials are judged, not what they do"
+    ),
     "chaos": "it makes trouble, which is the same for all trials",
 }
 Values = Mapping[str, Any]  # by the space's own keys
@@ -99,7 +101,7 @@ class Space:
             owner = self._owner(key)
             names = [owner] if owner else self.names if key.startswith("algorithm.") and self.names else [None]
             for name in names:
-                for value in domains.ends(domain):
+                for value in domains.samples(domain):
                     yield key, ({"algorithm": name} if name else {}) | {key: value}
 
 
@@ -112,11 +114,15 @@ def read_space(name: str) -> Space:
     try:
         found = runpy.run_path(str(path))
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no search space {name}; see `raysim list spaces`, or give a file of yours") from error
+        raise ConfigError(
+            f"there is no search space {name}; see `raysim list spaces`, or give a file of yours"
+        ) from error
     except Exception as error:  # whatever is wrong with it, it is the user's to mend
         raise ConfigError(f"the search space {name} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(found.get("SPACE"), Mapping):
-        raise ConfigError(f"the search space {name} has no SPACE: expected SPACE = {{'algorithm.lr': tune.loguniform(...)}}")
+        raise ConfigError(
+            f"the search space {name} has no SPACE: expected SPACE = {{'algorithm.lr': tune.loguniform(...)}}"
+        )
     return of_mapping(found["SPACE"], found.get("POINTS", ()), name)
 
 
@@ -138,7 +144,9 @@ def of_words(words: Iterable[str]) -> dict[str, Domain]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
-            raise ConfigError(f"cannot read --space {word!r}: expected KEY=DISTRIBUTION, as in algorithm.lr={domains.SHAPES}")
+            raise ConfigError(
+                f"cannot read --space {word!r}: expected KEY=DISTRIBUTION, as in algorithm.lr={domains.SHAPES}"
+            )
         if key in found:
             raise ConfigError(f"--space {key} is given twice; keep one of them")
         found[key] = domains.read(text, key)
@@ -148,9 +156,7 @@ def of_words(words: Iterable[str]) -> dict[str, Domain]:
 def shipped() -> dict[str, str]:
     """The short names of the spaces that come along, each with its first line."""
     folder = _folder()
-    return {
-        module.name: _first_line(folder / f"{module.name}.py") for module in pkgutil.iter_modules([str(folder)])
-    }
+    return {module.name: _first_line(folder / f"{module.name}.py") for module in pkgutil.iter_modules([str(folder)])}
 
 
 def _first_line(path: Path) -> str:

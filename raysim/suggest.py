@@ -132,7 +132,9 @@ def suggested(trial: Any, key: str, domain: Domain) -> Any:
     """Optuna's value of `key`, within the same ends."""
     if isinstance(domain, Categorical):
         chosen = trial.suggest_categorical(key, [_plain(value) for value in domain.categories])
-        return next(value for value in domain.categories if _plain(value) == chosen and type(_plain(value)) is type(chosen))
+        return next(
+            value for value in domain.categories if _plain(value) == chosen and type(_plain(value)) is type(chosen)
+        )
     first, last = domains.ends(domain)
     step, log = domains.step_of(domain), domains.logarithmic(domain)
     if isinstance(domain, Integer):
@@ -155,10 +157,12 @@ def _optuna() -> Any:
     return optuna
 
 
-class Suggester(Searcher):  # type: ignore[misc]
+class Suggester(Searcher):
     """Ray Tune's side of a source: first the trials that an earlier session left, then new ones up to `limit`."""
 
-    def __init__(self, source: Source, left: Sequence[Entry], first: int, limit: int, opened: Callable[..., None]) -> None:
+    def __init__(
+        self, source: Source, left: Sequence[Entry], first: int, limit: int, opened: Callable[..., None]
+    ) -> None:
         super().__init__()
         self.source, self.limit, self.opened = source, limit, opened
         self.left, self.next = deque(left), first
@@ -189,7 +193,9 @@ class Suggester(Searcher):  # type: ignore[misc]
         """Tune has ended the trial: done, stopped by the scheduler, or failed."""
         result = result or {}
         failed = error or result.get("failed")
-        self.source.told(self.numbers[trial_id], result, "failed" if failed else "done" if result.get("last") else "stopped")
+        self.source.told(
+            self.numbers[trial_id], result, "failed" if failed else "done" if result.get("last") else "stopped"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps it for a restore that is never asked for."""

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
 from ray.tune import Trainable
 
@@ -43,7 +42,7 @@ class Workshop:
 
     def __init__(self, search: Search) -> None:
         self.tasks: dict[str, tuple[Task, Opened]] = {}
-        self.troupe = Troupe(ray.get_runtime_context().get_actor_id()[:8] if ray.is_initialized() else "")
+        self.troupe = Troupe(str(os.getpid()))
         if search.task is not None:
             self.tasks[_key(search.described)] = (search.task, Opened(search.task))
 
@@ -152,7 +151,7 @@ class Rounds:
             return
         standing = min(_checkpointed(folder), config.rounds - 1)
         yield from ((row, None) for row in logged if row["round"] <= standing)
-        last = logged[-1] if logged else {}
+        last: Mapping[str, Any] = logged[-1] if logged else {}
         with closing(self.workshop.events(config, folder)) as events:
             for event in events:
                 if isinstance(event, Summary):
@@ -218,7 +217,7 @@ def _removed(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class Trial(Trainable):  # type: ignore[misc]
+class Trial(Trainable):
     """Ray Tune's side of a trial: a step is a round."""
 
     def setup(self, config: dict[str, Any], search: Search | None = None) -> None:
@@ -261,4 +260,3 @@ class Trial(Trainable):  # type: ignore[misc]
         """The trial is stopped, with its client actors."""
         self.rounds.close()
         self.workshop.troupe.close()
-

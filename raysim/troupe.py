@@ -46,6 +46,7 @@ class Troupe:
                 return self.server
             self.close()
         group = get_current_placement_group()
+        assert group is not None  # Tune has placed the trial in it
         given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
         self.times += 1
         self.server = Server(held, group, costs, given, f"raysim-trial-{self.name}-{self.times}")

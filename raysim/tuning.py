@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
@@ -26,7 +25,7 @@ from ray.tune.schedulers import (
 from ray.tune.stopper import Stopper
 
 from raysim import domains
-from raysim.ledger import Ledger
+from raysim.books import Books
 from raysim.plan import Search
 from raysim.suggest import Suggester
 from raysim.tracking import trackers
@@ -47,7 +46,7 @@ SILENT = {
 }
 
 
-class Halt(Stopper):  # type: ignore[misc]
+class Halt(Stopper):
     """Ends the search when its time is up, or when someone asks."""
 
     def __init__(self, budget: float | None) -> None:
@@ -67,11 +66,11 @@ class Halt(Stopper):  # type: ignore[misc]
         return self.end is not None and time.monotonic() > self.end
 
 
-class Clerk(Callback):  # type: ignore[misc]
-    """Tells the ledger and the display what Tune knows."""
+class Clerk(Callback):
+    """Tells the books and the display what Tune knows."""
 
-    def __init__(self, ledger: Ledger, show: Any) -> None:
-        self.ledger, self.show = ledger, show
+    def __init__(self, books: Books, show: Any) -> None:
+        self.books, self.show = books, show
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps it for a restore that is never asked for."""
@@ -82,19 +81,19 @@ class Clerk(Callback):  # type: ignore[misc]
     ) -> None:
         """A round has ended."""
         values = {key: value for key, value in trial.config.items() if key != "trial"}
-        self.ledger.add(int(str(trial)), values, result)
+        self.books.add(int(str(trial)), values, result)
         self.show.round(int(str(trial)), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended: done, or stopped."""
-        known = self.ledger.entries[int(str(trial))]
-        self.ledger.end(known.number)
+        known = self.books.entries[int(str(trial))]
+        self.books.end(known.number)
         self.show.ended(known)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process was lost too often."""
-        known = self.ledger.entries[int(str(trial))]
-        self.ledger.end(known.number, _cause(trial))
+        known = self.books.entries[int(str(trial))]
+        self.books.end(known.number, _cause(trial))
         self.show.ended(known)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -109,7 +108,7 @@ def _cause(trial: Any) -> str:
 
 def fit(
     search: Search,
-    ledger: Ledger,
+    books: Books,
     suggester: Suggester,
     bundles: Sequence[Mapping[str, float]],
     show: Any,
@@ -146,7 +145,7 @@ def fit(
             storage_path=str(search.out),
             stop=halt,
             verbose=0,
-            callbacks=[Clerk(ledger, show), *trackers(track, search)],
+            callbacks=[Clerk(books, show), *trackers(track, search)],
             failure_config=tune.FailureConfig(max_failures=LOST),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
         ),
@@ -233,5 +232,3 @@ def waiting(search: Search, entries: Sequence[Entry]) -> list[Entry]:
 def session() -> str:
     """A name for this process's part of a search."""
     return token_hex(8)
-
-

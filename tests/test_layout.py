@@ -53,6 +53,8 @@ ORDER = (
     ),
     *("placement", "preflight", "client", "balance", "dispatch", "ray_fleet", "server", "driver", "display"),
     *("plots", "report", "launch"),
+    *("domains", "space", "objectives", "plan", "trials", "books", "suggest", "troupe", "trial", "tracking", "tuning"),
+    *("search_display", "seats", "rehearsal", "asking", "search_plots", "search_report", "searching"),
     *("node", "checks", "probe", "surroundings", "doctor", "listing", "cli"),
 )
 

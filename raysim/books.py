@@ -24,7 +24,7 @@ from raysim.trials import Entry, federations, folder_of, rows, save
 TAIL = ("round", "spent", "bytes")
 
 
-class Ledger:
+class Books:
     """The trials of a search as they go; the tables are written anew now and then, and at the end."""
 
     def __init__(self, search: Search, entries: Sequence[Entry], keep: str) -> None:
@@ -101,7 +101,10 @@ class Ledger:
 
     def _board(self, entry: Entry) -> None:
         """The trial's keys and what it came to, where TensorBoard's hyper-parameters look for them."""
-        keys = {key: value if isinstance(value, bool | int | float | str) else repr(value) for key, value in entry.values.items()}
+        keys = {
+            key: value if isinstance(value, bool | int | float | str) else repr(value)
+            for key, value in entry.values.items()
+        }
         found = {each.column: entry.last[each.column] for each in self.search.objectives if each.column in entry.last}
         if not found or not keys:
             return
@@ -161,7 +164,9 @@ class Ledger:
         lines = [f"# Trial {entry.number} of the search: {entry.status} after {entry.rounds} rounds."]
         lines += [f"# {each.column}: {entry.last[each.column]:.6g}" for each in self.search.objectives]
         if entry.lineage:
-            lines.append("# It took over another trial's state on the way (lineage.jsonl): these are its last values only.")
+            lines.append(
+                "# It took over another trial's state on the way (lineage.jsonl): these are its last values only."
+            )
         elif held_out:
             lines.append("# Judged with sites held out; this run trains on all of them.")
         elif entry.status == "done":
@@ -198,9 +203,9 @@ def _is_number(value: Any) -> bool:
 
 def _table(path: Path, found: list[dict[str, Any]]) -> None:
     frame = pd.DataFrame(found)
-    for name in frame.columns[frame.dtypes == object]:
+    for name in frame.columns:
         kinds = {type(value) for value in frame[name] if value is not None and value == value}
-        if len(kinds - {int, float}) > 0 and len(kinds) > 1:  # a choice of text and numbers
+        if len(kinds) > 1 and not kinds <= {int, float}:  # a choice of text and numbers
             frame[name] = frame[name].map(str, na_action="ignore")
     partial = path.with_suffix(".partial")
     frame.to_parquet(partial, index=False)
