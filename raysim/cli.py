@@ -174,7 +174,7 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
             raise ConfigError(
                 "--resume goes on with the search as it is; only --trials, --budget and the like may change"
             )
-        searching.resume(Path(args.resume).absolute(), options, show)
+        searching.swept(searching.resume(Path(args.resume).absolute(), options, show))
         return 0
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
@@ -184,7 +184,7 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     given = merge(read_file(args.config) if args.config else {}, {})
     asked = asking.asked(found, given, parse(word for word in words if "=" in word), options)
     _local_ray(asked.base.get("address"))
-    searching.tune(asked, args.out, show, dry=args.dry_run)
+    searching.swept(searching.tune(asked, args.out, show, dry=args.dry_run))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 from ray.tune import ResultGrid
 
 from raysim import domains
-from raysim.asking import SEARCH, Asked, Options, check_together, read_asked, write_asked
+from raysim.asking import SEARCH, Asked, Options, asked as asked_for, check_together, read_asked, write_asked
 from raysim.books import Books
-from raysim.config import RunConfig, build, resolve
+from raysim.config import RunConfig, build, merge, nested_keys, resolve
+from raysim.display import Terminal
 from raysim.driver import ray_running
 from raysim.errors import ConfigError, RunError
 from raysim.launch import alone, by_value, claimed, planned
@@ -24,7 +26,7 @@ from raysim.run import check_cohort
 from raysim.search_display import SearchDisplay
 from raysim.search_report import write_search_report
 from raysim.seats import needs
-from raysim.space import Space
+from raysim.space import Space, of_mapping, read_space
 from raysim.suggest import OptunaSource, Source, Suggester, grid_source, random_source
 from raysim.trials import Entry, load
 from raysim.tuning import fit, session, waiting
@@ -55,6 +57,44 @@ def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> Res
         if not any(entry.unfinished for entry in entries) and len(entries) >= _total(asked, search):
             raise ConfigError(f"{folder} is done, all {len(entries)} trials; for more: --trials {2 * len(entries)}")
         return _run(asked, search, entries, show)
+
+
+def swept(grid: ResultGrid | None) -> None:
+    """Drop Tune's own files: all that a search goes on from is in its trials' folders."""
+    if grid is not None:
+        shutil.rmtree(grid.experiment_path, ignore_errors=True)
+
+
+def search(
+    space: Mapping[str, Any] | str,
+    task: str | Mapping[str, Any] = "synthetic",
+    keys: Mapping[str, Any] | None = None,
+    *,
+    points: Sequence[Mapping[str, Any]] = (),
+    out: str | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> ResultGrid:
+    """Ray Tune's own result of a search, as `raysim tune` runs it; `out` is then its folder.
+
+    `space` maps dotted keys to distributions of Ray Tune (or to their text), or names a space of `search_spaces`;
+    `task` is a task by name, or its keys; `keys` are other dotted keys of a run. The options are those of the command:
+    trials, metric, scheduler, searcher, max_concurrent, seeds, holdout, keep, track, budget (in seconds).
+    Raises ConfigError, before anything starts, for whatever is wrong.
+    """
+    found = read_space(space) if isinstance(space, str) else of_mapping(_texts(space), points)
+    given = merge({"task": dict(task) if isinstance(task, Mapping) else task}, {})
+    for key, value in (keys or {}).items():
+        given = merge(given, nested_keys(key, value))
+    show = SearchDisplay(Terminal(quiet=quiet))
+    grid = tune(asked_for(found, {}, given, options), out, show)
+    assert grid is not None
+    return grid
+
+
+def _texts(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts that write a distribution, as distributions; other text is a value."""
+    return {key: domains.read(v, key) if isinstance(v, str) and v.endswith(")") else v for key, v in space.items()}
 
 
 def _run(asked: Asked, search: Search, entries: Sequence[Entry], show: SearchDisplay) -> ResultGrid:

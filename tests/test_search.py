@@ -55,7 +55,7 @@ def left_behind() -> list[str]:
     for _ in range(40):
         actors = [a.class_name for a in list_actors(filters=[("state", "!=", "DEAD")], limit=1000)]
         groups = [g for g in list_placement_groups(limit=1000) if g.state != "REMOVED"]
-        found = [name for name in actors if name in ("Trial", "ClientActor")] + [str(g) for g in groups]
+        found = [name for name in actors if name.endswith(("Trainable", "ClientActor"))] + [str(g) for g in groups]
         if not found:
             return []
         time.sleep(0.25)
