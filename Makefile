@@ -25,7 +25,7 @@ test: $(VENV)/installed  ## all tests; those on real data skip where the data ar
 	$(BIN)/pytest
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 20 minutes; RETINA=TABLE adds those on real data
-	@missed=0; for words in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py; do \
+	@missed=0; for words in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py search.py; do \
 	  echo "benchmarks/$$words"; $(BIN)/python benchmarks/$$words || missed=1; \
 	done; exit $$missed
 

@@ -32,6 +32,8 @@ from raysim.trials import Entry, load
 from raysim.tuning import fit, session, waiting
 from raysim.types import Task
 
+CHANGED = ("trials", "budget", "max_concurrent", "keep", "track")  # when a search goes on
+
 
 def tune(asked: Asked, out: str | None, show: SearchDisplay, *, dry: bool = False) -> ResultGrid | None:
     """Run the search into the new folder `out`, or the next free one in `runs`; with `dry`, only tell of it."""
@@ -49,6 +51,8 @@ def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> Res
     """Go on with the search in `folder`: trials that have ended stay, the others go on, more are added if asked."""
     if not (folder / SEARCH).is_file():
         raise ConfigError(f"{folder} is no search's folder: it holds no {SEARCH}")
+    if fixed := [f"--{name}" for name in changes if name not in CHANGED]:
+        raise ConfigError(f"{', '.join(fixed)}: of a search that goes on only {', '.join(CHANGED)} may change")
     asked = read_asked(folder / SEARCH)
     asked = replace(asked, options=build(Options, {**asdict(asked.options), **changes}, "search"))
     check_together(asked)

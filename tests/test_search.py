@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import ray
 import yaml
-from ray.util.state import list_actors, list_placement_groups
 
 from raysim import checkpoint
 from raysim.asking import asked
@@ -51,11 +50,13 @@ def trials(out: Path) -> pd.DataFrame:
 
 
 def left_behind() -> list[str]:
-    """What is still alive of trials and client actors, after a moment in which Ray may notice."""
-    for _ in range(40):
-        actors = [a.class_name for a in list_actors(filters=[("state", "!=", "DEAD")], limit=1000)]
-        groups = [g for g in list_placement_groups(limit=1000) if g.state != "REMOVED"]
-        found = [name for name in actors if name.endswith(("Trainable", "ClientActor"))] + [str(g) for g in groups]
+    """What of trials and client actors Ray still has, after a moment in which it may notice."""
+    found: list[str] = []
+    for _ in range(60):
+        found = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        found += [f"group {g['state']}" for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
+        missing = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
+        found += [f"{missing:g} CPU"] if missing else []
         if not found:
             return []
         time.sleep(0.25)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ from ray import tune
 
 from raysim import domains
 from raysim.asking import asked
-from raysim.cli import main
-from raysim.config import parse, resolve
+from raysim.cli import OPTIONS, _parser, main
+from raysim.config import parse, read_file, resolve
 from raysim.errors import ConfigError
 from raysim.registry import algorithms
 from raysim.space import Space, check, of_mapping, of_words, read_space, shipped
@@ -179,6 +181,20 @@ def test_a_shipped_space_fits_its_algorithm(name):
 def test_every_algorithm_has_a_space():
     root = Path(__file__).parents[1]
     assert {path.stem for path in (root / "algorithms").glob("*.py")} - {"__init__"} <= set(shipped())
+
+
+def test_the_readme_s_searches_are_searches():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = re.findall(r"^raysim tune (.*?)(?:\s+#.*)?$", text, re.M)
+    assert len(lines) > 3
+    for line in lines:
+        args = _parser().parse_known_args(["tune", *shlex.split(line)])
+        given = read_file(str(Path(__file__).parents[1] / args[0].config)) if args[0].config else {}
+        names = [word for word in args[1] if "=" not in word]
+        space = read_space(names[0]) if names else Space()
+        space = Space({**space.domains, **of_words(args[0].space)}, space.fixed, space.points)
+        options = {n: getattr(args[0], n) for n in OPTIONS if getattr(args[0], n) is not None}
+        asked(space, given, parse(word for word in args[1] if "=" in word), options)
 
 
 def test_the_command_lists_spaces(capsys):
