@@ -276,3 +276,44 @@ def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     assert last["digests"] == {"": digest(final.state, fleet.memories())}
     lineage = json.loads((tmp_path / "trials" / "0002" / "lineage.jsonl").read_text())
     assert lineage == {"round": 2, "from": 1, "values": {"algorithm.lr": 0.005}}
+
+
+@pytest.mark.ray
+@on_ray
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["--space", "algorithm.lr=choice(0.001)", "--trials", "1", "rounds=3", "algorithm=tests.dying:Dying"]
+    assert tune(tmp_path / "calm", *words) == 0
+    assert tune(tmp_path / "killed", *words, f"algorithm.marker={tmp_path / 'struck'}") == 0
+    assert (tmp_path / "struck").exists()
+    assert trials(tmp_path / "killed").loc[1, "digest"] == trials(tmp_path / "calm").loc[1, "digest"]
+    assert rounds_done(tmp_path / "killed") == 3
+    assert left_behind() == []
+
+
+@pytest.mark.ray
+@on_ray
+def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
+    table = ["site,split,label,a,b"]
+    table += [
+        f"{s},{split},{i % 2},{i % 2 + 0.1 * i},{i}"
+        for s in "xyz"
+        for split, n in (("train", 8), ("test", 4))
+        for i in range(n)
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(table))
+    words = ["task=tabular", f"task.data.table={tmp_path / 'table.csv'}", "network=logistic", "rounds=2"]
+    words += ["evaluate_every=1", f"task.data.cache={tmp_path / 'cache'}", *TWO]
+    assert main(["tune", *words, "--holdout", "each", "--out", str(tmp_path / "alone")]) == 0
+    alone = trials(tmp_path / "alone")
+    assert list(alone["holdout"]) == ["x", "y", "z"]
+    each = alone["outside/test/balanced_accuracy/mean"]
+    space = ["--space", "algorithm.lr=choice(0.001)", "--trials", "1"]
+    assert main(["tune", *words, *space, "--holdout", "each", "--out", str(tmp_path / "together")]) == 0
+    together = trials(tmp_path / "together")
+    assert together.loc[1, "outside/test/balanced_accuracy/mean"] == pytest.approx(each.mean())
+    assert together.loc[1, "outside/test/balanced_accuracy/worst"] == pytest.approx(each.min())
+    assert set(pd.read_parquet(tmp_path / "together" / "rounds.parquet")["federation"]) == {
+        f"without-{site}" for site in "xyz"
+    }
+    assert yaml.safe_load((tmp_path / "together" / "best.yaml").read_text())["task"]["data"]["outside"] == []
