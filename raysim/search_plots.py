@@ -174,9 +174,7 @@ def _bars(axes: Axes, weights: Weights) -> None:
 def _pairs(axes: Axes, one: Objective, other: Objective, judged: Sequence[Entry]) -> None:
     """A dot for each trial, those that no other beats in both joined by a line."""
     known = [entry for entry in judged if entry.last.get(other.column) is not None]
-    known = [
-        entry for entry in known if entry.status == "done"
-    ] or known  # a trial that was stopped is cheap, and young
+    known = [entry for entry in known if entry.status == "done"] or known
     if other.column == one.column or len({entry.last[other.column] for entry in known}) < 2:
         return
     front = sorted(pareto(known, [one, other]), key=lambda entry: float(entry.last[one.column]))

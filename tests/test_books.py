@@ -80,7 +80,7 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     books.add(1, {"algorithm.lr": 0.001, "task.network.norm": "two"}, result)
     books.add(1, {"algorithm.lr": 0.001, "task.network.norm": "two"}, result | {"round": 2, DICE.column: 0.4})
     books.end(1)
-    books.add(2, {}, {"round": 0, "failed": "it was too hot"})
+    books.add(2, dict(books.entries[2].values), {"round": 0, "failed": "it was too hot"})
     books.end(2)
     (tmp_path / "trials" / "0003").mkdir()
     (tmp_path / "trials" / "0003" / "trial.json").write_text('{"number": 3, "val')

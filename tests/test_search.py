@@ -37,7 +37,7 @@ TINY = [
     *("task.data.size=[16,16]", "task.network.channels=[4,8]", "task.network.num_res_units=0"),
 ]
 LR = "algorithm.lr=loguniform(1e-4,1e-2)"
-TWO = ["--max-concurrent", "2"]
+ONE = ["--max-concurrent", "1"]  # a process is started once, and reused
 on_ray = pytest.mark.usefixtures("ray_started")
 
 
@@ -67,7 +67,7 @@ def left_behind() -> list[str]:
 @on_ray
 def test_the_best_trial_again_is_the_same_to_the_bit_and_nothing_is_left(tmp_path, capsys):
     out = tmp_path / "out"
-    assert tune(out, "--space", LR, "--space", "algorithm.epochs=choice(1,2)", "rounds=2", "--trials", "3", *TWO) == 0
+    assert tune(out, "--space", LR, "--space", "algorithm.epochs=choice(1,2)", "rounds=2", "--trials", "3", *ONE) == 0
     said = capsys.readouterr().out
     assert re.search(r"3 trials of 2 rounds", said)
     assert said.count("done     round 2") == 3
@@ -97,18 +97,18 @@ def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_pat
     assert tune(out, "--space", LR, "rounds=1", "--trials", "1") == 0
     assert main(["tune", "--resume", str(out)]) == 2
     before = trials(out)
-    assert main(["tune", "--resume", str(out), "--trials", "3", *TWO]) == 0
+    assert main(["tune", "--resume", str(out), "--trials", "3", *ONE]) == 0
     after = trials(out)
     assert len(after) == 3
     assert after.loc[1, "digest"] == before.loc[1, "digest"]
-    assert tune(tmp_path / "whole", "--space", LR, "rounds=1", "--trials", "3", *TWO) == 0
+    assert tune(tmp_path / "whole", "--space", LR, "rounds=1", "--trials", "3", *ONE) == 0
     assert list(trials(tmp_path / "whole")["digest"]) == list(after["digest"])
 
 
 @pytest.mark.ray
 @on_ray
 def test_client_actors_in_a_placement_group_give_the_same_bits_and_go(tmp_path):
-    words = ["--space", "algorithm.lr=grid(0.001,0.01)", "rounds=2", "--searcher", "grid", "--max-concurrent", "1"]
+    words = ["--space", "algorithm.lr=grid(0.001,0.01)", "rounds=2", "--searcher", "grid", *ONE]
     assert tune(tmp_path / "ray", *words, "fleet=ray", "resources.clients=2") == 0
     assert left_behind() == []
     assert tune(tmp_path / "local", *words, "fleet=local") == 0
@@ -120,7 +120,7 @@ def test_client_actors_in_a_placement_group_give_the_same_bits_and_go(tmp_path):
 def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
     out = tmp_path / "out"
     words = ["--space", "algorithm.lr=grid(0.02,0.01,0.0002,0.0001)", "--searcher", "grid", "rounds=4", "--seeds", "2"]
-    assert tune(out, *words, "--scheduler", "asha", "--metric", "worst", "--max-concurrent", "1") == 0
+    assert tune(out, *words, "--scheduler", "asha", "--metric", "worst", *ONE) == 0
     table = trials(out)
     assert next(iter(table["status"])) == "done"
     assert "stopped" in set(table["status"])
@@ -137,10 +137,10 @@ def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
 @pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt"])
 def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
     out = tmp_path / "out"
-    limit = [] if scheduler == "hyperband" else ["--max-concurrent", "4" if scheduler == "pbt" else "2"]
-    assert tune(out, "--space", LR, "rounds=5", "--trials", "4", "--scheduler", scheduler, *limit) == 0
+    limit = [] if scheduler == "hyperband" else ["--max-concurrent", "2" if scheduler == "pbt" else "1"]
+    assert tune(out, "--space", LR, "rounds=5", "--trials", "3", "--scheduler", scheduler, *limit) == 0
     table = trials(out)
-    assert len(table) == 4
+    assert len(table) == 3
     assert set(table["status"]) <= {"done", "stopped"}
     assert "done" in set(table["status"])
     assert left_behind() == []
@@ -153,7 +153,7 @@ def test_optuna_asks_for_the_keys_of_the_algorithm_and_several_objectives(tmp_pa
     space = ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=loguniform(0.01,1)", LR]
     spaces = [word for each in space for word in ("--space", each)]
     assert (
-        tune(out, *spaces, "rounds=1", "--searcher", "optuna", "--metric", "mean,worst,bytes", "--trials", "5", *TWO)
+        tune(out, *spaces, "rounds=1", "--searcher", "optuna", "--metric", "mean,worst,bytes", "--trials", "5", *ONE)
         == 0
     )
     table = trials(out)
@@ -168,7 +168,7 @@ def test_optuna_asks_for_the_keys_of_the_algorithm_and_several_objectives(tmp_pa
 def test_a_trial_that_fails_is_marked_with_its_cause_and_the_search_goes_on(tmp_path, capsys):
     out = tmp_path / "out"
     words = ["--space", "algorithm.lr=grid(0.001,1e30)", "--searcher", "grid", "algorithm.optimizer=sgd", "rounds=2"]
-    assert tune(out, *words, "--max-concurrent", "1") == 0
+    assert tune(out, *words, *ONE) == 0
     table = trials(out)
     assert list(table["status"]) == ["done", "failed"]
     assert "not finite" in table.loc[2, "cause"]
@@ -202,7 +202,7 @@ def test_a_dry_run_tells_and_starts_nothing(tmp_path, capsys):
 @pytest.mark.ray
 @on_ray
 def test_killed_or_interrupted_in_mid_search_it_goes_on_and_loses_a_round_at_most(tmp_path, capsys):
-    words = ["--space", "algorithm.lr=grid(0.001,0.002,0.003)", "--searcher", "grid", "rounds=6", *TWO]
+    words = ["--space", "algorithm.lr=grid(0.001,0.002,0.003)", "--searcher", "grid", "rounds=6", *ONE]
     assert tune(tmp_path / "calm", *words, "--scheduler", "asha") == 0
     out, calm = tmp_path / "out", trials(tmp_path / "calm")
     slow = ["chaos=slow site-01 x40"]
@@ -295,15 +295,11 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, m
 @on_ray
 def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
     table = ["site,split,label,a,b"]
-    table += [
-        f"{s},{split},{i % 2},{i % 2 + 0.1 * i},{i}"
-        for s in "xyz"
-        for split, n in (("train", 8), ("test", 4))
-        for i in range(n)
-    ]
+    splits = ("train", "train", "test") * 4
+    table += [f"{s},{split},{i % 2},{i % 2 + 0.1 * i},{i}" for s in "xyz" for i, split in enumerate(splits)]
     (tmp_path / "table.csv").write_text("\n".join(table))
     words = ["task=tabular", f"task.data.table={tmp_path / 'table.csv'}", "network=logistic", "rounds=2"]
-    words += ["evaluate_every=1", f"task.data.cache={tmp_path / 'cache'}", *TWO]
+    words += ["evaluate_every=1", f"task.data.cache={tmp_path / 'cache'}", *ONE]
     assert main(["tune", *words, "--holdout", "each", "--out", str(tmp_path / "alone")]) == 0
     alone = trials(tmp_path / "alone")
     assert list(alone["holdout"]) == ["x", "y", "z"]
