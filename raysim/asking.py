@@ -76,29 +76,40 @@ def _has(words: Mapping[str, Any], key: str) -> bool:
 
 def check_together(asked: Asked) -> None:
     space, options = asked.space, asked.options
-    several, scheduler = "," in (options.metric or ""), options.scheduler
+    scheduler = options.scheduler
     check_tracker(options.track)
+    _check_searcher(asked)
     if not space.domains and options.holdout is None:
         raise ConfigError("nothing is searched: name a space, or give --space KEY=uniform(low, high)")
     if "seed" in space.domains and options.seeds > 1:
         raise ConfigError("--seeds repeats every trial, and the space searches seed too; keep one of them")
-    if several and (options.searcher != "optuna" or scheduler != "fifo"):
-        raise ConfigError(f"--metric {options.metric}: several objectives need --searcher optuna and --scheduler fifo")
     if "rounds" in space.domains and scheduler != "fifo":
         raise ConfigError(f"rounds is searched, and --scheduler {scheduler} compares trials round by round; use fifo")
-    if options.searcher != "random" and options.searcher != "grid" and any(d.is_grid() for d in space.domains.values()):
-        raise ConfigError("grid(...) is for --searcher random or grid; Optuna chooses by itself: choice(...)")
-    if scheduler == "hyperband" and options.max_concurrent:
-        raise ConfigError("--max-concurrent and --scheduler hyperband wait for each other; use asha")
+    if scheduler in ("hyperband", "pbt") and options.max_concurrent:
+        raise ConfigError(
+            f"--max-concurrent: under {scheduler} trials wait for one another, and all take part; use asha"
+        )
+    if scheduler == "pbt" and options.searcher == "optuna":
+        raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
     if scheduler == "pbt":
         _check_pbt(space)
 
 
-def _check_pbt(space: Space) -> None:
-    for key in space.domains:
+def _check_searcher(asked: Asked) -> None:
+    options = asked.options
+    if "," in (options.metric or "") and (options.searcher != "optuna" or options.scheduler != "fifo"):
+        raise ConfigError(f"--metric {options.metric}: several objectives need --searcher optuna and --scheduler fifo")
+    if options.searcher == "optuna" and any(domain.is_grid() for domain in asked.space.domains.values()):
+        raise ConfigError("grid(...) is for --searcher random or grid; Optuna chooses by itself: choice(...)")
+
+
+def _check_pbt(asked: Asked) -> None:
+    if asked.options.searcher == "optuna":
+        raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
+    for key in asked.space.domains:
         if not key.startswith("algorithm."):
             raise ConfigError(f"--scheduler pbt changes keys in the middle of a run, and {key} cannot change there")
-    if not space.domains:
+    if not asked.space.domains:
         raise ConfigError("--scheduler pbt needs keys to change: --space algorithm.lr=loguniform(1e-4, 1e-1)")
 
 

@@ -45,6 +45,8 @@ class Search:
         """The run of a trial's federation; a held-out site is an outside site beside the others."""
         values = {key: value for key, value in values.items() if key != "holdout"}
         given = merge(self.space.given(self.base, values), {"fleet": self.fleet, "metric": None})
+        if self.scheduler == "pbt":
+            given["checkpoint_every"] = 1  # any round may be handed over
         if "seed" not in values:
             given["seed"] = cell.seed
         config = resolve(given)

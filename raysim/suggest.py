@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.tune.search import Searcher
+from ray.tune.search import SearchAlgorithm, Searcher, SearchGenerator
 from ray.tune.search.sample import Categorical, Domain, Integer
 
 from raysim import domains
@@ -213,3 +213,37 @@ class Suggester(Searcher):
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing."""
+
+
+class Population(SearchAlgorithm):
+    """A suggester for PBT, which refuses Tune's own wrapper of one, for it changes values that a searcher chose.
+
+    Here the source knows: its draws are independent of what comes of them.
+    """
+
+    def __init__(self, suggester: Suggester) -> None:
+        self.inner = SearchGenerator(suggester)
+
+    @property
+    def total_samples(self) -> int:
+        """How many trials there will be."""
+        return int(self.inner.total_samples)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
+        """Everything is known already."""
+        return True
+
+    def add_configurations(self, experiments: Any) -> None:
+        self.inner.add_configurations(experiments)
+
+    def next_trial(self) -> Any:
+        return self.inner.next_trial()
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        self.inner.on_trial_complete(trial_id, result, error)
+
+    def is_finished(self) -> bool:
+        return bool(self.inner.is_finished()) or bool(self._finished)
+
+    def save_to_dir(self, dirpath: str, **kwargs: Any) -> None:
+        """Nothing: a search goes on from its trials' folders."""

@@ -27,7 +27,7 @@ from ray.tune.stopper import Stopper
 from raysim import domains
 from raysim.books import Books
 from raysim.plan import Search
-from raysim.suggest import Suggester
+from raysim.suggest import Population, Suggester
 from raysim.tracking import trackers
 from raysim.trial import REPLAYED, Trial
 from raysim.trials import Entry
@@ -132,7 +132,7 @@ def fit(
         tune_config=tune.TuneConfig(
             metric=first.column,
             mode=first.mode,
-            search_alg=suggester,
+            search_alg=Population(suggester) if search.scheduler == "pbt" else suggester,
             scheduler=scheduler(search),
             num_samples=total,
             max_concurrent_trials=max_concurrent,
@@ -147,7 +147,7 @@ def fit(
             verbose=0,
             callbacks=[Clerk(books, show), *trackers(track, search)],
             failure_config=tune.FailureConfig(max_failures=LOST),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
         ),
     )
     with _silenced(), _asked(halt):

@@ -82,6 +82,7 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     books.end(1)
     books.add(2, dict(books.entries[2].values), {"round": 0, "failed": "it was too hot"})
     books.end(2)
+    books.tables()
     (tmp_path / "trials" / "0003").mkdir()
     (tmp_path / "trials" / "0003" / "trial.json").write_text('{"number": 3, "val')
     assert [(each.number, each.status, each.rounds) for each in load(tmp_path)] == [(1, "stopped", 2), (2, "failed", 0)]

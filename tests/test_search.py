@@ -137,7 +137,7 @@ def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
 @pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt"])
 def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
     out = tmp_path / "out"
-    limit = [] if scheduler == "hyperband" else ["--max-concurrent", "2" if scheduler == "pbt" else "1"]
+    limit = ONE if scheduler == "median" else []
     assert tune(out, "--space", LR, "rounds=5", "--trials", "3", "--scheduler", scheduler, *limit) == 0
     table = trials(out)
     assert len(table) == 3
