@@ -86,13 +86,11 @@ def check_together(asked: Asked) -> None:
     if "rounds" in space.domains and scheduler != "fifo":
         raise ConfigError(f"rounds is searched, and --scheduler {scheduler} compares trials round by round; use fifo")
     if scheduler in ("hyperband", "pbt") and options.max_concurrent:
-        raise ConfigError(
-            f"--max-concurrent: under {scheduler} trials wait for one another, and all take part; use asha"
-        )
+        raise ConfigError(f"--max-concurrent: under {scheduler} trials wait for one another, so all take part; use asha")
     if scheduler == "pbt" and options.searcher == "optuna":
         raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
     if scheduler == "pbt":
-        _check_pbt(space)
+        _check_pbt(asked)
 
 
 def _check_searcher(asked: Asked) -> None:
