@@ -86,9 +86,7 @@ def check_together(asked: Asked) -> None:
     if "rounds" in space.domains and scheduler != "fifo":
         raise ConfigError(f"rounds is searched, and --scheduler {scheduler} compares trials round by round; use fifo")
     if scheduler in ("hyperband", "pbt") and options.max_concurrent:
-        raise ConfigError(f"--max-concurrent: under {scheduler} trials wait for one another, so all take part; use asha")
-    if scheduler == "pbt" and options.searcher == "optuna":
-        raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
+        raise ConfigError(f"--max-concurrent: under {scheduler} trials wait for one another; use asha")
     if scheduler == "pbt":
         _check_pbt(asked)
 

@@ -131,7 +131,10 @@ def _run(asked: Asked, search: Search, entries: Sequence[Entry], show: SearchDis
 def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> ResultGrid:
     out = books.search.out
     books.tables()
-    show.say(f"report: {write_search_report(out, books)}")
+    try:
+        show.say(f"report: {write_search_report(out, books)}")
+    except Exception as error:  # noqa: BLE001 - the search has ended, and this changes nothing of it
+        show.say(f"report.html was not written: {type(error).__name__}: {error}")
     show.results(books, out)
     if halt.asked:
         show.say(f"interrupted; raysim tune --resume {out} goes on with it")

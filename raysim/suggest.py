@@ -12,6 +12,7 @@ from ray.tune.search.sample import Categorical, Domain, Integer
 from raysim import domains
 from raysim.errors import ConfigError
 from raysim.objectives import Objective
+from raysim.seeding import seed_of
 from raysim.space import Space
 from raysim.trials import Entry
 
@@ -60,7 +61,8 @@ class OptunaSource(Source):
         self.optuna = _optuna()
         self.space, self.objectives = space, objectives
         ways = ["maximize" if objective.better == "higher" else "minimize" for objective in objectives]
-        sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=len(ways) == 1)
+        again = seed_of(seed, "optuna", len(ended)) % 2**31  # one that goes on must not draw its first points anew
+        sampler = self.optuna.samplers.TPESampler(seed=again, constant_liar=len(ways) == 1)
         self.study = self.optuna.create_study(directions=ways, sampler=sampler)
         self.asked: dict[int, Any] = {}
         for entry in ended:

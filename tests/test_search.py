@@ -34,7 +34,7 @@ from raysim.trials import load
 ROOT = Path(__file__).parents[1]
 TINY = [
     *("task.data.sites=3", "task.data.outside=[]", "task.data.cases=4", "task.data.test=2", "task.data.val=2"),
-    *("task.data.size=[16,16]", "task.network.channels=[4,8]", "task.network.num_res_units=0"),
+    *("task.data.size=[16,16]", "task.network.channels=[4,8]", "task.network.num_res_units=0", "fleet=local"),
 ]
 LR = "algorithm.lr=loguniform(1e-4,1e-2)"
 ONE = ["--max-concurrent", "1"]  # a process is started once, and reused
@@ -42,7 +42,7 @@ on_ray = pytest.mark.usefixtures("ray_started")
 
 
 def tune(out: Path, *words: str) -> int:
-    return main(["tune", *words, *TINY, "--out", str(out)])
+    return main(["tune", *TINY, *words, "--out", str(out)])
 
 
 def trials(out: Path) -> pd.DataFrame:
@@ -213,8 +213,12 @@ def test_killed_or_interrupted_in_mid_search_it_goes_on_and_loses_a_round_at_mos
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        wait_for(lambda done: done >= 2, out, process)
-        process.send_signal(blow)
+        try:
+            wait_for(lambda done: done >= 2, out, process)
+            process.send_signal(blow)
+        except BaseException:
+            process.kill()
+            raise
         said, _ = process.communicate(timeout=120)
         assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), said
         assert left_behind() == []
