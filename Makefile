@@ -24,8 +24,8 @@ format: $(VENV)/installed  ## put the code in form
 test: $(VENV)/installed  ## all tests; those on real data skip where the data are not
 	$(BIN)/pytest
 
-bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 25 minutes; RETINA=TABLE adds those on real data
-	@missed=0; for words in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py; do \
+bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data
+	@missed=0; for words in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py search.py; do \
 	  echo "benchmarks/$$words"; $(BIN)/python benchmarks/$$words || missed=1; \
 	done; exit $$missed
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from raysim.fleet import LocalFleet
     from raysim.model import Model, combine, load, mean, weights
     from raysim.rounds import Start, federate
+    from raysim.searching import search
     from raysim.training import LocalTraining
     from raysim.types import (
         KEEP,
@@ -37,6 +38,7 @@ _HOME = {
     "raysim.fleet": ("LocalFleet",),
     "raysim.model": ("Model", "combine", "load", "mean", "weights"),
     "raysim.rounds": ("Start", "federate"),
+    "raysim.searching": ("search",),
     "raysim.training": ("LocalTraining",),
     "raysim.types": (
         *("KEEP", "Algorithm", "Answers", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
@@ -75,6 +77,7 @@ __all__ = [
     "federate",
     "load",
     "mean",
+    "search",
     "weights",
 ]
 

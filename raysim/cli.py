@@ -8,28 +8,22 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raysim._version import __version__
+from raysim import arguments
 from raysim.errors import ConfigError, RaysimError
 
 if TYPE_CHECKING:
     from raysim.config import RunConfig
 
-GRAMMAR = """\
-keys are dotted, and the same in a file and on the command line:
-  raysim run                                     the synthetic default
-  raysim run rounds=20 algorithm=fedprox algorithm.mu=0.1
-  raysim run -c examples/retina.yaml task.data.table=retina/table.csv seed=1 --out runs/first
-`raysim list algorithms NAME` and `raysim list tasks NAME` show the keys under algorithm. and task.
-"""
+OPTIONS = ("trials", "metric", "scheduler", "searcher", "max_concurrent", "seeds", "holdout", "keep", "track")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
-    parser = _parser()
+    parser = arguments.parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and (args.command not in ("run", "doctor") or any(word.startswith("-") for word in rest)):
+    if rest and (args.command not in ("run", "tune", "doctor") or any(word.startswith("-") for word in rest)):
         wrong = next((word for word in rest if word.startswith("-")), rest[0])
         print(f"raysim: unknown argument {wrong!r}; see raysim {args.command or ''} --help", file=sys.stderr)
         return 2
@@ -37,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        commands = {"run": _run, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
+        commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
         commands |= {"status": _status, "stop": _stop, "submit": _submit}
         return commands[args.command](args, rest)
     except RaysimError as error:
@@ -50,79 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("raysim", description="Federated medical imaging on Ray: simulate and search.")
-    parser.add_argument("--version", action="version", version=f"raysim {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    run = commands.add_parser("run", help="run one federation", formatter_class=raw, epilog=_keys())
-    run.usage = "raysim run [-h] [-c FILE] [--out DIR] [key=value ...]"
-    run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value words win over it")
-    run.add_argument(
-        "--out", metavar="DIR", help="the run's folder, which must not exist (default: a new one in runs/)"
-    )
-    run.add_argument("--address", metavar="ADDRESS", help="short for address=ADDRESS: the Ray cluster to join")
-
-    again = commands.add_parser("resume", help="go on with a run that was interrupted or has failed")
-    again.add_argument("run", metavar="RUN_DIR", help="the run's folder; it goes on after its last checkpoint")
-
-    look = commands.add_parser("doctor", help="look at Ray, nodes and data, try one batch, propose resources")
-    look.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"
-    look.add_argument("-c", "--config", metavar="FILE", help="as of run: a YAML file of keys")
-    look.add_argument("--out", metavar="DIR", help="as of run: the folder that it would write")
-    look.add_argument("--address", metavar="ADDRESS", help="as of run")
-
-    _cluster_commands(commands)
-
-    names = commands.add_parser("list", help="what there is: algorithms, tasks, networks")
-    names.add_argument("what", choices=("algorithms", "tasks", "networks"))
-    names.add_argument("name", nargs="?", help="show this one with its fields")
-
-    data = commands.add_parser("data", help="write or look at a table of data").add_subparsers(
-        dest="data_command", metavar="COMMAND", required=True
-    )
-    scan = data.add_parser("scan", help="write the table of a folder of images")
-    scan.add_argument("folder")
-    scan.add_argument("--out", metavar="FILE", help="the table to write (default: FOLDER/table.csv)")
-    scan.add_argument(
-        "--fractions", metavar="A,B,C", default="0.7,0.1,0.2", help="train, val, test (default: %(default)s)"
-    )
-    scan.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
-    scan.add_argument("--group", metavar="REGEX", help="what in a file's name tells the patient: the first group of it")
-    describe = data.add_parser("describe", help="sites, splits, sizes, intensities, labels, problems")
-    describe.add_argument("table")
-    describe.add_argument("--root", help="the folder that paths are relative to (default: the table's)")
-    return parser
-
-
-def _cluster_commands(commands: Any) -> None:
-    state = commands.add_parser("status", help="the runs and searches that are alive, and how far they are")
-    state.add_argument("run", nargs="?", metavar="RUN", help="only this one: a name that it shows, or a run's folder")
-    end = commands.add_parser("stop", help="end a run cleanly: what was recorded is kept, and raysim resume goes on")
-    end.add_argument("run", nargs="?", metavar="RUN", help="a name that raysim status shows, or a run's folder")
-    end.add_argument("--all", action="store_true", help="all runs and searches of that Ray")
-    job = commands.add_parser("submit", help="a command as a job of a Ray cluster, which goes on without this terminal")
-    job.usage = "raysim submit [-h] [--address URL] [--detach] [--attach JOB | COMMAND ...]"
-    job.add_argument("--detach", action="store_true", help="start it, and do not wait")
-    job.add_argument("--attach", metavar="JOB", help="follow a job that is there, and fetch its results")
-    job.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: http://127.0.0.1:8265)")
-    job.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="run, tune, doctor, ... with its words"
-    )
-    for command in (state, end):
-        command.add_argument("--address", help="the Ray to look at: HOST:PORT, or auto; default: RAY_ADDRESS")
-
-
-def _keys() -> str:
-    from raysim.config import RunConfig
-    from raysim.fields import documented
-
-    rows = [row for row in documented(RunConfig) if row.name not in ("task", "algorithm")]
-    lines = [f"  {row.name:<28} {row.doc} (default: {row.default})" for row in rows]
-    return GRAMMAR + "\nkeys of a run:\n" + "\n".join(lines)
-
-
 def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
     config = _configured(args, words)
     from raysim.display import Display, Terminal
@@ -130,6 +51,48 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     launch(config, args.out, Display(Terminal()))
     return 0
+
+
+def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
+    if args.out is not None and Path(args.out).exists():
+        raise ConfigError(f"--out {args.out} exists already, and a search never overwrites another; choose a new one")
+    _local_ray(None)
+    from raysim import asking, searching
+    from raysim.config import merge, parse, read_file
+    from raysim.display import Terminal
+    from raysim.search_display import SearchDisplay
+    from raysim.space import Space, of_words, read_space
+
+    options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+    if args.budget is not None:
+        options["budget"] = _seconds(args.budget)
+    show = SearchDisplay(Terminal())
+    if args.resume is not None:
+        if words or args.space or args.out or args.config:
+            raise ConfigError(
+                "--resume goes on with the search as it is; only --trials, --budget and the like may change"
+            )
+        searching.swept(searching.resume(Path(args.resume).absolute(), options, show))
+        return 0
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"two spaces, {names[0]!r} and {names[1]!r}: name one, and add keys to it with --space")
+    found = read_space(names[0]) if names else Space()
+    found = Space({**found.domains, **of_words(args.space)}, found.fixed, found.points)
+    given = merge(read_file(args.config) if args.config else {}, {})
+    asked = asking.asked(found, given, parse(word for word in words if "=" in word), options)
+    _local_ray(asked.base.get("address"))
+    searching.swept(searching.tune(asked, args.out, show, dry=args.dry_run))
+    return 0
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in units else (text, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        raise ConfigError(f"--budget {text}: expected a time such as 90s, 30m or 2h") from None
 
 
 def _doctor(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -175,7 +138,12 @@ def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
 def _ready(config: RunConfig) -> None:
     """What must be so before Ray is imported."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as clean as Ctrl-C
-    if config.address is None and not os.environ.get("RAY_ADDRESS"):
+    _local_ray(config.address)
+
+
+def _local_ray(address: str | None) -> None:
+    """Settings of a Ray of one's own, which it reads when it is imported."""
+    if address is None and not os.environ.get("RAY_ADDRESS"):
         # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
         # it was needed first, but it keeps every port on loopback anywhere.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -219,7 +187,7 @@ def _checked(words: Sequence[str]) -> None:
     """Raises ConfigError for what a run would refuse over there; the data are there alone."""
     from raysim.config import merge, parse, read_file, resolve
 
-    args, rest = _parser().parse_known_args(["run", *words])
+    args, rest = arguments.parser().parse_known_args(["run", *words])
     resolve(merge(read_file(args.config) if args.config else {}, parse(rest)))
 
 

@@ -60,12 +60,16 @@ class ClientActor:
     def __init__(self, name: str, title: str, plan: list[Any], cpus: float, gpus: float) -> None:
         self.name, self.title, self.cpus, self.gpus = name, title, cpus, gpus
         self.allocator = Allocator()
-        prepared = ray.get(plan[0])
-        device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
-        if device == "cuda":
+        self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
+        if self.device == "cuda":
             torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
-        self.memory = Memory(name, device == "cuda")
-        self.worker = Worker(prepared.task, prepared.seed, device, threads_of(cpus), prepared.chaos)
+        self.memory = Memory(name, self.device == "cuda")
+        self.renew(plan)
+
+    def renew(self, plan: list[Any]) -> None:
+        """Play the sites of this run from now on."""
+        run = ray.get(plan[0])
+        self.worker = Worker(run.task, run.seed, self.device, threads_of(self.cpus), run.chaos)
 
     def __repr__(self) -> str:
         return self.title

@@ -124,7 +124,7 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise ConfigError(f"cannot read {pair!r}: expected key=value, such as rounds=20 or algorithm.lr=1e-3")
-        result = merge(result, _long(_nest(key, loaded(text, f"{key}={text}"))))
+        result = merge(result, _long(nested_keys(key, loaded(text, f"{key}={text}"))))
     return result
 
 
@@ -137,14 +137,14 @@ def _split(values: Mapping[Any, Any], path: str, at: str = "") -> dict[str, Any]
         place = f"{at}.{key}" if at else key
         if isinstance(value, Mapping) and place in OF_FIELDS:
             value = _split(value, path, place)
-        given = _nest(key, value) if at else _long(_nest(key, value))
+        given = nested_keys(key, value) if at else _long(nested_keys(key, value))
         if merge(result, given) != merge(given, result):
             raise ConfigError(f"{path}: {place} gives another value to what a key before it gave; keep one of them")
         result = merge(result, given)
     return result
 
 
-def _nest(key: str, value: Any) -> dict[str, Any]:
+def nested_keys(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value  # type: ignore[no-any-return]
@@ -190,7 +190,7 @@ def _long(given: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(given)
     for short, path in SHORT.items():
         if short in result:
-            result = merge(result, _nest(path, result.pop(short)))
+            result = merge(result, nested_keys(path, result.pop(short)))
     if "cohort" in result and not isinstance(result["cohort"], Mapping):
         result["cohort"] = {"size": result["cohort"]}
     return result

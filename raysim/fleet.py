@@ -17,7 +17,7 @@ from raysim.errors import RunError, SiteError
 from raysim.seeding import kept
 from raysim.tree import frozen, nbytes
 from raysim.types import KEEP, Incident, Metrics, Reply, Task, Traffic
-from raysim.worker import NOTHING, Answer, Call, Client, Exchanged, Failure, Worker
+from raysim.worker import NOTHING, Answer, Call, Client, Exchanged, Failure, Opened, Worker
 
 P = TypeVar("P")
 
@@ -254,9 +254,10 @@ class LocalFleet(BaseFleet):
         threads: int = 1,
         own_threads: Mapping[str, int] | None = None,
         chaos: Chaos | None = None,
+        opened: Opened | None = None,
     ) -> None:
         super().__init__(task, seed=seed, rounds=rounds)
-        self.worker = Worker(task, seed, device, threads, chaos, own_threads)
+        self.worker = Worker(task, seed, device, threads, chaos, own_threads, opened)
 
     def _play(
         self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool

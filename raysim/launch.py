@@ -20,7 +20,7 @@ import yaml
 
 from raysim import __version__
 from raysim.census import agreed
-from raysim.chaos import read
+from raysim.chaos import Chaos, read
 from raysim.config import RunConfig, plain
 from raysim.display import Display
 from raysim.driver import ray_running, stream
@@ -45,7 +45,8 @@ from raysim.run import (
     writing,
 )
 from raysim.server import Event, Failed, Placed
-from raysim.worker import threads_of
+from raysim.types import Task
+from raysim.worker import Opened, threads_of
 
 PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "pillow", "scipy", "pydantic")
 
@@ -120,11 +121,22 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
     """Open the data and check all that can be checked before anything starts."""
+    _chaos(config)
+    with display.preparing() as progress:
+        task = config.task.build(progress)
+    return planned(config, task, folder)
+
+
+def _chaos(config: RunConfig) -> Chaos:
     chaos = read(config.chaos)
     if chaos.kills and config.fleet == "local":
         raise ConfigError(f"chaos={config.chaos!r}: fleet=local has no actor or node to kill; run on Ray")
-    with display.preparing() as progress:
-        task = config.task.build(progress)
+    return chaos
+
+
+def planned(config: RunConfig, task: Task, folder: Path) -> Plan:
+    """The run of `config` on its `task`, which is built, into `folder`. Raises ConfigError for what cannot be."""
+    chaos = _chaos(config)
     chaos.check((*task.inside, *task.outside), config.rounds)
     if chaos.drop and config.min_replies == 1.0:
         raise ConfigError(
@@ -166,6 +178,13 @@ def by_value(*classes: type) -> None:
 
 
 def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
+    fleet = local_fleet(plan, config)
+    yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
+    yield from perform(plan, fleet)
+
+
+def local_fleet(plan: Plan, config: RunConfig, opened: Opened | None = None) -> LocalFleet:
+    """All sites in this process. `opened` are the data that it has open already."""
     resources = config.resources
     gpus = max(resources.of(site)[1] for site in (*plan.task.inside, *plan.task.outside))
     device = "cuda" if gpus else "cpu"
@@ -173,7 +192,7 @@ def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
         raise PlacementError(
             f"resources: {gpus:g} GPU is asked for, but torch finds no GPU on this machine; leave it at 0"
         )
-    fleet = LocalFleet(
+    return LocalFleet(
         plan.task,
         seed=plan.seed,
         rounds=plan.rounds,
@@ -181,9 +200,8 @@ def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
         threads=threads_of(resources.cpus_per_client),
         own_threads={site: threads_of(resources.of(site)[0]) for site in resources.sites},
         chaos=plan.chaos,
+        opened=opened,
     )
-    yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
-    yield from perform(plan, fleet)
 
 
 def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: Display) -> None:

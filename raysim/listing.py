@@ -25,8 +25,8 @@ def names(what: str, console: Console) -> None:
 
 def one(what: str, name: str, console: Console) -> None:
     """Print one of them: what it is, its paper, and its fields with defaults and units."""
-    if what == "networks":
-        _network(name, console)
+    if what in ("networks", "spaces"):
+        (_network if what == "networks" else _space)(name, console)
         return
     cls = registry.algorithm_class(name) if what == "algorithms" else registry.task_class(name)
     module = sys.modules[cls.__module__]
@@ -55,7 +55,24 @@ def _network(name: str, console: Console) -> None:
     console.print("What the task knows (dimensions, channels, image size) it fills in.", style="dim", highlight=False)
 
 
+def _space(name: str, console: Console) -> None:
+    from raysim.domains import written
+    from raysim.space import read_space, text_of
+
+    found = read_space(name)
+    console.print(text_of(name), highlight=False, markup=False, soft_wrap=True)
+    table = Table("key", "searched", "first points", title="\nwhat is searched", title_justify="left", box=SIMPLE_HEAD)
+    for key, domain in found.domains.items():
+        points = ", ".join(str(point[key]) for point in found.points if key in point)
+        table.add_row(*map(Text, (key, written(domain), points)))
+    console.print(table)
+
+
 def _found(what: str) -> dict[str, str]:
+    if what == "spaces":
+        from raysim.space import shipped
+
+        return shipped()
     if what == "networks":
         from raysim.tasks.names import list_networks
 

@@ -55,11 +55,11 @@ def plots(summary: Any, rounds: pd.DataFrame, lost: Collection[int]) -> Iterator
         ("seconds of a round", partial(_seconds, rounds=rounds, lost=lost), HEIGHT),
         ("bytes of a round", partial(_bytes, rounds=rounds), HEIGHT),
     ):
-        if svg := _svg(title, draw, inches):
+        if svg := drawn(title, draw, inches):
             yield title, svg
 
 
-def _svg(title: str, draw: Callable[[Axes], object], height: float) -> str:
+def drawn(title: str, draw: Callable[[Axes], object], height: float) -> str:
     """What `draw` puts between its axes, or nothing if that is nothing."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it makes a list of fonts is nobody's concern
     from matplotlib import style  # takes a second, which only the end of a run has
@@ -80,10 +80,10 @@ def _svg(title: str, draw: Callable[[Axes], object], height: float) -> str:
     return _inked(file.getvalue())
 
 
-def _inked(drawn: str) -> str:
+def _inked(text: str) -> str:
     """The `svg` element alone, in the page's colours, without the ids of groups, which several plots share."""
-    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn[drawn.index("<svg") :])
-    return re.sub(": (#00000[1-4])", lambda match: f": {COLOURS[match[1]]}", drawn)
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+    return re.sub(": (#00000[1-4])", lambda match: f": {COLOURS[match[1]]}", text)
 
 
 def _scores(axes: Axes, rounds: pd.DataFrame, score: str) -> None:

@@ -80,7 +80,7 @@ def measure(task: Task, algorithm: Any, seed: int, site: str, threads: Sequence[
         seconds=seconds,
         imports=imports,
         peak=memory("VmHWM"),
-        held=worker.held,
+        held=worker.opened.held,
         allocated=torch.cuda.max_memory_allocated() if device == "cuda" else 0,
         reserved=torch.cuda.max_memory_reserved() if device == "cuda" else 0,
         parameters=int(answer.metrics["parameters"]),

@@ -37,7 +37,7 @@ def write_report(out: Path) -> Path:
     placement = _read(out / "placement.json", _json, [])
     rounds = _read(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
     declared = _read(out / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None) or {}
-    page = _template().render(
+    page = template(TEMPLATE).render(
         name=out.name,
         summary=summary,
         declared=declared,
@@ -59,11 +59,18 @@ def write_report(out: Path) -> Path:
     return path
 
 
-def _template() -> Any:
+def template(path: Path) -> Any:
+    """A page to be filled in, with the words that all pages share."""
     made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     made.filters |= {"counted": counted, "heading": heading, "listed": listed, "number": number, "size": size}
+    made.filters["value"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     made.globals |= {"SHOWN": SHOWN, "CAUSES": CAUSES}
-    return made.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return made.from_string(path.read_text(encoding="utf-8"))
+
+
+def page_style() -> str:
+    """The style of a run's page, for other pages."""
+    return TEMPLATE.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
 
 
 def _read(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,19 +57,35 @@ class Server:
         namespace: str,
     ) -> None:
         names = [f"client-{i:02}" for i in range(1, len(given) + 1)]
-        alone = {seat.site: name for name, seat in zip(names, given, strict=True) if seat.site is not None}
-        home = assign(costs, names, alone)
+        self.alone = {seat.site: name for name, seat in zip(names, given, strict=True) if seat.site is not None}
+        self.held, home = plan, assign(costs, names, self.alone)
 
         def start(name: str) -> Any:
             bundle = names.index(name)
-            return _client(name, _title(name, home), namespace, plan, group, bundle, given[bundle])
+            return _client(name, _title(name, home), namespace, self.held, group, bundle, given[bundle])
 
         # Before the plan is opened, which imports much: so the clients start while this process does.
         clients = {name: start(name) for name in names}
         self.plan: Plan = ray.get(plan[0])
-        run = {"seed": self.plan.seed, "rounds": self.plan.rounds, "chaos": self.plan.chaos}
-        self.fleet = RayFleet(self.plan.task, clients, home, start, alone=alone, **run)
-        self.name, self.last = run_of(namespace), dict[str, Any]()
+        self.fleet, self.name = self._fleet(clients, home, start), run_of(namespace)
+        self._watch()
+
+    def _fleet(self, clients: Mapping[str, Any], home: Mapping[str, str], start: Callable[[str], Any]) -> RayFleet:
+        plan = self.plan
+        run: dict[str, Any] = {"seed": plan.seed, "rounds": plan.rounds, "chaos": plan.chaos}
+        return RayFleet(plan.task, clients, home, start, alone=self.alone, **run)
+
+    def renew(self, plan: list[Any], costs: Mapping[str, float]) -> None:
+        """Go on to another run, with the client actors that are up. Raises RayError if one of them is lost."""
+        old = self.fleet
+        ray.get([actor.renew.remote(plan) for actor in old.actors.values()])
+        self.held, self.plan = plan, ray.get(plan[0])
+        self.fleet = self._fleet(old.actors, assign(costs, list(old.actors), self.alone), old.start)
+        self.fleet.places.update(old.places)
+        self._watch()
+
+    def _watch(self) -> None:
+        self.last = dict[str, Any]()
         self.monitor = Monitor(self.name, self.plan.rounds, self.plan.metric)
 
     def __repr__(self) -> str:
@@ -101,7 +117,7 @@ class Server:
         places = self.fleet.places
         return Placed([places[name] for name in self.fleet.actors if name in places], dict(self.fleet.home))
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Generator[Event]:
         """A Row per round, and a Placed after one in which an actor was replaced; then Summary or Failed."""
         moved = 0
         try:

@@ -113,9 +113,8 @@ class Scorer(Protocol):
 class Task:
     """What is learned and how it is judged; the same at every site. Small: the data are opened at the site.
 
-    `sizes` says how many examples each site has in each split, for the sites in `inside` and in `outside`,
-    which are sorted by name. `shape` is that of an example, (C, *space) or (F,), and `classes` how many logits tell of
-    it.
+    `sizes` says how many examples each site has in each split, for the sites in `inside` and in `outside`, which are
+    sorted by name. `shape` is that of an example, (C, *space) or (F,), and `classes` how many logits it gets.
     """
 
     name: str
@@ -298,4 +297,4 @@ class Round(Generic[S]):
     cohort: tuple[str, ...]
     absent: tuple[str, ...] = ()  # drawn for the round, but not there (cohort.dropout)
     incidents: tuple[Incident, ...] = ()
-    phases: Mapping[str, float] = field(default_factory=dict)  # seconds, by what they went into
+    phases: Mapping[str, float] = field(default_factory=dict)  # seconds of each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -73,14 +73,14 @@ class Exchanged(Generic[P]):
     def __init__(self, held: Mapping[str, Any], metrics: Mapping[str, Metrics], fetch: Callable[[Any], P]) -> None:
         self.sites: Sequence[str] = tuple(held)
         self.metrics = metrics
-        self._held, self._fetch = dict(held), fetch
+        self.held, self._fetch = dict(held), fetch
 
     def __getitem__(self, site: str) -> P:
         """The payload of `site`, read-only. Raises RuntimeError at the server, KeyError for a site without one."""
         reader = _reader.get()
         if reader is None:
             raise RuntimeError("an exchange is read at sites, inside a client function, never at the server")
-        payload = self._fetch(self._held[site])
+        payload = self._fetch(self.held[site])
         name, read = reader
         if site != name:
             read[id(self), site] = nbytes(payload)  # read again, it has come already
@@ -90,6 +90,27 @@ class Exchanged(Generic[P]):
 def threads_of(cpus: float) -> int:
     """The torch threads of an actor with so many CPUs."""
     return max(1, int(cpus))
+
+
+class Opened:
+    """The data of a task's sites that a process keeps open, from run to run too: a search opens them once."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._data: dict[str, Data] = {}
+        self.held = 0
+
+    def __getitem__(self, name: str) -> Data:
+        if name not in self._data:
+            self._data[name] = self.task.open(name)
+            self.held += _in_memory(self._data[name])
+        while self.held > OPEN and len(self._data) > 1:
+            oldest = next(site for site in self._data if site != name)
+            self.held -= _in_memory(self._data.pop(oldest))
+        return self._data[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
 
 
 class Worker:
@@ -103,13 +124,13 @@ class Worker:
         threads: int,
         chaos: Chaos | None = None,
         own_threads: Mapping[str, int] | None = None,
+        opened: Opened | None = None,
     ) -> None:
         self.threads, self.own_threads = threads, own_threads or {}
         torch.set_num_threads(threads)
         self.task, self.seed, self.device = task, seed, torch.device(device)
         self.template = task.start(seed).to(self.device)
-        self.opened: dict[str, Data] = {}
-        self.held = 0
+        self.opened = Opened(task) if opened is None else opened
         self.chaos = chaos or Chaos()
 
     def play(
@@ -152,11 +173,6 @@ class Worker:
         return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, size, sum(read.values()))
 
     def _site(self, name: str, call: Call, memory: Any) -> Site[Any]:
-        if name not in self.opened:
-            self.opened[name] = self.task.open(name)
-            self.held += _in_memory(self.opened[name])
-        while self.held > OPEN and len(self.opened) > 1:
-            self.held -= _in_memory(self.opened.pop(next(iter(self.opened))))
         data = self.opened[name]
         return Site(name, self.task, data, memory, self.device, self.seed, call.round, call.rounds, self.template)
 

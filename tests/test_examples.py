@@ -87,7 +87,7 @@ def test_the_readme_s_commands_are_commands():
 
 
 def test_the_readme_s_algorithm_and_its_loop_run(tmp_path, monkeypatch, capsys):
-    algorithm, loop = re.findall(r"```python\n(.*?)```", README, re.S)
+    _, algorithm, loop = re.findall(r"```python\n(.*?)```", README, re.S)
     (tmp_path / "my_algorithm.py").write_text(algorithm)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

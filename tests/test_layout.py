@@ -69,8 +69,11 @@ ORDER = (
         "driver",
         "display",
     ),
-    *("plots", "report", "node", "checks", "census", "launch", "watch", "parcel", "submit"),
-    *("probe", "surroundings", "doctor", "listing", "cli"),
+    *("plots", "report", "node", "checks", "census", "launch"),
+    *("domains", "space", "objectives", "plan", "trials", "books", "suggest", "troupe", "trial", "tracking", "tuning"),
+    *("search_display", "seats", "rehearsal", "asking", "search_plots", "search_report", "searching"),
+    *("watch", "parcel", "submit"),
+    *("probe", "surroundings", "doctor", "listing", "arguments", "cli"),
 )
 
 

@@ -159,10 +159,12 @@ def test_keep_is_one_value_in_every_process() -> None:
 
 def test_data_in_memory_are_closed_when_they_grow_too_many(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     played(worker, site="a")
-    assert worker.held == sum(a.nbytes for split in ("train", "test") for a in vars(worker.opened["a"][split]).values())
-    monkeypatch.setattr("raysim.worker.OPEN", worker.held)
-    alone = worker.held
+    assert worker.opened.held == sum(
+        a.nbytes for split in ("train", "test") for a in vars(worker.opened["a"][split]).values()
+    )
+    monkeypatch.setattr("raysim.worker.OPEN", worker.opened.held)
+    alone = worker.opened.held
     played(worker, site="b")
     assert list(worker.opened) == ["b"]
     played(worker, site="a")
-    assert (list(worker.opened), worker.held) == (["a"], alone)
+    assert (list(worker.opened), worker.opened.held) == (["a"], alone)

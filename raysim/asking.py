@@ -1,0 +1,130 @@
+"""What a user asks of a search, checked as far as it can be without the data, and kept in search.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge, Gt
+
+from raysim import domains, space as spaces
+from raysim.config import build, merge, nested_keys, resolve
+from raysim.errors import ConfigError
+from raysim.launch import environment
+from raysim.loader import loaded
+from raysim.log import write
+from raysim.plan import Scheduler
+from raysim.record import write_json
+from raysim.space import Space
+from raysim.tracking import Tracker, check_tracker
+
+SEARCH = "search.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a search goes about it."""
+
+    trials: Annotated[int, Gt(0), "trials; a grid has its own number"] = 16
+    metric: Annotated[str | None, "what trials are judged by, several with commas: worst, outside, bytes, ..."] = None
+    scheduler: Annotated[Scheduler, "what ends or changes trials on their way"] = "fifo"
+    searcher: Annotated[Literal["random", "grid", "optuna"], "where the values of a trial come from"] = "random"
+    max_concurrent: Annotated[int | None, Gt(0), "trials at once; as many as fit where not given"] = None
+    seeds: Annotated[int, Gt(0), "seeds of each trial, which is judged by their mean"] = 1
+    holdout: Annotated[str | None, "a site not to train on, or each in turn; trials are judged there"] = None
+    keep: Annotated[Literal["best", "all"], "whose last checkpoints stay when a trial has ended"] = "best"
+    track: Annotated[Tracker | None, "mlflow or wandb, beside the search's own files"] = None
+    budget: Annotated[float | None, Ge(0), "seconds after which it ends"] = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is searched and how: what search.yaml holds."""
+
+    base: Mapping[str, Any]
+    space: Space
+    options: Options
+
+
+def asked(space: Space, given: Mapping[str, Any], words: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
+    """A search of `space` over the keys that a file gives, and `words`, which win over the space. Everything that can
+    be known without the data is checked. Raises ConfigError."""
+    kept = {key: domain for key, domain in space.domains.items() if not _has(words, key)}
+    base = dict(given)
+    for key, value in space.fixed.items():
+        base = merge(base, nested_keys(key, list(value) if isinstance(value, tuple) else value))
+    base = merge(base, words)
+    points = [{key: value for key, value in point.items() if key in kept} for point in space.points]
+    found = Asked(base, Space(kept, {}, tuple(point for point in points if point)), build(Options, options, "search"))
+    resolve(base)
+    spaces.check(found.space, base)
+    check_together(found)
+    return found
+
+
+def _has(words: Mapping[str, Any], key: str) -> bool:
+    at: Any = words
+    for part in key.split("."):
+        if not isinstance(at, Mapping) or part not in at:
+            return False
+        at = at[part]
+    return True
+
+
+def check_together(asked: Asked) -> None:
+    space, options = asked.space, asked.options
+    scheduler = options.scheduler
+    check_tracker(options.track)
+    _check_searcher(asked)
+    if not space.domains and options.holdout is None:
+        raise ConfigError("nothing is searched: name a space, or give --space KEY=uniform(low, high)")
+    if "seed" in space.domains and options.seeds > 1:
+        raise ConfigError("--seeds repeats every trial, and the space searches seed too; keep one of them")
+    if "rounds" in space.domains and scheduler != "fifo":
+        raise ConfigError(f"rounds is searched, and --scheduler {scheduler} compares trials round by round; use fifo")
+    if scheduler in ("hyperband", "pbt") and options.max_concurrent:
+        raise ConfigError(f"--max-concurrent: under {scheduler} trials wait for one another; use asha")
+    if scheduler == "pbt":
+        _check_pbt(asked)
+
+
+def _check_searcher(asked: Asked) -> None:
+    options = asked.options
+    if "," in (options.metric or "") and (options.searcher != "optuna" or options.scheduler != "fifo"):
+        raise ConfigError(f"--metric {options.metric}: several objectives need --searcher optuna and --scheduler fifo")
+    if options.searcher == "optuna" and any(domain.is_grid() for domain in asked.space.domains.values()):
+        raise ConfigError("grid(...) is for --searcher random or grid; Optuna chooses by itself: choice(...)")
+
+
+def _check_pbt(asked: Asked) -> None:
+    if asked.options.searcher == "optuna":
+        raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
+    for key in asked.space.domains:
+        if not key.startswith("algorithm."):
+            raise ConfigError(f"--scheduler pbt changes keys in the middle of a run, and {key} cannot change there")
+    if not asked.space.domains:
+        raise ConfigError("--scheduler pbt needs keys to change: --space algorithm.lr=loguniform(1e-4, 1e-1)")
+
+
+def write_asked(out: Path, asked: Asked) -> None:
+    held = {
+        "schema_version": 1,
+        "base": asked.base,
+        "space": {key: domains.written(domain) for key, domain in asked.space.domains.items()},
+        "points": [
+            {k: list(v) if isinstance(v, tuple) else v for k, v in point.items()} for point in asked.space.points
+        ],
+        "options": {f.name: getattr(asked.options, f.name) for f in fields(Options)},
+    }
+    write(out / SEARCH, yaml.safe_dump(held, sort_keys=False))
+    if not (out / "env.json").exists():
+        write_json(out / "env.json", environment())
+
+
+def read_asked(path: Path) -> Asked:
+    held = loaded(path.read_text(encoding="utf-8"), str(path))
+    space = {key: domains.read(text, key) for key, text in held["space"].items()}
+    return Asked(held["base"], spaces.of_mapping(space, held["points"]), build(Options, held["options"], "search"))

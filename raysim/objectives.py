@@ -1,0 +1,109 @@
+"""What trials are judged by: columns of a round, each with the direction in which it improves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raysim.errors import ConfigError
+from raysim.naming import nearest
+from raysim.record import KINDS, direction
+from raysim.run import chosen_metric
+from raysim.types import Task
+
+COSTS = {"bytes": "bytes", "seconds": "spent"}  # what a trial has spent so far
+SHORT = ("mean", "weighted", "worst", "outside", *COSTS)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A column of a round's row, and which way it improves."""
+
+    column: str
+    better: Literal["higher", "lower"]
+
+    @property
+    def mode(self) -> str:
+        """The direction in Tune's words."""
+        return "max" if self.better == "higher" else "min"
+
+    def beats(self, value: float, other: float) -> bool:
+        """Whether `value` is better."""
+        return value > other if self.better == "higher" else value < other
+
+
+def objectives(text: str | None, task: Task, metric: str | None, held_out: bool) -> tuple[Objective, ...]:
+    """The objectives that `text` names, separated by commas: `worst`, `mean,worst,bytes`, `outside/test/dice/worst`.
+
+    `metric` is that of the run, role/split/metric, which the short ones speak of. Where a site is held out it is that
+    of the outside sites. Raises ConfigError for one that no site can have.
+    """
+    main = chosen_metric(task, metric)
+    if held_out and metric is None:
+        main = _outside(task, main)
+    found = tuple(_objective(part.strip(), task, main) for part in (text or "mean").split(","))
+    if len({each.column for each in found}) < len(found):
+        raise ConfigError(f"--metric {text}: the same thing twice")
+    return found
+
+
+def _objective(name: str, task: Task, main: str) -> Objective:
+    if name in COSTS:
+        return Objective(COSTS[name], "lower")
+    if name == "outside":
+        main, name = _outside(task, main), "mean"
+    if name in KINDS:
+        return _judged(f"{main}/{name}", task)
+    stem, _, kind = name.rpartition("/")
+    if kind not in KINDS:
+        stem, kind = name, "mean"
+    if stem.count("/") != 2:
+        raise ConfigError(
+            f"--metric {name!r}{nearest(name, SHORT)}: expected {', '.join(SHORT)}, or role/split/metric such as "
+            f"{main}, with /worst or /weighted after it"
+        )
+    return _judged(f"{chosen_metric(task, stem)}/{kind}", task)
+
+
+def _judged(column: str, task: Task) -> Objective:
+    better = direction(column.rpartition("/")[0], task.score.better)
+    if better is None:
+        raise ConfigError(f"--metric {column}: it has no better and no worse")
+    return Objective(column, better)
+
+
+def _outside(task: Task, main: str) -> str:
+    metric = main.split("/", 2)[2]
+    for split in ("val", "test"):
+        if any(task.sizes[site].get(split, 0) for site in task.outside):
+            return f"outside/{split}/{metric}"
+    raise ConfigError("--metric outside: no outside site has a val or a test row; name one: task.data.outside=[...]")
+
+
+def joined(rows: Sequence[tuple[int, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:
+    """One row for several federations of a trial, each with its seed: over held-out sites the mean, and the worst of
+    what is a worst; then the mean over seeds. What a row lacks is left out."""
+    by_seed: dict[int, list[Mapping[str, Any]]] = {}
+    for seed, row in rows:
+        by_seed.setdefault(seed, []).append(row)
+    return _means([_held_out(group, better) for group in by_seed.values()])
+
+
+def _held_out(rows: Sequence[Mapping[str, Any]], better: Mapping[str, Any]) -> dict[str, Any]:
+    found = _means(rows)
+    for column in found:
+        stem, _, kind = column.rpartition("/")
+        if kind == "worst":
+            worst = max if direction(stem, better) == "lower" else min
+            found[column] = worst(row[column] for row in rows)
+    return found
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shared = [name for name in rows[0] if all(_number(row.get(name)) for row in rows)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in shared}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,74 @@
+"""A search as values: what all its trials share, and the configuration of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from raysim.config import RunConfig, merge, resolve
+from raysim.objectives import Objective
+from raysim.space import Space
+from raysim.types import Task
+
+Scheduler = Literal["fifo", "asha", "hyperband", "pbt", "median"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One federation of a trial: its seed, and the site that it is not to train on."""
+
+    seed: int
+    holdout: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """All that the trials of a search share."""
+
+    out: Path
+    base: Mapping[str, Any]  # what file and words give, with what the space fixes
+    space: Space
+    cells: tuple[Cell, ...]
+    objectives: tuple[Objective, ...]
+    better: Mapping[str, Literal["higher", "lower"]]  # of the task's metrics
+    rounds: int
+    scheduler: Scheduler = "fifo"
+    fleet: Literal["local", "ray"] = "local"
+    session: str = ""  # of the process that drives it: a trial that starts again in the same one was told before
+    task: Task | None = None  # that of `base`, built
+    described: Any = None  # its configuration
+    cwd: str = ""
+
+    def config(self, values: Mapping[str, Any], cell: Cell) -> RunConfig:
+        """The run of a trial's federation; a held-out site is an outside site beside the others."""
+        values = {key: value for key, value in values.items() if key != "holdout"}
+        given = merge(self.space.given(self.base, values), {"fleet": self.fleet, "metric": None})
+        if self.scheduler == "pbt":
+            given["checkpoint_every"] = 1  # any round may be handed over
+        if "seed" not in values:
+            given["seed"] = cell.seed
+        config = resolve(given)
+        if cell.holdout is None:
+            return config
+        data = config.task.data
+        return replace(config, task=replace(config.task, data=replace(data, outside=(*data.outside, cell.holdout))))
+
+    def cells_of(self, values: Mapping[str, Any]) -> dict[str, Cell]:
+        """The federations of a trial by name; there is but one, without a name, where nothing is repeated."""
+        cells = self.cells
+        if "holdout" in values:
+            cells = tuple(replace(cell, holdout=values["holdout"]) for cell in cells)
+        if len(cells) == 1:
+            return {"": cells[0]}
+        return {_name(cell, cells): cell for cell in cells}
+
+
+def _name(cell: Cell, cells: tuple[Cell, ...]) -> str:
+    parts = []
+    if len({other.seed for other in cells}) > 1:
+        parts.append(f"seed-{cell.seed}")
+    if cell.holdout is not None:
+        parts.append(f"without-{cell.holdout}")
+    return "-".join(parts)

@@ -1,0 +1,235 @@
+"""A search from what a user asks for to its files: checked, placed, run, gone on with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ray.tune import ResultGrid
+
+from raysim import domains
+from raysim.asking import SEARCH, Asked, Options, asked as asked_for, check_together, read_asked, write_asked
+from raysim.books import Books
+from raysim.config import RunConfig, build, merge, nested_keys, resolve
+from raysim.display import Terminal
+from raysim.driver import ray_running
+from raysim.errors import ConfigError, RunError
+from raysim.folder import alone, claimed
+from raysim.launch import by_value, planned
+from raysim.objectives import objectives
+from raysim.plan import Cell, Search
+from raysim.rehearsal import rehearse
+from raysim.run import check_cohort
+from raysim.search_display import SearchDisplay
+from raysim.search_report import write_search_report
+from raysim.seats import needs
+from raysim.space import Space, of_mapping, read_space
+from raysim.suggest import OptunaSource, Source, Suggester, grid_source, random_source
+from raysim.trials import Entry, load
+from raysim.tuning import fit, session, waiting
+from raysim.types import Task
+
+CHANGED = ("trials", "budget", "max_concurrent", "keep", "track")  # when a search goes on
+
+
+def tune(asked: Asked, out: str | None, show: SearchDisplay, *, dry: bool = False) -> ResultGrid | None:
+    """Run the search into the new folder `out`, or the next free one in `runs`; with `dry`, only tell of it."""
+    search = _prepared(asked, Path(out or "runs"), show)
+    if dry:
+        with ray_running(asked.base.get("address")):
+            rehearse(needs(search, asked.options), _first(asked, search), show)
+        return None
+    with claimed(out, "tune") as folder, alone(folder):
+        search = replace(search, out=folder)
+        return _run(asked, search, [], show)
+
+
+def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> ResultGrid | None:
+    """Go on with the search in `folder`: trials that have ended stay, the others go on, more are added if asked."""
+    if not (folder / SEARCH).is_file():
+        raise ConfigError(f"{folder} is no search's folder: it holds no {SEARCH}")
+    if fixed := [f"--{name}" for name in changes if name not in CHANGED]:
+        raise ConfigError(f"{', '.join(fixed)}: of a search that goes on only {', '.join(CHANGED)} may change")
+    asked = read_asked(folder / SEARCH)
+    asked = replace(asked, options=build(Options, {**asdict(asked.options), **changes}, "search"))
+    check_together(asked)
+    with alone(folder):
+        search, entries = replace(_prepared(asked, folder, show), out=folder), load(folder)
+        if not any(entry.unfinished for entry in entries) and len(entries) >= _total(asked, search):
+            raise ConfigError(f"{folder} is done, all {len(entries)} trials; for more: --trials {2 * len(entries)}")
+        return _run(asked, search, entries, show)
+
+
+def swept(grid: ResultGrid | None) -> None:
+    """Drop Tune's own files: all that a search goes on from is in its trials' folders."""
+    if grid is not None:
+        shutil.rmtree(grid.experiment_path, ignore_errors=True)
+
+
+def search(
+    space: Mapping[str, Any] | str,
+    task: str | Mapping[str, Any] = "synthetic",
+    keys: Mapping[str, Any] | None = None,
+    *,
+    points: Sequence[Mapping[str, Any]] = (),
+    out: str | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> ResultGrid:
+    """Ray Tune's own result of a search, as `raysim tune` runs it; `out` is then its folder.
+
+    `space` maps dotted keys to distributions of Ray Tune (or to their text), or names a space of `search_spaces`;
+    `task` is a task by name, or its keys; `keys` are other dotted keys of a run. The options are those of the command:
+    trials, metric, scheduler, searcher, max_concurrent, seeds, holdout, keep, track, budget (in seconds).
+    Raises ConfigError, before anything starts, for whatever is wrong.
+    """
+    found = read_space(space) if isinstance(space, str) else of_mapping(_texts(space), points)
+    given = merge({"task": dict(task) if isinstance(task, Mapping) else task}, {})
+    for key, value in (keys or {}).items():
+        given = merge(given, nested_keys(key, value))
+    show = SearchDisplay(Terminal(quiet=quiet))
+    grid = tune(asked_for(found, {}, given, options), out, show)
+    assert grid is not None
+    return grid
+
+
+def _texts(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts that write a distribution, as distributions; other text is a value."""
+    return {key: domains.read(v, key) if isinstance(v, str) and v.endswith(")") else v for key, v in space.items()}
+
+
+def _run(asked: Asked, search: Search, entries: Sequence[Entry], show: SearchDisplay) -> ResultGrid:
+    by_value(*{type(part) for part in (search.described, resolve(asked.base).algorithm)})
+    show.say("starting Ray")
+    with ray_running(asked.base.get("address")) as dashboard:
+        show.say(f"Ray is up; dashboard: {dashboard or 'none'}")
+        need = needs(search, asked.options)
+        write_asked(search.out, asked)
+        books = Books(search, entries, asked.options.keep)
+        total = _total(asked, search)
+        source, left = _source(asked, search, entries), waiting(search, entries)
+        first = max((entry.number for entry in entries), default=0) + 1
+        suggester = Suggester(source, left, first, total, books.open)
+        with show.following(need.search, books, total, need.at_once):
+            grid, halt = fit(
+                need.search,
+                books,
+                suggester,
+                need.bundles,
+                show,
+                total=len(left) + max(0, total - first + 1),
+                max_concurrent=asked.options.max_concurrent,
+                budget=asked.options.budget,
+                track=asked.options.track,
+            )
+    return _ended(books, grid, halt, show)
+
+
+def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> ResultGrid:
+    out = books.search.out
+    books.tables()
+    try:
+        show.say(f"report: {write_search_report(out, books)}")
+    except Exception as error:  # noqa: BLE001 - the search has ended, and this changes nothing of it
+        show.say(f"report.html was not written: {type(error).__name__}: {error}")
+    show.results(books, out)
+    if halt.asked:
+        show.say(f"interrupted; raysim tune --resume {out} goes on with it")
+        raise KeyboardInterrupt
+    if halt.over and any(entry.unfinished for entry in books.entries.values()):
+        show.say(f"the time is up; raysim tune --resume {out} goes on with it")
+    if books.entries and all(entry.status == "failed" for entry in books.entries.values()):
+        cause = next(iter(books.entries.values())).cause
+        raise RunError(f"every trial has failed; the first: {cause}")
+    return grid
+
+
+def _prepared(asked: Asked, out: Path, show: SearchDisplay) -> Search:
+    """The search with its data opened and its trials' federations known. Raises ConfigError for what is wrong."""
+    options, base = asked.options, asked.base
+    config = resolve(base)
+    with show.preparing() as progress:
+        task = config.task.build(progress)
+    sites = _held_out(options.holdout, config, task)
+    seeds = range(config.seed, config.seed + options.seeds)
+    spread = not asked.space.domains  # nothing but the held-out site differs: each is a trial of its own
+    held: list[str | None] = [None] if spread else [*sites] or [None]
+    space = Space({"holdout": domains.listed_choices(list(sites), "holdout", grid=True)}) if spread else asked.space
+    search = Search(
+        out=out.absolute(),
+        base=base,
+        space=space,
+        cells=tuple(Cell(seed, site) for seed in seeds for site in held),
+        objectives=(),
+        better=task.score.better,
+        rounds=config.rounds,
+        scheduler=options.scheduler,
+        session=session(),
+        task=task,
+        described=config.task,
+        cwd=os.getcwd(),
+    )
+    judged = [search.config(values, cell) for values, cell in _one_of_each(search, sites)]
+    tasks = [task if each.task == config.task else each.task.build(None) for each in judged]
+    for each, built in zip(judged, tasks, strict=True):
+        planned(each, built, Path.cwd())
+    _check_corners(search, tasks[0])
+    return replace(search, objectives=objectives(options.metric, tasks[0], config.metric, bool(sites)))
+
+
+def _one_of_each(search: Search, sites: Sequence[str]) -> list[tuple[dict[str, Any], Cell]]:
+    seed = search.cells[0].seed
+    return [({}, Cell(seed, site)) for site in sites] or [({}, Cell(seed))]
+
+
+def _held_out(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, ...]:
+    if holdout is None:
+        return ()
+    if not hasattr(config.task.data, "table"):
+        raise ConfigError("--holdout: only sites of a table can be held out; this task draws its own")
+    if holdout == "each":
+        return task.inside
+    if holdout not in task.inside:
+        raise ConfigError(f"--holdout {holdout}: expected each, or one of the inside sites: {', '.join(task.inside)}")
+    return (holdout,)
+
+
+def _check_corners(search: Search, task: Task) -> None:
+    """Raises ConfigError for an end of the space that this task or an algorithm itself refuses."""
+    plain = [key for key in search.space.domains if not key.startswith(("task.", "data.", "network", "holdout"))]
+    for key, values in search.space.corners():
+        if key not in plain:
+            continue
+        config = search.config(values, search.cells[0])
+        try:
+            check_cohort(task, config.cohort.size)
+            config.algorithm.init(task)
+        except ConfigError as error:
+            raise ConfigError(
+                f"the search space: {key} is {domains.written(search.space.domains[key])}: {error}"
+            ) from error
+
+
+def _total(asked: Asked, search: Search) -> int:
+    """How many trials there will be."""
+    if asked.options.searcher == "grid" or not asked.space.domains:
+        return len(search.space.grid())
+    return asked.options.trials * len(search.space.grid(only=False))
+
+
+def _source(asked: Asked, search: Search, entries: Sequence[Entry]) -> Source:
+    seed = resolve(asked.base).seed
+    if asked.options.searcher == "grid" or not asked.space.domains:
+        return grid_source(search.space)
+    if asked.options.searcher == "optuna":
+        return OptunaSource(search.space, seed, search.objectives, [e for e in entries if not e.unfinished])
+    return random_source(search.space, seed)
+
+
+def _first(asked: Asked, search: Search) -> list[dict[str, Any]]:
+    source, total = _source(asked, search, []), _total(asked, search)
+    return [values for number in range(1, total + 1) if (values := source.draw(number)) is not None]

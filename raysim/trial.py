@@ -1,0 +1,262 @@
+"""One trial: its federations, round by round, in a process that goes on to the next trial with its data open."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.tune import Trainable
+
+from raysim import checkpoint
+from raysim.config import RunConfig, plain
+from raysim.errors import ConfigError, RaysimError
+from raysim.fields import describe
+from raysim.launch import local_fleet, planned
+from raysim.log import write
+from raysim.objectives import joined
+from raysim.plan import Cell, Search
+from raysim.run import Note, Row, Summary, perform
+from raysim.suggest import NUMBER
+from raysim.trials import federations, folder_of, rows
+from raysim.troupe import Troupe
+from raysim.types import Task
+from raysim.worker import Opened
+
+RETRIES = 1  # times that a round which has failed is tried again, from the last checkpoint
+REPLAYED = ("asha", "median", "hyperband")  # schedulers that judge a trial by all its rounds
+POINTER = "pointer.json"
+Event = Row | Note | Summary
+
+
+class Workshop:
+    """What a process keeps from trial to trial: tasks with their data open, and the client actors of a large trial."""
+
+    def __init__(self, search: Search) -> None:
+        self.tasks: dict[str, tuple[Task, Opened]] = {}
+        self.troupe = Troupe(str(os.getpid()))
+        if search.task is not None:
+            self.tasks[_key(search.described)] = (search.task, Opened(search.task))
+
+    def events(self, config: RunConfig, folder: Path) -> Generator[Event]:
+        """The run of `config` in `folder`, from where it stands."""
+        key = _key(config.task)
+        if key not in self.tasks:
+            task = config.task.build(None)
+            self.tasks[key] = (task, Opened(task))
+        task, opened = self.tasks[key]
+        plan = replace(planned(config, task, folder), resume=any((folder / "checkpoints").glob("round_*")))
+        if config.fleet == "ray":
+            yield from self.troupe.perform(plan, config.resources)
+        else:
+            yield from perform(plan, local_fleet(plan, config, opened))
+
+
+def _key(task: Any) -> str:
+    return json.dumps([type(task).__qualname__, describe(task)], sort_keys=True, default=str)
+
+
+class Rounds:
+    """The rounds of a trial, joined over its federations; a trial that was begun before goes on where it stood."""
+
+    def __init__(self, search: Search, number: int, values: Mapping[str, Any], workshop: Workshop) -> None:
+        self.search, self.number, self.values, self.workshop = search, number, values, workshop
+        self.folder = folder_of(search.out, number)
+        self.reported, self.failed, self.digests = self._told(), 0, dict[str, str]()
+        self._rows: Generator[dict[str, Any]] | None = None
+
+    def _told(self) -> int:
+        """The round up to which Tune knows the trial; the rounds after it are reported from the log, then played."""
+        mark = self.folder / "session"
+        known, standing = mark.exists() and mark.read_text() == self.search.session, self._standing()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write(mark, self.search.session)
+        if known:
+            return standing
+        return 0 if self.search.scheduler in REPLAYED else max(0, standing - 1)
+
+    def _standing(self) -> int:
+        """The last round that all its federations have a checkpoint of."""
+        cells = self.search.cells_of(self.values)
+        return min(_checkpointed(self.folder / name) for name in cells)
+
+    def step(self) -> dict[str, Any]:
+        """The next round's metrics. A failure that comes again after a retry ends the trial, and tells its cause."""
+        while True:
+            try:
+                if self._rows is None:
+                    self._rows = self._joined()
+                row = next(row for row in self._rows if row["round"] > self.reported)
+            except RaysimError as error:
+                self.close()
+                self.failed += 1
+                if self.failed > RETRIES or isinstance(error, ConfigError):
+                    return {"round": self.reported, "failed": str(error), "done": True}
+            else:
+                self.reported, self.failed = row["round"], 0
+                return row
+
+    def close(self) -> None:
+        """End what is under way; what was recorded is on the disk."""
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+    def _joined(self) -> Generator[dict[str, Any]]:
+        cells = self.search.cells_of(self.values)
+        last = self.search.config(self.values, next(iter(cells.values()))).rounds
+        parts: list[Generator[tuple[dict[str, Any], str | None]]] = [
+            self._federation(name, cell) for name, cell in cells.items()
+        ]
+        try:
+            for several in zip(*parts, strict=True):
+                rows = [row for row, _ in several]
+                found = [(cell.seed, row) for cell, row in zip(cells.values(), rows, strict=True)]
+                row = joined(found, self.search.better) | {"round": rows[0]["round"]}
+                row["spent"] = sum(each["spent"] for each in rows)  # of all its federations
+                if row["round"] == last:
+                    self.digests = {name: digest or "" for name, (_, digest) in zip(cells, several, strict=True)}
+                    row |= {"done": True, "last": True, "digests": self.digests}
+                yield row
+        finally:
+            for part in parts:
+                part.close()
+
+    def _federation(self, name: str, cell: Cell) -> Generator[tuple[dict[str, Any], str | None]]:
+        """Each round's row with what has added up so far, and with the last one the digest of the final state."""
+        folder, config = self.folder / name, self.search.config(self.values, cell)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+        total = dict.fromkeys(("bytes", "spent"), 0.0)
+        with closing(self._rounds(config, folder)) as rounds:
+            for row, digest in rounds:
+                total["bytes"] += sum(row[way] for way in ("bytes_up", "bytes_down", "bytes_between"))
+                total["spent"] += row["seconds"]
+                yield {name: value for name, value in row.items() if value is not None} | total, digest
+
+    def _rounds(self, config: RunConfig, folder: Path) -> Generator[tuple[Mapping[str, Any], str | None]]:
+        """The rows of the log up to the last checkpoint, then those that are played; the last one with its digest."""
+        logged, digest = list(rows(folder)), _digest(folder)
+        if digest is not None:
+            yield from ((row, None) for row in logged[:-1])
+            yield logged[-1], digest
+            return
+        standing = min(_checkpointed(folder), config.rounds - 1)
+        yield from ((row, None) for row in logged if row["round"] <= standing)
+        last: Mapping[str, Any] = logged[-1] if logged else {}
+        with closing(self.workshop.events(config, folder)) as events:
+            for event in events:
+                if isinstance(event, Summary):
+                    digest = str(event.values["digest"])
+                elif isinstance(event, Row):
+                    last = event.values
+                    if event.number < config.rounds:
+                        yield last, None
+        yield last, digest  # after its end, for a run that is closed before it counts as interrupted
+
+    def adopt(self, given: Path) -> None:
+        """Go on from what `given` holds of another trial: its federations' rounds, states and memories."""
+        pointer = json.loads((given / POINTER).read_text())
+        if pointer["trial"] == self.number:
+            return
+        for name in self.search.cells_of(self.values):
+            mine, theirs = self.folder / name, given / (name or "federation")
+            for old in ("checkpoints", "log.jsonl", "summary.json"):
+                _removed(mine / old)
+            mine.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(theirs, mine, dirs_exist_ok=True)
+        self.reported = pointer["round"]
+        note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(self.values)}
+        with (self.folder / "lineage.jsonl").open("a") as file:
+            file.write(json.dumps(note) + "\n")
+
+    def hand_over(self, given: Path) -> None:
+        """Put into `given` what another trial needs to go on from here, or, but for PBT, only where this one stands."""
+        write(given / POINTER, json.dumps({"trial": self.number, "round": self.reported}))
+        if self.search.scheduler != "pbt":
+            return
+        for name, folder in federations(self.folder).items():
+            theirs = given / (name or "federation")
+            newest = folder / "checkpoints" / f"round_{self.reported:04d}"
+            shutil.copytree(newest, theirs / "checkpoints" / newest.name)
+            lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)[0]["round"] <= self.reported]
+            write(theirs / "log.jsonl", "".join(kept))
+
+
+def _checkpointed(folder: Path) -> int:
+    """The round of the newest checkpoint, 0 without one."""
+    newest = next(checkpoint.newest_first(folder / "checkpoints"), None)
+    return int(newest.name.rpartition("_")[2]) if newest else _finished(folder)
+
+
+def _finished(folder: Path) -> int:
+    return max((row["round"] for row in rows(folder)), default=0) if _digest(folder) else 0
+
+
+def _digest(folder: Path) -> str | None:
+    """Of the final state, where the run is done."""
+    with suppress(OSError, ValueError):
+        summary = json.loads((folder / "summary.json").read_text())
+        return str(summary["digest"]) if summary["status"] == "done" else None
+    return None
+
+
+def _removed(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class Trial(Trainable):
+    """Ray Tune's side of a trial: a step is a round."""
+
+    def setup(self, config: dict[str, Any], search: Search | None = None) -> None:
+        """Take up the first trial of this process."""
+        assert search is not None
+        for name in ("ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if os.path.isdir(search.cwd):
+            os.chdir(search.cwd)  # so that paths mean what they mean to the command
+            sys.path.insert(0, search.cwd)  # and a module of the user's own is found
+        if not (search.out / "search.yaml").exists():
+            raise ConfigError(f"{search.out} cannot be seen from this node; give an --out that all nodes share")
+        self.search, self.workshop = search, Workshop(search)
+        self._begin(config)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        values = {key: value for key, value in config.items() if key != NUMBER}
+        # By its name: PBT copies the configuration of one trial into another, and the number with it.
+        self.rounds = Rounds(self.search, int(self.trial_name), values, self.workshop)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take up another trial, with what is open."""
+        self.rounds.close()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One round."""
+        return self.rounds.step()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """What a scheduler that pauses trials, or has one take over another's state, asks for."""
+        self.rounds.hand_over(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Go on from there."""
+        self.rounds.adopt(Path(checkpoint))
+
+    def cleanup(self) -> None:
+        """The trial is stopped, with its client actors."""
+        self.rounds.close()
+        self.workshop.troupe.close()

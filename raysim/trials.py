@@ -1,0 +1,75 @@
+"""What a search leaves of its trials, each in a folder of its own, and the tables that are made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysim.record import write_json
+
+FINAL = ("done", "stopped", "failed")
+
+
+@dataclass
+class Entry:
+    """A trial: trial.json. `status` is running, done (all rounds), stopped (by the scheduler) or failed."""
+
+    number: int
+    values: Mapping[str, Any]
+    status: str = "running"
+    rounds: int = 0
+    seconds: float = 0.0  # of its rounds
+    last: Mapping[str, Any] = field(default_factory=dict)  # metrics, the last known of each
+    best: Mapping[str, Any] = field(default_factory=dict)  # of each objective, over its rounds
+    digests: Mapping[str, str] = field(default_factory=dict)  # by federation
+    cause: str = ""  # of its failure
+    lineage: bool = False  # whether it has taken another trial's state (PBT)
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status not in FINAL
+
+
+def folder_of(out: Path, number: int) -> Path:
+    """The folder of trial `number`."""
+    return out / "trials" / f"{number:04}"
+
+
+def save(out: Path, entry: Entry) -> None:
+    """Write trial.json, whole or not at all."""
+    folder = folder_of(out, entry.number)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "trial.json", vars(entry))
+
+
+def load(out: Path) -> list[Entry]:
+    """The trials of a search, by number; one whose file is torn is as if it had not begun."""
+    found = []
+    for path in sorted((out / "trials").glob("*/trial.json")):
+        with suppress(ValueError, TypeError):
+            held = json.loads(path.read_text())
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in held["values"].items()}
+            found.append(Entry(**{**held, "values": values}))
+    return sorted(found, key=lambda entry: entry.number)
+
+
+def federations(folder: Path) -> dict[str, Path]:
+    """The runs of a trial by name: one in its own folder, or each in one below it."""
+    if (folder / "log.jsonl").exists():
+        return {"": folder}
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/log.jsonl"))}
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rounds in a run's log, without what a crash left unfinished."""
+    path = folder / "log.jsonl"
+    if path.exists():
+        with path.open() as file:
+            for line in file:
+                if line.endswith("\n"):
+                    with suppress(ValueError):
+                        yield json.loads(line)[0]

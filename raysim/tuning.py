@@ -1,0 +1,234 @@
+"""`raysim tune`: a search from its words to its tables, on Ray Tune."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from secrets import token_hex
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, ResultGrid
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.stopper import Stopper
+
+from raysim import domains
+from raysim.books import Books
+from raysim.plan import Search
+from raysim.suggest import Population, Suggester
+from raysim.tracking import trackers
+from raysim.trial import REPLAYED, Trial
+from raysim.trials import Entry
+
+LOST = 2  # times that a trial whose process was lost goes on from its last checkpoint
+SILENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' folders hold it all
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a round without judging has no metric
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # a search goes on from its trials' folders, not from Tune's pickles
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # a round that is under way when all is stopped
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class Halt(Stopper):
+    """Ends the search when its time is up, or when someone asks."""
+
+    def __init__(self, budget: float | None) -> None:
+        self.end = None if budget is None else time.monotonic() + budget
+        self.asked = False
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all trials end now; what they have of the present round is lost, if it does not end at once."""
+        return self.asked or self.over
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget is spent."""
+        return self.end is not None and time.monotonic() > self.end
+
+
+class Clerk(Callback):
+    """Tells the books and the display what Tune knows."""
+
+    def __init__(self, books: Books, show: Any) -> None:
+        self.books, self.show = books, show
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune keeps it for a restore that is never asked for."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A round has ended."""
+        values = {key: value for key, value in trial.config.items() if key != "trial"}
+        self.books.add(int(str(trial)), values, result)
+        self.show.round(int(str(trial)), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended: done, or stopped."""
+        known = self.books.entries[int(str(trial))]
+        self.books.end(known.number)
+        self.show.ended(known)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process was lost too often."""
+        known = self.books.entries[int(str(trial))]
+        self.books.end(known.number, _cause(trial))
+        self.show.ended(known)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Now and then."""
+        self.show.look(sum(trial.status == "RUNNING" for trial in trials))
+
+
+def _cause(trial: Any) -> str:
+    lines = [line for line in str(trial.get_error() or "its process was lost").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "its process was lost"
+
+
+def fit(
+    search: Search,
+    books: Books,
+    suggester: Suggester,
+    bundles: Sequence[Mapping[str, float]],
+    show: Any,
+    *,
+    total: int,
+    max_concurrent: int | None,
+    budget: float | None,
+    track: str | None,
+) -> tuple[ResultGrid, Halt]:
+    """Run the search on the Ray that is running."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    halt, state = Halt(budget), search.out / "tune"
+    shutil.rmtree(state, ignore_errors=True)
+    first = search.objectives[0]
+    trainable = tune.with_resources(
+        tune.with_parameters(Trial, search=search),
+        tune.PlacementGroupFactory([dict(bundle) for bundle in bundles], strategy="PACK"),
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=first.column,
+            mode=first.mode,
+            search_alg=Population(suggester) if search.scheduler == "pbt" else suggester,
+            scheduler=scheduler(search),
+            num_samples=total,
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: str(trial.config["trial"]),
+            trial_dirname_creator=lambda trial: f"{trial.config['trial']:04}",
+        ),
+        run_config=tune.RunConfig(
+            name=state.name,
+            storage_path=str(search.out),
+            stop=halt,
+            verbose=0,
+            callbacks=[Clerk(books, show), *trackers(track, search)],
+            failure_config=tune.FailureConfig(max_failures=LOST),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
+        ),
+    )
+    with _silenced(), _asked(halt):
+        return tuner.fit(), halt
+
+
+def scheduler(search: Search) -> TrialScheduler | None:
+    """Tune's scheduler of this name, over rounds."""
+    rounds = search.rounds
+    if search.scheduler == "asha":
+        grace = max(1, rounds // 9)
+        return ASHAScheduler(time_attr="round", max_t=rounds, grace_period=grace, reduction_factor=3)
+    if search.scheduler == "hyperband":
+        return HyperBandScheduler(time_attr="round", max_t=rounds, reduction_factor=3)
+    if search.scheduler == "median":
+        return MedianStoppingRule(time_attr="round", grace_period=max(1, rounds // 4), min_samples_required=3)
+    if search.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr="round",
+            perturbation_interval=max(1, rounds // 5),
+            hyperparam_mutations={key: _mutated(domain) for key, domain in search.space.domains.items()},
+            custom_explore_fn=lambda config: _within(search, config),
+            require_attrs=False,
+            log_config=False,
+        )
+    return None
+
+
+def _mutated(domain: Any) -> Any:
+    return list(domain.categories) if hasattr(domain, "categories") else domain
+
+
+def _within(search: Search, config: dict[str, Any]) -> dict[str, Any]:
+    """PBT multiplies values by 0.8 or 1.2, past the ends too."""
+    known = search.space.domains
+    return {key: domains.clipped(known[key], value) if key in known else value for key, value in config.items()}
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in SILENT}
+    os.environ.update(SILENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _asked(halt: Halt) -> Iterator[None]:
+    """Ctrl-C, or SIGTERM, ends the search in order; the second time, at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if halt.asked:
+            raise KeyboardInterrupt
+        halt.asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def waiting(search: Search, entries: Sequence[Entry]) -> list[Entry]:
+    """The trials of an earlier session that Tune hears of again: those that go on, and, where the scheduler judges a
+    trial by others' rounds, those that have ended, which tell theirs again."""
+    if search.scheduler in REPLAYED:
+        return sorted(entries, key=lambda entry: (entry.unfinished, entry.number))
+    ended = [entry for entry in entries if entry.status in ("done", "stopped")] if search.scheduler == "fifo" else []
+    return [*ended, *(entry for entry in entries if entry.unfinished)]
+
+
+def session() -> str:
+    """A name for this process's part of a search."""
+    return token_hex(8)

@@ -1,0 +1,16 @@
+"""Centralized: how all data in one place are trained on.
+
+The upper reference deserves a search of its own too.
+"""
+
+from ray import tune
+
+SPACE = {
+    "algorithm": "centralized",
+    "algorithm.lr": tune.loguniform(1e-4, 1e-2),
+    "algorithm.weight_decay": tune.choice([0.0, 1e-4, 1e-2]),
+    "algorithm.schedule": tune.choice(["constant", "cosine"]),
+}
+POINTS = [
+    {"algorithm.lr": 1e-3, "algorithm.weight_decay": 0.0, "algorithm.schedule": "constant"},
+]

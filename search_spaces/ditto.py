@@ -1,0 +1,18 @@
+"""Ditto: learning rate, pull of the personal models, their epochs.
+
+First points: lambda of 0.1, 1 and 2, among which Li et al. 2021 choose.
+"""
+
+from ray import tune
+
+SPACE = {
+    "algorithm": "ditto",
+    "algorithm.lr": tune.loguniform(1e-4, 1e-2),
+    "algorithm.lam": tune.loguniform(1e-2, 10.0),
+    "algorithm.personal_epochs": tune.randint(1, 6),
+}
+POINTS = [
+    {"algorithm.lam": 0.1, "algorithm.personal_epochs": 1},
+    {"algorithm.lam": 1.0, "algorithm.personal_epochs": 1},
+    {"algorithm.lam": 2.0, "algorithm.personal_epochs": 1},
+]

@@ -1,0 +1,19 @@
+"""FedSM with SoftPull: pull (lambda), confidence of the selector, its learning rate and steps.
+
+First points: the authors' code has lambda 0.7 (0.8 in its first version) and a confidence of 0.9. Of two sites 1/2 is
+the plain mean; of more sites less is possible: --space 'algorithm.pull=uniform(0.2,1)' for five.
+"""
+
+from ray import tune
+
+SPACE = {
+    "algorithm": "fedsm",
+    "algorithm.pull": tune.uniform(0.5, 1.0),
+    "algorithm.threshold": tune.uniform(0.0, 1.0),
+    "algorithm.selector_lr": tune.loguniform(1e-4, 1e-2),
+    "algorithm.selector_epochs": tune.choice([1, 4, 16]),
+}
+POINTS = [
+    {"algorithm.pull": 0.7, "algorithm.threshold": 0.9, "algorithm.selector_lr": 1e-3, "algorithm.selector_epochs": 1},
+    {"algorithm.pull": 0.8, "algorithm.threshold": 0.9, "algorithm.selector_lr": 1e-3, "algorithm.selector_epochs": 1},
+]

@@ -1,0 +1,16 @@
+"""LocalOnly: how a site trains alone.
+
+The lower reference deserves a search of its own: a method is to beat the best of it.
+"""
+
+from ray import tune
+
+SPACE = {
+    "algorithm": "localonly",
+    "algorithm.lr": tune.loguniform(1e-4, 1e-2),
+    "algorithm.epochs": tune.randint(1, 6),
+    "algorithm.weight_decay": tune.choice([0.0, 1e-4, 1e-2]),
+}
+POINTS = [
+    {"algorithm.lr": 1e-3, "algorithm.epochs": 1, "algorithm.weight_decay": 0.0},
+]

@@ -1,0 +1,17 @@
+"""SCAFFOLD: learning rates of sites and server, local epochs.
+
+The local optimiser is plain SGD, so lr is not Adam's. First points: a server step of 1, as in the paper.
+"""
+
+from ray import tune
+
+SPACE = {
+    "algorithm": "scaffold",
+    "algorithm.lr": tune.loguniform(1e-3, 0.3),
+    "algorithm.server_lr": tune.loguniform(0.1, 2.0),
+    "algorithm.epochs": tune.randint(1, 6),
+}
+POINTS = [
+    {"algorithm.lr": 0.05, "algorithm.server_lr": 1.0, "algorithm.epochs": 1},
+    {"algorithm.lr": 0.05, "algorithm.server_lr": 1.0, "algorithm.epochs": 5},
+]

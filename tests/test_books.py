@@ -1,0 +1,93 @@
+"""The books of a search: the best, the front, what a key matters, and tables that can be read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from raysim.books import Books, pareto
+from raysim.objectives import Objective, joined
+from raysim.plan import Cell, Search
+from raysim.search_plots import importance
+from raysim.space import Space, of_words
+from raysim.trials import Entry, load
+
+DICE = Objective("inside/val/dice/mean", "higher")
+BYTES = Objective("bytes", "lower")
+BETTER = {"dice": "higher", "hd95": "lower"}
+SPACE = Space(of_words(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=choice(1,2)"]))
+
+
+def search(out: Path, *objectives: Objective) -> Search:
+    return Search(
+        out=out, base={}, space=SPACE, cells=(Cell(0),), objectives=objectives or (DICE,), better=BETTER, rounds=4
+    )
+
+
+def entry(number: int, dice: float, rounds: int = 4, status: str = "done", size: float = 1.0) -> Entry:
+    values = {"algorithm.lr": 1e-3, "algorithm.epochs": 1 + number % 2}
+    return Entry(number, values, status, rounds, 1.0, {DICE.column: dice, "bytes": size})
+
+
+def test_the_best_went_through_all_rounds():
+    books = Books(search(Path()), [entry(1, 0.6), entry(2, 0.9, 1, "stopped"), entry(3, 0.7)], "best")
+    assert [each.number for each in books.best()] == [3]
+    assert [each.number for each in Books(search(Path()), [entry(2, 0.9, 1, "stopped")], "best").best()] == [2]
+    failed = entry(4, 0.99, status="failed")
+    nothing = entry(5, math.nan)
+    assert [each.number for each in Books(search(Path()), [failed, nothing, entry(1, 0.6)], "best").best()] == [1]
+
+
+def test_the_front_is_what_no_other_beats():
+    entries = [entry(1, 0.6, size=1), entry(2, 0.7, size=2), entry(3, 0.65, size=3), entry(4, 0.7, size=5)]
+    assert [each.number for each in pareto(entries, [DICE, BYTES])] == [2, 1]
+    assert [each.number for each in Books(search(Path(), DICE, BYTES), entries, "best").best()] == [2, 1]
+
+
+def test_federations_are_joined_by_mean_and_by_the_worst_of_what_is_held_out():
+    rows = [
+        (0, {"outside/val/dice/worst": 0.5, "outside/val/hd95/worst": 3.0, "loss": 1.0}),
+        (0, {"outside/val/dice/worst": 0.7, "outside/val/hd95/worst": 5.0, "loss": 3.0}),
+        (1, {"outside/val/dice/worst": 0.6, "outside/val/hd95/worst": 4.0, "loss": 1.0}),
+        (1, {"outside/val/dice/worst": 0.9, "outside/val/hd95/worst": 6.0, "loss": None}),
+    ]
+    found = joined(rows, BETTER)
+    assert found == {"outside/val/dice/worst": pytest.approx(0.55), "outside/val/hd95/worst": pytest.approx(5.5)}
+
+
+def test_the_key_that_decides_is_told_from_one_that_does_not():
+    entries, rows = [], []
+    for number in range(1, 17):
+        lr = 1e-4 * 1.3**number
+        entries.append(Entry(number, {"algorithm.lr": lr, "algorithm.epochs": 1 + number % 2}, "done", 2, 1.0))
+        rows += [{"trial": number, "federation": "", "round": r, DICE.column: number * r / 100} for r in (1, 2)]
+    weights, at = importance(search(Path()), entries, pd.DataFrame(rows))
+    assert at == 2
+    # Four groups of four of 16 ranks: total 340, within 4 x 5 = 20, error 20 / 12.
+    assert weights["algorithm.lr"] == pytest.approx((340 - 20 - 3 * 20 / 12) / (340 + 20 / 12))
+    assert weights["algorithm.epochs"] == 0.0
+    assert importance(search(Path()), entries[:3], pd.DataFrame(rows)) == ({}, 2)
+
+
+def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tmp_path):
+    books = Books(search(tmp_path), [], "best")
+    books.open(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
+    books.open(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
+    result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
+    books.add(1, {"algorithm.lr": 0.001, "task.network.norm": "two"}, result)
+    books.add(1, {"algorithm.lr": 0.001, "task.network.norm": "two"}, result | {"round": 2, DICE.column: 0.4})
+    books.end(1)
+    books.add(2, dict(books.entries[2].values), {"round": 0, "failed": "it was too hot"})
+    books.end(2)
+    books.tables()
+    (tmp_path / "trials" / "0003").mkdir()
+    (tmp_path / "trials" / "0003" / "trial.json").write_text('{"number": 3, "val')
+    assert [(each.number, each.status, each.rounds) for each in load(tmp_path)] == [(1, "stopped", 2), (2, "failed", 0)]
+    table = pd.read_parquet(tmp_path / "trials.parquet").set_index("trial")
+    assert list(table["task.network.norm"]) == ["two", "2"]
+    assert (table.loc[1, DICE.column], table.loc[1, f"best {DICE.column}"]) == (0.4, 0.5)
+    assert table.loc[2, "cause"] == "it was too hot"
+    assert not [name for name in table.columns if "time" in name]

@@ -1,0 +1,319 @@
+"""Searches on real Ray: trials give the bits of runs, stop, fail, go on, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+import yaml
+
+from raysim import checkpoint
+from raysim.asking import asked
+from raysim.cli import main
+from raysim.codec import digest
+from raysim.config import parse
+from raysim.display import Terminal
+from raysim.fleet import LocalFleet
+from raysim.rounds import federate
+from raysim.search_display import SearchDisplay
+from raysim.searching import _prepared
+from raysim.space import Space, of_words
+from raysim.trial import Rounds, Workshop
+from raysim.trials import load
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    *("task.data.sites=3", "task.data.outside=[]", "task.data.cases=4", "task.data.test=2", "task.data.val=2"),
+    *("task.data.size=[16,16]", "task.network.channels=[4,8]", "task.network.num_res_units=0", "fleet=local"),
+]
+LR = "algorithm.lr=loguniform(1e-4,1e-2)"
+ONE = ["--max-concurrent", "1"]  # a process is started once, and reused
+on_ray = pytest.mark.usefixtures("ray_started")
+
+
+def tune(out: Path, *words: str) -> int:
+    return main(["tune", *TINY, *words, "--out", str(out)])
+
+
+def trials(out: Path) -> pd.DataFrame:
+    return pd.read_parquet(out / "trials.parquet").set_index("trial")
+
+
+def left_behind() -> list[str]:
+    """What of trials and client actors Ray still has, after a moment in which it may notice."""
+    found: list[str] = []
+    for _ in range(60):
+        found = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        found += [f"group {g['state']}" for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
+        missing = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
+        found += [f"{missing:g} CPU"] if missing else []
+        if not found:
+            return []
+        time.sleep(0.25)
+    return found
+
+
+@pytest.mark.ray
+@on_ray
+def test_the_best_trial_again_is_the_same_to_the_bit_and_nothing_is_left(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert tune(out, "--space", LR, "--space", "algorithm.epochs=choice(1,2)", "rounds=2", "--trials", "3", *ONE) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"3 trials of 2 rounds", said)
+    assert said.count("done     round 2") == 3
+    assert "Trial" not in said.replace("trial", "")  # not a word of Tune's
+    table = trials(out)
+    assert list(table["status"]) == ["done"] * 3
+    assert list(table["rounds"]) == [2, 2, 2]
+    best = table["inside/val/dice/mean"].idxmax()
+    assert main(["run", "-c", str(out / "best.yaml"), "fleet=local", "--out", str(tmp_path / "again")]) == 0
+    summary = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert summary["digest"] == table.loc[best, "digest"]
+    assert f"# digest: {summary['digest']}" in (out / "best.yaml").read_text()
+    rounds = pd.read_parquet(out / "rounds.parquet")
+    assert len(rounds) == 6
+    assert set(rounds["trial"]) == {1, 2, 3}
+    assert (out / "report.html").exists()
+    kept = {path.parent.parent.name for path in (out / "trials").glob("*/checkpoints/round_*")}
+    assert kept == {f"{best:04}"}
+    assert left_behind() == []
+    assert not (out / "tune").exists()
+
+
+@pytest.mark.ray
+@on_ray
+def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_path):
+    out = tmp_path / "out"
+    assert tune(out, "--space", LR, "rounds=1", "--trials", "1") == 0
+    assert main(["tune", "--resume", str(out)]) == 2
+    before = trials(out)
+    assert main(["tune", "--resume", str(out), "--trials", "3", *ONE]) == 0
+    after = trials(out)
+    assert len(after) == 3
+    assert after.loc[1, "digest"] == before.loc[1, "digest"]
+    assert tune(tmp_path / "whole", "--space", LR, "rounds=1", "--trials", "3", *ONE) == 0
+    assert list(trials(tmp_path / "whole")["digest"]) == list(after["digest"])
+
+
+@pytest.mark.ray
+@on_ray
+def test_client_actors_in_a_placement_group_give_the_same_bits_and_go(tmp_path):
+    words = ["--space", "algorithm.lr=grid(0.001,0.01)", "rounds=2", "--searcher", "grid", *ONE]
+    assert tune(tmp_path / "ray", *words, "fleet=ray", "resources.clients=2") == 0
+    assert left_behind() == []
+    assert tune(tmp_path / "local", *words, "fleet=local") == 0
+    assert list(trials(tmp_path / "ray")["digest"]) == list(trials(tmp_path / "local")["digest"])
+
+
+@pytest.mark.ray
+@on_ray
+def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
+    out = tmp_path / "out"
+    words = ["--space", "algorithm.lr=grid(0.02,0.01,0.0002,0.0001)", "--searcher", "grid", "rounds=4", "--seeds", "2"]
+    assert tune(out, *words, "--scheduler", "asha", "--metric", "worst", *ONE) == 0
+    table = trials(out)
+    assert next(iter(table["status"])) == "done"
+    assert "stopped" in set(table["status"])
+    assert table.loc[table["status"] == "stopped", "rounds"].max() < 4
+    rounds = pd.read_parquet(out / "rounds.parquet")
+    last = rounds[(rounds["trial"] == 1) & (rounds["round"] == 4)]
+    assert set(last["federation"]) == {"seed-0", "seed-1"}
+    assert last["inside/val/dice/worst"].mean() == pytest.approx(table.loc[1, "inside/val/dice/worst"])
+    assert yaml.safe_load((out / "best.yaml").read_text())["seed"] == 0
+
+
+@pytest.mark.ray
+@on_ray
+@pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt"])
+def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
+    out = tmp_path / "out"
+    limit = ONE if scheduler == "median" else []
+    assert tune(out, "--space", LR, "rounds=5", "--trials", "3", "--scheduler", scheduler, *limit) == 0
+    table = trials(out)
+    assert len(table) == 3
+    assert set(table["status"]) <= {"done", "stopped"}
+    assert "done" in set(table["status"])
+    assert left_behind() == []
+
+
+@pytest.mark.ray
+@on_ray
+def test_optuna_asks_for_the_keys_of_the_algorithm_and_several_objectives(tmp_path):
+    out = tmp_path / "out"
+    space = ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=loguniform(0.01,1)", LR]
+    spaces = [word for each in space for word in ("--space", each)]
+    assert (
+        tune(out, *spaces, "rounds=1", "--searcher", "optuna", "--metric", "mean,worst,bytes", "--trials", "5", *ONE)
+        == 0
+    )
+    table = trials(out)
+    assert list(table["status"]) == ["done"] * 5
+    assert (table["algorithm.fedprox.mu"].notna() == (table["algorithm"] == "fedprox")).all()
+    assert main(["tune", "--resume", str(out), "--trials", "6"]) == 0
+    assert len(trials(out)) == 6
+
+
+@pytest.mark.ray
+@on_ray
+def test_a_trial_that_fails_is_marked_with_its_cause_and_the_search_goes_on(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--space", "algorithm.lr=grid(0.001,1e30)", "--searcher", "grid", "algorithm.optimizer=sgd", "rounds=2"]
+    assert tune(out, *words, *ONE) == 0
+    table = trials(out)
+    assert list(table["status"]) == ["done", "failed"]
+    assert "not finite" in table.loc[2, "cause"]
+    assert "trial 2/2  failed" in capsys.readouterr().out
+    ended = [json.loads(line) for line in (out / "trials" / "0002" / "failures.jsonl").read_text().splitlines()]
+    assert len(ended) == 2  # once, and once again
+    assert tune(tmp_path / "all", "--space", "algorithm.lr=choice(1e30)", "algorithm.optimizer=sgd", "rounds=1") == 1
+
+
+@pytest.mark.ray
+@on_ray
+def test_what_never_fits_is_refused_before_the_first_trial(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert tune(out, "--space", LR, "rounds=1", "resources.cpus_per_client=64") == 3
+    assert "What would fit" in capsys.readouterr().err
+    assert not out.exists()
+    assert tune(out, "--space", LR, "fleet=ray", "resources.gpus_per_client=1") == 3
+    assert not out.exists()
+
+
+@pytest.mark.ray
+@on_ray
+def test_a_dry_run_tells_and_starts_nothing(tmp_path, capsys):
+    assert tune(tmp_path / "out", "fedsm", "rounds=3", "--trials", "4", "--seeds", "2", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"4 trials of 3 rounds, 2 federations in each; each in a process", said)
+    assert re.search(r"8 fit at once; a round takes \d", said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+@on_ray
+def test_killed_or_interrupted_in_mid_search_it_goes_on_and_loses_a_round_at_most(tmp_path, capsys):
+    words = ["--space", "algorithm.lr=grid(0.001,0.002,0.003)", "--searcher", "grid", "rounds=6", *ONE]
+    assert tune(tmp_path / "calm", *words, "--scheduler", "asha") == 0
+    out, calm = tmp_path / "out", trials(tmp_path / "calm")
+    slow = ["chaos=slow site-01 x40"]
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "raysim", "tune", *words, *slow, *TINY, "--scheduler", "asha", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address}
+    for blow in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            wait_for(lambda done: done >= 2, out, process)
+            process.send_signal(blow)
+        except BaseException:
+            process.kill()
+            raise
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130), said
+        assert left_behind() == []
+        standing = rounds_done(out)
+        command = [sys.executable, "-m", "raysim", "tune", "--resume", str(out)]
+    assert "--resume" in said
+    assert main(["tune", "--resume", str(out)]) == 0
+    table = trials(out)
+    assert rounds_done(out) >= standing
+    done = table.index[table["status"] == "done"]
+    assert len(done)
+    assert all(table.loc[n, "digest"] == calm.loc[n, "digest"] for n in done if calm.loc[n, "status"] == "done")
+    assert list(pd.read_parquet(out / "rounds.parquet").groupby("trial")["round"].apply(list).loc[done[0]]) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    assert not [entry for entry in load(out) if entry.unfinished]
+
+
+def rounds_done(out: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in (out / "trials").glob("*/log.jsonl"))
+
+
+def wait_for(enough, out: Path, process) -> None:
+    start, end = rounds_done(out), time.monotonic() + 150
+    while not enough(rounds_done(out) - start):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
+    words = ["algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", *TINY]
+    one = asked(Space(of_words([LR])), {}, parse(words), {"scheduler": "pbt"})
+    search = replace(_prepared(one, tmp_path, SearchDisplay(Terminal(quiet=True))), out=tmp_path)
+    workshop = Workshop(search)
+    donor, other = (Rounds(search, n, {"algorithm.lr": lr}, workshop) for n, lr in ((1, 0.01), (2, 0.0003)))
+    donor.step()
+    assert donor.step()["round"] == 2
+    assert other.step()["round"] == 1
+    (tmp_path / "given").mkdir()
+    donor.hand_over(tmp_path / "given")
+    donor.step()  # and goes on itself, which changes nothing of what it has given
+    other.close()
+    other = Rounds(search, 2, {"algorithm.lr": 0.005}, workshop)
+    other.adopt(tmp_path / "given")
+    assert other.step()["round"] == 3
+    last = other.step()
+    assert last["done"]
+    # The same by hand: two rounds with the one's rate, then two with the new one.
+    start = checkpoint.read(tmp_path / "given" / "federation" / "checkpoints" / "round_0002")
+    config = search.config({"algorithm.lr": 0.005}, search.cells[0])
+    fleet = LocalFleet(search.task, seed=0, rounds=4)
+    *_, final = federate(config.algorithm, search.task, fleet, rounds=4, start=start)
+    assert last["digests"] == {"": digest(final.state, fleet.memories())}
+    lineage = json.loads((tmp_path / "trials" / "0002" / "lineage.jsonl").read_text())
+    assert lineage == {"round": 2, "from": 1, "values": {"algorithm.lr": 0.005}}
+
+
+@pytest.mark.ray
+@on_ray
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["--space", "algorithm.lr=choice(0.001)", "--trials", "1", "rounds=3", "algorithm=tests.dying:Dying"]
+    assert tune(tmp_path / "calm", *words) == 0
+    assert tune(tmp_path / "killed", *words, f"algorithm.marker={tmp_path / 'struck'}") == 0
+    assert (tmp_path / "struck").exists()
+    assert trials(tmp_path / "killed").loc[1, "digest"] == trials(tmp_path / "calm").loc[1, "digest"]
+    assert rounds_done(tmp_path / "killed") == 3
+    assert left_behind() == []
+
+
+@pytest.mark.ray
+@on_ray
+def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
+    table = ["site,split,label,a,b"]
+    splits = ("train", "train", "test") * 4
+    table += [f"{s},{split},{i % 2},{i % 2 + 0.1 * i},{i}" for s in "xyz" for i, split in enumerate(splits)]
+    (tmp_path / "table.csv").write_text("\n".join(table))
+    words = ["task=tabular", f"task.data.table={tmp_path / 'table.csv'}", "network=logistic", "rounds=2"]
+    words += ["evaluate_every=1", f"task.data.cache={tmp_path / 'cache'}", *ONE]
+    assert main(["tune", *words, "--holdout", "each", "--out", str(tmp_path / "alone")]) == 0
+    alone = trials(tmp_path / "alone")
+    assert list(alone["holdout"]) == ["x", "y", "z"]
+    each = alone["outside/test/balanced_accuracy/mean"]
+    space = ["--space", "algorithm.lr=choice(0.001)", "--trials", "1"]
+    assert main(["tune", *words, *space, "--holdout", "each", "--out", str(tmp_path / "together")]) == 0
+    together = trials(tmp_path / "together")
+    assert together.loc[1, "outside/test/balanced_accuracy/mean"] == pytest.approx(each.mean())
+    assert together.loc[1, "outside/test/balanced_accuracy/worst"] == pytest.approx(each.min())
+    assert set(pd.read_parquet(tmp_path / "together" / "rounds.parquet")["federation"]) == {
+        f"without-{site}" for site in "xyz"
+    }
+    assert yaml.safe_load((tmp_path / "together" / "best.yaml").read_text())["task"]["data"]["outside"] == []

@@ -1,0 +1,208 @@
+"""Spaces of a search: distributions as text, their ends, conditions, and what is refused before the first trial."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray import tune
+
+from raysim import domains
+from raysim.arguments import parser
+from raysim.asking import asked
+from raysim.cli import OPTIONS, main
+from raysim.config import parse, read_file, resolve
+from raysim.errors import ConfigError
+from raysim.registry import algorithms
+from raysim.space import Space, check, of_mapping, of_words, read_space, shipped
+
+TEXTS = {
+    "uniform(0.2, 1)": [0.2, 1.0],
+    "loguniform(0.0001, 0.1)": [0.0001, 0.1],
+    "quniform(0.3, 0.9, 0.3)": [0.3, 0.9],
+    "randint(1, 9)": [1, 8],
+    "lograndint(1, 9)": [1, 8],
+    "qrandint(3, 9, 3)": [3, 9],
+    "choice(1, 'sgd', None, True, [16, 32])": [1, "sgd", None, True, (16, 32)],
+    "grid('fedprox', 'fedsm')": ["fedprox", "fedsm"],
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_and_tune_s_distribution_are_one(text):
+    domain = domains.read(text, "k")
+    assert domains.ends(domain) == TEXTS[text]
+    assert domains.ends(domains.read(domains.written(domain), "k")) == TEXTS[text]
+    rng = np.random.default_rng(0)
+    assert all(domains.holds(domain, domains.drawn(domain, rng)) for _ in range(50))
+
+
+def test_bare_words_are_text_and_nothing_is_run(tmp_path):
+    assert domains.ends(domains.read("choice(fedprox, fedsm, true)", "k")) == ["fedprox", "fedsm", True]
+    for text in (
+        f"open('{tmp_path}/x', 'w')",
+        "uniform(__import__('os').getpid(), 2)",
+        "uniform(0, 1",
+        "0.5",
+        "choice(a.b)",
+    ):
+        with pytest.raises(ConfigError, match="expected uniform"):
+            domains.read(text, "k")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("uniform(1, 0)", "first end must be below"),
+        ("loguniform(0, 1)", "begins above 0"),
+        ("randint(0.5, 2)", "whole numbers"),
+        ("uniform(0, nan)", "takes numbers"),
+        ("choice()", "at least one value"),
+        ("quniform(0, 1, 0)", "a step, above 0"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(text, match):
+    with pytest.raises(ConfigError, match=match):
+        domains.read(text, "k")
+
+
+def test_what_has_no_ends_is_refused():
+    for domain in (tune.randn(0, 1), tune.sample_from(lambda spec: 1)):
+        with pytest.raises(ConfigError, match="no ends that could be checked"):
+            of_mapping({"algorithm.lr": domain})
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["algorithm.lrr=uniform(0.1,1)"], r"unknown key 'algorithm.lrr' \(did you mean 'algorithm.lr'\?\)"),
+        (["algorithm.lr=uniform(0,1)"], "algorithm.lr is uniform.*expected > 0|algorithm.lr=0.0"),
+        (["algorithm.momentum=choice(0.5,1.0)"], "algorithm.momentum=1.0"),
+        (["algorithm.epochs=uniform(1,3)"], "whole number|algorithm.epochs"),
+        (["algorithm=choice(fedavg,fedsn)"], "did you mean 'fedsm'"),
+        (["algorithm=choice(fedavg,fedsm)", "algorithm.pull=uniform(0.5,1)"], "unknown key 'algorithm.pull'"),
+        (["algorithm.fedsm.pull=uniform(0.5,1)"], "needs algorithm=choice"),
+        (["resources.clients=choice(1,2)"], "changes no result"),
+    ],
+)
+def test_a_wrong_key_or_end_is_refused(words, match):
+    with pytest.raises(ConfigError, match=match):
+        check(Space(of_words(words)), {})
+
+
+def test_a_point_out_of_range_is_refused():
+    space = of_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.lr": 0.1}])
+    with pytest.raises(ConfigError, match=r"algorithm.lr=0.1, outside of loguniform"):
+        check(space, {})
+    with pytest.raises(ConfigError, match="which is not searched"):
+        check(of_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.epochs": 1}]), {})
+
+
+CONDITIONAL = [
+    "algorithm=choice(fedprox,fedsm)",
+    "algorithm.fedsm.pull=choice(0.6,0.8)",
+    "algorithm.fedprox.mu=choice(0,1)",
+]
+
+
+def test_a_key_of_one_algorithm_counts_with_it_alone():
+    space = Space(of_words([*CONDITIONAL, "algorithm.lr=loguniform(1e-4,1e-2)"]))
+    check(space, {})
+    for number in range(1, 20):
+        values = space.drawn(0, number)
+        config = resolve(space.given({}, values))
+        assert config.algorithm.lr == values["algorithm.lr"]
+        if values["algorithm"] == "fedsm":
+            assert config.algorithm.pull == values["algorithm.fedsm.pull"]
+            assert "algorithm.fedprox.mu" not in values
+        else:
+            assert config.algorithm.mu == values["algorithm.fedprox.mu"]
+    grid = Space(of_words(CONDITIONAL)).grid()
+    assert len(grid) == 4  # not 2 x 2 x 2
+    assert [row["algorithm"] for row in grid].count("fedsm") == 2
+
+
+def test_draws_hang_on_seed_and_number_alone():
+    space = Space(of_words(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=randint(1,5)"]))
+    assert space.drawn(3, 7) == space.drawn(3, 7)
+    assert len({space.drawn(3, n)["algorithm.lr"] for n in range(1, 9)} | {space.drawn(4, 7)["algorithm.lr"]}) == 9
+
+
+def test_a_word_takes_its_key_out_of_the_space():
+    searched = {"algorithm.pull": tune.uniform(0.5, 1), "algorithm.lr": tune.loguniform(1e-4, 1e-2)}
+    space = of_mapping({"algorithm": "fedsm", **searched}, [{"algorithm.pull": 0.7, "algorithm.lr": 1e-3}])
+    found = asked(space, {}, parse(["algorithm.pull=0.9"]), {})
+    assert list(found.space.domains) == ["algorithm.lr"]
+    assert found.space.points == ({"algorithm.lr": 1e-3},)
+    config = resolve(found.space.given(found.base, found.space.drawn(0, 1)))
+    assert (config.algorithm.pull, config.algorithm.lr) == (0.9, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "match"),
+    [
+        ({"metric": "mean,bytes"}, [], "need --searcher optuna"),
+        ({"scheduler": "pbt"}, ["rounds=choice(2,3)"], "rounds"),
+        ({"scheduler": "asha"}, ["rounds=choice(2,3)"], "use fifo"),
+        ({"searcher": "optuna"}, ["algorithm.epochs=grid(1,2)"], "Optuna chooses by itself"),
+        ({"scheduler": "hyperband", "max_concurrent": 2}, [], "use asha"),
+        ({"seeds": 2}, ["seed=choice(0,1)"], "keep one of them"),
+        ({"trials": 0}, [], "trials"),
+        ({"track": "mlflow"}, [], "pip install mlflow"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options, words, match):
+    with pytest.raises(ConfigError, match=match):
+        asked(Space(of_words(["algorithm.lr=loguniform(1e-4,1e-2)", *words])), {}, {}, options)
+
+
+def test_a_grid_of_a_range_is_refused_and_of_steps_is_counted():
+    with pytest.raises(ConfigError, match="a grid needs them one by one"):
+        Space(of_words(["algorithm.lr=uniform(0.1,1)"])).grid()
+    rows = Space(of_words(["algorithm.momentum=quniform(0,0.6,0.3)", "algorithm.epochs=randint(1,4)"])).grid()
+    assert len(rows) == 9
+    assert rows[1] == {"algorithm.momentum": 0.0, "algorithm.epochs": 2}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_space_fits_its_algorithm(name):
+    space = read_space(name)
+    assert space.fixed.get("algorithm", name) == name
+    if name not in (*algorithms(), "methods"):
+        pytest.skip(f"there is no algorithm {name} yet")
+    assert space.points
+    found = asked(space, {}, {}, {})
+    assert all(set(point) <= set(found.space.domains) for point in space.points)
+
+
+def test_every_algorithm_has_a_space():
+    root = Path(__file__).parents[1]
+    assert {path.stem for path in (root / "algorithms").glob("*.py")} - {"__init__"} <= set(shipped())
+
+
+def test_the_readme_s_searches_are_searches():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = re.findall(r"^raysim tune (.*?)(?:\s+#.*)?$", text, re.M)
+    assert len(lines) > 3
+    for line in lines:
+        args = parser().parse_known_args(["tune", *shlex.split(line)])
+        given = read_file(str(Path(__file__).parents[1] / args[0].config)) if args[0].config else {}
+        names = [word for word in args[1] if "=" not in word]
+        space = read_space(names[0]) if names else Space()
+        space = Space({**space.domains, **of_words(args[0].space)}, space.fixed, space.points)
+        options = {n: getattr(args[0], n) for n in OPTIONS if getattr(args[0], n) is not None}
+        asked(space, given, parse(word for word in args[1] if "=" in word), options)
+
+
+def test_the_command_lists_spaces(capsys):
+    assert main(["list", "spaces"]) == 0
+    assert "fedsm" in capsys.readouterr().out
+    assert main(["list", "spaces", "fedsm"]) == 0
+    assert "algorithm.pull" in capsys.readouterr().out
+    assert main(["list", "spaces", "fedsn"]) == 2
+    assert main(["tune", "fedavg", "fedprox"]) == 2
+    assert main(["tune", "nothing.py"]) == 2
