@@ -136,6 +136,9 @@ def rows(study: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
 def report(study: Mapping[str, Any], folder: Path) -> None:
     """The table of all sites, and the page's tables and plot."""
     found = pd.DataFrame(rows(study, folder))
+    if found.empty:
+        print("nothing is finished yet")
+        return
     found.to_parquet(HERE / "fcl.parquet", index=False)
     means = found.groupby(["finetuning", "method", "labelled", "seed"])["dice"].mean().reset_index()
     methods = [name for name in study["methods"] if name in set(means["method"])]
