@@ -230,14 +230,8 @@ def test_killed_or_interrupted_in_mid_search_it_goes_on_and_loses_a_round_at_mos
     done = table.index[table["status"] == "done"]
     assert len(done)
     assert all(table.loc[n, "digest"] == calm.loc[n, "digest"] for n in done if calm.loc[n, "status"] == "done")
-    assert list(pd.read_parquet(out / "rounds.parquet").groupby("trial")["round"].apply(list).loc[done[0]]) == [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-    ]
+    played = pd.read_parquet(out / "rounds.parquet").groupby("trial")["round"].apply(list)
+    assert played.loc[done[0]] == list(range(1, 31))  # each once
     assert not [entry for entry in load(out) if entry.unfinished]
 
 
