@@ -33,7 +33,8 @@ WORK = [
 ]
 TINY = [
     *("task.data.sites=2", "task.data.outside=[]", "task.data.cases=2", "task.data.val=1", "task.data.test=0"),
-    *("task.data.size=[16, 16]", "task.network.channels=[4, 8]", "task.network.num_res_units=0", "rounds=1"),
+    *("task.data.size=[16, 16]", "task.network.channels=[4, 8]", "task.network.num_res_units=0"),
+    *("rounds=1", "fleet=local"),
 ]
 SPACE = ["--space", "algorithm.lr=loguniform(1e-4,1e-2)"]
 TUNE, RUN = ([sys.executable, "-m", "raysim", command] for command in ("tune", "run"))

@@ -43,7 +43,7 @@ TICK = 0.5  # seconds between two looks at the progress of a round
 @contextmanager
 def ray_running(address: str | None) -> Iterator[str]:
     """Ray, joined or started, with its dashboard's address; a Ray that was started here ends with the block."""
-    if ray.is_initialized():  # a notebook's, say
+    if ray.is_initialized() and address is None:  # a notebook's, say
         yield str(ray._private.worker.get_dashboard_url() or "")
         return
     asked = address or os.environ.get("RAY_ADDRESS")

@@ -36,8 +36,13 @@ from raysim.types import Task
 CHANGED = ("trials", "budget", "max_concurrent", "keep", "track")  # when a search goes on
 
 
-def tune(asked: Asked, out: str | None, show: SearchDisplay, *, dry: bool = False) -> ResultGrid | None:
-    """Run the search into the new folder `out`, or the next free one in `runs`; with `dry`, only tell of it."""
+def tune(
+    asked: Asked, out: str | None, show: SearchDisplay, *, dry: bool = False, logged: bool = False
+) -> ResultGrid | None:
+    """Run the search into the new folder `out`, or the next free one in `runs`; with `dry`, only tell of it.
+
+    `logged`: Tune keeps a log of its own too, of which its result is made.
+    """
     search = _prepared(asked, Path(out or "runs"), show)
     if dry:
         with ray_running(asked.base.get("address")):
@@ -45,7 +50,7 @@ def tune(asked: Asked, out: str | None, show: SearchDisplay, *, dry: bool = Fals
         return None
     with claimed(out, "tune") as folder, alone(folder):
         search = replace(search, out=folder)
-        return _run(asked, search, [], show)
+        return _run(asked, search, [], show, logged)
 
 
 def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> ResultGrid | None:
@@ -92,7 +97,7 @@ def search(
     for key, value in (keys or {}).items():
         given = merge(given, nested_keys(key, value))
     show = SearchDisplay(Terminal(quiet=quiet))
-    grid = tune(asked_for(found, {}, given, options), out, show)
+    grid = tune(asked_for(found, {}, given, options), out, show, logged=True)
     assert grid is not None
     return grid
 
@@ -102,7 +107,9 @@ def _texts(space: Mapping[str, Any]) -> dict[str, Any]:
     return {key: domains.read(v, key) if isinstance(v, str) and v.endswith(")") else v for key, v in space.items()}
 
 
-def _run(asked: Asked, search: Search, entries: Sequence[Entry], show: SearchDisplay) -> ResultGrid:
+def _run(
+    asked: Asked, search: Search, entries: Sequence[Entry], show: SearchDisplay, logged: bool = False
+) -> ResultGrid:
     by_value(*{type(part) for part in (search.described, resolve(asked.base).algorithm)})
     show.say("starting Ray")
     with ray_running(asked.base.get("address")) as dashboard:
@@ -125,6 +132,7 @@ def _run(asked: Asked, search: Search, entries: Sequence[Entry], show: SearchDis
                 max_concurrent=asked.options.max_concurrent,
                 budget=asked.options.budget,
                 track=asked.options.track,
+                logged=logged,
             )
     return _ended(books, grid, halt, show)
 

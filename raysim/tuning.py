@@ -15,6 +15,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Callback, ResultGrid
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import (
     ASHAScheduler,
     HyperBandScheduler,
@@ -117,8 +118,9 @@ def fit(
     max_concurrent: int | None,
     budget: float | None,
     track: str | None,
+    logged: bool,
 ) -> tuple[ResultGrid, Halt]:
-    """Run the search on the Ray that is running."""
+    """Run the search on the Ray that is running; `logged` for who reads Tune's result, which is made of its own log."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     halt, state = Halt(budget), search.out / "tune"
     shutil.rmtree(state, ignore_errors=True)
@@ -145,7 +147,7 @@ def fit(
             storage_path=str(search.out),
             stop=halt,
             verbose=0,
-            callbacks=[Clerk(books, show), *trackers(track, search)],
+            callbacks=[Clerk(books, show), *trackers(track, search), *([JsonLoggerCallback()] if logged else [])],
             failure_config=tune.FailureConfig(max_failures=LOST),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
         ),

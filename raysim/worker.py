@@ -73,14 +73,14 @@ class Exchanged(Generic[P]):
     def __init__(self, held: Mapping[str, Any], metrics: Mapping[str, Metrics], fetch: Callable[[Any], P]) -> None:
         self.sites: Sequence[str] = tuple(held)
         self.metrics = metrics
-        self.held, self._fetch = dict(held), fetch
+        self._held, self._fetch = dict(held), fetch
 
     def __getitem__(self, site: str) -> P:
         """The payload of `site`, read-only. Raises RuntimeError at the server, KeyError for a site without one."""
         reader = _reader.get()
         if reader is None:
             raise RuntimeError("an exchange is read at sites, inside a client function, never at the server")
-        payload = self._fetch(self.held[site])
+        payload = self._fetch(self._held[site])
         name, read = reader
         if site != name:
             read[id(self), site] = nbytes(payload)  # read again, it has come already

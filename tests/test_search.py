@@ -202,12 +202,11 @@ def test_a_dry_run_tells_and_starts_nothing(tmp_path, capsys):
 @pytest.mark.ray
 @on_ray
 def test_killed_or_interrupted_in_mid_search_it_goes_on_and_loses_a_round_at_most(tmp_path, capsys):
-    words = ["--space", "algorithm.lr=grid(0.001,0.002,0.003)", "--searcher", "grid", "rounds=6", *ONE]
+    words = ["--space", "algorithm.lr=grid(0.001,0.002,0.003)", "--searcher", "grid", "rounds=30", *ONE]
     assert tune(tmp_path / "calm", *words, "--scheduler", "asha") == 0
     out, calm = tmp_path / "out", trials(tmp_path / "calm")
-    slow = ["chaos=slow site-01 x40"]
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-m", "raysim", "tune", *words, *slow, *TINY, "--scheduler", "asha", "--out", str(out)]
+    command = [sys.executable, "-m", "raysim", "tune", *words, *TINY, "--scheduler", "asha", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address}
     for blow in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(
@@ -231,14 +230,8 @@ def test_killed_or_interrupted_in_mid_search_it_goes_on_and_loses_a_round_at_mos
     done = table.index[table["status"] == "done"]
     assert len(done)
     assert all(table.loc[n, "digest"] == calm.loc[n, "digest"] for n in done if calm.loc[n, "status"] == "done")
-    assert list(pd.read_parquet(out / "rounds.parquet").groupby("trial")["round"].apply(list).loc[done[0]]) == [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-    ]
+    played = pd.read_parquet(out / "rounds.parquet").groupby("trial")["round"].apply(list)
+    assert played.loc[done[0]] == list(range(1, 31))  # each once
     assert not [entry for entry in load(out) if entry.unfinished]
 
 
@@ -317,3 +310,14 @@ def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
         f"without-{site}" for site in "xyz"
     }
     assert yaml.safe_load((tmp_path / "together" / "best.yaml").read_text())["task"]["data"]["outside"] == []
+
+
+@pytest.mark.ray
+@on_ray
+def test_the_readme_s_search_runs_from_python(tmp_path, monkeypatch, capsys):
+    snippet = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert re.search(r"^2 0\.\d+$", capsys.readouterr().out, re.M)
+    assert (tmp_path / "runs" / "tune-001" / "best.yaml").exists()
+    assert left_behind() == []
