@@ -125,6 +125,8 @@ class Server:
                 if isinstance(event, Summary) and self.fleet.kills:
                     left = listed([victim for victims in self.fleet.kills.values() for victim in victims])
                     yield Note(f"chaos: not killed, for the run ended before there was one to kill: {left}")
+                if isinstance(event, Summary) and moved:  # an actor that came late has sites since
+                    yield self._placed()
                 if isinstance(event, Row) and event.round is not None:
                     self.monitor.add(event.round, event.values)
                     self.last, event = dict(event.values), replace(event, round=None)
