@@ -1,0 +1,204 @@
+"""What the studies share: federations run once and kept, tidy results, paired differences, tables, plots, pages.
+
+A study is a script NAME.py with its configuration NAME.yaml, its results NAME.parquet, its page NAME.md and its plot
+NAME.png. The script makes `Job`s, `played` runs those that are not finished yet, `results` reads them, and `fill` puts
+tables into the page. Rerun after a break, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from raysim.cli import main as raysim
+from raysim.config import merge, parse
+from raysim.errors import RunError
+
+HERE = Path(__file__).parent
+PATHS = ("table", "root")  # keys of task.data that tell where the data lie, not what they are
+
+
+@dataclass(frozen=True)
+class Job:
+    """One federation: what tells it from the others, as columns of the results, and the keys of `raysim run -c`."""
+
+    facts: Mapping[str, Any]
+    keys: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run's folder: its facts, and a sum of its keys, so that other keys never meet an old run's results."""
+        data = {key: value for key, value in self.keys["task"]["data"].items() if key not in PATHS}
+        what = {**self.keys, "task": {**self.keys["task"], "data": data}}
+        short = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+        return "-".join([*(str(value) for value in self.facts.values()), short])
+
+
+def arguments(description: str, *tables: str) -> argparse.Namespace:
+    """The command line of a study: the tables of its data, and where its runs are kept."""
+    parser = argparse.ArgumentParser(description=description)
+    for table in tables:
+        parser.add_argument(table, type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="finished runs (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each (default: %(default)s)")
+    args = parser.parse_args()
+    for table in tables:
+        if not getattr(args, table).is_file():
+            parser.error(f"{table.upper()} is {getattr(args, table)}: expected a file, the table of the data set")
+    return args
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """What NAME.yaml holds."""
+    return dict(yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def job(facts: Mapping[str, Any], base: Mapping[str, Any], *words: str) -> Job:
+    """The federation of the keys `base` and of `words` as on the command line (`rounds=5 algorithm=fedavg`)."""
+    return Job(facts, merge(base, parse(word for part in words for word in part.split())))
+
+
+def played(jobs: Sequence[Job], runs: Path, workers: int) -> Path:
+    """The folder with all of `jobs` finished, each in a folder of its name; only what is missing is run.
+
+    Raises RunError, after all others have ended, if one failed.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads is part of a result
+    runs = runs.absolute()
+    runs.mkdir(parents=True, exist_ok=True)
+    missing = [one for one in {one.name: one for one in jobs}.values() if not _done(runs / one.name)]
+    print(f"{len(jobs)} runs, {len(missing)} of them still to do, in {runs}", flush=True)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        codes = {one.name: pool.submit(_play, one.keys, runs / one.name) for one in missing}
+        for name, code in codes.items():
+            print(f"{name}: {'done' if code.result() == 0 else 'failed'}", flush=True)
+    failed = [name for name, code in codes.items() if code.result() != 0]
+    if failed:
+        raise RunError(f"{len(failed)} runs failed; the log of the first is {runs / failed[0]}.log")
+    return runs
+
+
+def _done(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "summary.json").read_text())["status"] == "done")
+    except (OSError, ValueError):
+        return False
+
+
+def _play(keys: Mapping[str, Any], folder: Path) -> int:
+    """The exit code of `raysim run`, or of `raysim resume` where the run was begun before."""
+    file = folder.with_name(f"{folder.name}.yaml")
+    file.write_text(yaml.safe_dump(dict(keys), sort_keys=False))
+    words = ["resume", str(folder)] if folder.exists() else ["run", "-c", str(file), "--out", str(folder)]
+    with open(f"{folder}.log", "a") as log, redirect_stdout(log), redirect_stderr(log):
+        return raysim(words)
+
+
+def results(jobs: Iterable[Job], runs: Path) -> pd.DataFrame:
+    """A row for each run, judged round, site, split and metric, with the job's facts, and bytes and seconds of the run."""
+    frames = []
+    for one in jobs:
+        sites = pd.read_parquet(runs / one.name / "sites.parquet")
+        summary = json.loads((runs / one.name / "summary.json").read_text())
+        of_run = {"rounds": summary["rounds"], "seconds": summary["seconds"]}
+        of_run |= {f"bytes_{way}": summary["bytes"][way] for way in ("up", "down")}
+        frames.append(sites[sites["split"].isin(["val", "test"])].assign(**one.facts, **of_run))
+    return pd.concat(frames, ignore_index=True)
+
+
+def unseen(table: Path, sites: Sequence[str], runs: Path) -> Path:
+    """A copy of the table in `runs` where all cases of `sites` are test cases; its paths start from the old one's folder.
+
+    For sites that are left out: all that they have is what a model meets there for the first time.
+    """
+    cases = pd.read_csv(table, dtype=str, keep_default_na=False)
+    cases.loc[cases["site"].isin(sites), "split"] = "test"
+    copy = runs / f"{table.parent.name}-without-{'-'.join(sites)}.csv"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    cases.to_csv(copy, index=False)
+    return copy.absolute()
+
+
+def last(frame: pd.DataFrame, metric: str, split: str = "test", **equal: Any) -> pd.DataFrame:
+    """The rows of that metric and split in the last judged round of each run, where other columns are as given."""
+    found = frame[(frame["metric"] == metric) & (frame["split"] == split)]
+    for column, value in equal.items():
+        found = found[found[column] == value]
+    return found[found["round"] == found["rounds"]]
+
+
+def compared(frame: pd.DataFrame, to: str, by: str = "method") -> pd.DataFrame:
+    """A row for each of `by`: `value` by seed, mean and standard deviation, and the paired difference to the row `to`.
+
+    `frame` has the columns `by`, seed, value; several rows of a seed are averaged. `better` counts the seeds in which a
+    row is above `to`. All in per cent.
+    """
+    seeds = 100 * frame.groupby([by, "seed"], sort=False)["value"].mean().unstack("seed")
+    apart = seeds - seeds.loc[to]
+    return pd.DataFrame(
+        {
+            **{f"seed {seed}": seeds[seed].map("{:.1f}".format) for seed in seeds},
+            "mean": seeds.mean(axis=1).map("{:.1f}".format),
+            "sd": seeds.std(axis=1).map("{:.1f}".format),
+            f"minus {to}": [_plus_minus(row) if name != to else "" for name, row in apart.iterrows()],
+            "better": [f"{(row > 0).sum()}/{row.count()}" if name != to else "" for name, row in apart.iterrows()],
+        }
+    )
+
+
+def _plus_minus(values: pd.Series) -> str:
+    return f"{values.mean():+.1f} ± {values.std():.1f}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, its index as the first column."""
+    head = [table.index.name or "", *(str(name) for name in table)]
+    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in table.itertuples())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fill(page: str, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Put each table into the page NAME.md, between the lines `<!-- KEY -->` and `<!-- end -->`."""
+    path = HERE / f"{page}.md"
+    text = path.read_text(encoding="utf-8")
+    for key, table in tables.items():
+        before, found, rest = text.partition(f"<!-- {key} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not (found and end):
+            sys.exit(f"{path} has no place for the table {key!r}: expected <!-- {key} --> and <!-- end -->")
+        text = f"{before}{found}{markdown(table)}\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
+def plot(frame: pd.DataFrame, path: Path, panel: str, title: str, to: str, by: str = "method") -> None:
+    """A panel for each value of the column `panel`: a dot for each seed, a line at the mean, dashes at that of `to`."""
+    panels, rows = list(frame[panel].unique()), list(frame[by].unique())
+    figure = Figure(figsize=(1.8 + 1.9 * len(panels), 0.9 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, name in zip(axes, panels, strict=True):
+        part = 100 * frame[frame[panel] == name].groupby([by, "seed"])["value"].mean().unstack("seed")
+        for place, row in enumerate(rows):
+            if row in part.index:
+                axis.plot(part.loc[row], [place] * part.shape[1], "o", color="tab:blue", alpha=0.55, markersize=5)
+                axis.plot(part.loc[row].mean(), place, "|", color="black", markersize=13, markeredgewidth=2)
+        axis.axvline(part.loc[to].mean(), color="grey", linestyle="--", linewidth=1)
+        axis.set_title(name, fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].invert_yaxis()
+    figure.supxlabel(title, fontsize=10)
+    figure.savefig(path, dpi=110)
