@@ -45,7 +45,7 @@ class Job:
         data = {key: value for key, value in self.keys["task"]["data"].items() if key not in PATHS}
         what = {**self.keys, "task": {**self.keys["task"], "data": data}}
         short = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-        return "-".join([*(str(value) for value in self.facts.values()), short])
+        return "-".join([*(str(value).replace(" ", "_") for value in self.facts.values()), short])
 
 
 def arguments(description: str, *tables: str) -> argparse.Namespace:
@@ -54,6 +54,7 @@ def arguments(description: str, *tables: str) -> argparse.Namespace:
     for table in tables:
         parser.add_argument(table, type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="finished runs (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other than those of the configuration: a first look")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each (default: %(default)s)")
     args = parser.parse_args()
     for table in tables:
@@ -109,21 +110,28 @@ def _play(keys: Mapping[str, Any], folder: Path) -> int:
 
 
 def results(jobs: Iterable[Job], runs: Path) -> pd.DataFrame:
-    """A row for each run, judged round, site, split and metric, with the job's facts, and bytes and seconds of the run."""
+    """A row for each run, judged round, site, split and metric, with the run's facts, bytes and seconds.
+
+    What the server logs in those rounds stands under the role and the site `server`.
+    """
     frames = []
     for one in jobs:
-        sites = pd.read_parquet(runs / one.name / "sites.parquet")
+        sites, rounds = (pd.read_parquet(runs / one.name / f"{name}.parquet") for name in ("sites", "rounds"))
+        logged = rounds.filter(regex="^(round$|server/)").rename(columns=lambda name: name.removeprefix("server/"))
+        logged = logged.melt("round", var_name="metric").assign(site="server", role="server", split="train")
+        judged = sites.loc[sites["split"] == "test", "round"].unique()
+        both = pd.concat([sites.dropna(subset="split"), *([logged] if len(logged) else [])])
         summary = json.loads((runs / one.name / "summary.json").read_text())
         of_run = {"rounds": summary["rounds"], "seconds": summary["seconds"]}
         of_run |= {f"bytes_{way}": summary["bytes"][way] for way in ("up", "down")}
-        frames.append(sites[sites["split"].isin(["val", "test"])].assign(**one.facts, **of_run))
+        frames.append(both[both["round"].isin(judged)].assign(**one.facts, **of_run))
     return pd.concat(frames, ignore_index=True)
 
 
 def unseen(table: Path, sites: Sequence[str], runs: Path) -> Path:
-    """A copy of the table in `runs` where all cases of `sites` are test cases; its paths start from the old one's folder.
+    """A copy of the table, in `runs`, in which all cases of `sites` are test cases: all of it is new to a model.
 
-    For sites that are left out: all that they have is what a model meets there for the first time.
+    Its paths still start from the folder of `table`, which is task.data.root then.
     """
     cases = pd.read_csv(table, dtype=str, keep_default_na=False)
     cases.loc[cases["site"].isin(sites), "split"] = "test"
