@@ -12,22 +12,23 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
 from raysim.cli import main as raysim
-from raysim.config import merge, parse
+from raysim.config import merge, parse, read_file
 from raysim.errors import RunError
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
 PATHS = ("table", "root")  # keys of task.data that tell where the data lie, not what they are
 
@@ -68,6 +69,12 @@ def configuration(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
+def example(name: str, *words: str) -> dict[str, Any]:
+    """The keys of examples/NAME.yaml, and over them `words` as on the command line."""
+    keys = read_file(str(HERE.parent / "examples" / f"{name}.yaml"))
+    return merge(keys, parse(word for part in words for word in part.split()))
+
+
 def job(facts: Mapping[str, Any], base: Mapping[str, Any], *words: str) -> Job:
     """The federation of the keys `base` and of `words` as on the command line (`rounds=5 algorithm=fedavg`)."""
     return Job(facts, merge(base, parse(word for part in words for word in part.split())))
@@ -78,19 +85,26 @@ def played(jobs: Sequence[Job], runs: Path, workers: int) -> Path:
 
     Raises RunError, after all others have ended, if one failed.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads is part of a result
     runs = runs.absolute()
     runs.mkdir(parents=True, exist_ok=True)
     missing = [one for one in {one.name: one for one in jobs}.values() if not _done(runs / one.name)]
     print(f"{len(jobs)} runs, {len(missing)} of them still to do, in {runs}", flush=True)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        codes = {one.name: pool.submit(_play, one.keys, runs / one.name) for one in missing}
-        for name, code in codes.items():
-            print(f"{name}: {'done' if code.result() == 0 else 'failed'}", flush=True)
-    failed = [name for name, code in codes.items() if code.result() != 0]
+    codes = side_by_side(_play, {one.name: (one.keys, runs / one.name) for one in missing}, workers)
+    failed = [name for name, code in codes.items() if code != 0]
     if failed:
         raise RunError(f"{len(failed)} runs failed; the log of the first is {runs / failed[0]}.log")
     return runs
+
+
+def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]], workers: int) -> dict[str, T]:
+    """What `function` returns for the arguments under each name, in so many processes of one thread."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads is part of a result
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        futures = {name: pool.submit(function, *arguments) for name, arguments in calls.items()}
+        for name, future in futures.items():
+            future.result()
+            print(f"{name} has ended", flush=True)
+    return {name: future.result() for name, future in futures.items()}
 
 
 def _done(folder: Path) -> bool:

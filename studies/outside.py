@@ -1,0 +1,171 @@
+"""Does routing beat the global model at a camera that nobody has seen? Each of three is left out in its turn.
+
+python studies/outside.py RETINA_TABLE
+
+Federations are trained once, and judged at the camera left out with each answer that they can give there.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from common import HERE, Job, arguments, compared, configuration, example, fill, job, played, plot, side_by_side, unseen
+
+from raysim import LocalFleet, Model, Reply, Site
+from raysim.checkpoint import newest_first, read
+from raysim.config import merge, parse, resolve
+
+METRIC = "dice"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a federation answers with at an outside site: `algorithm` on `state`; `value` is the one that is tuned."""
+
+    method: str
+    value: float
+    algorithm: Any
+    state: Any
+
+
+def main() -> None:
+    args = arguments("routing at an unseen camera", "retina")
+    study = configuration("outside")
+    jobs = list(trainings(study, args))
+    runs = played(jobs, args.runs, args.workers)
+    judged = side_by_side(answered, {one.name: (one, runs, study["answers"]) for one in jobs}, args.workers)
+    found = pd.concat(judged.values(), ignore_index=True)
+    found.to_parquet(HERE / "outside.parquet", index=False)
+    report(found)
+
+
+def trainings(study: Mapping[str, Any], args: Namespace) -> Iterator[Job]:
+    for seed, (camera, sites) in product(args.seeds or study["seeds"], study["cameras"].items()):
+        table = unseen(args.retina, sites, args.runs)
+        data = {"table": str(table), "root": str(args.retina.parent.absolute()), "outside": sites}
+        base = merge(example("retina", study["base"]), {"task": {"data": data}})
+        for method, words in study["trained"].items():
+            facts = {"data": "retina", "stage": "outside", "seed": seed, "left_out": camera, "trained": method}
+            yield job(facts, base, f"seed={seed} {words}")
+
+
+def answered(one: Job, runs: Path, grid: Mapping[str, Any]) -> pd.DataFrame:
+    """A row for each answer, outside site and metric; kept beside the run, so that it is worked out once."""
+    folder = runs / one.name
+    kept = folder / "answers.parquet"
+    if kept.exists():
+        return pd.read_parquet(kept)
+    task = resolve(one.keys).task.build()
+    state = read(newest_first(folder / "checkpoints")[0]).state
+    rows = []
+    for answer in answers(one, state, grid):
+        fleet = LocalFleet(task, seed=one.facts["seed"], rounds=one.keys["rounds"])
+        replies = fleet.at(task.outside).map(judge, (answer.algorithm, answer.state))
+        for site, metric, score in ((s, m, v) for s, reply in replies.items() for m, v in reply.metrics.items()):
+            rows.append({**one.facts, "method": answer.method, "tuned": answer.value, "site": site, "metric": metric})
+            rows[-1]["value"] = score
+    found = pd.DataFrame(rows)
+    found.to_parquet(kept, index=False)
+    return found
+
+
+def judge(site: Site[Any], shared: tuple[Any, Any]) -> Reply[None]:
+    algorithm, state = shared
+    predict = algorithm.predictor(site, state)
+    with torch.no_grad():
+        main = getattr(predict, "main", predict)
+        notes = predict.notes(site.data.test) if hasattr(predict, "notes") else {}
+        return Reply(None, metrics=dict(site.task.score(main, site.data.test, site.device)) | notes)
+
+
+def answers(one: Job, state: Any, grid: Mapping[str, Any]) -> Iterator[Answer]:
+    """All answers of a trained federation; those of FedAvg and Tent are of IOP-FL's global model."""
+    trained = one.facts["trained"]
+    if trained == "iopfl":
+        yield Answer("fedavg", 0, algorithm(one, "algorithm=fedavg"), state.model)
+        for site, model in sorted(state.best.items()):
+            yield Answer(f"single {site}", 0, algorithm(one, "algorithm=fedavg"), model)
+        words = "algorithm=fedavg algorithm.outside=tent algorithm.tent_passes=10"
+        yield from variants("tent", one, words, grid, state.model)
+        yield from variants("iopfl", one, "algorithm.passes=10", grid, state)
+    else:
+        yield Answer("fedsm global", 0, algorithm(one, "algorithm=fedavg"), state.model)
+        yield from variants("fedsm", one, "", grid, state)
+
+
+def variants(method: str, one: Job, words: str, grid: Mapping[str, Any], state: Model | Any) -> Iterator[Answer]:
+    for key, values in grid[method].items():
+        for value in values:
+            yield Answer(method, value, algorithm(one, f"{words} {key}={value}"), state)
+
+
+def algorithm(one: Job, words: str) -> Any:
+    """The run's algorithm with other fields; another one takes of its fields only how a site trains."""
+    other = parse(words.split())
+    shared = ("name", "lr", "optimizer", "epochs", "schedule")
+    fields = {key: value for key, value in one.keys["algorithm"].items() if key in shared}
+    given = fields if "name" in other.get("algorithm", {}) else one.keys["algorithm"]
+    return resolve(merge({**one.keys, "algorithm": given}, other)).algorithm
+
+
+def report(found: pd.DataFrame) -> None:
+    dice = by_camera(found[found["metric"] == METRIC])
+    rows = pd.concat([plain(dice), singles(dice), tuned(dice)], ignore_index=True)
+    order = ["fedavg", "tent", "single, mean", "single, best", "fedsm global", "fedsm", "iopfl"]
+    rows = rows.set_index("method").loc[order].reset_index()
+    sites = rows.groupby(["method", "left_out"], sort=False)["value"].mean().unstack("left_out")
+    values = dice.groupby(["method", "tuned", "left_out"], sort=False)["value"].mean().unstack("left_out")
+    routes = by_camera(found[found["metric"].str.startswith("routed")].assign(method=found["metric"]))
+    fill(
+        "outside",
+        {
+            "all": compared(rows, "fedavg"),
+            "cameras": (100 * sites).map("{:.1f}".format),
+            "values": (100 * values.reset_index("tuned")).pipe(with_values),
+            "routes": (100 * routes.groupby(["method", "tuned"])["value"].mean().unstack("tuned")).map("{:.0f}".format),
+        },
+    )
+    plot(rows, HERE / "outside.png", "left_out", "Dice at the camera left out, %", "fedavg")
+
+
+def by_camera(found: pd.DataFrame) -> pd.DataFrame:
+    """Means over the sites of a camera."""
+    return found.groupby(["method", "tuned", "left_out", "seed"], sort=False)["value"].mean().reset_index()
+
+
+def with_values(table: pd.DataFrame) -> pd.DataFrame:
+    cameras = [name for name in table if name != "tuned"]
+    return table.assign(tuned=(table["tuned"] / 100).map("{:g}".format), **table[cameras].map("{:.1f}".format))
+
+
+def plain(dice: pd.DataFrame) -> pd.DataFrame:
+    return dice[dice["method"].isin(["fedavg", "fedsm global"])]
+
+
+def singles(dice: pd.DataFrame) -> pd.DataFrame:
+    """Of the personal models: their mean, and the one that is best at this camera, which only its labels can tell."""
+    each = dice[dice["method"].str.startswith("single ")].groupby(["left_out", "seed"], sort=False)["value"]
+    parts = {"single, mean": each.mean(), "single, best": each.max()}
+    return pd.concat([part.reset_index().assign(method=name) for name, part in parts.items()])
+
+
+def tuned(dice: pd.DataFrame) -> pd.DataFrame:
+    """Each method with, at each camera, the value that is best at the other two, over all seeds."""
+    chosen = []
+    for method in ("tent", "fedsm", "iopfl"):
+        rows = dice[dice["method"] == method]
+        for camera in rows["left_out"].unique():
+            others = rows[rows["left_out"] != camera].groupby("tuned")["value"].mean()
+            chosen.append(rows[(rows["left_out"] == camera) & (rows["tuned"] == others.idxmax())])
+    return pd.concat(chosen)
+
+
+if __name__ == "__main__":
+    main()
