@@ -83,44 +83,44 @@ def job(facts: Mapping[str, Any], base: Mapping[str, Any], *words: str) -> Job:
 def played(jobs: Sequence[Job], runs: Path, workers: int) -> Path:
     """The folder with all of `jobs` finished, each in a folder of its name; only what is missing is run.
 
-    Raises RunError, after all others have ended, if one failed.
+    Raises RunError for the first that failed, after all others have ended.
     """
-    runs = runs.absolute()
     runs.mkdir(parents=True, exist_ok=True)
-    missing = [one for one in {one.name: one for one in jobs}.values() if not _done(runs / one.name)]
+    missing = [one for one in jobs if not done(one, runs)]
     print(f"{len(jobs)} runs, {len(missing)} of them still to do, in {runs}", flush=True)
-    codes = side_by_side(_play, {one.name: (one.keys, runs / one.name) for one in missing}, workers)
-    failed = [name for name, code in codes.items() if code != 0]
-    if failed:
-        raise RunError(f"{len(failed)} runs failed; the log of the first is {runs / failed[0]}.log")
+    side_by_side(play, {one.name: (one, runs) for one in missing}, workers)
     return runs
 
 
 def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]], workers: int) -> dict[str, T]:
     """What `function` returns for the arguments under each name, in so many processes of one thread."""
+    if not calls:
+        return {}
     os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads is part of a result
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         futures = {name: pool.submit(function, *arguments) for name, arguments in calls.items()}
-        for name, future in futures.items():
-            future.result()
-            print(f"{name} has ended", flush=True)
+        for future, name in {future: name for name, future in futures.items()}.items():
+            future.add_done_callback(lambda _, name=name: print(f"{name} has ended", flush=True))
     return {name: future.result() for name, future in futures.items()}
 
 
-def _done(folder: Path) -> bool:
+def done(one: Job, runs: Path) -> bool:
     try:
-        return bool(json.loads((folder / "summary.json").read_text())["status"] == "done")
+        return bool(json.loads((runs / one.name / "summary.json").read_text())["status"] == "done")
     except (OSError, ValueError):
         return False
 
 
-def _play(keys: Mapping[str, Any], folder: Path) -> int:
-    """The exit code of `raysim run`, or of `raysim resume` where the run was begun before."""
-    file = folder.with_name(f"{folder.name}.yaml")
-    file.write_text(yaml.safe_dump(dict(keys), sort_keys=False))
+def play(one: Job, runs: Path) -> None:
+    """`raysim run`, or `raysim resume` where it was begun before. Raises RunError, naming its log, if it fails."""
+    folder = runs.absolute() / one.name
+    file, log = folder.with_name(f"{one.name}.yaml"), folder.with_name(f"{one.name}.log")
+    file.write_text(yaml.safe_dump(dict(one.keys), sort_keys=False))
     words = ["resume", str(folder)] if folder.exists() else ["run", "-c", str(file), "--out", str(folder)]
-    with open(f"{folder}.log", "a") as log, redirect_stdout(log), redirect_stderr(log):
-        return raysim(words)
+    with log.open("a") as told, redirect_stdout(told), redirect_stderr(told):
+        code = raysim(words)
+    if code:
+        raise RunError(f"{one.name} has failed; its log is {log}")
 
 
 def results(jobs: Iterable[Job], runs: Path) -> pd.DataFrame:

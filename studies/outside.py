@@ -16,7 +16,21 @@ from typing import Any
 
 import pandas as pd
 import torch
-from common import HERE, Job, arguments, compared, configuration, example, fill, job, played, plot, side_by_side, unseen
+from common import (
+    HERE,
+    Job,
+    arguments,
+    compared,
+    configuration,
+    done,
+    example,
+    fill,
+    job,
+    play,
+    plot,
+    side_by_side,
+    unseen,
+)
 
 from raysim import LocalFleet, Model, Reply, Site
 from raysim.checkpoint import newest_first, read
@@ -39,8 +53,7 @@ def main() -> None:
     args = arguments("routing at an unseen camera", "retina")
     study = configuration("outside")
     jobs = list(trainings(study, args))
-    runs = played(jobs, args.runs, args.workers)
-    judged = side_by_side(answered, {one.name: (one, runs, study["answers"]) for one in jobs}, args.workers)
+    judged = side_by_side(answered, {one.name: (one, args.runs, study["answers"]) for one in jobs}, args.workers)
     found = pd.concat(judged.values(), ignore_index=True)
     found.to_parquet(HERE / "outside.parquet", index=False)
     report(found)
@@ -62,6 +75,8 @@ def answered(one: Job, runs: Path, grid: Mapping[str, Any]) -> pd.DataFrame:
     kept = folder / "answers.parquet"
     if kept.exists():
         return pd.read_parquet(kept)
+    if not done(one, runs):
+        play(one, runs)
     task = resolve(one.keys).task.build()
     state = read(newest_first(folder / "checkpoints")[0]).state
     rows = []
@@ -92,9 +107,9 @@ def answers(one: Job, state: Any, grid: Mapping[str, Any]) -> Iterator[Answer]:
         yield Answer("fedavg", 0, algorithm(one, "algorithm=fedavg"), state.model)
         for site, model in sorted(state.best.items()):
             yield Answer(f"single {site}", 0, algorithm(one, "algorithm=fedavg"), model)
-        words = "algorithm=fedavg algorithm.outside=tent algorithm.tent_passes=10"
+        words = f"algorithm=fedavg algorithm.outside=tent algorithm.tent_passes={grid['passes']}"
         yield from variants("tent", one, words, grid, state.model)
-        yield from variants("iopfl", one, "algorithm.passes=10", grid, state)
+        yield from variants("iopfl", one, f"algorithm.passes={grid['passes']}", grid, state)
     else:
         yield Answer("fedsm global", 0, algorithm(one, "algorithm=fedavg"), state.model)
         yield from variants("fedsm", one, "", grid, state)
