@@ -13,9 +13,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import reduce
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,18 +50,18 @@ class Job:
         return "-".join([*(str(value).replace(" ", "_") for value in self.facts.values()), short])
 
 
-def arguments(description: str, *tables: str) -> argparse.Namespace:
-    """The command line of a study: the tables of its data, and where its runs are kept."""
+def arguments(description: str, sets: Sequence[str] = ()) -> argparse.Namespace:
+    """The command line of a study: which of its data sets, if it has several, its table, and where runs are kept."""
     parser = argparse.ArgumentParser(description=description)
-    for table in tables:
-        parser.add_argument(table, type=Path)
+    if sets:
+        parser.add_argument("data", choices=sets)
+    parser.add_argument("table", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="finished runs (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", help="other than those of the configuration: a first look")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each (default: %(default)s)")
     args = parser.parse_args()
-    for table in tables:
-        if not getattr(args, table).is_file():
-            parser.error(f"{table.upper()} is {getattr(args, table)}: expected a file, the table of the data set")
+    if not args.table.is_file():
+        parser.error(f"{args.table} is no file: expected the table of the data set")
     return args
 
 
@@ -69,10 +70,9 @@ def configuration(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def example(name: str, *words: str) -> dict[str, Any]:
-    """The keys of examples/NAME.yaml, and over them `words` as on the command line."""
-    keys = read_file(str(HERE.parent / "examples" / f"{name}.yaml"))
-    return merge(keys, parse(word for part in words for word in part.split()))
+def example(name: str, *over: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of examples/NAME.yaml, and over them those given."""
+    return reduce(merge, over, read_file(str(HERE.parent / "examples" / f"{name}.yaml")))
 
 
 def job(facts: Mapping[str, Any], base: Mapping[str, Any], *words: str) -> Job:
@@ -81,10 +81,7 @@ def job(facts: Mapping[str, Any], base: Mapping[str, Any], *words: str) -> Job:
 
 
 def played(jobs: Sequence[Job], runs: Path, workers: int) -> Path:
-    """The folder with all of `jobs` finished, each in a folder of its name; only what is missing is run.
-
-    Raises RunError for the first that failed, after all others have ended.
-    """
+    """The folder with all of `jobs` finished, each in a folder of its name; only what is missing is run."""
     runs.mkdir(parents=True, exist_ok=True)
     missing = [one for one in jobs if not done(one, runs)]
     print(f"{len(jobs)} runs, {len(missing)} of them still to do, in {runs}", flush=True)
@@ -93,7 +90,10 @@ def played(jobs: Sequence[Job], runs: Path, workers: int) -> Path:
 
 
 def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]], workers: int) -> dict[str, T]:
-    """What `function` returns for the arguments under each name, in so many processes of one thread."""
+    """What `function` returns for the arguments under each name, in so many processes of one thread.
+
+    Raises what the first one raised that failed; those that have begun by then end before.
+    """
     if not calls:
         return {}
     os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads is part of a result
@@ -101,6 +101,10 @@ def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]
         futures = {name: pool.submit(function, *arguments) for name, arguments in calls.items()}
         for future, name in {future: name for name, future in futures.items()}.items():
             future.add_done_callback(lambda _, name=name: print(f"{name} has ended", flush=True))
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(cancel_futures=True)
     return {name: future.result() for name, future in futures.items()}
 
 

@@ -1,6 +1,6 @@
 """Do personal models beat the global one, and does FedSM close the gap to pooled data? Five sites, all inside.
 
-python studies/inside.py RETINA_TABLE
+python studies/inside.py TABLE
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ from typing import Any
 import pandas as pd
 from common import HERE, Job, arguments, compared, configuration, example, fill, job, last, played, plot, results
 
-from raysim.config import merge
-
 DATA = {"data": "retina"}
 
 
 def main() -> None:
-    args = arguments("personal models inside", "retina")
+    args = arguments("personal models inside")
     study = configuration("inside")
-    data = {"table": str(args.retina.absolute())}
-    base = merge(example("retina", study["base"]), {"task": {"data": data}})
+    data = {"table": str(args.table.absolute())}
+    base = example("retina", study["base"], {"task": {"data": data}})
     tuning = list(tuning_jobs(study, base))
     tuned = results(tuning, played(tuning, args.runs, args.workers))
     words = {method: f"{of} {best(tuned, method)}" for method, of in study["methods"].items()}
@@ -75,8 +73,8 @@ def report(found: pd.DataFrame) -> None:
 
 
 def with_parts(main: pd.DataFrame) -> pd.DataFrame:
-    """Each method's answers, and of FedSM its personal and its global models too."""
-    parts = [last(main, "dice")]
+    """Each method's answers; FedAvg's, which is IOP-FL's global model; FedSM's personal and global models."""
+    parts = [last(main, "dice@global", method="iopfl").assign(method="fedavg"), last(main, "dice")]
     for part in ("personal", "global"):
         parts.append(last(main, f"dice@{part}", method="fedsm").assign(method=f"fedsm, {part}"))
     return pd.concat(parts, ignore_index=True)

@@ -1,6 +1,6 @@
 """Does routing beat the global model at a camera that nobody has seen? Each of three is left out in its turn.
 
-python studies/outside.py RETINA_TABLE
+python studies/outside.py TABLE
 
 Federations are trained once, and judged at the camera left out with each answer that they can give there.
 """
@@ -32,11 +32,12 @@ from common import (
     unseen,
 )
 
-from raysim import LocalFleet, Model, Reply, Site
+from raysim import LocalFleet, Reply, Site
 from raysim.checkpoint import newest_first, read
 from raysim.config import merge, parse, resolve
 
 METRIC = "dice"
+TRAINING = ("lr", "optimizer", "epochs", "schedule")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Answer:
 
 
 def main() -> None:
-    args = arguments("routing at an unseen camera", "retina")
+    args = arguments("routing at an unseen camera")
     study = configuration("outside")
     jobs = list(trainings(study, args))
     judged = side_by_side(answered, {one.name: (one, args.runs, study["answers"]) for one in jobs}, args.workers)
@@ -61,9 +62,9 @@ def main() -> None:
 
 def trainings(study: Mapping[str, Any], args: Namespace) -> Iterator[Job]:
     for seed, (camera, sites) in product(args.seeds or study["seeds"], study["cameras"].items()):
-        table = unseen(args.retina, sites, args.runs)
-        data = {"table": str(table), "root": str(args.retina.parent.absolute()), "outside": sites}
-        base = merge(example("retina", study["base"]), {"task": {"data": data}})
+        table = unseen(args.table, sites, args.runs)
+        data = {"table": str(table), "root": str(args.table.parent.absolute()), "outside": sites}
+        base = example("retina", study["base"], {"task": {"data": data}})
         for method, words in study["trained"].items():
             facts = {"data": "retina", "stage": "outside", "seed": seed, "left_out": camera, "trained": method}
             yield job(facts, base, f"seed={seed} {words}")
@@ -78,7 +79,7 @@ def answered(one: Job, runs: Path, grid: Mapping[str, Any]) -> pd.DataFrame:
     if not done(one, runs):
         play(one, runs)
     task = resolve(one.keys).task.build()
-    state = read(newest_first(folder / "checkpoints")[0]).state
+    state = read(next(newest_first(folder / "checkpoints"))).state
     rows = []
     for answer in answers(one, state, grid):
         fleet = LocalFleet(task, seed=one.facts["seed"], rounds=one.keys["rounds"])
@@ -102,32 +103,28 @@ def judge(site: Site[Any], shared: tuple[Any, Any]) -> Reply[None]:
 
 def answers(one: Job, state: Any, grid: Mapping[str, Any]) -> Iterator[Answer]:
     """All answers of a trained federation; those of FedAvg and Tent are of IOP-FL's global model."""
-    trained = one.facts["trained"]
-    if trained == "iopfl":
-        yield Answer("fedavg", 0, algorithm(one, "algorithm=fedavg"), state.model)
-        for site, model in sorted(state.best.items()):
-            yield Answer(f"single {site}", 0, algorithm(one, "algorithm=fedavg"), model)
-        words = f"algorithm=fedavg algorithm.outside=tent algorithm.tent_passes={grid['passes']}"
-        yield from variants("tent", one, words, grid, state.model)
-        yield from variants("iopfl", one, f"algorithm.passes={grid['passes']}", grid, state)
-    else:
-        yield Answer("fedsm global", 0, algorithm(one, "algorithm=fedavg"), state.model)
-        yield from variants("fedsm", one, "", grid, state)
+    if one.facts["trained"] == "fedsm":
+        yield Answer("fedsm global", 0, algorithm(one, "fedavg"), state.model)
+        for value in grid["fedsm"]:
+            yield Answer("fedsm", value, algorithm(one, "fedsm", f"algorithm.threshold={value}"), state)
+        return
+    yield Answer("fedavg", 0, algorithm(one, "fedavg"), state.model)
+    for site, model in sorted(state.best.items()):
+        yield Answer(f"single {site}", 0, algorithm(one, "fedavg"), model)
+    passes = grid["passes"]
+    for value in grid["tent"]:
+        words = ("algorithm.outside=tent", f"algorithm.tent_passes={passes}", f"algorithm.tent_lr={value}")
+        yield Answer("tent", value, algorithm(one, "fedavg", *words), state.model)
+    for value in grid["iopfl"]:
+        words = (f"algorithm.passes={passes}", f"algorithm.outside_lr={value}")
+        yield Answer("iopfl", value, algorithm(one, "iopfl", *words), state)
 
 
-def variants(method: str, one: Job, words: str, grid: Mapping[str, Any], state: Model | Any) -> Iterator[Answer]:
-    for key, values in grid[method].items():
-        for value in values:
-            yield Answer(method, value, algorithm(one, f"{words} {key}={value}"), state)
-
-
-def algorithm(one: Job, words: str) -> Any:
-    """The run's algorithm with other fields; another one takes of its fields only how a site trains."""
-    other = parse(words.split())
-    shared = ("name", "lr", "optimizer", "epochs", "schedule")
-    fields = {key: value for key, value in one.keys["algorithm"].items() if key in shared}
-    given = fields if "name" in other.get("algorithm", {}) else one.keys["algorithm"]
-    return resolve(merge({**one.keys, "algorithm": given}, other)).algorithm
+def algorithm(one: Job, name: str, *words: str) -> Any:
+    """The run's algorithm with other fields; one of another name takes of its fields only how a site trains."""
+    own = one.keys["algorithm"]
+    fields = {key: value for key, value in own.items() if name == own["name"] or key in TRAINING}
+    return resolve(merge({**one.keys, "algorithm": {**fields, "name": name}}, parse(words))).algorithm
 
 
 def report(found: pd.DataFrame) -> None:

@@ -1,6 +1,7 @@
 """Does gradient alignment help at a hospital that nobody has seen? Each site is left out in its turn.
 
-python studies/unseen.py WBC_TABLE HEART_TABLE
+python studies/unseen.py wbc TABLE
+python studies/unseen.py heart TABLE
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ METRIC = "balanced_accuracy"
 
 
 def main() -> None:
-    args = arguments("alignment at an unseen site", "wbc", "heart")
-    study = configuration("unseen")
-    found = pd.concat([tried(study, name, getattr(args, name), args) for name in ("heart", "wbc")], ignore_index=True)
-    found.to_parquet(HERE / "unseen.parquet", index=False)
-    report(found)
+    args = arguments("alignment at an unseen site", ("wbc", "heart"))
+    study, name = configuration("unseen"), args.data
+    found = tried(study, name, args.table, args)
+    found.to_parquet(HERE / f"unseen_{name}.parquet", index=False)
+    report(found, name)
 
 
 def tried(study: Mapping[str, Any], name: str, table: Path, args: Namespace) -> pd.DataFrame:
-    """All runs on one data set: those that tune the two learning rates, then each method at each seed."""
+    """All runs on a data set: those that tune the two learning rates, then each method at each seed."""
     sites, seeds = sorted(pd.read_csv(table, dtype=str)["site"].unique()), args.seeds or study["seeds"]
     bases = {site: merge(study[name]["base"], {"task": {"data": keys(table, site, args.runs)}}) for site in sites}
     tuning = list(tuning_jobs(study, name, bases))
@@ -56,7 +57,7 @@ def with_twice(study: Mapping[str, Any], name: str) -> Iterator[tuple[str, str, 
 
 
 def tuning_jobs(study: Mapping[str, Any], name: str, bases: Mapping[str, Any]) -> Iterator[Job]:
-    grid = study["tuning"] | study[name].get("tuning", {})
+    grid = study["tuning"][name]
     for site, base in bases.items():
         for method, key, more in (("fedavg", "lr", ""), ("R1 0", "server_lr", study[name]["R1"])):
             for value in grid[key]:
@@ -71,19 +72,27 @@ def best(tuned: pd.DataFrame, method: str) -> float:
     return float(rows.groupby(["rate", "left_out"])["value"].mean().groupby("rate").mean().idxmax())
 
 
-def report(found: pd.DataFrame) -> None:
-    tables: dict[str, pd.DataFrame] = {}
-    for name in ("wbc", "heart"):
-        main = found[(found["data"] == name) & (found["stage"] == "main")]
-        outside, inside = last(main, METRIC, role="outside"), last(main, METRIC, role="inside")
-        tables[f"{name} unseen"] = compared(outside, "fedavg").join(
-            compared(outside, "fedavg twice")[["minus fedavg twice"]]
-        )
-        tables[f"{name} sites"] = by_site(outside, inside)
-        tables[f"{name} chosen"] = compared(chosen(outside, last(main, METRIC, "val", role="inside")), "fedavg")
-        tables[f"{name} tuning"] = rates(found[(found["data"] == name) & (found["stage"] == "tuning")])
-        plot(outside, HERE / f"unseen_{name}.png", "left_out", "balanced accuracy at the site left out, %", "fedavg")
-    fill("unseen", tables)
+def report(found: pd.DataFrame, name: str) -> None:
+    main, tuned = found[found["stage"] == "main"], found[found["stage"] == "tuning"]
+    outside, inside = last(main, METRIC, role="outside"), last(main, METRIC, role="inside")
+    twice = compared(outside, "fedavg twice")[["minus fedavg twice"]]
+    picked = chosen(outside, last(main, METRIC, "val", role="inside"))
+    tables = {
+        "unseen": compared(outside, "fedavg").join(twice),
+        "sites": by_site(outside, inside),
+        "chosen": compared(picked, "fedavg").join(compared(picked, "fedavg twice")[["minus fedavg twice"]]),
+        "auc": compared(last(main, "auc", role="outside"), "fedavg"),
+        "spread": logged(main),
+        "tuning": rates(tuned),
+    }
+    fill("unseen", {f"{name} {key}": table for key, table in tables.items()})
+    plot(outside, HERE / f"unseen_{name}.png", "left_out", "balanced accuracy at the site left out, %", "fedavg")
+
+
+def logged(main: pd.DataFrame) -> pd.DataFrame:
+    """What gradient alignment logs at the server in the last round, over sites left out and seeds."""
+    rows = main[main["metric"].isin(["alignment_loss", "gradient_cosine", "correction_ratio"])]
+    return rows.groupby(["method", "metric"], sort=False)["value"].mean().unstack("metric").map("{:.3g}".format)
 
 
 def by_site(outside: pd.DataFrame, inside: pd.DataFrame) -> pd.DataFrame:
