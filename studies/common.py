@@ -173,13 +173,13 @@ def compared(frame: pd.DataFrame, to: str, by: str = "method") -> pd.DataFrame:
     `frame` has the columns `by`, seed, value; several rows of a seed are averaged. `better` counts the seeds in which a
     row is above `to`. All in per cent.
     """
-    seeds = 100 * frame.groupby([by, "seed"], sort=False)["value"].mean().unstack("seed")
+    seeds = crossed(frame, by, "seed")
     apart = seeds - seeds.loc[to]
     return pd.DataFrame(
         {
             **{f"seed {seed}": seeds[seed].map("{:.1f}".format) for seed in seeds},
             "mean": seeds.mean(axis=1).map("{:.1f}".format),
-            "sd": seeds.std(axis=1).map("{:.1f}".format),
+            "sd": seeds.std(axis=1).map("{:.1f}".format) if seeds.shape[1] > 1 else "",
             f"minus {to}": [_plus_minus(row) if name != to else "" for name, row in apart.iterrows()],
             "better": [f"{(row > 0).sum()}/{row.count()}" if name != to else "" for name, row in apart.iterrows()],
         }
@@ -187,7 +187,18 @@ def compared(frame: pd.DataFrame, to: str, by: str = "method") -> pd.DataFrame:
 
 
 def _plus_minus(values: pd.Series) -> str:
-    return f"{values.mean():+.1f} ± {values.std():.1f}"
+    return f"{values.mean():+.1f}" + (f" ± {values.std():.1f}" if values.count() > 1 else "")
+
+
+def crossed(frame: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
+    """The mean of `value` for each of `rows` and `columns`, in per cent, in the order in which they come."""
+    table = 100 * frame.groupby([rows, columns])["value"].mean().unstack(columns)
+    return table.loc[frame[rows].unique(), frame[columns].unique()]
+
+
+def rounded(table: pd.DataFrame, form: str = ".1f") -> pd.DataFrame:
+    """The numbers as text; what is not there as nothing."""
+    return table.map(lambda value: "" if pd.isna(value) else format(value, form))
 
 
 def markdown(table: pd.DataFrame) -> str:

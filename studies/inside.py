@@ -9,7 +9,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-from common import HERE, Job, arguments, compared, configuration, example, fill, job, last, played, plot, results
+from common import (
+    HERE,
+    Job,
+    arguments,
+    compared,
+    configuration,
+    crossed,
+    example,
+    fill,
+    job,
+    last,
+    played,
+    plot,
+    results,
+    rounded,
+)
 
 DATA = {"data": "retina"}
 
@@ -57,18 +72,14 @@ def tuning_scores(tuned: pd.DataFrame) -> pd.DataFrame:
 def report(found: pd.DataFrame) -> None:
     main = found[found["stage"] == "inside"]
     rows = with_parts(main)
-    sites = rows.groupby(["method", "site"], sort=False)["value"].mean().unstack("site")
     notes = main[main["metric"].str.contains("routed|selector_accuracy") & (main["split"] == "test")]
-    scores = tuning_scores(found[found["stage"] == "inside-tuning"]).set_index("method")
-    fill(
-        "inside",
-        {
-            "all": compared(rows, "fedavg"),
-            "sites": (100 * sites).map("{:.1f}".format),
-            "routes": (100 * notes.groupby(["metric", "site"])["value"].mean().unstack("site")).map("{:.0f}".format),
-            "tuning": scores.assign(value=(100 * scores["value"]).map("{:.1f}".format)),
-        },
-    )
+    tables = {
+        "all": compared(rows, "fedavg"),
+        "sites": rounded(crossed(rows, "method", "site")),
+        "routes": rounded(crossed(notes, "metric", "site"), ".0f"),
+        "tuning": rounded(crossed(tuning_scores(found[found["stage"] == "inside-tuning"]), "method", "words")),
+    }
+    fill("inside", tables)
     plot(rows, HERE / "inside.png", "site", "Dice on the site's test images, %", "fedavg")
 
 

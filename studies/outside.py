@@ -22,12 +22,14 @@ from common import (
     arguments,
     compared,
     configuration,
+    crossed,
     done,
     example,
     fill,
     job,
     play,
     plot,
+    rounded,
     side_by_side,
     unseen,
 )
@@ -37,6 +39,7 @@ from raysim.checkpoint import newest_first, read
 from raysim.config import merge, parse, resolve
 
 METRIC = "dice"
+METHODS = ["fedavg", "tent", "single, mean", "single, best", "fedsm global", "fedsm", "iopfl"]
 TRAINING = ("lr", "optimizer", "epochs", "schedule")
 
 
@@ -129,32 +132,24 @@ def algorithm(one: Job, name: str, *words: str) -> Any:
 
 def report(found: pd.DataFrame) -> None:
     dice = by_camera(found[found["metric"] == METRIC])
-    rows = pd.concat([plain(dice), singles(dice), tuned(dice)], ignore_index=True)
-    order = ["fedavg", "tent", "single, mean", "single, best", "fedsm global", "fedsm", "iopfl"]
-    rows = rows.set_index("method").loc[order].reset_index()
-    sites = rows.groupby(["method", "left_out"], sort=False)["value"].mean().unstack("left_out")
-    values = dice.groupby(["method", "tuned", "left_out"], sort=False)["value"].mean().unstack("left_out")
+    rows = pd.concat([plain(dice), tuned(dice), singles(dice)], ignore_index=True)
+    rows = rows.set_index("method").loc[METHODS].reset_index()
     routes = by_camera(found[found["metric"].str.startswith("routed")].assign(method=found["metric"]))
-    fill(
-        "outside",
-        {
-            "all": compared(rows, "fedavg"),
-            "cameras": (100 * sites).map("{:.1f}".format),
-            "values": (100 * values.reset_index("tuned")).pipe(with_values),
-            "routes": (100 * routes.groupby(["method", "tuned"])["value"].mean().unstack("tuned")).map("{:.0f}".format),
-        },
-    )
+    tables = {
+        "all": compared(rows, "fedavg"),
+        "cameras": rounded(crossed(rows, "method", "left_out")),
+        "values": rounded(
+            crossed(dice.assign(method=dice["method"] + " " + dice["tuned"].map("{:g}".format)), "method", "left_out")
+        ),
+        "routes": rounded(crossed(routes, "method", "tuned"), ".0f"),
+    }
+    fill("outside", tables)
     plot(rows, HERE / "outside.png", "left_out", "Dice at the camera left out, %", "fedavg")
 
 
 def by_camera(found: pd.DataFrame) -> pd.DataFrame:
     """Means over the sites of a camera."""
     return found.groupby(["method", "tuned", "left_out", "seed"], sort=False)["value"].mean().reset_index()
-
-
-def with_values(table: pd.DataFrame) -> pd.DataFrame:
-    cameras = [name for name in table if name != "tuned"]
-    return table.assign(tuned=(table["tuned"] / 100).map("{:g}".format), **table[cameras].map("{:.1f}".format))
 
 
 def plain(dice: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from common import HERE, Job, arguments, compared, configuration, fill, job, last, played, plot, results, unseen
+from common import (
+    HERE,
+    Job,
+    arguments,
+    compared,
+    configuration,
+    crossed,
+    fill,
+    job,
+    last,
+    played,
+    plot,
+    results,
+    rounded,
+    unseen,
+)
 
 from raysim.config import merge
 
@@ -92,14 +107,13 @@ def report(found: pd.DataFrame, name: str) -> None:
 def logged(main: pd.DataFrame) -> pd.DataFrame:
     """What gradient alignment logs at the server in the last round, over sites left out and seeds."""
     rows = main[main["metric"].isin(["alignment_loss", "gradient_cosine", "correction_ratio"])]
-    return rows.groupby(["method", "metric"], sort=False)["value"].mean().unstack("metric").map("{:.3g}".format)
+    return rounded(crossed(rows, "method", "metric") / 100, ".3g")
 
 
 def by_site(outside: pd.DataFrame, inside: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds at each site that is left out, and the mean of the inside sites' own test cases."""
-    table = outside.groupby(["method", "left_out"], sort=False)["value"].mean().unstack("left_out")
-    table["inside sites"] = inside.groupby("method")["value"].mean()
-    return (100 * table).map("{:.1f}".format)
+    means = 100 * inside.groupby("method")["value"].mean()
+    return rounded(crossed(outside, "method", "left_out").assign(**{"inside sites": means}))
 
 
 def chosen(outside: pd.DataFrame, val: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +131,7 @@ def family(method: str) -> str:
 
 def rates(tuned: pd.DataFrame) -> pd.DataFrame:
     rows = last(tuned, METRIC, "val", role="inside")
-    return (100 * rows.groupby(["method", "rate"])["value"].mean().to_frame("inside validation")).map("{:.1f}".format)
+    return rounded(crossed(rows, "method", "rate"))
 
 
 if __name__ == "__main__":
