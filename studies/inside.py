@@ -6,6 +6,7 @@ python studies/inside.py TABLE
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -36,7 +37,7 @@ def main() -> None:
     base = example("retina", study["base"], {"task": {"data": data}})
     tuning = list(tuning_jobs(study, base))
     tuned = results(tuning, played(tuning, args.runs, args.workers))
-    words = {method: f"{of} {best(tuned, method)}" for method, of in study["methods"].items()}
+    words = {method: f"{of} {best(tuned, method.split()[0])}" for method, of in study["methods"].items()}
     jobs = [
         job({**DATA, "stage": "inside", "seed": seed, "method": method}, base, f"seed={seed} {of}")
         for seed in args.seeds or study["seeds"]
@@ -76,7 +77,7 @@ def report(found: pd.DataFrame) -> None:
     tables = {
         "all": compared(rows, "fedavg"),
         "sites": rounded(crossed(rows, "method", "site")),
-        "routes": rounded(crossed(notes, "metric", "site"), ".0f"),
+        "routes": rounded(crossed(notes.assign(of=notes["method"] + ": " + notes["metric"]), "of", "site"), ".0f"),
         "tuning": rounded(crossed(tuning_scores(found[found["stage"] == "inside-tuning"]), "method", "words")),
     }
     fill("inside", tables)
@@ -86,8 +87,8 @@ def report(found: pd.DataFrame) -> None:
 def with_parts(main: pd.DataFrame) -> pd.DataFrame:
     """Each method's answers; FedAvg's, which is IOP-FL's global model; FedSM's personal and global models."""
     parts = [last(main, "dice@global", method="iopfl").assign(method="fedavg"), last(main, "dice")]
-    for part in ("personal", "global"):
-        parts.append(last(main, f"dice@{part}", method="fedsm").assign(method=f"fedsm, {part}"))
+    for method, part in product(("fedsm", "fedsm fresh"), ("personal", "global")):
+        parts.append(last(main, f"dice@{part}", method=method).assign(method=f"{method}, {part}"))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -39,7 +39,17 @@ from raysim.checkpoint import newest_first, read
 from raysim.config import merge, parse, resolve
 
 METRIC = "dice"
-METHODS = ["fedavg", "tent", "single, mean", "single, best", "fedsm global", "fedsm", "iopfl"]
+METHODS = [
+    "fedavg",
+    "tent",
+    "single, mean",
+    "single, best",
+    "fedsm global",
+    "fedsm",
+    "fedsm fresh global",
+    "fedsm fresh",
+    "iopfl",
+]
 TRAINING = ("lr", "optimizer", "epochs", "schedule")
 
 
@@ -106,10 +116,10 @@ def judge(site: Site[Any], shared: tuple[Any, Any]) -> Reply[None]:
 
 def answers(one: Job, state: Any, grid: Mapping[str, Any]) -> Iterator[Answer]:
     """All answers of a trained federation; those of FedAvg and Tent are of IOP-FL's global model."""
-    if one.facts["trained"] == "fedsm":
-        yield Answer("fedsm global", 0, algorithm(one, "fedavg"), state.model)
+    if (trained := one.facts["trained"]) != "iopfl":
+        yield Answer(f"{trained} global", 0, algorithm(one, "fedavg"), state.model)
         for value in grid["fedsm"]:
-            yield Answer("fedsm", value, algorithm(one, "fedsm", f"algorithm.threshold={value}"), state)
+            yield Answer(trained, value, algorithm(one, "fedsm", f"algorithm.threshold={value}"), state)
         return
     yield Answer("fedavg", 0, algorithm(one, "fedavg"), state.model)
     for site, model in sorted(state.best.items()):
@@ -134,7 +144,8 @@ def report(found: pd.DataFrame) -> None:
     dice = by_camera(found[found["metric"] == METRIC])
     rows = pd.concat([plain(dice), tuned(dice), singles(dice)], ignore_index=True)
     rows = rows.set_index("method").loc[METHODS].reset_index()
-    routes = by_camera(found[found["metric"].str.startswith("routed")].assign(method=found["metric"]))
+    routed = found[found["metric"].str.startswith("routed")]
+    routes = by_camera(routed.assign(method=routed["method"] + ": " + routed["metric"]))
     tables = {
         "all": compared(rows, "fedavg"),
         "cameras": rounded(crossed(rows, "method", "left_out")),
@@ -153,7 +164,7 @@ def by_camera(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def plain(dice: pd.DataFrame) -> pd.DataFrame:
-    return dice[dice["method"].isin(["fedavg", "fedsm global"])]
+    return dice[dice["method"].isin(["fedavg", "fedsm global", "fedsm fresh global"])]
 
 
 def singles(dice: pd.DataFrame) -> pd.DataFrame:
@@ -166,7 +177,7 @@ def singles(dice: pd.DataFrame) -> pd.DataFrame:
 def tuned(dice: pd.DataFrame) -> pd.DataFrame:
     """Each method with, at each camera, the value that is best at the other two, over all seeds."""
     chosen = []
-    for method in ("tent", "fedsm", "iopfl"):
+    for method in ("tent", "fedsm", "fedsm fresh", "iopfl"):
         rows = dice[dice["method"] == method]
         for camera in rows["left_out"].unique():
             others = rows[rows["left_out"] != camera].groupby("tuned")["value"].mean()
