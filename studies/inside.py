@@ -37,7 +37,7 @@ def main() -> None:
     base = example("retina", study["base"], {"task": {"data": data}})
     tuning = list(tuning_jobs(study, base))
     tuned = results(tuning, played(tuning, args.runs, args.workers))
-    words = {method: f"{of} {best(tuned, method.split()[0])}" for method, of in study["methods"].items()}
+    words = {method: f"{of} {best(tuned, method)}" for method, of in study["methods"].items()}
     jobs = [
         job({**DATA, "stage": "inside", "seed": seed, "method": method}, base, f"seed={seed} {of}")
         for seed in args.seeds or study["seeds"]
@@ -66,7 +66,9 @@ def best(tuned: pd.DataFrame, method: str) -> str:
 def tuning_scores(tuned: pd.DataFrame) -> pd.DataFrame:
     rows = pd.concat([last(tuned, "dice", "val"), last(tuned, "dice@personal", "val")])
     means = rows.groupby(["method", "words", "metric"], sort=False)["value"].mean().reset_index()
-    wanted = means["metric"] == means["method"].map(lambda name: "dice@personal" if name == "fedsm" else "dice")
+    wanted = means["metric"] == means["method"].map(
+        lambda name: "dice@personal" if name.startswith("fedsm") else "dice"
+    )
     return means[wanted].reset_index(drop=True)
 
 
@@ -74,11 +76,12 @@ def report(found: pd.DataFrame) -> None:
     main = found[found["stage"] == "inside"]
     rows = with_parts(main)
     notes = main[main["metric"].str.contains("routed|selector_accuracy") & (main["split"] == "test")]
+    scores = tuning_scores(found[found["stage"] == "inside-tuning"])
     tables = {
         "all": compared(rows, "fedavg"),
         "sites": rounded(crossed(rows, "method", "site")),
         "routes": rounded(crossed(notes.assign(of=notes["method"] + ": " + notes["metric"]), "of", "site"), ".0f"),
-        "tuning": rounded(crossed(tuning_scores(found[found["stage"] == "inside-tuning"]), "method", "words")),
+        "tuning": rounded(crossed(scores, "method", "words")),
     }
     fill("inside", tables)
     plot(rows, HERE / "inside.png", "site", "Dice on the site's test images, %", "fedavg")
