@@ -46,8 +46,12 @@ class Job:
         """The run's folder: its facts, and a sum of its keys, so that other keys never meet an old run's results."""
         data = {key: value for key, value in self.keys["task"]["data"].items() if key not in PATHS}
         what = {**self.keys, "task": {**self.keys["task"], "data": data}}
-        short = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-        return "-".join([*(str(value).replace(" ", "_") for value in self.facts.values()), short])
+        return "-".join([*(str(value).replace(" ", "_") for value in self.facts.values()), short(what)])
+
+
+def short(what: Any) -> str:
+    """Eight letters that change with what is given."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def arguments(description: str, sets: Sequence[str] = ()) -> argparse.Namespace:

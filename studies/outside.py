@@ -30,6 +30,7 @@ from common import (
     play,
     plot,
     rounded,
+    short,
     side_by_side,
     unseen,
 )
@@ -86,7 +87,7 @@ def trainings(study: Mapping[str, Any], args: Namespace) -> Iterator[Job]:
 def answered(one: Job, runs: Path, grid: Mapping[str, Any]) -> pd.DataFrame:
     """A row for each answer, outside site and metric; kept beside the run, so that it is worked out once."""
     folder = runs / one.name
-    kept = folder / "answers.parquet"
+    kept = folder / f"answers-{short(grid)}.parquet"
     if kept.exists():
         return pd.read_parquet(kept)
     if not done(one, runs):
