@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from algorithms.fedavg import FedAvg
-from raysim import LocalFleet
+from raysim import Answers, LocalFleet
 from raysim.cli import main
 from raysim.errors import SiteError
 from raysim.report import by_cause, sentences, write_report
@@ -256,6 +256,19 @@ def test_the_global_model_stands_beside_where_it_is_another(tmp_path: Path) -> N
     assert "test distance test distance @global actor" in other.text  # columns of the sites
     assert "inside, mean @global" in other.text  # a line of the plot
     assert "Where @global is not listed" not in other.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noting(FedAvg):
+    """Answers as FedAvg, and notes a number of its own, which has no worst site."""
+
+    def predictor(self, site: Any, model: Any) -> Any:
+        return Answers(self.answer(site, model), notes=lambda split: {"share": 0.25})
+
+
+def test_what_a_method_notes_of_itself_stands_among_the_metrics(tmp_path: Path) -> None:
+    page = run(tmp_path, {"a": toy.A, "b": toy.B}, Noting(optimizer="sgd", momentum=0.0, lr=0.1))
+    assert "inside/test/share 0.2500 0.2500" in page.text  # mean and weighted mean
 
 
 def test_hundreds_of_sites_are_counted_and_failures_cut_short(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Do personal models beat the global one, and does FedSM close the gap to pooled data? Five sites, all inside.
+
+python studies/inside.py TABLE
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+import pandas as pd
+from common import (
+    HERE,
+    Job,
+    arguments,
+    compared,
+    configuration,
+    crossed,
+    example,
+    fill,
+    job,
+    last,
+    played,
+    plot,
+    results,
+    rounded,
+)
+
+DATA = {"data": "retina"}
+
+
+def main() -> None:
+    args = arguments("personal models inside")
+    study = configuration("inside")
+    data = {"table": str(args.table.absolute())}
+    base = example("retina", study["base"], {"task": {"data": data}})
+    tuning = list(tuning_jobs(study, base))
+    tuned = results(tuning, played(tuning, args.runs, args.workers))
+    words = {method: f"{of} {best(tuned, method)}" for method, of in study["methods"].items()}
+    jobs = [
+        job({**DATA, "stage": "inside", "seed": seed, "method": method}, base, f"seed={seed} {of}")
+        for seed in args.seeds or study["seeds"]
+        for method, of in words.items()
+    ]
+    found = pd.concat([tuned, results(jobs, played(jobs, args.runs, args.workers))], ignore_index=True)
+    found.to_parquet(HERE / "inside.parquet", index=False)
+    report(found)
+
+
+def tuning_jobs(study: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[Job]:
+    for method, grid in study["tuning"].items():
+        for key, values in grid.items() if method != "rounds" else ():
+            for value in values:
+                facts = {**DATA, "stage": "inside-tuning", "seed": 0, "method": method, "words": f"{key}={value}"}
+                yield job(facts, base, f"rounds={study['tuning']['rounds']} {study['methods'][method]} {key}={value}")
+
+
+def best(tuned: pd.DataFrame, method: str) -> str:
+    """The words with the best inside validation Dice; FedSM's is that of the personal models, which it pulls."""
+    rows = tuning_scores(tuned)
+    rows = rows[rows["method"] == method]
+    return str(rows.loc[rows["value"].idxmax(), "words"]) if len(rows) else ""
+
+
+def tuning_scores(tuned: pd.DataFrame) -> pd.DataFrame:
+    rows = pd.concat([last(tuned, "dice", "val"), last(tuned, "dice@personal", "val")])
+    means = rows.groupby(["method", "words", "metric"], sort=False)["value"].mean().reset_index()
+    wanted = means["metric"] == means["method"].map(
+        lambda name: "dice@personal" if name.startswith("fedsm") else "dice"
+    )
+    return means[wanted].reset_index(drop=True)
+
+
+def report(found: pd.DataFrame) -> None:
+    main = found[found["stage"] == "inside"]
+    rows = with_parts(main)
+    notes = main[main["metric"].str.contains("routed|selector_accuracy") & (main["split"] == "test")]
+    scores = tuning_scores(found[found["stage"] == "inside-tuning"])
+    tables = {
+        "all": compared(rows, "fedavg"),
+        "sites": rounded(crossed(rows, "method", "site")),
+        "routes": rounded(crossed(notes.assign(of=notes["method"] + ": " + notes["metric"]), "of", "site"), ".0f"),
+        "tuning": rounded(crossed(scores, "method", "words")),
+    }
+    fill("inside", tables)
+    plot(rows, HERE / "inside.png", "site", "Dice on the site's test images, %", "fedavg")
+
+
+def with_parts(main: pd.DataFrame) -> pd.DataFrame:
+    """Each method's answers; FedAvg's, which is IOP-FL's global model; FedSM's personal and global models."""
+    parts = [last(main, "dice@global", method="iopfl").assign(method="fedavg"), last(main, "dice")]
+    for method, part in product(("fedsm", "fedsm fresh"), ("personal", "global")):
+        parts.append(last(main, f"dice@{part}", method=method).assign(method=f"{method}, {part}"))
+    return pd.concat(parts, ignore_index=True)
+
+
+if __name__ == "__main__":
+    main()
