@@ -41,10 +41,11 @@ def status(run: str | None, address: str | None, console: Console) -> None:
     if run is not None and Path(run).is_dir():
         found = [_of_folder(Path(run))]
     else:
-        found = [*_alive(address), *_here(address)]
-        found = [each for each in found if run in (None, each["run"])]
+        alive = [*_alive(address), *_here(address)]
+        found = [each for each in alive if run in (None, each["run"])]
         if run is not None and not found:
-            raise ConfigError(f"no run {run!r} is alive{nearest(run, _names(address))}; {_looked(address)}")
+            near = nearest(run, [each["run"] for each in alive])
+            raise ConfigError(f"no run {run!r} is alive{near}; {_looked(address)}")
     if not found:
         console.print(f"no run is alive; {_looked(address)}", highlight=False)
         return
@@ -124,10 +125,6 @@ def _alive(address: str | None) -> Iterator[dict[str, Any]]:
                 yield ray.get(ref) if ref in ready else {"run": run, "at": "no answer yet"}
             except RayError:
                 yield {"run": run, "at": "lost"}
-
-
-def _names(address: str | None) -> list[str]:
-    return [each["run"] for each in (*_alive(address), *_here(address))]
 
 
 def _leaders() -> Iterator[tuple[str, str]]:
