@@ -129,6 +129,7 @@ class Server:
                     yield self._placed()
                 if isinstance(event, Row) and event.round is not None:
                     self.monitor.add(event.round, event.values)
+                    self.progress()  # of short rounds nobody asks
                     self.last, event = dict(event.values), replace(event, round=None)
                 yield event
                 if moved != self.fleet.ledger.moved:

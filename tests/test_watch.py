@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "raysim", *words]
 
 
+@contextmanager
+def playing(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """A run that does not outlive the test, however that ends."""
+    with subprocess.Popen(command("run", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            yield run
+        finally:
+            if run.poll() is None:
+                run.terminate()
+                run.communicate(timeout=60)
+
+
 def done(*words: str, cwd: Path) -> Any:
     wide = {**os.environ, "COLUMNS": "300"}
     return subprocess.run(command(*words), capture_output=True, text=True, timeout=100, check=False, cwd=cwd, env=wide)
@@ -74,7 +87,7 @@ def exported(address: str) -> dict[str, set[str]]:
 def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
     out = tmp_path / "eyes"
     words = (*LONG, f"address={address}", 'chaos="kill client@2"', "--out", str(out))
-    with subprocess.Popen(command("run", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with playing(*words) as run:
         log = out / "log.jsonl"
         assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 4))
         shown = done("status", "--address", address, cwd=tmp_path).stdout
@@ -103,7 +116,7 @@ def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -
 def test_a_run_of_this_machine_is_found_by_its_folder(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "first"
     words = (*LONG[:-1], "fleet=local", "--out", str(out))
-    with subprocess.Popen(command("run", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with playing(*words) as run:
         assert until(lambda: run.poll() is not None or (out / "log.jsonl").exists())
         assert re.search(r"first +fedavg on synthetic", done("status", cwd=tmp_path).stdout)
         ended = done("stop", "runs/first", cwd=tmp_path)
