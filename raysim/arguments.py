@@ -124,6 +124,7 @@ def _add_tune(commands: Any) -> None:
     tune.add_argument(
         "--out", metavar="DIR", help="the search's folder, which must not exist (default: a new one in runs/)"
     )
+    tune.add_argument("--address", metavar="ADDRESS", help="short for address=ADDRESS: the Ray cluster to join")
     tune.add_argument("--resume", metavar="DIR", help="go on with this search; --trials makes it longer")
     tune.add_argument("--dry-run", action="store_true", help="show the trials, what they need and how long that takes")
 

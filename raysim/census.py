@@ -21,14 +21,15 @@ KNOCK = 20.0  # seconds for a node to say what it is
 PORTS = ("NodeManagerPort", "ObjectManagerPort", "MetricsExportPort", "MetricsAgentPort", "RuntimeEnvAgentPort")
 
 
-def agreed(task: Task, config: Any) -> Iterator[Note]:
-    """A note for each node that says nothing. `config` is that of the task.
+def agreed(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator[Note]:
+    """A note for each node that says nothing. `config` is that of the task; `more` are files that all nodes read.
 
     Raises PlacementError, with their names, if nodes have other versions than this command or cannot read the data.
     """
-    nodes = seen(node.brief, *checks.data_paths(task, config))
+    read, written = checks.data_paths(task, config)
+    nodes = seen(node.brief, read := [*read, *more], written)
     facts = checks.answered(nodes)
-    found = [*checks.of_versions(facts, node.versions()), *checks.of_paths(facts, *checks.data_paths(task, config))]
+    found = [*checks.of_versions(facts, node.versions()), *checks.of_paths(facts, read, written)]
     if wrong := [check for check in found if check.verdict == "wrong"]:
         cures = "; ".join(dict.fromkeys(check.cure for check in wrong))
         raise PlacementError(f"{'; '.join(check.found for check in wrong)}. {cures}")

@@ -80,7 +80,8 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     found = read_space(names[0]) if names else Space()
     found = Space({**found.domains, **of_words(args.space)}, found.fixed, found.points)
     given = merge(read_file(args.config) if args.config else {}, {})
-    asked = asking.asked(found, given, parse(word for word in words if "=" in word), options)
+    words = [*(word for word in words if "=" in word), *([f"address={args.address}"] if args.address else [])]
+    asked = asking.asked(found, given, parse(words), options)
     _local_ray(asked.base.get("address"))
     searching.swept(searching.tune(asked, args.out, show, dry=args.dry_run))
     return 0

@@ -14,12 +14,14 @@ from ray.tune import ResultGrid
 from raysim import domains
 from raysim.asking import SEARCH, Asked, Options, asked as asked_for, check_together, read_asked, write_asked
 from raysim.books import Books
+from raysim.census import agreed
 from raysim.config import RunConfig, build, merge, nested_keys, resolve
 from raysim.display import Terminal
 from raysim.driver import ray_running
 from raysim.errors import ConfigError, RunError
-from raysim.folder import alone, claimed
+from raysim.folder import OWNER, alone, claimed, runs
 from raysim.launch import by_value, planned
+from raysim.leader import leading
 from raysim.objectives import objectives
 from raysim.plan import Cell, Search
 from raysim.rehearsal import rehearse
@@ -43,7 +45,7 @@ def tune(
 
     `logged`: Tune keeps a log of its own too, of which its result is made.
     """
-    search = _prepared(asked, Path(out or "runs"), show)
+    search = _prepared(asked, Path(out) if out else runs(), show)
     if dry:
         with ray_running(asked.base.get("address")):
             rehearse(needs(search, asked.options), _first(asked, search), show)
@@ -114,6 +116,10 @@ def _run(
     show.say("starting Ray")
     with ray_running(asked.base.get("address")) as dashboard:
         show.say(f"Ray is up; dashboard: {dashboard or 'none'}")
+        assert search.task is not None
+        if asked.base.get("address") or os.environ.get("RAY_ADDRESS"):
+            for note in agreed(search.task, search.described, [str(search.out / OWNER)]):
+                show.show(note)
         need = needs(search, asked.options)
         write_asked(search.out, asked)
         books = Books(search, entries, asked.options.keep)
@@ -121,20 +127,21 @@ def _run(
         source, left = _source(asked, search, entries), waiting(search, entries)
         first = max((entry.number for entry in entries), default=0) + 1
         suggester = Suggester(source, left, first, total, books.open)
-        with show.following(need.search, books, total, need.at_once):
+        with leading(books, total) as leader, show.following(need.search, books, total, need.at_once):
             grid, halt = fit(
                 need.search,
                 books,
                 suggester,
                 need.bundles,
                 show,
+                leader,
                 total=len(left) + max(0, total - first + 1),
                 max_concurrent=asked.options.max_concurrent,
                 budget=asked.options.budget,
                 track=asked.options.track,
                 logged=logged,
             )
-    return _ended(books, grid, halt, show)
+        return _ended(books, grid, halt, show)
 
 
 def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> ResultGrid:

@@ -129,7 +129,7 @@ class Server:
                     yield self._placed()
                 if isinstance(event, Row) and event.round is not None:
                     self.monitor.add(event.round, event.values)
-                    self.progress()  # of short rounds nobody asks
+                    self._tell()  # of short rounds nobody asks
                     self.last, event = dict(event.values), replace(event, round=None)
                 yield event
                 if moved != self.fleet.ledger.moved:
@@ -142,9 +142,11 @@ class Server:
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:
         """Where the present round stands."""
-        progress = self.fleet.ledger.progress
-        self.monitor.at(progress.done, progress.total)
-        return progress
+        self._tell()
+        return self.fleet.ledger.progress
+
+    def _tell(self) -> None:
+        self.monitor.at(self.fleet.ledger.progress.done, self.fleet.ledger.progress.total)
 
     @ray.method(concurrency_group="status")
     def status(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ray.tune.stopper import Stopper
 
 from raysim import domains
 from raysim.books import Books
+from raysim.leader import Leader
 from raysim.plan import Search
 from raysim.suggest import Population, Suggester
 from raysim.tracking import trackers
@@ -68,10 +69,10 @@ class Halt(Stopper):
 
 
 class Clerk(Callback):
-    """Tells the books and the display what Tune knows."""
+    """Tells the books, the display and the leader what Tune knows."""
 
-    def __init__(self, books: Books, show: Any) -> None:
-        self.books, self.show = books, show
+    def __init__(self, books: Books, show: Any, leader: Leader, halt: Halt) -> None:
+        self.books, self.show, self.leader, self.halt = books, show, leader, halt
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps it for a restore that is never asked for."""
@@ -99,7 +100,9 @@ class Clerk(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Now and then."""
-        self.show.look(sum(trial.status == "RUNNING" for trial in trials))
+        running = sum(trial.status == "RUNNING" for trial in trials)
+        self.show.look(running)
+        self.halt.asked |= self.leader.look(running)
 
 
 def _cause(trial: Any) -> str:
@@ -113,6 +116,7 @@ def fit(
     suggester: Suggester,
     bundles: Sequence[Mapping[str, float]],
     show: Any,
+    leader: Leader,
     *,
     total: int,
     max_concurrent: int | None,
@@ -147,7 +151,11 @@ def fit(
             storage_path=str(search.out),
             stop=halt,
             verbose=0,
-            callbacks=[Clerk(books, show), *trackers(track, search), *([JsonLoggerCallback()] if logged else [])],
+            callbacks=[
+                Clerk(books, show, leader, halt),
+                *trackers(track, search),
+                *([JsonLoggerCallback()] if logged else []),
+            ],
             failure_config=tune.FailureConfig(max_failures=LOST),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
         ),

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +21,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raysim.asking import SEARCH
 from raysim.driver import ray_running
 from raysim.errors import ConfigError, RunError
 from raysim.folder import at_work, runs
 from raysim.monitor import NAMESPACE, run_of
 from raysim.naming import nearest
 from raysim.server import PATIENCE
+from raysim.trials import load
 
 LEADERS = ("server", "search")  # the named actors that answer `status()` and `stop()`: of a run, of a search
 KNOCK = 10.0  # seconds for them to answer
@@ -144,7 +146,9 @@ def _here(address: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
-    """What a run's folder tells, whether it is alive or not."""
+    """What a run's or a search's folder tells, whether it is alive or not."""
+    if (folder / SEARCH).exists():
+        return _of_search(folder)
     owner, row, config = at_work(folder), dict[str, Any](), dict[str, Any]()
     with suppress(OSError, ValueError):
         config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -167,6 +171,21 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         "metric": "loss",
         "value": row.get("loss"),
         "seconds": row.get("seconds"),
+    }
+
+
+def _of_search(folder: Path) -> dict[str, Any]:
+    owner, entries = at_work(folder), load(folder)
+    states = Counter(entry.status for entry in entries)
+    counts = ", ".join(f"{count} {'begun' if status == 'running' else status}" for status, count in states.items())
+    return {
+        "run": folder.name,
+        "what": "search",
+        "folder": str(folder.absolute()),
+        "host": (owner or {}).get("host", ""),
+        "done": sum(not entry.unfinished for entry in entries),
+        "of": f"{len(entries)} begun",
+        "at": counts if owner is None else f"process {owner.get('pid')}; {counts}",
     }
 
 

@@ -24,3 +24,8 @@ def ray_started() -> Iterator[None]:
     ray.init(address="local", num_cpus=8, num_gpus=0, **quiet)  # type: ignore[arg-type]
     yield
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that start a Ray first: they take longest, so the workers of pytest-xdist end together."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)

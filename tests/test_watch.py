@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from raysim.cli import main
@@ -52,9 +53,9 @@ def command(*words: str) -> list[str]:
 
 
 @contextmanager
-def playing(*words: str) -> Iterator[subprocess.Popen[str]]:
+def playing(*words: str, verb: str = "run") -> Iterator[subprocess.Popen[str]]:
     """A run that does not outlive the test, however that ends."""
-    with subprocess.Popen(command("run", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(command(verb, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:
             yield run
         finally:
@@ -72,7 +73,6 @@ def exported(address: str) -> dict[str, set[str]]:
     """The metrics of raysim at the ports that Ray tells Prometheus of, each with its labels."""
     code = (
         "import ray, sys; ray.init(sys.argv[1], logging_level=40)\n"
-        "from raysim.monitor import trials; trials('eyes', {'running': 2, 'done': 1}); import time; time.sleep(5)\n"
         "print(*[n['MetricsExportPort'] for n in ray.nodes()])"
     )
     ports = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, check=True)
@@ -95,13 +95,12 @@ def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -
         assert row, shown
         assert done("status", "nobody", "--address", address, cwd=tmp_path).returncode == 2
 
-        names = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS} | {"ray_raysim_trials"}
+        names = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS}
         seen = until(lambda: found if names <= set(found := exported(address)) else None)
         assert seen, names - set(exported(address))
         for name, (_, labels) in {**GAUGES, **COUNTERS}.items():
             both = seen.get(f"ray_{name}") or seen[f"ray_{name}_total"]
             assert {"run", *labels} <= both
-        assert {"search", "status"} <= seen["ray_raysim_trials"]
 
         ended = done("stop", row[1], "--address", address, cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
@@ -111,6 +110,28 @@ def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
     assert "no run is alive" in done("status", "--address", address, cwd=tmp_path).stdout
     assert re.search(r"eyes .* interrupted ", done("status", str(out), cwd=tmp_path).stdout)
+
+
+def test_a_search_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
+    out = tmp_path / "wide"
+    words = (*LONG[:-1], "--space", "algorithm.lr=loguniform(1e-4, 1e-1)", "--trials", "5", "--max-concurrent", "2")
+    with playing(*words, "--address", address, "--out", str(out), verb="tune") as search:
+        assert until(lambda: search.poll() is not None or list(out.glob("trials/*/log.jsonl")))
+        asked = ("status", "--address", address)
+        row = until(
+            lambda: re.search(
+                r"(wide-\w+) +search over 1 key on.* 2 running, 3 wait", done(*asked, cwd=tmp_path).stdout
+            )
+        )
+        assert row
+        assert {"search", "status"} <= until(lambda: exported(address).get("ray_raysim_trials"))
+        assert re.search(r"wide +search +0/", done("status", str(out), cwd=tmp_path).stdout)
+        ended = done("stop", row[1], "--address", address, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
+        said, _ = search.communicate(timeout=60)
+        assert search.returncode == 130
+        assert f"raysim tune --resume {out} goes on with it" in said
+    assert len(pd.read_parquet(out / "trials.parquet")) == 2
 
 
 def test_a_run_of_this_machine_is_found_by_its_folder(tmp_path: Path) -> None:
