@@ -21,8 +21,8 @@ format: $(VENV)/installed  ## put the code in form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(VENV)/installed  ## all tests; those on real data skip where the data are not
-	$(BIN)/pytest
+test: $(VENV)/installed  ## all tests, two files at a time; those on real data skip where the data are not
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data
 	@missed=0; for words in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py search.py; do \
