@@ -145,7 +145,7 @@ def planned(config: RunConfig, task: Task, folder: Path) -> Plan:
         )
     check_training(task)
     check_last_batch(task)
-    check_algorithm(config.algorithm, task, config.seed)
+    check_algorithm(config.algorithm, task, config.seed, config.rounds)
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
     model = model_bytes(task)

@@ -113,6 +113,14 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         return int(asked * rounds) if isinstance(asked, float) else asked
 
     # at the server
+    def check_rounds(self, rounds: int) -> None:
+        """Raises ConfigError if so many rounds leave none to fine-tune in."""
+        if self.count(rounds) >= rounds:
+            raise ConfigError(
+                f"algorithm.pretrain_rounds={self.pretrain_rounds} leaves none of {rounds} rounds to fine-tune in; "
+                "give fewer, or a fraction such as 0.5, or more rounds"
+            )
+
     def begin(self, task: Task) -> Any:
         """The first state; without pre-training that of the algorithm that fine-tunes, which then is all there is."""
         if self.outside != "global":
@@ -128,12 +136,8 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
 
     def advance(self, fleet: Fleet, state: Any) -> tuple[Any, Metrics]:
         """A round of the stage that the run is in."""
+        self.check_rounds(fleet.rounds)
         rounds = self.count(fleet.rounds)
-        if rounds >= fleet.rounds:
-            raise ConfigError(
-                f"algorithm.pretrain_rounds={rounds} leaves none of {fleet.rounds} rounds to fine-tune in; "
-                "give fewer, or a fraction such as 0.5, or more rounds"
-            )
         if isinstance(state, Pretraining) and state.done < rounds:
             learned, said = self.pretrain(fleet, state.learned)
             return replace(state, learned=learned, done=state.done + 1), said

@@ -259,9 +259,15 @@ def check_last_batch(task: Task) -> None:
         ) from error
 
 
-def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int) -> None:
-    """Raises ConfigError for a task that the algorithm refuses; whatever else goes wrong in it, the run tells of."""
+def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: int) -> None:
+    """Raises ConfigError for a task, or a number of rounds, that the algorithm refuses.
+
+    Whatever else goes wrong in it, the run tells of. An algorithm that cannot do with any number of rounds has a method
+    `check_rounds(rounds)`.
+    """
     try:
+        if check := getattr(algorithm, "check_rounds", None):
+            check(rounds)
         with seeded(seed, "init"):
             algorithm.init(task)
     except ConfigError:

@@ -25,7 +25,7 @@ from raysim.leader import leading
 from raysim.objectives import objectives
 from raysim.plan import Cell, Search
 from raysim.rehearsal import rehearse
-from raysim.run import check_cohort
+from raysim.run import check_algorithm, check_cohort
 from raysim.search_display import SearchDisplay
 from raysim.search_report import write_search_report
 from raysim.seats import needs
@@ -222,7 +222,7 @@ def _check_corners(search: Search, task: Task) -> None:
         config = search.config(values, search.cells[0])
         try:
             check_cohort(task, config.cohort.size)
-            config.algorithm.init(task)
+            check_algorithm(config.algorithm, task, config.seed, config.rounds)
         except ConfigError as error:
             raise ConfigError(
                 f"the search space: {key} is {domains.written(search.space.domains[key])}: {error}"

@@ -25,6 +25,7 @@ from raysim.config import parse, plain, resolve
 from raysim.encoders import encoder_weights
 from raysim.pretraining import Finetuning, Pretraining, SelfSupervised
 from raysim.registry import algorithm_class, algorithms, classes_of
+from raysim.run import check_algorithm
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 
 METHODS = [n for n in algorithms() if issubclass(algorithm_class(n), SelfSupervised)]
@@ -193,6 +194,8 @@ def test_a_part_of_the_run_s_rounds_is_rounded_down() -> None:
 def test_too_many_rounds_are_refused_before_any_site_works() -> None:
     with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
         run(FCL(pretrain_rounds=4), 4)
+    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
+        check_algorithm(FCL(pretrain_rounds=4), task(), 0, 4)
 
 
 def test_what_cannot_be_is_refused() -> None:
