@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -12,13 +13,16 @@ from base64 import encodebytes
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from raysim import checkpoint, parcel
 from raysim.cli import main
-from raysim.data import table
+from raysim.data import facts, images, table
+from raysim.data.facts import look
 from raysim.data.table import read_table
 from raysim.errors import ConfigError, RunError
 from raysim.model import Model
@@ -87,6 +91,32 @@ def test_tables_that_unfold_to_more_than_memory_are_refused(tmp_path: Path, monk
     assert (tmp_path / "bomb.parquet").stat().st_size < 50_000
     with pytest.raises(ConfigError, match="holds 200,000 rows of 4 columns"):
         read_table(str(tmp_path / "bomb.parquet"))
+
+
+def a_volume(file: Path, shape: tuple[int, int, int]) -> Path:
+    """A small file whose header promises so many voxels, and whose zeros unfold to 32 MB."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(shape)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    file.write_bytes(gzip.compress(header.binaryblock + bytes(4) + bytes(32_000_000)))
+    return file
+
+
+def test_images_that_promise_more_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promise = a_volume(tmp_path / "promise.nii.gz", (4000, 4000, 4000))
+    with pytest.raises(ConfigError, match="header promises 64,000,000,000 voxels"):
+        images.read(str(promise))
+    assert "header promises 64,000,000,000 voxels" in look(str(promise), None).problems[0]
+    monkeypatch.setattr(facts, "LARGEST", 1_000_000)
+    small = a_volume(tmp_path / "small.nii.gz", (10, 10, 10))
+    assert images.read(str(small)).space == (10, 10, 10)
+    assert "unfolds to more than 1,000,000 bytes" in look(str(small), None).problems[0]
+    picture = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(picture, "PNG")
+    (tmp_path / "wide.png").write_bytes(picture.getvalue())
+    with pytest.raises(ConfigError, match="exceeds limit"):
+        images.read(str(tmp_path / "wide.png"))
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet"])

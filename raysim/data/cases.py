@@ -14,6 +14,7 @@ from monai.transforms.intensity.array import ScaleIntensity, ScaleIntensityRange
 from monai.transforms.spatial.array import Resize, Spacing
 
 from raysim.data.images import Image, read
+from raysim.data.pictures import MOST
 from raysim.data.resize import resized
 from raysim.data.wording import counted
 from raysim.errors import ConfigError
@@ -40,9 +41,6 @@ SCALES: dict[Intensity, Callable[[Any], Any]] = {
     "unit": lambda image: image / 255,
     "none": lambda image: image,
 }
-
-
-MOST = 2**30  # voxels of a volume, 4 GB: more is a slip in task.data.spacing, and would end in a killed process
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Preparation:
         grown = scan.array[0].size * np.prod(
             [old / new for old, new in zip(scan.spacing, self.spacing or (), strict=False)]
         )
-        if grown > MOST:
+        if grown > MOST:  # a slip in task.data.spacing
             raise ConfigError(
                 f"{path}: at task.data.spacing={list(self.spacing or ())} it has {grown:.0e} voxels; set a larger one"
             )

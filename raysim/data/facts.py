@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import fsspec
 import numpy as np
 
-from raysim.data.pictures import pixels as picture_pixels
+from raysim.data.pictures import MOST, check_volume, pixels as picture_pixels
 from raysim.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FEW = 32  # more values than that are no classes
+LARGEST = 8 * MOST  # bytes of a file: its voxels as float64
 SAMPLE = 1_000_000  # voxels that percentiles are taken of
 
 
@@ -101,7 +102,9 @@ def _opened(path: str | None, role: str, problems: list[str]) -> Opened | None:
 
 def _read(path: str, role: str) -> Opened:
     with fsspec.open(path, "rb", compression="infer") as file:
-        content = file.read()
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ConfigError(f"unfolds to more than {LARGEST:,} bytes")
     if path.partition("::")[0].lower().endswith((".nii", ".nii.gz")):
         return _nifti(content)
     return Opened(picture_pixels(BytesIO(content), mask=role == "label"))
@@ -113,6 +116,7 @@ def _nifti(content: bytes) -> Opened:
 
     second = 540 in (int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big"))  # its header's size
     volume = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(content)
+    check_volume(volume.shape)
     if volume.ndim < 3:
         raise ConfigError(f"is no volume: of its three axes of space it has {volume.ndim}")
     volume = nibabel.as_closest_canonical(volume)  # type: ignore[no-untyped-call]  # nibabel has types in part

@@ -16,7 +16,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import Orientation
 from monai.transforms.utility.array import EnsureChannelFirst
 
-from raysim.data.pictures import pixels
+from raysim.data.pictures import check_volume, pixels
 from raysim.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -82,7 +82,8 @@ def _flat(file: str, mask: bool) -> Array:
 def _volume(file: str) -> Image:
     reader = NibabelReader()
     # Not by LoadImage, which hides why a file cannot be read behind advice on what to install.
-    array, meta = reader.get_data(reader.read(file))
+    check_volume((volume := reader.read(file)).shape)
+    array, meta = reader.get_data(volume)
     loaded = EnsureChannelFirst()(MetaTensor(array, meta=meta))
     if loaded.ndim != 4:
         raise ConfigError(f"a volume must have three axes of space, this one has {loaded.ndim - 1}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -10,7 +12,14 @@ import numpy as np
 from raysim.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+MOST = 2**30  # voxels of a volume, 4 GB: what promises more would end in a killed process
 COLOUR = {"P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "LA": "L", "1": "L"}
+
+
+def check_volume(shape: Sequence[int]) -> None:
+    """Raises ConfigError for a volume whose header promises more voxels than memory holds."""
+    if (voxels := math.prod(shape)) > MOST:
+        raise ConfigError(f"its header promises {voxels:,} voxels; at most {MOST:,} are read")
 
 
 def pixels(file: str | BytesIO, mask: bool) -> Array:
