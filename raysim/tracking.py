@@ -20,7 +20,7 @@ def check_tracker(name: str | None) -> None:
     if find_spec(name) is None:
         raise ConfigError(f"--track {name} needs the package {name}: pip install {name}")
     online = name == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled")
-    if online and not import_module("wandb").api.api_key:
+    if online and not import_module("wandb").login(prompt=False):
         raise ConfigError("--track wandb: no account is known; log in by `wandb login`, or set WANDB_MODE=offline")
 
 
