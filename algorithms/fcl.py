@@ -32,7 +32,7 @@ from raysim.pretraining import SelfSupervised, follow, projector
 from raysim.types import Answers, Array
 from raysim.views import Pool, check_levels, drawn, pool_levels
 
-NOWHERE = -1e4  # a logit that adds nothing; of minus infinity a gradient would be no number
+NOWHERE = -1e30  # a logit that adds nothing; of minus infinity a gradient would be no number
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class FCL(SelfSupervised[Model]):
         return Reply(none if site.memory is None else site.memory.bank)
 
     def client(self, site: Site[Kept], shared: tuple[Model, Exchange[Features] | None]) -> Reply[Model]:
+        site.rewind()  # so that with exchange, a call more, a site draws what it draws without
         site, pool = self.stage(site)
         (model, banks), before = shared, site.memory
         net, target = self.opened(site, model), self.build(site.load(), site.task)
@@ -153,18 +154,15 @@ class Bank:
     def __init__(
         self, size: int, features: int, others: Sequence[Features], own: Features | None, device: torch.device
     ) -> None:
-        self.size, self.far, count = (
-            size,
-            sum(len(each.levels) for each in others),
-            0 if own is None else len(own.levels),
-        )
-        self.vectors = torch.zeros(self.far + size, features, device=device)
-        self.levels, start = torch.zeros(self.far + size, dtype=torch.int64, device=device), 0
-        for part in [*others, *([] if own is None else [own])]:
-            place = slice(start, start := start + len(part.levels))
-            self.vectors[place] = torch.from_numpy(part.vectors.copy())
-            self.levels[place] = torch.from_numpy(part.levels.copy())
-        self.filled, self.next = count, count % size
+        parts = [*others, *([] if own is None else [own])]
+        self.size, self.far = size, sum(len(part.levels) for part in others)
+        self.filled = 0 if own is None else len(own.levels)
+        self.next = self.filled % size
+        free = size - self.filled  # copied once, out of the object store
+        vectors = np.concatenate([*(part.vectors for part in parts), np.zeros((free, features), np.float32)])
+        levels = np.concatenate([*(part.levels for part in parts), np.zeros(free, np.int32)])
+        self.vectors = torch.from_numpy(vectors).to(device)
+        self.levels = torch.from_numpy(levels.astype(np.int64)).to(device)
 
     def drawn(self, count: int) -> tuple[Tensor, Tensor]:
         """So many of all features and their levels, none twice; all if there are no more."""

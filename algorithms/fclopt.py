@@ -64,9 +64,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays at a site: the target that it goes on from, and its buffers where they are local."""
+    """What stays at a site: the target that it goes on from, unless one is sent; its buffers where they are local."""
 
-    target: Model
+    target: Model | None
     buffers: Model | None = None
 
 
@@ -111,7 +111,8 @@ class FCLOpt(SelfSupervised[Known]):
         widths = list[Tensor]()
         loss = self.descend(net, site, self.losses(net, target.train(), site, pool, widths))
         (sent, kept), ended = self.send(net), weights(target).parameters
-        memory = Kept(ended if self.target == "ema" else began, None if kept is KEEP else kept)
+        goes_on = {"ptnu": began, "ema": ended, "exchange": None}[self.target]
+        memory = Kept(goes_on, None if kept is KEEP else kept)
         said = {"loss": loss, "spread": torch.stack(widths).mean().item()}
         return Reply(Trained(sent, ended if asked.upload else None), len(pool), said, memory)
 
@@ -120,7 +121,7 @@ class FCLOpt(SelfSupervised[Known]):
         if asked.target is not None:
             return asked.target
         part = without_predictor(asked.model)
-        if memory is None:
+        if memory is None or memory.target is None:
             return part
         if asked.distance is None:
             return combine([memory.target, part], [self.round_momentum, 1 - self.round_momentum])
@@ -191,8 +192,7 @@ def aligned(q: Tensor, z: Tensor, levels: Tensor) -> Tensor:
 
 def spread(z: Tensor) -> Tensor:
     """Deviation of unit vectors (B, d) along each axis over 1/sqrt(d): about 1, and 0 where they have collapsed."""
-    deviation: Tensor = z.std(0, correction=0).mean() * z.shape[1] ** 0.5
-    return deviation
+    return z.std(0, correction=0).mean().mul(z.shape[1] ** 0.5)
 
 
 def without_predictor(model: Model) -> Model:

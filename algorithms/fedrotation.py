@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -27,10 +28,16 @@ from raysim.views import Pool, Views, drawn
 
 
 @dataclass(frozen=True, kw_only=True)
+class Upright(Views):
+    """A view that is neither turned nor mirrored, unless one asks for it."""
+
+    flip: Annotated[float, Ge(0), Le(1), "chance that a view is mirrored, along each axis"] = 0.0
+    turn: Annotated[float, Ge(0), Le(180), "largest turn, in degrees"] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class FedRotation(SelfSupervised[Model]):
-    views: Annotated[Views, "how a view differs from its image, before it is turned; not by a turn or a mirror"] = (
-        field(default_factory=lambda: Views(flip=0, turn=0))
-    )
+    views: Annotated[Upright, "how a view differs from its image, before it is turned"] = field(default_factory=Upright)
 
     def init(self, task: Task) -> object:
         return self.begin(task)

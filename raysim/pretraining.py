@@ -6,8 +6,10 @@ which count from 0 as if they were a run; it begins with the weights that the ru
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +20,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from raysim.encoders import Pooled, encoder, encoder_weights, width
-from raysim.errors import ConfigError
+from raysim.errors import ConfigError, RunError
 from raysim.model import Model, load, weights
 from raysim.registry import ANOTHER, algorithm_class
 from raysim.training import LocalTraining
@@ -110,7 +112,9 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
     def count(self, rounds: int) -> int:
         """How many of the run's rounds are of the first stage."""
         asked = self.pretrain_rounds
-        return int(asked * rounds) if isinstance(asked, float) else asked
+        if not (isinstance(asked, float) and asked):
+            return int(asked)
+        return max(1, int(asked * rounds + 1e-9))  # of 0.29 of 100 the product is a little less than 29
 
     # at the server
     def check_rounds(self, rounds: int) -> None:
@@ -129,10 +133,17 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
                 f"algorithm.finetune.outside={self.outside}"
             )
         if self.pretrain_rounds == 0:
-            return self.finetune.init(task)
+            return self._second(task)
         check_pictures(task)
         start = weights(net := task.network())
-        return Pretraining(self.first(self.build(net, task)), start)
+        state = Pretraining(self.first(self.build(net, task)), start)
+        self._second(task)  # what it refuses, it refuses now
+        return state
+
+    def _second(self, task: Task) -> Any:
+        """The first state of the algorithm that fine-tunes."""
+        with told_of_finetune():
+            return self.finetune.init(task)
 
     def advance(self, fleet: Fleet, state: Any) -> tuple[Any, Metrics]:
         """A round of the stage that the run is in."""
@@ -144,17 +155,19 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         if isinstance(state, Pretraining):
             state = self.turned(state, fleet.task)
         if not isinstance(state, Finetuning):
-            found: tuple[Any, Metrics] = self.finetune.round(fleet, state)
+            with told_of_finetune():
+                found: tuple[Any, Metrics] = self.finetune.round(fleet, state)
             return found
         part = Part(fleet, rounds, state.encoder, set(state.told))
-        inner, said = self.finetune.round(part, state.state)
+        with told_of_finetune():
+            inner, said = self.finetune.round(part, state.state)
         return Finetuning(inner, state.encoder, tuple(sorted(part.told))), said
 
     def turned(self, state: Pretraining[L], task: Task) -> Finetuning:
         """The first state of the second stage: a new network of the run's seed, with the encoder that was learned."""
         load(net := task.network(), state.start)
         load(self.build(net, task), self.trained(state.learned))
-        return Finetuning(self.finetune.init(replace(task, network=partial(deepcopy, net))), encoder_weights(net))
+        return Finetuning(self._second(replace(task, network=partial(deepcopy, net))), encoder_weights(net))
 
     def answered(self, site: Site[Any], state: Any) -> Predictor | Answers | None:
         """What the algorithm that fine-tunes answers with; before that, nothing."""
@@ -163,7 +176,8 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         if isinstance(state, Finetuning):
             rounds, memory = self.count(site.rounds), site.memory if site.name in state.told else None
             site, state = replace(site.part(rounds, site.rounds - rounds), memory=memory), state.state
-        answer: Predictor | Answers | None = self.finetune.predictor(site, state)
+        with told_of_finetune():
+            answer: Predictor | Answers | None = self.finetune.predictor(site, state)
         return answer
 
 
@@ -179,8 +193,23 @@ def follow(target: nn.Module, net: nn.Module, momentum: float) -> None:
         xi.lerp_(theta, 1 - momentum)
 
 
+@contextmanager
+def told_of_finetune() -> Iterator[None]:
+    """What the algorithm that fine-tunes says of a key, it says of the key as a user writes it."""
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        if type(error) not in (ConfigError, RunError):  # a site's, which has been through this there
+            raise
+        said = re.sub(r"\balgorithm\.(?!finetune\b)", "algorithm.finetune.", str(error))
+        raise type(error)(said) from error
+
+
 class Part:
-    """The fleet as the second stage sees it; with its first call a site is sent the encoder."""
+    """The fleet as the second stage sees it; with its first call a site is sent the encoder.
+
+    It is in `site.load()` of that call alone: whoever needs it later keeps it, or has it from the server.
+    """
 
     def __init__(self, fleet: Fleet, before: int, encoder: Model, told: set[str]) -> None:
         self.fleet, self.before, self.encoder, self.told = fleet, before, encoder, told
@@ -209,8 +238,10 @@ def later(client: Callable[..., Reply[P]], before: int, site: Site[Any], shared:
     encoder, *rest = own
     site = site.part(before, site.rounds - before)
     if encoder is None:
-        return client(site, shared, *rest)
+        with told_of_finetune():
+            return client(site, shared, *rest)
     template = twin(site.template)
     load(template, weights(template) | encoder)
-    reply = client(replace(site, memory=None, template=template), shared, *rest)
+    with told_of_finetune():
+        reply = client(replace(site, memory=None, template=template), shared, *rest)
     return replace(reply, memory=None) if reply.memory is KEEP else reply

@@ -85,7 +85,8 @@ def pool_levels(data: Data, groups: int) -> Tensor:
 def drawn(kinds: Tensor, batch: int, steps: int) -> Iterator[Tensor]:
     """`steps` batches of numbers of images, each spread evenly over the `kinds` (N,) that there are.
 
-    The images of a kind come in random order, all of them before any comes again; drawn by torch's global generator.
+    The images of a kind come in random order, all of them before any comes again, which may be in the same batch;
+    drawn by torch's global generator.
     """
     streams = [_endless((kinds == kind).nonzero()[:, 0].tolist()) for kind in kinds.unique()]
     size, place = min(batch, len(kinds)), 0
@@ -105,7 +106,7 @@ class Views:
 
     flip: Annotated[float, Ge(0), Le(1), "chance that a view is mirrored, along each axis"] = 0.5
     turn: Annotated[float, Ge(0), Le(180), "largest turn, in degrees"] = 30.0
-    zoom: Annotated[float, Ge(0), Lt(1), "largest change of scale: 0.3 is from 0.7 to 1.3"] = 0.3
+    zoom: Annotated[float, Ge(0), Lt(1), "largest change of scale: 0.3 shows from 0.7 to 1.3 of the image's side"] = 0.3
     move: Annotated[float, Ge(0), Le(1), "largest move along each axis, of the image's side"] = 0.1
     contrast: Annotated[float, Ge(0), "largest change of contrast, as a natural logarithm"] = 0.4
     brightness: Annotated[float, Ge(0), "largest change of brightness, in deviations of the image"] = 0.3

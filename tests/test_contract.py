@@ -77,15 +77,15 @@ def test_same_seed_same_bits_and_another_seed_others(name: str) -> None:
     assert digest(rounds[-1].state, memories(fleet)) != whole(name)
 
 
-def resumed(algorithm: Any, folder: Path) -> str:
-    """The digest of a run that stopped after two rounds and went on from its checkpoint, in another fleet."""
+def resumed(algorithm: Any, folder: Path, after: int = 2) -> str:
+    """The digest of a run that stopped after so many rounds and went on from its checkpoint, in another fleet."""
     first = LocalFleet(task(), rounds=ROUNDS)
     rounds = federate(algorithm, task(), first, rounds=ROUNDS)
-    half = [r for _, r in zip(range(2), rounds, strict=False)][-1]
-    start = read(write(folder, 2, half.state, memories(first)))
+    half = [r for _, r in zip(range(after), rounds, strict=False)][-1]
+    start = read(write(folder, after, half.state, memories(first)))
     assert isinstance(start, Start)
     later, second = run(algorithm, start=start)
-    assert [r.number for r in later] == [3, 4]
+    assert [r.number for r in later] == list(range(after + 1, ROUNDS + 1))
     return digest(later[-1].state, memories(second))
 
 
@@ -101,7 +101,7 @@ def test_resumes_under_every_policy_of_buffers(name: str, buffers: str, tmp_path
         pytest.skip(f"{name} has no buffers to keep")
     mine = algorithm(name, buffers=buffers)
     rounds, fleet = run(mine)
-    assert resumed(mine, tmp_path) == digest(rounds[-1].state, memories(fleet))
+    assert resumed(mine, tmp_path, after=1) == digest(rounds[-1].state, memories(fleet))
 
 
 @every_algorithm
@@ -117,7 +117,7 @@ def test_a_part_of_the_sites_is_enough_for_a_round(name: str, cohort: float | in
 def test_the_order_of_sites_is_irrelevant(name: str) -> None:
     mine, states = algorithm(name), []
     for sites in (task().inside, tuple(reversed(task().inside))):
-        fleet = LocalFleet(task(), rounds=1)
+        fleet = LocalFleet(task(), rounds=ROUNDS)
         with seeded(0, "init"):
             start = mine.init(task())
         state, _ = mine.round(fleet.at(sites), start)

@@ -15,9 +15,10 @@ import yaml
 from algorithms.fcl import FCL, Kept
 from algorithms.fedavg import FedAvg
 from algorithms.fedbn import FedBN
+from algorithms.fedrep import FedRep
 from algorithms.fedsimclr import FedSimCLR
 from algorithms.localonly import LocalOnly
-from raysim import ConfigError, LocalFleet, Start, Task, federate, weights
+from raysim import ConfigError, LocalFleet, SiteError, Start, Task, federate, weights
 from raysim.checkpoint import read, write
 from raysim.cli import main
 from raysim.codec import digest
@@ -187,7 +188,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(name: str, stop: int, tmp_
 
 def test_a_part_of_the_run_s_rounds_is_rounded_down() -> None:
     counts = [FCL().count(rounds) for rounds in (1, 2, 3, 4, 20)]
-    assert counts == [0, 1, 1, 2, 10]
+    assert counts == [1, 1, 1, 2, 10]
+    assert [FCL(pretrain_rounds=share).count(100) for share in (0.29, 0.57, 0.999)] == [29, 57, 99]
     assert FCL(pretrain_rounds=7).count(20) == 7
 
 
@@ -196,6 +198,13 @@ def test_too_many_rounds_are_refused_before_any_site_works() -> None:
         run(FCL(pretrain_rounds=4), 4)
     with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
         check_algorithm(FCL(pretrain_rounds=4), task(), 0, 4)
+
+
+def test_what_fine_tunes_refuses_before_anything_is_learned_and_by_its_own_keys() -> None:
+    with pytest.raises(ConfigError, match=r"^algorithm\.finetune\.head=nonsense: "):
+        FCL(finetune=FedRep(head="nonsense")).init(task())
+    with pytest.raises(SiteError, match=r"\(algorithm\.finetune\.lr\).*\(algorithm\.finetune\.clip=1\)"):
+        run(FCL(pretrain_rounds=1, finetune=FedAvg(optimizer="sgd", lr=1e30)), 3)
 
 
 def test_what_cannot_be_is_refused() -> None:

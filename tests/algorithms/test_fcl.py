@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from algorithms.fcl import FCL, Bank, Features, Kept
-from raysim import LocalFleet, Task, federate, load, weights
+from raysim import LocalFleet, Model, Task, combine, federate, load, weights
 from raysim.seeding import seeded, sow
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.views import drawn, pool_levels
+from tests.by_hand import POOLS, alike, at, first_stage, uneven
 
 CPU = torch.device("cpu")
 SWITCHES = [{"matching": m, "exclude_positives": e, "both_views": b} for m in (0, 1) for e in (0, 1) for b in (0, 1)]
@@ -27,13 +28,13 @@ def unit(*shape: int) -> Tensor:
     return normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
-def by_the_paper(mine: FCL, q: Tensor, k: Tensor, levels: Tensor, others: Tensor, theirs: Tensor) -> float:
+def by_the_paper(mine: FCL, q: Tensor, k: Tensor, levels: Tensor, others: Tensor, theirs: Tensor) -> Tensor:
     """The mean of L_q as it is printed, one exponential after the other."""
 
-    def exp(a: Tensor, b: Tensor) -> float:
-        return math.exp(float(a @ b) / mine.temperature)
+    def exp(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b / mine.temperature).exp()
 
-    total = 0.0
+    total = torch.zeros((), dtype=q.dtype)
     for i in range(len(q)):
         negatives = sum(
             exp(q[i], n) for n, level in zip(others, theirs, strict=True) if not_left_out(mine, level, levels[i])
@@ -41,8 +42,8 @@ def by_the_paper(mine: FCL, q: Tensor, k: Tensor, levels: Tensor, others: Tensor
         own = [k[j] for j in range(len(k)) if levels[j] == levels[i] and not (mine.both_views and i == j)]
         matched = [n for n, level in zip(others, theirs, strict=True) if level == levels[i]]
         for positives in (own, matched if mine.matching else []):
-            terms = [math.log(exp(q[i], p) / (exp(q[i], p) + negatives)) for p in positives]
-            total -= sum(terms) / len(terms) if terms else 0.0
+            terms = [(exp(q[i], p) / (exp(q[i], p) + negatives)).log() for p in positives]
+            total = total - (sum(terms) / len(terms) if terms else 0.0)
     return total / len(q)
 
 
@@ -56,7 +57,7 @@ def test_the_loss_is_the_paper_s_term_by_term(switches: dict[str, bool]) -> None
     q, k, others = unit(6, 5), unit(6, 5), unit(11, 5)
     levels = torch.tensor([1, 1, 2, 4, 4, 3])  # 3 is alone
     theirs = torch.tensor([1, 2, 2, 1, 4, 4, 4, 1, 2, 1, 4])  # none of 3
-    expected = by_the_paper(mine, q, k, levels, others, theirs)
+    expected = by_the_paper(mine, q, k, levels, others, theirs).item()
     assert mine.loss(q, k, levels, others, theirs).item() == pytest.approx(expected, rel=1e-6)
     assert expected >= 0
 
@@ -227,9 +228,11 @@ def test_the_momentum_encoder_goes_on_or_starts_again() -> None:
     with seeded(0, "init"):
         start = FCL().init(task()).learned
     for again in (False, True):
-        mine, fleet = FCL(encoder_momentum=1.0, pretrain_rounds=3, restart=again), LocalFleet(task(), rounds=4)
+        mine = FCL(encoder_momentum=1.0, pretrain_rounds=3, restart=again, batch_size=4)
+        fleet = LocalFleet(task(), rounds=4)
         rounds = federate(mine, task(), fleet, rounds=4)
         first, _ = next(rounds), next(rounds)
+        assert first.state.learned.parameters != start.parameters
         kept = fleet.memory("site-01").momentum.parameters
         assert kept == (first.state.learned if again else start).parameters
 
@@ -269,6 +272,71 @@ def moco(q: Tensor, k: Tensor, levels: list[int], queue: list[Tensor]) -> Tensor
         rows = torch.stack([torch.stack([q[i] @ k[j], *(q[i] @ n for n in queue)]) / 0.1 for j in same])
         losses.append(torch.nn.functional.cross_entropy(rows, torch.zeros(len(same), dtype=torch.int64)))
     return torch.stack(losses).mean()
+
+
+Queue = list[tuple[Tensor, int]]
+
+
+def a_site_s_round(
+    mine: FCL, site: Any, start: Model, xi: Model, queue: Queue, far: Queue
+) -> tuple[Model, Model, Queue]:
+    """The main network, the momentum encoder and the queue after a round, one step after the other."""
+    site, pool = mine.stage(site)
+    net, target = mine.opened(site, start), mine.build(site.load(), site.task)
+    load(target, xi)
+    ring, place = list(queue), len(queue) % mine.bank  # what is drawn depends on the order
+    sgd, kinds = torch.optim.SGD(net.parameters(), mine.lr, momentum=0.9), pool_levels(site.data, mine.levels)
+    for index in drawn(kinds, mine.batch_size, math.ceil(len(pool) / mine.batch_size)):
+        images, levels = pool.take(index, CPU), kinds[index]
+        views = [mine.views(images), mine.views(images)]
+        first, second = (torch.cat(views),) * 2 if mine.both_views else views
+        levels = torch.cat([levels, levels]) if mine.both_views else levels
+        q = normalize(net(first))
+        with torch.no_grad():
+            k = normalize(target(second))
+        shown = [*far, *ring]
+        if mine.sampled < len(shown):
+            shown = [shown[i] for i in torch.randperm(len(shown))[: mine.sampled].tolist()]
+        vectors = torch.stack([v for v, _ in shown]) if shown else torch.zeros(0, mine.features)
+        sgd.zero_grad()
+        by_the_paper(mine, q, k, levels, vectors, torch.tensor([level for _, level in shown])).backward()
+        sgd.step()
+        with torch.no_grad():
+            for old, theta in zip(target.parameters(), net.parameters(), strict=True):
+                old.copy_(mine.encoder_momentum * old + (1 - mine.encoder_momentum) * theta)
+        for each in zip(k, levels.tolist(), strict=True):
+            ring[place : place + 1] = [each]
+            place = (place + 1) % mine.bank
+    return weights(net), weights(target), ring[place:] + ring[:place]
+
+
+@pytest.mark.parametrize("switches", [{}, {"both_views": True}, {"restart": True}, {"exchange": False}], ids=str)
+def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
+    mine = FCL(optimizer="sgd", lr=0.1, batch_size=4, bank=8, sampled=11, features=8, encoder_momentum=0.9, **switches)
+    rounds, fleet = first_stage(mine, 2)
+    with seeded(0, "init"):
+        theta = mine.init(uneven()).learned
+    xi, queues = dict[str, Model](), {site: Queue() for site in POOLS}
+    for number in (0, 1):
+        before, found = dict(queues), dict[str, Model]()
+        for name in POOLS:
+            far = [each for other in POOLS if other != name for each in before[other]] if mine.exchange else []
+            own = theta if mine.restart else xi.get(name, theta)
+            with at(name, number, 2) as site:
+                found[name], xi[name], queues[name] = a_site_s_round(mine, site, theta, own, before[name], far)
+        theta = combine(list(found.values()), [count / sum(POOLS.values()) for count in POOLS.values()])
+        alike(rounds[number].state.learned, theta)
+    for name, queue in queues.items():
+        kept = fleet.memory(name)
+        assert kept.bank.levels.tolist() == [level for _, level in queue]
+        assert kept.bank.vectors == pytest.approx(torch.stack([v for v, _ in queue]).numpy(), abs=1e-4)
+        alike(kept.momentum, xi[name])
+
+
+def test_one_site_with_exchange_is_one_without_bit_by_bit() -> None:
+    one, other = (first_stage(FCL(exchange=exchange), 3, sites=1) for exchange in (True, False))
+    assert one[0][-1].state.learned == other[0][-1].state.learned
+    assert one[1].memory("site-01").bank.vectors.tolist() == other[1].memory("site-01").bank.vectors.tolist()
 
 
 @pytest.mark.parametrize("switch", [{"exchange": False}, {"matching": False}, {"exclude_positives": True}])

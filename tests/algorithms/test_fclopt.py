@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 import torch
 
 from algorithms.fclopt import FCLOpt, aligned, spread, without_predictor
-from raysim import LocalFleet, Model, Task, federate, mean, weights
+from raysim import LocalFleet, Model, Task, combine, federate, load, mean, weights
 from raysim.codec import digest
 from raysim.geometry import apart, at_distance, foretold, length
+from raysim.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
+from raysim.views import drawn, pool_levels
+from tests.by_hand import POOLS, alike, at, first_stage, uneven
 
 
 def model(**tensors: Any) -> Model:
@@ -125,7 +129,6 @@ def test_the_error_of_the_prediction_is_logged_against_the_distance() -> None:
     start = mine.init(task()).learned
     (first,), _ = pretrained(mine, 1)
     from algorithms.fclopt import Asked
-    from raysim.seeding import seeded
 
     with seeded(0, "init"):
         start = mine.init(task()).learned
@@ -185,6 +188,60 @@ def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
     began = half.begun(Kept(Model.of({"0.a": np.float32([8.0])})), Asked(theta, None, None, False))
     assert began["0.a"].tolist() == [0.25 * 8 + 0.75 * 4]
     assert list(began) == ["0.a"]
+
+
+@pytest.mark.parametrize("distances", ["tensor", "network"])
+def test_between_anchors_the_distance_is_the_one_foretold(distances: Any) -> None:
+    rounds, _ = pretrained(FCLOpt(anchor=2, history=2, distances=distances, batch_size=4), 7)
+    states = [r.state.learned for r in rounds]
+    for number in range(1, 7):
+        before, known, said = states[number - 1], states[number], rounds[number].metrics
+        line = foretold(before.measured, number)
+        assert said["predicted_distance"] == pytest.approx(length(line))
+        assert known.distance.shape == ((1,) if distances == "network" else before.distance.shape)
+        if number % 2:
+            assert known.distance.tolist() == line.tolist()
+            assert known.measured == before.measured
+            assert "distance" not in said
+        else:
+            assert [of for of, _ in known.measured] == ([0, 2] if number == 2 else [number - 2, number])
+            assert known.distance.tolist() == known.measured[-1][1].tolist()
+    assert foretold(states[4].measured, 5).tolist() != states[4].measured[-1][1].tolist()  # a line, not the last one
+
+
+def test_a_round_by_hand() -> None:
+    mine, learned, targets = FCLOpt(optimizer="sgd", lr=0.1, batch_size=4, features=8, encoder_momentum=0.9), {}, {}
+    (found,), _ = first_stage(mine, 1)
+    with seeded(0, "init"):
+        start = mine.init(uneven()).learned
+    for name in POOLS:
+        with at(name, 0, 1) as site:
+            site, pool = mine.stage(site)
+            net, target = mine.opened(site, start.model), mine.build(site.load(), site.task)[:1]
+            load(target, start.model.only(weights(target)))
+            sgd, kinds = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), pool_levels(site.data, 4)
+            for index in drawn(kinds, 4, math.ceil(len(pool) / 4)):
+                images, levels = pool.take(index, torch.device("cpu")), kinds[index].tolist()
+                one, two = mine.views(images), mine.views(images)
+                q = torch.nn.functional.normalize(net(torch.cat([one, two])))
+                with torch.no_grad():
+                    z = torch.nn.functional.normalize(target(torch.cat([two, one])))
+                half, total = len(index), torch.zeros(())
+                for i in range(2 * half):  # a query of one view, and the other view of each slice of its level
+                    same = [j for j in range(half) if levels[j] == levels[i % half]]
+                    near = [2 - 2 * q[i] @ z[j + half * (i >= half)] for j in same]
+                    total = total + sum(near) / len(near) / (2 * half)
+                sgd.zero_grad()
+                total.backward()
+                sgd.step()
+                with torch.no_grad():
+                    for xi, theta in zip(target.parameters(), net[0].parameters(), strict=True):
+                        xi.copy_(0.9 * xi + 0.1 * theta)
+            learned[name], targets[name] = weights(net), weights(target).parameters
+    shares = [count / sum(POOLS.values()) for count in POOLS.values()]
+    theta, true = combine(list(learned.values()), shares), combine(list(targets.values()), shares)
+    alike(found.state.learned.model, theta)
+    assert found.metrics["distance"] == pytest.approx(length(apart(without_predictor(theta), true)), rel=1e-3)
 
 
 def test_features_do_not_collapse_and_the_loss_is_in_its_range() -> None:
