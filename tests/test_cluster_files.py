@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,51 @@ def test_the_cloud_has_its_gpus_on_spot_and_only_when_they_are_wanted() -> None:
     assert (gpu["min_workers"], gpu["max_workers"], config["max_workers"]) == (0, 8, 8)
     assert set(config["provider"]["security_group"]) == {"GroupName"}  # no port but SSH
     assert config["docker"]["image"] == f"rayproject/ray:{PINS['ray']}-py311-gpu"
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A cloud in this process, and a client of it."""
+    boto3 = pytest.importorskip("boto3", reason="needs moto, which plays a cloud: pip install 'moto[ec2,iam]'")
+    mock_aws = pytest.importorskip("moto", reason="plays a cloud: pip install 'moto[ec2,iam]'").mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray leaves the key that it makes in ~/.ssh
+    (tmp_path / ".ssh").mkdir()
+    monkeypatch.setattr("ray.autoscaler._private.aws.config.time.sleep", lambda seconds: None)
+    with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
+        yield boto3.client("ec2", region_name="eu-central-1")
+
+
+def test_the_cloud_starts_what_the_file_says(cloud: Any) -> None:
+    """As `ray up` does, up to the machines, and as Ray does on the head when workers are wanted."""
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    config = prepared("gpu.yaml")
+    config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
+    kinds = config["available_node_types"]
+    assert (kinds["head"]["resources"], kinds["gpu"]["resources"]["GPU"]) == ({"CPU": 4}, 1)
+    assert ":instance-profile/" in config["head_node"]["IamInstanceProfile"]["Arn"]  # the head starts machines itself
+
+    named = [{"Name": "group-name", "Values": ["raysim-gpu"]}]
+    (group,) = cloud.describe_security_groups(Filters=named)["SecurityGroups"]
+    inner, ssh = group["IpPermissions"]
+    assert [each["GroupId"] for each in inner["UserIdGroupPairs"]] == [group["GroupId"]]  # from node to node, all
+    assert (inner["IpRanges"], ssh["FromPort"], ssh["ToPort"]) == ([], 22, 22)  # from elsewhere SSH alone
+
+    image = cloud.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]  # the line marked FILL
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    for kind, count in (("head", 1), ("gpu", 1)):
+        tags = {"ray-node-kind": "head" if kind == "head" else "worker", "ray-user-node-type": kind}
+        tags |= {"ray-node-name": kind, "ray-launch-config": "0", "ray-node-status": "up-to-date"}
+        provider.create_node({**kinds[kind]["node_config"], "ImageId": image}, tags, count)
+    machines = [each for made in cloud.describe_instances()["Reservations"] for each in made["Instances"]]
+    found = sorted((each["InstanceType"], each.get("InstanceLifecycle", "on demand")) for each in machines)
+    assert found == [("g5.2xlarge", "spot"), ("m6i.xlarge", "on demand")]
+    assert {each["Placement"]["AvailabilityZone"] for each in machines} == {"eu-central-1a"}
+    assert {each["SecurityGroups"][0]["GroupName"] for each in machines} == {"raysim-gpu"}
 
 
 def test_own_machines_all_come_at_once() -> None:
