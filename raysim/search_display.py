@@ -81,15 +81,15 @@ class SearchDisplay(Display):
         assert self.books is not None
         entries = list(self.books.entries.values())
         states = Counter(entry.status for entry in entries)
-        waiting = self.total - len(entries)
         said = [f"{states[name]} {name}" for name in ("done", "stopped", "failed") if states[name]]
+        waiting = self.total - self.running - sum(not entry.unfinished for entry in entries)
         title = ", ".join([*said, f"{self.running} running", f"{waiting} to come"]) + self._left()
         table = Table("", "trial", "round", box=SIMPLE_HEAD, title=title, title_justify="left")
         for objective in self.books.search.objectives:
             table.add_column(objective.column, justify="right")
         table.add_column("keys", overflow="fold")
         best = self.books.best()[:3]
-        for entry in [*best, *(e for e in entries if e.unfinished)][:SHOWN]:
+        for entry in [*best, *(e for e in entries if e.unfinished and e not in best)][:SHOWN]:
             mark = "best" if entry in best else ""
             values = [number(entry.last.get(each.column)) for each in self.books.search.objectives]
             table.add_row(mark, str(entry.number), str(entry.rounds), *values, Text(keys(entry)))
