@@ -52,7 +52,8 @@ class Asked:
 def asked(space: Space, given: Mapping[str, Any], words: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
     """A search of `space` over the keys that a file gives, and `words`, which win over the space. Everything that can
     be known without the data is checked. Raises ConfigError."""
-    kept = {key: domain for key, domain in space.domains.items() if not _has(words, key)}
+    ordered = sorted(space.domains, key=lambda key: key != "algorithm")  # first of all what other keys hang on
+    kept = {key: space.domains[key] for key in ordered if not _has(words, key)}
     base = dict(given)
     for key, value in space.fixed.items():
         base = merge(base, nested_keys(key, list(value) if isinstance(value, tuple) else value))

@@ -68,7 +68,7 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
         options["budget"] = _seconds(args.budget)
     show = SearchDisplay(Terminal())
     if args.resume is not None:
-        if words or args.space or args.out or args.config:
+        if words or args.space or args.out or args.config or args.dry_run or args.address:
             raise ConfigError(
                 "--resume goes on with the search as it is; only --trials, --budget and the like may change"
             )
