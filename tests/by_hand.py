@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from raysim import Data, LocalFleet, Model, Site, Split, Task, federate
-from raysim.seeding import sow
+from raysim import Data, LocalFleet, Model, Site, Split, Task, combine, federate, weights
+from raysim.seeding import seeded, sow
 from raysim.tasks.synthetic import Synthetic, SyntheticData
+from raysim.views import drawn
 from raysim.worker import Call
 
 POOLS = {"site-01": 11, "site-02": 7, "site-03": 9}  # images with a label or without
@@ -50,6 +54,29 @@ def at(name: str, round: int, rounds: int, sites: int = 3, seed: int = 0) -> Ite
     site = LocalFleet(uneven(sites), rounds=rounds + 1).worker._site(name, Call(seed, round, rounds + 1, 0), None)
     sow(seed, round, 0, name)
     yield site
+
+
+def averaged(models: Mapping[str, Model]) -> Model:
+    """The mean over sites, each weighted by its images."""
+    return combine(list(models.values()), [POOLS[name] / sum(POOLS.values()) for name in models])
+
+
+def one_round(mine: Any, loss: Callable[[nn.Module, Tensor], Tensor]) -> Model:
+    """What all sites learn in a round of plain SGD, batches of 4 of any level, from the loss of net and images."""
+    learned = dict[str, Model]()
+    with seeded(0, "init"):
+        start = mine.init(uneven()).learned
+    for name in POOLS:
+        with at(name, 0, 1) as site:
+            site, pool = mine.stage(site)
+            net = mine.opened(site, start)
+            sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+            for index in drawn(torch.zeros(len(pool)), 4, math.ceil(len(pool) / 4)):
+                sgd.zero_grad()
+                loss(net, pool.take(index, torch.device("cpu"))).backward()
+                sgd.step()
+            learned[name] = weights(net)
+    return averaged(learned)
 
 
 def alike(found: Model, expected: Model, far: float = 1e-4) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from algorithms.fcl import FCL, Bank, Features, Kept
-from raysim import LocalFleet, Model, Task, combine, federate, load, weights
+from raysim import LocalFleet, Model, Task, federate, load, weights
 from raysim.seeding import seeded, sow
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.views import drawn, pool_levels
-from tests.by_hand import POOLS, alike, at, first_stage, uneven
+from tests.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 CPU = torch.device("cpu")
 SWITCHES = [{"matching": m, "exclude_positives": e, "both_views": b} for m in (0, 1) for e in (0, 1) for b in (0, 1)]
@@ -324,7 +324,7 @@ def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
             own = theta if mine.restart else xi.get(name, theta)
             with at(name, number, 2) as site:
                 found[name], xi[name], queues[name] = a_site_s_round(mine, site, theta, own, before[name], far)
-        theta = combine(list(found.values()), [count / sum(POOLS.values()) for count in POOLS.values()])
+        theta = averaged(found)
         alike(rounds[number].state.learned, theta)
     for name, queue in queues.items():
         kept = fleet.memory(name)

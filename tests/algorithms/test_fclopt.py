@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from algorithms.fclopt import FCLOpt, aligned, spread, without_predictor
-from raysim import LocalFleet, Model, Task, combine, federate, load, mean, weights
+from raysim import LocalFleet, Model, Task, federate, load, mean, weights
 from raysim.codec import digest
 from raysim.geometry import apart, at_distance, foretold, length
 from raysim.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.views import drawn, pool_levels
-from tests.by_hand import POOLS, alike, at, first_stage, uneven
+from tests.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 
 def model(**tensors: Any) -> Model:
@@ -238,8 +238,7 @@ def test_a_round_by_hand() -> None:
                     for xi, theta in zip(target.parameters(), net[0].parameters(), strict=True):
                         xi.copy_(0.9 * xi + 0.1 * theta)
             learned[name], targets[name] = weights(net), weights(target).parameters
-    shares = [count / sum(POOLS.values()) for count in POOLS.values()]
-    theta, true = combine(list(learned.values()), shares), combine(list(targets.values()), shares)
+    theta, true = averaged(learned), averaged(targets)
     alike(found.state.learned.model, theta)
     assert found.metrics["distance"] == pytest.approx(length(apart(without_predictor(theta), true)), rel=1e-3)
 

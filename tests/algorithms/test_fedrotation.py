@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from torch import Tensor, nn
 
 from algorithms.fedrotation import FedRotation, turned, turns
-from raysim import LocalFleet, Model, combine, federate, weights
+from raysim import LocalFleet, federate, weights
 from raysim.config import parse, resolve
-from raysim.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.views import drawn
-from tests.by_hand import POOLS, alike, at, first_stage, uneven
+from tests.by_hand import alike, first_stage, one_round
 
 
 def test_images_are_turned_by_quarters() -> None:
@@ -44,23 +41,13 @@ def test_views_turn_and_mirror_nothing_by_themselves() -> None:
 
 
 def test_a_round_by_hand() -> None:
-    mine, learned = FedRotation(optimizer="sgd", lr=0.1, batch_size=4), dict[str, Model]()
+    mine = FedRotation(optimizer="sgd", lr=0.1, batch_size=4)
+
+    def loss(net: nn.Module, images: Tensor) -> Tensor:
+        quarters = torch.randint(4, (len(images),))
+        views = zip(mine.views(images), quarters, strict=True)
+        told = net(torch.stack([view.rot90(int(k), (1, 2)) for view, k in views])).log_softmax(1)
+        return -torch.stack([row[k] for row, k in zip(told, quarters, strict=True)]).mean()
+
     (found,), _ = first_stage(mine, 1)
-    with seeded(0, "init"):
-        start = mine.init(uneven()).learned
-    for name in POOLS:
-        with at(name, 0, 1) as site:
-            site, pool = mine.stage(site)
-            net = mine.opened(site, start)
-            sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-            for index in drawn(torch.zeros(len(pool)), 4, math.ceil(len(pool) / 4)):
-                quarters = torch.randint(4, (len(index),))
-                views = mine.views(pool.take(index, torch.device("cpu")))
-                seen = torch.stack([view.rot90(int(k), (1, 2)) for view, k in zip(views, quarters, strict=True)])
-                told = net(seen).log_softmax(1)
-                sgd.zero_grad()
-                (-sum(row[k] for row, k in zip(told, quarters, strict=True)) / len(index)).backward()
-                sgd.step()
-            learned[name] = weights(net)
-    theta = combine(list(learned.values()), [count / sum(POOLS.values()) for count in POOLS.values()])
-    alike(found.state.learned, theta, 1e-5)
+    alike(found.state.learned, one_round(mine, loss), 1e-5)

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from algorithms.fedsimclr import FedSimCLR
-from raysim import LocalFleet, Model, combine, federate, mean, weights
+from raysim import LocalFleet, federate, mean, weights
 from raysim.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.views import drawn
-from tests.by_hand import POOLS, alike, at, first_stage, uneven
+from tests.by_hand import alike, first_stage, one_round
 
 
 def test_the_loss_by_hand() -> None:
@@ -36,23 +37,12 @@ def test_the_loss_is_that_of_each_pair() -> None:
 
 def test_a_round_by_hand() -> None:
     mine = FedSimCLR(optimizer="sgd", lr=0.1, batch_size=4, features=8)
-    ((found,), _), learned = first_stage(mine, 1), dict[str, Model]()
-    with seeded(0, "init"):
-        start = mine.init(uneven()).learned
-    for name in POOLS:
-        with at(name, 0, 1) as site:
-            site, pool = mine.stage(site)
-            net = mine.opened(site, start)
-            sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-            for index in drawn(torch.zeros(len(pool)), 4, math.ceil(len(pool) / 4)):
-                images = pool.take(index, torch.device("cpu"))
-                z = torch.nn.functional.normalize(net(torch.cat([mine.views(images), mine.views(images)])))
-                sgd.zero_grad()
-                mine.loss(z).backward()
-                sgd.step()
-            learned[name] = weights(net)
-    theta = combine(list(learned.values()), [count / sum(POOLS.values()) for count in POOLS.values()])
-    alike(found.state.learned, theta, 1e-5)
+
+    def loss(net: nn.Module, images: Tensor) -> Tensor:
+        return mine.loss(normalize(net(torch.cat([mine.views(images), mine.views(images)]))))
+
+    (found,), _ = first_stage(mine, 1)
+    alike(found.state.learned, one_round(mine, loss), 1e-5)
 
 
 def test_the_server_takes_the_weighted_mean_and_only_the_encoder_and_its_head_travel() -> None:
