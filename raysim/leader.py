@@ -16,28 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysim.books import Books
 from raysim.data.wording import counted
 from raysim.monitor import NAMESPACE, trials
+from raysim.stand import Stand
 
 EVERY = 2.0  # seconds between two words to it
-
-
-class Stand:
-    """The actor: keeps what was last said of the search, and whether someone has asked for its end."""
-
-    def __init__(self, said: dict[str, Any]) -> None:
-        self.said, self.asked = said, False
-
-    def tell(self, said: dict[str, Any]) -> bool:
-        """Keep this; whether the search is to end."""
-        self.said = said
-        return self.asked
-
-    def status(self) -> dict[str, Any]:
-        """What `raysim status` shows."""
-        return self.said
-
-    def stop(self) -> None:
-        """End the search when it next says something."""
-        self.asked = True
 
 
 class Leader:

@@ -71,7 +71,7 @@ ORDER = (
     ),
     *("plots", "report", "node", "checks", "census", "launch"),
     *("domains", "space", "objectives", "plan", "trials", "books", "suggest", "troupe", "trial", "tracking"),
-    *("leader", "tuning"),
+    *("stand", "leader", "tuning"),
     *("search_display", "seats", "rehearsal", "asking", "search_plots", "search_report", "searching"),
     *("watch", "parcel", "submit"),
     *("probe", "surroundings", "doctor", "listing", "arguments", "cli"),
