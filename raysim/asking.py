@@ -52,6 +52,7 @@ class Asked:
 def asked(space: Space, given: Mapping[str, Any], words: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
     """A search of `space` over the keys that a file gives, and `words`, which win over the space. Everything that can
     be known without the data is checked. Raises ConfigError."""
+    space = space.of_one(named) if (named := _algorithm(words)) else space
     ordered = sorted(space.domains, key=lambda key: key != "algorithm")  # first of all what other keys hang on
     kept = {key: space.domains[key] for key in ordered if not _has(words, key)}
     base = dict(given)
@@ -63,7 +64,14 @@ def asked(space: Space, given: Mapping[str, Any], words: Mapping[str, Any], opti
     resolve(base)
     spaces.check(found.space, base)
     check_together(found)
+    check_trials(found, options)
     return found
+
+
+def _algorithm(words: Mapping[str, Any]) -> str | None:
+    given = words.get("algorithm")
+    name = given.get("name") if isinstance(given, Mapping) else given
+    return name if isinstance(name, str) else None
 
 
 def _has(words: Mapping[str, Any], key: str) -> bool:
@@ -88,8 +96,28 @@ def check_together(asked: Asked) -> None:
         raise ConfigError(f"rounds is searched, and --scheduler {scheduler} compares trials round by round; use fifo")
     if scheduler in ("hyperband", "pbt") and options.max_concurrent:
         raise ConfigError(f"--max-concurrent: under {scheduler} trials wait for one another; use asha")
+    if scheduler != "fifo":
+        _check_judged(asked)
     if scheduler == "pbt":
         _check_pbt(asked)
+
+
+def check_trials(asked: Asked, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a number of trials `given` where the space has its own."""
+    if "trials" in given and (asked.options.searcher == "grid" or not asked.space.domains):
+        what = "a grid is gone through whole" if asked.space.domains else "each site is held out once"
+        raise ConfigError(f"--trials {given['trials']}: {what}, whatever is asked; leave --trials out")
+
+
+def _check_judged(asked: Asked) -> None:
+    config, scheduler = resolve(asked.base), asked.options.scheduler
+    if not asked.space.domains:
+        raise ConfigError(f"--scheduler {scheduler} would compare one held-out site with another; use fifo")
+    if config.rounds <= config.evaluate_every:
+        raise ConfigError(
+            f"--scheduler {scheduler} compares trials on their way, and of {config.rounds} rounds with "
+            f"evaluate_every={config.evaluate_every} only the last is judged; give evaluate_every=1"
+        )
 
 
 def _check_searcher(asked: Asked) -> None:

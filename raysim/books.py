@@ -57,6 +57,7 @@ class Books:
                 entry.best[each.column] = value
         if result.get("last"):
             entry.status, entry.digests = "done", dict(result["digests"])
+        save(self.search.out, entry)  # a search that is killed goes on with what was best so far
 
     def end(self, number: int, cause: str = "") -> None:
         """Tune has ended it: by its last round, by the scheduler, or for the failure that `cause` tells."""

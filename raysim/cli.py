@@ -56,9 +56,14 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
 def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.out is not None and Path(args.out).exists():
         raise ConfigError(f"--out {args.out} exists already, and a search never overwrites another; choose a new one")
-    _local_ray(None)
-    from raysim import asking, searching
     from raysim.config import merge, parse, read_file
+
+    given = merge(read_file(args.config) if args.config else {}, {})
+    keys = parse([*(word for word in words if "=" in word), *([f"address={args.address}"] if args.address else [])])
+    earlier = Path(args.resume, "search.yaml") if args.resume is not None else None
+    held = read_file(str(earlier))["base"] if earlier is not None and earlier.is_file() else given
+    _local_ray(keys.get("address", held.get("address")))
+    from raysim import asking, searching
     from raysim.display import Terminal
     from raysim.search_display import SearchDisplay
     from raysim.space import Space, of_words, read_space
@@ -72,18 +77,14 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
             raise ConfigError(
                 "--resume goes on with the search as it is; only --trials, --budget and the like may change"
             )
-        searching.swept(searching.resume(Path(args.resume).absolute(), options, show))
+        searching.resume(Path(args.resume).absolute(), options, show)
         return 0
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
         raise ConfigError(f"two spaces, {names[0]!r} and {names[1]!r}: name one, and add keys to it with --space")
     found = read_space(names[0]) if names else Space()
-    found = Space({**found.domains, **of_words(args.space)}, found.fixed, found.points)
-    given = merge(read_file(args.config) if args.config else {}, {})
-    words = [*(word for word in words if "=" in word), *([f"address={args.address}"] if args.address else [])]
-    asked = asking.asked(found, given, parse(words), options)
-    _local_ray(asked.base.get("address"))
-    searching.swept(searching.tune(asked, args.out, show, dry=args.dry_run))
+    asked = asking.asked(found.narrowed(of_words(args.space)), given, keys, options)
+    searching.tune(asked, args.out, show, dry=args.dry_run)
     return 0
 
 

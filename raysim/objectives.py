@@ -33,28 +33,28 @@ class Objective:
         return value > other if self.better == "higher" else value < other
 
 
-def objectives(text: str | None, task: Task, metric: str | None, held_out: bool) -> tuple[Objective, ...]:
+def objectives(text: str | None, tasks: Sequence[Task], metric: str | None, held_out: bool) -> tuple[Objective, ...]:
     """The objectives that `text` names, separated by commas: `worst`, `mean,worst,bytes`, `outside/test/dice/worst`.
 
-    `metric` is that of the run, role/split/metric, which the short ones speak of. Where a site is held out it is that
-    of the outside sites. Raises ConfigError for one that no site can have.
+    `tasks` are those of a trial's federations. `metric` is that of the run, role/split/metric, which the short ones
+    speak of; where a site is held out it is that of the outside sites. Raises ConfigError for what no site can have.
     """
-    main = chosen_metric(task, metric)
+    main = chosen_metric(tasks[0], metric)
     if held_out and metric is None:
-        main = _outside(task, main)
-    found = tuple(_objective(part.strip(), task, main) for part in (text or "mean").split(","))
+        main = _outside(tasks, main)
+    found = tuple(_objective(part.strip(), tasks, main) for part in (text or "mean").split(","))
     if len({each.column for each in found}) < len(found):
         raise ConfigError(f"--metric {text}: the same thing twice")
     return found
 
 
-def _objective(name: str, task: Task, main: str) -> Objective:
+def _objective(name: str, tasks: Sequence[Task], main: str) -> Objective:
     if name in COSTS:
         return Objective(COSTS[name], "lower")
     if name == "outside":
-        main, name = _outside(task, main), "mean"
+        main, name = _outside(tasks, main), "mean"
     if name in KINDS:
-        return _judged(f"{main}/{name}", task)
+        return _judged(f"{main}/{name}", tasks[0])
     stem, _, kind = name.rpartition("/")
     if kind not in KINDS:
         stem, kind = name, "mean"
@@ -63,7 +63,8 @@ def _objective(name: str, task: Task, main: str) -> Objective:
             f"--metric {name!r}{nearest(name, SHORT)}: expected {', '.join(SHORT)}, or role/split/metric such as "
             f"{main}, with /worst or /weighted after it"
         )
-    return _judged(f"{chosen_metric(task, stem)}/{kind}", task)
+    chosen = [chosen_metric(task, stem) for task in tasks]  # each refuses what its sites do not have
+    return _judged(f"{chosen[0]}/{kind}", tasks[0])
 
 
 def _judged(column: str, task: Task) -> Objective:
@@ -73,12 +74,16 @@ def _judged(column: str, task: Task) -> Objective:
     return Objective(column, better)
 
 
-def _outside(task: Task, main: str) -> str:
+def _outside(tasks: Sequence[Task], main: str) -> str:
+    """The split that the outside sites of every federation have."""
     metric = main.split("/", 2)[2]
     for split in ("val", "test"):
-        if any(task.sizes[site].get(split, 0) for site in task.outside):
+        if all(any(task.sizes[site].get(split, 0) for site in task.outside) for task in tasks):
             return f"outside/{split}/{metric}"
-    raise ConfigError("--metric outside: no outside site has a val or a test row; name one: task.data.outside=[...]")
+    if not tasks[0].outside:
+        raise ConfigError("--metric outside: there is no outside site; name one: task.data.outside=[...]")
+    sites = ", ".join(dict.fromkeys(site for task in tasks for site in task.outside))
+    raise ConfigError(f"neither val rows nor test rows are at all outside sites to judge by ({sites}); add some")
 
 
 def joined(rows: Sequence[tuple[int, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Search:
     cwd: str = ""
 
     def config(self, values: Mapping[str, Any], cell: Cell) -> RunConfig:
-        """The run of a trial's federation; a held-out site is an outside site beside the others."""
+        """The run of a trial's federation; a held-out site is its one outside site."""
         values = {key: value for key, value in values.items() if key != "holdout"}
         given = merge(self.space.given(self.base, values), {"fleet": self.fleet, "metric": None})
         if self.scheduler == "pbt":
@@ -53,7 +53,9 @@ class Search:
         if cell.holdout is None:
             return config
         data = config.task.data
-        return replace(config, task=replace(config.task, data=replace(data, outside=(*data.outside, cell.holdout))))
+        # Standing outside sites stay away: the trial is judged by the one that it holds out, and they by nobody yet.
+        held = replace(data, outside=(cell.holdout,), leave_out=(*data.leave_out, *data.outside))
+        return replace(config, task=replace(config.task, data=held))
 
     def cells_of(self, values: Mapping[str, Any]) -> dict[str, Cell]:
         """The federations of a trial by name; there is but one, without a name, where nothing is repeated."""

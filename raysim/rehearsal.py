@@ -31,11 +31,10 @@ def rehearse(need: Needs, trials: Sequence[Mapping[str, Any]], show: SearchDispl
         show.say(f"and {len(trials) - SHOWN} more")
     cells = search.cells_of(trials[0])
     seconds = _round(need, trials[0])
-    at_once = min(need.at_once, len(trials))
-    total = seconds * search.rounds * len(cells) * len(trials) / at_once
+    total = seconds * search.rounds * len(cells) * len(trials) / need.at_once
     federations = f", {len(cells)} federations in each" if len(cells) > 1 else ""
     show.say(f"{counted(len(trials), 'trial')} of {counted(search.rounds, 'round')}{federations}; {need.said}")
-    show.say(f"{need.at_once} fit at once; a round takes {seconds:.2f} s in one process")
+    show.say(f"{need.at_once} at once; a round takes {seconds:.2f} s in one process")
     show.say(f"about {duration(total)} in all if every trial goes through all its rounds; nothing was started")
 
 

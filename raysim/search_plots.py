@@ -33,7 +33,8 @@ def search_plots(
     first, keys = search.objectives[0], list(search.space.domains)
     judged = [entry for entry in entries if entry.last.get(first.column) is not None]
     stem, _, kind = first.column.rpartition("/")
-    worst = Objective(f"{stem}/worst", first.better)
+    against = "mean" if kind == "worst" else "worst"
+    sites = Objective(f"{stem}/{against}", first.better)
     cost = Objective("bytes", "lower")
     weights, at = importance(search, entries, rounds)
     tall = 0.9 + 0.28 * len(keys)
@@ -45,7 +46,7 @@ def search_plots(
         ),
         ("keys and what came of them", partial(_parallel, search=search, judged=judged), HEIGHT + 0.6),
         (f"how much each key matters, at round {at}", partial(_bars, weights=weights), tall),
-        (f"worst site against {kind}", partial(_pairs, one=first, other=worst, judged=judged), HEIGHT),
+        (f"sites' {against} against {kind}", partial(_pairs, one=first, other=sites, judged=judged), HEIGHT),
         (
             "bytes against the metric",
             partial(_pairs, one=first, other=cost, judged=judged),

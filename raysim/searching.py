@@ -12,7 +12,16 @@ from typing import Any
 from ray.tune import ResultGrid
 
 from raysim import domains
-from raysim.asking import SEARCH, Asked, Options, asked as asked_for, check_together, read_asked, write_asked
+from raysim.asking import (
+    SEARCH,
+    Asked,
+    Options,
+    asked as asked_for,
+    check_together,
+    check_trials,
+    read_asked,
+    write_asked,
+)
 from raysim.books import Books
 from raysim.census import agreed
 from raysim.config import RunConfig, build, merge, nested_keys, resolve
@@ -48,7 +57,8 @@ def tune(
     search = _prepared(asked, Path(out) if out else runs(), show)
     if dry:
         with ray_running(asked.base.get("address")):
-            rehearse(needs(search, asked.options), _first(asked, search), show)
+            need = needs(search, _total(asked, search), asked.options.max_concurrent)
+            rehearse(need, _first(asked, search), show)
         return None
     with claimed(out, "tune") as folder, alone(folder):
         search = replace(search, out=folder)
@@ -64,17 +74,12 @@ def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> Res
     asked = read_asked(folder / SEARCH)
     asked = replace(asked, options=build(Options, {**asdict(asked.options), **changes}, "search"))
     check_together(asked)
+    check_trials(asked, changes)
     with alone(folder):
         search, entries = replace(_prepared(asked, folder, show), out=folder), load(folder)
         if not any(entry.unfinished for entry in entries) and len(entries) >= _total(asked, search):
             raise ConfigError(f"{folder} is done, all {len(entries)} trials; for more: --trials {2 * len(entries)}")
         return _run(asked, search, entries, show)
-
-
-def swept(grid: ResultGrid | None) -> None:
-    """Drop Tune's own files: all that a search goes on from is in its trials' folders."""
-    if grid is not None:
-        shutil.rmtree(grid.experiment_path, ignore_errors=True)
 
 
 def search(
@@ -120,10 +125,10 @@ def _run(
         if asked.base.get("address") or os.environ.get("RAY_ADDRESS"):
             for note in agreed(search.task, search.described, [str(search.out / OWNER)]):
                 show.show(note)
-        need = needs(search, asked.options)
+        total = _total(asked, search)
+        need = needs(search, total, asked.options.max_concurrent)
         write_asked(search.out, asked)
         books = Books(search, entries, asked.options.keep)
-        total = _total(asked, search)
         source, left = _source(asked, search, entries), waiting(search, entries)
         first = max((entry.number for entry in entries), default=0) + 1
         suggester = Suggester(source, left, first, total, books.open)
@@ -141,6 +146,8 @@ def _run(
                 track=asked.options.track,
                 logged=logged,
             )
+        if not logged:  # all that a search goes on from is in its trials' folders
+            shutil.rmtree(grid.experiment_path, ignore_errors=True)
         return _ended(books, grid, halt, show)
 
 
@@ -193,7 +200,7 @@ def _prepared(asked: Asked, out: Path, show: SearchDisplay) -> Search:
     for each, built in zip(judged, tasks, strict=True):
         planned(each, built, Path.cwd())
     _check_corners(search, tasks[0])
-    return replace(search, objectives=objectives(options.metric, tasks[0], config.metric, bool(sites)))
+    return replace(search, objectives=objectives(options.metric, tasks, config.metric, bool(sites)))
 
 
 def _one_of_each(search: Search, sites: Sequence[str]) -> list[tuple[dict[str, Any], Cell]]:

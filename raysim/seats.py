@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 
@@ -28,10 +27,11 @@ class Needs:
     said: str
 
 
-def needs(search: Search, options: Any) -> Needs:
+def needs(search: Search, trials: int, max_concurrent: int | None) -> Needs:
     """Where a trial's sites run: in its own process if it is small, else on client actors in a placement group.
 
-    What a user fixes (fleet, resources.clients, resources.sites) is kept. Raises PlacementError for what never fits.
+    `trials` are all that there will be, `max_concurrent` how many at once at most. What a user fixes (fleet,
+    resources.clients, resources.sites) is kept. Raises PlacementError for what never fits.
     """
     config, cluster, task = resolve(search.base), nodes(ray.nodes()), search.task
     assert task is not None
@@ -40,12 +40,12 @@ def needs(search: Search, options: Any) -> Needs:
     each = Seat(max(resources.of(s)[0] for s in everybody), max(resources.of(s)[1] for s in everybody))
     alone = Resources(cpus_per_client=each.cpus, gpus_per_client=each.gpus, clients=1)
     slots = _fit([each], cluster)
-    wanted = min(options.trials, options.max_concurrent or options.trials)
+    wanted = min(trials, max_concurrent or trials)
     if _own_process(search, resources, slots, wanted, len(task.inside)):
         seats(alone, task.inside[:1], cluster)  # refuses what fits nowhere
         placed = replace(search, fleet="local")
         said = f"each in a process of {each.cpus:g} CPU and {each.gpus:g} GPU"
-        return Needs(placed, [each.bundle], max(1, slots), said)
+        return Needs(placed, [each.bundle], min(wanted, max(1, slots)), said)
     if len(search.cells) > 1:
         raise ConfigError(
             "several federations in a trial (--seeds, --holdout) run in its own process, and client actors are asked "
@@ -53,14 +53,14 @@ def needs(search: Search, options: Any) -> Needs:
         )
     clients = resources.clients
     if clients == "auto":
-        clients = max(1, min(len(task.inside), slots // max(1, wanted)))
+        clients = max(1, min(len(task.inside), slots // wanted))
     fixed = replace(resources, clients=clients)
     given = seats(fixed, task.inside, cluster, task.outside)
     fixed = replace(fixed, clients=max(1, sum(seat.site is None for seat in given)))
     base = merge(search.base, {"resources": describe(fixed)})
     said = f"each with {len(given)} client actors ({each.cpus:g} CPU and {each.gpus:g} GPU) in a placement group"
     bundles = [{}, *(seat.bundle for seat in given)]
-    return Needs(replace(search, fleet="ray", base=base), bundles, max(1, _fit(given, cluster)), said)
+    return Needs(replace(search, fleet="ray", base=base), bundles, min(wanted, max(1, _fit(given, cluster))), said)
 
 
 def _own_process(search: Search, resources: Resources, slots: int, wanted: int, sites: int) -> bool:

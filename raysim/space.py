@@ -9,7 +9,7 @@ import ast
 import pkgutil
 import runpy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 from ray.tune.search.sample import Categorical, Domain
 
 from raysim import domains
-from raysim.config import merge, nested_keys, resolve
+from raysim.config import SHORT, merge, nested_keys, resolve
 from raysim.errors import ConfigError
 from raysim.fields import said
 from raysim.naming import nearest
+from raysim.registry import algorithms
 from raysim.seeding import generator
 
 PACKAGE = "search_spaces"
@@ -56,6 +57,29 @@ class Space:
     def _owner(self, key: str) -> str | None:
         parts = key.split(".")
         return parts[1] if len(parts) > 2 and parts[0] == "algorithm" and parts[1] in self.names else None
+
+    def narrowed(self, words: Mapping[str, Domain]) -> Space:
+        """The same with these distributions over its own; of its points what still lies within."""
+        gone = set(self.names) - set(Space(words).names) if "algorithm" in words else set()
+        kept = {key: domain for key, domain in self.domains.items() if self._owner(key) not in gone} | dict(words)
+        points = [
+            {key: value for key, value in point.items() if key not in words or _holds(words[key], value)}
+            for point in self.points
+            if point.get("algorithm") not in gone
+        ]
+        return replace(self, domains=kept, points=tuple(points))
+
+    def of_one(self, name: str) -> Space:
+        """What is left where the algorithm is given: its own keys without its name, and those of all."""
+        if not self.names:
+            return self
+
+        def own(values: Mapping[str, Any]) -> dict[str, Any]:
+            short = {key: key.replace(f"algorithm.{name}.", "algorithm.", 1) for key in values}
+            return {short[key]: value for key, value in values.items() if self.counts(key, {"algorithm": name})}
+
+        points = tuple(own(point) for point in self.points if point.get("algorithm", name) == name)
+        return replace(self, domains=own(self.domains), points=points)
 
     def dotted(self, values: Values) -> dict[str, Any]:
         """The keys of a run that these `values` give."""
@@ -132,10 +156,17 @@ def of_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: st
     for key, value in space.items():
         if not isinstance(key, str):
             raise ConfigError(f"{name}: key {key!r} is not text; expected a dotted key such as algorithm.lr")
-        taken[key] = domains.taken(value, key)
+        taken[_long(key)] = domains.taken(value, key)
     searched = {key: value for key, value in taken.items() if isinstance(value, Domain)}
     fixed = {key: value for key, value in taken.items() if key not in searched}
-    return Space(searched, fixed, tuple(dict(point) for point in points))
+    named = tuple({_long(key): value for key, value in point.items()} for point in points)
+    return Space(searched, fixed, named)
+
+
+def _long(key: str) -> str:
+    """A key as it stands in a run: `network.norm` is `task.network.norm`."""
+    first, dot, rest = key.partition(".")
+    return "cohort.size" if key == "cohort" else f"{SHORT.get(first, first)}{dot}{rest}"
 
 
 def of_words(words: Iterable[str]) -> dict[str, Domain]:
@@ -147,6 +178,7 @@ def of_words(words: Iterable[str]) -> dict[str, Domain]:
             raise ConfigError(
                 f"cannot read --space {word!r}: expected KEY=DISTRIBUTION, as in algorithm.lr={domains.SHAPES}"
             )
+        key = _long(key)
         if key in found:
             raise ConfigError(f"--space {key} is given twice; keep one of them")
         found[key] = domains.read(text, key)
@@ -209,9 +241,10 @@ def _check_names(space: Space) -> None:
     domain = space.domains.get("algorithm")
     if domain is not None and not all(isinstance(name, str) for name in space.names or [None]):
         raise ConfigError("algorithm is searched by name: expected choice(fedprox, fedsm)")
+    known = {} if space.names else algorithms()
     for key in space.domains:
-        if key.startswith("algorithm.") and key.count(".") > 1 and not space.names:
-            name = key.split(".")[1]
+        name = key.split(".")[1] if key.startswith("algorithm.") else ""
+        if name in known:
             raise ConfigError(
                 f"{key}: a key of one algorithm among several needs algorithm=choice({name}, ...) beside it; "
                 f"else write algorithm.{key.split('.', 2)[2]}"
@@ -221,8 +254,12 @@ def _check_names(space: Space) -> None:
 def _check_point(space: Space, key: str, value: Any) -> None:
     if key not in space.domains:
         raise ConfigError(f"a point gives {key}, which is not searched{nearest(key, space.domains)}")
-    if not domains.holds(space.domains[key], tuple(value) if isinstance(value, list) else value):
+    if not _holds(space.domains[key], value):
         raise ConfigError(f"a point gives {said(key, value)}, outside of {domains.written(space.domains[key])}")
+
+
+def _holds(domain: Domain, value: Any) -> bool:
+    return domains.holds(domain, tuple(value) if isinstance(value, list) else value)
 
 
 def _tried(space: Space, base: Mapping[str, Any], values: Values, what: str) -> None:

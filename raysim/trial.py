@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from ray.tune import Trainable
 
@@ -26,7 +27,7 @@ from raysim.objectives import joined
 from raysim.plan import Cell, Search
 from raysim.run import Note, Row, Summary, perform
 from raysim.suggest import NUMBER
-from raysim.trials import federations, folder_of, rows
+from raysim.trials import ended, federations, folder_of, rows
 from raysim.troupe import Troupe
 from raysim.types import Task
 from raysim.worker import Opened
@@ -34,6 +35,7 @@ from raysim.worker import Opened
 RETRIES = 1  # times that a round which has failed is tried again, from the last checkpoint
 REPLAYED = ("asha", "median", "hyperband")  # schedulers that judge a trial by all its rounds
 POINTER = "pointer.json"
+SPENT = ("bytes", "spent")  # what adds up over rounds
 Event = Row | Note | Summary
 
 
@@ -42,22 +44,30 @@ class Workshop:
 
     def __init__(self, search: Search) -> None:
         self.tasks: dict[str, tuple[Task, Opened]] = {}
+        self.most = len(search.cells) + 1  # those of a trial, and the one that all others may have
         self.troupe = Troupe(str(os.getpid()))
         if search.task is not None:
             self.tasks[_key(search.described)] = (search.task, Opened(search.task))
 
     def events(self, config: RunConfig, folder: Path) -> Generator[Event]:
         """The run of `config` in `folder`, from where it stands."""
-        key = _key(config.task)
-        if key not in self.tasks:
-            task = config.task.build(None)
-            self.tasks[key] = (task, Opened(task))
-        task, opened = self.tasks[key]
+        task, opened = self._task(config)
         plan = replace(planned(config, task, folder), resume=any((folder / "checkpoints").glob("round_*")))
         if config.fleet == "ray":
             yield from self.troupe.perform(plan, config.resources)
         else:
             yield from perform(plan, local_fleet(plan, config, opened))
+
+    def _task(self, config: RunConfig) -> tuple[Task, Opened]:
+        key = _key(config.task)
+        held = self.tasks.pop(key, None)
+        if held is None:
+            task = config.task.build(None)
+            held = (task, Opened(task))
+        self.tasks[key] = held  # at the end: what was used longest ago goes first
+        while len(self.tasks) > self.most:
+            self.tasks.pop(next(iter(self.tasks)))
+        return held
 
 
 def _key(task: Any) -> str:
@@ -70,6 +80,7 @@ class Rounds:
     def __init__(self, search: Search, number: int, values: Mapping[str, Any], workshop: Workshop) -> None:
         self.search, self.number, self.values, self.workshop = search, number, values, workshop
         self.folder = folder_of(search.out, number)
+        self.ended = ended(self.folder)
         self.reported, self.failed, self.digests = self._told(), 0, dict[str, str]()
         self._rows: Generator[dict[str, Any]] | None = None
 
@@ -80,8 +91,12 @@ class Rounds:
         self.folder.mkdir(parents=True, exist_ok=True)
         write(mark, self.search.session)
         if known:
-            return standing
+            return min(standing, self._last() - 1)  # the last one may not have been heard
         return 0 if self.search.scheduler in REPLAYED else max(0, standing - 1)
+
+    def _last(self) -> int:
+        """The last of its rounds. Raises ConfigError where its values do not go together."""
+        return self.search.config(self.values, self.search.cells[0]).rounds
 
     def _standing(self) -> int:
         """The last round that all its federations have a checkpoint of."""
@@ -94,13 +109,15 @@ class Rounds:
             try:
                 if self._rows is None:
                     self._rows = self._joined()
-                row = next(row for row in self._rows if row["round"] > self.reported)
+                row = next((row for row in self._rows if row["round"] > self.reported), None)
             except RaysimError as error:
                 self.close()
                 self.failed += 1
                 if self.failed > RETRIES or isinstance(error, ConfigError):
                     return {"round": self.reported, "failed": str(error), "done": True}
             else:
+                if row is None:  # an ended one has no more to tell
+                    return {"round": self.reported, "done": True}
                 self.reported, self.failed = row["round"], 0
                 return row
 
@@ -111,8 +128,7 @@ class Rounds:
             self._rows = None
 
     def _joined(self) -> Generator[dict[str, Any]]:
-        cells = self.search.cells_of(self.values)
-        last = self.search.config(self.values, next(iter(cells.values()))).rounds
+        cells, last = self.search.cells_of(self.values), self._last()
         parts: list[Generator[tuple[dict[str, Any], str | None]]] = [
             self._federation(name, cell) for name, cell in cells.items()
         ]
@@ -121,7 +137,8 @@ class Rounds:
                 rows = [row for row, _ in several]
                 found = [(cell.seed, row) for cell, row in zip(cells.values(), rows, strict=True)]
                 row = joined(found, self.search.better) | {"round": rows[0]["round"]}
-                row["spent"] = sum(each["spent"] for each in rows)  # of all its federations
+                row |= {name: sum(each[name] for each in rows) for name in SPENT}  # by all its federations
+                row["done"] = self.ended is not None and row["round"] == self.ended.rounds
                 if row["round"] == last:
                     self.digests = {name: digest or "" for name, (_, digest) in zip(cells, several, strict=True)}
                     row |= {"done": True, "last": True, "digests": self.digests}
@@ -135,7 +152,7 @@ class Rounds:
         folder, config = self.folder / name, self.search.config(self.values, cell)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         write(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
-        total = dict.fromkeys(("bytes", "spent"), 0.0)
+        total = dict.fromkeys(SPENT, 0.0)
         with closing(self._rounds(config, folder)) as rounds:
             for row, digest in rounds:
                 total["bytes"] += sum(row[way] for way in ("bytes_up", "bytes_down", "bytes_between"))
@@ -145,6 +162,9 @@ class Rounds:
     def _rounds(self, config: RunConfig, folder: Path) -> Generator[tuple[Mapping[str, Any], str | None]]:
         """The rows of the log up to the last checkpoint, then those that are played; the last one with its digest."""
         logged, digest = list(rows(folder)), _digest(folder)
+        if self.ended is not None and self.ended.status != "done":
+            yield from ((row, None) for row in logged if row["round"] <= self.ended.rounds)
+            return
         if digest is not None:
             yield from ((row, None) for row in logged[:-1])
             yield logged[-1], digest
@@ -168,11 +188,15 @@ class Rounds:
         if pointer["trial"] == self.number:
             return
         for name in self.search.cells_of(self.values):
-            mine, theirs = self.folder / name, given / (name or "federation")
-            for old in ("checkpoints", "log.jsonl", "summary.json"):
-                _removed(mine / old)
-            mine.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(theirs, mine, dirs_exist_ok=True)
+            mine, theirs, copy = self.folder / name, given / (name or "federation"), self.folder / "adopted" / "copy"
+            _removed(copy.parent)
+            shutil.copytree(theirs, copy)  # first of all: this process may be lost meanwhile
+            for part in ("summary.json", "log.jsonl", "checkpoints"):
+                _removed(mine / part)
+                if (copy / part).exists():
+                    mine.mkdir(parents=True, exist_ok=True)
+                    (copy / part).rename(mine / part)
+            _removed(copy.parent)
         self.reported = pointer["round"]
         note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(self.values)}
         with (self.folder / "lineage.jsonl").open("a") as file:
@@ -231,6 +255,10 @@ class Trial(Trainable):
         if not (search.out / "search.yaml").exists():
             raise ConfigError(f"{search.out} cannot be seen from this node; give an --out that all nodes share")
         self.search, self.workshop = search, Workshop(search)
+        group = self.trial_resources
+        share = group.bundles[0].get("GPU", 0) if group is not None else 0
+        if share and search.fleet == "local" and torch.cuda.is_available():  # client actors see to it themselves
+            torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
         self._begin(config)
 
     def _begin(self, config: Mapping[str, Any]) -> None:

@@ -57,6 +57,14 @@ def load(out: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.number)
 
 
+def ended(folder: Path) -> Entry | None:
+    """The trial in `folder`, if an earlier session has seen its end."""
+    with suppress(OSError, ValueError, TypeError):
+        entry = Entry(**json.loads((folder / "trial.json").read_text()))
+        return None if entry.unfinished else entry
+    return None
+
+
 def federations(folder: Path) -> dict[str, Path]:
     """The runs of a trial by name: one in its own folder, or each in one below it."""
     if (folder / "log.jsonl").exists():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing, suppress
-from dataclasses import replace
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -62,10 +60,3 @@ class Troupe:
             for actor in self.server.fleet.actors.values():
                 ray.kill(actor)
             self.server = None
-
-
-def numbered(resources: Resources, sites: Any, outside: Any) -> Resources:
-    """The same, with the number of client actors that there is room for now written down: every trial has as many."""
-    given = seats(resources, sites, nodes(ray.nodes()), outside)
-    shared = [seat for seat in given if seat.site is None]
-    return replace(resources, clients=len(shared) or 1)

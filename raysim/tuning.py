@@ -31,7 +31,7 @@ from raysim.leader import Leader
 from raysim.plan import Search
 from raysim.suggest import Population, Suggester
 from raysim.tracking import trackers
-from raysim.trial import REPLAYED, Trial
+from raysim.trial import Trial
 from raysim.trials import Entry
 
 LOST = 2  # times that a trial whose process was lost goes on from its last checkpoint
@@ -231,12 +231,12 @@ def _asked(halt: Halt) -> Iterator[None]:
 
 
 def waiting(search: Search, entries: Sequence[Entry]) -> list[Entry]:
-    """The trials of an earlier session that Tune hears of again: those that go on, and, where the scheduler judges a
-    trial by others' rounds, those that have ended, which tell theirs again."""
-    if search.scheduler in REPLAYED:
-        return sorted(entries, key=lambda entry: (entry.unfinished, entry.number))
-    ended = [entry for entry in entries if entry.status in ("done", "stopped")] if search.scheduler == "fifo" else []
-    return [*ended, *(entry for entry in entries if entry.unfinished)]
+    """The trials of an earlier session that Tune hears of again: those that go on, and, but for PBT, those that have
+    ended, which tell again what they told, for schedulers judge a trial by others' rounds. What failed stays so."""
+    known = [entry for entry in entries if entry.status != "failed"]
+    if search.scheduler == "pbt":
+        return [entry for entry in known if entry.unfinished]
+    return sorted(known, key=lambda entry: (entry.unfinished, entry.number))
 
 
 def session() -> str:

@@ -79,6 +79,8 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
     books.add(1, {"algorithm.lr": 0.001, "task.network.norm": "two"}, result)
     books.add(1, {"algorithm.lr": 0.001, "task.network.norm": "two"}, result | {"round": 2, DICE.column: 0.4})
+    known = load(tmp_path)[0]  # what a search that is killed now goes on with
+    assert (known.rounds, known.last[DICE.column], known.best[DICE.column]) == (2, 0.4, 0.5)
     books.end(1)
     books.add(2, dict(books.entries[2].values), {"round": 0, "failed": "it was too hot"})
     books.end(2)

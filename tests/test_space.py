@@ -152,12 +152,45 @@ def test_a_word_takes_its_key_out_of_the_space():
         ({"scheduler": "hyperband", "max_concurrent": 2}, [], "use asha"),
         ({"seeds": 2}, ["seed=choice(0,1)"], "keep one of them"),
         ({"trials": 0}, [], "trials"),
+        ({"trials": 5, "searcher": "grid"}, [], "a grid is gone through whole"),
+        ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last is judged"),
         ({"track": "mlflow"}, [], "pip install mlflow"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, words, match):
+    space = ["algorithm.lr=loguniform(1e-4,1e-2)", *(word for word in words if word.endswith(")"))]
     with pytest.raises(ConfigError, match=match):
-        asked(Space(of_words(["algorithm.lr=loguniform(1e-4,1e-2)", *words])), {}, {}, options)
+        asked(Space(of_words(space)), {}, parse(word for word in words if not word.endswith(")")), options)
+
+
+def test_early_stopping_of_held_out_sites_and_a_number_of_them_are_refused():
+    with pytest.raises(ConfigError, match="one held-out site with another"):
+        asked(Space(), {}, {}, {"holdout": "each", "scheduler": "asha"})
+    with pytest.raises(ConfigError, match="each site is held out once"):
+        asked(Space(), {}, {}, {"holdout": "each", "trials": 3})
+
+
+def test_a_space_of_several_algorithms_is_narrowed_to_some_or_one():
+    methods = read_space("methods")
+    one = asked(methods, {}, parse(["algorithm=fedprox"]), {})
+    assert set(one.space.domains) == {"algorithm.lr", "algorithm.mu"}
+    assert one.space.points == ({"algorithm.lr": 1e-3, "algorithm.mu": 0.01},)
+    assert resolve(one.space.given(one.base, one.space.drawn(0, 1))).algorithm.mu == 0.01
+    words = of_words(["algorithm=choice(fedprox,ditto)", "algorithm.ditto.lam=uniform(1,2)"])
+    two = asked(methods.narrowed(words), {}, {}, {}).space
+    assert two.names == ("fedprox", "ditto")
+    assert not [key for key in two.domains if "fedsm" in key or "scaffold" in key]
+    assert two.points[1] == {"algorithm": "ditto", "algorithm.ditto.lr": 1e-3}  # its lam lies outside now
+
+
+def test_keys_of_what_fine_tunes_and_short_keys_are_searched():
+    space = Space(of_words(["algorithm.finetune.lr=loguniform(1e-4,1e-2)", "network.channels=choice([4,8],[8,16])"]))
+    found = asked(space, {"algorithm": "fcl"}, {}, {})
+    values = found.space.drawn(0, 1)
+    config = resolve(found.space.given(found.base, values))
+    assert config.algorithm.finetune.lr == values["algorithm.finetune.lr"]
+    fixed = asked(space, {"algorithm": "fcl"}, parse(["task.network.channels=[4,8]"]), {})
+    assert list(fixed.space.domains) == ["algorithm.finetune.lr"]
 
 
 def test_a_grid_of_a_range_is_refused_and_of_steps_is_counted():

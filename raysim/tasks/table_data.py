@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +24,7 @@ class TableData:
         str, ABSOLUTE, "CSV or Parquet file, or URL, with the columns site, split, label, and image or features"
     ] = ""
     outside: Annotated[tuple[str, ...], "sites that are only judged"] = ()
+    leave_out: Annotated[tuple[str, ...], "sites of the table that take no part"] = ()
     partition: Annotated[Partition | None, "makes new inside sites from the table's"] = None
     labelled: Annotated[int | None, Ge(1), "labelled training rows each site keeps; by default all"] = None
     seed: Annotated[int, Ge(0), "draws partition, scanners and labelled rows, apart from the run's seed"] = 0
@@ -37,15 +39,14 @@ class TableData:
         """
         if told := parted(table):
             warnings.warn(told, stacklevel=4)
+        _check_sites("leave_out", self.leave_out, table)
+        table = table[~table["site"].isin(self.leave_out)].reset_index(drop=True)
         if self.partition is not None:
             table = self._parted(table, self.partition)
         if self.labelled is not None:
             table = keep_labelled(table, self.labelled, self.seed)
-        found = set(table["site"])
-        for site in self.outside:
-            if site not in found:
-                raise unknown("site in task.data.outside:", site, found)
-        if found <= set(self.outside):
+        _check_sites("outside", self.outside, table)
+        if set(table["site"]) <= set(self.outside):
             raise ConfigError(f"task.data.outside={list(self.outside)} leaves no site to train at; take one out")
         return table
 
@@ -55,3 +56,10 @@ class TableData:
         for site in sorted(set(made["site"]) & set(self.outside)):
             raise ConfigError(f"task.data.partition makes a site '{site}', which is in task.data.outside; rename one")
         return pd.concat([made, table[away]], ignore_index=True)
+
+
+def _check_sites(key: str, sites: Iterable[str], table: pd.DataFrame) -> None:
+    found = set(table["site"])
+    for site in sites:
+        if site not in found:
+            raise unknown(f"site in task.data.{key}:", site, found)
