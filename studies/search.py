@@ -1,0 +1,95 @@
+"""What searches over whole federations find on real data, and what they cost.
+
+python studies/search.py softpull RETINA_TABLE
+python studies/search.py alignment WBC_TABLE
+python studies/search.py methods HEART_TABLE
+
+A search is an ordinary `raysim tune`, kept in --runs; one that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from common import HERE, arguments, configuration, example, fill, rounded, short
+
+from raysim.asking import SEARCH
+from raysim.cli import main as raysim
+from raysim.config import merge
+from raysim.errors import RunError
+from raysim.trials import load
+
+
+def main() -> None:
+    args = arguments("searches over whole federations", ["softpull", "alignment", "methods"])
+    study = configuration("search")[args.data]
+    folders = {name: searched(study, name, words, args) for name, words in study["searches"].items()}
+    tables = {name: pd.read_parquet(folder / "trials.parquet") for name, folder in folders.items()}
+    found = pd.concat([table.assign(search=name) for name, table in tables.items()], ignore_index=True)
+    found.to_parquet(HERE / f"search_{args.data}.parquet", index=False)
+    report(args.data, found)
+
+
+def searched(study: Mapping[str, Any], name: str, words: str, args: Namespace) -> Path:
+    """The folder of the search, which has ended."""
+    base = example(study["example"], study["base"]) if "example" in study else study["base"]
+    how = [*study["options"].split(), *words.split()]
+    folder: Path = args.runs.absolute() / f"search-{args.data}-{name.replace(' ', '_')}-{short([base, study, how])}"
+    if not (folder / SEARCH).exists():
+        args.runs.mkdir(parents=True, exist_ok=True)
+        keys = folder.with_suffix(".yaml")
+        data = {"task": {"data": {"table": str(args.table.absolute())}}, "fleet": "local"}
+        keys.write_text(yaml.safe_dump(merge(base, data), sort_keys=False), encoding="utf-8")
+        spaces = [word for each in study["space"] for word in ("--space", each)]
+        shipped = [study["shipped"]] if "shipped" in study else []
+        code = raysim(["tune", *shipped, "-c", str(keys), *spaces, *how, "--out", str(folder)])
+    elif any(entry.unfinished for entry in load(folder)):
+        code = raysim(["tune", "--resume", str(folder)])
+    else:
+        code = 0
+    if code:
+        raise RunError(f"the search in {folder} has failed")
+    return folder
+
+
+def report(data: str, found: pd.DataFrame) -> None:
+    """Put each search's best trial and cost into the page, and all of its trials."""
+    metrics = [
+        name for name in found if name.startswith(("inside/", "outside/")) and name.endswith(("/mean", "/worst"))
+    ]
+    metrics = [name for name in metrics if "@" not in name and found[name].notna().any()]
+    chosen = next(name.removeprefix("best ") for name in found if name.startswith("best "))
+    keys = [name for name in found if name.startswith("algorithm")]
+    rows = {}
+    for name, table in found.groupby("search", sort=False):
+        done = table[table["status"] == "done"]
+        best = done.loc[done[chosen].idxmax()]
+        rows[name] = {
+            "trials": len(table),
+            "stopped": int((table["status"] == "stopped").sum()),
+            "rounds": int(table["rounds"].sum()),
+            "seconds of work": round(table["seconds"].sum()),
+            "best": " ".join(
+                f"{key.removeprefix('algorithm.')}={said(best[key])}" for key in keys if pd.notna(best[key])
+            ),
+            **{metric: f"{100 * best[metric]:.1f}" for metric in metrics},
+        }
+    summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("search")
+    shown = found[["search", "trial", "status", "rounds", *keys, chosen]].copy()
+    shown[keys] = shown[keys].map(lambda value: "" if pd.isna(value) else said(value))
+    shown[chosen] = 100 * shown[chosen]
+    shown[[chosen]] = rounded(shown[[chosen]])
+    fill("search", {data: summary, f"{data} trials": shown.set_index("search")})
+
+
+def said(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
