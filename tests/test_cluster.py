@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,17 @@ def living(cluster: Any) -> list[dict[str, Any]]:
     code = "import json, ray, sys; ray.init(sys.argv[1], logging_level=40); print(json.dumps(ray.nodes()))"
     done = subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True, check=True)
     return [node for node in json.loads(done.stdout.splitlines()[-1]) if node["Alive"]]
+
+
+def test_a_node_with_another_version_is_refused_by_name(cluster: Any, nodes: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "monai-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: monai\nVersion: 0.0.1\n")
+    nodes(num_cpus=2, env_vars={"PYTHONPATH": str(other.parent)})
+    command = [sys.executable, "-m", "raysim", "run", *SMALL, f"address={cluster.address}", "--out"]
+    done = subprocess.run([*command, tmp_path / "run"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 3, done.stdout + done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("raysim: ")]
+    (worker,) = cluster.worker_nodes
+    assert f"({worker.node_id[:6]}): monai 0.0.1 (here {version('monai')})" in said
+    assert not (tmp_path / "run").exists()
