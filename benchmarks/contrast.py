@@ -7,7 +7,9 @@ The encoder is that of examples/hippocampus_fcl.yaml, batch 32, a full bank of 4
 - step: a step of FCL at a site, with its batch, its two views, both networks, the loss, the optimiser, the momentum
   encoder and the bank. Its own passes: a forward pass with gradient, one without, a backward pass, on the same images.
 - exchange: `fleet.exchange` of ten such banks, 21 MB, by two real client actors and the real server actor, and the same
-  of empty banks, which is what ten calls cost. copy: numpy's copy of the same bytes, once, in the server's process.
+  of empty banks, which is what ten calls cost. put: `ray.put` of the same banks, one after the other, in the server's
+  process: the one copy that puts them where all processes of a node read them. copy: numpy's of the same bytes.
+- fetch: a call in which every site opens the nine banks of the others, less one in which they are empty.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from aggregate import run
 from measuring import machine, missed, parser, publish, spread, spread_table
@@ -36,8 +39,11 @@ ROWS = {
     "ratio": "a step / the passes",
     "exchange": "exchange of ten banks: ms",
     "empty": "exchange of ten empty banks: ms",
-    "copy": "copying the bytes of ten banks once: ms",
-    "over": "(exchange - empty) / copy",
+    "put": "ray.put of ten banks: ms",
+    "over": "(exchange - empty) / ray.put",
+    "copy": "numpy's copy of the bytes of ten banks: ms",
+    "over_copy": "(exchange - empty) / numpy's copy",
+    "fetch": "all sites open the banks of all others, less empty ones: ms",
 }
 LIMITS = {"ratio": 1.5, "over": 1.3}
 
@@ -102,23 +108,40 @@ class Exchanging:
     def keep(self, site: Site[Any], size: int) -> Reply[None]:
         return Reply(None, memory=Kept(Model.of({}), full(size)))
 
+    def open(self, site: Site[Any], banks: Any) -> Reply[None]:
+        rows = sum(len(banks[other].levels) for other in banks.sites if other != site.name)
+        return Reply(None, metrics={"rows": rows})
+
     def round(self, fleet: Fleet, state: Model) -> tuple[Model, Metrics]:
-        method, found = FCL(), dict[str, float]()
+        method, found, fetched = FCL(), dict[str, float](), list[float]()
         for name, size in (("empty", 0), ("exchange", BANK)):
             fleet.map(self.keep, size)
             start = time.perf_counter()
-            fleet.exchange(method.publish)
-            found[name] = 1e3 * (time.perf_counter() - start)
-        bank = full()
-        bytes_of_all = np.zeros(SITES * (bank.vectors.nbytes + bank.levels.nbytes), np.uint8)
+            banks = fleet.exchange(method.publish)
+            found[name] = milliseconds(start)
+            start = time.perf_counter()
+            fleet.map(self.open, banks)
+            fetched.append(milliseconds(start))
+        found["fetch"] = fetched[1] - fetched[0]
+        several = [full() for _ in range(SITES)]
+        start = time.perf_counter()
+        references = [ray.put(bank) for bank in several]
+        found["put"] = milliseconds(start)
+        del references
+        bytes_of_all = np.zeros(sum(bank.vectors.nbytes + bank.levels.nbytes for bank in several), np.uint8)
         into = np.ones_like(bytes_of_all)
         start = time.perf_counter()
         np.copyto(into, bytes_of_all)
-        found["copy"] = 1e3 * (time.perf_counter() - start)
-        return state, found | {"over": (found["exchange"] - found["empty"]) / found["copy"]}
+        found["copy"] = milliseconds(start)
+        extra = found["exchange"] - found["empty"]
+        return state, found | {"over": extra / found["put"], "over_copy": extra / found["copy"]}
 
     def predictor(self, site: Site[Any], state: Model) -> None:
         """Nothing to say: this is not about learning."""
+
+
+def milliseconds(start: float) -> float:
+    return 1e3 * (time.perf_counter() - start)
 
 
 def main() -> int:
