@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,6 +48,7 @@ class Asked:
     base: Mapping[str, Any]
     space: Space
     options: Options
+    cwd: str = ""  # where it was asked: paths in `base` may start there
 
 
 def asked(space: Space, given: Mapping[str, Any], words: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
@@ -54,7 +56,9 @@ def asked(space: Space, given: Mapping[str, Any], words: Mapping[str, Any], opti
     be known without the data is checked. Raises ConfigError."""
     space = space.of_one(named) if (named := _algorithm(words)) else space
     ordered = sorted(space.domains, key=lambda key: key != "algorithm")  # first of all what other keys hang on
-    kept = {key: space.domains[key] for key in ordered if not _has(words, key)}
+    words, own = space.conditional(words)
+    space = space.narrowed(own)
+    kept = {key: space.domains[key] for key in ordered if key in own or not _has(words, space.short(key))}
     base = dict(given)
     for key, value in space.fixed.items():
         base = merge(base, nested_keys(key, list(value) if isinstance(value, tuple) else value))
@@ -80,7 +84,7 @@ def _has(words: Mapping[str, Any], key: str) -> bool:
         if not isinstance(at, Mapping) or part not in at:
             return False
         at = at[part]
-    return True
+    return not isinstance(at, Mapping) or "name" in at  # other keys of an algorithm or a network do not name it
 
 
 def check_together(asked: Asked) -> None:
@@ -113,6 +117,8 @@ def _check_judged(asked: Asked) -> None:
     config, scheduler = resolve(asked.base), asked.options.scheduler
     if not asked.space.domains:
         raise ConfigError(f"--scheduler {scheduler} would compare one held-out site with another; use fifo")
+    if scheduler == "hyperband" and config.evaluate_every > 1:
+        raise ConfigError("--scheduler hyperband compares trials in rounds of its own choice; give evaluate_every=1")
     if config.rounds <= config.evaluate_every:
         raise ConfigError(
             f"--scheduler {scheduler} compares trials on their way, and of {config.rounds} rounds with "
@@ -124,15 +130,27 @@ def _check_searcher(asked: Asked) -> None:
     options = asked.options
     if "," in (options.metric or "") and (options.searcher != "optuna" or options.scheduler != "fifo"):
         raise ConfigError(f"--metric {options.metric}: several objectives need --searcher optuna and --scheduler fifo")
+    if options.searcher == "random":
+        _check_grids(asked.space)
     if options.searcher == "optuna" and any(domain.is_grid() for domain in asked.space.domains.values()):
         raise ConfigError("grid(...) is for --searcher random or grid; Optuna chooses by itself: choice(...)")
+
+
+def _check_grids(space: Space) -> None:
+    of_all = "algorithm" in space.domains and space.domains["algorithm"].is_grid()
+    for key, domain in space.domains.items():
+        if domain.is_grid() and space.short(key) != key and not of_all:
+            raise ConfigError(
+                f"{key} is a grid, to be gone through in the trials of one algorithm alone; make algorithm a grid(...) "
+                "too, or take choice(...)"
+            )
 
 
 def _check_pbt(asked: Asked) -> None:
     if asked.options.searcher == "optuna":
         raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
     for key in asked.space.domains:
-        if not key.startswith("algorithm."):
+        if not key.startswith("algorithm.") or key.startswith("algorithm.finetune"):
             raise ConfigError(f"--scheduler pbt changes keys in the middle of a run, and {key} cannot change there")
     if not asked.space.domains:
         raise ConfigError("--scheduler pbt needs keys to change: --space algorithm.lr=loguniform(1e-4, 1e-1)")
@@ -141,6 +159,7 @@ def _check_pbt(asked: Asked) -> None:
 def write_asked(out: Path, asked: Asked) -> None:
     held = {
         "schema_version": 1,
+        "cwd": asked.cwd or os.getcwd(),
         "base": asked.base,
         "space": {key: domains.written(domain) for key, domain in asked.space.domains.items()},
         "points": [
@@ -156,4 +175,5 @@ def write_asked(out: Path, asked: Asked) -> None:
 def read_asked(path: Path) -> Asked:
     held = loaded(path.read_text(encoding="utf-8"), str(path))
     space = {key: domains.read(text, key) for key, text in held["space"].items()}
-    return Asked(held["base"], spaces.of_mapping(space, held["points"]), build(Options, held["options"], "search"))
+    found = spaces.of_mapping(space, held["points"])
+    return Asked(held["base"], found, build(Options, held["options"], "search"), held["cwd"])

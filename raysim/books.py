@@ -19,7 +19,7 @@ from raysim.config import plain, resolve
 from raysim.log import write
 from raysim.objectives import Objective
 from raysim.plan import Search
-from raysim.trials import Entry, federations, folder_of, rows, save
+from raysim.trials import Entry, federations, folder_of, lineage, rows, save
 
 TAIL = ("round", "spent", "bytes")
 
@@ -30,6 +30,7 @@ class Books:
     def __init__(self, search: Search, entries: Sequence[Entry], keep: str) -> None:
         self.search, self.keep = search, keep
         self.entries = {entry.number: entry for entry in entries}
+        self.earlier = {entry.number for entry in entries if not entry.unfinished}  # ended before this session
         self._written = self._pause = 0.0
 
     def open(self, number: int, values: Mapping[str, Any]) -> None:
@@ -40,11 +41,8 @@ class Books:
     def add(self, number: int, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """A round of it has ended, or it has failed for good."""
         entry = self.entries[number]
-        if not entry.unfinished:  # it only tells again what it told
-            return
-        if dict(entry.values) != dict(values):
-            entry.values, entry.lineage = values, True
-            save(self.search.out, entry)
+        entry.values = values  # PBT changes them
+        entry.lineage = bool(lineage(folder_of(self.search.out, number)))
         if "failed" in result:
             entry.status, entry.cause = "failed", str(result["failed"])
             return
@@ -159,6 +157,7 @@ class Books:
         name, cell = next(iter(cells.items()))
         held_out = any(other.holdout for other in cells.values())
         config = self.search.config(entry.values, cell)
+        metric = None if held_out else self.search.base.get("metric")  # there may be no outside site then
         if held_out:  # a model for use is trained on all sites
             given = self.search.space.given(self.search.base, {k: v for k, v in entry.values.items() if k != "holdout"})
             config = resolve(given)
@@ -172,12 +171,8 @@ class Books:
             lines.append("# Judged with sites held out; this run trains on all of them.")
         elif entry.status == "done":
             lines.append(f"# digest{f' ({name})' if name else ''}: {entry.digests[name]}")
-        described = plain(config) | {"fleet": self.search.base.get("fleet", "ray"), "metric": self._metric()}
+        described = plain(config) | {"fleet": self.search.base.get("fleet", "ray"), "metric": metric}
         return "\n".join(lines) + "\n" + yaml.safe_dump(described, sort_keys=False)
-
-    def _metric(self) -> str | None:
-        given: str | None = self.search.base.get("metric")
-        return given
 
 
 def pareto(entries: Sequence[Entry], objectives: Sequence[Objective]) -> list[Entry]:

@@ -140,7 +140,11 @@ def of_token(environ: Mapping[str, str], home: Path) -> Check:
     given = environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(given) if given else home / ".ray" / "auth_token"
     source = f"on, from {path}" + (" (RAY_AUTH_TOKEN_PATH)" if given else "")
-    if path.exists() and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+    if not path.exists():
+        return Check(
+            "token", "wrong", f"asked for, and {path} is not there", "ray get-auth-token --generate, or copy it"
+        )
+    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         return Check("token", "note", f"{source}, which others of this machine can read", f"chmod 600 {path}")
     return Check("token", "ok", source)
 

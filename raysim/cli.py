@@ -66,7 +66,8 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     from raysim import asking, searching
     from raysim.display import Terminal
     from raysim.search_display import SearchDisplay
-    from raysim.space import Space, of_words, read_space
+    from raysim.space import Space, of_words
+    from raysim.space_files import read_space
 
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     if args.budget is not None:
@@ -174,6 +175,11 @@ def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
+    if (
+        os.environ.get("RAY_AUTH_TOKEN")
+        or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").is_file()
+    ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client of jobs shows the token only where this is said
     from rich.console import Console
 
     from raysim import submit

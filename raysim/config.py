@@ -124,7 +124,7 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise ConfigError(f"cannot read {pair!r}: expected key=value, such as rounds=20 or algorithm.lr=1e-3")
-        result = merge(result, _long(nested_keys(key, loaded(text, f"{key}={text}"))))
+        result = merge(result, in_full(nested_keys(key, loaded(text, f"{key}={text}"))))
     return result
 
 
@@ -137,7 +137,7 @@ def _split(values: Mapping[Any, Any], path: str, at: str = "") -> dict[str, Any]
         place = f"{at}.{key}" if at else key
         if isinstance(value, Mapping) and place in OF_FIELDS:
             value = _split(value, path, place)
-        given = nested_keys(key, value) if at else _long(nested_keys(key, value))
+        given = nested_keys(key, value) if at else in_full(nested_keys(key, value))
         if merge(result, given) != merge(given, result):
             raise ConfigError(f"{path}: {place} gives another value to what a key before it gave; keep one of them")
         result = merge(result, given)
@@ -172,7 +172,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, top: bool = True)
 
 def resolve(given: Mapping[str, Any]) -> RunConfig:
     """The run that `given` describes, every key and value checked. Raises ConfigError for the first wrong ones."""
-    given = _long(given)
+    given = in_full(given)
     _check_keys(given)
     # The run's own keys first: a task's or an algorithm's module takes seconds to import.
     run: RunConfig = build(RunConfig, {**given, "task": None, "algorithm": None}, "")
@@ -186,7 +186,8 @@ def plain(run: RunConfig) -> dict[str, Any]:
     return {key: named[key] | value | named[key] if key in named else value for key, value in describe(run).items()}
 
 
-def _long(given: Mapping[str, Any]) -> dict[str, Any]:
+def in_full(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with its short keys written out: `network` is `task.network`."""
     result = dict(given)
     for short, path in SHORT.items():
         if short in result:

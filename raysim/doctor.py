@@ -19,6 +19,7 @@ from raysim.config import RunConfig
 from raysim.data.wording import counted, size
 from raysim.display import Display
 from raysim.errors import PlacementError
+from raysim.folder import runs
 from raysim.launch import prepare
 from raysim.placement import Node, Room, Seat, seats
 from raysim.preflight import check_store
@@ -37,7 +38,7 @@ def doctor(config: RunConfig, out: str | None, display: Display) -> int:
     0 if nothing is wrong, 3 if what is configured cannot be placed, 1 if something else is wrong.
     Raises ConfigError for a wrong configuration, PlacementError where Ray cannot be had.
     """
-    folder = Path(out or "runs").absolute()
+    folder = Path(out).absolute() if out else runs()
     plan = prepare(config, Path(node.existing(str(folder))), display)
     read, written = checks.data_paths(plan.task, config.task)
     display.say("looking at this machine" if config.fleet == "local" else "starting Ray, asking the nodes")

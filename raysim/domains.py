@@ -100,7 +100,10 @@ def taken(value: Any, key: str) -> Domain | Value:
 def written(domain: Any) -> str:
     """The text that `read` understands."""
     if isinstance(domain, Categorical):
-        return f"{'grid' if domain.is_grid() else 'choice'}({', '.join(map(_literal, domain.categories))})"
+        listed = ", ".join(map(_literal, domain.categories))
+        if len(domain.categories) == 1 and isinstance(domain.categories[0], tuple):
+            listed = f"[{listed}]"  # a single list would be taken for the values themselves
+        return f"{'grid' if domain.is_grid() else 'choice'}({listed})"
     sampler = domain.get_sampler()
     step = sampler.q if isinstance(sampler, Quantized) else None
     inner = sampler.get_sampler() if isinstance(sampler, Quantized) else sampler

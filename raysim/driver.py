@@ -55,7 +55,8 @@ def ray_running(address: str | None) -> Iterator[str]:
         context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
         signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process at once
     except Exception as error:  # Ray raises what it likes here, a bare Exception too
-        raise PlacementError(f"cannot {'start Ray' if own else f'join Ray at {asked}'}: {error}") from error
+        far = "; from a machine that is no node of it: raysim submit" if "node info" in str(error).lower() else ""
+        raise PlacementError(f"cannot {'start Ray' if own else f'join Ray at {asked}'}: {error}{far}") from error
     try:
         yield str(context.dashboard_url or "")
     finally:

@@ -65,26 +65,43 @@ def _make(folder: Path, made: list[Path]) -> Path:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """No other process works in `folder` during the block. Raises ConfigError if one does."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
-    except BlockingIOError as error:
-        os.close(handle)
-        cure = f"wait for it, or end it: raysim stop {folder}"
-        raise ConfigError(f"another process is at work in {folder}; {cure}") from error
     owner = folder / OWNER
     try:
+        handle = _locked(owner)
+    except BlockingIOError as error:
+        cure = f"wait for it, or end it: raysim stop {folder}"
+        raise ConfigError(f"another process is at work in {folder}; {cure}") from error
+    try:
         with suppress(OSError):  # a full disk; it serves `raysim stop` alone
-            owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            os.truncate(handle, 0)
+            os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
     finally:
         owner.unlink(missing_ok=True)
         os.close(handle)
 
 
+def _locked(path: Path) -> int:
+    """The file, open and locked until the process ends. Of a folder, NFS would keep the lock on one machine."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise
+        with suppress(FileNotFoundError):  # who had it before may just have removed it
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)
+
+
 def at_work(folder: Path) -> dict[str, Any] | None:
     """The process (`pid`, `host`, as far as it told) that is at work in a run's folder; None if there is none."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder / OWNER, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None

@@ -28,6 +28,7 @@ from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
 from raysim.folder import alone, claimed
 from raysim.monitor import NAMESPACE
+from raysim.placement import nodes
 from raysim.preflight import check_disk, model_bytes
 from raysim.record import write_json
 from raysim.registry import classes_of, name_of
@@ -113,10 +114,23 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
     display.say("starting Ray")
     with ray_running(config.address) as dashboard:
         display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
-        if config.address or os.environ.get("RAY_ADDRESS"):
-            for note in agreed(plan.task, config.task):
-                display.show(note)
-        _follow(stream(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}"), config, plan, display)
+        joined = bool(config.address or os.environ.get("RAY_ADDRESS"))
+        for note in agreed(plan.task, config.task) if joined else ():
+            display.show(note)
+        events = stream(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}")
+        _follow(_grown(events, plan, config) if joined else events, config, plan, display)
+
+
+def _grown(events: Generator[Event], plan: Plan, config: RunConfig) -> Generator[Event]:
+    """The events; nodes that came for this run are asked what those were asked that were there."""
+    before = len(nodes(ray.nodes()))
+    with closing(events):
+        for event in events:
+            if isinstance(event, Placed) and before:
+                if len(nodes(ray.nodes())) > before:
+                    yield from agreed(plan.task, config.task)
+                before = 0
+            yield event
 
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:

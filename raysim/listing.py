@@ -57,7 +57,7 @@ def _network(name: str, console: Console) -> None:
 
 def _space(name: str, console: Console) -> None:
     from raysim.domains import written
-    from raysim.space import read_space, text_of
+    from raysim.space_files import read_space, text_of
 
     found = read_space(name)
     console.print(text_of(name), highlight=False, markup=False, soft_wrap=True)
@@ -70,7 +70,7 @@ def _space(name: str, console: Console) -> None:
 
 def _found(what: str) -> dict[str, str]:
     if what == "spaces":
-        from raysim.space import shipped
+        from raysim.space_files import shipped
 
         return shipped()
     if what == "networks":

@@ -16,12 +16,15 @@ LARGEST = 2 * 2**30  # bytes that a parcel may unfold to
 
 
 def pack(folder: Path) -> str:
-    """All of `folder` but its checkpoints."""
+    """All of `folder` but its checkpoints, and those of the trials below it."""
+
+    def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if Path(member.name).name in LEFT_OUT else member
+
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w:gz") as archive:
         for path in sorted(folder.iterdir()):
-            if path.name not in LEFT_OUT:
-                archive.add(path, path.name)
+            archive.add(path, path.name, filter=kept)
     return f"{BEGIN}\n{base64.encodebytes(held.getvalue()).decode()}{END}\n"
 
 

@@ -45,8 +45,8 @@ class Search:
         """The run of a trial's federation; a held-out site is its one outside site."""
         values = {key: value for key, value in values.items() if key != "holdout"}
         given = merge(self.space.given(self.base, values), {"fleet": self.fleet, "metric": None})
-        if self.scheduler == "pbt":
-            given["checkpoint_every"] = 1  # any round may be handed over
+        if self.scheduler in ("pbt", "hyperband", "median"):
+            given["checkpoint_every"] = 1  # they hand over or pause a trial in any round, which goes on from there
         if "seed" not in values:
             given["seed"] = cell.seed
         config = resolve(given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from raysim.asking import (
 )
 from raysim.books import Books
 from raysim.census import agreed
-from raysim.config import RunConfig, build, merge, nested_keys, resolve
+from raysim.config import RunConfig, build, in_full, merge, nested_keys, resolve
 from raysim.display import Terminal
 from raysim.driver import ray_running
 from raysim.errors import ConfigError, RunError
@@ -38,7 +39,8 @@ from raysim.run import check_algorithm, check_cohort
 from raysim.search_display import SearchDisplay
 from raysim.search_report import write_search_report
 from raysim.seats import needs
-from raysim.space import Space, of_mapping, read_space
+from raysim.space import Space, of_mapping, points_of
+from raysim.space_files import read_space
 from raysim.suggest import OptunaSource, Source, Suggester, grid_source, random_source
 from raysim.trials import Entry, load
 from raysim.tuning import fit, session, waiting
@@ -75,7 +77,9 @@ def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> Res
     asked = replace(asked, options=build(Options, {**asdict(asked.options), **changes}, "search"))
     check_together(asked)
     check_trials(asked, changes)
-    with alone(folder):
+    if not os.path.isdir(asked.cwd):
+        raise ConfigError(f"the search began in {asked.cwd}, from where its paths start, and that is no folder here")
+    with alone(folder), chdir(asked.cwd):
         search, entries = replace(_prepared(asked, folder, show), out=folder), load(folder)
         if not any(entry.unfinished for entry in entries) and len(entries) >= _total(asked, search):
             raise ConfigError(f"{folder} is done, all {len(entries)} trials; for more: --trials {2 * len(entries)}")
@@ -100,9 +104,11 @@ def search(
     Raises ConfigError, before anything starts, for whatever is wrong.
     """
     found = read_space(space) if isinstance(space, str) else of_mapping(_texts(space), points)
+    if isinstance(space, str) and points:
+        found = replace(found, points=points_of(points, found.domains, "search"))
     given = merge({"task": dict(task) if isinstance(task, Mapping) else task}, {})
     for key, value in (keys or {}).items():
-        given = merge(given, nested_keys(key, value))
+        given = merge(given, in_full(nested_keys(key, value)))
     show = SearchDisplay(Terminal(quiet=quiet))
     grid = tune(asked_for(found, {}, given, options), out, show, logged=True)
     assert grid is not None
@@ -127,6 +133,8 @@ def _run(
                 show.show(note)
         total = _total(asked, search)
         need = needs(search, total, asked.options.max_concurrent)
+        if need.growing:
+            show.say("the cluster has no room for a trial yet: its autoscaler is asked for nodes")
         write_asked(search.out, asked)
         books = Books(search, entries, asked.options.keep)
         source, left = _source(asked, search, entries), waiting(search, entries)
@@ -142,6 +150,7 @@ def _run(
                 leader,
                 total=len(left) + max(0, total - first + 1),
                 max_concurrent=asked.options.max_concurrent,
+                pending=need.at_once if need.growing else 1,
                 budget=asked.options.budget,
                 track=asked.options.track,
                 logged=logged,
@@ -211,7 +220,7 @@ def _one_of_each(search: Search, sites: Sequence[str]) -> list[tuple[dict[str, A
 def _held_out(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, ...]:
     if holdout is None:
         return ()
-    if not hasattr(config.task.data, "table"):
+    if not hasattr(getattr(config.task, "data", None), "table"):
         raise ConfigError("--holdout: only sites of a table can be held out; this task draws its own")
     if holdout == "each":
         return task.inside

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import ray
 
 from raysim.config import Resources, merge, resolve
-from raysim.errors import ConfigError
+from raysim.errors import ConfigError, PlacementError
 from raysim.fields import describe
+from raysim.growth import coming
 from raysim.placement import HAIR, Node, Room, Seat, nodes, seats
 from raysim.plan import Search
 from raysim.preflight import model_bytes
@@ -25,6 +26,7 @@ class Needs:
     bundles: Sequence[Mapping[str, float]]
     at_once: int
     said: str
+    growing: bool = False  # whether the cluster must grow for it
 
 
 def needs(search: Search, trials: int, max_concurrent: int | None) -> Needs:
@@ -33,7 +35,17 @@ def needs(search: Search, trials: int, max_concurrent: int | None) -> Needs:
     `trials` are all that there will be, `max_concurrent` how many at once at most. What a user fixes (fleet,
     resources.clients, resources.sites) is kept. Raises PlacementError for what never fits.
     """
-    config, cluster, task = resolve(search.base), nodes(ray.nodes()), search.task
+    here = nodes(ray.nodes())
+    try:
+        return _needs(search, trials, max_concurrent, here)
+    except PlacementError:
+        if not (more := coming(len(here))):
+            raise
+        return replace(_needs(search, trials, max_concurrent, [*here, *more]), growing=True)
+
+
+def _needs(search: Search, trials: int, max_concurrent: int | None, cluster: Sequence[Node]) -> Needs:
+    config, task = resolve(search.base), search.task
     assert task is not None
     resources = config.resources
     everybody = (*task.inside, *task.outside)

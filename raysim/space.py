@@ -5,13 +5,8 @@ A key such as `algorithm.fedsm.pull` counts where `algorithm` is searched too, i
 
 from __future__ import annotations
 
-import ast
-import pkgutil
-import runpy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ray.tune.search.sample import Categorical, Domain
@@ -24,7 +19,6 @@ from raysim.naming import nearest
 from raysim.registry import algorithms
 from raysim.seeding import generator
 
-PACKAGE = "search_spaces"
 UNSEARCHED = {  # keys that a search does not vary, and why
     **dict.fromkeys(("resources", "fleet", "address"), "it changes no result"),
     **dict.fromkeys(
@@ -69,14 +63,32 @@ class Space:
         ]
         return replace(self, domains=kept, points=tuple(points))
 
+    def short(self, key: str) -> str:
+        """The key of a run that `key` gives: `algorithm.pull` for `algorithm.fedsm.pull`, where it counts."""
+        owner = self._owner(key)
+        return key.replace(f".{owner}.", ".", 1) if owner else key
+
+    def conditional(self, words: Values) -> tuple[dict[str, Any], dict[str, Domain]]:
+        """`words` without the keys of one algorithm among several, and those, each with the one value given."""
+        given = words.get("algorithm")
+        algorithm = dict(given) if isinstance(given, Mapping) else {}
+        own = {name: algorithm.pop(name) for name in self.names if isinstance(algorithm.get(name), Mapping)}
+        if not own:
+            return dict(words), {}
+        kept = {key: value for key, value in words.items() if key != "algorithm"}
+        fixed = {f"algorithm.{name}.{key}": value for name, values in own.items() for key, value in values.items()}
+        single: dict[str, Domain] = {
+            key: domains.listed_choices([value], key, grid=False) for key, value in fixed.items()
+        }
+        return kept | ({"algorithm": algorithm} if algorithm else {}), single
+
     def of_one(self, name: str) -> Space:
         """What is left where the algorithm is given: its own keys without its name, and those of all."""
         if not self.names:
             return self
 
         def own(values: Mapping[str, Any]) -> dict[str, Any]:
-            short = {key: key.replace(f"algorithm.{name}.", "algorithm.", 1) for key in values}
-            return {short[key]: value for key, value in values.items() if self.counts(key, {"algorithm": name})}
+            return {self.short(key): v for key, v in values.items() if self.counts(key, {"algorithm": name})}
 
         points = tuple(own(point) for point in self.points if point.get("algorithm", name) == name)
         return replace(self, domains=own(self.domains), points=points)
@@ -86,8 +98,7 @@ class Space:
         found = {}
         for key, value in values.items():
             if self.counts(key, values):
-                owner = self._owner(key)
-                found[key.replace(f".{owner}.", ".", 1) if owner else key] = value
+                found[self.short(key)] = value
         return found
 
     def given(self, base: Mapping[str, Any], values: Values) -> dict[str, Any]:
@@ -129,27 +140,6 @@ class Space:
                     yield key, ({"algorithm": name} if name else {}) | {key: value}
 
 
-def read_space(name: str) -> Space:
-    """The space in a Python file (`my_space.py`), or of this short name in `search_spaces`.
-
-    Raises ConfigError where there is none.
-    """
-    path = Path(name) if name.endswith(".py") else _shipped(name)
-    try:
-        found = runpy.run_path(str(path))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no search space {name}; see `raysim list spaces`, or give a file of yours"
-        ) from error
-    except Exception as error:  # whatever is wrong with it, it is the user's to mend
-        raise ConfigError(f"the search space {name} cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(found.get("SPACE"), Mapping):
-        raise ConfigError(
-            f"the search space {name} has no SPACE: expected SPACE = {{'algorithm.lr': tune.loguniform(...)}}"
-        )
-    return of_mapping(found["SPACE"], found.get("POINTS", ()), name)
-
-
 def of_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: str = "the space") -> Space:
     """The space of dotted keys with Tune's distributions, texts of them, or plain values, which stay as they are."""
     taken = {}
@@ -159,12 +149,27 @@ def of_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: st
         taken[_long(key)] = domains.taken(value, key)
     searched = {key: value for key, value in taken.items() if isinstance(value, Domain)}
     fixed = {key: value for key, value in taken.items() if key not in searched}
-    named = tuple({_long(key): value for key, value in point.items()} for point in points)
-    return Space(searched, fixed, named)
+    return Space(searched, fixed, points_of(points, searched, name))
+
+
+def points_of(points: Any, searched: Mapping[str, Domain], name: str) -> tuple[dict[str, Any], ...]:
+    """The points, each of keys that are searched. Raises ConfigError."""
+    if isinstance(points, str | Mapping) or not all(isinstance(point, Mapping) for point in points):
+        raise ConfigError(f"{name}: its points are {points!r}; expected a list of them: [{{'algorithm.lr': 0.01}}]")
+    found = []
+    for point in points:
+        values = {_long(str(key)): tuple(v) if isinstance(v, list) else v for key, v in point.items()}
+        for key in values:
+            if key not in searched:
+                raise ConfigError(f"{name}: a point gives {key}, which is not searched{nearest(key, searched)}")
+        found.append(values)
+    return tuple(found)
 
 
 def _long(key: str) -> str:
     """A key as it stands in a run: `network.norm` is `task.network.norm`."""
+    if key in ("algorithm.name", "task.name"):
+        return key.removesuffix(".name")
     first, dot, rest = key.partition(".")
     return "cohort.size" if key == "cohort" else f"{SHORT.get(first, first)}{dot}{rest}"
 
@@ -183,42 +188,6 @@ def of_words(words: Iterable[str]) -> dict[str, Domain]:
             raise ConfigError(f"--space {key} is given twice; keep one of them")
         found[key] = domains.read(text, key)
     return found
-
-
-def shipped() -> dict[str, str]:
-    """The short names of the spaces that come along, each with its first line."""
-    folder = _folder()
-    return {module.name: _first_line(folder / f"{module.name}.py") for module in pkgutil.iter_modules([str(folder)])}
-
-
-def _first_line(path: Path) -> str:
-    return _said(path).split("\n")[0]
-
-
-def _said(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-
-
-def text_of(name: str) -> str:
-    """What the space of this short name, or in this file, says of itself."""
-    return _said(Path(name) if name.endswith(".py") else _shipped(name))
-
-
-def _folder() -> Path:
-    spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"the package {PACKAGE!r} is not installed; install raysim whole (`pip install .`)")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _shipped(name: str) -> Path:
-    known = shipped()
-    if name not in known:
-        raise ConfigError(
-            f"unknown search space '{name}'{nearest(name, known)}; valid: {', '.join(sorted(known))}, "
-            "or a file of yours that ends with .py"
-        )
-    return _folder() / f"{name}.py"
 
 
 def check(space: Space, base: Mapping[str, Any]) -> None:

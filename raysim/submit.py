@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
@@ -25,6 +31,23 @@ THERE = '"${RAYSIM_RUNS:-$HOME/runs}"'  # on the cluster: where runs go, as its 
 OURS = ("raysim", "algorithms", "search_spaces", "tests")  # installed there; never sent
 MOST = 20_000_000  # bytes that travel with a job
 FIELD = "raysim_folder"  # of a job's metadata: the run's folder, as the cluster's shell writes it
+PATIENCE = 120.0  # seconds without an answer of the cluster, after which a job is no longer followed
+SILENCE = (RuntimeError, OSError, aiohttp.ClientError)  # what Ray's client says when nobody answers it
+
+
+@dataclass
+class Sent:
+    """What the cluster is asked: the words, and the run's folder over there as its shell writes it, if there is one."""
+
+    words: list[str]
+    folder: str = ""
+    named: bool = False  # whether the words name the folder themselves
+
+    @property
+    def command(self) -> str:
+        """For the cluster's shell."""
+        out = f" --out {self.folder}" if self.folder and not self.named else ""
+        return f"python -m raysim {' '.join(map(shlex.quote, self.words))}{out}"
 
 
 def submit(words: Sequence[str], address: str | None, detach: bool, console: Console) -> int:
@@ -34,15 +57,19 @@ def submit(words: Sequence[str], address: str | None, detach: bool, console: Con
     """
     if not words or words[0] not in COMMANDS:
         raise ConfigError(f"raysim submit needs a command: {', '.join(COMMANDS)}; as in raysim submit run rounds=5")
-    client, job = _client(address), f"raysim-{token_hex(4)}"
-    with TemporaryDirectory() as held:
-        sent, folder = _sent(list(words), Path(held), job)
-        command = " ".join([*map(shlex.quote, sent), *([f"--out {folder}"] if folder and "--out" not in words else [])])
+    if secret := next((word for word in words if re.search(r"://[^/\s]*@", word)), None):
+        key = secret.partition("=")[0] if "=" in secret else "a word"
+        raise ConfigError(f"{key} holds a user's name or password, which would stand in the job's log; leave it out")
+    job = f"raysim-{token_hex(4)}"
+    sent = asked(words, job)
+    client = _client(address)
+    with TemporaryDirectory() as held, _answered(job):
+        _packed(sent, Path(held))
         client.submit_job(
-            entrypoint=f"exec python -m raysim {command}",
+            entrypoint=f"exec {sent.command}",
             submission_id=job,
             runtime_env={"working_dir": held},
-            metadata={FIELD: folder},
+            metadata={FIELD: sent.folder},
         )
     console.print(f"job {job}: raysim {' '.join(words)}", highlight=False, markup=False, soft_wrap=True)
     if detach:
@@ -55,24 +82,58 @@ def attach(job: str, address: str | None, console: Console) -> int:
     """Follow a job to its end, then fetch its run's folder into a new one under `runs`; the job's exit code."""
     client = _client(address)
     try:
-        status = _followed(client, job)
-        info = client.get_job_info(job)
+        client.get_job_info(job)
     except RuntimeError as error:
         raise ConfigError(f"no job {job} on this cluster: {str(error).splitlines()[0]}") from error
+    try:
+        with _answered(job):
+            status = _followed(client, job)
+            info = client.get_job_info(job)
+            folder = (info.metadata or {}).get(FIELD)
+            found = _fetched(client, folder) if folder else ""
     except KeyboardInterrupt:
         console.print(
-            f"\nthe job goes on: raysim submit --attach {job}; to end it: ray job stop {job}", highlight=False
+            f"\nthe job goes on: raysim submit --attach {job}; to end it, on the head: raysim stop", highlight=False
         )
         raise
-    if folder := (info.metadata or {}).get(FIELD):
-        target = runs() / job
-        parcel.unpack(_fetched(client, folder), target)
+    if parcel.BEGIN in found:
+        target = _free(runs(), job)
+        parcel.unpack(found, target)
         console.print(f"its results are in {target}; its checkpoints stay on the cluster", highlight=False)
     failed = info.driver_exit_code or (0 if status == JobStatus.SUCCEEDED else 1)
     return 130 if status == JobStatus.STOPPED else int(failed)
 
 
+def asked(words: Sequence[str], job: str) -> Sent:
+    """What is asked of the cluster. A folder that is named without its full path lies below the cluster's runs."""
+    split = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    named = next((option for option in ("--resume", "resume") if option in split[:-1]), None)
+    if split[0] == "resume" or named == "--resume":
+        folder = split[split.index(str(named)) + 1] if named else ""
+        if not folder.startswith("/"):
+            raise ConfigError(f"submit resume {folder}: give the folder's full path on the cluster")
+        return Sent(split, shlex.quote(folder), named=True)
+    if "--out" in split[:-1]:
+        at = split.index("--out")
+        out = split[at + 1]
+        del split[at : at + 2]
+        return Sent(split, shlex.quote(out) if out.startswith("/") else f"{THERE}/{shlex.quote(out)}")
+    return Sent(split, f"{THERE}/{job}" if split[0] in ("run", "tune") else "")
+
+
+@contextmanager
+def _answered(job: str) -> Iterator[None]:
+    try:
+        yield
+    except SILENCE as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise PlacementError(
+            f"the cluster no longer answers: {said[:300]}; what it has begun goes on: raysim submit --attach {job}"
+        ) from error
+
+
 def _client(address: str | None) -> JobSubmissionClient:
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address or "http://127.0.0.1:8265")
     except Exception as error:
@@ -83,14 +144,12 @@ def _client(address: str | None) -> JobSubmissionClient:
         ) from error
 
 
-def _sent(words: list[str], held: Path, job: str) -> tuple[list[str], str]:
-    """The words with the files that they name copied into `held`, and the run's folder over there, empty if none."""
-    folder = f"{THERE}/{job}" if words[0] in ("run", "tune") else ""
+def _packed(sent: Sent, held: Path) -> None:
+    """Copy into `held` the files that the words name, and this folder's own modules."""
+    words = sent.words
     for i, word in enumerate(words):
         path = Path(word)
-        if i and words[i - 1] == "--out":
-            folder = shlex.quote(word)
-        elif i and path.is_file() and (words[i - 1] in ("-c", "--config") or path.suffix == ".py"):
+        if i and (words[i - 1] in ("-c", "--config") or path.suffix == ".py") and path.is_file():
             shutil.copy(path, held / path.name)
             words[i] = path.name
     for path in Path().iterdir():
@@ -102,23 +161,42 @@ def _sent(words: list[str], held: Path, job: str) -> tuple[list[str], str]:
         raise ConfigError(
             f"the modules of {Path.cwd()} take {size(total)}; submit from a folder that has the run's own alone"
         )
-    return words, folder
+
+
+def _free(folder: Path, name: str) -> Path:
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(folder / each for each in names if not (folder / each).exists())
 
 
 def _followed(client: Any, job: str) -> Any:
+    """Print what the job says until it ends; its status. A connection that is lost for a while is taken up again."""
+    heard = time.monotonic()
+
     async def follow() -> None:
+        nonlocal heard
         async for lines in client.tail_job_logs(job):
+            heard = time.monotonic()
             print(lines, end="", flush=True)
 
     while True:
-        asyncio.run(follow())
-        if (status := client.get_job_status(job)).is_terminal():
-            return status
-        time.sleep(1)  # the connection was lost, not the job
+        try:
+            asyncio.run(follow())
+            status = client.get_job_status(job)
+        except SILENCE:
+            if time.monotonic() - heard > PATIENCE:
+                raise
+        else:
+            heard = time.monotonic()
+            if status.is_terminal():
+                return status
+        time.sleep(1)
 
 
 def _fetched(client: Any, folder: str) -> str:
-    """The parcel of the run's folder: a job prints it, for a cluster gives nothing back but what jobs print."""
+    """The parcel of the run's folder: a job prints it, for a cluster gives nothing back but what jobs print.
+
+    Nothing where the folder is not there.
+    """
     job = client.submit_job(entrypoint=f"test ! -d {folder} || exec python -m raysim.parcel {folder}")
     while not (status := client.get_job_status(job)).is_terminal():
         time.sleep(0.5)

@@ -102,15 +102,16 @@ class OptunaSource(Source):
     def _judged(self, result: Mapping[str, Any], status: str) -> tuple[Any, list[float] | None]:
         values = [result.get(objective.column) for objective in self.objectives]
         states = self.optuna.trial.TrialState
+        if status == "stopped" and len(values) == 1:  # Hyperband stops a trial that waits, without a result
+            return states.PRUNED, None
         if status == "failed" or any(value is None or value != value for value in values):
             return states.FAIL, None
-        if status == "stopped" and len(values) == 1:
-            return states.PRUNED, None
         return states.COMPLETE, [float(value) for value in values if value is not None]
 
     def _past(self, entry: Entry) -> Any:
         state, values = self._judged(entry.last, entry.status)
-        rounds = {entry.rounds: entry.last[self.objectives[0].column]} if state.name == "PRUNED" else {}
+        value = entry.last.get(self.objectives[0].column)
+        rounds = {entry.rounds: value} if state.name == "PRUNED" and value is not None else {}
         kept = {key: value for key, value in entry.values.items() if key in self.space.domains}
         return self.optuna.trial.create_trial(
             state=state,

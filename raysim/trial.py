@@ -187,6 +187,10 @@ class Rounds:
         pointer = json.loads((given / POINTER).read_text())
         if pointer["trial"] == self.number:
             return
+        # First of all, so that a search that ends here does not take the state for the trial's own.
+        note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(self.values)}
+        with (self.folder / "lineage.jsonl").open("a") as file:
+            file.write(json.dumps(note) + "\n")
         for name in self.search.cells_of(self.values):
             mine, theirs, copy = self.folder / name, given / (name or "federation"), self.folder / "adopted" / "copy"
             _removed(copy.parent)
@@ -198,9 +202,6 @@ class Rounds:
                     (copy / part).rename(mine / part)
             _removed(copy.parent)
         self.reported = pointer["round"]
-        note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(self.values)}
-        with (self.folder / "lineage.jsonl").open("a") as file:
-            file.write(json.dumps(note) + "\n")
 
     def hand_over(self, given: Path) -> None:
         """Put into `given` what another trial needs to go on from here, or, but for PBT, only where this one stands."""

@@ -52,9 +52,18 @@ def load(out: Path) -> list[Entry]:
     for path in sorted((out / "trials").glob("*/trial.json")):
         with suppress(ValueError, TypeError):
             held = json.loads(path.read_text())
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in held["values"].items()}
-            found.append(Entry(**{**held, "values": values}))
+            given = lineage(path.parent)
+            values = given[-1]["values"] if given and held["status"] not in FINAL else held["values"]
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            found.append(Entry(**{**held, "values": values, "lineage": bool(given)}))
     return sorted(found, key=lambda entry: entry.number)
+
+
+def lineage(folder: Path) -> list[dict[str, Any]]:
+    """Whose states the trial in `folder` has taken over, and what values it went on with (PBT)."""
+    path = folder / "lineage.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def ended(folder: Path) -> Entry | None:

@@ -16,22 +16,15 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback, ResultGrid
 from ray.tune.logger import JsonLoggerCallback
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
 from ray.tune.stopper import Stopper
 
-from raysim import domains
 from raysim.books import Books
 from raysim.leader import Leader
 from raysim.plan import Search
+from raysim.schedulers import scheduler
 from raysim.suggest import Population, Suggester
 from raysim.tracking import trackers
-from raysim.trial import Trial
+from raysim.trial import REPLAYED, Trial
 from raysim.trials import Entry
 
 LOST = 2  # times that a trial whose process was lost goes on from its last checkpoint
@@ -42,7 +35,6 @@ SILENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # a search goes on from its trials' folders, not from Tune's pickles
     "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # a round that is under way when all is stopped
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
@@ -82,6 +74,8 @@ class Clerk(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A round has ended."""
+        if int(str(trial)) in self.books.earlier:
+            return
         values = {key: value for key, value in trial.config.items() if key != "trial"}
         self.books.add(int(str(trial)), values, result)
         self.show.round(int(str(trial)), result)
@@ -89,8 +83,9 @@ class Clerk(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended: done, or stopped."""
         known = self.books.entries[int(str(trial))]
-        self.books.end(known.number)
-        self.show.ended(known)
+        if known.number not in self.books.earlier:
+            self.books.end(known.number)
+            self.show.ended(known)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process was lost too often."""
@@ -120,6 +115,7 @@ def fit(
     *,
     total: int,
     max_concurrent: int | None,
+    pending: int,
     budget: float | None,
     track: str | None,
     logged: bool,
@@ -160,46 +156,16 @@ def fit(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
         ),
     )
-    with _silenced(), _asked(halt):
+    # Of trials that wait for room the autoscaler hears; else one is enough, for Optuna is to know what came of others.
+    with _silenced({"TUNE_MAX_PENDING_TRIALS_PG": str(pending)}), _asked(halt):
         return tuner.fit(), halt
 
 
-def scheduler(search: Search) -> TrialScheduler | None:
-    """Tune's scheduler of this name, over rounds."""
-    rounds = search.rounds
-    if search.scheduler == "asha":
-        grace = max(1, rounds // 9)
-        return ASHAScheduler(time_attr="round", max_t=rounds, grace_period=grace, reduction_factor=3)
-    if search.scheduler == "hyperband":
-        return HyperBandScheduler(time_attr="round", max_t=rounds, reduction_factor=3)
-    if search.scheduler == "median":
-        return MedianStoppingRule(time_attr="round", grace_period=max(1, rounds // 4), min_samples_required=3)
-    if search.scheduler == "pbt":
-        return PopulationBasedTraining(
-            time_attr="round",
-            perturbation_interval=max(1, rounds // 5),
-            hyperparam_mutations={key: _mutated(domain) for key, domain in search.space.domains.items()},
-            custom_explore_fn=lambda config: _within(search, config),
-            require_attrs=False,
-            log_config=False,
-        )
-    return None
-
-
-def _mutated(domain: Any) -> Any:
-    return list(domain.categories) if hasattr(domain, "categories") else domain
-
-
-def _within(search: Search, config: dict[str, Any]) -> dict[str, Any]:
-    """PBT multiplies values by 0.8 or 1.2, past the ends too."""
-    known = search.space.domains
-    return {key: domains.clipped(known[key], value) if key in known else value for key, value in config.items()}
-
-
 @contextmanager
-def _silenced() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in SILENT}
-    os.environ.update(SILENT)
+def _silenced(more: Mapping[str, str]) -> Iterator[None]:
+    settings = {**SILENT, **more}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
@@ -231,11 +197,10 @@ def _asked(halt: Halt) -> Iterator[None]:
 
 
 def waiting(search: Search, entries: Sequence[Entry]) -> list[Entry]:
-    """The trials of an earlier session that Tune hears of again: those that go on, and, but for PBT, those that have
-    ended, which tell again what they told, for schedulers judge a trial by others' rounds. What failed stays so."""
-    known = [entry for entry in entries if entry.status != "failed"]
-    if search.scheduler == "pbt":
-        return [entry for entry in known if entry.unfinished]
+    """The trials of an earlier session that Tune hears of again: those that go on, and, where the scheduler judges a
+    trial by others' rounds, those that have ended, which tell again what they told. What failed stays so."""
+    again = ("done", "stopped") if search.scheduler in REPLAYED else ()
+    known = [entry for entry in entries if entry.unfinished or entry.status in again]
     return sorted(known, key=lambda entry: (entry.unfinished, entry.number))
 
 

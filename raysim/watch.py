@@ -72,7 +72,8 @@ def stop(run: str | None, address: str | None, console: Console) -> None:
         if run is not None and run not in leaders:
             raise ConfigError(f"no run {run!r} is alive{nearest(run, leaders)}; {_looked(address)}")
         for each in leaders if run is None else [run]:
-            ray.get_actor(leaders[each], NAMESPACE + each).stop.remote()
+            with suppress(ValueError, RayError):  # it has ended meanwhile
+                ray.get_actor(leaders[each], NAMESPACE + each).stop.remote()
         _gone(set(leaders) if run is None else {run}, console)
 
 

@@ -209,6 +209,8 @@ def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
     assert given.found == "on, from RAY_AUTH_TOKEN"
     assert path.found == f"on, from {token} (RAY_AUTH_TOKEN_PATH)"
     assert "s3cret" not in str([open_to_all, mine, given, path])
+    missing = checks.of_token({"RAY_AUTH_MODE": "token"}, tmp_path / "other")
+    assert (missing.verdict, "is not there" in missing.found) == ("wrong", True)
 
 
 def test_full_disks_and_small_shared_memory() -> None:

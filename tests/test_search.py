@@ -29,7 +29,7 @@ from raysim.search_display import SearchDisplay
 from raysim.searching import _prepared
 from raysim.space import Space, of_words
 from raysim.trial import Rounds, Workshop
-from raysim.trials import load
+from raysim.trials import Entry, load, save
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -161,10 +161,19 @@ def test_what_the_time_cut_off_goes_on_and_all_checkpoints_stay_where_asked(tmp_
 def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
     out = tmp_path / "out"
     limit = ONE if scheduler == "median" else []
-    assert tune(out, "--space", LR, "rounds=5", "--trials", "3", "--scheduler", scheduler, *limit) == 0
+    # One that fails among them: the others are not to wait for it, nor to fail with it.
+    space = ["--space", "algorithm.lr=grid(0.001,0.002,1e30,0.003,0.004,0.005)", "algorithm.optimizer=sgd"]
+    space = ["--space", LR, "--trials", "3"] if scheduler == "pbt" else [*space, "--searcher", "grid"]
+    assert tune(out, *space, "rounds=5", "--scheduler", scheduler, *limit) == 0
     table = trials(out)
-    assert len(table) == 3
-    assert set(table["status"]) <= {"done", "stopped"}
+    if scheduler == "pbt":
+        assert list(table["status"]) == ["done"] * 3
+    else:
+        assert list(table["status"]).count("failed") == 1
+        assert set(table["status"]) <= {"done", "stopped", "failed"}
+        assert table.loc[table["status"] == "done", "rounds"].eq(5).all()
+    if scheduler == "hyperband":
+        assert set(table.loc[table["rounds"] > 2, "status"]) == {"done"}  # who is left goes through all rounds
     assert "done" in set(table["status"])
     assert left_behind() == []
 
@@ -302,6 +311,9 @@ def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     fleet = LocalFleet(search.task, seed=0, rounds=4)
     *_, final = federate(config.algorithm, search.task, fleet, rounds=4, start=start)
     assert last["digests"] == {"": digest(final.state, fleet.memories())}
+    save(tmp_path, Entry(2, {"algorithm.lr": 0.0003}))
+    assert load(tmp_path)[0].values == {"algorithm.lr": 0.005}  # with what a search that ends now goes on
+    assert load(tmp_path)[0].lineage
     lineage = json.loads((tmp_path / "trials" / "0002" / "lineage.jsonl").read_text())
     assert lineage == {"round": 2, "from": 1, "values": {"algorithm.lr": 0.005}}
     # Its process is lost before Tune has heard of the last round: that is told again, and not played.

@@ -17,7 +17,8 @@ from raysim.cli import OPTIONS, main
 from raysim.config import parse, read_file, resolve
 from raysim.errors import ConfigError
 from raysim.registry import algorithms
-from raysim.space import Space, check, of_mapping, of_words, read_space, shipped
+from raysim.space import Space, check, of_mapping, of_words
+from raysim.space_files import read_space, shipped
 
 TEXTS = {
     "uniform(0.2, 1)": [0.2, 1.0],
@@ -154,6 +155,8 @@ def test_a_word_takes_its_key_out_of_the_space():
         ({"trials": 0}, [], "trials"),
         ({"trials": 5, "searcher": "grid"}, [], "a grid is gone through whole"),
         ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last is judged"),
+        ({"scheduler": "hyperband"}, ["evaluate_every=2"], "evaluate_every=1"),
+        ({}, ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=grid(0.1,1)"], "of one algorithm alone"),
         ({"track": "mlflow"}, [], "pip install mlflow"),
     ],
 )
@@ -168,6 +171,36 @@ def test_early_stopping_of_held_out_sites_and_a_number_of_them_are_refused():
         asked(Space(), {}, {}, {"holdout": "each", "scheduler": "asha"})
     with pytest.raises(ConfigError, match="each site is held out once"):
         asked(Space(), {}, {}, {"holdout": "each", "trials": 3})
+
+
+def test_a_word_for_a_key_of_the_algorithm_leaves_the_algorithm_searched():
+    methods = read_space("methods")
+    found = asked(methods, {}, parse(["algorithm.epochs=2", "algorithm.fedsm.pull=0.7"]), {})
+    assert found.space.names == methods.names
+    assert domains.ends(found.space.domains["algorithm.fedsm.pull"]) == [0.7]
+    for number in range(1, 9):
+        config = resolve(found.space.given(found.base, found.space.drawn(0, number)))
+        assert config.algorithm.epochs == 2
+        assert getattr(config.algorithm, "pull", 0.7) == 0.7
+    fixed = asked(methods, {}, parse(["algorithm.lr=0.01"]), {}).space
+    assert not [key for key in fixed.domains if key.endswith(".lr")]
+    networks = Space(of_words(["network=choice(unet,basicunet)", "algorithm.lr=uniform(0.1,0.2)"]))
+    assert "task.network" in asked(networks, {}, parse(["network.norm=batch"]), {}).space.domains
+
+
+def test_points_are_checked_and_lists_in_them_are_values():
+    lr = {"algorithm.lr": tune.loguniform(1e-4, 1e-2), "network.channels": tune.choice([[4, 8], [8, 16]])}
+    with pytest.raises(ConfigError, match=r"a point gives algorithm.lrr, which is not searched .did you mean"):
+        of_mapping(lr, [{"algorithm.lrr": 0.1}])
+    with pytest.raises(ConfigError, match="expected a list of them"):
+        of_mapping(lr, {"algorithm.lr": 0.1})
+    found = asked(of_mapping(lr, [{"network.channels": [8, 16]}]), {}, {}, {}).space
+    assert found.drawn(0, 1)["task.network.channels"] == (8, 16)
+
+
+def test_a_choice_of_one_list_stays_one():
+    domain = domains.taken(tune.choice([[16, 32]]), "k")
+    assert domains.ends(domains.read(domains.written(domain), "k")) == [(16, 32)]
 
 
 def test_a_space_of_several_algorithms_is_narrowed_to_some_or_one():

@@ -18,10 +18,12 @@ import pandas as pd
 import pytest
 
 from raysim.cli import main
+from raysim.errors import ConfigError
 from raysim.folder import alone, at_work
 from raysim.monitor import COUNTERS, GAUGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+DASHBOARD: list[str] = []  # where that of this file's Ray is
 LONG = (
     *("rounds=100000", "task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
     *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.clients=2"),
@@ -35,7 +37,9 @@ def address() -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0})
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # jobs find this Python
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": True})
+    DASHBOARD.append(f"http://{made.head_node.webui_url}")
     yield made.address
     made.shutdown()
 
@@ -159,5 +163,78 @@ def test_who_is_at_work_in_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["stop"], ["stop", "x", "--all"], ["stop", "x"], ["submit"], ["submit", "fly"]])
 def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # which submit would set for what comes after
     assert main(words) == 2
     assert capsys.readouterr().err.startswith("raysim: ")
+
+
+MINE = """
+from dataclasses import dataclass
+
+from algorithms.fedavg import FedAvg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(FedAvg):
+    'FedAvg by another name.'
+"""
+
+
+def test_a_submitted_run_is_followed_and_its_results_come_back(address: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    there = {"RAYSIM_RUNS": str(tmp_path / "here")}
+    short = [*LONG[1:], "rounds=2", "algorithm=mine:Mine", f"address={address}"]
+
+    def submit(*words: str) -> Any:
+        line = command("submit", "--address", DASHBOARD[0], *words)
+        return subprocess.run(
+            line, cwd=tmp_path, env=os.environ | there, capture_output=True, text=True, timeout=200, check=False
+        )
+
+    out = tmp_path / "there" / "first"
+    done = submit("run", *short, f"--out={out}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 2/2" in done.stdout.replace("  ", " ")
+    (job,) = re.findall(r"^job (\S+):", done.stdout, re.M)
+    mine = tmp_path / "here" / job
+    assert json.loads((mine / "summary.json").read_text())["status"] == "done"
+    assert (out / "checkpoints").is_dir()
+    assert not (mine / "checkpoints").exists()
+
+    again = submit("--attach", job)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (tmp_path / "here" / f"{job}-2" / "summary.json").exists()
+    wrong = submit("run", *short, "algorithm.lr=-1")
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    assert "Traceback" not in wrong.stdout + wrong.stderr
+    nobody = submit("--attach", "raysim-nobody")
+    assert nobody.returncode == 2
+    assert "no job raysim-nobody" in nobody.stderr
+
+
+def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from raysim.submit import THERE, asked
+
+    assert asked(["run", "rounds=2"], "job").folder == f"{THERE}/job"
+    assert asked(["run", "--out=a b"], "job").command == f"python -m raysim run --out {THERE}/'a b'"
+    assert asked(["tune", "fedsm", "--out", "/shared/x"], "job").folder == "/shared/x"
+    resumed = asked(["tune", "--resume", "/shared/x"], "job")
+    assert (resumed.folder, resumed.command) == ("/shared/x", "python -m raysim tune --resume /shared/x")
+    assert asked(["doctor"], "job").folder == ""
+    for words in (["resume", "runs/x"], ["tune", "--resume=x"]):
+        with pytest.raises(ConfigError, match="full path"):
+            asked(words, "job")
+    for secret in ("run", "tune"):
+        assert main(["submit", secret, "task.data.table=https://me:word@host/t.csv"]) == 2
+
+
+def test_a_search_comes_back_without_the_checkpoints_of_its_trials(tmp_path: Path) -> None:
+    from raysim.parcel import pack, unpack
+
+    held = tmp_path / "search" / "trials" / "0001"
+    (held / "checkpoints" / "round_0001").mkdir(parents=True)
+    (held / "checkpoints" / "round_0001" / "model.safetensors").write_bytes(b"0" * 100)
+    (held / "trial.json").write_text("{}")
+    unpack(pack(tmp_path / "search"), tmp_path / "back")
+    assert sorted(path.name for path in (tmp_path / "back").rglob("*")) == ["0001", "trial.json", "trials"]
