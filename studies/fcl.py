@@ -142,7 +142,9 @@ def report(study: Mapping[str, Any], folder: Path) -> None:
     found.to_parquet(HERE / "fcl.parquet", index=False)
     means = found.groupby(["finetuning", "method", "labelled", "seed"])["dice"].mean().reset_index()
     methods = [name for name in study["methods"] if name in set(means["method"])]
-    tables = {how: spread(means[means["finetuning"] == how], methods) for how in study["finetuning"]}
+    ways = {how: means[means["finetuning"] == how] for how in study["finetuning"]}
+    tables = {how: spread(part, methods) for how, part in ways.items()}
+    tables |= {f"{how} differences": differences(part, methods) for how, part in ways.items()}
     megabytes = found.groupby("method")[["bytes_up", "bytes_down", "bytes_between"]].mean().loc[methods] / 1e6
     page = (HERE / "fcl.md").read_text(encoding="utf-8") if (HERE / "fcl.md").exists() else ""
     for name, table in {**tables, "bytes": megabytes.map("{:.3f}".format)}.items():
@@ -164,6 +166,23 @@ def spread(means: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
     return groups.agg(cell).unstack("labelled").reindex(methods).fillna("").add_prefix("N = ")
 
 
+def differences(means: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
+    """In hundredths, each method less random initialisation of the same seed: mean and deviation over seeds."""
+    apart = less_random(means).loc[[name for name in methods if name != "random"]]
+    groups = apart.T.groupby(level="labelled")
+    middle, spread = groups.mean().T, groups.std().T
+    told = {f"N = {n}": [f"{m:+.1f} ± {s:.1f}" for m, s in zip(middle[n], spread[n], strict=True)] for n in middle}
+    overall = apart.T.groupby(level="seed").mean().T
+    told["all N"] = [f"{m:+.1f} ± {s:.1f}" for m, s in zip(overall.mean(axis=1), overall.std(axis=1), strict=True)]
+    return pd.DataFrame(told, index=apart.index)
+
+
+def less_random(means: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method, a column for each number of labels and seed."""
+    dice = means.set_index(["method", "labelled", "seed"])["dice"].unstack(["labelled", "seed"])
+    return 100 * (dice - dice.loc["random"])
+
+
 def markdown(table: pd.DataFrame) -> str:
     lines = [["method", *map(str, table.columns)], ["---"] * (len(table.columns) + 1)]
     lines += [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
@@ -171,16 +190,18 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def plot(means: pd.DataFrame, megabytes: pd.Series, methods: list[str]) -> None:
-    """Dice over the bytes of a round of pre-training, for the fewest labels and the most."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    """Dice less that of random initialisation, over the bytes of a round of pre-training: all seeds and their mean."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
     for place, how in enumerate(("federated", "local"), 1):
         axes = figure.add_subplot(1, 2, place)
-        fewest = means[(means["finetuning"] == how) & (means["labelled"] == means["labelled"].min())]
+        by_seed = less_random(means[means["finetuning"] == how]).T.groupby(level="seed").mean().T
         for name in methods:
-            values = fewest[fewest["method"] == name]["dice"]
-            axes.plot([megabytes[name]] * len(values), values, "o", label=name)
-        axes.set(xlabel="MB a round and site, up, down and between", ylabel="test Dice", title=f"N = 1, {how}")
-    axes.legend(fontsize="x-small")
+            (line,) = axes.plot([megabytes[name]] * by_seed.shape[1], by_seed.loc[name], ".", alpha=0.5)
+            axes.plot(megabytes[name], by_seed.loc[name].mean(), "D", color=line.get_color(), label=name)
+        axes.axhline(0, color="grey", linestyle=":", linewidth=1)
+        axes.set(xlabel="MB a round and site, up, down and between", title=f"{how} fine-tuning, mean over N")
+        axes.set_ylabel("test Dice less random start, hundredths")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(HERE / "fcl.png", dpi=120)
 
 
