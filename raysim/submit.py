@@ -65,12 +65,8 @@ def submit(words: Sequence[str], address: str | None, detach: bool, console: Con
     client = _client(address)
     with TemporaryDirectory() as held, _answered(job):
         _packed(sent, Path(held))
-        client.submit_job(
-            entrypoint=f"exec {sent.command}",
-            submission_id=job,
-            runtime_env={"working_dir": held},
-            metadata={FIELD: sent.folder},
-        )
+        how = {"submission_id": job, "runtime_env": {"working_dir": held}, "metadata": {FIELD: sent.folder}}
+        _begun(client, entrypoint=f"exec {sent.command}", **how)
     console.print(f"job {job}: raysim {' '.join(words)}", highlight=False, markup=False, soft_wrap=True)
     if detach:
         console.print(f"raysim submit --attach {job} follows it and fetches its results", highlight=False)
@@ -163,6 +159,18 @@ def _packed(sent: Sent, held: Path) -> None:
         )
 
 
+def _begun(client: Any, **job: Any) -> str:
+    """The job's name, once the cluster has taken it: a head that has just started has nobody yet who would."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > end:
+                raise
+        time.sleep(2)
+
+
 def _free(folder: Path, name: str) -> Path:
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return next(folder / each for each in names if not (folder / each).exists())
@@ -197,7 +205,7 @@ def _fetched(client: Any, folder: str) -> str:
 
     Nothing where the folder is not there.
     """
-    job = client.submit_job(entrypoint=f"test ! -d {folder} || exec python -m raysim.parcel {folder}")
+    job = _begun(client, entrypoint=f"test ! -d {folder} || exec python -m raysim.parcel {folder}")
     while not (status := client.get_job_status(job)).is_terminal():
         time.sleep(0.5)
     if status != JobStatus.SUCCEEDED:
