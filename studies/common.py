@@ -184,13 +184,14 @@ def compared(frame: pd.DataFrame, to: str, by: str = "method") -> pd.DataFrame:
             **{f"seed {seed}": seeds[seed].map("{:.1f}".format) for seed in seeds},
             "mean": seeds.mean(axis=1).map("{:.1f}".format),
             "sd": seeds.std(axis=1).map("{:.1f}".format) if seeds.shape[1] > 1 else "",
-            f"minus {to}": [_plus_minus(row) if name != to else "" for name, row in apart.iterrows()],
+            f"minus {to}": [plus_minus(row) if name != to else "" for name, row in apart.iterrows()],
             "better": [f"{(row > 0).sum()}/{row.count()}" if name != to else "" for name, row in apart.iterrows()],
         }
     )
 
 
-def _plus_minus(values: pd.Series) -> str:
+def plus_minus(values: pd.Series) -> str:
+    """The mean with its sign, and the standard deviation where there are several."""
     return f"{values.mean():+.1f}" + (f" ± {values.std():.1f}" if values.count() > 1 else "")
 
 

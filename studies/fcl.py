@@ -9,7 +9,6 @@ fine-tuned, by FedAvg and at each site alone. What is finished is kept in --runs
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import warnings
@@ -23,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from common import fill, plus_minus, rounded, short
 from matplotlib.figure import Figure
 
 from raysim import LocalFleet, Start, Task, federate
@@ -43,17 +43,13 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="of what is finished, running nothing")
     args = parser.parse_args()
     study = yaml.safe_load((HERE / "fcl.yaml").read_text(encoding="utf-8"))
-    folder = args.runs.absolute() / f"fcl-{_sum(study | {'seeds': None})}"
+    folder = args.runs.absolute() / f"fcl-{short(study | {'seeds': None})}"
     folder.mkdir(parents=True, exist_ok=True)
     if not args.report:
         for seed in args.seeds or study["seeds"]:
             played(study, str(args.table.absolute()), seed, folder, args.workers)
             report(study, folder)
     report(study, folder)
-
-
-def _sum(study: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(study, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def played(study: Mapping[str, Any], table: str, seed: int, folder: Path, workers: int) -> None:
@@ -146,12 +142,7 @@ def report(study: Mapping[str, Any], folder: Path) -> None:
     tables = {how: spread(part, methods) for how, part in ways.items()}
     tables |= {f"{how} differences": differences(part, methods) for how, part in ways.items()}
     megabytes = found.groupby("method")[["bytes_up", "bytes_down", "bytes_between"]].mean().loc[methods] / 1e6
-    page = (HERE / "fcl.md").read_text(encoding="utf-8") if (HERE / "fcl.md").exists() else ""
-    for name, table in {**tables, "bytes": megabytes.map("{:.3f}".format)}.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        if start in page:
-            page = page[: page.index(start)] + start + markdown(table) + "\n" + page[page.index(end) :]
-    (HERE / "fcl.md").write_text(page, encoding="utf-8")
+    fill("fcl", {**tables, "bytes": rounded(megabytes, ".3f")})
     plot(means, megabytes.sum(axis=1), methods)
 
 
@@ -169,24 +160,14 @@ def spread(means: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
 def differences(means: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
     """In hundredths, each method less random initialisation of the same seed: mean and deviation over seeds."""
     apart = less_random(means).loc[[name for name in methods if name != "random"]]
-    groups = apart.T.groupby(level="labelled")
-    middle, spread = groups.mean().T, groups.std().T
-    told = {f"N = {n}": [f"{m:+.1f} ± {s:.1f}" for m, s in zip(middle[n], spread[n], strict=True)] for n in middle}
-    overall = apart.T.groupby(level="seed").mean().T
-    told["all N"] = [f"{m:+.1f} ± {s:.1f}" for m, s in zip(overall.mean(axis=1), overall.std(axis=1), strict=True)]
-    return pd.DataFrame(told, index=apart.index)
+    told = apart.T.groupby(level="labelled").agg(plus_minus).T.add_prefix("N = ")
+    return told.assign(**{"all N": apart.T.groupby(level="seed").mean().agg(plus_minus)})
 
 
 def less_random(means: pd.DataFrame) -> pd.DataFrame:
     """A row for each method, a column for each number of labels and seed."""
     dice = means.set_index(["method", "labelled", "seed"])["dice"].unstack(["labelled", "seed"])
     return 100 * (dice - dice.loc["random"])
-
-
-def markdown(table: pd.DataFrame) -> str:
-    lines = [["method", *map(str, table.columns)], ["---"] * (len(table.columns) + 1)]
-    lines += [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plot(means: pd.DataFrame, megabytes: pd.Series, methods: list[str]) -> None:
