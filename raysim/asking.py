@@ -55,9 +55,9 @@ def asked(space: Space, given: Mapping[str, Any], words: Mapping[str, Any], opti
     """A search of `space` over the keys that a file gives, and `words`, which win over the space. Everything that can
     be known without the data is checked. Raises ConfigError."""
     space = space.of_one(named) if (named := _algorithm(words)) else space
-    ordered = sorted(space.domains, key=lambda key: key != "algorithm")  # first of all what other keys hang on
     words, own = space.conditional(words)
     space = space.narrowed(own)
+    ordered = sorted(space.domains, key=lambda key: key != "algorithm")  # first of all what other keys hang on
     kept = {key: space.domains[key] for key in ordered if key in own or not _has(words, space.short(key))}
     base = dict(given)
     for key, value in space.fixed.items():

@@ -182,6 +182,8 @@ def test_a_word_for_a_key_of_the_algorithm_leaves_the_algorithm_searched():
         config = resolve(found.space.given(found.base, found.space.drawn(0, number)))
         assert config.algorithm.epochs == 2
         assert getattr(config.algorithm, "pull", 0.7) == 0.7
+    more = asked(methods, {}, parse(["algorithm.fedsm.selector_lr=0.5"]), {}).space  # which the space does not search
+    assert domains.ends(more.domains["algorithm.fedsm.selector_lr"]) == [0.5]
     fixed = asked(methods, {}, parse(["algorithm.lr=0.01"]), {}).space
     assert not [key for key in fixed.domains if key.endswith(".lr")]
     networks = Space(of_words(["network=choice(unet,basicunet)", "algorithm.lr=uniform(0.1,0.2)"]))
