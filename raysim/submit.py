@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -63,10 +64,11 @@ def submit(words: Sequence[str], address: str | None, detach: bool, console: Con
     job = f"raysim-{token_hex(4)}"
     sent = asked(words, job)
     client = _client(address)
-    with TemporaryDirectory() as held, _answered(job):
+    with TemporaryDirectory() as held:
         _packed(sent, Path(held))
         how = {"submission_id": job, "runtime_env": {"working_dir": held}, "metadata": {FIELD: sent.folder}}
-        _begun(client, entrypoint=f"exec {sent.command}", **how)
+        with _answered(job):
+            _begun(client, entrypoint=f"exec {sent.command}", **how)
     console.print(f"job {job}: raysim {' '.join(words)}", highlight=False, markup=False, soft_wrap=True)
     if detach:
         console.print(f"raysim submit --attach {job} follows it and fetches its results", highlight=False)
@@ -78,11 +80,8 @@ def attach(job: str, address: str | None, console: Console) -> int:
     """Follow a job to its end, then fetch its run's folder into a new one under `runs`; the job's exit code."""
     client = _client(address)
     try:
-        client.get_job_info(job)
-    except RuntimeError as error:
-        raise ConfigError(f"no job {job} on this cluster: {str(error).splitlines()[0]}") from error
-    try:
         with _answered(job):
+            _check_known(client, job)
             status = _followed(client, job)
             info = client.get_job_info(job)
             folder = (info.metadata or {}).get(FIELD)
@@ -100,12 +99,19 @@ def attach(job: str, address: str | None, console: Console) -> int:
     return 130 if status == JobStatus.STOPPED else int(failed)
 
 
+def _check_known(client: Any, job: str) -> None:
+    try:
+        client.get_job_info(job)
+    except RuntimeError as error:
+        raise ConfigError(f"no job {job} on this cluster: {str(error).splitlines()[0]}") from error
+
+
 def asked(words: Sequence[str], job: str) -> Sent:
     """What is asked of the cluster. A folder that is named without its full path lies below the cluster's runs."""
     split = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    named = next((option for option in ("--resume", "resume") if option in split[:-1]), None)
-    if split[0] == "resume" or named == "--resume":
-        folder = split[split.index(str(named)) + 1] if named else ""
+    option = "--resume" if "--resume" in split else "resume"
+    if option == "--resume" or split[0] == "resume":
+        folder = next(iter(split[split.index(option) + 1 :]), "")
         if not folder.startswith("/"):
             raise ConfigError(f"submit resume {folder}: give the folder's full path on the cluster")
         return Sent(split, shlex.quote(folder), named=True)
@@ -145,7 +151,7 @@ def _packed(sent: Sent, held: Path) -> None:
     words = sent.words
     for i, word in enumerate(words):
         path = Path(word)
-        if i and (words[i - 1] in ("-c", "--config") or path.suffix == ".py") and path.is_file():
+        if i and (words[i - 1] in ("-c", "--config") or path.suffix == ".py") and os.path.isfile(word):
             shutil.copy(path, held / path.name)
             words[i] = path.name
     for path in Path().iterdir():

@@ -212,9 +212,11 @@ def test_a_submitted_run_is_followed_and_its_results_come_back(address: str, tmp
     assert "no job raysim-nobody" in nobody.stderr
 
 
-def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    from raysim.submit import THERE, asked
+    from raysim.submit import THERE, Sent, _packed, asked
+
+    monkeypatch.chdir(tmp_path)
 
     assert asked(["run", "rounds=2"], "job").folder == f"{THERE}/job"
     assert asked(["run", "--out=a b"], "job").command == f"python -m raysim run --out {THERE}/'a b'"
@@ -222,6 +224,9 @@ def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch) -
     resumed = asked(["tune", "--resume", "/shared/x"], "job")
     assert (resumed.folder, resumed.command) == ("/shared/x", "python -m raysim tune --resume /shared/x")
     assert asked(["doctor"], "job").folder == ""
+    long = Sent(["run", "-c", f"{'x' * 300}.yaml"])
+    _packed(long, tmp_path)  # no file has such a name, and that is not the cluster's silence
+    assert long.words[2].startswith("xxx")
     for words in (["resume", "runs/x"], ["tune", "--resume=x"]):
         with pytest.raises(ConfigError, match="full path"):
             asked(words, "job")
