@@ -187,18 +187,18 @@ class Rounds:
         pointer = json.loads((given / POINTER).read_text())
         if pointer["trial"] == self.number:
             return
-        # First of all, so that a search that ends here does not take the state for the trial's own.
+        # Before the state, so that a search that ends here does not take that for the trial's own.
         note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(self.values)}
         with (self.folder / "lineage.jsonl").open("a") as file:
             file.write(json.dumps(note) + "\n")
         for name in self.search.cells_of(self.values):
             mine, theirs, copy = self.folder / name, given / (name or "federation"), self.folder / "adopted" / "copy"
             _removed(copy.parent)
-            shutil.copytree(theirs, copy)  # first of all: this process may be lost meanwhile
+            shutil.copytree(theirs, copy)  # whole, before what it replaces goes: this process may be lost meanwhile
+            mine.mkdir(parents=True, exist_ok=True)
             for part in ("summary.json", "log.jsonl", "checkpoints"):
                 _removed(mine / part)
                 if (copy / part).exists():
-                    mine.mkdir(parents=True, exist_ok=True)
                     (copy / part).rename(mine / part)
             _removed(copy.parent)
         self.reported = pointer["round"]

@@ -51,12 +51,16 @@ def load(out: Path) -> list[Entry]:
     found = []
     for path in sorted((out / "trials").glob("*/trial.json")):
         with suppress(ValueError, TypeError):
-            held = json.loads(path.read_text())
-            given = lineage(path.parent)
-            values = given[-1]["values"] if given and held["status"] not in FINAL else held["values"]
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-            found.append(Entry(**{**held, "values": values, "lineage": bool(given)}))
+            found.append(_entry(path.parent))
     return sorted(found, key=lambda entry: entry.number)
+
+
+def _entry(folder: Path) -> Entry:
+    entry, taken = Entry(**json.loads((folder / "trial.json").read_text())), lineage(folder)
+    values = taken[-1]["values"] if taken and entry.unfinished else entry.values
+    entry.values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    entry.lineage = bool(taken)
+    return entry
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:
@@ -69,7 +73,7 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
 def ended(folder: Path) -> Entry | None:
     """The trial in `folder`, if an earlier session has seen its end."""
     with suppress(OSError, ValueError, TypeError):
-        entry = Entry(**json.loads((folder / "trial.json").read_text()))
+        entry = _entry(folder)
         return None if entry.unfinished else entry
     return None
 
