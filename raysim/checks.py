@@ -16,7 +16,7 @@ from raysim.data.files import ABSOLUTE
 from raysim.data.rows import TableSites
 from raysim.data.sites import Sites
 from raysim.data.wording import counted, listed, size
-from raysim.node import existing, unwritable
+from raysim.node import existing, token_file, unwritable
 from raysim.types import Task
 
 FULL = 0.95  # of a disk, from where on Ray puts nothing more onto it
@@ -138,7 +138,7 @@ def of_token(environ: Mapping[str, str], home: Path) -> Check:
     if "RAY_AUTH_TOKEN" in environ:
         return Check("token", "ok", "on, from RAY_AUTH_TOKEN")
     given = environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(given) if given else home / ".ray" / "auth_token"
+    path = token_file(environ, home)
     source = f"on, from {path}" + (" (RAY_AUTH_TOKEN_PATH)" if given else "")
     if not path.exists():
         return Check(

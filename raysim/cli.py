@@ -175,10 +175,9 @@ def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
-    if (
-        os.environ.get("RAY_AUTH_TOKEN")
-        or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").is_file()
-    ):
+    from raysim.node import token_file
+
+    if os.environ.get("RAY_AUTH_TOKEN") or token_file(os.environ, Path.home()).is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client of jobs shows the token only where this is said
     from rich.console import Console
 

@@ -28,6 +28,7 @@ from raysim.fleet import Progress
 from raysim.growth import coming, starting
 from raysim.log import note
 from raysim.monitor import run_of
+from raysim.node import token_file
 from raysim.placement import Seat, nodes, seats
 from raysim.preflight import check_store
 from raysim.run import Note, Plan, Row
@@ -76,7 +77,7 @@ def _knock(address: str) -> None:
 def _admitted(address: str) -> None:
     """Raises PermissionError if the Ray at HOST:PORT wants another token, or one at all, which Ray tells late."""
     environ = os.environ
-    path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = token_file(environ, Path.home())
     token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
     with grpc.insecure_channel(address) as channel:
         try:

@@ -9,9 +9,10 @@ import ipaddress
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("raysim", "ray", "torch", "monai", "numpy")
@@ -65,6 +66,12 @@ def gpus(hidden: bool) -> dict[str, Any]:
         return {"cuda": torch.version.cuda, "gpus": [(gpu.name, gpu.total_memory) for gpu in found], "fault": ""}
     except Exception as error:  # noqa: BLE001 - whatever keeps torch from working here is what is asked for
         return {"cuda": None, "gpus": [], "fault": f"{type(error).__name__}: {error}"}
+
+
+def token_file(environ: Mapping[str, str], home: Path) -> Path:
+    """Where Ray's token lies, if there is one that no variable holds."""
+    given = environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(given) if given else home / ".ray" / "auth_token"
 
 
 def unreadable(path: str) -> str:
