@@ -29,7 +29,8 @@ port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs of yours on one node do not me
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 \
   --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "${SLURM_CPUS_PER_TASK:-1}" \
-  ${SLURM_GPUS_ON_NODE:+--num-gpus "$SLURM_GPUS_ON_NODE"} --dashboard-host 127.0.0.1 --disable-usage-stats \
+  ${SLURM_GPUS_ON_NODE:+--num-gpus "$SLURM_GPUS_ON_NODE"} --dashboard-host 127.0.0.1 --dashboard-agent-listen-port 0 \
+  --disable-usage-stats \
   -- raysim "$@" &
 job=$!
 trap 'raysim stop --all &' TERM

@@ -33,6 +33,7 @@ OURS = ("raysim", "algorithms", "search_spaces", "tests")  # installed there; ne
 MOST = 20_000_000  # bytes that travel with a job
 FIELD = "raysim_folder"  # of a job's metadata: the run's folder, as the cluster's shell writes it
 PATIENCE = 120.0  # seconds without an answer of the cluster, after which a job is no longer followed
+NO_AGENT = "No available agent"  # what the dashboard says when the head's agent does not serve
 SILENCE = (RuntimeError, OSError, aiohttp.ClientError)  # what Ray's client says when nobody answers it
 
 
@@ -129,6 +130,11 @@ def _answered(job: str) -> Iterator[None]:
         yield
     except SILENCE as error:
         said = " ".join(str(error).split()) or type(error).__name__
+        if NO_AGENT in said:
+            raise PlacementError(
+                f"the cluster takes no jobs: {said[:300]}; another Ray on the head's machine may hold the port of the "
+                "agent that takes them: start the head with ray start --head --dashboard-agent-listen-port=0"
+            ) from error
         raise PlacementError(
             f"the cluster no longer answers: {said[:300]}; what it has begun goes on: raysim submit --attach {job}"
         ) from error
@@ -172,7 +178,7 @@ def _begun(client: Any, **job: Any) -> str:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > end:
+            if NO_AGENT not in str(error) or time.monotonic() > end:
                 raise
         time.sleep(2)
 

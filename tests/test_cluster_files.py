@@ -188,8 +188,8 @@ def test_slurm_starts_ray_on_all_nodes_and_the_command_on_the_first(code: int, t
     assert calls[-1] == (
         "srun --nodes=2 --ntasks=2 --kill-on-bad-exit=1 --cpus-per-task=32 "
         "ray symmetric-run --address node-a:20123 --min-nodes 2 "
-        "--num-cpus 32 --num-gpus 4 --dashboard-host 127.0.0.1 --disable-usage-stats -- raysim run rounds=3 "
-        "task.data.table=/a b/t.csv"
+        "--num-cpus 32 --num-gpus 4 --dashboard-host 127.0.0.1 --dashboard-agent-listen-port 0 "
+        "--disable-usage-stats -- raysim run rounds=3 task.data.table=/a b/t.csv"
     )
     assert set((tmp_path / "modes").read_text().split()) == {"600"}
     assert not list(tmp_path.glob(".raysim-token*"))
