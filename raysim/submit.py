@@ -141,7 +141,7 @@ def _answered(job: str) -> Iterator[None]:
 
 
 def _client(address: str | None) -> JobSubmissionClient:
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # which sets its own level
     try:
         return JobSubmissionClient(address or "http://127.0.0.1:8265")
     except Exception as error:

@@ -38,7 +38,7 @@ def address() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # jobs find this Python
-        # Any free port for the agent that takes jobs: the usual one may be that of another Ray, which tests beside start.
+        # Any free port for the agent that takes jobs: the usual one may be that of a Ray that other tests start.
         head = {"num_cpus": 3, "num_gpus": 0, "include_dashboard": True, "dashboard_agent_listen_port": 0}
         made = Cluster(initialize_head=True, head_node_args=head)
     DASHBOARD.append(f"http://{made.head_node.webui_url}")
