@@ -118,7 +118,7 @@ def test_own_machines_all_come_at_once() -> None:
     assert (kind["min_workers"], kind["max_workers"]) == (2, 2)
 
 
-# KubeRay's definition of ray.io/v1 (helm-chart/kuberay-operator/crds of its repository), cut to the fields that are used
+# KubeRay's definition of ray.io/v1 (helm-chart/kuberay-operator/crds of its repository), cut to the fields used
 # here: its types, its enumerations, and what it requires. Of the pods, Kubernetes' own schema tells.
 TEXT, WHOLE = {"type": "string"}, {"type": "integer", "minimum": 0}
 SWITCH, POD = {"type": "boolean"}, {"type": "object"}
