@@ -74,6 +74,8 @@ def drawn(title: str, draw: Callable[[Axes], object], height: float) -> str:
             return ""
         if labels := axes.get_legend_handles_labels()[1]:
             figure.legend(loc="outside upper left", ncols=2 if len(labels) > 3 else 3)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # as it lies now: laid out for SVG, it may count on other ticks than it draws
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)

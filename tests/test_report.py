@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from algorithms.fedavg import FedAvg
 from raysim import Answers, LocalFleet
 from raysim.cli import main
 from raysim.errors import SiteError
+from raysim.plots import drawn
 from raysim.report import by_cause, sentences, write_report
 from raysim.run import Plan, perform
 from raysim.types import Incident
@@ -282,3 +284,16 @@ def test_hundreds_of_sites_are_counted_and_failures_cut_short(tmp_path: Path) ->
     assert "site-299" in page.text
     assert "distance (lower is better)" in page.text  # the axis of the histogram
     assert (tmp_path / "report.html").stat().st_size < 500_000
+
+
+def test_no_label_of_an_axis_is_cut_off() -> None:
+    losses = [8.14, *[12.4] * 18, 13.58, 1.87, *[0.83] * 19]
+
+    def draw(axes: Any) -> None:
+        axes.plot(range(1, 41), losses, marker=".")
+        axes.set_xlabel("round")
+        axes.set_xlim(0.5, 40.5)
+
+    labels = re.findall(r'text-anchor: end[^>]* x="([\d.]+)"[^>]*>([^<]+)<', drawn("loss", draw, 2.5))
+    assert "12.5" in {label for _, label in labels}
+    assert all(float(x) > 5 * len(label) for x, label in labels), labels
