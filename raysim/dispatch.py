@@ -26,7 +26,6 @@ QUICK = 1.0  # seconds of work up to which a call is quick: what waits behind a 
 BUNDLE = 0.5  # seconds of work that make a call worth while: Ray spends about 0.002 s on a call, whatever it carries
 SHARE = 1.5  # a call takes at most two thirds of what waits for an actor, so that all are done at the same time
 TRIES = 3  # losses of an actor after which what it played, and not the machine, is to blame
-PATIENCE = 120.0  # seconds for an actor to come back while no other can work
 FULL = (
     "there is no room left for what the sites send: give Ray a larger object store (ray start --object-store-memory) "
     "or a larger disk to spill to, or have fewer sites in a round (cohort)"
@@ -75,7 +74,7 @@ class Dispatch:
             self.fleet.check_stop()
             if self.running:
                 idle_since = time.monotonic()
-            elif time.monotonic() - idle_since > PATIENCE:
+            elif time.monotonic() - idle_since > self.fleet.patience:
                 raise RunError(self._nobody())
             for ref in ready:
                 if ref in self.fleet.starting:
@@ -188,8 +187,9 @@ class Dispatch:
     def _nobody(self) -> str:
         left = len(self.suspects) + sum(map(len, self.waiting.values()))
         return (
-            f"round {self.fleet.ledger.round + 1}: no client actor has come back for {PATIENCE:g} s, and {left} sites "
-            "wait; the cluster has no room for one. When it has, `raysim resume` goes on from the last checkpoint"
+            f"round {self.fleet.ledger.round + 1}: no client actor has come back for {self.fleet.patience:g} s, and "
+            f"{left} sites wait; the cluster has no room for one. When it has, `raysim resume` goes on from the last "
+            "checkpoint"
         )
 
 

@@ -31,11 +31,12 @@ from raysim.monitor import run_of
 from raysim.node import token_file
 from raysim.placement import Seat, nodes, seats
 from raysim.preflight import check_store
+from raysim.ray_fleet import PATIENCE
 from raysim.run import Note, Plan, Row
-from raysim.server import PATIENCE, Event, Failed, Server
+from raysim.server import Event, Failed, Server, given_out, rooms
 from raysim.types import Incident
 
-GROWTH = 1800.0  # seconds for a cluster to grow to what is asked for
+GROWTH = 1800.0  # seconds for a cluster to grow by what a client actor needs
 KNOCK = 10.0  # seconds for the head of a cluster to answer
 QUIET = 60.0  # seconds without an answer of any site after which a note says whom the round waits for
 TICK = 0.5  # seconds between two looks at the progress of a round
@@ -90,10 +91,11 @@ def _admitted(address: str) -> None:
                 raise PermissionError(f"{said}; copy its own, of the user who started it, to there") from error
 
 
-def _growing(group: PlacementGroup, given: Sequence[Seat], most: int) -> Iterator[Event]:
-    """Progress until the cluster has grown to hold the group, up to `most` nodes. PlacementError if it does not."""
+def _growing(groups: Sequence[PlacementGroup], given: Sequence[Seat], most: int) -> Iterator[Event]:
+    """Progress until the cluster, which may have `most` nodes, holds an actor. PlacementError if it never does."""
     wish, start, due = _wish(given), time.monotonic(), 0.0
-    while not group.wait(TICK):
+    while not any(map(given_out, groups)):
+        time.sleep(TICK)
         waited, alive, new = time.monotonic() - start, len(nodes(ray.nodes())), starting()
         if waited > GROWTH:
             raise PlacementError(
@@ -105,6 +107,8 @@ def _growing(group: PlacementGroup, given: Sequence[Seat], most: int) -> Iterato
         if waited >= due:
             due = max(20.0, 2 * due)
             yield Note(text)
+    if more := len(groups) - sum(map(given_out, groups)):
+        yield Note(f"{len(groups) - more} of {len(groups)} client actors have room; the others join with their nodes")
 
 
 def _wish(given: Sequence[Seat]) -> str:
@@ -149,10 +153,12 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
     number = 1  # of the round that is played
     given, most = _seats(plan, resources)
     yield from check_store(plan)
-    group = placement_group([seat.bundle for seat in given])
+    bundles = [seat.bundle for seat in given]
+    # One group is given as a whole, so that of two runs neither holds half of what both need; nodes come one by one.
+    groups = [placement_group([each]) for each in bundles] if most else [placement_group(bundles)]
     try:
-        yield from _growing(group, given, most) if most else _granted(group, given)
-        server = _server(plan, group, given, namespace)
+        yield from _growing(groups, given, most) if most else _granted(groups[0], given)
+        server = _server(plan, groups, given, namespace)
         try:
             yield from _started(server)
             rounds = server.run.options(num_returns="streaming").remote()
@@ -169,7 +175,8 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
         finally:
             ray.kill(server)
     finally:
-        remove_placement_group(group)
+        for group in groups:
+            remove_placement_group(group)
 
 
 def _lost(plan: Plan, number: int, error: RayError) -> RunError:
@@ -181,7 +188,7 @@ def _lost(plan: Plan, number: int, error: RayError) -> RunError:
     return RunError(cause)
 
 
-def _server(plan: Plan, group: PlacementGroup, given: Sequence[Seat], namespace: str) -> Any:
+def _server(plan: Plan, groups: Sequence[PlacementGroup], given: Sequence[Seat], namespace: str) -> Any:
     options = {
         "name": f"{run_of(namespace)}/server",
         "namespace": namespace,
@@ -193,7 +200,8 @@ def _server(plan: Plan, group: PlacementGroup, given: Sequence[Seat], namespace:
     sizes = plan.task.sizes
     costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}
     decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
-    return decorate(Server).options(**options).remote([ray.put(plan)], group, costs, given, namespace)
+    patience = GROWTH if coming(1) else PATIENCE  # an autoscaler puts another node in the place of one that is lost
+    return decorate(Server).options(**options).remote([ray.put(plan)], rooms(groups), costs, given, namespace, patience)
 
 
 def _started(server: Any) -> Iterator[Event]:

@@ -28,7 +28,6 @@ from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
 from raysim.folder import alone, claimed
 from raysim.monitor import NAMESPACE
-from raysim.placement import nodes
 from raysim.preflight import check_disk, model_bytes
 from raysim.record import write_json
 from raysim.registry import classes_of, name_of
@@ -122,15 +121,18 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
 
 
 def _grown(events: Generator[Event], plan: Plan, config: RunConfig) -> Generator[Event]:
-    """The events; nodes that came for this run are asked what those were asked that were there."""
-    before = len(nodes(ray.nodes()))
+    """The events; nodes that have come since are asked what those were asked that were there."""
+    asked = _alive()
     with closing(events):
         for event in events:
-            if isinstance(event, Placed) and before:
-                if len(nodes(ray.nodes())) > before:
-                    yield from agreed(plan.task, config.task)
-                before = 0
+            if isinstance(event, Placed) and not (now := _alive()) <= asked:
+                yield from agreed(plan.task, config.task)
+                asked |= now
             yield event
+
+
+def _alive() -> set[str]:
+    return {each["NodeID"] for each in ray.nodes() if each["Alive"]}
 
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:

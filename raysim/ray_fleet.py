@@ -23,13 +23,15 @@ from raysim.types import Task
 from raysim.worker import Answer, Call, Client
 
 P = TypeVar("P")
+PATIENCE = 120.0  # seconds for an actor to come back, while no other can work, to a cluster that has room for it
 
 
 class RayFleet(BaseFleet):
     """Sites on client actors. A site stays with the actor that has its data open, unless another is idle.
 
     `start` makes a client actor of a name; it is called for one that was lost. `alone` are the actors that play a
-    single site, by site: nobody else plays it, and they play nothing else.
+    single site, by site: nobody else plays it, and they play nothing else. `patience` is how many seconds a round
+    waits for an actor when none can work.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class RayFleet(BaseFleet):
         rounds: int,
         chaos: Chaos | None = None,
         alone: Mapping[str, str] | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         super().__init__(task, seed=seed, rounds=rounds)
-        self.alone = dict(alone or {})
+        self.alone, self.patience = dict(alone or {}), patience
         self.kills = dict(chaos.kills) if chaos else {}
         self.actors, self.home, self.start = dict(actors), dict(home), start
         self.starting: dict[Any, str] = {}  # actors that are not up yet, by what tells that they are

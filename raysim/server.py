@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysim.balance import assign
@@ -21,10 +21,8 @@ from raysim.errors import PlacementError, RaysimError, RunError
 from raysim.fleet import Progress
 from raysim.monitor import Monitor, run_of
 from raysim.placement import Seat
-from raysim.ray_fleet import RayFleet
+from raysim.ray_fleet import PATIENCE, RayFleet
 from raysim.run import Note, Plan, Row, Summary, perform
-
-PATIENCE = 120.0  # seconds for actors to start on a cluster that has room for them
 
 
 @dataclass(frozen=True)
@@ -45,24 +43,39 @@ class Failed:
 Event = Placed | Row | Note | Summary | Failed | Progress
 
 
+def rooms(groups: Sequence[PlacementGroup]) -> list[PlacementGroupSchedulingStrategy]:
+    """The places of these groups, one for each client actor."""
+    return [PlacementGroupSchedulingStrategy(group, i) for group in groups for i in range(group.bundle_count)]
+
+
+def given_out(group: PlacementGroup) -> bool:
+    """Whether the group has its place. Asked to wait for 0 s, Ray at times denies it of one that has."""
+    return bool(placement_group_table(group)["state"] == "CREATED")
+
+
 class Server:
-    """The server actor: starts the client actors, runs the rounds, streams them, and answers meanwhile."""
+    """The server actor: starts the client actors, runs the rounds, streams them, and answers meanwhile.
+
+    `rooms` are where the actors go, one for each that is `given`. `patience` is that of the fleet.
+    """
 
     def __init__(
         self,
         plan: list[Any],
-        group: PlacementGroup,
+        rooms: Sequence[PlacementGroupSchedulingStrategy],
         costs: Mapping[str, float],
         given: Sequence[Seat],
         namespace: str,
+        patience: float = PATIENCE,
     ) -> None:
         names = [f"client-{i:02}" for i in range(1, len(given) + 1)]
-        self.alone = {seat.site: name for name, seat in zip(names, given, strict=True) if seat.site is not None}
+        seats = dict(zip(names, given, strict=True))
+        self.alone = {seat.site: name for name, seat in seats.items() if seat.site is not None}
         self.held, home = plan, assign(costs, names, self.alone)
+        self.patience, self.rooms = patience, dict(zip(names, rooms, strict=True))
 
         def start(name: str) -> Any:
-            bundle = names.index(name)
-            return _client(name, _title(name, home), namespace, self.held, group, bundle, given[bundle])
+            return _client(name, _title(name, home), namespace, self.held, self.rooms[name], seats[name])
 
         # Before the plan is opened, which imports much: so the clients start while this process does.
         clients = {name: start(name) for name in names}
@@ -73,6 +86,7 @@ class Server:
     def _fleet(self, clients: Mapping[str, Any], home: Mapping[str, str], start: Callable[[str], Any]) -> RayFleet:
         plan = self.plan
         run: dict[str, Any] = {"seed": plan.seed, "rounds": plan.rounds, "chaos": plan.chaos}
+        run["patience"] = self.patience
         return RayFleet(plan.task, clients, home, start, alone=self.alone, **run)
 
     def renew(self, plan: list[Any], costs: Mapping[str, float]) -> None:
@@ -92,9 +106,15 @@ class Server:
         return "server"
 
     def placed(self) -> Placed | Failed:
-        """Where everything is, once all client actors are up, or which of them cannot start."""
+        """Where everything is, once all client actors are up that have room, or which of them cannot start.
+
+        The others join when their nodes are there, as one does that was lost.
+        """
         places, progress = self.fleet.places, self.fleet.ledger.progress
         coming = {client.place.remote(): name for name, client in self.fleet.actors.items()}
+        later = {ref: name for ref, name in coming.items() if not given_out(self.rooms[name].placement_group)}
+        for ref in later:
+            del coming[ref]
         progress.phase, progress.total = "starting actors", len(coming)
         while coming:
             ready, _ = ray.wait(list(coming), timeout=PATIENCE)
@@ -109,6 +129,7 @@ class Server:
                 failure.remote = str(error)
                 return Failed(failure)
             progress.done += 1
+        self.fleet.starting.update(later)
         if self.plan.chaos.needs_node and not self.fleet.others():
             return Failed(PlacementError("chaos: kill node needs a client actor on a node other than the command's"))
         return self._placed()
@@ -179,14 +200,14 @@ def _title(name: str, home: Mapping[str, str]) -> str:
 
 
 def _client(
-    name: str, title: str, namespace: str, plan: list[Any], group: PlacementGroup, bundle: int, seat: Seat
+    name: str, title: str, namespace: str, plan: list[Any], room: PlacementGroupSchedulingStrategy, seat: Seat
 ) -> Any:
     options = {
         "name": f"{run_of(namespace)}/{title}",
         "namespace": namespace,
         "num_cpus": seat.cpus,
         "num_gpus": seat.gpus,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, bundle),
+        "scheduling_strategy": room,
     }
     actor: Any = ray.remote(ClientActor)
     for wait in (0.1, 1.0, 10.0):

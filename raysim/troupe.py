@@ -12,7 +12,7 @@ from ray.util import get_current_placement_group
 from raysim.config import Resources
 from raysim.placement import nodes, seats
 from raysim.run import Note, Plan, Row, Summary
-from raysim.server import Failed, Server
+from raysim.server import Failed, Server, rooms
 
 
 class Troupe:
@@ -47,7 +47,7 @@ class Troupe:
         assert group is not None  # Tune has placed the trial in it
         given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
         self.times += 1
-        self.server = Server(held, group, costs, given, f"raysim-trial-{self.name}-{self.times}")
+        self.server = Server(held, rooms([group]), costs, given, f"raysim-trial-{self.name}-{self.times}")
         placed = self.server.placed()
         if isinstance(placed, Failed):
             self.close()

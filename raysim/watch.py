@@ -27,7 +27,7 @@ from raysim.errors import ConfigError, RunError
 from raysim.folder import at_work, runs
 from raysim.monitor import NAMESPACE, run_of
 from raysim.naming import nearest
-from raysim.server import PATIENCE
+from raysim.ray_fleet import PATIENCE
 from raysim.trials import load
 
 LEADERS = ("server", "search")  # the named actors that answer `status()` and `stop()`: of a run, of a search

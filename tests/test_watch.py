@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from raysim.folder import alone, at_work
 from raysim.monitor import COUNTERS, GAUGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-DASHBOARD: list[str] = []  # where that of this file's Ray is
+CLUSTER: list[Any] = []  # this file's Ray
 LONG = (
     *("rounds=100000", "task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
     *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.clients=2"),
@@ -38,10 +40,12 @@ def address() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # jobs find this Python
-        # Any free port for the agent that takes jobs: the usual one may be that of a Ray that other tests start.
-        head = {"num_cpus": 3, "num_gpus": 0, "include_dashboard": True, "dashboard_agent_listen_port": 0}
+        # The usual ports may be those of a Ray that other tests start; 0 is any free one, but for the dashboard's.
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports = {"dashboard_port": free.getsockname()[1], "dashboard_agent_listen_port": 0}
+        head = {"num_cpus": 3, "num_gpus": 0, "include_dashboard": True, **ports}
         made = Cluster(initialize_head=True, head_node_args=head)
-    DASHBOARD.append(f"http://{made.head_node.webui_url}")
+    CLUSTER.append(made)
     yield made.address
     made.shutdown()
 
@@ -155,6 +159,31 @@ def test_a_run_of_this_machine_is_found_by_its_folder(tmp_path: Path) -> None:
     assert not (out / ".process").exists()
 
 
+def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSIM_GROWS", "{max_workers: 1, resources: {CPU: 2}}")
+    out = tmp_path / "grows"
+
+    def nodes() -> set[str]:
+        return {place["node"] for place in json.loads((out / "placement.json").read_text()) if "node" in place}
+
+    with playing(*LONG, f"address={address}", "resources.cpus_per_client=2", "--out", str(out)) as run:
+        log = out / "log.jsonl"
+        assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 2))
+        assert len(nodes()) == 1
+        joined = CLUSTER[0].add_node(num_cpus=2, num_gpus=0)
+        try:
+            assert until(lambda: run.poll() is not None or len(nodes()) == 2), nodes()
+            assert run.poll() is None
+        finally:
+            run.send_signal(signal.SIGINT)
+            said = "".join(run.communicate(timeout=60))
+            CLUSTER[0].remove_node(joined)
+    assert "1 of 2 client actors have room" in said
+    assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
+
+
 def test_who_is_at_work_in_a_folder(tmp_path: Path) -> None:
     assert at_work(tmp_path) is None
     with alone(tmp_path):
@@ -188,7 +217,7 @@ def test_a_submitted_run_is_followed_and_its_results_come_back(address: str, tmp
     short = [*LONG[1:], "rounds=2", "algorithm=mine:Mine", f"address={address}"]
 
     def submit(*words: str) -> Any:
-        line = command("submit", "--address", DASHBOARD[0], *words)
+        line = command("submit", "--address", f"http://{CLUSTER[0].head_node.webui_url}", *words)
         return subprocess.run(
             line, cwd=tmp_path, env=os.environ | there, capture_output=True, text=True, timeout=200, check=False
         )
