@@ -16,7 +16,7 @@ from raysim.data.files import ABSOLUTE
 from raysim.data.rows import TableSites
 from raysim.data.sites import Sites
 from raysim.data.wording import counted, listed, size
-from raysim.node import existing, token_file, unwritable
+from raysim.node import differences, existing, token_file, unwritable
 from raysim.types import Task
 
 FULL = 0.95  # of a disk, from where on Ray puts nothing more onto it
@@ -102,15 +102,6 @@ def of_versions(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, str]) 
         yield Check(
             "versions", "wrong", f"{name}: {told}", "install there what is installed here, from constraints.txt"
         )
-
-
-def differences(own: Mapping[str, str], others: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """The versions of each node that has not the `own` ones."""
-    told = {
-        name: {package: of.get(package, "missing") for package in own if of.get(package, "missing") != own[package]}
-        for name, of in others.items()
-    }
-    return {name: packages for name, packages in told.items() if packages}
 
 
 def of_listening(facts: Mapping[str, Mapping[str, Any]], own: bool) -> Iterator[Check]:

@@ -54,8 +54,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
-    if args.out is not None and Path(args.out).exists():
-        raise ConfigError(f"--out {args.out} exists already, and a search never overwrites another; choose a new one")
+    _check_new(args.out, "a search")
     from raysim.config import merge, parse, read_file
 
     given = merge(read_file(args.config) if args.config else {}, {})
@@ -106,18 +105,20 @@ def _doctor(args: argparse.Namespace, words: Sequence[str]) -> int:
     return doctor(config, args.out, Display(Terminal()))
 
 
+def _check_new(out: str | None, what: str) -> None:
+    if out is not None and "://" in out:
+        raise ConfigError(f"--out {out}: {what} writes into a folder; give one that is mounted, and copy it afterwards")
+    if out is not None and Path(out).exists():
+        raise ConfigError(f"--out {out} exists already, and {what} never overwrites another; choose a new one")
+
+
 def _configured(args: argparse.Namespace, words: Sequence[str]) -> RunConfig:
     """What a file and words ask for, and all that must be so before Ray is imported."""
     from raysim.config import merge, parse, read_file, resolve
 
     words = [*words, *([f"address={args.address}"] if args.address else [])]
     given = merge(read_file(args.config) if args.config else {}, parse(words))
-    if args.out is not None and "://" in args.out:
-        raise ConfigError(
-            f"--out {args.out}: a run writes into a folder; give one that is mounted, and copy it afterwards"
-        )
-    if args.out is not None and Path(args.out).exists():
-        raise ConfigError(f"--out {args.out} exists already, and a run never overwrites another; choose a new one")
+    _check_new(args.out, "a run")
     config = resolve(given)
     _ready(config)
     return config

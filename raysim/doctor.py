@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from raysim.data.wording import counted, size
 from raysim.display import Display
 from raysim.errors import PlacementError
 from raysim.folder import runs
+from raysim.growth import coming
 from raysim.launch import prepare
 from raysim.placement import Node, Room, Seat, seats
 from raysim.preflight import check_store
@@ -45,11 +47,13 @@ def doctor(config: RunConfig, out: str | None, display: Display) -> int:
     with surroundings(config, read, written) as where:
         given, placed = _placed(config, plan, where)
         found = [*_checks(where, folder, read, written), placed, *_stored(plan, where)]
-        display.say(f"trying a batch, for {PATIENCE:g} s at most")
-        probe = _probe(config, plan, where, given)
+        probe: Probe | Failure | None = None
+        if placed.verdict != "note":  # else there is no room yet
+            display.say(f"trying a batch, for {PATIENCE:g} s at most")
+            probe = _probe(config, plan, where, given)
     if isinstance(probe, Failure):
         found.append(Check("batch", "wrong", probe.cause, FAILED))
-    else:
+    elif probe is not None:
         found += _crowded(where, given, probe, len(plan.task.inside))
     display.console.print(_table(found))
     if isinstance(probe, Probe):
@@ -83,6 +87,12 @@ def _placed(config: RunConfig, plan: Plan, where: Surroundings) -> tuple[list[Se
     try:
         given = seats(resources, task.inside, nodes, task.outside)
     except PlacementError as error:
+        more = coming() if where.own is False else []
+        with suppress(PlacementError):
+            many = len(seats(resources, task.inside, [*nodes, *more], task.outside))
+            if more:
+                asked = f"no room for {counted(many, 'client actor')} yet: a run asks the autoscaler for nodes"
+                return [], Check("resources", "note", f"{asked}, of which {len(more)} more may come; no batch is tried")
         return [], Check("resources", "wrong", str(error))
     if where.own is None:
         threads = counted(threads_of(resources.cpus_per_client), "torch thread")

@@ -25,7 +25,7 @@ from raysim.data.wording import listed
 from raysim.dispatch import told
 from raysim.errors import PlacementError, RunError
 from raysim.fleet import Progress
-from raysim.growth import coming, starting
+from raysim.growth import coming, grows, starting
 from raysim.log import note
 from raysim.monitor import run_of
 from raysim.node import token_file
@@ -107,6 +107,8 @@ def _growing(groups: Sequence[PlacementGroup], given: Sequence[Seat], most: int)
         if waited >= due:
             due = max(20.0, 2 * due)
             yield Note(text)
+    if not all(map(given_out, groups)):  # those that have room now are all given out within the second
+        time.sleep(2 * TICK)
     if more := len(groups) - sum(map(given_out, groups)):
         yield Note(f"{len(groups) - more} of {len(groups)} client actors have room; the others join with their nodes")
 
@@ -117,14 +119,15 @@ def _wish(given: Sequence[Seat]) -> str:
 
 
 def _seats(plan: Plan, resources: Resources) -> tuple[list[Seat], int]:
-    """The client actors to start, and how many nodes the cluster will have to grow to at most; 0 if it need not."""
-    here = nodes(ray.nodes())
+    """The client actors to start, and how many nodes there may be at most if the cluster may grow; 0 if it may not."""
+    here, more = nodes(ray.nodes()), coming()
+    most = len(here) + len(more) if more else 0
     try:
-        return seats(resources, plan.task.inside, here, plan.task.outside), 0
+        return seats(resources, plan.task.inside, here, plan.task.outside), most
     except PlacementError:
-        if not (more := coming(len(here))):
+        if not more:
             raise
-        return seats(resources, plan.task.inside, [*here, *more], plan.task.outside), len(here) + len(more)
+        return seats(resources, plan.task.inside, [*here, *more], plan.task.outside), most
 
 
 def _granted(group: PlacementGroup, given: Sequence[Seat]) -> Iterator[Event]:
@@ -200,7 +203,7 @@ def _server(plan: Plan, groups: Sequence[PlacementGroup], given: Sequence[Seat],
     sizes = plan.task.sizes
     costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}
     decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
-    patience = GROWTH if coming(1) else PATIENCE  # an autoscaler puts another node in the place of one that is lost
+    patience = GROWTH if grows() else PATIENCE  # an autoscaler puts another node in the place of one that is lost
     return decorate(Server).options(**options).remote([ray.put(plan)], rooms(groups), costs, given, namespace, patience)
 
 

@@ -42,7 +42,10 @@ def claimed(out: str | None, stem: str) -> Iterator[Path]:
 
 def runs() -> Path:
     """Where runs go that no folder is given for: RAYSIM_RUNS, or `runs`."""
-    return Path(os.environ.get(RUNS) or "runs").expanduser().absolute()
+    given = os.environ.get(RUNS) or "runs"
+    if "://" in given:
+        raise ConfigError(f"{RUNS}={given}: runs are written into a folder; give one that is mounted")
+    return Path(given).expanduser().absolute()
 
 
 def _next_free(stem: str, made: list[Path]) -> Path:

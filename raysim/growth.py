@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,45 @@ import yaml
 from ray.autoscaler.v2.sdk import get_cluster_status
 
 from raysim.errors import ConfigError
-from raysim.placement import Node
+from raysim.placement import Node, nodes
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # what `ray up` leaves on the head
 GROWS = "RAYSIM_GROWS"  # where there is no such file: {max_workers: 8, resources: {CPU: 8, GPU: 1}}
 
 
-def coming(alive: int) -> list[Node]:
-    """The nodes that the autoscaler may start beside those that are `alive`; none where it is not known of one."""
+def grows() -> bool:
+    """Whether the Ray that this process has joined has an autoscaler that may start nodes, as far as is known."""
+    own = ray._private.worker._global_node  # of a Ray of this process alone, the head
+    return not (own is not None and own.is_head()) and _config()[0] > 0
+
+
+def coming() -> list[Node]:
+    """The nodes that the autoscaler may start beside those that are alive, the largest first."""
+    if not grows():
+        return []
+    alive = [each for each in ray.nodes() if each["Alive"] and "node:__internal_head__" not in each["Resources"]]
+    return beside(nodes(alive))
+
+
+def beside(workers: Sequence[Node]) -> list[Node]:
+    """What may come beside these workers, of those kinds that there are not yet as many of as there may be."""
     most, kinds = _config()
-    left = most - (alive - 1)  # one is the head
-    found = [
-        Node(f"new {name}", float(has["CPU"]), float(has.get("GPU", 0))) for name, has, n in kinds for _ in range(n)
-    ]
-    return found[: max(0, left)]
+    found = [kind for kind, count in kinds for _ in range(count)]
+    for worker in workers:
+        like = next((node for node in found if (node.cpus, node.gpus) == (worker.cpus, worker.gpus)), None)
+        if like is not None:
+            found.remove(like)
+    found.sort(key=lambda node: (-node.gpus, -node.cpus))
+    return found[: max(0, most - len(workers))]
 
 
-def _config() -> tuple[int, list[tuple[str, Mapping[str, Any], int]]]:
-    """How many workers there may be, and of each kind its name, resources and how many of it."""
+def _config() -> tuple[int, list[tuple[Node, int]]]:
+    """How many workers there may be in all, and of each kind."""
     if text := os.environ.get(GROWS):
         try:
             given = yaml.safe_load(text)
-            return int(given["max_workers"]), [("node", dict(given["resources"]), int(given["max_workers"]))]
+            most = int(given["max_workers"])
+            return most, [(_node("node", given["resources"]), most)]
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             wanted = "{max_workers: 8, resources: {CPU: 8, GPU: 1}}"
             raise ConfigError(f"{GROWS}={text!r}: expected such as {wanted}") from error
@@ -44,14 +61,18 @@ def _config() -> tuple[int, list[tuple[str, Mapping[str, Any], int]]]:
     return 0, []
 
 
-def _kinds(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], int]]:
+def _node(kind: str, has: Mapping[str, Any]) -> Node:
+    return Node(f"new {kind}", float(has["CPU"]), float(has.get("GPU", 0)))
+
+
+def _kinds(config: Mapping[str, Any]) -> Iterator[tuple[Node, int]]:
     local = config["provider"]["type"] == "local"
     here = ray.nodes()[0]["Resources"] if local else {}  # one's own machines are taken to be like this one
     for name, kind in config["available_node_types"].items():
         if local or name != config["head_node_type"]:
             has = here if local else kind.get("resources", {})
             if "CPU" in has:
-                yield name, has, int(kind.get("max_workers", config["max_workers"]))
+                yield _node(name, has), int(kind.get("max_workers", config["max_workers"]))
 
 
 def starting() -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -104,14 +104,14 @@ class Memory:
     def __init__(self, actor: str, gpu: bool) -> None:
         self.tags = {"run": run_of(ray.get_runtime_context().namespace), "actor": actor}
         self.gpu, self._due = gpu, 0.0
+        self.process: Any = import_module("psutil").Process()
 
     def tell(self) -> None:
         """If it is time for it."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        _gauge("raysim_client_memory_bytes").set(pages * 4096, {**self.tags, "where": "host"})
+        _gauge("raysim_client_memory_bytes").set(self.process.memory_info().rss, {**self.tags, "where": "host"})
         if self.gpu:
             _gauge("raysim_client_memory_bytes").set(torch.cuda.max_memory_reserved(), {**self.tags, "where": "gpu"})
 

@@ -55,6 +55,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def differences(own: Mapping[str, str], others: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """The versions of each node that has not the `own` ones."""
+    told = {
+        name: {package: of.get(package, "missing") for package in own if of.get(package, "missing") != own[package]}
+        for name, of in others.items()
+    }
+    return {name: packages for name, packages in told.items() if packages}
+
+
 def gpus(hidden: bool) -> dict[str, Any]:
     """`cuda` that torch was built for, the name and the bytes of each of the `gpus` it can use, or its `fault`."""
     if hidden:  # Ray hides all GPUs from a task that asks for none

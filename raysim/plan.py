@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class Search:
     task: Task | None = None  # that of `base`, built
     described: Any = None  # its configuration
     cwd: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages
 
     def config(self, values: Mapping[str, Any], cell: Cell) -> RunConfig:
         """The run of a trial's federation; a held-out site is its one outside site."""

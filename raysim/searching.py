@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.tune import ResultGrid
 
-from raysim import domains
+from raysim import domains, node
 from raysim.asking import (
     SEARCH,
     Asked,
@@ -134,7 +134,7 @@ def _run(
         total = _total(asked, search)
         need = needs(search, total, asked.options.max_concurrent)
         if need.growing:
-            show.say("the cluster has no room for a trial yet: its autoscaler is asked for nodes")
+            show.say("the cluster may grow: its autoscaler is asked for nodes for the trials that have no room yet")
         write_asked(search.out, asked)
         books = Books(search, entries, asked.options.keep)
         source, left = _source(asked, search, entries), waiting(search, entries)
@@ -203,6 +203,7 @@ def _prepared(asked: Asked, out: Path, show: SearchDisplay) -> Search:
         task=task,
         described=config.task,
         cwd=os.getcwd(),
+        versions=node.versions(),
     )
     judged = [search.config(values, cell) for values, cell in _one_of_each(search, sites)]
     tasks = [task if each.task == config.task else each.task.build(None) for each in judged]

@@ -26,7 +26,7 @@ class Needs:
     bundles: Sequence[Mapping[str, float]]
     at_once: int
     said: str
-    growing: bool = False  # whether the cluster must grow for it
+    growing: bool = False  # whether the cluster may grow for it
 
 
 def needs(search: Search, trials: int, max_concurrent: int | None) -> Needs:
@@ -35,13 +35,14 @@ def needs(search: Search, trials: int, max_concurrent: int | None) -> Needs:
     `trials` are all that there will be, `max_concurrent` how many at once at most. What a user fixes (fleet,
     resources.clients, resources.sites) is kept. Raises PlacementError for what never fits.
     """
-    here = nodes(ray.nodes())
-    try:
+    here, more = nodes(ray.nodes()), coming()
+    if not more:
         return _needs(search, trials, max_concurrent, here)
+    grown = replace(_needs(search, trials, max_concurrent, [*here, *more]), growing=True)
+    try:
+        return replace(_needs(search, trials, max_concurrent, here), at_once=grown.at_once, growing=True)
     except PlacementError:
-        if not (more := coming(len(here))):
-            raise
-        return replace(_needs(search, trials, max_concurrent, [*here, *more]), growing=True)
+        return grown
 
 
 def _needs(search: Search, trials: int, max_concurrent: int | None, cluster: Sequence[Node]) -> Needs:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -23,6 +22,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
 from raysim import parcel
+from raysim.data.files import has_secret
 from raysim.data.wording import size
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.folder import runs
@@ -32,6 +32,7 @@ THERE = '"${RAYSIM_RUNS:-$HOME/runs}"'  # on the cluster: where runs go, as its 
 OURS = ("raysim", "algorithms", "search_spaces", "tests")  # installed there; never sent
 MOST = 20_000_000  # bytes that travel with a job
 FIELD = "raysim_folder"  # of a job's metadata: the run's folder, as the cluster's shell writes it
+LOOK = 30.0  # seconds between two questions whether a job is still there
 PATIENCE = 120.0  # seconds without an answer of the cluster, after which a job is no longer followed
 NO_AGENT = "No available agent"  # what the dashboard says when the head's agent does not serve
 SILENCE = (RuntimeError, OSError, aiohttp.ClientError)  # what Ray's client says when nobody answers it
@@ -59,9 +60,9 @@ def submit(words: Sequence[str], address: str | None, detach: bool, console: Con
     """
     if not words or words[0] not in COMMANDS:
         raise ConfigError(f"raysim submit needs a command: {', '.join(COMMANDS)}; as in raysim submit run rounds=5")
-    if secret := next((word for word in words if re.search(r"://[^/\s]*@", word)), None):
+    if secret := next((word for word in words if has_secret(word)), None):
         key = secret.partition("=")[0] if "=" in secret else "a word"
-        raise ConfigError(f"{key} holds a user's name or password, which would stand in the job's log; leave it out")
+        raise ConfigError(f"{key} holds a password or a key, which would stand in the job's log; leave it out")
     job = f"raysim-{token_hex(4)}"
     sent = asked(words, job)
     client = _client(address)
@@ -160,15 +161,30 @@ def _packed(sent: Sent, held: Path) -> None:
         if i and (words[i - 1] in ("-c", "--config") or path.suffix == ".py") and os.path.isfile(word):
             shutil.copy(path, held / path.name)
             words[i] = path.name
-    for path in Path().iterdir():
-        if path.stem not in OURS and path.suffix == ".py" and not (held / path.name).exists():
-            shutil.copy(path, held)
-        elif path.name not in OURS and (path / "__init__.py").is_file():
-            shutil.copytree(path, held / path.name, ignore=shutil.ignore_patterns("__pycache__"))
-    if (total := sum(path.stat().st_size for path in held.rglob("*"))) > MOST:
+    modules = [path for path in Path().iterdir() if _is_module(path) and not (held / path.name).exists()]
+    if (total := sum(map(_bytes, modules))) > MOST:
         raise ConfigError(
             f"the modules of {Path.cwd()} take {size(total)}; submit from a folder that has the run's own alone"
         )
+    for path in modules:
+        if path.is_dir():
+            shutil.copytree(path, held / path.name, ignore=_left_out)
+        else:
+            shutil.copy(path, held)
+
+
+def _is_module(path: Path) -> bool:
+    return path.stem not in OURS and ((path / "__init__.py").is_file() or (path.suffix == ".py" and path.is_file()))
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _left_out(folder: str, names: list[str]) -> list[str]:
+    """What does not travel: what Python made, and links to nothing."""
+    return [name for name in names if name == "__pycache__" or not Path(folder, name).exists()]
 
 
 def _begun(client: Any, **job: Any) -> str:
@@ -190,26 +206,42 @@ def _free(folder: Path, name: str) -> Path:
 
 def _followed(client: Any, job: str) -> Any:
     """Print what the job says until it ends; its status. A connection that is lost for a while is taken up again."""
-    heard = time.monotonic()
+    printed, lost = 0, 0.0  # characters; since when nobody answers
 
-    async def follow() -> None:
-        nonlocal heard
+    async def printing() -> None:
+        nonlocal printed, lost
+        told = 0  # Ray tells all of it anew
         async for lines in client.tail_job_logs(job):
-            heard = time.monotonic()
-            print(lines, end="", flush=True)
+            print(lines[max(0, printed - told) :], end="", flush=True)
+            told, lost = told + len(lines), 0.0
+            printed = max(printed, told)
 
     while True:
         try:
-            asyncio.run(follow())
+            asyncio.run(_attended(printing(), client, job))
             status = client.get_job_status(job)
         except SILENCE:
-            if time.monotonic() - heard > PATIENCE:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > PATIENCE:
                 raise
         else:
-            heard = time.monotonic()
+            lost = 0.0
             if status.is_terminal():
                 return status
         time.sleep(1)
+
+
+async def _attended(printing: Coroutine[Any, Any, None], client: Any, job: str) -> None:
+    """Wait for `printing`, but not for one whose connection is dead, which nobody says: the job itself is asked too."""
+    task = asyncio.create_task(printing)
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK))[0]:
+            if (await asyncio.to_thread(client.get_job_status, job)).is_terminal():
+                await asyncio.wait({task}, timeout=LOOK)
+                return
+        task.result()
+    finally:
+        task.cancel()
 
 
 def _fetched(client: Any, folder: str) -> str:

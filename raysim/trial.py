@@ -11,15 +11,16 @@ from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
 import yaml
 from ray.tune import Trainable
 
-from raysim import checkpoint
+from raysim import checkpoint, node
 from raysim.config import RunConfig, plain
-from raysim.errors import ConfigError, RaysimError
+from raysim.errors import ConfigError, PlacementError, RaysimError
 from raysim.fields import describe
 from raysim.launch import local_fleet, planned
 from raysim.log import write
@@ -45,7 +46,7 @@ class Workshop:
     def __init__(self, search: Search) -> None:
         self.tasks: dict[str, tuple[Task, Opened]] = {}
         self.most = len(search.cells) + 1  # those of a trial, and the one that all others may have
-        self.troupe = Troupe(str(os.getpid()))
+        self.troupe = Troupe(token_hex(3))
         if search.task is not None:
             self.tasks[_key(search.described)] = (search.task, Opened(search.task))
 
@@ -255,6 +256,8 @@ class Trial(Trainable):
             sys.path.insert(0, search.cwd)  # and a module of the user's own is found
         if not (search.out / "search.yaml").exists():
             raise ConfigError(f"{search.out} cannot be seen from this node; give an --out that all nodes share")
+        if other := node.differences(search.versions, {"this node": node.versions()}):  # it may have come since
+            raise PlacementError(f"other versions than the command's: {other}; install those of constraints.txt")
         self.search, self.workshop = search, Workshop(search)
         group = self.trial_resources
         share = group.bundles[0].get("GPU", 0) if group is not None else 0

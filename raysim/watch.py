@@ -43,7 +43,9 @@ def status(run: str | None, address: str | None, console: Console) -> None:
     if run is not None and Path(run).is_dir():
         found = [_of_folder(Path(run))]
     else:
-        alive = [*_alive(address), *_here(address)]
+        alive = list(_alive(address))
+        told = {each.get("folder") for each in alive}
+        alive += [each for each in _here(address) if each["folder"] not in told]
         found = [each for each in alive if run in (None, each["run"])]
         if run is not None and not found:
             near = nearest(run, [each["run"] for each in alive])
@@ -66,6 +68,9 @@ def stop(run: str | None, address: str | None, console: Console) -> None:
     """
     if run is not None and Path(run).is_dir():
         _stop_here(Path(run), console)
+        return
+    if run is not None and at_work(runs() / run) is not None:
+        _stop_here(runs() / run, console)
         return
     with ray_running(_asked(address)):
         leaders = {run_of(space): name for name, space in _leaders()}
@@ -139,8 +144,8 @@ def _leaders() -> Iterator[tuple[str, str]]:
 
 
 def _here(address: str | None) -> Iterator[dict[str, Any]]:
-    """The runs under `runs` at which a process is at work, but for those that a cluster has told of."""
-    if address is None and not os.environ.get("RAY_ADDRESS"):
+    """The runs under `runs` at which a process is at work; on a cluster, one that waits for its nodes has no more."""
+    if address in (None, "auto"):
         for folder in sorted(runs().glob("*/")):
             if at_work(folder) is not None:
                 yield _of_folder(folder)

@@ -149,7 +149,7 @@ def seen(name: str = "x", **given: Any) -> Seen:
 def test_versions_that_differ_are_named_with_their_node() -> None:
     own = {"torch": "2.7", "numpy": "2.0"}
     other = {"x": {"torch": "2.7", "numpy": "2.0"}, "y": {"torch": "2.6"}}
-    assert checks.differences(own, other) == {"y": {"torch": "2.6", "numpy": "missing"}}
+    assert node.differences(own, other) == {"y": {"torch": "2.6", "numpy": "missing"}}
     told = list(checks.of_versions({name: {"versions": of} for name, of in other.items()}, own))
     assert [check.verdict for check in told] == ["ok", "wrong"]
     assert told[1].found == "y: torch 2.6 (here 2.7), numpy missing (here 2.0)"

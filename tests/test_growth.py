@@ -21,25 +21,47 @@ from tests.hosts import Host, hosts, why_not
 
 def test_a_variable_tells_what_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSIM_GROWS", "{max_workers: 3, resources: {CPU: 8, GPU: 1}}")
-    assert growth.coming(2) == [Node("new node", 8, 1)] * 2
-    assert growth.coming(4) == []
-    monkeypatch.setenv("RAYSIM_GROWS", "8")
-    with pytest.raises(ConfigError, match="RAYSIM_GROWS='8': expected such as"):
-        growth.coming(1)
+    assert growth.beside([Node("a", 8, 1)]) == [Node("new node", 8, 1)] * 2
+    assert growth.beside([Node("a", 8, 1)] * 3) == []
+    for wrong in ("8", "{max_workers: 8, resources: {cpu: 8}}", "{max_workers: many, resources: {CPU: 8}}"):
+        monkeypatch.setenv("RAYSIM_GROWS", wrong)
+        with pytest.raises(ConfigError, match=re.escape(f"RAYSIM_GROWS='{wrong}': expected such as")):
+            growth.beside([])
+    monkeypatch.setenv("RAYSIM_GROWS", "{max_workers: 0, resources: {CPU: 1}}")
+    assert not growth.grows()
+    assert growth.coming() == []
+
+
+def test_of_several_kinds_those_come_that_there_are_not_enough_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYSIM_GROWS", raising=False)
+    kinds = {
+        "head": {"resources": {"CPU": 4}},
+        "cpu": {"resources": {"CPU": 16}, "max_workers": 4},
+        "gpu": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 2},
+    }
+    config = {"max_workers": 4, "provider": {"type": "aws"}, "head_node_type": "head", "available_node_types": kinds}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(growth, "BOOTSTRAP", str(tmp_path / "config.yaml"))
+    gpu, cpu = Node("new gpu", 8, 1), Node("new cpu", 16, 0)
+    assert growth.beside([]) == [gpu, gpu, cpu, cpu]
+    assert growth.beside([Node("a", 16, 0)] * 2) == [gpu, gpu]
+    assert growth.beside([Node("a", 8, 1)] * 2) == [cpu, cpu]
 
 
 def test_the_file_of_ray_up_tells_it_on_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAYSIM_GROWS", raising=False)
     monkeypatch.setattr(growth, "BOOTSTRAP", str(tmp_path / "config.yaml"))
-    assert growth.coming(1) == []
+    assert growth.beside([]) == []
     config = yaml.safe_load((Path(__file__).parents[1] / "cluster" / "gpu.yaml").read_text())
     config["available_node_types"]["gpu"]["resources"] = {
         "CPU": 8,
         "GPU": 1,
     }  # as Ray fills it in, by the kind of machine
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert growth.coming(1) == [Node("new gpu", 8, 1)] * 8
-    assert len(growth.coming(6)) == 3
+    assert growth.beside([]) == [Node("new gpu", 8, 1)] * 8
+    assert len(growth.beside([Node("a", 8, 1)] * 5)) == 3
 
 
 WORK = (

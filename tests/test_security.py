@@ -6,7 +6,11 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
+import secrets
+import subprocess
+import sys
 import tarfile
 import zipfile
 from base64 import encodebytes
@@ -160,12 +164,55 @@ def test_a_parcel_brings_all_but_the_checkpoints(tmp_path: Path) -> None:
         parcel.unpack("nothing", tmp_path / "there")
 
 
+@pytest.mark.parametrize("user", ["me:s3cret", "s3cret"])
 def test_a_password_in_a_url_is_refused_before_it_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    user: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    word = "task.data.table=https://me:s3cret@store/table.csv"
+    word = f"task.data.table=https://{user}@store/table.csv"
     assert main(["run", "task=tabular", word, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert "must not carry a password" in said
     assert "s3cret" not in said
     assert not (tmp_path / "run").exists()
+
+
+HEAD = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: Path) -> None:
+    right, wrong = secrets.token_hex(32), secrets.token_hex(32)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": right}
+
+    def run(address: str, token: str) -> Any:
+        words = ["run", "rounds=1", "task.data.sites=2", f"address={address}", "--out", str(tmp_path / token[:8])]
+        line = [sys.executable, "-m", "raysim", *words]
+        given = {**env, "RAY_AUTH_TOKEN": token}
+        return subprocess.run(line, env=given, capture_output=True, text=True, timeout=150, check=False)
+
+    with subprocess.Popen([sys.executable, "-c", HEAD], env=env, **pipes) as head:
+        assert head.stdout
+        assert head.stdin
+        address = next(line.split()[1] for line in head.stdout if line.startswith("address "))
+        refused, played = run(address, wrong), run(address, right)
+        processes = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+        head.stdin.close()
+    assert refused.returncode == 3, refused.stderr
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("raysim: ")]
+    assert f"cannot join Ray at {address}: it does not take the token in RAY_AUTH_TOKEN" in line
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / wrong[:8]).exists()
+    assert played.returncode == 0, played.stderr
+    written = "".join(path.read_text() for path in (tmp_path / right[:8]).rglob("*.json*"))
+    for text in (refused.stdout + refused.stderr, played.stdout + played.stderr, processes, written):
+        assert right not in text
+        assert wrong not in text

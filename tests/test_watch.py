@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from ray.job_submission import JobStatus
 
 from raysim.cli import main
 from raysim.errors import ConfigError
@@ -182,6 +183,49 @@ def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
             CLUSTER[0].remove_node(joined)
     assert "1 of 2 client actors have room" in said
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_a_run_that_waits_for_a_node_is_seen_and_ended(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSIM_GROWS", "{max_workers: 1, resources: {CPU: 64}}")
+    monkeypatch.setenv("RAYSIM_RUNS", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    words = (*LONG, "resources.cpus_per_client=64", "resources.clients=1", "--out", str(tmp_path / "patient"))
+    with playing(*words) as run:
+        assert run.stdout
+        assert any("asked for 1 x 64 CPU: 1 nodes of at most 2" in line for line in run.stdout)
+        assert re.search(r"patient +.*process \d+", done("status", cwd=tmp_path).stdout)
+        ended = done("stop", "patient", cwd=tmp_path)
+        assert (ended.returncode, ended.stdout.strip()) == (0, f"{tmp_path / 'patient'} has ended"), ended.stderr
+        assert run.wait(timeout=60) == 130
+    assert not (tmp_path / "patient").exists()
+
+
+class Jobs:
+    """A client of a cluster whose connection is lost twice in the middle of what a job says."""
+
+    def __init__(self) -> None:
+        self.tails = 0
+
+    async def tail_job_logs(self, job: str) -> Any:
+        self.tails += 1
+        for number, line in enumerate(["one\n", "two\n", "three\n"]):
+            if number == self.tails:
+                raise RuntimeError("connection lost")
+            yield line
+
+    def get_job_status(self, job: str) -> JobStatus:
+        return JobStatus.SUCCEEDED
+
+
+def test_a_lost_connection_to_a_job_is_taken_up_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    from raysim.submit import _followed
+
+    jobs = Jobs()
+    assert _followed(jobs, "job") == JobStatus.SUCCEEDED
+    assert jobs.tails == 3
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
 
 
 def test_who_is_at_work_in_a_folder(tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ FORMAT = 2  # part of every key: raise it when what is stored, or how it is made
 def cache_folder(given: str | None = None) -> Path:
     """`given`, else `$RAYSIM_CACHE`, else `raysim` in the user's cache folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(given or os.environ.get("RAYSIM_CACHE") or home / "raysim").expanduser().absolute()
+    asked = str(given or os.environ.get("RAYSIM_CACHE") or home / "raysim")
+    if "://" in asked:
+        raise ConfigError(f"the cache {asked}: expected a folder of each node, for what is kept there is read in place")
+    return Path(asked).expanduser().absolute()
 
 
 def fingerprint(path: str) -> list[int | str]:
