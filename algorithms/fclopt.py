@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from raysim import KEEP, Fleet, Metrics, Model, Predictor, Reply, Site, Task, combine, load, mean, weights
+from raysim.errors import ConfigError
 from raysim.geometry import apart, at_distance, foretold, length
-from raysim.pretraining import SelfSupervised, follow
+from raysim.pretraining import SelfSupervised, follow, mlp
 from raysim.types import Answers, Array
 from raysim.views import Pool, check_levels, drawn, pool_levels
 
@@ -77,14 +78,14 @@ class FCLOpt(SelfSupervised[Known]):
     encoder_momentum: Annotated[float, Ge(0), Le(1), "m: what of itself the target keeps in a step"] = 0.99
     target: Annotated[Literal["exchange", "ptnu", "ema"], "how a round's target comes to a site"] = "ptnu"
     anchor: Annotated[int | None, Gt(0), "of ptnu: rounds from one upload of targets to the next; none: one is all"] = 5
-    threshold: Annotated[
-        float | None, Ge(0), "relative change foretold of the distance from which on targets are uploaded; none: never"
-    ] = None
+    threshold: Annotated[float | None, Ge(0), "foretold relative change of distance that calls for an upload"] = None
     history: Annotated[int, Gt(0), "measured distances that the next one is foretold from"] = 3
     distances: Annotated[Literal["tensor", "network"], "what a distance is of"] = "tensor"
     round_momentum: Annotated[float, Ge(0), Le(1), "m_r of ema"] = 0.5
 
     def init(self, task: Task) -> object:
+        if self.threshold is not None and self.history == 1:
+            raise ConfigError("algorithm.history=1 foretells no change for algorithm.threshold to meet; give 2 or more")
         if self.pretrain_rounds:
             check_levels(task)
         return self.begin(task)
@@ -167,7 +168,8 @@ class FCLOpt(SelfSupervised[Known]):
 
     def is_anchor(self, known: Known) -> bool:
         """Whether targets are uploaded in the next round."""
-        if not known.measured or (self.anchor is not None and known.round % self.anchor == 0):
+        few = len(known.measured) < (1 if self.threshold is None else 2)  # a change takes two
+        if few or (self.anchor is not None and known.round % self.anchor == 0):
             return True
         last, then = length(known.measured[-1][1]), length(foretold(known.measured, known.round))
         return self.threshold is not None and abs(then - last) >= self.threshold * last
@@ -177,11 +179,6 @@ class FCLOpt(SelfSupervised[Known]):
 
     def predictor(self, site: Site[Any], state: object) -> Predictor | Answers | None:
         return self.answered(site, state)
-
-
-def mlp(inputs: int, features: int) -> nn.Module:
-    hidden = 2 * features
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, features))
 
 
 def aligned(q: Tensor, z: Tensor, levels: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ from raysim.plan import Scheduler
 from raysim.record import write_json
 from raysim.space import Space
 from raysim.tracking import Tracker, check_tracker
-
-SEARCH = "search.yaml"
+from raysim.trials import SEARCH
 
 
 @dataclass(frozen=True, kw_only=True)

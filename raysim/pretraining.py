@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from raysim.encoders import Pooled, encoder, encoder_weights, width
-from raysim.errors import ConfigError, RunError
+from raysim.errors import ConfigError, RunError, SiteError
 from raysim.model import Model, load, weights
 from raysim.registry import ANOTHER, algorithm_class
 from raysim.training import LocalTraining
@@ -186,6 +186,12 @@ def projector(channels: int, features: int) -> nn.Module:
     return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, features))
 
 
+def mlp(inputs: int, features: int) -> nn.Module:
+    """A head with one hidden layer, normalised: (B, inputs) -> (B, features)."""
+    hidden = 2 * features
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, features))
+
+
 @torch.no_grad()
 def follow(target: nn.Module, net: nn.Module, momentum: float) -> None:
     """xi <- momentum xi + (1 - momentum) theta, of the parameters."""
@@ -198,11 +204,16 @@ def told_of_finetune() -> Iterator[None]:
     """What the algorithm that fine-tunes says of a key, it says of the key as a user writes it."""
     try:
         yield
+    except SiteError as error:
+        raise SiteError(error.site, error.round, _renamed(error.cause), error.remote) from error
     except (ConfigError, RunError) as error:
-        if type(error) not in (ConfigError, RunError):  # a site's, which has been through this there
+        if type(error) not in (ConfigError, RunError):
             raise
-        said = re.sub(r"\balgorithm\.(?!finetune\b)", "algorithm.finetune.", str(error))
-        raise type(error)(said) from error
+        raise type(error)(_renamed(str(error))) from error
+
+
+def _renamed(text: str) -> str:
+    return re.sub(r"\balgorithm\.(?!finetune\b)", "algorithm.finetune.", text)
 
 
 class Part:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import pkgutil
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def task_class(name: str) -> Any:
     return _find(name, TASKS, "task", ("build",))
 
 
+@cache
 def short_names(package: str, methods: tuple[str, ...]) -> dict[str, str]:
     """Each module of `package` with a class that defines `methods`, and the first line of what it says of itself.
 

@@ -14,7 +14,6 @@ from ray.tune import ResultGrid
 
 from raysim import domains, node
 from raysim.asking import (
-    SEARCH,
     Asked,
     Options,
     asked as asked_for,
@@ -42,7 +41,7 @@ from raysim.seats import needs
 from raysim.space import Space, of_mapping, points_of
 from raysim.space_files import read_space
 from raysim.suggest import OptunaSource, Source, Suggester, grid_source, random_source
-from raysim.trials import Entry, load
+from raysim.trials import SEARCH, Entry, load
 from raysim.tuning import fit, session, waiting
 from raysim.types import Task
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from raysim.record import write_json
 
+SEARCH = "search.yaml"  # what a search was asked, in its folder
 FINAL = ("done", "stopped", "failed")
 
 

@@ -21,14 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raysim.asking import SEARCH
 from raysim.driver import ray_running
 from raysim.errors import ConfigError, RunError
 from raysim.folder import at_work, runs
 from raysim.monitor import NAMESPACE, run_of
 from raysim.naming import nearest
 from raysim.ray_fleet import PATIENCE
-from raysim.trials import load
+from raysim.trials import SEARCH, load
 
 LEADERS = ("server", "search")  # the named actors that answer `status()` and `stop()`: of a run, of a search
 KNOCK = 10.0  # seconds for them to answer

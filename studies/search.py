@@ -18,11 +18,10 @@ import pandas as pd
 import yaml
 from common import HERE, arguments, configuration, example, fill, rounded, short
 
-from raysim.asking import SEARCH
 from raysim.cli import main as raysim
 from raysim.config import merge
 from raysim.errors import RunError
-from raysim.trials import load
+from raysim.trials import SEARCH, load
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ TINY = [
     *("task.data.size=[16,16]", "task.network.channels=[4,8]", "task.network.num_res_units=0", "fleet=local"),
 ]
 LR = "algorithm.lr=loguniform(1e-4,1e-2)"
+LOST = "algorithm.lr=choice(1e30)"
 ONE = ["--max-concurrent", "1"]  # a process is started once, and reused
 on_ray = pytest.mark.usefixtures("ray_started")
 
@@ -211,7 +212,7 @@ def test_a_trial_that_fails_is_marked_with_its_cause_and_the_search_goes_on(tmp_
     assert main(["tune", "--resume", str(out), "--trials", "2"]) == 0
     assert list(trials(out)["status"])[1:] == ["failed", "done", "failed"]
     assert len(failures.read_text().splitlines()) == 2  # and not when the search goes on
-    assert tune(tmp_path / "all", "--space", "algorithm.lr=choice(1e30)", "algorithm.optimizer=sgd", "rounds=1") == 1
+    assert tune(tmp_path / "all", "--space", LOST, "--trials", "2", *ONE, "algorithm.optimizer=sgd", "rounds=1") == 1
 
 
 @pytest.mark.ray

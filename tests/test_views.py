@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from raysim import ConfigError, Split
+from raysim import ConfigError, Data, Split
 from raysim.cli import main
 from raysim.config import parse, resolve
 from raysim.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.views import Pool, Views, check_levels, drawn, levels, levels_along
+from raysim.views import Pool, Views, check_levels, drawn, levels, levels_along, pool_levels, pool_of
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,19 @@ def test_a_pool_takes_from_both_its_parts() -> None:
     pool = Pool(torch.arange(3.0)[:, None, None, None], 10 + torch.arange(2.0)[:, None, None, None])
     assert pool.take(torch.tensor([4, 0, 3, 2]), torch.device("cpu")).flatten().tolist() == [11, 0, 10, 2]
     assert len(pool) == 5
+
+
+def test_levels_of_the_pool_are_those_of_its_images() -> None:
+    def split(volumes: list[int]) -> Split:
+        """Volumes of so many slices, each of its level's brightness."""
+        cases = np.repeat(np.arange(len(volumes)), volumes)
+        bright = np.concatenate([levels_along(count, 4) for count in volumes]).astype(np.float32)
+        return Split(bright[:, None, None, None], None, cases, np.ones((len(cases), 3)))
+
+    data = Data(split([5, 6]), split([1]), split([1]), split([8, 3]))
+    found = pool_levels(data, 4)
+    assert len(found) == 22
+    assert pool_of(data).take(torch.arange(22), torch.device("cpu")).flatten().tolist() == found.tolist()
 
 
 def table(folder: Path, rows: list[dict[str, Any]], **data: Any) -> Any:

@@ -91,7 +91,7 @@ def test_without_positives_or_features_there_is_no_loss_and_no_nan(count: int, e
         assert loss.item() == 0  # of neither query there is another slice of its level
 
 
-@pytest.mark.parametrize("switches", SWITCHES[:4], ids=str)
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_order_and_turns_of_features_are_irrelevant(switches: dict[str, bool]) -> None:
     mine, q, k, others = FCL(**switches), unit(4, 6), unit(4, 6), unit(9, 6)
     levels, theirs = torch.tensor([1, 2, 1, 2]), torch.tensor([1, 2, 3] * 3)
@@ -165,7 +165,8 @@ def test_bytes_are_the_formulas() -> None:
     for r, held in zip(rounds, (0, 12, 16), strict=True):
         assert r.traffic.up == dict.fromkeys(task().inside, p_e)
         assert r.traffic.down == dict.fromkeys(task().inside, p_e)
-        assert sum(r.traffic.between.values()) == 3 * 2 * held * (8 + 1) * 4  # C (C - 1) B_f (d + 1) floats
+        # C (C - 1) B_f (d + 1) floats, where they arrive: the B_f (d + 1) that each sends are not counted once more.
+        assert sum(r.traffic.between.values()) == 3 * 2 * held * (8 + 1) * 4
         assert set(r.traffic.between.values()) in ({2 * held * 9 * 4}, set())
 
 

@@ -14,6 +14,7 @@ import torch
 from algorithms.fclopt import FCLOpt, aligned, spread, without_predictor
 from raysim import LocalFleet, Model, Task, federate, load, mean, weights
 from raysim.codec import digest
+from raysim.errors import ConfigError
 from raysim.geometry import apart, at_distance, foretold, length
 from raysim.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
@@ -171,6 +172,16 @@ def test_a_change_foretold_beyond_the_threshold_calls_for_an_upload() -> None:
         assert FCLOpt(anchor=None, threshold=threshold).is_anchor(known) == asked
     assert FCLOpt(anchor=2).is_anchor(known)
     assert not FCLOpt(anchor=3).is_anchor(known)
+
+
+def test_a_threshold_alone_begins_to_skip_when_two_distances_are_known() -> None:
+    skipped = [
+        [r.metrics["uploads_skipped"] for r in pretrained(FCLOpt(anchor=None, threshold=threshold), 4)[0]]
+        for threshold in (1e-9, 1e9)
+    ]
+    assert skipped == [[0.0] * 4, [0.0, 0.0, 3.0, 3.0]]
+    with pytest.raises(ConfigError, match=r"algorithm\.history=1 foretells no change"):
+        FCLOpt(threshold=0.1, history=1).init(task())
 
 
 def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
