@@ -58,11 +58,9 @@ def searched(study: Mapping[str, Any], name: str, words: str, args: Namespace) -
 
 def report(data: str, found: pd.DataFrame) -> None:
     """Put each search's best trial and cost into the page, and all of its trials."""
-    metrics = [
-        name for name in found if name.startswith(("inside/", "outside/")) and name.endswith(("/mean", "/worst"))
-    ]
-    metrics = [name for name in metrics if "@" not in name and found[name].notna().any()]
     chosen = next(name.removeprefix("best ") for name in found if name.startswith("best "))
+    role, _, score, _ = chosen.split("/")
+    metrics = [f"{role}/{split}/{score}/{over}" for split in ("val", "test") for over in ("worst", "mean")]
     keys = [name for name in found if name.startswith("algorithm")]
     rows = {}
     for name, table in found.groupby("search", sort=False):
