@@ -2,13 +2,15 @@
 
 python benchmarks/search.py [--trials N] [--separate N] [--queue N] [--json FILE]
 
---separate runs that many of them as commands of their own, for each `raysim run` starts Ray; --queue tries that many
-one-round trials, and looks at the memory of the command.
+--separate runs that many of them as commands of their own, for each `raysim run` starts Ray, and as many simulations of
+Flower, where `make bench-peers` has put it; --queue tries that many one-round trials, and looks at the memory of the
+command.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import statistics
 import subprocess
@@ -21,10 +23,12 @@ from pathlib import Path
 
 import pandas as pd
 from measuring import machine, missed, parser, publish, round_lines, spread, spread_table
+from peers import PEERS, QUIET, ROOT, WORK as PEER_WORK, command, installed
 
 from raysim.trials import load
 
 CORES, ROUNDS = 2, 6
+VENVS = ROOT / ".peers"
 WORK = [
     *("task.data.sites=64", "task.data.outside=[]", "task.data.cases=16", "task.data.val=1", "task.data.test=0"),
     *("task.data.size=[32, 32]", "task.network.channels=[7, 14, 28]", "task.network.num_res_units=0"),
@@ -46,6 +50,8 @@ ROWS = {
     "whole": "the same from the command to its end, Ray's start and the report included: s",
     "separate": "one `raysim run` of the same on client actors: s",
     "separate_ratio": "as many `raysim run` one by one / the whole command",
+    "flower": "one Flower simulation of the same, without judging: s",
+    "flower_ratio": "as many Flower simulations one by one / the whole command",
     "startup": "from a trial's end to the end of the next one's first round, less a round: s",
     "memory": "memory of the command after all queued trials / after the first quarter",
     "files": "files of a queued trial",
@@ -61,6 +67,8 @@ def main() -> int:
     options.add_argument("--queue", type=int, default=200, help="tiny trials that are queued (default: 200; 0: none)")
     args = options.parse_args()
     found = machine() | {"trials": args.trials}
+    if (VENVS / "flower").exists():
+        found["versions"]["flwr"] = installed(PEERS["flower"], VENVS)
     figures = against_loops(args.trials, args.separate)
     if args.queue:
         figures |= queued(args.queue)
@@ -88,7 +96,18 @@ def against_loops(trials: int, separate: int) -> dict[str, list[float]]:
     figures = {"loop": loops, "search": [search], "ratio": [search / (trials * loop / CORES)], "whole": [whole]}
     if alone:
         figures |= {"separate": alone, "separate_ratio": [trials * statistics.mean(alone) / whole]}
+    if (VENVS / "flower").exists() and separate:
+        flower = flower_seconds(separate)
+        figures |= {"flower": flower, "flower_ratio": [trials * statistics.mean(flower) / whole]}
     return figures
+
+
+def flower_seconds(times: int) -> list[float]:
+    """Seconds of the command that simulates the same rounds with Flower."""
+    os.environ.update(QUIET | {"WORK_ROUNDS": str(ROUNDS)})
+    with tempfile.TemporaryDirectory() as data:
+        subprocess.run([sys.executable, PEER_WORK / "work.py", data], check=True)
+        return [command_seconds(command(PEERS["flower"], VENVS, data)) for _ in range(times)]
 
 
 def loop_seconds() -> float:

@@ -17,7 +17,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 SITES, CASES, SIZE = 64, 16, 32
-BATCH, LR, ROUNDS = 8, 1e-3, 12
+BATCH, LR, ROUNDS = 8, 1e-3, int(os.environ.get("WORK_ROUNDS", "12"))
 ACTORS = 2  # processes of 1 CPU that train
 loss_of = DiceCELoss(softmax=True, to_onehot_y=True)
 
