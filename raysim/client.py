@@ -11,7 +11,9 @@ import numpy as np
 import ray
 import torch
 
+from raysim import node
 from raysim.allocator import Allocator
+from raysim.errors import PlacementError
 from raysim.monitor import Memory
 from raysim.tree import nbytes
 from raysim.types import KEEP
@@ -69,13 +71,18 @@ class ClientActor:
     def renew(self, plan: list[Any]) -> None:
         """Play the sites of this run from now on."""
         run = ray.get(plan[0])
+        self.versions = run.versions
         self.worker = Worker(run.task, run.seed, self.device, threads_of(self.cpus), run.chaos)
 
     def __repr__(self) -> str:
         return self.title
 
     def place(self) -> Place:
-        """Where this actor is; answers once it is ready."""
+        """Where this actor is; answers once it is ready. Raises PlacementError if its node has other versions."""
+        here = ray.util.get_node_ip_address()
+        if other := node.differences(self.versions, {here: node.versions()}):
+            told = ", ".join(f"{name} {number}, not {self.versions[name]}" for name, number in other[here].items())
+            raise PlacementError(f"{here} has {told}: install there what the command's node has, from constraints.txt")
         context = ray.get_runtime_context()
         gpus = [str(i) for i in ray.get_gpu_ids()]
         return Place(

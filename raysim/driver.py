@@ -39,6 +39,7 @@ from raysim.types import Incident
 GROWTH = 1800.0  # seconds for a cluster to grow by what a client actor needs
 KNOCK = 10.0  # seconds for the head of a cluster to answer
 QUIET = 60.0  # seconds without an answer of any site after which a note says whom the round waits for
+SOON = 2.0  # seconds in which Ray gives what is free
 TICK = 0.5  # seconds between two looks at the progress of a round
 
 
@@ -107,8 +108,8 @@ def _growing(groups: Sequence[PlacementGroup], given: Sequence[Seat], most: int)
         if waited >= due:
             due = max(20.0, 2 * due)
             yield Note(text)
-    if not all(map(given_out, groups)):  # those that have room now are all given out within the second
-        time.sleep(2 * TICK)
+    if not all(map(given_out, groups)):  # those that have room now are all given out within a second or two
+        time.sleep(SOON)
     if more := len(groups) - sum(map(given_out, groups)):
         yield Note(f"{len(groups) - more} of {len(groups)} client actors have room; the others join with their nodes")
 
@@ -118,16 +119,21 @@ def _wish(given: Sequence[Seat]) -> str:
     return ", ".join(f"{count} x {each}" for each, count in asked.items())
 
 
-def _seats(plan: Plan, resources: Resources) -> tuple[list[Seat], int]:
-    """The client actors to start, and how many nodes there may be at most if the cluster may grow; 0 if it may not."""
+def _seats(plan: Plan, resources: Resources) -> tuple[list[Seat], bool, int]:
+    """The client actors to start, whether the cluster is large enough, and how many nodes it may grow to; 0: it cannot.
+
+    The largest come first where it may grow, so that smaller ones do not take their nodes.
+    """
     here, more = nodes(ray.nodes()), coming()
-    most = len(here) + len(more) if more else 0
     try:
-        return seats(resources, plan.task.inside, here, plan.task.outside), most
+        given, fits = seats(resources, plan.task.inside, here, plan.task.outside), True
     except PlacementError:
         if not more:
             raise
-        return seats(resources, plan.task.inside, [*here, *more], plan.task.outside), most
+        given, fits = seats(resources, plan.task.inside, [*here, *more], plan.task.outside), False
+    if not more:
+        return given, fits, 0
+    return sorted(given, key=lambda seat: (-seat.gpus, -seat.cpus)), fits, len(here) + len(more)
 
 
 def _granted(group: PlacementGroup, given: Sequence[Seat]) -> Iterator[Event]:
@@ -148,19 +154,33 @@ def _granted(group: PlacementGroup, given: Sequence[Seat]) -> Iterator[Event]:
         yield Progress(phase=f"waiting for {wish}")
 
 
+def _room(groups: list[PlacementGroup], given: Sequence[Seat], fits: bool, most: int) -> Iterator[Event]:
+    """Put what holds the client actors into `groups`, with what is to be told meanwhile.
+
+    One group is given as a whole, so that of two runs neither holds half of what both need; but where nodes may come,
+    they come one by one, and so does what is not free now.
+    """
+    bundles = [seat.bundle for seat in given]
+    groups.append(placement_group(bundles))
+    if not most:
+        yield from _granted(groups[0], given)
+    elif not (fits and groups[0].wait(SOON)):
+        remove_placement_group(groups.pop())
+        groups += [placement_group([each]) for each in bundles]
+        yield from _growing(groups, given, most)
+
+
 def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]:
     """Everything that happens in a run on the Ray that is running, as it happens, with Progress in between.
 
     Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
     """
     number = 1  # of the round that is played
-    given, most = _seats(plan, resources)
+    given, fits, most = _seats(plan, resources)
     yield from check_store(plan)
-    bundles = [seat.bundle for seat in given]
-    # One group is given as a whole, so that of two runs neither holds half of what both need; nodes come one by one.
-    groups = [placement_group([each]) for each in bundles] if most else [placement_group(bundles)]
+    groups = list[PlacementGroup]()
     try:
-        yield from _growing(groups, given, most) if most else _granted(groups[0], given)
+        yield from _room(groups, given, fits, most)
         server = _server(plan, groups, given, namespace)
         try:
             yield from _started(server)

@@ -18,7 +18,7 @@ import ray
 import torch
 import yaml
 
-from raysim import __version__
+from raysim import __version__, node
 from raysim.census import agreed
 from raysim.chaos import Chaos, read
 from raysim.config import RunConfig, plain
@@ -84,7 +84,7 @@ def _check_unfinished(folder: Path) -> None:
 def _start(plan: Plan, config: RunConfig, display: Display) -> None:
     try:
         _run(plan, config, display)
-    except (RunError, KeyboardInterrupt) as error:
+    except (RunError, PlacementError, KeyboardInterrupt) as error:
         if (plan.out / "log.jsonl").exists() and "raysim resume" not in str(error):
             more = any((plan.out / "checkpoints").glob("round_*"))
             goes_on = f"; raysim resume {plan.out} goes on with it" if more else ""
@@ -117,22 +117,7 @@ def _run(plan: Plan, config: RunConfig, display: Display) -> None:
         for note in agreed(plan.task, config.task) if joined else ():
             display.show(note)
         events = stream(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}")
-        _follow(_grown(events, plan, config) if joined else events, config, plan, display)
-
-
-def _grown(events: Generator[Event], plan: Plan, config: RunConfig) -> Generator[Event]:
-    """The events; nodes that have come since are asked what those were asked that were there."""
-    asked = _alive()
-    with closing(events):
-        for event in events:
-            if isinstance(event, Placed) and not (now := _alive()) <= asked:
-                yield from agreed(plan.task, config.task)
-                asked |= now
-            yield event
-
-
-def _alive() -> set[str]:
-    return {each["NodeID"] for each in ray.nodes() if each["Alive"]}
+        _follow(events, config, plan, display)
 
 
 def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
@@ -183,6 +168,7 @@ def planned(config: RunConfig, task: Task, folder: Path) -> Plan:
         min_replies=config.min_replies,
         site_timeout=config.site_timeout,
         chaos=chaos,
+        versions=node.versions(),
     )
 
 

@@ -10,14 +10,14 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysim.balance import settled
+from raysim.balance import assign, settled
 from raysim.chaos import Chaos
 from raysim.client import Place
 from raysim.dispatch import TRIES, Dispatch, no_room, told
-from raysim.errors import LostError, RunError
+from raysim.errors import LostError, RaysimError, RunError
 from raysim.fleet import BaseFleet
 from raysim.types import Task
 from raysim.worker import Answer, Call, Client
@@ -54,11 +54,20 @@ class RayFleet(BaseFleet):
         self.starting: dict[Any, str] = {}  # actors that are not up yet, by what tells that they are
         self.failed: dict[str, int] = {}  # times in a row that an actor has not come up
         self.places: dict[str, Place] = {}
+        self.late: set[str] = set()  # actors that have not been up yet, for their nodes are still to come
 
     def up(self) -> list[str]:
         """The actors that can be given work."""
         down = set(self.starting.values())
         return [actor for actor in self.actors if actor not in down]
+
+    def wait_for(self, later: Mapping[Any, str], costs: Mapping[str, float]) -> None:
+        """Go on without these actors, by what tells that they are up, until they are."""
+        self.starting.update(later)
+        self.late = set(later.values())
+        there = [actor for actor in self.actors if actor not in self.late or actor in self.alone.values()]
+        if set(there) - set(self.alone.values()):
+            self.home = assign(costs, there, self.alone)
 
     def replace(self, actor: str) -> None:
         """Start `actor` anew; it is given no work until it is up, for there may be no room for it any more."""
@@ -73,9 +82,12 @@ class RayFleet(BaseFleet):
         actor = self.starting.pop(ref)
         try:
             self.places[actor] = ray.get(ref)
+            self.late.discard(actor)
             self.ledger.moved += 1
             self.failed.pop(actor, None)
         except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, RaysimError):
+                raise error.cause from error
             self.failed[actor] = self.failed.get(actor, 0) + 1
             if self.failed[actor] == TRIES:
                 failure = RunError(
@@ -138,7 +150,9 @@ class RayFleet(BaseFleet):
         """The sites that each actor is to play, the costliest first."""
         waiting: dict[str, deque[str]] = {actor: deque() for actor in self.actors}
         costs = self._costs()
-        self.home.update(settled(self.home, costs, list(self.actors), self.alone))
+        shared = [actor for actor in self.actors if actor not in self.late]
+        if all(self.home[site] in shared for site in self.sites if site not in self.alone):
+            self.home.update(settled(self.home, costs, shared, self.alone))
         for site in sorted(self.sites, key=costs.__getitem__, reverse=True):
             waiting[self.home[site]].append(site)
         return waiting

@@ -50,6 +50,7 @@ class Plan:
     site_timeout: float = math.inf
     chaos: Chaos = field(default_factory=Chaos)
     resume: bool = False  # go on from the newest checkpoint in `out`
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages, which actors are to have
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -72,7 +72,7 @@ class Server:
         seats = dict(zip(names, given, strict=True))
         self.alone = {seat.site: name for name, seat in seats.items() if seat.site is not None}
         self.held, home = plan, assign(costs, names, self.alone)
-        self.patience, self.rooms = patience, dict(zip(names, rooms, strict=True))
+        self.costs, self.patience, self.rooms = costs, patience, dict(zip(names, rooms, strict=True))
 
         def start(name: str) -> Any:
             return _client(name, _title(name, home), namespace, self.held, self.rooms[name], seats[name])
@@ -125,12 +125,15 @@ class Server:
             try:
                 places[name] = ray.get(ready[0])
             except RayError as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, RaysimError):
+                    return Failed(error.cause)
                 failure = RunError(f"{name} has not started: {type(error).__name__}; what it said stands above")
                 failure.remote = str(error)
                 return Failed(failure)
             progress.done += 1
-        self.fleet.starting.update(later)
-        if self.plan.chaos.needs_node and not self.fleet.others():
+        if later:
+            self.fleet.wait_for(later, self.costs)
+        if self.plan.chaos.needs_node and not later and not self.fleet.others():
             return Failed(PlacementError("chaos: kill node needs a client actor on a node other than the command's"))
         return self._placed()
 
@@ -146,7 +149,7 @@ class Server:
                 if isinstance(event, Summary) and self.fleet.kills:
                     left = listed([victim for victims in self.fleet.kills.values() for victim in victims])
                     yield Note(f"chaos: not killed, for the run ended before there was one to kill: {left}")
-                if isinstance(event, Summary) and moved:  # an actor that came late has sites since
+                if isinstance(event, Summary) and (moved or self.fleet.late):  # who came late has sites, or never came
                     yield self._placed()
                 if isinstance(event, Row) and event.round is not None:
                     self.monitor.add(event.round, event.values)

@@ -32,7 +32,7 @@ THERE = '"${RAYSIM_RUNS:-$HOME/runs}"'  # on the cluster: where runs go, as its 
 OURS = ("raysim", "algorithms", "search_spaces", "tests")  # installed there; never sent
 MOST = 20_000_000  # bytes that travel with a job
 FIELD = "raysim_folder"  # of a job's metadata: the run's folder, as the cluster's shell writes it
-LOOK = 30.0  # seconds between two questions whether a job is still there
+LOOK, AGAIN = 30.0, 20  # seconds between two questions whether a job is still there; after so many it is heard anew
 PATIENCE = 120.0  # seconds without an answer of the cluster, after which a job is no longer followed
 NO_AGENT = "No available agent"  # what the dashboard says when the head's agent does not serve
 SILENCE = (RuntimeError, OSError, aiohttp.ClientError)  # what Ray's client says when nobody answers it
@@ -178,8 +178,15 @@ def _is_module(path: Path) -> bool:
 
 
 def _bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    """Of a file, or of all that would be copied of a folder; counted no further than what is too much."""
+    if path.is_file():
+        return path.stat().st_size
+    total = 0
+    for folder, _, names in os.walk(path, followlinks=True):
+        total += sum(Path(folder, name).stat().st_size for name in names if Path(folder, name).is_file())
+        if total > MOST:
+            break
+    return total
 
 
 def _left_out(folder: str, names: list[str]) -> list[str]:
@@ -227,19 +234,21 @@ def _followed(client: Any, job: str) -> Any:
         else:
             lost = 0.0
             if status.is_terminal():
+                print(client.get_job_logs(job)[printed:], end="", flush=True)  # what a dead connection has kept back
                 return status
         time.sleep(1)
 
 
 async def _attended(printing: Coroutine[Any, Any, None], client: Any, job: str) -> None:
-    """Wait for `printing`, but not for one whose connection is dead, which nobody says: the job itself is asked too."""
+    """Wait for `printing`, but not for ever: nobody says that its connection is dead, so it is made anew at times."""
     task = asyncio.create_task(printing)
     try:
-        while not (await asyncio.wait({task}, timeout=LOOK))[0]:
-            if (await asyncio.to_thread(client.get_job_status, job)).is_terminal():
-                await asyncio.wait({task}, timeout=LOOK)
+        for _ in range(AGAIN):
+            if (await asyncio.wait({task}, timeout=LOOK))[0]:
+                task.result()
                 return
-        task.result()
+            if (await asyncio.to_thread(client.get_job_status, job)).is_terminal():
+                return
     finally:
         task.cancel()
 

@@ -47,7 +47,7 @@ class Troupe:
         assert group is not None  # Tune has placed the trial in it
         given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
         self.times += 1
-        self.server = Server(held, rooms([group]), costs, given, f"raysim-trial-{self.name}-{self.times}")
+        self.server = Server(held, rooms([group])[: len(given)], costs, given, f"raysim-trial-{self.name}-{self.times}")
         placed = self.server.placed()
         if isinstance(placed, Failed):
             self.close()

@@ -68,7 +68,7 @@ def stop(run: str | None, address: str | None, console: Console) -> None:
     if run is not None and Path(run).is_dir():
         _stop_here(Path(run), console)
         return
-    if run is not None and at_work(runs() / run) is not None:
+    if run is not None and address in (None, "auto") and at_work(runs() / run) is not None:
         _stop_here(runs() / run, console)
         return
     with ray_running(_asked(address)):

@@ -125,9 +125,8 @@ class Breaking(FedAvg):
 def start_client(name: str, task: Task) -> Any:
     """A client actor for `task`, started as the server starts one."""
     actor: Any = ray.remote(ClientActor)
-    return actor.options(num_cpus=1).remote(
-        name, name, [ray.put(SimpleNamespace(task=task, seed=0, chaos=None))], 1.0, 0.0
-    )
+    plan = SimpleNamespace(task=task, seed=0, chaos=None, versions={})
+    return actor.options(num_cpus=1).remote(name, name, [ray.put(plan)], 1.0, 0.0)
 
 
 def dies_once(site: Site[Any], folder: str) -> Reply[int]:

@@ -329,13 +329,14 @@ def cluster() -> Iterator[str]:
     [
         (["resources.gpus_per_client=0.5"], 1, "ok +1 client actor of"),
         (["resources.cpus_per_client=99"], 3, "wrong +asked for 1 client actor of 99"),
+        (["resources.cpus_per_client=64"], 0, "note +no room for 1 client actor yet: a run asks the autoscaler"),
     ],
 )
 def test_on_a_ray_of_two_nodes(
     words: list[str], code: int, verdict: str, cluster: str, working_directory: Path
 ) -> None:
     command = [sys.executable, "-m", "raysim", "doctor", *SMALL, f"address={cluster}", *words]
-    environment = {**os.environ, "COLUMNS": "200"}
+    environment = {**os.environ, "COLUMNS": "200", "RAYSIM_GROWS": "{max_workers: 2, resources: {CPU: 64}}"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
     assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (code, False)
     assert re.search(rf"Ray +note +\S+ at {cluster}, joined; dashboard none", done.stdout)

@@ -120,8 +120,8 @@ def test_a_run_and_a_search_wait_for_the_nodes_that_an_autoscaler_starts(tmp_pat
         said = raysim("run", *WORK, "resources.clients=3", "--out", str(tmp_path / "run"))
         assert "asked for 3 x 2 CPU: 1 nodes of at most 4" in said
         assert re.search("[0-3] nodes starting, [0-9]+ s", said)
-        nodes = {place["node"] for place in json.loads((tmp_path / "run" / "placement.json").read_text())}
-        assert len(nodes) >= 1  # it begins with the first, and so short a run does not wait for the others
+        places = json.loads((tmp_path / "run" / "placement.json").read_text())  # of those that came in time
+        assert {place["node"] for place in places if "node" in place}
         until_alone(head)  # so that the search finds no node but the head
         search = ["--space", "algorithm.lr=grid(0.001,0.01)", "--searcher", "grid", "--out", str(tmp_path / "search")]
         assert "its autoscaler is asked for nodes" in raysim("tune", *WORK, *search)

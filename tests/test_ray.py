@@ -238,6 +238,13 @@ def test_a_client_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert eventually(lambda: "server" not in alive())
 
 
+def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> None:
+    other = replace(plan(tmp_path, FedAvg(), 1), versions={"torch": "0.1"})
+    with pytest.raises(PlacementError, match=r" has torch \S+, not 0\.1: install there what the command's node has"):
+        list(stream(other, Resources(clients=1), "test-versions"))
+    assert eventually(lambda: "server" not in alive())
+
+
 def test_whoever_stops_listening_interrupts_the_run(tmp_path: Path) -> None:
     events = stream(plan(tmp_path, FedAvg(**SGD), rounds=100_000), Resources(clients=1), "test-interrupted")
     seen = next(event for event in events if isinstance(event, Row))

@@ -109,8 +109,9 @@ def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_pat
 @pytest.mark.ray
 @on_ray
 def test_client_actors_in_a_placement_group_give_the_same_bits_and_go(tmp_path):
-    words = ["--space", "algorithm.lr=grid(0.001,0.01)", "rounds=2", "--searcher", "grid", *ONE]
-    assert tune(tmp_path / "ray", *words, "fleet=ray", "resources.clients=2") == 0
+    # The base has three sites, and so three client actors; the first trial has work for two.
+    words = ["--space", "task.data.sites=grid(2,3)", "rounds=2", "--searcher", "grid", *ONE]
+    assert tune(tmp_path / "ray", *words, "fleet=ray", "resources.clients=3") == 0
     assert left_behind() == []
     assert tune(tmp_path / "local", *words, "fleet=local") == 0
     assert list(trials(tmp_path / "ray")["digest"]) == list(trials(tmp_path / "local")["digest"])

@@ -218,6 +218,9 @@ class Jobs:
     def get_job_status(self, job: str) -> JobStatus:
         return JobStatus.SUCCEEDED
 
+    def get_job_logs(self, job: str) -> str:
+        return "one\ntwo\nthree\nfour\n"
+
 
 def test_a_lost_connection_to_a_job_is_taken_up_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     from raysim.submit import _followed
@@ -225,7 +228,7 @@ def test_a_lost_connection_to_a_job_is_taken_up_where_it_was(capsys: pytest.Capt
     jobs = Jobs()
     assert _followed(jobs, "job") == JobStatus.SUCCEEDED
     assert jobs.tails == 3
-    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
 
 
 def test_who_is_at_work_in_a_folder(tmp_path: Path) -> None:
