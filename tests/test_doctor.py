@@ -329,14 +329,13 @@ def cluster() -> Iterator[str]:
     [
         (["resources.gpus_per_client=0.5"], 1, "ok +1 client actor of"),
         (["resources.cpus_per_client=99"], 3, "wrong +asked for 1 client actor of 99"),
-        (["resources.cpus_per_client=64"], 0, "note +no room for 1 client actor yet: a run asks the autoscaler"),
     ],
 )
 def test_on_a_ray_of_two_nodes(
     words: list[str], code: int, verdict: str, cluster: str, working_directory: Path
 ) -> None:
     command = [sys.executable, "-m", "raysim", "doctor", *SMALL, f"address={cluster}", *words]
-    environment = {**os.environ, "COLUMNS": "200", "RAYSIM_GROWS": "{max_workers: 2, resources: {CPU: 64}}"}
+    environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
     assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (code, False)
     assert re.search(rf"Ray +note +\S+ at {cluster}, joined; dashboard none", done.stdout)
@@ -349,3 +348,14 @@ def test_on_a_ray_of_two_nodes(
         r"^  resources.clients=[123] resources.cpus_per_client=[12] resources.gpus_per_client=0$", done.stdout, re.M
     )
     assert not (working_directory / "runs").exists()
+
+
+@pytest.mark.ray
+def test_what_an_autoscaler_would_bring_is_not_waited_for(cluster: str) -> None:
+    words = ["doctor", *SMALL, f"address={cluster}", "resources.cpus_per_client=64"]
+    environment = {**os.environ, "COLUMNS": "200", "RAYSIM_GROWS": "{max_workers: 2, resources: {CPU: 64}}"}
+    command = [sys.executable, "-m", "raysim", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    assert re.search(r"resources +note +no room for 1 client actor yet: .*, of which 1 more may come", done.stdout)
+    assert "one batch" not in done.stdout
+    assert done.returncode == 1  # for the GPUs that are not there
