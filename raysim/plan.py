@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from raysim import node
 from raysim.config import RunConfig, merge, resolve
 from raysim.objectives import Objective
 from raysim.space import Space
@@ -21,6 +22,9 @@ class Cell:
 
     seed: int
     holdout: str | None = None
+
+
+UNFIT = "a node cannot play trials"  # what ends a search: it would take one after the other, and fail them all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,14 @@ class Search:
     described: Any = None  # its configuration
     cwd: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages
+
+    def unfit(self) -> str:
+        """What keeps this node, which may have come since the search began, from playing trials; empty: nothing."""
+        if not (self.out / "search.yaml").exists():
+            return f"{UNFIT}: {self.out} cannot be seen from it; give an --out that all nodes share"
+        if other := node.differences(self.versions, {"it": node.versions()}):
+            return f"{UNFIT}: it has {other['it']}, not what the command has; install that there"
+        return ""
 
     def config(self, values: Mapping[str, Any], cell: Cell) -> RunConfig:
         """The run of a trial's federation; a held-out site is its one outside site."""

@@ -27,7 +27,7 @@ from raysim.census import agreed
 from raysim.config import RunConfig, build, in_full, merge, nested_keys, resolve
 from raysim.display import Terminal
 from raysim.driver import ray_running
-from raysim.errors import ConfigError, RunError
+from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.folder import OWNER, alone, claimed, runs
 from raysim.launch import by_value, planned
 from raysim.leader import leading
@@ -170,6 +170,8 @@ def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> Re
     if halt.asked:
         show.say(f"interrupted; raysim tune --resume {out} goes on with it")
         raise KeyboardInterrupt
+    if halt.unfit:
+        raise PlacementError(f"{halt.unfit}; then raysim tune --resume {out} goes on with the search")
     if halt.over and any(entry.unfinished for entry in books.entries.values()):
         show.say(f"the time is up; raysim tune --resume {out} goes on with it")
     if books.entries and all(entry.status == "failed" for entry in books.entries.values()):

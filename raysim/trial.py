@@ -18,9 +18,9 @@ import torch
 import yaml
 from ray.tune import Trainable
 
-from raysim import checkpoint, node
+from raysim import checkpoint
 from raysim.config import RunConfig, plain
-from raysim.errors import ConfigError, PlacementError, RaysimError
+from raysim.errors import ConfigError, RaysimError
 from raysim.fields import describe
 from raysim.launch import local_fleet, planned
 from raysim.log import write
@@ -254,10 +254,9 @@ class Trial(Trainable):
         if os.path.isdir(search.cwd):
             os.chdir(search.cwd)  # so that paths mean what they mean to the command
             sys.path.insert(0, search.cwd)  # and a module of the user's own is found
-        if not (search.out / "search.yaml").exists():
-            raise ConfigError(f"{search.out} cannot be seen from this node; give an --out that all nodes share")
-        if other := node.differences(search.versions, {"this node": node.versions()}):  # it may have come since
-            raise PlacementError(f"other versions than the command's: {other}; install those of constraints.txt")
+        self.unfit = search.unfit()
+        if self.unfit:
+            return
         self.search, self.workshop = search, Workshop(search)
         group = self.trial_resources
         share = group.bundles[0].get("GPU", 0) if group is not None else 0
@@ -278,7 +277,7 @@ class Trial(Trainable):
 
     def step(self) -> dict[str, Any]:
         """One round."""
-        return self.rounds.step()
+        return {"round": 0, "failed": self.unfit, "done": True} if self.unfit else self.rounds.step()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """What a scheduler that pauses trials, or has one take over another's state, asks for."""
@@ -290,5 +289,6 @@ class Trial(Trainable):
 
     def cleanup(self) -> None:
         """The trial is stopped, with its client actors."""
-        self.rounds.close()
-        self.workshop.troupe.close()
+        if not self.unfit:
+            self.rounds.close()
+            self.workshop.troupe.close()

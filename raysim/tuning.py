@@ -20,7 +20,7 @@ from ray.tune.stopper import Stopper
 
 from raysim.books import Books
 from raysim.leader import Leader
-from raysim.plan import Search
+from raysim.plan import UNFIT, Search
 from raysim.schedulers import scheduler
 from raysim.suggest import Population, Suggester
 from raysim.tracking import trackers
@@ -45,14 +45,14 @@ class Halt(Stopper):
 
     def __init__(self, budget: float | None) -> None:
         self.end = None if budget is None else time.monotonic() + budget
-        self.asked = False
+        self.asked, self.unfit = False, ""  # what makes a node unfit, if one is
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         """Whether all trials end now; what they have of the present round is lost, if it does not end at once."""
-        return self.asked or self.over
+        return self.asked or self.over or bool(self.unfit)
 
     @property
     def over(self) -> bool:
@@ -65,6 +65,7 @@ class Clerk(Callback):
 
     def __init__(self, books: Books, show: Any, leader: Leader, halt: Halt) -> None:
         self.books, self.show, self.leader, self.halt = books, show, leader, halt
+        self.unplayed = set[int]()  # that a node which is no good has taken
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps it for a restore that is never asked for."""
@@ -76,6 +77,10 @@ class Clerk(Callback):
         """A round has ended."""
         if int(str(trial)) in self.books.earlier:
             return
+        if str(result.get("failed")).startswith(UNFIT):
+            self.halt.unfit = result["failed"]
+            self.unplayed.add(int(str(trial)))
+            return
         values = {key: value for key, value in trial.config.items() if key != "trial"}
         self.books.add(int(str(trial)), values, result)
         self.show.round(int(str(trial)), result)
@@ -83,7 +88,7 @@ class Clerk(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended: done, or stopped."""
         known = self.books.entries[int(str(trial))]
-        if known.number not in self.books.earlier:
+        if known.number not in (*self.books.earlier, *self.unplayed):
             self.books.end(known.number)
             self.show.ended(known)
 

@@ -218,6 +218,21 @@ def test_a_trial_that_fails_is_marked_with_its_cause_and_the_search_goes_on(tmp_
 
 @pytest.mark.ray
 @on_ray
+def test_a_node_with_other_versions_ends_the_search_and_fails_no_trial(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("raysim.node.versions", lambda: {"torch": "0.1"})
+        assert tune(out, "--space", LR, "--trials", "2", "rounds=1", *ONE) == 3
+    assert re.search(
+        r"a node cannot play trials: it has \{'torch': '\S+'\}, not what the command", capsys.readouterr().err
+    )
+    assert list(trials(out)["status"]) == ["running"]
+    assert main(["tune", "--resume", str(out)]) == 0
+    assert list(trials(out)["status"]) == ["done", "done"]
+
+
+@pytest.mark.ray
+@on_ray
 def test_what_never_fits_is_refused_before_the_first_trial(tmp_path, capsys):
     out = tmp_path / "out"
     assert tune(out, "--space", LR, "rounds=1", "resources.cpus_per_client=64") == 3
