@@ -13,7 +13,7 @@ import torch
 
 from raysim import node
 from raysim.allocator import Allocator
-from raysim.errors import PlacementError
+from raysim.errors import NodeError
 from raysim.monitor import Memory
 from raysim.tree import nbytes
 from raysim.types import KEEP
@@ -71,18 +71,16 @@ class ClientActor:
     def renew(self, plan: list[Any]) -> None:
         """Play the sites of this run from now on."""
         run = ray.get(plan[0])
-        self.versions = run.versions
+        self.versions, self.reads = run.versions, run.reads
         self.worker = Worker(run.task, run.seed, self.device, threads_of(self.cpus), run.chaos)
 
     def __repr__(self) -> str:
         return self.title
 
     def place(self) -> Place:
-        """Where this actor is; answers once it is ready. Raises PlacementError if its node has other versions."""
-        here = ray.util.get_node_ip_address()
-        if other := node.differences(self.versions, {here: node.versions()}):
-            told = ", ".join(f"{name} {number}, not {self.versions[name]}" for name, number in other[here].items())
-            raise PlacementError(f"{here} has {told}: install there what the command's node has, from constraints.txt")
+        """Where this actor is; answers once it is ready. Raises NodeError if its node lacks what the run needs."""
+        if wrong := node.lacks(self.versions, self.reads):
+            raise NodeError(f"node {ray.util.get_node_ip_address()} {wrong}")
         context = ray.get_runtime_context()
         gpus = [str(i) for i in ray.get_gpu_ids()]
         return Place(

@@ -31,6 +31,10 @@ class PlacementError(RaysimError):
     exit_code = 3
 
 
+class NodeError(PlacementError):
+    """A node of the cluster has not what the run needs: the command's versions, or the data."""
+
+
 class RunError(RaysimError):
     """The run failed after it had started; what was recorded is kept."""
 

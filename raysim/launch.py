@@ -21,6 +21,7 @@ import yaml
 from raysim import __version__, node
 from raysim.census import agreed
 from raysim.chaos import Chaos, read
+from raysim.checks import data_paths
 from raysim.config import RunConfig, plain
 from raysim.display import Display
 from raysim.driver import ray_running, stream
@@ -169,6 +170,7 @@ def planned(config: RunConfig, task: Task, folder: Path) -> Plan:
         site_timeout=config.site_timeout,
         chaos=chaos,
         versions=node.versions(),
+        reads=data_paths(task, config.task)[0],
     )
 
 

@@ -64,6 +64,14 @@ def differences(own: Mapping[str, str], others: Mapping[str, Mapping[str, str]])
     return {name: packages for name, packages in told.items() if packages}
 
 
+def lacks(own: Mapping[str, str], reads: Sequence[str]) -> str:
+    """What is wrong with this node: other versions than the `own`, or that it cannot read these; empty if nothing."""
+    if other := differences(own, {"": versions()}):
+        told = ", ".join(f"{package} {number}, not {own[package]}" for package, number in other[""].items())
+        return f"has {told}: install there what the command's node has, from constraints.txt"
+    return next((f"cannot read {path}: {why}" for path in reads if (why := unreadable(path))), "")
+
+
 def gpus(hidden: bool) -> dict[str, Any]:
     """`cuda` that torch was built for, the name and the bytes of each of the `gpus` it can use, or its `fault`."""
     if hidden:  # Ray hides all GPUs from a task that asks for none

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import ray
 
 from raysim import node
 from raysim.config import RunConfig, merge, resolve
@@ -45,14 +47,15 @@ class Search:
     described: Any = None  # its configuration
     cwd: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages
+    reads: Sequence[str] = ()  # what nodes are to be able to read
 
     def unfit(self) -> str:
         """What keeps this node, which may have come since the search began, from playing trials; empty: nothing."""
         if not (self.out / "search.yaml").exists():
-            return f"{UNFIT}: {self.out} cannot be seen from it; give an --out that all nodes share"
-        if other := node.differences(self.versions, {"it": node.versions()}):
-            return f"{UNFIT}: it has {other['it']}, not what the command has; install that there"
-        return ""
+            here = ray.util.get_node_ip_address()
+            return f"{UNFIT}: {self.out} cannot be seen from {here}; give an --out that all nodes share"
+        wrong = node.lacks(self.versions, self.reads)
+        return wrong and f"{UNFIT}: {ray.util.get_node_ip_address()} {wrong}"
 
     def config(self, values: Mapping[str, Any], cell: Cell) -> RunConfig:
         """The run of a trial's federation; a held-out site is its one outside site."""

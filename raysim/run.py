@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,7 +50,8 @@ class Plan:
     site_timeout: float = math.inf
     chaos: Chaos = field(default_factory=Chaos)
     resume: bool = False  # go on from the newest checkpoint in `out`
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages, which actors are to have
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages, which nodes are to have
+    reads: Sequence[str] = ()  # what nodes are to be able to read
 
 
 @dataclass(frozen=True)

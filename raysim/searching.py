@@ -24,6 +24,7 @@ from raysim.asking import (
 )
 from raysim.books import Books
 from raysim.census import agreed
+from raysim.checks import data_paths
 from raysim.config import RunConfig, build, in_full, merge, nested_keys, resolve
 from raysim.display import Terminal
 from raysim.driver import ray_running
@@ -205,6 +206,7 @@ def _prepared(asked: Asked, out: Path, show: SearchDisplay) -> Search:
         described=config.task,
         cwd=os.getcwd(),
         versions=node.versions(),
+        reads=data_paths(task, config.task)[0],
     )
     judged = [search.config(values, cell) for values, cell in _one_of_each(search, sites)]
     tasks = [task if each.task == config.task else each.task.build(None) for each in judged]

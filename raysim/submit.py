@@ -182,7 +182,8 @@ def _bytes(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     total = 0
-    for folder, _, names in os.walk(path, followlinks=True):
+    for folder, inner, names in os.walk(path, followlinks=True):
+        inner[:] = [name for name in inner if name != "__pycache__"]
         total += sum(Path(folder, name).stat().st_size for name in names if Path(folder, name).is_file())
         if total > MOST:
             break
@@ -227,15 +228,15 @@ def _followed(client: Any, job: str) -> Any:
         try:
             asyncio.run(_attended(printing(), client, job))
             status = client.get_job_status(job)
+            if status.is_terminal():
+                print(client.get_job_logs(job)[printed:], end="", flush=True)  # what a dead connection has kept back
+                return status
         except SILENCE:
             lost = lost or time.monotonic()
             if time.monotonic() - lost > PATIENCE:
                 raise
         else:
             lost = 0.0
-            if status.is_terminal():
-                print(client.get_job_logs(job)[printed:], end="", flush=True)  # what a dead connection has kept back
-                return status
         time.sleep(1)
 
 

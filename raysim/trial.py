@@ -20,12 +20,12 @@ from ray.tune import Trainable
 
 from raysim import checkpoint
 from raysim.config import RunConfig, plain
-from raysim.errors import ConfigError, RaysimError
+from raysim.errors import ConfigError, NodeError, RaysimError
 from raysim.fields import describe
 from raysim.launch import local_fleet, planned
 from raysim.log import write
 from raysim.objectives import joined
-from raysim.plan import Cell, Search
+from raysim.plan import UNFIT, Cell, Search
 from raysim.run import Note, Row, Summary, perform
 from raysim.suggest import NUMBER
 from raysim.trials import ended, federations, folder_of, rows
@@ -114,8 +114,9 @@ class Rounds:
             except RaysimError as error:
                 self.close()
                 self.failed += 1
-                if self.failed > RETRIES or isinstance(error, ConfigError):
-                    return {"round": self.reported, "failed": str(error), "done": True}
+                if self.failed > RETRIES or isinstance(error, ConfigError | NodeError):
+                    cause = f"{UNFIT}: {error}" if isinstance(error, NodeError) else str(error)
+                    return {"round": self.reported, "failed": cause, "done": True}
             else:
                 if row is None:  # an ended one has no more to tell
                     return {"round": self.reported, "done": True}
@@ -254,10 +255,10 @@ class Trial(Trainable):
         if os.path.isdir(search.cwd):
             os.chdir(search.cwd)  # so that paths mean what they mean to the command
             sys.path.insert(0, search.cwd)  # and a module of the user's own is found
-        self.unfit = search.unfit()
+        self.search, self.unfit = search, search.unfit()
         if self.unfit:
             return
-        self.search, self.workshop = search, Workshop(search)
+        self.workshop = Workshop(search)
         group = self.trial_resources
         share = group.bundles[0].get("GPU", 0) if group is not None else 0
         if share and search.fleet == "local" and torch.cuda.is_available():  # client actors see to it themselves
@@ -271,8 +272,9 @@ class Trial(Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial, with what is open."""
-        self.rounds.close()
-        self._begin(new_config)
+        if not self.unfit:
+            self.rounds.close()
+            self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -281,11 +283,13 @@ class Trial(Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """What a scheduler that pauses trials, or has one take over another's state, asks for."""
-        self.rounds.hand_over(Path(checkpoint_dir))
+        if not self.unfit:
+            self.rounds.hand_over(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from there."""
-        self.rounds.adopt(Path(checkpoint))
+        if not self.unfit:
+            self.rounds.adopt(Path(checkpoint))
 
     def cleanup(self) -> None:
         """The trial is stopped, with its client actors."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 
 import ray
 from ray.exceptions import RayError
 from ray.util import get_current_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysim.config import Resources
-from raysim.placement import nodes, seats
+from raysim.placement import Seat, nodes, seats
 from raysim.run import Note, Plan, Row, Summary
 from raysim.server import Failed, Server, rooms
 
@@ -47,7 +49,7 @@ class Troupe:
         assert group is not None  # Tune has placed the trial in it
         given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
         self.times += 1
-        self.server = Server(held, rooms([group])[: len(given)], costs, given, f"raysim-trial-{self.name}-{self.times}")
+        self.server = Server(held, _rooms(group, given), costs, given, f"raysim-trial-{self.name}-{self.times}")
         placed = self.server.placed()
         if isinstance(placed, Failed):
             self.close()
@@ -60,3 +62,13 @@ class Troupe:
             for actor in self.server.fleet.actors.values():
                 ray.kill(actor)
             self.server = None
+
+
+def _rooms(group: PlacementGroup, given: Sequence[Seat]) -> list[PlacementGroupSchedulingStrategy]:
+    """A room of the right size for each; the group may have more, for it is that of the search's largest trials."""
+    left, found = rooms([group]), []
+    for seat in given:
+        fitting = [room for room in left if group.bundle_specs[room.placement_group_bundle_index] == seat.bundle]
+        found.append((fitting or left)[0])
+        left.remove(found[-1])
+    return found

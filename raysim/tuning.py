@@ -75,11 +75,11 @@ class Clerk(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A round has ended."""
-        if int(str(trial)) in self.books.earlier:
-            return
         if str(result.get("failed")).startswith(UNFIT):
             self.halt.unfit = result["failed"]
             self.unplayed.add(int(str(trial)))
+            return
+        if int(str(trial)) in self.books.earlier:
             return
         values = {key: value for key, value in trial.config.items() if key != "trial"}
         self.books.add(int(str(trial)), values, result)

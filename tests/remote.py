@@ -125,7 +125,7 @@ class Breaking(FedAvg):
 def start_client(name: str, task: Task) -> Any:
     """A client actor for `task`, started as the server starts one."""
     actor: Any = ray.remote(ClientActor)
-    plan = SimpleNamespace(task=task, seed=0, chaos=None, versions={})
+    plan = SimpleNamespace(task=task, seed=0, chaos=None, versions={}, reads=())
     return actor.options(num_cpus=1).remote(name, name, [ray.put(plan)], 1.0, 0.0)
 
 
