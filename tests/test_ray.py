@@ -242,7 +242,7 @@ def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> 
     other = replace(plan(tmp_path, FedAvg(), 1), versions={"torch": "0.1"})
     with pytest.raises(PlacementError, match=r"^node \S+ has torch \S+, not 0\.1: install there"):
         list(stream(other, Resources(clients=1), "test-versions"))
-    other = replace(plan(tmp_path, FedAvg(), 1), reads=["/nowhere/table.csv"])
+    other = replace(other, versions={}, reads=["/nowhere/table.csv"])
     with pytest.raises(PlacementError, match=r"^node \S+ cannot read /nowhere/table\.csv: No such file"):
         list(stream(other, Resources(clients=1), "test-data"))
     assert eventually(lambda: "server" not in alive())
