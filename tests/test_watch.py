@@ -171,7 +171,7 @@ def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
 
     with playing(*LONG, f"address={address}", "resources.cpus_per_client=2", "--out", str(out)) as run:
         log = out / "log.jsonl"
-        assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 2))
+        assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 2), 200)
         assert len(nodes()) == 1
         joined = CLUSTER[0].add_node(num_cpus=2, num_gpus=0)
         try:
@@ -196,7 +196,7 @@ def test_a_run_that_waits_for_a_node_is_seen_and_ended(
         assert run.stdout
         assert any("asked for 1 x 64 CPU: 1 nodes of at most 2" in line for line in run.stdout)
         assert re.search(r"patient +.*process \d+", done("status", cwd=tmp_path).stdout)
-        ended = done("stop", "patient", cwd=tmp_path)
+        ended = done("stop", "patient", cwd=tmp_path.parent)  # by its name, not by a folder
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{tmp_path / 'patient'} has ended"), ended.stderr
         assert run.wait(timeout=60) == 130
     assert not (tmp_path / "patient").exists()
