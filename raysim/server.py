@@ -142,8 +142,8 @@ class Server:
         return Placed([places[name] for name in self.fleet.actors if name in places], dict(self.fleet.home))
 
     def run(self) -> Generator[Event]:
-        """A Row per round, and a Placed after one in which an actor was replaced; then Summary or Failed."""
-        moved = 0
+        """A Row per round, a Placed after one in which an actor was lost or has come; then Summary or Failed."""
+        moved, again = 0, False  # told once more in the round after, in which who is new is given sites
         try:
             for event in perform(self.plan, self.fleet):
                 if isinstance(event, Summary) and self.fleet.kills:
@@ -156,8 +156,8 @@ class Server:
                     self._tell()  # of short rounds nobody asks
                     self.last, event = dict(event.values), replace(event, round=None)
                 yield event
-                if moved != self.fleet.ledger.moved:
-                    moved = self.fleet.ledger.moved
+                if again or moved != self.fleet.ledger.moved:
+                    again, moved = moved != self.fleet.ledger.moved, self.fleet.ledger.moved
                     yield self._placed()
         except RaysimError as error:
             yield Failed(error)
