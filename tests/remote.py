@@ -50,7 +50,8 @@ def offer(site: Site[Any], sizes: dict[str, int]) -> Reply[Marked]:
 
 def read_all(site: Site[Any], shared: Any) -> Reply[list[int]]:
     found = [shared[name].content for name in shared.sites]
-    return Reply([int(content.sum()) for content in found] + [len(OPENED)])
+    copies = sum(content.flags.writeable for content in found)  # what Ray maps from its store is read-only
+    return Reply([*(int(content.sum()) for content in found), copies, len(OPENED)])
 
 
 def where(site: Site[Any], model: Model) -> Reply[tuple[bool, str]]:

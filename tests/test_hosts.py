@@ -19,8 +19,8 @@ from tests.hosts import ROOT, Host, cut, hosts, why_not
 WHY = why_not() or ("" if shutil.which("sshd") and shutil.which("rsync") else "needs sshd and rsync")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.skipif(bool(WHY), reason=WHY)]
 WORDS = (
-    *("rounds=40", "task.data.sites=6", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
-    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "evaluate_every=40", "checkpoint_every=5"),
+    *("rounds=600", "task.data.sites=6", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
+    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "evaluate_every=600", "checkpoint_every=20"),
     *("resources.cpus_per_client=2", "resources.clients=3"),
 )
 SSHD = """
@@ -92,7 +92,7 @@ def under_way(head: Host, out: Path) -> Any:
     command = f". ~/.raysim; exec python -m raysim run {' '.join(WORDS)} --out {out}"
     with out.with_name("said").open("w") as said:
         run = head.start(["bash", "-c", command], stdout=said, stderr=subprocess.STDOUT)
-    until(lambda: "round  3/40" in out.with_name("said").read_text() or run.poll() is not None, "the third round")
+    until(lambda: "round   3/600" in out.with_name("said").read_text() or run.poll() is not None, "the third round")
     assert run.poll() is None, out.with_name("said").read_text()
     return run
 
@@ -107,8 +107,9 @@ def test_a_run_on_hosts_that_come_and_go(tmp_path: Path) -> None:
         assert up.returncode == 0, up.stdout
         run = under_way(head, out)
         assert "asked for 3 x 2 CPU: 1 nodes of at most 3" in out.with_name("said").read_text()
+        until(lambda: len(nodes(out)) == 3 or run.poll() is not None, "an actor on each host")
         before = nodes(out)
-        assert len(before) == 3  # an actor on each host
+        assert run.poll() is None, out.with_name("said").read_text()
         cut(laptop, 3)
         until(lambda: (out / "failures.jsonl").exists() or run.poll() is not None, "the cut is noticed")
         second.off()

@@ -79,12 +79,13 @@ def test_what_sites_exchange_never_enters_the_server(fleet: RayFleet, size: int)
 
     replies = fleet.map(read_all, held)
     sums = [ord(name) * sizes[name] for name in NAMES]
-    assert [reply.payload[:-1] for reply in replies.values()] == [sums] * 6
+    assert [reply.payload[:-2] for reply in replies.values()] == [sums] * 6
+    assert [reply.payload[-2] for reply in replies.values()] == [0] * 6
     assert any(reply.payload[-1] for reply in replies.values())  # the marks are left where payloads are opened
     assert OPENED == []  # and none here
     total = sum(sizes.values())
     assert fleet.ledger.traffic().between == {name: total - sizes[name] for name in NAMES}
-    assert sum(fleet.ledger.traffic().up.values()) == 6 * 7 * 8  # seven numbers of each site; no payload
+    assert sum(fleet.ledger.traffic().up.values()) == 6 * 8 * 8  # eight numbers of each site; no payload
 
 
 def test_a_small_payload_that_is_not_exchanged_does_come_to_the_server(fleet: RayFleet) -> None:
