@@ -111,7 +111,8 @@ def _growing(groups: Sequence[PlacementGroup], given: Sequence[Seat], most: int)
     if not all(map(given_out, groups)):  # those that have room now are all given out within a second or two
         time.sleep(SOON)
     if more := len(groups) - sum(map(given_out, groups)):
-        yield Note(f"{len(groups) - more} of {len(groups)} client actors have room; the others join with their nodes")
+        room = f"{len(groups) - more} of {len(groups)} client actors have room"
+        yield Note(f"asked for {wish}: {room}; the others join with their nodes")
 
 
 def _wish(given: Sequence[Seat]) -> str:
