@@ -162,7 +162,7 @@ def _packed(sent: Sent, held: Path) -> None:
             shutil.copy(path, held / path.name)
             words[i] = path.name
     modules = [path for path in Path().iterdir() if _is_module(path) and not (held / path.name).exists()]
-    if (total := sum(map(_bytes, modules))) > MOST:
+    if (total := sum(map(_bytes, [*held.iterdir(), *modules]))) > MOST:
         raise ConfigError(
             f"the modules of {Path.cwd()} take {size(total)}; submit from a folder that has the run's own alone"
         )

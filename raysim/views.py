@@ -46,16 +46,13 @@ def check_pictures(task: Task) -> None:
 def check_levels(task: Task) -> None:
     """Raises ConfigError if nothing says which of the examples show the same part of the body."""
     check_pictures(task)
-    if not any(_has_levels(split) for site in task.inside for split in _both(task.open(site))):
+    opened = (task.open(site) for site in task.inside)
+    if not any(_has_levels(split) for data in opened for split in (data.train, data.unlabelled)):
         raise ConfigError(
             "these pictures are no slices of volumes, so nothing says which of them show the same part of the body: "
             "take volumes and task.data.slices=true, or give the table a column `partition`, or pre-train with "
             "algorithm=fedsimclr or fedrotation, which need neither"
         )
-
-
-def _both(data: Data) -> tuple[Split, Split]:
-    return data.train, data.unlabelled
 
 
 def _has_levels(split: Split) -> bool:
