@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ import grpc
 import ray
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.config import Resources
@@ -25,21 +24,20 @@ from raysim.data.wording import listed
 from raysim.dispatch import told
 from raysim.errors import PlacementError, RunError
 from raysim.fleet import Progress
-from raysim.growth import coming, grows, starting
+from raysim.growth import grows
 from raysim.log import note
-from raysim.monitor import run_of
 from raysim.node import token_file
-from raysim.placement import Seat, nodes, seats
+from raysim.placement import Seat
 from raysim.preflight import check_store
 from raysim.ray_fleet import PATIENCE
+from raysim.room import GROWTH, in_sight, taken, wished
 from raysim.run import Note, Plan, Row
-from raysim.server import Event, Failed, Server, given_out, rooms
+from raysim.server import Event, Failed, Server, rooms
+from raysim.stand import run_of
 from raysim.types import Incident
 
-GROWTH = 1800.0  # seconds for a cluster to grow by what a client actor needs
 KNOCK = 10.0  # seconds for the head of a cluster to answer
 QUIET = 60.0  # seconds without an answer of any site after which a note says whom the round waits for
-SOON = 2.0  # seconds in which Ray gives what is free
 TICK = 0.5  # seconds between two looks at the progress of a round
 
 
@@ -92,97 +90,18 @@ def _admitted(address: str) -> None:
                 raise PermissionError(f"{said}; copy its own, of the user who started it, to there") from error
 
 
-def _growing(groups: Sequence[PlacementGroup], given: Sequence[Seat], most: int) -> Iterator[Event]:
-    """Progress until the cluster, which may have `most` nodes, holds an actor. PlacementError if it never does."""
-    wish, start, due = _wish(given), time.monotonic(), 0.0
-    while not any(map(given_out, groups)):
-        time.sleep(TICK)
-        waited, alive, new = time.monotonic() - start, len(nodes(ray.nodes())), starting()
-        if waited > GROWTH:
-            raise PlacementError(
-                f"asked for {wish}; after {GROWTH:g} s there are {alive} nodes of {most}: see `ray status`"
-            )
-        new_ones = "" if new is None else f"{new} nodes starting, "
-        text = f"asked for {wish}: {alive} nodes of at most {most}, {new_ones}{waited:.0f} s"
-        yield Progress(phase=text)
-        if waited >= due:
-            due = max(20.0, 2 * due)
-            yield Note(text)
-    if not all(map(given_out, groups)):  # those that have room now are all given out within a second or two
-        time.sleep(SOON)
-    if more := len(groups) - sum(map(given_out, groups)):
-        room = f"{len(groups) - more} of {len(groups)} client actors have room"
-        yield Note(f"asked for {wish}: {room}; the others join with their nodes")
-
-
-def _wish(given: Sequence[Seat]) -> str:
-    asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in seat.bundle.items()) for seat in given)
-    return ", ".join(f"{count} x {each}" for each, count in asked.items())
-
-
-def _seats(plan: Plan, resources: Resources) -> tuple[list[Seat], bool, int]:
-    """The client actors to start, whether the cluster is large enough, and how many nodes it may grow to; 0: it cannot.
-
-    The largest come first where it may grow, so that smaller ones do not take their nodes.
-    """
-    here, more = nodes(ray.nodes()), coming()
-    try:
-        given, fits = seats(resources, plan.task.inside, here, plan.task.outside), True
-    except PlacementError:
-        if not more:
-            raise
-        given, fits = seats(resources, plan.task.inside, [*here, *more], plan.task.outside), False
-    if not more:
-        return given, fits, 0
-    return sorted(given, key=lambda seat: (-seat.gpus, -seat.cpus)), fits, len(here) + len(more)
-
-
-def _granted(group: PlacementGroup, given: Sequence[Seat]) -> Iterator[Event]:
-    """Progress until all of the group is this run's; a Note if that takes long. Raises PlacementError if too long."""
-    wish = _wish(given)
-    start, told_of_it = time.monotonic(), False
-    while not group.wait(TICK):
-        free = {kind: left for kind, left in ray.available_resources().items() if kind in ("CPU", "GPU")}
-        waited = time.monotonic() - start
-        if waited > PATIENCE:
-            raise PlacementError(
-                f"{wish} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free or 'nothing'}. "
-                "Wait for other work to end, or ask for less"
-            )
-        if waited > 5 and not told_of_it:
-            told_of_it = True
-            yield Note(f"waiting for {wish}, which others hold; free now: {free or 'nothing'}")
-        yield Progress(phase=f"waiting for {wish}")
-
-
-def _room(groups: list[PlacementGroup], given: Sequence[Seat], fits: bool, most: int) -> Iterator[Event]:
-    """Put what holds the client actors into `groups`, with what is to be told meanwhile.
-
-    One group is given as a whole, so that of two runs neither holds half of what both need; but where nodes may come,
-    they come one by one, and so does what is not free now.
-    """
-    bundles = [seat.bundle for seat in given]
-    groups.append(placement_group(bundles))
-    if not most:
-        yield from _granted(groups[0], given)
-    elif not (fits and groups[0].wait(SOON)):
-        remove_placement_group(groups.pop())
-        groups += [placement_group([each]) for each in bundles]
-        yield from _growing(groups, given, most)
-
-
 def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]:
     """Everything that happens in a run on the Ray that is running, as it happens, with Progress in between.
 
     Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
     """
     number = 1  # of the round that is played
-    given, fits, most = _seats(plan, resources)
+    wish = wished(plan, resources)
     yield from check_store(plan)
     groups = list[PlacementGroup]()
     try:
-        yield from _room(groups, given, fits, most)
-        server = _server(plan, groups, given, namespace)
+        yield from in_sight(taken(groups, wish), plan, namespace)
+        server = _server(plan, groups, wish.seats, namespace)
         try:
             yield from _started(server)
             rounds = server.run.options(num_returns="streaming").remote()

@@ -28,7 +28,6 @@ from raysim.driver import ray_running, stream
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
 from raysim.folder import alone, claimed
-from raysim.monitor import NAMESPACE
 from raysim.preflight import check_disk, model_bytes
 from raysim.record import write_json
 from raysim.registry import classes_of, name_of
@@ -46,6 +45,7 @@ from raysim.run import (
     writing,
 )
 from raysim.server import Event, Failed, Placed
+from raysim.stand import NAMESPACE
 from raysim.types import Task
 from raysim.worker import Opened, threads_of
 

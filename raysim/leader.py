@@ -11,12 +11,11 @@ from secrets import token_hex
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.books import Books
 from raysim.data.wording import counted
-from raysim.monitor import NAMESPACE, trials
-from raysim.stand import Stand
+from raysim.monitor import trials
+from raysim.stand import standing
 
 EVERY = 2.0  # seconds between two words to it
 
@@ -27,10 +26,7 @@ class Leader:
     def __init__(self, books: Books, total: int) -> None:
         self.books, self.total = books, total
         self.name = f"{books.search.out.name}-{token_hex(3)}"
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"name": f"{self.name}/search", "namespace": NAMESPACE + self.name, "num_cpus": 0}
-        made: Any = ray.remote(Stand)
-        self.stand = made.options(**options, scheduling_strategy=here).remote(self._said(0))
+        self.stand = standing(self.name, "search", self._said(0))
         self._answer: Any = None
         self._due = 0.0
 

@@ -12,9 +12,9 @@ import ray
 import torch
 from ray.util.metrics import Counter, Gauge
 
+from raysim.stand import run_of
 from raysim.types import Round
 
-NAMESPACE = "raysim-"  # of a run's named actors: this, and the run
 # What each says, and its labels beside the run's (of raysim_trials: the search's).
 GAUGES = {
     "raysim_round": ("the last round that has ended", ()),
@@ -120,11 +120,6 @@ def trials(search: str, counts: Mapping[str, int]) -> None:
     """Tell how many trials of a search there are of each status."""
     for status, count in counts.items():
         _trials().set(count, {"search": search, "status": status})
-
-
-def run_of(namespace: str) -> str:
-    """The run whose actors are in this namespace."""
-    return namespace.removeprefix(NAMESPACE)
 
 
 @cache

@@ -19,10 +19,11 @@ from raysim.client import ClientActor, Place
 from raysim.data.wording import listed
 from raysim.errors import PlacementError, RaysimError, RunError
 from raysim.fleet import Progress
-from raysim.monitor import Monitor, run_of
+from raysim.monitor import Monitor
 from raysim.placement import Seat
 from raysim.ray_fleet import PATIENCE, RayFleet
 from raysim.run import Note, Plan, Row, Summary, perform
+from raysim.stand import run_of
 
 
 @dataclass(frozen=True)

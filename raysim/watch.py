@@ -24,12 +24,13 @@ from rich.text import Text
 from raysim.driver import ray_running
 from raysim.errors import ConfigError, RunError
 from raysim.folder import at_work, runs
-from raysim.monitor import NAMESPACE, run_of
 from raysim.naming import nearest
 from raysim.ray_fleet import PATIENCE
+from raysim.stand import NAMESPACE, run_of
 from raysim.trials import SEARCH, load
 
-LEADERS = ("server", "search")  # the named actors that answer `status()` and `stop()`: of a run, of a search
+# The named actors that answer `status()` and `stop()`: of a run, of one that waits for its room, of a search.
+LEADERS = ("server", "waiting", "search")
 KNOCK = 10.0  # seconds for them to answer
 COLUMNS = ("run", "what", "round", "at", "score", "last round", "where")
 

@@ -195,9 +195,12 @@ def test_a_run_that_waits_for_a_node_is_seen_and_ended(
     with playing(*words) as run:
         assert run.stdout
         assert any("asked for 1 x 64 CPU: 1 nodes of at most 2" in line for line in run.stdout)
-        assert re.search(r"patient +.*process \d+", done("status", cwd=tmp_path).stdout)
-        ended = done("stop", "patient", cwd=tmp_path.parent)  # by its name, not by a folder
-        assert (ended.returncode, ended.stdout.strip()) == (0, f"{tmp_path / 'patient'} has ended"), ended.stderr
+        row = re.search(
+            r"(patient-\w+) +fedavg on synthetic .* asked for 1 x 64 CPU", done("status", cwd=tmp_path).stdout
+        )
+        assert row
+        ended = done("stop", "--all", cwd=tmp_path)
+        assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
         assert run.wait(timeout=60) == 130
     assert not (tmp_path / "patient").exists()
 

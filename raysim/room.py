@@ -1,0 +1,138 @@
+"""Room for a run's client actors: what is asked for, and the wait until others end or the cluster has grown."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from raysim.config import Resources
+from raysim.errors import PlacementError
+from raysim.fleet import Progress
+from raysim.growth import coming, starting
+from raysim.placement import Seat, nodes, seats
+from raysim.ray_fleet import PATIENCE
+from raysim.run import Note, Plan
+from raysim.server import Event, given_out
+from raysim.stand import run_of, standing
+
+GROWTH = 1800.0  # seconds for a cluster to grow by what a client actor needs
+SOON = 2.0  # seconds in which Ray gives what is free
+TICK = 0.5  # seconds between two looks at what Ray has given
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The client actors to start, whether the cluster is large enough, and how many nodes it may grow to; 0: it cannot.
+
+    The largest come first where it may grow, so that smaller ones do not take their nodes.
+    """
+
+    seats: Sequence[Seat]
+    fits: bool
+    most: int
+
+    def __str__(self) -> str:
+        asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in seat.bundle.items()) for seat in self.seats)
+        return ", ".join(f"{count} x {each}" for each, count in asked.items())
+
+
+def wished(plan: Plan, resources: Resources) -> Wish:
+    """What the run asks for. Raises PlacementError for what neither fits nor will."""
+    here, more = nodes(ray.nodes()), coming()
+    try:
+        given, fits = seats(resources, plan.task.inside, here, plan.task.outside), True
+    except PlacementError:
+        if not more:
+            raise
+        given, fits = seats(resources, plan.task.inside, [*here, *more], plan.task.outside), False
+    if not more:
+        return Wish(given, fits, 0)
+    return Wish(sorted(given, key=lambda seat: (-seat.gpus, -seat.cpus)), fits, len(here) + len(more))
+
+
+def taken(groups: list[PlacementGroup], wish: Wish) -> Iterator[Event]:
+    """Put what holds the client actors into `groups`, with what is to be told meanwhile.
+
+    One group is given as a whole, so that of two runs neither holds half of what both need; but where nodes may come,
+    they come one by one, and so does what is not free now. Raises PlacementError if that takes too long.
+    """
+    bundles = [seat.bundle for seat in wish.seats]
+    groups.append(placement_group(bundles))
+    if not wish.most:
+        yield from _granted(groups[0], wish)
+    elif not (wish.fits and groups[0].wait(SOON)):
+        remove_placement_group(groups.pop())
+        groups += [placement_group([each]) for each in bundles]
+        yield from _growing(groups, wish)
+
+
+def _granted(group: PlacementGroup, wish: Wish) -> Iterator[Event]:
+    """Progress until all of the group is this run's; a Note if that takes long. Raises PlacementError if too long."""
+    start, told_of_it = time.monotonic(), False
+    while not group.wait(TICK):
+        free = {kind: left for kind, left in ray.available_resources().items() if kind in ("CPU", "GPU")}
+        waited = time.monotonic() - start
+        if waited > PATIENCE:
+            raise PlacementError(
+                f"{wish} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free or 'nothing'}. "
+                "Wait for other work to end, or ask for less"
+            )
+        if waited > 5 and not told_of_it:
+            told_of_it = True
+            yield Note(f"waiting for {wish}, which others hold; free now: {free or 'nothing'}")
+        yield Progress(phase=f"waiting for {wish}")
+
+
+def _growing(groups: Sequence[PlacementGroup], wish: Wish) -> Iterator[Event]:
+    """Progress until the cluster holds an actor. Raises PlacementError if it never does."""
+    start, due = time.monotonic(), 0.0
+    while not any(map(given_out, groups)):
+        time.sleep(TICK)
+        waited, alive, new = time.monotonic() - start, len(nodes(ray.nodes())), starting()
+        if waited > GROWTH:
+            raise PlacementError(
+                f"asked for {wish}; after {GROWTH:g} s there are {alive} nodes of {wish.most}: see `ray status`"
+            )
+        new_ones = "" if new is None else f"{new} nodes starting, "
+        text = f"asked for {wish}: {alive} nodes of at most {wish.most}, {new_ones}{waited:.0f} s"
+        yield Progress(phase=text)
+        if waited >= due:
+            due = max(20.0, 2 * due)
+            yield Note(text)
+    if not all(map(given_out, groups)):  # those that have room now are all given out within a second or two
+        time.sleep(SOON)
+    if more := len(groups) - sum(map(given_out, groups)):
+        room = f"{len(groups) - more} of {len(groups)} client actors have room"
+        yield Note(f"asked for {wish}: {room}; the others join with their nodes")
+
+
+def in_sight(waiting: Iterator[Event], plan: Plan, namespace: str) -> Iterator[Event]:
+    """The events of a run that waits, which `raysim status` shows meanwhile; `raysim stop` ends it as Ctrl-C does."""
+    stand, answer = None, None
+    said: dict[str, Any] = {"run": run_of(namespace), "what": f"{plan.algorithm_name} on {plan.task.name}"}
+    said |= {"folder": str(plan.out), "host": socket.gethostname(), "of": plan.rounds}
+    try:
+        for event in waiting:
+            yield event
+            if isinstance(event, Progress):
+                said["at"] = event.phase
+                stand = stand or standing(run_of(namespace), "waiting", said)
+                if answer is None or ray.wait([answer], timeout=0)[0]:
+                    _heard(answer)
+                    answer = stand.tell.remote(said)
+        _heard(stand and stand.tell.remote(said))
+    finally:
+        if stand is not None:
+            ray.kill(stand)
+
+
+def _heard(answer: Any) -> None:
+    if answer is not None and ray.get(answer):
+        raise KeyboardInterrupt
