@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
     again = commands.add_parser("resume", help="go on with a run that was interrupted or has failed")
     again.add_argument("run", metavar="RUN_DIR", help="the run's folder; it goes on after its last checkpoint")
+    again.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it is another than before")
 
     _add_tune(commands)
 

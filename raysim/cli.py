@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,11 +74,11 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
         options["budget"] = _seconds(args.budget)
     show = SearchDisplay(Terminal())
     if args.resume is not None:
-        if words or args.space or args.out or args.config or args.dry_run or args.address:
+        if args.space or args.out or args.config or args.dry_run or keys.keys() - {"address"} or len(words) > len(keys):
             raise ConfigError(
-                "--resume goes on with the search as it is; only --trials, --budget and the like may change"
+                "--resume goes on with the search as it is; only --address, --trials, --budget and the like may change"
             )
-        searching.resume(Path(args.resume).absolute(), options, show)
+        searching.resume(Path(args.resume).absolute(), options, show, keys.get("address"))
         return 0
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
@@ -131,6 +132,7 @@ def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{args.run} is no run's folder: it holds no config.yaml; see what is in runs/")
     config = resolve(read_file(str(folder / "config.yaml")))
+    config = replace(config, address=args.address or config.address)
     _ready(config)
     from raysim.display import Display, Terminal
     from raysim.launch import resume
@@ -153,9 +155,20 @@ def _local_ray(address: str | None) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
         os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
+    else:
+        _show_token()
+
+
+def _show_token() -> None:
+    """Have Ray show the token that there is: to an address that is named, it does so only where this is said."""
+    from raysim.node import token_file
+
+    if os.environ.get("RAY_AUTH_TOKEN") or token_file(os.environ, Path.home()).is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
+    _show_token()
     from rich.console import Console
 
     from raysim import watch
@@ -165,6 +178,7 @@ def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
+    _show_token()
     from rich.console import Console
 
     from raysim import watch
@@ -176,10 +190,7 @@ def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from raysim.node import token_file
-
-    if os.environ.get("RAY_AUTH_TOKEN") or token_file(os.environ, Path.home()).is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client of jobs shows the token only where this is said
+    _show_token()
     from rich.console import Console
 
     from raysim import submit

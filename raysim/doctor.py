@@ -71,7 +71,7 @@ def _checks(where: Surroundings, folder: Path, read: Sequence[str], written: Seq
     yield from checks.of_versions(facts, node.versions())
     if where.own is not None:
         yield from checks.of_listening(facts, where.own)
-        yield checks.of_token(os.environ, Path.home())
+        yield checks.of_token(os.environ, Path.home(), where.open_to_all)
         yield from checks.of_disks(where.seen)
     yield checks.of_folder(folder)
     yield from checks.of_paths(facts, read, written)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -54,7 +55,8 @@ def ray_running(address: str | None) -> Iterator[str]:
             _knock(asked)
         handler = signal.getsignal(signal.SIGTERM)
         context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
-        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process at once
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process at once
     except Exception as error:  # Ray raises what it likes here, a bare Exception too
         far = "; from a machine that is no node of it: raysim submit" if "node info" in str(error).lower() else ""
         raise PlacementError(f"cannot {'start Ray' if own else f'join Ray at {asked}'}: {error}{far}") from error
@@ -66,6 +68,8 @@ def ray_running(address: str | None) -> Iterator[str]:
 
 def _knock(address: str) -> None:
     """Raises OSError if nobody answers at HOST:PORT or auto, where Ray itself would go on trying for minutes."""
+    if "://" in address:
+        raise ValueError("expected HOST:PORT of its head, or auto; a dashboard's URL is for raysim submit --address")
     if address == "auto":
         address = canonicalize_bootstrap_address_or_die(address)
     host, colon, port = address.rpartition(":")
@@ -79,15 +83,21 @@ def _admitted(address: str) -> None:
     environ = os.environ
     path = token_file(environ, Path.home())
     token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
+    if not admits(address, token):
+        where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
+        said = f"it does not take the token in {where}" if token else f"it wants a token, and {path} holds none"
+        raise PermissionError(f"{said}; copy its own, of the user who started it, to there")
+
+
+def admits(address: str, token: str = "") -> bool:
+    """Whether the Ray at HOST:PORT lets in who shows this token, or none; so does one that says nothing in time."""
     with grpc.insecure_channel(address) as channel:
         try:
             ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
             ask(b"", timeout=KNOCK, metadata=[("authorization", f"Bearer {token}")] if token else [])
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
-                said = f"it does not take the token in {where}" if token else f"it wants a token, and {path} holds none"
-                raise PermissionError(f"{said}; copy its own, of the user who started it, to there") from error
+            return bool(error.code() != grpc.StatusCode.UNAUTHENTICATED)
+    return True
 
 
 def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]:

@@ -100,10 +100,10 @@ def _locked(path: Path) -> int:
 
 
 def at_work(folder: Path) -> dict[str, Any] | None:
-    """The process (`pid`, `host`, as far as it told) that is at work in a run's folder; None if there is none."""
+    """The process (`pid`, `host`, as far as it told) that is at work in a run's folder; None if none is seen."""
     try:
         handle = os.open(folder / OWNER, os.O_RDONLY)
-    except FileNotFoundError:
+    except OSError:  # not there, or another user's alone
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

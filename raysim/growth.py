@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import yaml
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from raysim.errors import ConfigError
 from raysim.placement import Node, nodes
@@ -67,7 +68,8 @@ def _node(kind: str, has: Mapping[str, Any]) -> Node:
 
 def _kinds(config: Mapping[str, Any]) -> Iterator[tuple[Node, int]]:
     local = config["provider"]["type"] == "local"
-    here = ray.nodes()[0]["Resources"] if local else {}  # one's own machines are taken to be like this one
+    # One's own machines are taken to be like one of them that is there.
+    here = next(each["Resources"] for each in ray.nodes() if each["Alive"]) if local else {}
     for name, kind in config["available_node_types"].items():
         if local or name != config["head_node_type"]:
             has = here if local else kind.get("resources", {})
@@ -76,8 +78,10 @@ def _kinds(config: Mapping[str, Any]) -> Iterator[tuple[Node, int]]:
 
 
 def starting() -> int | None:
-    """How many nodes are being started; None where Ray does not say."""
-    with suppress(Exception):  # an autoscaler of the older kind tells it in no such way
+    """How many nodes are being started; None where Ray does not say, as with an autoscaler of the older kind."""
+    with suppress(Exception):
+        if not is_autoscaler_v2():
+            return None
         found = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=2)
         return len(found.pending_nodes) + sum(launch.count for launch in found.pending_launches)
     return None

@@ -6,11 +6,12 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from secrets import token_hex
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from raysim.books import Books
 from raysim.data.wording import counted
@@ -37,7 +38,9 @@ class Leader:
         self._due = time.monotonic() + EVERY
         if self._answer is not None and not ray.wait([self._answer], timeout=0)[0]:
             return False
-        asked = self._answer is not None and bool(ray.get(self._answer))
+        asked = False
+        with suppress(RayError):  # the search goes on without what stands for it
+            asked = self._answer is not None and bool(ray.get(self._answer))
         trials(self.books.search.out.name, self._counts(running))
         self._answer = self.stand.tell.remote(self._said(running))
         return asked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -12,7 +12,6 @@ import ray
 import torch
 from ray.util.metrics import Counter, Gauge
 
-from raysim.stand import run_of
 from raysim.types import Round
 
 # What each says, and its labels beside the run's (of raysim_trials: the search's).
@@ -68,8 +67,12 @@ class Monitor:
         for way in ("up", "down", "between"):
             if count := row[f"bytes_{way}"]:
                 _counter("raysim_bytes").inc(count, {**self.run, "way": way})
-        for incident in round.incidents:
-            _counter("raysim_failures").inc(1, {**self.run, "action": incident.action})
+        self.failed(incident.action for incident in round.incidents)
+
+    def failed(self, actions: Iterable[str]) -> None:
+        """Count what has gone wrong, by what was done."""
+        for action in actions:
+            _counter("raysim_failures").inc(1, {**self.run, "action": action})
 
     def at(self, done: int, asked: int) -> None:
         """How far the call under way is."""
@@ -102,7 +105,8 @@ class Memory:
     """Tells the memory of the client actor that this process is, every other second."""
 
     def __init__(self, actor: str, gpu: bool) -> None:
-        self.tags = {"run": run_of(ray.get_runtime_context().namespace), "actor": actor}
+        name = str(ray.get_runtime_context().get_actor_name())  # the namespace it tells is that of the command
+        self.tags = {"run": name.partition("/")[0], "actor": actor}
         self.gpu, self._due = gpu, 0.0
         self.process: Any = import_module("psutil").Process()
 

@@ -17,9 +17,9 @@ from raysim.balance import assign, settled
 from raysim.chaos import Chaos
 from raysim.client import Place
 from raysim.dispatch import TRIES, Dispatch, no_room, told
-from raysim.errors import LostError, RaysimError, RunError
+from raysim.errors import LostError, NodeError, RaysimError, RunError
 from raysim.fleet import BaseFleet
-from raysim.types import Task
+from raysim.types import Incident, Task
 from raysim.worker import Answer, Call, Client
 
 P = TypeVar("P")
@@ -87,7 +87,8 @@ class RayFleet(BaseFleet):
             self.failed.pop(actor, None)
         except RayError as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, RaysimError):
-                raise error.cause from error
+                self._unfit(actor, error.cause)
+                return
             self.failed[actor] = self.failed.get(actor, 0) + 1
             if self.failed[actor] == TRIES:
                 failure = RunError(
@@ -97,6 +98,19 @@ class RayFleet(BaseFleet):
                 failure.remote = str(error)
                 raise failure from error
             self.replace(actor)
+
+    def _unfit(self, actor: str, error: RaysimError) -> None:
+        """Go on without an actor whose node cannot serve it. Raises the error if its sites have no other."""
+        alone = set(self.alone.values())
+        others = sorted(self.actors.keys() - alone - {actor}, key=lambda name: (name in self.late, name))
+        if not isinstance(error, NodeError) or actor in alone or not others:
+            raise error
+        del self.actors[actor]  # its place stays this run's, so that nothing else is put there
+        self.late.discard(actor)
+        self.ledger.moved += 1
+        self.home.update({site: others[0] for site, name in self.home.items() if name == actor})
+        number, phase = self.ledger.round + 1, self.ledger.progress.phase
+        self.ledger.incidents.append(Incident(number, phase, (), actor, str(error), "went on without it"))
 
     def _play(
         self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool

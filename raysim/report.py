@@ -113,6 +113,10 @@ def sentences(failures: Sequence[Failure], status: str, min_replies: Any) -> lis
         said.append(f"A client actor was lost {losses}; {tries} at sites ran again, which changes no result.")
     if back := by.get("went back to the last checkpoint"):
         said.append(f"The run went back to its last checkpoint {counted(len(back), 'time')}.")
+    if unfit := by.get("went on without it"):
+        said.append(
+            f"{counted(len(unfit), 'client actor')} could not work where Ray had put them; the others played on."
+        )
     ended = len(by.get(ENDED, ()))
     if ended > (status == "failed"):  # the one that the run has failed with is told apart
         said.append(f"A failure ended it {counted(ended, 'time')}{', and it was resumed' * (status == 'done')}.")

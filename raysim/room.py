@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from raysim.config import Resources
@@ -22,6 +24,7 @@ from raysim.run import Note, Plan
 from raysim.server import Event, given_out
 from raysim.stand import run_of, standing
 
+AGAIN = 20.0  # seconds until the wait is told once more; then twice that, ...
 GROWTH = 1800.0  # seconds for a cluster to grow by what a client actor needs
 SOON = 2.0  # seconds in which Ray gives what is free
 TICK = 0.5  # seconds between two looks at what Ray has given
@@ -39,8 +42,19 @@ class Wish:
     most: int
 
     def __str__(self) -> str:
-        asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in seat.bundle.items()) for seat in self.seats)
-        return ", ".join(f"{count} x {each}" for each, count in asked.items())
+        return spelled(seat.bundle for seat in self.seats)
+
+
+def spelled(bundles: Iterable[Mapping[str, float]]) -> str:
+    """What is asked for, equal parts together: 3 x 2 CPU and 0.5 GPU."""
+    asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in each.items()) for each in bundles if each)
+    return ", ".join(f"{count} x {each}" for each, count in asked.items())
+
+
+def free() -> str:
+    """What nobody has of the cluster now."""
+    left = ray.available_resources()
+    return ", ".join(f"{left[kind]:g} {kind}" for kind in ("CPU", "GPU") if left.get(kind)) or "nothing"
 
 
 def wished(plan: Plan, resources: Resources) -> Wish:
@@ -77,16 +91,15 @@ def _granted(group: PlacementGroup, wish: Wish) -> Iterator[Event]:
     """Progress until all of the group is this run's; a Note if that takes long. Raises PlacementError if too long."""
     start, told_of_it = time.monotonic(), False
     while not group.wait(TICK):
-        free = {kind: left for kind, left in ray.available_resources().items() if kind in ("CPU", "GPU")}
         waited = time.monotonic() - start
         if waited > PATIENCE:
             raise PlacementError(
-                f"{wish} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free or 'nothing'}. "
+                f"{wish} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free()}. "
                 "Wait for other work to end, or ask for less"
             )
         if waited > 5 and not told_of_it:
             told_of_it = True
-            yield Note(f"waiting for {wish}, which others hold; free now: {free or 'nothing'}")
+            yield Note(f"waiting for {wish}, which others hold; free now: {free()}")
         yield Progress(phase=f"waiting for {wish}")
 
 
@@ -95,22 +108,51 @@ def _growing(groups: Sequence[PlacementGroup], wish: Wish) -> Iterator[Event]:
     start, due = time.monotonic(), 0.0
     while not any(map(given_out, groups)):
         time.sleep(TICK)
-        waited, alive, new = time.monotonic() - start, len(nodes(ray.nodes())), starting()
-        if waited > GROWTH:
-            raise PlacementError(
-                f"asked for {wish}; after {GROWTH:g} s there are {alive} nodes of {wish.most}: see `ray status`"
-            )
-        new_ones = "" if new is None else f"{new} nodes starting, "
-        text = f"asked for {wish}: {alive} nodes of at most {wish.most}, {new_ones}{waited:.0f} s"
+        waited = time.monotonic() - start
+        text = _told(str(wish), wish.most, waited)
         yield Progress(phase=text)
         if waited >= due:
-            due = max(20.0, 2 * due)
+            due = max(AGAIN, 2 * due)
             yield Note(text)
     if not all(map(given_out, groups)):  # those that have room now are all given out within a second or two
         time.sleep(SOON)
     if more := len(groups) - sum(map(given_out, groups)):
         room = f"{len(groups) - more} of {len(groups)} client actors have room"
         yield Note(f"asked for {wish}: {room}; the others join with their nodes")
+
+
+def _told(wish: str, most: int, waited: float) -> str:
+    """What is said while the cluster grows. Raises PlacementError if that takes too long."""
+    alive, new = len(nodes(ray.nodes())), starting()
+    if waited > GROWTH:
+        raise PlacementError(
+            f"asked for {wish}; after {GROWTH:g} s there are {alive} nodes of {most}: see `ray status`"
+        )
+    new_ones = "" if new is None else f"{new} nodes starting, "
+    return f"asked for {wish}: {alive} nodes of at most {most}, {new_ones}{waited:.0f} s"
+
+
+class Patience:
+    """What a search says while none of its trials runs, each of which asks for `bundles`."""
+
+    def __init__(self, bundles: Sequence[Mapping[str, float]], growing: bool) -> None:
+        self.wish, self.most = spelled(bundles), len(nodes(ray.nodes())) + len(coming()) if growing else 0
+        self._since, self._due = time.monotonic(), AGAIN
+
+    def told(self, running: int) -> str | None:
+        """A line, if it is time for one. Raises PlacementError if no trial has begun for too long."""
+        now = time.monotonic()
+        waited = now - self._since
+        if running:
+            self._since, self._due = now, AGAIN
+        if running or waited < min(self._due, GROWTH):
+            return None
+        self._due *= 2
+        if self.most:
+            return _told(self.wish, self.most, waited)
+        if waited > GROWTH:
+            raise PlacementError(f"no trial has begun for {GROWTH:g} s: asked for {self.wish}; free now: {free()}")
+        return f"no trial runs yet: asked for {self.wish}; free now: {free()}, {waited:.0f} s"
 
 
 def in_sight(waiting: Iterator[Event], plan: Plan, namespace: str) -> Iterator[Event]:
@@ -127,12 +169,13 @@ def in_sight(waiting: Iterator[Event], plan: Plan, namespace: str) -> Iterator[E
                 if answer is None or ray.wait([answer], timeout=0)[0]:
                     _heard(answer)
                     answer = stand.tell.remote(said)
-        _heard(stand and stand.tell.remote(said))
+        _heard(answer)
     finally:
         if stand is not None:
             ray.kill(stand)
 
 
 def _heard(answer: Any) -> None:
-    if answer is not None and ray.get(answer):
-        raise KeyboardInterrupt
+    with suppress(RayError):  # the run goes on without what stands for it
+        if answer is not None and ray.wait([answer], timeout=0)[0] and ray.get(answer):
+            raise KeyboardInterrupt

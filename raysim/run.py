@@ -65,9 +65,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that whoever watches should know."""
+    """Something that whoever watches should know, and what was done if something had gone wrong outside a round."""
 
     text: str
+    action: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def writing(out: Path) -> Iterator[None]:
 def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Note]:
     """Write down what ended the run, and tell of what went wrong before that in its last round."""
     incidents = list(fleet.ledger.told())
-    yield from (Note(_told(incident)) for incident in incidents if incident.action != "ended the run")
+    yield from (Note(_told(each), each.action) for each in incidents if each.action != "ended the run")
     if not incidents or incidents[-1].action != "ended the run":
         number = fleet.ledger.round + 1
         phase = "server" if isinstance(error, ServerError) else fleet.ledger.progress.phase
@@ -149,10 +150,10 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row |
                     f"{error}; that was {times} times in a row: look at the health of the cluster"
                 ) from error
             for incident in incidents:
-                yield Note(_told(incident))
-            yield Note(f"{error}; going back to the last checkpoint")
-            start, seconds = yield from _last_checkpoint(plan, fleet, recorder)
+                yield Note(_told(incident), incident.action)
             action: Literal["went back to the last checkpoint"] = "went back to the last checkpoint"
+            yield Note(f"{error}; going back to the last checkpoint", action)
+            start, seconds = yield from _last_checkpoint(plan, fleet, recorder)
             note(plan.out, [Incident(number + 1, "", (), "", str(error), action, seconds)])
 
 
@@ -208,7 +209,7 @@ def _from(
 
 def _told(incident: Incident) -> str:
     sites = ", ".join(incident.sites[:4]) + (f" and {len(incident.sites) - 4} more" if incident.sites[4:] else "")
-    who = f"{incident.actor} was lost with {sites}" if incident.actor else sites
+    who = f"{incident.actor} was lost with {sites}" if incident.actor and sites else incident.actor or sites
     return f"round {incident.round}, {incident.call}: {who}: {incident.cause} -> {incident.action}"
 
 

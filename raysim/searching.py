@@ -67,8 +67,13 @@ def tune(
         return _run(asked, search, [], show, logged)
 
 
-def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> ResultGrid | None:
-    """Go on with the search in `folder`: trials that have ended stay, the others go on, more are added if asked."""
+def resume(
+    folder: Path, changes: Mapping[str, Any], show: SearchDisplay, address: str | None = None
+) -> ResultGrid | None:
+    """Go on with the search in `folder`: trials that have ended stay, the others go on, more are added if asked.
+
+    `address` is that of the Ray to join, if it is another than before.
+    """
     if not (folder / SEARCH).is_file():
         raise ConfigError(f"{folder} is no search's folder: it holds no {SEARCH}")
     if fixed := [f"--{name}" for name in changes if name not in CHANGED]:
@@ -77,8 +82,11 @@ def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> Res
     asked = replace(asked, options=build(Options, {**asdict(asked.options), **changes}, "search"))
     check_together(asked)
     check_trials(asked, changes)
-    if not os.path.isdir(asked.cwd):
-        raise ConfigError(f"the search began in {asked.cwd}, from where its paths start, and that is no folder here")
+    if address is not None:
+        asked = replace(asked, base={**asked.base, "address": address})
+    if not os.path.isdir(asked.cwd):  # that of a job goes with its Ray
+        show.say(f"the search began in {asked.cwd}, which is no folder here: its paths start in {os.getcwd()} now")
+        asked = replace(asked, cwd=os.getcwd())
     with alone(folder), chdir(asked.cwd):
         search, entries = replace(_prepared(asked, folder, show), out=folder), load(folder)
         if not any(entry.unfinished for entry in entries) and len(entries) >= _total(asked, search):
@@ -148,6 +156,7 @@ def _run(
                 need.bundles,
                 show,
                 leader,
+                growing=need.growing,
                 total=len(left) + max(0, total - first + 1),
                 max_concurrent=asked.options.max_concurrent,
                 pending=need.at_once if need.growing else 1,

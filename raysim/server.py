@@ -18,7 +18,7 @@ from raysim.balance import assign
 from raysim.client import ClientActor, Place
 from raysim.data.wording import listed
 from raysim.errors import PlacementError, RaysimError, RunError
-from raysim.fleet import Progress
+from raysim.fleet import Interrupted, Progress
 from raysim.monitor import Monitor
 from raysim.placement import Seat
 from raysim.ray_fleet import PATIENCE, RayFleet
@@ -152,17 +152,25 @@ class Server:
                     yield Note(f"chaos: not killed, for the run ended before there was one to kill: {left}")
                 if isinstance(event, Summary) and (moved or self.fleet.late):  # who came late has sites, or never came
                     yield self._placed()
-                if isinstance(event, Row) and event.round is not None:
-                    self.monitor.add(event.round, event.values)
-                    self._tell()  # of short rounds nobody asks
-                    self.last, event = dict(event.values), replace(event, round=None)
-                yield event
+                yield self._counted(event)
                 if again or moved != self.fleet.ledger.moved:
                     again, moved = moved != self.fleet.ledger.moved, self.fleet.ledger.moved
                     yield self._placed()
         except RaysimError as error:
+            if not isinstance(error, Interrupted):
+                self.monitor.failed(["ended the run"])
             yield Failed(error)
         self.monitor.flush()
+
+    def _counted(self, event: Event) -> Event:
+        """The event as it travels, once it is in the metrics."""
+        if isinstance(event, Note) and event.action:
+            self.monitor.failed([event.action])
+        if isinstance(event, Row) and event.round is not None:
+            self.monitor.add(event.round, event.values)
+            self._tell()  # of short rounds nobody asks
+            self.last, event = dict(event.values), replace(event, round=None)
+        return event
 
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shlex
 import shutil
 import time
@@ -90,7 +91,8 @@ def attach(job: str, address: str | None, console: Console) -> int:
             found = _fetched(client, folder) if folder else ""
     except KeyboardInterrupt:
         console.print(
-            f"\nthe job goes on: raysim submit --attach {job}; to end it, on the head: raysim stop", highlight=False
+            f"\nthe job goes on: raysim submit --attach {job}; to end it, there: raysim stop --all, or its name",
+            highlight=False,
         )
         raise
     if parcel.BEGIN in found:
@@ -161,7 +163,10 @@ def _packed(sent: Sent, held: Path) -> None:
         if i and (words[i - 1] in ("-c", "--config") or path.suffix == ".py") and os.path.isfile(word):
             shutil.copy(path, held / path.name)
             words[i] = path.name
-    modules = [path for path in Path().iterdir() if _is_module(path) and not (held / path.name).exists()]
+    said = " ".join([*words, *(path.read_text(errors="replace") for path in held.iterdir())])
+    named = {module.partition(".")[0] for module in re.findall(r"([\w.]+):[A-Za-z_]\w*", said)}  # module:Class
+    wanted = [path for path in Path().iterdir() if _is_module(path) or (path.name in named and path.is_dir())]
+    modules = [path for path in wanted if not (held / path.name).exists()]
     if (total := sum(map(_bytes, [*held.iterdir(), *modules]))) > MOST:
         raise ConfigError(
             f"the modules of {Path.cwd()} take {size(total)}; submit from a folder that has the run's own alone"

@@ -17,7 +17,7 @@ from raysim import node
 from raysim.census import KNOCK, cause_of, seen
 from raysim.checks import Check, Seen
 from raysim.config import RunConfig
-from raysim.driver import ray_running
+from raysim.driver import admits, ray_running
 from raysim.launch import by_value
 from raysim.probe import Probe, measure
 from raysim.worker import Failure
@@ -33,6 +33,7 @@ class Surroundings:
     seen: Sequence[Seen]
     own: bool | None  # whether Ray is this command's own; None without Ray
     call: Callable[[Sequence[Any], float, float], Probe | Failure]
+    open_to_all: bool = False  # whether Ray lets in who has no token
 
 
 def surroundings(
@@ -64,7 +65,7 @@ def _on_ray(config: RunConfig, read: Sequence[str], written: Sequence[str]) -> I
         cure = "" if dashboard else "install ray[default], and start it with its dashboard"
         check = Check("Ray", "ok" if dashboard else "note", found + (dashboard or "none"), cure)
         head_ports = [int(address.rpartition(":")[2]) for address in (gcs, dashboard) if address]
-        yield Surroundings(check, seen(node.facts, read, written, head_ports), not asked, _remotely)
+        yield Surroundings(check, seen(node.facts, read, written, head_ports), not asked, _remotely, admits(gcs))
 
 
 def _remotely(args: Sequence[Any], cpus: float, gpus: float) -> Probe | Failure:

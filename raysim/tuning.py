@@ -19,8 +19,10 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.stopper import Stopper
 
 from raysim.books import Books
+from raysim.errors import PlacementError
 from raysim.leader import Leader
 from raysim.plan import UNFIT, Search
+from raysim.room import Patience
 from raysim.schedulers import scheduler
 from raysim.suggest import Population, Suggester
 from raysim.tracking import trackers
@@ -45,7 +47,7 @@ class Halt(Stopper):
 
     def __init__(self, budget: float | None) -> None:
         self.end = None if budget is None else time.monotonic() + budget
-        self.asked, self.unfit = False, ""  # what makes a node unfit, if one is
+        self.asked, self.unfit = False, ""  # what makes a node unfit, if one is, or that there is none
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return False
@@ -63,8 +65,8 @@ class Halt(Stopper):
 class Clerk(Callback):
     """Tells the books, the display and the leader what Tune knows."""
 
-    def __init__(self, books: Books, show: Any, leader: Leader, halt: Halt) -> None:
-        self.books, self.show, self.leader, self.halt = books, show, leader, halt
+    def __init__(self, books: Books, show: Any, leader: Leader, halt: Halt, patience: Patience) -> None:
+        self.books, self.show, self.leader, self.halt, self.patience = books, show, leader, halt, patience
         self.unplayed = set[int]()  # that a node which is no good has taken
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,6 +104,11 @@ class Clerk(Callback):
         """Now and then."""
         running = sum(trial.status == "RUNNING" for trial in trials)
         self.show.look(running)
+        try:
+            if text := self.patience.told(running):
+                self.show.say(text)
+        except PlacementError as error:
+            self.halt.unfit = str(error)
         self.halt.asked |= self.leader.look(running)
 
 
@@ -118,6 +125,7 @@ def fit(
     show: Any,
     leader: Leader,
     *,
+    growing: bool,
     total: int,
     max_concurrent: int | None,
     pending: int,
@@ -153,7 +161,7 @@ def fit(
             stop=halt,
             verbose=0,
             callbacks=[
-                Clerk(books, show, leader, halt),
+                Clerk(books, show, leader, halt, Patience(bundles, growing)),
                 *trackers(track, search),
                 *([JsonLoggerCallback()] if logged else []),
             ],

@@ -278,7 +278,7 @@ class Incident:
     sites: tuple[str, ...]
     actor: str  # empty where no actor is to blame
     cause: str
-    action: Literal["run again", "left out", "ended the run", "went back to the last checkpoint"]
+    action: Literal["run again", "left out", "ended the run", "went back to the last checkpoint", "went on without it"]
     seconds: float = 0.0  # of work that was lost
     remote: str = ""  # the traceback where it happened
 

@@ -76,22 +76,27 @@ def stop(run: str | None, address: str | None, console: Console) -> None:
         leaders = {run_of(space): name for name, space in _leaders()}
         if run is not None and run not in leaders:
             raise ConfigError(f"no run {run!r} is alive{nearest(run, leaders)}; {_looked(address)}")
-        for each in leaders if run is None else [run]:
-            with suppress(ValueError, RayError):  # it has ended meanwhile
-                ray.get_actor(leaders[each], NAMESPACE + each).stop.remote()
         _gone(set(leaders) if run is None else {run}, console)
+
+
+def _tell(run: str, leader: str) -> None:
+    with suppress(ValueError, RayError):  # it has ended meanwhile
+        ray.get_actor(leader, NAMESPACE + run).stop.remote()
 
 
 def _gone(runs: set[str], console: Console) -> None:
     end = time.monotonic() + PATIENCE
     while runs:
-        left = runs & {run_of(space) for _, space in _leaders()}
+        leaders = {run_of(space): name for name, space in _leaders()}
+        left = runs & leaders.keys()
         for run in sorted(runs - left):
             console.print(f"{run} has ended", highlight=False)
+        for run in left:  # again, for one that waited may just have got its room
+            _tell(run, leaders[run])
         if left and time.monotonic() > end:
             raise RunError(f"{', '.join(sorted(left))}: told to end, but still alive after {PATIENCE:g} s")
         runs = left
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def _stop_here(folder: Path, console: Console) -> None:
@@ -102,7 +107,12 @@ def _stop_here(folder: Path, console: Console) -> None:
     if owner.get("host") != socket.gethostname():
         where = owner.get("host", "another machine")
         raise ConfigError(f"the command of {folder} runs on {where}: there, or by its name and --address")
-    os.kill(owner["pid"], signal.SIGTERM)
+    try:
+        os.kill(owner["pid"], signal.SIGTERM)
+    except PermissionError as error:
+        raise ConfigError(f"process {owner['pid']}, at work in {folder}, is another user's") from error
+    except ProcessLookupError:  # it has ended meanwhile
+        pass
     end = time.monotonic() + PATIENCE
     while at_work(folder) is not None:
         if time.monotonic() > end:

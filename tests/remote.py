@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,10 +123,10 @@ class Breaking(FedAvg):
         return FedAvg.predictor(self, site, model)
 
 
-def start_client(name: str, task: Task) -> Any:
-    """A client actor for `task`, started as the server starts one."""
+def start_client(name: str, task: Task, versions: Mapping[str, str] | None = None) -> Any:
+    """A client actor for `task`, started as the server starts one; its node is to have these versions."""
     actor: Any = ray.remote(ClientActor)
-    plan = SimpleNamespace(task=task, seed=0, chaos=None, versions={}, reads=())
+    plan = SimpleNamespace(task=task, seed=0, chaos=None, versions=versions or {}, reads=())
     return actor.options(num_cpus=1).remote(name, name, [ray.put(plan)], 1.0, 0.0)
 
 

@@ -363,7 +363,7 @@ def test_what_cannot_be_placed_leaves_nothing(cluster: str) -> None:
     assert not Path("big").exists()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "http://127.0.0.1:8265"])
 def test_a_cluster_that_is_not_there_is_refused(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *SMALL, f"address={address}", "--out", "far"]) == 3
     assert f"raysim: cannot join Ray at {address}: " in capsys.readouterr().err

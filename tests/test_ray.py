@@ -22,7 +22,7 @@ from raysim.balance import assign
 from raysim.codec import digest
 from raysim.config import Resources
 from raysim.driver import stream
-from raysim.errors import PlacementError, RunError, SiteError
+from raysim.errors import NodeError, PlacementError, RunError, SiteError
 from raysim.fleet import Progress
 from raysim.ray_fleet import RayFleet
 from raysim.run import Plan, Row, Summary
@@ -63,6 +63,28 @@ def clients() -> Iterator[dict[str, Any]]:
 def fleet(clients: dict[str, Any]) -> RayFleet:
     home = assign(dict.fromkeys(NAMES, 1.0), list(clients))
     return RayFleet(task(), clients, home, partial(start_client, task=task()), seed=0, rounds=3)
+
+
+def test_an_actor_that_comes_late_to_an_unfit_node_is_left_out_where_others_play(clients: dict[str, Any]) -> None:
+    costs, start = dict.fromkeys(NAMES, 1.0), partial(start_client, task=task())
+    late = start_client("late", task(), {"torch": "0.1"})
+    home = assign(costs, list(clients))
+    fleet = RayFleet(task(), {**clients, "late": late}, home, start, seed=0, rounds=3)
+    fleet.wait_for({(place := late.place.remote()): "late"}, costs)
+    ray.wait([place])
+    rounds = list(federate(FedAvg(**SGD), task(), fleet, rounds=3))
+    (incident,) = [incident for each in rounds for incident in each.incidents]
+    assert (incident.actor, incident.action, incident.sites) == ("late", "went on without it", ())
+    assert "has torch" in incident.cause
+    assert fleet.actors.keys() == clients.keys()
+    calm = list(federate(FedAvg(**SGD), task(), LocalFleet(task(), rounds=3), rounds=3))
+    assert digest(rounds[-1].state, dict(fleet.memories())) == digest(calm[-1].state, {})
+
+    nobody = RayFleet(task(), {"late": late}, dict.fromkeys(NAMES, "late"), start, seed=0, rounds=3)
+    nobody.wait_for({late.place.remote(): "late"}, costs)
+    with pytest.raises(NodeError, match="has torch"):
+        list(federate(FedAvg(**SGD), task(), nobody, rounds=3))
+    ray.kill(late)
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])

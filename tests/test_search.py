@@ -23,7 +23,9 @@ from raysim.cli import main
 from raysim.codec import digest
 from raysim.config import parse
 from raysim.display import Terminal
+from raysim.errors import PlacementError
 from raysim.fleet import LocalFleet
+from raysim.room import Patience
 from raysim.rounds import federate
 from raysim.search_display import SearchDisplay
 from raysim.searching import _prepared
@@ -93,12 +95,17 @@ def test_the_best_trial_again_is_the_same_to_the_bit_and_nothing_is_left(tmp_pat
 
 @pytest.mark.ray
 @on_ray
-def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_path):
+def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_path, capsys):
     out = tmp_path / "out"
     assert tune(out, "--space", LR, "rounds=1", "--trials", "1") == 0
     assert main(["tune", "--resume", str(out)]) == 2
     before = trials(out)
+    assert main(["tune", "--resume", str(out), "--trials", "3", "--address", "127.0.0.1:1"]) == 3
+    assert "cannot join Ray at 127.0.0.1:1" in capsys.readouterr().err
+    asked = out / "search.yaml"  # as of a job, whose folder is gone with its Ray
+    asked.write_text(asked.read_text().replace(f"cwd: {os.getcwd()}", "cwd: /nowhere"))
     assert main(["tune", "--resume", str(out), "--trials", "3", *ONE]) == 0
+    assert "began in /nowhere, which is no folder here: its paths start in" in capsys.readouterr().out
     after = trials(out)
     assert len(after) == 3
     assert after.loc[1, "digest"] == before.loc[1, "digest"]
@@ -227,6 +234,21 @@ def test_a_node_with_other_versions_ends_the_search_and_fails_no_trial(tmp_path,
     assert list(trials(out)["status"]) == ["running"]
     assert main(["tune", "--resume", str(out)]) == 0
     assert list(trials(out)["status"]) == ["done", "done"]
+
+
+@pytest.mark.ray
+@on_ray
+def test_a_search_whose_trials_wait_says_so_and_ends_after_all():
+    patience = Patience([{}, {"CPU": 2.0}], growing=False)
+    assert patience.told(0) is None
+    patience._since -= 25
+    assert re.fullmatch(r"no trial runs yet: asked for 1 x 2 CPU; free now: .*CPU, 25 s", patience.told(0) or "")
+    assert patience.told(0) is None  # not yet again
+    patience._since -= 2000
+    with pytest.raises(PlacementError, match="no trial has begun for 1800 s: asked for 1 x 2 CPU"):
+        patience.told(0)
+    assert patience.told(1) is None
+    assert patience.told(0) is None
 
 
 @pytest.mark.ray

@@ -80,18 +80,19 @@ def done(*words: str, cwd: Path) -> Any:
     return subprocess.run(command(*words), capture_output=True, text=True, timeout=100, check=False, cwd=cwd, env=wide)
 
 
-def exported(address: str) -> dict[str, set[str]]:
-    """The metrics of raysim at the ports that Ray tells Prometheus of, each with its labels."""
+def exported(address: str) -> dict[str, dict[str, set[str]]]:
+    """The metrics of raysim at the ports that Ray tells Prometheus of, each with its labels and their values."""
     code = (
         "import ray, sys; ray.init(sys.argv[1], logging_level=40)\n"
         "print(*[n['MetricsExportPort'] for n in ray.nodes()])"
     )
     ports = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, check=True)
-    found: dict[str, set[str]] = {}
+    found: dict[str, dict[str, set[str]]] = {}
     for port in ports.stdout.splitlines()[-1].split():
         with urllib.request.urlopen(f"http://{address.partition(':')[0]}:{port}/metrics", timeout=10) as page:
             for name, labels in re.findall(r"^(ray_raysim_\w+){(.*)}", page.read().decode(), re.M):
-                found.setdefault(name, set()).update(re.findall(r"(\w+)=", labels))
+                for label, value in re.findall(r'(\w+)="(.*?)"', labels):
+                    found.setdefault(name, {}).setdefault(label, set()).add(value)
     return found
 
 
@@ -111,7 +112,8 @@ def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -
         assert seen, names - set(exported(address))
         for name, (_, labels) in {**GAUGES, **COUNTERS}.items():
             both = seen.get(f"ray_{name}") or seen[f"ray_{name}_total"]
-            assert {"run", *labels} <= both
+            assert {"run", *labels} <= both.keys()
+            assert row[1] in both["run"], name
 
         ended = done("stop", row[1], "--address", address, cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
@@ -135,7 +137,7 @@ def test_a_search_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path
             )
         )
         assert row
-        assert {"search", "status"} <= until(lambda: exported(address).get("ray_raysim_trials"))
+        assert {"search", "status"} <= until(lambda: exported(address).get("ray_raysim_trials")).keys()
         assert re.search(r"wide +search +0/", done("status", str(out), cwd=tmp_path).stdout)
         ended = done("stop", row[1], "--address", address, cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
@@ -308,6 +310,11 @@ def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch, t
     long = Sent(["run", "-c", f"{'x' * 300}.yaml"])
     _packed(long, tmp_path)  # no file has such a name, and that is not the cluster's silence
     assert long.words[2].startswith("xxx")
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "mine.py").touch()
+    (tmp_path / "held").mkdir()
+    _packed(Sent(["run", "algorithm=methods.mine:Mine"]), tmp_path / "held")
+    assert (tmp_path / "held" / "methods" / "mine.py").exists()  # a folder that is no package travels by its name
     for words in (["resume", "runs/x"], ["tune", "--resume=x"]):
         with pytest.raises(ConfigError, match="full path"):
             asked(words, "job")
