@@ -155,20 +155,9 @@ def _local_ray(address: str | None) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
         os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
-    else:
-        _show_token()
-
-
-def _show_token() -> None:
-    """Have Ray show the token that there is: to an address that is named, it does so only where this is said."""
-    from raysim.node import token_file
-
-    if os.environ.get("RAY_AUTH_TOKEN") or token_file(os.environ, Path.home()).is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
-    _show_token()
     from rich.console import Console
 
     from raysim import watch
@@ -178,7 +167,6 @@ def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
-    _show_token()
     from rich.console import Console
 
     from raysim import watch
@@ -190,7 +178,10 @@ def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
-    _show_token()
+    from raysim.node import token_file
+
+    if os.environ.get("RAY_AUTH_TOKEN") or token_file(os.environ, Path.home()).is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client of jobs shows the token only where this is said
     from rich.console import Console
 
     from raysim import submit

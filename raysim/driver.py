@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,9 @@ def ray_running(address: str | None) -> Iterator[str]:
     asked = address or os.environ.get("RAY_ADDRESS")
     own = not asked
     try:
-        if asked:
-            _knock(asked)
         handler = signal.getsignal(signal.SIGTERM)
-        context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
+        with _knocked(asked) if asked else nullcontext():
+            context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process at once
     except Exception as error:  # Ray raises what it likes here, a bare Exception too
@@ -66,8 +66,14 @@ def ray_running(address: str | None) -> Iterator[str]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Raises OSError if nobody answers at HOST:PORT or auto, where Ray itself would go on trying for minutes."""
+@contextmanager
+def _knocked(address: str) -> Iterator[None]:
+    """Ray shows its token in the block if the one at HOST:PORT or auto wants it, and only then.
+
+    Of itself Ray goes by the address: it shows none to HOST:PORT, and one to auto, even to a Ray that wants none and
+    then has no way to answer. Raises OSError if nobody is there, where Ray would go on trying for minutes, and
+    PermissionError if it is the wrong token, which Ray tells late.
+    """
     if "://" in address:
         raise ValueError("expected HOST:PORT of its head, or auto; a dashboard's URL is for raysim submit --address")
     if address == "auto":
@@ -76,10 +82,22 @@ def _knock(address: str) -> None:
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=KNOCK).close()
         _admitted(address)
+    if "RAY_AUTH_MODE" in os.environ or not port.isdigit():
+        yield
+    elif admits(address):
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        try:
+            yield
+        finally:
+            del os.environ["RAY_AUTH_MODE"]  # a Ray of one's own, later, is to have a token
+    else:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        import_module("ray._raylet").Config.initialize("")  # it has read that when it was imported
+        yield
 
 
 def _admitted(address: str) -> None:
-    """Raises PermissionError if the Ray at HOST:PORT wants another token, or one at all, which Ray tells late."""
+    """Raises PermissionError if the Ray at HOST:PORT wants another token, or one at all."""
     environ = os.environ
     path = token_file(environ, Path.home())
     token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
