@@ -16,12 +16,11 @@ from raysim.config import build, merge, nested_keys, resolve
 from raysim.errors import ConfigError
 from raysim.launch import environment
 from raysim.loader import loaded
-from raysim.log import write
 from raysim.plan import Scheduler
-from raysim.record import write_json
 from raysim.space import Space
 from raysim.tracking import Tracker, check_tracker
 from raysim.trials import SEARCH
+from raysim.whole import write, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

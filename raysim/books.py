@@ -16,10 +16,10 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import hparams
 
 from raysim.config import plain, resolve
-from raysim.log import write
 from raysim.objectives import Objective
 from raysim.plan import Search
 from raysim.trials import Entry, federations, folder_of, lineage, rows, save
+from raysim.whole import write
 
 TAIL = ("round", "spent", "bytes")
 

@@ -24,12 +24,12 @@ from raysim.chaos import Chaos, read
 from raysim.checks import data_paths
 from raysim.config import RunConfig, plain
 from raysim.display import Display
-from raysim.driver import ray_running, stream
+from raysim.driver import stream
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.fleet import LocalFleet
 from raysim.folder import alone, claimed
+from raysim.join import ray_running
 from raysim.preflight import check_disk, model_bytes
-from raysim.record import write_json
 from raysim.registry import classes_of, name_of
 from raysim.report import write_report
 from raysim.run import (
@@ -47,6 +47,7 @@ from raysim.run import (
 from raysim.server import Event, Failed, Placed
 from raysim.stand import NAMESPACE
 from raysim.types import Task
+from raysim.whole import write_json
 from raysim.worker import Opened, threads_of
 
 PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "pillow", "scipy", "pydantic")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysim.types import Incident
+from raysim.whole import write
 
 RoundRow = dict[str, Any]
 SiteRow = list[Any]  # the columns of SITES
@@ -106,11 +107,4 @@ def _write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
     with pq.ParquetWriter(partial, schema) as writer:
         for table in tables:
             writer.write_table(table)
-    os.replace(partial, path)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a whole file, or none of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
     os.replace(partial, path)

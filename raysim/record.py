@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +13,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from raysim.log import Log, RoundRow, SiteRow, failures, note, write
+from raysim.log import Log, RoundRow, SiteRow, failures, note
 from raysim.types import JUDGED, Round, Score, Task
+from raysim.whole import write_json
 
 Better = Mapping[str, Literal["higher", "lower"]]
 KINDS = ("mean", "weighted", "worst")  # of the sites, of the cases, site
@@ -207,16 +206,3 @@ def _site_rows(round: Round[Any]) -> Iterable[SiteRow]:
     for way, sizes in vars(round.traffic).items():
         for site, size in sizes.items():
             yield [round.number, site, "inside", None, f"bytes_{way}", float(size)]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all; a number that is not finite becomes null."""
-    write(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

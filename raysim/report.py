@@ -15,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 
 from raysim.data.wording import counted, listed, size
 from raysim.display import heading, number, same_as_plain
-from raysim.log import write
 from raysim.plots import plots
+from raysim.whole import write
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 50  # failures in the table

@@ -10,11 +10,11 @@ import pandas as pd
 
 from raysim.books import Books
 from raysim.domains import written
-from raysim.log import write
 from raysim.report import page_style, template
 from raysim.search_display import duration
 from raysim.search_plots import search_plots
 from raysim.trials import Entry
+from raysim.whole import write
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 100  # trials in the table

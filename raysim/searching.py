@@ -27,9 +27,9 @@ from raysim.census import agreed
 from raysim.checks import data_paths
 from raysim.config import RunConfig, build, in_full, merge, nested_keys, resolve
 from raysim.display import Terminal
-from raysim.driver import ray_running
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.folder import OWNER, alone, claimed, runs
+from raysim.join import ray_running
 from raysim.launch import by_value, planned
 from raysim.leader import leading
 from raysim.objectives import objectives

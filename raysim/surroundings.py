@@ -17,7 +17,7 @@ from raysim import node
 from raysim.census import KNOCK, cause_of, seen
 from raysim.checks import Check, Seen
 from raysim.config import RunConfig
-from raysim.driver import admits, ray_running
+from raysim.join import admits, ray_running
 from raysim.launch import by_value
 from raysim.probe import Probe, measure
 from raysim.worker import Failure

@@ -23,7 +23,6 @@ from raysim.config import RunConfig, plain
 from raysim.errors import ConfigError, NodeError, RaysimError
 from raysim.fields import describe
 from raysim.launch import local_fleet, planned
-from raysim.log import write
 from raysim.objectives import joined
 from raysim.plan import UNFIT, Cell, Search
 from raysim.run import Note, Row, Summary, perform
@@ -31,6 +30,7 @@ from raysim.suggest import NUMBER
 from raysim.trials import ended, federations, folder_of, rows
 from raysim.troupe import Troupe
 from raysim.types import Task
+from raysim.whole import write
 from raysim.worker import Opened
 
 RETRIES = 1  # times that a round which has failed is tried again, from the last checkpoint

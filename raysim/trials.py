@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysim.record import write_json
+from raysim.whole import write_json
 
 SEARCH = "search.yaml"  # what a search was asked, in its folder
 FINAL = ("done", "stopped", "failed")

@@ -21,17 +21,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raysim.driver import ray_running
 from raysim.errors import ConfigError, RunError
 from raysim.folder import at_work, runs
+from raysim.join import ray_running
 from raysim.naming import nearest
-from raysim.ray_fleet import PATIENCE
 from raysim.stand import NAMESPACE, run_of
 from raysim.trials import SEARCH, load
 
 # The named actors that answer `status()` and `stop()`: of a run, of one that waits for its room, of a search.
 LEADERS = ("server", "waiting", "search")
 KNOCK = 10.0  # seconds for them to answer
+PATIENCE = 120.0  # seconds for one that is told to end
 COLUMNS = ("run", "what", "round", "at", "score", "last round", "where")
 
 

@@ -29,8 +29,8 @@ from raysim.cli import main
 from raysim.data import facts, images, table
 from raysim.data.facts import look
 from raysim.data.table import read_table
-from raysim.driver import admits
 from raysim.errors import ConfigError, RunError
+from raysim.join import admits
 from raysim.model import Model
 
 
@@ -198,8 +198,9 @@ def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: P
     def run(address: str, token: str) -> Any:
         words = ["run", "rounds=1", "task.data.sites=2", f"address={address}", "--out", str(tmp_path / token[:8])]
         line = [sys.executable, "-m", "raysim", *words]
-        given = {**os.environ, "RAY_AUTH_TOKEN": token}  # that it is wanted, the command finds out
-        given.pop("RAY_AUTH_MODE", None)
+        # That a token is wanted, the command finds out.
+        given = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+        given["RAY_AUTH_TOKEN"] = token
         process = subprocess.Popen(line, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while process.poll() is None:
             time.sleep(0.5)
@@ -213,13 +214,12 @@ def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: P
         assert (admits(address), admits(address, wrong), admits(address, right)) == (False, False, True)
         refused, played = run(address, wrong), run(address, right)
         head.stdin.close()
-    assert refused.returncode == 3, refused.stderr
+    assert (refused.returncode, played.returncode) == (3, 0), refused.stderr + played.stderr
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("raysim: ")]
     assert f"cannot join Ray at {address}: it does not take the token in RAY_AUTH_TOKEN" in line
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / wrong[:8]).exists()
-    assert played.returncode == 0, played.stderr
-    assert "ray::ClientActor" in "".join(seen)
+    assert "ray::" in "".join(seen)
     files = [path for path in (tmp_path / right[:8]).rglob("*") if path.is_file()]
     written = "".join(path.read_bytes().decode(errors="replace") for path in files)
     for text in (refused.stdout + refused.stderr, played.stdout + played.stderr, "".join(seen), written):
