@@ -183,20 +183,29 @@ def on_ray(client_actors: dict[str, Any], count: int) -> Any:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("when", ["between rounds", "in a call"])
 @every_algorithm
-def test_a_killed_actor_changes_no_bit(name: str, when: str, client_actors: dict[str, Any]) -> None:
+def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
     import ray
 
     fleet = on_ray(client_actors, 2)
     fleet.places = {actor: ray.get(handle.place.remote()) for actor, handle in fleet.actors.items()}
-    if when == "in a call":
-        fleet.kills = {3: ("client",)}  # after the first answer of round 3
+    fleet.kills = {3: ("client",)}  # after the first answer of round 3
+    *_, last = federate(algorithm(name), task(), fleet, rounds=ROUNDS)
+    client_actors.update(fleet.actors)
+    assert fleet.ledger.moved >= 1
+    assert digest(last.state, memories(fleet)) == whole(name)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["fedavg", "localonly", "fcl"])  # with a state, with memories, with exchanges
+def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
+    import ray
+
+    fleet = on_ray(client_actors, 2)
     for last in federate(algorithm(name), task(), fleet, rounds=ROUNDS):
-        if when == "between rounds":
-            assert bool(last.incidents) == (last.number == 3)
-            if last.number == 2:
-                ray.kill(fleet.actors["client-1"])
+        assert bool(last.incidents) == (last.number == 3)
+        if last.number == 2:
+            ray.kill(fleet.actors["client-1"])
     client_actors.update(fleet.actors)
     assert fleet.ledger.moved >= 1
     assert digest(last.state, memories(fleet)) == whole(name)
