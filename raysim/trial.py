@@ -53,7 +53,8 @@ class Workshop:
     def events(self, config: RunConfig, folder: Path) -> Generator[Event]:
         """The run of `config` in `folder`, from where it stands."""
         task, opened = self._task(config)
-        plan = replace(planned(config, task, folder), resume=any((folder / "checkpoints").glob("round_*")))
+        begun = [*folder.glob("log.jsonl"), *folder.glob("checkpoints/round_*")]
+        plan = replace(planned(config, task, folder), resume=bool(begun))  # without a checkpoint, from no round at all
         if config.fleet == "ray":
             yield from self.troupe.perform(plan, config.resources)
         else:

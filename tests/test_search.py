@@ -302,10 +302,24 @@ def wait_for(enough, out: Path, process) -> None:
         time.sleep(0.1)
 
 
+def searched(out: Path, *words: str, scheduler: str = "fifo"):
+    """A search of the learning rate in `out`, prepared and not started."""
+    one = asked(Space(of_words([LR])), {}, parse([*words, *TINY]), {"scheduler": scheduler})
+    return replace(_prepared(one, out, SearchDisplay(Terminal(quiet=True))), out=out)
+
+
+def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
+    search = searched(tmp_path, "rounds=4", "checkpoint_every=3")
+    lost = Rounds(search, 1, {"algorithm.lr": 0.01}, Workshop(search))
+    assert [lost.step()["round"] for _ in range(2)] == [1, 2]
+    again = Rounds(search, 1, {"algorithm.lr": 0.01}, Workshop(search))
+    assert [again.step()["round"] for _ in range(4)] == [1, 2, 3, 4]
+    logged = (tmp_path / "trials" / "0001" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)[0]["round"] for line in logged] == [1, 2, 3, 4]
+
+
 def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
-    words = ["algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", *TINY]
-    one = asked(Space(of_words([LR])), {}, parse(words), {"scheduler": "pbt"})
-    search = replace(_prepared(one, tmp_path, SearchDisplay(Terminal(quiet=True))), out=tmp_path)
+    search = searched(tmp_path, "algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", scheduler="pbt")
     workshop = Workshop(search)
     donor, other = (Rounds(search, n, {"algorithm.lr": lr}, workshop) for n, lr in ((1, 0.01), (2, 0.0003)))
     donor.step()
