@@ -19,7 +19,7 @@ from raysim.config import plain, resolve
 from raysim.log import write
 from raysim.objectives import Objective
 from raysim.plan import Search
-from raysim.trials import Entry, federations, folder_of, lineage, rows, save
+from raysim.trials import Entry, federations, folder_of, follow, rows, save
 
 TAIL = ("round", "spent", "bytes")
 
@@ -38,11 +38,11 @@ class Books:
         self.entries[number] = Entry(number, values)
         save(self.search.out, self.entries[number])
 
-    def add(self, number: int, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    def add(self, number: int, result: Mapping[str, Any]) -> None:
         """A round of it has ended, or it has failed for good."""
         entry = self.entries[number]
-        entry.values = values  # PBT changes them
-        entry.lineage = bool(lineage(folder_of(self.search.out, number)))
+        # Not from Tune: under PBT it has the new values before the trial has the state that they go with.
+        follow(entry, folder_of(self.search.out, number))
         if "failed" in result:
             entry.status, entry.cause = "failed", str(result["failed"])
             return

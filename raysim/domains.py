@@ -113,6 +113,13 @@ def written(domain: Any) -> str:
     return f"{'q' if step is not None else ''}{log}{name}({', '.join(map(repr, numbers))})"
 
 
+def as_value(value: Any) -> Any:
+    """The same in Python's own: numpy's numbers as Python's, and lists, which JSON brings back, as tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(as_value, value)) if isinstance(value, list | tuple) else value
+
+
 def ends(domain: Any) -> list[Any]:
     """The smallest and the largest value that it can give, or every one of a choice."""
     if isinstance(domain, Categorical):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,7 +16,8 @@ from raysim.objectives import Objective, joined
 from raysim.plan import Cell, Search
 from raysim.search_plots import importance
 from raysim.space import Space, of_words
-from raysim.trials import Entry, load
+from raysim.trials import Entry, folder_of, load
+from raysim.tuning import Clerk, Halt
 
 DICE = Objective("inside/val/dice/mean", "higher")
 BYTES = Objective("bytes", "lower")
@@ -77,12 +81,12 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     books.open(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
     books.open(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
-    books.add(1, {"algorithm.lr": 0.001, "task.network.norm": "two"}, result)
-    books.add(1, {"algorithm.lr": 0.001, "task.network.norm": "two"}, result | {"round": 2, DICE.column: 0.4})
+    books.add(1, result)
+    books.add(1, result | {"round": 2, DICE.column: 0.4})
     known = load(tmp_path)[0]  # what a search that is killed now goes on with
     assert (known.rounds, known.last[DICE.column], known.best[DICE.column]) == (2, 0.4, 0.5)
     books.end(1)
-    books.add(2, dict(books.entries[2].values), {"round": 0, "failed": "it was too hot"})
+    books.add(2, {"round": 0, "failed": "it was too hot"})
     books.end(2)
     books.tables()
     (tmp_path / "trials" / "0003").mkdir()
@@ -93,3 +97,51 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     assert (table.loc[1, DICE.column], table.loc[1, f"best {DICE.column}"]) == (0.4, 0.5)
     assert table.loc[2, "cause"] == "it was too hot"
     assert not [name for name in table.columns if "time" in name]
+
+
+class Shown:
+    """A display that shows nothing."""
+
+    def round(self, trial: int, result: Any) -> None: ...
+
+    def ended(self, entry: Entry) -> None: ...
+
+
+class Told(SimpleNamespace):
+    """A trial as Tune knows it."""
+
+    def __str__(self) -> str:
+        return str(self.config["trial"])
+
+    def get_error(self) -> str:
+        return "its node went away"
+
+
+def clerk(books: Books) -> Clerk:
+    return Clerk(books, Shown(), None, Halt(None))
+
+
+def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
+    books = Books(search(tmp_path), [], "best")
+    books.open(2, {"algorithm.lr": 0.001, "task.network.channels": (4, 8)})
+    given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5}
+    mutated = Told(config={"trial": 2, "algorithm.lr": 0.002, "task.network.channels": (4, 8)})
+    clerk(books).on_trial_result(0, [], mutated, given)  # Tune has changed the values already
+    for known in (books.entries[2], load(tmp_path)[0]):
+        assert (known.values["algorithm.lr"], known.lineage) == (0.001, False)
+    note = {"round": 2, "from": 1, "values": {"algorithm.lr": 0.002, "task.network.channels": [[4], [8, 8]]}}
+    (folder_of(tmp_path, 2) / "lineage.jsonl").write_text(json.dumps(note) + "\n")
+    clerk(books).on_trial_result(0, [], mutated, given | {"round": 3})
+    for known in (books.entries[2], load(tmp_path)[0]):
+        assert known.values == {"algorithm.lr": 0.002, "task.network.channels": ((4,), (8, 8))}
+        assert known.lineage
+
+
+def test_a_trial_that_only_tells_again_what_it_told_cannot_fail(tmp_path):
+    done = entry(1, 0.6)
+    done.digests = {"": "0"}
+    books = Books(search(tmp_path), [done, Entry(2, {"algorithm.lr": 1e-3})], "best")
+    for number in (1, 2):
+        clerk(books).on_trial_error(0, [], Told(config={"trial": number}))
+    assert books.entries[1].status == "done"
+    assert (books.entries[2].status, books.entries[2].cause) == ("failed", "its node went away")
