@@ -19,6 +19,7 @@ from raysim.asking import (
     asked as asked_for,
     check_together,
     check_trials,
+    numbered,
     read_asked,
     write_asked,
 )
@@ -81,8 +82,9 @@ def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> Res
         raise ConfigError(f"the search began in {asked.cwd}, from where its paths start, and that is no folder here")
     with alone(folder), chdir(asked.cwd):
         search, entries = replace(_prepared(asked, folder, show), out=folder), load(folder)
-        if not any(entry.unfinished for entry in entries) and len(entries) >= _total(asked, search):
-            raise ConfigError(f"{folder} is done, all {len(entries)} trials; for more: --trials {2 * len(entries)}")
+        if not any(entry.unfinished for entry in entries) and not _new(asked, search, entries):
+            more = numbered(asked) or f"for more: --trials {2 * asked.options.trials}"
+            raise ConfigError(f"{folder} is done, all {len(entries)} trials; {more}")
         return _run(asked, search, entries, show)
 
 
@@ -137,9 +139,8 @@ def _run(
             show.say("the cluster may grow: its autoscaler is asked for nodes for the trials that have no room yet")
         write_asked(search.out, asked)
         books = Books(search, entries, asked.options.keep)
-        source, left = _source(asked, search, entries), waiting(search, entries)
-        first = max((entry.number for entry in entries), default=0) + 1
-        suggester = Suggester(source, left, first, total, books.open)
+        source, left, new = _source(asked, search, entries), waiting(search, entries), _new(asked, search, entries)
+        suggester = Suggester(source, left, new, books.open)
         with leading(books, total) as leader, show.following(need.search, books, total, need.at_once):
             grid, halt = fit(
                 need.search,
@@ -148,7 +149,7 @@ def _run(
                 need.bundles,
                 show,
                 leader,
-                total=len(left) + max(0, total - first + 1),
+                total=len(left) + len(new),
                 max_concurrent=asked.options.max_concurrent,
                 pending=need.at_once if need.growing else 1,
                 budget=asked.options.budget,
@@ -164,7 +165,7 @@ def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> Re
     out = books.search.out
     books.tables()
     try:
-        show.say(f"report: {write_search_report(out, books)}")
+        show.say(f"report: {write_search_report(out, books, show.total)}")
     except Exception as error:  # noqa: BLE001 - the search has ended, and this changes nothing of it
         show.say(f"report.html was not written: {type(error).__name__}: {error}")
     show.results(books, out)
@@ -178,6 +179,9 @@ def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> Re
     if books.entries and all(entry.status == "failed" for entry in books.entries.values()):
         cause = next(iter(books.entries.values())).cause
         raise RunError(f"every trial has failed; the first: {cause}")
+    if not books.best() and any(entry.status == "done" for entry in books.entries.values()):
+        wanted = " and ".join(each.column for each in books.search.objectives)
+        raise RunError(f"there is no best: no trial has a value of {wanted}; see in {out / 'rounds.parquet'} what has")
     return grid
 
 
@@ -251,14 +255,20 @@ def _check_corners(search: Search, task: Task) -> None:
 
 def _total(asked: Asked, search: Search) -> int:
     """How many trials there will be."""
-    if asked.options.searcher == "grid" or not asked.space.domains:
+    if numbered(asked):
         return len(search.space.grid())
     return asked.options.trials * len(search.space.grid(only=False))
 
 
+def _new(asked: Asked, search: Search, entries: Sequence[Entry]) -> list[int]:
+    """The numbers of the trials that have not begun, or whose file is torn: gaps below those that have."""
+    known = {entry.number for entry in entries}
+    return [number for number in range(1, max(_total(asked, search), *known, 0) + 1) if number not in known]
+
+
 def _source(asked: Asked, search: Search, entries: Sequence[Entry]) -> Source:
     seed = resolve(asked.base).seed
-    if asked.options.searcher == "grid" or not asked.space.domains:
+    if numbered(asked):
         return grid_source(search.space)
     if asked.options.searcher == "optuna":
         return OptunaSource(search.space, seed, search.objectives, [e for e in entries if not e.unfinished])

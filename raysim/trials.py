@@ -35,6 +35,11 @@ class Entry:
     def unfinished(self) -> bool:
         return self.status not in FINAL
 
+    @property
+    def state(self) -> str:
+        """Its status, for who reads it when nobody may be playing it any more."""
+        return "unfinished" if self.unfinished else self.status
+
 
 def folder_of(out: Path, number: int) -> Path:
     """The folder of trial `number`."""
