@@ -27,6 +27,7 @@ from raysim.books import Books
 from raysim.census import agreed
 from raysim.checks import data_paths
 from raysim.config import RunConfig, build, in_full, merge, nested_keys, resolve
+from raysim.corners import check_corners
 from raysim.display import Terminal
 from raysim.driver import ray_running
 from raysim.errors import ConfigError, PlacementError, RunError
@@ -36,7 +37,6 @@ from raysim.leader import leading
 from raysim.objectives import objectives
 from raysim.plan import Cell, Search
 from raysim.rehearsal import rehearse
-from raysim.run import check_algorithm, check_cohort
 from raysim.search_display import SearchDisplay
 from raysim.search_report import write_search_report
 from raysim.seats import needs
@@ -216,7 +216,7 @@ def _prepared(asked: Asked, out: Path, show: SearchDisplay) -> Search:
     tasks = [task if each.task == config.task else each.task.build(None) for each in judged]
     for each, built in zip(judged, tasks, strict=True):
         planned(each, built, Path.cwd())
-    _check_corners(search, tasks[0])
+    check_corners(search, tasks[0])
     return replace(search, objectives=objectives(options.metric, tasks, config.metric, bool(sites)))
 
 
@@ -235,22 +235,6 @@ def _held_out(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, 
     if holdout not in task.inside:
         raise ConfigError(f"--holdout {holdout}: expected each, or one of the inside sites: {', '.join(task.inside)}")
     return (holdout,)
-
-
-def _check_corners(search: Search, task: Task) -> None:
-    """Raises ConfigError for an end of the space that this task or an algorithm itself refuses."""
-    plain = [key for key in search.space.domains if not key.startswith(("task.", "data.", "network", "holdout"))]
-    for key, values in search.space.corners():
-        if key not in plain:
-            continue
-        config = search.config(values, search.cells[0])
-        try:
-            check_cohort(task, config.cohort.size)
-            check_algorithm(config.algorithm, task, config.seed, config.rounds)
-        except ConfigError as error:
-            raise ConfigError(
-                f"the search space: {key} is {domains.written(search.space.domains[key])}: {error}"
-            ) from error
 
 
 def _total(asked: Asked, search: Search) -> int:

@@ -76,7 +76,7 @@ ORDER = (
     *("domains", "space", "space_files", "objectives", "plan", "trials", "books", "suggest", "troupe"),
     *("trial", "schedulers", "tracking"),
     *("leader", "tuning"),
-    *("search_display", "seats", "rehearsal", "asking", "search_plots", "search_report", "searching"),
+    *("search_display", "seats", "rehearsal", "asking", "corners", "search_plots", "search_report", "searching"),
     *("watch", "parcel", "submit"),
     *("probe", "surroundings", "doctor", "listing", "arguments", "cli"),
 )

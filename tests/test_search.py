@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from raysim.cli import main
 from raysim.codec import digest
 from raysim.config import parse
 from raysim.display import Terminal
+from raysim.errors import ConfigError
 from raysim.fleet import LocalFleet
 from raysim.rounds import federate
 from raysim.search_display import SearchDisplay
@@ -302,10 +304,31 @@ def wait_for(enough, out: Path, process) -> None:
         time.sleep(0.1)
 
 
-def searched(out: Path, *words: str, scheduler: str = "fifo"):
-    """A search of the learning rate in `out`, prepared and not started."""
-    one = asked(Space(of_words([LR])), {}, parse([*words, *TINY]), {"scheduler": scheduler})
+def searched(out: Path, *words: str, space: Sequence[str] = (LR,), scheduler: str = "fifo"):
+    """A search in `out`, prepared and not started."""
+    tiny = [word for word in TINY if space == (LR,) or "network" not in word]
+    one = asked(Space(of_words(space)), {}, parse([*words, *tiny]), {"scheduler": scheduler})
     return replace(_prepared(one, out, SearchDisplay(Terminal(quiet=True))), out=out)
+
+
+@pytest.mark.parametrize(
+    ("space", "match"),
+    [
+        ("task.network=choice(unet,nonsense)", "nonsense"),
+        ("network.foo=choice(1,2)", "foo"),
+        ("network.channels=choice([4,8],[4])", "task.network"),
+        ("task.loss=choice(dice,nonsense)", "nonsense"),
+    ],
+)
+def test_an_end_that_the_task_refuses_is_refused_before_the_first_trial(tmp_path, space, match):
+    with pytest.raises(ConfigError, match=rf"the search space: \S+ is choice.*{match}"):
+        searched(tmp_path, space=[space])
+
+
+def test_keys_of_the_network_are_tried_together(tmp_path):
+    # Its filters alone would be those of the default network, which has none.
+    space = ["task.network=choice(segresnet)", "network.init_filters=choice(8)", "task.batch_size=choice(2,4)"]
+    assert searched(tmp_path, space=space)
 
 
 def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
