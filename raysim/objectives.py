@@ -46,6 +46,11 @@ def objectives(text: str | None, tasks: Sequence[Task], metric: str | None, held
     found = tuple(_objective(part.strip(), tasks, main) for part in (text or "mean").split(","))
     if len({each.column for each in found}) < len(found):
         raise ConfigError(f"--metric {text}: the same thing twice")
+    if held_out and (trained := [each.column for each in found if each.column.startswith("inside/")]):
+        raise ConfigError(
+            f"{trained[0]} judges the sites that train, and --holdout those held out: give --metric outside, or "
+            f"outside/{trained[0].split('/', 1)[1]}, and no metric of inside sites"
+        )
     return found
 
 

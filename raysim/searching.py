@@ -90,7 +90,7 @@ def resume(folder: Path, changes: Mapping[str, Any], show: SearchDisplay) -> Res
 
 def search(
     space: Mapping[str, Any] | str,
-    task: str | Mapping[str, Any] = "synthetic",
+    task: str | Mapping[str, Any] | None = None,
     keys: Mapping[str, Any] | None = None,
     *,
     points: Sequence[Mapping[str, Any]] = (),
@@ -101,14 +101,15 @@ def search(
     """Ray Tune's own result of a search, as `raysim tune` runs it; `out` is then its folder.
 
     `space` maps dotted keys to distributions of Ray Tune (or to their text), or names a space of `search_spaces`;
-    `task` is a task by name, or its keys; `keys` are other dotted keys of a run. The options are those of the command:
-    trials, metric, scheduler, searcher, max_concurrent, seeds, holdout, keep, track, budget (in seconds).
+    `task` is a task by name, or its keys, and wins over the space's own; `keys` are other dotted keys of a run.
+    The options are those of the command: trials, metric, scheduler, searcher, max_concurrent, seeds, holdout, keep,
+    track, budget (in seconds).
     Raises ConfigError, before anything starts, for whatever is wrong.
     """
     found = read_space(space) if isinstance(space, str) else of_mapping(_texts(space), points)
     if isinstance(space, str) and points:
         found = replace(found, points=points_of(points, found.domains, "search"))
-    given = merge({"task": dict(task) if isinstance(task, Mapping) else task}, {})
+    given = {} if task is None else {"task": dict(task) if isinstance(task, Mapping) else task}
     for key, value in (keys or {}).items():
         given = merge(given, in_full(nested_keys(key, value)))
     show = SearchDisplay(Terminal(quiet=quiet))
