@@ -80,7 +80,7 @@ def listed_choices(values: list[Any], key: str, *, grid: bool) -> Categorical:
     return made
 
 
-def _kept(value: Any, key: str) -> Value:
+def _kept(value: Value, key: str) -> Value:
     """`value` itself. Raises ConfigError for what could not be read again from the text that is kept of it."""
     if isinstance(value, tuple):
         return tuple(_kept(item, key) for item in value)
@@ -126,11 +126,12 @@ def written(domain: Any) -> str:
     return f"{'q' if step is not None else ''}{log}{name}({', '.join(repr(as_value(number)) for number in numbers)})"
 
 
-def as_value(value: Any) -> Any:
+def as_value(value: Any) -> Value:
     """The same in Python's own: numpy's numbers as Python's, and lists, which JSON brings back, as tuples."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return tuple(map(as_value, value)) if isinstance(value, list | tuple) else value
+    found: Value = tuple(map(as_value, value)) if isinstance(value, list | tuple) else value
+    return found
 
 
 def ends(domain: Any) -> list[Any]:
