@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def give(given: Path, number: int, folder: Path, round: int, *, whole: bool) -> 
         write(theirs / "log.jsonl", "".join(kept))
 
 
-def take(given: Path, number: int, folder: Path, values: Mapping[str, Any], names: Iterable[str]) -> int | None:
+def take(given: Path, number: int, folder: Path, values: Mapping[str, Any], names: Collection[str]) -> int | None:
     """Put what `given` holds into the folder of trial `number`, which goes on from there with `values`; that round.
 
     None where that is its own, or it has taken it already: its process was lost since, and its rounds are its own.

@@ -170,7 +170,7 @@ def _in_full(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         if (long := _long(str(key))) in found:
-            raise ConfigError(f"{name}: {key} is {long}, which is given twice; keep one of them")
+            raise ConfigError(f"{name}: {long} is given twice, in its short form too; keep one of them")
         found[long] = value
     return found
 

@@ -315,7 +315,7 @@ def test_lists_in_lists_are_the_same_from_python_text_and_json():
 
 def test_a_key_in_its_short_and_its_long_form_is_refused():
     for short, long in (("cohort", "cohort.size"), ("network.norm", "task.network.norm")):
-        with pytest.raises(ConfigError, match=f"{long} is {long}, which is given twice"):
+        with pytest.raises(ConfigError, match=f"{long} is given twice, in its short form too"):
             of_mapping({short: tune.choice([1, 2]), long: 1})
         with pytest.raises(ConfigError, match="given twice"):
             of_mapping({long: tune.choice([1, 2])}, [{long: 1, short: 2}])
