@@ -106,9 +106,15 @@ def check_together(asked: Asked) -> None:
 
 def check_trials(asked: Asked, given: Mapping[str, Any]) -> None:
     """Raises ConfigError for a number of trials `given` where the space has its own."""
-    if "trials" in given and (asked.options.searcher == "grid" or not asked.space.domains):
-        what = "a grid is gone through whole" if asked.space.domains else "each site is held out once"
-        raise ConfigError(f"--trials {given['trials']}: {what}, whatever is asked; leave --trials out")
+    if "trials" in given and (why := numbered(asked)):
+        raise ConfigError(f"--trials {given['trials']}: {why}, whatever is asked; leave --trials out")
+
+
+def numbered(asked: Asked) -> str:
+    """Why the space itself has its number of trials; empty where that is asked for."""
+    if not asked.space.domains:
+        return "each site is held out once"
+    return "a grid is gone through whole" if asked.options.searcher == "grid" else ""
 
 
 def _check_judged(asked: Asked) -> None:

@@ -16,9 +16,9 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import hparams
 
 from raysim.config import plain, resolve
-from raysim.objectives import Objective
+from raysim.objectives import Objective, finite, is_number
 from raysim.plan import Search
-from raysim.trials import Entry, federations, folder_of, lineage, rows, save
+from raysim.trials import Entry, federations, folder_of, follow, rows, save
 from raysim.whole import write
 
 TAIL = ("round", "spent", "bytes")
@@ -35,14 +35,15 @@ class Books:
 
     def open(self, number: int, values: Mapping[str, Any]) -> None:
         """A new trial begins."""
+        _swept(folder_of(self.search.out, number))  # of one whose trial.json was torn; it may have had other values
         self.entries[number] = Entry(number, values)
         save(self.search.out, self.entries[number])
 
-    def add(self, number: int, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    def add(self, number: int, result: Mapping[str, Any]) -> None:
         """A round of it has ended, or it has failed for good."""
         entry = self.entries[number]
-        entry.values = values  # PBT changes them
-        entry.lineage = bool(lineage(folder_of(self.search.out, number)))
+        # Not from Tune: under PBT it has the new values before the trial has the state that they go with.
+        follow(entry, folder_of(self.search.out, number))
         if "failed" in result:
             entry.status, entry.cause = "failed", str(result["failed"])
             return
@@ -50,8 +51,8 @@ class Books:
         entry.last = {**entry.last, **_metrics(result)}
         entry.best = dict(entry.best)
         for each in self.search.objectives:
-            value = result.get(each.column)
-            if value is not None and (each.column not in entry.best or each.beats(value, entry.best[each.column])):
+            value, best = result.get(each.column), entry.best.get(each.column)
+            if finite(value) and (best is None or each.beats(value, best)):
                 entry.best[each.column] = value
         if result.get("last"):
             entry.status, entry.digests = "done", dict(result["digests"])
@@ -83,7 +84,7 @@ class Books:
 
     def _values(self, entry: Entry) -> list[float] | None:
         values = [entry.last.get(each.column) for each in self.search.objectives]
-        if entry.status == "failed" or any(value is None or value != value for value in values):
+        if entry.status == "failed" or not all(map(finite, values)):
             return None
         return [float(value) for value in values if value is not None]
 
@@ -93,7 +94,7 @@ class Books:
             return
         best = {entry.number for entry in self.best()}
         for entry in self.entries.values():
-            if entry.status in ("done", "stopped") and entry.number not in best:
+            if not entry.unfinished and entry.number not in best:
                 for folder in federations(folder_of(self.search.out, entry.number)).values():
                     for old in (folder / "checkpoints").glob("round_*"):
                         _swept(old)
@@ -104,7 +105,8 @@ class Books:
             key: value if isinstance(value, bool | int | float | str) else repr(value)
             for key, value in entry.values.items()
         }
-        found = {each.column: entry.last[each.column] for each in self.search.objectives if each.column in entry.last}
+        columns = [each.column for each in self.search.objectives]
+        found = {column: entry.last[column] for column in columns if finite(entry.last.get(column))}
         if not found or not keys:
             return
         folder = folder_of(self.search.out, entry.number) / "tensorboard"
@@ -134,7 +136,7 @@ class Books:
         final = {name: value for name, value in entry.last.items() if name not in TAIL}
         return {
             "trial": entry.number,
-            "status": entry.status,
+            "status": entry.state,
             **keys,
             "rounds": entry.rounds,
             "seconds": entry.seconds,
@@ -190,11 +192,7 @@ def pareto(entries: Sequence[Entry], objectives: Sequence[Objective]) -> list[En
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a round, without those that are Tune's own."""
     own = ("loss", "bytes", "spent")
-    return {k: v for k, v in result.items() if (k in own or k.startswith(("inside/", "outside/"))) and _is_number(v)}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return {k: v for k, v in result.items() if (k in own or k.startswith(("inside/", "outside/"))) and is_number(v)}
 
 
 def _table(path: Path, found: list[dict[str, Any]]) -> None:

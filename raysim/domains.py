@@ -28,6 +28,7 @@ RANGES = {  # name in text -> how many numbers it takes
 LISTS = ("choice", "grid")
 SHAPES = "uniform(0, 1), loguniform(1e-4, 1e-1), quniform(0, 1, 0.1), randint(1, 9), choice(a, b) or grid(a, b)"
 WORDS = {"true": True, "false": False, "none": None, "null": None}
+KINDS = (bool, int, float, str, type(None))  # and tuples of them
 Value = bool | int | float | str | None | tuple[Any, ...]
 
 
@@ -74,9 +75,21 @@ def listed_choices(values: list[Any], key: str, *, grid: bool) -> Categorical:
     """One of `values`, or in a grid each of them in turn."""
     if not values:
         raise ConfigError(f"{key}: a {'grid' if grid else 'choice'} needs at least one value")
-    made = Categorical([tuple(value) if isinstance(value, list) else value for value in values])
+    made = Categorical([_kept(as_value(value), key) for value in values])
     made.set_sampler(Grid() if grid else Categorical._Uniform())
     return made
+
+
+def _kept(value: Value, key: str) -> Value:
+    """`value` itself. Raises ConfigError for what could not be read again from the text that is kept of it."""
+    if isinstance(value, tuple):
+        return tuple(_kept(item, key) for item in value)
+    if type(value) not in KINDS or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(
+            f"{key}: {value!r} ({type(value).__name__}) cannot be one of a choice: expected finite numbers, text, "
+            "True, False, None, or lists of them"
+        )
+    return value
 
 
 def taken(value: Any, key: str) -> Domain | Value:
@@ -87,7 +100,7 @@ def taken(value: Any, key: str) -> Domain | Value:
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
         return listed_choices(list(value["grid_search"]), key, grid=True)
     if not isinstance(value, Domain):
-        return tuple(value) if isinstance(value, list) else value
+        return as_value(value)
     sampler = value.get_sampler()
     inner = sampler.get_sampler() if isinstance(sampler, Quantized) else sampler
     if isinstance(value, Categorical):
@@ -110,7 +123,15 @@ def written(domain: Any) -> str:
     name = "randint" if isinstance(domain, Integer) else "uniform"
     log = "log" if isinstance(inner, LogUniform) else ""
     numbers = [domain.lower, domain.upper, *([step] if step is not None else [])]
-    return f"{'q' if step is not None else ''}{log}{name}({', '.join(map(repr, numbers))})"
+    return f"{'q' if step is not None else ''}{log}{name}({', '.join(repr(as_value(number)) for number in numbers)})"
+
+
+def as_value(value: Any) -> Value:
+    """The same in Python's own: numpy's numbers as Python's, and lists, which JSON brings back, as tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    found: Value = tuple(map(as_value, value)) if isinstance(value, list | tuple) else value
+    return found
 
 
 def ends(domain: Any) -> list[Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from raysim.errors import ConfigError
 from raysim.naming import nearest
@@ -45,6 +46,11 @@ def objectives(text: str | None, tasks: Sequence[Task], metric: str | None, held
     found = tuple(_objective(part.strip(), tasks, main) for part in (text or "mean").split(","))
     if len({each.column for each in found}) < len(found):
         raise ConfigError(f"--metric {text}: the same thing twice")
+    if held_out and (trained := [each.column for each in found if each.column.startswith("inside/")]):
+        raise ConfigError(
+            f"{trained[0]} judges the sites that train, and --holdout those held out: give --metric outside, or "
+            f"outside/{trained[0].split('/', 1)[1]}, and no metric of inside sites"
+        )
     return found
 
 
@@ -88,7 +94,7 @@ def _outside(tasks: Sequence[Task], main: str) -> str:
 
 def joined(rows: Sequence[tuple[int, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:
     """One row for several federations of a trial, each with its seed: over held-out sites the mean, and the worst of
-    what is a worst; then the mean over seeds. What a row lacks is left out."""
+    what is a worst; then the mean over seeds. Of each column over the rows that have it: a site may lack a metric."""
     by_seed: dict[int, list[Mapping[str, Any]]] = {}
     for seed, row in rows:
         by_seed.setdefault(seed, []).append(row)
@@ -101,14 +107,24 @@ def _held_out(rows: Sequence[Mapping[str, Any]], better: Mapping[str, Any]) -> d
         stem, _, kind = column.rpartition("/")
         if kind == "worst":
             worst = max if direction(stem, better) == "lower" else min
-            found[column] = worst(row[column] for row in rows)
+            found[column] = worst(_numbers(rows, column))
     return found
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shared = [name for name in rows[0] if all(_number(row.get(name)) for row in rows)]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in shared}
+    known = {name: _numbers(rows, name) for row in rows for name in row}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
-def _number(value: Any) -> bool:
+def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    return [row[name] for row in rows if is_number(row.get(name))]
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number, which true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a number that trials can be judged by."""
+    return is_number(value) and math.isfinite(value)

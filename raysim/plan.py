@@ -11,6 +11,7 @@ import ray
 
 from raysim import node
 from raysim.config import RunConfig, merge, resolve
+from raysim.errors import ConfigError
 from raysim.objectives import Objective
 from raysim.space import Space
 from raysim.types import Task
@@ -54,8 +55,17 @@ class Search:
         if not (self.out / "search.yaml").exists():
             here = ray.util.get_node_ip_address()
             return f"{UNFIT}: {self.out} cannot be seen from {here}; give an --out that all nodes share"
-        wrong = node.lacks(self.versions, self.reads)
+        wrong = node.lacks(self.versions, self.reads) or self._unknown()
         return wrong and f"{UNFIT}: {ray.util.get_node_ip_address()} {wrong}"
+
+    def _unknown(self) -> str:
+        """What of the task and the algorithms this node does not find by its name; empty if nothing."""
+        try:
+            for name in self.space.names or (None,):
+                resolve(self.space.given(self.base, {"algorithm": name} if name else {}))
+        except ConfigError as error:
+            return f"has not all that the search names: {error}; put it there, where Python finds it"
+        return ""
 
     def config(self, values: Mapping[str, Any], cell: Cell) -> RunConfig:
         """The run of a trial's federation; a held-out site is its one outside site."""

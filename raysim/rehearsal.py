@@ -29,17 +29,25 @@ def rehearse(need: Needs, trials: Sequence[Mapping[str, Any]], show: SearchDispl
     show.console.print(table)
     if len(trials) > SHOWN:
         show.say(f"and {len(trials) - SHOWN} more")
-    cells = search.cells_of(trials[0])
-    seconds = _round(need, trials[0])
-    total = seconds * search.rounds * len(cells) * len(trials) / need.at_once
+    cells, seconds = search.cells_of(trials[0]), _round(need, trials[0])
+    rounds = [values.get("rounds", search.rounds) for values in trials]
+    total = seconds * sum(rounds) * len(cells) / need.at_once / _actors(need)
     federations = f", {len(cells)} federations in each" if len(cells) > 1 else ""
-    show.say(f"{counted(len(trials), 'trial')} of {counted(search.rounds, 'round')}{federations}; {need.said}")
-    show.say(f"{need.at_once} at once; a round takes {seconds:.2f} s in one process")
-    show.say(f"about {duration(total)} in all if every trial goes through all its rounds; nothing was started")
+    most = f"{'up to ' if min(rounds) < max(rounds) else ''}{counted(max(rounds), 'round')}"
+    show.say(f"{counted(len(trials), 'trial')} of {most}{federations}; {need.said}")
+    show.say(f"{need.at_once} at once; a round takes {seconds:.2f} s in one process, as the first trial has it")
+    shared = ", client actors share its work evenly" if _actors(need) > 1 else ""
+    show.say(f"about {duration(total)} in all if every trial goes through all its rounds{shared}; nothing was started")
+
+
+def _actors(need: Needs) -> int:
+    """The client actors that a trial's sites are shared out to."""
+    assert need.search.task is not None
+    return max(1, min(len(need.bundles) - 1, len(need.search.task.inside)))
 
 
 def _round(need: Needs, values: Mapping[str, Any]) -> float:
-    """Seconds of the second round, the first one opens the data; of the first, where there is but one."""
+    """Seconds of a round, with its share of the judging: of the second one, for the first opens the data."""
     search = need.search
     cell = next(iter(search.cells_of(values).values()))
     config = search.config(values, cell)
@@ -52,6 +60,6 @@ def _round(need: Needs, values: Mapping[str, Any]) -> float:
         rounds=plan.rounds,
         cohort=plan.cohort,
         seed=plan.seed,
-        evaluate_every=plan.evaluate_every,
     )
-    return [round.seconds for round in islice(rounds, 2)][-1]
+    *_, last = islice(rounds, 2)
+    return last.seconds - last.phases.get("judging", 0.0) * (1 - 1 / plan.evaluate_every)

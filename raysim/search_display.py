@@ -117,7 +117,7 @@ class SearchDisplay(Display):
             table.add_row(str(entry.number), entry.status, str(entry.rounds), *values, Text(keys(entry)))
         if best:
             self.console.print(table)
-        states = Counter("unfinished" if e.unfinished else e.status for e in books.entries.values())
+        states = Counter(entry.state for entry in books.entries.values())
         self.say(", ".join(f"{count} {status}" for status, count in sorted(states.items())) or "no trial has begun")
         self.say(f"everything is in {folder}")
         if best:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from raysim.books import Books
 from raysim.domains import written
+from raysim.objectives import finite
 from raysim.report import page_style, template
 from raysim.search_display import duration
 from raysim.search_plots import search_plots
@@ -20,8 +21,8 @@ TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 100  # trials in the table
 
 
-def write_search_report(out: Path, books: Books) -> Path:
-    """Write the page of the search in `out`, from its books and rounds.parquet; its path."""
+def write_search_report(out: Path, books: Books, total: int) -> Path:
+    """Write the page of the search of `total` trials in `out`, from its books and rounds.parquet; its path."""
     search, entries = books.search, sorted(books.entries.values(), key=lambda entry: entry.number)
     best, first = books.best(), search.objectives[0]
     shown = sorted(entries, key=lambda entry: _order(entry, first))
@@ -29,7 +30,7 @@ def write_search_report(out: Path, books: Books) -> Path:
         style=page_style(),
         name=out.name,
         search=search,
-        states=Counter(entry.status for entry in entries),
+        states=Counter(entry.state for entry in entries) | Counter({"to come": max(0, total - len(entries))}),
         best=best,
         entries=shown[:SHOWN],
         count=len(entries),
@@ -47,7 +48,7 @@ def write_search_report(out: Path, books: Books) -> Path:
 def _order(entry: Entry, first: Any) -> tuple[bool, bool, float]:
     """Done before stopped before failed, the best first."""
     value = entry.last.get(first.column)
-    if value is None or value != value:
+    if not finite(value):
         return True, True, 0.0
     return False, entry.status != "done", float(-value if first.better == "higher" else value)
 

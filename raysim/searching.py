@@ -19,6 +19,7 @@ from raysim.asking import (
     asked as asked_for,
     check_together,
     check_trials,
+    numbered,
     read_asked,
     write_asked,
 )
@@ -26,6 +27,7 @@ from raysim.books import Books
 from raysim.census import agreed
 from raysim.checks import data_paths
 from raysim.config import RunConfig, build, in_full, merge, nested_keys, resolve
+from raysim.corners import check_corners
 from raysim.display import Terminal
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.folder import OWNER, alone, claimed, runs
@@ -35,7 +37,6 @@ from raysim.leader import leading
 from raysim.objectives import objectives
 from raysim.plan import Cell, Search
 from raysim.rehearsal import rehearse
-from raysim.run import check_algorithm, check_cohort
 from raysim.search_display import SearchDisplay
 from raysim.search_report import write_search_report
 from raysim.seats import needs
@@ -89,14 +90,15 @@ def resume(
         asked = replace(asked, cwd=os.getcwd())
     with alone(folder), chdir(asked.cwd):
         search, entries = replace(_prepared(asked, folder, show), out=folder), load(folder)
-        if not any(entry.unfinished for entry in entries) and len(entries) >= _total(asked, search):
-            raise ConfigError(f"{folder} is done, all {len(entries)} trials; for more: --trials {2 * len(entries)}")
+        if not any(entry.unfinished for entry in entries) and not _new(asked, search, entries):
+            more = numbered(asked) or f"for more: --trials {2 * asked.options.trials}"
+            raise ConfigError(f"{folder} is done, all {len(entries)} trials; {more}")
         return _run(asked, search, entries, show)
 
 
 def search(
     space: Mapping[str, Any] | str,
-    task: str | Mapping[str, Any] = "synthetic",
+    task: str | Mapping[str, Any] | None = None,
     keys: Mapping[str, Any] | None = None,
     *,
     points: Sequence[Mapping[str, Any]] = (),
@@ -107,14 +109,15 @@ def search(
     """Ray Tune's own result of a search, as `raysim tune` runs it; `out` is then its folder.
 
     `space` maps dotted keys to distributions of Ray Tune (or to their text), or names a space of `search_spaces`;
-    `task` is a task by name, or its keys; `keys` are other dotted keys of a run. The options are those of the command:
-    trials, metric, scheduler, searcher, max_concurrent, seeds, holdout, keep, track, budget (in seconds).
+    `task` is a task by name, or its keys, and wins over the space's own; `keys` are other dotted keys of a run.
+    The options are those of the command: trials, metric, scheduler, searcher, max_concurrent, seeds, holdout, keep,
+    track, budget (in seconds).
     Raises ConfigError, before anything starts, for whatever is wrong.
     """
     found = read_space(space) if isinstance(space, str) else of_mapping(_texts(space), points)
     if isinstance(space, str) and points:
         found = replace(found, points=points_of(points, found.domains, "search"))
-    given = merge({"task": dict(task) if isinstance(task, Mapping) else task}, {})
+    given = {} if task is None else {"task": dict(task) if isinstance(task, Mapping) else task}
     for key, value in (keys or {}).items():
         given = merge(given, in_full(nested_keys(key, value)))
     show = SearchDisplay(Terminal(quiet=quiet))
@@ -145,9 +148,8 @@ def _run(
             show.say("the cluster may grow: its autoscaler is asked for nodes for the trials that have no room yet")
         write_asked(search.out, asked)
         books = Books(search, entries, asked.options.keep)
-        source, left = _source(asked, search, entries), waiting(search, entries)
-        first = max((entry.number for entry in entries), default=0) + 1
-        suggester = Suggester(source, left, first, total, books.open)
+        source, left, new = _source(asked, search, entries), waiting(search, entries), _new(asked, search, entries)
+        suggester = Suggester(source, left, new, books.open)
         with leading(books, total) as leader, show.following(need.search, books, total, need.at_once):
             grid, halt = fit(
                 need.search,
@@ -157,7 +159,7 @@ def _run(
                 show,
                 leader,
                 growing=need.growing,
-                total=len(left) + max(0, total - first + 1),
+                total=len(left) + len(new),
                 max_concurrent=asked.options.max_concurrent,
                 pending=need.at_once if need.growing else 1,
                 budget=asked.options.budget,
@@ -173,7 +175,7 @@ def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> Re
     out = books.search.out
     books.tables()
     try:
-        show.say(f"report: {write_search_report(out, books)}")
+        show.say(f"report: {write_search_report(out, books, show.total)}")
     except Exception as error:  # noqa: BLE001 - the search has ended, and this changes nothing of it
         show.say(f"report.html was not written: {type(error).__name__}: {error}")
     show.results(books, out)
@@ -187,6 +189,9 @@ def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> Re
     if books.entries and all(entry.status == "failed" for entry in books.entries.values()):
         cause = next(iter(books.entries.values())).cause
         raise RunError(f"every trial has failed; the first: {cause}")
+    if not books.best() and any(entry.status == "done" for entry in books.entries.values()):
+        wanted = " and ".join(each.column for each in books.search.objectives)
+        raise RunError(f"there is no best: no trial has a value of {wanted}; see in {out / 'rounds.parquet'} what has")
     return grid
 
 
@@ -221,7 +226,7 @@ def _prepared(asked: Asked, out: Path, show: SearchDisplay) -> Search:
     tasks = [task if each.task == config.task else each.task.build(None) for each in judged]
     for each, built in zip(judged, tasks, strict=True):
         planned(each, built, Path.cwd())
-    _check_corners(search, tasks[0])
+    check_corners(search, tasks[0])
     return replace(search, objectives=objectives(options.metric, tasks, config.metric, bool(sites)))
 
 
@@ -242,32 +247,22 @@ def _held_out(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, 
     return (holdout,)
 
 
-def _check_corners(search: Search, task: Task) -> None:
-    """Raises ConfigError for an end of the space that this task or an algorithm itself refuses."""
-    plain = [key for key in search.space.domains if not key.startswith(("task.", "data.", "network", "holdout"))]
-    for key, values in search.space.corners():
-        if key not in plain:
-            continue
-        config = search.config(values, search.cells[0])
-        try:
-            check_cohort(task, config.cohort.size)
-            check_algorithm(config.algorithm, task, config.seed, config.rounds)
-        except ConfigError as error:
-            raise ConfigError(
-                f"the search space: {key} is {domains.written(search.space.domains[key])}: {error}"
-            ) from error
-
-
 def _total(asked: Asked, search: Search) -> int:
     """How many trials there will be."""
-    if asked.options.searcher == "grid" or not asked.space.domains:
+    if numbered(asked):
         return len(search.space.grid())
     return asked.options.trials * len(search.space.grid(only=False))
 
 
+def _new(asked: Asked, search: Search, entries: Sequence[Entry]) -> list[int]:
+    """The numbers of the trials that have not begun, or whose file is torn: gaps below those that have."""
+    known = {entry.number for entry in entries}
+    return [number for number in range(1, max(_total(asked, search), *known, 0) + 1) if number not in known]
+
+
 def _source(asked: Asked, search: Search, entries: Sequence[Entry]) -> Source:
     seed = resolve(asked.base).seed
-    if asked.options.searcher == "grid" or not asked.space.domains:
+    if numbered(asked):
         return grid_source(search.space)
     if asked.options.searcher == "optuna":
         return OptunaSource(search.space, seed, search.objectives, [e for e in entries if not e.unfinished])

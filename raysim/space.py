@@ -49,8 +49,8 @@ class Space:
         return of is None or values.get("algorithm") == of
 
     def _owner(self, key: str) -> str | None:
-        parts = key.split(".")
-        return parts[1] if len(parts) > 2 and parts[0] == "algorithm" and parts[1] in self.names else None
+        # By its whole name: that of a class of the user's own has dots in it.
+        return next((name for name in self.names if key.startswith(f"algorithm.{name}.")), None)
 
     def narrowed(self, words: Mapping[str, Domain]) -> Space:
         """The same with these distributions over its own; of its points what still lies within."""
@@ -142,11 +142,10 @@ class Space:
 
 def of_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: str = "the space") -> Space:
     """The space of dotted keys with Tune's distributions, texts of them, or plain values, which stay as they are."""
-    taken = {}
-    for key, value in space.items():
+    for key in space:
         if not isinstance(key, str):
             raise ConfigError(f"{name}: key {key!r} is not text; expected a dotted key such as algorithm.lr")
-        taken[_long(key)] = domains.taken(value, key)
+    taken = {key: domains.taken(value, key) for key, value in _in_full(space, name).items()}
     searched = {key: value for key, value in taken.items() if isinstance(value, Domain)}
     fixed = {key: value for key, value in taken.items() if key not in searched}
     return Space(searched, fixed, points_of(points, searched, name))
@@ -158,12 +157,22 @@ def points_of(points: Any, searched: Mapping[str, Domain], name: str) -> tuple[d
         raise ConfigError(f"{name}: its points are {points!r}; expected a list of them: [{{'algorithm.lr': 0.01}}]")
     found = []
     for point in points:
-        values = {_long(str(key)): tuple(v) if isinstance(v, list) else v for key, v in point.items()}
+        values = {key: domains.as_value(value) for key, value in _in_full(point, name).items()}
         for key in values:
             if key not in searched:
                 raise ConfigError(f"{name}: a point gives {key}, which is not searched{nearest(key, searched)}")
         found.append(values)
     return tuple(found)
+
+
+def _in_full(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """The same by long keys. Raises ConfigError for one that is given by its short key too."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if (long := _long(str(key))) in found:
+            raise ConfigError(f"{name}: {long} is given twice, in its short form too; keep one of them")
+        found[long] = value
+    return found
 
 
 def _long(key: str) -> str:
@@ -228,7 +237,7 @@ def _check_point(space: Space, key: str, value: Any) -> None:
 
 
 def _holds(domain: Domain, value: Any) -> bool:
-    return domains.holds(domain, tuple(value) if isinstance(value, list) else value)
+    return domains.holds(domain, domains.as_value(value))
 
 
 def _tried(space: Space, base: Mapping[str, Any], values: Values, what: str) -> None:

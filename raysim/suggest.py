@@ -11,7 +11,7 @@ from ray.tune.search.sample import Categorical, Domain, Integer
 
 from raysim import domains
 from raysim.errors import ConfigError
-from raysim.objectives import Objective
+from raysim.objectives import Objective, finite
 from raysim.seeding import seed_of
 from raysim.space import Space
 from raysim.trials import Entry
@@ -104,7 +104,7 @@ class OptunaSource(Source):
         states = self.optuna.trial.TrialState
         if status == "stopped" and len(values) == 1:  # Hyperband stops a trial that waits, without a result
             return states.PRUNED, None
-        if status == "failed" or any(value is None or value != value for value in values):
+        if status == "failed" or not all(map(finite, values)):
             return states.FAIL, None
         return states.COMPLETE, [float(value) for value in values if value is not None]
 
@@ -161,14 +161,12 @@ def _optuna() -> Any:
 
 
 class Suggester(Searcher):
-    """Ray Tune's side of a source: first the trials that an earlier session left, then new ones up to `limit`."""
+    """Ray Tune's side of a source: first the trials that an earlier session left, then those of the numbers `new`."""
 
-    def __init__(
-        self, source: Source, left: Sequence[Entry], first: int, limit: int, opened: Callable[..., None]
-    ) -> None:
+    def __init__(self, source: Source, left: Sequence[Entry], new: Sequence[int], opened: Callable[..., None]) -> None:
         super().__init__()
-        self.source, self.limit, self.opened = source, limit, opened
-        self.left, self.next = deque(left), first
+        self.source, self.opened = source, opened
+        self.left, self.new = deque(left), deque(new)
         self.numbers: dict[str, int] = {}
         for entry in left:
             if entry.unfinished:
@@ -180,11 +178,10 @@ class Suggester(Searcher):
             entry = self.left.popleft()
             number, values = entry.number, dict(entry.values)
         else:
-            number = self.next
-            drawn = self.source.draw(number) if number <= self.limit else None
+            drawn = self.source.draw(self.new[0]) if self.new else None
             if drawn is None:
                 return Searcher.FINISHED
-            values, self.next = drawn, number + 1
+            number, values = self.new.popleft(), drawn
             self.opened(number, values)
         self.numbers[trial_id] = number
         return {NUMBER: number, **values}

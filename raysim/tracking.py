@@ -14,7 +14,7 @@ Tracker = Literal["mlflow", "wandb"]
 
 
 def check_tracker(name: str | None) -> None:
-    """Raises ConfigError if its package is not installed, or does not know who is asking."""
+    """Raises ConfigError if its package is not installed, does not know who is asking, or is told a wrong place."""
     if name is None:
         return
     if find_spec(name) is None:
@@ -22,6 +22,16 @@ def check_tracker(name: str | None) -> None:
     online = name == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled")
     if online and not import_module("wandb").login(prompt=False):
         raise ConfigError("--track wandb: no account is known; log in by `wandb login`, or set WANDB_MODE=offline")
+    if name == "mlflow" and (uri := os.environ.get("MLFLOW_TRACKING_URI")):
+        _check_mlflow(uri)
+
+
+def _check_mlflow(uri: str) -> None:
+    mlflow = import_module("mlflow")
+    try:
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+    except (mlflow.exceptions.MlflowException, ImportError) as error:
+        raise ConfigError(f"--track mlflow: {uri}: {error}") from error
 
 
 def trackers(name: str | None, search: Search) -> list[Any]:
@@ -37,11 +47,7 @@ def trackers(name: str | None, search: Search) -> list[Any]:
                 super().log_trial_result(iteration, trial, {k.replace("@", ":"): v for k, v in result.items()})
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{search.out / 'mlflow.db'}"
-        mlflow = import_module("mlflow")
-        try:
-            mlflow.MlflowClient(uri).search_experiments(max_results=1)
-        except (mlflow.exceptions.MlflowException, ImportError) as error:
-            raise ConfigError(f"--track mlflow: {uri}: {error}") from error
+        _check_mlflow(uri)
         return [Told(experiment_name=search.out.name, tracking_uri=uri)]
     if name == "wandb":
         from ray.air.integrations.wandb import WandbLoggerCallback

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
@@ -22,12 +21,13 @@ from raysim import checkpoint
 from raysim.config import RunConfig, plain
 from raysim.errors import ConfigError, NodeError, RaysimError
 from raysim.fields import describe
+from raysim.handover import give, take
 from raysim.launch import local_fleet, planned
 from raysim.objectives import joined
 from raysim.plan import UNFIT, Cell, Search
 from raysim.run import Note, Row, Summary, perform
 from raysim.suggest import NUMBER
-from raysim.trials import ended, federations, folder_of, rows
+from raysim.trials import ended, folder_of, rows
 from raysim.troupe import Troupe
 from raysim.types import Task
 from raysim.whole import write
@@ -35,7 +35,6 @@ from raysim.worker import Opened
 
 RETRIES = 1  # times that a round which has failed is tried again, from the last checkpoint
 REPLAYED = ("asha", "median", "hyperband")  # schedulers that judge a trial by all its rounds
-POINTER = "pointer.json"
 SPENT = ("bytes", "spent")  # what adds up over rounds
 Event = Row | Note | Summary
 
@@ -53,7 +52,8 @@ class Workshop:
     def events(self, config: RunConfig, folder: Path) -> Generator[Event]:
         """The run of `config` in `folder`, from where it stands."""
         task, opened = self._task(config)
-        plan = replace(planned(config, task, folder), resume=any((folder / "checkpoints").glob("round_*")))
+        begun = [*folder.glob("log.jsonl"), *folder.glob("checkpoints/round_*")]
+        plan = replace(planned(config, task, folder), resume=bool(begun))  # without a checkpoint, from no round at all
         if config.fleet == "ray":
             yield from self.troupe.perform(plan, config.resources)
         else:
@@ -186,37 +186,12 @@ class Rounds:
 
     def adopt(self, given: Path) -> None:
         """Go on from what `given` holds of another trial: its federations' rounds, states and memories."""
-        pointer = json.loads((given / POINTER).read_text())
-        if pointer["trial"] == self.number:
-            return
-        # Before the state, so that a search that ends here does not take that for the trial's own.
-        note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(self.values)}
-        with (self.folder / "lineage.jsonl").open("a") as file:
-            file.write(json.dumps(note) + "\n")
-        for name in self.search.cells_of(self.values):
-            mine, theirs, copy = self.folder / name, given / (name or "federation"), self.folder / "adopted" / "copy"
-            _removed(copy.parent)
-            shutil.copytree(theirs, copy)  # whole, before what it replaces goes: this process may be lost meanwhile
-            mine.mkdir(parents=True, exist_ok=True)
-            for part in ("summary.json", "log.jsonl", "checkpoints"):
-                _removed(mine / part)
-                if (copy / part).exists():
-                    (copy / part).rename(mine / part)
-            _removed(copy.parent)
-        self.reported = pointer["round"]
+        taken = take(given, self.number, self.folder, self.values, self.search.cells_of(self.values))
+        self.reported = self.reported if taken is None else taken
 
     def hand_over(self, given: Path) -> None:
         """Put into `given` what another trial needs to go on from here, or, but for PBT, only where this one stands."""
-        write(given / POINTER, json.dumps({"trial": self.number, "round": self.reported}))
-        if self.search.scheduler != "pbt":
-            return
-        for name, folder in federations(self.folder).items():
-            theirs = given / (name or "federation")
-            newest = folder / "checkpoints" / f"round_{self.reported:04d}"
-            shutil.copytree(newest, theirs / "checkpoints" / newest.name)
-            lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)[0]["round"] <= self.reported]
-            write(theirs / "log.jsonl", "".join(kept))
+        give(given, self.number, self.folder, self.reported, whole=self.search.scheduler == "pbt")
 
 
 def _checkpointed(folder: Path) -> int:
@@ -235,13 +210,6 @@ def _digest(folder: Path) -> str | None:
         summary = json.loads((folder / "summary.json").read_text())
         return str(summary["digest"]) if summary["status"] == "done" else None
     return None
-
-
-def _removed(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class Trial(Trainable):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raysim.domains import as_value
 from raysim.whole import write_json
 
 SEARCH = "search.yaml"  # what a search was asked, in its folder
@@ -34,6 +35,11 @@ class Entry:
     def unfinished(self) -> bool:
         return self.status not in FINAL
 
+    @property
+    def state(self) -> str:
+        """Its status, for who reads it when nobody may be playing it any more."""
+        return "unfinished" if self.unfinished else self.status
+
 
 def folder_of(out: Path, number: int) -> Path:
     """The folder of trial `number`."""
@@ -57,11 +63,18 @@ def load(out: Path) -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    entry, taken = Entry(**json.loads((folder / "trial.json").read_text())), lineage(folder)
-    values = taken[-1]["values"] if taken and entry.unfinished else entry.values
-    entry.values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    entry.lineage = bool(taken)
+    entry = Entry(**json.loads((folder / "trial.json").read_text()))
+    entry.values = {key: as_value(value) for key, value in entry.values.items()}
+    follow(entry, folder)
     return entry
+
+
+def follow(entry: Entry, folder: Path) -> None:
+    """Give the entry of the trial in `folder` the values that it went on with, if it has taken another's state."""
+    taken = lineage(folder)
+    entry.lineage = bool(taken)
+    if taken:
+        entry.values = {key: as_value(value) for key, value in taken[-1]["values"].items()}
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:

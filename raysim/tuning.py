@@ -83,22 +83,22 @@ class Clerk(Callback):
             return
         if int(str(trial)) in self.books.earlier:
             return
-        values = {key: value for key, value in trial.config.items() if key != "trial"}
-        self.books.add(int(str(trial)), values, result)
+        self.books.add(int(str(trial)), result)
         self.show.round(int(str(trial)), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended: done, or stopped."""
-        known = self.books.entries[int(str(trial))]
-        if known.number not in (*self.books.earlier, *self.unplayed):
-            self.books.end(known.number)
-            self.show.ended(known)
+        self._ended(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process was lost too often."""
+        self._ended(trial, _cause(trial))
+
+    def _ended(self, trial: Any, cause: str = "") -> None:
         known = self.books.entries[int(str(trial))]
-        self.books.end(known.number, _cause(trial))
-        self.show.ended(known)
+        if known.number not in (*self.books.earlier, *self.unplayed):  # those that only tell again, or have not played
+            self.books.end(known.number, cause)
+            self.show.ended(known)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Now and then."""

@@ -14,7 +14,13 @@ SPACE = {
     "algorithm.consistency": tune.loguniform(0.01, 10.0),
     "algorithm.shape": tune.loguniform(1e-8, 1e-4),
 }
+PUBLISHED = {
+    "algorithm.outside_lr": 1e-3,
+    "algorithm.entropy": 10.0,
+    "algorithm.consistency": 0.1,
+    "algorithm.shape": 1e-6,
+}
 POINTS = [
-    {"algorithm.alpha": 0.1, "algorithm.outside_lr": 1e-3, "algorithm.entropy": 10.0, "algorithm.shape": 1e-6},
-    {"algorithm.alpha": 0.5, "algorithm.outside_lr": 1e-3, "algorithm.entropy": 10.0, "algorithm.shape": 1e-6},
+    {"algorithm.alpha": 0.1, **PUBLISHED},
+    {"algorithm.alpha": 0.5, **PUBLISHED},
 ]

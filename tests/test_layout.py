@@ -75,10 +75,10 @@ ORDER = (
         "display",
     ),
     *("plots", "report", "checks", "census", "launch"),
-    *("domains", "space", "space_files", "objectives", "plan", "trials", "books", "suggest", "troupe"),
+    *("domains", "space", "space_files", "objectives", "plan", "trials", "books", "suggest", "troupe", "handover"),
     *("trial", "schedulers", "tracking"),
     *("leader", "tuning"),
-    *("search_display", "seats", "rehearsal", "asking", "search_plots", "search_report", "searching"),
+    *("search_display", "seats", "rehearsal", "asking", "corners", "search_plots", "search_report", "searching"),
     *("watch", "parcel", "submit"),
     *("probe", "surroundings", "doctor", "listing", "arguments", "cli"),
 )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +18,19 @@ import pytest
 import ray
 import yaml
 
-from raysim import checkpoint
+from raysim import checkpoint, rehearsal
 from raysim.asking import asked
 from raysim.cli import main
 from raysim.codec import digest
-from raysim.config import parse
+from raysim.config import parse, resolve
 from raysim.display import Terminal
-from raysim.errors import PlacementError
+from raysim.errors import ConfigError, PlacementError
 from raysim.fleet import LocalFleet
 from raysim.room import Patience
 from raysim.rounds import federate
 from raysim.search_display import SearchDisplay
-from raysim.searching import _prepared
+from raysim.searching import _prepared, search as search_from_python
+from raysim.seats import Needs
 from raysim.space import Space, of_words
 from raysim.trial import Rounds, Workshop
 from raysim.trials import Entry, load, save
@@ -231,7 +233,7 @@ def test_a_node_with_other_versions_ends_the_search_and_fails_no_trial(tmp_path,
         patch.setattr("raysim.node.versions", lambda: {"torch": "0.1"})
         assert tune(out, "--space", LR, "--trials", "2", "rounds=1", *ONE) == 3
     assert re.search(r"a node cannot play trials: \S+ has torch \S+, not 0.1: install there", capsys.readouterr().err)
-    assert list(trials(out)["status"]) == ["running"]
+    assert list(trials(out)["status"]) == ["unfinished"]
     assert main(["tune", "--resume", str(out)]) == 0
     assert list(trials(out)["status"]) == ["done", "done"]
 
@@ -324,10 +326,45 @@ def wait_for(enough, out: Path, process) -> None:
         time.sleep(0.1)
 
 
+def searched(out: Path, *words: str, space: Sequence[str] = (LR,), scheduler: str = "fifo"):
+    """A search in `out`, prepared and not started."""
+    tiny = [word for word in TINY if space == (LR,) or "network" not in word]
+    one = asked(Space(of_words(space)), {}, parse([*words, *tiny]), {"scheduler": scheduler})
+    return replace(_prepared(one, out, SearchDisplay(Terminal(quiet=True))), out=out)
+
+
+@pytest.mark.parametrize(
+    ("space", "match"),
+    [
+        ("task.network=choice(unet,nonsense)", "nonsense"),
+        ("network.foo=choice(1,2)", "foo"),
+        ("network.channels=choice([4,8],[4])", "task.network"),
+        ("task.loss=choice(dice,nonsense)", "nonsense"),
+    ],
+)
+def test_an_end_that_the_task_refuses_is_refused_before_the_first_trial(tmp_path, space, match):
+    with pytest.raises(ConfigError, match=rf"the search space: \S+ is choice.*{match}"):
+        searched(tmp_path, space=[space])
+
+
+def test_keys_of_the_network_are_tried_together(tmp_path):
+    # Its filters alone would be those of the default network, which has none.
+    space = ["task.network=choice(segresnet)", "network.init_filters=choice(8)", "task.batch_size=choice(2,4)"]
+    assert searched(tmp_path, space=space)
+
+
+def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
+    search = searched(tmp_path, "rounds=4", "checkpoint_every=3")
+    lost = Rounds(search, 1, {"algorithm.lr": 0.01}, Workshop(search))
+    assert [lost.step()["round"] for _ in range(2)] == [1, 2]
+    again = Rounds(search, 1, {"algorithm.lr": 0.01}, Workshop(search))
+    assert [again.step()["round"] for _ in range(4)] == [1, 2, 3, 4]
+    logged = (tmp_path / "trials" / "0001" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)[0]["round"] for line in logged] == [1, 2, 3, 4]
+
+
 def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
-    words = ["algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", *TINY]
-    one = asked(Space(of_words([LR])), {}, parse(words), {"scheduler": "pbt"})
-    search = replace(_prepared(one, tmp_path, SearchDisplay(Terminal(quiet=True))), out=tmp_path)
+    search = searched(tmp_path, "algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", scheduler="pbt")
     workshop = Workshop(search)
     donor, other = (Rounds(search, n, {"algorithm.lr": lr}, workshop) for n, lr in ((1, 0.01), (2, 0.0003)))
     donor.step()
@@ -356,6 +393,30 @@ def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     # Its process is lost before Tune has heard of the last round: that is told again, and not played.
     again = Rounds(search, 2, {"algorithm.lr": 0.005}, workshop).step()
     assert again == last
+
+
+def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp_path):
+    search = searched(tmp_path, "rounds=4", scheduler="pbt")
+    workshop, folder = Workshop(search), tmp_path / "trials" / "0002"
+    donor = Rounds(search, 1, {"algorithm.lr": 0.01}, workshop)
+    assert [donor.step()["round"] for _ in range(2)] == [1, 2]
+    (tmp_path / "given").mkdir()
+    donor.hand_over(tmp_path / "given")
+
+    def given() -> Rounds:  # as Tune gives it to a new process
+        found = Rounds(search, 2, {"algorithm.lr": 0.005}, workshop)
+        found.adopt(tmp_path / "given")
+        return found
+
+    first = given()
+    assert first.step()["round"] == 3
+    first.close()
+    last = given().step()
+    assert last["round"] == 4
+    (folder / "adopted").mkdir()  # lost in the middle of taking it
+    again = given()
+    assert [again.step()["round"], again.step()["digests"]] == [3, last["digests"]]
+    assert len((folder / "lineage.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.ray
@@ -396,6 +457,71 @@ def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
         f"without-{site}" for site in "xyz"
     }
     assert yaml.safe_load((tmp_path / "together" / "best.yaml").read_text())["task"]["data"]["outside"] == ["w"]
+
+
+def held_out(folder: Path, metric: str | None = None, *words: str):
+    """Leave-one-out over the cameras of a table of two hospitals, prepared and not started."""
+    table = ["site,split,label,camera,a,b"]
+    for camera, site in (("c1", "x"), ("c1", "y"), ("c2", "x"), ("c3", "y"), ("c1", "z")):
+        splits = enumerate(("train", "train", "test", "val") * 2)
+        table += [f"{site},{split},{i % 2},{camera},{i % 2 + 0.1 * i},{i}" for i, split in splits]
+    (folder / "table.csv").write_text("\n".join(table))
+    given = ["task=tabular", f"task.data.table={folder / 'table.csv'}", "rounds=1", "task.data.partition.by=camera"]
+    given += [f"task.data.cache={folder / 'cache'}", "task.data.outside=[z]", *words]
+    options = {"holdout": "each"} | ({"metric": metric} if metric else {})
+    return _prepared(asked(Space(), {}, parse(given), options), folder, SearchDisplay(Terminal(quiet=True)))
+
+
+def test_sites_that_a_partition_makes_are_held_out(tmp_path):
+    search = held_out(tmp_path)
+    assert search.space.grid() == [{"holdout": camera} for camera in ("c1", "c2", "c3")]
+    for values in search.space.grid():
+        (cell,) = search.cells_of(values).values()
+        built = search.config(values, cell).task.build(None)
+        assert built.outside == (values["holdout"],)
+        assert set(built.inside) == {"c1", "c2", "c3"} - {values["holdout"]}  # and z, which stands outside, is away
+        assert built.sizes["c1"]["train"] == 8
+    parted = held_out(tmp_path, None, "task.data.leave_out=[c3]")
+    assert parted.space.grid() == [{"holdout": "c1"}, {"holdout": "c2"}]
+    with pytest.raises(ConfigError, match=r"unknown site in task.data.leave_out: 'c4'"):
+        held_out(tmp_path, None, "task.data.leave_out=[c4]")
+
+
+def test_sites_that_train_do_not_judge_what_is_held_out(tmp_path):
+    for metric, words in (("inside/val/auc", ()), (None, ["metric=inside/val/auc"])):
+        with pytest.raises(ConfigError, match=r"judges the sites that train.* give --metric outside, or outside/"):
+            held_out(tmp_path, metric, *words)
+    assert held_out(tmp_path, "outside").objectives == held_out(tmp_path).objectives
+
+
+def test_a_node_without_the_algorithm_s_module_is_unfit(tmp_path):
+    search = searched(tmp_path)
+    (tmp_path / "search.yaml").touch()
+    assert search.unfit() == ""
+    own = replace(search, base={"algorithm": "nowhere.at_all:Mine"})
+    assert re.match(r"a node cannot play trials: \S+ has not all that the search names: .*nowhere", own.unfit())
+    assert "nowhere" in replace(search, space=Space(of_words(["algorithm=choice(fedavg,'nowhere:Mine')"]))).unfit()
+
+
+def test_a_space_in_a_file_keeps_its_task_from_python(tmp_path, monkeypatch):
+    path = tmp_path / "space.py"
+    monkeypatch.setattr("raysim.searching.tune", lambda found, *_, **__: found)
+    path.write_text(
+        "from ray import tune\nSPACE = {'task.name': 'tabular', 'algorithm.lr': tune.choice([0.1]), 'rounds': 3}"
+    )
+    assert resolve(search_from_python(str(path)).base).task.name == "tabular"
+    assert resolve(search_from_python(str(path), "synthetic").base).task.name == "synthetic"
+
+
+def test_the_time_that_a_search_takes_counts_its_rounds_and_client_actors(tmp_path, monkeypatch, capsys):
+    search = searched(tmp_path, "evaluate_every=5")
+    assert rehearsal._round(Needs(search, [{}], 1, ""), {"algorithm.lr": 0.01}) > 0
+    monkeypatch.setattr(rehearsal, "_round", lambda *_: 2.0)
+    need = Needs(search, [{}, {"CPU": 1.0}, {"CPU": 1.0}], 2, "each with 2 client actors")
+    rehearsal.rehearse(need, [{"rounds": 3}, {"rounds": 5}], SearchDisplay(Terminal()))
+    said = capsys.readouterr().out
+    assert "2 trials of up to 5 rounds; each with 2 client actors" in said
+    assert "about 4 s in all" in said  # 8 rounds of 2 s, two trials at once, two client actors in each
 
 
 @pytest.mark.ray

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -274,3 +276,54 @@ def test_the_command_lists_spaces(capsys):
     assert main(["list", "spaces", "fedsn"]) == 2
     assert main(["tune", "fedavg", "fedprox"]) == 2
     assert main(["tune", "nothing.py"]) == 2
+
+
+def test_numpy_s_numbers_are_python_s():
+    space = of_mapping(
+        {
+            "algorithm.lr": tune.choice(list(np.logspace(-4, -2, 3))),
+            "algorithm.epochs": {"grid_search": np.arange(1, 3)},
+            "algorithm.momentum": tune.uniform(np.float64(0), np.float32(0.5)),
+            "task.network.channels": tune.choice([np.array([4, 8])]),
+            "rounds": np.int64(3),
+        },
+        [{"algorithm.lr": np.float64(1e-3)}],
+    )
+    assert domains.written(space.domains["algorithm.lr"]) == "choice(0.0001, 0.001, 0.01)"
+    assert domains.written(space.domains["algorithm.epochs"]) == "grid(1, 2)"
+    assert domains.written(space.domains["algorithm.momentum"]) == "uniform(0.0, 0.5)"
+    assert space.domains["task.network.channels"].categories == [(4, 8)]
+    kept = [space.fixed["rounds"], space.points[0]["algorithm.lr"], *space.domains["algorithm.lr"].categories]
+    assert [type(value) for value in kept] == [int, *[float] * 4]
+
+
+def test_a_choice_that_cannot_be_read_again_is_refused():
+    for value in ({"name": "unet"}, math.inf, 1j, [1, {2}], Path("x")):
+        with pytest.raises(ConfigError, match=r"algorithm.lr: .* cannot be one of a choice"):
+            of_mapping({"algorithm.lr": tune.choice([0.1, value])})
+    with pytest.raises(ConfigError, match="cannot be one of a choice"):
+        domains.read("choice(1, 1e999)", "k")
+
+
+def test_lists_in_lists_are_the_same_from_python_text_and_json():
+    given = tune.choice([[[1, 2], [3]], [4]])
+    values = domains.taken(given, "k").categories
+    assert values == [((1, 2), (3,)), (4,)]
+    assert domains.ends(domains.read(domains.written(domains.taken(given, "k")), "k")) == values
+    assert [domains.as_value(value) for value in json.loads(json.dumps(values))] == values
+
+
+def test_a_key_in_its_short_and_its_long_form_is_refused():
+    for short, long in (("cohort", "cohort.size"), ("network.norm", "task.network.norm")):
+        with pytest.raises(ConfigError, match=f"{long} is given twice, in its short form too"):
+            of_mapping({short: tune.choice([1, 2]), long: 1})
+        with pytest.raises(ConfigError, match="given twice"):
+            of_mapping({long: tune.choice([1, 2])}, [{long: 1, short: 2}])
+
+
+def test_a_key_of_a_class_of_the_user_s_own_is_searched():
+    words = ["algorithm=choice(fedavg,'tests.dying:Dying')", "algorithm.tests.dying:Dying.lr=choice(0.5)"]
+    space = asked(Space(of_words(words)), {}, {}, {}).space
+    lr = {resolve(space.given({}, row)).algorithm.lr for row in space.grid() if row["algorithm"] != "fedavg"}
+    assert lr == {0.5}
+    assert len(space.grid()) == 2
