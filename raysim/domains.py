@@ -20,6 +20,7 @@ from ray.tune.search.sample import (
 )
 
 from raysim.errors import ConfigError
+from raysim.fields import Value, as_value
 
 RANGES = {  # name in text -> how many numbers it takes
     **dict.fromkeys(("uniform", "loguniform", "randint", "lograndint"), 2),
@@ -29,7 +30,6 @@ LISTS = ("choice", "grid")
 SHAPES = "uniform(0, 1), loguniform(1e-4, 1e-1), quniform(0, 1, 0.1), randint(1, 9), choice(a, b) or grid(a, b)"
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 KINDS = (bool, int, float, str, type(None))  # and tuples of them
-Value = bool | int | float | str | None | tuple[Any, ...]
 
 
 def read(text: str, key: str) -> Domain:
@@ -124,14 +124,6 @@ def written(domain: Any) -> str:
     log = "log" if isinstance(inner, LogUniform) else ""
     numbers = [domain.lower, domain.upper, *([step] if step is not None else [])]
     return f"{'q' if step is not None else ''}{log}{name}({', '.join(repr(as_value(number)) for number in numbers)})"
-
-
-def as_value(value: Any) -> Value:
-    """The same in Python's own: numpy's numbers as Python's, and lists, which JSON brings back, as tuples."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    found: Value = tuple(map(as_value, value)) if isinstance(value, list | tuple) else value
-    return found
 
 
 def ends(domain: Any) -> list[Any]:

@@ -24,6 +24,7 @@ WANTED = {  # pydantic speaks of Python's types
     **dict.fromkeys(("dict_type", "dataclass_type"), "keys and values, as in {key: value}"),
 }
 
+Value = bool | int | float | str | None | tuple[Any, ...]
 LIMITS: Mapping[type, str] = {
     Gt: "> {0.gt}",
     Ge: ">= {0.ge}",
@@ -31,6 +32,14 @@ LIMITS: Mapping[type, str] = {
     Le: "<= {0.le}",
     Len: "({0.min_length} to {0.max_length})",
 }
+
+
+def as_value(value: Any) -> Value:
+    """The same in Python's own: numpy's numbers as Python's, and lists, which JSON brings back, as tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    found: Value = tuple(map(as_value, value)) if isinstance(value, list | tuple) else value
+    return found
 
 
 def nested(hint: Any) -> Any:

@@ -14,7 +14,7 @@ from ray.tune.search.sample import Categorical, Domain
 from raysim import domains
 from raysim.config import SHORT, merge, nested_keys, resolve
 from raysim.errors import ConfigError
-from raysim.fields import said
+from raysim.fields import as_value, said
 from raysim.naming import nearest
 from raysim.registry import algorithms
 from raysim.seeding import generator
@@ -157,7 +157,7 @@ def points_of(points: Any, searched: Mapping[str, Domain], name: str) -> tuple[d
         raise ConfigError(f"{name}: its points are {points!r}; expected a list of them: [{{'algorithm.lr': 0.01}}]")
     found = []
     for point in points:
-        values = {key: domains.as_value(value) for key, value in _in_full(point, name).items()}
+        values = {key: as_value(value) for key, value in _in_full(point, name).items()}
         for key in values:
             if key not in searched:
                 raise ConfigError(f"{name}: a point gives {key}, which is not searched{nearest(key, searched)}")
@@ -237,7 +237,7 @@ def _check_point(space: Space, key: str, value: Any) -> None:
 
 
 def _holds(domain: Domain, value: Any) -> bool:
-    return domains.holds(domain, domains.as_value(value))
+    return domains.holds(domain, as_value(value))
 
 
 def _tried(space: Space, base: Mapping[str, Any], values: Values, what: str) -> None:

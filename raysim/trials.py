@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysim.domains import as_value
+from raysim.fields import as_value
 from raysim.whole import write_json
 
 SEARCH = "search.yaml"  # what a search was asked, in its folder

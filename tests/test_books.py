@@ -142,7 +142,7 @@ class Told(SimpleNamespace):
 
 
 def clerk(books: Books) -> Clerk:
-    return Clerk(books, Shown(), None, Halt(None))
+    return Clerk(books, Shown(), None, Halt(None), None)
 
 
 def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
