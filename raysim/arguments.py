@@ -82,7 +82,9 @@ def _add_cluster(commands: Any) -> None:
     state = commands.add_parser("status", help="the runs and searches that are alive, and how far they are")
     state.add_argument("run", nargs="?", metavar="RUN", help="only this one: a name that it shows, or a run's folder")
     end = commands.add_parser("stop", help="end a run cleanly: what was recorded is kept, and raysim resume goes on")
-    end.add_argument("run", nargs="?", metavar="RUN", help="a name that raysim status shows, or a run's folder")
+    end.add_argument(
+        "run", nargs="?", metavar="RUN", help="a name that raysim status shows, or a run's folder or its name"
+    )
     end.add_argument("--all", action="store_true", help="all runs and searches of that Ray")
     job = commands.add_parser("submit", help="a command as a job of a Ray cluster, which goes on without this terminal")
     job.usage = "raysim submit [-h] [--address URL] [--detach] [--attach JOB | COMMAND ...]"

@@ -28,7 +28,7 @@ from raysim.data.wording import size
 from raysim.errors import ConfigError, PlacementError, RunError
 from raysim.folder import runs
 
-COMMANDS = ("run", "resume", "doctor", "tune", "list")
+COMMANDS = ("run", "resume", "tune", "doctor", "list", "status", "stop")
 THERE = '"${RAYSIM_RUNS:-$HOME/runs}"'  # on the cluster: where runs go, as its shell finds it
 OURS = ("raysim", "algorithms", "search_spaces", "tests")  # installed there; never sent
 MOST = 20_000_000  # bytes that travel with a job
@@ -91,7 +91,8 @@ def attach(job: str, address: str | None, console: Console) -> int:
             found = _fetched(client, folder) if folder else ""
     except KeyboardInterrupt:
         console.print(
-            f"\nthe job goes on: raysim submit --attach {job}; to end it, there: raysim stop --all, or its name",
+            f"\nthe job goes on: raysim submit --attach {job}; raysim submit stop RUN ends it, by the name that "
+            "raysim submit status shows",
             highlight=False,
         )
         raise

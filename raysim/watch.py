@@ -46,7 +46,7 @@ def status(run: str | None, address: str | None, console: Console) -> None:
         alive = list(_alive(address))
         told = {each.get("folder") for each in alive}
         alive += [each for each in _here(address) if each["folder"] not in told]
-        found = [each for each in alive if run in (None, each["run"])]
+        found = [each for each in alive if run is None or _means(run, each["run"])]
         if run is not None and not found:
             near = nearest(run, [each["run"] for each in alive])
             raise ConfigError(f"no run {run!r} is alive{near}; {_looked(address)}")
@@ -62,7 +62,7 @@ def status(run: str | None, address: str | None, console: Console) -> None:
 
 
 def stop(run: str | None, address: str | None, console: Console) -> None:
-    """End `run`, a folder or a name that `raysim status` shows, at the next reply of a site; all of a Ray if None.
+    """End `run`, a folder, its name or one that `raysim status` shows, at the next reply of a site; all if None.
 
     What was recorded until then is kept. Raises ConfigError if it is not alive, RunError if it does not end.
     """
@@ -73,10 +73,18 @@ def stop(run: str | None, address: str | None, console: Console) -> None:
         _stop_here(runs() / run, console)
         return
     with ray_running(_asked(address)):
-        leaders = {run_of(space): name for name, space in _leaders()}
-        if run is not None and run not in leaders:
+        leaders = {run_of(space) for _, space in _leaders()}
+        meant = {each for each in leaders if run is None or _means(run, each)}
+        if run is not None and not meant:
             raise ConfigError(f"no run {run!r} is alive{nearest(run, leaders)}; {_looked(address)}")
-        _gone(set(leaders) if run is None else {run}, console)
+        if run is not None and len(meant) > 1:
+            raise ConfigError(f"{run!r} may be {', '.join(sorted(meant))}: say which")
+        _gone(meant, console)
+
+
+def _means(asked: str, name: str) -> bool:
+    """Whether this is the name of the run or search, or of its folder, which has no mark at its end."""
+    return asked in (name, name.rpartition("-")[0])
 
 
 def _tell(run: str, leader: str) -> None:

@@ -263,17 +263,20 @@ class Mine(FedAvg):
 """
 
 
-def test_a_submitted_run_is_followed_and_its_results_come_back(address: str, tmp_path: Path) -> None:
+@pytest.fixture
+def submit(address: str, tmp_path: Path) -> Callable[..., Any]:
+    """`raysim submit` in a folder of its own, where results come back to `here`."""
+    line = command("submit", "--address", f"http://{CLUSTER[0].head_node.webui_url}")
+    env = {**os.environ, "RAYSIM_RUNS": str(tmp_path / "here"), "COLUMNS": "300"}
+    how: dict[str, Any] = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "check": False}
+    return lambda *words: subprocess.run([*line, *words], **how, timeout=200)
+
+
+def test_a_submitted_run_is_followed_and_its_results_come_back(
+    address: str, submit: Callable[..., Any], tmp_path: Path
+) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    there = {"RAYSIM_RUNS": str(tmp_path / "here")}
     short = [*LONG[1:], "rounds=2", "algorithm=mine:Mine", f"address={address}"]
-
-    def submit(*words: str) -> Any:
-        line = command("submit", "--address", f"http://{CLUSTER[0].head_node.webui_url}", *words)
-        return subprocess.run(
-            line, cwd=tmp_path, env=os.environ | there, capture_output=True, text=True, timeout=200, check=False
-        )
-
     out = tmp_path / "there" / "first"
     done = submit("run", *short, f"--out={out}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -293,6 +296,19 @@ def test_a_submitted_run_is_followed_and_its_results_come_back(address: str, tmp
     nobody = submit("--attach", "raysim-nobody")
     assert nobody.returncode == 2
     assert "no job raysim-nobody" in nobody.stderr
+
+
+def test_a_submitted_run_is_watched_and_ended_from_where_it_was_sent(
+    address: str, submit: Callable[..., Any], tmp_path: Path
+) -> None:
+    begun = submit("--detach", "run", *LONG, f"address={address}", "--out", str(tmp_path / "there"))
+    (job,) = re.findall(r"^job (\S+):", begun.stdout, re.M)
+    assert until(lambda: re.search(r"there-\w+ .* [1-9]\d*/100000", submit("status", "there").stdout), 150)
+    ended = submit("stop", "there")
+    assert re.search(r"there-\w+ has ended", ended.stdout), ended.stdout + ended.stderr
+    cut = submit("--attach", job)
+    assert cut.returncode == 130, cut.stdout + cut.stderr
+    assert json.loads((tmp_path / "here" / job / "summary.json").read_text())["status"] == "interrupted"
 
 
 def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
