@@ -124,9 +124,9 @@ def of_listening(facts: Mapping[str, Mapping[str, Any]], own: bool) -> Iterator[
 def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check:
     """Whether Ray asks for a token, and where this command has it from. The token itself is not looked at.
 
-    `open_to_all` is whether Ray has let in somebody without one, whatever this command's own settings are.
+    `open_to_all` is whether Ray has let in somebody without one.
     """
-    if open_to_all or environ.get("RAY_AUTH_MODE", "").lower() != "token":
+    if open_to_all:
         cure = "set RAY_AUTH_MODE=token, here and on the nodes; `ray get-auth-token --generate` makes one"
         return Check("token", "note", "off: who reaches Ray can run code", cure)
     if "RAY_AUTH_TOKEN" in environ:

@@ -74,7 +74,14 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
         options["budget"] = _seconds(args.budget)
     show = SearchDisplay(Terminal())
     if args.resume is not None:
-        if args.space or args.out or args.config or args.dry_run or keys.keys() - {"address"} or len(words) > len(keys):
+        if (
+            args.space
+            or args.out
+            or args.config
+            or args.dry_run
+            or keys.keys() - {"address"}
+            or not all("=" in word for word in words)
+        ):
             raise ConfigError(
                 "--resume goes on with the search as it is; only --address, --trials, --budget and the like may change"
             )

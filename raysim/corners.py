@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from raysim.run import check_algorithm, check_cohort
 from raysim.space import Space
 from raysim.types import Task
 
-NETWORK = "task.network"
-TRIED = 32  # combinations with other keys of the network, before a value is taken for wrong
+TRIED = 32  # draws of the other keys of the task, before a value is taken for wrong
 
 
 def check_corners(search: Search, task: Task) -> None:
@@ -36,18 +34,18 @@ def check_corners(search: Search, task: Task) -> None:
 
 
 def _check(search: Search, task: Task, key: str, values: Mapping[str, Any]) -> None:
-    if key.startswith("task."):
-        _check_task(search, key, values)
+    if _of_task(key):
+        _check_task(search, values)
         return
     config = search.config(values, search.cells[0])
     check_cohort(task, config.cohort.size)
     check_algorithm(config.algorithm, task, config.seed, config.rounds)
 
 
-def _check_task(search: Search, key: str, values: Mapping[str, Any]) -> None:
-    """Of a key of the network: raises the first error if it goes together with nothing that the others may be."""
+def _check_task(search: Search, values: Mapping[str, Any]) -> None:
+    """Raises the first error if the value goes together with nothing that other keys of the task may be."""
     first: ConfigError | None = None
-    for whole in _with_others(search.space, key, values):
+    for whole in _with_others(search.space, values):
         config = search.config(whole, search.cells[0])
         try:
             planned(config, config.task.build(None), Path.cwd())
@@ -59,10 +57,13 @@ def _check_task(search: Search, key: str, values: Mapping[str, Any]) -> None:
     raise first
 
 
-def _with_others(space: Space, key: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    others = [other for other in space.domains if other.startswith(NETWORK) and other != key]
-    if not key.startswith(NETWORK):
-        others = []
-    for drawn in islice(product(*(domains.samples(space.domains[other]) for other in others)), TRIED):
-        whole = {**values, **dict(zip(others, drawn, strict=True))}
+def _with_others(space: Space, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The value with others that trials may draw for the task: its own first points, then any."""
+    for number in range(1, TRIED + 1):
+        drawn = {name: value for name, value in space.drawn(0, number).items() if _of_task(name)}
+        whole = {**drawn, **values}
         yield {name: whole[name] for name in space.domains if name in whole}
+
+
+def _of_task(key: str) -> bool:
+    return key.startswith("task.") and not key.startswith("task.data.")

@@ -22,7 +22,7 @@ from raysim.log import note
 from raysim.placement import Seat
 from raysim.preflight import check_store
 from raysim.ray_fleet import PATIENCE
-from raysim.room import GROWTH, in_sight, taken, wished
+from raysim.room import GROWTH, Sight, Wish, taken, wished
 from raysim.run import Note, Plan, Row
 from raysim.server import Event, Failed, Server, rooms
 from raysim.stand import run_of
@@ -42,8 +42,7 @@ def stream(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]
     yield from check_store(plan)
     groups = list[PlacementGroup]()
     try:
-        yield from in_sight(taken(groups, wish), plan, namespace)
-        server = _server(plan, groups, wish.seats, namespace)
+        server = yield from _begun(plan, groups, wish, namespace)
         try:
             yield from _started(server)
             rounds = server.run.options(num_returns="streaming").remote()
@@ -71,6 +70,20 @@ def _lost(plan: Plan, number: int, error: RayError) -> RunError:
         with suppress(OSError):
             note(plan.out, [Incident(number, "", (), "server", cause, "ended the run", remote=str(error))])
     return RunError(cause)
+
+
+def _begun(plan: Plan, groups: list[PlacementGroup], wish: Wish, namespace: str) -> Generator[Event, None, Any]:
+    """The server actor, once a client actor has room. Raises KeyboardInterrupt if someone has asked for the end."""
+    sight = Sight(plan, namespace)
+    try:
+        yield from sight.over(taken(groups, wish))
+        server = _server(plan, groups, wish.seats, namespace)
+    finally:
+        asked = sight.close()  # only now, when the server actor can be asked
+    if asked:
+        ray.kill(server)
+        raise KeyboardInterrupt
+    return server
 
 
 def _server(plan: Plan, groups: Sequence[PlacementGroup], given: Sequence[Seat], namespace: str) -> Any:

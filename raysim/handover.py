@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from raysim.trials import federations, lineage
+from raysim.trials import ADOPTED, LINEAGE, NOTE, federations, lineage
 from raysim.whole import write
 
 POINTER = "pointer.json"
@@ -33,28 +33,38 @@ def take(given: Path, number: int, folder: Path, values: Mapping[str, Any], name
     None where that is its own, or it has taken it already: its process was lost since, and its rounds are its own.
     """
     pointer = json.loads((given / POINTER).read_text())
-    note = json.dumps({"round": pointer["round"], "from": pointer["trial"], "values": dict(values)})
-    known = lineage(folder)[-1:] == [json.loads(note)]
-    copies = folder / "adopted"  # stands from before the note until all is in its place
-    if pointer["trial"] == number or (known and not copies.exists()):
+    note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(values)}
+    finish(folder, names)
+    if pointer["trial"] == number or lineage(folder)[-1:] == [json.loads(json.dumps(note))]:
         return None
-    _removed(copies)
-    for name in names:  # whole, before what they replace goes: this process may be lost meanwhile
-        shutil.copytree(given / (name or ALONE), copies / (name or ALONE))
-    if not known:  # before the state, so that a search that ends here does not take that for the trial's own
-        with (folder / "lineage.jsonl").open("a") as file:
-            file.write(note + "\n")
+    copies = folder / ADOPTED
     for name in names:
-        _replace(folder / name, copies / (name or ALONE))
-    _removed(copies)
+        shutil.copytree(given / (name or ALONE), copies / (name or ALONE))
+    write(copies / NOTE, json.dumps(note))  # the last: what is whole here counts as taken, whoever puts it in place
+    finish(folder, names)
     return int(pointer["round"])
 
 
+def finish(folder: Path, names: Collection[str]) -> None:
+    """Put in place what the trial in `folder` has taken over, or drop it if it was not copied whole.
+
+    A process or a whole search may be lost anywhere in it: whoever comes next goes on.
+    """
+    copies = folder / ADOPTED
+    if (copies / NOTE).exists():
+        whole = lineage(folder)
+        write(folder / LINEAGE, "".join(json.dumps(note) + "\n" for note in whole))
+        for name in names:
+            _replace(folder / name, copies / (name or ALONE))
+    _removed(copies)
+
+
 def _replace(mine: Path, copy: Path) -> None:
-    mine.mkdir(parents=True, exist_ok=True)
-    for part in ("summary.json", "log.jsonl", "checkpoints"):
-        _removed(mine / part)
-        if (copy / part).exists():
+    _removed(mine / "summary.json")
+    for part in ("log.jsonl", "checkpoints"):
+        if (copy / part).exists():  # else it is in its place already
+            _removed(mine / part)
+            mine.mkdir(parents=True, exist_ok=True)
             (copy / part).rename(mine / part)
 
 

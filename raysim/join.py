@@ -20,6 +20,7 @@ from raysim.errors import PlacementError
 from raysim.node import token_file
 
 KNOCK = 10.0  # seconds for the head of a cluster to answer
+MODE = "RAY_AUTH_MODE"  # the variable that says whether Ray shows its token
 
 
 @contextmanager
@@ -58,29 +59,28 @@ def _knocked(address: str) -> Iterator[None]:
     if address == "auto":
         address = canonicalize_bootstrap_address_or_die(address)
     host, colon, port = address.rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
-        _admitted(address)
-    if "RAY_AUTH_MODE" in os.environ or not port.isdigit():
+    if ray.is_initialized() or not (colon and port.isdigit()):  # which Ray itself tells
         yield
-    elif admits(address):
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        try:
-            yield
-        finally:
-            del os.environ["RAY_AUTH_MODE"]  # a Ray of one's own, later, is to have a token
-    else:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        import_module("ray._raylet").Config.initialize("")  # it has read that when it was imported
+        return
+    socket.create_connection((host, int(port)), timeout=KNOCK).close()
+    if wanted := not admits(address):
+        _check_token(address)
+    before = os.environ.get(MODE)
+    os.environ[MODE] = "token" if wanted else "disabled"
+    import_module("ray._raylet").Config.initialize("")  # it has read that when it was imported
+    try:
         yield
+    finally:  # a Ray that comes after this one may want it otherwise
+        os.environ.pop(MODE)
+        os.environ.update({MODE: before} if before is not None else {})
 
 
-def _admitted(address: str) -> None:
-    """Raises PermissionError if the Ray at HOST:PORT wants another token, or one at all."""
+def _check_token(address: str) -> None:
+    """Raises PermissionError if the Ray at HOST:PORT does not take the token that there is."""
     environ = os.environ
     path = token_file(environ, Path.home())
     token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
-    if not admits(address, token):
+    if not token or not admits(address, token):
         where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
         said = f"it does not take the token in {where}" if token else f"it wants a token, and {path} holds none"
         raise PermissionError(f"{said}; copy its own, of the user who started it, to there")

@@ -87,7 +87,7 @@ class RayFleet(BaseFleet):
             self.failed.pop(actor, None)
         except RayError as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, RaysimError):
-                self._unfit(actor, error.cause)
+                self.leave(actor, error.cause)
                 return
             self.failed[actor] = self.failed.get(actor, 0) + 1
             if self.failed[actor] == TRIES:
@@ -99,7 +99,7 @@ class RayFleet(BaseFleet):
                 raise failure from error
             self.replace(actor)
 
-    def _unfit(self, actor: str, error: RaysimError) -> None:
+    def leave(self, actor: str, error: RaysimError) -> None:
         """Go on without an actor whose node cannot serve it. Raises the error if its sites have no other."""
         alone = set(self.alone.values())
         others = sorted(self.actors.keys() - alone - {actor}, key=lambda name: (name in self.late, name))

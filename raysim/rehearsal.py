@@ -1,4 +1,4 @@
-"""`raysim tune --dry-run`: the trials that would start, what each needs, and how long it all takes by one round."""
+"""`raysim tune --dry-run`: the trials that would start, what each needs, and how long it all takes, by two rounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 20
 
 
 def rehearse(need: Needs, trials: Sequence[Mapping[str, Any]], show: SearchDisplay) -> None:
-    """Print it; one round of the first trial is really played, in this process."""
+    """Print it; two rounds of the first trial are really played, in this process."""
     search, table = need.search, Table("trial", "keys", box=SIMPLE_HEAD)
     for number, values in enumerate(trials[:SHOWN], 1):
         table.add_row(str(number), Text(keys(Entry(number, values))))

@@ -24,6 +24,7 @@ from raysim.run import Note, Plan
 from raysim.server import Event, given_out
 from raysim.stand import run_of, standing
 
+ANSWER = 5.0  # seconds for what stands for a run to answer
 AGAIN = 20.0  # seconds until the wait is told once more; then twice that, ...
 GROWTH = 1800.0  # seconds for a cluster to grow by what a client actor needs
 SOON = 2.0  # seconds in which Ray gives what is free
@@ -151,31 +152,49 @@ class Patience:
         if self.most:
             return _told(self.wish, self.most, waited)
         if waited > GROWTH:
-            raise PlacementError(f"no trial has begun for {GROWTH:g} s: asked for {self.wish}; free now: {free()}")
-        return f"no trial runs yet: asked for {self.wish}; free now: {free()}, {waited:.0f} s"
+            raise PlacementError(
+                f"no trial has run for {GROWTH:g} s: asked for {self.wish}, free now: {free()}; ask for less"
+            )
+        return f"no trial is running: asked for {self.wish}, free now: {free()}; {waited:.0f} s"
 
 
-def in_sight(waiting: Iterator[Event], plan: Plan, namespace: str) -> Iterator[Event]:
-    """The events of a run that waits, which `raysim status` shows meanwhile; `raysim stop` ends it as Ctrl-C does."""
-    stand, answer = None, None
-    said: dict[str, Any] = {"run": run_of(namespace), "what": f"{plan.algorithm_name} on {plan.task.name}"}
-    said |= {"folder": str(plan.out), "host": socket.gethostname(), "of": plan.rounds}
-    try:
+class Sight:
+    """What `raysim status` and `raysim stop` find of a run that waits, until its server actor is there."""
+
+    def __init__(self, plan: Plan, namespace: str) -> None:
+        self.name = run_of(namespace)
+        self._stand: Any = None
+        self._answer: Any = None
+        self._said: dict[str, Any] = {"run": self.name, "what": f"{plan.algorithm_name} on {plan.task.name}"}
+        self._said |= {"folder": str(plan.out), "host": socket.gethostname(), "of": plan.rounds}
+
+    def over(self, waiting: Iterator[Event]) -> Iterator[Event]:
+        """The events of the wait. Raises KeyboardInterrupt if someone asks for the end of the run."""
+        start = time.monotonic()
         for event in waiting:
             yield event
-            if isinstance(event, Progress):
-                said["at"] = event.phase
-                stand = stand or standing(run_of(namespace), "waiting", said)
-                if answer is None or ray.wait([answer], timeout=0)[0]:
-                    _heard(answer)
-                    answer = stand.tell.remote(said)
-        _heard(answer)
-    finally:
-        if stand is not None:
-            ray.kill(stand)
+            if isinstance(event, Progress) and time.monotonic() - start > SOON:
+                self._said["at"] = event.phase
+                self._tell(0)
 
+    def close(self) -> bool:
+        """End what stands for the run; whether someone has asked for the end of the run meanwhile."""
+        asked = False
+        if self._stand is not None:
+            try:
+                self._tell(ANSWER)
+                self._tell(ANSWER)  # the first may have answered before that was asked
+            except KeyboardInterrupt:
+                asked = True
+            ray.kill(self._stand)
+        return asked
 
-def _heard(answer: Any) -> None:
-    with suppress(RayError):  # the run goes on without what stands for it
-        if answer is not None and ray.wait([answer], timeout=0)[0] and ray.get(answer):
+    def _tell(self, patience: float) -> None:
+        asked = False
+        with suppress(RayError, ValueError):  # the run goes on without what stands for it
+            self._stand = self._stand or standing(self.name, "waiting", self._said)
+            if self._answer is None or ray.wait([self._answer], timeout=patience)[0]:
+                asked = self._answer is not None and bool(ray.get(self._answer))
+                self._answer = self._stand.tell.remote(self._said)
+        if asked:
             raise KeyboardInterrupt

@@ -135,6 +135,9 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
 def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row | Note, None, Any]:
     """The last state, after all rounds that are still to come; from the last checkpoint again if objects were lost."""
     start, lost_in, times = None, -1, 0
+    note(plan.out, early := fleet.ledger.told())  # of actors that could not begin
+    for incident in early:
+        yield Note(_told(incident), incident.action)
     if plan.resume:
         start, _ = yield from _last_checkpoint(plan, fleet, recorder)
     while True:

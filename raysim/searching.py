@@ -89,7 +89,7 @@ def resume(
         show.say(f"the search began in {asked.cwd}, which is no folder here: its paths start in {os.getcwd()} now")
         asked = replace(asked, cwd=os.getcwd())
     with alone(folder), chdir(asked.cwd):
-        search, entries = replace(_prepared(asked, folder, show), out=folder), load(folder)
+        search, entries = replace(_prepared(asked, folder, show, known=True), out=folder), load(folder)
         if not any(entry.unfinished for entry in entries) and not _new(asked, search, entries):
             more = numbered(asked) or f"for more: --trials {2 * asked.options.trials}"
             raise ConfigError(f"{folder} is done, all {len(entries)} trials; {more}")
@@ -195,8 +195,11 @@ def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> Re
     return grid
 
 
-def _prepared(asked: Asked, out: Path, show: SearchDisplay) -> Search:
-    """The search with its data opened and its trials' federations known. Raises ConfigError for what is wrong."""
+def _prepared(asked: Asked, out: Path, show: SearchDisplay, *, known: bool = False) -> Search:
+    """The search with its data opened and its trials' federations known. Raises ConfigError for what is wrong.
+
+    The ends of a space that is `known`, from an earlier session, were tried then.
+    """
     options, base = asked.options, asked.base
     config = resolve(base)
     with show.preparing() as progress:
@@ -226,7 +229,8 @@ def _prepared(asked: Asked, out: Path, show: SearchDisplay) -> Search:
     tasks = [task if each.task == config.task else each.task.build(None) for each in judged]
     for each, built in zip(judged, tasks, strict=True):
         planned(each, built, Path.cwd())
-    check_corners(search, tasks[0])
+    if not known:
+        check_corners(search, tasks[0])
     return replace(search, objectives=objectives(options.metric, tasks, config.metric, bool(sites)))
 
 

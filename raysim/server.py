@@ -126,17 +126,26 @@ class Server:
             try:
                 places[name] = ray.get(ready[0])
             except RayError as error:
-                if isinstance(error, RayTaskError) and isinstance(error.cause, RaysimError):
-                    return Failed(error.cause)
-                failure = RunError(f"{name} has not started: {type(error).__name__}; what it said stands above")
-                failure.remote = str(error)
-                return Failed(failure)
+                if failed := self._without(name, error):
+                    return failed
             progress.done += 1
         if later:
             self.fleet.wait_for(later, self.costs)
         if self.plan.chaos.needs_node and not later and not self.fleet.others():
             return Failed(PlacementError("chaos: kill node needs a client actor on a node other than the command's"))
         return self._placed()
+
+    def _without(self, name: str, error: RayError) -> Failed | None:
+        """Go on without an actor that has not started, if its node is at fault and others can play."""
+        if isinstance(error, RayTaskError) and isinstance(error.cause, RaysimError):
+            try:
+                self.fleet.leave(name, error.cause)
+            except RaysimError as cause:
+                return Failed(cause)
+            return None
+        failure = RunError(f"{name} has not started: {type(error).__name__}; what it said stands above")
+        failure.remote = str(error)
+        return Failed(failure)
 
     def _placed(self) -> Placed:
         places = self.fleet.places

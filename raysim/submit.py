@@ -166,7 +166,7 @@ def _packed(sent: Sent, held: Path) -> None:
             words[i] = path.name
     said = " ".join([*words, *(path.read_text(errors="replace") for path in held.iterdir())])
     named = {module.partition(".")[0] for module in re.findall(r"([\w.]+):[A-Za-z_]\w*", said)}  # module:Class
-    wanted = [path for path in Path().iterdir() if _is_module(path) or (path.name in named and path.is_dir())]
+    wanted = [path for path in Path().iterdir() if _is_module(path) or (path.name in named - {*OURS} and path.is_dir())]
     modules = [path for path in wanted if not (held / path.name).exists()]
     if (total := sum(map(_bytes, [*held.iterdir(), *modules]))) > MOST:
         raise ConfigError(

@@ -21,7 +21,7 @@ from raysim import checkpoint
 from raysim.config import RunConfig, plain
 from raysim.errors import ConfigError, NodeError, RaysimError
 from raysim.fields import describe
-from raysim.handover import give, take
+from raysim.handover import finish, give, take
 from raysim.launch import local_fleet, planned
 from raysim.objectives import joined
 from raysim.plan import UNFIT, Cell, Search
@@ -81,6 +81,7 @@ class Rounds:
     def __init__(self, search: Search, number: int, values: Mapping[str, Any], workshop: Workshop) -> None:
         self.search, self.number, self.values, self.workshop = search, number, values, workshop
         self.folder = folder_of(search.out, number)
+        finish(self.folder, search.cells_of(values))
         self.ended = ended(self.folder)
         self.reported, self.failed, self.digests = self._told(), 0, dict[str, str]()
         self._rows: Generator[dict[str, Any]] | None = None

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raysim.errors import ConfigError
 from raysim.fields import as_value
 from raysim.whole import write_json
 
 SEARCH = "search.yaml"  # what a search was asked, in its folder
+LINEAGE = "lineage.jsonl"  # whose states a trial has taken over, in its folder
+ADOPTED, NOTE = "adopted", "lineage.json"  # what it is taking over, and, once that is whole, the line for the above
 FINAL = ("done", "stopped", "failed")
 
 
@@ -54,11 +57,20 @@ def save(out: Path, entry: Entry) -> None:
 
 
 def load(out: Path) -> list[Entry]:
-    """The trials of a search, by number; one whose file is torn is as if it had not begun."""
+    """The trials of a search, by number; one whose file is torn is as if it had not begun.
+
+    Raises ConfigError for one that another version of raysim has written.
+    """
     found = []
     for path in sorted((out / "trials").glob("*/trial.json")):
-        with suppress(ValueError, TypeError):
+        try:
             found.append(_entry(path.parent))
+        except TypeError as error:
+            raise ConfigError(
+                f"{path} is not as this raysim writes it ({error}); go on with the one that did"
+            ) from error
+        except ValueError:
+            continue
     return sorted(found, key=lambda entry: entry.number)
 
 
@@ -79,9 +91,10 @@ def follow(entry: Entry, folder: Path) -> None:
 
 def lineage(folder: Path) -> list[dict[str, Any]]:
     """Whose states the trial in `folder` has taken over, and what values it went on with (PBT)."""
-    path = folder / "lineage.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    path, last = folder / LINEAGE, folder / ADOPTED / NOTE
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    pending = [json.loads(last.read_text())] if last.exists() else []
+    return found if found[-1:] == pending else [*found, *pending]
 
 
 def ended(folder: Path) -> Entry | None:

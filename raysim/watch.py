@@ -162,7 +162,7 @@ def _leaders() -> Iterator[tuple[str, str]]:
 
 
 def _here(address: str | None) -> Iterator[dict[str, Any]]:
-    """The runs under `runs` at which a process is at work; on a cluster, one that waits for its nodes has no more."""
+    """The runs and searches under `runs` at which a process is at work, on a Ray or on none."""
     if address in (None, "auto"):
         for folder in sorted(runs().glob("*/")):
             if at_work(folder) is not None:

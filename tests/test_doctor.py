@@ -198,21 +198,18 @@ def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
     token = tmp_path / ".ray" / "auth_token"
     token.write_text("s3cret")
     token.chmod(0o644)
-    assert checks.of_token({}, tmp_path, False).verdict == "note"
-    assert checks.of_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "s3cret"}, tmp_path, True).found.startswith(
-        "off"
-    )
-    assert checks.of_token({"RAY_AUTH_MODE": "disabled"}, tmp_path, False).found.startswith("off")
-    open_to_all = checks.of_token({"RAY_AUTH_MODE": "token"}, tmp_path, False)
+    nobody_asks = checks.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=True)
+    assert (nobody_asks.verdict, nobody_asks.found[:3]) == ("note", "off")
+    readable = checks.of_token({}, tmp_path, open_to_all=False)
     token.chmod(0o600)
-    mine = checks.of_token({"RAY_AUTH_MODE": "Token"}, tmp_path, False)
-    given = checks.of_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "s3cret"}, tmp_path, False)
-    path = checks.of_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}, Path("/nowhere"), False)
-    assert [c.verdict for c in (open_to_all, mine, given, path)] == ["note", "ok", "ok", "ok"]
+    mine = checks.of_token({}, tmp_path, open_to_all=False)
+    given = checks.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=False)
+    path = checks.of_token({"RAY_AUTH_TOKEN_PATH": str(token)}, Path("/nowhere"), open_to_all=False)
+    assert [c.verdict for c in (readable, mine, given, path)] == ["note", "ok", "ok", "ok"]
     assert given.found == "on, from RAY_AUTH_TOKEN"
     assert path.found == f"on, from {token} (RAY_AUTH_TOKEN_PATH)"
-    assert "s3cret" not in str([open_to_all, mine, given, path])
-    missing = checks.of_token({"RAY_AUTH_MODE": "token"}, tmp_path / "other", False)
+    assert "s3cret" not in str([nobody_asks, readable, mine, given, path])
+    missing = checks.of_token({}, tmp_path / "other", open_to_all=False)
     assert (missing.verdict, "is not there" in missing.found) == ("wrong", True)
 
 

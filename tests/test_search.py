@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from raysim.searching import _prepared, search as search_from_python
 from raysim.seats import Needs
 from raysim.space import Space, of_words
 from raysim.trial import Rounds, Workshop
-from raysim.trials import Entry, load, save
+from raysim.trials import Entry, lineage, load, save
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -244,10 +245,10 @@ def test_a_search_whose_trials_wait_says_so_and_ends_after_all():
     patience = Patience([{}, {"CPU": 2.0}], growing=False)
     assert patience.told(0) is None
     patience._since -= 25
-    assert re.fullmatch(r"no trial runs yet: asked for 1 x 2 CPU; free now: .*CPU, 25 s", patience.told(0) or "")
+    assert re.fullmatch(r"no trial is running: asked for 1 x 2 CPU, free now: .*CPU; 25 s", patience.told(0) or "")
     assert patience.told(0) is None  # not yet again
     patience._since -= 2000
-    with pytest.raises(PlacementError, match="no trial has begun for 1800 s: asked for 1 x 2 CPU"):
+    with pytest.raises(PlacementError, match="no trial has run for 1800 s: asked for 1 x 2 CPU"):
         patience.told(0)
     assert patience.told(1) is None
     assert patience.told(0) is None
@@ -343,13 +344,17 @@ def searched(out: Path, *words: str, space: Sequence[str] = (LR,), scheduler: st
     ],
 )
 def test_an_end_that_the_task_refuses_is_refused_before_the_first_trial(tmp_path, space, match):
-    with pytest.raises(ConfigError, match=rf"the search space: \S+ is choice.*{match}"):
+    with pytest.raises(ConfigError, match=rf"the search space: \S+ is choice\(.*?\): .*{match}"):
         searched(tmp_path, space=[space])
 
 
 def test_keys_of_the_network_are_tried_together(tmp_path):
     # Its filters alone would be those of the default network, which has none.
     space = ["task.network=choice(segresnet)", "network.init_filters=choice(8)", "task.batch_size=choice(2,4)"]
+    assert searched(tmp_path, space=space)
+    # What goes only with one value of another key, and with none of the base.
+    space = ["network.channels=choice([4,8,16],[4,8])", "network.strides=choice([2],[2,2])"]
+    space += ["network.norm=choice(batch,instance)", "network.act=choice(relu,prelu,elu,swish)"]
     assert searched(tmp_path, space=space)
 
 
@@ -413,10 +418,20 @@ def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp
     first.close()
     last = given().step()
     assert last["round"] == 4
-    (folder / "adopted").mkdir()  # lost in the middle of taking it
-    again = given()
-    assert [again.step()["round"], again.step()["digests"]] == [3, last["digests"]]
-    assert len((folder / "lineage.jsonl").read_text().splitlines()) == 1
+    assert len(lineage(folder)) == 1
+
+    copies = folder / "adopted"
+    copies.mkdir()  # lost before it was whole: it is as if it had not begun
+    assert given().step()["round"] == 4
+    assert not copies.exists()
+    shutil.copytree(tmp_path / "given" / "federation", copies / "federation")
+    (copies / "lineage.json").write_text(json.dumps({"round": 2, "from": 1, "values": {"algorithm.lr": 0.01}}))
+    shutil.rmtree(folder / "checkpoints")  # lost while it was put in its place, the whole search too
+    assert lineage(folder)[-1]["values"] == {"algorithm.lr": 0.01}
+    again = Rounds(search, 2, {"algorithm.lr": 0.01}, workshop)
+    assert [again.step()["round"] for _ in range(2)] == [3, 4]
+    assert len(lineage(folder)) == 2
+    assert not copies.exists()
 
 
 @pytest.mark.ray

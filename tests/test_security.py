@@ -15,6 +15,7 @@ import tarfile
 import time
 import zipfile
 from base64 import encodebytes
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,29 @@ def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: P
     for text in (refused.stdout + refused.stderr, played.stdout + played.stderr, "".join(seen), written):
         assert right not in text
         assert wrong not in text
+
+
+JOIN = """
+import sys
+import ray
+from raysim.join import ray_running
+for address in sys.argv[1:]:
+    with ray_running(address):
+        print(ray.get(ray.remote(lambda: "answered").options(num_cpus=0).remote()))
+"""
+
+
+@pytest.mark.ray
+def test_a_process_joins_rays_with_a_token_and_without_one_after_the_other() -> None:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    env = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    env["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    words, addresses = [sys.executable, "-c", HEAD], []
+    with ExitStack() as held:
+        for mode in ("disabled", "token"):
+            head = held.enter_context(subprocess.Popen(words, env={**env, "RAY_AUTH_MODE": mode}, **pipes))
+            held.callback(head.stdin.close)
+            addresses.append(next(line.split()[1] for line in head.stdout if line.startswith("address ")))
+        line = [sys.executable, "-c", JOIN, addresses[0], addresses[1], addresses[0]]
+        done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=150, check=False)
+    assert done.stdout.split() == ["answered"] * 3, done.stdout + done.stderr
