@@ -23,6 +23,7 @@ from raysim.types import Incident, Task
 from raysim.worker import Answer, Call, Client
 
 P = TypeVar("P")
+STRIKE = 60.0  # seconds for chaos to start a process where it strikes
 PATIENCE = 120.0  # seconds for an actor to come back, while no other can work, to a cluster that has room for it
 
 
@@ -157,7 +158,7 @@ class RayFleet(BaseFleet):
         pid = 0 if victim == "node" else places[-1].pid
         blow = remote.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(pid)
         with suppress(RayError):  # the death of its own node: it has struck
-            ray.get(blow, timeout=10)
+            ray.get(blow, timeout=STRIKE)
         return places[-1]
 
     def queues(self) -> dict[str, deque[str]]:
