@@ -69,7 +69,9 @@ def submit(words: Sequence[str], address: str | None, detach: bool, console: Con
     client = _client(address)
     with TemporaryDirectory() as held:
         _packed(sent, Path(held))
-        how = {"submission_id": job, "runtime_env": {"working_dir": held}, "metadata": {FIELD: sent.folder}}
+        width = {"COLUMNS": str(shutil.get_terminal_size().columns)}  # its tables are read here
+        there = {"working_dir": held, "env_vars": width}
+        how = {"submission_id": job, "runtime_env": there, "metadata": {FIELD: sent.folder}}
         with _answered(job):
             _begun(client, entrypoint=f"exec {sent.command}", **how)
     console.print(f"job {job}: raysim {' '.join(words)}", highlight=False, markup=False, soft_wrap=True)

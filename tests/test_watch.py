@@ -197,9 +197,8 @@ def test_a_run_that_waits_for_a_node_is_seen_and_ended(
     with playing(*words) as run:
         assert run.stdout
         assert any("asked for 1 x 64 CPU: 1 nodes of at most 2" in line for line in run.stdout)
-        row = re.search(
-            r"(patient-\w+) +fedavg on synthetic .* asked for 1 x 64 CPU", done("status", cwd=tmp_path).stdout
-        )
+        asked = r"(patient-\w+) +fedavg on synthetic .* asked for 1 x 64 CPU"
+        row = until(lambda: re.search(asked, done("status", cwd=tmp_path).stdout))
         assert row
         ended = done("stop", "--all", cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
