@@ -44,17 +44,16 @@ def _check(search: Search, task: Task, key: str, values: Mapping[str, Any]) -> N
 
 def _check_task(search: Search, values: Mapping[str, Any]) -> None:
     """Raises the first error if the value goes together with nothing that other keys of the task may be."""
-    first: ConfigError | None = None
+    errors: list[ConfigError] = []
     for whole in _with_others(search.space, values):
         config = search.config(whole, search.cells[0])
         try:
             planned(config, config.task.build(None), Path.cwd())
         except ConfigError as error:
-            first = first or error
+            errors.append(error)
         else:
             return
-    assert first is not None
-    raise first
+    raise errors[0]
 
 
 def _with_others(space: Space, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
