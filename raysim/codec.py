@@ -106,14 +106,38 @@ def _dataclass(name: str, trusted: Collection[str]) -> Any:
 
 
 def digest(state: Any, memories: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of a state: of every name, number, shape, dtype and bit in it; and of the sites' memories, one by one."""
-    total = hashlib.sha256()
-    described, arrays = encode(state)
-    total.update(json.dumps(described, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name], order="C")
-        total.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        total.update(array.tobytes())
+    """SHA-256 of a state and of the sites' memories: of every number, shape, dtype and bit, and of the models' names.
+
+    A dataclass has the stable tag "dataclass" and its values in field order. Its module, its name and the names of its
+    fields are not part of the digest, so that a digest stays the same when code is moved or renamed.
+    """
+    total = hashlib.sha256(_canonical(state))
     for site in sorted(memories or ()):
         total.update(f"{site} {digest((memories or {})[site])}".encode())
     return total.hexdigest()
+
+
+def _canonical(tree: Any) -> bytes:
+    described, arrays = encode(tree)
+    return json.dumps(_tagged(described, arrays), sort_keys=True).encode()
+
+
+def _tagged(described: Any, arrays: Mapping[str, Array]) -> Any:
+    """What `encode` describes, with fingerprints in place of the names of arrays, and tags in place of classes."""
+    if not isinstance(described, dict):
+        return described
+    if "model" in described:
+        at = described["at"]
+        return {"model": [[name, kind, _fingerprint(arrays[_under(at, name)])] for name, kind in described["model"]]}
+    if "array" in described:
+        return {"array": _fingerprint(arrays[described["array"]]), "tensor": described["tensor"]}
+    if "dataclass" in described:
+        return {"dataclass": [_tagged(value, arrays) for value in described["fields"].values()]}
+    if "mapping" in described:
+        return {"mapping": [[key, _tagged(value, arrays)] for key, value in described["mapping"]]}
+    return {kind: [_tagged(item, arrays) for item in items] for kind, items in described.items()}
+
+
+def _fingerprint(array: Array) -> list[Any]:
+    whole = np.asarray(array, order="C")
+    return [whole.dtype.str, list(whole.shape), hashlib.sha256(whole.tobytes()).hexdigest()]
