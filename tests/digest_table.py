@@ -47,7 +47,7 @@ def table(scratch: Path, data: Path | None) -> dict[str, str]:
     for name in sorted(algorithms()):
         cases[f"{name}, local"] = lambda out, name=name: run(out, f"algorithm={name}", f"{BACKEND}=local", *SYNTHETIC)
         cases[f"{name}, ray"] = lambda out, name=name: run(out, f"algorithm={name}", *ON_RAY, *SYNTHETIC)
-    tuned = ("algorithm=fcl", "algorithm.pretrain_rounds=1", "algorithm.finetune=fedavg", f"{BACKEND}=local")
+    tuned = ("algorithm=fcl", "algorithm.pretrain_rounds=1", "algorithm.finetune=ditto", f"{BACKEND}=local")
     cases["fcl with fine-tuning"] = lambda out: run(out, *tuned, *SYNTHETIC)
     cases["resumed"] = resumed
     cases["killed actor"] = lambda out: run(out, "algorithm=fedsm", "chaos=kill client@2", *ON_RAY, *SYNTHETIC)
