@@ -18,7 +18,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
-from raysim.training import pull_to
+from raysim.training.local_training import pull_to
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from raysim import KEEP, Exchange, Fleet, Metrics, Model, Predictor, Reply, Site, Task, load, mean, weights
-from raysim.pretraining import SelfSupervised, follow, projector
-from raysim.types import Answers, Array
-from raysim.views import Pool, check_levels, drawn, pool_levels
+from raysim.core.contracts import Answers, Array
+from raysim.training.augmentations import Pool, check_levels, drawn, pool_levels
+from raysim.training.self_supervised import SelfSupervised, follow, projector
 
 NOWHERE = -1e30  # a logit that adds nothing; of minus infinity a gradient would be no number
 

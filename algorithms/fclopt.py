@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from raysim import KEEP, Fleet, Metrics, Model, Predictor, Reply, Site, Task, combine, load, mean, weights
-from raysim.errors import ConfigError
-from raysim.geometry import apart, at_distance, foretold, length
-from raysim.pretraining import SelfSupervised, follow, mlp
-from raysim.types import Answers, Array
-from raysim.views import Pool, check_levels, drawn, pool_levels
+from raysim.core.contracts import Answers, Array
+from raysim.core.errors import ConfigError
+from raysim.training.augmentations import Pool, check_levels, drawn, pool_levels
+from raysim.training.model_geometry import apart, at_distance, foretold, length
+from raysim.training.self_supervised import SelfSupervised, follow, mlp
 
 
 @dataclass(frozen=True)

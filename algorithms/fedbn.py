@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
-from raysim.adaptation import norm_layers
+from raysim.training.test_time_adaptation import norm_layers
 
 
 @dataclass(frozen=True)

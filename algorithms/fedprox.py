@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import nn
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.training import Correction, pull_to
+from raysim.training.local_training import Correction, pull_to
 
 
 @dataclass(frozen=True, kw_only=True)

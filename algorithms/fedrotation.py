@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raysim import Fleet, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.pretraining import SelfSupervised
-from raysim.types import Answers
-from raysim.views import Pool, Views, drawn
+from raysim.core.contracts import Answers
+from raysim.training.augmentations import Pool, Views, drawn
+from raysim.training.self_supervised import SelfSupervised
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from raysim import Fleet, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.pretraining import SelfSupervised, projector
-from raysim.types import Answers
-from raysim.views import Pool, drawn
+from raysim.core.contracts import Answers
+from raysim.training.augmentations import Pool, drawn
+from raysim.training.self_supervised import SelfSupervised, projector
 
 
 @dataclass(frozen=True, kw_only=True)

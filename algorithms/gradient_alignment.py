@@ -29,10 +29,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
-from raysim.batches import batches
-from raysim.errors import RunError
-from raysim.geometry import cosine, from_vector, gram, moved, norm, shifted, variance, vector
-from raysim.training import Moments, leave, take_up
+from raysim.core.errors import RunError
+from raysim.training.batching import batches
+from raysim.training.local_training import Moments, leave, take_up
+from raysim.training.model_geometry import cosine, from_vector, gram, moved, norm, shifted, variance, vector
 
 ROUNDING = 1e-5  # of float32 sums, with room
 

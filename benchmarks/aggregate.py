@@ -32,9 +32,11 @@ import numpy as np
 from measuring import machine, missed, parser, publish, spread, spread_table
 
 from raysim import Fleet, Metrics, Model, Reply, Site, Task, mean, weights
-from raysim.config import Resources, parse, resolve
-from raysim.run import Plan, Row
-from raysim.seeding import generator
+from raysim.config.merge import parse, resolve
+from raysim.config.schema import Resources
+from raysim.core.events import Row
+from raysim.core.seeding import generator
+from raysim.federation.plan import Plan
 
 REPLIES, PARAMETERS = 200, 10_000_000
 ACTORS = 2
@@ -179,7 +181,7 @@ def run(algorithm: Mean, sites: int, rounds: int, store: int) -> list[dict[str, 
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_LD_PRELOAD_ON_WORKERS": "1"}  # as `raysim run`
     import ray  # reads that when it is imported
 
-    from raysim.driver import stream
+    from raysim.distributed.driver import stream
 
     ray.init(address="local", object_store_memory=store, logging_level=logging.ERROR, include_dashboard=False)
     try:

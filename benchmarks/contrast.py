@@ -28,8 +28,8 @@ from measuring import machine, missed, parser, publish, spread, spread_table
 
 from algorithms.fcl import FCL, Features, Kept
 from raysim import Fleet, LocalFleet, Metrics, Model, Reply, Site, Task, weights
-from raysim.config import merge, parse, read_file, resolve
-from raysim.worker import Call
+from raysim.config.merge import merge, parse, read_file, resolve
+from raysim.federation.site_executor import Call
 
 ROOT = Path(__file__).parents[1]
 BATCH, BANK, DIMENSIONS, SITES, STEPS, WARM = 32, 4096, 128, 10, 30, 3

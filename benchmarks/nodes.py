@@ -2,7 +2,7 @@
 
 python benchmarks/nodes.py [SITES ...] [--nodes N ...] [--json FILE]      as root, on Linux with iproute2
 
-The nodes are hosts in network namespaces of this machine, joined by a bridge (tests/hosts.py), so all of them share its
+The nodes are hosts in network namespaces of this machine, joined by a bridge (tests/support/hosts.py), so all of them share its
 cores: there are four client actors in every case, one CPU each as Ray counts. What differs is where they are, and what
 crosses the network. The model's one unknown, the seconds of a site's training, is taken from the first case; all other
 cases are foretold from it.
@@ -29,7 +29,7 @@ from scaling import CALL, MEAN, NETWORK, REPLY
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from tests.hosts import Host, hosts, why_not  # noqa: E402 - found only now
+from tests.support.hosts import Host, hosts, why_not  # noqa: E402 - found only now
 
 SITES, NODES = (64, 16, 256, 1000), (1, 2, 4)
 ROUNDS, ACTORS, MODEL = 10, 4, 4 * 7433  # bytes of the model

@@ -20,9 +20,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from raysim.batches import seeded_state
-from raysim.config import RunConfig, merge, parse, read_file, resolve
-from raysim.types import Batch, Task
+from raysim.config.merge import merge, parse, read_file, resolve
+from raysim.config.schema import RunConfig
+from raysim.core.contracts import Batch, Task
+from raysim.training.batching import seeded_state
 
 Data = tuple[Tensor, Tensor]
 

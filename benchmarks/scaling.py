@@ -16,9 +16,9 @@ from typing import Any
 from measuring import machine, parser, publish
 from rich.table import Table
 
-from raysim.balance import assign, settled
-from raysim.dispatch import Dispatch
-from raysim.fleet import Ledger
+from raysim.distributed.dispatcher import Dispatch
+from raysim.distributed.load_balancing import assign, settled
+from raysim.federation.accounting import Ledger
 
 CALL = 0.003  # seconds that a call costs an actor (overhead.py: 2 to 4 ms)
 REPLY = 0.0005  # seconds that a reply costs the server (overhead.py: 0.03 s for 64)

@@ -25,7 +25,7 @@ import pandas as pd
 from measuring import machine, missed, parser, publish, round_lines, spread, spread_table
 from peers import PEERS, QUIET, ROOT, WORK as PEER_WORK, command, installed
 
-from raysim.trials import load
+from raysim.search.trial_store import load
 
 CORES, ROUNDS = 2, 6
 VENVS = ROOT / ".peers"

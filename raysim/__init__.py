@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Any
 from raysim._version import __version__
 
 if TYPE_CHECKING:
-    from raysim.errors import ConfigError, PlacementError, RaysimError, RunError, SiteError
-    from raysim.fleet import LocalFleet
-    from raysim.model import Model, combine, load, mean, weights
-    from raysim.rounds import Start, federate
-    from raysim.searching import search
-    from raysim.training import LocalTraining
-    from raysim.types import (
+    from raysim.core.aggregation import combine, mean
+    from raysim.core.contracts import (
         KEEP,
         Algorithm,
         Answers,
@@ -25,24 +20,31 @@ if TYPE_CHECKING:
         Metrics,
         Predictor,
         Reply,
-        Round,
-        Score,
         Site,
         Split,
         State,
         Task,
     )
+    from raysim.core.errors import ConfigError, PlacementError, RaysimError, RunError, SiteError
+    from raysim.core.model import Model, load, weights
+    from raysim.core.results import Round, Score, Start
+    from raysim.federation.fleet import LocalFleet
+    from raysim.federation.round_loop import federate
+    from raysim.search.api import search
+    from raysim.training.local_training import LocalTraining
 
 _HOME = {
-    "raysim.errors": ("ConfigError", "PlacementError", "RaysimError", "RunError", "SiteError"),
-    "raysim.fleet": ("LocalFleet",),
-    "raysim.model": ("Model", "combine", "load", "mean", "weights"),
-    "raysim.rounds": ("Start", "federate"),
-    "raysim.searching": ("search",),
-    "raysim.training": ("LocalTraining",),
-    "raysim.types": (
+    "raysim.core.errors": ("ConfigError", "PlacementError", "RaysimError", "RunError", "SiteError"),
+    "raysim.federation.fleet": ("LocalFleet",),
+    "raysim.core.aggregation": ("combine", "mean"),
+    "raysim.core.model": ("Model", "load", "weights"),
+    "raysim.federation.round_loop": ("federate",),
+    "raysim.search.api": ("search",),
+    "raysim.training.local_training": ("LocalTraining",),
+    "raysim.core.results": ("Round", "Score", "Start"),
+    "raysim.core.contracts": (
         *("KEEP", "Algorithm", "Answers", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
-        *("Reply", "Round", "Score", "Site", "Split", "State", "Task"),
+        *("Reply", "Site", "Split", "State", "Task"),
     ),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -2,7 +2,7 @@
 
 import sys
 
-from raysim.cli import main
+from raysim.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

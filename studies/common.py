@@ -25,9 +25,9 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from raysim.cli import main as raysim
-from raysim.config import merge, parse, read_file
-from raysim.errors import RunError
+from raysim.cli.main import main as raysim
+from raysim.config.merge import merge, parse, read_file
+from raysim.core.errors import RunError
 
 T = TypeVar("T")
 HERE = Path(__file__).parent

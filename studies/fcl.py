@@ -26,9 +26,9 @@ from common import fill, plus_minus, rounded, short
 from matplotlib.figure import Figure
 
 from raysim import LocalFleet, Start, Task, federate
-from raysim.checkpoint import read, write
-from raysim.config import merge, read_file, resolve
-from raysim.seeding import seeded
+from raysim.config.merge import merge, read_file, resolve
+from raysim.core.seeding import seeded
+from raysim.storage.checkpoint import read, write
 
 HERE = Path(__file__).parent
 RANDOM = {"name": "fedsimclr"}  # whose first state is a random encoder

@@ -36,8 +36,8 @@ from common import (
 )
 
 from raysim import LocalFleet, Reply, Site
-from raysim.checkpoint import newest_first, read
-from raysim.config import merge, parse, resolve
+from raysim.config.merge import merge, parse, resolve
+from raysim.storage.checkpoint import newest_first, read
 
 METRIC = "dice"
 METHODS = [

@@ -18,10 +18,10 @@ import pandas as pd
 import yaml
 from common import HERE, arguments, configuration, example, fill, rounded, short
 
-from raysim.cli import main as raysim
-from raysim.config import merge
-from raysim.errors import RunError
-from raysim.trials import SEARCH, load
+from raysim.cli.main import main as raysim
+from raysim.config.merge import merge
+from raysim.core.errors import RunError
+from raysim.search.trial_store import SEARCH, load
 
 
 def main() -> None:

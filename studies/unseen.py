@@ -29,7 +29,7 @@ from common import (
     unseen,
 )
 
-from raysim.config import merge
+from raysim.config.merge import merge
 
 METRIC = "balanced_accuracy"
 

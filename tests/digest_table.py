@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ray
 
-from raysim.cli import main
-from raysim.registry import algorithms
+from raysim.cli.main import main
+from raysim.core.registry import algorithms
 
 BACKEND = "fleet"
 SYNTHETIC = (
@@ -112,7 +112,14 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     args = arguments(None)
-    ray.init(address="local", num_cpus=3, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=3,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     with tempfile.TemporaryDirectory() as folder:
         digests = table(Path(folder), args.data.absolute() if args.data else None)
     ray.shutdown()

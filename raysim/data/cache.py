@@ -14,7 +14,7 @@ from typing import Any
 import fsspec.core
 import numpy as np
 
-from raysim.errors import ConfigError
+from raysim.core.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FORMAT = 2  # part of every key: raise it when what is stored, or how it is made, changes

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raysim.data.columns import categories, in_turn, no_numbers, numbers, present
-from raysim.data.wording import counted, listed
-from raysim.errors import ConfigError
-from raysim.naming import nearest
+from raysim.core.errors import ConfigError
+from raysim.core.formatting import counted, listed
+from raysim.core.suggestions import nearest
+from raysim.data.column_types import categories, in_turn, no_numbers, numbers, present
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST = 256  # values of a category

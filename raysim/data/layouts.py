@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from raysim.data.files import missing_files
-from raysim.errors import ConfigError
+from raysim.core.errors import ConfigError
+from raysim.data.file_paths import missing_files
 
 KNOWN = """raysim knows three layouts:
   SITE/images/* with SITE/masks/* or SITE/labels/*, or these folders at the top for a single site;

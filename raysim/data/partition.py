@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from annotated_types import Ge, Gt
 
+from raysim.core.errors import ConfigError
+from raysim.core.formatting import counted, listed
+from raysim.core.seeding import generator
+from raysim.core.suggestions import nearest
 from raysim.data.table import GROUPS, SPLITS, in_order, site_faults
-from raysim.data.wording import counted, listed
-from raysim.errors import ConfigError
-from raysim.naming import nearest
-from raysim.seeding import generator
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from raysim.core.errors import ConfigError
+from raysim.core.formatting import counted, listed
 from raysim.data.layouts import KNOWN, classes, decathlon, paired
 from raysim.data.partition import split_fractions
 from raysim.data.table import in_order, site_faults
-from raysim.data.wording import counted, listed
-from raysim.errors import ConfigError
 
 FRACTIONS = (0.7, 0.1, 0.2)  # of train, val and test
 

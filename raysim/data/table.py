@@ -14,13 +14,13 @@ import fsspec
 import pandas as pd
 import pyarrow.parquet as pq
 
-from raysim.data.files import folder_of, joined, missing_files
-from raysim.data.wording import NAMED, listed
-from raysim.errors import ConfigError
-from raysim.naming import nearest
+from raysim.core.errors import ConfigError
+from raysim.core.formatting import NAMED, listed
+from raysim.core.suggestions import nearest
+from raysim.data.file_paths import folder_of, joined, missing_files
 
 COLUMNS = ("site", "split", "image", "label")
-SPLITS = ("train", "val", "test", "unlabelled")  # those of raysim.types, which cannot be had without torch
+SPLITS = ("train", "val", "test", "unlabelled")  # those of raysim.core.contracts, which cannot be had without torch
 GROUPS = ("patient", "subject", "case", "group")  # the first of these columns holds the rows of a patient together
 READ = (*COLUMNS, *GROUPS)
 PATH = re.compile(r"/|\.\w+$")  # in a folder, or with an ending

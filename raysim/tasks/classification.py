@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from annotated_types import Gt, Len
 
-from raysim.data.classes import CLASSES, classes, indexed
-from raysim.data.sites import common_shape, counts, prepare
+from raysim.core.contracts import ProgressCallback, Task
+from raysim.core.errors import ConfigError
+from raysim.data.image_sites import common_shape, counts, prepare
+from raysim.data.label_classes import CLASSES, classes, indexed
 from raysim.data.table import labels_are_files, read_table
-from raysim.errors import ConfigError
-from raysim.tasks.assembly import assembled
-from raysim.tasks.augment import augmentation
-from raysim.tasks.class_metrics import METRICS, ClassificationScore, ClassMetric
-from raysim.tasks.image_data import ImageData
+from raysim.tasks.augmentation import augmentation
+from raysim.tasks.build_task import assembled
+from raysim.tasks.classification_metrics import METRICS, ClassificationScore, ClassMetric
+from raysim.tasks.image_config import ImageData
 from raysim.tasks.losses import class_loss
-from raysim.tasks.names import check_name
-from raysim.types import Progress, Task
+from raysim.tasks.networks import check_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Classification:
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 16
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
-    def build(self, progress: Progress | None = None) -> Task:
+    def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task, with every site's data prepared; `progress(done, total)` is called after each case.
 
         Labels are (N, 1), the index of each example's class. Raises ConfigError for anything wrong in the

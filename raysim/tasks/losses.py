@@ -13,10 +13,11 @@ from monai import losses as monai_losses
 from monai.losses.focal_loss import FocalLoss
 from torch import Tensor, nn
 
-from raysim.errors import ConfigError
-from raysim.naming import squash
-from raysim.tasks.lookup import Maker, check_arguments, find, parameters
-from raysim.tasks.names import first_line, full_resolution
+from raysim.core.errors import ConfigError
+from raysim.core.network_outputs import full_resolution
+from raysim.core.suggestions import squash
+from raysim.tasks.factory_lookup import Maker, check_arguments, find, parameters
+from raysim.tasks.networks import first_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

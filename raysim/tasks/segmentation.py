@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Gt, Len
 
-from raysim.data.sites import Sites, common_shape, counts, prepare
-from raysim.data.wording import counted
-from raysim.tasks.assembly import assembled
-from raysim.tasks.augment import augmentation
+from raysim.core.contracts import ProgressCallback, Task
+from raysim.core.formatting import counted
+from raysim.data.image_sites import Sites, common_shape, counts, prepare
+from raysim.tasks.augmentation import augmentation
+from raysim.tasks.build_task import assembled
 from raysim.tasks.losses import loss
-from raysim.tasks.metrics import Metric, SegmentationScore
-from raysim.tasks.names import check_name
-from raysim.tasks.segmentation_data import SegmentationData
-from raysim.types import Progress, Task
+from raysim.tasks.networks import check_name
+from raysim.tasks.segmentation_config import SegmentationData
+from raysim.tasks.segmentation_metrics import Metric, SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,7 +39,7 @@ class Segmentation:
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 8
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
-    def build(self, progress: Progress | None = None) -> Task:
+    def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task, with every site's data prepared; `progress(done, total)` is called after each case.
 
         Raises ConfigError for anything wrong in the configuration, the table or the images.

@@ -14,15 +14,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le, Len
 
-from raysim.data.shift import Shift, scanner
+from raysim.core.contracts import SPLITS, Data, ProgressCallback, Split, Task
+from raysim.core.errors import ConfigError
+from raysim.core.seeding import generator
+from raysim.data.scanner_shift import Shift, scanner
 from raysim.data.table import site_faults
-from raysim.errors import ConfigError
-from raysim.seeding import generator
-from raysim.tasks.assembly import assembled
-from raysim.tasks.augment import augmentation
+from raysim.tasks.augmentation import augmentation
+from raysim.tasks.build_task import assembled
 from raysim.tasks.losses import loss
-from raysim.tasks.metrics import Metric, SegmentationScore
-from raysim.types import SPLITS, Data, Progress, Split, Task
+from raysim.tasks.segmentation_metrics import Metric, SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Side = Annotated[int, Ge(8)]
@@ -72,7 +72,7 @@ class Synthetic:
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 4
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
-    def build(self, progress: Progress | None = None) -> Task:
+    def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task; the cases are drawn at the sites, when they are opened."""
         data, classes = self.data, len(CLASSES)
         clash = set(data.inside) & set(data.outside)

@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Len
 
+from raysim.core.contracts import ProgressCallback, Task
 from raysim.data.cache import cache_folder
-from raysim.data.classes import CLASSES, classes, indexed
 from raysim.data.features import Chosen
-from raysim.data.rows import Rows, Standard, prepare, trained
+from raysim.data.label_classes import CLASSES, classes, indexed
 from raysim.data.table import READ, read_table
-from raysim.tasks.assembly import assembled
-from raysim.tasks.class_metrics import METRICS, ClassificationScore, ClassMetric
+from raysim.data.tabular_sites import Rows, Standard, prepare, trained
+from raysim.tasks.build_task import assembled
+from raysim.tasks.classification_metrics import METRICS, ClassificationScore, ClassMetric
 from raysim.tasks.losses import class_loss
-from raysim.tasks.table_data import TableData
-from raysim.types import Progress, Task
+from raysim.tasks.table_config import TableData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Tabular:
     metrics: Annotated[tuple[ClassMetric, ...], Len(1), "what is judged, the main one first"] = METRICS
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 32
 
-    def build(self, progress: Progress | None = None) -> Task:
+    def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task: inputs (N, F) float32, labels (N, 1), the index of each row's class.
 
         Raises ConfigError for anything wrong in the configuration or the table.

@@ -9,7 +9,7 @@ import torch
 
 from algorithms.centralized import Centralized, pooled
 from raysim import LocalFleet, federate, weights
-from tests import toy
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 

@@ -10,7 +10,7 @@ from algorithms.ditto import Ditto
 from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
 from raysim import LocalFleet, federate
-from tests import toy
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 

@@ -15,10 +15,10 @@ from torch.nn.functional import normalize
 
 from algorithms.fcl import FCL, Bank, Features, Kept
 from raysim import LocalFleet, Model, Task, federate, load, weights
-from raysim.seeding import seeded, sow
+from raysim.core.seeding import seeded, sow
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.views import drawn, pool_levels
-from tests.by_hand import POOLS, alike, at, averaged, first_stage, uneven
+from raysim.training.augmentations import drawn, pool_levels
+from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 CPU = torch.device("cpu")
 SWITCHES = [{"matching": m, "exclude_positives": e, "both_views": b} for m in (0, 1) for e in (0, 1) for b in (0, 1)]
@@ -207,7 +207,7 @@ def test_a_site_reads_no_bank_of_its_own() -> None:
 
 
 def call() -> Any:
-    from raysim.worker import Call
+    from raysim.federation.site_executor import Call
 
     return Call(0, 0, 2, 0)
 
@@ -350,10 +350,10 @@ def test_each_switch_changes_what_is_learned(switch: dict[str, bool]) -> None:
 def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None:
     import ray
 
-    from raysim.balance import assign
-    from raysim.codec import digest
-    from raysim.ray_fleet import RayFleet
-    from tests import remote
+    from raysim.distributed.load_balancing import assign
+    from raysim.distributed.ray_fleet import RayFleet
+    from raysim.storage.serialization import digest
+    from tests.support import remote
 
     mine = FCL(pretrain_rounds=3)
     fleets: list[Any] = [LocalFleet(task(), rounds=4)]

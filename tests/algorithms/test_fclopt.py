@@ -13,13 +13,13 @@ import torch
 
 from algorithms.fclopt import FCLOpt, aligned, spread, without_predictor
 from raysim import LocalFleet, Model, Task, federate, load, mean, weights
-from raysim.codec import digest
-from raysim.errors import ConfigError
-from raysim.geometry import apart, at_distance, foretold, length
-from raysim.seeding import seeded
+from raysim.core.errors import ConfigError
+from raysim.core.seeding import seeded
+from raysim.storage.serialization import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.views import drawn, pool_levels
-from tests.by_hand import POOLS, alike, at, averaged, first_stage, uneven
+from raysim.training.augmentations import drawn, pool_levels
+from raysim.training.model_geometry import apart, at_distance, foretold, length
+from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 
 def model(**tensors: Any) -> Model:

@@ -10,7 +10,7 @@ import pytest
 from algorithms.fedadam import FedAdam
 from algorithms.fedavg import FedAvg
 from raysim import LocalFleet, federate
-from tests import toy
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 

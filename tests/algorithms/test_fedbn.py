@@ -11,7 +11,7 @@ from torch import nn
 from algorithms.fedavg import FedAvg
 from algorithms.fedbn import FedBN, in_norms
 from raysim import LocalFleet, federate, weights
-from tests import toy
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 NEAR: toy.Points = ((1, 0), (3, 1))

@@ -10,7 +10,7 @@ import torch
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx, pull_to_start
 from raysim import Algorithm, LocalFleet, Model, federate
-from tests import toy
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from algorithms.fedrep import FedRep, last_layer, within
 from raysim import ConfigError, LocalFleet, federate
-from tests import toy
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "head_epochs": 1}
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from algorithms.fedrotation import FedRotation, turned, turns
 from raysim import LocalFleet, federate, weights
-from raysim.config import parse, resolve
+from raysim.config.merge import parse, resolve
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from tests.by_hand import alike, first_stage, one_round
+from tests.support.by_hand import alike, first_stage, one_round
 
 
 def test_images_are_turned_by_quarters() -> None:

@@ -11,9 +11,9 @@ from torch.nn.functional import normalize
 
 from algorithms.fedsimclr import FedSimCLR
 from raysim import LocalFleet, federate, mean, weights
-from raysim.seeding import seeded
+from raysim.core.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from tests.by_hand import alike, first_stage, one_round
+from tests.support.by_hand import alike, first_stage, one_round
 
 
 def test_the_loss_by_hand() -> None:

@@ -15,7 +15,7 @@ from algorithms.fedsm import FedSM, Routed, Trained, softpull
 from algorithms.localonly import LocalOnly
 from raysim import ConfigError, LocalFleet, Model, Task, federate, weights
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from tests import toy
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 THREE = {"a": toy.A, "b": toy.B, "c": ((3, 1), (1, 0))}

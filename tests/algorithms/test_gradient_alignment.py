@@ -15,8 +15,8 @@ from torch import nn
 from algorithms.fedavg import FedAvg
 from algorithms.gradient_alignment import Descent, GradientAlignment
 from raysim import LocalFleet, Model, SiteError, Task, federate
-from raysim.geometry import gram, variance
-from tests import toy
+from raysim.training.model_geometry import gram, variance
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 POINTS = {"a": ((1.0, 2), (3.0, 1)), "b": ((2.0, 0), (-1.0, 3), (0.5, 1), (1.0, 1))}

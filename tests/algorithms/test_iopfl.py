@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.iopfl import IOPFL, Personal, outline, turned
+from algorithms.iopfl import IOPFL, Personal, RoutedConvolution, outline, routers, turned
 from raysim import ConfigError, Data, LocalFleet, Model, Site, Task, federate
-from raysim.adaptation import norm_layers
-from raysim.routing import RoutedConvolution, routers
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from tests import toy
+from raysim.training.test_time_adaptation import norm_layers
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 

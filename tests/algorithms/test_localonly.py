@@ -8,7 +8,7 @@ import pytest
 
 from algorithms.localonly import LocalOnly
 from raysim import LocalFleet, Model, federate
-from tests import toy
+from tests.support import toy
 
 ALONE = LocalOnly(optimizer="sgd", momentum=0.0, lr=0.1)
 

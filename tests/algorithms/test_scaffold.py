@@ -9,8 +9,8 @@ import pytest
 from algorithms.fedavg import FedAvg
 from algorithms.scaffold import Scaffold, State
 from raysim import ConfigError, LocalFleet, Model, federate
-from raysim.config import parse, resolve
-from tests import toy
+from raysim.config.merge import parse, resolve
+from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 

@@ -1,0 +1,35 @@
+"""`raysim data scan` and `raysim data describe`, as the command line calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from raysim.core.errors import ConfigError
+from raysim.core.formatting import counted
+from raysim.data.scan import write_scan
+from raysim.data.summarize import describe as described
+from raysim.data.table import read_table
+
+
+def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | None, console: Console) -> None:
+    """Write the table of `folder` and say what is in it."""
+    target = out or str(Path(folder) / "table.csv")
+    try:
+        parts = tuple(float(part) for part in fractions.split(","))
+    except ValueError:
+        raise ConfigError(f"--fractions {fractions}: expected three numbers that add up to 1, as 0.7,0.1,0.2") from None
+    table = write_scan(folder, target, parts, seed, group=group)
+    counts = table.groupby("split").size()
+    rows = ", ".join(f"{split} {count}" for split, count in counts.items())
+    sites = counted(table["site"].nunique(), "site")
+    console.print(f"{target}: {sites}, {counted(len(table), 'row')} ({rows})", highlight=False, markup=False)
+    for note in table.attrs.get("notes", ()):
+        console.print(f"  {note}", style="yellow", highlight=False, markup=False)
+    console.print(f"look at it: raysim data describe {target}", style="dim", highlight=False, markup=False)
+
+
+def describe(table: str, root: str | None, console: Console) -> None:
+    """Print what the table lists, site by site, and what is wrong with it."""
+    described(read_table(table, root, needs_label=False, needs_image=False, check_files=False)).print(console)

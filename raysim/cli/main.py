@@ -1,0 +1,234 @@
+"""The command line. Help must come at once, so torch and Ray are imported only by the commands that need them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysim.cli.parser import make_parser
+from raysim.core.errors import ConfigError, RaysimError
+
+if TYPE_CHECKING:
+    from raysim.config.schema import RunConfig
+
+OPTIONS = ("trials", "metric", "scheduler", "searcher", "max_concurrent", "seeds", "holdout", "keep", "track")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (args.command not in ("run", "tune", "doctor") or any(word.startswith("-") for word in rest)):
+        wrong = next((word for word in rest if word.startswith("-")), rest[0])
+        print(f"raysim: unknown argument {wrong!r}; see raysim {args.command or ''} --help", file=sys.stderr)
+        return 2
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
+        commands |= {"status": _status, "stop": _stop, "submit": _submit}
+        return commands[args.command](args, rest)
+    except RaysimError as error:
+        if error.remote:
+            print(error.remote, file=sys.stderr)
+        print(f"raysim: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("raysim: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
+    config = _configured(args, words)
+    from raysim.distributed.launcher import launch
+    from raysim.reporting.console import Display, Terminal
+
+    launch(config, args.out, Display(Terminal()))
+    return 0
+
+
+def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
+    _check_new(args.out, "a search")
+    from raysim.config.merge import merge, parse, read_file
+
+    given = merge(read_file(args.config) if args.config else {}, {})
+    keys = parse([*(word for word in words if "=" in word), *([f"address={args.address}"] if args.address else [])])
+    earlier = Path(args.resume, "search.yaml") if args.resume is not None else None
+    held = read_file(str(earlier))["base"] if earlier is not None and earlier.is_file() else given
+    _local_ray(keys.get("address", held.get("address")))
+    from raysim.reporting.console import Terminal
+    from raysim.reporting.search_console import SearchDisplay
+    from raysim.search import api, request
+    from raysim.search.space import Space, of_words
+    from raysim.search.space_files import read_space
+
+    options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+    if args.budget is not None:
+        options["budget"] = _seconds(args.budget)
+    show = SearchDisplay(Terminal())
+    if args.resume is not None:
+        if (
+            args.space
+            or args.out
+            or args.config
+            or args.dry_run
+            or keys.keys() - {"address"}
+            or not all("=" in word for word in words)
+        ):
+            raise ConfigError(
+                "--resume goes on with the search as it is; only --address, --trials, --budget and the like may change"
+            )
+        api.resume(Path(args.resume).absolute(), options, show, keys.get("address"))
+        return 0
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"two spaces, {names[0]!r} and {names[1]!r}: name one, and add keys to it with --space")
+    found = read_space(names[0]) if names else Space()
+    asked = request.asked(found.narrowed(of_words(args.space)), given, keys, options)
+    api.tune(asked, args.out, show, dry=args.dry_run)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in units else (text, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        raise ConfigError(f"--budget {text}: expected a time such as 90s, 30m or 2h") from None
+
+
+def _doctor(args: argparse.Namespace, words: Sequence[str]) -> int:
+    config = _configured(args, words)
+    from raysim.cli.doctor import doctor
+    from raysim.reporting.console import Display, Terminal
+
+    return doctor(config, args.out, Display(Terminal()))
+
+
+def _check_new(out: str | None, what: str) -> None:
+    if out is not None and "://" in out:
+        raise ConfigError(f"--out {out}: {what} writes into a folder; give one that is mounted, and copy it afterwards")
+    if out is not None and Path(out).exists():
+        raise ConfigError(f"--out {out} exists already, and {what} never overwrites another; choose a new one")
+
+
+def _configured(args: argparse.Namespace, words: Sequence[str]) -> RunConfig:
+    """What a file and words ask for, and all that must be so before Ray is imported."""
+    from raysim.config.merge import merge, parse, read_file, resolve
+
+    words = [*words, *([f"address={args.address}"] if args.address else [])]
+    given = merge(read_file(args.config) if args.config else {}, parse(words))
+    _check_new(args.out, "a run")
+    config = resolve(given)
+    _ready(config)
+    return config
+
+
+def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.config.merge import read_file, resolve
+
+    folder = Path(args.run).absolute()
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{args.run} is no run's folder: it holds no config.yaml; see what is in runs/")
+    config = resolve(read_file(str(folder / "config.yaml")))
+    config = replace(config, address=args.address or config.address)
+    _ready(config)
+    from raysim.distributed.launcher import resume
+    from raysim.reporting.console import Display, Terminal
+
+    resume(folder, config, Display(Terminal()))
+    return 0
+
+
+def _ready(config: RunConfig) -> None:
+    """What must be so before Ray is imported."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as clean as Ctrl-C
+    _local_ray(config.address)
+
+
+def _local_ray(address: str | None) -> None:
+    """Settings of a Ray of one's own, which it reads when it is imported."""
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
+        # it was needed first, but it keeps every port on loopback anywhere.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
+        os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
+
+
+def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim.cli import status
+
+    status.status(args.run, args.address, Console())
+    return 0
+
+
+def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim.cli import status
+
+    if (args.run is None) != args.all:
+        raise ConfigError("raysim stop needs a RUN (raysim status shows them), or --all")
+    status.stop(args.run, args.address, Console())
+    return 0
+
+
+def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.distributed.node_probe import token_file
+
+    if os.environ.get("RAY_AUTH_TOKEN") or token_file(os.environ, Path.home()).is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client of jobs shows the token only where this is said
+    from rich.console import Console
+
+    from raysim.cli import submit
+
+    if args.attach:
+        return submit.attach(args.attach, args.address, Console())
+    if args.words[:1] == ["run"]:
+        _checked(args.words[1:])
+    return submit.submit(args.words, args.address, args.detach, Console())
+
+
+def _checked(words: Sequence[str]) -> None:
+    """Raises ConfigError for what a run would refuse over there; the data are there alone."""
+    from raysim.config.merge import merge, parse, read_file, resolve
+
+    args, rest = make_parser().parse_known_args(["run", *words])
+    resolve(merge(read_file(args.config) if args.config else {}, parse(rest)))
+
+
+def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim.cli import list
+
+    console = Console()
+    if args.name is None:
+        list.names(args.what, console)
+    else:
+        list.one(args.what, args.name, console)
+    return 0
+
+
+def _data(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from raysim.cli import data
+
+    console = Console()
+    if args.data_command == "scan":
+        data.scan(args.folder, args.out, args.fractions, args.seed, args.group, console)
+    else:
+        data.describe(args.table, args.root, console)
+    return 0

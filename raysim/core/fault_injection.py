@@ -1,0 +1,61 @@
+"""Trouble on demand: actors and nodes that are killed, sites that are slow or do not answer. It really happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from raysim.core.errors import ConfigError
+from raysim.core.seeding import generator
+
+GRAMMAR = "kill client@ROUND, kill node@ROUND, slow SITE xFACTOR, drop FRACTION; several stand apart by ';'"
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """What is to go wrong: `kills` names client or node by round (from 1), `slow` the factor of a site's time."""
+
+    kills: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    slow: Mapping[str, float] = field(default_factory=dict)
+    drop: float = 0.0
+
+    @property
+    def needs_node(self) -> bool:
+        """Whether a node is to be killed."""
+        return any("node" in victims for victims in self.kills.values())
+
+    def delay(self, site: str, seconds: float) -> float:
+        """Seconds that `site` takes longer, having taken `seconds`."""
+        return (self.slow.get(site, 1.0) - 1.0) * seconds
+
+    def drops(self, seed: int, round: int, index: int | str, site: str) -> bool:
+        """Whether the reply of `site` to call `index` of a round is lost: drawn by the seed, the same at every try."""
+        judged = isinstance(index, str)
+        return self.drop > 0 and not judged and bool(generator(seed, round, index, "drop", site).random() < self.drop)
+
+    def check(self, sites: tuple[str, ...], rounds: int) -> None:
+        """Raises ConfigError for a site or a round that the run does not have."""
+        for site in self.slow:
+            if site not in sites:
+                raise ConfigError(f"chaos: there is no site {site!r}; sites: {', '.join(sites[:8])}")
+        for number in self.kills:
+            if not 1 <= number <= rounds:
+                raise ConfigError(f"chaos: there is no round {number}; the run has {rounds}")
+
+
+def read(text: str | None) -> Chaos:
+    """The trouble that `text` asks for. Raises ConfigError for what it does not understand."""
+    kills: dict[int, tuple[str, ...]] = {}
+    slow, drop = dict[str, float](), 0.0
+    for part in (part.strip() for part in (text or "").split(";")):
+        if kill := re.fullmatch(r"kill (client|node)@(\d+)", part):
+            number = int(kill[2])
+            kills[number] = (*kills.get(number, ()), kill[1])
+        elif slower := re.fullmatch(r"slow (\S.*) x(\d+(?:\.\d+)?)", part):
+            slow[slower[1]] = max(1.0, float(slower[2]))
+        elif dropped := re.fullmatch(r"drop (0?\.\d+|0|1)", part):
+            drop = float(dropped[1])
+        elif part:
+            raise ConfigError(f"chaos: cannot read {part!r}; expected {GRAMMAR}")
+    return Chaos(kills, slow, drop)

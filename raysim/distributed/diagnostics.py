@@ -1,0 +1,217 @@
+"""What `raysim doctor` makes of what it found: a line with a verdict for each thing. Talks to nobody."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from raysim.core.contracts import Task
+from raysim.core.formatting import counted, listed, size
+from raysim.data.file_paths import ABSOLUTE
+from raysim.data.image_sites import Sites
+from raysim.data.tabular_sites import TableSites
+from raysim.distributed.node_probe import differences, existing, token_file, unwritable
+
+FULL = 0.95  # of a disk, from where on Ray puts nothing more onto it
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, what was found, and what would help."""
+
+    name: str
+    verdict: Literal["ok", "note", "wrong"]
+    found: str
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A node as Ray lists it, and what it says of itself (`node_probe.facts`) or why it says nothing."""
+
+    name: str
+    cpus: float
+    gpus: float
+    memory: float  # bytes, beside the object store
+    store: float  # bytes
+    facts: Mapping[str, Any] | None
+    silence: str = ""
+
+    @property
+    def usable(self) -> list[tuple[str, int]]:
+        """The GPUs, name and bytes, that both Ray and torch know."""
+        return list(self.facts["gpus"])[: int(self.gpus)] if self.facts else []
+
+
+def answered(seen: Sequence[Seen]) -> dict[str, Mapping[str, Any]]:
+    """The facts of the nodes that gave any."""
+    return {node.name: node.facts for node in seen if node.facts is not None}
+
+
+def of_nodes(seen: Sequence[Seen]) -> Iterator[Check]:
+    """A line for each node: what it has."""
+    for node in seen:
+        has = f"{node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU, {size(node.memory)} memory"
+        has += f", object store {size(node.store)}" if node.store else ""
+        if node.facts is None:
+            cure = "look at `ray status` and at that node's logs, or take it out of the cluster"
+            yield Check("node", "wrong", f"{has}; {node.silence}", cure)
+        else:
+            yield Check("node", "ok", has)
+
+
+def of_gpus(seen: Sequence[Seen]) -> Iterator[Check]:
+    """What torch can use, beside what Ray was told; of nodes without a GPU only how many there are."""
+    bare = 0
+    for node in seen:
+        if node.facts is None:
+            continue
+        found = [f"{name} {size(total)}" for name, total in node.facts["gpus"]]
+        has = f"{node.name}: " + (f"{listed(found)}, CUDA {node.facts['cuda']}" if found else "torch can use none")
+        if node.facts["fault"]:
+            yield Check("torch", "wrong", f"{node.name}: {node.facts['fault']}", "install it there anew")
+        elif node.gpus > len(found):
+            cure = "start that node with the GPUs it has, or install a torch that has CUDA there"
+            yield Check("GPU", "wrong", f"{has}; Ray was told of {node.gpus:g}: actors there would use the CPU", cure)
+        elif node.gpus < len(found):
+            yield Check("GPU", "note", f"{has}; Ray gives out {node.gpus:g}", "ray start --num-gpus=N gives out more")
+        elif found:
+            yield Check("GPU", "ok", has)
+        bare += not (found or node.gpus or node.facts["fault"])
+    if bare:
+        yield Check("GPU", "ok", f"none on {counted(bare, 'node')}")
+
+
+def of_versions(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, str]) -> Iterator[Check]:
+    """Whether every node has what the command has."""
+    other = differences(own, {name: of["versions"] for name, of in facts.items()})
+    mine = ", ".join(f"{package} {number}" for package, number in own.items())
+    if not other:
+        yield Check("versions", "ok", f"{mine}; the same on {_nodes(facts)}" if facts else mine)
+        return
+    yield Check("versions", "ok", f"{mine}: here")
+    for name, packages in other.items():
+        told = ", ".join(f"{package} {number} (here {own[package]})" for package, number in packages.items())
+        yield Check(
+            "versions", "wrong", f"{name}: {told}", "install there what is installed here, from constraints.txt"
+        )
+
+
+def of_listening(facts: Mapping[str, Mapping[str, Any]], own: bool) -> Iterator[Check]:
+    """On which addresses Ray can be reached."""
+    found = [address for of in facts.values() for address in of["listens"] or ()]
+    if not found:
+        yield Check("ports", "note", "on which addresses Ray listens cannot be seen", "ask for the rights, or ss -tln")
+        return
+    far = sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})
+    near = f"Ray listens on {listed(sorted(set(found)))}"
+    if not far:
+        yield Check("ports", "ok", f"{near}, which only this machine reaches")
+    elif own:
+        cure = "unset RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER; a Ray of this command's own needs no other machine"
+        yield Check("ports", "wrong", f"{near}: open to the network", cure)
+    else:
+        yield Check("ports", "note", f"{near}: open to the network", "let only the cluster's nodes reach its ports")
+
+
+def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check:
+    """Whether Ray asks for a token, and where this command has it from. The token itself is not looked at.
+
+    `open_to_all` is whether Ray has let in somebody without one.
+    """
+    if open_to_all:
+        cure = "set RAY_AUTH_MODE=token, here and on the nodes; `ray get-auth-token --generate` makes one"
+        return Check("token", "note", "off: who reaches Ray can run code", cure)
+    if "RAY_AUTH_TOKEN" in environ:
+        return Check("token", "ok", "on, from RAY_AUTH_TOKEN")
+    given = environ.get("RAY_AUTH_TOKEN_PATH")
+    path = token_file(environ, home)
+    source = f"on, from {path}" + (" (RAY_AUTH_TOKEN_PATH)" if given else "")
+    if not path.exists():
+        return Check(
+            "token", "wrong", f"asked for, and {path} is not there", "ray get-auth-token --generate, or copy it"
+        )
+    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        return Check("token", "note", f"{source}, which others of this machine can read", f"chmod 600 {path}")
+    return Check("token", "ok", source)
+
+
+def of_disks(seen: Sequence[Seen]) -> Iterator[Check]:
+    """Room for what Ray spills, and in shared memory for its object store."""
+    known = [node for node in seen if node.facts is not None and node.facts["disk"]]
+    disks = {node.name: node.facts["disk"] for node in known if node.facts is not None}
+    full = {name: free for name, (total, used, free) in disks.items() if used > FULL * total}
+    for name, free in full.items():
+        found = f"{name}: {size(free)} free, over {FULL:.0%} full: Ray spills nothing to it"
+        yield Check("Ray's disk", "wrong", found, "make room there")
+    if disks and not full:
+        least = min(free for _, _, free in disks.values())
+        yield Check("Ray's disk", "ok", f"at least {size(least)} free for what Ray spills, on {_nodes(disks)}")
+    shared = {node.name: (node.facts["shm"], node.store) for node in known if node.facts and node.facts["shm"]}
+    small = {name: (has, needs) for name, (has, needs) in shared.items() if has < needs}
+    for name, (has, needs) in small.items():
+        found = f"{name}: {size(has)} for an object store of {size(needs)}: the disk takes it, and is slow"
+        cure = f"docker run --shm-size={math.ceil(needs * 1.1 / 1e9)}g, or a smaller object store"
+        yield Check("/dev/shm", "note", found, cure)
+    if shared and not small:
+        yield Check("/dev/shm", "ok", f"enough for the object store, on {_nodes(shared)}")
+
+
+def _nodes(named: Sequence[str] | Mapping[str, Any]) -> str:
+    return counted(len(named), "node")
+
+
+def of_folder(folder: Path) -> Check:
+    """Whether a run could make its folder: this one, or one in it."""
+    above = existing(str(folder))
+    if why := unwritable(str(folder)):
+        return Check("run folder", "wrong", f"{folder}: {why}", "go to a folder of yours, or choose one with --out")
+    return Check("run folder", "ok", f"{folder} can be written to; {size(shutil.disk_usage(above).free)} free")
+
+
+def of_paths(facts: Mapping[str, Mapping[str, Any]], read: Sequence[str], written: Sequence[str]) -> Iterator[Check]:
+    """Whether every node sees the data and can keep what it prepares."""
+    kinds = (
+        ("data", "unreadable", read, "mount it there at the same path, or put the data behind a URL"),
+        ("cache", "unwritable", written, "choose another folder with task.data.cache=DIR or RAYSIM_CACHE"),
+    )
+    for name, kind, paths, cure in kinds:
+        faults = [(node, path, why) for node, of in facts.items() for path, why in of[kind].items()]
+        for node, path, why in faults:
+            yield Check(name, "wrong", f"{node}: {path}: {why}", cure)
+        if paths and not faults:
+            can = "read" if name == "data" else "written to"
+            yield Check(name, "ok", f"{_together(paths)} can be {can} on {_nodes(facts)}")
+
+
+def _together(paths: Sequence[str]) -> str:
+    if len(paths) == 1:
+        return paths[0]
+    if any("://" in path for path in paths):
+        return listed(paths)
+    return f"{len(paths)} folders under {os.path.commonpath(paths)}"
+
+
+def data_paths(task: Task, config: Any) -> tuple[list[str], list[str]]:
+    """What the nodes must be able to read for this task, and where they must be able to write."""
+    if isinstance(task.open, Sites | TableSites):
+        return task.open.paths()
+    return list(dict.fromkeys(_marked(config))), []
+
+
+def _marked(config: Any) -> Iterator[str]:
+    """The values of all fields of a task that are paths."""
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _marked(value)
+        elif value and ABSOLUTE in get_args(hints[field.name]):
+            yield value

@@ -1,0 +1,130 @@
+"""`raysim run`, from a checked configuration to an exit code: prepare the data, start, show, and leave the files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from secrets import token_hex
+
+import yaml
+
+from raysim.config.merge import plain
+from raysim.config.schema import RunConfig
+from raysim.core.atomic_io import write_json
+from raysim.core.errors import ConfigError, PlacementError, RunError
+from raysim.core.events import Event, Failed, Placed, Summary
+from raysim.core.registry import classes_of, name_of
+from raysim.distributed.cluster_checks import agreed
+from raysim.distributed.connection import ray_running
+from raysim.distributed.control_actor import NAMESPACE
+from raysim.distributed.driver import stream
+from raysim.distributed.environment import by_value, environment
+from raysim.federation.plan import Plan, prepare
+from raysim.federation.runner import local_fleet, perform, writing
+from raysim.reporting.console import Display
+from raysim.reporting.html_report import write_report
+from raysim.storage.run_directory import alone, claimed
+
+
+def launch(config: RunConfig, out: str | None, display: Display) -> None:
+    """Run the federation of `config` into the new folder `out`, or into the next free one under `runs`.
+
+    Raises RaysimError for whatever goes wrong, KeyboardInterrupt after a clean stop.
+    """
+    stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
+    with claimed(out, stem) as folder, alone(folder):
+        _start(prepare(config, folder, display), config, display)
+
+
+def resume(folder: Path, config: RunConfig, display: Display) -> None:
+    """Go on with the run in `folder` after its last checkpoint, to the result that it would have had.
+
+    Raises ConfigError if it is done or still running, and what `launch` raises.
+    """
+    with alone(folder):
+        _check_unfinished(folder)
+        _start(replace(prepare(config, folder, display), resume=True), config, display)
+
+
+def _check_unfinished(folder: Path) -> None:
+    with suppress(OSError, ValueError):
+        summary = json.loads((folder / "summary.json").read_text())
+        if summary["status"] == "done":
+            raise ConfigError(
+                f"{folder} is done, all {summary['rounds']} rounds; for more rounds start a new run "
+                f"(raysim run -c {folder / 'config.yaml'} rounds=...)"
+            )
+
+
+def _start(plan: Plan, config: RunConfig, display: Display) -> None:
+    try:
+        _run(plan, config, display)
+    except (RunError, PlacementError, KeyboardInterrupt) as error:
+        if (plan.out / "log.jsonl").exists() and "raysim resume" not in str(error):
+            more = any((plan.out / "checkpoints").glob("round_*"))
+            goes_on = f"; raysim resume {plan.out} goes on with it" if more else ""
+            display.say(f"what was recorded until then is in {plan.out}{goes_on}")
+        raise
+    finally:
+        _report(plan.out, display)
+
+
+def _report(out: Path, display: Display) -> None:
+    """Leave report.html, whatever ended the run: by this process, for the server actor may be lost."""
+    if not (out / "summary.json").exists():  # the run has not begun, or its server was lost
+        return
+    try:
+        display.say(f"report: {write_report(out)}")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the run has ended, and this changes nothing of it
+        reason = " ".join(str(error).split())
+        display.say(f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}")
+
+
+def _run(plan: Plan, config: RunConfig, display: Display) -> None:
+    if config.fleet == "local":
+        _follow(_local(plan, config), config, plan, display)
+        return
+    by_value(*classes_of(config.algorithm), type(config.task))
+    display.say("starting Ray")
+    with ray_running(config.address) as dashboard:
+        display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
+        joined = bool(config.address or os.environ.get("RAY_ADDRESS"))
+        for note in agreed(plan.task, config.task) if joined else ():
+            display.show(note)
+        events = stream(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}")
+        _follow(events, config, plan, display)
+
+
+def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
+    fleet = local_fleet(plan, config)
+    yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
+    yield from perform(plan, fleet)
+
+
+def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: Display) -> None:
+    """Show the events; the folder is filled when the actors are placed, so that what is refused leaves nothing."""
+    # Closed, not left to the garbage collector: Ctrl-C may come here, and a run must end before Ray does.
+    with display.live(plan), closing(events):
+        for event in events:
+            if isinstance(event, Placed):
+                with writing(plan.out):
+                    _open_folder(plan.out, config, event)
+            if isinstance(event, Failed):
+                raise event.error
+            display.show(event)
+            if isinstance(event, Summary):
+                display.finish(event, plan.out)
+
+
+def _open_folder(folder: Path, config: RunConfig, placed: Placed) -> None:
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    if not (folder / "config.yaml").exists():  # else the run goes on, and these tell how it began
+        (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+        write_json(folder / "env.json", environment())
+    places = {place.actor: asdict(place) for place in placed.places}
+    sites = [{"site": site, **places.get(actor, {"actor": actor})} for site, actor in sorted(placed.home.items())]
+    write_json(folder / "placement.json", sites)

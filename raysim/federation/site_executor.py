@@ -1,0 +1,194 @@
+"""What plays sites in one process: opens their data, seeds each call, runs the client function, times it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from raysim.core.contracts import KEEP, SPLITS, Data, Metrics, Reply, Site, Task
+from raysim.core.errors import LostError, RaysimError
+from raysim.core.fault_injection import Chaos
+from raysim.core.pytree import frozen, nbytes
+from raysim.core.seeding import sow
+
+P = TypeVar("P")
+Client = Callable[..., Reply[P]]
+NOTHING: Any = object()
+OPEN = 256 * 2**20  # bytes of data that a process keeps in memory for sites it has played, beside those it maps
+
+# Which site is being played here, and the bytes it has read from others: None in a process that plays none.
+_reader: ContextVar[tuple[str, dict[tuple[int, str], int]] | None] = ContextVar("reader", default=None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Names one call at the sites, for seeds and messages: round from 0, and the how-manieth call in it."""
+
+    seed: int
+    round: int
+    rounds: int
+    index: int | str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client function's exception, as text: it may not survive the trip as an object."""
+
+    cause: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Answer(Generic[P]):
+    """A reply and how it came about.
+
+    `size` are the payload's bytes, `between` those read from other sites; memory and payload may be references.
+    """
+
+    payload: P
+    weight: float = 1.0
+    metrics: Metrics = field(default_factory=dict)
+    memory: Any = KEEP
+    seconds: float = 0.0
+    size: int = 0
+    between: int = 0
+    failure: Failure | None = None
+
+
+class Exchanged(Generic[P]):
+    """Payloads that sites have for one another; travels as a handle and is read at sites only.
+
+    `fetch` turns what is held for a site into its payload: the identity in one process, `ray.get` on Ray.
+    """
+
+    nbytes = 0  # the handle itself; what is read through it is counted where it is read
+
+    def __init__(self, held: Mapping[str, Any], metrics: Mapping[str, Metrics], fetch: Callable[[Any], P]) -> None:
+        self.sites: Sequence[str] = tuple(held)
+        self.metrics = metrics
+        self._held, self._fetch = dict(held), fetch
+
+    def __getitem__(self, site: str) -> P:
+        """The payload of `site`, read-only. Raises RuntimeError at the server, KeyError for a site without one."""
+        reader = _reader.get()
+        if reader is None:
+            raise RuntimeError("an exchange is read at sites, inside a client function, never at the server")
+        payload = self._fetch(self._held[site])
+        name, read = reader
+        if site != name:
+            read[id(self), site] = nbytes(payload)  # read again, it has come already
+        return payload
+
+
+def threads_of(cpus: float) -> int:
+    """The torch threads of an actor with so many CPUs."""
+    return max(1, int(cpus))
+
+
+class Opened:
+    """The data of a task's sites that a process keeps open, from run to run too: a search opens them once."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._data: dict[str, Data] = {}
+        self.held = 0
+
+    def __getitem__(self, name: str) -> Data:
+        if name not in self._data:
+            self._data[name] = self.task.open(name)
+            self.held += _in_memory(self._data[name])
+        while self.held > OPEN and len(self._data) > 1:
+            oldest = next(site for site in self._data if site != name)
+            self.held -= _in_memory(self._data.pop(oldest))
+        return self._data[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+
+class Worker:
+    """Plays any of the task's sites, one call at a time; keeps their data open between calls."""
+
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        device: str,
+        threads: int,
+        chaos: Chaos | None = None,
+        own_threads: Mapping[str, int] | None = None,
+        opened: Opened | None = None,
+    ) -> None:
+        self.threads, self.own_threads = threads, own_threads or {}
+        torch.set_num_threads(threads)
+        self.task, self.seed, self.device = task, seed, torch.device(device)
+        self.template = task.start(seed).to(self.device)
+        self.opened = Opened(task) if opened is None else opened
+        self.chaos = chaos or Chaos()
+
+    def play(
+        self,
+        client: Client[P],
+        site: str,
+        call: Call,
+        shared: Any,
+        own: Any = NOTHING,
+        memory: Any = None,
+    ) -> Answer[P]:
+        """The client function's reply at `site`; an exception in it becomes `Answer.failure`.
+
+        It leaves the global random generators as the function left them.
+        """
+        start, read = time.perf_counter(), dict[tuple[int, str], int]()
+        # The count of threads is part of the result: it decides how torch splits its sums.
+        if (threads := self.own_threads.get(site, self.threads)) != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        token = _reader.set((site, read))
+        try:
+            sow(call.seed, call.round, call.index, site)
+            place = self._site(site, call, memory)
+            reply = client(place, shared) if own is NOTHING else client(place, shared, own)
+            if not isinstance(reply, Reply):
+                raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
+            frozen((reply.payload, reply.memory))
+            size = nbytes(reply.payload)  # raises here, with the site, for what cannot travel
+        except LostError:  # no fault of the function's
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's function raises, with its site
+            return _no_reply(_failure(error), time.perf_counter() - start)
+        finally:
+            _reader.reset(token)
+        if delay := self.chaos.delay(site, time.perf_counter() - start):
+            time.sleep(delay)
+        seconds = time.perf_counter() - start
+        if self.chaos.drops(call.seed, call.round, call.index, site):
+            return _no_reply(Failure("chaos dropped its reply", ""), seconds)
+        return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, size, sum(read.values()))
+
+    def _site(self, name: str, call: Call, memory: Any) -> Site[Any]:
+        data = self.opened[name]
+        return Site(name, self.task, data, memory, self.device, self.seed, call.round, call.rounds, self.template)
+
+
+def _in_memory(data: Data) -> int:
+    """The bytes that `data` really takes: what is mapped from a file takes none."""
+    arrays = (array for split in SPLITS for array in vars(data[split]).values())
+    return sum(array.nbytes for array in arrays if array is not None and not isinstance(array, np.memmap))
+
+
+def _no_reply(failure: Failure, seconds: float) -> Answer[Any]:
+    return Answer(None, failure=failure, seconds=seconds)
+
+
+def _failure(error: BaseException) -> Failure:
+    text = str(error).strip() or "no message"
+    if isinstance(error, RaysimError):  # it says all there is to say
+        return Failure(text, "")
+    return Failure(f"{type(error).__name__}: {text}", traceback.format_exc())

@@ -1,0 +1,199 @@
+"""What a person sees of a run: a line per round, a live bar in a terminal, a table of sites at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from raysim.core.formatting import counted, size
+
+if TYPE_CHECKING:
+    from raysim.federation.plan import Plan
+
+WIDTH = 11  # characters of a column of numbers
+SHOWN = 40  # sites in the table at the end; of more, the worst
+
+
+class Terminal(Console):
+    """A console whose reader may go away (`raysim run | head`): the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        """Print into nothing from now on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Display:
+    """Prints to `console`: with a live bar if it is a terminal, else in plain lines."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.plan: Plan | None = None
+        self.bars: Bars | None = None
+        self.task: TaskID | None = None
+        self.placed = False
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def preparing(self) -> Iterator[Callable[[int, int], None]]:
+        """While in the block, what it gives shows how many cases are prepared, of how many; then what was odd."""
+        self.say("preparing the data")
+        with warnings.catch_warnings(record=True) as odd, self._bars() as bars:
+            bar = bars.add_task("cases", total=None)
+            yield lambda done, total: bars.update(bar, completed=done, total=total)
+        for warning in odd:
+            if issubclass(warning.category, UserWarning):
+                self.console.print(f"note: {warning.message}", style="yellow", highlight=False, markup=False)
+
+    def _bars(self) -> Bars:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    @contextmanager
+    def live(self, plan: Plan) -> Iterator[None]:
+        """While in the block, a bar at the bottom of a terminal shows the round in progress."""
+        self.plan = plan
+        with self._bars() as self.bars:
+            self.task = self.bars.add_task("starting", total=None)
+            yield
+        self.bars = None
+
+    def show(self, event: Any) -> None:
+        """Show one event of the run."""
+        kind = type(event).__name__
+        if kind == "Progress":
+            self._progress(event)
+        elif kind == "Placed":
+            self._placed(event)
+        elif kind == "Note":
+            self.console.print(f"note: {event.text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        elif kind == "Row":
+            self._row(event.values)
+
+    def _progress(self, progress: Any) -> None:
+        if self.bars is None or self.task is None or self.plan is None:
+            return
+        text = progress.phase
+        if progress.total:
+            text = f"round {progress.round + 1}/{self.plan.rounds}  {progress.phase}"
+        self.bars.update(self.task, description=text, completed=progress.done, total=progress.total or None)
+
+    def _placed(self, placed: Any) -> None:
+        if self.placed:  # an actor was replaced, as a note has told
+            return
+        self.placed = True
+        sites = list(placed.home)
+        if not placed.places:
+            self.say(f"{len(sites)} sites in this process")
+            return
+        self.say(f"{len(sites)} sites on {len(placed.places)} client actors")
+        for place in placed.places[:SHOWN]:
+            gpu = f", {place.gpus:g} of GPU {','.join(place.gpu_ids)} ({place.device})" if place.gpus else ""
+            self.say(f"  {place.title}  node {place.node[:8]}, {place.threads} torch thread(s){gpu}")
+
+    def _row(self, row: Any) -> None:
+        assert self.plan is not None
+        rounds, metric = self.plan.rounds, self.plan.metric
+        parts = [f"round {row['round']:{len(str(rounds))}}/{rounds}"]
+        parts.append("loss " + (f"{row['loss']:.4f}" if row["loss"] is not None else "-"))
+        if f"{metric}/mean" in row:
+            parts.append(f"{metric} {row[f'{metric}/mean']:.4f} (worst {row[f'{metric}/worst']:.4f})")
+        parts.append(f"{row['seconds']:.2f} s")
+        ways = {"up": row["bytes_up"], "down": row["bytes_down"], "between": row["bytes_between"]}
+        parts += [f"{way} {size(count)}" for way, count in ways.items() if count or way != "between"]
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+
+    def finish(self, summary: Any, folder: Path) -> None:
+        """The tables of sites, and where things are."""
+        values = summary.values
+        for table in site_tables(values, self.console.width):
+            self.console.print(table)
+        total, rounds = values["bytes"], counted(values["rounds"], "round")
+        self.say(
+            f"{rounds} in {values['seconds']:.1f} s; up {size(total['up'])}, "
+            f"down {size(total['down'])}, between sites {size(total['between_sites'])}"
+        )
+        self._failures(values["failures"], folder)
+        self.say(f"digest {values['digest']}")
+        self.say(f"everything is in {folder}")
+        self.say(f"curves: tensorboard --logdir {folder}")
+        self.say(f"again:  raysim run -c {folder / 'config.yaml'}")
+
+    def _failures(self, failures: Any, folder: Path) -> None:
+        """What went wrong on the way, if anything did."""
+        if failures["incidents"]:
+            left_out = failures["left_out"]
+            said = f", {left_out} {'reply' if left_out == 1 else 'replies'} left out" if left_out else ""
+            lost = f"{failures['seconds_lost']:.1f} s of work lost"
+            self.say(f"{counted(failures['incidents'], 'failure')}{said}, {lost}: see {folder / 'failures.jsonl'}")
+
+
+UNITS = {"hd95": "mm", "asd": "mm"}
+
+
+def site_tables(summary: Any, width: int) -> Iterator[Table]:
+    """The last scores of every site, the test split first, as tables that fit `width`; of many sites, the worst."""
+    sites, metric = summary["sites"], summary["metric"].split("/", 1)[1]
+    rows, title = sorted(sites, key=lambda s: (sites[s]["role"], s)), None
+    if len(rows) > SHOWN:
+        sign = 1 if summary["direction"] == "higher" else -1
+        rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, sign * float("inf")))[:SHOWN]
+        title = f"the {SHOWN} worst of {len(sites)} sites by {metric}"
+    # As the task lists them: the site with the most first, for one without a class misses that class's columns.
+    complete = sorted(sites.values(), key=len, reverse=True)
+    names = [n for n in dict.fromkeys(n for scores in complete for n in scores) if not same_as_plain(n, sites)]
+    fit = max(1, (width - max(map(len, rows)) - 14) // WIDTH)
+    for split in ("test", "val"):
+        shown = [name for name in names if name.startswith(f"{split}/")]
+        for start in range(0, len(shown), fit):
+            yield _table(title, rows, shown[start : start + fit], summary)
+
+
+def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -> Table:
+    sites = summary["sites"]
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in ("site", "role"):
+        table.add_column(column, no_wrap=True)
+    for name in names:
+        table.add_column(heading(name), justify="right", min_width=WIDTH - 3)
+    for site in rows:
+        table.add_row(site, sites[site]["role"], *(number(sites[site].get(name)) for name in names))
+    table.add_section()
+    for role in ("inside", "outside"):
+        means = [summary["metrics"].get(f"{role}/{name}", {}).get("mean") for name in names]
+        if any(mean is not None for mean in means):
+            table.add_row("mean", role, *map(number, means), style="bold")
+    return table
+
+
+def heading(name: str) -> str:
+    """`split/metric`, a word on each line, and the unit if the metric has one."""
+    words = name.replace("/", "_").split("_")
+    unit = UNITS.get(words[1].removesuffix("@global"))
+    return "\n".join([*words, unit] if unit else words)
+
+
+def same_as_plain(name: str, sites: Any) -> bool:
+    """Whether `name` is a score of the global model that is, at every site, the method's own."""
+    plain = name.removesuffix("@global")
+    return plain != name and all(scores.get(name) == scores.get(plain) for scores in sites.values())
+
+
+def number(value: float | None) -> str:
+    """Four decimals, two from 10 on, or nothing for what was not judged."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -1,0 +1,173 @@
+"""`report.html`: what a run came to, on one page that needs nothing but itself: no network, no script."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from raysim.core.atomic_io import write
+from raysim.core.formatting import counted, listed, size
+from raysim.reporting.console import heading, number, same_as_plain
+from raysim.reporting.plots import plots
+
+TEMPLATE = Path(__file__).with_suffix(".html.j2")
+SHOWN = 50  # failures in the table
+CAUSES = 12  # of which the seconds are told
+WORST = 5  # sites that are named
+ENDED = "ended the run"
+Failure = Mapping[str, Any]  # a line of failures.jsonl
+
+
+def write_report(out: Path) -> Path:
+    """Write the page of the run in `out`, from the files there; its path.
+
+    Of these only summary.json must be there. Raises OSError or ValueError where it is not, or the disk is full.
+    """
+    summary = json.loads((out / "summary.json").read_text())
+    failures = _read(out / "failures.jsonl", _lines, [])
+    config = _read(out / "config.yaml", Path.read_text, "")
+    placement = _read(out / "placement.json", _json, [])
+    rounds = _read(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
+    declared = _read(out / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None) or {}
+    page = template(TEMPLATE).render(
+        name=out.name,
+        summary=summary,
+        declared=declared,
+        config=config,
+        env=_read(out / "env.json", _json, {}),
+        told=sentences(failures, summary["status"], declared.get("min_replies")),
+        causes=by_cause(failures),
+        failures=failures,
+        ended=next((failure for failure in reversed(failures) if failure["action"] == ENDED), None),
+        metrics=_metrics(summary),
+        columns=_columns(summary["sites"]),
+        places={place["site"]: place for place in placement},
+        worst=_worst(summary),
+        plots=list(plots(summary, rounds, {failure["round"] for failure in failures})),
+    )
+    path = out / "report.html"
+    # In ASCII, the rest as numbers: what the page says then hangs on no locale, and half a letter cannot break it.
+    write(path, page.encode("ascii", "xmlcharrefreplace").decode())
+    return path
+
+
+def template(path: Path) -> Any:
+    """A page to be filled in, with the words that all pages share."""
+    made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    made.filters |= {"counted": counted, "heading": heading, "listed": listed, "number": number, "size": size}
+    made.filters["value"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
+    made.globals |= {"SHOWN": SHOWN, "CAUSES": CAUSES}
+    return made.from_string(path.read_text(encoding="utf-8"))
+
+
+def page_style() -> str:
+    """The style of a run's page, for other pages."""
+    return TEMPLATE.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
+
+
+def _read(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:
+    """What a file holds; a run that ended early may have left it empty, torn, or not at all."""
+    try:
+        return parse(path)
+    except (OSError, ValueError, yaml.YAMLError):
+        return otherwise
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _lines(path: Path) -> list[Failure]:
+    """Each line but what a crash left unfinished; the traceback only of what ended the run, for there may be many."""
+    found = []
+    with path.open() as file:
+        for line in file:
+            with suppress(ValueError):
+                failure = json.loads(line)
+                found.append(failure if failure["action"] == ENDED else {**failure, "remote": ""})
+    return found
+
+
+def sentences(failures: Sequence[Failure], status: str, min_replies: Any) -> list[str]:
+    """What went wrong and what was done about it, for who reads nothing else; none if nothing did."""
+    by: dict[str, list[Failure]] = {}
+    for failure in failures:
+        by.setdefault(failure["action"], []).append(failure)
+    said = []
+    if left_out := by.get("left out"):
+        replies = _sites(left_out)
+        were = f"{replies} replies were" if replies > 1 else "1 reply was"
+        within = counted(len({failure["round"] for failure in left_out}), "round")
+        allowed = f" (min_replies={min_replies} allowed it)" if min_replies is not None else ""
+        said.append(f"{were} left out in {within}{allowed}.")
+    if again := by.get("run again"):
+        losses, tries = counted(len(again), "time"), counted(_sites(again), "call")
+        said.append(f"A client actor was lost {losses}; {tries} at sites ran again, which changes no result.")
+    if back := by.get("went back to the last checkpoint"):
+        said.append(f"The run went back to its last checkpoint {counted(len(back), 'time')}.")
+    if unfit := by.get("went on without it"):
+        said.append(
+            f"{counted(len(unfit), 'client actor')} could not work where Ray had put them; the others played on."
+        )
+    ended = len(by.get(ENDED, ()))
+    if ended > (status == "failed"):  # the one that the run has failed with is told apart
+        said.append(f"A failure ended it {counted(ended, 'time')}{', and it was resumed' * (status == 'done')}.")
+    if said:
+        seconds = sum(failure["seconds"] for failure in failures)
+        said.append(f"In all, {counted(len(failures), 'incident')} cost {seconds:.1f} s of work.")
+    return said
+
+
+def _sites(failures: Sequence[Failure]) -> int:
+    return sum(len(failure["sites"]) for failure in failures)
+
+
+def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
+    """Incidents, sites and seconds lost by cause, the costliest first; causes that differ in numbers only are one."""
+    groups: dict[str, list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault(re.sub(r"\d[\d.]*", "…", failure["cause"]), []).append(failure)
+    found = []
+    for cause, group in groups.items():
+        same = len({failure["cause"] for failure in group}) == 1
+        seconds = sum(failure["seconds"] for failure in group)
+        cause = group[0]["cause"] if same else cause
+        found.append({"cause": cause, "incidents": len(group), "sites": _sites(group), "seconds": seconds})
+    return sorted(found, key=lambda row: (-row["seconds"], -row["incidents"], row["cause"]))
+
+
+def _metrics(summary: Any) -> dict[str, Any]:
+    """The final metrics, but for those of the global model that are the method's own."""
+    found = summary["metrics"]
+    chosen = summary["metric"]
+    return {name: kinds for name, kinds in found.items() if name == chosen or not _repeats(name, found)}
+
+
+def _repeats(name: str, metrics: Any) -> bool:
+    plain = name.removesuffix("@global")
+    return plain != name and metrics[name] == metrics.get(plain)
+
+
+def _columns(sites: Any) -> list[str]:
+    """Every score that a site has, that of the global model beside the method's own where it is another."""
+    complete = sorted(sites.values(), key=len, reverse=True)
+    names = [name for name in dict.fromkeys(name for scores in complete for name in scores) if name != "role"]
+    plain = list(dict.fromkeys(name.removesuffix("@global") for name in names))
+    kept = [name for name in names if not same_as_plain(name, sites)]
+    return sorted(kept, key=lambda name: (plain.index(name.removesuffix("@global")), name))
+
+
+def _worst(summary: Any) -> list[str]:
+    """The sites with the worst scores, and these."""
+    sites, score = summary["sites"], summary["metric"].split("/", 1)[1]
+    known = [site for site in sites if sites[site].get(score) is not None]
+    known.sort(key=lambda site: sites[site][score], reverse=summary["direction"] == "lower")
+    return [f"{site} {number(sites[site][score])}" for site in known[:WORST]]

@@ -1,0 +1,161 @@
+"""The plots of a run's page: SVG in the page's own colours and letters, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from raysim.core.formatting import size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BARS = 60  # sites that get a bar each; more are counted in a histogram
+NAME = 24  # characters of a site's name beside its bar
+DOTS = 40  # points of a line up to which each is marked
+MARKS = 500  # rounds that are marked at most, or the page would grow with the run
+WIDTH, HEIGHT, BAR = 4.4, 2.5, 0.16  # inches
+
+# matplotlib knows no colour of the page by name: each of these is put in its place when all is drawn.
+INK, INSIDE, OUTSIDE, LOST = "#000001", "#000002", "#000003", "#000004"
+COLOURS = {INK: "currentColor", INSIDE: "var(--inside)", OUTSIDE: "var(--outside)", LOST: "var(--lost)"}
+ROLES = {"inside": INSIDE, "outside": OUTSIDE}
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "axes.formatter.useoffset"), False),
+    "font.size": 9.0,
+    "lines.linewidth": 1.4,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a site's name may hold a $
+}
+
+
+def plots(summary: Any, rounds: pd.DataFrame, lost: Collection[int]) -> Iterator[tuple[str, str]]:
+    """Title and SVG of each plot that has something to show; `lost` are the rounds in which something was."""
+    sites, score = summary["sites"], summary["metric"].split("/", 1)[1]
+    known = {site: found for site, found in sites.items() if found.get(score) is not None}
+    each, height = (_bars, 0.8 + BAR * len(known)) if len(known) <= BARS else (_histogram, HEIGHT)
+    higher = summary["direction"] == "higher"
+    for title, draw, inches in (
+        (f"{score} over rounds", partial(_scores, rounds=rounds, score=score), HEIGHT),
+        (f"last {score} of the sites", partial(each, known=known, score=score, higher=higher), height),
+        ("training loss", partial(_line, rounds=rounds, column="loss", label="", color=INSIDE), HEIGHT),
+        ("seconds of a round", partial(_seconds, rounds=rounds, lost=lost), HEIGHT),
+        ("bytes of a round", partial(_bytes, rounds=rounds), HEIGHT),
+    ):
+        if svg := drawn(title, draw, inches):
+            yield title, svg
+
+
+def drawn(title: str, draw: Callable[[Axes], object], height: float) -> str:
+    """What `draw` puts between its axes, or nothing if that is nothing."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it makes a list of fonts is nobody's concern
+    from matplotlib import style  # takes a second, which only the end of a run has
+    from matplotlib.figure import Figure
+
+    with warnings.catch_warnings(), style.context(["default", {**STYLE, "svg.hashsalt": title}]):
+        warnings.simplefilter("ignore")  # letters that its own font lacks: the reader's browser has them
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        if not axes.has_data():
+            return ""
+        if labels := axes.get_legend_handles_labels()[1]:
+            figure.legend(loc="outside upper left", ncols=2 if len(labels) > 3 else 3)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # as it lies now: laid out for SVG, it may count on other ticks than it draws
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    return _inked(file.getvalue())
+
+
+def _inked(text: str) -> str:
+    """The `svg` element alone, in the page's colours, without the ids of groups, which several plots share."""
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+    return re.sub(": (#00000[1-4])", lambda match: f": {COLOURS[match[1]]}", text)
+
+
+def _scores(axes: Axes, rounds: pd.DataFrame, score: str) -> None:
+    for role, colour in ROLES.items():
+        mean, worst, plain = (f"{role}/{score}{end}" for end in ("/mean", "/worst", "@global/mean"))
+        _line(axes, rounds, mean, f"{role}, mean", color=colour)
+        for column, label, line in ((worst, "worst", ":"), (plain, "mean @global", "--")):
+            if mean not in rounds or column not in rounds or not rounds[column].equals(rounds[mean]):
+                _line(axes, rounds, column, f"{role}, {label}", color=colour, linestyle=line)
+
+
+def _line(axes: Axes, rounds: pd.DataFrame, column: str, label: str, **look: Any) -> None:
+    """A column of rounds.parquet, where there is one, over the rounds that have it."""
+    axes.set_xlabel("round")
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    axes.set_xlim(0.5, rounds["round"].max() + 0.5 if len(rounds) else 1.5)
+    if column in rounds:
+        known = rounds[["round", column]].astype(float).dropna()
+        if len(known):
+            marker = "." if len(known) <= DOTS else ""
+            axes.plot(known["round"], known[column], label=label, marker=marker, **look)
+
+
+def _bars(axes: Axes, known: Mapping[str, Any], score: str, higher: bool) -> None:
+    """A bar for each site, the best on top, and the global model's score where it is another."""
+    order = sorted(known, key=lambda site: known[site][score], reverse=not higher)
+    for role, colour in ROLES.items():
+        at = [place for place, site in enumerate(order) if known[site]["role"] == role]
+        if at:
+            axes.barh(at, [known[order[place]][score] for place in at], color=colour, label=role)
+    plain = [(known[site].get(f"{score}@global"), place) for place, site in enumerate(order)]
+    other = [(value, place) for value, place in plain if value not in (None, known[order[place]][score])]
+    if other:
+        axes.plot(*zip(*other, strict=True), "|", color=INK, markersize=8, label="@global")
+    names = [site if len(site) <= NAME else f"{site[: NAME - 1]}…" for site in order]
+    axes.set_yticks(range(len(order)), names, fontsize=8)
+    axes.set_ylim(-0.6, max(len(order), 1) - 0.4)
+    axes.grid(visible=False, axis="y")
+
+
+def _histogram(axes: Axes, known: Mapping[str, Any], score: str, higher: bool) -> None:
+    groups = {role: [found[score] for found in known.values() if found["role"] == role] for role in ROLES}
+    roles = [role for role, values in groups.items() if values]
+    axes.hist(
+        [groups[role] for role in roles], bins=30, stacked=True, color=[ROLES[role] for role in roles], label=roles
+    )
+    axes.set_xlabel(f"{score} ({'higher' if higher else 'lower'} is better)")
+    axes.set_ylabel("sites")
+
+
+def _seconds(axes: Axes, rounds: pd.DataFrame, lost: Collection[int]) -> None:
+    _line(axes, rounds, "seconds", "", color=INSIDE)
+    marked = rounds[rounds["round"].isin(lost)]
+    every = math.ceil(len(marked) / MARKS)
+    if every:
+        label = "something was lost" if every == 1 else f"something was lost (one in {every} marked)"
+        axes.plot(marked["round"][::every], marked["seconds"][::every], "x", color=LOST, label=label)
+    _from_zero(axes)
+
+
+def _bytes(axes: Axes, rounds: pd.DataFrame) -> None:
+    for way, colour, line in (("up", INSIDE, "-"), ("down", OUTSIDE, "--"), ("between", INK, ":")):
+        if f"bytes_{way}" in rounds and rounds[f"bytes_{way}"].any():
+            _line(axes, rounds, f"bytes_{way}", way, color=colour, linestyle=line)
+    _from_zero(axes)
+    axes.locator_params(axis="y", integer=True)
+    axes.yaxis.set_major_formatter(lambda value, _: size(value).replace(".0 ", " "))
+
+
+def _from_zero(axes: Axes) -> None:
+    axes.update_datalim([(1, 0)])
+    axes.autoscale_view(scalex=False)
+    axes.set_ylim(bottom=0)

@@ -1,0 +1,123 @@
+"""What a search leaves of its trials, each in a folder of its own, and the tables that are made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysim.config.introspection import as_value
+from raysim.core.atomic_io import write_json
+from raysim.core.errors import ConfigError
+
+SEARCH = "search.yaml"  # what a search was asked, in its folder
+LINEAGE = "lineage.jsonl"  # whose states a trial has taken over, in its folder
+ADOPTED, NOTE = "adopted", "lineage.json"  # what it is taking over, and, once that is whole, the line for the above
+FINAL = ("done", "stopped", "failed")
+
+
+@dataclass
+class Entry:
+    """A trial: trial.json. `status` is running, done (all rounds), stopped (by the scheduler) or failed."""
+
+    number: int
+    values: Mapping[str, Any]
+    status: str = "running"
+    rounds: int = 0
+    seconds: float = 0.0  # of its rounds
+    last: Mapping[str, Any] = field(default_factory=dict)  # metrics, the last known of each
+    best: Mapping[str, Any] = field(default_factory=dict)  # of each objective, over its rounds
+    digests: Mapping[str, str] = field(default_factory=dict)  # by federation
+    cause: str = ""  # of its failure
+    lineage: bool = False  # whether it has taken another trial's state (PBT)
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status not in FINAL
+
+    @property
+    def state(self) -> str:
+        """Its status, for who reads it when nobody may be playing it any more."""
+        return "unfinished" if self.unfinished else self.status
+
+
+def folder_of(out: Path, number: int) -> Path:
+    """The folder of trial `number`."""
+    return out / "trials" / f"{number:04}"
+
+
+def save(out: Path, entry: Entry) -> None:
+    """Write trial.json, whole or not at all."""
+    folder = folder_of(out, entry.number)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "trial.json", vars(entry))
+
+
+def load(out: Path) -> list[Entry]:
+    """The trials of a search, by number; one whose file is torn is as if it had not begun.
+
+    Raises ConfigError for one that another version of raysim has written.
+    """
+    found = []
+    for path in sorted((out / "trials").glob("*/trial.json")):
+        try:
+            found.append(_entry(path.parent))
+        except TypeError as error:
+            raise ConfigError(
+                f"{path} is not as this raysim writes it ({error}); go on with the one that did"
+            ) from error
+        except ValueError:
+            continue
+    return sorted(found, key=lambda entry: entry.number)
+
+
+def _entry(folder: Path) -> Entry:
+    entry = Entry(**json.loads((folder / "trial.json").read_text()))
+    entry.values = {key: as_value(value) for key, value in entry.values.items()}
+    follow(entry, folder)
+    return entry
+
+
+def follow(entry: Entry, folder: Path) -> None:
+    """Give the entry of the trial in `folder` the values that it went on with, if it has taken another's state."""
+    taken = lineage(folder)
+    entry.lineage = bool(taken)
+    if taken:
+        entry.values = {key: as_value(value) for key, value in taken[-1]["values"].items()}
+
+
+def lineage(folder: Path) -> list[dict[str, Any]]:
+    """Whose states the trial in `folder` has taken over, and what values it went on with (PBT)."""
+    path, last = folder / LINEAGE, folder / ADOPTED / NOTE
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    pending = [json.loads(last.read_text())] if last.exists() else []
+    return found if found[-1:] == pending else [*found, *pending]
+
+
+def ended(folder: Path) -> Entry | None:
+    """The trial in `folder`, if an earlier session has seen its end."""
+    with suppress(OSError, ValueError, TypeError):
+        entry = _entry(folder)
+        return None if entry.unfinished else entry
+    return None
+
+
+def federations(folder: Path) -> dict[str, Path]:
+    """The runs of a trial by name: one in its own folder, or each in one below it."""
+    if (folder / "log.jsonl").exists():
+        return {"": folder}
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/log.jsonl"))}
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rounds in a run's log, without what a crash left unfinished."""
+    path = folder / "log.jsonl"
+    if path.exists():
+        with path.open() as file:
+            for line in file:
+                if line.endswith("\n"):
+                    with suppress(ValueError):
+                        yield json.loads(line)[0]

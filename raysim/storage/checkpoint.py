@@ -1,0 +1,121 @@
+"""Checkpoints: everything a run goes on from, in JSON and safetensors, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from raysim.core.errors import RunError
+from raysim.core.results import Start
+from raysim.storage.serialization import decode, encode
+
+KEPT = 2  # the last one, and the one before it in case the last is damaged
+
+
+def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any]) -> Path:
+    """Write `folder/round_NNNN` after round `number`, then drop all but the newest two.
+
+    It appears under its name only when every file in it is on the disk. A site's memory is a file of its own, so
+    that `memories` may be read one at a time.
+    """
+    final = folder / f"round_{number:04d}"
+    partial = folder / f".{final.name}.{os.getpid()}"
+    for torn in folder.glob(".round_*"):  # what a crash or a full disk left
+        shutil.rmtree(torn, ignore_errors=True)
+    (partial / "memories").mkdir(parents=True)
+    sums = _write_tree(partial, "state", state)
+    for site, memory in memories.items():
+        sums |= _write_tree(partial, f"memories/{site}", memory)
+    index = {"round": number, "sites": list(memories), "sha256": sums}
+    _write(partial / "checkpoint.json", json.dumps(index, indent=1).encode())
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one, if the run went on from the one before
+    partial.rename(final)
+    _sync(folder)
+    for old in sorted(folder.glob("round_*"), key=_number)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def read(path: Path, trusted: Collection[str] = ()) -> Start[Any]:
+    """The start that `path` holds. Raises RunError if a file is missing or its bits have changed."""
+    try:
+        index = json.loads((path / "checkpoint.json").read_bytes())
+        _inside(path, [*index["sha256"], *(f"memories/{site}" for site in index["sites"])])
+        for name, expected in index["sha256"].items():
+            if hashlib.sha256((path / name).read_bytes()).hexdigest() != expected:
+                raise RunError(f"checkpoint {path} is damaged: {name} has changed since it was written")
+        state = _read_tree(path, "state", trusted)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"checkpoint {path} cannot be read: {error}") from error
+    return Start(index["round"], state, _Memories(path, index["sites"], trusted))
+
+
+def _inside(path: Path, names: Sequence[str]) -> None:
+    """Raises RunError for a name that leads out of the checkpoint's folder."""
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RunError(f"checkpoint {path} names {name}, which lies outside of it: it was not written by raysim")
+
+
+class _Memories(Mapping[str, Any]):
+    """The memories in a checkpoint, each read when it is asked for: those of all sites may not fit together."""
+
+    def __init__(self, path: Path, sites: Sequence[str], trusted: Collection[str]) -> None:
+        self._path, self._sites, self._trusted = path, sites, trusted
+
+    def __getitem__(self, site: str) -> Any:
+        if site not in self._sites:
+            raise KeyError(site)
+        return _read_tree(self._path, f"memories/{site}", self._trusted)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """The finished checkpoints in `folder`, the last round's first."""
+    yield from sorted(folder.glob("round_*"), key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("round_"))
+
+
+def _write_tree(folder: Path, name: str, tree: Any) -> dict[str, str]:
+    described, arrays = encode(tree)
+    whole = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+    files = {f"{name}.json": json.dumps(described).encode(), f"{name}.safetensors": save(whole)}
+    for file, content in files.items():
+        _write(folder / file, content)
+    return {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+
+
+def _read_tree(folder: Path, name: str, trusted: Collection[str]) -> Any:
+    described = json.loads((folder / f"{name}.json").read_bytes())
+    return decode(described, load_file(folder / f"{name}.safetensors"), trusted)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    # A rename is only safe from a power cut once the folder itself is on the disk.
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

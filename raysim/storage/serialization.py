@@ -1,0 +1,143 @@
+"""States and memories as a description in JSON and named tensors: what checkpoints hold, without pickle.
+
+Understood: None, bool, int, float, str, arrays, models, and dataclasses, lists, tuples and mappings of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raysim.core.model import Array, Model
+
+TRUSTED = ("raysim", "algorithms")
+
+
+def encode(tree: Any) -> tuple[Any, dict[str, Array]]:
+    """`tree` as a JSON value and the arrays it names; a bare model's arrays bear their own names.
+
+    Raises TypeError, with the place in the tree, for what cannot be kept without pickle.
+    """
+    arrays: dict[str, Array] = {}
+    return _encode(tree, "", arrays), arrays
+
+
+def _encode(tree: Any, at: str, arrays: dict[str, Array]) -> Any:
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    if isinstance(tree, Model):
+        return _encode_model(tree, at, arrays)
+    if isinstance(tree, np.ndarray | np.generic | Tensor):
+        arrays[at or "value"] = np.asarray(tree)
+        return {"array": at or "value", "tensor": isinstance(tree, Tensor)}
+    if is_dataclass(tree) and not isinstance(tree, type):
+        kind = type(tree)
+        held = {f.name: _encode(getattr(tree, f.name), _under(at, f.name), arrays) for f in fields(tree)}
+        return {"dataclass": f"{kind.__module__}:{kind.__qualname__}", "fields": held}
+    if isinstance(tree, Mapping):
+        return {"mapping": [[k, _encode(v, _under(at, _part(k, at)), arrays)] for k, v in tree.items()]}
+    if isinstance(tree, list | tuple):
+        items = [_encode(value, _under(at, str(i)), arrays) for i, value in enumerate(tree)]
+        return {"tuple" if isinstance(tree, tuple) else "list": items}
+    raise TypeError(f"a {type(tree).__name__} at '{at}' cannot be kept in a checkpoint; use {__doc__.splitlines()[2]}")
+
+
+def _encode_model(model: Model, at: str, arrays: dict[str, Array]) -> Any:
+    for name, array in model.items():
+        arrays[_under(at, name)] = array
+    return {"model": [[name, model.schema.index[name].parameter] for name in model], "at": at}
+
+
+def _part(key: Any, at: str) -> str:
+    """The part of its arrays' names that stands for `key`: {"a/b": x}, {"a": {"b": x}}, 1 and "1" stay apart."""
+    if isinstance(key, int):
+        return f"#{key}"
+    if not isinstance(key, str):
+        raise TypeError(f"a key of type {type(key).__name__} at '{at}' cannot be kept; use text or integers")
+    return quote(key, safe=" ")
+
+
+def _under(at: str, name: str) -> str:
+    return f"{at}/{name}" if at else name
+
+
+def decode(value: Any, arrays: Mapping[str, Array], trusted: Collection[str] = ()) -> Any:
+    """The tree that `encode` took apart.
+
+    Dataclasses are taken from raysim, from `algorithms` and from the modules named in `trusted`; a file that names
+    another raises ValueError, since importing a module runs it.
+    """
+    if not isinstance(value, dict):
+        return value
+    if "model" in value:
+        held = {name: arrays[_under(value["at"], name)] for name, _ in value["model"]}
+        return Model.of(held, (name for name, parameter in value["model"] if parameter))
+    if "array" in value:
+        array = arrays[value["array"]]
+        return torch.from_numpy(array.copy()) if value["tensor"] else array
+    if "dataclass" in value:
+        held = {name: decode(item, arrays, trusted) for name, item in value["fields"].items()}
+        return _dataclass(value["dataclass"], trusted)(**held)
+    if "mapping" in value:
+        return {key: decode(item, arrays, trusted) for key, item in value["mapping"]}
+    kind = tuple if "tuple" in value else list
+    return kind(decode(item, arrays, trusted) for item in value["tuple" if kind is tuple else "list"])
+
+
+def _dataclass(name: str, trusted: Collection[str]) -> Any:
+    module, _, qualname = name.partition(":")
+    if module.split(".")[0] not in TRUSTED and module not in trusted:
+        raise ValueError(f"the checkpoint names {name}, which is neither raysim's nor the algorithm's own module")
+    found: Any = import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and is_dataclass(found)):
+        raise ValueError(f"the checkpoint names {name}, which is not a dataclass")
+    return found
+
+
+def digest(state: Any, memories: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of a state and of the sites' memories: of every number, shape, dtype and bit, and of the models' names.
+
+    A dataclass has the stable tag "dataclass" and its values in field order. Its module, its name and the names of its
+    fields are not part of the digest, so that a digest stays the same when code is moved or renamed.
+    """
+    total = hashlib.sha256(_canonical(state))
+    for site in sorted(memories or ()):
+        total.update(f"{site} {digest((memories or {})[site])}".encode())
+    return total.hexdigest()
+
+
+def _canonical(tree: Any) -> bytes:
+    described, arrays = encode(tree)
+    return json.dumps(_tagged(described, arrays), sort_keys=True).encode()
+
+
+def _tagged(described: Any, arrays: Mapping[str, Array]) -> Any:
+    """What `encode` describes, with fingerprints in place of the names of arrays, and tags in place of classes."""
+    if not isinstance(described, dict):
+        return described
+    if "model" in described:
+        at = described["at"]
+        return {"model": [[name, kind, _fingerprint(arrays[_under(at, name)])] for name, kind in described["model"]]}
+    if "array" in described:
+        return {"array": _fingerprint(arrays[described["array"]]), "tensor": described["tensor"]}
+    if "dataclass" in described:
+        return {"dataclass": [_tagged(value, arrays) for value in described["fields"].values()]}
+    if "mapping" in described:
+        return {"mapping": [[key, _tagged(value, arrays)] for key, value in described["mapping"]]}
+    return {kind: [_tagged(item, arrays) for item in items] for kind, items in described.items()}
+
+
+def _fingerprint(array: Array) -> list[Any]:
+    whole = np.asarray(array, order="C")
+    return [whole.dtype.str, list(whole.shape), hashlib.sha256(whole.tobytes()).hexdigest()]

@@ -1,0 +1,58 @@
+"""Makes a task of prepared data, after its network and its loss have been tried on an example's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from raysim.core.contracts import Augment, Data, Scorer, Task
+from raysim.tasks.losses import Loss, check_loss
+from raysim.tasks.networks import check_network, network
+
+
+class Configured(Protocol):
+    """What the configurations of all tasks have."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def network(self) -> Mapping[str, Any]: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+def assembled(
+    config: Configured,
+    *,
+    open: Callable[[str], Data],
+    sizes: Mapping[str, Mapping[str, int]],
+    outside: Collection[str],
+    shape: Sequence[int],
+    classes: int,
+    loss: Loss,
+    score: Scorer,
+    augment: Augment | None,
+    per_voxel: bool,
+) -> Task:
+    """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
+
+    Raises ConfigError where the network or the loss does not fit.
+    """
+    channels, *size = shape
+    factory = network(config.network, spatial_dims=len(size), in_channels=channels, out_channels=classes, size=size)
+    check_network(factory, channels, size, classes, per_voxel)
+    check_loss(loss, classes, size if per_voxel else ())
+    return Task(
+        name=config.name,
+        inside=tuple(site for site in sizes if site not in outside),
+        outside=tuple(site for site in sizes if site in outside),
+        sizes=sizes,
+        shape=tuple(shape),
+        classes=classes,
+        open=open,
+        network=factory,
+        loss=loss,
+        score=score,
+        batch_size=config.batch_size,
+        augment=augment,
+    )

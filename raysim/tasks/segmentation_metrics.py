@@ -1,0 +1,130 @@
+"""Judges segmentations case by case: overlap, and distances between surfaces in mm."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.meandice import compute_dice
+from monai.metrics.surface_distance import compute_average_surface_distance
+
+from raysim.core.contracts import Metrics, Predictor, Split
+from raysim.core.errors import ConfigError
+from raysim.core.network_outputs import full_resolution
+
+Array = np.ndarray[Any, np.dtype[Any]]
+# MONAI warns of an argument that its own code passes.
+warnings.filterwarnings("ignore", "(.|\n)*always_return_as_numpy", FutureWarning)
+Metric = Literal["dice", "hd95", "asd"]
+Measure = Callable[[Array, Array, tuple[float, ...]], float]
+
+
+def dice(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
+    """Dice overlap of two masks (*space), 0 to 1; `label` must not be empty."""
+    return float(compute_dice(_one(predicted), _one(label)))
+
+
+def hd95(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
+    """95th percentile of the distances between two surfaces, in mm; the image's diagonal if nothing is predicted.
+
+    The diagonal is a penalty with a bound, so that a mean over cases stays finite. `label` must not be empty.
+    """
+    if not predicted.any():
+        return _diagonal(label, spacing)
+    distance = compute_hausdorff_distance(
+        _one(predicted), _one(label), include_background=True, percentile=95, spacing=list(spacing)
+    )
+    return float(distance)
+
+
+def asd(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
+    """Mean distance between two surfaces, both ways, in mm; the image's diagonal if nothing is predicted."""
+    if not predicted.any():
+        return _diagonal(label, spacing)
+    distance = compute_average_surface_distance(
+        _one(predicted), _one(label), include_background=True, symmetric=True, spacing=list(spacing)
+    )
+    return float(distance)
+
+
+MEASURES: dict[Metric, Measure] = {"dice": dice, "hd95": hd95, "asd": asd}
+
+
+@dataclass
+class SegmentationScore:
+    """Scorer: `dice` is the mean over foreground classes, then over cases; `dice_<class>` that of one class.
+
+    The same for `hd95` and `asd`, in mm. `classes` starts with the background. A class that a case's label does
+    not have is not judged there, and what is judged nowhere is left out. Slices of one case are judged
+    together, as the volume they come from.
+    """
+
+    classes: tuple[str, ...]
+    metrics: tuple[Metric, ...] = ("dice",)
+    batch_size: int = 8
+    better: Mapping[str, Literal["higher", "lower"]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; leave one out")
+        parts = ["", *(f"_{name}" for name in self.classes[1:] if len(self.classes) > 2)]
+        self.better = {f"{m}{part}": "higher" if m == "dice" else "lower" for m in self.metrics for part in parts}
+
+    def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics:
+        """Each metric that can be judged; nothing for a split without examples or labels."""
+        if not len(split) or split.labels is None:
+            return {}
+        values: dict[str, list[float]] = {name: [] for name in self.better}
+        for predicted, label, spacing in self._volumes(predict, split, split.labels, device):
+            for name, value in self._judged(predicted, label, spacing):
+                values[name].append(value)
+        return {name: float(np.mean(listed)) for name, listed in values.items() if listed}
+
+    def _judged(self, predicted: Array, label: Array, spacing: tuple[float, ...]) -> Iterator[tuple[str, float]]:
+        """The values of one case, by the names in `better`."""
+        present = [(number, name) for number, name in enumerate(self.classes) if number and (label == number).any()]
+        for metric in self.metrics if present else ():
+            measure = MEASURES[metric]
+            each = {name: measure(predicted == number, label == number, spacing) for number, name in present}
+            yield metric, float(np.mean(list(each.values())))
+            if len(self.classes) > 2:
+                yield from ((f"{metric}_{name}", value) for name, value in each.items())
+
+    def _volumes(
+        self, predict: Predictor, split: Split, labels: Array, device: torch.device
+    ) -> Iterator[tuple[Array, Array, tuple[float, ...]]]:
+        """Prediction, label (both *space, slices stacked on the last axis) and spacing of each case."""
+        predicted = self._predicted(predict, split, device)
+        for case in np.unique(split.cases):
+            (at,) = np.nonzero(split.cases == case)
+            spacing = tuple(float(mm) for mm in split.spacing[at[0]])
+            if len(at) == 1:
+                yield predicted[at[0]], labels[at[0], 0], spacing[: labels.ndim - 2]
+            else:
+                yield np.moveaxis(predicted[at], 0, -1), np.moveaxis(labels[at, 0], 0, -1), spacing
+
+    def _predicted(self, predict: Predictor, split: Split, device: torch.device) -> Array:
+        """Class indices (N, *space), predicted in batches."""
+        batches = answers(predict, split, self.batch_size, device)
+        return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy() for logits in batches])
+
+
+@torch.no_grad()  # not inference_mode, inside which a predictor that adapts itself could not turn gradients on
+def answers(predict: Predictor, split: Split, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """The logits (B, K, *space) of each batch of the split, in order."""
+    for start in range(0, len(split), batch_size):
+        inputs = torch.from_numpy(np.ascontiguousarray(split.inputs[start : start + batch_size]))
+        yield full_resolution(predict(inputs.to(device)), inputs.ndim)
+
+
+def _one(mask: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
+
+
+def _diagonal(label: Array, spacing: tuple[float, ...]) -> float:
+    return float(np.linalg.norm(np.array(label.shape) * np.array(spacing)))

@@ -1,0 +1,88 @@
+"""Which part of a segmentation network is its encoder, said once for each family of MONAI's networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.networks.layers.simplelayers import SkipConnection
+from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.unet import UNet
+from torch import Tensor, nn
+
+from raysim.core.errors import ConfigError
+from raysim.core.model import Model, weights
+
+
+def _basic_unet(net: Any) -> list[nn.Module]:
+    return [net.conv_0, net.down_1, net.down_2, net.down_3, net.down_4]
+
+
+def _unet(net: Any) -> list[nn.Module]:
+    """The ways down and the bottom: each level is (down, skip connection round the next level, up)."""
+    stages, block = list[nn.Module](), net.model
+    while isinstance(block, nn.Sequential) and len(block) == 3 and isinstance(block[1], SkipConnection):
+        stages.append(block[0])
+        block = block[1].submodule
+    return [*stages, block]
+
+
+def _dynunet(net: Any) -> list[nn.Module]:
+    return [net.input_block, *net.downsamples, net.bottleneck]
+
+
+def _segresnet(net: Any) -> list[nn.Module]:
+    dropout = [] if net.dropout_prob is None else [net.dropout]
+    return [net.convInit, *dropout, *net.down_layers]
+
+
+FAMILIES: Mapping[type[nn.Module], Callable[[Any], list[nn.Module]]] = {
+    BasicUNet: _basic_unet,
+    UNet: _unet,
+    DynUNet: _dynunet,
+    SegResNet: _segresnet,
+}
+
+
+def encoder(net: nn.Module) -> nn.Sequential:
+    """The encoder of `net`, its own layers: images (B, C, *space) -> the deepest features (B, F, *coarse).
+
+    Raises ConfigError, by name, for a network of which it is not known where its encoder ends.
+    """
+    stages = FAMILIES.get(type(net))
+    if stages is None:
+        known = ", ".join(family.__name__ for family in FAMILIES)
+        raise ConfigError(f"pre-training needs a network whose encoder is known: {known}; {type(net).__name__} is none")
+    return nn.Sequential(*stages(net))
+
+
+class Pooled(nn.Module):
+    """Encoder, mean over space, head: images (B, C, *space) -> (B, D)."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.encoder(images).flatten(2).mean(2))
+        return answer
+
+
+@torch.no_grad()
+def width(encoder: nn.Module, shape: Sequence[int]) -> int:
+    """How many channels the deepest features of an example of this `shape` have."""
+    training = encoder.training
+    place = next(encoder.parameters()).device
+    features: Tensor = encoder.eval()(torch.zeros(1, *shape, device=place))
+    encoder.train(training)
+    return features.shape[1]
+
+
+def encoder_weights(net: nn.Module) -> Model:
+    """The weights of `net` that its encoder has, buffers included, by their names in `net`, each of them."""
+    own = {id(tensor) for tensor in encoder(net).state_dict(keep_vars=True).values()}
+    names = [name for name, tensor in net.state_dict(keep_vars=True).items() if id(tensor) in own]
+    return weights(net).only(names)

@@ -1,0 +1,243 @@
+"""What holds for every algorithm in `algorithms/`, on the synthetic task, whatever it does."""
+
+from __future__ import annotations
+
+import atexit
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, fields, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from raysim import LocalFleet, Start, Task, federate
+from raysim.config.introspection import documented
+from raysim.config.merge import parse, resolve
+from raysim.core.registry import algorithm_class, algorithms
+from raysim.core.seeding import seeded
+from raysim.storage.checkpoint import read, write
+from raysim.storage.serialization import digest
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+from tests.support import remote
+
+ROUNDS = 4
+every_algorithm = pytest.mark.parametrize("name", sorted(algorithms()))
+
+
+@cache
+def task() -> Task:
+    """Three sites and an outside one, with batch normalisation, so that there are buffers to carry."""
+    data = SyntheticData(sites=3, outside=("far",), cases=4, val=0, test=2, unlabelled=2, size=(16, 16))
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
+    return Synthetic(data=data, network=network, batch_size=2).build()
+
+
+def algorithm(name: str, **values: Any) -> Any:
+    return algorithm_class(name)(**values)
+
+
+def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], Any]:
+    """The rounds, and the fleet they ran on."""
+    fleet = fleet or LocalFleet(task(), seed=options.get("seed", 0), rounds=ROUNDS)
+    return list(federate(algorithm, task(), fleet, rounds=ROUNDS, **options)), fleet
+
+
+def memories(fleet: Any) -> dict[str, Any]:
+    return dict(fleet.memories())
+
+
+@cache
+def whole(name: str) -> str:
+    """The digest of an uninterrupted run."""
+    rounds, fleet = run(algorithm(name))
+    return digest(rounds[-1].state, memories(fleet))
+
+
+@every_algorithm
+def test_runs_and_judges_every_inside_site(name: str) -> None:
+    rounds, _ = run(algorithm(name))
+    assert [r.number for r in rounds] == [1, 2, 3, 4]
+    assert {s.site for s in rounds[-1].scores if s.split == "test"} >= set(task().inside)
+    assert all(np.isfinite(s.value) for r in rounds for s in r.scores)
+    assert all(r.loss is None or np.isfinite(r.loss) for r in rounds)
+
+
+@every_algorithm
+def test_same_seed_same_bits_and_another_seed_others(name: str) -> None:
+    rounds, fleet = run(algorithm(name))
+    assert digest(rounds[-1].state, memories(fleet)) == whole(name)
+    rounds, fleet = run(algorithm(name), seed=1)
+    assert digest(rounds[-1].state, memories(fleet)) != whole(name)
+
+
+def resumed(algorithm: Any, folder: Path, after: int = 2) -> str:
+    """The digest of a run that stopped after so many rounds and went on from its checkpoint, in another fleet."""
+    first = LocalFleet(task(), rounds=ROUNDS)
+    rounds = federate(algorithm, task(), first, rounds=ROUNDS)
+    half = [r for _, r in zip(range(after), rounds, strict=False)][-1]
+    start = read(write(folder, after, half.state, memories(first)))
+    assert isinstance(start, Start)
+    later, second = run(algorithm, start=start)
+    assert [r.number for r in later] == list(range(after + 1, ROUNDS + 1))
+    return digest(later[-1].state, memories(second))
+
+
+@every_algorithm
+def test_stopped_and_resumed_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    assert resumed(algorithm(name), tmp_path) == whole(name)
+
+
+@every_algorithm
+@pytest.mark.parametrize("buffers", ["local", "reset"])
+def test_resumes_under_every_policy_of_buffers(name: str, buffers: str, tmp_path: Path) -> None:
+    if "buffers" not in {field.name for field in fields(algorithm_class(name))}:
+        pytest.skip(f"{name} has no buffers to keep")
+    mine = algorithm(name, buffers=buffers)
+    rounds, fleet = run(mine)
+    assert resumed(mine, tmp_path, after=1) == digest(rounds[-1].state, memories(fleet))
+
+
+@every_algorithm
+@pytest.mark.parametrize("cohort", [0.5, 1])
+def test_a_part_of_the_sites_is_enough_for_a_round(name: str, cohort: float | int) -> None:
+    rounds, _ = run(algorithm(name), cohort=cohort)
+    assert all(len(r.cohort) == (2 if cohort == 0.5 else 1) for r in rounds)
+    assert len({r.cohort for r in rounds}) > 1
+    assert all(set(r.traffic.up) <= set(r.cohort) for r in rounds)
+
+
+@every_algorithm
+def test_the_order_of_sites_is_irrelevant(name: str) -> None:
+    mine, states = algorithm(name), []
+    for sites in (task().inside, tuple(reversed(task().inside))):
+        fleet = LocalFleet(task(), rounds=ROUNDS)
+        with seeded(0, "init"):
+            start = mine.init(task())
+        state, _ = mine.round(fleet.at(sites), start)
+        states.append(digest(state, memories(fleet)))
+    assert states[0] == states[1]
+
+
+@every_algorithm
+def test_data_stay_as_they_are(name: str) -> None:
+    fleet = LocalFleet(task(), rounds=ROUNDS)
+    before = {site: digest(task().open(site).train.inputs) for site in task().inside}
+    run(algorithm(name), fleet)
+    assert {site: digest(fleet.worker.opened[site].train.inputs) for site in task().inside} == before
+
+
+@every_algorithm
+def test_is_a_value(name: str) -> None:
+    mine = algorithm(name)
+    assert pickle.loads(pickle.dumps(mine)) == mine
+    assert hash(mine) == hash(algorithm(name))
+    assert all(f"{field.name}=" in repr(mine) for field in fields(mine))
+    changed = replace(mine, lr=0.5)
+    assert (changed.lr, changed == mine) == (0.5, False)
+    with pytest.raises(FrozenInstanceError):
+        mine.lr = 1.0
+
+
+@every_algorithm
+def test_every_field_says_what_it_is(name: str) -> None:
+    rows = documented(algorithm_class(name))
+    assert rows
+    assert [row.name for row in rows if not row.doc] == []
+    assert algorithms()[name]
+
+
+@pytest.fixture(scope="module")
+def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
+    """Three client actors for the task, as the server would start them."""
+    import ray
+
+    actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2, 3)}
+    yield actors
+    for actor in actors.values():
+        ray.kill(actor)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("count", [1, 2, 3])
+@every_algorithm
+def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
+    rounds, fleet = run(algorithm(name), on_ray(client_actors, count))
+    assert digest(rounds[-1].state, memories(fleet)) == whole(name)
+
+
+def on_ray(client_actors: dict[str, Any], count: int) -> Any:
+    from raysim.distributed.load_balancing import assign
+    from raysim.distributed.ray_fleet import RayFleet
+
+    actors = dict(list(client_actors.items())[:count])
+    home = assign(dict.fromkeys((*task().inside, *task().outside), 1.0), list(actors))
+    start = partial(remote.start_client, task=task())
+    return RayFleet(task(), actors, home, start, seed=0, rounds=ROUNDS)
+
+
+@pytest.mark.ray
+@every_algorithm
+def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
+    import ray
+
+    fleet = on_ray(client_actors, 2)
+    fleet.places = {actor: ray.get(handle.place.remote()) for actor, handle in fleet.actors.items()}
+    fleet.kills = {3: ("client",)}  # after the first answer of round 3
+    *_, last = federate(algorithm(name), task(), fleet, rounds=ROUNDS)
+    client_actors.update(fleet.actors)
+    assert fleet.ledger.moved >= 1
+    assert digest(last.state, memories(fleet)) == whole(name)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["fedavg", "localonly", "fcl"])  # with a state, with memories, with exchanges
+def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
+    import ray
+
+    fleet = on_ray(client_actors, 2)
+    for last in federate(algorithm(name), task(), fleet, rounds=ROUNDS):
+        assert bool(last.incidents) == (last.number == 3)
+        if last.number == 2:
+            ray.kill(fleet.actors["client-1"])
+    client_actors.update(fleet.actors)
+    assert fleet.ledger.moved >= 1
+    assert digest(last.state, memories(fleet)) == whole(name)
+
+
+@cache
+def pictures() -> tuple[Path, pd.DataFrame]:
+    """Three sites of three pictures each, and the table of them."""
+    folder, rows = Path(tempfile.mkdtemp(prefix="raysim-test-")), []
+    rng = np.random.default_rng(0)
+    for site in ("east", "north", "south"):
+        for number, split in enumerate(("train", "train", "train", "test")):
+            image, label = (f"{site}-{number}-{what}.png" for what in ("image", "label"))
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(folder / image)
+            Image.fromarray((rng.random((16, 16)) < 0.5).astype(np.uint8)).save(folder / label)
+            rows.append((site, split, image, label, ("lower", "upper")[number % 2]))
+    atexit.register(shutil.rmtree, folder)
+    return folder, pd.DataFrame(rows, columns=["site", "split", "image", "label", "partition"])
+
+
+@every_algorithm
+def test_the_order_of_rows_in_the_table_is_irrelevant(name: str, tmp_path: Path) -> None:
+    folder, table = pictures()
+    found = []
+    for seed in (None, 1):
+        path = folder / f"{name}-{seed}.csv"
+        (table if seed is None else table.sample(frac=1, random_state=seed)).to_csv(path, index=False)
+        words = ["task=segmentation", f"task.data.table={path}", f"algorithm={name}", "task.batch_size=2"]
+        words += ["task.network={name: unet, channels: [2, 4], strides: [2]}", f"task.data.cache={tmp_path}"]
+        config = resolve(parse(words))
+        mine = config.task.build()
+        fleet = LocalFleet(mine, rounds=2)
+        *_, end = federate(config.algorithm, mine, fleet, rounds=2)
+        found.append(digest(end.state, memories(fleet)))
+    assert found[0] == found[1]

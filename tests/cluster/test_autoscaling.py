@@ -1,0 +1,138 @@
+"""What a cluster may grow by, as its files tell it, and what waits for it to grow."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+from raysim.core.errors import ConfigError
+from raysim.distributed import autoscaling
+from raysim.distributed.resources import Node
+from tests.support.hosts import Host, hosts, why_not
+from tests.support.paths import ROOT
+
+
+def test_a_variable_tells_what_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSIM_GROWS", "{max_workers: 3, resources: {CPU: 8, GPU: 1}}")
+    assert autoscaling.beside([Node("a", 8, 1)]) == [Node("new node", 8, 1)] * 2
+    assert autoscaling.beside([Node("a", 8, 1)] * 3) == []
+    for wrong in ("8", "{max_workers: 8, resources: {cpu: 8}}", "{max_workers: many, resources: {CPU: 8}}"):
+        monkeypatch.setenv("RAYSIM_GROWS", wrong)
+        with pytest.raises(ConfigError, match=re.escape(f"RAYSIM_GROWS='{wrong}': expected such as")):
+            autoscaling.beside([])
+    monkeypatch.setenv("RAYSIM_GROWS", "{max_workers: 0, resources: {CPU: 1}}")
+    assert not autoscaling.grows()
+    assert autoscaling.coming() == []
+
+
+def test_of_several_kinds_those_come_that_there_are_not_enough_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYSIM_GROWS", raising=False)
+    kinds = {
+        "head": {"resources": {"CPU": 4}},
+        "cpu": {"resources": {"CPU": 16}, "max_workers": 4},
+        "gpu": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 2},
+    }
+    config = {"max_workers": 4, "provider": {"type": "aws"}, "head_node_type": "head", "available_node_types": kinds}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(autoscaling, "BOOTSTRAP", str(tmp_path / "config.yaml"))
+    gpu, cpu = Node("new gpu", 8, 1), Node("new cpu", 16, 0)
+    assert autoscaling.beside([]) == [gpu, gpu, cpu, cpu]
+    assert autoscaling.beside([Node("a", 16, 0)] * 2) == [gpu, gpu]
+    assert autoscaling.beside([Node("a", 8, 1)] * 2) == [cpu, cpu]
+
+
+def test_the_file_of_ray_up_tells_it_on_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYSIM_GROWS", raising=False)
+    monkeypatch.setattr(autoscaling, "BOOTSTRAP", str(tmp_path / "config.yaml"))
+    assert autoscaling.beside([]) == []
+    config = yaml.safe_load((ROOT / "cluster" / "gpu.yaml").read_text())
+    config["available_node_types"]["gpu"]["resources"] = {
+        "CPU": 8,
+        "GPU": 1,
+    }  # as Ray fills it in, by the kind of machine
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert autoscaling.beside([]) == [Node("new gpu", 8, 1)] * 8
+    assert len(autoscaling.beside([Node("a", 8, 1)] * 5)) == 3
+
+
+WORK = (
+    *("task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4", "task.data.val=2"),
+    *("task.data.test=2", "task.batch_size=2", "rounds=2", "resources.cpus_per_client=2", "address=auto"),
+)
+KIND = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 3}
+FAKE = {  # Ray's own provider of nodes that are processes of this machine
+    "cluster_name": "fake",
+    "max_workers": 3,
+    "idle_timeout_minutes": 0.2,
+    "upscaling_speed": 8.0,
+    # By its module: of the kind fake_multinode the wheel lacks the defaults.
+    "provider": {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "launch_multiple": True,
+        "head_node_id": FAKE_HEAD_NODE_ID,
+    },
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+        "worker": KIND,
+    },
+    "head_node_type": "ray.head.default",
+    **{name: {} for name in ("auth", "docker", "file_mounts")},
+    **{f"{of}setup_commands": [] for of in ("", "head_", "worker_")},
+    **{name: [] for name in ("initialization_commands", "cluster_synced_files")},
+    **{f"{of}_start_ray_commands": [] for of in ("head", "worker")},
+}
+SETTINGS = {
+    "RAY_FAKE_CLUSTER": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    "RAYSIM_GROWS": "{max_workers: 3, resources: {CPU: 2}}",
+}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_run_and_a_search_wait_for_the_nodes_that_an_autoscaler_starts(tmp_path: Path) -> None:
+    (tmp_path / "fake.yaml").write_text(json.dumps(FAKE))
+    with hosts(tmp_path, 1) as (_, (head,)):
+
+        def raysim(*words: str) -> str:
+            done = head.run(sys.executable, "-m", "raysim", *words, env=SETTINGS, timeout=250)
+            assert done.returncode == 0, done.stdout
+            return str(done.stdout)
+
+        where = ["--node-ip-address=10.77.0.1", "--include-dashboard=false", "--object-store-memory=200000000"]
+        words = ["ray", "start", "--head", "--num-cpus=1", f"--autoscaling-config={tmp_path / 'fake.yaml'}", *where]
+        started = head.run(*words, env=SETTINGS)
+        assert started.returncode == 0, started.stdout
+        said = raysim("run", *WORK, "resources.clients=3", "--out", str(tmp_path / "run"))
+        assert "asked for 3 x 2 CPU: 1 nodes of at most 4" in said
+        assert re.search("[0-3] nodes starting, [0-9]+ s", said)
+        places = json.loads((tmp_path / "run" / "placement.json").read_text())  # of those that came in time
+        assert {place["node"] for place in places if "node" in place}
+        until_alone(head)  # so that the search finds no node but the head
+        search = ["--space", "algorithm.lr=grid(0.001,0.01)", "--searcher", "grid", "--out", str(tmp_path / "search")]
+        assert "its autoscaler is asked for nodes" in raysim("tune", *WORK, *search)
+        assert list(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"]) == ["done"] * 2
+
+
+def until_alone(head: Host) -> None:
+    """Wait until the idle workers are gone."""
+    code = "import ray; ray.init('auto', logging_level=40); print('alive', sum(n['Alive'] for n in ray.nodes()))"
+    end = time.monotonic() + 180
+    while "alive 1" not in (said := head.run(sys.executable, "-c", code, env=SETTINGS).stdout):
+        assert time.monotonic() < end, said
+        time.sleep(2)

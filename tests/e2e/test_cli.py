@@ -1,0 +1,370 @@
+"""The command line: exit codes, messages, what a run leaves, and what a refused one does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from raysim._version import __version__
+from raysim.cli.main import main
+
+SMALL = (
+    *("rounds=2", "task.data.sites=3", "task.data.size=[16,16]", "task.data.cases=4", "task.data.test=2"),
+    *("task.data.val=0", "network={name: unet, channels: [2, 4], strides: [2]}", "task.batch_size=2"),
+)
+LOCAL = (*SMALL, "fleet=local")
+
+MINE = '''
+"""A user's own algorithm: FedAvg that meets trouble in the third round, if it is asked to."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from raysim import LocalTraining, Model, Reply, mean, weights
+
+
+@dataclass(frozen=True)
+class Known:
+    model: Model
+    rounds: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(LocalTraining):
+    trouble: Annotated[str, "what happens in the third round"] = "none"
+
+    def init(self, task):
+        return Known(weights(task.network()))
+
+    def client(self, site, model):
+        net = site.load(model)
+        if self.trouble == "nan" and site.round == 2 and site.name == "site-02":
+            next(net.parameters()).data.fill_(float("nan"))
+        if self.trouble == "bug" and site.round == 2 and site.name == "site-02":
+            raise LookupError("no such organ")
+        return Reply(weights(net), metrics={"loss": self.fit(net, site)})
+
+    def round(self, fleet, state):
+        return Known(mean(fleet.map(self.client, state.model)), state.rounds + 1), {}
+
+    def predictor(self, site, state):
+        return site.answer(state.model)
+'''
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "my_algorithm.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory
+    yield
+    sys.modules.pop("my_algorithm", None)
+
+
+def shell(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command as a person types it."""
+    return subprocess.run([raysim(), *words], capture_output=True, text=True, timeout=120, check=False)
+
+
+def raysim() -> str:
+    found = shutil.which("raysim", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert found, "raysim is not installed: pip install -e ."
+    return found
+
+
+def summary(folder: str) -> Any:
+    return json.loads((Path(folder) / "summary.json").read_text())
+
+
+def test_the_version() -> None:
+    done = shell("--version")
+    assert (done.returncode, done.stdout) == (0, f"raysim {__version__}\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["data", "scan", "--help"], []])
+def test_help_comes_without_torch_and_ray(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom raysim.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    assert not end.code\nprint('heavy', [m for m in ('torch', 'ray', 'monai', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("heavy []\n")
+    assert "usage: raysim" in done.stdout
+
+
+def test_help_of_run_shows_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = capsys.readouterr().out
+    for key in (
+        "rounds",
+        "cohort.size",
+        "cohort.dropout",
+        "evaluate_every",
+        "resources.gpus_per_client",
+        "resources.clients",
+        "address",
+    ):
+        assert re.search(rf"^  {re.escape(key)} .*\(default: .+\)$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["frun"], "invalid choice: 'frun'"),
+        (["run", "--config"], "expected one argument"),
+        (["list", "hospitals"], "invalid choice: 'hospitals'"),
+    ],
+)
+def test_a_wrong_command_is_wrong_usage(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+REFUSED = [
+    (["--rounds=3"], "unknown argument '--rounds=3'; see raysim run --help"),
+    (["rounds"], "cannot read 'rounds': expected key=value"),
+    (["rondus=3"], "unknown key 'rondus' (did you mean 'rounds'?)"),
+    (["algorithm.lrr=3"], "unknown key 'algorithm.lrr' (did you mean 'algorithm.lr'?)"),
+    (["algorithm.lr=-1"], "algorithm.lr=-1: expected greater than 0"),
+    (["algorithm=fedavgg"], "unknown algorithm 'fedavgg' (did you mean 'fedavg'?)"),
+    (["algorithm=my_algorithm:Yours"], "the module my_algorithm has no Yours"),
+    (["task=synthetik"], "unknown task 'synthetik' (did you mean 'synthetic'?)"),
+    (["network=unett"], "unknown network 'unett'"),
+    (["network.chanels=[4,8]"], "'chanels'"),
+    (["network={name: unet, channels: [2, 4, 8, 16, 32, 64], strides: [2, 2, 2, 2, 2]}"], "fails on an image"),
+    (["task.data.sites=0"], "task.data.sites=0: expected greater than 0"),
+    (["task.data.outside=[site-01]"], "each outside site needs a name of its own"),
+    (["cohort=4"], "cohort=4: expected a fraction up to 1.0, or 1 to 3 sites"),
+    (["cohort=1.5"], "cohort=1.5: expected a fraction up to 1.0, or 1 to 3 sites"),
+    (["metric=dice"], "metric='dice': expected one of inside/test/dice"),
+    (["-c", "none.yaml"], "cannot read the configuration none.yaml: No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words[-1] for words, _ in REFUSED])
+def test_wrong_input_is_refused_and_nothing_written(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", *LOCAL, *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("raysim: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+@pytest.mark.parametrize("words", [["rounds=0"], ["rounds=1", "algorithm=nope"]])
+def test_a_refusal_from_the_shell(words: list[str]) -> None:
+    done = shell("run", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("raysim: ")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_output_that_exists_is_refused_and_left_alone(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    kept = old
+    if kind == "folder":
+        old.mkdir()
+        kept = old / "summary.json"
+    kept.write_text("precious")
+    assert main(["run", *LOCAL, "--out", "old"]) == 2
+    assert "--out old exists already" in capsys.readouterr().err
+    assert kept.read_text() == "precious"
+    assert kind == "file" or list(old.iterdir()) == [kept]
+
+
+def test_an_output_that_cannot_be_made_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("")
+    assert main(["run", *LOCAL, "--out", "file/run"]) == 2
+    assert "cannot make the run's folder" in capsys.readouterr().err
+
+
+def test_a_run_leaves_its_files_and_repeats(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *LOCAL, "seed=3", "algorithm=fedprox", "algorithm.mu=1e-1", "cohort=2", "--out", "one"]) == 0
+    shown = capsys.readouterr().out
+    assert {path.name for path in Path("one").iterdir()} == {
+        *("config.yaml", "env.json", "placement.json", "rounds.parquet", "sites.parquet", "summary.json"),
+        *("checkpoints", "tensorboard", "log.jsonl", "report.html"),
+    }
+    first = summary("one")
+    assert (first["status"], first["algorithm"], first["task"], first["seed"]) == ("done", "fedprox", "synthetic", 3)
+    assert first["digest"] in shown
+    assert len(re.findall(r"^round \d/2 ", shown, re.MULTILINE)) == 2
+    assert "site-03" in shown
+    assert yaml.safe_load(Path("one/config.yaml").read_text())["algorithm"]["mu"] == 0.1
+    assert json.loads(Path("one/env.json").read_text())["raysim"] == __version__
+    assert [place["site"] for place in json.loads(Path("one/placement.json").read_text())] == [
+        *("outside-1", "site-01", "site-02", "site-03")
+    ]
+
+    assert main(["run", "-c", "one/config.yaml", "--out", "two"]) == 0
+    assert summary("two")["digest"] == first["digest"]
+    assert main(["run", "-c", "one/config.yaml", "seed=4", "--out", "three"]) == 0
+    assert summary("three")["digest"] != first["digest"]
+
+
+def test_folders_are_numbered_where_none_is_given() -> None:
+    for _ in range(2):
+        assert main(["run", *LOCAL, "rounds=1", "task.data.sites=1"]) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["fedavg-synthetic-001", "fedavg-synthetic-002"]
+
+
+def test_ones_own_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *LOCAL, "algorithm=my_algorithm:Mine", "--out", "own"]) == 0
+    assert summary("own")["algorithm"] == "my_algorithm:Mine"
+    assert main(["run", "-c", "own/config.yaml", "--out", "again"]) == 0
+    assert summary("again")["digest"] == summary("own")["digest"]
+    assert main(["list", "algorithms", "my_algorithm:Mine"]) == 0
+    assert "trouble" in capsys.readouterr().out
+
+
+def test_a_default_that_is_a_list_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "tasks", "synthetic"]) == 0
+    assert "[dice]" in capsys.readouterr().out
+
+
+def test_ones_own_network_lies_in_the_working_directory() -> None:
+    lines = (
+        "from torch import nn",
+        "def net(in_channels, out_channels):",
+        " return nn.Conv2d(in_channels, out_channels, 1)",
+    )
+    Path("my_network.py").write_text("\n".join(lines))
+    words = ("rounds=1", "task.data.sites=1", "fleet=local", "network=my_network:net", "--out", "own")
+    done = shell("run", *words)
+    assert done.returncode == 0, done.stderr
+    assert summary("own")["bytes"]["up"] == 2 * 2 * 4  # two weights and two biases
+
+
+def test_a_gpu_that_this_machine_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["run", *LOCAL, "resources.gpus_per_client=0.5", "--out", "fast"]) == 3
+    assert "raysim: resources: 0.5 GPU is asked for, but torch finds no GPU" in capsys.readouterr().err
+    assert not Path("fast").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("algorithm=my_algorithm:Mine", "algorithm.trouble=nan", "rounds=5", "--out", "bad")
+    assert main(["run", *LOCAL, *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("raysim: site 'site-02' failed in round 3: the loss is nan at step 1 of 2; lower the")
+    assert pd.read_parquet("bad/rounds.parquet")["round"].tolist() == [1, 2]
+    assert (summary("bad")["status"], summary("bad")["rounds"]) == ("failed", 2)
+    assert summary("bad")["metrics"]["inside/test/dice"]["mean"] >= 0
+    assert Path("bad/checkpoints/round_0002").is_dir()
+
+
+def test_a_bug_in_ones_own_algorithm_shows_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("algorithm=my_algorithm:Mine", "algorithm.trouble=bug", "rounds=5", "--out", "bad")
+    assert main(["run", *LOCAL, *words]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith("raysim: site 'site-02' failed in round 3: LookupError: no such organ\n")
+    assert 'my_algorithm.py", line' in error
+    assert 'raise LookupError("no such organ")' in error
+
+
+def interrupted(*words: str, by: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+    """The exit code and the messages of a run that a person stops with Ctrl-C, or a batch system, after round 1."""
+    command = [raysim(), "run", *SMALL, "rounds=100000", "--out", "stopped", *words]
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=unbuffered()
+    )
+    assert run.stdout is not None
+    for line in run.stdout:
+        if line.startswith("round "):
+            break
+    if by is signal.SIGINT:
+        os.killpg(run.pid, by)  # as a terminal does: to the command and all that it started
+    else:
+        run.send_signal(by)
+    _, errors = run.communicate(timeout=60)
+    return run.returncode, errors
+
+
+def unbuffered() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_local_run_keeps_its_rounds(by: signal.Signals) -> None:
+    code, errors = interrupted("fleet=local", by=by)
+    assert (code, errors) == (130, "raysim: interrupted\n")
+    rounds = pd.read_parquet("stopped/rounds.parquet")["round"].tolist()
+    assert (summary("stopped")["status"], summary("stopped")["rounds"]) == ("interrupted", len(rounds))
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
+    command = shlex.join([raysim(), "run", *SMALL, "rounds=8", "fleet=local", "--out", "piped"]) + " | head -n 3"
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL, env=unbuffered())
+    wait = time.monotonic() + 60
+    while not Path("piped/summary.json").exists() and time.monotonic() < wait:
+        time.sleep(0.1)
+    assert (summary("piped")["status"], summary("piped")["rounds"]) == ("done", 8)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_on_ray_keeps_its_rounds(by: signal.Signals) -> None:
+    code, errors = interrupted(by=by)
+    assert code == 130
+    assert errors.endswith("raysim: interrupted\n")
+    rounds = pd.read_parquet("stopped/rounds.parquet")["round"].tolist()
+    assert rounds
+    assert (summary("stopped")["status"], summary("stopped")["rounds"]) == ("interrupted", len(rounds))
+
+
+@pytest.fixture
+def cluster(ray_started: None) -> str:
+    """The address of a Ray that is running already."""
+    import ray
+
+    return f"address={ray.get_runtime_context().gcs_address}"
+
+
+@pytest.mark.ray
+def test_ones_own_algorithm_on_a_cluster_as_in_one_process(cluster: str) -> None:
+    words = ("algorithm=my_algorithm:Mine", "resources.clients=2", "resources.cpus_per_client=0.5", "--out")
+    done = shell("run", *SMALL, cluster, *words, "on-ray")
+    assert done.returncode == 0, done.stderr
+    assert main(["run", *LOCAL, *words, "local"]) == 0
+    assert summary("on-ray")["digest"] == summary("local")["digest"]
+    places = json.loads(Path("on-ray/placement.json").read_text())
+    assert {place["actor"] for place in places} == {"client-01", "client-02"}
+
+
+@pytest.mark.ray
+def test_what_cannot_be_placed_leaves_nothing(cluster: str) -> None:
+    done = shell("run", *SMALL, cluster, "resources.cpus_per_client=999", "--out", "big")
+    assert done.returncode == 3
+    assert re.search(r"raysim: asked for 1 client actor of 999 CPU .* What would fit: resources\.cpus", done.stderr)
+    assert not Path("big").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "http://127.0.0.1:8265"])
+def test_a_cluster_that_is_not_there_is_refused(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *SMALL, f"address={address}", "--out", "far"]) == 3
+    assert f"raysim: cannot join Ray at {address}: " in capsys.readouterr().err
+    assert not Path("far").exists()

@@ -1,0 +1,296 @@
+"""The fleet on Ray: what crosses between processes, who is there, and how runs end. Real Ray, no stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+
+from algorithms.fedavg import FedAvg
+from raysim import LocalFleet, Model, Reply, Task, federate, weights
+from raysim.config.schema import Resources
+from raysim.core.errors import NodeError, PlacementError, RunError, SiteError
+from raysim.core.events import Failed, Placed, Progress, Row, Summary
+from raysim.distributed.driver import stream
+from raysim.distributed.load_balancing import assign
+from raysim.distributed.ray_fleet import RayFleet
+from raysim.federation.plan import Plan
+from raysim.storage.serialization import digest
+from tests.support import toy
+from tests.support.remote import (
+    OPENED,
+    Breaking,
+    Sharing,
+    fails_at_clients,
+    fails_at_d,
+    keep,
+    offer,
+    read_all,
+    start_client,
+    where,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+NAMES = ("a", "b", "c", "d", "e", "f")
+
+
+def task(names: tuple[str, ...] = NAMES) -> Task:
+    return toy.task({name: ((number + 1.0, number),) for number, name in enumerate(names)})
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[dict[str, Any]]:
+    """Three client actors, started from here as the server starts them: the test is the server."""
+    started = {f"c{i}": start_client(f"c{i}", task()) for i in range(3)}
+    yield started
+    for one in started.values():
+        ray.kill(one)
+
+
+@pytest.fixture
+def fleet(clients: dict[str, Any]) -> RayFleet:
+    home = assign(dict.fromkeys(NAMES, 1.0), list(clients))
+    return RayFleet(task(), clients, home, partial(start_client, task=task()), seed=0, rounds=3)
+
+
+def test_an_actor_that_comes_late_to_an_unfit_node_is_left_out_where_others_play(clients: dict[str, Any]) -> None:
+    costs, start = dict.fromkeys(NAMES, 1.0), partial(start_client, task=task())
+    late = start_client("late", task(), {"torch": "0.1"})
+    home = assign(costs, list(clients))
+    fleet = RayFleet(task(), {**clients, "late": late}, home, start, seed=0, rounds=3)
+    fleet.wait_for({(place := late.place.remote()): "late"}, costs)
+    ray.wait([place])
+    rounds = list(federate(FedAvg(**SGD), task(), fleet, rounds=3))
+    (incident,) = [incident for each in rounds for incident in each.incidents]
+    assert (incident.actor, incident.action, incident.sites) == ("late", "went on without it", ())
+    assert "has torch" in incident.cause
+    assert fleet.actors.keys() == clients.keys()
+    calm = list(federate(FedAvg(**SGD), task(), LocalFleet(task(), rounds=3), rounds=3))
+    assert digest(rounds[-1].state, dict(fleet.memories())) == digest(calm[-1].state, {})
+
+    nobody = RayFleet(task(), {"late": late}, dict.fromkeys(NAMES, "late"), start, seed=0, rounds=3)
+    nobody.wait_for({late.place.remote(): "late"}, costs)
+    with pytest.raises(NodeError, match="has torch"):
+        list(federate(FedAvg(**SGD), task(), nobody, rounds=3))
+    ray.kill(late)
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_what_sites_exchange_never_enters_the_server(fleet: RayFleet, size: int) -> None:
+    sizes = {name: size + number for number, name in enumerate(NAMES)}
+    OPENED.clear()
+    held = fleet.exchange(offer, sizes)
+    places = ray.experimental.get_object_locations(list(held._held.values()))
+    # What Ray keeps in the owner's memory, as it does with anything small, has no node.
+    assert all(place["node_ids"] for place in places.values())
+    with pytest.raises(RuntimeError, match="never at the server"):
+        held["a"]
+    assert {site: metrics["size"] for site, metrics in held.metrics.items()} == sizes
+
+    replies = fleet.map(read_all, held)
+    sums = [ord(name) * sizes[name] for name in NAMES]
+    assert [reply.payload[:-2] for reply in replies.values()] == [sums] * 6
+    assert [reply.payload[-2] for reply in replies.values()] == [0] * 6
+    assert any(reply.payload[-1] for reply in replies.values())  # the marks are left where payloads are opened
+    assert OPENED == []  # and none here
+    total = sum(sizes.values())
+    assert fleet.ledger.traffic().between == {name: total - sizes[name] for name in NAMES}
+    assert sum(fleet.ledger.traffic().up.values()) == 6 * 8 * 8  # eight numbers of each site; no payload
+
+
+def test_a_small_payload_that_is_not_exchanged_does_come_to_the_server(fleet: RayFleet) -> None:
+    OPENED.clear()
+    fleet.map(offer, dict.fromkeys(NAMES, 10))
+    assert OPENED == [10] * 6
+
+
+@pytest.mark.parametrize("sites", [NAMES[:1], NAMES])
+def test_one_put_of_the_model_whatever_the_number_of_sites(
+    fleet: RayFleet, sites: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puts: list[Any] = []
+    put = ray.put
+
+    def counting(value: Any, **options: Any) -> Any:
+        puts.append(value)
+        return put(value, **options)
+
+    monkeypatch.setattr(ray, "put", counting)
+    FedAvg(**SGD).round(fleet.at(sites), weights(toy.Line()))
+    assert len(puts) == 1
+
+
+def test_sites_read_the_model_where_it_lies(fleet: RayFleet) -> None:
+    model = Model.of({"w": np.zeros(500_000, np.float32)})
+    replies = fleet.map(where, model)
+    assert {reply.payload[0] for reply in replies.values()} == {False}
+    assert all("plasma" in reply.payload[1] for reply in replies.values())  # Ray's shared memory, not a copy
+
+
+def test_memories_stay_out_and_can_be_collected(fleet: RayFleet) -> None:
+    for _ in range(3):
+        assert all(reply.payload for reply in fleet.map(keep).values())
+    assert isinstance(fleet.ledger.memories["a"], ray.ObjectRef)
+    assert fleet.memory("a").tolist() == [2, 2, 2]
+    fleet.remember({"a": np.full(3, 7.0)})
+    fleet.map(keep)
+    assert (fleet.memory("a")[0], fleet.memory("b")[0]) == (8, 3)
+
+
+def test_a_failure_names_the_site_and_the_others_can_go_on(fleet: RayFleet) -> None:
+    fleet.ledger.open_round(4)
+    with pytest.raises(SiteError, match="site 'd' failed in round 5: LookupError: no such organ") as caught:
+        fleet.map(fails_at_d)
+    assert "in fails_at_d" in caught.value.remote
+    others = [name for name in NAMES if name != "d"]
+    assert [reply.payload for reply in fleet.at(others).map(fails_at_d).values()] == others
+
+
+def test_sites_get_only_their_own(fleet: RayFleet) -> None:
+    replies = fleet.map(lambda site, shared, own: Reply((site.name, own)), own={name: name * 2 for name in NAMES})
+    assert [reply.payload for reply in replies.values()] == [(name, name * 2) for name in NAMES]
+    assert fleet.ledger.traffic().down == dict.fromkeys(NAMES, 2)
+
+
+# Whole runs, with the server in an actor of its own.
+
+
+def plan(out: Path, algorithm: Any, rounds: int, names: tuple[str, ...] = NAMES[:3]) -> Plan:
+    (out / "checkpoints").mkdir()
+    return Plan(
+        algorithm=algorithm,
+        algorithm_name="test",
+        task=task(names),
+        out=out,
+        rounds=rounds,
+        cohort=1.0,
+        seed=0,
+        evaluate_every=1,
+        checkpoint_every=1,
+        metric="inside/test/distance",
+    )
+
+
+def alive() -> set[str]:
+    """The titles of all actors that are up or coming up, without the run before them."""
+    actors = ray._private.state.actors().values()
+    return {actor["Name"].partition("/")[2] for actor in actors if actor["State"] != "DEAD"} - {""}
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether the condition comes to hold: Ray takes actors down in the background."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def summary(out: Path) -> Any:
+    return json.loads((out / "summary.json").read_text())
+
+
+def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
+    algorithm = Sharing(**SGD)
+    resources = Resources(clients="per_site", cpus_per_client=0.5)
+    events, seen, named = stream(plan(tmp_path, algorithm, rounds=3), resources, "test-run"), [], set[str]()
+    for event in events:
+        seen.append(event)
+        if isinstance(event, Row) and not named:
+            named = alive()
+            assert ray.get_actor("test-run/server", namespace="test-run")
+    assert eventually(lambda: not alive() & named)
+
+    assert named >= {"server", "client-01[a]", "client-02[b]", "client-03[c]"}
+    placed = next(event for event in seen if isinstance(event, Placed))
+    assert placed.home == {"a": "client-01", "b": "client-02", "c": "client-03"}
+    assert [(place.title, place.cpus, place.gpus, place.device, place.threads) for place in placed.places] == [
+        (f"client-0{i}[{site}]", 0.5, 0.0, "cpu", 1) for i, site in enumerate("abc", start=1)
+    ]
+    rows = [event.values for event in seen if isinstance(event, Row)]
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert {row["server/pid"] for row in rows}.isdisjoint({os.getpid(), *(place.pid for place in placed.places)})
+    assert [(row["server/opened"], row["server/inlined"]) for row in rows] == [(0, 0)] * 3
+    assert [row["bytes_between"] for row in rows] == [3 * 2 * 10] * 3
+    assert all(isinstance(event, Placed | Row | Summary | Progress) for event in seen)
+    assert isinstance(seen[-1], Summary)
+    assert seen[-1].values == summary(tmp_path)
+
+    here = task(NAMES[:3])
+    *_, end = federate(algorithm, here, LocalFleet(here, rounds=3), rounds=3)
+    assert summary(tmp_path)["digest"] == digest(end.state, {})
+
+
+def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
+    events = stream(plan(tmp_path, FedAvg(**SGD), 1, NAMES), Resources(clients=1), "test-shared")
+    placed = next(event for event in events if isinstance(event, Placed))
+    events.close()
+    assert [place.title for place in placed.places] == ["client-01[a,b,c,d,+2]"]
+    assert set(placed.home.values()) == {"client-01"}
+    assert eventually(lambda: not alive() & {"server", "client-01[a,b,c,d,+2]"})
+
+
+@pytest.mark.parametrize(("at", "who"), [("b", "site 'b'"), ("server", "the server")])
+def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, who: str) -> None:
+    *_, last = stream(plan(tmp_path, Breaking(at=at, **SGD), rounds=5), Resources(clients=1), f"test-failing-{at}")
+    assert isinstance(last, Failed)
+    assert str(last.error) == f"{who} failed in round 3: LookupError: no such organ"
+    assert last.error.exit_code == 1
+    assert 'raise LookupError("no such organ")' in last.error.remote
+    assert pd.read_parquet(tmp_path / "rounds.parquet")["round"].tolist() == [1, 2]
+    assert (summary(tmp_path)["status"], summary(tmp_path)["rounds"]) == ("failed", 2)
+    assert eventually(lambda: "server" not in alive())
+
+
+def test_a_client_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
+    broken = replace(plan(tmp_path, FedAvg(), 1), task=replace(task(), network=fails_at_clients))
+    with pytest.raises(RunError, match=r"^client-01 has not started: ActorDiedError") as caught:
+        list(stream(broken, Resources(clients=1), "test-broken"))
+    assert "LookupError: no such organ" in caught.value.remote
+    assert eventually(lambda: "server" not in alive())
+
+
+def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> None:
+    other = replace(plan(tmp_path, FedAvg(), 1), versions={"torch": "0.1"})
+    with pytest.raises(PlacementError, match=r"^node \S+ has torch \S+, not 0\.1: install there"):
+        list(stream(other, Resources(clients=1), "test-versions"))
+    other = replace(other, versions={}, reads=["/nowhere/table.csv"])
+    with pytest.raises(PlacementError, match=r"^node \S+ cannot read /nowhere/table\.csv: No such file"):
+        list(stream(other, Resources(clients=1), "test-data"))
+    assert eventually(lambda: "server" not in alive())
+
+
+def test_whoever_stops_listening_interrupts_the_run(tmp_path: Path) -> None:
+    events = stream(plan(tmp_path, FedAvg(**SGD), rounds=100_000), Resources(clients=1), "test-interrupted")
+    seen = next(event for event in events if isinstance(event, Row))
+    events.close()
+    assert seen.number == 1
+    assert summary(tmp_path)["status"] == "interrupted"
+    rounds = pd.read_parquet(tmp_path / "rounds.parquet")["round"].tolist()
+    assert rounds == list(range(1, summary(tmp_path)["rounds"] + 1))
+    assert eventually(lambda: "server" not in alive())
+
+
+def test_what_can_never_be_placed_is_refused_at_once(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(
+        PlacementError, match=r"3 client actors of 99 CPU .*What would fit: resources.cpus_per_client=2$"
+    ):
+        next(stream(plan(tmp_path, FedAvg(), 1), Resources(clients="per_site", cpus_per_client=99), "test-refused"))
+    assert time.monotonic() - start < 5
+    assert "server" not in alive()
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlacementError, match=r"0 GPU\).*What would fit: resources.gpus_per_client=0$"):
+        next(stream(plan(tmp_path, FedAvg(), 1), Resources(gpus_per_client=0.5), "test-no-gpu"))

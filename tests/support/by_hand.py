@@ -1,0 +1,85 @@
+"""What the tests of pre-training share: sites of unequal pools, and a site's call with the engine's random numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raysim import Data, LocalFleet, Model, Site, Split, Task, combine, federate, weights
+from raysim.core.seeding import seeded, sow
+from raysim.federation.site_executor import Call
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+from raysim.training.augmentations import drawn
+
+POOLS = {"site-01": 11, "site-02": 7, "site-03": 9}  # images with a label or without
+
+
+@cache
+def uneven(sites: int = 3) -> Task:
+    """Five labelled images at each of up to three sites, and six, two and four others; each volume is one image."""
+    data = SyntheticData(sites=sites, outside=(), cases=5, val=0, test=1, unlabelled=6, size=(16, 16))
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
+    whole = Synthetic(data=data, network=network, batch_size=2).build()
+
+    def opened(name: str) -> Data:
+        found = whole.open(name)
+        return replace(found, unlabelled=first(found.unlabelled, POOLS[name] - 5))
+
+    return replace(whole, open=opened)
+
+
+def first(split: Split, count: int) -> Split:
+    labels = None if split.labels is None else split.labels[:count]
+    return Split(split.inputs[:count], labels, split.cases[:count], split.spacing[:count])
+
+
+def first_stage(mine: Any, rounds: int, sites: int = 3, **options: Any) -> tuple[list[Any], LocalFleet]:
+    """So many rounds of pre-training, and one round that they leave."""
+    mine, fleet = replace(mine, pretrain_rounds=rounds), LocalFleet(uneven(sites), rounds=rounds + 1)
+    found = federate(mine, uneven(sites), fleet, rounds=rounds + 1, **options)
+    return [next(found) for _ in range(rounds)], fleet
+
+
+@contextmanager
+def at(name: str, round: int, rounds: int, sites: int = 3, seed: int = 0) -> Iterator[Site[Any]]:
+    """The site in the first call of that round, and its random numbers."""
+    site = LocalFleet(uneven(sites), rounds=rounds + 1).worker._site(name, Call(seed, round, rounds + 1, 0), None)
+    sow(seed, round, 0, name)
+    yield site
+
+
+def averaged(models: Mapping[str, Model]) -> Model:
+    """The mean over sites, each weighted by its images."""
+    return combine(list(models.values()), [POOLS[name] / sum(POOLS.values()) for name in models])
+
+
+def one_round(mine: Any, loss: Callable[[nn.Module, Tensor], Tensor]) -> Model:
+    """What all sites learn in a round of plain SGD, batches of 4 of any level, from the loss of net and images."""
+    learned = dict[str, Model]()
+    with seeded(0, "init"):
+        start = mine.init(uneven()).learned
+    for name in POOLS:
+        with at(name, 0, 1) as site:
+            site, pool = mine.stage(site)
+            net = mine.opened(site, start)
+            sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+            for index in drawn(torch.zeros(len(pool)), 4, math.ceil(len(pool) / 4)):
+                sgd.zero_grad()
+                loss(net, pool.take(index, torch.device("cpu"))).backward()
+                sgd.step()
+            learned[name] = weights(net)
+    return averaged(learned)
+
+
+def alike(found: Model, expected: Model, far: float = 1e-4) -> None:
+    """Each tensor of `expected` is in `found`, no number farther apart."""
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=far, err_msg=name)

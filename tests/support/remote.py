@@ -1,0 +1,207 @@
+"""What test_ray.py runs in other processes: they can import it from here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from algorithms.fedavg import FedAvg
+from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site, Task
+from raysim.distributed.client_actor import ClientActor
+from raysim.federation.fleet import BaseFleet
+from tests.support import toy
+
+OPENED: list[int] = []  # bytes of every payload that was opened in this process
+
+
+class Marked:
+    """A payload that leaves a mark in whatever process opens it."""
+
+    def __init__(self, content: np.ndarray) -> None:
+        self.content = content
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.content.nbytes)
+
+    def __reduce__(self) -> tuple[Callable[..., Marked], tuple[np.ndarray]]:
+        return opened, (self.content,)
+
+
+def opened(content: np.ndarray) -> Marked:
+    OPENED.append(content.nbytes)
+    return Marked(content)
+
+
+def offer(site: Site[Any], sizes: dict[str, int]) -> Reply[Marked]:
+    content = np.full(sizes[site.name], ord(site.name), np.uint8)
+    return Reply(Marked(content), metrics={"size": float(len(content))})
+
+
+def read_all(site: Site[Any], shared: Any) -> Reply[list[int]]:
+    found = [shared[name].content for name in shared.sites]
+    copies = sum(content.flags.writeable for content in found)  # what Ray maps from its store is read-only
+    return Reply([*(int(content.sum()) for content in found), copies, len(OPENED)])
+
+
+def where(site: Site[Any], model: Model) -> Reply[tuple[bool, str]]:
+    array = model["w"]
+    address = array.__array_interface__["data"][0]
+    mapped = ""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            mapped = line.partition("/")[2]
+    return Reply((array.flags.writeable, mapped))
+
+
+def keep(site: Site[Any], _: Any) -> Reply[Any]:
+    locked = site.memory is None or not site.memory.flags.writeable
+    return Reply(locked, memory=np.zeros(3) if site.memory is None else site.memory + 1)
+
+
+def fails_at_d(site: Site[Any], _: Any) -> Reply[str]:
+    if site.name == "d":
+        raise LookupError("no such organ")
+    return Reply(site.name)
+
+
+def fails_at_clients() -> toy.Line:
+    """A network that cannot be made by client actors, whose names tell their sites."""
+    if "[" in ray.get_runtime_context().get_actor_name():
+        raise LookupError("no such organ")
+    return toy.Line()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing(FedAvg):
+    """Exchanges payloads beside FedAvg, and reports what the server's process has seen of them."""
+
+    size: int = 10
+
+    def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        assert isinstance(fleet, BaseFleet)
+        held = fleet.exchange(offer, dict.fromkeys(fleet.sites, self.size))
+        fleet.map(read_all, held)
+        metrics = {"opened": float(len(OPENED)), "pid": float(os.getpid())}
+        if not isinstance(fleet, LocalFleet):
+            places = ray.experimental.get_object_locations(list(held._held.values()))
+            metrics["inlined"] = float(sum(not place["node_ids"] for place in places.values()))
+        state, _ = FedAvg.round(self, fleet, model)
+        return state, metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breaking(FedAvg):
+    """Fails in the third round, at a site or at the server."""
+
+    at: str
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        if site.round == 2 and site.name == self.at:
+            raise LookupError("no such organ")
+        return FedAvg.client(self, site, model)
+
+    def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        state, metrics = FedAvg.round(self, fleet, model)
+        assert isinstance(fleet, BaseFleet)
+        if fleet.ledger.round == 2 and self.at == "server":
+            raise LookupError("no such organ")
+        return state, metrics
+
+    def predictor(self, site: Site[Any], model: Model) -> Predictor:
+        return FedAvg.predictor(self, site, model)
+
+
+def start_client(name: str, task: Task, versions: Mapping[str, str] | None = None) -> Any:
+    """A client actor for `task`, started as the server starts one; its node is to have these versions."""
+    actor: Any = ray.remote(ClientActor)
+    plan = SimpleNamespace(task=task, seed=0, chaos=None, versions=versions or {}, reads=())
+    return actor.options(num_cpus=1).remote(name, name, [ray.put(plan)], 1.0, 0.0)
+
+
+def dies_once(site: Site[Any], folder: str) -> Reply[int]:
+    """Leaves a mark for each try; the first time at c its process is killed."""
+    mark = Path(folder) / site.name
+    first = not mark.exists()
+    with mark.open("a") as file:
+        file.write("x")
+    if site.name == "c" and first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Reply(1)
+
+
+def dies_always(site: Site[Any], _: Any) -> Reply[int]:
+    if site.name == "c":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Reply(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dying(FedAvg):
+    """FedAvg whose process is killed at site c in the third round, once."""
+
+    marks: str
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        mark = Path(self.marks) / "killed"
+        if site.round == 2 and site.name == "c" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FedAvg.client(self, site, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telling(FedAvg):
+    """FedAvg that tells the process and the threads of each site."""
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        reply = FedAvg.client(self, site, model)
+        facts = {"pid": float(os.getpid()), "threads": float(torch.get_num_threads())}
+        return replace(reply, metrics={**reply.metrics, **facts})
+
+
+def hangs_once(site: Site[Any], folder: str) -> Reply[int]:
+    """The first time, site c does not come to an end."""
+    mark = Path(folder) / site.name
+    if site.name == "c" and not mark.exists():
+        mark.touch()
+        time.sleep(3600)
+    return Reply(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(FedAvg):
+    """In its second round site-02 takes 9 GB, unless the file `once` is there, which it leaves behind."""
+
+    once: str
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        if (site.name, site.round) == ("site-02", 1) and not Path(self.once).exists():
+            Path(self.once).touch()
+            taken = []
+            for _ in range(90):
+                taken.append(np.ones(100_000_000, np.uint8))
+                time.sleep(0.05)
+        return super().client(site, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sleeping(FedAvg):
+    """FedAvg whose site b takes some seconds."""
+
+    seconds: float
+
+    def client(self, site: Site[Any], model: Model) -> Reply[Model]:
+        time.sleep(self.seconds if site.name == "b" else 0)
+        return FedAvg.client(self, site, model)

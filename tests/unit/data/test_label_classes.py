@@ -1,0 +1,69 @@
+"""The classes of a table: found, named, and refused where a label is none of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from raysim.core.errors import ConfigError
+from raysim.data.label_classes import classes, indexed
+
+
+def table(*labels: str | None, **columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"label": labels, **columns}, dtype="string")
+
+
+def refused(given: Any, *labels: str | None) -> str:
+    with pytest.raises(ConfigError) as error:
+        classes(table(*labels), given, "t.csv")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "expected"),
+    [
+        (("10", "9", "2"), None, {"2": "2", "9": "9", "10": "10"}),  # by size, not as text
+        (("wolf", "dog", None, "dog"), None, {"dog": "dog", "wolf": "wolf"}),
+        (("1", "cat"), None, {"1": "1", "cat": "cat"}),
+        (("1", "0"), ("healthy", "ill"), {"0": "healthy", "1": "ill"}),
+        (("ill", "healthy"), ("healthy", "ill"), {"healthy": "healthy", "ill": "ill"}),
+        (("1", "0"), (1, 0), {"1": "1", "0": "0"}),  # the labels themselves, in this order
+        (("2", "4"), {"benign": 2, "malignant": 4}, {"2": "benign", "4": "malignant"}),
+        (("no", "yes"), {"ill": "yes", "healthy": "no"}, {"yes": "ill", "no": "healthy"}),
+        (("0", "1"), ("a", "b", "c"), {"0": "a", "1": "b", "2": "c"}),  # one that no row has
+    ],
+)
+def test_classes(labels: tuple[str, ...], given: Any, expected: dict[str, str]) -> None:
+    found = classes(table(*labels), given, "t.csv")
+    assert list(found.items()) == list(expected.items())
+
+
+def test_classes_are_called_as_the_column_class_calls_them() -> None:
+    rows = {"class": ["wolf", "dog", "wolf"]}
+    assert classes(table("1", "0", "1", **rows), None, "t.csv") == {"0": "dog", "1": "wolf"}
+    assert classes(table("1", "0", "0", **rows), None, "t.csv") == {"0": "0", "1": "1"}  # 0 has two names
+
+
+def test_labels_become_indices() -> None:
+    given = table("b", None, "a")
+    found = indexed(given, classes(given, ("b", "a"), "t.csv"))["label"]
+    assert found.dropna().tolist() == [0, 1]
+    assert found.isna().tolist() == [False, True, False]
+
+
+def test_a_label_that_is_no_class_is_refused_with_the_classes() -> None:
+    told = refused(("healthy", "ill"), "0", "2", "2", "7")
+    assert told.startswith("table t.csv: labels that are no class: '2' in 2 rows, '7' in 1 row")
+    assert "the classes are 0 (healthy), 1 (ill)" in told
+    assert "did you mean 'ill'" in refused(("healthy", "ill"), "healthy", "il")
+    assert "'2' in 1 row" in refused({"a": 0, "b": 1}, "0", "1", "2")
+
+
+def test_what_are_no_classes_is_refused() -> None:
+    assert "all its labels are '1'; two classes are needed" in refused(None, "1", "1")
+    assert "it has no label; two classes are needed" in refused(None, None)
+    assert "40 values (0, 1, 2, 3, 4 and 35 more), which are measurements" in refused(None, *map(str, range(40)))
+    for given in (("a", "a"), {"a": 0, "b": "0"}):
+        assert "every class needs a name and a value of its own" in refused(given, "0")

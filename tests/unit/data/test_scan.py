@@ -1,0 +1,282 @@
+"""Folders as people have them on their disks become tables that `read_table` reads."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from raysim.cli import data
+from raysim.core.errors import ConfigError
+from raysim.data.scan import scan, write_scan
+from raysim.data.table import read_table
+from tests.support.paths import DATA
+
+KINDS = ("images", "masks")
+
+
+def made(root: Path, *files: str) -> str:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return str(root)
+
+
+def labels(table: pd.DataFrame) -> dict[str, str]:
+    known = table.dropna(subset="label")
+    return dict(zip(known["image"], known["label"], strict=True))
+
+
+def test_sites_with_images_and_masks(tmp_path: Path) -> None:
+    folder = made(
+        tmp_path,
+        *(f"north/images/{i}.png" for i in range(10)),
+        *(f"north/masks/{i}_mask.gif" for i in range(10)),
+        "south/images/a.nii.gz",
+        "south/labels/a.nii.gz",
+        "south/images/._a.nii.gz",
+        "south/images/.notes.txt",
+    )
+    table = scan(folder)
+    assert list(table.columns) == ["site", "split", "image", "label"]
+    assert table.groupby("site").size().to_dict() == {"north": 10, "south": 1}
+    assert table[table["site"] == "north"].groupby("split").size().to_dict() == {"train": 7, "val": 1, "test": 2}
+    assert labels(table)["north/images/3.png"] == "north/masks/3_mask.gif"
+    assert labels(table)["south/images/a.nii.gz"] == "south/labels/a.nii.gz"
+    assert table.attrs["notes"] == ["no val rows at south", "no test rows at south"]
+
+
+@pytest.mark.parametrize("ending", ["", "_mask", "_seg", "-label", "_manual1", "_1stHO", " segmentation"])
+def test_masks_are_found_by_how_their_names_begin(tmp_path: Path, ending: str) -> None:
+    # case1 begins case10 too, and case1_b goes on after a mark: the longest image's name decides.
+    names = ("case1", "case10", "case1_b")
+    folder = made(tmp_path, *(f"images/{n}.jpg" for n in names), *(f"masks/{n}{ending}.png" for n in names))
+    assert labels(scan(folder)) == {f"images/{n}.jpg": f"masks/{n}{ending}.png" for n in names}
+
+
+def test_a_mask_of_the_same_name_wins_and_strays_are_noted(tmp_path: Path) -> None:
+    folder = made(tmp_path, "images/a.png", "images/b.png", "masks/a.png", "masks/a_old.png", "masks/z.png")
+    table = scan(folder)
+    assert labels(table) == {"images/a.png": "masks/a.png"}
+    assert table.set_index("image")["split"]["images/b.png"] == "unlabelled"
+    strays, bare, *lacking = table.attrs["notes"]
+    assert lacking == ["no val rows at any site", "no test rows at any site"]
+    assert strays.startswith("masks of no image, left out: 2")
+    assert bare.startswith("images without a label, now unlabelled: 1")
+
+
+def test_a_site_without_masks_is_unlabelled_and_one_without_images_is_left_out(tmp_path: Path) -> None:
+    table = scan(made(tmp_path, "a/images/1.png", "a/masks/1.png", "b/images/1.png", "c/masks/1.png"))
+    assert table.groupby("site")["split"].agg(list).to_dict() == {"a": ["train"], "b": ["unlabelled"]}
+    assert "c has no folder of images and is left out" in table.attrs["notes"]
+
+
+def test_one_split_is_scanned_by_itself(tmp_path: Path) -> None:
+    assert scan(made(tmp_path / "train", "images/a.png", "masks/a.png"))["site"].tolist() == ["train"]
+
+
+def test_one_site_is_named_after_the_folder(tmp_path: Path) -> None:
+    table = scan(made(tmp_path / "clinic", "images/a.png", "labels/a.png"))
+    assert table["site"].tolist() == ["clinic"]
+
+
+def test_decathlon(tmp_path: Path) -> None:
+    folder = made(
+        tmp_path / "Task04",
+        *(f"{f}/x{i}.nii.gz" for f in ("imagesTr", "labelsTr") for i in range(3)),
+        "imagesTs/y.nii.gz",
+    )
+    training = [{"image": f"./imagesTr/x{i}.nii.gz", "label": f"./labelsTr/x{i}.nii.gz"} for i in range(3)]
+    without = scan(folder)
+    file = Path(folder) / "dataset.json"
+    file.write_text(json.dumps({"training": training, "test": ["./imagesTs/y.nii.gz"]}))
+    table = scan(folder)
+    assert table["site"].unique().tolist() == ["Task04"]
+    assert labels(table)["imagesTr/x2.nii.gz"] == "labelsTr/x2.nii.gz"
+    assert table[table["label"].isna()]["image"].tolist() == ["imagesTs/y.nii.gz"]
+    pd.testing.assert_frame_equal(table, without)
+    file.write_text(json.dumps({"training": [{"image": "no.nii", "label": "no.nii"}]}))
+    with pytest.raises(ConfigError, match="do not exist"):
+        scan(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"training": 7}', '{"training": ["a"]}', '{"name": "x"}', "\x00"])
+def test_a_json_of_another_kind_is_passed_over(tmp_path: Path, text: str) -> None:
+    folder = made(tmp_path, "images/a.png", "masks/a.png")
+    (tmp_path / "dataset.json").write_text(text)
+    table = scan(folder)
+    assert len(table) == 1
+    assert table.attrs["notes"][0].startswith(f"{tmp_path / 'dataset.json'} is passed over: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"{bad", "it is no JSON in UTF-8: Expecting property name"),
+        (b'\xff\xfe{"training": []}', "it is no JSON in UTF-8: 'utf-8' codec"),
+        (b'{"training": []}', "it has no list 'training' with images and labels"),
+        (b'{"training": [{"image": "a.nii.gz"}]}', "entry 1 of its 'training' has no 'label'"),
+        (b'{"training": [{"image": "a.nii", "label": "a.nii"}], "test": [7]}', "entry 1 of its 'test' has no 'image'"),
+        (b'{"training": [{"image": "a.nii", "label": "a.nii"}], "test": 7}', "its 'test' is no list"),
+    ],
+)
+def test_a_json_is_told_of_where_nothing_else_is_found(tmp_path: Path, content: bytes, part: str) -> None:
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(ConfigError) as refusal:
+        scan(str(tmp_path))
+    assert f"{tmp_path / 'dataset.json'} is passed over: {part}" in str(refusal.value)
+    assert "raysim knows three layouts" in str(refusal.value)
+
+
+def test_case_counts_only_where_names_differ_in_nothing_else(tmp_path: Path) -> None:
+    images = ("IMG1.PNG", "img2.png", "Eye.png", "eye.png", "Case.png", "case_b.png")
+    masks = ("img1.png", "img1_old.png", "IMG2_mask.PNG", "eye.png", "EYE.png", "Case_B.png", "case_x.png")
+    folder = made(tmp_path, *(f"images/{n}" for n in images), *(f"masks/{n}" for n in masks))
+    table = scan(folder)
+    assert labels(table) == {
+        "images/IMG1.PNG": "masks/img1.png",
+        "images/img2.png": "masks/IMG2_mask.PNG",
+        "images/eye.png": "masks/eye.png",
+        "images/case_b.png": "masks/Case_B.png",
+        "images/Case.png": "masks/case_x.png",
+    }
+    assert table.attrs["notes"][0].startswith("masks of no image, left out: 2, such as")  # img1_old and EYE
+
+
+def test_what_lies_beside_the_images_is_noted(tmp_path: Path) -> None:
+    files = ("images/1.png", "images/2.dcm", "images/3.dcm", "images/p1/4.png", "images/5.png/x", "masks/1.png")
+    folder = made(tmp_path, *(f"a/{file}" for file in files))
+    (tmp_path / "a/images/6.png").symlink_to(tmp_path / "gone.png")
+    table = scan(folder)
+    assert table["image"].tolist() == ["a/images/1.png"]
+    assert table.attrs["notes"][:3] == [
+        f"files of a format that raysim does not read, left out: 2, such as {folder}/a/images/2.dcm",
+        f"folders inside folders of images, not looked into: 2, such as {folder}/a/images/5.png",
+        f"links to nothing, left out: 1, such as {folder}/a/images/6.png",
+    ]
+
+
+def test_what_lies_beside_the_images_of_a_class_is_noted(tmp_path: Path) -> None:
+    folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.dcm")
+    (tmp_path / "dog/4.png").symlink_to(tmp_path / "gone.png")
+    table = scan(folder)
+    assert table["image"].tolist() == ["cat/1.png", "dog/2.png"]
+    formats, links = table.attrs["notes"][:2]
+    assert "does not read, left out: 1" in formats
+    assert "links to nothing, left out: 1" in links
+
+
+@pytest.mark.parametrize(
+    ("file", "part"), [("p1/1.png", "not looked into: 2"), ("1.dcm", "raysim does not read, left out: 2")]
+)
+def test_a_folder_without_an_image_that_can_be_listed_is_told_why(tmp_path: Path, file: str, part: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        scan(made(tmp_path, f"a/images/{file}", f"a/masks/{file}"))
+    assert part in str(refusal.value)
+
+
+def test_splits_without_rows_are_noted(tmp_path: Path) -> None:
+    folder = made(tmp_path, *(f"{s}/{k}/{i}.png" for s, n in (("a", 10), ("b", 1)) for k in KINDS for i in range(n)))
+    assert scan(folder).attrs["notes"] == ["no val rows at b", "no test rows at b"]
+    assert scan(folder, (0.4, 0, 0.6)).attrs["notes"] == ["no train rows at b", "no val rows at any site"]
+
+
+def test_one_of_a_kind_is_said_as_one(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    data.scan(made(tmp_path, "images/1.png", "masks/1.png"), None, "1,0,0", 0, None, console)
+    assert isinstance(console.file, io.StringIO)
+    assert ": 1 site, 1 row (train 1)" in console.file.getvalue()
+
+
+def test_one_channel_of_nnunet(tmp_path: Path) -> None:
+    folder = made(tmp_path, "imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz")
+    assert labels(scan(folder)) == {"imagesTr/x_0000.nii.gz": "labelsTr/x.nii.gz"}
+
+
+def test_classes_are_numbered_by_name_over_all_sites(tmp_path: Path) -> None:
+    table = scan(made(tmp_path, "s1/cat/1.png", "s1/dog/2.png", "s2/bat/3.png"))
+    assert labels(table) == {"s1/cat/1.png": "1", "s1/dog/2.png": "2", "s2/bat/3.png": "0"}
+    assert dict(zip(table["image"], table["class"], strict=True))["s2/bat/3.png"] == "bat"
+    flat = scan(made(tmp_path / "flat", "cat/1.png", "dog/2.png"))
+    assert (flat["site"].unique().tolist(), flat["label"].tolist()) == (["flat"], ["0", "1"])
+
+
+def test_patients_stay_together(tmp_path: Path) -> None:
+    eyes = [f"p{i}{side}" for i in range(10) for side in "LR"]
+    folder = made(tmp_path, *(f"images/{e}.png" for e in eyes), *(f"masks/{e}.png" for e in eyes))
+    table = scan(folder, (0.5, 0.0, 0.5), group=r"(p\d+)")
+    assert table["group"].nunique() == 10
+    assert (table.groupby("group")["split"].nunique() == 1).all()
+    assert table.groupby("split").size().to_dict() == {"test": 10, "train": 10}
+    for wrong, part in (("p(", "regular"), ("p", "captures nothing"), ("(p.R)", "no patient in 10 of 20")):
+        with pytest.raises(ConfigError, match=part):
+            scan(folder, group=wrong)
+
+
+@pytest.mark.parametrize("out", ["data/table.csv", "table.csv", "other/table.csv"])
+def test_what_is_written_is_read_from_where_it_lies(tmp_path: Path, out: str) -> None:
+    folder = made(tmp_path / "data", "a/images/1.png", "a/masks/1.png", "b/images/2.png", "b/masks/2_m.png")
+    (tmp_path / "other").mkdir()
+    write_scan(folder, str(tmp_path / out))
+    table = read_table(str(tmp_path / out))
+    assert table["label"].tolist() == [f"{folder}/a/masks/1.png", f"{folder}/b/masks/2_m.png"]
+    with pytest.raises(ConfigError, match="never overwritten"):
+        write_scan(folder, str(tmp_path / out))
+
+
+def test_a_table_cannot_be_written_just_anywhere(tmp_path: Path) -> None:
+    folder = made(tmp_path, "images/1.png", "masks/1.png")
+    for out in ("none/t.csv", "t.txt"):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            write_scan(folder, str(tmp_path / out))
+    with pytest.raises(ConfigError, match=r"cannot write .*/t{300}\.csv: File name too long; choose another --out"):
+        write_scan(folder, str(tmp_path / f"{'t' * 300}.csv"))
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
+        ([], "raysim knows three layouts"),
+        (["a.png", "b.png"], "raysim knows three layouts"),
+        (["images/a.png"], "raysim knows three layouts"),
+        (["images/a.png", "masks/a.png", "labels/a.png"], "leave one of images"),
+        (
+            ["images/01.png", "masks/01_manual1.png", "masks/01_manual2.png"],
+            "several masks, 01_manual1.png and 01_manual2",
+        ),
+        (["images/01.png", "masks/01.png", "masks/01.gif"], "several masks"),
+        (["images/01.png", "images/01.jpg", "masks/01.png"], "masks go by names"),
+        (["images/21_training.tif", "masks/21_manual1.gif"], "no mask fits"),
+        (["train/cat/1.png", "test/dog/1.png"], "are splits"),
+        (["train/1.png", "test/1.png"], "are splits"),
+        ([f"{split}/{kind}/1.png" for split in ("Train", "test") for kind in KINDS], "Train, test in"),
+        (["a&b/images/1.png", "a&b/masks/1.png"], "'a&b'"),
+    ],
+)
+def test_other_folders_are_refused(tmp_path: Path, files: list[str], part: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        scan(made(tmp_path, *files))
+    assert part in str(refusal.value)
+
+
+def test_bad_fractions_and_no_folder_are_refused(tmp_path: Path) -> None:
+    folder = made(tmp_path, "images/1.png", "masks/1.png")
+    with pytest.raises(ConfigError, match="give three"):
+        scan(folder, (0.5, 0.5))
+    with pytest.raises(ConfigError, match="add up to"):
+        scan(folder, (0.5, 0.5, 0.5))
+    with pytest.raises(ConfigError, match="seed -1: expected"):
+        scan(folder, seed=-1)
+    with pytest.raises(ConfigError, match="not a folder"):
+        scan(str(tmp_path / "none"))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the project")
+def test_real_folders_are_scanned() -> None:
+    counts = {name: len(scan(str(DATA / name))) for name in ("retina_vessels", "hippocampus_3d", "spinal_gm_3d")}
+    assert counts == {"retina_vessels": 95, "hippocampus_3d": 100, "spinal_gm_3d": 8}

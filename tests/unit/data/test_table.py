@@ -1,0 +1,232 @@
+"""Tables as people write them: read in any order and from anywhere, and refused with what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+import pytest
+
+from raysim.core.errors import ConfigError
+from raysim.data.file_paths import missing_files
+from raysim.data.table import SPLITS, labels_are_files, read_table
+from tests.support.paths import DATA
+
+HEADER = "site,split,image,label\n"
+
+
+def written(
+    folder: Path, rows: str, name: str = "t.csv", files: tuple[str, ...] = ("a.png", "b.png", "c.png", "m.png")
+) -> str:
+    for file in files:
+        (folder / file).touch()
+    (folder / name).write_text(rows)
+    return str(folder / name)
+
+
+def refused(path: str, **options: bool) -> str:
+    with pytest.raises(ConfigError) as refusal:
+        read_table(path, **options)
+    assert path in str(refusal.value)  # every refusal names the table
+    return str(refusal.value)
+
+
+def test_rows_are_sorted_and_paths_absolute(tmp_path: Path) -> None:
+    rows = ["007,train,b.png,m.png", "007,train,./a.png,m.png", "006,unlabelled,c.png,"]
+    one = read_table(written(tmp_path, HEADER + "\n".join(rows)))
+    two = read_table(written(tmp_path, HEADER + "\n".join(rows[::-1]) + "\n\n"))
+    pd.testing.assert_frame_equal(one, two)
+    assert one["site"].tolist() == ["006", "007", "007"]  # not the numbers 6 and 7
+    assert one["image"].tolist() == [str(tmp_path / name) for name in ("c.png", "a.png", "b.png")]
+    assert one["label"].isna().tolist() == [True, False, False]
+    assert labels_are_files(one)
+
+
+def test_splits_are_those_of_the_engine() -> None:
+    from raysim.core.contracts import SPLITS as engine
+
+    assert engine == SPLITS
+
+
+def test_a_table_is_read_without_torch() -> None:
+    code = "import sys, raysim.data.table, raysim.data.summarize; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_other_columns_are_kept_and_names_like_NA_are_names(tmp_path: Path) -> None:
+    path = written(tmp_path, "site, split, image, label, age\nNA, train, a.png, 2.0, 063\n")
+    table = read_table(path)
+    assert table.loc[0, ["site", "label", "age"]].tolist() == ["NA", "2", "063"]
+    assert not labels_are_files(table)
+
+
+def test_byte_order_mark_of_a_spreadsheet_is_ignored(tmp_path: Path) -> None:
+    assert read_table(written(tmp_path, "\ufeff" + HEADER + "s,train,a.png,1\n"))["site"].tolist() == ["s"]
+
+
+def test_root_replaces_the_folder_of_the_table(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "c.png").touch()
+    table = read_table(written(tmp_path, HEADER + "s,train,c.png,1\n"), root=str(tmp_path / "images"))
+    assert table["image"].tolist() == [str(tmp_path / "images" / "c.png")]
+
+
+def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"site": [7, 8], "split": ["train", "unlabelled"], "image": ["a.png", "b.png"], "label": [1.0, None]}
+    )
+    frame["age"] = [63, 64]
+    path = written(tmp_path, "")
+    frame.to_csv(path, index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    read = read_table(str(tmp_path / "t.parquet"))
+    pd.testing.assert_frame_equal(read, read_table(path))
+    assert read["site"].tolist() == ["7", "8"]
+    assert read["label"].tolist()[0] == "1"
+
+
+def test_table_behind_a_url() -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe("/t/table.csv", (HEADER + "s,train,images/a.png,masks/a.png\n").encode())
+    store.pipe({"/t/images/a.png": b"", "/t/masks/a.png": b""})
+    table = read_table("memory://t/table.csv")
+    assert table["image"].tolist() == ["memory://t/images/a.png"]
+    store.rm("/t/masks/a.png")
+    assert "memory://t/masks/a.png" in refused("memory://t/table.csv")
+
+
+def test_table_inside_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("table.csv", HEADER + "s,train,images/a.png,1\n")
+        archive.writestr("images/a.png", "")
+    table = read_table(f"zip://table.csv::{tmp_path}/set.zip")
+    assert table["image"].tolist() == [f"zip://images/a.png::{tmp_path}/set.zip"]
+
+
+def test_missing_files_are_told_apart_by_their_store(tmp_path: Path) -> None:
+    (tmp_path / "here.png").touch()
+    there = f"memory:/{tmp_path}/here.png"
+    assert missing_files([str(tmp_path / "here.png"), there, str(tmp_path / "no" / "x.png"), there]) == [
+        there,
+        str(tmp_path / "no" / "x.png"),
+    ]
+
+
+def test_seven_missing_files_are_listed_as_five_and_two(tmp_path: Path) -> None:
+    path = written(tmp_path, HEADER + "".join(f"s,train,gone{i}.png,1\n" for i in range(7)))
+    message = refused(path)
+    assert "files that do not exist" in message
+    assert "gone4.png and 2 more" in message
+    assert "gone5.png" not in message
+    assert len(read_table(path, check_files=False)) == 7
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ("s,tran,a.png,1\n", ["'tran'", "row 2", "did you mean 'train'"]),
+        ("s,train,a.png,1\n\ns,xyz,b.png,1\n", ["'xyz'", "row 4", "'unlabelled'"]),
+        (",train,a.png,1\n", ["empty site cells in row 2"]),
+        ("s,train, ,1\ns,val,,1\n", ["empty image cells in rows 2, 3"]),
+        ("s,train,a.png,1\ns,test,b.png,\n", ["empty label cells in row 3", "unlabelled"]),
+        ("s,train,a.png,1\ns,val,./a.png,1\n", ["more than once", "a.png in rows 2, 3."]),
+        ("s,train,a.png,1\nr,test,a.png,1\n", ["more than once", "a.png in rows 2, 3."]),
+        ("".join(f"{s},train,{i}.png,1\n" for s in "rs" for i in range(7)), ["4.png in rows 6, 13; and 2 more."]),
+        ("a/b,train,a.png,1\n", ["'a/b'", "letters, digits"]),
+        ("..,train,a.png,1\n", ["'..'"]),
+        ("s,train,a.png,1,9,9\n", ["more cells"]),
+        ("s,train,a.png,m.png\ns,train,b.png,1\n", ["labels that are no files: 1.", "path of a mask"]),
+        ("", ["no rows"]),
+    ],
+)
+def test_bad_rows_are_refused(tmp_path: Path, rows: str, parts: list[str]) -> None:
+    message = refused(written(tmp_path, HEADER + rows))
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("t.csv", "site,image,label\ns,a.png,1\n", "no column 'split'; it has 'site', 'image', 'label'"),
+        ("t.csv", "site;split;image;label\ns;train;a.png;1\n", "commas"),
+        (
+            "t.csv",
+            "SITE, Split ,image,label\ns,train,a.png,1\n",
+            "'SITE', 'Split' are not read (did you mean 'site', 's",
+        ),
+        ("t.csv", HEADER.replace("label", "Label") + "s,train,a.png,1\n", "did you mean 'label'?"),
+        ("t.csv", HEADER[:-1] + ",Patient\ns,train,a.png,1,p\n", "did you mean 'patient'?"),
+        ("t.csv", "site,split,image, image\ns,train,a.png,b.png\n", "its header has 'image' 2 times"),
+        ("t.csv", "", "cannot be read"),
+        ("t.parquet", "this is not parquet", "cannot be read"),
+        ("t.xlsx", "x", "must end in .csv, .parquet or .pq"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path: Path, name: str, text: str, part: str) -> None:
+    assert part in refused(written(tmp_path, text, name))
+
+
+def test_a_missing_table_a_folder_and_an_unknown_protocol_are_refused(tmp_path: Path) -> None:
+    assert "does not exist" in refused(str(tmp_path / "none.csv"))
+    assert "raysim data scan" in refused(str(tmp_path))
+    assert "Protocol not known" in refused("nowhere://t.csv")
+
+
+def test_blanks_around_names_and_patients_do_not_count(tmp_path: Path) -> None:
+    path = written(tmp_path, "site , split, image,label,patient,,\ns,train,a.png,1,p1 ,,\ns,val,b.png,1,p1,,\n")
+    table = read_table(path)
+    assert table["patient"].tolist() == ["p1", "p1"]
+    table.iloc[:, :5].rename(columns={"site": "site "}).to_parquet(tmp_path / "t.parquet")
+    assert read_table(str(tmp_path / "t.parquet"))["site"].tolist() == ["s", "s"]
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.data\.root is /none, which is no folder"):
+        read_table(written(tmp_path, HEADER + "s,train,a.png,1\n"), root="/none")
+
+
+def test_a_folder_and_a_link_to_nothing_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "dir.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "good.png").touch()
+    (tmp_path / "alias.png").symlink_to(tmp_path / "good.png")
+    paths = [str(tmp_path / f"{name}.png") for name in ("dir", "link", "good", "alias")]
+    assert missing_files(paths) == paths[:2]
+
+
+def test_labels_are_told_of_only_where_they_are_missing(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, HEADER + "s,train,gone.png,m.png\n"))
+    assert "gone.png. Paths start from" in message
+    assert "label" not in message.replace(str(tmp_path), "")  # the folder is called after this test
+
+
+def test_labels_are_files_or_classes_by_how_they_are_written_or_as_one_says(tmp_path: Path) -> None:
+    words = written(tmp_path, HEADER + "s,train,a.png,basophil\ns,train,b.png,1\n")
+    assert read_table(words)["label"].tolist() == ["basophil", "1"]
+    told = refused(words, label_files=True)
+    assert "labels that are no files: basophil, 1. In segmentation a label is the path of a mask" in told
+    files = written(tmp_path, HEADER + "s,train,a.png,m.png\n", "files.csv")
+    assert read_table(files)["label"].tolist() == [str(tmp_path / "m.png")]
+    assert read_table(files, label_files=False)["label"].tolist() == ["m.png"]
+
+
+def test_labels_and_images_only_where_needed(tmp_path: Path) -> None:
+    path = written(tmp_path, "site,split,age\ns,train,63\n")
+    assert "'image', 'label'" in refused(path)
+    table = read_table(path, needs_label=False, needs_image=False)
+    assert table["label"].isna().all()
+    assert "image" not in table
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the project")
+def test_real_tables_are_read() -> None:
+    rows = {
+        name: len(read_table(str(DATA / name / "table.csv"), needs_image=name != "heart_disease"))
+        for name in ("retina_vessels", "hippocampus_3d", "spinal_gm_3d", "wbc_classification", "heart_disease")
+    }
+    assert list(rows.values()) == [95, 100, 9, 751, 920]

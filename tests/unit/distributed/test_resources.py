@@ -1,0 +1,218 @@
+"""What fits where, counted by hand, and refusals that name what would fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from raysim.config.schema import Resources, SiteResources
+from raysim.core.errors import ConfigError, PlacementError
+from raysim.distributed.load_balancing import assign, longest, settled
+from raysim.distributed.resources import Node, Room, Seat, nodes, seats
+
+
+def node(cpus: float, gpus: float = 0) -> Node:
+    return Node("10.0.0.1", cpus, gpus)
+
+
+def names(count: int) -> list[str]:
+    return [f"s{i:02}" for i in range(count)]
+
+
+def asking(**fields: Any) -> Resources:
+    return Resources(**fields)
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "room"),
+    [
+        (asking(), 4, 0, 4),
+        (asking(cpus_per_client=0.5), 3, 0, 6),
+        (asking(cpus_per_client=0.1), 1, 0, 10),  # 1 / 0.1 is a hair less than 10 in floating point
+        (asking(cpus_per_client=3), 8, 0, 2),
+        (asking(gpus_per_client=0.5), 16, 2, 4),
+        (asking(gpus_per_client=0.6), 16, 2, 2),  # the 0.4 left over on each are not 0.6 together
+        (asking(gpus_per_client=0.1), 4, 1, 4),
+        (asking(gpus_per_client=2), 16, 5, 2),
+        (asking(gpus_per_client=1), 16, 0, 0),
+    ],
+)
+def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: int) -> None:
+    left, seat = Room(node(cpus, gpus)), Seat(resources.cpus_per_client, resources.gpus_per_client)
+    assert sum(left.take(seat) for _ in range(99)) == room
+
+
+@pytest.mark.parametrize(
+    ("clients", "sites", "cluster", "count"),
+    [
+        ("auto", 3, [node(8)], 3),
+        ("auto", 30, [node(8)], 8),
+        ("auto", 30, [node(2), node(1.5)], 3),  # an actor never spans two nodes
+        ("per_site", 3, [node(2), node(1)], 3),
+        (2, 30, [node(8)], 2),
+        (8, 3, [node(8)], 3),
+        (8, 3, [node(4)], 3),  # more than sites are not started, so there need not be room for them
+    ],
+)
+def test_how_many_clients(clients: Any, sites: int, cluster: list[Node], count: int) -> None:
+    assert seats(asking(clients=clients), names(sites), cluster) == [Seat(1.0, 0.0)] * count
+
+
+@pytest.mark.parametrize(
+    ("resources", "sites", "cluster"),
+    [
+        (asking(cpus_per_client=99), 3, [node(4)]),
+        (asking(clients="per_site"), 9, [node(4)]),
+        (asking(clients=5, cpus_per_client=2), 9, [node(4), node(4)]),
+        (asking(gpus_per_client=0.5, clients=4), 9, [node(16, 1)]),
+        (asking(gpus_per_client=1), 9, [node(16, 0)]),
+        (asking(clients="per_site", gpus_per_client=0.5), 9, [node(4, 2)]),
+        (asking(clients="per_site", cpus_per_client=3), 3, [node(4), node(4)]),
+        (asking(clients=4, cpus_per_client=3), 9, [node(1), node(7)]),  # 2 each would be 8, as there are, but for one
+        (asking(clients=64, gpus_per_client=1), 99, [node(16, 1)]),
+        (asking(clients=3, gpus_per_client=0.7), 9, [node(16, 1), node(16, 1)]),
+    ],
+)
+def test_each_setting_that_a_refusal_names_fits(resources: Resources, sites: int, cluster: list[Node]) -> None:
+    with pytest.raises(PlacementError) as caught:
+        seats(resources, names(sites), cluster)
+    message = str(caught.value)
+    assert all(f"{n.cpus:g} CPU, {n.gpus:g} GPU" in message for n in cluster)
+    settings = message.partition("What would fit: ")[2].split(", or ")
+    for setting in settings:
+        fields: dict[str, Any] = yaml.safe_load(re.sub(r"resources\.(\w+)=(\S+)\s*", r"\1: \2\n", setting))
+        assert seats(replace(resources, **fields), names(sites), cluster)
+    assert any("_per_client=" in setting for setting in settings)
+
+
+def own(**fields: Any) -> SiteResources:
+    return SiteResources(**fields)
+
+
+def test_a_site_may_have_an_actor_of_its_own() -> None:
+    wish = asking(gpus_per_client=0.25, sites={"s01": own(gpus=0.5, cpus=2.0), "s00": own()})
+    # GPU 1: s01's half and two quarters; GPU 2: s00's quarter and three more. Nine CPUs: 2 + 1 + six others at most.
+    expected = [*[Seat(1.0, 0.25)] * 5, Seat(1.0, 0.25, "s00"), Seat(2.0, 0.5, "s01")]
+    assert seats(wish, names(40), [node(9, 2)]) == expected
+    assert seats(replace(wish, clients=2), names(40), [node(9, 2)]) == expected[3:]
+    assert seats(replace(wish, clients="per_site"), names(4), [node(9, 2)]) == expected[3:]
+
+
+def test_where_every_site_has_its_own_actor_there_is_no_other_unless_one_outside_needs_it() -> None:
+    wish = asking(sites={"s00": own(), "s01": own()})
+    alone = [Seat(1.0, 0.0, "s00"), Seat(1.0, 0.0, "s01")]
+    assert seats(wish, names(2), [node(8)]) == alone
+    assert seats(wish, names(2), [node(8)], outside=["far"]) == [Seat(1.0, 0.0), *alone]
+    two = asking(clients=3, sites={"far": own()})
+    assert seats(two, names(3), [node(8)], outside=["far"]) == [*[Seat(1.0, 0.0)] * 3, Seat(1.0, 0.0, "far")]
+
+
+@pytest.mark.parametrize(
+    ("wish", "cluster", "message"),
+    [
+        (
+            asking(sites={"s01": own(gpus=1.0)}),
+            [node(8, 0)],
+            r"of 1 CPU and 1 GPU for site 's01'; .*no room.* resources\.sites\.s01\.gpus=0, or no resources\.sites$",
+        ),
+        (asking(sites={"s01": own(cpus=9.0)}), [node(8)], r"9 CPU and 0 GPU .* resources\.sites\.s01\.cpus=7"),
+        (asking(sites={"s01": own(cpus=2.0)}), [node(2)], r"asked for 1 client .* room for 0 beside those of single"),
+    ],
+)
+def test_what_a_single_site_asks_for_is_refused_with_its_name(
+    wish: Resources, cluster: list[Node], message: str
+) -> None:
+    with pytest.raises(PlacementError, match=message):
+        seats(wish, names(3), cluster)
+
+
+def test_shares_that_no_gpu_can_give_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1\.5 GPUs .* a fraction up to 1, or a whole number"):
+        seats(asking(gpus_per_client=1.5), names(3), [node(8, 4)])
+
+
+def test_a_thousand_sites_are_refused_with_what_would_fit() -> None:
+    with pytest.raises(PlacementError, match=r"What would fit: resources\.clients=512, or resources\.clients=auto"):
+        seats(asking(clients="per_site", gpus_per_client=0.25), names(1000), [node(64, 8)] * 16)
+
+
+def test_dead_nodes_have_no_room() -> None:
+    listed = [
+        {"NodeManagerAddress": "a", "Alive": True, "Resources": {"CPU": 4.0}},
+        {"NodeManagerAddress": "b", "Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+        {"NodeManagerAddress": "c", "Alive": True, "Resources": {"GPU": 2.0}},
+    ]
+    assert nodes(listed) == [Node("a", 4, 0), Node("c", 0, 2)]
+
+
+def test_sites_are_shared_out_longest_first() -> None:
+    # 5 to the first; 4 and 3 to the second; then 2 to the first (5 against 7), 1 to either at 7: the first named.
+    costs = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0}
+    home = assign(costs, ["x", "y"])
+    assert home == {"e": "x", "d": "y", "c": "y", "b": "x", "a": "x"}
+
+
+def test_sharing_out_does_not_depend_on_order() -> None:
+    costs = {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert assign(costs, ["x", "y"]) == assign(dict(reversed(costs.items())), ["x", "y"])
+
+
+def test_exchanges_shorten_what_the_longest_first_leaves() -> None:
+    # The longest first gives 16 + 9 and 13 + 9 + 9 = 31; 16 + 13 = 29 and 3 x 9 = 27 is better, and the best.
+    costs = {"a": 16.0, "b": 13.0, "c": 9.0, "d": 9.0, "e": 9.0}
+    home = assign(costs, ["x", "y"])
+    assert longest(home, costs) == 29
+    assert home["a"] == home["b"]
+    assert home["c"] == home["d"] == home["e"]
+
+
+def test_a_site_is_moved_where_that_helps() -> None:
+    # The longest first: 6 + 5 + 1 and 6 + 4 + ... : moving cannot leave one actor with more than the best, 13.
+    costs = {"a": 6.0, "b": 6.0, "c": 5.0, "d": 4.0, "e": 4.0, "f": 1.0}
+    assert longest(assign(costs, ["x", "y"]), costs) == 13
+
+
+def test_sites_stay_unless_a_move_shortens_the_round() -> None:
+    costs = {"a": 10.0, "b": 10.0, "c": 1.0}
+    swapped = {"a": "y", "b": "x", "c": "x"}
+    assert settled(swapped, costs, ["x", "y"], {}) == swapped  # as good as any other
+    assert settled(dict.fromkeys("abc", "x"), costs, ["x", "y"], {}) != dict.fromkeys("abc", "x")
+    nearly = {"a": "x", "b": "x", "c": "y", "d": "y"}  # 20.2 and 20: a better one saves half a hundredth
+    assert settled(nearly, {"a": 10.1, "b": 10.1, "c": 10.0, "d": 10.0}, ["x", "y"], {}) == nearly
+
+
+def test_sites_alone_are_left_alone() -> None:
+    costs = {"a": 9.0, "b": 1.0, "c": 1.0}
+    home = assign(costs, ["x", "y", "z"], {"b": "z"})
+    assert home == {"a": "x", "b": "z", "c": "y"}
+    assert settled(home, {"b": 1.0, "c": 1.0}, ["x", "y", "z"], {"b": "z"}) == {"b": "z", "c": "y"}
+    # Where b is away its actor stays idle: what it played would have its threads.
+    crowded = {"a": "x", "c": "x", "d": "x"}
+    found = settled(crowded, {"a": 1.0, "c": 1.0, "d": 1.0}, ["x", "y", "z"], {"b": "z"})
+    assert set(found.values()) == {"x", "y"}
+    assert settled({"b": "z"}, {"b": 1.0}, ["z"], {"b": "z"}) == {"b": "z"}
+    assert assign({"b": 1.0}, ["z"], {"b": "z"}) == {"b": "z"}
+
+
+def test_few_sites_move_where_that_will_do() -> None:
+    # x has 12, y 8: b moves, and no other, though the longest first would have them all elsewhere.
+    costs = {"a": 5.0, "b": 2.0, "c": 5.0, "d": 4.0, "e": 4.0}
+    home = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "y"}
+    assert settled(home, costs, ["x", "y"], {}) == home | {"b": "y"}
+
+
+def test_exchanges_come_to_an_end_whatever_the_seconds() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        costs = {
+            f"s{i}": float(c) for i, c in enumerate(rng.choice([0.1, 0.2, 0.3, 1e-9, 1e-17, 1.0], rng.integers(1, 9)))
+        }
+        actors = ["x", "y", "z"][: rng.integers(1, 4)]
+        home = assign(costs, actors)
+        assert set(home) == set(costs)
+        assert longest(home, costs) <= sum(costs.values()) / len(actors) + max(costs.values())

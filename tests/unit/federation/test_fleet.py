@@ -1,0 +1,188 @@
+"""The local fleet: what sites get and keep, what is counted, and what is refused."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raysim import KEEP, LocalFleet, Model, Reply, Site
+from raysim.core.errors import Interrupted, SiteError
+from raysim.core.seeding import seeded
+from tests.support.toy import A, B, task, two_sites
+
+
+def fleet(rounds: int = 3) -> LocalFleet:
+    return LocalFleet(task({"a": A, "b": B, "c": A, "x": B}, outside=["x"]), rounds=rounds)
+
+
+def name(site: Site[Any], *_: Any) -> Reply[str]:
+    return Reply(site.name)
+
+
+def count(site: Site[int], _: Any) -> Reply[int]:
+    seen = (site.memory or 0) + 1
+    return Reply(seen, memory=seen)
+
+
+def test_replies_come_in_site_order_and_only_from_inside() -> None:
+    replies = fleet().map(name)
+    assert list(replies) == ["a", "b", "c"]
+    assert [reply.payload for reply in replies.values()] == ["a", "b", "c"]
+
+
+def test_at_orders_sites_and_reaches_outside() -> None:
+    assert list(fleet().at(["x", "a"]).map(name)) == ["a", "x"]
+    assert fleet().at([]).map(name) == {}
+
+
+def test_at_refuses_an_unknown_site() -> None:
+    with pytest.raises(ValueError, match="no such site: 'z'"):
+        fleet().at(["a", "z"])
+
+
+def test_a_site_named_twice_is_played_once() -> None:
+    part = fleet().at(["b", "a", "b"])
+    assert list(part.sites) == ["a", "b"]
+    part.map(count)
+    assert part.ledger.memories == {"a": 1, "b": 1}
+
+
+def test_each_site_gets_its_own() -> None:
+    replies = fleet().map(lambda site, shared, own: Reply((shared, own)), "all", own={"a": 1, "b": 2, "c": 3})
+    assert [reply.payload for reply in replies.values()] == [("all", 1), ("all", 2), ("all", 3)]
+
+
+def test_the_servers_generators_are_left_alone() -> None:
+    with seeded(1):
+        expected = torch.rand(()).item(), np.random.rand(), random.random()  # noqa: NPY002
+    with seeded(1):
+        fleet().map(lambda site, _: Reply(torch.rand(()).item() + np.random.rand() + random.random()))  # noqa: NPY002
+        assert (torch.rand(()).item(), np.random.rand(), random.random()) == expected  # noqa: NPY002
+
+
+def test_memories_stay_at_their_site() -> None:
+    here = fleet()
+    here.at(["a"]).map(count)
+    assert [reply.payload for reply in here.map(count).values()] == [2, 1, 1]
+    assert (here.memory("a"), here.memory("b"), here.memory("x")) == (2, 1, None)
+    assert here.map(count)["a"].memory is KEEP  # the server never sees it
+
+
+def test_keep_leaves_the_memory_and_none_clears_it() -> None:
+    here = fleet()
+    here.map(count)
+    here.map(name)
+    assert here.memory("a") == 1
+    here.map(lambda site, shared: Reply(None, memory=None))
+    assert here.memory("a") is None
+
+
+def test_remember_restores_memories() -> None:
+    here = fleet()
+    here.remember({"b": 41})
+    assert here.map(count)["b"].payload == 42
+
+
+def test_bytes_are_counted_by_site() -> None:
+    here = fleet()
+    model = Model.of({"w": np.zeros(3, np.float32)})
+    here.at(["a", "b"]).map(lambda site, shared, own: Reply(model), [model, 1], own={"a": "xyz", "b": ""})
+    here.at(["a"]).map(lambda site, shared: Reply("12345"), None)
+    traffic = here.ledger.traffic()
+    assert traffic.down == {"a": 12 + 8 + 3, "b": 12 + 8}
+    assert traffic.up == {"a": 12 + 5, "b": 12}
+    here.ledger.open_round(1)
+    assert here.ledger.traffic().up == {}
+
+
+def test_what_is_exchanged_is_counted_between_sites() -> None:
+    here = fleet()
+    given = here.exchange(lambda site, _: Reply(np.zeros(2 if site.name == "a" else 5), metrics={"loss": 1.0}))
+    with pytest.raises(RuntimeError, match="never at the server"):
+        given["a"]
+    assert given.metrics == {"a": {"loss": 1.0}, "b": {"loss": 1.0}, "c": {"loss": 1.0}}
+
+    def client(site: Site[Any], shared: Any) -> Reply[int]:
+        found = [shared[other] for other in shared.sites]
+        assert not any(array.flags.writeable for array in found)
+        return Reply(sum(map(len, found)))
+
+    replies = here.map(client, given)
+    assert [reply.payload for reply in replies.values()] == [12, 12, 12]
+    traffic = here.ledger.traffic()
+    assert traffic.between == {"a": 80, "b": 56, "c": 56}
+    assert sum(traffic.up.values()) == 3 * 8  # the three sums; nothing of the exchange
+    assert sum(traffic.down.values()) == 0
+
+
+def test_judging_leaves_no_trace() -> None:
+    here = fleet()
+    replies = here.judge(count, "shared")
+    assert list(replies) == ["a", "b", "c", "x"]
+    assert here.ledger.traffic().down == {}
+    assert (here.ledger.memories, here.ledger.calls, here.ledger.metrics) == ({}, 0, {})
+
+
+def test_what_sites_get_and_send_is_read_only() -> None:
+    shared, own = np.zeros(1), {"a": [np.zeros(1)]}
+
+    def client(site: Site[Any], shared: np.ndarray, own: list[np.ndarray]) -> Reply[Any]:
+        assert not shared.flags.writeable
+        assert not own[0].flags.writeable
+        assert site.memory is None or not site.memory.flags.writeable
+        return Reply({"w": np.zeros(1)}, memory=np.zeros(1))
+
+    part = fleet().at(["a"])
+    part.map(client, shared, own)
+    assert not part.map(client, shared, own)["a"].payload["w"].flags.writeable
+
+
+def test_a_failure_names_site_and_round_and_keeps_the_traceback() -> None:
+    def client(site: Site[Any], _: Any) -> Reply[Any]:
+        return Reply(1 / (site.name != "b"))
+
+    here = fleet()
+    here.ledger.open_round(6)
+    with pytest.raises(SiteError, match=r"site 'b' failed in round 7: ZeroDivisionError: division by zero") as caught:
+        here.map(client)
+    assert (caught.value.site, caught.value.round) == ("b", 7)
+    assert "1 / (site.name" in caught.value.remote
+
+
+def test_each_call_of_a_round_draws_anew() -> None:
+    import torch
+
+    def client(site: Site[Any], _: Any) -> Reply[float]:
+        return Reply(torch.rand(()).item())
+
+    here = fleet()
+    drawn = [reply.payload for _ in range(2) for reply in here.map(client).values()]
+    assert len(set(drawn)) == 6
+    assert [r.payload for r in fleet().at(["b", "c"]).map(client).values()] == drawn[1:3]  # whoever else is there
+
+
+def test_stop_ends_the_run_at_the_next_reply() -> None:
+    here = fleet()
+    here.ledger.stop.set()
+    with pytest.raises(Interrupted, match="stopped in round 1"):
+        here.map(name)
+
+
+def test_progress_says_where_a_round_stands() -> None:
+    here = fleet()
+    here.ledger.open_round(2)
+    here.map(name)
+    progress = here.ledger.progress
+    assert (progress.round, progress.phase, progress.done, progress.total) == (2, "call 1", 3, 3)
+
+
+def test_a_loss_is_kept_with_its_weight() -> None:
+    here = LocalFleet(two_sites())
+    here.map(lambda site, _: Reply(None, weight=len(site.data.train), metrics={"loss": 0.5}))
+    here.map(lambda site, _: Reply(None, metrics={"cosine": 0.25}))
+    assert here.ledger.metrics == {site: {"loss": 0.5, "cosine": 0.25} for site in "ab"}
+    assert here.ledger.weights == {"a": 1, "b": 3}  # of the call that gave a loss

@@ -1,0 +1,300 @@
+"""The page of a run: what went wrong stands near the top, everything is escaped, and no end of a run goes without."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from algorithms.fedavg import FedAvg
+from raysim import Answers, LocalFleet
+from raysim.cli.main import main
+from raysim.core.errors import SiteError
+from raysim.core.results import Incident
+from raysim.federation.plan import Plan
+from raysim.federation.runner import perform
+from raysim.reporting.html_report import by_cause, sentences, write_report
+from raysim.reporting.plots import drawn
+from tests.support import toy
+
+LOCAL = (
+    *(
+        "fleet=local",
+        "rounds=3",
+        "task.data.sites=3",
+        "task.data.size=[16,16]",
+        "task.data.cases=4",
+        "task.data.test=2",
+    ),
+    *("task.data.val=0", "network={name: unet, channels: [2, 4], strides: [2]}", "task.batch_size=2"),
+)
+EMPTY = {"meta", "br", "wbr", "hr", "img", "link", "input"}  # elements without an end
+NASTY = "<b>&amp;\"'$x_$"
+
+MINE = '''
+"""FedAvg that meets the trouble that a file in the working directory asks for, in the second round."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysim import LocalTraining, Reply, mean, weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(LocalTraining):
+    def init(self, task):
+        return weights(task.network())
+
+    def client(self, site, model):
+        if Path("full").exists():
+            Path("out/report.partial").mkdir(exist_ok=True)
+        if Path("bug").exists() and site.round == 1:
+            raise LookupError("no <organ> & no $such$ site")
+        if Path("stop").exists() and site.round == 1:
+            raise KeyboardInterrupt
+        net = site.load(model)
+        return Reply(weights(net), metrics={"loss": self.fit(net, site)})
+
+    def round(self, fleet, model):
+        return mean(fleet.map(self.client, model)), {}
+
+    def predictor(self, site, model):
+        return site.answer(model)
+'''
+
+
+class Page(HTMLParser):
+    """A page that is well formed, or an error: what it says, and where it leads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.said: list[str] = []
+        self.links: list[str | None] = []
+        self.ids: list[str | None] = []
+        self.tags: set[str] = set()
+        self.feed(path.read_text())
+        self.close()
+        assert not self.open
+        assert len(self.ids) == len(set(self.ids))
+        assert all(str(link).startswith("#") for link in self.links)  # nothing is fetched
+        assert self.tags.isdisjoint({"script", "link", "img", "iframe", "object"})
+        self.text = " ".join(" ".join(self.said).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.said.append(data)
+
+
+@pytest.fixture
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "my_algorithm.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory
+    yield
+    sys.modules.pop("my_algorithm", None)
+
+
+def run(out: Path, sites: Any, algorithm: Any = None, **fields: Any) -> Page:
+    """The page of a run of the toy task, whatever ends it."""
+    (out / "checkpoints").mkdir(parents=True)
+    defaults: dict[str, Any] = {"rounds": 2, "cohort": 1.0, "seed": 7, "evaluate_every": 1, "checkpoint_every": 9}
+    plan = Plan(
+        out=out,
+        algorithm=algorithm or FedAvg(optimizer="sgd", momentum=0.0, lr=0.1),
+        algorithm_name="fedavg",
+        task=toy.task(sites, outside=[name for name in sites if name.startswith("out")]),
+        metric="inside/test/distance",
+        **defaults | fields,
+    )
+    with suppress(SiteError):
+        list(perform(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds)))
+    return Page(write_report(out))
+
+
+def incident(round: int, sites: str, action: Any, cause: str = "lost", seconds: float = 1.5) -> dict[str, Any]:
+    return asdict(Incident(round, "call 1", tuple(sites), "", cause, action, seconds))
+
+
+def test_sentences_by_hand() -> None:
+    left_out = [incident(1, "a", "left out"), incident(1, "b", "left out"), incident(4, "c", "left out")]
+    again = incident(2, "abc", "run again")
+    back = incident(3, "", "went back to the last checkpoint")
+    ended = incident(5, "a", "ended the run")
+    assert sentences([], "done", 1.0) == []
+    assert sentences([*left_out, again], "done", 0.8) == [
+        "3 replies were left out in 2 rounds (min_replies=0.8 allowed it).",
+        "A client actor was lost 1 time; 3 calls at sites ran again, which changes no result.",
+        "In all, 4 incidents cost 6.0 s of work.",
+    ]
+    assert sentences(left_out[2:], "done", None)[0] == "1 reply was left out in 1 round."
+    assert sentences([back], "done", 1.0)[0] == "The run went back to its last checkpoint 1 time."
+    assert sentences([ended], "done", 1.0)[0] == "A failure ended it 1 time, and it was resumed."
+    assert sentences([ended], "failed", 1.0) == []  # the error itself says it
+    assert sentences([ended, ended], "failed", 1.0)[0] == "A failure ended it 2 times."
+
+
+def test_causes_that_differ_in_numbers_are_one() -> None:
+    found = by_cause(
+        [
+            incident(1, "a", "left out", "the loss is nan at step 3 of 8"),
+            incident(2, "bc", "left out", "the loss is nan at step 5 of 8", seconds=2.0),
+            incident(2, "a", "run again", "no answer for 5.5 s", seconds=9.0),
+        ]
+    )
+    assert found == [
+        {"cause": "no answer for 5.5 s", "incidents": 1, "sites": 1, "seconds": 9.0},
+        {"cause": "the loss is nan at step … of …", "incidents": 2, "sites": 3, "seconds": 3.5},
+    ]
+
+
+@pytest.mark.usefixtures("working_directory")
+def test_a_run_that_left_replies_out_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *LOCAL, "chaos=drop 0.3", "min_replies=0.3", "seed=1", "--out", "out"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"report: {tmp_path / 'out' / 'report.html'}\n")
+    page = Page(tmp_path / "out" / "report.html")
+    summary = json.loads(Path("out/summary.json").read_text())
+    failures = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
+    count, rounds = len(failures), len({failure["round"] for failure in failures})
+    assert summary["failures"]["left_out"] == count > 1
+    within = f"{rounds} round{'s' if rounds > 1 else ''}"
+    assert f"{count} replies were left out in {within} (min_replies=0.3 allowed it)." in page.text
+    assert page.text.index("replies were left out") < page.text.index("Scores")
+    assert page.text.startswith("fedavg on synthetic: out fedavg on synthetic done run out rounds 3 of 3")
+    assert summary["digest"] in page.text
+    assert "inside/test/dice (chosen, higher is better)" in page.text
+    for told in ("chaos dropped its reply", "site-03", "training loss", "bytes of a round", "batch_size: 2"):
+        assert told in page.text
+
+
+@pytest.mark.usefixtures("working_directory")
+def test_a_failed_run_shows_its_error_and_a_full_disk_hides_it_not(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bug").touch()
+    words = ["run", *LOCAL, "algorithm=my_algorithm:Mine"]
+    assert main([*words, "--out", "bad"]) == 1
+    page = Page(Path("bad/report.html"))
+    assert "The run failed: site 'site-01' failed in round 2: LookupError: no <organ> & no $such$" in page.text
+    assert "raise LookupError(" in page.text  # where it happened
+    Path("full").touch()
+    capsys.readouterr()
+    assert main([*words, "--out", "out"]) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith("raysim: site 'site-01' failed in round 2: LookupError")
+    assert told.out.splitlines()[-1].startswith("report.html was not written: IsADirectoryError")
+    assert not Path("out/report.html").exists()
+
+
+@pytest.mark.usefixtures("working_directory")
+def test_an_interrupted_run_has_a_page_and_a_resumed_one_another() -> None:
+    Path("stop").touch()
+    assert main(["run", *LOCAL, "algorithm=my_algorithm:Mine", "--out", "out"]) == 130
+    assert "The run was interrupted after 1 round." in Page(Path("out/report.html")).text
+    Path("stop").unlink()
+    assert main(["resume", "out"]) == 0
+    assert "done run out rounds 3 of 3" in Page(Path("out/report.html")).text
+
+
+def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
+    page = run(tmp_path, {NASTY: toy.A, "b": toy.B, f"out {NASTY}": toy.B})
+    assert page.text.count(NASTY) >= 4  # beside its bar and in the table, inside and outside
+    assert "amp;amp;" in (tmp_path / "report.html").read_text()
+
+
+def test_nothing_judged_and_nothing_recorded_yet(tmp_path: Path) -> None:
+    page = run(tmp_path, {"a": toy.A, "b": ()})  # b has nothing to train on
+    assert "The run failed: site 'b' failed in round 1" in page.text
+    assert "No site has been judged yet." in page.text
+    assert "svg" not in page.tags
+
+
+def test_summary_alone_makes_a_page(tmp_path: Path) -> None:
+    run(tmp_path / "all", {"a": toy.A, "out": toy.B})
+    (tmp_path / "some").mkdir()
+    shutil.copy(tmp_path / "all" / "summary.json", tmp_path / "some")
+    for name in ("config.yaml", "rounds.parquet", "failures.jsonl", "placement.json", "env.json"):
+        page = Page(write_report(tmp_path / "some"))
+        assert "inside/test/distance (chosen, lower is better)" in page.text
+        (tmp_path / "some" / name).touch()  # and empty in the next turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Off(FedAvg):
+    """Answers one more than the global model does."""
+
+    def predictor(self, site: Any, model: Any) -> Any:
+        return lambda inputs: site.answer(model)(inputs) + 1.0
+
+
+def test_the_global_model_stands_beside_where_it_is_another(tmp_path: Path) -> None:
+    sites = {"a": toy.A, "b": toy.B, "out": toy.B}
+    same = run(tmp_path / "same", sites)
+    assert "Where @global is not listed" in same.text
+    assert "test distance @global" not in same.text
+    other = run(tmp_path / "other", sites, Off(optimizer="sgd", momentum=0.0, lr=0.1))
+    assert "test distance test distance @global actor" in other.text  # columns of the sites
+    assert "inside, mean @global" in other.text  # a line of the plot
+    assert "Where @global is not listed" not in other.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noting(FedAvg):
+    """Answers as FedAvg, and notes a number of its own, which has no worst site."""
+
+    def predictor(self, site: Any, model: Any) -> Any:
+        return Answers(self.answer(site, model), notes=lambda split: {"share": 0.25})
+
+
+def test_what_a_method_notes_of_itself_stands_among_the_metrics(tmp_path: Path) -> None:
+    page = run(tmp_path, {"a": toy.A, "b": toy.B}, Noting(optimizer="sgd", momentum=0.0, lr=0.1))
+    assert "inside/test/share 0.2500 0.2500" in page.text  # mean and weighted mean
+
+
+def test_hundreds_of_sites_are_counted_and_failures_cut_short(tmp_path: Path) -> None:
+    sites = {f"site-{number:03}": ((1.0, number % 7),) for number in range(300)}
+    run(tmp_path, sites)
+    lines = [json.dumps(incident(1 + n % 2, "a", "left out", f"reason {n} \udc80")) for n in range(80)]
+    (tmp_path / "failures.jsonl").write_text("\n".join([*lines, '{"round": 2, "ca']))
+    page = Page(write_report(tmp_path))
+    assert "30 more stand in failures.jsonl." in page.text
+    assert "80 replies were left out in 2 rounds" in page.text
+    assert "site-299" in page.text
+    assert "distance (lower is better)" in page.text  # the axis of the histogram
+    assert (tmp_path / "report.html").stat().st_size < 500_000
+
+
+def test_no_label_of_an_axis_is_cut_off() -> None:
+    losses = [8.14, *[12.4] * 18, 13.58, 1.87, *[0.83] * 19]
+
+    def draw(axes: Any) -> None:
+        axes.plot(range(1, 41), losses, marker=".")
+        axes.set_xlabel("round")
+        axes.set_xlim(0.5, 40.5)
+
+    labels = re.findall(r'text-anchor: end[^>]* x="([\d.]+)"[^>]*>([^<]+)<', drawn("loss", draw, 2.5))
+    assert "12.5" in {label for _, label in labels}
+    assert all(float(x) > 5 * len(label) for x, label in labels), labels

@@ -1,0 +1,94 @@
+"""Accuracy, balanced accuracy, F1 and the area under the ROC, by hand."""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+import pytest
+import torch
+
+from raysim.core.contracts import Metrics, Split
+from raysim.core.errors import ConfigError
+from raysim.tasks.classification_metrics import ClassificationScore, ClassMetric, accuracy, auc, balanced_accuracy, f1
+
+CPU = torch.device("cpu")
+
+
+def sure(predicted: list[int], classes: int = 3) -> np.ndarray:
+    """Logits (N, classes) that answer these classes."""
+    return np.eye(classes)[predicted]
+
+
+def score(logits: np.ndarray, labels: list[int] | None, cases: list[int] | None = None, **options: object) -> Metrics:
+    """What the scorer says of a network that puts out `logits`, in batches of two."""
+    number = len(logits)
+    given = None if labels is None else np.array(labels, np.uint8).reshape(-1, 1)
+    split = Split(np.float32(logits), given, np.array(cases or range(number)), np.zeros((number, 0)))
+    return ClassificationScore(batch_size=2, **options)(lambda inputs: inputs, split, CPU)  # type: ignore[arg-type]
+
+
+def test_four_of_six_cases_are_right() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    logits = sure([0, 0, 1, 1, 1, 0])
+    assert accuracy(logits, labels) == pytest.approx(4 / 6)
+    # Found are 2 of 3, 2 of 2 and 0 of 1.
+    assert balanced_accuracy(logits, labels) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    # TP, FP, FN: 2, 1, 1; then 2, 1, 0; then 0, 0, 1.
+    assert f1(logits, labels) == pytest.approx((4 / 6 + 4 / 5 + 0) / 3)
+
+
+def test_a_class_without_cases_is_not_averaged_in() -> None:
+    labels, logits = np.array([0, 0, 1, 1]), sure([0, 2, 1, 1])
+    assert balanced_accuracy(logits, labels) == pytest.approx((1 / 2 + 1) / 2)
+    assert f1(logits, labels) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_of_two_equal_scores_half_a_pair_counts() -> None:
+    labels = np.array([0, 0, 1, 1])
+    logits = np.array([[0, 0.1], [0, 0.4], [0, 0.4], [0, 0.8]])
+    # The pairs of a 1 and a 0: 0.4 over 0.1, 0.4 with 0.4, 0.8 over both.
+    assert auc(logits, labels) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+
+
+def test_the_area_is_the_mean_over_each_class_against_the_others() -> None:
+    labels = np.array([0, 0, 1, 2])
+    logits = np.array([[2.0, 0, 0], [0, 1, 0], [0, 2, 0], [1, 0, 0]])
+    # Log odds of class 0 are 2 - log 2, -log(e + 1), -log(e^2 + 1) and 1 - log 2: the first beats both others, the
+    # second one of them. Of class 1 the third is the largest. Of class 2 the fourth beats two and equals the second.
+    assert auc(logits, labels) == pytest.approx((3 / 4 + 1 + 2.5 / 3) / 3)
+
+
+def test_the_area_leaves_out_a_class_without_cases_and_is_that_of_probabilities() -> None:
+    labels = np.array([0, 1, 1])
+    probabilities = np.array([[0.5, 0.2, 0.3], [0.4, 0.25, 0.35], [0.1, 0.6, 0.3]])
+    # Class 0: 0.5 over 0.4 and 0.1. Class 1: 0.25 and 0.6 over 0.2. Class 2 has no case.
+    assert auc(np.log(probabilities), labels) == 1
+    # By the logit of class 0 alone the second would come first; its odds are 1 - log(2 e^4), of the first 0 - log(1).
+    assert auc(np.array([[0.0, log(0.5), log(0.5)], [1.0, 4.0, 4.0]]), np.array([0, 1])) == 1
+
+
+def test_answers_that_are_all_but_certain_still_have_an_order() -> None:
+    assert auc(np.array([[0.0, 60], [0, 80]]), np.array([0, 1])) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_judged_is_left_out() -> None:
+    assert score(sure([1, 0]), [1, 1]) == {"accuracy": 0.5, "balanced_accuracy": 0.5, "f1": pytest.approx(2 / 3)}
+    assert score(sure([1, 0]), None) == {}
+    assert score(np.zeros((0, 3)), []) == {}
+
+
+def test_slices_of_a_case_are_judged_together() -> None:
+    # Case 0: (3, 0) and (0, 1), in the mean (1.5, 0.5), so class 0. Case 1: class 1. Both are right.
+    logits = np.array([[3.0, 0], [0, 1], [0, 1]])
+    assert score(logits, [0, 0, 1], cases=[0, 0, 1], metrics=("accuracy", "auc")) == {"accuracy": 1, "auc": 1}
+    assert score(logits, [0, 0, 1], metrics=("accuracy",)) == {"accuracy": pytest.approx(2 / 3)}
+
+
+def test_the_first_metric_is_the_main_one_and_all_are_better_when_higher() -> None:
+    assert list(ClassificationScore(("f1", "auc")).better.items()) == [("f1", "higher"), ("auc", "higher")]
+    assert next(iter(ClassificationScore().better)) == "accuracy"
+    twice: tuple[ClassMetric, ...] = ("f1", "f1")
+    with pytest.raises(ConfigError, match=r"task\.metrics=\[f1, f1\]: expected each metric once"):
+        ClassificationScore(twice)

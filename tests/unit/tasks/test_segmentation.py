@@ -1,0 +1,415 @@
+"""The segmentation task on files of every kind, and on everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import warnings
+
+import fsspec
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image as Pillow
+from pydantic import TypeAdapter
+
+from raysim.core.errors import ConfigError
+from raysim.data.image_reading import read
+from raysim.data.scanner_shift import Shift
+from raysim.tasks.augmentation import augmentation
+from raysim.tasks.segmentation import Segmentation
+from tests.support.paths import DATA
+
+UNET = {"name": "unet", "channels": [4, 8], "num_res_units": 0}
+
+
+def task(folder, network=None, **data):
+    """The task of `folder/table.csv`, its cache beside it, given as a user gives it."""
+    data = {"table": str(folder / "table.csv"), "cache": str(folder / "cache"), **data}
+    return TypeAdapter(Segmentation).validate_python({"data": data, "network": network or UNET}).build()
+
+
+def write_table(folder, rows):
+    lines = ["site,split,image,label", *(",".join(row) for row in rows)]
+    (folder / "table.csv").write_text("\n".join(lines))
+
+
+def picture(path, array, mode=None):
+    Pillow.fromarray(np.asarray(array, np.uint8), mode).save(path)
+
+
+def volume(path, array, affine=None):
+    nib.save(nib.Nifti1Image(np.asarray(array), np.eye(4) if affine is None else affine), path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two sites of 8 x 6 pictures whose brightest corner is the label: top right at `a`, bottom left at `b`."""
+    rows = []
+    for site, corner in {"a": (slice(0, 4), slice(4, 6)), "b": (slice(4, 8), slice(0, 2))}.items():
+        for split, number in [("train", 0), ("train", 1), ("val", 2), ("test", 3)]:
+            mask = np.zeros((8, 6))
+            mask[corner] = 255
+            name = f"{site}{number}"
+            picture(tmp_path / f"{name}.png", mask // 2 + number)
+            picture(tmp_path / f"{name}_mask.png", mask)
+            rows.append([site, split, f"{name}.png", f"{name}_mask.png"])
+    write_table(tmp_path, rows)
+    return tmp_path
+
+
+CLASSES = {"background": 0, "corner": 255}
+
+
+def test_pictures_come_as_height_by_width_with_their_label(pictures):
+    built = task(pictures, classes=CLASSES, intensity="none", outside=["b"])
+    assert (built.inside, built.outside) == (("a",), ("b",))
+    assert built.sizes["a"] == {"train": 2, "val": 1, "test": 1, "unlabelled": 0}
+    train = built.open("a").train
+    assert (train.inputs.shape, train.inputs.dtype) == ((2, 1, 8, 6), np.float32)
+    assert train.inputs[1, 0, 0, 5] == 128  # 255 // 2 + 1 in the top right corner
+    assert train.inputs[1, 0, 7, 0] == 1
+    assert np.array_equal(train.labels, train.inputs > 100)
+    assert train.spacing.tolist() == [[1, 1], [1, 1]]
+    assert len(built.open("a").unlabelled) == 0
+
+
+MODES = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3, "P": 3}
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [*((m, s) for m in MODES for s in ("png", "tif")), ("L", "bmp"), ("P", "bmp")]
+)
+def test_modes_become_grey_or_colour_without_alpha(tmp_path, mode, suffix):
+    Pillow.new("RGB", (6, 4), (40, 40, 40)).convert(mode, palette=Pillow.Palette.ADAPTIVE).save(
+        tmp_path / f"x.{suffix}"
+    )
+    image = read(str(tmp_path / f"x.{suffix}"))
+    assert image.array.shape == (MODES[mode], 4, 6)
+    assert (image.array == 40).all()
+
+
+def test_masks_keep_the_numbers_of_their_palette_and_must_be_grey(tmp_path):
+    indexed = Pillow.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
+    indexed.putpalette([9, 9, 9, 250, 0, 0, 0, 250, 0])
+    indexed.save(tmp_path / "mask.png")
+    assert read(str(tmp_path / "mask.png"), mask=True).array.tolist() == [[[0, 1], [2, 1]]]
+    picture(tmp_path / "red.png", np.array([[[255, 0, 0]]]))
+    with pytest.raises(ConfigError, match=r"red\.png.*must be grey"):
+        read(str(tmp_path / "red.png"), mask=True)
+
+
+@pytest.mark.parametrize(
+    ("intensity", "expected"),
+    [
+        ("zscore", [[-1, -1], [1, 1]]),
+        ("minmax", [[0, 0], [1, 1]]),
+        ("unit", [[0, 0], [1, 1]]),
+        ("none", [[0, 0], [255, 255]]),
+        ("percentile", [[0, 0], [1, 1]]),
+    ],
+)
+def test_intensities(tmp_path, intensity, expected):
+    picture(tmp_path / "x.png", np.kron([[0, 0], [255, 255]], np.ones((4, 4))))
+    write_table(tmp_path, [["a", "train", "x.png", "x.png"]])
+    built = task(tmp_path, classes=CLASSES, intensity=intensity)
+    assert built.open("a").train.inputs[0, 0, ::4, ::4] == pytest.approx(np.array(expected))
+
+
+def test_resizing_keeps_labels_whole_and_scales_the_spacing(pictures):
+    train = task(pictures, classes=CLASSES, size=[4, 12]).open("a").train
+    assert train.inputs.shape == (2, 1, 4, 12)
+    assert np.unique(train.labels).tolist() == [0, 1]
+    assert train.labels[0, 0].sum() == 2 * 4  # rows halved, columns doubled
+    assert train.spacing[0].tolist() == [2, 0.5]
+
+
+def test_padding_takes_the_lowest_value_and_cropping_warns_of_what_it_cuts(pictures):
+    padded = task(pictures, classes=CLASSES, size=[10, 8], fit="pad", intensity="none").open("a").train
+    assert padded.inputs[1, 0, 0].tolist() == [1] * 8
+    assert padded.labels[1, 0].sum() == 8
+    with pytest.warns(UserWarning, match=r"cuts labelled voxels off 8 images, at most 75\.0%"):
+        cut = task(pictures, classes=CLASSES, size=[4, 4], fit="pad").open("a").train
+    assert cut.labels[1, 0].sum() == 2  # of 4 x 2 voxels the lower rows and the left column
+
+
+def test_volumes_are_turned_to_ras_and_resampled(tmp_path):
+    image = np.zeros((4, 6, 8), np.float32)
+    image[0, 0, 0] = 1
+    volume(tmp_path / "x.nii.gz", image, np.diag([-2.0, 1, 1, 1]))  # the first voxel lies right, as x runs left
+    volume(tmp_path / "y.nii.gz", (image > 0).astype(np.uint8), np.diag([-2.0, 1, 1, 1]))
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
+    plain = task(tmp_path, intensity="none").open("a").train
+    assert plain.inputs.shape == (1, 1, 4, 6, 8)
+    assert np.argwhere(plain.labels[0, 0]).tolist() == [[3, 0, 0]] == np.argwhere(plain.inputs[0, 0]).tolist()
+    assert plain.spacing.tolist() == [[2, 1, 1]]
+    finer = task(tmp_path, spacing=[1, 1, 2], size=[8, 6, 4], fit="pad").open("a").train
+    assert finer.inputs.shape == (1, 1, 8, 6, 4)
+    assert finer.spacing.tolist() == [[1, 1, 2]]
+
+
+def test_slices_share_their_case_and_carry_their_distance(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for number, depth in enumerate([3, 5]):
+        volume(tmp_path / f"x{number}.nii.gz", rng.random((4, 6, depth)), np.diag([1, 1, 2.5, 1]))
+        volume(tmp_path / f"y{number}.nii.gz", np.ones((4, 6, depth), np.uint8), np.diag([1, 1, 2.5, 1]))
+        rows.append(["a", "train", f"x{number}.nii.gz", f"y{number}.nii.gz"])
+    write_table(tmp_path, rows)
+    built = task(tmp_path, slices=True, intensity="none")
+    train = built.open("a").train
+    assert train.inputs.shape == (8, 1, 4, 6)
+    assert train.cases.tolist() == [0] * 3 + [1] * 5
+    assert train.spacing[0].tolist() == [1, 1, 2.5]
+    stored = nib.load(tmp_path / "x1.nii.gz").get_fdata(dtype=np.float32)
+    assert np.array_equal(train.inputs[3, 0], stored[:, :, 0])
+    assert built.score(lambda x: torch.stack([0 * x[:, 0], 1 + x[:, 0]], 1), train, torch.device("cpu")) == {
+        "dice": 1.0
+    }
+
+
+def test_partition_labelled_and_shift(pictures):
+    built = task(pictures, classes=CLASSES, partition={"name": "iid", "sites": 2}, labelled=1, shift={"severity": 0.8})
+    assert built.inside == ("site-01", "site-02")
+    assert built.sizes["site-01"] == {"train": 1, "val": 1, "test": 1, "unlabelled": 1}
+    assert built.open("site-01").unlabelled.labels is None
+    kept = task(pictures, classes=CLASSES, partition={"name": "iid", "sites": 2}, outside=["b"])
+    assert (kept.inside, kept.outside) == (("site-01", "site-02"), ("b",))
+    assert kept.sizes["b"]["train"] == 2
+
+
+def test_the_same_scanner_for_a_site_wherever_the_folder_lies(pictures, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("moved") / "data"
+    shutil.copytree(pictures, moved)
+    both = [
+        task(folder, classes=CLASSES, shift={"severity": 0.8}).open("a").train.inputs for folder in (pictures, moved)
+    ]
+    assert np.array_equal(*both)
+    assert not np.array_equal(both[0], task(pictures, classes=CLASSES).open("a").train.inputs)
+
+
+def test_only_a_changed_site_is_prepared_again(pictures):
+    task(pictures, classes=CLASSES)
+    before = {path: path.stat().st_mtime_ns for path in (pictures / "cache").iterdir()}
+    picture(pictures / "b0.png", np.full((8, 6), 9))
+    built = task(pictures, classes=CLASSES, intensity="zscore")
+    after = {path: path.stat().st_mtime_ns for path in (pictures / "cache").iterdir()}
+    assert len(before) == 2
+    assert before.items() < after.items()
+    assert len(after) == 3
+    assert not built.open("b").train.inputs[0].any()  # constant
+
+
+def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(pictures):
+    built = task(pictures, classes=CLASSES)
+    expected = np.array(built.open("a").train.inputs)
+    sent = pickle.dumps(built)
+    assert len(sent) < 10_000
+    shutil.rmtree(pictures / "cache")
+    assert np.array_equal(pickle.loads(sent).open("a").train.inputs, expected)
+
+
+def test_progress_counts_every_case_cached_or_not(pictures):
+    given = TypeAdapter(Segmentation).validate_python(
+        {"data": {"table": str(pictures / "table.csv"), "cache": str(pictures / "cache"), "classes": CLASSES}}
+    )
+    seen = []
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="fewer levels"):  # 8 x 6 is too small for the default network
+            given.build(lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 8) for done in range(1, 9)] * 2
+
+
+def test_urls(pictures):
+    store = fsspec.filesystem("memory")
+    store.put(str(pictures), "/bucket", recursive=True)
+    local = task(pictures, classes=CLASSES, shift={"severity": 0.5})
+    remote = task(pictures, classes=CLASSES, shift={"severity": 0.5}, table="memory://bucket/table.csv")
+    assert np.array_equal(remote.open("a").train.inputs, local.open("a").train.inputs)
+
+
+def test_every_faulty_file_is_found_at_once_the_first_five_named(pictures):
+    for number in range(4):
+        picture(pictures / f"b{number}_mask.png", np.full((8, 6), 7))
+    (pictures / "a0.png").write_text("not a picture")
+    picture(pictures / "a1_mask.png", np.zeros((6, 8)))
+    with pytest.raises(ConfigError) as error:
+        task(pictures, classes=CLASSES)
+    text = str(error.value)
+    assert text.count("\n") == 7
+    assert "a0.png: cannot be read" in text
+    assert "a1_mask.png: has the shape (1, 6, 8)" in text
+    assert "b0_mask.png: has the values 7, which are no class; the classes are [0, 255]" in text
+    assert "and 1 more" in text
+    assert text.endswith("name every value, in quotes: 'task.data.classes={background: 0, corner: 255, NAME7: 7}'")
+
+
+def test_the_classes_that_are_proposed_hold_every_value(pictures):
+    for number, value in enumerate([7, 9, 200]):
+        picture(pictures / f"b{number}_mask.png", np.full((8, 6), value))
+    cure = wrong(pictures).splitlines()[-1]
+    proposed = yaml.safe_load(cure.partition("classes=")[2].rstrip("'"))
+    assert proposed == {"background": 0, "corner": 255, "NAME7": 7, "NAME9": 9, "NAME200": 200}
+    assert task(pictures, classes=proposed).open("b").train.labels.max() == 3
+    picture(pictures / "b0_mask.png", np.arange(48).reshape(8, 6))
+    assert wrong(pictures).splitlines()[-1].strip().startswith("a mask has few values")
+
+
+def test_what_classes_are_called_prepares_nothing_again(pictures):
+    task(pictures, classes=CLASSES)
+    task(pictures, classes={"other": 0, "name": 255})
+    assert len(list((pictures / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["cat", "dog"]])
+def test_classes_are_no_masks(pictures, labels):
+    write_table(pictures, [["a", "train", f"a{number}.png", label] for number, label in enumerate(labels)])
+    assert "path of a mask" in wrong(pictures)
+
+
+def test_a_patient_in_several_splits_is_told(pictures):
+    lines = (pictures / "table.csv").read_text().splitlines()
+    (pictures / "table.csv").write_text("\n".join([lines[0] + ",patient", *(f"{line},p1" for line in lines[1:])]))
+    with pytest.warns(UserWarning, match=r"patients .* 2, p1 of a \(train, val, test\), p1 of b"):
+        task(pictures, classes=CLASSES)
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+def test_resampling_that_leaves_no_label_warns(tmp_path, fit):
+    mask = np.zeros((8, 8, 8), np.uint8)
+    mask[3, 3, 3] = 1
+    volume(tmp_path / "x.nii.gz", mask.astype(np.float32))
+    volume(tmp_path / "y.nii.gz", mask)
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
+    with pytest.warns(
+        UserWarning, match=r"^task\.data\.spacing.* leaves no labelled voxel of 1 image, such as .*x\.nii"
+    ):
+        built = task(tmp_path, spacing=[2, 2, 2], size=[4, 4, 4], fit=fit)
+    assert not built.open("a").train.labels.any()
+
+
+def test_resizing_that_leaves_no_label_warns(pictures):
+    mask = np.zeros((8, 6))
+    mask[0, 0] = 255
+    picture(pictures / "a0_mask.png", mask)
+    with pytest.warns(UserWarning, match=r"^task\.data\.size leaves no labelled voxel of 1 image, such as .*a0\.png"):
+        task(pictures, classes=CLASSES, size=[4, 4])
+
+
+def wrong(folder, **data):
+    with pytest.raises(ConfigError) as error, warnings.catch_warnings():
+        task(folder, **{"classes": CLASSES} | data)
+    return str(error.value)
+
+
+def test_wrong_settings_are_refused_with_the_cure(pictures):
+    assert "task.data.table=FILE" in wrong(pictures, table="")
+    assert "did you mean 'b'" in wrong(pictures, outside=["B"])
+    assert "leaves no site" in wrong(pictures, outside=["a", "b"])
+    assert "has 3 numbers, but images have 2 axes" in wrong(pictures, size=[4, 4, 4])
+    assert "only for volumes" in wrong(pictures, spacing=[1, 1])
+    assert "no NIfTI volume" in wrong(pictures, slices=True)
+    assert "a value of its own" in wrong(pictures, classes={"x": 0, "y": 0})
+    assert "has 1 channel, but task.data.channels=3" in wrong(pictures, channels=3)
+    assert "did you mean 'UNet'" in wrong(pictures, network={"name": "unnet"})
+    assert "has the values 255" in wrong(pictures, classes=["background", "corner"])
+
+
+def test_images_of_several_sizes_or_channels_are_refused(pictures):
+    picture(pictures / "a1.png", np.zeros((4, 4)))
+    picture(pictures / "a1_mask.png", np.zeros((4, 4)))
+    assert "task.data.size" in wrong(pictures)
+    for number in range(4):
+        picture(pictures / f"b{number}.png", np.zeros((8, 6, 3)))
+    assert "same channels" in wrong(pictures, size=[8, 6])
+
+
+def test_volumes_of_another_place_or_with_nan_are_refused(tmp_path):
+    image, moved = np.zeros((4, 4, 4), np.float32), np.eye(4)
+    moved[0, 3] = 30
+    volume(tmp_path / "x.nii.gz", image)
+    volume(tmp_path / "y.nii.gz", image, moved)
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
+    assert "lies in another place" in wrong(tmp_path)
+    volume(tmp_path / "x.nii.gz", image + np.nan)
+    assert "NaN" in wrong(tmp_path)
+    volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4, 2), np.float32), moved)
+    assert task(tmp_path, intensity="none").open("a").train.inputs.shape == (1, 2, 4, 4, 4)
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:40]])
+def test_a_damaged_volume_is_told_in_a_line(tmp_path, damage):
+    volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4), np.float32))
+    (tmp_path / "y.nii.gz").write_bytes(damage((tmp_path / "x.nii.gz").read_bytes()))
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
+    (line,) = wrong(tmp_path).splitlines()[1:]
+    assert "y.nii.gz: cannot be read" in line
+    assert "LoadImage" not in line
+
+
+def test_a_spacing_that_would_fill_the_memory_is_refused(tmp_path):
+    volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4), np.float32))
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "x.nii.gz"]])
+    assert "6e+10 voxels; set a larger one" in wrong(tmp_path, spacing=[0.001] * 3)
+
+
+def test_shift_is_a_part_of_the_configuration():
+    given = TypeAdapter(Segmentation).validate_python({"data": {"shift": {"severity": 0.5, "kinds": ["noise"]}}})
+    assert given.data.shift == Shift(severity=0.5, kinds=("noise",))
+
+
+def test_augmentation_moves_image_and_label_together_and_follows_its_seed(pictures):
+    flips = [
+        {"name": "RandFlip", "prob": 0.5, "spatial_axis": 1},
+        {"name": "rand_gaussian_noise", "prob": 1, "std": 0.01},
+    ]
+    data = {"table": str(pictures / "table.csv"), "cache": str(pictures / "cache"), "classes": CLASSES}
+    given = {"data": data, "network": UNET, "augment": flips}
+    built = pickle.loads(pickle.dumps(TypeAdapter(Segmentation).validate_python(given).build()))
+    train = built.open("a").train
+    inputs, labels = torch.from_numpy(np.repeat(train.inputs, 8, 0)), torch.from_numpy(np.repeat(train.labels, 8, 0))
+    first, again, other = (built.augment(inputs, labels, np.random.RandomState(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(first[1], (first[0] > 0.5).to(torch.uint8))
+    assert 0 < sum(not torch.equal(a, b) for a, b in zip(first[1], labels, strict=True)) < 16
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"name": "RandFlipp"}, "did you mean 'RandFlipd'"),
+        ({"name": "RandFlip", "axis": 1}, "unknown argument"),
+        ({"name": "RandRotate90", "prob": 1.0}, "changes the shape"),
+        ({"prob": 1}, "no name"),
+    ],
+)
+def test_wrong_augmentations_are_refused(pictures, spec, words):
+    data = {"table": str(pictures / "table.csv"), "cache": str(pictures / "cache"), "classes": CLASSES}
+    with pytest.raises(ConfigError, match=words):
+        TypeAdapter(Segmentation).validate_python({"data": data, "network": UNET, "augment": [spec]}).build()
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data sets are not at {DATA}")
+def test_real_volumes_of_several_scanners(tmp_path):
+    data = {"table": str(DATA / "spinal_gm_3d" / "table.csv"), "cache": str(tmp_path), "outside": ["philips"]}
+    data |= {"classes": ["background", "white", "grey"], "spacing": [0.5, 0.5], "size": [96, 96], "fit": "pad"}
+    built = TypeAdapter(Segmentation).validate_python({"data": {**data, "slices": True}, "network": UNET}).build()
+    test = built.open("philips").test
+    assert test.inputs.shape == (20, 1, 96, 96)
+    assert np.allclose(test.spacing, [0.5, 0.5, 3.0], atol=1e-5)
+    assert np.unique(test.labels).tolist() == [0, 1, 2]
+
+
+def test_augmentation_never_writes_to_what_it_is_given():
+    inputs, labels = torch.rand(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    before = inputs.clone()
+    specs = [{"name": "RandStdShiftIntensity", "factors": 0.5, "prob": 1}, {"name": "rand_bias_field", "prob": 1}]
+    augment = augmentation(specs, 1, (8, 8))
+    first, again = (augment(inputs, labels, np.random.RandomState(0))[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(inputs, before)
+    assert not torch.equal(first, before)

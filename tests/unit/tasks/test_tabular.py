@@ -1,0 +1,296 @@
+"""The tabular task: features, missing cells, scales and networks by hand, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import warnings
+from math import sqrt
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from raysim import LocalFleet, federate
+from raysim.core.errors import ConfigError
+from raysim.core.registry import algorithm_class
+from raysim.federation.validation import check_last_batch
+from raysim.tasks.tabular import Tabular
+from tests.support.paths import DATA
+
+HEADER = "site,split,label,x,colour,code"
+ROWS = """\
+a,train,0,1,red,2.0
+a,train,1,2,blue,10
+a,train,0,6,red,2
+a,train,1,?,,10
+a,test,0,1000,green,2
+b,train,0,10,blue,10
+b,train,1,20,red,
+b,val,1,,red,7
+c,test,1,0,red,2"""
+
+
+def write_table(folder, rows=ROWS, header=HEADER):
+    (folder / "table.csv").write_text(f"{header}\n{rows}")
+
+
+def task(folder, data=None, **keys):
+    """The task of `folder/table.csv`, its cache beside it, given as a user gives it."""
+    own = {"table": str(folder / "table.csv"), "cache": str(folder / "cache"), "outside": ["c"], "features": ["x"]}
+    return TypeAdapter(Tabular).validate_python({**keys, "data": {**own, **(data or {})}}).build()
+
+
+def refused(folder, data=None, **keys):
+    with pytest.raises(ConfigError) as error, warnings.catch_warnings():
+        task(folder, data, **keys)
+    return str(error.value)
+
+
+@pytest.fixture
+def table(tmp_path):
+    write_table(tmp_path)
+    return tmp_path
+
+
+def inputs(built, site, split):
+    return built.open(site)[split].inputs
+
+
+def test_rows_come_as_features_with_the_index_of_their_class(table):
+    built = task(table, {"classes": ["healthy", "ill"]})
+    assert (built.inside, built.outside, built.shape, built.classes) == (("a", "b"), ("c",), (1,), 2)
+    assert built.sizes["b"] == {"train": 2, "val": 1, "test": 0, "unlabelled": 0}
+    train = built.open("a").train
+    assert (train.inputs.shape, train.inputs.dtype) == ((4, 1), np.float32)
+    assert (train.labels.tolist(), train.labels.dtype) == ([[1], [1], [0], [0]], np.uint8)  # in order of all cells
+    assert (train.cases.tolist(), train.spacing.shape) == ([0, 1, 2, 3], (4, 0))
+    assert built.open("b").test.inputs.shape == (0, 1)
+    assert built.open("b").test.labels.shape == (0, 1)
+
+
+def test_each_site_is_standardised_by_its_own_training_rows(table):
+    built = task(table)
+    # Of 1, 2 and 6 the median is 2, the mean 3 and the variance (4 + 1 + 9) / 3; the 1000 is a test row.
+    deviation = sqrt(14 / 3)
+    expected = np.array([1 - 3, 2 - 3, 6 - 3, 2 - 3]) / deviation
+    assert sorted(inputs(built, "a", "train")[:, 0]) == pytest.approx(sorted(expected))
+    assert inputs(built, "a", "test")[0, 0] == pytest.approx((1000 - 3) / deviation)
+    # Of 10 and 20 the mean is 15, the deviation 5; the missing cell of the val row takes the median, 15.
+    assert inputs(built, "b", "train")[:, 0].tolist() == [-1, 1]
+    assert inputs(built, "b", "val")[0, 0] == 0
+
+
+def test_or_by_those_of_all_inside_sites(table):
+    built = task(table, {"standardise": "global"})
+    # Of 1, 2, 6, 10 and 20 the median is 6, the mean 7.8 and the variance 541 / 5 - 7.8^2.
+    deviation = sqrt(541 / 5 - 7.8**2)
+    assert inputs(built, "b", "train")[:, 0] == pytest.approx((np.array([10, 20]) - 7.8) / deviation)
+    assert inputs(built, "b", "val")[0, 0] == pytest.approx((6 - 7.8) / deviation)
+
+
+def test_a_site_without_training_rows_takes_the_scale_of_the_others(table):
+    per_site, pooled = task(table), task(table, {"standardise": "global"})
+    assert inputs(per_site, "c", "test")[0, 0] == inputs(pooled, "c", "test")[0, 0]
+
+
+@pytest.mark.parametrize("cells", ["?,?", "3,3"])
+def test_a_column_that_is_empty_or_constant_at_a_site_is_still_in_proportion(table, cells):
+    first, second = cells.split(",")
+    write_table(table, ROWS.replace("10,blue", f"{first},blue").replace("20,red", f"{second},red"))
+    built = task(table)
+    known = np.array([1, 2, 6] if first == "?" else [1, 2, 6, 3, 3])  # of the training rows of all
+    middle, mean = (np.median(known), known.mean()) if first == "?" else (3, 3)
+    assert inputs(built, "b", "train")[:, 0] == pytest.approx(np.full(2, middle - mean) / known.std())
+
+
+def test_what_labelled_takes_the_label_of_still_counts_for_the_scale(table):
+    plain, few = task(table), task(table, {"labelled": 1})
+    assert few.sizes["a"] == {"train": 1, "val": 0, "test": 1, "unlabelled": 3}
+    assert np.array_equal(inputs(plain, "a", "test"), inputs(few, "a", "test"))
+    assert few.open("a").unlabelled.labels is None
+
+
+def test_categories_are_columns_of_0_and_1_as_training_rows_have_them(table):
+    built = task(table, {"categorical": ["colour", "code"]})
+    assert built.shape == (1 + 2 + 2,)  # x; blue and red; 2 and 10, by size
+    flags = {x: tuple(row) for x, *row in np.round(inputs(built, "b", "train"), 6).tolist()}
+    assert flags == {-1: (1, 0, 0, 1), 1: (0, 1, 0, 0)}  # the second has no code
+    assert inputs(built, "a", "test")[0, 1:].tolist() == [0, 0, 1, 0]  # no training row is green
+    assert inputs(built, "b", "val")[0, 1:].tolist() == [0, 1, 0, 0]  # nor has one the code 7
+
+
+def test_marks_say_where_a_cell_is_missing(table):
+    built = task(table, {"categorical": ["colour"], "indicators": True})
+    assert built.shape == (1 + 2 + 2,)  # x; blue and red; x and colour are missing in some training row
+    assert sorted(inputs(built, "a", "train")[:, 3:].tolist()) == [[0, 0], [0, 0], [0, 0], [1, 1]]
+    assert inputs(built, "b", "val")[0, 3:].tolist() == [1, 0]
+    assert task(table, {"categorical": ["colour"]}).shape == (3,)
+
+
+def test_by_default_all_columns_of_numbers_are_features_and_others_are_told(table):
+    with pytest.warns(UserWarning, match=r"left out, as they are not of numbers: colour \('blue', 'green'\); task\."):
+        built = task(table, {"features": None})
+    assert built.shape == (2,)  # x and code
+
+
+def test_columns_with_a_meaning_are_no_features(table):
+    lines = ROWS.splitlines()
+    numbered = "\n".join(f"{line},p{row},{row % 2},{row}" for row, line in enumerate(lines))
+    write_table(table, numbered, f"{HEADER},patient,ward,id")
+    data = {"features": None, "categorical": ["colour"]}
+    with pytest.warns(UserWarning, match="column 'id' has another whole number in each row; if it numbers the cases"):
+        assert task(table, {**data}).shape == (4 + 2,)  # x, code, ward, id; blue, red
+    with pytest.warns(UserWarning, match="'id'"):
+        made = task(table, {**data, "partition": {"by": "ward"}, "outside": []})
+    assert (made.inside, made.shape) == (("0", "1"), (3 + 2,))  # ward is the site
+
+
+def test_the_order_of_rows_changes_nothing_and_a_changed_table_is_prepared_anew(table):
+    built = task(table, {"categorical": ["colour"]})
+    write_table(table, "\n".join(ROWS.splitlines()[::-1]))
+    again = task(table, {"categorical": ["colour"]})
+    assert again.open.entries == built.open.entries
+    write_table(table, ROWS.replace("20,red", "21,red"))
+    assert not set(task(table, {"categorical": ["colour"]}).open.entries.values()) & set(built.open.entries.values())
+
+
+def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(table):
+    built = task(table, {"categorical": ["colour"]})
+    expected = np.array(inputs(built, "a", "train"))
+    sent = pickle.dumps(built)
+    assert len(sent) < 5_000
+    shutil.rmtree(table / "cache")
+    assert np.array_equal(inputs(pickle.loads(sent), "a", "train"), expected)
+    shutil.rmtree(table / "cache")
+    write_table(table, ROWS.replace("20,red", "21,red"))
+    with pytest.raises(ConfigError, match="is not what it was when the run was started"):
+        pickle.loads(sent).open("a")
+
+
+def test_urls(table):
+    fsspec.filesystem("memory").put(str(table / "table.csv"), "/rows/table.csv")
+    remote = task(table, {"table": "memory://rows/table.csv"})
+    assert np.array_equal(inputs(remote, "a", "train"), inputs(task(table), "a", "train"))
+    assert remote.open.paths() == (["memory://rows/table.csv"], [str(table / "cache")])
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters"),
+    [
+        ({"name": "logistic"}, 3 * 2 + 2),
+        ({"name": "mlp", "hidden": [5]}, (3 * 5 + 5) + (5 * 2 + 2)),
+        ({"name": "mlp", "hidden": [5, 4], "norm": "batch"}, (3 * 5 + 5 + 2 * 5) + (5 * 4 + 4 + 2 * 4) + (4 * 2 + 2)),
+        ({"name": "torch.nn:Linear", "bias": False}, 3 * 2),
+        ({"name": "FullyConnectedNet", "hidden_channels": [4]}, (3 * 4 + 4 + 1) + (4 * 2 + 2)),  # MONAI's, with PReLU
+    ],
+)
+def test_networks(table, network, parameters):
+    net = task(table, {"categorical": ["colour"]}, network=network).start(0)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def test_dropout_is_asked_for():
+    from raysim.tasks.table_networks import mlp
+
+    kinds = [type(layer).__name__ for layer in mlp(3, 2, hidden=[4], norm="batch", dropout=0.5)]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
+
+
+def test_a_federation_learns_a_sum(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{s},{t},{int(x + y > 0)},{x},{y}"
+        for s in "ab"
+        for t in ("train", "test")
+        for x, y in rng.normal(size=(60, 2))
+    ]
+    write_table(tmp_path, "\n".join(rows), "site,split,label,x,y")
+    built = task(tmp_path, {"features": ["x", "y"], "outside": []})
+    *_, last = federate(algorithm_class("fedavg")(lr=0.1, epochs=5), built, LocalFleet(built, rounds=5), rounds=5)
+    found = [score.value for score in last.scores if score.metric == "auc"]
+    assert len(found) == 2
+    assert min(found) > 0.95
+
+
+def test_a_last_batch_of_one_row_is_refused_where_batches_are_normalised(table):
+    keys = {"batch_size": 3, "network": {"name": "mlp", "norm": "batch"}}
+    with pytest.raises(ConfigError, match=r"task\.batch_size=3 leaves a last batch of one example at 'a'"):
+        check_last_batch(task(table, **keys))
+    check_last_batch(task(table, batch_size=3))
+
+
+def test_wrong_columns_are_refused_with_the_cure(table):
+    assert "it has no column 'kode' (did you mean 'code'?); it has 'site', 'split'" in refused(
+        table, {"features": ["x", "kode"]}
+    )
+    assert "it has no column 'hue'" in refused(table, {"categorical": ["hue"]})
+    assert "column 'label' has a meaning of its own" in refused(table, {"features": ["x", "label"]})
+    assert "column 'site' has a meaning of its own" in refused(table, {"categorical": ["site"]})
+    told = refused(table, {"features": ["x", "colour"]})
+    assert "column 'colour' has 8 cells with no number: 'blue', 'green', 'red'; correct" in told
+    assert "name the column in task.data.categorical" in told
+    write_table(table, ROWS.replace("20,red", "inf,red"))
+    assert "column 'x' has 1 cell with no number: 'inf'" in refused(table)
+
+
+def test_columns_without_a_use_are_refused(table):
+    write_table(
+        table, "\n".join(f"{line},{'7' if 'test' in line else ''}" for line in ROWS.splitlines()), HEADER + ",z"
+    )
+    assert "column 'z' has nothing in any training row of an inside site" in refused(table, {"features": ["x", "z"]})
+    write_table(table, "a,train,0,x\na,train,1,y", "site,split,label,word")
+    with pytest.warns(UserWarning, match="left out"):
+        assert "it has no column of numbers beside site" in refused(table, {"features": None, "outside": []})
+    write_table(table, "\n".join(f"a,train,{n % 2},{n}" for n in range(300)), "site,split,label,zip")
+    assert "column 'zip' has 300 values; a category has at most 256" in refused(
+        table, {"features": ["zip"], "categorical": ["zip"], "outside": []}
+    )
+
+
+def test_wrong_settings_are_refused_with_the_cure(table):
+    assert "task.data.table=FILE" in refused(table, {"table": ""})
+    assert "did you mean 'c'" in refused(table, {"outside": ["C"]})
+    assert "'0' in 4 rows" in refused(table, {"classes": ["healthy", "ill"], "table": words(table)})
+    assert "it has no column 'label'" in refused(table, {"table": headed(table, HEADER.replace("label", "target"))})
+    assert "did you mean 'logistic'" in refused(table, network={"name": "logistics"})
+    assert "norm is 'batsch', expected none or batch" in refused(table, network={"name": "mlp", "norm": "batsch"})
+    assert "fails on 1 features" in refused(table, network={"name": "unet", "spatial_dims": 2})
+
+
+def words(folder):
+    """The same table with a label that is a word."""
+    (folder / "words.csv").write_text(f"{HEADER}\n{ROWS.replace('train,1', 'train,ill').replace('test,1', 'test,ill')}")
+    return str(folder / "words.csv")
+
+
+def headed(folder, header):
+    (folder / "headed.csv").write_text(f"{header}\n{ROWS}")
+    return str(folder / "headed.csv")
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data sets are not at {DATA}")
+def test_real_patients_of_four_hospitals(tmp_path):
+    data = {"table": str(DATA / "heart_disease" / "table.csv"), "cache": str(tmp_path), "categorical": ["thal"]}
+    built = TypeAdapter(Tabular).validate_python({"data": {**data, "indicators": True}}).build()
+    assert {site: sum(sizes.values()) for site, sizes in built.sizes.items()} == {
+        "cleveland": 303,
+        "hungarian": 294,
+        "switzerland": 123,
+        "va": 200,
+    }
+    assert built.classes == 2
+    for site in built.inside:
+        assert np.isfinite(inputs(built, site, "train")).all()
+        assert np.abs(inputs(built, site, "test")).max() < 10
+
+
+def test_labels_reach_the_loss_as_a_column(table):
+    built = task(table)
+    train = built.open("a").train
+    net = built.start(0)
+    value = built.loss(net(torch.from_numpy(np.array(train.inputs))), torch.from_numpy(np.array(train.labels)))
+    assert value.ndim == 0

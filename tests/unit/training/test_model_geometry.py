@@ -1,0 +1,68 @@
+"""Models as vectors, and what their inner products tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raysim import Model
+from raysim.training.model_geometry import cosine, from_vector, gram, moved, norm, shifted, variance, vector
+
+
+def model(*values: float) -> Model:
+    """Two tensors, the first value in one and the rest in the other."""
+    return Model.of({"b": np.float32(values[:1]), "a": np.float32(values[1:])})
+
+
+def test_a_vector_has_the_entries_in_order_of_name_and_goes_back() -> None:
+    assert vector(model(1, 2, 3)).tolist() == [2, 3, 1]
+    assert from_vector(vector(model(1, 2, 3)), model(0, 0, 0)) == model(1, 2, 3)
+
+
+def test_length_and_step() -> None:
+    assert norm(model(2, 3, 6)) == 7
+    assert moved(model(1, 1, 1), model(1, 2, 3), -0.5) == model(0.5, 0, -0.5)
+
+
+def test_a_step_leaves_buffers_alone() -> None:
+    whole = Model.of({"w": np.float32([1]), "mean": np.float32([5])}, ["w"])
+    after = moved(whole, Model.of({"w": np.float32([1])}), 2.0)
+    assert after == Model.of({"w": np.float32([3]), "mean": np.float32([5])}, ["w"])
+
+
+def test_inner_products_from_an_origin() -> None:
+    found = gram([model(1, 0, 0), model(1, 2, 0)], model(0, 0, 1))
+    assert found.tolist() == [[2, 2], [2, 6]]
+    assert gram([model(1, 0, 0), model(1, 2, 0)]).tolist() == [[1, 1], [1, 5]]
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_half_the_pairwise_distances_are_the_variance(uniform: bool) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 7)).astype(np.float32)
+    share = np.full(5, 0.2) if uniform else np.array([0.1, 0.3, 0.2, 0.25, 0.15])
+    pairs = 0.5 * sum(
+        share[i] * share[j] * np.square(x[i].astype(float) - x[j]).sum() for i in range(5) for j in range(5)
+    )
+    assert variance(gram([Model.of({"w": row}) for row in x]), share) == pytest.approx(pairs, rel=1e-6)
+
+
+def test_cosines_of_pairs() -> None:
+    assert cosine(gram([model(1, 0, 0), model(0, 1, 0)])) == 0
+    assert cosine(gram([model(1, 0, 0), model(-3, 0, 0), model(2, 0, 0)])) == pytest.approx((-1 + 1 - 1) / 3)
+    assert cosine(gram([model(1, 0, 0)])) == 1
+    assert cosine(gram([model(0, 0, 0), model(1, 0, 0)])) == 1
+
+
+def test_mean_shift_goes_to_the_majority_and_a_wide_kernel_stays_at_the_mean() -> None:
+    products = gram([model(0, 0, 0), model(0.1, 0, 0), model(-0.1, 0, 0), model(50, 0, 0)])
+    share = np.full(4, 0.25)
+    assert shifted(products, share, 1e6) == pytest.approx(share, abs=1e-9)
+    near = shifted(products, share, 0.2)
+    assert near[3] < 1e-6
+    assert near.sum() == pytest.approx(1)
+
+
+def test_mean_shift_of_equal_points_stays() -> None:
+    share = np.array([0.25, 0.75])
+    assert shifted(gram([model(1, 2, 3), model(1, 2, 3)]), share, 1.0).tolist() == share.tolist()

@@ -1,0 +1,282 @@
+"""Two stages: the second is an algorithm of its own, from the encoder, with its own rounds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from algorithms.fcl import FCL, Kept
+from algorithms.fedavg import FedAvg
+from algorithms.fedbn import FedBN
+from algorithms.fedrep import FedRep
+from algorithms.fedsimclr import FedSimCLR
+from algorithms.localonly import LocalOnly
+from raysim import ConfigError, LocalFleet, SiteError, Start, Task, federate, weights
+from raysim.cli.main import main
+from raysim.config.merge import parse, plain, resolve
+from raysim.core.registry import algorithm_class, algorithms, classes_of
+from raysim.federation.validation import check_algorithm
+from raysim.storage.checkpoint import read, write
+from raysim.storage.serialization import digest
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+from raysim.training.encoders import encoder_weights
+from raysim.training.self_supervised import Finetuning, Pretraining, SelfSupervised
+from tests.support.paths import ROOT
+
+METHODS = [n for n in algorithms() if issubclass(algorithm_class(n), SelfSupervised)]
+
+
+@cache
+def task() -> Task:
+    data = SyntheticData(sites=3, outside=("far",), cases=3, val=0, test=2, unlabelled=4, size=(16, 16))
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
+    return Synthetic(data=data, network=network, batch_size=2).build()
+
+
+def run(algorithm: Any, rounds: int = 4, fleet: Any = None, **options: Any) -> tuple[list[Any], Any]:
+    fleet = fleet or LocalFleet(task(), rounds=rounds)
+    return list(federate(algorithm, task(), fleet, rounds=rounds, **options)), fleet
+
+
+def proof(rounds: list[Any], fleet: Any) -> str:
+    return digest(rounds[-1].state, dict(fleet.memories()))
+
+
+def test_the_methods_are_these() -> None:
+    assert METHODS == ["fcl", "fclopt", "fedrotation", "fedsimclr"]
+
+
+@pytest.mark.parametrize(
+    ("name", "finetune"),
+    [*((n, "fedavg") for n in METHODS), ("fcl", "localonly"), ("fclopt", "fedbn"), ("fcl", "fedrep")],
+)
+def test_without_pretraining_it_is_what_fine_tunes_bit_by_bit(name: str, finetune: str) -> None:
+    random = run(algorithm_class(name)(pretrain_rounds=0, finetune=finetune), 2)
+    alone = run(algorithm_class(finetune)(), 2)
+    assert proof(*random) == proof(*alone)
+    assert [r.traffic for r in random[0]] == [r.traffic for r in alone[0]]
+    assert [r.scores for r in random[0]] == [r.scores for r in alone[0]]
+
+
+@pytest.mark.parametrize("finetune", [n for n in algorithms() if n not in METHODS])
+def test_any_algorithm_fine_tunes(finetune: str) -> None:
+    rounds, _ = run(FCL(pretrain_rounds=1, finetune=finetune), 3)
+    assert rounds[0].scores == () or all(score.split == "train" for score in rounds[0].scores)
+    assert {s.site for s in rounds[1].scores if s.split == "test"} >= set(task().inside)
+    assert isinstance(rounds[0].state, Pretraining)
+    assert isinstance(rounds[1].state, Finetuning)
+
+
+def test_before_fine_tuning_nothing_is_judged_and_there_is_no_model() -> None:
+    rounds, _ = run(FedSimCLR(pretrain_rounds=2), 3)
+    assert [any(s.split != "train" for s in r.scores) for r in rounds] == [False, False, True]
+    assert [r.state.model is None for r in rounds] == [True, True, False]
+    assert all(r.loss is not None for r in rounds)
+
+
+def test_fine_tuning_begins_with_the_seed_s_network_but_for_the_encoder() -> None:
+    mine = FCL(pretrain_rounds=2)
+    (_, before, _), _ = run(mine, 3)
+    turned = mine.turned(before.state, task())
+    start, fresh = turned.state, weights(task().start(0))
+    encoder = set(encoder_weights(task().network()))
+    assert 0 < len(encoder) < len(fresh)
+    for name in fresh:
+        same = np.array_equal(start[name], fresh[name])
+        assert same == (name not in encoder) or not fresh.schema.index[name].parameter
+    learned = mine.trained(before.state.learned)
+    names = {n.removeprefix("0.encoder.") for n in learned if n.startswith("0.encoder.")}
+    assert len(names) == len(encoder)
+    assert len(learned) > len(names)  # the head, which is left behind
+    assert {a.tobytes() for n, a in turned.encoder.items()} == {
+        a.tobytes() for n, a in learned.items() if n.startswith("0.encoder.")
+    }
+
+
+def test_a_site_that_starts_alone_starts_from_the_encoder_too() -> None:
+    # No step is taken: what LocalOnly keeps after its first round is what it began with.
+    mine = FCL(pretrain_rounds=1, finetune=LocalOnly(lr=1e-30, optimizer="sgd", weight_decay=0))
+    rounds, fleet = run(mine, 2)
+    encoder = rounds[-1].state.encoder
+    for site in task().inside:
+        kept = fleet.memory(site)
+        assert all(np.allclose(kept[n], encoder[n], atol=1e-20) for n in encoder if encoder.schema.index[n].parameter)
+    fresh = weights(task().start(0))
+    assert any(not np.array_equal(fresh[n], encoder[n]) for n in encoder)
+
+
+def test_the_first_stage_s_memory_is_gone_and_the_encoder_is_sent_once() -> None:
+    mine = FCL(pretrain_rounds=1)
+    fleet, sizes = LocalFleet(task(), rounds=3), []
+    for r in federate(mine, task(), fleet, rounds=3):
+        kinds = {type(fleet.memory(site)) for site in task().inside}
+        assert kinds == ({Kept} if r.number == 1 else {type(None)})
+        sizes.append(r.traffic.down)
+    model, encoder = weights(task().network()).nbytes, encoder_weights(task().network()).nbytes
+    assert set(sizes[1].values()) == {model + encoder}
+    assert set(sizes[2].values()) == {model}
+
+
+def test_a_site_that_comes_later_gets_the_encoder_then() -> None:
+    mine, seen = FedSimCLR(pretrain_rounds=1, finetune=FedAvg()), set[str]()
+    model, encoder = weights(task().network()).nbytes, encoder_weights(task().network()).nbytes
+    for r in federate(mine, task(), LocalFleet(task(), rounds=8), rounds=8, cohort=1):
+        if r.number == 1:
+            continue
+        (site,) = r.cohort
+        assert r.traffic.down[site] == model + (0 if site in seen else encoder)
+        seen.add(site)
+    assert len(seen) > 1
+    assert set(r.state.told) == seen
+
+
+def test_each_stage_has_a_course_of_its_own() -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    class Noting(FedAvg):
+        def lr_at(self, site: Any) -> float:
+            seen.append(("second", site.round, site.rounds))
+            return super().lr_at(site)
+
+    class NotingFirst(FedSimCLR):
+        def lr_at(self, site: Any) -> float:
+            seen.append(("first", site.round, site.rounds))
+            return super().lr_at(site)
+
+    run(NotingFirst(pretrain_rounds=2, finetune=Noting()), 5)
+    assert sorted(set(seen)) == [
+        *(("first", r, 2) for r in range(2)),
+        *(("second", r, 3) for r in range(3)),
+    ]
+
+
+def test_a_rewound_site_sees_the_batches_of_the_run_s_round() -> None:
+    # Of an algorithm that asks twice in a round and needs the same batches: the second stage moves no seed.
+    rounds, _ = run(FedSimCLR(pretrain_rounds=1, finetune="gradient_alignment"), 3)
+    assert np.isfinite(rounds[-1].loss)
+    site = LocalFleet(task(), rounds=5).worker._site("site-01", _call(3), None)
+    site.rewind()
+    first = np.random.rand()  # noqa: NPY002 - what `rewind` seeds
+    site.part(2, 3).rewind()
+    assert np.random.rand() == first  # noqa: NPY002
+
+
+def _call(round: int) -> Any:
+    from raysim.federation.site_executor import Call
+
+    return Call(0, round, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "stop"), [*(("fcl", stop) for stop in (1, 2, 3, 4)), ("fclopt", 2), ("fedsimclr", 2), ("fedrotation", 2)]
+)
+def test_stopped_anywhere_it_goes_on_to_the_same_bits(name: str, stop: int, tmp_path: Path) -> None:
+    mine = algorithm_class(name)(pretrain_rounds=3, finetune="fedbn")
+    whole = run(mine, 5)
+    first = LocalFleet(task(), rounds=5)
+    half = [r for _, r in zip(range(stop), federate(mine, task(), first, rounds=5), strict=False)][-1]
+    start = read(write(tmp_path, stop, half.state, dict(first.memories())))
+    assert isinstance(start, Start)
+    assert proof(*run(mine, 5, start=start)) == proof(*whole)
+
+
+def test_a_part_of_the_run_s_rounds_is_rounded_down() -> None:
+    counts = [FCL().count(rounds) for rounds in (1, 2, 3, 4, 20)]
+    assert counts == [1, 1, 1, 2, 10]
+    assert [FCL(pretrain_rounds=share).count(100) for share in (0.29, 0.57, 0.999)] == [29, 57, 99]
+    assert FCL(pretrain_rounds=7).count(20) == 7
+
+
+def test_too_many_rounds_are_refused_before_any_site_works() -> None:
+    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
+        run(FCL(pretrain_rounds=4), 4)
+    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
+        check_algorithm(FCL(pretrain_rounds=4), task(), 0, 4)
+
+
+def test_what_fine_tunes_refuses_before_anything_is_learned_and_by_its_own_keys() -> None:
+    with pytest.raises(ConfigError, match=r"^algorithm\.finetune\.head=nonsense: "):
+        FCL(finetune=FedRep(head="nonsense")).init(task())
+    for rounds in (0, 1):
+        with pytest.raises(SiteError, match=r"\(algorithm\.finetune\.lr\).*\(algorithm\.finetune\.clip=1\)"):
+            run(FCL(pretrain_rounds=rounds, finetune=FedAvg(optimizer="sgd", lr=1e30)), 3)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a method that pre-trains cannot be what fine-tunes"):
+        FCL(finetune=FCL())
+    with pytest.raises(ConfigError, match=r"algorithm\.finetune\.outside=tent"):
+        FCL(outside="tent").init(task())
+    attention = {"name": "attention_unet", "channels": [2, 4], "strides": [2]}
+    other = Synthetic(data=SyntheticData(sites=1, cases=2, size=(16, 16)), network=attention).build()
+    with pytest.raises(ConfigError, match="AttentionUnet is none"):
+        FCL().init(other)
+
+
+def test_a_name_alone_and_nested_keys_are_one_grammar() -> None:
+    short = resolve(parse(["algorithm=fcl", "algorithm.finetune=localonly"])).algorithm
+    assert short.finetune == LocalOnly()
+    keyed = resolve(parse(["algorithm=fcl", "algorithm.finetune.lr=0.5", "algorithm.lr=0.1"])).algorithm
+    assert (keyed.finetune, keyed.lr) == (FedAvg(lr=0.5), 0.1)
+    both = resolve(parse(["algorithm=fcl", "algorithm.finetune={name: fedbn, epochs: 3}"])).algorithm
+    assert both.finetune == FedBN(epochs=3)
+    assert classes_of(both) == [FCL, FedBN]
+
+
+def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
+    config = resolve(parse(["algorithm=fclopt", "algorithm.finetune=fedbn", "algorithm.views.turn=10"]))
+    written = yaml.safe_load(yaml.safe_dump(plain(config)))
+    assert written["algorithm"]["finetune"]["name"] == "fedbn"
+    assert written["algorithm"]["finetune"]["lr"] == 1e-3
+    assert resolve(written).algorithm == config.algorithm
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("algorithm.finetune=localonli", "did you mean 'localonly'"),
+        ("algorithm.finetune.lrr=1", "unknown key 'algorithm.finetune.lrr' .did you mean 'algorithm.finetune.lr'"),
+        ("algorithm.finetune.lr=-1", "algorithm.finetune.lr=-1: expected greater than 0"),
+        ("algorithm.finetune=3", "algorithm.finetune=3: expected a name, or keys"),
+        ("algorithm.pretrain_rounds=1.5", "algorithm.pretrain_rounds=1.5: expected a whole number, or less than 1"),
+    ],
+)
+def test_a_slip_in_what_fine_tunes_is_refused_at_once(words: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        resolve(parse(["algorithm=fcl", words]))
+
+
+def test_the_command_runs_records_and_resumes_it(tmp_path: Path, capsys: Any) -> None:
+    words = ["algorithm=fcl", "algorithm.pretrain_rounds=2", "algorithm.finetune=localonly", "rounds=3", "fleet=local"]
+    words += ["task.data.sites=2", "task.data.cases=4", "task.data.size=[16,16]", "task.batch_size=2"]
+    assert main(["run", *words, "--out", str(tmp_path / "out")]) == 0
+    assert "finetune:" in (tmp_path / "out" / "config.yaml").read_text()
+    assert main(["run", "-c", str(tmp_path / "out" / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    assert len({_digest(tmp_path / name) for name in ("out", "again")}) == 1
+    capsys.readouterr()
+
+
+def _digest(folder: Path) -> str:
+    found: str = yaml.safe_load((folder / "summary.json").read_text())["digest"]
+    return found
+
+
+def test_a_fine_tuning_of_one_s_own_resumes(tmp_path: Path, monkeypatch: Any) -> None:
+    text = Path(algorithm_class("fedbn").__module__.replace(".", "/") + ".py")
+    (tmp_path / "my_bn.py").write_text((ROOT / text).read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = FCL(pretrain_rounds=1, finetune=algorithm_class("my_bn:FedBN")())
+    whole, first = run(mine, 3), LocalFleet(task(), rounds=3)
+    half = [r for _, r in zip(range(2), federate(mine, task(), first, rounds=3), strict=False)][-1]
+    path = write(tmp_path / "checkpoints", 2, half.state, dict(first.memories()))
+    start = read(path, trusted=[cls.__module__ for cls in classes_of(mine)])
+    assert proof(*run(mine, 3, start=start)) == proof(*whole)
+    assert replace(mine, finetune="fedavg").finetune == FedAvg()
+    assert os.path.exists(path)

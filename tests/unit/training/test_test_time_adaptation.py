@@ -1,0 +1,242 @@
+"""Outside sites: statistics of the batch and Tent, by hand on a normalisation before two logits z and -z."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from algorithms.centralized import Centralized
+from algorithms.fedavg import FedAvg
+from raysim import ConfigError, LocalFleet, LocalTraining, Model, Site, federate, weights
+from raysim.config.merge import parse, resolve
+from raysim.core.errors import RunError, SiteError
+from raysim.core.seeding import seeded
+from raysim.training.test_time_adaptation import affine, entropy, norm_layers, tent, use_batch_statistics
+from tests.support import toy
+
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
+IMAGES = np.array([[1.0], [3.0], [3.0]], np.float32)  # mean 7/3, variance 8/9: normalised to -sqrt(2), 1/sqrt(2) twice
+
+
+class Logits(nn.Sequential):
+    """z = scale * normalised x + shift; the logits are z and -z."""
+
+    def __init__(self, norm: Callable[[], nn.Module] = lambda: nn.BatchNorm1d(1)) -> None:
+        super().__init__(norm(), nn.Linear(1, 2, bias=False))
+        self[1].weight = nn.Parameter(torch.tensor([[1.0], [-1.0]]))
+
+
+def test_entropy_in_nats() -> None:
+    # p = (1/4, 3/4): ln 4 / 4 + 3 ln(4/3) / 4. p = (1/2, 1/2): ln 2.
+    logits = torch.tensor([[0, math.log(3)], [5, 5]])
+    expected = math.log(4) / 4 + 0.75 * math.log(4 / 3), math.log(2)
+    assert entropy(logits[:1]).item() == pytest.approx(expected[0])
+    assert entropy(logits).item() == pytest.approx(sum(expected) / 2)
+    assert entropy([logits[1:], logits]).item() == pytest.approx(expected[1])  # type: ignore[arg-type]  # a list
+    assert entropy(logits.T[None]).item() == pytest.approx(entropy(logits).item())  # (1, K, space)
+
+
+def test_batch_statistics_are_the_batchs_mean_and_biased_variance() -> None:
+    net = Logits().eval()
+    x = torch.from_numpy(IMAGES)
+    torch.testing.assert_close(net(x)[:, 0], torch.tensor([1.0, 3.0, 3.0]), atol=1e-4, rtol=1e-4)
+    use_batch_statistics(net)
+    expected = torch.tensor([-math.sqrt(2), 1 / math.sqrt(2), 1 / math.sqrt(2)])
+    torch.testing.assert_close(net(x)[:, 0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(net(x[:2])[:, 0], torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
+
+
+def test_batch_statistics_hold_where_the_model_carried_none_and_where_an_instance_norm_tracked_them() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(1), nn.InstanceNorm1d(1, track_running_stats=True), nn.Dropout()).eval()
+    net[0].train()  # as a site leaves it that answers without running statistics
+    x = torch.tensor([[[1.0, 3.0]], [[5.0, 7.0]]])
+    use_batch_statistics(net)
+    torch.testing.assert_close(net(x), torch.tensor([[[-1.0, 1.0]], [[-1.0, 1.0]]]), atol=1e-4, rtol=0)
+    assert not any(layer.training for layer in net.modules())
+    assert net[0].num_batches_tracked == 0
+
+
+def test_a_lone_example_without_statistics_is_refused_with_the_cure() -> None:
+    net = Logits().eval()
+    use_batch_statistics(net)
+    with pytest.raises(RunError, match=r"one example alone .* task.batch_size .* algorithm.outside=global"):
+        net(torch.ones(1, 1))
+
+
+def test_one_step_of_tent() -> None:
+    # With s = sigmoid(2 z), dH/dz = -4 z s (1 - s): a larger |z| is more certain, so the scale grows, and the shift
+    # goes where the sum over the three z says. Adam's first step is lr, whatever the gradient's size.
+    net = Logits()
+    gradient = {z: -4 * z * (s := 1 / (1 + math.exp(-2 * z))) * (1 - s) for z in (-math.sqrt(2), 1 / math.sqrt(2))}
+    down = sum(gradient.values()) + gradient[1 / math.sqrt(2)]
+    tent(net, IMAGES, lr=0.01, passes=1, batch=8, key=(0,))
+    assert net[0].weight.item() == pytest.approx(1.01, abs=1e-5)
+    assert net[0].bias.item() == pytest.approx(-math.copysign(0.01, down), abs=1e-5)
+    assert net[1].weight.flatten().tolist() == [1, -1]
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: nn.BatchNorm2d(4),
+        lambda: nn.InstanceNorm2d(4, affine=True),
+        lambda: nn.GroupNorm(2, 4),
+        lambda: nn.LayerNorm([4, 6, 6]),
+    ],
+    ids=["batch", "instance", "group", "layer"],
+)
+def test_entropy_falls_and_only_scales_and_shifts_move(norm: Callable[[], nn.Module]) -> None:
+    with seeded(0):
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), norm(), nn.ReLU(), nn.Dropout(), nn.Conv2d(4, 3, 1)).eval()
+    before = weights(net)
+    images = np.random.default_rng(0).normal(3, 2, (10, 1, 8, 8)).astype(np.float32)
+
+    def uncertain() -> float:
+        with torch.no_grad():
+            return entropy(net(torch.from_numpy(images))).item()
+
+    use_batch_statistics(net)
+    first = uncertain()
+    tent(net, images, lr=0.01, passes=3, batch=4, key=(0,))
+    assert uncertain() < 0.99 * first
+    after = weights(net)
+    assert {name for name in after if not np.array_equal(after[name], before[name])} == {"1.weight", "1.bias"}
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_the_same_key_gives_the_same_bits_and_leaves_chance_alone() -> None:
+    images = np.random.default_rng(0).normal(size=(9, 1)).astype(np.float32)
+    images.flags.writeable = False
+
+    nets = [Logits() for _ in range(4)]
+
+    def adapted(key: int) -> Model:
+        net = nets.pop()
+        tent(net, images, lr=0.1, passes=2, batch=4, key=(key,))
+        return weights(net)
+
+    state = torch.get_rng_state()
+    assert adapted(1) == adapted(1)
+    assert adapted(1) != adapted(2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_last_batch_of_a_pass_is_no_lone_image() -> None:
+    seen: list[int] = []
+
+    class Watched(Logits):
+        def forward(self, inputs: Tensor) -> Tensor:
+            seen.append(len(inputs))
+            return super().forward(inputs)
+
+    tent(Watched(), np.ones((9, 1), np.float32), lr=0.1, passes=2, batch=4, key=(0,))
+    assert seen == [3] * 6
+
+
+def test_weights_that_are_not_finite_are_noticed() -> None:
+    images = np.array([[1.0], [np.inf]], np.float32)
+    with pytest.raises(RunError, match=r"not finite after 1 pass\(es\); lower algorithm.tent_lr=0.1"):
+        tent(Logits(), images, lr=0.1, passes=1, batch=4, key=(0,))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.InstanceNorm1d(1)])
+def test_nothing_to_adapt_is_refused_with_the_cure(norm: Any) -> None:
+    with pytest.raises(
+        RunError, match=r"this network has none.*norm=batch.*affine: true.*algorithm.outside=batch_stats"
+    ):
+        affine(Logits(norm))
+
+
+def test_layers_are_named_by_their_place() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.GroupNorm(1, 2), nn.InstanceNorm2d(2)))
+    assert list(norm_layers(net)) == ["1.0", "1.1"]
+
+
+# At a site: what `outside` says, and nothing at an inside one.
+POINTS = {"a": ((1, 0), (3, 1)), "x": ((5, 0), (7, 1), (9, 1))}
+
+
+def task(network: Any = Logits) -> Any:
+    return toy.task(POINTS, outside=["x"], network=network)
+
+
+def place(name: str, network: Any = Logits, **data: Any) -> Site[Any]:
+    mine = task(network)
+    given = replace(toy.data(POINTS[name]), **data)
+    return Site(name, mine, given, None, torch.device("cpu"), 0, 0, 1, mine.start(0))
+
+
+def said(site: Site[Any], inputs: Tensor | None = None, **fields: Any) -> Tensor:
+    """What the network as it starts says at `site` of its test examples."""
+    net = LocalTraining(**fields).answer(site, weights(site.load()))
+    with torch.no_grad():
+        found: Tensor = net(torch.from_numpy(site.data.test.inputs) if inputs is None else inputs)
+    return found
+
+
+def test_batch_statistics_at_an_outside_site() -> None:
+    # 5, 7, 9: mean 7, variance 8/3.
+    z = math.sqrt(1.5)
+    expected = torch.tensor([[-z, z], [0, 0], [z, -z]])
+    torch.testing.assert_close(said(place("x"), outside="batch_stats"), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("outside", ["batch_stats", "tent"])
+def test_an_inside_site_gets_the_global_model(outside: Any) -> None:
+    assert torch.equal(said(place("a"), outside=outside), said(place("a")))
+    assert not torch.equal(said(place("x"), outside=outside), said(place("x")))
+
+
+def test_labels_are_never_read() -> None:
+    test = toy.split(POINTS["x"])
+    blind = place("x", test=replace(test, labels=None))
+    fields: dict[str, Any] = {"outside": "tent", "tent_lr": 0.1, "tent_passes": 3}
+    assert torch.equal(said(blind, **fields), said(place("x"), **fields))
+
+
+def test_validation_images_serve_where_there_are_no_test_images() -> None:
+    test, none = toy.split(POINTS["x"]), toy.split(())
+    inputs = torch.from_numpy(test.inputs)
+    fields: dict[str, Any] = {"inputs": inputs, "outside": "tent", "tent_lr": 0.1}
+    adapted = said(place("x"), **fields)
+    assert torch.equal(said(place("x", val=test, test=none), **fields), adapted)
+    assert torch.equal(said(place("x", val=toy.split(((1, 0), (2, 0)))), **fields), adapted)
+    assert torch.equal(said(place("x", test=none), **fields), said(place("x"), inputs, outside="batch_stats"))
+
+
+def scores(algorithm: Any, network: Any = Logits) -> tuple[Any, dict[tuple[str, str], float]]:
+    mine = task(network)
+    *_, end = federate(algorithm, mine, LocalFleet(mine, rounds=2), rounds=2)
+    return end, {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
+
+
+@pytest.mark.parametrize("kind", [FedAvg, Centralized])
+@pytest.mark.parametrize("outside", ["batch_stats", "tent"])
+def test_a_run_changes_at_its_outside_sites_alone(kind: Any, outside: Any) -> None:
+    plain, before = scores(kind(**SGD))
+    adapted, after = scores(kind(**SGD, outside=outside))
+    assert adapted.state == plain.state
+    assert {key: after[key] for key in after if key != ("x", "distance")} == {
+        key: before[key] for key in before if key != ("x", "distance")
+    }
+    assert after["x", "distance"] != before["x", "distance"] == after["x", "distance@global"]
+
+
+def test_a_network_that_tent_cannot_adapt_is_refused_before_it_is_trained() -> None:
+    with pytest.raises(SiteError, match=r"site 'a' failed in round 1: algorithm.outside=tent adapts"):
+        scores(FedAvg(**SGD, outside="tent"), toy.Line)
+    alone = toy.two_sites()  # no outside site, so nothing to adapt
+    assert len(list(federate(FedAvg(**SGD, outside="tent"), alone, LocalFleet(alone, rounds=1), rounds=1))) == 1
+
+
+def test_the_key_is_checked() -> None:
+    assert resolve(parse(["algorithm.outside=tent", "algorithm.tent_lr=1e-2"])).algorithm.tent_lr == 0.01
+    with pytest.raises(ConfigError, match=r"algorithm.outside='bn': expected 'global', 'batch_stats' or 'tent'"):
+        resolve(parse(["algorithm.outside=bn"]))
