@@ -22,7 +22,7 @@ class Centralized(LocalTraining):
 
     # at one place that holds the data of all inside sites
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
-        net = self.receive(site, model)
+        net = self.load_global(site, model)
         pool = pooled(site.task)
         loss = self.fit(net, site, split=pool)
         # Buffers too, whatever their policy: there is one place only, and it moves with the cohort.
@@ -34,7 +34,7 @@ class Centralized(LocalTraining):
         return reply.payload, {}
 
     def predictor(self, site: Site[Any], model: Model) -> Predictor:
-        return self.answer(site, model)
+        return self.predict_module(site, model)
 
 
 @lru_cache(maxsize=1)

@@ -17,12 +17,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
-from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
+from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
 from raysim.training.local_training import pull_to
 
 
 @dataclass(frozen=True)
-class Memory:
+class ClientState:
     """The site's own model v_k, with its buffers; those of the global model, where they stay at the site."""
 
     personal: Model
@@ -37,27 +37,31 @@ class Ditto(LocalTraining):
     ] = None
 
     def init(self, task: Task) -> Model:
-        return self.send(task.network())[0]
+        return self.make_update(task.network())[0]
 
     # at each site
-    def client(self, site: Site[Memory], model: Model) -> Reply[Model]:
-        net = self.receive(site, model)
-        given = weights(net) if site.memory is None else site.memory.personal
+    def client(self, site: Site[ClientState], model: Model) -> Reply[Model]:
+        net = self.load_global(site, model)
+        given = weights(net) if site.client_state is None else site.client_state.personal
         w = [p.detach().clone() for p in net.parameters() if p.requires_grad]
         loss = self.fit(net, site)
-        sent, kept = self.send(net)
-        mine = self.receive(replace(site, memory=None), given)  # v_k brings buffers of its own
+        sent, kept = self.make_update(net)
+        mine = self.load_global(replace(site, client_state=None), given)  # v_k brings buffers of its own
         own_loss = self.fit(mine, site, correct=pull_to(w, self.lam), epochs=self.personal_epochs)
         return Reply(
             sent,
             weight=len(site.data.train),
             metrics={"loss": loss, "personal_loss": own_loss},
-            memory=Memory(weights(mine), None if kept is KEEP else kept),
+            client_state=ClientState(weights(mine), None if kept is UNCHANGED else kept),
         )
 
     # at the server
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
         return mean(fleet.map(self.client, model)), {}
 
-    def predictor(self, site: Site[Memory], model: Model) -> Predictor:
-        return self.answer(site, model) if site.memory is None else site.answer(site.memory.personal)
+    def predictor(self, site: Site[ClientState], model: Model) -> Predictor:
+        return (
+            self.predict_module(site, model)
+            if site.client_state is None
+            else site.predict_module(site.client_state.personal)
+        )

@@ -27,10 +27,10 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from raysim import KEEP, Exchange, Fleet, Metrics, Model, Predictor, Reply, Site, Task, load, mean, weights
-from raysim.core.contracts import Answers, Array
-from raysim.training.augmentations import Pool, check_levels, drawn, pool_levels
-from raysim.training.self_supervised import SelfSupervised, follow, projector
+from raysim import UNCHANGED, Exchange, Fleet, Metrics, Model, Predictor, Reply, Site, Task, load, mean, weights
+from raysim.core.contracts import Array, PredictionSet
+from raysim.training.augmentations import Pool, check_levels, pool_levels, sample_batches
+from raysim.training.self_supervised import SelfSupervised, ema_update, projector
 
 NOWHERE = -1e30  # a logit that adds nothing; of minus infinity a gradient would be no number
 
@@ -44,7 +44,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ClientState:
     """What stays at a site: its momentum encoder, its bank, and its buffers where they are local."""
 
     momentum: Model
@@ -69,40 +69,42 @@ class FCL(SelfSupervised[Model]):
     def init(self, task: Task) -> object:
         if self.pretrain_rounds:
             check_levels(task)
-        return self.begin(task)
+        return self.init_state(task)
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
         return [projector(channels, self.features)]
 
-    def first(self, net: nn.Module) -> Model:
-        return self.send(net)[0]
+    def initial(self, net: nn.Module) -> Model:
+        return self.make_update(net)[0]
 
-    def trained(self, learned: Model) -> Model:
+    def network_weights(self, learned: Model) -> Model:
         return learned
 
     # at each site
-    def publish(self, site: Site[Kept], _: None) -> Reply[Features]:
+    def publish(self, site: Site[ClientState], _: None) -> Reply[Features]:
         """The site's bank, for the others."""
         none = Features(np.zeros((0, self.features), np.float32), np.zeros(0, np.int32))
-        return Reply(none if site.memory is None else site.memory.bank)
+        return Reply(none if site.client_state is None else site.client_state.bank)
 
-    def client(self, site: Site[Kept], shared: tuple[Model, Exchange[Features] | None]) -> Reply[Model]:
+    def client(self, site: Site[ClientState], shared: tuple[Model, Exchange[Features] | None]) -> Reply[Model]:
         site.rewind()  # so that with exchange, a call more, a site draws what it draws without
-        site, pool = self.stage(site)
-        (model, banks), before = shared, site.memory
-        net, target = self.opened(site, model), self.build(site.load(), site.task)
+        site, pool = self.pretraining_view(site)
+        (model, banks), before = shared, site.client_state
+        net, target = self.load_pretraining_network(site, model), self.build_network(site.load(), site.task)
         load(target, weights(net) if before is None or self.restart else before.momentum)
         others = [banks[name] for name in banks.sites if name != site.name] if banks is not None else []
         bank = Bank(self.bank, self.features, others, None if before is None else before.bank, site.device)
-        loss = self.descend(net, site, self.losses(net, target.train(), site, pool, bank))
-        sent, kept = self.send(net)
-        memory = Kept(weights(target), bank.kept(), None if kept is KEEP else kept)
-        return Reply(sent, weight=len(pool), metrics={"loss": loss}, memory=memory)
+        loss = self.optimize(net, site, self.losses(net, target.train(), site, pool, bank))
+        sent, kept = self.make_update(net)
+        client_state = ClientState(weights(target), bank.kept(), None if kept is UNCHANGED else kept)
+        return Reply(sent, weight=len(pool), metrics={"loss": loss}, client_state=client_state)
 
-    def losses(self, net: nn.Module, target: nn.Module, site: Site[Kept], pool: Pool, bank: Bank) -> Iterator[Tensor]:
+    def losses(
+        self, net: nn.Module, target: nn.Module, site: Site[ClientState], pool: Pool, bank: Bank
+    ) -> Iterator[Tensor]:
         """That of each step of a round."""
         kinds = pool_levels(site.data, self.levels)
-        for index in drawn(kinds, self.batch_size, self.count_steps(pool, self.batch_size)):
+        for index in sample_batches(kinds, self.batch_size, self.count_steps(pool, self.batch_size)):
             images, levels = pool.take(index, site.device), kinds[index].to(site.device)
             x = y = self.views(images)
             if self.both_views:
@@ -115,8 +117,8 @@ class FCL(SelfSupervised[Model]):
                 with torch.no_grad():
                     k = target(y)
             q, k = normalize(q.float()), normalize(k.float())
-            yield self.loss(q, k, levels, *bank.drawn(self.sampled))
-            follow(target, net, self.encoder_momentum)
+            yield self.loss(q, k, levels, *bank.sample(self.sampled))
+            ema_update(target, net, self.encoder_momentum)
             bank.push(k, levels)
 
     def loss(self, q: Tensor, k: Tensor, levels: Tensor, others: Tensor, their_levels: Tensor) -> Tensor:
@@ -137,15 +139,15 @@ class FCL(SelfSupervised[Model]):
         return (softplus(spread - similar[:, : share.shape[1]]) * share).sum() / len(q)
 
     # at the server
-    def pretrain(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
+    def pretrain_round(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
         banks = fleet.exchange(self.publish) if self.exchange else None
         return mean(fleet.map(self.client, (learned, banks))), {}
 
     def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
-        return self.advance(fleet, state)
+        return self.step(fleet, state)
 
-    def predictor(self, site: Site[Kept], state: object) -> Predictor | Answers | None:
-        return self.answered(site, state)
+    def predictor(self, site: Site[ClientState], state: object) -> Predictor | PredictionSet | None:
+        return self.predict(site, state)
 
 
 class Bank:
@@ -164,7 +166,7 @@ class Bank:
         self.vectors = torch.from_numpy(vectors).to(device)
         self.levels = torch.from_numpy(levels.astype(np.int64)).to(device)
 
-    def drawn(self, count: int) -> tuple[Tensor, Tensor]:
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """So many of all features and their levels, none twice; all if there are no more."""
         there = self.far + self.filled
         if count >= there:

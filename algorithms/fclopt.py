@@ -26,16 +26,16 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from raysim import KEEP, Fleet, Metrics, Model, Predictor, Reply, Site, Task, combine, load, mean, weights
-from raysim.core.contracts import Answers, Array
+from raysim import UNCHANGED, Fleet, Metrics, Model, Predictor, Reply, Site, Task, combine, load, mean, weights
+from raysim.core.contracts import Array, PredictionSet
 from raysim.core.errors import ConfigError
-from raysim.training.augmentations import Pool, check_levels, drawn, pool_levels
-from raysim.training.model_geometry import apart, at_distance, foretold, length
-from raysim.training.self_supervised import SelfSupervised, follow, mlp
+from raysim.training.augmentations import Pool, check_levels, pool_levels, sample_batches
+from raysim.training.model_geometry import at_distance, distance_between, extrapolated_distance, length
+from raysim.training.self_supervised import SelfSupervised, ema_update, mlp
 
 
 @dataclass(frozen=True)
-class Known:
+class ServerState:
     """What the server knows: the networks, how far they are apart, and distances that were measured, by round."""
 
     model: Model
@@ -46,7 +46,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Broadcast:
     """What a site is sent: the target or its distance, where it needs one, and whether it is to send its own."""
 
     model: Model
@@ -56,7 +56,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Update:
     """What a site sends."""
 
     model: Model
@@ -64,7 +64,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ClientState:
     """What stays at a site: the target that it goes on from, unless one is sent; its buffers where they are local."""
 
     target: Model | None
@@ -72,7 +72,7 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCLOpt(SelfSupervised[Known]):
+class FCLOpt(SelfSupervised[ServerState]):
     levels: Annotated[int, Gt(1), "parts of a volume along its axis; where the table has levels, those count"] = 4
     features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
     encoder_momentum: Annotated[float, Ge(0), Le(1), "m: what of itself the target keeps in a step"] = 0.99
@@ -88,52 +88,54 @@ class FCLOpt(SelfSupervised[Known]):
             raise ConfigError("algorithm.history=1 foretells no change for algorithm.threshold to meet; give 2 or more")
         if self.pretrain_rounds:
             check_levels(task)
-        return self.begin(task)
+        return self.init_state(task)
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
         # Normalised at its end, without which features collapse within a few rounds.
         projector = nn.Sequential(mlp(channels, self.features), nn.BatchNorm1d(self.features, affine=False))
         return [projector, mlp(self.features, self.features)]
 
-    def first(self, net: nn.Module) -> Known:
-        model = self.send(net)[0]
-        return Known(model, part := without_predictor(model), apart(part, part, self.distances == "tensor"))
+    def initial(self, net: nn.Module) -> ServerState:
+        model = self.make_update(net)[0]
+        return ServerState(
+            model, part := without_predictor(model), distance_between(part, part, self.distances == "tensor")
+        )
 
-    def trained(self, learned: Known) -> Model:
+    def network_weights(self, learned: ServerState) -> Model:
         return learned.model
 
     # at each site
-    def client(self, site: Site[Kept], asked: Asked) -> Reply[Trained]:
-        site, pool = self.stage(site)
-        net = self.opened(site, asked.model)
-        target = self.build(site.load(), site.task)[:1]  # of the same names
-        began = self.begun(site.memory, asked)
+    def client(self, site: Site[ClientState], asked: Broadcast) -> Reply[Update]:
+        site, pool = self.pretraining_view(site)
+        net = self.load_pretraining_network(site, asked.model)
+        target = self.build_network(site.load(), site.task)[:1]  # of the same names
+        began = self.begun(site.client_state, asked)
         load(target, weights(net).only(weights(target)) | began)
         widths = list[Tensor]()
-        loss = self.descend(net, site, self.losses(net, target.train(), site, pool, widths))
-        (sent, kept), ended = self.send(net), weights(target).parameters
+        loss = self.optimize(net, site, self.losses(net, target.train(), site, pool, widths))
+        (sent, kept), ended = self.make_update(net), weights(target).parameters
         goes_on = {"ptnu": began, "ema": ended, "exchange": None}[self.target]
-        memory = Kept(goes_on, None if kept is KEEP else kept)
+        client_state = ClientState(goes_on, None if kept is UNCHANGED else kept)
         said = {"loss": loss, "spread": torch.stack(widths).mean().item()}
-        return Reply(Trained(sent, ended if asked.upload else None), len(pool), said, memory)
+        return Reply(Update(sent, ended if asked.upload else None), len(pool), said, client_state)
 
-    def begun(self, memory: Kept | None, asked: Asked) -> Model:
+    def begun(self, client_state: ClientState | None, asked: Broadcast) -> Model:
         """The target that the site begins the round with; a site that has none begins with the global model's part."""
         if asked.target is not None:
             return asked.target
         part = without_predictor(asked.model)
-        if memory is None or memory.target is None:
+        if client_state is None or client_state.target is None:
             return part
         if asked.distance is None:
-            return combine([memory.target, part], [self.round_momentum, 1 - self.round_momentum])
-        return at_distance(part, memory.target, asked.distance)
+            return combine([client_state.target, part], [self.round_momentum, 1 - self.round_momentum])
+        return at_distance(part, client_state.target, asked.distance)
 
     def losses(
         self, net: nn.Module, target: nn.Module, site: Site[Any], pool: Pool, widths: list[Tensor]
     ) -> Iterator[Tensor]:
         """That of each step of a round; `widths` gets how far features are from having collapsed."""
         kinds, body = pool_levels(site.data, self.levels), net.get_submodule("0")
-        for index in drawn(kinds, self.batch_size, self.count_steps(pool, self.batch_size)):
+        for index in sample_batches(kinds, self.batch_size, self.count_steps(pool, self.batch_size)):
             images, levels = pool.take(index, site.device), kinds[index].to(site.device)
             one, two = self.views(images), self.views(images)
             with self.precision(site):
@@ -143,42 +145,42 @@ class FCLOpt(SelfSupervised[Known]):
             (a, b), (c, d) = (normalize(each.float()).chunk(2) for each in (q, z))
             widths.append(spread(a.detach()))
             yield (aligned(a, c, levels) + aligned(b, d, levels)) / 2
-            follow(target.get_submodule("0"), body, self.encoder_momentum)
+            ema_update(target.get_submodule("0"), body, self.encoder_momentum)
 
     # at the server
-    def pretrain(self, fleet: Fleet, learned: Known) -> tuple[Known, Metrics]:
+    def pretrain_round(self, fleet: Fleet, learned: ServerState) -> tuple[ServerState, Metrics]:
         upload = self.target == "exchange" or (self.target == "ptnu" and self.is_anchor(learned))
         target = learned.target if self.target == "exchange" else None
         distance = learned.distance if self.target == "ptnu" else None
-        replies = fleet.map(self.client, Asked(learned.model, target, distance, upload))
+        replies = fleet.map(self.client, Broadcast(learned.model, target, distance, upload))
         model, number = mean(replies, attrgetter("model")), learned.round
         part, said = without_predictor(model), {"uploads_skipped": 0.0 if upload else float(len(replies))}
         measured, distance = learned.measured, learned.distance
         if self.target == "ptnu" and measured:
-            distance = foretold(measured, number)
+            distance = extrapolated_distance(measured, number)
             said["predicted_distance"] = length(distance)
         if upload:
             true = mean(replies, attrgetter("target"))
-            distance = apart(part, true, self.distances == "tensor")
+            distance = distance_between(part, true, self.distances == "tensor")
             measured, said["distance"] = (*measured, (number, distance))[-self.history :], length(distance)
         after = at_distance(part, learned.target, distance) if self.target == "ptnu" else part
         if upload and self.target == "ptnu":
-            said["prediction_error"] = length(apart(after, true))
-        return Known(model, true if self.target == "exchange" else after, distance, measured, number + 1), said
+            said["prediction_error"] = length(distance_between(after, true))
+        return ServerState(model, true if self.target == "exchange" else after, distance, measured, number + 1), said
 
-    def is_anchor(self, known: Known) -> bool:
+    def is_anchor(self, known: ServerState) -> bool:
         """Whether targets are uploaded in the next round."""
         few = len(known.measured) < (1 if self.threshold is None else 2)  # a change takes two
         if few or (self.anchor is not None and known.round % self.anchor == 0):
             return True
-        last, then = length(known.measured[-1][1]), length(foretold(known.measured, known.round))
+        last, then = length(known.measured[-1][1]), length(extrapolated_distance(known.measured, known.round))
         return self.threshold is not None and abs(then - last) >= self.threshold * last
 
     def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
-        return self.advance(fleet, state)
+        return self.step(fleet, state)
 
-    def predictor(self, site: Site[Any], state: object) -> Predictor | Answers | None:
-        return self.answered(site, state)
+    def predictor(self, site: Site[Any], state: object) -> Predictor | PredictionSet | None:
+        return self.predict(site, state)
 
 
 def aligned(q: Tensor, z: Tensor, levels: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site,
 
 
 @dataclass(frozen=True)
-class State:
+class ServerState:
     """The global model, and the server's moments m and v of its parameters; avgm has no v."""
 
     model: Model
@@ -41,20 +41,20 @@ class FedAdam(LocalTraining):
     beta2: Annotated[float, Ge(0), Lt(1), "how much of v each round keeps"] = 0.99
     tau: Annotated[float, Gt(0), "adaptivity: the larger, the more alike are the steps of all weights"] = 1e-3
 
-    def init(self, task: Task) -> State:
-        model = self.send(task.network())[0]
+    def init(self, task: Task) -> ServerState:
+        model = self.make_update(task.network())[0]
         second = None if self.server_optimizer == "avgm" else filled(model.parameters, self.tau**2)
-        return State(model, filled(model.parameters, 0.0), second)
+        return ServerState(model, filled(model.parameters, 0.0), second)
 
     # at each site
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
-        net = self.receive(site, model)
+        net = self.load_global(site, model)
         loss = self.fit(net, site)
-        sent, kept = self.send(net)
-        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, memory=kept)
+        sent, kept = self.make_update(net)
+        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, client_state=kept)
 
     # at the server
-    def round(self, fleet: Fleet, state: State) -> tuple[State, Metrics]:
+    def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
         average = mean(fleet.map(self.client, state.model))
         x, m, v = {}, {}, {}
         for name in state.first:
@@ -69,15 +69,15 @@ class FedAdam(LocalTraining):
                 step = m[name] / (np.sqrt(v[name]) + self.tau)
             x[name] = before + self.server_lr * step
         model = average | like(state.first, x)
-        return State(model, like(state.first, m), None if state.second is None else like(state.second, v)), {}
+        return ServerState(model, like(state.first, m), None if state.second is None else like(state.second, v)), {}
 
     def _second(self, v: Any, square: Any) -> Any:
         if self.server_optimizer == "adam":
             return self.beta2 * v + (1 - self.beta2) * square
         return v - (1 - self.beta2) * square * np.sign(v - square)
 
-    def predictor(self, site: Site[Any], state: State) -> Predictor:
-        return self.answer(site, state.model)
+    def predictor(self, site: Site[Any], state: ServerState) -> Predictor:
+        return self.predict_module(site, state.model)
 
 
 def filled(model: Model, value: float) -> Model:

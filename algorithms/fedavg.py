@@ -17,18 +17,18 @@ from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site,
 @dataclass(frozen=True, kw_only=True)
 class FedAvg(LocalTraining):
     def init(self, task: Task) -> Model:
-        return self.send(task.network())[0]
+        return self.make_update(task.network())[0]
 
     # at each site
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
-        net = self.receive(site, model)
+        net = self.load_global(site, model)
         loss = self.fit(net, site)
-        sent, kept = self.send(net)
-        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, memory=kept)
+        sent, kept = self.make_update(net)
+        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, client_state=kept)
 
     # at the server
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
         return mean(fleet.map(self.client, model)), {}
 
     def predictor(self, site: Site[Any], model: Model) -> Predictor:
-        return self.answer(site, model)
+        return self.predict_module(site, model)

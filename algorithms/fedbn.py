@@ -21,7 +21,7 @@ from raysim.training.test_time_adaptation import norm_layers
 
 
 @dataclass(frozen=True)
-class State:
+class ServerState:
     """What the sites share, and the normalisation layers' parameters that a run starts from."""
 
     shared: Model
@@ -35,30 +35,30 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class FedBN(LocalTraining):
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> ServerState:
         net = task.network()
-        sent, _ = self.send(net)
+        sent, _ = self.make_update(net)
         local = in_norms(sent, net)
-        return State(sent.only(sent.keys() - local), sent.parameters.only(local & sent.parameters.keys()))
+        return ServerState(sent.only(sent.keys() - local), sent.parameters.only(local & sent.parameters.keys()))
 
     # at each site
     def client(self, site: Site[Model], shared: Model) -> Reply[Model]:
-        own = weights(site.load()) if site.memory is None else site.memory
-        net = self.receive(site, own | shared)
+        own = weights(site.load()) if site.client_state is None else site.client_state
+        net = self.load_global(site, own | shared)
         loss = self.fit(net, site)
-        everything, (sent, _) = weights(net), self.send(net)
+        everything, (sent, _) = weights(net), self.make_update(net)
         travels = sent.keys() - in_norms(sent, net)
         kept = everything.only(everything.keys() - travels)
-        return Reply(sent.only(travels), weight=len(site.data.train), metrics={"loss": loss}, memory=kept)
+        return Reply(sent.only(travels), weight=len(site.data.train), metrics={"loss": loss}, client_state=kept)
 
     # at the server
-    def round(self, fleet: Fleet, state: State) -> tuple[State, Metrics]:
-        return State(mean(fleet.map(self.client, state.shared)), state.start), {}
+    def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
+        return ServerState(mean(fleet.map(self.client, state.shared)), state.start), {}
 
-    def predictor(self, site: Site[Model], state: State) -> Predictor:
-        if site.memory is None:
-            return self.answer(site, state.model)
-        return site.answer(site.memory | state.shared)
+    def predictor(self, site: Site[Model], state: ServerState) -> Predictor:
+        if site.client_state is None:
+            return self.predict_module(site, state.model)
+        return site.predict_module(site.client_state | state.shared)
 
 
 def in_norms(model: Model, net: nn.Module) -> set[str]:

@@ -23,21 +23,21 @@ class FedProx(LocalTraining):
     mu: Annotated[float, Ge(0), "weight of the proximal term; 0 is FedAvg"] = 0.01
 
     def init(self, task: Task) -> Model:
-        return self.send(task.network())[0]
+        return self.make_update(task.network())[0]
 
     # at each site
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
-        net = self.receive(site, model)
+        net = self.load_global(site, model)
         loss = self.fit(net, site, correct=pull_to_start(net, self.mu))
-        sent, kept = self.send(net)
-        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, memory=kept)
+        sent, kept = self.make_update(net)
+        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, client_state=kept)
 
     # at the server
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
         return mean(fleet.map(self.client, model)), {}
 
     def predictor(self, site: Site[Any], model: Model) -> Predictor:
-        return self.answer(site, model)
+        return self.predict_module(site, model)
 
 
 def pull_to_start(net: nn.Module, mu: float) -> Correction:

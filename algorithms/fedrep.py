@@ -25,7 +25,7 @@ from raysim import ConfigError, Fleet, LocalTraining, Metrics, Model, Predictor,
 
 
 @dataclass(frozen=True)
-class State:
+class ServerState:
     """The shared representation phi."""
 
     shared: Model
@@ -39,9 +39,9 @@ class FedRep(LocalTraining):
     ] = None
     head_epochs: Annotated[int, Gt(0), "passes over the training data that train the head; `epochs` the rest"] = 10
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> ServerState:
         net = task.network()
-        sent, _ = self.send(net)
+        sent, _ = self.make_update(net)
         name = last_layer(net, task.shape) if self.head is None else self.head
         free = {n for n, parameter in net.named_parameters() if parameter.requires_grad}
         if not {n for n in free if within(n, name)} or not {n for n in free if not within(n, name)}:
@@ -49,12 +49,12 @@ class FedRep(LocalTraining):
                 f"algorithm.head={name}: expected the name of some layers, not of all or none; the network has "
                 f"{', '.join(layers(net))}"
             )
-        return State(sent.only(n for n in sent if not within(n, name)))
+        return ServerState(sent.only(n for n in sent if not within(n, name)))
 
     # at each site
     def client(self, site: Site[Model], shared: Model) -> Reply[Model]:
-        own = weights(site.load()) if site.memory is None else site.memory
-        net = self.receive(site, own | shared)
+        own = weights(site.load()) if site.client_state is None else site.client_state
+        net = self.load_global(site, own | shared)
         free = {name: p for name, p in net.named_parameters() if p.requires_grad}
         losses = {}
         for part, epochs in (("head", self.head_epochs), ("body", None)):
@@ -64,14 +64,14 @@ class FedRep(LocalTraining):
         everything = weights(net)
         kept = everything.only(everything.keys() - shared.keys())
         said = {"loss": losses["body"], "head_loss": losses["head"]}
-        return Reply(everything.only(shared), weight=len(site.data.train), metrics=said, memory=kept)
+        return Reply(everything.only(shared), weight=len(site.data.train), metrics=said, client_state=kept)
 
     # at the server
-    def round(self, fleet: Fleet, state: State) -> tuple[State, Metrics]:
-        return State(mean(fleet.map(self.client, state.shared))), {}
+    def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
+        return ServerState(mean(fleet.map(self.client, state.shared))), {}
 
-    def predictor(self, site: Site[Model], state: State) -> Predictor | None:
-        return None if site.memory is None else site.answer(site.memory | state.shared)
+    def predictor(self, site: Site[Model], state: ServerState) -> Predictor | None:
+        return None if site.client_state is None else site.predict_module(site.client_state | state.shared)
 
 
 def within(name: str, prefix: str) -> bool:

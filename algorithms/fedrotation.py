@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raysim import Fleet, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.core.contracts import Answers
-from raysim.training.augmentations import Pool, Views, drawn
+from raysim.core.contracts import PredictionSet
+from raysim.training.augmentations import Pool, Views, sample_batches
 from raysim.training.self_supervised import SelfSupervised
 
 
@@ -40,30 +40,30 @@ class FedRotation(SelfSupervised[Model]):
     views: Annotated[Upright, "how a view differs from its image, before it is turned"] = field(default_factory=Upright)
 
     def init(self, task: Task) -> object:
-        return self.begin(task)
+        return self.init_state(task)
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
         return [nn.Linear(channels, turns(task.shape))]
 
-    def first(self, net: nn.Module) -> Model:
-        return self.send(net)[0]
+    def initial(self, net: nn.Module) -> Model:
+        return self.make_update(net)[0]
 
-    def trained(self, learned: Model) -> Model:
+    def network_weights(self, learned: Model) -> Model:
         return learned
 
     # at each site
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
-        site, pool = self.stage(site)
-        net, right = self.opened(site, model), list[Tensor]()
-        loss = self.descend(net, site, self.losses(net, site, pool, right))
-        sent, kept = self.send(net)
+        site, pool = self.pretraining_view(site)
+        net, right = self.load_pretraining_network(site, model), list[Tensor]()
+        loss = self.optimize(net, site, self.losses(net, site, pool, right))
+        sent, kept = self.make_update(net)
         said = {"loss": loss, "turn_accuracy": torch.cat(right).float().mean().item()}
-        return Reply(sent, weight=len(pool), metrics=said, memory=kept)
+        return Reply(sent, weight=len(pool), metrics=said, client_state=kept)
 
     def losses(self, net: nn.Module, site: Site[Any], pool: Pool, right: list[Tensor]) -> Iterator[Tensor]:
         """That of each step of a round; `right` gets which turns were told."""
         steps, count = self.count_steps(pool, self.batch_size), turns(site.task.shape)
-        for index in drawn(torch.zeros(len(pool)), self.batch_size, steps):
+        for index in sample_batches(torch.zeros(len(pool)), self.batch_size, steps):
             drawn_turns = torch.randint(count, (len(index),))
             images = turned(self.views(pool.take(index, site.device)), drawn_turns * (4 // count))
             with self.precision(site):
@@ -73,14 +73,14 @@ class FedRotation(SelfSupervised[Model]):
             yield cross_entropy(logits, answers)
 
     # at the server
-    def pretrain(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
+    def pretrain_round(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
         return mean(fleet.map(self.client, learned)), {}
 
     def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
-        return self.advance(fleet, state)
+        return self.step(fleet, state)
 
-    def predictor(self, site: Site[Any], state: object) -> Predictor | Answers | None:
-        return self.answered(site, state)
+    def predictor(self, site: Site[Any], state: object) -> Predictor | PredictionSet | None:
+        return self.predict(site, state)
 
 
 def turns(shape: Sequence[int]) -> int:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from raysim import Fleet, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.core.contracts import Answers
-from raysim.training.augmentations import Pool, drawn
+from raysim.core.contracts import PredictionSet
+from raysim.training.augmentations import Pool, sample_batches
 from raysim.training.self_supervised import SelfSupervised, projector
 
 
@@ -30,29 +30,29 @@ class FedSimCLR(SelfSupervised[Model]):
     temperature: Annotated[float, Gt(0), "tau: what similarities are divided by"] = 0.1
 
     def init(self, task: Task) -> object:
-        return self.begin(task)
+        return self.init_state(task)
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
         return [projector(channels, self.features)]
 
-    def first(self, net: nn.Module) -> Model:
-        return self.send(net)[0]
+    def initial(self, net: nn.Module) -> Model:
+        return self.make_update(net)[0]
 
-    def trained(self, learned: Model) -> Model:
+    def network_weights(self, learned: Model) -> Model:
         return learned
 
     # at each site
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
-        site, pool = self.stage(site)
-        net = self.opened(site, model)
-        loss = self.descend(net, site, self.losses(net, site, pool))
-        sent, kept = self.send(net)
-        return Reply(sent, weight=len(pool), metrics={"loss": loss}, memory=kept)
+        site, pool = self.pretraining_view(site)
+        net = self.load_pretraining_network(site, model)
+        loss = self.optimize(net, site, self.losses(net, site, pool))
+        sent, kept = self.make_update(net)
+        return Reply(sent, weight=len(pool), metrics={"loss": loss}, client_state=kept)
 
     def losses(self, net: nn.Module, site: Site[Any], pool: Pool) -> Iterator[Tensor]:
         """That of each step of a round."""
         steps = self.count_steps(pool, self.batch_size)
-        for index in drawn(torch.zeros(len(pool)), self.batch_size, steps):
+        for index in sample_batches(torch.zeros(len(pool)), self.batch_size, steps):
             images = pool.take(index, site.device)
             with self.precision(site):
                 features = net(torch.cat([self.views(images), self.views(images)]))
@@ -64,11 +64,11 @@ class FedSimCLR(SelfSupervised[Model]):
         return cross_entropy(similar, torch.arange(len(z), device=z.device).roll(len(z) // 2))
 
     # at the server
-    def pretrain(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
+    def pretrain_round(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
         return mean(fleet.map(self.client, learned)), {}
 
     def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
-        return self.advance(fleet, state)
+        return self.step(fleet, state)
 
-    def predictor(self, site: Site[Any], state: object) -> Predictor | Answers | None:
-        return self.answered(site, state)
+    def predictor(self, site: Site[Any], state: object) -> Predictor | PredictionSet | None:
+        return self.predict(site, state)

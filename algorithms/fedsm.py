@@ -24,16 +24,16 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from raysim import KEEP, Answers, ConfigError, Fleet, LocalTraining, Metrics, Model, Reply, Site, Split, Task
+from raysim import UNCHANGED, ConfigError, Fleet, LocalTraining, Metrics, Model, PredictionSet, Reply, Site, Split, Task
 from raysim.core.aggregation import combine, mean
 from raysim.core.model import load, weights
 from raysim.core.network_outputs import full_resolution
-from raysim.core.seeding import kept
-from raysim.training.local_training import Moments, leave, take_up
+from raysim.core.seeding import preserve_rng
+from raysim.training.local_training import OptimizerState, dump_optimizer_state, load_optimizer_state
 
 
 @dataclass(frozen=True)
-class SuperModel:
+class ServerState:
     """What the server knows: the plain global model, each site's own, the selector, and the moments of its Adam."""
 
     model: Model
@@ -43,7 +43,7 @@ class SuperModel:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Update:
     """What a site sends."""
 
     model: Model
@@ -53,12 +53,12 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ClientState:
     """What stays at a site: its buffers, where they are local, and the moments of its optimisers."""
 
     buffers: Model | None = None
-    model: Moments = field(default_factory=dict)
-    personal: Moments = field(default_factory=dict)
+    model: OptimizerState = field(default_factory=dict)
+    personal: OptimizerState = field(default_factory=dict)
     selector: Model | None = None
 
 
@@ -72,34 +72,34 @@ class FedSM(LocalTraining):
     average_moments: Annotated[bool, "whether the moments of the selector's Adam are averaged too"] = True
     keep_moments: Annotated[bool, "whether the optimisers of the other two models go on from round to round"] = True
 
-    def init(self, task: Task) -> SuperModel:
+    def init(self, task: Task) -> ServerState:
         if len(task.inside) > 1 and self.pull * len(task.inside) < 1 - 1e-6:
             least = f"{1 / len(task.inside):g} (the plain mean of {len(task.inside)} inside sites)"
             raise ConfigError(f"algorithm.pull is {self.pull:g}: expected {least} to 1; less would pass the mean")
-        model = self.send(net := task.network())[0]
+        model = self.make_update(net := task.network())[0]
         selector = weights(selector_of.__wrapped__(task, self.selector))
-        return SuperModel(model, dict.fromkeys(task.inside, weights(net)), selector)
+        return ServerState(model, dict.fromkeys(task.inside, weights(net)), selector)
 
     # at each site
-    def client(self, site: Site[Kept], shared: tuple[Model, Model, Model | None], own: Model) -> Reply[Trained]:
-        (model, selector, moments), before = shared, site.memory or Kept()
+    def client(self, site: Site[ClientState], shared: tuple[Model, Model, Model | None], own: Model) -> Reply[Update]:
+        (model, selector, moments), before = shared, site.client_state or ClientState()
         of_model, of_personal = (dict(kept) for kept in (before.model, before.personal))
-        net = self.receive(site, model)
+        net = self.load_global(site, model)
         # Before the other two: it draws the random numbers that FedAvg would draw.
-        said = {"loss": self.fit(net, site, moments=of_model if self.keep_moments else None)}
-        sent, buffers = self.send(net)
+        said = {"loss": self.fit(net, site, optimizer_state=of_model if self.keep_moments else None)}
+        sent, buffers = self.make_update(net)
         personal = site.load(own)
-        said["personal_loss"] = self.fit(personal, site, moments=of_personal if self.keep_moments else None)
+        said["personal_loss"] = self.fit(personal, site, optimizer_state=of_personal if self.keep_moments else None)
         selector, moments, told = self._name(site, selector, moments if self.average_moments else before.selector)
-        payload = Trained(sent, weights(personal), selector, moments if self.average_moments else None)
-        buffers = before.buffers if buffers is KEEP else buffers
-        memory = Kept(buffers, of_model, of_personal, None if self.average_moments else moments)
-        return Reply(payload, weight=len(site.data.train), metrics=said | told, memory=memory)
+        payload = Update(sent, weights(personal), selector, moments if self.average_moments else None)
+        buffers = before.buffers if buffers is UNCHANGED else buffers
+        client_state = ClientState(buffers, of_model, of_personal, None if self.average_moments else moments)
+        return Reply(payload, weight=len(site.data.train), metrics=said | told, client_state=client_state)
 
     def _name(self, site: Site[Any], selector: Model, moments: Model | None) -> tuple[Model, Model, Metrics]:
         """The selector after its steps towards this site's name, its moments, and how well it knew the site before."""
         net = self._selector(site, selector).train()
-        take_up(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr), moments)
+        load_optimizer_state(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr), moments)
         label, count, losses, right = site.task.inside.index(site.name), len(site.data.train), list[float](), 0.0
         for epoch in range(self.selector_epochs):
             optimizer.zero_grad()
@@ -113,28 +113,28 @@ class FedSM(LocalTraining):
             optimizer.step()
         optimizer.zero_grad()
         told = {"selector_loss": losses[0], "selector_accuracy": right / count}
-        return weights(net), Model.of(leave(optimizer)), told
+        return weights(net), Model.of(dump_optimizer_state(optimizer)), told
 
     def _selector(self, site: Site[Any], model: Model) -> nn.Module:
         load(net := selector_of(site.task, self.selector).to(site.device), model)
         return net
 
     # at the server
-    def round(self, fleet: Fleet, state: SuperModel) -> tuple[SuperModel, Metrics]:
+    def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
         shared = (state.model, state.selector, state.moments)
         replies = fleet.map(self.client, shared, {site: state.personal[site] for site in fleet.sites})
         pulled = softpull({site: reply.payload.personal for site, reply in replies.items()}, self.pull)
         model, selector = (mean(replies, attrgetter(name)) for name in ("model", "selector"))
         moments = mean(replies, attrgetter("moments")) if self.average_moments else None
-        return SuperModel(model, {**state.personal, **pulled}, selector, moments), {}
+        return ServerState(model, {**state.personal, **pulled}, selector, moments), {}
 
-    def predictor(self, site: Site[Kept], state: SuperModel) -> Answers:
-        personal, plain = [state.personal[s] for s in site.task.inside], self.answer(site, state.model)
+    def predictor(self, site: Site[ClientState], state: ServerState) -> PredictionSet:
+        personal, plain = [state.personal[s] for s in site.task.inside], self.predict_module(site, state.model)
         selector = deepcopy(self._selector(site, state.selector)).eval()
-        routed = Routed(selector, personal, plain, site.answer(personal[0]), self.threshold)
+        routed = Routed(selector, personal, plain, site.predict_module(personal[0]), self.threshold)
         own = site.task.inside.index(site.name) if site.name in site.task.inside else None
-        others = {} if own is None else {"personal": site.answer(personal[own])}
-        return Answers(routed, others, lambda split: routed.shares(split, site, own))
+        others = {} if own is None else {"personal": site.predict_module(personal[own])}
+        return PredictionSet(routed, others, lambda split: routed.shares(split, site, own))
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def images(split: Split, site: Site[Any]) -> Iterator[Tensor]:
 def selector_of(task: Task, kind: str) -> nn.Module:
     """A new selector among the inside sites; at a site it is kept, for it takes long to make."""
     shape, sites = task.shape, len(task.inside)
-    with kept():
+    with preserve_rng():
         return vgg11(shape, sites) if kind == "vgg11" else small(shape, sites, counted(task.network()))
 
 

@@ -28,25 +28,25 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
+from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
 from raysim.core.errors import RunError
 from raysim.training.batching import batches
-from raysim.training.local_training import Moments, leave, take_up
-from raysim.training.model_geometry import cosine, from_vector, gram, moved, norm, shifted, variance, vector
+from raysim.training.local_training import OptimizerState, dump_optimizer_state, load_optimizer_state
+from raysim.training.model_geometry import cosine, from_vector, gram, mean_shift, norm, translate, variance, vector
 
 ROUNDING = 1e-5  # of float32 sums, with room
 
 
 @dataclass(frozen=True)
-class Descent:
+class ServerState:
     """The global model, and the moments of the server's optimiser."""
 
     model: Model
-    moments: Moments = field(default_factory=dict)
+    moments: OptimizerState = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Held:
+class ClientState:
     """What a site keeps between the two calls of a round; `kept` is what it keeps between rounds."""
 
     start: Model
@@ -66,31 +66,33 @@ class GradientAlignment(LocalTraining):
     server_lr: Annotated[float, Gt(0), "its learning rate; in gradient mode the only one"] = 1.0
     server_momentum: Annotated[float, Ge(0), Lt(1), "momentum of its sgd"] = 0.0
 
-    def init(self, task: Task) -> Descent:
-        return Descent(self.send(task.network())[0])
+    def init(self, task: Task) -> ServerState:
+        return ServerState(self.make_update(task.network())[0])
 
     # at each site
     def first(self, site: Site[Any], model: Model) -> Reply[Model]:
         """The weights after local training; in gradient mode the gradient in their place."""
-        net = self.receive(site := settled(site), model)
+        net = self.load_global(site := settled(site), model)
         start = weights(net)
         loss = self._gradient(net, site) if self.mode == "gradient" else self.fit(net, site)
-        sent, kept = self.send(net)
+        sent, kept = self.make_update(net)
         said = {"loss": loss, "scale": self._scale(site)}
         twice = self.weight > 0 and self.mode != "server"
-        memory: Any = Held(start, self._sought(site, start, net), None if kept is KEEP else kept) if twice else kept
-        return Reply(sent, weight=len(site.data.train), metrics=said, memory=memory)
+        client_state: Any = (
+            ClientState(start, self._sought(site, start, net), None if kept is UNCHANGED else kept) if twice else kept
+        )
+        return Reply(sent, weight=len(site.data.train), metrics=said, client_state=client_state)
 
-    def second(self, site: Site[Held], average: Model) -> Reply[Model]:
+    def second(self, site: Site[ClientState], average: Model) -> Reply[Model]:
         """h_k, on the batches of the first call, at most `limit` times as long as g_k."""
-        held = site.memory
+        held = site.client_state
         assert held is not None
         v = combine([held.gradient, average], [1, -1])
         exact = self.mode == "gradient" and self.product == "exact"
         h = self._product(site, held.start, v) if exact else self._difference(site, held, v)
         if self.limit is not None and norm(h) > self.limit * norm(held.gradient):
             h = combine([h], [self.limit * norm(held.gradient) / norm(h)])
-        return Reply(h, weight=len(site.data.train), memory=held.kept)
+        return Reply(h, weight=len(site.data.train), client_state=held.kept)
 
     def _scale(self, site: Site[Any]) -> float:
         """The gradient over what is sent: of local mode -1 / (lr steps) on the displacement w_k - w."""
@@ -114,7 +116,7 @@ class GradientAlignment(LocalTraining):
             raise RunError("the gradient is not finite; lower the server's learning rate (algorithm.server_lr)")
         return total
 
-    def _product(self, site: Site[Held], start: Model, v: Model) -> Model:
+    def _product(self, site: Site[ClientState], start: Model, v: Model) -> Model:
         net = site.load(start)
         site.rewind()
         result = {name: torch.zeros_like(parameter) for name, parameter in net.named_parameters()}
@@ -128,9 +130,9 @@ class GradientAlignment(LocalTraining):
                 result[name] += part * h
         return Model.of({name: tensor.cpu().numpy() for name, tensor in result.items()})
 
-    def _difference(self, site: Site[Held], held: Held, v: Model) -> Model:
+    def _difference(self, site: Site[ClientState], held: ClientState, v: Model) -> Model:
         step = self.beta * (norm(held.start.parameters) or 1.0) / (norm(v) or 1.0)
-        net = site.load(moved(held.start, v, step))
+        net = site.load(translate(held.start, v, step))
         start = weights(net)
         site.rewind()
         self._gradient(net, site) if self.mode == "gradient" else self.fit(net, site)
@@ -148,7 +150,7 @@ class GradientAlignment(LocalTraining):
             yield len(inputs) / count, loss
 
     # at the server
-    def round(self, fleet: Fleet, state: Descent) -> tuple[Descent, Metrics]:
+    def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
         asked = self if len(fleet.sites) > 1 else replace(self, weight=0.0)  # alone, nobody is asked twice
         model, replies = state.model, fleet.map(asked.first, state.model)
         sites, average, origin = list(replies), mean(replies), None if self.mode == "gradient" else model.parameters
@@ -160,7 +162,7 @@ class GradientAlignment(LocalTraining):
         turn, spread = None, variance(products, share)
         apart = spread > ROUNDING**2 * float(share @ products @ share)  # else they differ by rounding, if at all
         if self.weight and apart and self.mode == "server":
-            turn = combine(sent, (self.weight * (share - shifted(products, share, self.bandwidth))).tolist())
+            turn = combine(sent, (self.weight * (share - mean_shift(products, share, self.bandwidth))).tolist())
         elif self.weight and apart:
             factors = share * scale
             middle = combine(sent, factors) if origin is None else combine([origin, *sent], [-factors.sum(), *factors])
@@ -172,18 +174,20 @@ class GradientAlignment(LocalTraining):
         told = {"alignment_loss": spread, "gradient_cosine": cosine(products)}
         told["correction_ratio"] = norm(turn) / norm(straight) if turn is not None and norm(straight) else 0.0
         if self._is_mean:
-            return Descent(average if turn is None else moved(average, turn, -1.0)), told
-        direction = straight if turn is None else moved(straight, turn, 1.0)
+            return ServerState(average if turn is None else translate(average, turn, -1.0)), told
+        direction = straight if turn is None else translate(straight, turn, 1.0)
         return self._descended(average | model.parameters, direction, state.moments), told
 
-    def _descended(self, model: Model, direction: Model, moments: Moments) -> Descent:
+    def _descended(self, model: Model, direction: Model, moments: OptimizerState) -> ServerState:
         parameter = nn.Parameter(torch.from_numpy(vector(model.parameters)))
         parameter.grad = torch.from_numpy(vector(direction))
         sgd: Any = partial(torch.optim.SGD, momentum=self.server_momentum)
         optimizer = (sgd if self.server_optimizer == "sgd" else torch.optim.Adam)([parameter], self.server_lr)
-        take_up(optimizer, moments)
+        load_optimizer_state(optimizer, moments)
         optimizer.step()
-        return Descent(model | from_vector(parameter.detach().numpy(), model.parameters), leave(optimizer))
+        return ServerState(
+            model | from_vector(parameter.detach().numpy(), model.parameters), dump_optimizer_state(optimizer)
+        )
 
     @property
     def _is_mean(self) -> bool:
@@ -191,10 +195,10 @@ class GradientAlignment(LocalTraining):
         server = (self.server_optimizer, self.server_lr, self.server_momentum)
         return self.mode != "gradient" and server == ("sgd", 1, 0)
 
-    def predictor(self, site: Site[Any], state: Descent) -> Predictor:
-        return self.answer(settled(site), state.model)
+    def predictor(self, site: Site[Any], state: ServerState) -> Predictor:
+        return self.predict_module(settled(site), state.model)
 
 
 def settled(site: Site[Any]) -> Site[Any]:
     """The site between rounds, whatever a round that broke off after the first call left there."""
-    return replace(site, memory=site.memory.kept) if isinstance(site.memory, Held) else site
+    return replace(site, client_state=site.client_state.kept) if isinstance(site.client_state, ClientState) else site

@@ -23,7 +23,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from raysim import KEEP, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
+from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
 from raysim.core.contracts import Array
 from raysim.core.errors import ConfigError, RunError
 from raysim.core.network_outputs import full_resolution
@@ -31,7 +31,7 @@ from raysim.training.test_time_adaptation import entropy as mean_entropy, norm_l
 
 
 @dataclass(frozen=True)
-class Personal:
+class ClientState:
     """A site's running mean of weights, the best of it so far, and that one's score; `buffers` where they are local."""
 
     running: Model
@@ -41,7 +41,7 @@ class Personal:
 
 
 @dataclass(frozen=True)
-class Known:
+class ServerState:
     """The global model; for outside sites also what each inside site has, made of the weights it sends."""
 
     model: Model
@@ -70,50 +70,54 @@ class IOPFL(LocalTraining):
     noise: Annotated[float, Ge(0), "standard deviation of the noise on the copy"] = 0.5
     reach: Annotated[int, Gt(0), "pixels to each side that an outline spreads over"] = 10
 
-    def init(self, task: Task) -> Known:
+    def init(self, task: Task) -> ServerState:
         if task.outside and not can_be_routed(net := task.network()):
             raise ConfigError(f"algorithm=iopfl mixes convolutions at outside sites; {type(net).__name__} has none")
-        return Known(self.send(net if task.outside else task.network())[0], for_outside=bool(task.outside))
+        return ServerState(self.make_update(net if task.outside else task.network())[0], for_outside=bool(task.outside))
 
     # at each inside site
-    def client(self, site: Site[Personal], model: Model) -> Reply[Model]:
-        net = self.receive(site, model)
+    def client(self, site: Site[ClientState], model: Model) -> Reply[Model]:
+        net = self.load_global(site, model)
         loss = self.fit(net, site)
-        sent, buffers = self.send(net)
-        trained, before = weights(net), site.memory
+        sent, buffers = self.make_update(net)
+        trained, before = weights(net), site.client_state
         running = trained if before is None else average(before.running, trained, self.alpha)
         score = self._score(site, running) if self.keep == "best" else 0.0
         better = before is None or not score < before.score
-        kept = (before.buffers if before else None) if buffers is KEEP else buffers
+        kept = (before.buffers if before else None) if buffers is UNCHANGED else buffers
         best = (running, score) if before is None or better else (before.best, before.score)
         said = {"loss": loss, "renewed": float(better)}
-        return Reply(sent, weight=len(site.data.train), metrics=said, memory=Personal(running, *best, kept))
+        return Reply(sent, weight=len(site.data.train), metrics=said, client_state=ClientState(running, *best, kept))
 
     @torch.no_grad()
     def _score(self, site: Site[Any], model: Model) -> float:
         """Of the task's main metric on the validation data, more is better; 0 where there are none."""
         (name, way), *_ = site.task.score.better.items()
-        found = site.task.score(site.answer(model), site.data.val, site.device) if len(site.data.val) else {}
+        found = site.task.score(site.predict_module(model), site.data.val, site.device) if len(site.data.val) else {}
         return found.get(name, 0.0) * (1 if way == "higher" else -1)
 
     # at the server
-    def round(self, fleet: Fleet, state: Known) -> tuple[Known, Metrics]:
+    def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
         replies = fleet.map(self.client, state.model)
         running, best = dict(state.running), dict(state.best)
         for site, reply in replies.items() if state.for_outside else ():
             sent = reply.payload.parameters
             running[site] = average(running[site], sent, self.alpha) if site in running else sent
             best[site] = running[site] if reply.metrics["renewed"] else best[site]
-        return Known(mean(replies), running, best, state.for_outside), {}
+        return ServerState(mean(replies), running, best, state.for_outside), {}
 
-    def predictor(self, site: Site[Personal], state: Known) -> Predictor:
+    def predictor(self, site: Site[ClientState], state: ServerState) -> Predictor:
         if site.name in site.task.inside:
-            return site.answer(site.memory.best) if site.memory else self.answer(site, state.model)
+            return (
+                site.predict_module(site.client_state.best)
+                if site.client_state
+                else self.predict_module(site, state.model)
+            )
         images = (site.data.test if len(site.data.test) else site.data.val).inputs
         if not state.best or not len(images):
-            return self.answer(site, state.model)
+            return self.predict_module(site, state.model)
         experts = (site.load(model).eval() for _, model in sorted(state.best.items()))
-        net = route([*experts, self.answer(site, state.model)], self.gate, self.dropout).to(site.device)
+        net = route([*experts, self.predict_module(site, state.model)], self.gate, self.dropout).to(site.device)
         use_batch_statistics(net)
         self.adapt(net, images, site.task.batch_size, site.device)
         return net

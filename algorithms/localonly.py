@@ -11,7 +11,7 @@ from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site,
 
 
 @dataclass(frozen=True)
-class Nothing:
+class ServerState:
     """The server knows nothing."""
 
     model: None = None
@@ -19,19 +19,19 @@ class Nothing:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOnly(LocalTraining):
-    def init(self, task: Task) -> Nothing:
-        return Nothing()
+    def init(self, task: Task) -> ServerState:
+        return ServerState()
 
     # at each site
     def client(self, site: Site[Model], _: None) -> Reply[None]:
-        net = self.receive(site, weights(site.load()) if site.memory is None else site.memory)
+        net = self.load_global(site, weights(site.load()) if site.client_state is None else site.client_state)
         loss = self.fit(net, site)
-        return Reply(None, weight=len(site.data.train), metrics={"loss": loss}, memory=weights(net))
+        return Reply(None, weight=len(site.data.train), metrics={"loss": loss}, client_state=weights(net))
 
     # at the server
-    def round(self, fleet: Fleet, nothing: Nothing) -> tuple[Nothing, Metrics]:
+    def round(self, fleet: Fleet, nothing: ServerState) -> tuple[ServerState, Metrics]:
         fleet.map(self.client)
         return nothing, {}
 
-    def predictor(self, site: Site[Model], nothing: Nothing) -> Predictor | None:
-        return None if site.memory is None else site.answer(site.memory)
+    def predictor(self, site: Site[Model], nothing: ServerState) -> Predictor | None:
+        return None if site.client_state is None else site.predict_module(site.client_state)

@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from raysim import (
-    KEEP,
+    UNCHANGED,
     ConfigError,
     Fleet,
     LocalTraining,
@@ -38,7 +38,7 @@ from raysim import (
 
 
 @dataclass(frozen=True)
-class State:
+class ServerState:
     """The global model, the server's control variate c, and the weight of all inside sites together."""
 
     model: Model
@@ -47,7 +47,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Sent:
+class Update:
     """What a site sends: its model, and by how much its control variate has changed."""
 
     model: Model
@@ -55,7 +55,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Memory:
+class ClientState:
     """The site's control variate c_k; its own buffers, where those stay at the site."""
 
     control: Model
@@ -80,43 +80,43 @@ class Scaffold(LocalTraining):
                 "algorithm.momentum=0, and an algorithm.lr that suits sgd"
             )
 
-    def init(self, task: Task) -> State:
-        model = self.send(task.network())[0]
+    def init(self, task: Task) -> ServerState:
+        model = self.make_update(task.network())[0]
         total = sum(self._weight(task.sizes[site]["train"]) for site in task.inside)
-        return State(model, zeros(model.parameters), total)
+        return ServerState(model, zeros(model.parameters), total)
 
     # at each site
-    def client(self, site: Site[Memory], shared: tuple[Model, Model]) -> Reply[Sent]:
+    def client(self, site: Site[ClientState], shared: tuple[Model, Model]) -> Reply[Update]:
         model, c = shared
-        c_k = zeros(c) if site.memory is None else site.memory.control
-        net = self.receive(site, model)
+        c_k = zeros(c) if site.client_state is None else site.client_state.control
+        net = self.load_global(site, model)
         loss = self.fit(net, site, correct=along(combine([c, c_k], [1, -1]), net))
         steps = self.count_steps(site.data.train, site.task.batch_size)
         per_step = 1 / (steps * self.lr_at(site))
         x, y = model.parameters, weights(net).parameters
         new = combine([c_k, c, x, y], [1, -1, per_step, -per_step])
-        sent, kept = self.send(net)
+        sent, kept = self.make_update(net)
         return Reply(
-            Sent(sent, combine([new, c_k], [1, -1])),
+            Update(sent, combine([new, c_k], [1, -1])),
             weight=self._weight(len(site.data.train)),
             metrics={"loss": loss},
-            memory=Memory(new, None if kept is KEEP else kept),
+            client_state=ClientState(new, None if kept is UNCHANGED else kept),
         )
 
     def _weight(self, examples: int) -> float:
         return 1.0 if self.uniform else float(examples)
 
     # at the server
-    def round(self, fleet: Fleet, state: State) -> tuple[State, Metrics]:
+    def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
         replies = fleet.map(self.client, (state.model, state.control))
         average = mean(replies, lambda sent: sent.model)
         part = sum(reply.weight for reply in replies.values()) / state.total
         change = mean(replies, lambda sent: sent.change)
         moved = combine([state.model.parameters, average.parameters], [1 - self.server_lr, self.server_lr])
-        return State(average | moved, combine([state.control, change], [1, part]), state.total), {}
+        return ServerState(average | moved, combine([state.control, change], [1, part]), state.total), {}
 
-    def predictor(self, site: Site[Memory], state: State) -> Predictor:
-        return self.answer(site, state.model)
+    def predictor(self, site: Site[ClientState], state: ServerState) -> Predictor:
+        return self.predict_module(site, state.model)
 
 
 def zeros(model: Model) -> Model:

@@ -32,10 +32,10 @@ import numpy as np
 from measuring import machine, missed, parser, publish, spread, spread_table
 
 from raysim import Fleet, Metrics, Model, Reply, Site, Task, mean, weights
-from raysim.config.merge import parse, resolve
+from raysim.config.merge import parse_pairs, resolve
 from raysim.config.schema import Resources
-from raysim.core.events import Row
-from raysim.core.seeding import generator
+from raysim.core.events import RoundEvent
+from raysim.core.seeding import numpy_generator
 from raysim.federation.plan import Plan
 
 REPLIES, PARAMETERS = 200, 10_000_000
@@ -69,7 +69,7 @@ class Mean:
 
     def client(self, site: Site[Any], round: int) -> Reply[Model]:
         """A model of random entries, others at each site and in each round."""
-        entries = generator(round, site.name).random(self.parameters, np.float32)
+        entries = numpy_generator(round, site.name).random(self.parameters, np.float32)
         return Reply(Model.of({"weight": entries}), weight=1.0 + site.task.inside.index(site.name) % 7)
 
     def round(self, fleet: Fleet, state: Model) -> tuple[Model, Metrics]:
@@ -181,16 +181,20 @@ def run(algorithm: Mean, sites: int, rounds: int, store: int) -> list[dict[str, 
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_LD_PRELOAD_ON_WORKERS": "1"}  # as `raysim run`
     import ray  # reads that when it is imported
 
-    from raysim.distributed.driver import stream
+    from raysim.distributed.driver import stream_events
 
     ray.init(address="local", object_store_memory=store, logging_level=logging.ERROR, include_dashboard=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            events = list(stream(plan(algorithm, sites, rounds, Path(folder)), Resources(clients=ACTORS), "aggregate"))
+            events = list(
+                stream_events(
+                    plan(algorithm, sites, rounds, Path(folder)), Resources(client_actors=ACTORS), "aggregate"
+                )
+            )
         check_unspilled()
     finally:
         ray.shutdown()
-    rows = [event.values for event in events if isinstance(event, Row)]
+    rows = [event.values for event in events if isinstance(event, RoundEvent)]
     return [{name.removeprefix("server/"): value for name, value in row.items()} for row in rows]
 
 
@@ -202,7 +206,7 @@ def plan(algorithm: Mean, sites: int, rounds: int, out: Path) -> Plan:
     return Plan(
         algorithm=algorithm,
         algorithm_name="mean",
-        task=resolve(parse(words)).task.build(),
+        task=resolve(parse_pairs(words)).task.build(),
         out=out,
         rounds=rounds,
         cohort=1.0,

@@ -26,10 +26,10 @@ import torch
 from aggregate import run
 from measuring import machine, missed, parser, publish, spread, spread_table
 
-from algorithms.fcl import FCL, Features, Kept
+from algorithms.fcl import FCL, ClientState, Features
 from raysim import Fleet, LocalFleet, Metrics, Model, Reply, Site, Task, weights
-from raysim.config.merge import merge, parse, read_file, resolve
-from raysim.federation.site_executor import Call
+from raysim.config.merge import merge, parse_pairs, read_file, resolve
+from raysim.federation.site_executor import CallKey
 
 ROOT = Path(__file__).parents[1]
 BATCH, BANK, DIMENSIONS, SITES, STEPS, WARM = 32, 4096, 128, 10, 30, 3
@@ -56,12 +56,12 @@ def full(size: int = BANK) -> Features:
 
 def steps(repeats: int) -> list[dict[str, float]]:
     """Milliseconds of a step, and of the passes alone, in turn."""
-    keys = merge(read_file(str(ROOT / "examples" / "hippocampus_fcl.yaml")), parse(["task=synthetic"]))
+    keys = merge(read_file(str(ROOT / "examples" / "hippocampus_fcl.yaml")), parse_pairs(["task=synthetic"]))
     network, data = keys["task"]["network"], {"sites": 1, "cases": 256, "val": 0, "test": 1, "size": [48, 48]}
     task = resolve({"task": {"name": "synthetic", "network": network, "data": data | {"outside": []}}}).task.build()
     mine = FCL(bank=BANK, sampled=BANK, features=DIMENSIONS, batch_size=BATCH, steps=WARM + STEPS, pretrain_rounds=1)
-    site = LocalFleet(task, rounds=2).worker._site("site-01", Call(0, 0, 2, 0), None)
-    kept = Kept(weights(mine.build(site.load(), task)), full())
+    site = LocalFleet(task, rounds=2).executor._site("site-01", CallKey(0, 0, 2, 0), None)
+    kept = ClientState(weights(mine.build(site.load(), task)), full())
     net, target = mine.build(site.load(), task), mine.build(site.load(), task).requires_grad_(False)
     found = []
     for _ in range(repeats):
@@ -70,7 +70,7 @@ def steps(repeats: int) -> list[dict[str, float]]:
     return [each | {"ratio": each["step"] / each["passes"]} for each in found]
 
 
-def of_fcl(mine: FCL, site: Site[Any], kept: Kept) -> float:
+def of_fcl(mine: FCL, site: Site[Any], kept: ClientState) -> float:
     """Milliseconds of one step, those of a call but for the first ones."""
     from algorithms.fcl import Bank
 
@@ -83,7 +83,7 @@ def of_fcl(mine: FCL, site: Site[Any], kept: Kept) -> float:
             times.append(time.perf_counter())
             yield loss
 
-    mine.descend(net, site, timed())
+    mine.optimize(net, site, timed())
     return 1e3 * (times[-1] - times[WARM - 1]) / STEPS
 
 
@@ -106,7 +106,7 @@ class Exchanging:
         return weights(task.start(0))
 
     def keep(self, site: Site[Any], size: int) -> Reply[None]:
-        return Reply(None, memory=Kept(Model.of({}), full(size)))
+        return Reply(None, client_state=ClientState(Model.of({}), full(size)))
 
     def open(self, site: Site[Any], banks: Any) -> Reply[None]:
         rows = sum(len(banks[other].levels) for other in banks.sites if other != site.name)

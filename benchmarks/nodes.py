@@ -97,7 +97,7 @@ def rounds(head: Host, out: Path, sites: int) -> list[float]:
     """Seconds of the steady rounds of a run over the cluster."""
     words = [sys.executable, "-m", "raysim", "run", *FEDERATION, f"task.data.sites={sites}", "task.data.cases=8"]
     words += [f"rounds={ROUNDS}", f"evaluate_every={ROUNDS}", f"checkpoint_every={ROUNDS}"]
-    words += [f"resources.clients={ACTORS}", "address=10.77.0.1:6379", "--out", str(out)]
+    words += [f"resources.client_actors={ACTORS}", "ray_address=10.77.0.1:6379", "--out", str(out)]
     run = head.start(words, {"RAY_AUTH_MODE": "token"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert run.stdout is not None
     lines: list[str] = []

@@ -23,7 +23,7 @@ QUIET = [f"rounds={ROUNDS}", f"evaluate_every={ROUNDS}", f"checkpoint_every={ROU
 FEDERATION = [
     *("task.data.sites=64", "task.data.outside=[]", "task.data.cases=16", "task.data.val=1", "task.data.test=0"),
     *("task.data.size=[32, 32]", "task.network.channels=[7, 14, 28]", "task.network.num_res_units=0"),
-    *("task.batch_size=8", "algorithm=fedavg", "algorithm.epochs=1", f"resources.clients={ACTORS}"),
+    *("task.batch_size=8", "algorithm=fedavg", "algorithm.epochs=1", f"resources.client_actors={ACTORS}"),
     *QUIET,
 ]
 RUN = [sys.executable, "-m", "raysim", "run"]
@@ -32,7 +32,7 @@ SCRIPT = [sys.executable, str(Path(__file__).with_name("plain_loop.py"))]
 LOOP, FUSED = [*SCRIPT, *FEDERATION], [*SCRIPT, "--fused", *FEDERATION]
 RETINA_ROUNDS = 6
 RETINA = [
-    *("-c", str(Path(__file__).resolve().parents[1] / "examples" / "retina.yaml"), f"resources.clients={ACTORS}"),
+    *("-c", str(Path(__file__).resolve().parents[1] / "examples" / "retina.yaml"), f"resources.client_actors={ACTORS}"),
     *(f"rounds={RETINA_ROUNDS}", f"evaluate_every={RETINA_ROUNDS}", f"checkpoint_every={RETINA_ROUNDS}"),
 ]
 RETINA_WARM = 2  # the first round goes by the sites' sizes, the second by their first seconds, which open their data

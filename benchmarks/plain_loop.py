@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from raysim.config.merge import merge, parse, read_file, resolve
+from raysim.config.merge import merge, parse_pairs, read_file, resolve
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Batch, Task
 from raysim.training.batching import seeded_state
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     # Ray gives its workers this priority: on a busy machine a loop of higher priority would look faster than it is.
     os.setpriority(os.PRIO_PROCESS, 0, int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - so spelled
     torch.set_num_threads(1)
-    loop(resolve(merge(read_file(args.config) if args.config else {}, parse(args.words))), args.fused)
+    loop(resolve(merge(read_file(args.config) if args.config else {}, parse_pairs(args.words))), args.fused)
 
 
 def loop(run: RunConfig, fused: bool) -> None:

@@ -1,6 +1,6 @@
 """A round on clusters that are not here: the engine's own scheduler, run against clocks instead of actors.
 
-`Dispatch` gives out the sites as on Ray; what an actor would take for them is added up. The scheduler itself is
+`Dispatcher` gives out the sites as on Ray; what an actor would take for them is added up. The scheduler itself is
 measured, in CPU time; what a byte and a reply cost are the constants below, from the other benchmarks.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 from measuring import machine, parser, publish
 from rich.table import Table
 
-from raysim.distributed.dispatcher import Dispatch
-from raysim.distributed.load_balancing import assign, settled
+from raysim.distributed.dispatcher import Dispatcher
+from raysim.distributed.load_balancing import assign, rebalance
 from raysim.federation.accounting import Ledger
 
 CALL = 0.003  # seconds that a call costs an actor (overhead.py: 2 to 4 ms)
@@ -50,7 +50,7 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
     home = assign(costs, names)
     first = time.process_time() - start
     start = time.process_time()
-    home = settled(home, costs, names, {})
+    home = rebalance(home, costs, names, {})
     again = time.process_time() - start
     clocks = {name: Clock(name, costs) for name in names}
     ledger = Ledger(0, 1, seconds=dict(costs))
@@ -60,7 +60,7 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
     fleet: Any = SimpleNamespace(
         queues=lambda: queues, alone={}, ledger=ledger, up=lambda: names, home=home, actors=clocks, starting={}
     )
-    dispatch = Dispatch(fleet, None, None)
+    dispatch = Dispatcher(fleet, None, None)
     now, spent, waiting = 0.0, 0.0, list[tuple[float, int, Any]]()
     while True:
         start = time.process_time()

@@ -25,7 +25,7 @@ import pandas as pd
 from measuring import machine, missed, parser, publish, round_lines, spread, spread_table
 from peers import PEERS, QUIET, ROOT, WORK as PEER_WORK, command, installed
 
-from raysim.search.trial_store import load
+from raysim.search.trial_store import load_records
 
 CORES, ROUNDS = 2, 6
 VENVS = ROOT / ".peers"
@@ -38,7 +38,7 @@ WORK = [
 TINY = [
     *("task.data.sites=2", "task.data.outside=[]", "task.data.cases=2", "task.data.val=1", "task.data.test=0"),
     *("task.data.size=[16, 16]", "task.network.channels=[4, 8]", "task.network.num_res_units=0"),
-    *("rounds=1", "fleet=local"),
+    *("rounds=1", "backend=local"),
 ]
 SPACE = ["--space", "algorithm.lr=loguniform(1e-4,1e-2)"]
 TUNE, RUN = ([sys.executable, "-m", "raysim", command] for command in ("tune", "run"))
@@ -167,7 +167,7 @@ def queued(trials: int) -> dict[str, list[float]]:
         out = Path(folder) / "out"
         words = [*TUNE, *SPACE, *TINY, "--trials", str(trials), "--max-concurrent", "1", "--out", str(out)]
         ends = line_times(words, r"^trial .*done", watch)
-        entries = load(out)
+        entries = load_records(out)
         rounds = pd.read_parquet(out / "rounds.parquet")
         files = sum(path.is_file() for path in (out / "trials").rglob("*")) / trials
         left = [path.name for path in out.iterdir() if path.is_dir()]

@@ -21,7 +21,7 @@ token=$(mktemp "$HOME/.raysim-token.XXXXXX")
 trap 'rm -f "$token"' EXIT
 python -c 'import secrets; print(secrets.token_hex(32))' > "$token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
-export RAYSIM_GROWS='{max_workers: 0, resources: {CPU: 1}}' # what was given to the job is all there is
+export RAYSIM_AUTOSCALER='{max_workers: 0, resources: {CPU: 1}}' # what was given to the job is all there is
 export RAY_ADDRESS=auto RAYSIM_RUNS=${RAYSIM_RUNS:-$PWD/runs} RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST")

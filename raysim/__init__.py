@@ -1,6 +1,6 @@
 """raysim: simulation and hyper-parameter search of federated medical imaging, on Ray.
 
-Names are imported when they are first used, so that the command line can print its help without torch.
+Names are import_by_name when they are first used, so that the command line can print its help without torch.
 """
 
 from importlib import import_module
@@ -11,13 +11,13 @@ from raysim._version import __version__
 if TYPE_CHECKING:
     from raysim.core.aggregation import combine, mean
     from raysim.core.contracts import (
-        KEEP,
+        UNCHANGED,
         Algorithm,
-        Answers,
         Data,
         Exchange,
         Fleet,
         Metrics,
+        PredictionSet,
         Predictor,
         Reply,
         Site,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from raysim.core.errors import ConfigError, PlacementError, RaysimError, RunError, SiteError
     from raysim.core.model import Model, load, weights
-    from raysim.core.results import Round, Score, Start
+    from raysim.core.results import ResumePoint, Round, Score
     from raysim.federation.fleet import LocalFleet
     from raysim.federation.round_loop import federate
     from raysim.search.api import search
@@ -41,18 +41,17 @@ _HOME = {
     "raysim.federation.round_loop": ("federate",),
     "raysim.search.api": ("search",),
     "raysim.training.local_training": ("LocalTraining",),
-    "raysim.core.results": ("Round", "Score", "Start"),
+    "raysim.core.results": ("Round", "Score", "ResumePoint"),
     "raysim.core.contracts": (
-        *("KEEP", "Algorithm", "Answers", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
+        *("UNCHANGED", "Algorithm", "PredictionSet", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
         *("Reply", "Site", "Split", "State", "Task"),
     ),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "KEEP",
+    "UNCHANGED",
     "Algorithm",
-    "Answers",
     "ConfigError",
     "Data",
     "Exchange",
@@ -62,16 +61,17 @@ __all__ = [
     "Metrics",
     "Model",
     "PlacementError",
+    "PredictionSet",
     "Predictor",
     "RaysimError",
     "Reply",
+    "ResumePoint",
     "Round",
     "RunError",
     "Score",
     "Site",
     "SiteError",
     "Split",
-    "Start",
     "State",
     "Task",
     "__version__",

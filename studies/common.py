@@ -26,7 +26,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from raysim.cli.main import main as raysim
-from raysim.config.merge import merge, parse, read_file
+from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.core.errors import RunError
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def example(name: str, *over: Mapping[str, Any]) -> dict[str, Any]:
 
 def job(facts: Mapping[str, Any], base: Mapping[str, Any], *words: str) -> Job:
     """The federation of the keys `base` and of `words` as on the command line (`rounds=5 algorithm=fedavg`)."""
-    return Job(facts, merge(base, parse(word for part in words for word in part.split())))
+    return Job(facts, merge(base, parse_pairs(word for part in words for word in part.split())))
 
 
 def played(jobs: Sequence[Job], runs: Path, workers: int) -> Path:

@@ -25,7 +25,7 @@ import yaml
 from common import fill, plus_minus, rounded, short
 from matplotlib.figure import Figure
 
-from raysim import LocalFleet, Start, Task, federate
+from raysim import LocalFleet, ResumePoint, Task, federate
 from raysim.config.merge import merge, read_file, resolve
 from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
@@ -114,7 +114,7 @@ def finetuned(study: Mapping[str, Any], table: str, seed: int, method: str, n: i
     state = read(place / f"round_{rounds:04d}").state
     fleet = LocalFleet(task, seed=seed, rounds=rounds + study["finetune_rounds"])
     options: dict[str, Any] = {"rounds": fleet.rounds, "seed": seed, "evaluate_every": fleet.rounds}
-    *_, last = federate(algorithm, task, fleet, start=Start(rounds, state), **options)
+    *_, last = federate(algorithm, task, fleet, start=ResumePoint(rounds, state), **options)
     dice = {score.site: score.value for score in last.scores if (score.split, score.metric) == ("test", "dice")}
     file.write_text(json.dumps({"method": method, "seed": seed, "labelled": n, "finetuning": how, "dice": dice}))
     return str(file)

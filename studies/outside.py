@@ -36,7 +36,7 @@ from common import (
 )
 
 from raysim import LocalFleet, Reply, Site
-from raysim.config.merge import merge, parse, resolve
+from raysim.config.merge import merge, parse_pairs, resolve
 from raysim.storage.checkpoint import newest_first, read
 
 METRIC = "dice"
@@ -138,7 +138,7 @@ def algorithm(one: Job, name: str, *words: str) -> Any:
     """The run's algorithm with other fields; one of another name takes of its fields only how a site trains."""
     own = one.keys["algorithm"]
     fields = {key: value for key, value in own.items() if name == own["name"] or key in TRAINING}
-    return resolve(merge({**one.keys, "algorithm": {**fields, "name": name}}, parse(words))).algorithm
+    return resolve(merge({**one.keys, "algorithm": {**fields, "name": name}}, parse_pairs(words))).algorithm
 
 
 def report(found: pd.DataFrame) -> None:

@@ -21,7 +21,7 @@ from common import HERE, arguments, configuration, example, fill, rounded, short
 from raysim.cli.main import main as raysim
 from raysim.config.merge import merge
 from raysim.core.errors import RunError
-from raysim.search.trial_store import SEARCH, load
+from raysim.search.trial_store import SEARCH_FILE, load_records
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def searched(study: Mapping[str, Any], name: str, words: str, args: Namespace) -
     base = example(study["example"], study["base"]) if "example" in study else study["base"]
     how = [*study["options"].split(), *words.split()]
     folder: Path = args.runs.absolute() / f"search-{args.data}-{name.replace(' ', '_')}-{short([base, study, how])}"
-    if not (folder / SEARCH).exists():
+    if not (folder / SEARCH_FILE).exists():
         args.runs.mkdir(parents=True, exist_ok=True)
         keys = folder.with_suffix(".yaml")
         data = {"task": {"data": {"table": str(args.table.absolute())}}, "fleet": "local"}
@@ -47,7 +47,7 @@ def searched(study: Mapping[str, Any], name: str, words: str, args: Namespace) -
         spaces = [word for each in study["space"] for word in ("--space", each)]
         shipped = [study["shipped"]] if "shipped" in study else []
         code = raysim(["tune", *shipped, "-c", str(keys), *spaces, *how, "--out", str(folder)])
-    elif any(entry.unfinished for entry in load(folder)):
+    elif any(entry.unfinished for entry in load_records(folder)):
         code = raysim(["tune", "--resume", str(folder)])
     else:
         code = 0

@@ -28,13 +28,13 @@ import ray
 from raysim.cli.main import main
 from raysim.core.registry import algorithms
 
-BACKEND = "fleet"
+BACKEND = "backend"
 SYNTHETIC = (
     *("rounds=3", "cohort=0.7", "evaluate_every=3", "task.data.sites=4", "task.data.cases=6", "task.data.size=[16,16]"),
     *("task.network.name=unet", "task.network.channels=[2,4]", "task.network.strides=[2]", "task.network.norm=batch"),
     *("task.data.outside=[far]", "task.data.unlabelled=2", "task.batch_size=2"),
 )
-ON_RAY = ("resources.clients=2",)
+ON_RAY = ("resources.client_actors=2",)
 EXAMPLES = {
     "retina": ("retina_vessels", "rounds=2", "evaluate_every=2", "task.data.size=[64,64]"),
     "heart": ("heart_disease", "rounds=4", "evaluate_every=4"),

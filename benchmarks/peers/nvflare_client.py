@@ -17,9 +17,9 @@ def main(folder: str) -> None:
     inputs, labels = work.data_of(folder, int(flare.get_site_name().removeprefix("site-")) - 1)
     net = work.resident()
     while flare.is_running():
-        net.load_state_dict(flare.receive().params)
+        net.load_state_dict(flare.load_global().params)
         metrics, weight = {"loss": work.train(net, inputs, labels)}, {"NUM_STEPS_CURRENT_ROUND": len(inputs)}
-        flare.send(flare.FLModel(params=net.state_dict(), metrics=metrics, meta=weight))
+        flare.make_update(flare.FLModel(params=net.state_dict(), metrics=metrics, meta=weight))
 
 
 if __name__ == "__main__":

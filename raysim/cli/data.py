@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import counted
+from raysim.core.formatting import pluralize
 from raysim.data.scan import write_scan
-from raysim.data.summarize import describe as described
+from raysim.data.summarize import summarize as described
 from raysim.data.table import read_table
 
 
@@ -23,8 +23,8 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     table = write_scan(folder, target, parts, seed, group=group)
     counts = table.groupby("split").size()
     rows = ", ".join(f"{split} {count}" for split, count in counts.items())
-    sites = counted(table["site"].nunique(), "site")
-    console.print(f"{target}: {sites}, {counted(len(table), 'row')} ({rows})", highlight=False, markup=False)
+    sites = pluralize(table["site"].nunique(), "site")
+    console.print(f"{target}: {sites}, {pluralize(len(table), 'row')} ({rows})", highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
     console.print(f"look at it: raysim data describe {target}", style="dim", highlight=False, markup=False)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raysim.config.introspection import documented
+from raysim.config.introspection import field_docs
 from raysim.core import registry
 
 
@@ -36,7 +36,7 @@ def one(what: str, name: str, console: Console) -> None:
     table.add_column("key", no_wrap=True)
     for column in ("value", "default", "meaning"):
         table.add_column(column, overflow="fold")
-    for row in documented(cls):
+    for row in field_docs(cls):
         if row.name != "name":
             table.add_row(*map(Text, (row.name, row.kind, row.default, row.doc)))  # as text: a list is no markup
     console.print(table)
@@ -56,7 +56,7 @@ def _network(name: str, console: Console) -> None:
 
 
 def _space(name: str, console: Console) -> None:
-    from raysim.search.distributions import written
+    from raysim.search.distributions import to_text
     from raysim.search.space_files import read_space, text_of
 
     found = read_space(name)
@@ -64,7 +64,7 @@ def _space(name: str, console: Console) -> None:
     table = Table("key", "searched", "first points", title="\nwhat is searched", title_justify="left", box=SIMPLE_HEAD)
     for key, domain in found.domains.items():
         points = ", ".join(str(point[key]) for point in found.points if key in point)
-        table.add_row(*map(Text, (key, written(domain), points)))
+        table.add_row(*map(Text, (key, to_text(domain), points)))
     console.print(table)
 
 

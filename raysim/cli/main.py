@@ -17,7 +17,17 @@ from raysim.core.errors import ConfigError, RaysimError
 if TYPE_CHECKING:
     from raysim.config.schema import RunConfig
 
-OPTIONS = ("trials", "metric", "scheduler", "searcher", "max_concurrent", "seeds", "holdout", "keep", "track")
+OPTIONS = (
+    "trials",
+    "metric",
+    "scheduler",
+    "searcher",
+    "max_concurrent",
+    "seeds",
+    "holdout",
+    "keep_checkpoints",
+    "tracker",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,50 +58,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
     config = _configured(args, words)
     from raysim.distributed.launcher import launch
-    from raysim.reporting.console import Display, Terminal
+    from raysim.reporting.console import RunConsole, Terminal
 
-    launch(config, args.out, Display(Terminal()))
+    launch(config, args.out, RunConsole(Terminal()))
     return 0
 
 
 def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     _check_new(args.out, "a search")
-    from raysim.config.merge import merge, parse, read_file
+    from raysim.config.merge import merge, parse_pairs, read_file
 
     given = merge(read_file(args.config) if args.config else {}, {})
-    keys = parse([*(word for word in words if "=" in word), *([f"address={args.address}"] if args.address else [])])
+    keys = parse_pairs(
+        [*(word for word in words if "=" in word), *([f"ray_address={args.address}"] if args.address else [])]
+    )
     earlier = Path(args.resume, "search.yaml") if args.resume is not None else None
     held = read_file(str(earlier))["base"] if earlier is not None and earlier.is_file() else given
-    _local_ray(keys.get("address", held.get("address")))
+    _local_ray(keys.get("ray_address", held.get("ray_address")))
     from raysim.reporting.console import Terminal
-    from raysim.reporting.search_console import SearchDisplay
+    from raysim.reporting.search_console import SearchConsole
     from raysim.search import api, request
-    from raysim.search.space import Space, of_words
+    from raysim.search.space import Space, from_cli
     from raysim.search.space_files import read_space
 
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     if args.budget is not None:
         options["budget"] = _seconds(args.budget)
-    show = SearchDisplay(Terminal())
+    show = SearchConsole(Terminal())
     if args.resume is not None:
         if (
             args.space
             or args.out
             or args.config
             or args.dry_run
-            or keys.keys() - {"address"}
+            or keys.keys() - {"ray_address"}
             or not all("=" in word for word in words)
         ):
             raise ConfigError(
                 "--resume goes on with the search as it is; only --address, --trials, --budget and the like may change"
             )
-        api.resume(Path(args.resume).absolute(), options, show, keys.get("address"))
+        api.resume(Path(args.resume).absolute(), options, show, keys.get("ray_address"))
         return 0
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
         raise ConfigError(f"two spaces, {names[0]!r} and {names[1]!r}: name one, and add keys to it with --space")
     found = read_space(names[0]) if names else Space()
-    asked = request.asked(found.narrowed(of_words(args.space)), given, keys, options)
+    asked = request.build_request(found.override(from_cli(args.space)), given, keys, options)
     api.tune(asked, args.out, show, dry=args.dry_run)
     return 0
 
@@ -108,9 +120,9 @@ def _seconds(text: str) -> float:
 def _doctor(args: argparse.Namespace, words: Sequence[str]) -> int:
     config = _configured(args, words)
     from raysim.cli.doctor import doctor
-    from raysim.reporting.console import Display, Terminal
+    from raysim.reporting.console import RunConsole, Terminal
 
-    return doctor(config, args.out, Display(Terminal()))
+    return doctor(config, args.out, RunConsole(Terminal()))
 
 
 def _check_new(out: str | None, what: str) -> None:
@@ -122,10 +134,10 @@ def _check_new(out: str | None, what: str) -> None:
 
 def _configured(args: argparse.Namespace, words: Sequence[str]) -> RunConfig:
     """What a file and words ask for, and all that must be so before Ray is imported."""
-    from raysim.config.merge import merge, parse, read_file, resolve
+    from raysim.config.merge import merge, parse_pairs, read_file, resolve
 
-    words = [*words, *([f"address={args.address}"] if args.address else [])]
-    given = merge(read_file(args.config) if args.config else {}, parse(words))
+    words = [*words, *([f"ray_address={args.address}"] if args.address else [])]
+    given = merge(read_file(args.config) if args.config else {}, parse_pairs(words))
     _check_new(args.out, "a run")
     config = resolve(given)
     _ready(config)
@@ -139,19 +151,19 @@ def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{args.run} is no run's folder: it holds no config.yaml; see what is in runs/")
     config = resolve(read_file(str(folder / "config.yaml")))
-    config = replace(config, address=args.address or config.address)
+    config = replace(config, ray_address=args.address or config.ray_address)
     _ready(config)
     from raysim.distributed.launcher import resume
-    from raysim.reporting.console import Display, Terminal
+    from raysim.reporting.console import RunConsole, Terminal
 
-    resume(folder, config, Display(Terminal()))
+    resume(folder, config, RunConsole(Terminal()))
     return 0
 
 
 def _ready(config: RunConfig) -> None:
     """What must be so before Ray is imported."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as clean as Ctrl-C
-    _local_ray(config.address)
+    _local_ray(config.ray_address)
 
 
 def _local_ray(address: str | None) -> None:
@@ -202,10 +214,10 @@ def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _checked(words: Sequence[str]) -> None:
     """Raises ConfigError for what a run would refuse over there; the data are there alone."""
-    from raysim.config.merge import merge, parse, read_file, resolve
+    from raysim.config.merge import merge, parse_pairs, read_file, resolve
 
     args, rest = make_parser().parse_known_args(["run", *words])
-    resolve(merge(read_file(args.config) if args.config else {}, parse(rest)))
+    resolve(merge(read_file(args.config) if args.config else {}, parse_pairs(rest)))
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", metavar="DIR", help="the run's folder, which must not exist (default: a new one in runs/)"
     )
-    run.add_argument("--address", metavar="ADDRESS", help="short for address=ADDRESS: the Ray cluster to join")
+    run.add_argument("--address", metavar="ADDRESS", help="short for ray_address=ADDRESS: the Ray cluster to join")
 
     again = commands.add_parser("resume", help="go on with a run that was interrupted or has failed")
     again.add_argument("run", metavar="RUN_DIR", help="the run's folder; it goes on after its last checkpoint")
@@ -122,20 +122,20 @@ def _add_tune(commands: Any) -> None:
     tune.add_argument("--seeds", type=int, metavar="N", help="seeds of each trial, judged by their mean (default: 1)")
     tune.add_argument("--holdout", metavar="SITE", help="a site not to train on, or each in turn; judged there")
     tune.add_argument("--budget", metavar="TIME", help="when to end, as 90s, 30m or 2h")
-    tune.add_argument("--keep", choices=("best", "all"), help="whose checkpoints stay (default: best)")
-    tune.add_argument("--track", choices=("mlflow", "wandb"), help="tell these too")
+    tune.add_argument("--keep-checkpoints", choices=("best", "all"), help="whose checkpoints stay (default: best)")
+    tune.add_argument("--tracker", choices=("mlflow", "wandb"), help="tell these too")
     tune.add_argument(
         "--out", metavar="DIR", help="the search's folder, which must not exist (default: a new one in runs/)"
     )
-    tune.add_argument("--address", metavar="ADDRESS", help="short for address=ADDRESS: the Ray cluster to join")
+    tune.add_argument("--address", metavar="ADDRESS", help="short for ray_address=ADDRESS: the Ray cluster to join")
     tune.add_argument("--resume", metavar="DIR", help="go on with this search; --trials makes it longer")
     tune.add_argument("--dry-run", action="store_true", help="show the trials, what they need and how long that takes")
 
 
 def _keys() -> str:
-    from raysim.config.introspection import documented
+    from raysim.config.introspection import field_docs
     from raysim.config.schema import RunConfig
 
-    rows = [row for row in documented(RunConfig) if row.name not in ("task", "algorithm")]
+    rows = [row for row in field_docs(RunConfig) if row.name not in ("task", "algorithm")]
     lines = [f"  {row.name:<28} {row.doc} (default: {row.default})" for row in rows]
     return GRAMMAR + "\nkeys of a run:\n" + "\n".join(lines)

@@ -22,21 +22,21 @@ from rich.table import Table
 from rich.text import Text
 
 from raysim.core.errors import ConfigError, RunError
-from raysim.core.suggestions import nearest
-from raysim.distributed.connection import ray_running
-from raysim.distributed.control_actor import NAMESPACE, run_of
-from raysim.search.trial_store import SEARCH, load
-from raysim.storage.run_directory import at_work, runs
+from raysim.core.suggestions import did_you_mean
+from raysim.distributed.connection import connect
+from raysim.distributed.control_actor import NAMESPACE, run_name
+from raysim.search.trial_store import SEARCH_FILE, load_records
+from raysim.storage.run_directory import lock_owner, runs_directory
 
 # The named actors that answer `status()` and `stop()`: of a run, of one that waits for its room, of a search.
-LEADERS = ("server", "waiting", "search")
+CONTROL_ACTORS = ("server", "waiting", "search")
 KNOCK = 10.0  # seconds for them to answer
 PATIENCE = 120.0  # seconds for one that is told to end
 COLUMNS = ("run", "what", "round", "at", "score", "last round", "where")
 
 
 def status(run: str | None, address: str | None, console: Console) -> None:
-    """Print what is alive: of the Ray at `address` (RAY_ADDRESS where not given), and in the folders under `runs`.
+    """Print what is alive: of the Ray at `address` (RAY_ADDRESS where not given), and in the folders under `runs_directory`.
 
     Raises ConfigError if `run` is given and is none of them.
     """
@@ -48,7 +48,7 @@ def status(run: str | None, address: str | None, console: Console) -> None:
         alive += [each for each in _here(address) if each["folder"] not in told]
         found = [each for each in alive if run is None or _means(run, each["run"])]
         if run is not None and not found:
-            near = nearest(run, [each["run"] for each in alive])
+            near = did_you_mean(run, [each["run"] for each in alive])
             raise ConfigError(f"no run {run!r} is alive{near}; {_looked(address)}")
     if not found:
         console.print(f"no run is alive; {_looked(address)}", highlight=False)
@@ -69,14 +69,14 @@ def stop(run: str | None, address: str | None, console: Console) -> None:
     if run is not None and Path(run).is_dir():
         _stop_here(Path(run), console)
         return
-    if run is not None and address in (None, "auto") and at_work(runs() / run) is not None:
-        _stop_here(runs() / run, console)
+    if run is not None and address in (None, "auto") and lock_owner(runs_directory() / run) is not None:
+        _stop_here(runs_directory() / run, console)
         return
-    with ray_running(_asked(address)):
-        leaders = {run_of(space) for _, space in _leaders()}
+    with connect(_asked(address)):
+        leaders = {run_name(space) for _, space in _leaders()}
         meant = {each for each in leaders if run is None or _means(run, each)}
         if run is not None and not meant:
-            raise ConfigError(f"no run {run!r} is alive{nearest(run, leaders)}; {_looked(address)}")
+            raise ConfigError(f"no run {run!r} is alive{did_you_mean(run, leaders)}; {_looked(address)}")
         if run is not None and len(meant) > 1:
             raise ConfigError(f"{run!r} may be {', '.join(sorted(meant))}: say which")
         _gone(meant, console)
@@ -95,7 +95,7 @@ def _tell(run: str, leader: str) -> None:
 def _gone(runs: set[str], console: Console) -> None:
     end = time.monotonic() + PATIENCE
     while runs:
-        leaders = {run_of(space): name for name, space in _leaders()}
+        leaders = {run_name(space): name for name, space in _leaders()}
         left = runs & leaders.keys()
         for run in sorted(runs - left):
             console.print(f"{run} has ended", highlight=False)
@@ -109,7 +109,7 @@ def _gone(runs: set[str], console: Console) -> None:
 
 def _stop_here(folder: Path, console: Console) -> None:
     """End the run in this folder by a signal to its command, which ends it as Ctrl-C does."""
-    owner = at_work(folder)
+    owner = lock_owner(folder)
     if owner is None:
         raise ConfigError(f"no process is at work in {folder}; `raysim status` shows what is alive")
     if owner.get("host") != socket.gethostname():
@@ -122,7 +122,7 @@ def _stop_here(folder: Path, console: Console) -> None:
     except ProcessLookupError:  # it has ended meanwhile
         pass
     end = time.monotonic() + PATIENCE
-    while at_work(folder) is not None:
+    while lock_owner(folder) is not None:
         if time.monotonic() > end:
             raise RunError(f"process {owner['pid']} was told to end, but still is at work after {PATIENCE:g} s")
         time.sleep(0.1)
@@ -139,12 +139,12 @@ def _alive(address: str | None) -> Iterator[dict[str, Any]]:
     """What each run and search on the Ray that is meant says of itself."""
     if not (address or os.environ.get("RAY_ADDRESS")):
         return
-    with ray_running(address):
+    with connect(address):
         leaders = list(_leaders())
         asked = dict[str, Any]()
         for name, space in leaders:
             with suppress(ValueError):  # it has ended meanwhile
-                asked[run_of(space)] = ray.get_actor(name, space).status.remote()
+                asked[run_name(space)] = ray.get_actor(name, space).status.remote()
         ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=KNOCK) if asked else ([], [])
         for run, ref in asked.items():
             try:
@@ -157,23 +157,23 @@ def _leaders() -> Iterator[tuple[str, str]]:
     """The name and namespace of each run's server actor, and of each search's."""
     for actor in ray.util.list_named_actors(all_namespaces=True):
         name, space = actor["name"], actor["namespace"]
-        if space.startswith(NAMESPACE) and name.rpartition("/")[2] in LEADERS:
+        if space.startswith(NAMESPACE) and name.rpartition("/")[2] in CONTROL_ACTORS:
             yield name, space
 
 
 def _here(address: str | None) -> Iterator[dict[str, Any]]:
-    """The runs and searches under `runs` at which a process is at work, on a Ray or on none."""
+    """The runs and searches under `runs_directory` at which a process is at work, on a Ray or on none."""
     if address in (None, "auto"):
-        for folder in sorted(runs().glob("*/")):
-            if at_work(folder) is not None:
+        for folder in sorted(runs_directory().glob("*/")):
+            if lock_owner(folder) is not None:
                 yield _of_folder(folder)
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
     """What a run's or a search's folder tells, whether it is alive or not."""
-    if (folder / SEARCH).exists():
+    if (folder / SEARCH_FILE).exists():
         return _of_search(folder)
-    owner, row, config = at_work(folder), dict[str, Any](), dict[str, Any]()
+    owner, row, config = lock_owner(folder), dict[str, Any](), dict[str, Any]()
     with suppress(OSError, ValueError):
         config = yaml.safe_load((folder / "config.yaml").read_text())
     with suppress(OSError, ValueError), (folder / "log.jsonl").open() as log:
@@ -199,16 +199,16 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 
 
 def _of_search(folder: Path) -> dict[str, Any]:
-    owner, entries = at_work(folder), load(folder)
-    states = Counter(entry.status for entry in entries)
+    owner, records = lock_owner(folder), load_records(folder)
+    states = Counter(record.status for record in records)
     counts = ", ".join(f"{count} {'begun' if status == 'running' else status}" for status, count in states.items())
     return {
         "run": folder.name,
         "what": "search",
         "folder": str(folder.absolute()),
         "host": (owner or {}).get("host", ""),
-        "done": sum(not entry.unfinished for entry in entries),
-        "of": f"{len(entries)} begun",
+        "done": sum(not record.unfinished for record in records),
+        "of": f"{len(records)} begun",
         "at": counts if owner is None else f"process {owner.get('pid')}; {counts}",
     }
 
@@ -228,4 +228,8 @@ def _cells(each: dict[str, Any]) -> Sequence[str]:
 
 def _looked(address: str | None) -> str:
     asked = address or os.environ.get("RAY_ADDRESS")
-    return f"looked on the Ray at {asked}" if asked else f"looked in {runs()}; --address or RAY_ADDRESS names a Ray"
+    return (
+        f"looked on the Ray at {asked}"
+        if asked
+        else f"looked in {runs_directory()}; --address or RAY_ADDRESS names a Ray"
+    )

@@ -24,9 +24,9 @@ from rich.console import Console
 
 from raysim.cli import artifact_bundle
 from raysim.core.errors import ConfigError, PlacementError, RunError
-from raysim.core.formatting import size
-from raysim.data.file_paths import has_secret
-from raysim.storage.run_directory import runs
+from raysim.core.formatting import format_bytes
+from raysim.data.file_paths import contains_secret
+from raysim.storage.run_directory import runs_directory
 
 COMMANDS = ("run", "resume", "tune", "doctor", "list", "status", "stop")
 THERE = '"${RAYSIM_RUNS:-$HOME/runs}"'  # on the cluster: where runs go, as its shell finds it
@@ -40,7 +40,7 @@ SILENCE = (RuntimeError, OSError, aiohttp.ClientError)  # what Ray's client says
 
 
 @dataclass
-class Sent:
+class JobCommand:
     """What the cluster is asked: the words, and the run's folder over there as its shell writes it, if there is one."""
 
     words: list[str]
@@ -61,11 +61,11 @@ def submit(words: Sequence[str], address: str | None, detach: bool, console: Con
     """
     if not words or words[0] not in COMMANDS:
         raise ConfigError(f"raysim submit needs a command: {', '.join(COMMANDS)}; as in raysim submit run rounds=5")
-    if secret := next((word for word in words if has_secret(word)), None):
+    if secret := next((word for word in words if contains_secret(word)), None):
         key = secret.partition("=")[0] if "=" in secret else "a word"
         raise ConfigError(f"{key} holds a password or a key, which would stand in the job's log; leave it out")
     job = f"raysim-{token_hex(4)}"
-    sent = asked(words, job)
+    sent = job_command(words, job)
     client = _client(address)
     with TemporaryDirectory() as held:
         _packed(sent, Path(held))
@@ -82,7 +82,7 @@ def submit(words: Sequence[str], address: str | None, detach: bool, console: Con
 
 
 def attach(job: str, address: str | None, console: Console) -> int:
-    """Follow a job to its end, then fetch its run's folder into a new one under `runs`; the job's exit code."""
+    """Follow a job to its end, then fetch its run's folder into a new one under `runs_directory`; the job's exit code."""
     client = _client(address)
     try:
         with _answered(job):
@@ -99,7 +99,7 @@ def attach(job: str, address: str | None, console: Console) -> int:
         )
         raise
     if artifact_bundle.BEGIN in found:
-        target = _free(runs(), job)
+        target = _free(runs_directory(), job)
         artifact_bundle.unpack(found, target)
         console.print(f"its results are in {target}; its checkpoints stay on the cluster", highlight=False)
     failed = info.driver_exit_code or (0 if status == JobStatus.SUCCEEDED else 1)
@@ -113,7 +113,7 @@ def _check_known(client: Any, job: str) -> None:
         raise ConfigError(f"no job {job} on this cluster: {str(error).splitlines()[0]}") from error
 
 
-def asked(words: Sequence[str], job: str) -> Sent:
+def job_command(words: Sequence[str], job: str) -> JobCommand:
     """What is asked of the cluster. A folder that is named without its full path lies below the cluster's runs."""
     split = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     option = "--resume" if "--resume" in split else "resume"
@@ -121,13 +121,13 @@ def asked(words: Sequence[str], job: str) -> Sent:
         folder = next(iter(split[split.index(option) + 1 :]), "")
         if not folder.startswith("/"):
             raise ConfigError(f"submit resume {folder}: give the folder's full path on the cluster")
-        return Sent(split, shlex.quote(folder), named=True)
+        return JobCommand(split, shlex.quote(folder), named=True)
     if "--out" in split[:-1]:
         at = split.index("--out")
         out = split[at + 1]
         del split[at : at + 2]
-        return Sent(split, shlex.quote(out) if out.startswith("/") else f"{THERE}/{shlex.quote(out)}")
-    return Sent(split, f"{THERE}/{job}" if split[0] in ("run", "tune") else "")
+        return JobCommand(split, shlex.quote(out) if out.startswith("/") else f"{THERE}/{shlex.quote(out)}")
+    return JobCommand(split, f"{THERE}/{job}" if split[0] in ("run", "tune") else "")
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def _client(address: str | None) -> JobSubmissionClient:
         ) from error
 
 
-def _packed(sent: Sent, held: Path) -> None:
+def _packed(sent: JobCommand, held: Path) -> None:
     """Copy into `held` the files that the words name, and this folder's own modules."""
     words = sent.words
     for i, word in enumerate(words):
@@ -172,7 +172,7 @@ def _packed(sent: Sent, held: Path) -> None:
     modules = [path for path in wanted if not (held / path.name).exists()]
     if (total := sum(map(_bytes, [*held.iterdir(), *modules]))) > MOST:
         raise ConfigError(
-            f"the modules of {Path.cwd()} take {size(total)}; submit from a folder that has the run's own alone"
+            f"the modules of {Path.cwd()} take {format_bytes(total)}; submit from a folder that has the run's own alone"
         )
     for path in modules:
         if path.is_dir():

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from annotated_types import Ge, Gt, Le, Len, Lt
 
-from raysim.core.registry import ANOTHER, is_algorithm, name_of
+from raysim.core.registry import NESTED_ALGORITHM, is_algorithm, name_of
 
 WANTED = {  # pydantic speaks of Python's types
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
@@ -51,15 +51,15 @@ def nested(hint: Any) -> Any:
     return None
 
 
-def describe(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """`value` as plain values: dataclasses and mappings as dictionaries, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
         named = {"name": name_of(type(value))} if is_algorithm(value) else {}
-        return named | {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}
+        return named | {f.name: to_plain(getattr(value, f.name)) for f in fields(value) if f.init}
     if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 
@@ -73,7 +73,7 @@ class FieldDoc:
     doc: str
 
 
-def documented(cls: Any) -> list[FieldDoc]:
+def field_docs(cls: Any) -> list[FieldDoc]:
     """The fields of a configuration dataclass, its own before inherited ones, nested ones with dotted names."""
     hints, rows = get_type_hints(cls, include_extras=True), []
     for item in sorted(fields(cls), key=lambda f: f.name not in cls.__annotations__):
@@ -84,14 +84,14 @@ def documented(cls: Any) -> list[FieldDoc]:
         inner = nested(base)
         doc = next((note for note in notes if isinstance(note, str)), "")
         if inner is not None:
-            rows += [FieldDoc(f"{item.name}.{r.name}", r.kind, r.default, r.doc) for r in documented(inner)]
+            rows += [FieldDoc(f"{item.name}.{r.name}", r.kind, r.default, r.doc) for r in field_docs(inner)]
             continue
         rows.append(FieldDoc(item.name, _kind(base, notes), _shown(default_of(item)), doc))
     return rows
 
 
 def _kind(hint: Any, notes: Sequence[Any]) -> str:
-    if ANOTHER in notes:
+    if NESTED_ALGORITHM in notes:
         return "an algorithm, with its keys"
     return " ".join([_type_name(hint), *(_limit(note) for note in notes if type(note) in LIMITS)])
 
@@ -124,18 +124,18 @@ def default_of(item: Any) -> Any:
 def _shown(default: Any) -> str:
     if default is MISSING:
         return "required"
-    text: str = yaml.safe_dump(describe(default), default_flow_style=True, width=1000)
+    text: str = yaml.safe_dump(to_plain(default), default_flow_style=True, width=1000)
     return text.replace("\n...\n", "").strip()
 
 
-def said(key: str, value: Any) -> str:
+def format_setting(key: str, value: Any) -> str:
     """`value` under `key`, as a user would write it."""
     if value is None:
         return f"{key} has no value"
     return f"{key}={str(value).lower() if isinstance(value, bool) else repr(value)}"
 
 
-def explained(errors: Iterable[Any]) -> str:
+def explain_errors(errors: Iterable[Any]) -> str:
     """What pydantic found wrong: a line for each key, with its value and all that was expected of it."""
     found = [(_place(error["loc"]), error) for error in errors]
     # What is wrong with a list's items is said of the items: not that the list, without them, is too short.
@@ -158,7 +158,7 @@ def _subject(place: Sequence[str], error: Any) -> str:
         return f"{'.'.join(place)} is missing"
     if error["loc"][-1] == "[key]":
         return f"the key {error['input']!r} of {'.'.join(place[:-1])}"
-    return said(".".join(place), error["input"])
+    return format_setting(".".join(place), error["input"])
 
 
 def _wish(error: Any) -> str:

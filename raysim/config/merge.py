@@ -14,15 +14,15 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from raysim.config.introspection import default_of, describe, documented, explained, nested, said
+from raysim.config.introspection import default_of, explain_errors, field_docs, format_setting, nested, to_plain
 from raysim.config.schema import RunConfig
-from raysim.config.yaml_loader import loaded
+from raysim.config.yaml_loader import load_yaml
 from raysim.core.errors import ConfigError
-from raysim.core.registry import ANOTHER, algorithm_class, name_of, task_class
-from raysim.core.suggestions import nearest, squash
+from raysim.core.registry import NESTED_ALGORITHM, algorithm_class, name_of, task_class
+from raysim.core.suggestions import did_you_mean, squash
 
 SHORT = {"data": "task.data", "network": "task.network"}
-WHOLE = ("classes",)  # a mapping of the user's own names: another one replaces it, as a list would
+REPLACED_WHOLE = ("classes",)  # a mapping of the user's own names: another one replaces it, as a list would
 PARTS = {"task": (task_class, "synthetic"), "algorithm": (algorithm_class, "fedavg")}
 OF_FIELDS = ("task", "algorithm", "data", "task.data")  # mappings whose keys are fields, in a file dotted or not
 
@@ -34,7 +34,7 @@ def read_file(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
-    value = loaded(text, path)
+    value = load_yaml(text, path)
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -42,14 +42,14 @@ def read_file(path: str) -> dict[str, Any]:
     return _split(value, path)
 
 
-def parse(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
     """Dotted `key=value` words as a nested mapping; values are read as YAML."""
     result: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise ConfigError(f"cannot read {pair!r}: expected key=value, such as rounds=20 or algorithm.lr=1e-3")
-        result = merge(result, in_full(nested_keys(key, loaded(text, f"{key}={text}"))))
+        result = merge(result, expand_short_keys(nested_keys(key, load_yaml(text, f"{key}={text}"))))
     return result
 
 
@@ -62,7 +62,7 @@ def _split(values: Mapping[Any, Any], path: str, at: str = "") -> dict[str, Any]
         place = f"{at}.{key}" if at else key
         if isinstance(value, Mapping) and place in OF_FIELDS:
             value = _split(value, path, place)
-        given = nested_keys(key, value) if at else in_full(nested_keys(key, value))
+        given = nested_keys(key, value) if at else expand_short_keys(nested_keys(key, value))
         if merge(result, given) != merge(given, result):
             raise ConfigError(f"{path}: {place} gives another value to what a key before it gave; keep one of them")
         result = merge(result, given)
@@ -88,7 +88,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, top: bool = True)
             value = {"name": value}
         if isinstance(value, Mapping) and isinstance(old, str):
             old = {"name": old}
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in WHOLE:
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in REPLACED_WHOLE:
             renamed = "name" in old and "name" in value and old["name"] != value["name"]
             value = dict(value) if renamed and not top else merge(old, value, top=False)
         result[key] = value
@@ -97,21 +97,21 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, top: bool = True)
 
 def resolve(given: Mapping[str, Any]) -> RunConfig:
     """The run that `given` describes, every key and value checked. Raises ConfigError for the first wrong ones."""
-    given = in_full(given)
+    given = expand_short_keys(given)
     _check_keys(given)
     # The run's own keys first: a task's or an algorithm's module takes seconds to import.
     run: RunConfig = build(RunConfig, {**given, "task": None, "algorithm": None}, "")
     return replace(run, **{part: build(*_class_and_values(given, part), part) for part in PARTS})
 
 
-def plain(run: RunConfig) -> dict[str, Any]:
+def to_mapping(run: RunConfig) -> dict[str, Any]:
     """The run as plain values, every default written out: what config.yaml holds and `raysim run -c` repeats."""
     named = {part: {"name": name_of(type(getattr(run, part)))} for part in ("task", "algorithm")}
     # The name twice: it stands first, and wins over a field of that name in a user's own task.
-    return {key: named[key] | value | named[key] if key in named else value for key, value in describe(run).items()}
+    return {key: named[key] | value | named[key] if key in named else value for key, value in to_plain(run).items()}
 
 
-def in_full(given: Mapping[str, Any]) -> dict[str, Any]:
+def expand_short_keys(given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` with its short keys written out: `network` is `task.network`."""
     result = dict(given)
     for short, path in SHORT.items():
@@ -128,7 +128,7 @@ def _check_keys(given: Mapping[str, Any]) -> None:
     for key in (key for key in given if key not in own.values()):
         known = own | {squash(short): short for short in SHORT}
         for part in PARTS:
-            for row in documented(_class_and_values(given, part)[0]):
+            for row in field_docs(_class_and_values(given, part)[0]):
                 known.setdefault(squash(row.name.rpartition(".")[2]), f"{part}.{row.name}")
         close = get_close_matches(squash(str(key)), known, n=1)
         near = f" (did you mean '{known[close[0]]}'?)" if close else ""
@@ -153,10 +153,10 @@ def _named(value: Any, key: str, default: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{said(key, value)}: expected a name, or keys such as {key}.name={default}")
+        raise ConfigError(f"{format_setting(key, value)}: expected a name, or keys such as {key}.name={default}")
     name = value.get("name", default)
     if not isinstance(name, str):
-        raise ConfigError(f"{said(f'{key}.name', name)}: expected a name such as {default}")
+        raise ConfigError(f"{format_setting(f'{key}.name', name)}: expected a name such as {default}")
     return {**value, "name": name}
 
 
@@ -167,7 +167,7 @@ def build(cls: Any, values: Mapping[str, Any], at: str) -> Any:
     try:
         return part.validate_python({at: checked})[at]
     except ValidationError as error:
-        raise ConfigError(explained(error.errors())) from None
+        raise ConfigError(explain_errors(error.errors())) from None
 
 
 def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
     for key, value in values.items():
         path = f"{at}.{key}" if at else key
         if key not in defaults:
-            near, valid = nearest(str(key), defaults, f"{at}."), ", ".join(sorted(defaults))
+            near, valid = did_you_mean(str(key), defaults, f"{at}."), ", ".join(sorted(defaults))
             raise ConfigError(f"unknown key '{path}'{near}; valid under {at}: {valid}")
         if _holds_another(extras[key]):
             result[key] = build(*_found(algorithm_class, value, path, defaults[key]), path)
@@ -190,7 +190,7 @@ def _checked(cls: Any, values: Mapping[str, Any], at: str) -> dict[str, Any]:
 def _written_out(value: Any, hint: Any, default: Any, path: str) -> Any:
     inner = nested(hint)
     if isinstance(value, bool) and _is_number(hint):  # else it would be taken for 1 or 0
-        raise ConfigError(f"{said(path, value)}: expected a number")
+        raise ConfigError(f"{format_setting(path, value)}: expected a number")
     if inner is None and isinstance(default, Mapping) and "name" in default:
         value = _with_name(value, default)
     elif inner is not None and isinstance(value, str) and any(f.name == "name" for f in fields(inner)):
@@ -203,7 +203,7 @@ def _written_out(value: Any, hint: Any, default: Any, path: str) -> Any:
 
 
 def _holds_another(hint: Any) -> bool:
-    return get_origin(hint) is Annotated and ANOTHER in get_args(hint)
+    return get_origin(hint) is Annotated and NESTED_ALGORITHM in get_args(hint)
 
 
 def _values_of(hint: Any) -> Any:

@@ -23,7 +23,7 @@ class Resources:
 
     gpus_per_client: Annotated[float, Ge(0), "GPUs of a client actor; a fraction shares one"] = 0.0
     cpus_per_client: Annotated[float, Gt(0), "CPUs of a client actor, and its torch threads"] = 1.0
-    clients: Annotated[
+    client_actors: Annotated[
         Literal["auto", "per_site"] | Annotated[int, Gt(0)],
         "client actors: as many as fit up to one per site, one per site, or a number",
     ] = "auto"
@@ -64,7 +64,7 @@ class RunConfig:
         Annotated[int, Gt(0)] | Annotated[float, Gt(0), Le(1)],
         "how many sites must answer a call: a fraction (1.0 is all), or a whole number; the others are left out",
     ] = 1.0
-    site_timeout: Annotated[
+    site_timeout_s: Annotated[
         float, Gt(0), "seconds that a site may take for a call before its actor is taken for lost; it has three tries"
     ] = 21_600.0
     seed: Annotated[int, Ge(0), "seed of everything random but the data's own choices (task.data.seed)"] = 0
@@ -77,8 +77,8 @@ class RunConfig:
         str | None,
         "trouble to make, e.g. 'kill client@3; kill node@5; slow site-02 x4; drop 0.1'; none where not given",
     ] = None
-    fleet: Annotated[Literal["ray", "local"], "where sites run: on Ray, or in this process, one by one"] = "ray"
-    address: Annotated[
+    backend: Annotated[Literal["ray", "local"], "where sites run: on Ray, or in this process, one by one"] = "ray"
+    ray_address: Annotated[
         str | None, "Ray cluster to join (auto, or HOST:PORT); where not given, RAY_ADDRESS, else a Ray of its own"
     ] = None
     resources: Annotated[Resources, "what each client actor gets"] = field(default_factory=Resources)

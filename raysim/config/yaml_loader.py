@@ -31,7 +31,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def loaded(text: str, source: str) -> Any:
+def load_yaml(text: str, source: str) -> Any:
     """The value that `text` holds. Raises ConfigError, naming `source`, for what is no YAML."""
     try:
         return yaml.load(text, _Loader)

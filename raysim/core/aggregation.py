@@ -59,12 +59,12 @@ def _add(rows: list[tuple[Array, np.float64]], out: Array) -> None:
             out[block] += row[block] * factor
 
 
-def whole(payload: Model) -> Model:
+def identity(payload: Model) -> Model:
     """The payload itself, where it is a model."""
     return payload
 
 
-def mean(replies: Mapping[str, Reply[P]], part: Callable[[P], Model] = whole) -> Model:  # type: ignore[assignment]  # default
+def mean(replies: Mapping[str, Reply[P]], part: Callable[[P], Model] = identity) -> Model:  # type: ignore[assignment]  # default
     """The mean of the replies' models, weighted by `Reply.weight`: sum_k w_k x_k / sum_k w_k, summed in site order.
 
     `part` picks the model out of a payload. Replies are read one after the other, few at a time, so that any number of

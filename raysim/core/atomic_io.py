@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a whole file, or none of it."""
     partial = path.with_suffix(".partial")
     partial.write_text(text)
@@ -19,7 +19,7 @@ def write(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, whole or not at all; a number that is not finite becomes null."""
-    write(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raysim.core.model import Model, load
-from raysim.core.module_copy import twin
-from raysim.core.seeding import seeded, sow
+from raysim.core.module_copy import copy_module
+from raysim.core.seeding import seed_all, seeded
 
 M = TypeVar("M")
 P = TypeVar("P")
@@ -22,23 +22,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
 Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
 Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
-Own = Mapping[str, Any] | None  # what each site alone is sent
+PerSite = Mapping[str, Any] | None  # what each site alone is sent
 Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
 SPLITS = ("train", "val", "test", "unlabelled")
-JUDGED = ("val", "test")
+EVALUATED_SPLITS = ("val", "test")
 
 
-class _Keep:
+class _Unchanged:
     """The one value that says: leave my memory as it is."""
 
     def __reduce__(self) -> str:
-        return "KEEP"
+        return "UNCHANGED"
 
     def __repr__(self) -> str:
-        return "KEEP"
+        return "UNCHANGED"
 
 
-KEEP: Any = _Keep()
+UNCHANGED: Any = _Unchanged()
 
 
 @dataclass(frozen=True, eq=False)  # one split is one object: what is kept for it on a device hangs on it
@@ -78,7 +78,7 @@ ProgressCallback = Callable[[int, int], None]  # cases done, of how many
 
 
 @dataclass(frozen=True)
-class Answers:
+class PredictionSet:
     """What a method says at a site, where that is more than one prediction.
 
     `main` is the method's own answer; each of `others` is judged beside it, as `metric@name`. `notes` says more of its
@@ -140,14 +140,14 @@ class Task:
 class Site(Generic[M]):
     """All that a client function may touch: one hospital, during one call.
 
-    `memory` is what the site last kept, None the first time. `round` counts from 0 to `rounds` - 1, as declared for
+    `client_state` is what the site last kept, None the first time. `round` counts from 0 to `rounds` - 1, as declared for
     the run, or for a part of it that comes `before` rounds later.
     """
 
     name: str
     task: Task
     data: Data
-    memory: M | None
+    client_state: M | None
     device: torch.device
     seed: int
     round: int
@@ -161,20 +161,20 @@ class Site(Generic[M]):
         Buffers that the model leaves out are as in a new network. Without a model: the weights that the run's
         seed gives to a new network, the same at every site.
         """
-        net = twin(self.template)
+        net = copy_module(self.template)
         if model is not None:
             load(net, model)
         return net
 
     def rewind(self) -> None:
         """Random numbers from here on are this site's of the round's first call: it sees the same batches again."""
-        sow(self.seed, self.before + self.round, 0, self.name)
+        seed_all(self.seed, self.before + self.round, 0, self.name)
 
-    def part(self, start: int, rounds: int) -> Site[M]:
+    def stage_view(self, start: int, rounds: int) -> Site[M]:
         """The site as a part of the run sees it that begins in round `start` and has so many rounds of its own."""
         return replace(self, round=self.round - start, rounds=rounds, before=self.before + start)
 
-    def answer(self, model: Model) -> nn.Module:
+    def predict_module(self, model: Model) -> nn.Module:
         """`load` in evaluation mode; layers whose running statistics the model lacks use those of the batch."""
         net = self.load(model).eval()
         for name, layer in net.named_modules():
@@ -190,11 +190,11 @@ class Reply(Generic[P]):
     payload: P  # travels to the server; its bytes are counted
     weight: float = 1.0  # usually the number of training examples
     metrics: Metrics = field(default_factory=dict)
-    memory: Any = KEEP  # stays at the site and comes back next time; the server never sees it
+    client_state: Any = UNCHANGED  # stays at the site and comes back next time; the server never sees it
 
 
 class Exchange(Protocol[P_co]):
-    """What sites have for one another. It travels inside `shared`; its payloads can be read at sites only."""
+    """What sites have for one another. It travels inside `broadcast`; its payloads can be read at sites only."""
 
     sites: Sequence[str]
     metrics: Mapping[str, Metrics]
@@ -213,11 +213,13 @@ class Fleet(Protocol):
         """The same fleet with only these sites."""
         ...
 
-    def map(self, client: Callable[..., Reply[P]], shared: Any = None, own: Own = None) -> Mapping[str, Reply[P]]:
-        """`client(site, shared)` at every site, or `client(site, shared, own[site])` where `own` is given."""
+    def map(
+        self, client: Callable[..., Reply[P]], broadcast: Any = None, per_site: PerSite = None
+    ) -> Mapping[str, Reply[P]]:
+        """`client(site, shared)` at every site, or `client(site, shared, own[site])` where `per_site` is given."""
         ...
 
-    def exchange(self, client: Callable[..., Reply[P]], shared: Any = None, own: Own = None) -> Exchange[P]:
+    def exchange(self, client: Callable[..., Reply[P]], broadcast: Any = None, per_site: PerSite = None) -> Exchange[P]:
         """As `map`, but the payloads go from site to site and never through the server."""
         ...
 
@@ -243,6 +245,6 @@ class Algorithm(Protocol[S]):
         """The next state and the server's own metrics; may call the fleet as often as it likes."""
         ...
 
-    def predictor(self, site: Site[Any], state: S) -> Predictor | Answers | None:
+    def predictor(self, site: Site[Any], state: S) -> Predictor | PredictionSet | None:
         """What the method answers with at `site`; None where it has no answer for this site."""
         ...

@@ -50,7 +50,7 @@ class SiteError(RunError):
         return f"site '{self.site}' failed in round {self.round}: {self.cause}"
 
 
-class LostError(RunError):
+class LostObjectError(RunError):
     """What the run needs (a memory, a payload) went away with a node. The run goes back to its last checkpoint."""
 
 

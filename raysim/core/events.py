@@ -11,7 +11,7 @@ from raysim.core.results import Round
 
 
 @dataclass(frozen=True)
-class Row:
+class RoundEvent:
     """A finished round, as displays show it: its row in rounds.parquet."""
 
     number: int
@@ -20,7 +20,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Note:
+class Notice:
     """Something that whoever watches should know, and what was done if something had gone wrong outside a round."""
 
     text: str
@@ -28,29 +28,29 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunFinished:
     """The end of the run: what summary.json holds."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Placed:
+class ActorsPlaced:
     """The actors are up: where each is, and the site's actor by site."""
 
-    places: Sequence[Place]
-    home: Mapping[str, str]
+    places: Sequence[ActorPlacement]
+    site_to_actor: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Failed:
+class RunFailed:
     """The run failed. It travels as data, so that whoever reads it needs no class but raysim's."""
 
     error: RaysimError
 
 
 @dataclass(frozen=True)
-class Place:
+class ActorPlacement:
     """Where a client actor is: for placement.json."""
 
     actor: str
@@ -72,7 +72,7 @@ class Progress:
     phase: str = "starting"
     done: int = 0
     total: int = 0
-    playing: tuple[str, ...] = ()  # the sites that calls are under way at
+    active_sites: tuple[str, ...] = ()  # the sites that calls are under way at
 
 
-Event = Placed | Row | Note | Summary | Failed | Progress
+Event = ActorsPlaced | RoundEvent | Notice | RunFinished | RunFailed | Progress

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raysim.core.errors import ConfigError
-from raysim.core.seeding import generator
+from raysim.core.seeding import numpy_generator
 
 GRAMMAR = "kill client@ROUND, kill node@ROUND, slow SITE xFACTOR, drop FRACTION; several stand apart by ';'"
 
 
 @dataclass(frozen=True)
-class Chaos:
+class FaultPlan:
     """What is to go wrong: `kills` names client or node by round (from 1), `slow` the factor of a site's time."""
 
     kills: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
@@ -32,7 +32,11 @@ class Chaos:
     def drops(self, seed: int, round: int, index: int | str, site: str) -> bool:
         """Whether the reply of `site` to call `index` of a round is lost: drawn by the seed, the same at every try."""
         judged = isinstance(index, str)
-        return self.drop > 0 and not judged and bool(generator(seed, round, index, "drop", site).random() < self.drop)
+        return (
+            self.drop > 0
+            and not judged
+            and bool(numpy_generator(seed, round, index, "drop", site).random() < self.drop)
+        )
 
     def check(self, sites: tuple[str, ...], rounds: int) -> None:
         """Raises ConfigError for a site or a round that the run does not have."""
@@ -44,7 +48,7 @@ class Chaos:
                 raise ConfigError(f"chaos: there is no round {number}; the run has {rounds}")
 
 
-def read(text: str | None) -> Chaos:
+def parse_faults(text: str | None) -> FaultPlan:
     """The trouble that `text` asks for. Raises ConfigError for what it does not understand."""
     kills: dict[int, tuple[str, ...]] = {}
     slow, drop = dict[str, float](), 0.0
@@ -58,4 +62,4 @@ def read(text: str | None) -> Chaos:
             drop = float(dropped[1])
         elif part:
             raise ConfigError(f"chaos: cannot read {part!r}; expected {GRAMMAR}")
-    return Chaos(kills, slow, drop)
+    return FaultPlan(kills, slow, drop)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NAMED = 5  # rows, files or sites named in one message
+MAX_NAMED = 5  # rows, files or sites named in one message
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """`1 site`, `2 sites`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def listed(items: Sequence[object]) -> str:
+def join_names(items: Sequence[object]) -> str:
     """`a, b, c, d, e and 2 more`."""
-    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return ", ".join(map(str, items[:NAMED])) + more
+    more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+    return ", ".join(map(str, items[:MAX_NAMED])) + more
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A number of bytes in the nearest unit of a thousand."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:

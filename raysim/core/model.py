@@ -20,7 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorSpec:
     """One tensor of a model, and whether it is a parameter or a buffer."""
 
     name: str
@@ -36,7 +36,7 @@ class Entry:
 class Schema:
     """The entries of a model as they lie in its buffer: by dtype, the widest first, so that every view is aligned."""
 
-    def __init__(self, entries: tuple[Entry, ...]) -> None:
+    def __init__(self, entries: tuple[TensorSpec, ...]) -> None:
         self.entries = entries
         self.index = {entry.name: entry for entry in entries}
         ends = list(accumulate(entry.nbytes for entry in entries))
@@ -47,7 +47,7 @@ class Schema:
         self.text = json.dumps([astuple(entry) for entry in entries])  # how it travels: with every model of a round
 
     def __reduce__(self) -> tuple[Callable[..., Schema], tuple[str]]:
-        return _known, (self.text,)
+        return _schema_from_text, (self.text,)
 
     def spans(self) -> Iterator[tuple[np.dtype[Any], slice]]:
         """Each run of one dtype, as a slice of bytes."""
@@ -55,20 +55,20 @@ class Schema:
             yield np.dtype(dtype), slice(self.slices[group[0].name].start, self.slices[group[-1].name].stop)
 
 
-def _place(entry: Entry) -> tuple[int, str, str]:
+def _place(entry: TensorSpec) -> tuple[int, str, str]:
     return -np.dtype(entry.dtype).itemsize, entry.dtype, entry.name
 
 
 @lru_cache(maxsize=256)
-def schema_of(entries: tuple[Entry, ...]) -> Schema:
+def schema_of(entries: tuple[TensorSpec, ...]) -> Schema:
     """The schema of these entries, the same object whatever order they are named in."""
     ordered = tuple(sorted(entries, key=_place))
     return Schema(entries) if entries == ordered else schema_of(ordered)
 
 
 @lru_cache(maxsize=256)
-def _known(text: str) -> Schema:
-    entries = (Entry(name, tuple(shape), dtype, trained) for name, shape, dtype, trained in json.loads(text))
+def _schema_from_text(text: str) -> Schema:
+    entries = (TensorSpec(name, tuple(shape), dtype, trained) for name, shape, dtype, trained in json.loads(text))
     return schema_of(tuple(entries))
 
 
@@ -88,7 +88,7 @@ class Model(Mapping[str, Array]):
     def of(cls, tensors: Mapping[str, Array], parameters: Iterable[str] | None = None) -> Model:
         """A model of these arrays; `parameters` names those that training changes (all, if not given)."""
         trained = set(tensors if parameters is None else parameters)
-        entries = (Entry(n, a.shape, a.dtype.name, n in trained) for n, a in tensors.items())
+        entries = (TensorSpec(n, a.shape, a.dtype.name, n in trained) for n, a in tensors.items())
         schema = schema_of(tuple(entries))
         buffer = np.empty(schema.nbytes, np.uint8)
         for entry in schema.entries:
@@ -157,7 +157,7 @@ class Model(Mapping[str, Array]):
 @lru_cache(maxsize=256)
 def _schema(tensors: tuple[tuple[str, torch.Size, torch.dtype, bool], ...]) -> Schema:
     entries = (
-        Entry(n, tuple(shape), str(dtype).removeprefix("torch."), trained) for n, shape, dtype, trained in tensors
+        TensorSpec(n, tuple(shape), str(dtype).removeprefix("torch."), trained) for n, shape, dtype, trained in tensors
     )
     return schema_of(tuple(entries))
 

@@ -15,7 +15,7 @@ from torch import nn
 SHARED = (type, FunctionType, BuiltinFunctionType, ReferenceType)  # what a deep copy does not copy either
 
 
-class _Mould(pickle.Pickler):
+class _StructurePickler(pickle.Pickler):
     """The structure of an object as bytes; apart from it, what has its own way of being copied, such as tensors."""
 
     def __init__(self, origin: object) -> None:
@@ -39,10 +39,10 @@ def _by_name(kind: type) -> Any:
     return getattr(sys.modules.get(kind.__module__), kind.__qualname__, None)
 
 
-class _Cast(pickle.Unpickler):
+class _StructureUnpickler(pickle.Unpickler):
     """A copy out of a mould."""
 
-    def __init__(self, mould: _Mould) -> None:
+    def __init__(self, mould: _StructurePickler) -> None:
         super().__init__(io.BytesIO(mould.stream.getbuffer()))
         # All in one go: tensors that share memory, or are the same tensor twice, do so in the copy.
         self.apart = copy.deepcopy(mould.apart)
@@ -51,12 +51,12 @@ class _Cast(pickle.Unpickler):
         return self.apart[pid]
 
 
-_moulds: WeakKeyDictionary[nn.Module, _Mould] = WeakKeyDictionary()
+_pickled: WeakKeyDictionary[nn.Module, _StructurePickler] = WeakKeyDictionary()
 
 
-def twin(net: nn.Module) -> nn.Module:
+def copy_module(net: nn.Module) -> nn.Module:
     """A deep copy of `net`, which must not have changed since its first twin."""
-    if net not in _moulds:
-        _moulds[net] = _Mould(net)
-    copied: nn.Module = _Cast(_moulds[net]).load()
+    if net not in _pickled:
+        _pickled[net] = _StructurePickler(net)
+    copied: nn.Module = _StructureUnpickler(_pickled[net]).load()
     return copied

@@ -52,7 +52,7 @@ def _leaf_bytes(leaf: Any) -> int:
     )
 
 
-def frozen(tree: Any) -> Any:
+def make_readonly(tree: Any) -> Any:
     """The same tree; its arrays can no longer be written to, just as after crossing a process."""
     for leaf in leaves(tree):
         if isinstance(leaf, np.ndarray):

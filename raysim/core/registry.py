@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from raysim.core.errors import ConfigError
-from raysim.core.suggestions import nearest
+from raysim.core.suggestions import did_you_mean
 
 ALGORITHMS = "algorithms"
 TASKS = "raysim.tasks"
 METHODS = ("init", "round", "predictor")
 
 
-class Another:
+class NestedAlgorithm:
     """Marks a field that holds another algorithm: its keys nest there, and its name alone is short for it."""
 
 
-ANOTHER = Another()
+NESTED_ALGORITHM = NestedAlgorithm()
 
 
 def algorithm_class(name: str) -> Any:
@@ -94,7 +94,7 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
         if name not in known:
             valid = ", ".join(sorted(known))
             raise ConfigError(
-                f"unknown {what} '{name}'{nearest(name, known)}; valid: {valid}, or your own as package.module:Class"
+                f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, or your own as package.module:Class"
             )
         module = importlib.import_module(f"{package}.{name}")
         return next(c for c in vars(module).values() if _is_one(c, methods) and c.__module__ == module.__name__)
@@ -108,7 +108,7 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
 
 def _import(module: str, what: str, name: str) -> Any:
     try:
-        return imported(module)
+        return import_by_name(module)
     except Exception as error:  # whatever is wrong with it, it is the user's to mend
         raise ConfigError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
@@ -117,7 +117,7 @@ def _is_one(cls: Any, methods: tuple[str, ...]) -> bool:
     return isinstance(cls, type) and is_dataclass(cls) and all(callable(getattr(cls, m, None)) for m in methods)
 
 
-def imported(name: str) -> Any:
+def import_by_name(name: str) -> Any:
     """The module `package.module`, or what `package.module:Name` names; found in the working directory too."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

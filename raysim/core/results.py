@@ -10,12 +10,12 @@ from raysim.core.contracts import Metrics, S
 
 
 @dataclass(frozen=True)
-class Start(Generic[S]):
+class ResumePoint(Generic[S]):
     """Where a run goes on from: after `number` finished rounds."""
 
     number: int
     state: S
-    memories: Mapping[str, Any] = field(default_factory=dict)
+    client_states: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Incident:
+class FailureEvent:
     """What went wrong in a round, and what was done: a line of failures.jsonl. `round` counts from 1."""
 
     round: int
@@ -66,5 +66,5 @@ class Round(Generic[S]):
     seconds: float
     cohort: tuple[str, ...]
     absent: tuple[str, ...] = ()  # drawn for the round, but not there (cohort.dropout)
-    incidents: tuple[Incident, ...] = ()
+    failures: tuple[FailureEvent, ...] = ()
     phases: Mapping[str, float] = field(default_factory=dict)  # seconds of each

@@ -10,22 +10,22 @@ from contextlib import contextmanager
 import numpy as np
 
 
-def seed_of(*key: int | str) -> int:
+def stable_seed(*key: int | str) -> int:
     """A 63-bit seed that depends on every part of `key` and on nothing else (process, platform)."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-def generator(*key: int | str) -> np.random.Generator:
+def numpy_generator(*key: int | str) -> np.random.Generator:
     """A numpy generator of its own for `key`."""
-    return np.random.default_rng(seed_of(*key))
+    return np.random.default_rng(stable_seed(*key))
 
 
-def sow(*key: int | str) -> None:
+def seed_all(*key: int | str) -> None:
     """Start the global generators of torch, numpy and random, and CUDA's, from `key`."""
     import torch  # not at the top: tables are read, partitioned and split without it
 
-    seed = seed_of(*key)
+    seed = stable_seed(*key)
     # torch.manual_seed would, without a GPU in use, note down the whole call stack for later: half a millisecond.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
@@ -35,7 +35,7 @@ def sow(*key: int | str) -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def preserve_rng() -> Iterator[None]:
     """After the block, the global generators of torch, numpy and random are as before.
 
     Those of CUDA are not put back: their states live on the device.
@@ -54,6 +54,6 @@ def kept() -> Iterator[None]:
 @contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
     """Inside, the global generators start from `key`; after, they are as before."""
-    with kept():
-        sow(*key)
+    with preserve_rng():
+        seed_all(*key)
         yield

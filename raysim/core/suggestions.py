@@ -11,7 +11,7 @@ def squash(name: str) -> str:
     return name.replace("_", "").replace("-", "").lower()
 
 
-def nearest(given: str, valid: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(given: str, valid: Iterable[str], prefix: str = "") -> str:
     """` (did you mean '...'?)` where one of `valid` is close to `given`, else nothing; `prefix` goes before it."""
     by_name = {squash(name): name for name in valid}
     close = get_close_matches(squash(given), by_name, n=1, cutoff=0.5)

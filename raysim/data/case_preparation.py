@@ -14,10 +14,10 @@ from monai.transforms.intensity.array import ScaleIntensity, ScaleIntensityRange
 from monai.transforms.spatial.array import Resize, Spacing
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import counted
+from raysim.core.formatting import pluralize
 from raysim.data.image_pixels import MOST
 from raysim.data.image_reading import Image, read
-from raysim.data.resize import resized
+from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Intensity = Literal["zscore", "minmax", "percentile", "unit", "none"]
@@ -59,7 +59,7 @@ class Case:
     erased: bool
 
 
-class StrayValues(ConfigError):
+class UnknownMaskValues(ConfigError):
     """A label file holds values that are no class."""
 
     def __init__(self, path: str, values: Sequence[float], classes: Mapping[str, int]) -> None:
@@ -108,7 +108,7 @@ class Preparation:
     def _check(self, path: str, scan: Image) -> None:
         if self.channels is not None and len(scan.array) != self.channels:
             raise ConfigError(
-                f"{path}: has {counted(len(scan.array), 'channel')}, but task.data.channels={self.channels}"
+                f"{path}: has {pluralize(len(scan.array), 'channel')}, but task.data.channels={self.channels}"
             )
         grown = scan.array[0].size * np.prod(
             [old / new for old, new in zip(scan.spacing, self.spacing or (), strict=False)]
@@ -138,7 +138,7 @@ class Preparation:
         classes = self.classes or {}
         stray = np.setdiff1d(mask, list(classes.values()))
         if len(stray):
-            raise StrayValues(path, stray.tolist(), classes)
+            raise UnknownMaskValues(path, stray.tolist(), classes)
         indices = np.zeros(mask.shape, np.float32)
         for index, value in enumerate(classes.values()):
             indices[mask == value] = index
@@ -154,7 +154,7 @@ class Preparation:
         if self.size is None or space == self.size:
             return np.ascontiguousarray(examples)
         if self.fit == "resize" and between == "linear":
-            return resized(examples, self.size)
+            return resize_image(examples, self.size)
         flat = torch.from_numpy(np.ascontiguousarray(examples)).flatten(0, 1)
         if self.fit == "resize":
             changed = Resize(self.size, mode="nearest-exact")(flat)

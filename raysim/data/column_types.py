@@ -29,7 +29,7 @@ def categories(cells: pd.Series) -> pd.Series:
     return present(cells).astype("string").str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
 
 
-def in_turn(values: pd.Series) -> list[str]:
+def natural_order(values: pd.Series) -> list[str]:
     """The values, each once: by size where all are numbers, else by name."""
     each = pd.Series(values.dropna().astype("string").unique(), dtype="string")
     sizes = pd.to_numeric(each, errors="coerce")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from raysim.core.errors import ConfigError
-from raysim.data.case_preparation import StrayValues
+from raysim.data.case_preparation import UnknownMaskValues
 from raysim.data.file_inspection import FEW
 
 LISTED = 5  # faults named in one error
@@ -23,7 +23,7 @@ class FaultyData(ConfigError):
 
 def _stray_cure(faults: Sequence[ConfigError | str]) -> Iterator[str]:
     """Classes that would hold every value in the label files that were read."""
-    strays = [fault for fault in faults if isinstance(fault, StrayValues)]
+    strays = [fault for fault in faults if isinstance(fault, UnknownMaskValues)]
     values = sorted({value for fault in strays for value in fault.values})
     if len(values) > FEW or any(value % 1 for value in values):
         yield "a mask has few values, whole numbers; JPEG and interpolation leave others: save masks without them"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raysim.core.formatting import counted
+from raysim.core.formatting import pluralize
 from raysim.data.console_tables import ALL, case_table, feature_table, image_table, intensity_table, label_table
 from raysim.data.table import SPLITS
 
@@ -22,7 +22,7 @@ Kind = Literal["segmentation", "classification", "tabular", "unlabelled"]
 
 
 @dataclass(frozen=True)
-class Description:
+class DatasetSummary:
     """What a table holds.
 
     cases      site, split, image, label, and of each image shape, spacing in mm, channels and the intensities low,
@@ -76,10 +76,10 @@ class Description:
             console.print(Text(f"! {problem}", style="yellow"))
         more = len(self.problems) - PROBLEMS
         if more > 0 or not self.problems:
-            console.print(Text(f"! and {counted(more, 'more problem')}" if self.problems else "no problems found"))
+            console.print(Text(f"! and {pluralize(more, 'more problem')}" if self.problems else "no problems found"))
 
 
-def _tables(whole: Description, parts: list[Description]) -> Iterator[tuple[str, Table]]:
+def _tables(whole: DatasetSummary, parts: list[DatasetSummary]) -> Iterator[tuple[str, Table]]:
     yield "Cases", case_table(pd.concat([part.counts for part in parts]))
     images = pd.concat([part.images for part in parts])
     if len(images):
@@ -93,14 +93,14 @@ def _tables(whole: Description, parts: list[Description]) -> Iterator[tuple[str,
         yield "Features, mean (and part that is missing)", feature_table(whole.features)
 
 
-def _shortened(description: Description) -> Description:
+def _shortened(description: DatasetSummary) -> DatasetSummary:
     """The same with the sites beyond the first MOST as one."""
     sites = description.cases["site"].unique().tolist()
     names = {site: f"{len(sites) - MOST} more" for site in sites[MOST:]}
     return _renamed(description, lambda site: names.get(site, site))
 
 
-def _renamed(description: Description, name: Callable[[str], str]) -> Description:
+def _renamed(description: DatasetSummary, name: Callable[[str], str]) -> DatasetSummary:
     cases = description.cases.assign(site=description.cases["site"].map(name))
     return replace(
         description, cases=cases, labels=description.labels.assign(site=description.labels["site"].map(name))

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import counted, listed
-from raysim.core.suggestions import nearest
-from raysim.data.column_types import categories, in_turn, no_numbers, numbers, present
+from raysim.core.formatting import join_names, pluralize
+from raysim.core.suggestions import did_you_mean
+from raysim.data.column_types import categories, natural_order, no_numbers, numbers, present
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST = 256  # values of a category
@@ -104,7 +104,7 @@ class Chosen:
         for fault in self._faults(table, numeric, table[trained]):
             raise ConfigError(f"table {path}: {fault}")
         marked = [name for name in (*numeric, *self.categorical) if present(table[name][trained]).isna().any()]
-        values = {name: tuple(in_turn(categories(table[name][trained]))) for name in self.categorical}
+        values = {name: tuple(natural_order(categories(table[name][trained]))) for name in self.categorical}
         return Features(tuple(numeric), values, tuple(marked) if self.marks else ())
 
     def _found(self, table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
@@ -112,11 +112,11 @@ class Chosen:
         free = [str(name) for name in table.columns if name not in (*self.meant, *self.categorical)]
         odd = {name: no_numbers(table[name])[:2] for name in free}
         found = [name for name in free if not odd[name] and numbers(rows[name]).notna().any()]
-        left = [f"{name} ({listed(list(map(repr, odd[name])) or ['empty'])})" for name in free if name not in found]
+        left = [f"{name} ({join_names(list(map(repr, odd[name])) or ['empty'])})" for name in free if name not in found]
         if left:
             cure = "task.data.categorical takes columns of names or codes"
             warnings.warn(
-                f"columns that are left out, as they are not of numbers: {listed(left)}; {cure}", stacklevel=6
+                f"columns that are left out, as they are not of numbers: {join_names(left)}; {cure}", stacklevel=6
             )
         for name in (name for name in found if _numbers_rows(numbers(table[name]))):
             cure = "if it numbers the cases, leave it out by naming all others in task.data.features"
@@ -140,14 +140,14 @@ class Chosen:
             yield f"column '{name}' has a meaning of its own and is no feature; take it out of task.data.features"
         if name not in table:
             columns = ", ".join(f"'{column}'" for column in table.columns)
-            yield f"it has no column '{name}'{nearest(name, table.columns)}; it has {columns}"
+            yield f"it has no column '{name}'{did_you_mean(name, table.columns)}; it has {columns}"
 
 
 def _odd_cells(name: str, cells: pd.Series) -> Iterator[str]:
     if odd := no_numbers(cells):
         number = int(present(cells).isin(odd).sum())
         yield (
-            f"column '{name}' has {counted(number, 'cell')} with no number: {listed([repr(value) for value in odd])}; "
+            f"column '{name}' has {pluralize(number, 'cell')} with no number: {join_names([repr(value) for value in odd])}; "
             "correct the table, or name the column in task.data.categorical"
         )
 

@@ -19,7 +19,7 @@ SAMPLE = 1_000_000  # voxels that percentiles are taken of
 
 
 @dataclass(frozen=True)
-class Facts:
+class FileFacts:
     """One image: voxels along each axis, mm between them (none without a header that says), intensities."""
 
     shape: tuple[int, ...]
@@ -33,10 +33,10 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """What reading a case gave; `counts` are the pixels of each label value."""
 
-    facts: Facts | None = None
+    facts: FileFacts | None = None
     counts: dict[float, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -48,7 +48,7 @@ class Opened(NamedTuple):
     affine: Array | None = None
 
 
-def look(image: str | None, label: str | None) -> Look:
+def inspect_case(image: str | None, label: str | None) -> Inspection:
     """The facts of an image and of its mask, if any. A file that cannot be read is a problem, not an error."""
     problems: list[str] = []
     scan = _opened(image, "image", problems)
@@ -56,7 +56,7 @@ def look(image: str | None, label: str | None) -> Look:
     if scan and mask:
         problems += [f"{fault}: {image}, {label}" for fault in _apart(scan, mask)]
     counts = _counts(mask.pixels, f"label {label}", problems) if mask else {}
-    return Look(_facts(scan) if scan else None, counts, tuple(problems))
+    return Inspection(_facts(scan) if scan else None, counts, tuple(problems))
 
 
 def _apart(scan: Opened, mask: Opened) -> list[str]:
@@ -124,12 +124,12 @@ def _nifti(content: bytes) -> Opened:
     return Opened(np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), -1, 0), volume.affine)
 
 
-def _facts(opened: Opened) -> Facts:
+def _facts(opened: Opened) -> FileFacts:
     pixels, shape = opened.pixels, opened.pixels.shape[1:]
     spacing = None if opened.affine is None else tuple(np.linalg.norm(opened.affine[:3, :3], axis=0).tolist())
     finite = pixels[np.isfinite(pixels)]
     if not len(finite):
-        return Facts(shape, spacing, len(pixels), *[np.nan] * 5)
+        return FileFacts(shape, spacing, len(pixels), *[np.nan] * 5)
     p1, p99 = np.percentile(finite[:: len(finite) // SAMPLE + 1], (1, 99))
     mean, ends = finite.mean(dtype=np.float64), (finite.min(), finite.max())
-    return Facts(shape, spacing, len(pixels), *map(float, (ends[0], p1, mean, p99, ends[1])))
+    return FileFacts(shape, spacing, len(pixels), *map(float, (ends[0], p1, mean, p99, ends[1])))

@@ -18,18 +18,18 @@ def absolute(path: str | None) -> str | None:
 
     Raises ConfigError for a URL with a password or a key: a path stands in files that are shown around.
     """
-    if path and has_secret(path):
+    if path and contains_secret(path):
         cure = "put it into the store's own configuration, on every node"
         raise ConfigError(f"a URL must not carry a password or a key; {cure}")
     return joined(os.getcwd(), os.path.expanduser(path)) if path else path
 
 
-def has_secret(text: str) -> bool:
+def contains_secret(text: str) -> bool:
     """Whether a URL in it has a password, or a web address a user, who is a key more often than a name."""
     return re.search(r"://[^/@\s]*:[^/@\s]*@|https?://[^/@\s]*@", text) is not None
 
 
-ABSOLUTE = AfterValidator(absolute)  # for fields with a path: a run may be repeated from another folder
+ABSOLUTE_PATH = AfterValidator(absolute)  # for fields with a path: a run may be repeated from another folder
 
 
 def folder_of(path: str) -> str:

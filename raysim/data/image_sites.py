@@ -15,18 +15,18 @@ import numpy as np
 
 from raysim.core.contracts import SPLITS, Data, ProgressCallback, Split
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import counted
+from raysim.core.formatting import pluralize
 from raysim.data.cache import cached, digest, fingerprint
 from raysim.data.case_preparation import Case, Preparation
 from raysim.data.data_errors import FaultyData, refuse, unlike
 from raysim.data.file_paths import folder_of
-from raysim.data.scanner_shift import Shift, scanner
+from raysim.data.scanner_shift import ScannerShift, scanner
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class Row:
+class CaseRow:
     """One case as the table has it: `label` is a mask's file or the index of a class.
 
     `key` names the case the same on every machine.
@@ -40,19 +40,19 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sites:
+class ImageSites:
     """Opens sites: from the cache, or from the files where this machine has not prepared them yet."""
 
-    rows: Mapping[str, Sequence[Row]]
+    rows: Mapping[str, Sequence[CaseRow]]
     preparation: Preparation
-    shift: Shift
+    shift: ScannerShift
     seed: int
     folder: Path
     entries: Mapping[str, str]  # of the cache, by site
 
     def __call__(self, site: str) -> Data:
         """All that the site has. Raises ConfigError if its files are needed and wrong."""
-        return data_of(self.arrays(site))
+        return data_from_arrays(self.arrays(site))
 
     def paths(self) -> tuple[list[str], list[str]]:
         """The folders that are read from, and those that are written to."""
@@ -84,7 +84,7 @@ class Sites:
                 arrays[f"{split}.levels"] = np.array(levels, np.int32)
         return arrays
 
-    def _case(self, site: str, row: Row) -> Case | ConfigError:
+    def _case(self, site: str, row: CaseRow) -> Case | ConfigError:
         try:
             case = self.preparation(row.image, row.label)
         except ConfigError as error:  # kept, so that one attempt finds every faulty file
@@ -93,7 +93,9 @@ class Sites:
         return replace(case, inputs=machine(case.inputs, [f"{row.key}:{n}" for n in range(len(case.inputs))]))
 
 
-def sites(rows: Mapping[str, Sequence[Row]], preparation: Preparation, shift: Shift, seed: int, folder: Path) -> Sites:
+def image_sites(
+    rows: Mapping[str, Sequence[CaseRow]], preparation: Preparation, shift: ScannerShift, seed: int, folder: Path
+) -> ImageSites:
     """What opens these sites. An entry's name tells files, preparation and scanner, so no old one is reused."""
     # What classes are called changes no array.
     values = None if preparation.classes is None else list(preparation.classes.values())
@@ -106,10 +108,10 @@ def sites(rows: Mapping[str, Sequence[Row]], preparation: Preparation, shift: Sh
 
     with ThreadPoolExecutor(16) as pool:  # waiting for stores, mostly
         entries = dict(zip(rows, pool.map(entry, rows), strict=True))
-    return Sites(rows, preparation, shift, seed, folder, entries)
+    return ImageSites(rows, preparation, shift, seed, folder, entries)
 
 
-def _level(row: Row) -> tuple[int, ...]:
+def _level(row: CaseRow) -> tuple[int, ...]:
     return () if row.level is None else (row.level,)
 
 
@@ -117,7 +119,7 @@ def _identity(label: str | int | None) -> object:
     return fingerprint(label) if isinstance(label, str) else label
 
 
-def prepare(sites: Sites, progress: ProgressCallback | None = None) -> dict[str, dict[str, Array]]:
+def prepare_images(sites: ImageSites, progress: ProgressCallback | None = None) -> dict[str, dict[str, Array]]:
     """The arrays of every site, as `Sites.arrays`. Raises ConfigError with what is wrong at all of them."""
     total, done = sum(map(len, sites.rows.values())), 0
     arrays: dict[str, dict[str, Array]] = {}
@@ -142,7 +144,7 @@ def prepare(sites: Sites, progress: ProgressCallback | None = None) -> dict[str,
     return arrays
 
 
-def _warn_of_erasing(sites: Sites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
+def _warn_of_erasing(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
     how = sites.preparation
     erased = [
         row.image for site in arrays for row, gone in zip(sites.rows[site], arrays[site]["erased"], strict=True) if gone
@@ -151,12 +153,12 @@ def _warn_of_erasing(sites: Sites, arrays: Mapping[str, Mapping[str, Array]]) ->
         causes = {"task.data.spacing": how.spacing, "task.data.size": how.size if how.fit == "resize" else None}
         warnings.warn(
             f"{' with '.join(key for key, given in causes.items() if given)} leaves no labelled voxel of "
-            f"{counted(len(erased), 'image')}, such as {erased[0]}; a finer grid keeps them",
+            f"{pluralize(len(erased), 'image')}, such as {erased[0]}; a finer grid keeps them",
             stacklevel=3,
         )
 
 
-def _unlike(rows: Sequence[Row], cases: Sequence[Case]) -> Iterator[str]:
+def _unlike(rows: Sequence[CaseRow], cases: Sequence[Case]) -> Iterator[str]:
     """A line for each case that is not of the shape of the first."""
     first = cases[0].inputs.shape[1:]
     for row, case in zip(rows, cases, strict=True):
@@ -172,7 +174,7 @@ def common_shape(arrays: Mapping[str, Mapping[str, Array]]) -> tuple[int, ...]:
     return shape
 
 
-def counts(arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, dict[str, int]]:
+def split_sizes(arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, dict[str, int]]:
     """How many examples each site has in each split."""
     return {site: {split: len(of[f"{split}.inputs"]) for split in SPLITS} for site, of in arrays.items()}
 
@@ -190,7 +192,7 @@ def _joined(cases: Sequence[Case], like: Case, masks: bool) -> Iterator[tuple[st
         yield "labels", np.concatenate([np.zeros((0, 1, *space), np.uint8), *labels])
 
 
-def data_of(arrays: Mapping[str, Array]) -> Data:
+def data_from_arrays(arrays: Mapping[str, Array]) -> Data:
     """The splits of a site whose arrays are called `<split>.<field>`; labels may be left out."""
     return Data(**{split: _split(arrays, split) for split in SPLITS})
 

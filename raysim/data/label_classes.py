@@ -10,9 +10,9 @@ from annotated_types import Len
 from pydantic import StrictInt
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import NAMED, counted, listed
-from raysim.core.suggestions import nearest
-from raysim.data.column_types import in_turn
+from raysim.core.formatting import MAX_NAMED, join_names, pluralize
+from raysim.core.suggestions import did_you_mean
+from raysim.data.column_types import natural_order
 from raysim.data.file_inspection import FEW
 
 Name = StrictInt | str  # strict, or YAML's yes and no would be taken for 1 and 0
@@ -59,10 +59,10 @@ def class_names(table: pd.DataFrame, values: pd.Series) -> pd.Series:
 
 
 def _found(table: pd.DataFrame, labels: pd.Series, path: str) -> dict[str, str]:
-    values = in_turn(labels)
+    values = natural_order(labels)
     if len(values) > FEW:
         raise ConfigError(
-            f"table {path}: its labels have {len(values)} values ({listed(values)}), which are measurements or files "
+            f"table {path}: its labels have {len(values)} values ({join_names(values)}), which are measurements or files "
             "rather than classes; if they are classes, name them all with task.data.classes"
         )
     names = dict(zip(labels, class_names(table, labels), strict=True))
@@ -90,10 +90,10 @@ def _told(found: Mapping[str, str]) -> str:
 def _unknown(labels: pd.Series, found: Mapping[str, str]) -> str:
     """What to say of labels that are no class."""
     counts = labels.value_counts()
-    values = [f"'{value}' in {counted(int(counts[value]), 'row')}" for value in in_turn(labels)]
-    classes = [value if value == name else f"{value} ({name})" for value, name in list(found.items())[:NAMED]]
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    values = [f"'{value}' in {pluralize(int(counts[value]), 'row')}" for value in natural_order(labels)]
+    classes = [value if value == name else f"{value} ({name})" for value, name in list(found.items())[:MAX_NAMED]]
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
     return (
-        f"labels that are no class: {listed(values)}{nearest(in_turn(labels)[0], found)}; the classes are "
+        f"labels that are no class: {join_names(values)}{did_you_mean(natural_order(labels)[0], found)}; the classes are "
         f"{', '.join(classes)}{more}. Correct the labels, or name every class with task.data.classes"
     )

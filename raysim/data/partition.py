@@ -12,9 +12,9 @@ import pandas as pd
 from annotated_types import Ge, Gt
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import counted, listed
-from raysim.core.seeding import generator
-from raysim.core.suggestions import nearest
+from raysim.core.formatting import join_names, pluralize
+from raysim.core.seeding import numpy_generator
+from raysim.core.suggestions import did_you_mean
 from raysim.data.table import GROUPS, SPLITS, in_order, site_faults
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -90,7 +90,7 @@ def split_fractions(table: pd.DataFrame, fractions: Mapping[str, float], seed: i
     """
     for split, fraction in fractions.items():
         if split not in SPLITS:
-            raise ConfigError(f"no split is called '{split}'{nearest(split, SPLITS)}; use {', '.join(SPLITS)}")
+            raise ConfigError(f"no split is called '{split}'{did_you_mean(split, SPLITS)}; use {', '.join(SPLITS)}")
         if not fraction >= 0:
             raise ConfigError(f"the fraction of '{split}' is {fraction}; it must be 0 or more")
     shares = np.array([fractions.get(split, 0.0) for split in SPLITS])
@@ -106,7 +106,7 @@ def split_fractions(table: pd.DataFrame, fractions: Mapping[str, float], seed: i
     return in_order(table.assign(split=splits))
 
 
-def parted(table: pd.DataFrame) -> str | None:
+def apply_partition(table: pd.DataFrame) -> str | None:
     """What to say of patients with rows in more than one of train, val and test; None where there are none.
 
     A patient is one of its site: several sites may use the same numbers.
@@ -117,7 +117,7 @@ def parted(table: pd.DataFrame) -> str | None:
     splits = table[table["split"] != "unlabelled"].groupby(["site", column])["split"].unique()
     rows = splits[splits.map(len) > 1].reset_index().itertuples(index=False)
     torn = [f"{patient} of {site} ({', '.join(sorted(held, key=SPLITS.index))})" for site, patient, held in rows]
-    told = f"patients (column '{column}') in more than one of train, val and test: {len(torn)}, {listed(torn)}; "
+    told = f"patients (column '{column}') in more than one of train, val and test: {len(torn)}, {join_names(torn)}; "
     return f"{told}keep each in one split, for scores come out too good" if torn else None
 
 
@@ -130,10 +130,10 @@ def _faults(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[str]:
     if name == "iid":
         yield f"'iid' takes no column, but by={by}; leave one of the two out"
     if by not in table:
-        yield f"the table has no column '{by}'{nearest(by, table.columns)}; it has {columns}"
+        yield f"the table has no column '{by}'{did_you_mean(by, table.columns)}; it has {columns}"
     empty = table[by].isna() & ((name == "by") | (table["split"] != "unlabelled"))
     if empty.any():
-        yield f"{empty.sum()} of {counted(len(table), 'row')} have nothing in column '{by}'; fill it, or choose another"
+        yield f"{empty.sum()} of {pluralize(len(table), 'row')} have nothing in column '{by}'; fill it, or choose another"
     if name == "by":
         yield from site_faults(table[by].astype(str).unique())
     elif table[by].nunique() == len(table) > 1:
@@ -154,7 +154,7 @@ def _groups(table: pd.DataFrame) -> pd.Series[str]:
 def _shuffled(groups: pd.Series[str], *key: int | str) -> pd.Series[int]:
     """The number of rows of each group, the groups in the order of the seed."""
     sizes = groups.groupby(groups).size()
-    return sizes.iloc[generator(*key).permutation(len(sizes))]
+    return sizes.iloc[numpy_generator(*key).permutation(len(sizes))]
 
 
 def _units(table: pd.DataFrame, by: str | None, seed: int) -> pd.DataFrame:
@@ -191,7 +191,7 @@ def _skewed(units: pd.DataFrame, spec: Partition, seed: int) -> dict[str, int]:
     """The site of each group by shares drawn for each class; a site left without training cases is given one."""
     homes = pd.Series(0, units.index)
     for (kind, _), part in units.groupby(["kind", "split"]):
-        drawn = generator(seed, "shares", str(kind)).dirichlet(np.full(spec.sites, spec.alpha))
+        drawn = numpy_generator(seed, "shares", str(kind)).dirichlet(np.full(spec.sites, spec.alpha))
         homes[part.index] = _cut(part["rows"], drawn)
     train = units.index[units["split"] == 0]
     held = np.bincount(homes[train], minlength=spec.sites)

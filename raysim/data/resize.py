@@ -10,7 +10,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def resized(images: Array, space: Sequence[int]) -> Array:
+def resize_image(images: Array, space: Sequence[int]) -> Array:
     """The images (N, C, *space) on a grid of `space`: linear between voxels, averaged where it is coarser.
 
     In numpy, for the bits of torch's kernels, and so of MONAI's Resize, depend on the number of threads, and

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import counted, listed
+from raysim.core.formatting import join_names, pluralize
 from raysim.data.layouts import KNOWN, classes, decathlon, paired
 from raysim.data.partition import split_fractions
 from raysim.data.table import in_order, site_faults
@@ -108,7 +108,7 @@ def _lacking(labelled: pd.DataFrame) -> Iterator[str]:
     for split in ("train", "val", "test"):
         sites = [site for site, splits in drawn.items() if split not in splits]
         if sites:
-            yield f"no {split} rows at {listed(sites) if len(sites) < len(drawn) else 'any site'}"
+            yield f"no {split} rows at {join_names(sites) if len(sites) < len(drawn) else 'any site'}"
 
 
 def _relative(path: Path | int | None, base: Path) -> str | None:
@@ -129,6 +129,6 @@ def _captured(images: Sequence[str], group: str) -> list[str]:
     lost = [image for image in images if image not in found]
     if lost:
         raise ConfigError(
-            f"group {group!r} finds no patient in {len(lost)} of {counted(len(images), 'image')}, as in {lost[0]}"
+            f"group {group!r} finds no patient in {len(lost)} of {pluralize(len(images), 'image')}, as in {lost[0]}"
         )
     return [found[image] for image in images]

@@ -11,8 +11,8 @@ from annotated_types import Ge, Le
 from monai.transforms.intensity.array import RandBiasField
 from scipy import ndimage
 
-from raysim.core.seeding import generator, seed_of
-from raysim.data.resize import resized
+from raysim.core.seeding import numpy_generator, stable_seed
+from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Kind = Literal["gamma", "bias", "noise", "blur", "contrast", "resolution"]
@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = ("contrast", "gamma", "bias", "blur", "resolution", "n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift:
+class ScannerShift:
     """How much, and in what, the scanners of the sites differ."""
 
     severity: Annotated[float, Ge(0), Le(1), "0: all scanners are alike; 1: as different as may be"] = 0.0
@@ -69,25 +69,25 @@ class Scanner:
         space = images.shape[2:]
         if self.bias:
             field = RandBiasField(degree=2, coeff_range=(-self.bias, self.bias), prob=1.0)
-            field.set_random_state(seed_of("bias", *self.key) % 2**32)
+            field.set_random_state(stable_seed("bias", *self.key) % 2**32)
             ones = np.ones((1, *space), np.float32)
             images = images * np.asarray(field(ones), np.float32)
         # scipy, for its sums do not depend on the number of threads as torch's convolutions may.
         images = ndimage.gaussian_filter(images, (0, 0, *[self.blur] * len(space))) if self.blur else images
         coarse = [max(2, round(length / self.resolution)) for length in space]
-        return resized(resized(images, coarse), space)
+        return resize_image(resize_image(images, coarse), space)
 
     def _noisy(self, images: Array, cases: Sequence[int | str]) -> Array:
         if not self.noise:
             return images
-        draws = (generator("noise", *self.key, case) for case in cases)
+        draws = (numpy_generator("noise", *self.key, case) for case in cases)
         noise = np.stack([rng.standard_normal(images.shape[1:], np.float32) for rng in draws])
         return images + np.float32(self.noise) * noise
 
 
-def scanner(site: str, shift: Shift, seed: int, channels: int) -> Scanner:
+def scanner(site: str, shift: ScannerShift, seed: int, channels: int) -> Scanner:
     """The scanner of `site`, always the same; with severity 0 it returns its images as they are."""
-    rng = generator(seed, "scanner", site)
+    rng = numpy_generator(seed, "scanner", site)
     # All are drawn whatever the kinds, so that leaving one out leaves the others as they were.
     overall, level, gamma = rng.uniform(-1, 1, 3)
     bias, blur, coarse, noise = rng.uniform(0, 1, 4)

@@ -10,16 +10,16 @@ import pandas as pd
 
 from raysim.data.column_types import no_numbers, numbers
 from raysim.data.console_tables import shown
-from raysim.data.dataset_summary import Description, Kind
-from raysim.data.file_inspection import FEW, Facts, Look, look
+from raysim.data.dataset_summary import DatasetSummary, Kind
+from raysim.data.file_inspection import FEW, FileFacts, Inspection, inspect_case
 from raysim.data.label_classes import class_names
-from raysim.data.partition import parted
+from raysim.data.partition import apply_partition
 from raysim.data.table import GROUPS, in_order, labels_are_files
 
 THREADS = 8
 
 
-def describe(table: pd.DataFrame) -> Description:
+def summarize(table: pd.DataFrame) -> DatasetSummary:
     """What `table` holds; every image and mask is read once.
 
     Takes what `read_table` gives, best with `check_files`, `needs_label` and `needs_image` off: what is missing
@@ -30,17 +30,17 @@ def describe(table: pd.DataFrame) -> Description:
     looks = _looks(table, kind)
     cases = table[[name for name in ("site", "split", "image", "label") if name in table]]
     if looks:
-        facts = {field.name: [getattr(seen.facts, field.name, None) for seen in looks] for field in fields(Facts)}
+        facts = {field.name: [getattr(seen.facts, field.name, None) for seen in looks] for field in fields(FileFacts)}
         cases = cases.join(pd.DataFrame(facts, cases.index))
     labels = _masks(table, looks) if kind == "segmentation" else _classes(table)
     features = _features(table if kind == "tabular" else table[["site"]])
     problems = (
         *_table_problems(cases),
-        *filter(None, [parted(table)]),
+        *filter(None, [apply_partition(table)]),
         *(problem for seen in looks for problem in seen.problems),
         *_site_problems(labels, features),
     )
-    return Description(kind, cases, labels, features, problems)
+    return DatasetSummary(kind, cases, labels, features, problems)
 
 
 def _kind(table: pd.DataFrame) -> Kind:
@@ -51,17 +51,17 @@ def _kind(table: pd.DataFrame) -> Kind:
     return "segmentation" if labels_are_files(table) else "classification"
 
 
-def _looks(table: pd.DataFrame, kind: Kind) -> list[Look]:
+def _looks(table: pd.DataFrame, kind: Kind) -> list[Inspection]:
     """What reading each case gave, in the order of the table."""
     if kind == "tabular":
         return []
     images = [None if pd.isna(path) else str(path) for path in table["image"]]
     masks = [None if pd.isna(path) or kind != "segmentation" else str(path) for path in table["label"]]
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(look, images, masks))
+        return list(pool.map(inspect_case, images, masks))
 
 
-def _masks(table: pd.DataFrame, looks: list[Look]) -> pd.DataFrame:
+def _masks(table: pd.DataFrame, looks: list[Inspection]) -> pd.DataFrame:
     """The pixels of each value at each site."""
     found = [
         (site, value, count)

@@ -15,8 +15,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import NAMED, listed
-from raysim.core.suggestions import nearest
+from raysim.core.formatting import MAX_NAMED, join_names
+from raysim.core.suggestions import did_you_mean
 from raysim.data.file_paths import folder_of, joined, missing_files
 
 COLUMNS = ("site", "split", "image", "label")
@@ -194,7 +194,7 @@ def _row_faults(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
             yield f"empty {name} cells in {_rows(empty[name])}; a row needs its {name}{unless}"
     for split in table["split"][~table["split"].isin(SPLITS)]:
         where = _rows(table["split"] == split)
-        yield f"unknown split '{split}'{nearest(split, SPLITS)} in {where}; a split is one of {_quoted(SPLITS)}"
+        yield f"unknown split '{split}'{did_you_mean(split, SPLITS)} in {where}; a split is one of {_quoted(SPLITS)}"
     yield from site_faults(table["site"].unique())
     if "image" in table:
         yield from _image_faults(table["image"])
@@ -204,15 +204,15 @@ def _image_faults(images: pd.Series) -> Iterator[str]:
     """An image in two rows would be trained on and judged, or counted twice."""
     twice = images[images.duplicated() & images.notna()].drop_duplicates()
     if len(twice):
-        where = "; ".join(f"{image} in {_rows(images == image)}" for image in twice.head(NAMED))
-        more = f"; and {len(twice) - NAMED} more" if len(twice) > NAMED else ""
+        where = "; ".join(f"{image} in {_rows(images == image)}" for image in twice.head(MAX_NAMED))
+        more = f"; and {len(twice) - MAX_NAMED} more" if len(twice) > MAX_NAMED else ""
         yield f"images listed more than once, whatever the site and split: {where}{more}. Keep one row of each image"
 
 
 def _rows(where: pd.Series) -> str:
     """`rows 2, 5, 6 and 40 more`, as an editor counts them."""
     rows = where.index[where.fillna(False).astype(bool)]
-    return f"row{'s' * (len(rows) > 1)} {listed(list(rows))}"
+    return f"row{'s' * (len(rows) > 1)} {join_names(list(rows))}"
 
 
 def _located(table: pd.DataFrame, files: Iterable[str], base: str) -> pd.DataFrame:
@@ -232,12 +232,12 @@ def _file_faults(table: pd.DataFrame, files: Iterable[str], base: str) -> Iterat
     words = [os.path.basename(path) for path in absent if path in labels and not _ending(path)]
     if words:
         yield (
-            f"labels that are no files: {listed(words)}. In segmentation a label is the path of a mask; "
+            f"labels that are no files: {join_names(words)}. In segmentation a label is the path of a mask; "
             "where labels are classes, the task is classification"
         )
     if absent:
         yield (
-            f"files that do not exist: {listed(absent)}. Paths start from {base}; task.data.root sets another folder"
+            f"files that do not exist: {join_names(absent)}. Paths start from {base}; task.data.root sets another folder"
         )
 
 

@@ -16,7 +16,7 @@ from raysim.core.contracts import SPLITS, Data
 from raysim.core.errors import ConfigError
 from raysim.data.cache import cached, digest
 from raysim.data.features import Features, Scale
-from raysim.data.image_sites import data_of
+from raysim.data.image_sites import data_from_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TRAINED = ("train", "unlabelled")  # what a site may learn from; labels play no part in a scale
@@ -24,7 +24,7 @@ Standard = Literal["per_site", "global"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class TabularRows:
     """What a table says, ready to be made into arrays: its rows with class indices as `label`, and their features."""
 
     table: pd.DataFrame
@@ -65,30 +65,30 @@ class Rows:
     @cached_property
     def pooled(self) -> Scale:
         """The scale of the training rows of all inside sites."""
-        return Scale.of(self.features.numbers(self.table[trained(self.table, self.outside)]))
+        return Scale.of(self.features.numbers(self.table[is_training_row(self.table, self.outside)]))
 
     def _own_scale(self, rows: pd.DataFrame) -> Scale:
         """That of a site's training rows; where they leave it open, as at a site without any, the pooled one."""
         return Scale.of(self.features.numbers(rows[rows["split"].isin(TRAINED)]), self.pooled)
 
 
-def trained(table: pd.DataFrame, outside: tuple[str, ...]) -> pd.Series:
+def is_training_row(table: pd.DataFrame, outside: tuple[str, ...]) -> pd.Series:
     """Which rows are trained on: of inside sites, with a label or without."""
     return table["split"].isin(TRAINED) & ~table["site"].isin(outside)
 
 
 @dataclass(frozen=True)
-class TableSites:
+class TabularSites:
     """Opens sites: from the cache, or from the table where this machine has not prepared them yet."""
 
-    read: Callable[[], Rows]
+    read: Callable[[], TabularRows]
     table: str
     folder: Path
     entries: Mapping[str, str]  # of the cache, by site
 
     def __call__(self, site: str) -> Data:
         """All that the site has. Raises ConfigError if the table is needed and is not what it was."""
-        return data_of(cached(self.folder, self.entries[site], lambda: self._made(site)))
+        return data_from_arrays(cached(self.folder, self.entries[site], lambda: self._made(site)))
 
     def paths(self) -> tuple[list[str], list[str]]:
         """The files that are read, and the folders that are written to."""
@@ -101,9 +101,9 @@ class TableSites:
         return rows.arrays(site)
 
 
-def prepare(rows: Rows, read: Callable[[], Rows], table: str, folder: Path) -> TableSites:
+def prepare_rows(rows: TabularRows, read: Callable[[], TabularRows], table: str, folder: Path) -> TabularSites:
     """What opens the sites of these rows, their arrays in the cache; `read` gives the rows again, on any machine."""
     entries = rows.entries()
     for site, entry in entries.items():
         cached(folder, entry, partial(rows.arrays, site))
-    return TableSites(read, table, folder, entries)
+    return TabularSites(read, table, folder, entries)

@@ -14,27 +14,27 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from raysim.core.errors import ConfigError
-from raysim.distributed.resources import Node, nodes
+from raysim.distributed.resources import NodeResources, live_nodes
 
-BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # what `ray up` leaves on the head
-GROWS = "RAYSIM_GROWS"  # where there is no such file: {max_workers: 8, resources: {CPU: 8, GPU: 1}}
+BOOTSTRAP_FILE = "~/ray_bootstrap_config.yaml"  # what `ray up` leaves on the head
+AUTOSCALER_VARIABLE = "RAYSIM_AUTOSCALER"  # where there is no such file: {max_workers: 8, resources: {CPU: 8, GPU: 1}}
 
 
-def grows() -> bool:
+def has_autoscaler() -> bool:
     """Whether the Ray that this process has joined has an autoscaler that may start nodes, as far as is known."""
     own = ray._private.worker._global_node  # of a Ray of this process alone, the head
     return not (own is not None and own.is_head()) and _config()[0] > 0
 
 
-def coming() -> list[Node]:
+def provisionable_nodes() -> list[NodeResources]:
     """The nodes that the autoscaler may start beside those that are alive, the largest first."""
-    if not grows():
+    if not has_autoscaler():
         return []
     alive = [each for each in ray.nodes() if each["Alive"] and "node:__internal_head__" not in each["Resources"]]
-    return beside(nodes(alive))
+    return remaining_capacity(live_nodes(alive))
 
 
-def beside(workers: Sequence[Node]) -> list[Node]:
+def remaining_capacity(workers: Sequence[NodeResources]) -> list[NodeResources]:
     """What may come beside these workers, of those kinds that there are not yet as many of as there may be."""
     most, kinds = _config()
     found = [kind for kind, count in kinds for _ in range(count)]
@@ -46,27 +46,27 @@ def beside(workers: Sequence[Node]) -> list[Node]:
     return found[: max(0, most - len(workers))]
 
 
-def _config() -> tuple[int, list[tuple[Node, int]]]:
+def _config() -> tuple[int, list[tuple[NodeResources, int]]]:
     """How many workers there may be in all, and of each kind."""
-    if text := os.environ.get(GROWS):
+    if text := os.environ.get(AUTOSCALER_VARIABLE):
         try:
             given = yaml.safe_load(text)
             most = int(given["max_workers"])
             return most, [(_node("node", given["resources"]), most)]
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             wanted = "{max_workers: 8, resources: {CPU: 8, GPU: 1}}"
-            raise ConfigError(f"{GROWS}={text!r}: expected such as {wanted}") from error
+            raise ConfigError(f"{AUTOSCALER_VARIABLE}={text!r}: expected such as {wanted}") from error
     with suppress(OSError, yaml.YAMLError, KeyError):
-        config = yaml.safe_load(Path(BOOTSTRAP).expanduser().read_text())
+        config = yaml.safe_load(Path(BOOTSTRAP_FILE).expanduser().read_text())
         return int(config["max_workers"]), list(_kinds(config))
     return 0, []
 
 
-def _node(kind: str, has: Mapping[str, Any]) -> Node:
-    return Node(f"new {kind}", float(has["CPU"]), float(has.get("GPU", 0)))
+def _node(kind: str, has: Mapping[str, Any]) -> NodeResources:
+    return NodeResources(f"new {kind}", float(has["CPU"]), float(has.get("GPU", 0)))
 
 
-def _kinds(config: Mapping[str, Any]) -> Iterator[tuple[Node, int]]:
+def _kinds(config: Mapping[str, Any]) -> Iterator[tuple[NodeResources, int]]:
     local = config["provider"]["type"] == "local"
     # One's own machines are taken to be like one of them that is there.
     here = next(each["Resources"] for each in ray.nodes() if each["Alive"]) if local else {}
@@ -77,7 +77,7 @@ def _kinds(config: Mapping[str, Any]) -> Iterator[tuple[Node, int]]:
                 yield _node(name, has), int(kind.get("max_workers", config["max_workers"]))
 
 
-def starting() -> int | None:
+def nodes_starting() -> int | None:
     """How many nodes are being started; None where Ray does not say, as with an autoscaler of the older kind."""
     with suppress(Exception):
         if not is_autoscaler_v2():

@@ -15,8 +15,8 @@ import torch
 from raysim.config.schema import Resources
 from raysim.core.contracts import Reply, Site, Task
 from raysim.core.model import weights
-from raysim.distributed.load_balancing import assign, longest
-from raysim.federation.site_executor import OPEN, Answer, Call, Failure, Worker
+from raysim.distributed.load_balancing import assign, makespan
+from raysim.federation.site_executor import DATA_CACHE_BYTES, CallKey, CallResult, Failure, SiteExecutor
 from raysim.training.local_training import LocalTraining
 
 WARM = 2.0  # seconds of steps that are timed for each number of threads, or one step
@@ -28,7 +28,7 @@ THREADS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
-class Probe:
+class BatchProbe:
     """What a client actor needs for this network. Memory in bytes; seconds of a step by number of torch threads."""
 
     site: str
@@ -45,7 +45,7 @@ class Probe:
 
     def memory(self, sites: int) -> int:
         """What an actor needs that may come to play any of so many sites."""
-        return self.peak + min(OPEN, self.held * (sites - 1))
+        return self.peak + min(DATA_CACHE_BYTES, self.held * (sites - 1))
 
     @property
     def on_gpu(self) -> int:
@@ -53,11 +53,13 @@ class Probe:
         return self.reserved + CONTEXT if self.device == "cuda" else 0
 
 
-def measure(task: Task, algorithm: Any, seed: int, site: str, threads: Sequence[int], gpu: bool) -> Probe | Failure:
+def measure_batches(
+    task: Task, algorithm: Any, seed: int, site: str, threads: Sequence[int], gpu: bool
+) -> BatchProbe | Failure:
     """Real steps of local training at `site`, in this process, which must have done nothing else."""
     imports, device = memory("VmRSS"), "cuda" if gpu and torch.cuda.is_available() else "cpu"
     try:
-        worker = Worker(task, seed, device, threads[0])
+        worker = SiteExecutor(task, seed, device, threads[0])
     except Exception as error:  # noqa: BLE001 - a user's network
         return Failure(f"{type(error).__name__}: {error}", "")
     play = partial(_play, worker, site, algorithm if isinstance(algorithm, LocalTraining) else LocalTraining())
@@ -73,14 +75,14 @@ def measure(task: Task, algorithm: Any, seed: int, site: str, threads: Sequence[
         if answer.failure:
             return answer.failure
         seconds[count] = answer.metrics["seconds"] / steps
-    return Probe(
+    return BatchProbe(
         site=site,
         batch=min(task.batch_size, task.sizes[site]["train"]),
         device=device,
         seconds=seconds,
         imports=imports,
         peak=memory("VmHWM"),
-        held=worker.opened.held,
+        held=worker.data_cache.held,
         allocated=torch.cuda.max_memory_allocated() if device == "cuda" else 0,
         reserved=torch.cuda.max_memory_reserved() if device == "cuda" else 0,
         parameters=int(answer.metrics["parameters"]),
@@ -88,8 +90,8 @@ def measure(task: Task, algorithm: Any, seed: int, site: str, threads: Sequence[
     )
 
 
-def _play(worker: Worker, site: str, training: LocalTraining, steps: int) -> Answer[None]:
-    return worker.play(_steps, site, Call(worker.seed, 0, 1, "probe"), replace(training, steps=steps))
+def _play(worker: SiteExecutor, site: str, training: LocalTraining, steps: int) -> CallResult[None]:
+    return worker.execute(_steps, site, CallKey(worker.seed, 0, 1, "probe"), replace(training, steps=steps))
 
 
 def _steps(site: Site[Any], training: LocalTraining) -> Reply[None]:
@@ -136,7 +138,9 @@ class Proposal:
     seconds: float
 
 
-def proposal(machines: Sequence[Machine], probe: Probe, steps: Mapping[str, int], most: int) -> Proposal | None:
+def propose_resources(
+    machines: Sequence[Machine], probe: BatchProbe, steps: Mapping[str, int], most: int
+) -> Proposal | None:
     """At most `most` client actors, so that a round is as short as can be; None if not even one fits."""
     per_gpu = actors_per_gpu(machines, probe) if probe.device == "cuda" else None
     need = probe.memory(len(steps))
@@ -148,12 +152,12 @@ def proposal(machines: Sequence[Machine], probe: Probe, steps: Mapping[str, int]
         seconds = round_seconds(probe, steps, count, cpus)
         if best is None or seconds < 0.95 * best.seconds:  # fewer threads where more gain little
             share = int(10_000 / per_gpu) / 10_000 if per_gpu else 0.0  # rounded down: fits as it is shown
-            given = Resources(clients=count, cpus_per_client=float(cpus), gpus_per_client=share)
+            given = Resources(client_actors=count, cpus_per_client=float(cpus), gpus_per_client=share)
             best = Proposal(given, seconds)
     return best
 
 
-def actors_per_gpu(machines: Sequence[Machine], probe: Probe) -> int:
+def actors_per_gpu(machines: Sequence[Machine], probe: BatchProbe) -> int:
     """How many client actors share each GPU, by the memory of the smallest one."""
     smallest = min((machine.gpu_memory for machine in machines if machine.gpus), default=0.0)
     return min(PER_GPU, int(smallest / probe.on_gpu))
@@ -182,8 +186,8 @@ def _roomy(machines: Sequence[Machine], need: float) -> set[int]:
     }
 
 
-def round_seconds(probe: Probe, steps: Mapping[str, int], count: int, cpus: float) -> float:
+def round_seconds(probe: BatchProbe, steps: Mapping[str, int], count: int, cpus: float) -> float:
     """Of a round of these sites on `count` actors that do not slow each other down."""
     threads = max([known for known in probe.seconds if known <= cpus], default=min(probe.seconds))
     costs = {site: number * probe.seconds[threads] for site, number in steps.items()}
-    return longest(assign(costs, [str(i) for i in range(count)]), costs)
+    return makespan(assign(costs, [str(i) for i in range(count)]), costs)

@@ -11,31 +11,31 @@ import numpy as np
 import ray
 import torch
 
-from raysim.core.contracts import KEEP
+from raysim.core.contracts import UNCHANGED
 from raysim.core.errors import NodeError
-from raysim.core.events import Place
+from raysim.core.events import ActorPlacement
 from raysim.core.pytree import nbytes
 from raysim.distributed import node_probe
-from raysim.distributed.jemalloc import Allocator
-from raysim.distributed.prometheus import Memory
-from raysim.federation.site_executor import NOTHING, Answer, Call, Client, Worker, threads_of
+from raysim.distributed.jemalloc import JemallocPurger
+from raysim.distributed.prometheus import MemoryGauge
+from raysim.federation.site_executor import NOT_GIVEN, CallKey, CallResult, Client, SiteExecutor, torch_threads
 
 P = TypeVar("P")
-INLINE = 128 * 1024  # a smaller object would be kept in the caller's own memory instead of the object store
+INLINE_BYTES = 128 * 1024  # a smaller object would be kept in the caller's own memory instead of the object store
 
 
-class _Apart:
+class _InStore:
     """Stands in an answer for a payload that comes as an object of its own."""
 
     def __reduce__(self) -> str:
-        return "APART"
+        return "IN_STORE"
 
 
-APART: Any = _Apart()
+IN_STORE: Any = _InStore()
 
 
 @dataclass(frozen=True)
-class Sealed:
+class StoredPayload:
     """A payload that the server keeps as a reference, padded to a size that Ray keeps in the object store."""
 
     payload: Any
@@ -47,29 +47,29 @@ class ClientActor:
 
     def __init__(self, name: str, title: str, plan: list[Any], cpus: float, gpus: float) -> None:
         self.name, self.title, self.cpus, self.gpus = name, title, cpus, gpus
-        self.allocator = Allocator()
+        self.allocator = JemallocPurger()
         self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         if self.device == "cuda":
             torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
-        self.memory = Memory(name, self.device == "cuda")
+        self.memory = MemoryGauge(name, self.device == "cuda")
         self.renew(plan)
 
     def renew(self, plan: list[Any]) -> None:
         """Play the sites of this run from now on."""
         run = ray.get(plan[0])
-        self.versions, self.reads = run.versions, run.reads
-        self.worker = Worker(run.task, run.seed, self.device, threads_of(self.cpus), run.chaos)
+        self.versions, self.data_paths = run.versions, run.data_paths
+        self.executor = SiteExecutor(run.task, run.seed, self.device, torch_threads(self.cpus), run.chaos)
 
     def __repr__(self) -> str:
         return self.title
 
-    def place(self) -> Place:
+    def place(self) -> ActorPlacement:
         """Where this actor is; answers once it is ready. Raises NodeError if its node lacks what the run needs."""
-        if wrong := node_probe.lacks(self.versions, self.reads):
+        if wrong := node_probe.incompatibility(self.versions, self.data_paths):
             raise NodeError(f"node {ray.util.get_node_ip_address()} {wrong}")
         context = ray.get_runtime_context()
         gpus = [str(i) for i in ray.get_gpu_ids()]
-        return Place(
+        return ActorPlacement(
             self.name,
             self.title,
             context.get_node_id(),
@@ -77,35 +77,35 @@ class ClientActor:
             self.cpus,
             self.gpus,
             gpus,
-            str(self.worker.device),
+            str(self.executor.device),
             torch.get_num_threads(),
         )
 
-    def play(
+    def execute(
         self,
-        order: tuple[Client[P], Any, Call, bool],
+        order: tuple[Client[P], Any, CallKey, bool],
         sites: Sequence[str],
-        own: Mapping[str, Any] | None,
-        *memories: Any,
+        per_site: Mapping[str, Any] | None,
+        *client_states: Any,
     ) -> list[Any]:
         """The answers, then what the server only passes on: the memories, and payloads that are `private` or large.
 
         All one by one: Ray brings small objects along with its own message, but would keep a long list apart.
         """
-        client, shared, call, private = order
-        answers, kept, apart = list[Answer[Any]](), list[Any](), list[Sealed | None]()
-        for site, memory in zip(sites, memories, strict=True):
-            given = NOTHING if own is None else own[site]
-            answer: Answer[Any] = self.worker.play(client, site, call, shared, given, memory)
-            large = private or answer.size > INLINE
-            kept.append(answer.memory)
-            apart.append(_sealed(answer.payload) if large else None)
-            memory = answer.memory if answer.memory is KEEP else None
-            answers.append(replace(answer, memory=memory, payload=APART if large else answer.payload))
+        client, broadcast, call, private = order
+        answers, kept, apart = list[CallResult[Any]](), list[Any](), list[StoredPayload | None]()
+        for site, client_state in zip(sites, client_states, strict=True):
+            given = NOT_GIVEN if per_site is None else per_site[site]
+            answer: CallResult[Any] = self.executor.execute(client, site, call, broadcast, given, client_state)
+            large = private or answer.size > INLINE_BYTES
+            kept.append(answer.client_state)
+            apart.append(_store_payload(answer.payload) if large else None)
+            client_state = answer.client_state if answer.client_state is UNCHANGED else None
+            answers.append(replace(answer, client_state=client_state, payload=IN_STORE if large else answer.payload))
             self.allocator.settle()
             self.memory.tell()
         return [*answers, *kept, *apart]
 
 
-def _sealed(payload: Any) -> Sealed:
-    return Sealed(payload, np.zeros(max(0, INLINE - nbytes(payload)), np.uint8))
+def _store_payload(payload: Any) -> StoredPayload:
+    return StoredPayload(payload, np.zeros(max(0, INLINE_BYTES - nbytes(payload)), np.uint8))

@@ -12,37 +12,37 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.core.contracts import Task
 from raysim.core.errors import PlacementError
-from raysim.core.events import Note
+from raysim.core.events import Notice
 from raysim.distributed import diagnostics, node_probe
-from raysim.distributed.diagnostics import Seen
-from raysim.distributed.ray_errors import cause_of
+from raysim.distributed.diagnostics import NodeReport
+from raysim.distributed.ray_errors import remote_cause
 
 KNOCK = 20.0  # seconds for a node to say what it is
 PORTS = ("NodeManagerPort", "ObjectManagerPort", "MetricsExportPort", "MetricsAgentPort", "RuntimeEnvAgentPort")
 
 
-def agreed(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator[Note]:
+def check_cluster(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator[Notice]:
     """A note for each node that says nothing. `config` is that of the task; `more` are files that all nodes read.
 
     Raises PlacementError, with their names, if nodes have other versions than this command or cannot read the data.
     """
     read, written = diagnostics.data_paths(task, config)
-    nodes = seen(node_probe.brief, read := [*read, *more], written)
-    facts = diagnostics.answered(nodes)
+    nodes = probe_nodes(node_probe.probe_without_torch, read := [*read, *more], written)
+    facts = diagnostics.probed_facts(nodes)
     found = [*diagnostics.of_versions(facts, node_probe.versions()), *diagnostics.of_paths(facts, read, written)]
     if wrong := [check for check in found if check.verdict == "wrong"]:
         cures = "; ".join(dict.fromkeys(check.cure for check in wrong))
         raise PlacementError(f"{'; '.join(check.found for check in wrong)}. {cures}")
     for each in nodes:
         if each.facts is None:
-            yield Note(
+            yield Notice(
                 f"{each.name}: {each.silence}; whether it has the versions and the data of this command is not known"
             )
 
 
-def seen(
+def probe_nodes(
     ask: Callable[..., dict[str, Any]], read: Sequence[str], written: Sequence[str], head_ports: Sequence[int] = ()
-) -> list[Seen]:
+) -> list[NodeReport]:
     """Every live node, and what `ask`, a function of `node_probe`, answers there, if it does in time."""
     ray.cloudpickle.register_pickle_by_value(node_probe)  # a node without raysim is to answer too
     listed = [each for each in ray.nodes() if each["Alive"]]
@@ -67,11 +67,11 @@ def seen(
     ]
 
 
-def _node(name: str, has: Mapping[str, float], ref: Any, ready: bool) -> Seen:
+def _node(name: str, has: Mapping[str, float], ref: Any, ready: bool) -> NodeReport:
     facts, silence = None, f"no answer within {KNOCK:g} s"
     try:
         facts = ray.get(ref) if ready else None
     except RayError as error:
-        silence = cause_of(error)
+        silence = remote_cause(error)
     sizes = has.get("memory", 0.0), has.get("object_store_memory", 0.0)
-    return Seen(name, has.get("CPU", 0.0), has.get("GPU", 0.0), *sizes, facts, silence)
+    return NodeReport(name, has.get("CPU", 0.0), has.get("GPU", 0.0), *sizes, facts, silence)

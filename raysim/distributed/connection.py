@@ -24,7 +24,7 @@ MODE = "RAY_AUTH_MODE"  # the variable that says whether Ray shows its token
 
 
 @contextmanager
-def ray_running(address: str | None) -> Iterator[str]:
+def connect(address: str | None) -> Iterator[str]:
     """Ray, joined or started, with its dashboard's address; a Ray that was started here ends with the block."""
     if ray.is_initialized() and address is None:  # a notebook's, say
         yield str(ray._private.worker.get_dashboard_url() or "")
@@ -33,7 +33,7 @@ def ray_running(address: str | None) -> Iterator[str]:
     own = not asked
     try:
         handler = signal.getsignal(signal.SIGTERM)
-        with _knocked(asked) if asked else nullcontext():
+        with _token_mode(asked) if asked else nullcontext():
             context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process at once
@@ -47,7 +47,7 @@ def ray_running(address: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def _knocked(address: str) -> Iterator[None]:
+def _token_mode(address: str) -> Iterator[None]:
     """Ray shows its token in the block if the one at HOST:PORT or auto wants it, and only then.
 
     Of itself Ray goes by the address: it shows none to HOST:PORT, and one to auto, even to a Ray that wants none and
@@ -63,7 +63,7 @@ def _knocked(address: str) -> Iterator[None]:
         yield
         return
     socket.create_connection((host, int(port)), timeout=KNOCK).close()
-    if wanted := not admits(address):
+    if wanted := not accepts_token(address):
         _check_token(address)
     before = os.environ.get(MODE)
     os.environ[MODE] = "token" if wanted else "disabled"
@@ -80,13 +80,13 @@ def _check_token(address: str) -> None:
     environ = os.environ
     path = token_file(environ, Path.home())
     token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
-    if not token or not admits(address, token):
+    if not token or not accepts_token(address, token):
         where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
         said = f"it does not take the token in {where}" if token else f"it wants a token, and {path} holds none"
         raise PermissionError(f"{said}; copy its own, of the user who started it, to there")
 
 
-def admits(address: str, token: str = "") -> bool:
+def accepts_token(address: str, token: str = "") -> bool:
     """Whether the Ray at HOST:PORT lets in who shows this token, or none; so does one that says nothing in time."""
     with grpc.insecure_channel(address) as channel:
         try:

@@ -10,12 +10,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 NAMESPACE = "raysim-"  # of a run's or search's named actors: this, and its name
 
 
-def run_of(namespace: str) -> str:
+def run_name(namespace: str) -> str:
     """The run or search whose actors are in this namespace."""
     return namespace.removeprefix(NAMESPACE)
 
 
-class Stand:
+class ControlActor:
     """The actor: keeps what was last said, and whether someone has asked for the end of what it stands for."""
 
     def __init__(self, said: dict[str, Any]) -> None:
@@ -35,9 +35,9 @@ class Stand:
         self.asked = True
 
 
-def standing(name: str, role: str, said: dict[str, Any]) -> Any:
+def start_control_actor(name: str, role: str, said: dict[str, Any]) -> Any:
     """The actor of the run or search of this name, beside this process; it needs no room."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    made: Any = ray.remote(Stand)
+    made: Any = ray.remote(ControlActor)
     options = {"name": f"{name}/{role}", "namespace": NAMESPACE + name, "num_cpus": 0}
     return made.options(**options, scheduling_strategy=here).remote(said)

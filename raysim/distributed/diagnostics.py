@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from raysim.core.contracts import Task
-from raysim.core.formatting import counted, listed, size
-from raysim.data.file_paths import ABSOLUTE
-from raysim.data.image_sites import Sites
-from raysim.data.tabular_sites import TableSites
+from raysim.core.formatting import format_bytes, join_names, pluralize
+from raysim.data.file_paths import ABSOLUTE_PATH
+from raysim.data.image_sites import ImageSites
+from raysim.data.tabular_sites import TabularSites
 from raysim.distributed.node_probe import differences, existing, token_file, unwritable
 
 FULL = 0.95  # of a disk, from where on Ray puts nothing more onto it
@@ -33,8 +33,8 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A node as Ray lists it, and what it says of itself (`node_probe.facts`) or why it says nothing."""
+class NodeReport:
+    """A node as Ray lists it, and what it says of itself (`node_probe.probe`) or why it says nothing."""
 
     name: str
     cpus: float
@@ -50,16 +50,16 @@ class Seen:
         return list(self.facts["gpus"])[: int(self.gpus)] if self.facts else []
 
 
-def answered(seen: Sequence[Seen]) -> dict[str, Mapping[str, Any]]:
+def probed_facts(seen: Sequence[NodeReport]) -> dict[str, Mapping[str, Any]]:
     """The facts of the nodes that gave any."""
     return {node.name: node.facts for node in seen if node.facts is not None}
 
 
-def of_nodes(seen: Sequence[Seen]) -> Iterator[Check]:
+def of_nodes(seen: Sequence[NodeReport]) -> Iterator[Check]:
     """A line for each node: what it has."""
     for node in seen:
-        has = f"{node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU, {size(node.memory)} memory"
-        has += f", object store {size(node.store)}" if node.store else ""
+        has = f"{node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU, {format_bytes(node.memory)} memory"
+        has += f", object store {format_bytes(node.store)}" if node.store else ""
         if node.facts is None:
             cure = "look at `ray status` and at that node's logs, or take it out of the cluster"
             yield Check("node", "wrong", f"{has}; {node.silence}", cure)
@@ -67,14 +67,14 @@ def of_nodes(seen: Sequence[Seen]) -> Iterator[Check]:
             yield Check("node", "ok", has)
 
 
-def of_gpus(seen: Sequence[Seen]) -> Iterator[Check]:
+def of_gpus(seen: Sequence[NodeReport]) -> Iterator[Check]:
     """What torch can use, beside what Ray was told; of nodes without a GPU only how many there are."""
     bare = 0
     for node in seen:
         if node.facts is None:
             continue
-        found = [f"{name} {size(total)}" for name, total in node.facts["gpus"]]
-        has = f"{node.name}: " + (f"{listed(found)}, CUDA {node.facts['cuda']}" if found else "torch can use none")
+        found = [f"{name} {format_bytes(total)}" for name, total in node.facts["gpus"]]
+        has = f"{node.name}: " + (f"{join_names(found)}, CUDA {node.facts['cuda']}" if found else "torch can use none")
         if node.facts["fault"]:
             yield Check("torch", "wrong", f"{node.name}: {node.facts['fault']}", "install it there anew")
         elif node.gpus > len(found):
@@ -86,7 +86,7 @@ def of_gpus(seen: Sequence[Seen]) -> Iterator[Check]:
             yield Check("GPU", "ok", has)
         bare += not (found or node.gpus or node.facts["fault"])
     if bare:
-        yield Check("GPU", "ok", f"none on {counted(bare, 'node')}")
+        yield Check("GPU", "ok", f"none on {pluralize(bare, 'node')}")
 
 
 def of_versions(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, str]) -> Iterator[Check]:
@@ -111,7 +111,7 @@ def of_listening(facts: Mapping[str, Mapping[str, Any]], own: bool) -> Iterator[
         yield Check("ports", "note", "on which addresses Ray listens cannot be seen", "ask for the rights, or ss -tln")
         return
     far = sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})
-    near = f"Ray listens on {listed(sorted(set(found)))}"
+    near = f"Ray listens on {join_names(sorted(set(found)))}"
     if not far:
         yield Check("ports", "ok", f"{near}, which only this machine reaches")
     elif own:
@@ -143,21 +143,23 @@ def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check
     return Check("token", "ok", source)
 
 
-def of_disks(seen: Sequence[Seen]) -> Iterator[Check]:
+def of_disks(seen: Sequence[NodeReport]) -> Iterator[Check]:
     """Room for what Ray spills, and in shared memory for its object store."""
     known = [node for node in seen if node.facts is not None and node.facts["disk"]]
     disks = {node.name: node.facts["disk"] for node in known if node.facts is not None}
     full = {name: free for name, (total, used, free) in disks.items() if used > FULL * total}
     for name, free in full.items():
-        found = f"{name}: {size(free)} free, over {FULL:.0%} full: Ray spills nothing to it"
+        found = f"{name}: {format_bytes(free)} free, over {FULL:.0%} full: Ray spills nothing to it"
         yield Check("Ray's disk", "wrong", found, "make room there")
     if disks and not full:
         least = min(free for _, _, free in disks.values())
-        yield Check("Ray's disk", "ok", f"at least {size(least)} free for what Ray spills, on {_nodes(disks)}")
+        yield Check("Ray's disk", "ok", f"at least {format_bytes(least)} free for what Ray spills, on {_nodes(disks)}")
     shared = {node.name: (node.facts["shm"], node.store) for node in known if node.facts and node.facts["shm"]}
     small = {name: (has, needs) for name, (has, needs) in shared.items() if has < needs}
     for name, (has, needs) in small.items():
-        found = f"{name}: {size(has)} for an object store of {size(needs)}: the disk takes it, and is slow"
+        found = (
+            f"{name}: {format_bytes(has)} for an object store of {format_bytes(needs)}: the disk takes it, and is slow"
+        )
         cure = f"docker run --shm-size={math.ceil(needs * 1.1 / 1e9)}g, or a smaller object store"
         yield Check("/dev/shm", "note", found, cure)
     if shared and not small:
@@ -165,7 +167,7 @@ def of_disks(seen: Sequence[Seen]) -> Iterator[Check]:
 
 
 def _nodes(named: Sequence[str] | Mapping[str, Any]) -> str:
-    return counted(len(named), "node")
+    return pluralize(len(named), "node")
 
 
 def of_folder(folder: Path) -> Check:
@@ -173,7 +175,7 @@ def of_folder(folder: Path) -> Check:
     above = existing(str(folder))
     if why := unwritable(str(folder)):
         return Check("run folder", "wrong", f"{folder}: {why}", "go to a folder of yours, or choose one with --out")
-    return Check("run folder", "ok", f"{folder} can be written to; {size(shutil.disk_usage(above).free)} free")
+    return Check("run folder", "ok", f"{folder} can be written to; {format_bytes(shutil.disk_usage(above).free)} free")
 
 
 def of_paths(facts: Mapping[str, Mapping[str, Any]], read: Sequence[str], written: Sequence[str]) -> Iterator[Check]:
@@ -195,13 +197,13 @@ def _together(paths: Sequence[str]) -> str:
     if len(paths) == 1:
         return paths[0]
     if any("://" in path for path in paths):
-        return listed(paths)
+        return join_names(paths)
     return f"{len(paths)} folders under {os.path.commonpath(paths)}"
 
 
 def data_paths(task: Task, config: Any) -> tuple[list[str], list[str]]:
     """What the nodes must be able to read for this task, and where they must be able to write."""
-    if isinstance(task.open, Sites | TableSites):
+    if isinstance(task.open, ImageSites | TabularSites):
         return task.open.paths()
     return list(dict.fromkeys(_marked(config))), []
 
@@ -213,5 +215,5 @@ def _marked(config: Any) -> Iterator[str]:
         value = getattr(config, field.name)
         if is_dataclass(value):
             yield from _marked(value)
-        elif value and ABSOLUTE in get_args(hints[field.name]):
+        elif value and ABSOLUTE_PATH in get_args(hints[field.name]):
             yield value

@@ -15,14 +15,14 @@ from raysim import __version__
 PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "pillow", "scipy", "pydantic")
 
 
-def by_value(*classes: type) -> None:
+def pickle_by_value(*classes: type) -> None:
     """The user's own module travels with the run: other processes and machines may not be able to import it."""
     for cls in classes:
         if cls.__module__.partition(".")[0] not in ("raysim", "algorithms"):
             ray.cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Versions, hardware and the command: what env.json holds. No environment variable is recorded."""
     found = {}
     for package in PACKAGES:

@@ -9,7 +9,7 @@ EVERY = 0.5  # seconds
 ALL = 4096  # jemalloc's number for all its arenas at once
 
 
-class Allocator:
+class JemallocPurger:
     """Tells jemalloc, if this process runs on it, when to give memory back; does nothing on another allocator.
 
     By itself jemalloc gives a network's activations back while the step runs that will need them again, which costs a

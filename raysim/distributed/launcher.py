@@ -12,42 +12,42 @@ from secrets import token_hex
 
 import yaml
 
-from raysim.config.merge import plain
+from raysim.config.merge import to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError, PlacementError, RunError
-from raysim.core.events import Event, Failed, Placed, Summary
+from raysim.core.events import ActorsPlaced, Event, RunFailed, RunFinished
 from raysim.core.registry import classes_of, name_of
-from raysim.distributed.cluster_checks import agreed
-from raysim.distributed.connection import ray_running
+from raysim.distributed.cluster_checks import check_cluster
+from raysim.distributed.connection import connect
 from raysim.distributed.control_actor import NAMESPACE
-from raysim.distributed.driver import stream
-from raysim.distributed.environment import by_value, environment
-from raysim.federation.plan import Plan, prepare
-from raysim.federation.runner import local_fleet, perform, writing
-from raysim.reporting.console import Display
+from raysim.distributed.driver import stream_events
+from raysim.distributed.environment import describe_environment, pickle_by_value
+from raysim.federation.plan import Plan, build_task_and_plan
+from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
+from raysim.reporting.console import RunConsole
 from raysim.reporting.html_report import write_report
-from raysim.storage.run_directory import alone, claimed
+from raysim.storage.run_directory import exclusive_lock, reserve_directory
 
 
-def launch(config: RunConfig, out: str | None, display: Display) -> None:
+def launch(config: RunConfig, out: str | None, display: RunConsole) -> None:
     """Run the federation of `config` into the new folder `out`, or into the next free one under `runs`.
 
     Raises RaysimError for whatever goes wrong, KeyboardInterrupt after a clean stop.
     """
     stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
-    with claimed(out, stem) as folder, alone(folder):
-        _start(prepare(config, folder, display), config, display)
+    with reserve_directory(out, stem) as folder, exclusive_lock(folder):
+        _start(build_task_and_plan(config, folder, display), config, display)
 
 
-def resume(folder: Path, config: RunConfig, display: Display) -> None:
+def resume(folder: Path, config: RunConfig, display: RunConsole) -> None:
     """Go on with the run in `folder` after its last checkpoint, to the result that it would have had.
 
     Raises ConfigError if it is done or still running, and what `launch` raises.
     """
-    with alone(folder):
+    with exclusive_lock(folder):
         _check_unfinished(folder)
-        _start(replace(prepare(config, folder, display), resume=True), config, display)
+        _start(replace(build_task_and_plan(config, folder, display), resume=True), config, display)
 
 
 def _check_unfinished(folder: Path) -> None:
@@ -60,7 +60,7 @@ def _check_unfinished(folder: Path) -> None:
             )
 
 
-def _start(plan: Plan, config: RunConfig, display: Display) -> None:
+def _start(plan: Plan, config: RunConfig, display: RunConsole) -> None:
     try:
         _run(plan, config, display)
     except (RunError, PlacementError, KeyboardInterrupt) as error:
@@ -73,7 +73,7 @@ def _start(plan: Plan, config: RunConfig, display: Display) -> None:
         _report(plan.out, display)
 
 
-def _report(out: Path, display: Display) -> None:
+def _report(out: Path, display: RunConsole) -> None:
     """Leave report.html, whatever ended the run: by this process, for the server actor may be lost."""
     if not (out / "summary.json").exists():  # the run has not begun, or its server was lost
         return
@@ -84,47 +84,49 @@ def _report(out: Path, display: Display) -> None:
         display.say(f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}")
 
 
-def _run(plan: Plan, config: RunConfig, display: Display) -> None:
-    if config.fleet == "local":
+def _run(plan: Plan, config: RunConfig, display: RunConsole) -> None:
+    if config.backend == "local":
         _follow(_local(plan, config), config, plan, display)
         return
-    by_value(*classes_of(config.algorithm), type(config.task))
+    pickle_by_value(*classes_of(config.algorithm), type(config.task))
     display.say("starting Ray")
-    with ray_running(config.address) as dashboard:
+    with connect(config.ray_address) as dashboard:
         display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
-        joined = bool(config.address or os.environ.get("RAY_ADDRESS"))
-        for note in agreed(plan.task, config.task) if joined else ():
+        joined = bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+        for note in check_cluster(plan.task, config.task) if joined else ():
             display.show(note)
-        events = stream(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}")
+        events = stream_events(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}")
         _follow(events, config, plan, display)
 
 
 def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
     fleet = local_fleet(plan, config)
-    yield Placed([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
-    yield from perform(plan, fleet)
+    yield ActorsPlaced([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
+    yield from run_federation(plan, fleet)
 
 
-def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: Display) -> None:
+def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: RunConsole) -> None:
     """Show the events; the folder is filled when the actors are placed, so that what is refused leaves nothing."""
     # Closed, not left to the garbage collector: Ctrl-C may come here, and a run must end before Ray does.
     with display.live(plan), closing(events):
         for event in events:
-            if isinstance(event, Placed):
-                with writing(plan.out):
+            if isinstance(event, ActorsPlaced):
+                with disk_errors_named(plan.out):
                     _open_folder(plan.out, config, event)
-            if isinstance(event, Failed):
+            if isinstance(event, RunFailed):
                 raise event.error
             display.show(event)
-            if isinstance(event, Summary):
+            if isinstance(event, RunFinished):
                 display.finish(event, plan.out)
 
 
-def _open_folder(folder: Path, config: RunConfig, placed: Placed) -> None:
+def _open_folder(folder: Path, config: RunConfig, placed: ActorsPlaced) -> None:
     (folder / "checkpoints").mkdir(exist_ok=True)
     if not (folder / "config.yaml").exists():  # else the run goes on, and these tell how it began
-        (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
-        write_json(folder / "env.json", environment())
+        (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+        write_json(folder / "env.json", describe_environment())
     places = {place.actor: asdict(place) for place in placed.places}
-    sites = [{"site": site, **places.get(actor, {"actor": actor})} for site, actor in sorted(placed.home.items())]
+    sites = [
+        {"site": site, **places.get(actor, {"actor": actor})} for site, actor in sorted(placed.site_to_actor.items())
+    ]
     write_json(folder / "placement.json", sites)

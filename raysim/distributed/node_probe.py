@@ -19,7 +19,7 @@ PACKAGES = ("raysim", "ray", "torch", "monai", "numpy")
 SHM = "/dev/shm"
 
 
-def facts(reads: Sequence[str], writes: Sequence[str], ports: Sequence[int], session: str) -> dict[str, Any]:
+def probe(reads: Sequence[str], writes: Sequence[str], ports: Sequence[int], session: str) -> dict[str, Any]:
     """Versions, GPUs, the paths that cannot be used and why, free disk, and where those ports are listened on.
 
     `session` is the folder of Ray's session on this machine, empty where there is no Ray.
@@ -31,11 +31,11 @@ def facts(reads: Sequence[str], writes: Sequence[str], ports: Sequence[int], ses
         "unwritable": {path: why for path in writes if (why := unwritable(path))},
         "disk": tuple(shutil.disk_usage(session)) if os.path.isdir(session) else None,
         "shm": shutil.disk_usage(SHM).total if os.path.isdir(SHM) else None,
-        "listens": listens(ports) if ports else [],
+        "listens": listening_addresses(ports) if ports else [],
     }
 
 
-def brief(reads: Sequence[str], writes: Sequence[str], _: Sequence[int], __: str) -> dict[str, Any]:
+def probe_without_torch(reads: Sequence[str], writes: Sequence[str], _: Sequence[int], __: str) -> dict[str, Any]:
     """Of the same only what a run needs to know before it starts, without importing torch."""
     return {
         "versions": versions(),
@@ -64,7 +64,7 @@ def differences(own: Mapping[str, str], others: Mapping[str, Mapping[str, str]])
     return {name: packages for name, packages in told.items() if packages}
 
 
-def lacks(own: Mapping[str, str], reads: Sequence[str]) -> str:
+def incompatibility(own: Mapping[str, str], reads: Sequence[str]) -> str:
     """What is wrong with this node: other versions than the `own`, or that it cannot read these; empty if nothing."""
     if other := differences(own, {"": versions()}):
         told = ", ".join(f"{package} {number}, not {own[package]}" for package, number in other[""].items())
@@ -120,17 +120,17 @@ def existing(path: str) -> str:
     return path
 
 
-def listens(ports: Sequence[int]) -> list[str] | None:
+def listening_addresses(ports: Sequence[int]) -> list[str] | None:
     """The addresses on which this machine listens at these ports; None where that cannot be seen."""
     psutil: Any = import_module("psutil")  # Ray brings it
     try:
         found = psutil.net_connections("tcp")
     except psutil.AccessDenied:
         return None
-    return sorted({plain(c.laddr.ip) for c in found if c.status == "LISTEN" and c.laddr.port in ports})
+    return sorted({plain_address(c.laddr.ip) for c in found if c.status == "LISTEN" and c.laddr.port in ports})
 
 
-def plain(address: str) -> str:
+def plain_address(address: str) -> str:
     """The address, of IPv4 where it is one in the clothes of IPv6."""
     parsed = ipaddress.ip_address(address)
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)

@@ -16,12 +16,12 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from raysim.config.schema import Resources
 from raysim.core.errors import PlacementError
-from raysim.core.events import Event, Note, Progress
-from raysim.distributed.autoscaling import coming, starting
-from raysim.distributed.control_actor import run_of, standing
+from raysim.core.events import Event, Notice, Progress
+from raysim.distributed.autoscaling import nodes_starting, provisionable_nodes
+from raysim.distributed.control_actor import run_name, start_control_actor
 from raysim.distributed.ray_fleet import PATIENCE
-from raysim.distributed.resources import Seat, nodes, seats
-from raysim.distributed.server_actor import given_out
+from raysim.distributed.resources import ActorResources, live_nodes, plan_actors
+from raysim.distributed.server_actor import is_group_ready
 from raysim.federation.plan import Plan
 
 ANSWER = 5.0  # seconds for what stands for a run to answer
@@ -32,47 +32,47 @@ TICK = 0.5  # seconds between two looks at what Ray has given
 
 
 @dataclass(frozen=True)
-class Wish:
+class ResourceRequest:
     """The client actors to start, whether the cluster is large enough, and how many nodes it may grow to; 0: it cannot.
 
     The largest come first where it may grow, so that smaller ones do not take their nodes.
     """
 
-    seats: Sequence[Seat]
+    seats: Sequence[ActorResources]
     fits: bool
     most: int
 
     def __str__(self) -> str:
-        return spelled(seat.bundle for seat in self.seats)
+        return describe_bundles(seat.bundle for seat in self.seats)
 
 
-def spelled(bundles: Iterable[Mapping[str, float]]) -> str:
+def describe_bundles(bundles: Iterable[Mapping[str, float]]) -> str:
     """What is asked for, equal parts together: 3 x 2 CPU and 0.5 GPU."""
     asked = Counter(" and ".join(f"{share:g} {kind}" for kind, share in each.items()) for each in bundles if each)
     return ", ".join(f"{count} x {each}" for each, count in asked.items())
 
 
-def free() -> str:
+def free_resources() -> str:
     """What nobody has of the cluster now."""
     left = ray.available_resources()
     return ", ".join(f"{left[kind]:g} {kind}" for kind in ("CPU", "GPU") if left.get(kind)) or "nothing"
 
 
-def wished(plan: Plan, resources: Resources) -> Wish:
+def request(plan: Plan, resources: Resources) -> ResourceRequest:
     """What the run asks for. Raises PlacementError for what neither fits nor will."""
-    here, more = nodes(ray.nodes()), coming()
+    here, more = live_nodes(ray.nodes()), provisionable_nodes()
     try:
-        given, fits = seats(resources, plan.task.inside, here, plan.task.outside), True
+        given, fits = plan_actors(resources, plan.task.inside, here, plan.task.outside), True
     except PlacementError:
         if not more:
             raise
-        given, fits = seats(resources, plan.task.inside, [*here, *more], plan.task.outside), False
+        given, fits = plan_actors(resources, plan.task.inside, [*here, *more], plan.task.outside), False
     if not more:
-        return Wish(given, fits, 0)
-    return Wish(sorted(given, key=lambda seat: (-seat.gpus, -seat.cpus)), fits, len(here) + len(more))
+        return ResourceRequest(given, fits, 0)
+    return ResourceRequest(sorted(given, key=lambda seat: (-seat.gpus, -seat.cpus)), fits, len(here) + len(more))
 
 
-def taken(groups: list[PlacementGroup], wish: Wish) -> Iterator[Event]:
+def reserve(groups: list[PlacementGroup], wish: ResourceRequest) -> Iterator[Event]:
     """Put what holds the client actors into `groups`, with what is to be told meanwhile.
 
     One group is given as a whole, so that of two runs neither holds half of what both need; but where nodes may come,
@@ -81,50 +81,50 @@ def taken(groups: list[PlacementGroup], wish: Wish) -> Iterator[Event]:
     bundles = [seat.bundle for seat in wish.seats]
     groups.append(placement_group(bundles))
     if not wish.most:
-        yield from _granted(groups[0], wish)
+        yield from _wait_for_group(groups[0], wish)
     elif not (wish.fits and groups[0].wait(SOON)):
         remove_placement_group(groups.pop())
         groups += [placement_group([each]) for each in bundles]
-        yield from _growing(groups, wish)
+        yield from _wait_for_autoscaler(groups, wish)
 
 
-def _granted(group: PlacementGroup, wish: Wish) -> Iterator[Event]:
+def _wait_for_group(group: PlacementGroup, wish: ResourceRequest) -> Iterator[Event]:
     """Progress until all of the group is this run's; a Note if that takes long. Raises PlacementError if too long."""
     start, told_of_it = time.monotonic(), False
     while not group.wait(TICK):
         waited = time.monotonic() - start
         if waited > PATIENCE:
             raise PlacementError(
-                f"{wish} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free()}. "
+                f"{wish} would fit this cluster but is not free after {PATIENCE:g} s; free now: {free_resources()}. "
                 "Wait for other work to end, or ask for less"
             )
         if waited > 5 and not told_of_it:
             told_of_it = True
-            yield Note(f"waiting for {wish}, which others hold; free now: {free()}")
+            yield Notice(f"waiting for {wish}, which others hold; free now: {free_resources()}")
         yield Progress(phase=f"waiting for {wish}")
 
 
-def _growing(groups: Sequence[PlacementGroup], wish: Wish) -> Iterator[Event]:
+def _wait_for_autoscaler(groups: Sequence[PlacementGroup], wish: ResourceRequest) -> Iterator[Event]:
     """Progress until the cluster holds an actor. Raises PlacementError if it never does."""
     start, due = time.monotonic(), 0.0
-    while not any(map(given_out, groups)):
+    while not any(map(is_group_ready, groups)):
         time.sleep(TICK)
         waited = time.monotonic() - start
-        text = _told(str(wish), wish.most, waited)
+        text = _autoscaling_notice(str(wish), wish.most, waited)
         yield Progress(phase=text)
         if waited >= due:
             due = max(AGAIN, 2 * due)
-            yield Note(text)
-    if not all(map(given_out, groups)):  # those that have room now are all given out within a second or two
+            yield Notice(text)
+    if not all(map(is_group_ready, groups)):  # those that have room now are all given out within a second or two
         time.sleep(SOON)
-    if more := len(groups) - sum(map(given_out, groups)):
+    if more := len(groups) - sum(map(is_group_ready, groups)):
         room = f"{len(groups) - more} of {len(groups)} client actors have room"
-        yield Note(f"asked for {wish}: {room}; the others join with their nodes")
+        yield Notice(f"asked for {wish}: {room}; the others join with their nodes")
 
 
-def _told(wish: str, most: int, waited: float) -> str:
+def _autoscaling_notice(wish: str, most: int, waited: float) -> str:
     """What is said while the cluster grows. Raises PlacementError if that takes too long."""
-    alive, new = len(nodes(ray.nodes())), starting()
+    alive, new = len(live_nodes(ray.nodes())), nodes_starting()
     if waited > GROWTH:
         raise PlacementError(
             f"asked for {wish}; after {GROWTH:g} s there are {alive} nodes of {most}: see `ray status`"
@@ -137,10 +137,13 @@ class Patience:
     """What a search says while none of its trials runs, each of which asks for `bundles`."""
 
     def __init__(self, bundles: Sequence[Mapping[str, float]], growing: bool) -> None:
-        self.wish, self.most = spelled(bundles), len(nodes(ray.nodes())) + len(coming()) if growing else 0
+        self.wish, self.most = (
+            describe_bundles(bundles),
+            len(live_nodes(ray.nodes())) + len(provisionable_nodes()) if growing else 0,
+        )
         self._since, self._due = time.monotonic(), AGAIN
 
-    def told(self, running: int) -> str | None:
+    def due_notice(self, running: int) -> str | None:
         """A line, if it is time for one. Raises PlacementError if no trial has begun for too long."""
         now = time.monotonic()
         waited = now - self._since
@@ -150,19 +153,19 @@ class Patience:
             return None
         self._due *= 2
         if self.most:
-            return _told(self.wish, self.most, waited)
+            return _autoscaling_notice(self.wish, self.most, waited)
         if waited > GROWTH:
             raise PlacementError(
-                f"no trial has run for {GROWTH:g} s: asked for {self.wish}, free now: {free()}; ask for less"
+                f"no trial has run for {GROWTH:g} s: asked for {self.wish}, free now: {free_resources()}; ask for less"
             )
-        return f"no trial is running: asked for {self.wish}, free now: {free()}; {waited:.0f} s"
+        return f"no trial is running: asked for {self.wish}, free now: {free_resources()}; {waited:.0f} s"
 
 
 class Sight:
     """What `raysim status` and `raysim stop` find of a run that waits, until its server actor is there."""
 
     def __init__(self, plan: Plan, namespace: str) -> None:
-        self.name = run_of(namespace)
+        self.name = run_name(namespace)
         self._stand: Any = None
         self._answer: Any = None
         self._said: dict[str, Any] = {"run": self.name, "what": f"{plan.algorithm_name} on {plan.task.name}"}
@@ -192,7 +195,7 @@ class Sight:
     def _tell(self, patience: float) -> None:
         asked = False
         with suppress(RayError, ValueError):  # the run goes on without what stands for it
-            self._stand = self._stand or standing(self.name, "waiting", self._said)
+            self._stand = self._stand or start_control_actor(self.name, "waiting", self._said)
             if self._answer is None or ray.wait([self._answer], timeout=patience)[0]:
                 asked = self._answer is not None and bool(ray.get(self._answer))
                 self._answer = self._stand.tell.remote(self._said)

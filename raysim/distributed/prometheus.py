@@ -37,7 +37,7 @@ CALM = 500  # sites' values are set so seldom that it takes a five hundredth of 
 EVERY = 2.0  # seconds between two looks at an actor's memory
 
 
-class Monitor:
+class RunMetrics:
     """Tells of one run, from the process that runs its rounds."""
 
     def __init__(self, run: str, rounds: int, chosen: str) -> None:
@@ -67,7 +67,7 @@ class Monitor:
         for way in ("up", "down", "between"):
             if count := row[f"bytes_{way}"]:
                 _counter("raysim_bytes").inc(count, {**self.run, "way": way})
-        self.failed(incident.action for incident in round.incidents)
+        self.failed(incident.action for incident in round.failures)
 
     def failed(self, actions: Iterable[str]) -> None:
         """Count what has gone wrong, by what was done."""
@@ -101,7 +101,7 @@ class Monitor:
         self._due = now + CALM * (now - start)
 
 
-class Memory:
+class MemoryGauge:
     """Tells the memory of the client actor that this process is, every other second."""
 
     def __init__(self, actor: str, gpu: bool) -> None:
@@ -120,7 +120,7 @@ class Memory:
             _gauge("raysim_client_memory_bytes").set(torch.cuda.max_memory_reserved(), {**self.tags, "where": "gpu"})
 
 
-def trials(search: str, counts: Mapping[str, int]) -> None:
+def report_trials(search: str, counts: Mapping[str, int]) -> None:
     """Tell how many trials of a search there are of each status."""
     for status, count in counts.items():
         _trials().set(count, {"search": search, "status": status})

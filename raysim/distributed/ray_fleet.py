@@ -14,15 +14,15 @@ from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.core.contracts import Task
-from raysim.core.errors import LostError, NodeError, RaysimError, RunError
-from raysim.core.events import Place
-from raysim.core.fault_injection import Chaos
-from raysim.core.results import Incident
-from raysim.distributed.dispatcher import TRIES, Dispatch
-from raysim.distributed.load_balancing import assign, settled
-from raysim.distributed.ray_errors import no_room, told
+from raysim.core.errors import LostObjectError, NodeError, RaysimError, RunError
+from raysim.core.events import ActorPlacement
+from raysim.core.fault_injection import FaultPlan
+from raysim.core.results import FailureEvent
+from raysim.distributed.dispatcher import MAX_LOSSES, Dispatcher
+from raysim.distributed.load_balancing import assign, rebalance
+from raysim.distributed.ray_errors import storage_full_error, summarize
 from raysim.federation.fleet import BaseFleet
-from raysim.federation.site_executor import Answer, Call, Client
+from raysim.federation.site_executor import CallKey, CallResult, Client
 
 P = TypeVar("P")
 STRIKE = 60.0  # seconds for chaos to start a process where it strikes
@@ -32,7 +32,7 @@ PATIENCE = 120.0  # seconds for an actor to come back, while no other can work, 
 class RayFleet(BaseFleet):
     """Sites on client actors. A site stays with the actor that has its data open, unless another is idle.
 
-    `start` makes a client actor of a name; it is called for one that was lost. `alone` are the actors that play a
+    `start` makes a client actor of a name; it is called for one that was lost. `dedicated_actors` are the actors that play a
     single site, by site: nobody else plays it, and they play nothing else. `patience` is how many seconds a round
     waits for an actor when none can work.
     """
@@ -41,22 +41,22 @@ class RayFleet(BaseFleet):
         self,
         task: Task,
         actors: Mapping[str, Any],
-        home: Mapping[str, str],
+        site_to_actor: Mapping[str, str],
         start: Callable[[str], Any],
         *,
         seed: int,
         rounds: int,
-        chaos: Chaos | None = None,
-        alone: Mapping[str, str] | None = None,
+        chaos: FaultPlan | None = None,
+        dedicated_actors: Mapping[str, str] | None = None,
         patience: float = PATIENCE,
     ) -> None:
         super().__init__(task, seed=seed, rounds=rounds)
-        self.alone, self.patience = dict(alone or {}), patience
+        self.dedicated_actors, self.patience = dict(dedicated_actors or {}), patience
         self.kills = dict(chaos.kills) if chaos else {}
-        self.actors, self.home, self.start = dict(actors), dict(home), start
+        self.actors, self.site_to_actor, self.start = dict(actors), dict(site_to_actor), start
         self.starting: dict[Any, str] = {}  # actors that are not up yet, by what tells that they are
         self.failed: dict[str, int] = {}  # times in a row that an actor has not come up
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, ActorPlacement] = {}
         self.late: set[str] = set()  # actors that have not been up yet, for their nodes are still to come
 
     def up(self) -> list[str]:
@@ -68,9 +68,9 @@ class RayFleet(BaseFleet):
         """Go on without these actors, by what tells that they are up, until they are."""
         self.starting.update(later)
         self.late = set(later.values())
-        there = [actor for actor in self.actors if actor not in self.late or actor in self.alone.values()]
-        if set(there) - set(self.alone.values()):
-            self.home = assign(costs, there, self.alone)
+        there = [actor for actor in self.actors if actor not in self.late or actor in self.dedicated_actors.values()]
+        if set(there) - set(self.dedicated_actors.values()):
+            self.site_to_actor = assign(costs, there, self.dedicated_actors)
 
     def replace(self, actor: str) -> None:
         """Start `actor` anew; it is given no work until it is up, for there may be no room for it any more."""
@@ -93,9 +93,9 @@ class RayFleet(BaseFleet):
                 self.leave(actor, error.cause)
                 return
             self.failed[actor] = self.failed.get(actor, 0) + 1
-            if self.failed[actor] == TRIES:
+            if self.failed[actor] == MAX_LOSSES:
                 failure = RunError(
-                    f"{actor} was lost and cannot be started anew: {told(error)}. When that is mended, `raysim resume` "
+                    f"{actor} was lost and cannot be started anew: {summarize(error)}. When that is mended, `raysim resume` "
                     "goes on from the last checkpoint"
                 )
                 failure.remote = str(error)
@@ -104,28 +104,28 @@ class RayFleet(BaseFleet):
 
     def leave(self, actor: str, error: RaysimError) -> None:
         """Go on without an actor whose node cannot serve it. Raises the error if its sites have no other."""
-        alone = set(self.alone.values())
-        others = sorted(self.actors.keys() - alone - {actor}, key=lambda name: (name in self.late, name))
-        if not isinstance(error, NodeError) or actor in alone or not others:
+        dedicated_actors = set(self.dedicated_actors.values())
+        others = sorted(self.actors.keys() - dedicated_actors - {actor}, key=lambda name: (name in self.late, name))
+        if not isinstance(error, NodeError) or actor in dedicated_actors or not others:
             raise error
         del self.actors[actor]  # its place stays this run's, so that nothing else is put there
         self.late.discard(actor)
         self.ledger.moved += 1
-        self.home.update({site: others[0] for site, name in self.home.items() if name == actor})
+        self.site_to_actor.update({site: others[0] for site, name in self.site_to_actor.items() if name == actor})
         number, phase = self.ledger.round + 1, self.ledger.progress.phase
-        self.ledger.incidents.append(Incident(number, phase, (), actor, str(error), "went on without it"))
+        self.ledger.failures.append(FailureEvent(number, phase, (), actor, str(error), "went on without it"))
 
-    def _play(
-        self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool
-    ) -> Iterator[tuple[str, Answer[P]]]:
-        order = _put((client, shared, call, private))
-        for site, answer in Dispatch(self, order, own).answers():
+    def _run_calls(
+        self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool
+    ) -> Iterator[tuple[str, CallResult[P]]]:
+        order = put((client, broadcast, call, private))
+        for site, answer in Dispatcher(self, order, per_site).results():
             self._make_trouble(call.round + 1)
             yield site, answer
 
     def _make_trouble(self, number: int) -> None:
         """Kill what chaos asks for in this round; what is not up yet, in the next."""
-        struck: list[Place] = []
+        struck: list[ActorPlacement] = []
         for victim in self.kills.pop(number, ()):
             place = self._kill(victim, struck)
             if place is None:
@@ -133,14 +133,14 @@ class RayFleet(BaseFleet):
             else:
                 struck.append(place)
 
-    def others(self) -> list[Place]:
+    def others(self) -> list[ActorPlacement]:
         """The actors on other nodes than this process's and the head's, with which the cluster would go."""
         heads = {node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]}
         spared = {ray.get_runtime_context().get_node_id(), *heads}
         up = (self.places[actor] for actor in self.up() if actor in self.places)
         return [place for place in up if place.node not in spared]
 
-    def _kill(self, victim: str, struck: Sequence[Place]) -> Place | None:
+    def _kill(self, victim: str, struck: Sequence[ActorPlacement]) -> ActorPlacement | None:
         """Really kill the last client actor, or the last node that has one and not the server.
 
         Not where something was `struck` just now. None if there is none to kill.
@@ -167,11 +167,11 @@ class RayFleet(BaseFleet):
         """The sites that each actor is to play, the costliest first."""
         waiting: dict[str, deque[str]] = {actor: deque() for actor in self.actors}
         costs = self._costs()
-        shared = [actor for actor in self.actors if actor not in self.late]
-        if all(self.home[site] in shared for site in self.sites if site not in self.alone):
-            self.home.update(settled(self.home, costs, shared, self.alone))
+        broadcast = [actor for actor in self.actors if actor not in self.late]
+        if all(self.site_to_actor[site] in broadcast for site in self.sites if site not in self.dedicated_actors):
+            self.site_to_actor.update(rebalance(self.site_to_actor, costs, broadcast, self.dedicated_actors))
         for site in sorted(self.sites, key=costs.__getitem__, reverse=True):
-            waiting[self.home[site]].append(site)
+            waiting[self.site_to_actor[site]].append(site)
         return waiting
 
     def _costs(self) -> dict[str, float]:
@@ -184,30 +184,30 @@ class RayFleet(BaseFleet):
 
     @staticmethod
     def _fetch(held: Any) -> Any:
-        return _got(held).payload if isinstance(held, ray.ObjectRef) else held
+        return get(held).payload if isinstance(held, ray.ObjectRef) else held
 
-    def memory(self, site: str) -> Any:
-        return _got(self.ledger.memories.get(site))
+    def client_state(self, site: str) -> Any:
+        return get(self.ledger.client_states.get(site))
 
-    def remember(self, memories: Mapping[str, Any]) -> None:
-        self.ledger.memories.update({site: _put(memory) for site, memory in memories.items()})
+    def restore_client_states(self, client_states: Mapping[str, Any]) -> None:
+        self.ledger.client_states.update({site: put(client_state) for site, client_state in client_states.items()})
 
 
 def _strike(pid: int) -> None:
     os.kill(pid or int(os.environ["RAY_RAYLET_PID"]), signal.SIGKILL)
 
 
-def _put(value: Any) -> Any:
+def put(value: Any) -> Any:
     try:
         return ray.put(value)
     except (ObjectStoreFullError, OutOfDiskError) as error:
-        raise no_room(error) from error
+        raise storage_full_error(error) from error
 
 
-def _got(held: Any) -> Any:
+def get(held: Any) -> Any:
     try:
         return ray.get(held) if isinstance(held, ray.ObjectRef) else held
     except (ObjectStoreFullError, OutOfDiskError) as error:
-        raise no_room(error) from error
+        raise storage_full_error(error) from error
     except ObjectLostError as error:
-        raise LostError(f"an object was lost with its node: {str(error).splitlines()[0]}") from error
+        raise LostObjectError(f"an object was lost with its node: {str(error).splitlines()[0]}") from error

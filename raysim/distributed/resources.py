@@ -11,11 +11,11 @@ from typing import Any
 from raysim.config.schema import Resources
 from raysim.core.errors import ConfigError, PlacementError
 
-HAIR = 1e-6  # ten shares of 0.1 are one
+TOLERANCE = 1e-6  # ten shares of 0.1 are one
 
 
 @dataclass(frozen=True)
-class Seat:
+class ActorResources:
     """What one client actor gets. `site` is the only one that it plays; None: all that have none of their own."""
 
     cpus: float
@@ -29,7 +29,7 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeResources:
     """A node of the cluster and what it has in all."""
 
     name: str
@@ -37,18 +37,18 @@ class Node:
     gpus: float
 
 
-class Room:
+class NodeCapacity:
     """What is left of a node. A fraction never spans two GPUs: 0.6 of each leaves 0.4 of each idle."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: NodeResources) -> None:
         self.cpus, self.gpus = node.cpus, [1.0] * int(node.gpus)
 
-    def take(self, seat: Seat) -> bool:
+    def take(self, seat: ActorResources) -> bool:
         """Whether there was room for `seat`, which is taken then."""
         whole = int(seat.gpus) if seat.gpus >= 1 else 0
         part = seat.gpus - whole
-        free = [i for i, left in enumerate(self.gpus) if left + HAIR >= (1.0 if whole else part)]
-        if self.cpus + HAIR < seat.cpus or len(free) < max(whole, math.ceil(part)):
+        free = [i for i, left in enumerate(self.gpus) if left + TOLERANCE >= (1.0 if whole else part)]
+        if self.cpus + TOLERANCE < seat.cpus or len(free) < max(whole, math.ceil(part)):
             return False
         self.cpus -= seat.cpus
         for i in sorted(free, key=self.gpus.__getitem__)[: whole or math.ceil(part)]:  # the fullest that will do
@@ -58,10 +58,10 @@ class Room:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a wish and a cluster go together: `alone` are the seats of single sites, `lacking` those without room."""
+    """How a wish and a cluster go together: `dedicated` are the seats of single sites, `lacking` those without room."""
 
-    alone: tuple[Seat, ...]
-    lacking: tuple[Seat, ...]
+    dedicated: tuple[ActorResources, ...]
+    lacking: tuple[ActorResources, ...]
     asked: int  # other client actors, at the least
     room: int  # for others, up to as many as would be started
 
@@ -70,84 +70,90 @@ class Fit:
         return not self.lacking and self.room >= self.asked
 
 
-def nodes(listed: Sequence[Mapping[str, Any]]) -> list[Node]:
-    """The live nodes of `ray.nodes()`."""
+def live_nodes(listed: Sequence[Mapping[str, Any]]) -> list[NodeResources]:
+    """The live nodes of `ray.live_nodes()`."""
     return [
-        Node(n["NodeManagerAddress"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+        NodeResources(n["NodeManagerAddress"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
         for n in listed
         if n["Alive"]
     ]
 
 
-def seats(
-    resources: Resources, sites: Sequence[str], cluster: Sequence[Node], outside: Sequence[str] = ()
-) -> list[Seat]:
+def plan_actors(
+    resources: Resources, sites: Sequence[str], cluster: Sequence[NodeResources], outside: Sequence[str] = ()
+) -> list[ActorResources]:
     """The client actors to start for the inside `sites`, and for those outside: the shared ones, then single sites'.
 
     Raises PlacementError, with the settings that would fit, if the cluster can never hold what is asked for.
     """
-    fit = fitted(resources, sites, cluster, outside)
+    fit = check_fit(resources, sites, cluster, outside)
     if not fit.ok:
-        raise PlacementError(_refusal(resources, fit, sites, cluster, outside))
-    count = fit.room if resources.clients == "auto" else fit.asked
-    return [Seat(resources.cpus_per_client, resources.gpus_per_client)] * count + list(fit.alone)
+        raise PlacementError(_refusal_message(resources, fit, sites, cluster, outside))
+    count = fit.room if resources.client_actors == "auto" else fit.asked
+    return [ActorResources(resources.cpus_per_client, resources.gpus_per_client)] * count + list(fit.dedicated)
 
 
-def fitted(resources: Resources, sites: Sequence[str], cluster: Sequence[Node], outside: Sequence[str] = ()) -> Fit:
+def check_fit(
+    resources: Resources, sites: Sequence[str], cluster: Sequence[NodeResources], outside: Sequence[str] = ()
+) -> Fit:
     """What of the wish there is room for. Raises ConfigError for a share that no GPU can give."""
-    alone = [Seat(*resources.of(site), site) for site in sorted(resources.sites)]
-    shared = Seat(resources.cpus_per_client, resources.gpus_per_client)
-    for seat in (shared, *alone):
+    dedicated = [ActorResources(*resources.of(site), site) for site in sorted(resources.sites)]
+    shared = ActorResources(resources.cpus_per_client, resources.gpus_per_client)
+    for seat in (shared, *dedicated):
         if seat.gpus > 1 and seat.gpus != int(seat.gpus):
             raise ConfigError(f"{seat.gpus:g} GPUs for a client actor: expected a fraction up to 1, or a whole number")
-    rooms = [Room(node) for node in cluster]
-    largest = sorted(alone, key=lambda seat: (-seat.gpus, -seat.cpus))
+    rooms = [NodeCapacity(node) for node in cluster]
+    largest = sorted(dedicated, key=lambda seat: (-seat.gpus, -seat.cpus))
     lacking = [seat for seat in largest if not any(room.take(seat) for room in rooms)]
-    asked, most = _wanted(resources, sites, outside)
+    asked, most = _actor_counts(resources, sites, outside)
     room = sum(1 for _ in range(most) if any(room.take(shared) for room in rooms))
-    return Fit(tuple(alone), tuple(lacking), asked, room)
+    return Fit(tuple(dedicated), tuple(lacking), asked, room)
 
 
-def _wanted(resources: Resources, sites: Sequence[str], outside: Sequence[str]) -> tuple[int, int]:
+def _actor_counts(resources: Resources, sites: Sequence[str], outside: Sequence[str]) -> tuple[int, int]:
     """How many shared client actors there have to be, and how many there may be."""
     rest = sum(site not in resources.sites for site in sites)
     if not rest:
         least = int(any(site not in resources.sites for site in outside))
         return least, least
-    if isinstance(resources.clients, int):
-        return min(resources.clients, rest), min(resources.clients, rest)
-    return (1 if resources.clients == "auto" else rest), rest
+    if isinstance(resources.client_actors, int):
+        return min(resources.client_actors, rest), min(resources.client_actors, rest)
+    return (1 if resources.client_actors == "auto" else rest), rest
 
 
-def _refusal(
-    resources: Resources, fit: Fit, sites: Sequence[str], cluster: Sequence[Node], outside: Sequence[str]
+def _refusal_message(
+    resources: Resources, fit: Fit, sites: Sequence[str], cluster: Sequence[NodeResources], outside: Sequence[str]
 ) -> str:
     there = "; ".join(f"{node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in cluster)
-    asked = [f"a client actor of {_said(seat)} for site '{seat.site}'" for seat in fit.lacking[:3]]
+    asked = [f"a client actor of {_describe(seat)} for site '{seat.site}'" for seat in fit.lacking[:3]]
     if fit.asked > fit.room:
-        shared = Seat(resources.cpus_per_client, resources.gpus_per_client)
-        asked.append(f"{fit.asked} client actor{'s' * (fit.asked > 1)} of {_said(shared)} each")
-        asked[-1] += f"; the cluster has room for {fit.room}" + (" beside those of single sites" if fit.alone else "")
+        shared = ActorResources(resources.cpus_per_client, resources.gpus_per_client)
+        asked.append(f"{fit.asked} client actor{'s' * (fit.asked > 1)} of {_describe(shared)} each")
+        asked[-1] += f"; the cluster has room for {fit.room}" + (
+            " beside those of single sites" if fit.dedicated else ""
+        )
     else:
         asked[-1] += "; the cluster has no room for it"
-    cures = list(dict.fromkeys(_cures(resources, fit, sites, cluster, outside)))[:3]
+    cures = list(dict.fromkeys(_fitting_settings(resources, fit, sites, cluster, outside)))[:3]
     return f"asked for {', '.join(asked)} ({there}). What would fit: {', or '.join(cures) or 'nothing on this cluster'}"
 
 
-def _said(seat: Seat) -> str:
+def _describe(seat: ActorResources) -> str:
     return f"{seat.cpus:g} CPU and {seat.gpus:g} GPU"
 
 
-def _cures(
-    resources: Resources, fit: Fit, sites: Sequence[str], cluster: Sequence[Node], outside: Sequence[str]
+def _fitting_settings(
+    resources: Resources, fit: Fit, sites: Sequence[str], cluster: Sequence[NodeResources], outside: Sequence[str]
 ) -> Iterator[str]:
     """Settings with which the run fits, each on its own."""
 
     def fits(wish: Resources) -> bool:
-        return fitted(wish, sites, cluster, outside).ok
+        return check_fit(wish, sites, cluster, outside).ok
 
     if fit.asked > fit.room > 0:
-        yield from (f"resources.clients={c}" for c in (fit.room, "auto") if fits(replace(resources, clients=c)))
+        yield from (
+            f"resources.client_actors={c}" for c in (fit.room, "auto") if fits(replace(resources, client_actors=c))
+        )
     for site in [seat.site for seat in fit.lacking[:1]] or [None]:
         if cure := _smaller(resources, site, max(fit.asked, len(sites)), fits):
             yield cure

@@ -15,32 +15,32 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysim.core.errors import Interrupted, PlacementError, RaysimError, RunError
-from raysim.core.events import Event, Failed, Note, Placed, Progress, Row, Summary
-from raysim.core.formatting import listed
+from raysim.core.events import ActorsPlaced, Event, Notice, Progress, RoundEvent, RunFailed, RunFinished
+from raysim.core.formatting import join_names
 from raysim.distributed.client_actor import ClientActor
-from raysim.distributed.control_actor import run_of
+from raysim.distributed.control_actor import run_name
 from raysim.distributed.load_balancing import assign
-from raysim.distributed.prometheus import Monitor
+from raysim.distributed.prometheus import RunMetrics
 from raysim.distributed.ray_fleet import PATIENCE, RayFleet
-from raysim.distributed.resources import Seat
+from raysim.distributed.resources import ActorResources
 from raysim.federation.plan import Plan
-from raysim.federation.runner import perform
+from raysim.federation.runner import run_federation
 
 
-def rooms(groups: Sequence[PlacementGroup]) -> list[PlacementGroupSchedulingStrategy]:
+def scheduling_strategies(groups: Sequence[PlacementGroup]) -> list[PlacementGroupSchedulingStrategy]:
     """The places of these groups, one for each client actor."""
     return [PlacementGroupSchedulingStrategy(group, i) for group in groups for i in range(group.bundle_count)]
 
 
-def given_out(group: PlacementGroup) -> bool:
+def is_group_ready(group: PlacementGroup) -> bool:
     """Whether the group has its place. Asked to wait for 0 s, Ray at times denies it of one that has."""
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
-class Server:
+class ServerActor:
     """The server actor: starts the client actors, runs the rounds, streams them, and answers meanwhile.
 
-    `rooms` are where the actors go, one for each that is `given`. `patience` is that of the fleet.
+    `scheduling_strategies` are where the actors go, one for each that is `given`. `patience` is that of the fleet.
     """
 
     def __init__(
@@ -48,63 +48,67 @@ class Server:
         plan: list[Any],
         rooms: Sequence[PlacementGroupSchedulingStrategy],
         costs: Mapping[str, float],
-        given: Sequence[Seat],
+        given: Sequence[ActorResources],
         namespace: str,
         patience: float = PATIENCE,
     ) -> None:
         names = [f"client-{i:02}" for i in range(1, len(given) + 1)]
         seats = dict(zip(names, given, strict=True))
-        self.alone = {seat.site: name for name, seat in seats.items() if seat.site is not None}
-        self.held, home = plan, assign(costs, names, self.alone)
+        self.dedicated_actors = {seat.site: name for name, seat in seats.items() if seat.site is not None}
+        self.held, site_to_actor = plan, assign(costs, names, self.dedicated_actors)
         self.costs, self.patience, self.rooms = costs, patience, dict(zip(names, rooms, strict=True))
 
         def start(name: str) -> Any:
-            return _client(name, _title(name, home), namespace, self.held, self.rooms[name], seats[name])
+            return _start_client(
+                name, _actor_title(name, site_to_actor), namespace, self.held, self.rooms[name], seats[name]
+            )
 
         # Before the plan is opened, which imports much: so the clients start while this process does.
         clients = {name: start(name) for name in names}
         self.plan: Plan = ray.get(plan[0])
-        self.fleet, self.name = self._fleet(clients, home, start), run_of(namespace)
+        self.fleet, self.name = self._fleet(clients, site_to_actor, start), run_name(namespace)
         self._watch()
 
-    def _fleet(self, clients: Mapping[str, Any], home: Mapping[str, str], start: Callable[[str], Any]) -> RayFleet:
+    def _fleet(
+        self, clients: Mapping[str, Any], site_to_actor: Mapping[str, str], start: Callable[[str], Any]
+    ) -> RayFleet:
         plan = self.plan
         run: dict[str, Any] = {"seed": plan.seed, "rounds": plan.rounds, "chaos": plan.chaos}
         run["patience"] = self.patience
-        return RayFleet(plan.task, clients, home, start, alone=self.alone, **run)
+        return RayFleet(plan.task, clients, site_to_actor, start, dedicated_actors=self.dedicated_actors, **run)
 
     def renew(self, plan: list[Any], costs: Mapping[str, float]) -> None:
         """Go on to another run, with the client actors that are up. Raises RayError if one of them is lost."""
         old = self.fleet
         ray.get([actor.renew.remote(plan) for actor in old.actors.values()])
         self.held, self.plan = plan, ray.get(plan[0])
-        self.fleet = self._fleet(old.actors, assign(costs, list(old.actors), self.alone), old.start)
+        self.fleet = self._fleet(old.actors, assign(costs, list(old.actors), self.dedicated_actors), old.start)
         self.fleet.places.update(old.places)
         self._watch()
 
     def _watch(self) -> None:
         self.last = dict[str, Any]()
-        self.monitor = Monitor(self.name, self.plan.rounds, self.plan.metric)
+        self.monitor = RunMetrics(self.name, self.plan.rounds, self.plan.metric)
 
     def __repr__(self) -> str:
         return "server"
 
-    def placed(self) -> Placed | Failed:
+    def placed(self) -> ActorsPlaced | RunFailed:
         """Where everything is, once all client actors are up that have room, or which of them cannot start.
 
         The others join when their nodes are there, as one does that was lost.
         """
         places, progress = self.fleet.places, self.fleet.ledger.progress
         coming = {client.place.remote(): name for name, client in self.fleet.actors.items()}
-        later = {ref: name for ref, name in coming.items() if not given_out(self.rooms[name].placement_group)}
+        later = {ref: name for ref, name in coming.items() if not is_group_ready(self.rooms[name].placement_group)}
         for ref in later:
             del coming[ref]
         progress.phase, progress.total = "starting actors", len(coming)
         while coming:
             ready, _ = ray.wait(list(coming), timeout=PATIENCE)
             if not ready:
-                late = listed(sorted(coming.values()))
-                return Failed(RunError(f"no client actor has started for {PATIENCE:g} s; waiting for {late}"))
+                late = join_names(sorted(coming.values()))
+                return RunFailed(RunError(f"no client actor has started for {PATIENCE:g} s; waiting for {late}"))
             name = coming.pop(ready[0])
             try:
                 places[name] = ray.get(ready[0])
@@ -115,34 +119,38 @@ class Server:
         if later:
             self.fleet.wait_for(later, self.costs)
         if self.plan.chaos.needs_node and not later and not self.fleet.others():
-            return Failed(PlacementError("chaos: kill node needs a client actor on a node other than the command's"))
+            return RunFailed(PlacementError("chaos: kill node needs a client actor on a node other than the command's"))
         return self._placed()
 
-    def _without(self, name: str, error: RayError) -> Failed | None:
+    def _without(self, name: str, error: RayError) -> RunFailed | None:
         """Go on without an actor that has not started, if its node is at fault and others can play."""
         if isinstance(error, RayTaskError) and isinstance(error.cause, RaysimError):
             try:
                 self.fleet.leave(name, error.cause)
             except RaysimError as cause:
-                return Failed(cause)
+                return RunFailed(cause)
             return None
         failure = RunError(f"{name} has not started: {type(error).__name__}; what it said stands above")
         failure.remote = str(error)
-        return Failed(failure)
+        return RunFailed(failure)
 
-    def _placed(self) -> Placed:
+    def _placed(self) -> ActorsPlaced:
         places = self.fleet.places
-        return Placed([places[name] for name in self.fleet.actors if name in places], dict(self.fleet.home))
+        return ActorsPlaced(
+            [places[name] for name in self.fleet.actors if name in places], dict(self.fleet.site_to_actor)
+        )
 
     def run(self) -> Generator[Event]:
         """A Row per round, a Placed after one in which an actor was lost or has come; then Summary or Failed."""
         moved, again = 0, False  # told once more in the round after, in which who is new is given sites
         try:
-            for event in perform(self.plan, self.fleet):
-                if isinstance(event, Summary) and self.fleet.kills:
-                    left = listed([victim for victims in self.fleet.kills.values() for victim in victims])
-                    yield Note(f"chaos: not killed, for the run ended before there was one to kill: {left}")
-                if isinstance(event, Summary) and (moved or self.fleet.late):  # who came late has sites, or never came
+            for event in run_federation(self.plan, self.fleet):
+                if isinstance(event, RunFinished) and self.fleet.kills:
+                    left = join_names([victim for victims in self.fleet.kills.values() for victim in victims])
+                    yield Notice(f"chaos: not killed, for the run ended before there was one to kill: {left}")
+                if isinstance(event, RunFinished) and (
+                    moved or self.fleet.late
+                ):  # who came late has sites, or never came
                     yield self._placed()
                 yield self._counted(event)
                 if again or moved != self.fleet.ledger.moved:
@@ -151,14 +159,14 @@ class Server:
         except RaysimError as error:
             if not isinstance(error, Interrupted):
                 self.monitor.failed(["ended the run"])
-            yield Failed(error)
+            yield RunFailed(error)
         self.monitor.flush()
 
     def _counted(self, event: Event) -> Event:
         """The event as it travels, once it is in the metrics."""
-        if isinstance(event, Note) and event.action:
+        if isinstance(event, Notice) and event.action:
             self.monitor.failed([event.action])
-        if isinstance(event, Row) and event.round is not None:
+        if isinstance(event, RoundEvent) and event.round is not None:
             self.monitor.add(event.round, event.values)
             self._tell()  # of short rounds nobody asks
             self.last, event = dict(event.values), replace(event, round=None)
@@ -196,18 +204,18 @@ class Server:
         self.fleet.ledger.stop.set()
 
 
-def _title(name: str, home: Mapping[str, str]) -> str:
+def _actor_title(name: str, site_to_actor: Mapping[str, str]) -> str:
     """The name on the dashboard: the actor and the sites it plays, the first of them if there are many."""
-    sites = sorted(site for site, actor in home.items() if actor == name)
+    sites = sorted(site for site, actor in site_to_actor.items() if actor == name)
     more = f",+{len(sites) - 4}" if len(sites) > 4 else ""
     return f"{name}[{','.join(sites[:4])}{more}]"
 
 
-def _client(
-    name: str, title: str, namespace: str, plan: list[Any], room: PlacementGroupSchedulingStrategy, seat: Seat
+def _start_client(
+    name: str, title: str, namespace: str, plan: list[Any], room: PlacementGroupSchedulingStrategy, seat: ActorResources
 ) -> Any:
     options = {
-        "name": f"{run_of(namespace)}/{title}",
+        "name": f"{run_name(namespace)}/{title}",
         "namespace": namespace,
         "num_cpus": seat.cpus,
         "num_gpus": seat.gpus,

@@ -10,7 +10,7 @@ from typing import Any
 
 from raysim.core.contracts import Metrics
 from raysim.core.events import Progress
-from raysim.core.results import Incident, Traffic
+from raysim.core.results import FailureEvent, Traffic
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Ledger:
     seed: int
     rounds: int
     min_replies: float | int = 1.0  # a fraction of the sites of a call, or a number of them
-    site_timeout: float = math.inf  # seconds that a site may take for a call
-    memories: dict[str, Any] = field(default_factory=dict)
+    site_timeout_s: float = math.inf  # seconds that a site may take for a call
+    client_states: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     moved: int = 0  # times that an actor was lost or has come up anew
@@ -33,16 +33,16 @@ class Ledger:
     between: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, Metrics] = field(default_factory=dict)  # of the client functions, by site
     weights: dict[str, float] = field(default_factory=dict)
-    incidents: list[Incident] = field(default_factory=list)
+    failures: list[FailureEvent] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds of the present round, by the phase of its calls
 
     def open_round(self, index: int) -> None:
-        self.round, self.calls, self.metrics, self.weights, self.incidents = index, 0, {}, {}, []
+        self.round, self.calls, self.metrics, self.weights, self.failures = index, 0, {}, {}, []
         self.up, self.down, self.between, self.phases = Counter(), Counter(), Counter(), {}
 
-    def told(self) -> tuple[Incident, ...]:
+    def take_failures(self) -> tuple[FailureEvent, ...]:
         """What has gone wrong since this was last asked: whoever asks writes it down, so that none is written twice."""
-        incidents, self.incidents = tuple(self.incidents), []
+        incidents, self.failures = tuple(self.failures), []
         return incidents
 
     def traffic(self) -> Traffic:

@@ -9,33 +9,44 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from raysim.core.contracts import JUDGED, Algorithm, Answers, Metrics, Predictor, Reply, S, Site, Split, State
+from raysim.core.contracts import (
+    EVALUATED_SPLITS,
+    Algorithm,
+    Metrics,
+    PredictionSet,
+    Predictor,
+    Reply,
+    S,
+    Site,
+    Split,
+    State,
+)
 from raysim.core.model import weights
 from raysim.core.results import Score
 from raysim.federation.fleet import BaseFleet
 
 
-def judge(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:
+def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:
     """The scores of every site, inside and outside: what the method gives it, and `@global` the plain global model."""
-    replies = fleet.judge(_judge_site, (algorithm, state))
+    replies = fleet.evaluate(_evaluate_site, (algorithm, state))
     return tuple(score for reply in replies.values() for score in reply.payload)
 
 
-def _judge_site(site: Site[Any], shared: tuple[Algorithm[S], S]) -> Reply[tuple[Score, ...]]:
-    algorithm, state = shared
+def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[tuple[Score, ...]]:
+    algorithm, state = broadcast
     said = algorithm.predictor(site, state)
-    answers = said if isinstance(said, Answers) else None if said is None else Answers(said)
+    answers = said if isinstance(said, PredictionSet) else None if said is None else PredictionSet(said)
     scores = [] if answers is None else _scores(site, answers.main, "")
     if state.model is not None:
         if answers is not None and _is_global(answers.main, site, state):
             scores += [replace(score, metric=f"{score.metric}@global") for score in scores]
         else:
-            scores += _scores(site, site.answer(state.model), "@global")
+            scores += _scores(site, site.predict_module(state.model), "@global")
     if answers is not None:
         for name, predict in answers.others.items():
             scores += _scores(site, predict, f"@{name}")
         if answers.notes is not None:
-            scores += _noted(site, answers.notes)
+            scores += _note_scores(site, answers.notes)
     return Reply(tuple(scores))
 
 
@@ -46,24 +57,24 @@ def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:
     """
     if not isinstance(predict, nn.Module) or state.model is None:
         return False
-    plain = site.answer(state.model)
+    plain = site.predict_module(state.model)
     modes, of_plain = ([layer.training for layer in net.modules()] for net in (predict, plain))
     return modes == of_plain and weights(predict) == weights(plain)
 
 
 @torch.no_grad()
 def _scores(site: Site[Any], predict: Predictor, suffix: str) -> list[Score]:
-    judged = {split: site.task.score(predict, site.data[split], site.device) for split in _judged(site)}
+    judged = {split: site.task.score(predict, site.data[split], site.device) for split in _evaluated_splits(site)}
     return _as_scores(site, {split: {f"{n}{suffix}": v for n, v in of.items()} for split, of in judged.items()})
 
 
 @torch.no_grad()
-def _noted(site: Site[Any], notes: Callable[[Split], Metrics]) -> list[Score]:
-    return _as_scores(site, {split: notes(site.data[split]) for split in _judged(site)})
+def _note_scores(site: Site[Any], notes: Callable[[Split], Metrics]) -> list[Score]:
+    return _as_scores(site, {split: notes(site.data[split]) for split in _evaluated_splits(site)})
 
 
-def _judged(site: Site[Any]) -> list[str]:
-    return [split for split in JUDGED if len(site.data[split])]
+def _evaluated_splits(site: Site[Any]) -> list[str]:
+    return [split for split in EVALUATED_SPLITS if len(site.data[split])]
 
 
 def _as_scores(site: Site[Any], found: Mapping[str, Metrics]) -> list[Score]:

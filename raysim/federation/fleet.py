@@ -9,14 +9,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from raysim.core.contracts import KEEP, Reply, Task
+from raysim.core.contracts import UNCHANGED, Reply, Task
 from raysim.core.errors import Interrupted, SiteError
-from raysim.core.fault_injection import Chaos
-from raysim.core.pytree import frozen, nbytes
-from raysim.core.results import Incident
-from raysim.core.seeding import kept
+from raysim.core.fault_injection import FaultPlan
+from raysim.core.pytree import make_readonly, nbytes
+from raysim.core.results import FailureEvent
+from raysim.core.seeding import preserve_rng
 from raysim.federation.accounting import Ledger
-from raysim.federation.site_executor import NOTHING, Answer, Call, Client, Exchanged, Failure, Opened, Worker
+from raysim.federation.site_executor import (
+    NOT_GIVEN,
+    CallKey,
+    CallResult,
+    Client,
+    ExchangeHandle,
+    Failure,
+    SiteDataCache,
+    SiteExecutor,
+)
 
 P = TypeVar("P")
 
@@ -27,7 +36,7 @@ class Replies(Mapping[str, Reply[P]]):
     A large payload stays where the fleet keeps it and is read each time it is asked for: any number of them fits.
     """
 
-    def __init__(self, answers: Mapping[str, Answer[P]], fetch: Callable[[Any], P]) -> None:
+    def __init__(self, answers: Mapping[str, CallResult[P]], fetch: Callable[[Any], P]) -> None:
         self._answers, self._fetch = answers, fetch
 
     def __getitem__(self, site: str) -> Reply[P]:
@@ -58,66 +67,68 @@ class BaseFleet(ABC):
         part.sites = tuple(sorted(set(sites)))
         return part
 
-    def map(self, client: Client[P], shared: Any = None, own: Mapping[str, Any] | None = None) -> Replies[P]:
+    def map(self, client: Client[P], broadcast: Any = None, per_site: Mapping[str, Any] | None = None) -> Replies[P]:
         """`client(site, shared[, own[site]])` at every site; replies in site order, arrays read-only.
 
         Raises SiteError with site and round for whatever a client function raises, as long as fewer sites than
         `min_replies` would be left.
         """
-        answers = self._run(client, shared, own, f"call {self.ledger.calls + 1}", private=False)
+        answers = self._run(client, broadcast, per_site, f"call {self.ledger.calls + 1}", private=False)
         for site, answer in answers.items():
             self.ledger.up[site] += answer.size
         return Replies(answers, self._fetch)
 
-    def exchange(self, client: Client[P], shared: Any = None, own: Mapping[str, Any] | None = None) -> Exchanged[P]:
+    def exchange(
+        self, client: Client[P], broadcast: Any = None, per_site: Mapping[str, Any] | None = None
+    ) -> ExchangeHandle[P]:
         """As `map`, but payloads stay out of the server's hands: sites read them from one another."""
-        answers = self._run(client, shared, own, "exchange", private=True)
+        answers = self._run(client, broadcast, per_site, "exchange", private=True)
         held = {site: answer.payload for site, answer in answers.items()}
-        return Exchanged(held, {site: a.metrics for site, a in answers.items()}, self._fetch)
+        return ExchangeHandle(held, {site: a.metrics for site, a in answers.items()}, self._fetch)
 
-    def judge(self, client: Client[P], shared: Any) -> Replies[P]:
+    def evaluate(self, client: Client[P], broadcast: Any) -> Replies[P]:
         """`client` at every site, inside and outside, without a trace in the ledger: judging is not the method."""
         answers = self.at([*self.task.inside, *self.task.outside])._collect(
-            client, shared, None, self._call("judge"), phase="judging"
+            client, broadcast, None, self._call("judge"), phase="judging"
         )
         return Replies(answers, self._fetch)
 
     def _run(
-        self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, phase: str, private: bool
-    ) -> dict[str, Answer[P]]:
+        self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, phase: str, private: bool
+    ) -> dict[str, CallResult[P]]:
         ledger, call = self.ledger, self._call(self.ledger.calls)
         ledger.calls += 1
-        answers = self._collect(client, shared, own, call, phase=phase, private=private)
-        size = nbytes(shared)
+        answers = self._collect(client, broadcast, per_site, call, phase=phase, private=private)
+        size = nbytes(broadcast)
         for site in self.sites:  # to those too that have failed since
-            ledger.down[site] += size + (nbytes(own[site]) if own is not None else 0)
+            ledger.down[site] += size + (nbytes(per_site[site]) if per_site is not None else 0)
         for site, answer in answers.items():
             ledger.between[site] += answer.between
             ledger.seconds[site] = answer.seconds
-            if answer.memory is not KEEP:
-                ledger.memories[site] = answer.memory
+            if answer.client_state is not UNCHANGED:
+                ledger.client_states[site] = answer.client_state
             ledger.metrics[site] = ledger.metrics.get(site, {}) | {k: float(v) for k, v in answer.metrics.items()}
             if "loss" in answer.metrics:
                 ledger.weights[site] = float(answer.weight)
         return answers
 
-    def _call(self, index: int | str) -> Call:
-        return Call(self.ledger.seed, self.ledger.round, self.ledger.rounds, index)
+    def _call(self, index: int | str) -> CallKey:
+        return CallKey(self.ledger.seed, self.ledger.round, self.ledger.rounds, index)
 
     def _collect(
         self,
         client: Client[P],
-        shared: Any,
-        own: Mapping[str, Any] | None,
-        call: Call,
+        broadcast: Any,
+        per_site: Mapping[str, Any] | None,
+        call: CallKey,
         *,
         phase: str,
         private: bool = False,
-    ) -> dict[str, Answer[P]]:
-        answers, spare = dict[str, Answer[P]](), len(self.sites) - self._needed()
+    ) -> dict[str, CallResult[P]]:
+        answers, spare = dict[str, CallResult[P]](), len(self.sites) - self._needed()
         progress, start = self.ledger.progress, time.perf_counter()
         progress.round, progress.phase, progress.done, progress.total = call.round, phase, 0, len(self.sites)
-        for site, answer in self._play(client, shared, own, call, private):
+        for site, answer in self._run_calls(client, broadcast, per_site, call, private):
             if answer.failure is not None:
                 spare -= 1
                 self._left_out(site, answer.failure, answer.seconds, phase, spare)
@@ -138,7 +149,7 @@ class BaseFleet(ABC):
         """Note a site's failure. Raises SiteError if too few sites are left, `spare` being how many may still fail."""
         number, cause = self.ledger.round + 1, failure.cause
         action: Literal["left out", "ended the run"] = "left out" if spare >= 0 else "ended the run"
-        self.ledger.incidents.append(Incident(number, phase, (site,), "", cause, action, seconds, failure.traceback))
+        self.ledger.failures.append(FailureEvent(number, phase, (site,), "", cause, action, seconds, failure.traceback))
         if spare < 0:
             if self._needed() < len(self.sites):
                 cause += f"; min_replies={self.ledger.min_replies} needs {self._needed()} of {len(self.sites)} sites"
@@ -150,9 +161,9 @@ class BaseFleet(ABC):
             raise Interrupted(f"stopped in round {self.ledger.round + 1}")
 
     @abstractmethod
-    def _play(
-        self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool
-    ) -> Iterator[tuple[str, Answer[P]]]:
+    def _run_calls(
+        self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool
+    ) -> Iterator[tuple[str, CallResult[P]]]:
         """Each site with its answer, in any order. `private`: payloads are handles that `_fetch` resolves."""
 
     @staticmethod
@@ -160,31 +171,31 @@ class BaseFleet(ABC):
     def _fetch(held: Any) -> Any:
         """The payload that a private handle stands for, at a site."""
 
-    def memories(self) -> Mapping[str, Any]:
+    def client_states(self) -> Mapping[str, Any]:
         """What each site keeps, read one at a time."""
-        return _Memories(self)
+        return _ClientStates(self)
 
     @abstractmethod
-    def memory(self, site: str) -> Any:
+    def client_state(self, site: str) -> Any:
         """What `site` keeps, None if nothing; for checkpoints."""
 
     @abstractmethod
-    def remember(self, memories: Mapping[str, Any]) -> None:
+    def restore_client_states(self, client_states: Mapping[str, Any]) -> None:
         """Give sites the memories they had at a checkpoint."""
 
 
-class _Memories(Mapping[str, Any]):
+class _ClientStates(Mapping[str, Any]):
     def __init__(self, fleet: BaseFleet) -> None:
         self._fleet = fleet
 
     def __getitem__(self, site: str) -> Any:
-        return self._fleet.memory(site)
+        return self._fleet.client_state(site)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._fleet.ledger.memories))
+        return iter(sorted(self._fleet.ledger.client_states))
 
     def __len__(self) -> int:
-        return len(self._fleet.ledger.memories)
+        return len(self._fleet.ledger.client_states)
 
 
 class LocalFleet(BaseFleet):
@@ -199,29 +210,31 @@ class LocalFleet(BaseFleet):
         device: str = "cpu",
         threads: int = 1,
         own_threads: Mapping[str, int] | None = None,
-        chaos: Chaos | None = None,
-        opened: Opened | None = None,
+        chaos: FaultPlan | None = None,
+        data_cache: SiteDataCache | None = None,
     ) -> None:
         super().__init__(task, seed=seed, rounds=rounds)
-        self.worker = Worker(task, seed, device, threads, chaos, own_threads, opened)
+        self.executor = SiteExecutor(task, seed, device, threads, chaos, own_threads, data_cache)
 
-    def _play(
-        self, client: Client[P], shared: Any, own: Mapping[str, Any] | None, call: Call, private: bool
-    ) -> Iterator[tuple[str, Answer[P]]]:
-        frozen((shared, own))
+    def _run_calls(
+        self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool
+    ) -> Iterator[tuple[str, CallResult[P]]]:
+        make_readonly((broadcast, per_site))
         for site in self.sites:
-            given = NOTHING if own is None else own[site]
-            memory = self.ledger.memories.get(site)
-            with kept():  # the server half of the round draws from the same generators
-                answer = self.worker.play(client, site, call, shared, given, memory)
+            given = NOT_GIVEN if per_site is None else per_site[site]
+            client_state = self.ledger.client_states.get(site)
+            with preserve_rng():  # the server half of the round draws from the same generators
+                answer = self.executor.execute(client, site, call, broadcast, given, client_state)
             yield site, answer
 
     @staticmethod
     def _fetch(held: Any) -> Any:
         return held
 
-    def memory(self, site: str) -> Any:
-        return self.ledger.memories.get(site)
+    def client_state(self, site: str) -> Any:
+        return self.ledger.client_states.get(site)
 
-    def remember(self, memories: Mapping[str, Any]) -> None:
-        self.ledger.memories.update({site: frozen(memory) for site, memory in memories.items()})
+    def restore_client_states(self, client_states: Mapping[str, Any]) -> None:
+        self.ledger.client_states.update(
+            {site: make_readonly(client_state) for site, client_state in client_states.items()}
+        )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from raysim.config.schema import RunConfig
-from raysim.core.contracts import JUDGED, Algorithm, Task
+from raysim.core.contracts import EVALUATED_SPLITS, Algorithm, Task
 from raysim.core.errors import ConfigError
-from raysim.core.fault_injection import Chaos, read
+from raysim.core.fault_injection import FaultPlan, parse_faults
 from raysim.core.registry import name_of
 from raysim.distributed import node_probe
 from raysim.distributed.diagnostics import data_paths
@@ -24,7 +24,7 @@ from raysim.federation.validation import (
     check_training,
     model_bytes,
 )
-from raysim.reporting.console import Display
+from raysim.reporting.console import RunConsole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ class Plan:
     model_bytes: int = 0  # of the network
     dropout: float = 0.0
     min_replies: float | int = 1.0
-    site_timeout: float = math.inf
-    chaos: Chaos = field(default_factory=Chaos)
+    site_timeout_s: float = math.inf
+    chaos: FaultPlan = field(default_factory=FaultPlan)
     resume: bool = False  # go on from the newest checkpoint in `out`
     versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages, which nodes are to have
-    reads: Sequence[str] = ()  # what nodes are to be able to read
+    data_paths: Sequence[str] = ()  # what nodes are to be able to read
 
 
 def chosen_metric(task: Task, asked: str | None) -> str:
@@ -56,7 +56,7 @@ def chosen_metric(task: Task, asked: str | None) -> str:
     possible = [
         f"{role}/{split}/{metric}"
         for role, sites in (("inside", task.inside), ("outside", task.outside))
-        for split in JUDGED
+        for split in EVALUATED_SPLITS
         if any(task.sizes[site].get(split, 0) for site in sites)
         for metric in task.score.better
     ]
@@ -69,24 +69,24 @@ def chosen_metric(task: Task, asked: str | None) -> str:
     return asked
 
 
-def prepare(config: RunConfig, folder: Path, display: Display) -> Plan:
+def build_task_and_plan(config: RunConfig, folder: Path, display: RunConsole) -> Plan:
     """Open the data and check all that can be checked before anything starts."""
-    _chaos(config)
+    parse_run_faults(config)
     with display.preparing() as progress:
         task = config.task.build(progress)
-    return planned(config, task, folder)
+    return build_plan(config, task, folder)
 
 
-def _chaos(config: RunConfig) -> Chaos:
-    chaos = read(config.chaos)
-    if chaos.kills and config.fleet == "local":
-        raise ConfigError(f"chaos={config.chaos!r}: fleet=local has no actor or node to kill; run on Ray")
+def parse_run_faults(config: RunConfig) -> FaultPlan:
+    chaos = parse_faults(config.chaos)
+    if chaos.kills and config.backend == "local":
+        raise ConfigError(f"chaos={config.chaos!r}: backend=local has no actor or node to kill; run on Ray")
     return chaos
 
 
-def planned(config: RunConfig, task: Task, folder: Path) -> Plan:
+def build_plan(config: RunConfig, task: Task, folder: Path) -> Plan:
     """The run of `config` on its `task`, which is built, into `folder`. Raises ConfigError for what cannot be."""
-    chaos = _chaos(config)
+    chaos = parse_run_faults(config)
     chaos.check((*task.inside, *task.outside), config.rounds)
     if chaos.drop and config.min_replies == 1.0:
         raise ConfigError(
@@ -115,8 +115,8 @@ def planned(config: RunConfig, task: Task, folder: Path) -> Plan:
         checkpoint_every=config.checkpoint_every,
         metric=chosen_metric(task, config.metric),
         min_replies=config.min_replies,
-        site_timeout=config.site_timeout,
+        site_timeout_s=config.site_timeout_s,
         chaos=chaos,
         versions=node_probe.versions(),
-        reads=data_paths(task, config.task)[0],
+        data_paths=data_paths(task, config.task)[0],
     )

@@ -13,40 +13,40 @@ from typing import Any, Literal
 import torch
 
 from raysim.config.schema import RunConfig
-from raysim.core.errors import Interrupted, LostError, PlacementError, RaysimError, RunError, ServerError
-from raysim.core.events import Note, Row, Summary
+from raysim.core.errors import Interrupted, LostObjectError, PlacementError, RaysimError, RunError, ServerError
+from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.registry import classes_of
-from raysim.core.results import Incident, Start
+from raysim.core.results import FailureEvent, ResumePoint
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
-from raysim.federation.site_executor import Opened, threads_of
+from raysim.federation.site_executor import SiteDataCache, torch_threads
 from raysim.storage import checkpoint
-from raysim.storage.event_log import note
+from raysim.storage.event_log import append_failures
 from raysim.storage.recorder import Recorder
 from raysim.storage.serialization import digest
 
-BACK = 5  # times that a run goes back to its last checkpoint before it gives up
+MAX_ROLLBACKS = 5  # times that a run goes back to its last checkpoint before it gives up
 
 
-def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
+def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice | RunFinished]:
     """Each round's row as it ends, then the summary.
 
     Whatever ends the run early, what was recorded until then is on the disk, with a summary that says why.
     """
-    with writing(plan.out):
+    with disk_errors_named(plan.out):
         recorder = Recorder(plan.out, plan.task, plan.metric)
-    fleet.ledger.min_replies, fleet.ledger.site_timeout = plan.min_replies, plan.site_timeout
+    fleet.ledger.min_replies, fleet.ledger.site_timeout_s = plan.min_replies, plan.site_timeout_s
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": plan.seed}
     try:
         state = yield from _rounds(plan, fleet, recorder)
-        proof = digest(state, fleet.memories())
-        with writing(plan.out):
+        proof = digest(state, fleet.client_states())
+        with disk_errors_named(plan.out):
             summary = recorder.close("done", facts, proof)
-        yield Summary(summary)
+        yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
         with suppress(OSError):
-            note(plan.out, fleet.ledger.told())
+            append_failures(plan.out, fleet.ledger.take_failures())
             recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
@@ -59,7 +59,7 @@ def perform(plan: Plan, fleet: BaseFleet) -> Iterator[Row | Note | Summary]:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def disk_errors_named(out: Path) -> Iterator[None]:
     """Raises RunError, with the cure, for what the disk refuses in the block."""
     try:
         yield
@@ -70,50 +70,50 @@ def writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Note]:
+def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Notice]:
     """Write down what ended the run, and tell of what went wrong before that in its last round."""
-    incidents = list(fleet.ledger.told())
-    yield from (Note(_told(each), each.action) for each in incidents if each.action != "ended the run")
-    if not incidents or incidents[-1].action != "ended the run":
+    failures = list(fleet.ledger.take_failures())
+    yield from (Notice(describe_failure(each), each.action) for each in failures if each.action != "ended the run")
+    if not failures or failures[-1].action != "ended the run":
         number = fleet.ledger.round + 1
         phase = "server" if isinstance(error, ServerError) else fleet.ledger.progress.phase
-        incidents.append(Incident(number, phase, (), "", str(error), "ended the run", remote=error.remote))
+        failures.append(FailureEvent(number, phase, (), "", str(error), "ended the run", remote=error.remote))
     with suppress(OSError):  # the disk may be what has failed: then the error is all that is left to tell
-        note(recorder.out, incidents)
+        append_failures(recorder.out, failures)
         recorder.close("failed", {**facts, "error": str(error)}, None)
 
 
-def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Row | Note, None, Any]:
+def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
     """The last state, after all rounds that are still to come; from the last checkpoint again if objects were lost."""
     start, lost_in, times = None, -1, 0
-    note(plan.out, early := fleet.ledger.told())  # of actors that could not begin
-    for incident in early:
-        yield Note(_told(incident), incident.action)
+    append_failures(plan.out, early := fleet.ledger.take_failures())  # of actors that could not begin
+    for failure in early:
+        yield Notice(describe_failure(failure), failure.action)
     if plan.resume:
         start, _ = yield from _last_checkpoint(plan, fleet, recorder)
     while True:
         try:
             return (yield from _from(start, plan, fleet, recorder))
-        except LostError as error:
-            number, incidents = fleet.ledger.round, fleet.ledger.told()
+        except LostObjectError as error:
+            number, failures = fleet.ledger.round, fleet.ledger.take_failures()
             times = 1 if number > lost_in else times + 1
             lost_in = max(lost_in, number)
-            note(plan.out, incidents)
-            if times == BACK:
+            append_failures(plan.out, failures)
+            if times == MAX_ROLLBACKS:
                 raise RunError(
                     f"{error}; that was {times} times in a row: look at the health of the cluster"
                 ) from error
-            for incident in incidents:
-                yield Note(_told(incident), incident.action)
+            for failure in failures:
+                yield Notice(describe_failure(failure), failure.action)
             action: Literal["went back to the last checkpoint"] = "went back to the last checkpoint"
-            yield Note(f"{error}; going back to the last checkpoint", action)
+            yield Notice(f"{error}; going back to the last checkpoint", action)
             start, seconds = yield from _last_checkpoint(plan, fleet, recorder)
-            note(plan.out, [Incident(number + 1, "", (), "", str(error), action, seconds)])
+            append_failures(plan.out, [FailureEvent(number + 1, "", (), "", str(error), action, seconds)])
 
 
 def _last_checkpoint(
     plan: Plan, fleet: BaseFleet, recorder: Recorder
-) -> Generator[Row | Note, None, tuple[Start[Any] | None, float]]:
+) -> Generator[RoundEvent | Notice, None, tuple[ResumePoint[Any] | None, float]]:
     """The newest checkpoint that is whole, None if there is none, and the seconds of the rounds after it.
 
     Records and memories are as they were then.
@@ -124,16 +124,16 @@ def _last_checkpoint(
             start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.algorithm)])
             break
         except RunError as error:
-            yield Note(f"{error}; taking the one before it")
+            yield Notice(f"{error}; taking the one before it")
     number = start.number if start else 0
-    yield Note(f"going on after round {number}" if number else "no checkpoint is whole: starting from round 1")
-    fleet.ledger.memories.clear()
+    yield Notice(f"going on after round {number}" if number else "no checkpoint is whole: starting from round 1")
+    fleet.ledger.client_states.clear()
     return start, recorder.rewind(number)
 
 
 def _from(
-    start: Start[Any] | None, plan: Plan, fleet: BaseFleet, recorder: Recorder
-) -> Generator[Row | Note, None, Any]:
+    start: ResumePoint[Any] | None, plan: Plan, fleet: BaseFleet, recorder: Recorder
+) -> Generator[RoundEvent | Notice, None, Any]:
     state = start.state if start else None
     for final in federate(
         plan.algorithm,
@@ -147,28 +147,28 @@ def _from(
         start=start,
     ):
         ended = time.perf_counter()
-        with writing(plan.out):
+        with disk_errors_named(plan.out):
             row = recorder.add(final)
             if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
                 recorder.sync()  # a checkpoint has all its rounds in the log
                 folder = plan.out / "checkpoints"
-                checkpoint.write(folder, final.number, final.state, fleet.memories())
-        for incident in final.incidents:
-            yield Note(_told(incident))
+                checkpoint.write(folder, final.number, final.state, fleet.client_states())
+        for failure in final.failures:
+            yield Notice(describe_failure(failure))
         phases = {**final.phases, "recording": time.perf_counter() - ended}
-        yield Row(final.number, row, replace(final, phases=phases))
+        yield RoundEvent(final.number, row, replace(final, phases=phases))
         state = final.state
     return state
 
 
-def _told(incident: Incident) -> str:
-    sites = ", ".join(incident.sites[:4]) + (f" and {len(incident.sites) - 4} more" if incident.sites[4:] else "")
-    who = f"{incident.actor} was lost with {sites}" if incident.actor and sites else incident.actor or sites
-    return f"round {incident.round}, {incident.call}: {who}: {incident.cause} -> {incident.action}"
+def describe_failure(failure: FailureEvent) -> str:
+    sites = ", ".join(failure.sites[:4]) + (f" and {len(failure.sites) - 4} more" if failure.sites[4:] else "")
+    who = f"{failure.actor} was lost with {sites}" if failure.actor and sites else failure.actor or sites
+    return f"round {failure.round}, {failure.call}: {who}: {failure.cause} -> {failure.action}"
 
 
-def local_fleet(plan: Plan, config: RunConfig, opened: Opened | None = None) -> LocalFleet:
-    """All sites in this process. `opened` are the data that it has open already."""
+def local_fleet(plan: Plan, config: RunConfig, data_cache: SiteDataCache | None = None) -> LocalFleet:
+    """All sites in this process. `data_cache` are the data that it has open already."""
     resources = config.resources
     gpus = max(resources.of(site)[1] for site in (*plan.task.inside, *plan.task.outside))
     device = "cuda" if gpus else "cpu"
@@ -181,8 +181,8 @@ def local_fleet(plan: Plan, config: RunConfig, opened: Opened | None = None) -> 
         seed=plan.seed,
         rounds=plan.rounds,
         device=device,
-        threads=threads_of(resources.cpus_per_client),
-        own_threads={site: threads_of(resources.of(site)[0]) for site in resources.sites},
+        threads=torch_threads(resources.cpus_per_client),
+        own_threads={site: torch_threads(resources.of(site)[0]) for site in resources.sites},
         chaos=plan.chaos,
-        opened=opened,
+        data_cache=data_cache,
     )

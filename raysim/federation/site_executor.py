@@ -12,23 +12,25 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from raysim.core.contracts import KEEP, SPLITS, Data, Metrics, Reply, Site, Task
-from raysim.core.errors import LostError, RaysimError
-from raysim.core.fault_injection import Chaos
-from raysim.core.pytree import frozen, nbytes
-from raysim.core.seeding import sow
+from raysim.core.contracts import SPLITS, UNCHANGED, Data, Metrics, Reply, Site, Task
+from raysim.core.errors import LostObjectError, RaysimError
+from raysim.core.fault_injection import FaultPlan
+from raysim.core.pytree import make_readonly, nbytes
+from raysim.core.seeding import seed_all
 
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
-NOTHING: Any = object()
-OPEN = 256 * 2**20  # bytes of data that a process keeps in memory for sites it has played, beside those it maps
+NOT_GIVEN: Any = object()
+DATA_CACHE_BYTES = (
+    256 * 2**20
+)  # bytes of data that a process keeps in memory for sites it has played, beside those it maps
 
 # Which site is being played here, and the bytes it has read from others: None in a process that plays none.
 _reader: ContextVar[tuple[str, dict[tuple[int, str], int]] | None] = ContextVar("reader", default=None)
 
 
 @dataclass(frozen=True)
-class Call:
+class CallKey:
     """Names one call at the sites, for seeds and messages: round from 0, and the how-manieth call in it."""
 
     seed: int
@@ -46,7 +48,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Answer(Generic[P]):
+class CallResult(Generic[P]):
     """A reply and how it came about.
 
     `size` are the payload's bytes, `between` those read from other sites; memory and payload may be references.
@@ -55,14 +57,14 @@ class Answer(Generic[P]):
     payload: P
     weight: float = 1.0
     metrics: Metrics = field(default_factory=dict)
-    memory: Any = KEEP
+    client_state: Any = UNCHANGED
     seconds: float = 0.0
     size: int = 0
     between: int = 0
     failure: Failure | None = None
 
 
-class Exchanged(Generic[P]):
+class ExchangeHandle(Generic[P]):
     """Payloads that sites have for one another; travels as a handle and is read at sites only.
 
     `fetch` turns what is held for a site into its payload: the identity in one process, `ray.get` on Ray.
@@ -87,12 +89,12 @@ class Exchanged(Generic[P]):
         return payload
 
 
-def threads_of(cpus: float) -> int:
+def torch_threads(cpus: float) -> int:
     """The torch threads of an actor with so many CPUs."""
     return max(1, int(cpus))
 
 
-class Opened:
+class SiteDataCache:
     """The data of a task's sites that a process keeps open, from run to run too: a search opens them once."""
 
     def __init__(self, task: Task) -> None:
@@ -104,7 +106,7 @@ class Opened:
         if name not in self._data:
             self._data[name] = self.task.open(name)
             self.held += _in_memory(self._data[name])
-        while self.held > OPEN and len(self._data) > 1:
+        while self.held > DATA_CACHE_BYTES and len(self._data) > 1:
             oldest = next(site for site in self._data if site != name)
             self.held -= _in_memory(self._data.pop(oldest))
         return self._data[name]
@@ -113,7 +115,7 @@ class Opened:
         return iter(self._data)
 
 
-class Worker:
+class SiteExecutor:
     """Plays any of the task's sites, one call at a time; keeps their data open between calls."""
 
     def __init__(
@@ -122,26 +124,26 @@ class Worker:
         seed: int,
         device: str,
         threads: int,
-        chaos: Chaos | None = None,
+        chaos: FaultPlan | None = None,
         own_threads: Mapping[str, int] | None = None,
-        opened: Opened | None = None,
+        data_cache: SiteDataCache | None = None,
     ) -> None:
         self.threads, self.own_threads = threads, own_threads or {}
         torch.set_num_threads(threads)
         self.task, self.seed, self.device = task, seed, torch.device(device)
         self.template = task.start(seed).to(self.device)
-        self.opened = Opened(task) if opened is None else opened
-        self.chaos = chaos or Chaos()
+        self.data_cache = SiteDataCache(task) if data_cache is None else data_cache
+        self.chaos = chaos or FaultPlan()
 
-    def play(
+    def execute(
         self,
         client: Client[P],
         site: str,
-        call: Call,
-        shared: Any,
-        own: Any = NOTHING,
-        memory: Any = None,
-    ) -> Answer[P]:
+        call: CallKey,
+        broadcast: Any,
+        per_site: Any = NOT_GIVEN,
+        client_state: Any = None,
+    ) -> CallResult[P]:
         """The client function's reply at `site`; an exception in it becomes `Answer.failure`.
 
         It leaves the global random generators as the function left them.
@@ -152,29 +154,31 @@ class Worker:
             torch.set_num_threads(threads)
         token = _reader.set((site, read))
         try:
-            sow(call.seed, call.round, call.index, site)
-            place = self._site(site, call, memory)
-            reply = client(place, shared) if own is NOTHING else client(place, shared, own)
+            seed_all(call.seed, call.round, call.index, site)
+            place = self._site(site, call, client_state)
+            reply = client(place, broadcast) if per_site is NOT_GIVEN else client(place, broadcast, per_site)
             if not isinstance(reply, Reply):
                 raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
-            frozen((reply.payload, reply.memory))
+            make_readonly((reply.payload, reply.client_state))
             size = nbytes(reply.payload)  # raises here, with the site, for what cannot travel
-        except LostError:  # no fault of the function's
+        except LostObjectError:  # no fault of the function's
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's function raises, with its site
-            return _no_reply(_failure(error), time.perf_counter() - start)
+            return _failed_result(_failure(error), time.perf_counter() - start)
         finally:
             _reader.reset(token)
         if delay := self.chaos.delay(site, time.perf_counter() - start):
             time.sleep(delay)
         seconds = time.perf_counter() - start
         if self.chaos.drops(call.seed, call.round, call.index, site):
-            return _no_reply(Failure("chaos dropped its reply", ""), seconds)
-        return Answer(reply.payload, reply.weight, reply.metrics, reply.memory, seconds, size, sum(read.values()))
+            return _failed_result(Failure("chaos dropped its reply", ""), seconds)
+        return CallResult(
+            reply.payload, reply.weight, reply.metrics, reply.client_state, seconds, size, sum(read.values())
+        )
 
-    def _site(self, name: str, call: Call, memory: Any) -> Site[Any]:
-        data = self.opened[name]
-        return Site(name, self.task, data, memory, self.device, self.seed, call.round, call.rounds, self.template)
+    def _site(self, name: str, call: CallKey, client_state: Any) -> Site[Any]:
+        data = self.data_cache[name]
+        return Site(name, self.task, data, client_state, self.device, self.seed, call.round, call.rounds, self.template)
 
 
 def _in_memory(data: Data) -> int:
@@ -183,8 +187,8 @@ def _in_memory(data: Data) -> int:
     return sum(array.nbytes for array in arrays if array is not None and not isinstance(array, np.memmap))
 
 
-def _no_reply(failure: Failure, seconds: float) -> Answer[Any]:
-    return Answer(None, failure=failure, seconds=seconds)
+def _failed_result(failure: Failure, seconds: float) -> CallResult[Any]:
+    return CallResult(None, failure=failure, seconds=seconds)
 
 
 def _failure(error: BaseException) -> Failure:

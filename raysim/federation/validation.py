@@ -11,10 +11,10 @@ import torch
 
 from raysim.core.contracts import Algorithm, Task
 from raysim.core.errors import ConfigError, PlacementError
-from raysim.core.formatting import listed, size
+from raysim.core.formatting import format_bytes, join_names
 from raysim.core.model import weights
 from raysim.core.seeding import seeded
-from raysim.core.suggestions import nearest
+from raysim.core.suggestions import did_you_mean
 
 
 def check_training(task: Task) -> None:
@@ -23,7 +23,7 @@ def check_training(task: Task) -> None:
     if not task.inside:
         raise ConfigError("every site is an outside site: nobody is left to train; shorten task.data.outside")
     if empty:
-        named = listed([repr(site) for site in empty])
+        named = join_names([repr(site) for site in empty])
         raise ConfigError(
             f"no training rows at {named}: every inside site trains. Give it rows with split train, or only judge it: "
             f"task.data.outside=[{', '.join([*task.outside, *empty][:8])}]"
@@ -71,7 +71,7 @@ def check_sites(task: Task, named: Collection[str]) -> None:
     for site in named:
         if site not in sites:
             raise ConfigError(
-                f"resources.sites: there is no site {site!r}{nearest(site, sites)}; sites: {listed(sites)}"
+                f"resources.sites: there is no site {site!r}{did_you_mean(site, sites)}; sites: {join_names(sites)}"
             )
 
 
@@ -82,7 +82,7 @@ def check_cohort(task: Task, cohort: float | int) -> None:
         raise ConfigError(f"cohort={cohort}: expected a fraction up to 1.0, or 1 to {len(task.inside)} sites")
 
 
-CHECKPOINTS = 3  # on the disk at a time: two that are kept and one that is being written
+CHECKPOINTS_ON_DISK = 3  # on the disk at a time: two that are kept and one that is being written
 
 
 def model_bytes(task: Task) -> int:
@@ -92,9 +92,9 @@ def model_bytes(task: Task) -> int:
 
 def check_disk(folder: Path, model: int) -> None:
     """Raises PlacementError if `folder` has no room for the checkpoints of a model of so many bytes."""
-    free, needed = shutil.disk_usage(folder).free, CHECKPOINTS * model
+    free, needed = shutil.disk_usage(folder).free, CHECKPOINTS_ON_DISK * model
     if free < needed:
         raise PlacementError(
-            f"{folder} has {size(free)} free, and checkpoints of this network take {size(needed)} at least. "
+            f"{folder} has {format_bytes(free)} free, and checkpoints of this network take {format_bytes(needed)} at least. "
             "Make room there, or give another --out"
         )

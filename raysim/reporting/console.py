@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raysim.core.formatting import counted, size
+from raysim.core.events import ActorsPlaced, Notice, Progress, RoundEvent
+from raysim.core.formatting import format_bytes, pluralize
 
 if TYPE_CHECKING:
     from raysim.federation.plan import Plan
 
 WIDTH = 11  # characters of a column of numbers
-SHOWN = 40  # sites in the table at the end; of more, the worst
+MAX_SITES_SHOWN = 40  # sites in the table at the end; of more, the worst
 
 
 class Terminal(Console):
@@ -33,7 +34,7 @@ class Terminal(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class Display:
+class RunConsole:
     """Prints to `console`: with a live bar if it is a terminal, else in plain lines."""
 
     def __init__(self, console: Console) -> None:
@@ -73,14 +74,13 @@ class Display:
 
     def show(self, event: Any) -> None:
         """Show one event of the run."""
-        kind = type(event).__name__
-        if kind == "Progress":
+        if isinstance(event, Progress):
             self._progress(event)
-        elif kind == "Placed":
+        elif isinstance(event, ActorsPlaced):
             self._placed(event)
-        elif kind == "Note":
+        elif isinstance(event, Notice):
             self.console.print(f"note: {event.text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-        elif kind == "Row":
+        elif isinstance(event, RoundEvent):
             self._row(event.values)
 
     def _progress(self, progress: Any) -> None:
@@ -95,12 +95,12 @@ class Display:
         if self.placed:  # an actor was replaced, as a note has told
             return
         self.placed = True
-        sites = list(placed.home)
+        sites = list(placed.site_to_actor)
         if not placed.places:
             self.say(f"{len(sites)} sites in this process")
             return
         self.say(f"{len(sites)} sites on {len(placed.places)} client actors")
-        for place in placed.places[:SHOWN]:
+        for place in placed.places[:MAX_SITES_SHOWN]:
             gpu = f", {place.gpus:g} of GPU {','.join(place.gpu_ids)} ({place.device})" if place.gpus else ""
             self.say(f"  {place.title}  node {place.node[:8]}, {place.threads} torch thread(s){gpu}")
 
@@ -113,7 +113,7 @@ class Display:
             parts.append(f"{metric} {row[f'{metric}/mean']:.4f} (worst {row[f'{metric}/worst']:.4f})")
         parts.append(f"{row['seconds']:.2f} s")
         ways = {"up": row["bytes_up"], "down": row["bytes_down"], "between": row["bytes_between"]}
-        parts += [f"{way} {size(count)}" for way, count in ways.items() if count or way != "between"]
+        parts += [f"{way} {format_bytes(count)}" for way, count in ways.items() if count or way != "between"]
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
     def finish(self, summary: Any, folder: Path) -> None:
@@ -121,10 +121,10 @@ class Display:
         values = summary.values
         for table in site_tables(values, self.console.width):
             self.console.print(table)
-        total, rounds = values["bytes"], counted(values["rounds"], "round")
+        total, rounds = values["bytes"], pluralize(values["rounds"], "round")
         self.say(
-            f"{rounds} in {values['seconds']:.1f} s; up {size(total['up'])}, "
-            f"down {size(total['down'])}, between sites {size(total['between_sites'])}"
+            f"{rounds} in {values['seconds']:.1f} s; up {format_bytes(total['up'])}, "
+            f"down {format_bytes(total['down'])}, between sites {format_bytes(total['between_sites'])}"
         )
         self._failures(values["failures"], folder)
         self.say(f"digest {values['digest']}")
@@ -138,7 +138,7 @@ class Display:
             left_out = failures["left_out"]
             said = f", {left_out} {'reply' if left_out == 1 else 'replies'} left out" if left_out else ""
             lost = f"{failures['seconds_lost']:.1f} s of work lost"
-            self.say(f"{counted(failures['incidents'], 'failure')}{said}, {lost}: see {folder / 'failures.jsonl'}")
+            self.say(f"{pluralize(failures['incidents'], 'failure')}{said}, {lost}: see {folder / 'failures.jsonl'}")
 
 
 UNITS = {"hd95": "mm", "asd": "mm"}
@@ -148,13 +148,13 @@ def site_tables(summary: Any, width: int) -> Iterator[Table]:
     """The last scores of every site, the test split first, as tables that fit `width`; of many sites, the worst."""
     sites, metric = summary["sites"], summary["metric"].split("/", 1)[1]
     rows, title = sorted(sites, key=lambda s: (sites[s]["role"], s)), None
-    if len(rows) > SHOWN:
+    if len(rows) > MAX_SITES_SHOWN:
         sign = 1 if summary["direction"] == "higher" else -1
-        rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, sign * float("inf")))[:SHOWN]
-        title = f"the {SHOWN} worst of {len(sites)} sites by {metric}"
+        rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, sign * float("inf")))[:MAX_SITES_SHOWN]
+        title = f"the {MAX_SITES_SHOWN} worst of {len(sites)} sites by {metric}"
     # As the task lists them: the site with the most first, for one without a class misses that class's columns.
     complete = sorted(sites.values(), key=len, reverse=True)
-    names = [n for n in dict.fromkeys(n for scores in complete for n in scores) if not same_as_plain(n, sites)]
+    names = [n for n in dict.fromkeys(n for scores in complete for n in scores) if not equals_global(n, sites)]
     fit = max(1, (width - max(map(len, rows)) - 14) // WIDTH)
     for split in ("test", "val"):
         shown = [name for name in names if name.startswith(f"{split}/")]
@@ -168,31 +168,31 @@ def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -
     for column in ("site", "role"):
         table.add_column(column, no_wrap=True)
     for name in names:
-        table.add_column(heading(name), justify="right", min_width=WIDTH - 3)
+        table.add_column(column_heading(name), justify="right", min_width=WIDTH - 3)
     for site in rows:
-        table.add_row(site, sites[site]["role"], *(number(sites[site].get(name)) for name in names))
+        table.add_row(site, sites[site]["role"], *(format_score(sites[site].get(name)) for name in names))
     table.add_section()
     for role in ("inside", "outside"):
         means = [summary["metrics"].get(f"{role}/{name}", {}).get("mean") for name in names]
         if any(mean is not None for mean in means):
-            table.add_row("mean", role, *map(number, means), style="bold")
+            table.add_row("mean", role, *map(format_score, means), style="bold")
     return table
 
 
-def heading(name: str) -> str:
+def column_heading(name: str) -> str:
     """`split/metric`, a word on each line, and the unit if the metric has one."""
     words = name.replace("/", "_").split("_")
     unit = UNITS.get(words[1].removesuffix("@global"))
     return "\n".join([*words, unit] if unit else words)
 
 
-def same_as_plain(name: str, sites: Any) -> bool:
+def equals_global(name: str, sites: Any) -> bool:
     """Whether `name` is a score of the global model that is, at every site, the method's own."""
     plain = name.removesuffix("@global")
     return plain != name and all(scores.get(name) == scores.get(plain) for scores in sites.values())
 
 
-def number(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """Four decimals, two from 10 on, or nothing for what was not judged."""
     if value is None:
         return ""

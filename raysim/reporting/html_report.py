@@ -13,9 +13,9 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from raysim.core.atomic_io import write
-from raysim.core.formatting import counted, listed, size
-from raysim.reporting.console import heading, number, same_as_plain
+from raysim.core.atomic_io import write_text
+from raysim.core.formatting import format_bytes, join_names, pluralize
+from raysim.reporting.console import column_heading, equals_global, format_score
 from raysim.reporting.plots import plots
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
@@ -55,14 +55,20 @@ def write_report(out: Path) -> Path:
     )
     path = out / "report.html"
     # In ASCII, the rest as numbers: what the page says then hangs on no locale, and half a letter cannot break it.
-    write(path, page.encode("ascii", "xmlcharrefreplace").decode())
+    write_text(path, page.encode("ascii", "xmlcharrefreplace").decode())
     return path
 
 
 def template(path: Path) -> Any:
     """A page to be filled in, with the words that all pages share."""
     made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    made.filters |= {"counted": counted, "heading": heading, "listed": listed, "number": number, "size": size}
+    made.filters |= {
+        "counted": pluralize,
+        "heading": column_heading,
+        "listed": join_names,
+        "number": format_score,
+        "size": format_bytes,
+    }
     made.filters["value"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     made.globals |= {"SHOWN": SHOWN, "CAUSES": CAUSES}
     return made.from_string(path.read_text(encoding="utf-8"))
@@ -105,24 +111,24 @@ def sentences(failures: Sequence[Failure], status: str, min_replies: Any) -> lis
     if left_out := by.get("left out"):
         replies = _sites(left_out)
         were = f"{replies} replies were" if replies > 1 else "1 reply was"
-        within = counted(len({failure["round"] for failure in left_out}), "round")
+        within = pluralize(len({failure["round"] for failure in left_out}), "round")
         allowed = f" (min_replies={min_replies} allowed it)" if min_replies is not None else ""
         said.append(f"{were} left out in {within}{allowed}.")
     if again := by.get("run again"):
-        losses, tries = counted(len(again), "time"), counted(_sites(again), "call")
+        losses, tries = pluralize(len(again), "time"), pluralize(_sites(again), "call")
         said.append(f"A client actor was lost {losses}; {tries} at sites ran again, which changes no result.")
     if back := by.get("went back to the last checkpoint"):
-        said.append(f"The run went back to its last checkpoint {counted(len(back), 'time')}.")
+        said.append(f"The run went back to its last checkpoint {pluralize(len(back), 'time')}.")
     if unfit := by.get("went on without it"):
         said.append(
-            f"{counted(len(unfit), 'client actor')} could not work where Ray had put them; the others played on."
+            f"{pluralize(len(unfit), 'client actor')} could not work where Ray had put them; the others played on."
         )
     ended = len(by.get(ENDED, ()))
     if ended > (status == "failed"):  # the one that the run has failed with is told apart
-        said.append(f"A failure ended it {counted(ended, 'time')}{', and it was resumed' * (status == 'done')}.")
+        said.append(f"A failure ended it {pluralize(ended, 'time')}{', and it was resumed' * (status == 'done')}.")
     if said:
         seconds = sum(failure["seconds"] for failure in failures)
-        said.append(f"In all, {counted(len(failures), 'incident')} cost {seconds:.1f} s of work.")
+        said.append(f"In all, {pluralize(len(failures), 'incident')} cost {seconds:.1f} s of work.")
     return said
 
 
@@ -161,7 +167,7 @@ def _columns(sites: Any) -> list[str]:
     complete = sorted(sites.values(), key=len, reverse=True)
     names = [name for name in dict.fromkeys(name for scores in complete for name in scores) if name != "role"]
     plain = list(dict.fromkeys(name.removesuffix("@global") for name in names))
-    kept = [name for name in names if not same_as_plain(name, sites)]
+    kept = [name for name in names if not equals_global(name, sites)]
     return sorted(kept, key=lambda name: (plain.index(name.removesuffix("@global")), name))
 
 
@@ -170,4 +176,4 @@ def _worst(summary: Any) -> list[str]:
     sites, score = summary["sites"], summary["metric"].split("/", 1)[1]
     known = [site for site in sites if sites[site].get(score) is not None]
     known.sort(key=lambda site: sites[site][score], reverse=summary["direction"] == "lower")
-    return [f"{site} {number(sites[site][score])}" for site in known[:WORST]]
+    return [f"{site} {format_score(sites[site][score])}" for site in known[:WORST]]

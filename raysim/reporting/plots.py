@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from raysim.core.formatting import size
+from raysim.core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +55,11 @@ def plots(summary: Any, rounds: pd.DataFrame, lost: Collection[int]) -> Iterator
         ("seconds of a round", partial(_seconds, rounds=rounds, lost=lost), HEIGHT),
         ("bytes of a round", partial(_bytes, rounds=rounds), HEIGHT),
     ):
-        if svg := drawn(title, draw, inches):
+        if svg := render_svg(title, draw, inches):
             yield title, svg
 
 
-def drawn(title: str, draw: Callable[[Axes], object], height: float) -> str:
+def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str:
     """What `draw` puts between its axes, or nothing if that is nothing."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it makes a list of fonts is nobody's concern
     from matplotlib import style  # takes a second, which only the end of a run has
@@ -152,7 +152,7 @@ def _bytes(axes: Axes, rounds: pd.DataFrame) -> None:
             _line(axes, rounds, f"bytes_{way}", way, color=colour, linestyle=line)
     _from_zero(axes)
     axes.locator_params(axis="y", integer=True)
-    axes.yaxis.set_major_formatter(lambda value, _: size(value).replace(".0 ", " "))
+    axes.yaxis.set_major_formatter(lambda value, _: format_bytes(value).replace(".0 ", " "))
 
 
 def _from_zero(axes: Axes) -> None:

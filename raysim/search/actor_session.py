@@ -12,32 +12,32 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysim.config.schema import Resources
-from raysim.core.events import Failed, Note, Row, Summary
-from raysim.distributed.resources import Seat, nodes, seats
-from raysim.distributed.server_actor import Server, rooms
+from raysim.core.events import Notice, RoundEvent, RunFailed, RunFinished
+from raysim.distributed.resources import ActorResources, live_nodes, plan_actors
+from raysim.distributed.server_actor import ServerActor, scheduling_strategies
 from raysim.federation.plan import Plan
 
 
-class Troupe:
+class ActorSession:
     """A server in this process, with client actors that stay for the next run."""
 
     def __init__(self, name: str) -> None:
         self.name, self.times = name, 0
-        self.server: Server | None = None
+        self.server: ServerActor | None = None
 
-    def perform(self, plan: Plan, resources: Resources) -> Generator[Row | Note | Summary]:
+    def perform(self, plan: Plan, resources: Resources) -> Generator[RoundEvent | Notice | RunFinished]:
         """The run of `plan`. Raises what `perform` raises."""
         server = self._ready(plan, resources)
         # A run that ends between two rounds leaves its actors idle; closed, for it must write its records then.
         with closing(server.run()) as events:
             for event in events:
-                if isinstance(event, Failed):
+                if isinstance(event, RunFailed):
                     self.close()  # they may be in the middle of a call
                     raise event.error
-                if isinstance(event, Row | Note | Summary):
+                if isinstance(event, RoundEvent | Notice | RunFinished):
                     yield event
 
-    def _ready(self, plan: Plan, resources: Resources) -> Server:
+    def _ready(self, plan: Plan, resources: Resources) -> ServerActor:
         """The server of this run, its client actors up."""
         held, sizes = [ray.put(plan)], plan.task.sizes
         costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}
@@ -48,11 +48,11 @@ class Troupe:
             self.close()
         group = get_current_placement_group()
         assert group is not None  # Tune has placed the trial in it
-        given = seats(resources, plan.task.inside, nodes(ray.nodes()), plan.task.outside)
+        given = plan_actors(resources, plan.task.inside, live_nodes(ray.nodes()), plan.task.outside)
         self.times += 1
-        self.server = Server(held, _rooms(group, given), costs, given, f"raysim-trial-{self.name}-{self.times}")
+        self.server = ServerActor(held, _rooms(group, given), costs, given, f"raysim-trial-{self.name}-{self.times}")
         placed = self.server.placed()
-        if isinstance(placed, Failed):
+        if isinstance(placed, RunFailed):
             self.close()
             raise placed.error
         return self.server
@@ -65,9 +65,9 @@ class Troupe:
             self.server = None
 
 
-def _rooms(group: PlacementGroup, given: Sequence[Seat]) -> list[PlacementGroupSchedulingStrategy]:
+def _rooms(group: PlacementGroup, given: Sequence[ActorResources]) -> list[PlacementGroupSchedulingStrategy]:
     """A room of the right size for each; the group may have more, for it is that of the search's largest trials."""
-    left, found = rooms([group]), []
+    left, found = scheduling_strategies([group]), []
     for seat in given:
         fitting = [room for room in left if group.bundle_specs[room.placement_group_bundle_index] == seat.bundle]
         found.append((fitting or left)[0])

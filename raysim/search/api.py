@@ -12,91 +12,91 @@ from typing import Any
 
 from ray.tune import ResultGrid
 
-from raysim.config.merge import build, in_full, merge, nested_keys, resolve
+from raysim.config.merge import build, expand_short_keys, merge, nested_keys, resolve
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.distributed import node_probe
-from raysim.distributed.cluster_checks import agreed
-from raysim.distributed.connection import ray_running
+from raysim.distributed.cluster_checks import check_cluster
+from raysim.distributed.connection import connect
 from raysim.distributed.diagnostics import data_paths
-from raysim.distributed.environment import by_value
-from raysim.federation.plan import planned
+from raysim.distributed.environment import pickle_by_value
+from raysim.federation.plan import build_plan
 from raysim.reporting.console import Terminal
-from raysim.reporting.search_console import SearchDisplay
+from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.search_html_report import write_search_report
 from raysim.search import distributions
-from raysim.search.boundary_checks import check_corners
-from raysim.search.dry_run import rehearse
+from raysim.search.boundary_checks import check_boundary_points
+from raysim.search.dry_run import print_dry_run
 from raysim.search.objectives import objectives
 from raysim.search.request import (
-    Asked,
-    Options,
-    asked as asked_for,
-    check_together,
+    SearchOptions,
+    SearchRequest,
+    build_request as asked_for,
+    check_options,
     check_trials,
-    numbered,
-    read_asked,
-    write_asked,
+    fixed_trial_count_reason,
+    read_request,
+    write_request,
 )
-from raysim.search.results import Books
-from raysim.search.samplers import OptunaSource, Source, Suggester, grid_source, random_source
-from raysim.search.search_control import leading
-from raysim.search.space import Space, of_mapping, points_of
+from raysim.search.results import SearchResults
+from raysim.search.samplers import OptunaSource, SampleSource, TuneSearcher, grid_source, random_source
+from raysim.search.search_control import search_control
+from raysim.search.space import Space, from_mapping, points_of
 from raysim.search.space_files import read_space
-from raysim.search.spec import Cell, Search
-from raysim.search.trial_resources import needs
-from raysim.search.trial_store import SEARCH, Entry, load
-from raysim.search.tune_adapter import fit, session, waiting
-from raysim.storage.run_directory import OWNER, alone, claimed, runs
+from raysim.search.spec import FederationVariant, SearchSpec
+from raysim.search.trial_resources import plan_trials
+from raysim.search.trial_store import SEARCH_FILE, TrialRecord, load_records
+from raysim.search.tune_adapter import new_session_id, resumable_trials, run_tuner
+from raysim.storage.run_directory import LOCK_FILE, exclusive_lock, reserve_directory, runs_directory
 
-CHANGED = ("trials", "budget", "max_concurrent", "keep", "track")  # when a search goes on
+CHANGED = ("trials", "budget", "max_concurrent", "keep_checkpoints", "tracker")  # when a search goes on
 
 
 def tune(
-    asked: Asked, out: str | None, show: SearchDisplay, *, dry: bool = False, logged: bool = False
+    asked: SearchRequest, out: str | None, show: SearchConsole, *, dry: bool = False, logged: bool = False
 ) -> ResultGrid | None:
-    """Run the search into the new folder `out`, or the next free one in `runs`; with `dry`, only tell of it.
+    """Run the search into the new folder `out`, or the next free one in `runs_directory`; with `dry`, only tell of it.
 
     `logged`: Tune keeps a log of its own too, of which its result is made.
     """
-    search = _prepared(asked, Path(out) if out else runs(), show)
+    search = _build_search(asked, Path(out) if out else runs_directory(), show)
     if dry:
-        with ray_running(asked.base.get("address")):
-            need = needs(search, _total(asked, search), asked.options.max_concurrent)
-            rehearse(need, _first(asked, search), show)
+        with connect(asked.base.get("ray_address")):
+            need = plan_trials(search, _total(asked, search), asked.options.max_concurrent)
+            print_dry_run(need, _first(asked, search), show)
         return None
-    with claimed(out, "tune") as folder, alone(folder):
+    with reserve_directory(out, "tune") as folder, exclusive_lock(folder):
         search = replace(search, out=folder)
         return _run(asked, search, [], show, logged)
 
 
 def resume(
-    folder: Path, changes: Mapping[str, Any], show: SearchDisplay, address: str | None = None
+    folder: Path, changes: Mapping[str, Any], show: SearchConsole, address: str | None = None
 ) -> ResultGrid | None:
     """Go on with the search in `folder`: trials that have ended stay, the others go on, more are added if asked.
 
     `address` is that of the Ray to join, if it is another than before.
     """
-    if not (folder / SEARCH).is_file():
-        raise ConfigError(f"{folder} is no search's folder: it holds no {SEARCH}")
+    if not (folder / SEARCH_FILE).is_file():
+        raise ConfigError(f"{folder} is no search's folder: it holds no {SEARCH_FILE}")
     if fixed := [f"--{name}" for name in changes if name not in CHANGED]:
         raise ConfigError(f"{', '.join(fixed)}: of a search that goes on only {', '.join(CHANGED)} may change")
-    asked = read_asked(folder / SEARCH)
-    asked = replace(asked, options=build(Options, {**asdict(asked.options), **changes}, "search"))
-    check_together(asked)
+    asked = read_request(folder / SEARCH_FILE)
+    asked = replace(asked, options=build(SearchOptions, {**asdict(asked.options), **changes}, "search"))
+    check_options(asked)
     check_trials(asked, changes)
     if address is not None:
-        asked = replace(asked, base={**asked.base, "address": address})
+        asked = replace(asked, base={**asked.base, "ray_address": address})
     if not os.path.isdir(asked.cwd):  # that of a job goes with its Ray
         show.say(f"the search began in {asked.cwd}, which is no folder here: its paths start in {os.getcwd()} now")
         asked = replace(asked, cwd=os.getcwd())
-    with alone(folder), chdir(asked.cwd):
-        search, entries = replace(_prepared(asked, folder, show, known=True), out=folder), load(folder)
-        if not any(entry.unfinished for entry in entries) and not _new(asked, search, entries):
-            more = numbered(asked) or f"for more: --trials {2 * asked.options.trials}"
-            raise ConfigError(f"{folder} is done, all {len(entries)} trials; {more}")
-        return _run(asked, search, entries, show)
+    with exclusive_lock(folder), chdir(asked.cwd):
+        search, records = replace(_build_search(asked, folder, show, known=True), out=folder), load_records(folder)
+        if not any(record.unfinished for record in records) and not _new(asked, search, records):
+            more = fixed_trial_count_reason(asked) or f"for more: --trials {2 * asked.options.trials}"
+            raise ConfigError(f"{folder} is done, all {len(records)} trials; {more}")
+        return _run(asked, search, records, show)
 
 
 def search(
@@ -113,17 +113,17 @@ def search(
 
     `space` maps dotted keys to distributions of Ray Tune (or to their text), or names a space of `search_spaces`;
     `task` is a task by name, or its keys, and wins over the space's own; `keys` are other dotted keys of a run.
-    The options are those of the command: trials, metric, scheduler, searcher, max_concurrent, seeds, holdout, keep,
-    track, budget (in seconds).
+    The options are those of the command: trials, metric, scheduler, searcher, max_concurrent, seeds, holdout, keep_checkpoints,
+    tracker, budget (in seconds).
     Raises ConfigError, before anything starts, for whatever is wrong.
     """
-    found = read_space(space) if isinstance(space, str) else of_mapping(_texts(space), points)
+    found = read_space(space) if isinstance(space, str) else from_mapping(_texts(space), points)
     if isinstance(space, str) and points:
         found = replace(found, points=points_of(points, found.domains, "search"))
     given = {} if task is None else {"task": dict(task) if isinstance(task, Mapping) else task}
     for key, value in (keys or {}).items():
-        given = merge(given, in_full(nested_keys(key, value)))
-    show = SearchDisplay(Terminal(quiet=quiet))
+        given = merge(given, expand_short_keys(nested_keys(key, value)))
+    show = SearchConsole(Terminal(quiet=quiet))
     grid = tune(asked_for(found, {}, given, options), out, show, logged=True)
     assert grid is not None
     return grid
@@ -132,31 +132,36 @@ def search(
 def _texts(space: Mapping[str, Any]) -> dict[str, Any]:
     """Texts that write a distribution, as distributions; other text is a value."""
     return {
-        key: distributions.read(v, key) if isinstance(v, str) and v.endswith(")") else v for key, v in space.items()
+        key: distributions.parse_distribution(v, key) if isinstance(v, str) and v.endswith(")") else v
+        for key, v in space.items()
     }
 
 
 def _run(
-    asked: Asked, search: Search, entries: Sequence[Entry], show: SearchDisplay, logged: bool = False
+    asked: SearchRequest, search: SearchSpec, records: Sequence[TrialRecord], show: SearchConsole, logged: bool = False
 ) -> ResultGrid:
-    by_value(*{type(part) for part in (search.described, resolve(asked.base).algorithm)})
+    pickle_by_value(*{type(part) for part in (search.task_config, resolve(asked.base).algorithm)})
     show.say("starting Ray")
-    with ray_running(asked.base.get("address")) as dashboard:
+    with connect(asked.base.get("ray_address")) as dashboard:
         show.say(f"Ray is up; dashboard: {dashboard or 'none'}")
         assert search.task is not None
-        if asked.base.get("address") or os.environ.get("RAY_ADDRESS"):
-            for note in agreed(search.task, search.described, [str(search.out / OWNER)]):
+        if asked.base.get("ray_address") or os.environ.get("RAY_ADDRESS"):
+            for note in check_cluster(search.task, search.task_config, [str(search.out / LOCK_FILE)]):
                 show.show(note)
         total = _total(asked, search)
-        need = needs(search, total, asked.options.max_concurrent)
+        need = plan_trials(search, total, asked.options.max_concurrent)
         if need.growing:
             show.say("the cluster may grow: its autoscaler is asked for nodes for the trials that have no room yet")
-        write_asked(search.out, asked)
-        books = Books(search, entries, asked.options.keep)
-        source, left, new = _source(asked, search, entries), waiting(search, entries), _new(asked, search, entries)
-        suggester = Suggester(source, left, new, books.open)
-        with leading(books, total) as leader, show.following(need.search, books, total, need.at_once):
-            grid, halt = fit(
+        write_request(search.out, asked)
+        books = SearchResults(search, records, asked.options.keep_checkpoints)
+        source, left, new = (
+            _source(asked, search, records),
+            resumable_trials(search, records),
+            _new(asked, search, records),
+        )
+        suggester = TuneSearcher(source, left, new, books.open)
+        with search_control(books, total) as leader, show.following(need.search, books, total, need.concurrent_trials):
+            grid, halt = run_tuner(
                 need.search,
                 books,
                 suggester,
@@ -166,17 +171,17 @@ def _run(
                 growing=need.growing,
                 total=len(left) + len(new),
                 max_concurrent=asked.options.max_concurrent,
-                pending=need.at_once if need.growing else 1,
+                pending=need.concurrent_trials if need.growing else 1,
                 budget=asked.options.budget,
-                track=asked.options.track,
+                tracker=asked.options.tracker,
                 logged=logged,
             )
         if not logged:  # all that a search goes on from is in its trials' folders
             shutil.rmtree(grid.experiment_path, ignore_errors=True)
-        return _ended(books, grid, halt, show)
+        return _finish(books, grid, halt, show)
 
 
-def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> ResultGrid:
+def _finish(books: SearchResults, grid: ResultGrid, halt: Any, show: SearchConsole) -> ResultGrid:
     out = books.search.out
     books.tables()
     try:
@@ -189,18 +194,18 @@ def _ended(books: Books, grid: ResultGrid, halt: Any, show: SearchDisplay) -> Re
         raise KeyboardInterrupt
     if halt.unfit:
         raise PlacementError(f"{halt.unfit}; then raysim tune --resume {out} goes on with the search")
-    if halt.over and any(entry.unfinished for entry in books.entries.values()):
+    if halt.over and any(record.unfinished for record in books.records.values()):
         show.say(f"the time is up; raysim tune --resume {out} goes on with it")
-    if books.entries and all(entry.status == "failed" for entry in books.entries.values()):
-        cause = next(iter(books.entries.values())).cause
+    if books.records and all(record.status == "failed" for record in books.records.values()):
+        cause = next(iter(books.records.values())).cause
         raise RunError(f"every trial has failed; the first: {cause}")
-    if not books.best() and any(entry.status == "done" for entry in books.entries.values()):
+    if not books.best() and any(record.status == "done" for record in books.records.values()):
         wanted = " and ".join(each.column for each in books.search.objectives)
         raise RunError(f"there is no best: no trial has a value of {wanted}; see in {out / 'rounds.parquet'} what has")
     return grid
 
 
-def _prepared(asked: Asked, out: Path, show: SearchDisplay, *, known: bool = False) -> Search:
+def _build_search(asked: SearchRequest, out: Path, show: SearchConsole, *, known: bool = False) -> SearchSpec:
     """The search with its data opened and its trials' federations known. Raises ConfigError for what is wrong.
 
     The ends of a space that is `known`, from an earlier session, were tried then.
@@ -216,34 +221,34 @@ def _prepared(asked: Asked, out: Path, show: SearchDisplay, *, known: bool = Fal
     space = (
         Space({"holdout": distributions.listed_choices(list(sites), "holdout", grid=True)}) if spread else asked.space
     )
-    search = Search(
+    search = SearchSpec(
         out=out.absolute(),
         base=base,
         space=space,
-        cells=tuple(Cell(seed, site) for seed in seeds for site in held),
+        variants=tuple(FederationVariant(seed, site) for seed in seeds for site in held),
         objectives=(),
         better=task.score.better,
         rounds=config.rounds,
         scheduler=options.scheduler,
-        session=session(),
+        session=new_session_id(),
         task=task,
-        described=config.task,
+        task_config=config.task,
         cwd=os.getcwd(),
         versions=node_probe.versions(),
-        reads=data_paths(task, config.task)[0],
+        data_paths=data_paths(task, config.task)[0],
     )
     judged = [search.config(values, cell) for values, cell in _one_of_each(search, sites)]
     tasks = [task if each.task == config.task else each.task.build(None) for each in judged]
     for each, built in zip(judged, tasks, strict=True):
-        planned(each, built, Path.cwd())
+        build_plan(each, built, Path.cwd())
     if not known:
-        check_corners(search, tasks[0])
+        check_boundary_points(search, tasks[0])
     return replace(search, objectives=objectives(options.metric, tasks, config.metric, bool(sites)))
 
 
-def _one_of_each(search: Search, sites: Sequence[str]) -> list[tuple[dict[str, Any], Cell]]:
-    seed = search.cells[0].seed
-    return [({}, Cell(seed, site)) for site in sites] or [({}, Cell(seed))]
+def _one_of_each(search: SearchSpec, sites: Sequence[str]) -> list[tuple[dict[str, Any], FederationVariant]]:
+    seed = search.variants[0].seed
+    return [({}, FederationVariant(seed, site)) for site in sites] or [({}, FederationVariant(seed))]
 
 
 def _held_out(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, ...]:
@@ -258,28 +263,28 @@ def _held_out(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, 
     return (holdout,)
 
 
-def _total(asked: Asked, search: Search) -> int:
+def _total(asked: SearchRequest, search: SearchSpec) -> int:
     """How many trials there will be."""
-    if numbered(asked):
+    if fixed_trial_count_reason(asked):
         return len(search.space.grid())
     return asked.options.trials * len(search.space.grid(only=False))
 
 
-def _new(asked: Asked, search: Search, entries: Sequence[Entry]) -> list[int]:
+def _new(asked: SearchRequest, search: SearchSpec, records: Sequence[TrialRecord]) -> list[int]:
     """The numbers of the trials that have not begun, or whose file is torn: gaps below those that have."""
-    known = {entry.number for entry in entries}
+    known = {record.number for record in records}
     return [number for number in range(1, max(_total(asked, search), *known, 0) + 1) if number not in known]
 
 
-def _source(asked: Asked, search: Search, entries: Sequence[Entry]) -> Source:
+def _source(asked: SearchRequest, search: SearchSpec, records: Sequence[TrialRecord]) -> SampleSource:
     seed = resolve(asked.base).seed
-    if numbered(asked):
+    if fixed_trial_count_reason(asked):
         return grid_source(search.space)
     if asked.options.searcher == "optuna":
-        return OptunaSource(search.space, seed, search.objectives, [e for e in entries if not e.unfinished])
+        return OptunaSource(search.space, seed, search.objectives, [e for e in records if not e.unfinished])
     return random_source(search.space, seed)
 
 
-def _first(asked: Asked, search: Search) -> list[dict[str, Any]]:
+def _first(asked: SearchRequest, search: SearchSpec) -> list[dict[str, Any]]:
     source, total = _source(asked, search, []), _total(asked, search)
     return [values for number in range(1, total + 1) if (values := source.draw(number)) is not None]

@@ -27,12 +27,12 @@ RANGES = {  # name in text -> how many numbers it takes
     **dict.fromkeys(("quniform", "qloguniform", "qrandint", "qlograndint"), 3),
 }
 LISTS = ("choice", "grid")
-SHAPES = "uniform(0, 1), loguniform(1e-4, 1e-1), quniform(0, 1, 0.1), randint(1, 9), choice(a, b) or grid(a, b)"
+EXAMPLES = "uniform(0, 1), loguniform(1e-4, 1e-1), quniform(0, 1, 0.1), randint(1, 9), choice(a, b) or grid(a, b)"
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 KINDS = (bool, int, float, str, type(None))  # and tuples of them
 
 
-def read(text: str, key: str) -> Domain:
+def parse_distribution(text: str, key: str) -> Domain:
     """The distribution that `text` writes, such as `uniform(0.2, 1)`. Raises ConfigError, naming `key`, if none.
 
     Nothing in it is run: it is taken apart as syntax.
@@ -106,12 +106,12 @@ def taken(value: Any, key: str) -> Domain | Value:
     if isinstance(value, Categorical):
         return listed_choices(list(value.categories), key, grid=value.is_grid())
     if not isinstance(value, Float | Integer) or not isinstance(inner, Uniform | LogUniform):
-        raise ConfigError(f"{key}: {type(value).__name__} has no ends that could be checked; use {SHAPES}")
-    return read(written(value), key)  # as if it were text: the same checks
+        raise ConfigError(f"{key}: {type(value).__name__} has no ends that could be checked; use {EXAMPLES}")
+    return parse_distribution(to_text(value), key)  # as if it were text: the same checks
 
 
-def written(domain: Any) -> str:
-    """The text that `read` understands."""
+def to_text(domain: Any) -> str:
+    """The text that `parse_distribution` understands."""
     if isinstance(domain, Categorical):
         listed = ", ".join(map(_literal, domain.categories))
         if len(domain.categories) == 1 and isinstance(domain.categories[0], tuple):
@@ -126,7 +126,7 @@ def written(domain: Any) -> str:
     return f"{'q' if step is not None else ''}{log}{name}({', '.join(repr(as_value(number)) for number in numbers)})"
 
 
-def ends(domain: Any) -> list[Any]:
+def bounds(domain: Any) -> list[Any]:
     """The smallest and the largest value that it can give, or every one of a choice."""
     if isinstance(domain, Categorical):
         return list(domain.categories)
@@ -142,10 +142,8 @@ def ends(domain: Any) -> list[Any]:
 
 def samples(domain: Any) -> list[Any]:
     """Its ends, or every value of a choice, and of a range one in between: a key may take whole numbers only."""
-    found = ends(domain)
-    return (
-        found if isinstance(domain, Categorical) else [*found, clipped(domain, found[0] + 0.37 * (found[1] - found[0]))]
-    )
+    found = bounds(domain)
+    return found if isinstance(domain, Categorical) else [*found, clip(domain, found[0] + 0.37 * (found[1] - found[0]))]
 
 
 def grid_of(domain: Domain, key: str) -> list[Any]:
@@ -155,37 +153,37 @@ def grid_of(domain: Domain, key: str) -> list[Any]:
     step = step_of(domain) or (1 if isinstance(domain, Integer) else None)
     if step is None:
         raise ConfigError(
-            f"{key}: {written(domain)} has values without number, and a grid needs them one by one: "
+            f"{key}: {to_text(domain)} has values without number, and a grid needs them one by one: "
             f"give choice(...) or quniform(low, high, step), or another --searcher"
         )
-    first, last = ends(domain)
+    first, last = bounds(domain)
     count = round((last - first) / step) + 1
     return [type(first)(clean(first + number * step)) for number in range(count)]
 
 
-def drawn(domain: Domain, rng: Any) -> Any:
+def sample(domain: Domain, rng: Any) -> Any:
     """A value of it, from a numpy generator."""
     if isinstance(domain, Categorical):
         return domain.categories[int(rng.integers(len(domain.categories)))]
     return clean(domain.sample(random_state=rng))
 
 
-def clipped(domain: Domain, value: Any) -> Any:
+def clip(domain: Domain, value: Any) -> Any:
     """`value`, within the ends of a range and on its steps; of a choice, itself."""
     if isinstance(domain, Categorical) or not isinstance(value, int | float):
         return value
-    first, last = ends(domain)
+    first, last = bounds(domain)
     step = step_of(domain)
     near = first + round((value - first) / step) * step if step else value
     return clean(type(first)(min(max(near, first), last)))
 
 
-def holds(domain: Domain, value: Any) -> bool:
+def contains(domain: Domain, value: Any) -> bool:
     """Whether it can give `value`."""
     if isinstance(domain, Categorical):
         return value in domain.categories
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    first, last = ends(domain)
+    first, last = bounds(domain)
     return number and first <= value <= last and (isinstance(value, int) or not isinstance(domain, Integer))
 
 
@@ -219,7 +217,7 @@ def _down(number: Any, step: Any) -> Any:
 
 
 def _unread(text: str, key: str) -> ConfigError:
-    return ConfigError(f"{key}: cannot read {text!r}: expected {SHAPES}")
+    return ConfigError(f"{key}: cannot read {text!r}: expected {EXAMPLES}")
 
 
 def _value(node: ast.expr, text: str, key: str) -> Any:

@@ -11,49 +11,53 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from raysim.core.formatting import counted
-from raysim.federation.plan import planned
+from raysim.core.formatting import pluralize
+from raysim.federation.plan import build_plan
 from raysim.federation.round_loop import federate
 from raysim.federation.runner import local_fleet
-from raysim.reporting.search_console import SearchDisplay, duration, keys
-from raysim.search.trial_resources import Needs
-from raysim.search.trial_store import Entry
+from raysim.reporting.search_console import SearchConsole, format_duration, format_keys
+from raysim.search.trial_resources import TrialPlacement
+from raysim.search.trial_store import TrialRecord
 
 SHOWN = 20
 
 
-def rehearse(need: Needs, trials: Sequence[Mapping[str, Any]], show: SearchDisplay) -> None:
+def print_dry_run(need: TrialPlacement, trials: Sequence[Mapping[str, Any]], show: SearchConsole) -> None:
     """Print it; two rounds of the first trial are really played, in this process."""
     search, table = need.search, Table("trial", "keys", box=SIMPLE_HEAD)
     for number, values in enumerate(trials[:SHOWN], 1):
-        table.add_row(str(number), Text(keys(Entry(number, values))))
+        table.add_row(str(number), Text(format_keys(TrialRecord(number, values))))
     show.console.print(table)
     if len(trials) > SHOWN:
         show.say(f"and {len(trials) - SHOWN} more")
-    cells, seconds = search.cells_of(trials[0]), _round(need, trials[0])
+    cells, seconds = search.variants_of(trials[0]), _round(need, trials[0])
     rounds = [values.get("rounds", search.rounds) for values in trials]
-    total = seconds * sum(rounds) * len(cells) / need.at_once / _actors(need)
+    total = seconds * sum(rounds) * len(cells) / need.concurrent_trials / _actors(need)
     federations = f", {len(cells)} federations in each" if len(cells) > 1 else ""
-    most = f"{'up to ' if min(rounds) < max(rounds) else ''}{counted(max(rounds), 'round')}"
-    show.say(f"{counted(len(trials), 'trial')} of {most}{federations}; {need.said}")
-    show.say(f"{need.at_once} at once; a round takes {seconds:.2f} s in one process, as the first trial has it")
+    most = f"{'up to ' if min(rounds) < max(rounds) else ''}{pluralize(max(rounds), 'round')}"
+    show.say(f"{pluralize(len(trials), 'trial')} of {most}{federations}; {need.description}")
+    show.say(
+        f"{need.concurrent_trials} at once; a round takes {seconds:.2f} s in one process, as the first trial has it"
+    )
     shared = ", client actors share its work evenly" if _actors(need) > 1 else ""
-    show.say(f"about {duration(total)} in all if every trial goes through all its rounds{shared}; nothing was started")
+    show.say(
+        f"about {format_duration(total)} in all if every trial goes through all its rounds{shared}; nothing was started"
+    )
 
 
-def _actors(need: Needs) -> int:
+def _actors(need: TrialPlacement) -> int:
     """The client actors that a trial's sites are shared out to."""
     assert need.search.task is not None
     return max(1, min(len(need.bundles) - 1, len(need.search.task.inside)))
 
 
-def _round(need: Needs, values: Mapping[str, Any]) -> float:
+def _round(need: TrialPlacement, values: Mapping[str, Any]) -> float:
     """Seconds of a round, with its share of the judging: of the second one, for the first opens the data."""
     search = need.search
-    cell = next(iter(search.cells_of(values).values()))
+    cell = next(iter(search.variants_of(values).values()))
     config = search.config(values, cell)
-    task = search.task if search.task is not None and config.task == search.described else config.task.build(None)
-    plan = planned(config, task, Path.cwd())
+    task = search.task if search.task is not None and config.task == search.task_config else config.task.build(None)
+    plan = build_plan(config, task, Path.cwd())
     rounds = federate(
         plan.algorithm,
         task,

@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeGuard
 
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
-from raysim.core.suggestions import nearest
+from raysim.core.suggestions import did_you_mean
 from raysim.federation.plan import chosen_metric
-from raysim.storage.recorder import KINDS, direction
+from raysim.storage.recorder import AGGREGATES, direction
 
-COSTS = {"bytes": "bytes", "seconds": "spent"}  # what a trial has spent so far
-SHORT = ("mean", "weighted", "worst", "outside", *COSTS)
+COST_COLUMNS = {"bytes": "bytes", "seconds": "spent"}  # what a trial has spent so far
+SHORT = ("mean", "weighted", "worst", "outside", *COST_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ def objectives(text: str | None, tasks: Sequence[Task], metric: str | None, held
 
 
 def _objective(name: str, tasks: Sequence[Task], main: str) -> Objective:
-    if name in COSTS:
-        return Objective(COSTS[name], "lower")
+    if name in COST_COLUMNS:
+        return Objective(COST_COLUMNS[name], "lower")
     if name == "outside":
         main, name = _outside(tasks, main), "mean"
-    if name in KINDS:
+    if name in AGGREGATES:
         return _judged(f"{main}/{name}", tasks[0])
     stem, _, kind = name.rpartition("/")
-    if kind not in KINDS:
+    if kind not in AGGREGATES:
         stem, kind = name, "mean"
     if stem.count("/") != 2:
         raise ConfigError(
-            f"--metric {name!r}{nearest(name, SHORT)}: expected {', '.join(SHORT)}, or role/split/metric such as "
+            f"--metric {name!r}{did_you_mean(name, SHORT)}: expected {', '.join(SHORT)}, or role/split/metric such as "
             f"{main}, with /worst or /weighted after it"
         )
     chosen = [chosen_metric(task, stem) for task in tasks]  # each refuses what its sites do not have
@@ -92,7 +92,7 @@ def _outside(tasks: Sequence[Task], main: str) -> str:
     raise ConfigError(f"neither val rows nor test rows are at all outside sites to judge by ({sites}); add some")
 
 
-def joined(rows: Sequence[tuple[int, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:
+def combine_rows(rows: Sequence[tuple[int, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:
     """One row for several federations of a trial, each with its seed: over held-out sites the mean, and the worst of
     what is a worst; then the mean over seeds. Of each column over the rows that have it: a site may lack a metric."""
     by_seed: dict[int, list[Mapping[str, Any]]] = {}
@@ -125,6 +125,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def finite(value: Any) -> TypeGuard[float]:
+def is_finite_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a number that trials can be judged by."""
     return is_number(value) and math.isfinite(value)

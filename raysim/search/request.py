@@ -12,19 +12,19 @@ import yaml
 from annotated_types import Ge, Gt
 
 from raysim.config.merge import build, merge, nested_keys, resolve
-from raysim.config.yaml_loader import loaded
-from raysim.core.atomic_io import write, write_json
+from raysim.config.yaml_loader import load_yaml
+from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
-from raysim.distributed.environment import environment
+from raysim.distributed.environment import describe_environment
 from raysim.search import distributions, space as spaces
 from raysim.search.space import Space
 from raysim.search.spec import Scheduler
 from raysim.search.trackers import Tracker, check_tracker
-from raysim.search.trial_store import SEARCH
+from raysim.search.trial_store import SEARCH_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SearchOptions:
     """How a search goes about it."""
 
     trials: Annotated[int, Gt(0), "trials; a grid has its own number"] = 16
@@ -34,38 +34,42 @@ class Options:
     max_concurrent: Annotated[int | None, Gt(0), "trials at once; as many as fit where not given"] = None
     seeds: Annotated[int, Gt(0), "seeds of each trial, which is judged by their mean"] = 1
     holdout: Annotated[str | None, "a site not to train on, or each in turn; trials are judged there"] = None
-    keep: Annotated[Literal["best", "all"], "whose last checkpoints stay when a trial has ended"] = "best"
-    track: Annotated[Tracker | None, "mlflow or wandb, beside the search's own files"] = None
+    keep_checkpoints: Annotated[Literal["best", "all"], "whose last checkpoints stay when a trial has ended"] = "best"
+    tracker: Annotated[Tracker | None, "mlflow or wandb, beside the search's own files"] = None
     budget: Annotated[float | None, Ge(0), "seconds after which it ends"] = None
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchRequest:
     """What is searched and how: what search.yaml holds."""
 
     base: Mapping[str, Any]
     space: Space
-    options: Options
+    options: SearchOptions
     cwd: str = ""  # where it was asked: paths in `base` may start there
 
 
-def asked(space: Space, given: Mapping[str, Any], words: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
+def build_request(
+    space: Space, given: Mapping[str, Any], words: Mapping[str, Any], options: Mapping[str, Any]
+) -> SearchRequest:
     """A search of `space` over the keys that a file gives, and `words`, which win over the space. Everything that can
     be known without the data is checked. Raises ConfigError."""
     space = space.of_one(named) if (named := _algorithm(words)) else space
     words, own = space.conditional(words)
-    space = space.narrowed(own)
+    space = space.override(own)
     ordered = sorted(space.domains, key=lambda key: key != "algorithm")  # first of all what other keys hang on
-    kept = {key: space.domains[key] for key in ordered if key in own or not _has(words, space.short(key))}
+    kept = {key: space.domains[key] for key in ordered if key in own or not _contains_key(words, space.short(key))}
     base = dict(given)
     for key, value in space.fixed.items():
         base = merge(base, nested_keys(key, list(value) if isinstance(value, tuple) else value))
     base = merge(base, words)
     points = [{key: value for key, value in point.items() if key in kept} for point in space.points]
-    found = Asked(base, Space(kept, {}, tuple(point for point in points if point)), build(Options, options, "search"))
+    found = SearchRequest(
+        base, Space(kept, {}, tuple(point for point in points if point)), build(SearchOptions, options, "search")
+    )
     resolve(base)
     spaces.check(found.space, base)
-    check_together(found)
+    check_options(found)
     check_trials(found, options)
     return found
 
@@ -76,7 +80,7 @@ def _algorithm(words: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _has(words: Mapping[str, Any], key: str) -> bool:
+def _contains_key(words: Mapping[str, Any], key: str) -> bool:
     at: Any = words
     for part in key.split("."):
         if not isinstance(at, Mapping) or part not in at:
@@ -85,10 +89,10 @@ def _has(words: Mapping[str, Any], key: str) -> bool:
     return not isinstance(at, Mapping) or "name" in at  # other keys of an algorithm or a network do not name it
 
 
-def check_together(asked: Asked) -> None:
+def check_options(asked: SearchRequest) -> None:
     space, options = asked.space, asked.options
     scheduler = options.scheduler
-    check_tracker(options.track)
+    check_tracker(options.tracker)
     _check_searcher(asked)
     if not space.domains and options.holdout is None:
         raise ConfigError("nothing is searched: name a space, or give --space KEY=uniform(low, high)")
@@ -104,20 +108,20 @@ def check_together(asked: Asked) -> None:
         _check_pbt(asked)
 
 
-def check_trials(asked: Asked, given: Mapping[str, Any]) -> None:
+def check_trials(asked: SearchRequest, given: Mapping[str, Any]) -> None:
     """Raises ConfigError for a number of trials `given` where the space has its own."""
-    if "trials" in given and (why := numbered(asked)):
+    if "trials" in given and (why := fixed_trial_count_reason(asked)):
         raise ConfigError(f"--trials {given['trials']}: {why}, whatever is asked; leave --trials out")
 
 
-def numbered(asked: Asked) -> str:
+def fixed_trial_count_reason(asked: SearchRequest) -> str:
     """Why the space itself has its number of trials; empty where that is asked for."""
     if not asked.space.domains:
         return "each site is held out once"
     return "a grid is gone through whole" if asked.options.searcher == "grid" else ""
 
 
-def _check_judged(asked: Asked) -> None:
+def _check_judged(asked: SearchRequest) -> None:
     config, scheduler = resolve(asked.base), asked.options.scheduler
     if not asked.space.domains:
         raise ConfigError(f"--scheduler {scheduler} would compare one held-out site with another; use fifo")
@@ -130,7 +134,7 @@ def _check_judged(asked: Asked) -> None:
         )
 
 
-def _check_searcher(asked: Asked) -> None:
+def _check_searcher(asked: SearchRequest) -> None:
     options = asked.options
     if "," in (options.metric or "") and (options.searcher != "optuna" or options.scheduler != "fifo"):
         raise ConfigError(f"--metric {options.metric}: several objectives need --searcher optuna and --scheduler fifo")
@@ -150,7 +154,7 @@ def _check_grids(space: Space) -> None:
             )
 
 
-def _check_pbt(asked: Asked) -> None:
+def _check_pbt(asked: SearchRequest) -> None:
     if asked.options.searcher == "optuna":
         raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
     for key in asked.space.domains:
@@ -160,24 +164,24 @@ def _check_pbt(asked: Asked) -> None:
         raise ConfigError("--scheduler pbt needs keys to change: --space algorithm.lr=loguniform(1e-4, 1e-1)")
 
 
-def write_asked(out: Path, asked: Asked) -> None:
+def write_request(out: Path, asked: SearchRequest) -> None:
     held = {
         "schema_version": 1,
         "cwd": asked.cwd or os.getcwd(),
         "base": asked.base,
-        "space": {key: distributions.written(domain) for key, domain in asked.space.domains.items()},
+        "space": {key: distributions.to_text(domain) for key, domain in asked.space.domains.items()},
         "points": [
             {k: list(v) if isinstance(v, tuple) else v for k, v in point.items()} for point in asked.space.points
         ],
-        "options": {f.name: getattr(asked.options, f.name) for f in fields(Options)},
+        "options": {f.name: getattr(asked.options, f.name) for f in fields(SearchOptions)},
     }
-    write(out / SEARCH, yaml.safe_dump(held, sort_keys=False))
+    write_text(out / SEARCH_FILE, yaml.safe_dump(held, sort_keys=False))
     if not (out / "env.json").exists():
-        write_json(out / "env.json", environment())
+        write_json(out / "env.json", describe_environment())
 
 
-def read_asked(path: Path) -> Asked:
-    held = loaded(path.read_text(encoding="utf-8"), str(path))
-    space = {key: distributions.read(text, key) for key, text in held["space"].items()}
-    found = spaces.of_mapping(space, held["points"])
-    return Asked(held["base"], found, build(Options, held["options"], "search"), held["cwd"])
+def read_request(path: Path) -> SearchRequest:
+    held = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    space = {key: distributions.parse_distribution(text, key) for key, text in held["space"].items()}
+    found = spaces.from_mapping(space, held["points"])
+    return SearchRequest(held["base"], found, build(SearchOptions, held["options"], "search"), held["cwd"])

@@ -13,7 +13,7 @@ from ray.tune.schedulers import (
 )
 
 from raysim.search import distributions
-from raysim.search.spec import Search
+from raysim.search.spec import SearchSpec
 
 
 class HyperBand(HyperBandScheduler):
@@ -34,7 +34,7 @@ class Median(MedianStoppingRule):
             super().on_trial_complete(tune_controller, trial, result)
 
 
-def scheduler(search: Search) -> TrialScheduler | None:
+def build_scheduler(search: SearchSpec) -> TrialScheduler | None:
     """Tune's scheduler of this name, over rounds."""
     rounds = search.rounds
     if search.scheduler == "asha":
@@ -60,7 +60,7 @@ def _mutated(domain: Any) -> Any:
     return list(domain.categories) if hasattr(domain, "categories") else domain
 
 
-def _within(search: Search, config: dict[str, Any]) -> dict[str, Any]:
+def _within(search: SearchSpec, config: dict[str, Any]) -> dict[str, Any]:
     """PBT multiplies values by 0.8 or 1.2, past the ends too."""
     known = search.space.domains
-    return {key: distributions.clipped(known[key], value) if key in known else value for key, value in config.items()}
+    return {key: distributions.clip(known[key], value) if key in known else value for key, value in config.items()}

@@ -13,21 +13,21 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raysim.core.formatting import counted
-from raysim.distributed.control_actor import standing
-from raysim.distributed.prometheus import trials
-from raysim.search.results import Books
+from raysim.core.formatting import pluralize
+from raysim.distributed.control_actor import start_control_actor
+from raysim.distributed.prometheus import report_trials
+from raysim.search.results import SearchResults
 
 EVERY = 2.0  # seconds between two words to it
 
 
-class Leader:
+class SearchControl:
     """The search's own side of it."""
 
-    def __init__(self, books: Books, total: int) -> None:
+    def __init__(self, books: SearchResults, total: int) -> None:
         self.books, self.total = books, total
         self.name = f"{books.search.out.name}-{token_hex(3)}"
-        self.stand = standing(self.name, "search", self._said(0))
+        self.stand = start_control_actor(self.name, "search", self._said(0))
         self._answer: Any = None
         self._due = 0.0
 
@@ -41,12 +41,12 @@ class Leader:
         asked = False
         with suppress(RayError):  # the search goes on without what stands for it
             asked = self._answer is not None and bool(ray.get(self._answer))
-        trials(self.books.search.out.name, self._counts(running))
+        report_trials(self.books.search.out.name, self._counts(running))
         self._answer = self.stand.tell.remote(self._said(running))
         return asked
 
     def _counts(self, running: int) -> dict[str, int]:
-        states = Counter(entry.status for entry in self.books.entries.values() if not entry.unfinished)
+        states = Counter(record.status for record in self.books.records.values() if not record.unfinished)
         counts = {name: states[name] for name in ("done", "stopped", "failed")}
         return counts | {"running": running, "waiting": max(0, self.total - sum(counts.values()) - running)}
 
@@ -57,7 +57,7 @@ class Leader:
         ended = counts["done"] + counts["stopped"] + counts["failed"]
         return {
             "run": self.name,
-            "what": f"search over {counted(len(search.space.domains), 'key')} on {search.task.name}",
+            "what": f"search over {pluralize(len(search.space.domains), 'key')} on {search.task.name}",
             "folder": str(search.out),
             "host": socket.gethostname(),
             "done": ended,
@@ -69,9 +69,9 @@ class Leader:
 
 
 @contextmanager
-def leading(books: Books, total: int) -> Iterator[Leader]:
+def search_control(books: SearchResults, total: int) -> Iterator[SearchControl]:
     """A leader, whose actor ends with the block."""
-    leader = Leader(books, total)
+    leader = SearchControl(books, total)
     try:
         yield leader
     finally:

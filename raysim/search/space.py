@@ -11,16 +11,16 @@ from typing import Any
 
 from ray.tune.search.sample import Categorical, Domain
 
-from raysim.config.introspection import as_value, said
+from raysim.config.introspection import as_value, format_setting
 from raysim.config.merge import SHORT, merge, nested_keys, resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
-from raysim.core.seeding import generator
-from raysim.core.suggestions import nearest
+from raysim.core.seeding import numpy_generator
+from raysim.core.suggestions import did_you_mean
 from raysim.search import distributions
 
-UNSEARCHED = {  # keys that a search does not vary, and why
-    **dict.fromkeys(("resources", "fleet", "address"), "it changes no result"),
+UNSEARCHABLE = {  # keys that a search does not vary, and why
+    **dict.fromkeys(("resources", "backend", "ray_address"), "it changes no result"),
     **dict.fromkeys(
         ("metric", "evaluate_every", "checkpoint_every"), "it says how trials are judged, not what they do"
     ),
@@ -43,7 +43,7 @@ class Space:
         found = self.domains.get("algorithm")
         return tuple(found.categories) if isinstance(found, Categorical) else ()
 
-    def counts(self, key: str, values: Values) -> bool:
+    def is_active(self, key: str, values: Values) -> bool:
         """Whether `key` means something in a trial of these `values`."""
         of = self._owner(key)
         return of is None or values.get("algorithm") == of
@@ -52,12 +52,12 @@ class Space:
         # By its whole name: that of a class of the user's own has dots in it.
         return next((name for name in self.names if key.startswith(f"algorithm.{name}.")), None)
 
-    def narrowed(self, words: Mapping[str, Domain]) -> Space:
+    def override(self, words: Mapping[str, Domain]) -> Space:
         """The same with these distributions over its own; of its points what still lies within."""
         gone = set(self.names) - set(Space(words).names) if "algorithm" in words else set()
         kept = {key: domain for key, domain in self.domains.items() if self._owner(key) not in gone} | dict(words)
         points = [
-            {key: value for key, value in point.items() if key not in words or _holds(words[key], value)}
+            {key: value for key, value in point.items() if key not in words or _contains(words[key], value)}
             for point in self.points
             if point.get("algorithm") not in gone
         ]
@@ -88,7 +88,7 @@ class Space:
             return self
 
         def own(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {self.short(key): v for key, v in values.items() if self.counts(key, {"algorithm": name})}
+            return {self.short(key): v for key, v in values.items() if self.is_active(key, {"algorithm": name})}
 
         points = tuple(own(point) for point in self.points if point.get("algorithm", name) == name)
         return replace(self, domains=own(self.domains), points=points)
@@ -97,7 +97,7 @@ class Space:
         """The keys of a run that these `values` give."""
         found = {}
         for key, value in values.items():
-            if self.counts(key, values):
+            if self.is_active(key, values):
                 found[self.short(key)] = value
         return found
 
@@ -108,15 +108,15 @@ class Space:
             result = merge(result, nested_keys(key, list(value) if isinstance(value, tuple) else value))
         return result
 
-    def drawn(self, seed: int, number: int) -> dict[str, Any]:
+    def sample(self, seed: int, number: int) -> dict[str, Any]:
         """The values of trial `number`, drawn by (seed, number) alone: whatever ran before it, and where."""
-        rng = generator(seed, "trial", number)
-        values = {key: distributions.drawn(domain, rng) for key, domain in self.domains.items()}
+        rng = numpy_generator(seed, "trial", number)
+        values = {key: distributions.sample(domain, rng) for key, domain in self.domains.items()}
         return self.counted(values | (dict(self.points[number - 1]) if number <= len(self.points) else {}))
 
     def counted(self, values: Values) -> dict[str, Any]:
         """Those of `values` that mean something together."""
-        return {key: value for key, value in values.items() if self.counts(key, values)}
+        return {key: value for key, value in values.items() if self.is_active(key, values)}
 
     def grid(self, only: bool = True) -> list[dict[str, Any]]:
         """Every combination of all keys, or of those alone that are a grid (`only` False)."""
@@ -125,12 +125,12 @@ class Space:
         for key in keys:
             values = distributions.grid_of(self.domains[key], key)
             # A key that means nothing in a row makes no more rows of it.
-            rows = [row | {key: v} for row in rows for v in values if self.counts(key, row)] + [
-                row for row in rows if not self.counts(key, row)
+            rows = [row | {key: v} for row in rows for v in values if self.is_active(key, row)] + [
+                row for row in rows if not self.is_active(key, row)
             ]
         return rows
 
-    def corners(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def boundary_points(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each end of each key, alone, with the algorithm that it is for."""
         for key, domain in self.domains.items():
             owner = self._owner(key)
@@ -140,7 +140,7 @@ class Space:
                     yield key, ({"algorithm": name} if name else {}) | {key: value}
 
 
-def of_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: str = "the space") -> Space:
+def from_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: str = "the space") -> Space:
     """The space of dotted keys with Tune's distributions, texts of them, or plain values, which stay as they are."""
     for key in space:
         if not isinstance(key, str):
@@ -160,7 +160,7 @@ def points_of(points: Any, searched: Mapping[str, Domain], name: str) -> tuple[d
         values = {key: as_value(value) for key, value in _in_full(point, name).items()}
         for key in values:
             if key not in searched:
-                raise ConfigError(f"{name}: a point gives {key}, which is not searched{nearest(key, searched)}")
+                raise ConfigError(f"{name}: a point gives {key}, which is not searched{did_you_mean(key, searched)}")
         found.append(values)
     return tuple(found)
 
@@ -183,36 +183,36 @@ def _long(key: str) -> str:
     return "cohort.size" if key == "cohort" else f"{SHORT.get(first, first)}{dot}{rest}"
 
 
-def of_words(words: Iterable[str]) -> dict[str, Domain]:
+def from_cli(words: Iterable[str]) -> dict[str, Domain]:
     """The distributions of `KEY=uniform(0.2, 1)` words."""
     found: dict[str, Domain] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
             raise ConfigError(
-                f"cannot read --space {word!r}: expected KEY=DISTRIBUTION, as in algorithm.lr={distributions.SHAPES}"
+                f"cannot read --space {word!r}: expected KEY=DISTRIBUTION, as in algorithm.lr={distributions.EXAMPLES}"
             )
         key = _long(key)
         if key in found:
             raise ConfigError(f"--space {key} is given twice; keep one of them")
-        found[key] = distributions.read(text, key)
+        found[key] = distributions.parse_distribution(text, key)
     return found
 
 
 def check(space: Space, base: Mapping[str, Any]) -> None:
     """Raises ConfigError for a key that no run has, for an end that it cannot take, and for a point out of range."""
     for key in space.domains:
-        why = UNSEARCHED.get(key.split(".")[0])
+        why = UNSEARCHABLE.get(key.split(".")[0])
         if why:
             raise ConfigError(f"{key} cannot be searched: {why}")
     _check_names(space)
-    for key, values in space.corners():
-        _tried(space, base, values, f"{key} is {distributions.written(space.domains[key])}")
+    for key, values in space.boundary_points():
+        _try_resolve(space, base, values, f"{key} is {distributions.to_text(space.domains[key])}")
     for number, point in enumerate(space.points, 1):
         for key, value in point.items():
             _check_point(space, key, value)
-        whole = space.drawn(0, number)
-        _tried(space, base, whole, f"point {number}")
+        whole = space.sample(0, number)
+        _try_resolve(space, base, whole, f"point {number}")
 
 
 def _check_names(space: Space) -> None:
@@ -231,16 +231,18 @@ def _check_names(space: Space) -> None:
 
 def _check_point(space: Space, key: str, value: Any) -> None:
     if key not in space.domains:
-        raise ConfigError(f"a point gives {key}, which is not searched{nearest(key, space.domains)}")
-    if not _holds(space.domains[key], value):
-        raise ConfigError(f"a point gives {said(key, value)}, outside of {distributions.written(space.domains[key])}")
+        raise ConfigError(f"a point gives {key}, which is not searched{did_you_mean(key, space.domains)}")
+    if not _contains(space.domains[key], value):
+        raise ConfigError(
+            f"a point gives {format_setting(key, value)}, outside of {distributions.to_text(space.domains[key])}"
+        )
 
 
-def _holds(domain: Domain, value: Any) -> bool:
-    return distributions.holds(domain, as_value(value))
+def _contains(domain: Domain, value: Any) -> bool:
+    return distributions.contains(domain, as_value(value))
 
 
-def _tried(space: Space, base: Mapping[str, Any], values: Values, what: str) -> None:
+def _try_resolve(space: Space, base: Mapping[str, Any], values: Values, what: str) -> None:
     try:
         resolve(space.given(base, values))
     except ConfigError as error:

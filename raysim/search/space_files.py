@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from raysim.core.errors import ConfigError
-from raysim.core.suggestions import nearest
-from raysim.search.space import Space, of_mapping
+from raysim.core.suggestions import did_you_mean
+from raysim.search.space import Space, from_mapping
 
 PACKAGE = "search_spaces"
 
@@ -34,7 +34,7 @@ def read_space(name: str) -> Space:
         raise ConfigError(
             f"the search space {name} has no SPACE: expected SPACE = {{'algorithm.lr': tune.loguniform(...)}}"
         )
-    return of_mapping(found["SPACE"], found.get("POINTS", ()), name)
+    return from_mapping(found["SPACE"], found.get("POINTS", ()), name)
 
 
 def shipped() -> dict[str, str]:
@@ -67,7 +67,7 @@ def _shipped(name: str) -> Path:
     known = shipped()
     if name not in known:
         raise ConfigError(
-            f"unknown search space '{name}'{nearest(name, known)}; valid: {', '.join(sorted(known))}, "
+            f"unknown search space '{name}'{did_you_mean(name, known)}; valid: {', '.join(sorted(known))}, "
             "or a file of yours that ends with .py"
         )
     return _folder() / f"{name}.py"

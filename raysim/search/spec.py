@@ -21,43 +21,43 @@ Scheduler = Literal["fifo", "asha", "hyperband", "pbt", "median"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class FederationVariant:
     """One federation of a trial: its seed, and the site that it is not to train on."""
 
     seed: int
     holdout: str | None = None
 
 
-UNFIT = "a node cannot play trials"  # what ends a search: it would take one after the other, and fail them all
+UNFIT_NODE = "a node cannot play trials"  # what ends a search: it would take one after the other, and fail them all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class SearchSpec:
     """All that the trials of a search share."""
 
     out: Path
     base: Mapping[str, Any]  # what file and words give, with what the space fixes
     space: Space
-    cells: tuple[Cell, ...]
+    variants: tuple[FederationVariant, ...]
     objectives: tuple[Objective, ...]
     better: Mapping[str, Literal["higher", "lower"]]  # of the task's metrics
     rounds: int
     scheduler: Scheduler = "fifo"
-    fleet: Literal["local", "ray"] = "local"
+    backend: Literal["local", "ray"] = "local"
     session: str = ""  # of the process that drives it: a trial that starts again in the same one was told before
     task: Task | None = None  # that of `base`, built
-    described: Any = None  # its configuration
+    task_config: Any = None  # its configuration
     cwd: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages
-    reads: Sequence[str] = ()  # what nodes are to be able to read
+    data_paths: Sequence[str] = ()  # what nodes are to be able to read
 
     def unfit(self) -> str:
         """What keeps this node, which may have come since the search began, from playing trials; empty: nothing."""
         if not (self.out / "search.yaml").exists():
             here = ray.util.get_node_ip_address()
-            return f"{UNFIT}: {self.out} cannot be seen from {here}; give an --out that all nodes share"
-        wrong = node_probe.lacks(self.versions, self.reads) or self._unknown()
-        return wrong and f"{UNFIT}: {ray.util.get_node_ip_address()} {wrong}"
+            return f"{UNFIT_NODE}: {self.out} cannot be seen from {here}; give an --out that all nodes share"
+        wrong = node_probe.incompatibility(self.versions, self.data_paths) or self._unknown()
+        return wrong and f"{UNFIT_NODE}: {ray.util.get_node_ip_address()} {wrong}"
 
     def _unknown(self) -> str:
         """What of the task and the algorithms this node does not find by its name; empty if nothing."""
@@ -68,10 +68,10 @@ class Search:
             return f"has not all that the search names: {error}; put it there, where Python finds it"
         return ""
 
-    def config(self, values: Mapping[str, Any], cell: Cell) -> RunConfig:
+    def config(self, values: Mapping[str, Any], cell: FederationVariant) -> RunConfig:
         """The run of a trial's federation; a held-out site is its one outside site."""
         values = {key: value for key, value in values.items() if key != "holdout"}
-        given = merge(self.space.given(self.base, values), {"fleet": self.fleet, "metric": None})
+        given = merge(self.space.given(self.base, values), {"backend": self.backend, "metric": None})
         if self.scheduler in ("pbt", "hyperband", "median"):
             given["checkpoint_every"] = 1  # they hand over or pause a trial in any round, which goes on from there
         if "seed" not in values:
@@ -81,12 +81,12 @@ class Search:
             return config
         data = config.task.data
         # Standing outside sites stay away: the trial is judged by the one that it holds out, and they by nobody yet.
-        held = replace(data, outside=(cell.holdout,), leave_out=(*data.leave_out, *data.outside))
+        held = replace(data, outside=(cell.holdout,), exclude_sites=(*data.exclude_sites, *data.outside))
         return replace(config, task=replace(config.task, data=held))
 
-    def cells_of(self, values: Mapping[str, Any]) -> dict[str, Cell]:
+    def variants_of(self, values: Mapping[str, Any]) -> dict[str, FederationVariant]:
         """The federations of a trial by name; there is but one, without a name, where nothing is repeated."""
-        cells = self.cells
+        cells = self.variants
         if "holdout" in values:
             cells = tuple(replace(cell, holdout=values["holdout"]) for cell in cells)
         if len(cells) == 1:
@@ -94,7 +94,7 @@ class Search:
         return {_name(cell, cells): cell for cell in cells}
 
 
-def _name(cell: Cell, cells: tuple[Cell, ...]) -> str:
+def _name(cell: FederationVariant, cells: tuple[FederationVariant, ...]) -> str:
     parts = []
     if len({other.seed for other in cells}) > 1:
         parts.append(f"seed-{cell.seed}")

@@ -8,54 +8,58 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from raysim.core.atomic_io import write
-from raysim.search.trial_store import ADOPTED, LINEAGE, NOTE, federations, lineage
+from raysim.core.atomic_io import write_text
+from raysim.search.trial_store import ADOPTED, LINEAGE_FILE, PENDING_LINEAGE_FILE, federation_directories, lineage
 
-POINTER = "pointer.json"
-ALONE = "federation"  # the folder of a federation that is the only one, and has no name
+POINTER_FILE = "pointer.json"
+SINGLE_FEDERATION = "federation"  # the folder of a federation that is the only one, and has no name
 
 
-def give(given: Path, number: int, folder: Path, round: int, *, whole: bool) -> None:
+def export_state(given: Path, number: int, folder: Path, round: int, *, whole: bool) -> None:
     """Put into `given` where trial `number` stands, and, if `whole`, what another needs to go on from there."""
-    write(given / POINTER, json.dumps({"trial": number, "round": round}))
-    for name, own in federations(folder).items() if whole else ():
-        theirs = given / (name or ALONE)
+    write_text(given / POINTER_FILE, json.dumps({"trial": number, "round": round}))
+    for name, own in federation_directories(folder).items() if whole else ():
+        theirs = given / (name or SINGLE_FEDERATION)
         newest = own / "checkpoints" / f"round_{round:04d}"
         shutil.copytree(newest, theirs / "checkpoints" / newest.name)
         lines = (own / "log.jsonl").read_text().splitlines(keepends=True)
         kept = [line for line in lines if json.loads(line)[0]["round"] <= round]
-        write(theirs / "log.jsonl", "".join(kept))
+        write_text(theirs / "log.jsonl", "".join(kept))
 
 
-def take(given: Path, number: int, folder: Path, values: Mapping[str, Any], names: Collection[str]) -> int | None:
+def import_state(
+    given: Path, number: int, folder: Path, values: Mapping[str, Any], names: Collection[str]
+) -> int | None:
     """Put what `given` holds into the folder of trial `number`, which goes on from there with `values`; that round.
 
     None where that is its own, or it has taken it already: its process was lost since, and its rounds are its own.
     """
-    pointer = json.loads((given / POINTER).read_text())
+    pointer = json.loads((given / POINTER_FILE).read_text())
     note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(values)}
-    finish(folder, names)
+    complete_import(folder, names)
     if pointer["trial"] == number or lineage(folder)[-1:] == [json.loads(json.dumps(note))]:
         return None
     copies = folder / ADOPTED
     for name in names:
-        shutil.copytree(given / (name or ALONE), copies / (name or ALONE))
-    write(copies / NOTE, json.dumps(note))  # the last: what is whole here counts as taken, whoever puts it in place
-    finish(folder, names)
+        shutil.copytree(given / (name or SINGLE_FEDERATION), copies / (name or SINGLE_FEDERATION))
+    write_text(
+        copies / PENDING_LINEAGE_FILE, json.dumps(note)
+    )  # the last: what is whole here counts as taken, whoever puts it in place
+    complete_import(folder, names)
     return int(pointer["round"])
 
 
-def finish(folder: Path, names: Collection[str]) -> None:
+def complete_import(folder: Path, names: Collection[str]) -> None:
     """Put in place what the trial in `folder` has taken over, or drop it if it was not copied whole.
 
     A process or a whole search may be lost anywhere in it: whoever comes next goes on.
     """
     copies = folder / ADOPTED
-    if (copies / NOTE).exists():
+    if (copies / PENDING_LINEAGE_FILE).exists():
         whole = lineage(folder)
-        write(folder / LINEAGE, "".join(json.dumps(note) + "\n" for note in whole))
+        write_text(folder / LINEAGE_FILE, "".join(json.dumps(note) + "\n" for note in whole))
         for name in names:
-            _replace(folder / name, copies / (name or ALONE))
+            _replace(folder / name, copies / (name or SINGLE_FEDERATION))
     _removed(copies)
 
 

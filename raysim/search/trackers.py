@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from raysim.core.errors import ConfigError
-from raysim.search.spec import Search
+from raysim.search.spec import SearchSpec
 
 Tracker = Literal["mlflow", "wandb"]
 
@@ -18,10 +18,10 @@ def check_tracker(name: str | None) -> None:
     if name is None:
         return
     if find_spec(name) is None:
-        raise ConfigError(f"--track {name} needs the package {name}: pip install {name}")
+        raise ConfigError(f"--tracker {name} needs the package {name}: pip install {name}")
     online = name == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled")
     if online and not import_module("wandb").login(prompt=False):
-        raise ConfigError("--track wandb: no account is known; log in by `wandb login`, or set WANDB_MODE=offline")
+        raise ConfigError("--tracker wandb: no account is known; log in by `wandb login`, or set WANDB_MODE=offline")
     if name == "mlflow" and (uri := os.environ.get("MLFLOW_TRACKING_URI")):
         _check_mlflow(uri)
 
@@ -31,10 +31,10 @@ def _check_mlflow(uri: str) -> None:
     try:
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
     except (mlflow.exceptions.MlflowException, ImportError) as error:
-        raise ConfigError(f"--track mlflow: {uri}: {error}") from error
+        raise ConfigError(f"--tracker mlflow: {uri}: {error}") from error
 
 
-def trackers(name: str | None, search: Search) -> list[Any]:
+def build_trackers(name: str | None, search: SearchSpec) -> list[Any]:
     """Ray Tune's own callback for it: into MLFLOW_TRACKING_URI, or a database in the search's folder; into the account
     of Weights & Biases, or, offline, that folder. Raises ConfigError if MLflow does not take it."""
     if name == "mlflow":

@@ -13,14 +13,17 @@ from raysim.config.introspection import as_value
 from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError
 
-SEARCH = "search.yaml"  # what a search was asked, in its folder
-LINEAGE = "lineage.jsonl"  # whose states a trial has taken over, in its folder
-ADOPTED, NOTE = "adopted", "lineage.json"  # what it is taking over, and, once that is whole, the line for the above
+SEARCH_FILE = "search.yaml"  # what a search was asked, in its folder
+LINEAGE_FILE = "lineage.jsonl"  # whose states a trial has taken over, in its folder
+ADOPTED, PENDING_LINEAGE_FILE = (
+    "adopted",
+    "lineage.json",
+)  # what it is taking over, and, once that is whole, the line for the above
 FINAL = ("done", "stopped", "failed")
 
 
 @dataclass
-class Entry:
+class TrialRecord:
     """A trial: trial.json. `status` is running, done (all rounds), stopped (by the scheduler) or failed."""
 
     number: int
@@ -44,19 +47,19 @@ class Entry:
         return "unfinished" if self.unfinished else self.status
 
 
-def folder_of(out: Path, number: int) -> Path:
+def trial_directory(out: Path, number: int) -> Path:
     """The folder of trial `number`."""
     return out / "trials" / f"{number:04}"
 
 
-def save(out: Path, entry: Entry) -> None:
+def save_record(out: Path, record: TrialRecord) -> None:
     """Write trial.json, whole or not at all."""
-    folder = folder_of(out, entry.number)
+    folder = trial_directory(out, record.number)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trial.json", vars(entry))
+    write_json(folder / "trial.json", vars(record))
 
 
-def load(out: Path) -> list[Entry]:
+def load_records(out: Path) -> list[TrialRecord]:
     """The trials of a search, by number; one whose file is torn is as if it had not begun.
 
     Raises ConfigError for one that another version of raysim has written.
@@ -71,48 +74,48 @@ def load(out: Path) -> list[Entry]:
             ) from error
         except ValueError:
             continue
-    return sorted(found, key=lambda entry: entry.number)
+    return sorted(found, key=lambda record: record.number)
 
 
-def _entry(folder: Path) -> Entry:
-    entry = Entry(**json.loads((folder / "trial.json").read_text()))
-    entry.values = {key: as_value(value) for key, value in entry.values.items()}
-    follow(entry, folder)
-    return entry
+def _entry(folder: Path) -> TrialRecord:
+    record = TrialRecord(**json.loads((folder / "trial.json").read_text()))
+    record.values = {key: as_value(value) for key, value in record.values.items()}
+    apply_lineage(record, folder)
+    return record
 
 
-def follow(entry: Entry, folder: Path) -> None:
-    """Give the entry of the trial in `folder` the values that it went on with, if it has taken another's state."""
+def apply_lineage(record: TrialRecord, folder: Path) -> None:
+    """Give the record of the trial in `folder` the values that it went on with, if it has taken another's state."""
     taken = lineage(folder)
-    entry.lineage = bool(taken)
+    record.lineage = bool(taken)
     if taken:
-        entry.values = {key: as_value(value) for key, value in taken[-1]["values"].items()}
+        record.values = {key: as_value(value) for key, value in taken[-1]["values"].items()}
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:
     """Whose states the trial in `folder` has taken over, and what values it went on with (PBT)."""
-    path, last = folder / LINEAGE, folder / ADOPTED / NOTE
+    path, last = folder / LINEAGE_FILE, folder / ADOPTED / PENDING_LINEAGE_FILE
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     pending = [json.loads(last.read_text())] if last.exists() else []
     return found if found[-1:] == pending else [*found, *pending]
 
 
-def ended(folder: Path) -> Entry | None:
+def finished_record(folder: Path) -> TrialRecord | None:
     """The trial in `folder`, if an earlier session has seen its end."""
     with suppress(OSError, ValueError, TypeError):
-        entry = _entry(folder)
-        return None if entry.unfinished else entry
+        record = _entry(folder)
+        return None if record.unfinished else record
     return None
 
 
-def federations(folder: Path) -> dict[str, Path]:
+def federation_directories(folder: Path) -> dict[str, Path]:
     """The runs of a trial by name: one in its own folder, or each in one below it."""
     if (folder / "log.jsonl").exists():
         return {"": folder}
     return {path.parent.name: path.parent for path in sorted(folder.glob("*/log.jsonl"))}
 
 
-def rows(folder: Path) -> Iterator[dict[str, Any]]:
+def logged_rounds(folder: Path) -> Iterator[dict[str, Any]]:
     """The rounds in a run's log, without what a crash left unfinished."""
     path = folder / "log.jsonl"
     if path.exists():

@@ -20,17 +20,17 @@ from ray.tune.stopper import Stopper
 
 from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import Patience
-from raysim.search.results import Books
-from raysim.search.samplers import Population, Suggester
-from raysim.search.schedulers import scheduler
-from raysim.search.search_control import Leader
-from raysim.search.spec import UNFIT, Search
-from raysim.search.trackers import trackers
-from raysim.search.trial_runner import REPLAYED, Trial
-from raysim.search.trial_store import Entry
+from raysim.search.results import SearchResults
+from raysim.search.samplers import PBTSearchAlgorithm, TuneSearcher
+from raysim.search.schedulers import build_scheduler
+from raysim.search.search_control import SearchControl
+from raysim.search.spec import UNFIT_NODE, SearchSpec
+from raysim.search.trackers import build_trackers
+from raysim.search.trial_runner import REPLAYING_SCHEDULERS, FederationTrainable
+from raysim.search.trial_store import TrialRecord
 
-LOST = 2  # times that a trial whose process was lost goes on from its last checkpoint
-SILENT = {
+MAX_PROCESS_LOSSES = 2  # times that a trial whose process was lost goes on from its last checkpoint
+TUNE_VARIABLES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' folders hold it all
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a round without judging has no metric
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -42,7 +42,7 @@ SILENT = {
 }
 
 
-class Halt(Stopper):
+class SearchStopper(Stopper):
     """Ends the search when its time is up, or when someone asks."""
 
     def __init__(self, budget: float | None) -> None:
@@ -62,10 +62,12 @@ class Halt(Stopper):
         return self.end is not None and time.monotonic() > self.end
 
 
-class Clerk(Callback):
+class TuneCallback(Callback):
     """Tells the books, the display and the leader what Tune knows."""
 
-    def __init__(self, books: Books, show: Any, leader: Leader, halt: Halt, patience: Patience) -> None:
+    def __init__(
+        self, books: SearchResults, show: Any, leader: SearchControl, halt: SearchStopper, patience: Patience
+    ) -> None:
         self.books, self.show, self.leader, self.halt, self.patience = books, show, leader, halt, patience
         self.unplayed = set[int]()  # that a node which is no good has taken
 
@@ -77,7 +79,7 @@ class Clerk(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A round has ended."""
-        if str(result.get("failed")).startswith(UNFIT):
+        if str(result.get("failed")).startswith(UNFIT_NODE):
             self.halt.unfit = result["failed"]
             self.unplayed.add(int(str(trial)))
             return
@@ -95,7 +97,7 @@ class Clerk(Callback):
         self._ended(trial, _cause(trial))
 
     def _ended(self, trial: Any, cause: str = "") -> None:
-        known = self.books.entries[int(str(trial))]
+        known = self.books.records[int(str(trial))]
         if known.number not in (*self.books.earlier, *self.unplayed):  # those that only tell again, or have not played
             self.books.end(known.number, cause)
             self.show.ended(known)
@@ -105,7 +107,7 @@ class Clerk(Callback):
         running = sum(trial.status == "RUNNING" for trial in trials)
         self.show.look(running)
         try:
-            if text := self.patience.told(running):
+            if text := self.patience.due_notice(running):
                 self.show.say(text)
         except PlacementError as error:
             self.halt.unfit = str(error)
@@ -117,29 +119,29 @@ def _cause(trial: Any) -> str:
     return lines[-1].strip() if lines else "its process was lost"
 
 
-def fit(
-    search: Search,
-    books: Books,
-    suggester: Suggester,
+def run_tuner(
+    search: SearchSpec,
+    books: SearchResults,
+    suggester: TuneSearcher,
     bundles: Sequence[Mapping[str, float]],
     show: Any,
-    leader: Leader,
+    leader: SearchControl,
     *,
     growing: bool,
     total: int,
     max_concurrent: int | None,
     pending: int,
     budget: float | None,
-    track: str | None,
+    tracker: str | None,
     logged: bool,
-) -> tuple[ResultGrid, Halt]:
+) -> tuple[ResultGrid, SearchStopper]:
     """Run the search on the Ray that is running; `logged` for who reads Tune's result, which is made of its own log."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    halt, state = Halt(budget), search.out / "tune"
+    halt, state = SearchStopper(budget), search.out / "tune"
     shutil.rmtree(state, ignore_errors=True)
     first = search.objectives[0]
     trainable = tune.with_resources(
-        tune.with_parameters(Trial, search=search),
+        tune.with_parameters(FederationTrainable, search=search),
         tune.PlacementGroupFactory([dict(bundle) for bundle in bundles], strategy="PACK"),
     )
     tuner = tune.Tuner(
@@ -147,8 +149,8 @@ def fit(
         tune_config=tune.TuneConfig(
             metric=first.column,
             mode=first.mode,
-            search_alg=Population(suggester) if search.scheduler == "pbt" else suggester,
-            scheduler=scheduler(search),
+            search_alg=PBTSearchAlgorithm(suggester) if search.scheduler == "pbt" else suggester,
+            scheduler=build_scheduler(search),
             num_samples=total,
             max_concurrent_trials=max_concurrent,
             reuse_actors=True,
@@ -161,22 +163,22 @@ def fit(
             stop=halt,
             verbose=0,
             callbacks=[
-                Clerk(books, show, leader, halt, Patience(bundles, growing)),
-                *trackers(track, search),
+                TuneCallback(books, show, leader, halt, Patience(bundles, growing)),
+                *build_trackers(tracker, search),
                 *([JsonLoggerCallback()] if logged else []),
             ],
-            failure_config=tune.FailureConfig(max_failures=LOST),
+            failure_config=tune.FailureConfig(max_failures=MAX_PROCESS_LOSSES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
         ),
     )
     # Of trials that wait for room the autoscaler hears; else one is enough, for Optuna is to know what came of others.
-    with _silenced({"TUNE_MAX_PENDING_TRIALS_PG": str(pending)}), _asked(halt):
+    with _tune_variables({"TUNE_MAX_PENDING_TRIALS_PG": str(pending)}), _signals_stop(halt):
         return tuner.fit(), halt
 
 
 @contextmanager
-def _silenced(more: Mapping[str, str]) -> Iterator[None]:
-    settings = {**SILENT, **more}
+def _tune_variables(more: Mapping[str, str]) -> Iterator[None]:
+    settings = {**TUNE_VARIABLES, **more}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -190,7 +192,7 @@ def _silenced(more: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _asked(halt: Halt) -> Iterator[None]:
+def _signals_stop(halt: SearchStopper) -> Iterator[None]:
     """Ctrl-C, or SIGTERM, ends the search in order; the second time, at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -209,14 +211,14 @@ def _asked(halt: Halt) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def waiting(search: Search, entries: Sequence[Entry]) -> list[Entry]:
+def resumable_trials(search: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The trials of an earlier session that Tune hears of again: those that go on, and, where the scheduler judges a
     trial by others' rounds, those that have ended, which tell again what they told. What failed stays so."""
-    again = ("done", "stopped") if search.scheduler in REPLAYED else ()
-    known = [entry for entry in entries if entry.unfinished or entry.status in again]
-    return sorted(known, key=lambda entry: (entry.unfinished, entry.number))
+    again = ("done", "stopped") if search.scheduler in REPLAYING_SCHEDULERS else ()
+    known = [record for record in records if record.unfinished or record.status in again]
+    return sorted(known, key=lambda record: (record.unfinished, record.number))
 
 
-def session() -> str:
+def new_session_id() -> str:
     """A name for this process's part of a search."""
     return token_hex(8)

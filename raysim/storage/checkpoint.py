@@ -15,17 +15,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from raysim.core.errors import RunError
-from raysim.core.results import Start
+from raysim.core.results import ResumePoint
 from raysim.storage.serialization import decode, encode
 
-KEPT = 2  # the last one, and the one before it in case the last is damaged
+CHECKPOINTS_KEPT = 2  # the last one, and the one before it in case the last is damaged
 
 
-def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any]) -> Path:
+def write(folder: Path, number: int, state: Any, client_states: Mapping[str, Any]) -> Path:
     """Write `folder/round_NNNN` after round `number`, then drop all but the newest two.
 
     It appears under its name only when every file in it is on the disk. A site's memory is a file of its own, so
-    that `memories` may be read one at a time.
+    that `client_states` may be read one at a time.
     """
     final = folder / f"round_{number:04d}"
     partial = folder / f".{final.name}.{os.getpid()}"
@@ -33,19 +33,19 @@ def write(folder: Path, number: int, state: Any, memories: Mapping[str, Any]) ->
         shutil.rmtree(torn, ignore_errors=True)
     (partial / "memories").mkdir(parents=True)
     sums = _write_tree(partial, "state", state)
-    for site, memory in memories.items():
-        sums |= _write_tree(partial, f"memories/{site}", memory)
-    index = {"round": number, "sites": list(memories), "sha256": sums}
+    for site, client_state in client_states.items():
+        sums |= _write_tree(partial, f"memories/{site}", client_state)
+    index = {"round": number, "sites": list(client_states), "sha256": sums}
     _write(partial / "checkpoint.json", json.dumps(index, indent=1).encode())
     shutil.rmtree(final, ignore_errors=True)  # a damaged one, if the run went on from the one before
     partial.rename(final)
     _sync(folder)
-    for old in sorted(folder.glob("round_*"), key=_number)[:-KEPT]:
+    for old in sorted(folder.glob("round_*"), key=_number)[:-CHECKPOINTS_KEPT]:
         shutil.rmtree(old)
     return final
 
 
-def read(path: Path, trusted: Collection[str] = ()) -> Start[Any]:
+def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
     """The start that `path` holds. Raises RunError if a file is missing or its bits have changed."""
     try:
         index = json.loads((path / "checkpoint.json").read_bytes())
@@ -56,7 +56,7 @@ def read(path: Path, trusted: Collection[str] = ()) -> Start[Any]:
         state = _read_tree(path, "state", trusted)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"checkpoint {path} cannot be read: {error}") from error
-    return Start(index["round"], state, _Memories(path, index["sites"], trusted))
+    return ResumePoint(index["round"], state, _ClientStates(path, index["sites"], trusted))
 
 
 def _inside(path: Path, names: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ def _inside(path: Path, names: Sequence[str]) -> None:
             raise RunError(f"checkpoint {path} names {name}, which lies outside of it: it was not written by raysim")
 
 
-class _Memories(Mapping[str, Any]):
+class _ClientStates(Mapping[str, Any]):
     """The memories in a checkpoint, each read when it is asked for: those of all sites may not fit together."""
 
     def __init__(self, path: Path, sites: Sequence[str], trusted: Collection[str]) -> None:

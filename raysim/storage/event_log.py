@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysim.core.atomic_io import write
-from raysim.core.results import Incident
+from raysim.core.atomic_io import write_text
+from raysim.core.results import FailureEvent
 
 RoundRow = dict[str, Any]
 SiteRow = list[Any]  # the columns of SITES
@@ -24,7 +24,7 @@ SITES = pa.schema(
 BATCH = 10_000  # rows of sites.parquet that are put together: memory must not grow with the number of rounds
 
 
-class Log:
+class EventLog:
     """`log.jsonl` in a run's folder: after a crash it holds every round that had ended."""
 
     def __init__(self, out: Path) -> None:
@@ -50,7 +50,7 @@ class Log:
         """Drop the rounds after `number`."""
         kept = [json.dumps(entry) for entry in self if entry[0]["round"] <= number]
         self._file.close()
-        write(self.path, "".join(f"{line}\n" for line in kept))
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
         self._file = self.path.open("a")
 
     def tables(self) -> None:
@@ -76,7 +76,7 @@ class Log:
         self._file.close()
 
 
-def note(out: Path, incidents: Iterable[Incident]) -> None:
+def append_failures(out: Path, incidents: Iterable[FailureEvent]) -> None:
     """Add what went wrong to failures.jsonl, a line each."""
     lines = [json.dumps(asdict(incident)) + "\n" for incident in incidents]
     if lines:
@@ -84,7 +84,7 @@ def note(out: Path, incidents: Iterable[Incident]) -> None:
             file.writelines(lines)
 
 
-def failures(out: Path) -> dict[str, Any]:
+def summarize_failures(out: Path) -> dict[str, Any]:
     """What failures.jsonl adds up to: how many incidents, replies that were left out, seconds of work lost."""
     path = out / "failures.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []

@@ -14,12 +14,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.core.atomic_io import write_json
-from raysim.core.contracts import JUDGED, Task
+from raysim.core.contracts import EVALUATED_SPLITS, Task
 from raysim.core.results import Round, Score
-from raysim.storage.event_log import Log, RoundRow, SiteRow, failures, note
+from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failures, summarize_failures
 
 Better = Mapping[str, Literal["higher", "lower"]]
-KINDS = ("mean", "weighted", "worst")  # of the sites, of the cases, site
+AGGREGATES = ("mean", "weighted", "worst")  # of the sites, of the cases, site
 Aggregate = dict[str, float]  # of each kind
 
 
@@ -71,7 +71,7 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self._board = _board(self.out / "tensorboard")
-        self._log = Log(self.out)
+        self._log = EventLog(self.out)
         self._pause = self._flushed = 0.0
 
     def add(self, round: Round[Any]) -> RoundRow:
@@ -81,7 +81,7 @@ class Recorder:
         sites = list(_site_rows(round))
         self._log.append(row, sites)
         self._keep(row, sites)
-        note(self.out, round.incidents)
+        append_failures(self.out, round.failures)
         self._plot(round, row)
         # A file of all rounds is written anew each time: seldom enough to cost half a hundredth of the run.
         if time.monotonic() - self._flushed > 200 * self._pause:
@@ -95,9 +95,9 @@ class Recorder:
             "seconds": round.seconds,
             "sites": len(round.cohort),
             "absent": len(round.absent),
-            "left_out": sum(len(incident.sites) for incident in round.incidents if incident.action == "left out"),
-            "failures": len(round.incidents),
-            "seconds_lost": sum(incident.seconds for incident in round.incidents),
+            "left_out": sum(len(incident.sites) for incident in round.failures if incident.action == "left out"),
+            "failures": len(round.failures),
+            "seconds_lost": sum(incident.seconds for incident in round.failures),
             "loss": round.loss,
             "bytes_up": sum(traffic.up.values()),
             "bytes_down": sum(traffic.down.values()),
@@ -122,7 +122,7 @@ class Recorder:
             total.between + row["bytes_between"],
             total.seconds + row["seconds"],
         )
-        if not any(split in JUDGED for _, _, _, split, *_ in sites):
+        if not any(split in EVALUATED_SPLITS for _, _, _, split, *_ in sites):
             return
         self.scores, self.latest = {}, {}
         for _, site, _, split, metric, value in sites:
@@ -130,7 +130,7 @@ class Recorder:
                 self.scores.setdefault(site, {})[f"{split}/{metric}"] = value
         for column, value in row.items():
             name, _, kind = column.rpartition("/")
-            if kind in KINDS and name.startswith(("inside/", "outside/")):
+            if kind in AGGREGATES and name.startswith(("inside/", "outside/")):
                 self.latest.setdefault(name, {})[kind] = value
 
     def rewind(self, number: int) -> float:
@@ -177,7 +177,7 @@ class Recorder:
             "sites": self._last_of_sites(),
             "bytes": {"up": totals.up, "down": totals.down, "between_sites": totals.between},
             "seconds": round(totals.seconds, 3),
-            "failures": failures(self.out),
+            "failures": summarize_failures(self.out),
         }
         write_json(self.out / "summary.json", summary)
         return summary

@@ -14,13 +14,13 @@ from typing import Any
 
 from raysim.core.errors import ConfigError
 
-OWNER = ".process"  # in a run's folder: who is at work there
-RUNS = "RAYSIM_RUNS"  # the variable that says where new runs go, if not in `runs`
+LOCK_FILE = ".process"  # in a run's folder: who is at work there
+RUNS_VARIABLE = "RAYSIM_RUNS"  # the variable that says where new runs go, if not in `runs_directory`
 
 
 @contextmanager
-def claimed(out: str | None, stem: str) -> Iterator[Path]:
-    """A folder that is this run's alone, made here: `out`, or the first free of STEM-001, STEM-002, ... in `runs()`.
+def reserve_directory(out: str | None, stem: str) -> Iterator[Path]:
+    """A folder that is this run's alone, made here: `out`, or the first free of STEM-001, STEM-002, ... in `runs_directory()`.
 
     What is still empty at the end is removed, so that a run that is refused leaves nothing.
     Raises ConfigError if `out` exists or cannot be made.
@@ -40,18 +40,18 @@ def claimed(out: str | None, stem: str) -> Iterator[Path]:
                 empty.rmdir()
 
 
-def runs() -> Path:
-    """Where runs go that no folder is given for: RAYSIM_RUNS, or `runs`."""
-    given = os.environ.get(RUNS) or "runs"
+def runs_directory() -> Path:
+    """Where runs go that no folder is given for: RAYSIM_RUNS, or `runs_directory`."""
+    given = os.environ.get(RUNS_VARIABLE) or "runs"
     if "://" in given:
-        raise ConfigError(f"{RUNS}={given}: runs are written into a folder; give one that is mounted")
+        raise ConfigError(f"{RUNS_VARIABLE}={given}: runs are written into a folder; give one that is mounted")
     return Path(given).expanduser().absolute()
 
 
 def _next_free(stem: str, made: list[Path]) -> Path:
     for number in count(1):
         with suppress(FileExistsError):
-            return _make(runs() / f"{stem.replace(':', '.')}-{number:03}", made)
+            return _make(runs_directory() / f"{stem.replace(':', '.')}-{number:03}", made)
     raise AssertionError("numbers do not end")
 
 
@@ -66,11 +66,11 @@ def _make(folder: Path, made: list[Path]) -> Path:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """No other process works in `folder` during the block. Raises ConfigError if one does."""
-    owner = folder / OWNER
+    owner = folder / LOCK_FILE
     try:
-        handle = _locked(owner)
+        handle = _open_locked(owner)
     except BlockingIOError as error:
         cure = f"wait for it, or end it: raysim stop {folder}"
         raise ConfigError(f"another process is at work in {folder}; {cure}") from error
@@ -84,7 +84,7 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(path: Path) -> int:
+def _open_locked(path: Path) -> int:
     """The file, open and locked until the process ends. Of a folder, NFS would keep the lock on one machine."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -99,10 +99,10 @@ def _locked(path: Path) -> int:
         os.close(handle)
 
 
-def at_work(folder: Path) -> dict[str, Any] | None:
+def lock_owner(folder: Path) -> dict[str, Any] | None:
     """The process (`pid`, `host`, as far as it told) that is at work in a run's folder; None if none is seen."""
     try:
-        handle = os.open(folder / OWNER, os.O_RDONLY)
+        handle = os.open(folder / LOCK_FILE, os.O_RDONLY)
     except OSError:  # not there, or another user's alone
         return None
     try:
@@ -110,7 +110,7 @@ def at_work(folder: Path) -> dict[str, Any] | None:
         return None
     except BlockingIOError:
         with suppress(OSError, ValueError):
-            return dict(json.loads((folder / OWNER).read_text()))
+            return dict(json.loads((folder / LOCK_FILE).read_text()))
         return {}
     finally:
         os.close(handle)

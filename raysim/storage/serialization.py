@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raysim.core.model import Array, Model
 
-TRUSTED = ("raysim", "algorithms")
+TRUSTED_PACKAGES = ("raysim", "algorithms")
 
 
 def encode(tree: Any) -> tuple[Any, dict[str, Array]]:
@@ -95,7 +95,7 @@ def decode(value: Any, arrays: Mapping[str, Array], trusted: Collection[str] = (
 
 def _dataclass(name: str, trusted: Collection[str]) -> Any:
     module, _, qualname = name.partition(":")
-    if module.split(".")[0] not in TRUSTED and module not in trusted:
+    if module.split(".")[0] not in TRUSTED_PACKAGES and module not in trusted:
         raise ValueError(f"the checkpoint names {name}, which is neither raysim's nor the algorithm's own module")
     found: Any = import_module(module)
     for part in qualname.split("."):
@@ -105,15 +105,15 @@ def _dataclass(name: str, trusted: Collection[str]) -> Any:
     return found
 
 
-def digest(state: Any, memories: Mapping[str, Any] | None = None) -> str:
+def digest(state: Any, client_states: Mapping[str, Any] | None = None) -> str:
     """SHA-256 of a state and of the sites' memories: of every number, shape, dtype and bit, and of the models' names.
 
     A dataclass has the stable tag "dataclass" and its values in field order. Its module, its name and the names of its
     fields are not part of the digest, so that a digest stays the same when code is moved or renamed.
     """
     total = hashlib.sha256(_canonical(state))
-    for site in sorted(memories or ()):
-        total.update(f"{site} {digest((memories or {})[site])}".encode())
+    for site in sorted(client_states or ()):
+        total.update(f"{site} {digest((client_states or {})[site])}".encode())
     return total.hexdigest()
 
 

@@ -22,7 +22,7 @@ from raysim.core.contracts import Augment, Batch
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import squash
-from raysim.tasks.factory_lookup import Maker, check_arguments, find, parameters
+from raysim.tasks.factory_lookup import Factory, check_arguments, find_factory, parameters
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -> Any
     name = spec.get("name")
     if isinstance(name, str) and squash(f"{name}d") in map(squash, names):
         name += "d"
-    maker = find("transform", name, names)
+    maker = find_factory("transform", name, names)
     both = mask and maker.__module__ == spatial.__name__
     filled: dict[str, Any] = {"keys": ["image", "label"] if both else ["image"]}
     default = parameters(maker).get("mode")
@@ -100,7 +100,7 @@ def _check_probability(prob: object) -> None:
 
 
 @cache
-def _random_transforms() -> dict[str, Maker]:
+def _random_transforms() -> dict[str, Factory]:
     found = [cls for module in (intensity, spatial) for cls in vars(module).values() if inspect.isclass(cls)]
     own = {intensity.__name__, spatial.__name__}
     return {cls.__name__: cls for cls in found if cls.__name__.startswith("Rand") and cls.__module__ in own}

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from raysim.core.contracts import Augment, Data, Scorer, Task
 from raysim.tasks.losses import Loss, check_loss
-from raysim.tasks.networks import check_network, network
+from raysim.tasks.networks import check_network, network_factory
 
 
-class Configured(Protocol):
+class TaskSettings(Protocol):
     """What the configurations of all tasks have."""
 
     @property
@@ -21,8 +21,8 @@ class Configured(Protocol):
     def batch_size(self) -> int: ...
 
 
-def assembled(
-    config: Configured,
+def build_task(
+    config: TaskSettings,
     *,
     open: Callable[[str], Data],
     sizes: Mapping[str, Mapping[str, int]],
@@ -39,7 +39,9 @@ def assembled(
     Raises ConfigError where the network or the loss does not fit.
     """
     channels, *size = shape
-    factory = network(config.network, spatial_dims=len(size), in_channels=channels, out_channels=classes, size=size)
+    factory = network_factory(
+        config.network, spatial_dims=len(size), in_channels=channels, out_channels=classes, size=size
+    )
     check_network(factory, channels, size, classes, per_voxel)
     check_loss(loss, classes, size if per_voxel else ())
     return Task(

@@ -10,11 +10,11 @@ from annotated_types import Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError
-from raysim.data.image_sites import common_shape, counts, prepare
+from raysim.data.image_sites import common_shape, prepare_images, split_sizes
 from raysim.data.label_classes import CLASSES, classes, indexed
 from raysim.data.table import labels_are_files, read_table
 from raysim.tasks.augmentation import augmentation
-from raysim.tasks.build_task import assembled
+from raysim.tasks.build_task import build_task
 from raysim.tasks.classification_metrics import METRICS, ClassificationScore, ClassMetric
 from raysim.tasks.image_config import ImageData
 from raysim.tasks.losses import class_loss
@@ -67,12 +67,12 @@ class Classification:
         criterion, score = class_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
         check_name(self.network, dims, len(names))  # before images are read
         opener = self.data.opener(table, None)
-        arrays = prepare(opener, progress)
+        arrays = prepare_images(opener, progress)
         channels, *size = common_shape(arrays)
-        return assembled(
+        return build_task(
             self,
             open=opener,
-            sizes=counts(arrays),
+            sizes=split_sizes(arrays),
             outside=self.data.outside,
             shape=(channels, *size),
             classes=len(names),

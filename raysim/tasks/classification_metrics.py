@@ -12,7 +12,7 @@ from monai.metrics.rocauc import compute_roc_auc
 
 from raysim.core.contracts import Metrics, Predictor, Split
 from raysim.core.errors import ConfigError
-from raysim.tasks.segmentation_metrics import answers
+from raysim.tasks.segmentation_metrics import predict_batches
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ClassMetric = Literal["accuracy", "balanced_accuracy", "auc", "f1"]
@@ -94,7 +94,7 @@ class ClassificationScore:
         """Each metric that can be judged; nothing for a split without examples or labels."""
         if not len(split) or split.labels is None:
             return {}
-        batches = answers(predict, split, self.batch_size, device)
+        batches = predict_batches(predict, split, self.batch_size, device)
         logits, labels = _of_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
         found = {name: MEASURES[name](logits, labels) for name in self.metrics}
         return {name: value for name, value in found.items() if value is not None}

@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from raysim.core.errors import ConfigError
-from raysim.core.registry import imported
-from raysim.core.suggestions import nearest, squash
+from raysim.core.registry import import_by_name
+from raysim.core.suggestions import did_you_mean, squash
 
-Maker = Callable[..., Any]
+Factory = Callable[..., Any]
 
 
 def unknown(kind: str, given: str, valid: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist: the nearest one, and all there are."""
     names = sorted(valid)
-    return ConfigError(f"unknown {kind} '{given}'{nearest(given, names)}; valid: {', '.join(names) or '(none)'}")
+    return ConfigError(f"unknown {kind} '{given}'{did_you_mean(given, names)}; valid: {', '.join(names) or '(none)'}")
 
 
-def find(kind: str, name: object, makers: Mapping[str, Maker]) -> Maker:
+def find_factory(kind: str, name: object, makers: Mapping[str, Factory]) -> Factory:
     """The maker of this name, whatever its case and underscores; `package.module:Class` is found anywhere."""
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{kind} has no name (it is {name!r}); give one of: {', '.join(sorted(makers))}")
     if ":" in name:
         try:
-            maker: Maker = imported(name)
+            maker: Factory = import_by_name(name)
         except Exception as error:  # whatever is wrong with it, it is the user's to mend
             raise ConfigError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
         if not inspect.isclass(maker) and not inspect.isfunction(maker):
@@ -38,7 +38,7 @@ def find(kind: str, name: object, makers: Mapping[str, Maker]) -> Maker:
     return by_name[squash(name)]
 
 
-def parameters(maker: Maker) -> dict[str, inspect.Parameter]:
+def parameters(maker: Factory) -> dict[str, inspect.Parameter]:
     """What the maker takes, with what its `**kwargs` pass on to a base class or to the class it returns."""
     found: dict[str, inspect.Parameter] = {}
     for step in _signed(maker):
@@ -50,7 +50,7 @@ def parameters(maker: Maker) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in found.items() if p.kind not in variadic}
 
 
-def check_arguments(kind: str, maker: Maker, arguments: Mapping[str, Any]) -> None:
+def check_arguments(kind: str, maker: Factory, arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError if the maker does not take one of `arguments`, or needs one more."""
     taken = parameters(maker)
     for argument in arguments:
@@ -63,7 +63,7 @@ def check_arguments(kind: str, maker: Maker, arguments: Mapping[str, Any]) -> No
         raise ConfigError(f"{kind} {maker.__name__} needs {', '.join(missing)} too; give it beside 'name'")
 
 
-def _signed(maker: Maker) -> Sequence[Maker]:
+def _signed(maker: Factory) -> Sequence[Factory]:
     if inspect.isclass(maker):
         return [cls for cls in maker.__mro__ if "__init__" in vars(cls) and cls.__module__ != "builtins"]
     returned = vars(sys.modules[maker.__module__]).get(str(inspect.signature(maker).return_annotation))

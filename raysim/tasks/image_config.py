@@ -11,13 +11,13 @@ import pandas as pd
 from annotated_types import Gt, Len
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import counted
+from raysim.core.formatting import pluralize
 from raysim.data.cache import cache_folder
 from raysim.data.case_preparation import Intensity, Preparation
-from raysim.data.file_paths import ABSOLUTE, folder_of, joined
+from raysim.data.file_paths import ABSOLUTE_PATH, folder_of, joined
 from raysim.data.image_reading import is_volume
-from raysim.data.image_sites import Row, Sites, sites
-from raysim.data.scanner_shift import Shift
+from raysim.data.image_sites import CaseRow, ImageSites, image_sites
+from raysim.data.scanner_shift import ScannerShift
 from raysim.tasks.table_config import TableData
 
 
@@ -26,9 +26,11 @@ class ImageData(TableData):
     """How images are found and prepared. Tasks extend it with their classes."""
 
     root: Annotated[
-        str | None, ABSOLUTE, "folder or URL that paths in the table start from; by default the table's"
+        str | None, ABSOLUTE_PATH, "folder or URL that paths in the table start from; by default the table's"
     ] = None
-    shift: Annotated[Shift, "simulated differences between the sites' scanners"] = field(default_factory=Shift)
+    shift: Annotated[ScannerShift, "simulated differences between the sites' scanners"] = field(
+        default_factory=ScannerShift
+    )
     size: Annotated[
         tuple[Annotated[int, Gt(0)], ...] | None, Len(2, 3), "pixels or voxels along each axis; by default as read"
     ] = None
@@ -55,26 +57,26 @@ class ImageData(TableData):
         dims = 3 if volumes.any() and not self.slices else 2
         if self.size is not None and len(self.size) != dims:
             raise ConfigError(
-                f"task.data.size={list(self.size)} has {counted(len(self.size), 'number')}, but images have {dims} axes"
+                f"task.data.size={list(self.size)} has {pluralize(len(self.size), 'number')}, but images have {dims} axes"
             )
         if self.spacing is not None and (not volumes.all() or len(self.spacing) < dims):
             raise ConfigError(f"task.data.spacing={list(self.spacing)}: give a number per axis, and only for volumes")
         return dims
 
-    def opener(self, table: pd.DataFrame, masks: Mapping[str, int] | None) -> Sites:
+    def opener(self, table: pd.DataFrame, masks: Mapping[str, int] | None) -> ImageSites:
         """What opens the sites of this table.
 
         `masks` are the values in label files by class; None where the column `label` has indices of classes.
         """
         start = self.root or folder_of(os.path.expanduser(self.table))
         base = joined(os.getcwd(), os.path.expanduser(start))
-        rows: dict[str, list[Row]] = {site: [] for site in sorted(set(table["site"]))}
+        rows: dict[str, list[CaseRow]] = {site: [] for site in sorted(set(table["site"]))}
         named = table[["site", "split", "image", "label"]].itertuples(index=False)
         for (site, split, image, label), level in zip(named, self._levels(table), strict=True):
             given = None if pd.isna(label) else label if masks else int(label)
-            rows[site].append(Row(split, image, given, image.removeprefix(base).lstrip("/"), level))
+            rows[site].append(CaseRow(split, image, given, image.removeprefix(base).lstrip("/"), level))
         how = Preparation(masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels)
-        return sites(rows, how, self.shift, self.seed, cache_folder(self.cache))
+        return image_sites(rows, how, self.shift, self.seed, cache_folder(self.cache))
 
     def _levels(self, table: pd.DataFrame) -> list[int] | list[None]:
         """1, 2, ... for the values of a column `partition` of pictures, as they sort; of slices their place tells."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.core.suggestions import squash
-from raysim.tasks.factory_lookup import Maker, check_arguments, find, parameters
+from raysim.tasks.factory_lookup import Factory, check_arguments, find_factory, parameters
 from raysim.tasks.networks import first_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ class CrossEntropyLoss(nn.Module):
         return value
 
 
-def loss(spec: Mapping[str, Any]) -> Loss:
+def segmentation_loss(spec: Mapping[str, Any]) -> Loss:
     """A picklable loss(logits (B, K, *space), labels (B, 1, *space) of class indices) -> scalar."""
     return _made(spec, _losses())
 
@@ -44,11 +44,11 @@ def class_loss(spec: Mapping[str, Any]) -> Loss:
     return _made(spec, {maker.__name__: maker for maker in (CrossEntropyLoss, FocalLoss)})
 
 
-def _made(spec: Mapping[str, Any], makers: Mapping[str, Maker]) -> Loss:
+def _made(spec: Mapping[str, Any], makers: Mapping[str, Factory]) -> Loss:
     name = spec.get("name")
     short = {key.removesuffix("Loss"): maker for key, maker in makers.items()}
     plain = isinstance(name, str) and not squash(name).endswith("loss")
-    maker = find("loss", name, short if plain else makers)
+    maker = find_factory("loss", name, short if plain else makers)
     arguments: dict[str, Any] = {
         key: True for key in ("to_onehot_y", "softmax", "use_softmax") if key in parameters(maker)
     }
@@ -99,7 +99,7 @@ def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
 
 
 @cache
-def _losses() -> dict[str, Maker]:
+def _losses() -> dict[str, Factory]:
     """Those that judge classes from logits: without a softmax of its own, a loss would misread them."""
     classes = {cls.__name__: cls for cls in vars(monai_losses).values() if inspect.isclass(cls)}
     needs = [{"to_onehot_y", "softmax"}, {"to_onehot_y", "use_softmax"}]

@@ -13,7 +13,7 @@ from torch import nn
 from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.core.seeding import seeded
-from raysim.tasks.factory_lookup import Maker, check_arguments, find, parameters
+from raysim.tasks.factory_lookup import Factory, check_arguments, find_factory, parameters
 from raysim.tasks.table_networks import logistic, mlp
 
 NetworkFactory = Callable[[], nn.Module]
@@ -23,7 +23,7 @@ INPUTS = ("in_channels", "n_input_channels", "n_channels", "in_features")
 OUTPUTS = ("out_channels", "num_classes", "classes", "out_features")
 SIZES = ("img_size", "image_size")
 SHAPE = "in_shape"  # channels and size in one
-PLAIN: dict[str, dict[str, Any]] = {  # what MONAI wants said, or has for other ends
+DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {  # what MONAI wants said, or has for other ends
     "FlexibleUNet": {"backbone": "efficientnet-b0"},
     "EfficientNetBN": {"model_name": "efficientnet-b0"},
     "ResNet": {"block": "basic", "layers": (1, 1, 1, 1), "block_inplanes": (16, 32, 64, 128)},
@@ -32,7 +32,7 @@ PLAIN: dict[str, dict[str, Any]] = {  # what MONAI wants said, or has for other 
 SMALLER = "try fewer levels (shorter channels and strides), another task.data.size, or another task.network"
 
 
-def network(
+def network_factory(
     spec: Mapping[str, Any], *, spatial_dims: int, in_channels: int, out_channels: int, size: Sequence[int]
 ) -> NetworkFactory:
     """A picklable maker of the network that `spec` names, its arguments beside the name.
@@ -51,12 +51,12 @@ def network(
 
 def check_name(spec: Mapping[str, Any], spatial_dims: int, classes: int) -> None:
     """Raises ConfigError for a network that does not exist or does not take these arguments; makes none."""
-    network(spec, spatial_dims=spatial_dims, in_channels=1, out_channels=classes, size=(1,) * spatial_dims)
+    network_factory(spec, spatial_dims=spatial_dims, in_channels=1, out_channels=classes, size=(1,) * spatial_dims)
 
 
-def network_class(name: object) -> Maker:
+def network_class(name: object) -> Factory:
     """The constructor of the network of this name. Raises ConfigError, with the nearest one, if there is none."""
-    return find("network", name, _networks())
+    return find_factory("network", name, _networks())
 
 
 def list_networks() -> dict[str, str]:
@@ -124,7 +124,7 @@ def _same(value: Any) -> Any:
 
 
 @cache
-def _networks() -> dict[str, Maker]:
+def _networks() -> dict[str, Factory]:
     found = (value for name, value in vars(monai_nets).items() if callable(value) and name[0] != "_")
     sized = {m.__name__: m for m in found if any(name in parameters(m) for name in (*INPUTS, SHAPE))}
     return sized | {maker.__name__: maker for maker in (logistic, mlp)}
@@ -142,7 +142,7 @@ def _shape(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if name == "Classifier":
         channels = _levels(given, "channels", (16, 32, 64, 64))
         return {"channels": channels, "strides": (2,) * len(channels), "num_res_units": 0, "norm": "batch"}
-    return PLAIN.get(name, {})
+    return DEFAULT_ARGUMENTS.get(name, {})
 
 
 def _levels(given: Mapping[str, Any], key: str, default: Sequence[int]) -> Sequence[int]:
@@ -153,7 +153,7 @@ def _levels(given: Mapping[str, Any], key: str, default: Sequence[int]) -> Seque
     return levels
 
 
-def _first_line(maker: Maker) -> str:
+def _first_line(maker: Factory) -> str:
     return next(
         (line.strip() for line in (maker.__doc__ or maker.__init__.__doc__ or "").splitlines() if line.strip()),
         "",

@@ -11,11 +11,11 @@ import numpy as np
 from annotated_types import Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
-from raysim.core.formatting import counted
-from raysim.data.image_sites import Sites, common_shape, counts, prepare
+from raysim.core.formatting import pluralize
+from raysim.data.image_sites import ImageSites, common_shape, prepare_images, split_sizes
 from raysim.tasks.augmentation import augmentation
-from raysim.tasks.build_task import assembled
-from raysim.tasks.losses import loss
+from raysim.tasks.build_task import build_task
+from raysim.tasks.losses import segmentation_loss
 from raysim.tasks.networks import check_name
 from raysim.tasks.segmentation_config import SegmentationData
 from raysim.tasks.segmentation_metrics import Metric, SegmentationScore
@@ -47,16 +47,16 @@ class Segmentation:
         values = self.data.values()
         table = self.data.read()
         dims = self.data.dimensions(table)
-        criterion, score = loss(self.loss), SegmentationScore(tuple(values), self.metrics, self.batch_size)
+        criterion, score = segmentation_loss(self.loss), SegmentationScore(tuple(values), self.metrics, self.batch_size)
         check_name(self.network, dims, len(values))  # before images are read
         opener = self.data.opener(table, values)
-        arrays = prepare(opener, progress)
+        arrays = prepare_images(opener, progress)
         _warn_of_cropping(opener, arrays)
         channels, *size = common_shape(arrays)
-        return assembled(
+        return build_task(
             self,
             open=opener,
-            sizes=counts(arrays),
+            sizes=split_sizes(arrays),
             outside=self.data.outside,
             shape=(channels, *size),
             classes=len(values),
@@ -67,14 +67,14 @@ class Segmentation:
         )
 
 
-def _warn_of_cropping(opener: Sites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
+def _warn_of_cropping(opener: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
     lost = {
         row.image: of for site in arrays for row, of in zip(opener.rows[site], arrays[site]["lost"], strict=True) if of
     }
     if lost:
         worst = max(lost, key=lambda image: lost[image])
         warnings.warn(
-            f"task.data.size cuts labelled voxels off {counted(len(lost), 'image')}, at most {lost[worst]:.1%} "
+            f"task.data.size cuts labelled voxels off {pluralize(len(lost), 'image')}, at most {lost[worst]:.1%} "
             f"of {worst}; a larger task.data.size keeps them",
             stacklevel=3,
         )

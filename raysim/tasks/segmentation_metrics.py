@@ -110,12 +110,12 @@ class SegmentationScore:
 
     def _predicted(self, predict: Predictor, split: Split, device: torch.device) -> Array:
         """Class indices (N, *space), predicted in batches."""
-        batches = answers(predict, split, self.batch_size, device)
+        batches = predict_batches(predict, split, self.batch_size, device)
         return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy() for logits in batches])
 
 
 @torch.no_grad()  # not inference_mode, inside which a predictor that adapts itself could not turn gradients on
-def answers(predict: Predictor, split: Split, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+def predict_batches(predict: Predictor, split: Split, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
     """The logits (B, K, *space) of each batch of the split, in order."""
     for start in range(0, len(split), batch_size):
         inputs = torch.from_numpy(np.ascontiguousarray(split.inputs[start : start + batch_size]))

@@ -16,12 +16,12 @@ from annotated_types import Ge, Gt, Le, Len
 
 from raysim.core.contracts import SPLITS, Data, ProgressCallback, Split, Task
 from raysim.core.errors import ConfigError
-from raysim.core.seeding import generator
-from raysim.data.scanner_shift import Shift, scanner
+from raysim.core.seeding import numpy_generator
+from raysim.data.scanner_shift import ScannerShift, scanner
 from raysim.data.table import site_faults
 from raysim.tasks.augmentation import augmentation
-from raysim.tasks.build_task import assembled
-from raysim.tasks.losses import loss
+from raysim.tasks.build_task import build_task
+from raysim.tasks.losses import segmentation_loss
 from raysim.tasks.segmentation_metrics import Metric, SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -81,14 +81,14 @@ class Synthetic:
                 f"task.data.outside is {list(data.outside)}: each outside site needs a name of its own, "
                 f"of letters, digits, '_' and '-', other than {data.inside[0]} to {data.inside[-1]}"
             )
-        return assembled(
+        return build_task(
             self,
             open=partial(draw, data),
             sizes={site: data.counts(site) for site in (*data.inside, *sorted(data.outside))},
             outside=data.outside,
             shape=(data.channels, *data.size),
             classes=classes,
-            loss=loss(self.loss),
+            loss=segmentation_loss(self.loss),
             score=SegmentationScore(CLASSES, self.metrics, self.batch_size),
             augment=augmentation(self.augment, data.channels, data.size),
             per_voxel=True,
@@ -99,10 +99,10 @@ def draw(data: SyntheticData, site: str) -> Data:
     """The cases of one site: the same whatever the number of sites and of cases in other splits."""
     # By number: the zeros in front of it depend on how many sites there are.
     key = site if site in data.outside else f"site-{int(site.rpartition('-')[2])}"
-    machine = scanner(key, Shift(severity=data.severity), data.seed, data.channels)
+    machine = scanner(key, ScannerShift(severity=data.severity), data.seed, data.channels)
     splits = {}
     for split, count in data.counts(site).items():
-        inputs, labels = phantoms(generator(data.seed, "synthetic", key, split), count, data)
+        inputs, labels = phantoms(numpy_generator(data.seed, "synthetic", key, split), count, data)
         splits[split] = Split(
             inputs=machine(inputs, [f"{split}-{case}" for case in range(count)]),
             labels=None if split == "unlabelled" else labels,

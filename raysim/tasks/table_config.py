@@ -11,8 +11,8 @@ import pandas as pd
 from annotated_types import Ge
 
 from raysim.core.errors import ConfigError
-from raysim.data.file_paths import ABSOLUTE
-from raysim.data.partition import Partition, keep_labelled, parted, partition
+from raysim.data.file_paths import ABSOLUTE_PATH
+from raysim.data.partition import Partition, apply_partition, keep_labelled, partition
 from raysim.tasks.factory_lookup import unknown
 
 
@@ -21,15 +21,15 @@ class TableData:
     """Which rows, at which sites. Tasks extend it with fields of their own, so that each is written once."""
 
     table: Annotated[
-        str, ABSOLUTE, "CSV or Parquet file, or URL, with the columns site, split, label, and image or features"
+        str, ABSOLUTE_PATH, "CSV or Parquet file, or URL, with the columns site, split, label, and image or features"
     ] = ""
     outside: Annotated[tuple[str, ...], "sites that are only judged: of the table, or that partition makes"] = ()
-    leave_out: Annotated[tuple[str, ...], "sites that take no part: of the table, or that partition makes"] = ()
+    exclude_sites: Annotated[tuple[str, ...], "sites that take no part: of the table, or that partition makes"] = ()
     partition: Annotated[Partition | None, "makes new sites from the table's, but for those outside or left out"] = None
     labelled: Annotated[int | None, Ge(1), "labelled training rows each site keeps; by default all"] = None
     seed: Annotated[int, Ge(0), "draws partition, scanners and labelled rows, apart from the run's seed"] = 0
     cache: Annotated[
-        str | None, ABSOLUTE, "folder of prepared data; by default $RAYSIM_CACHE, else raysim in the user's cache"
+        str | None, ABSOLUTE_PATH, "folder of prepared data; by default $RAYSIM_CACHE, else raysim in the user's cache"
     ] = None
 
     def shared_out(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -37,15 +37,15 @@ class TableData:
 
         Warns of patients in several splits. Raises ConfigError where these fields do not fit the table.
         """
-        if told := parted(table):
+        if told := apply_partition(table):
             warnings.warn(told, stacklevel=4)
         known = set(table["site"])
-        table = _without(table, self.leave_out)
+        table = _without(table, self.exclude_sites)
         if self.partition is not None:
             table = self._parted(table, self.partition)
             made = set(table["site"])
-            table, known = _without(table, set(self.leave_out) - known), known | made
-        _check_sites("leave_out", self.leave_out, known)
+            table, known = _without(table, set(self.exclude_sites) - known), known | made
+        _check_sites("exclude_sites", self.exclude_sites, known)
         if self.labelled is not None:
             table = keep_labelled(table, self.labelled, self.seed)
         _check_sites("outside", self.outside, set(table["site"]))

@@ -13,8 +13,8 @@ from raysim.data.cache import cache_folder
 from raysim.data.features import Chosen
 from raysim.data.label_classes import CLASSES, classes, indexed
 from raysim.data.table import READ, read_table
-from raysim.data.tabular_sites import Rows, Standard, prepare, trained
-from raysim.tasks.build_task import assembled
+from raysim.data.tabular_sites import Standard, TabularRows, is_training_row, prepare_rows
+from raysim.tasks.build_task import build_task
 from raysim.tasks.classification_metrics import METRICS, ClassificationScore, ClassMetric
 from raysim.tasks.losses import class_loss
 from raysim.tasks.table_config import TableData
@@ -36,14 +36,14 @@ class TabularData(TableData):
     ] = "per_site"
     classes: CLASSES = None
 
-    def read(self) -> tuple[Rows, tuple[str, ...]]:
+    def read(self) -> tuple[TabularRows, tuple[str, ...]]:
         """The rows that this task uses, and the names of the classes."""
         table = read_table(self.table, needs_image=False, check_files=False, label_files=False)
         found = classes(table, self.classes, self.table)  # before any label is taken away
         rows = self.shared_out(table)
         chosen = Chosen(self.features, self.categorical, self._meant(), self.indicators)
-        features = chosen.features(rows, trained(rows, self.outside), self.table)
-        return Rows(indexed(rows, found), features, self.standardise, self.outside), tuple(found.values())
+        features = chosen.features(rows, is_training_row(rows, self.outside), self.table)
+        return TabularRows(indexed(rows, found), features, self.standardise, self.outside), tuple(found.values())
 
     def _meant(self) -> tuple[str, ...]:
         """The columns that say something else; what makes the sites would give them away."""
@@ -74,10 +74,10 @@ class Tabular:
         """
         criterion, score = class_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
         rows, names = self.data.read()
-        opener = prepare(rows, partial(_rows, self.data), self.data.table, cache_folder(self.data.cache))
+        opener = prepare_rows(rows, partial(_rows, self.data), self.data.table, cache_folder(self.data.cache))
         if progress:
             progress(len(rows.table), len(rows.table))
-        return assembled(
+        return build_task(
             self,
             open=opener,
             sizes=rows.sizes(),
@@ -91,5 +91,5 @@ class Tabular:
         )
 
 
-def _rows(data: TabularData) -> Rows:
+def _rows(data: TabularData) -> TabularRows:
     return data.read()[0]

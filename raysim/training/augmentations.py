@@ -35,7 +35,7 @@ def levels(split: Split, groups: int) -> Array:
     return np.concatenate([np.zeros(0, np.int32), *(levels_along(int(count), groups) for count in counts)])
 
 
-def check_pictures(task: Task) -> None:
+def check_images(task: Task) -> None:
     """Raises ConfigError if the examples are no pictures."""
     if len(task.shape) == 4:
         raise ConfigError("pre-training takes slices, and these are whole volumes; set task.data.slices=true")
@@ -45,7 +45,7 @@ def check_pictures(task: Task) -> None:
 
 def check_levels(task: Task) -> None:
     """Raises ConfigError if nothing says which of the examples show the same part of the body."""
-    check_pictures(task)
+    check_images(task)
     opened = (task.open(site) for site in task.inside)
     if not any(_has_levels(split) for data in opened for split in (data.train, data.unlabelled)):
         raise ConfigError(
@@ -86,7 +86,7 @@ def pool_levels(data: Data, groups: int) -> Tensor:
     return torch.from_numpy(np.concatenate([levels(data.train, groups), levels(data.unlabelled, groups)]).astype(int))
 
 
-def drawn(kinds: Tensor, batch: int, steps: int) -> Iterator[Tensor]:
+def sample_batches(kinds: Tensor, batch: int, steps: int) -> Iterator[Tensor]:
     """`steps` batches of numbers of images, each spread evenly over the `kinds` (N,) that there are.
 
     The images of a kind come in random order, all of them before any comes again, which may be in the same batch;

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raysim.core.contracts import Augment, Batch, Split
 from raysim.core.errors import RunError
-from raysim.core.seeding import seed_of
+from raysim.core.seeding import stable_seed
 
 RESIDENT = 0.25  # a split stays on the GPU if it takes at most this part of the memory that is free
 
@@ -44,7 +44,7 @@ def seeded_state(seed: int) -> Any:
     """MONAI's transforms draw from the older kind of numpy generator."""
     from numpy.random import RandomState
 
-    return RandomState(seed_of(seed) % 2**32)
+    return RandomState(stable_seed(seed) % 2**32)
 
 
 _resident: WeakKeyDictionary[Split, tuple[Tensor, Tensor]] = WeakKeyDictionary()

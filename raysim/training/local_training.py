@@ -13,14 +13,14 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from raysim.core.contracts import KEEP, Array, Batch, Site, Split
+from raysim.core.contracts import UNCHANGED, Array, Batch, Site, Split
 from raysim.core.errors import RunError
 from raysim.core.model import Model, load, weights
 from raysim.training.batching import batches
 from raysim.training.test_time_adaptation import affine, tent, use_batch_statistics
 
 Correction = Callable[[list[nn.Parameter]], None]  # changes the gradients in place, before clipping
-Moments = dict[str, Array]  # of an optimiser, as it keeps them between two calls
+OptimizerState = dict[str, Array]  # of an optimiser, as it keeps them between two calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,14 @@ class LocalTraining:
     tent_lr: Annotated[float, Gt(0), "learning rate of Tent's Adam"] = 1e-3
     tent_passes: Annotated[int, Gt(0), "Tent's passes over an outside site's test images, without their labels"] = 1
 
-    def receive(self, site: Site[Any], model: Model) -> nn.Module:
+    def load_global(self, site: Site[Any], model: Model) -> nn.Module:
         """The global model, live, with the buffers that the policy gives to this site."""
-        net = self.loaded(site.load(), site, model)
+        net = self.load_site_buffers(site.load(), site, model)
         if self.outside == "tent" and site.task.outside:
             affine(net)  # what cannot be adapted is refused before it is trained
         return net
 
-    def loaded(self, net: nn.Module, site: Site[Any], model: Model) -> nn.Module:
+    def load_site_buffers(self, net: nn.Module, site: Site[Any], model: Model) -> nn.Module:
         """`net` with the weights of `model` and the buffers that the policy gives to this site."""
         load(net, self._with_own_buffers(site, model))
         if self.buffers == "reset":
@@ -65,19 +65,19 @@ class LocalTraining:
                 layer.reset_running_stats()
         return net
 
-    def send(self, net: nn.Module) -> tuple[Model, Any]:
+    def make_update(self, net: nn.Module) -> tuple[Model, Any]:
         """What of `net` travels, and what the site keeps as its memory."""
         everything = weights(net)
         if self.buffers == "local":
             return everything.parameters, everything.buffers
-        return everything, KEEP
+        return everything, UNCHANGED
 
-    def answer(self, site: Site[Any], model: Model) -> nn.Module:
+    def predict_module(self, site: Site[Any], model: Model) -> nn.Module:
         """The global model for predictions at `site`: with the site's own buffers where it keeps them.
 
         At an outside site it is adapted as `outside` says.
         """
-        net = site.answer(self._with_own_buffers(site, model))
+        net = site.predict_module(self._with_own_buffers(site, model))
         if self.outside == "global" or site.name not in site.task.outside:
             return net
         use_batch_statistics(net)
@@ -89,7 +89,7 @@ class LocalTraining:
 
     def _with_own_buffers(self, site: Site[Any], model: Model) -> Model:
         """`model` with the buffers among what the site keeps: every memory answers `.buffers`, a bare model too."""
-        return model | site.memory.buffers if self.buffers == "local" and site.memory is not None else model
+        return model | site.client_state.buffers if self.buffers == "local" and site.client_state is not None else model
 
     def fit(
         self,
@@ -99,15 +99,15 @@ class LocalTraining:
         split: Split | None = None,
         correct: Correction | None = None,
         epochs: int | None = None,
-        moments: Moments | None = None,
+        optimizer_state: OptimizerState | None = None,
     ) -> float:
         """Mean loss over the steps of one round of training `net` in place on `split` (the training data).
 
-        `epochs` stands in for the field, and for `steps`. `moments` as in `descend`.
+        `epochs` stands in for the field, and for `steps`. `optimizer_state` as in `optimize`.
         """
         batches = self._batches(site, site.data.train if split is None else split, epochs)
         losses = self._supervised(net, site, batches)
-        return self.descend(net, site, losses, correct=correct, moments=moments)
+        return self.optimize(net, site, losses, correct=correct, optimizer_state=optimizer_state)
 
     def _supervised(self, net: nn.Module, site: Site[Any], batches: Iterable[Batch]) -> Iterator[Tensor]:
         for inputs, labels in batches:
@@ -115,19 +115,19 @@ class LocalTraining:
                 loss = site.task.loss(net(inputs), labels)
             yield loss
 
-    def descend(
+    def optimize(
         self,
         net: nn.Module,
         site: Site[Any],
         losses: Iterable[Tensor],
         *,
         correct: Correction | None = None,
-        moments: Moments | None = None,
+        optimizer_state: OptimizerState | None = None,
     ) -> float:
         """Mean of `losses`, after a step down each of them; what a generator does behind its `yield` follows the step.
 
         `net` is put in training mode if it is not; layers of one in training mode may be frozen by `.eval()`. The first
-        loss is asked for when that is done. `moments` are the optimiser's: taken up where there are any, and left there
+        loss is asked for when that is done. `optimizer_state` are the optimiser's: taken up where there are any, and left there
         after the last step. Raises RunError, naming the step, as soon as the round is over if a loss was not finite.
         """
         if site.device.type == "cuda":
@@ -135,9 +135,9 @@ class LocalTraining:
         if not net.training:
             net.train()
         parameters = [p for p in net.parameters() if p.requires_grad]
-        joined, gradients = join(parameters)
+        joined, gradients = fuse_parameters(parameters)
         optimizer = self._optimizer(joined, site)
-        take_up(optimizer, moments)
+        load_optimizer_state(optimizer, optimizer_state)
         seen = []
         for loss in losses:
             for gradient in gradients:
@@ -149,8 +149,8 @@ class LocalTraining:
                 nn.utils.clip_grad_norm_(joined, self.clip)
             optimizer.step()
             seen.append(loss.detach())
-        if moments is not None:
-            moments.update(leave(optimizer))
+        if optimizer_state is not None:
+            optimizer_state.update(dump_optimizer_state(optimizer))
         return _mean_loss(seen, joined)
 
     def precision(self, site: Site[Any]) -> AbstractContextManager[Any]:
@@ -166,7 +166,7 @@ class LocalTraining:
 
     def lr_at(self, site: Site[Any]) -> float:
         """The learning rate of this round."""
-        return self.lr * rate(self.schedule, site.round, site.rounds)
+        return self.lr * lr_factor(self.schedule, site.round, site.rounds)
 
     def count_steps(self, split: Sized, batch_size: int, epochs: int | None = None) -> int:
         """How many optimiser steps a round of training on `split` takes."""
@@ -192,25 +192,25 @@ def pull_to(w: list[Tensor], weight: float) -> Correction:
     return correct
 
 
-def take_up(optimizer: torch.optim.Optimizer, moments: Mapping[str, Array] | None) -> None:
-    """Go on from `moments`, as `leave` left them."""
-    if not moments:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, optimizer_state: Mapping[str, Array] | None) -> None:
+    """Go on from `optimizer_state`, as `dump_optimizer_state` left them."""
+    if not optimizer_state:
         return
     state: dict[int, dict[str, Tensor]] = {}
-    for key, array in moments.items():
+    for key, array in optimizer_state.items():
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy())
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def leave(optimizer: torch.optim.Optimizer) -> Moments:
+def dump_optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
     """What `optimizer` knows beside its parameters."""
     states = optimizer.state_dict()["state"].items()
     found = {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}
     return {name: tensor.cpu().numpy().copy() for name, tensor in found.items() if tensor is not None}
 
 
-def join(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:
+def fuse_parameters(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:
     """One long parameter for each dtype, and its gradient; the `parameters` and their gradients become views of it.
 
     A step of the optimiser is then one operation, not one for each layer: for a small network it takes as long to
@@ -231,7 +231,7 @@ def join(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tenso
     return joined, gradients
 
 
-def rate(schedule: str, round: int, rounds: int) -> float:
+def lr_factor(schedule: str, round: int, rounds: int) -> float:
     """The learning rate of round `round` (from 0) as a part of the first one's."""
     left = 1 - round / rounds
     return {

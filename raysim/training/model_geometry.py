@@ -31,7 +31,7 @@ def norm(model: Model) -> float:
     return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in model.values())))
 
 
-def moved(model: Model, direction: Model, step: float) -> Model:
+def translate(model: Model, direction: Model, step: float) -> Model:
     """`model + step * direction`; what the direction leaves out stays."""
     return model | Model.of({n: (model[n] + step * d.astype(np.float64)).astype(d.dtype) for n, d in direction.items()})
 
@@ -65,7 +65,7 @@ def cosine(products: Array) -> float:
     return float((products[pairs] / length[pairs]).mean()) if pairs.any() else 1.0
 
 
-def shifted(products: Array, share: Array, bandwidth: float) -> Array:
+def mean_shift(products: Array, share: Array, bandwidth: float) -> Array:
     """The part of each x_k in the densest point that mean shift finds from their mean.
 
     The kernel is Gaussian, `bandwidth` times as wide as the median distance from the mean.
@@ -85,7 +85,7 @@ def shifted(products: Array, share: Array, bandwidth: float) -> Array:
     return parts
 
 
-def apart(one: Model, other: Model, each: bool = True) -> Array:
+def distance_between(one: Model, other: Model, each: bool = True) -> Array:
     """||one - other||: of each tensor, in the model's order, or of all together; float32."""
     squares = [np.square(np.float64(one[name]) - other[name]).sum() for name in one]
     return np.sqrt(squares if each else [np.sum(squares)]).astype(np.float32)
@@ -101,14 +101,14 @@ def at_distance(origin: Model, towards: Model, distance: Array) -> Model:
     each = len(distance) == len(origin)
     names = [[name] for name in origin] if each else [list(origin)]
     found: dict[str, Array] = {}
-    for group, d, far in zip(names, distance, apart(origin, towards, each), strict=True):
+    for group, d, far in zip(names, distance, distance_between(origin, towards, each), strict=True):
         for name in group:
             between = origin[name] + np.float32(d / far if far else 0) * (towards[name] - origin[name])
             found[name] = towards[name] if d >= far else between
     return Model.of(found)
 
 
-def foretold(measured: Sequence[tuple[int, Array]], time: int) -> Array:
+def extrapolated_distance(measured: Sequence[tuple[int, Array]], time: int) -> Array:
     """What is never below 0, at `time`: on the line of least squares through values at other times, float32."""
     times, values = np.array([t for t, _ in measured], float), np.array([d for _, d in measured], float)
     along = times - times.mean()

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from raysim.core.contracts import Array
 from raysim.core.errors import RunError
-from raysim.core.seeding import generator
+from raysim.core.seeding import numpy_generator
 
 NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # _NormBase: batch and instance, 1-D to 3-D
 
@@ -96,7 +96,7 @@ def entropy(outputs: Tensor) -> Tensor:
 
 def _batches(images: Array, passes: int, batch: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
     """All images in each pass, in batches of nearly one size: the statistics of a lone last image would be its own."""
-    chance = generator(*key)
+    chance = numpy_generator(*key)
     for _ in range(passes):
         for index in np.array_split(chance.permutation(len(images)), math.ceil(len(images) / batch)):
             yield torch.from_numpy(np.ascontiguousarray(images[index]))

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from raysim import LocalFleet, Start, Task, federate
-from raysim.config.introspection import documented
-from raysim.config.merge import parse, resolve
+from raysim import LocalFleet, ResumePoint, Task, federate
+from raysim.config.introspection import field_docs
+from raysim.config.merge import parse_pairs, resolve
 from raysim.core.registry import algorithm_class, algorithms
 from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
@@ -49,15 +49,15 @@ def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], A
     return list(federate(algorithm, task(), fleet, rounds=ROUNDS, **options)), fleet
 
 
-def memories(fleet: Any) -> dict[str, Any]:
-    return dict(fleet.memories())
+def client_states(fleet: Any) -> dict[str, Any]:
+    return dict(fleet.client_states())
 
 
 @cache
 def whole(name: str) -> str:
     """The digest of an uninterrupted run."""
     rounds, fleet = run(algorithm(name))
-    return digest(rounds[-1].state, memories(fleet))
+    return digest(rounds[-1].state, client_states(fleet))
 
 
 @every_algorithm
@@ -72,9 +72,9 @@ def test_runs_and_judges_every_inside_site(name: str) -> None:
 @every_algorithm
 def test_same_seed_same_bits_and_another_seed_others(name: str) -> None:
     rounds, fleet = run(algorithm(name))
-    assert digest(rounds[-1].state, memories(fleet)) == whole(name)
+    assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
     rounds, fleet = run(algorithm(name), seed=1)
-    assert digest(rounds[-1].state, memories(fleet)) != whole(name)
+    assert digest(rounds[-1].state, client_states(fleet)) != whole(name)
 
 
 def resumed(algorithm: Any, folder: Path, after: int = 2) -> str:
@@ -82,11 +82,11 @@ def resumed(algorithm: Any, folder: Path, after: int = 2) -> str:
     first = LocalFleet(task(), rounds=ROUNDS)
     rounds = federate(algorithm, task(), first, rounds=ROUNDS)
     half = [r for _, r in zip(range(after), rounds, strict=False)][-1]
-    start = read(write(folder, after, half.state, memories(first)))
-    assert isinstance(start, Start)
+    start = read(write(folder, after, half.state, client_states(first)))
+    assert isinstance(start, ResumePoint)
     later, second = run(algorithm, start=start)
     assert [r.number for r in later] == list(range(after + 1, ROUNDS + 1))
-    return digest(later[-1].state, memories(second))
+    return digest(later[-1].state, client_states(second))
 
 
 @every_algorithm
@@ -101,7 +101,7 @@ def test_resumes_under_every_policy_of_buffers(name: str, buffers: str, tmp_path
         pytest.skip(f"{name} has no buffers to keep")
     mine = algorithm(name, buffers=buffers)
     rounds, fleet = run(mine)
-    assert resumed(mine, tmp_path, after=1) == digest(rounds[-1].state, memories(fleet))
+    assert resumed(mine, tmp_path, after=1) == digest(rounds[-1].state, client_states(fleet))
 
 
 @every_algorithm
@@ -121,7 +121,7 @@ def test_the_order_of_sites_is_irrelevant(name: str) -> None:
         with seeded(0, "init"):
             start = mine.init(task())
         state, _ = mine.round(fleet.at(sites), start)
-        states.append(digest(state, memories(fleet)))
+        states.append(digest(state, client_states(fleet)))
     assert states[0] == states[1]
 
 
@@ -130,7 +130,7 @@ def test_data_stay_as_they_are(name: str) -> None:
     fleet = LocalFleet(task(), rounds=ROUNDS)
     before = {site: digest(task().open(site).train.inputs) for site in task().inside}
     run(algorithm(name), fleet)
-    assert {site: digest(fleet.worker.opened[site].train.inputs) for site in task().inside} == before
+    assert {site: digest(fleet.executor.data_cache[site].train.inputs) for site in task().inside} == before
 
 
 @every_algorithm
@@ -147,7 +147,7 @@ def test_is_a_value(name: str) -> None:
 
 @every_algorithm
 def test_every_field_says_what_it_is(name: str) -> None:
-    rows = documented(algorithm_class(name))
+    rows = field_docs(algorithm_class(name))
     assert rows
     assert [row.name for row in rows if not row.doc] == []
     assert algorithms()[name]
@@ -169,7 +169,7 @@ def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
 @every_algorithm
 def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
     rounds, fleet = run(algorithm(name), on_ray(client_actors, count))
-    assert digest(rounds[-1].state, memories(fleet)) == whole(name)
+    assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
 
 
 def on_ray(client_actors: dict[str, Any], count: int) -> Any:
@@ -193,7 +193,7 @@ def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_acto
     *_, last = federate(algorithm(name), task(), fleet, rounds=ROUNDS)
     client_actors.update(fleet.actors)
     assert fleet.ledger.moved >= 1
-    assert digest(last.state, memories(fleet)) == whole(name)
+    assert digest(last.state, client_states(fleet)) == whole(name)
 
 
 @pytest.mark.ray
@@ -203,12 +203,12 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client
 
     fleet = on_ray(client_actors, 2)
     for last in federate(algorithm(name), task(), fleet, rounds=ROUNDS):
-        assert bool(last.incidents) == (last.number == 3)
+        assert bool(last.failures) == (last.number == 3)
         if last.number == 2:
             ray.kill(fleet.actors["client-1"])
     client_actors.update(fleet.actors)
     assert fleet.ledger.moved >= 1
-    assert digest(last.state, memories(fleet)) == whole(name)
+    assert digest(last.state, client_states(fleet)) == whole(name)
 
 
 @cache
@@ -235,9 +235,9 @@ def test_the_order_of_rows_in_the_table_is_irrelevant(name: str, tmp_path: Path)
         (table if seed is None else table.sample(frac=1, random_state=seed)).to_csv(path, index=False)
         words = ["task=segmentation", f"task.data.table={path}", f"algorithm={name}", "task.batch_size=2"]
         words += ["task.network={name: unet, channels: [2, 4], strides: [2]}", f"task.data.cache={tmp_path}"]
-        config = resolve(parse(words))
+        config = resolve(parse_pairs(words))
         mine = config.task.build()
         fleet = LocalFleet(mine, rounds=2)
         *_, end = federate(config.algorithm, mine, fleet, rounds=2)
-        found.append(digest(end.state, memories(fleet)))
+        found.append(digest(end.state, client_states(fleet)))
     assert found[0] == found[1]

@@ -23,7 +23,7 @@ def run(algorithm: Any, rounds: int = 2, task: Any = None, cohort: float | int =
 
 
 def personal(fleet: LocalFleet, site: str) -> tuple[float, float]:
-    return toy.line(fleet.memory(site).personal)
+    return toy.line(fleet.client_state(site).personal)
 
 
 def test_the_first_step_is_not_pulled_and_the_second_rounds_is() -> None:
@@ -51,7 +51,7 @@ def test_the_global_model_is_fedavgs_to_the_bit(lam: float) -> None:
 def test_without_pull_each_site_trains_alone() -> None:
     _, fleet = run(Ditto(lam=0.0, epochs=3, **SGD), rounds=3)
     _, alone = run(LocalOnly(epochs=3, **SGD), rounds=3)
-    assert all(fleet.memory(site).personal == alone.memory(site) for site in "ab")
+    assert all(fleet.client_state(site).personal == alone.client_state(site) for site in "ab")
 
 
 def test_inside_sites_answer_with_their_own_model_and_outside_ones_with_the_global() -> None:
@@ -73,7 +73,7 @@ def test_a_site_that_was_not_asked_keeps_its_model_and_a_new_one_has_the_global(
     end, fleet = run(Ditto(**SGD), rounds=1, cohort=1)
     (asked,) = end.cohort
     (other,) = {"a", "b"} - {asked}
-    assert fleet.memory(other) is None
+    assert fleet.client_state(other) is None
     values = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
     assert values[other, "distance"] == values[other, "distance@global"]
 
@@ -98,10 +98,10 @@ def test_the_own_model_has_buffers_of_its_own_beside_those_of_the_global_one() -
     # Both see the same batch once a round. The averaged ones are 0.4 after round 1; the own go on from 0.2.
     task = toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled)
     end, fleet = run(Ditto(**SGD), task=task)
-    assert fleet.memory("a").personal["0.running_mean"].item() == pytest.approx(0.9 * 0.2 + 0.2)
+    assert fleet.client_state("a").personal["0.running_mean"].item() == pytest.approx(0.9 * 0.2 + 0.2)
     assert end.state["0.running_mean"].item() == pytest.approx(0.9 * 0.4 + (0.2 + 0.6) / 2)
-    assert fleet.memory("a").buffers is None
+    assert fleet.client_state("a").buffers is None
     end, fleet = run(Ditto(**SGD, buffers="local", personal_epochs=2), task=task)
-    assert fleet.memory("a").personal["0.num_batches_tracked"] == 4
-    assert fleet.memory("a").buffers["0.num_batches_tracked"] == 2
+    assert fleet.client_state("a").personal["0.num_batches_tracked"] == 4
+    assert fleet.client_state("a").buffers["0.num_batches_tracked"] == 2
     assert len(end.state.buffers) == 0

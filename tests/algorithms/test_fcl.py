@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from algorithms.fcl import FCL, Bank, Features, Kept
+from algorithms.fcl import FCL, Bank, ClientState, Features
 from raysim import LocalFleet, Model, Task, federate, load, weights
-from raysim.core.seeding import seeded, sow
+from raysim.core.seeding import seed_all, seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training.augmentations import drawn, pool_levels
+from raysim.training.augmentations import pool_levels, sample_batches
 from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_the_loss_is_the_paper_s_term_by_term(switches: dict[str, bool]) -> None
 
 
 def aligned(count: int, **switches: Any) -> float:
-    """Of a query that equals its key and `count` features of its level."""
+    """Of a query that equals its key and `pretraining_rounds` features of its level."""
     q = torch.tensor([[1.0, 0.0]])
     one = torch.ones(1, dtype=torch.int64)
     return FCL(**switches).loss(q, q, one, q.repeat(count, 1), one.repeat(count)).item()
@@ -125,16 +125,16 @@ def test_a_bank_drops_the_oldest_and_keeps_its_order() -> None:
     assert numbers(pushed(again, 6).kept()) == [3, 4, 5, 6] == numbers(pushed(bank, 6).kept())
     assert numbers(pushed(bank, 7, 8, 9, 10, 11, 12).kept()) == [9, 10, 11, 12]
     assert numbers(Bank(4, 2, [], features(1, 2), CPU).kept()) == [1, 2]
-    assert sorted(bank.drawn(99)[0][:, 0].tolist()) == [9, 10, 11, 12, 50, 51]
+    assert sorted(bank.sample(99)[0][:, 0].tolist()) == [9, 10, 11, 12, 50, 51]
 
 
 def test_all_are_drawn_where_there_are_no_more_and_none_twice() -> None:
     bank = pushed(Bank(8, 2, [features(10, 11), features(12)], None, CPU), 1, 2, 3)
-    vectors, levels = bank.drawn(6)
+    vectors, levels = bank.sample(6)
     assert vectors[:, 0].tolist() == [10, 11, 12, 1, 2, 3]
     counts = dict.fromkeys(vectors[:, 0].tolist(), 0)
     for _ in range(300):
-        vectors, levels = bank.drawn(2)
+        vectors, levels = bank.sample(2)
         assert (levels - 100).tolist() == vectors[:, 0].tolist()
         assert len(set(vectors[:, 0].tolist())) == 2
         for value in vectors[:, 0].tolist():
@@ -159,7 +159,7 @@ def ended(mine: FCL, rounds: int = 2, sites: int = 3) -> tuple[list[Any], LocalF
 def test_bytes_are_the_formulas() -> None:
     mine = FCL(features=8, bank=16, batch_size=4)
     rounds, _ = ended(mine, 3)
-    size = mine.build(task().network(), task())
+    size = mine.build_network(task().network(), task())
     p_e = weights(size).nbytes
     # 11 images in batches of 4: three steps, 12 features in the first round, the bank is full after the second
     for r, held in zip(rounds, (0, 12, 16), strict=True):
@@ -178,13 +178,13 @@ def test_without_exchange_nothing_travels_between_sites() -> None:
 def test_a_single_site_has_its_own_bank_only() -> None:
     rounds, fleet = ended(FCL(), 3, sites=1)
     assert all(np.isfinite(r.loss) and sum(r.traffic.between.values()) == 0 for r in rounds)
-    assert len(fleet.memory("site-01").bank.levels) == 3 * 11
+    assert len(fleet.client_state("site-01").bank.levels) == 3 * 11
 
 
 def test_features_are_unit_vectors_with_their_levels_and_the_bank_s_length_stays() -> None:
     _, fleet = ended(FCL(bank=12, features=8), 3)
     for site in task().inside:
-        bank = fleet.memory(site).bank
+        bank = fleet.client_state(site).bank
         assert bank.vectors.shape == (12, 8)
         assert np.linalg.norm(bank.vectors, axis=1) == pytest.approx(np.ones(12), abs=1e-5)
         assert set(bank.levels.tolist()) <= {1, 2, 3, 4}
@@ -200,16 +200,16 @@ def test_a_site_reads_no_bank_of_its_own() -> None:
             return Features(np.zeros((2, 128), np.float32), np.ones(2, np.int32))
 
     mine, fleet = FCL(pretrain_rounds=1), LocalFleet(task(), rounds=2)
-    site = fleet.worker._site("site-02", call(), None)
+    site = fleet.executor._site("site-02", call(), None)
     reply = mine.client(site, (mine.init(task()).learned, Banks()))  # type: ignore[arg-type]
     assert Banks.read == ["site-01", "site-03"]
-    assert len(reply.memory.bank.levels) == 11  # none of theirs is kept
+    assert len(reply.client_state.bank.levels) == 11  # none of theirs is kept
 
 
 def call() -> Any:
-    from raysim.federation.site_executor import Call
+    from raysim.federation.site_executor import CallKey
 
-    return Call(0, 0, 2, 0)
+    return CallKey(0, 0, 2, 0)
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -220,7 +220,7 @@ def test_the_momentum_encoder_stays_or_follows(both: bool) -> None:
         start = mine.init(task()).learned
         replies = fleet.map(mine.client, (start, None))
         for site, reply in replies.items():
-            kept, sent = fleet.memory(site).momentum, reply.payload
+            kept, sent = fleet.client_state(site).momentum, reply.payload
             assert kept.parameters == (start if momentum else sent).parameters
             assert sent.parameters != start.parameters
 
@@ -234,7 +234,7 @@ def test_the_momentum_encoder_goes_on_or_starts_again() -> None:
         rounds = federate(mine, task(), fleet, rounds=4)
         first, _ = next(rounds), next(rounds)
         assert first.state.learned.parameters != start.parameters
-        kept = fleet.memory("site-01").momentum.parameters
+        kept = fleet.client_state("site-01").momentum.parameters
         assert kept == (first.state.learned if again else start).parameters
 
 
@@ -244,13 +244,13 @@ def test_both_switches_off_it_is_moco_with_levels_under_fedavg() -> None:
     found = next(federate(mine, task(1), LocalFleet(task(1), rounds=2), rounds=2)).state.learned
     with seeded(0, "init"):
         start = mine.init(task(1)).learned
-    site = LocalFleet(task(1), rounds=2).worker._site("site-01", call(), None)
-    sow(0, 0, 0, "site-01")
-    site, pool = mine.stage(site)
-    net, target = mine.opened(site, start), mine.build(site.load(), site.task)
+    site = LocalFleet(task(1), rounds=2).executor._site("site-01", call(), None)
+    seed_all(0, 0, 0, "site-01")
+    site, pool = mine.pretraining_view(site)
+    net, target = mine.load_pretraining_network(site, start), mine.build_network(site.load(), site.task)
     load(target, start)
     sgd, queue, kinds = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), list[Tensor](), pool_levels(site.data, 4)
-    for index in drawn(kinds, 4, 3):
+    for index in sample_batches(kinds, 4, 3):
         images = pool.take(index, CPU)
         q = normalize(net(mine.views(images)))
         with torch.no_grad():
@@ -282,12 +282,12 @@ def a_site_s_round(
     mine: FCL, site: Any, start: Model, xi: Model, queue: Queue, far: Queue
 ) -> tuple[Model, Model, Queue]:
     """The main network, the momentum encoder and the queue after a round, one step after the other."""
-    site, pool = mine.stage(site)
-    net, target = mine.opened(site, start), mine.build(site.load(), site.task)
+    site, pool = mine.pretraining_view(site)
+    net, target = mine.load_pretraining_network(site, start), mine.build_network(site.load(), site.task)
     load(target, xi)
     ring, place = list(queue), len(queue) % mine.bank  # what is drawn depends on the order
     sgd, kinds = torch.optim.SGD(net.parameters(), mine.lr, momentum=0.9), pool_levels(site.data, mine.levels)
-    for index in drawn(kinds, mine.batch_size, math.ceil(len(pool) / mine.batch_size)):
+    for index in sample_batches(kinds, mine.batch_size, math.ceil(len(pool) / mine.batch_size)):
         images, levels = pool.take(index, CPU), kinds[index]
         views = [mine.views(images), mine.views(images)]
         first, second = (torch.cat(views),) * 2 if mine.both_views else views
@@ -328,7 +328,7 @@ def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
         theta = averaged(found)
         alike(rounds[number].state.learned, theta)
     for name, queue in queues.items():
-        kept = fleet.memory(name)
+        kept = fleet.client_state(name)
         assert kept.bank.levels.tolist() == [level for _, level in queue]
         assert kept.bank.vectors == pytest.approx(torch.stack([v for v, _ in queue]).numpy(), abs=1e-4)
         alike(kept.momentum, xi[name])
@@ -337,7 +337,9 @@ def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
 def test_one_site_with_exchange_is_one_without_bit_by_bit() -> None:
     one, other = (first_stage(FCL(exchange=exchange), 3, sites=1) for exchange in (True, False))
     assert one[0][-1].state.learned == other[0][-1].state.learned
-    assert one[1].memory("site-01").bank.vectors.tolist() == other[1].memory("site-01").bank.vectors.tolist()
+    assert (
+        one[1].client_state("site-01").bank.vectors.tolist() == other[1].client_state("site-01").bank.vectors.tolist()
+    )
 
 
 @pytest.mark.parametrize("switch", [{"exchange": False}, {"matching": False}, {"exclude_positives": True}])
@@ -365,8 +367,8 @@ def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None
     for fleet in fleets:
         for last in federate(mine, task(), fleet, rounds=4):
             if last.number == 3:
-                assert {type(fleet.memory(site)) for site in task().inside} == {Kept}
-                found.append(digest(last.state, dict(fleet.memories())))
+                assert {type(fleet.client_state(site)) for site in task().inside} == {ClientState}
+                found.append(digest(last.state, dict(fleet.client_states())))
             if last.number == 2 and fleet is fleets[1]:
                 ray.kill(fleet.actors["client-1"])
     assert fleets[1].ledger.moved >= 1

@@ -17,8 +17,8 @@ from raysim.core.errors import ConfigError
 from raysim.core.seeding import seeded
 from raysim.storage.serialization import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training.augmentations import drawn, pool_levels
-from raysim.training.model_geometry import apart, at_distance, foretold, length
+from raysim.training.augmentations import pool_levels, sample_batches
+from raysim.training.model_geometry import at_distance, distance_between, extrapolated_distance, length
 from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 
@@ -46,33 +46,35 @@ THETA, OLD = model(a=[0, 0], b=[1]), model(a=[3, 4], b=[3])  # 5 and 2 apart
 
 
 def test_a_target_is_predicted_by_hand() -> None:
-    assert apart(THETA, OLD).tolist() == [5, 2]
+    assert distance_between(THETA, OLD).tolist() == [5, 2]
     found = at_distance(THETA, OLD, np.float32([2.5, 0.5]))
     assert found["a"].tolist() == [1.5, 2]
     assert found["b"].tolist() == [1.5]
     far = float(np.sqrt(29))
-    assert apart(THETA, OLD, each=False).tolist() == pytest.approx([far])
+    assert distance_between(THETA, OLD, each=False).tolist() == pytest.approx([far])
     assert at_distance(THETA, OLD, np.float32([far / 2]))["a"] == pytest.approx([1.5, 2])
 
 
 def test_at_its_own_distance_or_farther_the_old_target_comes_back_and_at_none_theta() -> None:
-    assert at_distance(THETA, OLD, apart(THETA, OLD)) == OLD
+    assert at_distance(THETA, OLD, distance_between(THETA, OLD)) == OLD
     assert at_distance(THETA, OLD, np.float32([50, 20])) == OLD
     assert at_distance(THETA, OLD, np.float32([0, 0])) == THETA
     assert at_distance(THETA, THETA, np.float32([1, 1])) == THETA
     rng = np.random.default_rng(0)
     one, two = (model(a=rng.normal(size=(4, 5)), b=rng.normal(size=3)) for _ in range(2))
-    asked = apart(one, two) * np.float32([0.3, 0.8])
-    assert apart(one, at_distance(one, two, asked)) == pytest.approx(asked, rel=1e-5)
+    asked = distance_between(one, two) * np.float32([0.3, 0.8])
+    assert distance_between(one, at_distance(one, two, asked)) == pytest.approx(asked, rel=1e-5)
 
 
 def test_distances_are_foretold_on_a_line_and_never_below_zero() -> None:
     measured = [(0, np.float32([1, 8])), (5, np.float32([2, 3]))]
-    assert foretold(measured, 10).tolist() == pytest.approx([3, 0])
-    assert foretold(measured, 6).tolist() == pytest.approx([2.2, 2])
-    assert foretold(measured[:1], 9).tolist() == [1, 8]
+    assert extrapolated_distance(measured, 10).tolist() == pytest.approx([3, 0])
+    assert extrapolated_distance(measured, 6).tolist() == pytest.approx([2.2, 2])
+    assert extrapolated_distance(measured[:1], 9).tolist() == [1, 8]
     # least squares through 0, 1, 5 at 0, 1, 2: slope 2.5 round the mean 2 at 1
-    assert foretold([(t, np.float32([v])) for t, v in enumerate((0, 1, 5))], 3).tolist() == pytest.approx([7])
+    assert extrapolated_distance([(t, np.float32([v])) for t, v in enumerate((0, 1, 5))], 3).tolist() == pytest.approx(
+        [7]
+    )
 
 
 @cache
@@ -92,7 +94,7 @@ def pretrained(mine: FCLOpt, rounds: int, **options: Any) -> tuple[list[Any], Lo
 def sizes() -> tuple[int, int, int]:
     """Bytes of the main network and of a target, and the tensors of a target."""
     mine = FCLOpt(features=8)
-    net = weights(mine.build(task().network(), task()))
+    net = weights(mine.build_network(task().network(), task()))
     target = without_predictor(net)
     assert {name.split(".")[0] for name in target} == {"0"}
     return net.nbytes, target.nbytes, len(target)
@@ -117,7 +119,7 @@ def test_every_site_predicts_the_server_s_target_bit_by_bit() -> None:
     rounds = federate(mine, task(), fleet, rounds=4)
     for _ in range(3):
         state = next(rounds).state.learned
-        kept = [fleet.memory(site).target for site in task().inside]
+        kept = [fleet.client_state(site).target for site in task().inside]
         assert kept[0] == kept[1] == kept[2]
         assert before is None or kept[0] == before
         before = state.target
@@ -129,22 +131,22 @@ def test_the_error_of_the_prediction_is_logged_against_the_distance() -> None:
     fleet.ledger.open_round(0)
     start = mine.init(task()).learned
     (first,), _ = pretrained(mine, 1)
-    from algorithms.fclopt import Asked
+    from algorithms.fclopt import Broadcast
 
     with seeded(0, "init"):
         start = mine.init(task()).learned
-    replies = fleet.map(mine.client, Asked(start.model, None, start.distance, True))
+    replies = fleet.map(mine.client, Broadcast(start.model, None, start.distance, True))
     true, theta = mean(replies, lambda sent: sent.target), without_predictor(mean(replies, lambda sent: sent.model))
-    assert first.metrics["distance"] == pytest.approx(length(apart(theta, true)))
-    hat = at_distance(theta, start.target, apart(theta, true))
-    assert first.metrics["prediction_error"] == pytest.approx(length(apart(hat, true)), rel=1e-5)
+    assert first.metrics["distance"] == pytest.approx(length(distance_between(theta, true)))
+    hat = at_distance(theta, start.target, distance_between(theta, true))
+    assert first.metrics["prediction_error"] == pytest.approx(length(distance_between(hat, true)), rel=1e-5)
     assert first.state.learned.target == hat
     assert first.metrics["prediction_error"] > 0
 
 
 def proof(mine: FCLOpt, rounds: int) -> str:
     found, fleet = pretrained(mine, rounds)
-    return digest(found[-1].state, dict(fleet.memories()))
+    return digest(found[-1].state, dict(fleet.client_states()))
 
 
 def test_an_anchor_in_every_round_or_no_tolerance_is_no_distance_prediction() -> None:
@@ -164,10 +166,10 @@ def test_without_anchors_only_the_first_round_uploads_and_bytes_fall_with_their_
 
 
 def test_a_change_foretold_beyond_the_threshold_calls_for_an_upload() -> None:
-    from algorithms.fclopt import Known
+    from algorithms.fclopt import ServerState
 
     measured = ((0, np.float32([1.0])), (1, np.float32([2.0])))  # so 3 in round 2: half as much again
-    known = Known(THETA, THETA, np.float32([2.0]), measured, round=2)
+    known = ServerState(THETA, THETA, np.float32([2.0]), measured, round=2)
     for threshold, asked in ((0.4, True), (0.6, False), (None, False)):
         assert FCLOpt(anchor=None, threshold=threshold).is_anchor(known) == asked
     assert FCLOpt(anchor=2).is_anchor(known)
@@ -188,15 +190,15 @@ def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
     mine, fleet = replace(FCLOpt(target="ema", round_momentum=1.0), pretrain_rounds=2), LocalFleet(task(), rounds=3)
     rounds = federate(mine, task(), fleet, rounds=3)
     next(rounds)
-    own = {site: fleet.memory(site).target for site in task().inside}
+    own = {site: fleet.client_state(site).target for site in task().inside}
     assert own["site-01"] != own["site-02"]
     known = next(rounds).state.learned
     assert known.measured == ()
-    from algorithms.fclopt import Asked, Kept
+    from algorithms.fclopt import Broadcast, ClientState
 
     half = FCLOpt(target="ema", round_momentum=0.25)
     theta = Model.of({"0.a": np.float32([4.0]), "1.b": np.float32([9.0])})
-    began = half.begun(Kept(Model.of({"0.a": np.float32([8.0])})), Asked(theta, None, None, False))
+    began = half.begun(ClientState(Model.of({"0.a": np.float32([8.0])})), Broadcast(theta, None, None, False))
     assert began["0.a"].tolist() == [0.25 * 8 + 0.75 * 4]
     assert list(began) == ["0.a"]
 
@@ -207,7 +209,7 @@ def test_between_anchors_the_distance_is_the_one_foretold(distances: Any) -> Non
     states = [r.state.learned for r in rounds]
     for number in range(1, 7):
         before, known, said = states[number - 1], states[number], rounds[number].metrics
-        line = foretold(before.measured, number)
+        line = extrapolated_distance(before.measured, number)
         assert said["predicted_distance"] == pytest.approx(length(line))
         assert known.distance.shape == ((1,) if distances == "network" else before.distance.shape)
         if number % 2:
@@ -217,7 +219,9 @@ def test_between_anchors_the_distance_is_the_one_foretold(distances: Any) -> Non
         else:
             assert [of for of, _ in known.measured] == ([0, 2] if number == 2 else [number - 2, number])
             assert known.distance.tolist() == known.measured[-1][1].tolist()
-    assert foretold(states[4].measured, 5).tolist() != states[4].measured[-1][1].tolist()  # a line, not the last one
+    assert (
+        extrapolated_distance(states[4].measured, 5).tolist() != states[4].measured[-1][1].tolist()
+    )  # a line, not the last one
 
 
 def test_a_round_by_hand() -> None:
@@ -227,11 +231,14 @@ def test_a_round_by_hand() -> None:
         start = mine.init(uneven()).learned
     for name in POOLS:
         with at(name, 0, 1) as site:
-            site, pool = mine.stage(site)
-            net, target = mine.opened(site, start.model), mine.build(site.load(), site.task)[:1]
+            site, pool = mine.pretraining_view(site)
+            net, target = (
+                mine.load_pretraining_network(site, start.model),
+                mine.build_network(site.load(), site.task)[:1],
+            )
             load(target, start.model.only(weights(target)))
             sgd, kinds = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), pool_levels(site.data, 4)
-            for index in drawn(kinds, 4, math.ceil(len(pool) / 4)):
+            for index in sample_batches(kinds, 4, math.ceil(len(pool) / 4)):
                 images, levels = pool.take(index, torch.device("cpu")), kinds[index].tolist()
                 one, two = mine.views(images), mine.views(images)
                 q = torch.nn.functional.normalize(net(torch.cat([one, two])))
@@ -251,7 +258,9 @@ def test_a_round_by_hand() -> None:
             learned[name], targets[name] = weights(net), weights(target).parameters
     theta, true = averaged(learned), averaged(targets)
     alike(found.state.learned.model, theta)
-    assert found.metrics["distance"] == pytest.approx(length(apart(without_predictor(theta), true)), rel=1e-3)
+    assert found.metrics["distance"] == pytest.approx(
+        length(distance_between(without_predictor(theta), true)), rel=1e-3
+    )
 
 
 def test_features_do_not_collapse_and_the_loss_is_in_its_range() -> None:
@@ -263,12 +272,12 @@ def test_features_do_not_collapse_and_the_loss_is_in_its_range() -> None:
 
 
 def test_a_target_that_keeps_all_or_nothing_of_itself() -> None:
-    from algorithms.fclopt import Asked
+    from algorithms.fclopt import Broadcast
 
     for momentum in (0.0, 1.0):
         mine, fleet = FCLOpt(encoder_momentum=momentum, pretrain_rounds=1), LocalFleet(task(), rounds=2)
         start = mine.init(task()).learned
-        for reply in fleet.map(mine.client, Asked(start.model, None, start.distance, True)).values():
+        for reply in fleet.map(mine.client, Broadcast(start.model, None, start.distance, True)).values():
             expected = start.target if momentum else without_predictor(reply.payload.model)
             assert reply.payload.target == expected
 
@@ -277,4 +286,4 @@ def test_a_site_that_comes_later_begins_with_the_global_model_s_part() -> None:
     rounds, fleet = pretrained(FCLOpt(anchor=2), 6, cohort=1)
     assert all(np.isfinite(r.loss) for r in rounds)
     assert len({r.cohort for r in rounds}) > 1
-    assert set(fleet.memories()) == {site for r in rounds for site in r.cohort}
+    assert set(fleet.client_states()) == {site for r in rounds for site in r.cohort}

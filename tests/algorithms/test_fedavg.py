@@ -76,7 +76,7 @@ def test_local_statistics_never_travel() -> None:
     *_, end = federate(algorithm, task, fleet, rounds=2)
     assert set(end.state) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     assert end.traffic.up == end.traffic.down == {"a": 16, "b": 16}
-    means = {site: fleet.memory(site)["0.running_mean"].item() for site in "ab"}
+    means = {site: fleet.client_state(site)["0.running_mean"].item() for site in "ab"}
     assert means == pytest.approx({"a": 0.1 * 2 + 0.9 * 0.2, "b": 0.1 * 6 + 0.9 * 0.6})
 
 

@@ -27,7 +27,7 @@ def run(rounds: int = 2, task: Any = None, cohort: float | int = 1.0, **fields: 
 
 
 def norm(fleet: LocalFleet, site: str) -> tuple[float, float]:
-    return fleet.memory(site)["0.weight"].item(), fleet.memory(site)["0.bias"].item()
+    return fleet.client_state(site)["0.weight"].item(), fleet.client_state(site)["0.bias"].item()
 
 
 def test_the_first_round_moves_the_line_alone() -> None:
@@ -48,8 +48,8 @@ def test_the_second_round_moves_each_sites_norm_its_own_way() -> None:
 
 def test_statistics_stay_too() -> None:
     _, fleet = run()
-    assert set(fleet.memory("a")) == NORM
-    means = {site: fleet.memory(site)["0.running_mean"].item() for site in "ab"}
+    assert set(fleet.client_state("a")) == NORM
+    means = {site: fleet.client_state(site)["0.running_mean"].item() for site in "ab"}
     assert means == pytest.approx({"a": 0.1 * 2 + 0.9 * 0.2, "b": 0.1 * 6 + 0.9 * 0.6})
 
 
@@ -58,7 +58,7 @@ def test_only_the_line_travels(buffers: str) -> None:
     end, fleet = run(buffers=buffers)
     assert end.traffic.up == end.traffic.down == {"a": 8, "b": 8}
     assert set(end.state.shared) == {"1.weight", "1.bias"}
-    assert fleet.memory("a")["0.num_batches_tracked"] == (1 if buffers == "reset" else 2)
+    assert fleet.client_state("a")["0.num_batches_tracked"] == (1 if buffers == "reset" else 2)
 
 
 def test_an_outside_site_gets_the_norm_of_the_start_and_the_batchs_statistics() -> None:
@@ -76,14 +76,14 @@ def test_no_normalisation_is_fedavg_to_the_bit() -> None:
     task = toy.two_sites()
     *_, plain = federate(FedAvg(**SGD, epochs=3), task, LocalFleet(task, rounds=2), rounds=2)
     assert end.state.model == plain.state
-    assert len(fleet.memory("a")) == 0
+    assert len(fleet.client_state("a")) == 0
 
 
 def test_a_site_that_was_not_asked_answers_with_the_global_model() -> None:
     end, fleet = run(rounds=1, cohort=1)
     (asked,) = end.cohort
     (other,) = {"a", "b"} - {asked}
-    assert fleet.memory(other) is None
+    assert fleet.client_state(other) is None
     values = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
     assert values[other, "distance"] == values[other, "distance@global"]
 

@@ -40,23 +40,23 @@ def test_the_head_goes_first_then_the_rest() -> None:
     # Heads: r = -2, a to (0.2, 0.2) and b, whose u x is 2, to (0.4, 0.2). Then a: r = -1.6, du = -1.6 * 0.2;
     # b: r = -1, du = -1 * 0.4 * 2.
     end, fleet = run(rounds=1)
-    assert toy.line(fleet.memory("a")) == pytest.approx((0.2, 0.2))
-    assert toy.line(fleet.memory("b")) == pytest.approx((0.4, 0.2))
+    assert toy.line(fleet.client_state("a")) == pytest.approx((0.2, 0.2))
+    assert toy.line(fleet.client_state("b")) == pytest.approx((0.4, 0.2))
     assert end.state.shared["0.weight"].item() == pytest.approx((1.032 + 3 * 1.08) / 4)
 
 
 def test_the_second_round_starts_from_the_sites_own_head() -> None:
     a, b = after(1.068, 0.2, 0.2, x=1), after(1.068, 0.4, 0.2, x=2)
     end, fleet = run()
-    assert toy.line(fleet.memory("a")) == pytest.approx(a[1:])
-    assert toy.line(fleet.memory("b")) == pytest.approx(b[1:])
+    assert toy.line(fleet.client_state("a")) == pytest.approx(a[1:])
+    assert toy.line(fleet.client_state("b")) == pytest.approx(b[1:])
     assert end.state.shared["0.weight"].item() == pytest.approx((a[0] + 3 * b[0]) / 4)
 
 
 def test_passes_of_the_head_are_its_own() -> None:
     # Two passes: a from (0.2, 0.2) by r = -1.6 to (0.36, 0.36); then r = -1.28 and du = -1.28 * 0.36, twice.
     end, fleet = run(rounds=1, task=toy.task({"a": toy.A}, network=Two), head_epochs=2, steps=2)
-    assert toy.line(fleet.memory("a")) == pytest.approx((0.36, 0.36))
+    assert toy.line(fleet.client_state("a")) == pytest.approx((0.36, 0.36))
     u = 1 + 0.1 * 1.28 * 0.36
     assert end.state.shared["0.weight"].item() == pytest.approx(u - 0.1 * (0.36 * u + 0.36 - 2) * 0.36)
 
@@ -71,7 +71,7 @@ def test_only_the_representation_travels() -> None:
     end, fleet = run()
     assert end.traffic.up == end.traffic.down == {"a": 4, "b": 4}
     assert set(end.state.shared) == {"0.weight"}
-    assert set(fleet.memory("a")) == {"1.weight", "1.bias"}
+    assert set(fleet.client_state("a")) == {"1.weight", "1.bias"}
 
 
 def test_no_answer_where_there_is_no_head() -> None:
@@ -82,13 +82,13 @@ def test_no_answer_where_there_is_no_head() -> None:
     assert end.state.model is None
     end, fleet = run(rounds=1, cohort=1)
     assert {s.site for s in end.scores} == set(end.cohort)
-    assert [site for site in "ab" if fleet.memory(site) is not None] == list(end.cohort)
+    assert [site for site in "ab" if fleet.client_state(site) is not None] == list(end.cohort)
 
 
 def test_the_head_may_be_named() -> None:
     # The first layer stays; the line is FedAvg's after one step of it at u = 1, no matter: u has no gradient at w = 0.
     end, fleet = run(rounds=1, head="0")
-    assert set(fleet.memory("a")) == {"0.weight"}
+    assert set(fleet.client_state("a")) == {"0.weight"}
     assert toy.line(end.state.shared) == pytest.approx((0.35, 0.2))
     assert end.traffic.up == {"a": 8, "b": 8}
 
@@ -156,5 +156,5 @@ def test_buffers_of_the_representation_follow_the_policy() -> None:
     assert end.state.shared["0.num_batches_tracked"] == 2  # one batch for the head, one for the rest
     end, fleet = run(task=task, buffers="local")
     assert len(end.state.shared.buffers) == 0
-    assert fleet.memory("a")["0.num_batches_tracked"] == 4
-    assert torch.isfinite(torch.from_numpy(fleet.memory("a")["2.weight"].copy())).all()
+    assert fleet.client_state("a")["0.num_batches_tracked"] == 4
+    assert torch.isfinite(torch.from_numpy(fleet.client_state("a")["2.weight"].copy())).all()

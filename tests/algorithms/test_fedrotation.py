@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from algorithms.fedrotation import FedRotation, turned, turns
 from raysim import LocalFleet, federate, weights
-from raysim.config.merge import parse, resolve
+from raysim.config.merge import parse_pairs, resolve
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from tests.support.by_hand import alike, first_stage, one_round
 
@@ -30,13 +30,13 @@ def test_what_is_not_square_has_two_ways(size: tuple[int, int], ways: int) -> No
     accuracy = [s.value for s in first.scores if s.metric == "turn_accuracy"]
     assert len(accuracy) == 2
     assert all(0 <= value <= 1 for value in accuracy)
-    size_of = weights(mine.build(task.network(), task)).nbytes
+    size_of = weights(mine.build_network(task.network(), task)).nbytes
     assert set(first.traffic.up.values()) == set(first.traffic.down.values()) == {size_of}
 
 
 def test_views_turn_and_mirror_nothing_by_themselves() -> None:
     for words in ([], ["algorithm.views.noise=0.1"], ["algorithm.views={zoom: 0.1}"]):
-        mine = resolve(parse(["algorithm=fedrotation", *words])).algorithm
+        mine = resolve(parse_pairs(["algorithm=fedrotation", *words])).algorithm
         assert (mine.views.turn, mine.views.flip) == (0, 0)
 
 

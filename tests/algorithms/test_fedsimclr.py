@@ -55,6 +55,6 @@ def test_the_server_takes_the_weighted_mean_and_only_the_encoder_and_its_head_tr
     assert [reply.weight for reply in replies.values()] == [5, 5]  # with a label or without
     first = next(federate(mine, task, LocalFleet(task, rounds=2), rounds=2))
     assert first.state.learned == mean(replies)
-    size = weights(mine.build(task.network(), task)).nbytes
+    size = weights(mine.build_network(task.network(), task)).nbytes
     assert set(first.traffic.up.values()) == set(first.traffic.down.values()) == {size}
     assert sum(first.traffic.between.values()) == 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.fedsm import FedSM, Routed, Trained, softpull
+from algorithms.fedsm import FedSM, Routed, Update, softpull
 from algorithms.localonly import LocalOnly
 from raysim import ConfigError, LocalFleet, Model, Task, federate, weights
 from raysim.tasks.synthetic import Synthetic, SyntheticData
@@ -92,7 +92,7 @@ def test_without_pull_personal_models_are_local_training() -> None:
     list(federate(LocalOnly(**SGD), task, alone, rounds=2))
     found = ended(FedSM(pull=1.0, **SGD), task).state.personal
     for site in task.inside:
-        assert toy.line(found[site]) == pytest.approx(toy.line(alone.memory(site)))
+        assert toy.line(found[site]) == pytest.approx(toy.line(alone.client_state(site)))
 
 
 def test_full_pull_makes_personal_models_the_plain_mean() -> None:
@@ -289,4 +289,4 @@ def test_one_step_and_softpull_settle_where_the_penalised_loss_is_least() -> Non
 
 
 def test_what_travels_is_three_models_and_moments() -> None:
-    assert [*Trained.__dataclass_fields__] == ["model", "personal", "selector", "moments"]
+    assert [*Update.__dataclass_fields__] == ["model", "personal", "selector", "moments"]

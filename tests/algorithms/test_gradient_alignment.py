@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.gradient_alignment import Descent, GradientAlignment
+from algorithms.gradient_alignment import GradientAlignment, ServerState
 from raysim import LocalFleet, Model, SiteError, Task, federate
 from raysim.training.model_geometry import gram, variance
 from tests.support import toy
@@ -24,10 +24,10 @@ SAME_X = {"a": ((1.0, 2), (3.0, 1)), "b": ((1.0, 0), (3.0, 3))}
 SHARE = np.array([2, 4]) / 6
 
 
-def at(*values: float) -> Descent:
+def at(*values: float) -> ServerState:
     """w and b."""
     w, b = (np.float32(value) for value in values)
-    return Descent(Model.of({"weight": w.reshape(1, 1), "bias": b.reshape(1)}))
+    return ServerState(Model.of({"weight": w.reshape(1, 1), "bias": b.reshape(1)}))
 
 
 def vector(model: Model) -> np.ndarray:
@@ -54,7 +54,7 @@ def by_hand(theta: np.ndarray, points: dict[str, Any] = POINTS) -> tuple[np.ndar
     return mean, share @ h, float(share @ np.square(g - mean).sum(1))
 
 
-def one_round(algorithm: GradientAlignment, start: Descent, task: Task | None = None) -> tuple[np.ndarray, Any]:
+def one_round(algorithm: GradientAlignment, start: ServerState, task: Task | None = None) -> tuple[np.ndarray, Any]:
     fleet = LocalFleet(task or toy.task(POINTS), rounds=1)
     fleet.ledger.open_round(0)
     state, metrics = algorithm.round(fleet.at(fleet.task.inside), start)
@@ -256,7 +256,7 @@ def test_the_step_is_not_turned_where_not_all_have_answered_twice() -> None:
     assert [r.metrics["correction_ratio"] for r in rounds] == [0, 0]
     plain, _ = one_round(GradientAlignment(weight=0.0, **SGD), mine.init(task))
     assert vector(rounds[0].state.model) == pytest.approx(plain)
-    assert len(rounds[1].incidents) == 1
+    assert len(rounds[1].failures) == 1
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run() -> None:
@@ -269,7 +269,7 @@ def test_a_lone_site_keeps_nothing_of_a_round() -> None:
     task = toy.task(POINTS)
     fleet = LocalFleet(task, rounds=3)
     list(federate(GradientAlignment(**SGD), task, fleet, rounds=3, cohort=1))
-    assert all(fleet.memory(site) is None for site in task.inside)
+    assert all(fleet.client_state(site) is None for site in task.inside)
 
 
 def test_a_site_that_failed_in_the_second_call_goes_on_in_the_next_round() -> None:

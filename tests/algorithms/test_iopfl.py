@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.iopfl import IOPFL, Personal, RoutedConvolution, outline, routers, turned
+from algorithms.iopfl import IOPFL, ClientState, RoutedConvolution, outline, routers, turned
 from raysim import ConfigError, Data, LocalFleet, Model, Site, Task, federate
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.test_time_adaptation import norm_layers
@@ -46,7 +46,7 @@ def test_the_personal_model_is_the_discounted_sum_of_the_sites_weights(alpha: fl
     for site in task.inside:
         w, last = sent(task, site, rounds), rounds - 1
         expected = alpha**last * w[0] + (1 - alpha) * sum(alpha ** (last - t) * w[t] for t in range(1, rounds))
-        assert np.array(toy.line(fleet.memory(site).best)) == pytest.approx(expected, rel=1e-5)
+        assert np.array(toy.line(fleet.client_state(site).best)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.9])
@@ -63,7 +63,7 @@ def test_the_global_model_is_fedavgs(alpha: float, buffers: Any) -> None:
 def test_equal_sites_have_equal_personal_models() -> None:
     task = toy.task(dict.fromkeys("abc", toy.B))
     _, fleet = course(IOPFL(**SGD), task, 3)
-    assert fleet.memory("a").running == fleet.memory("b").running == fleet.memory("c").running
+    assert fleet.client_state("a").running == fleet.client_state("b").running == fleet.client_state("c").running
 
 
 def judged_data(points: toy.Points, site: str) -> Data:
@@ -76,8 +76,8 @@ def test_the_best_on_validation_data_is_kept() -> None:
     fields = SGD | {"lr": 0.5}
     _, fleet = course(IOPFL(alpha=0.0, **fields), task, 3)
     _, one = course(IOPFL(alpha=0.0, **fields), task, 1)
-    kept: Personal = fleet.memory("a")
-    assert kept.best == one.memory("a").best
+    kept: ClientState = fleet.client_state("a")
+    assert kept.best == one.client_state("a").best
     assert kept.best != kept.running
     assert kept.score == -abs(2 * toy.line(kept.best)[0] + toy.line(kept.best)[1] - 2)
 
@@ -93,15 +93,15 @@ def test_the_server_has_the_sites_personal_models_where_someone_outside_needs_th
     rounds, fleet = course(IOPFL(alpha=0.5), task, 3)
     state = rounds[-1].state
     assert {site: model.parameters for site, model in state.best.items()} == {
-        site: fleet.memory(site).best.parameters for site in task.inside
+        site: fleet.client_state(site).best.parameters for site in task.inside
     }
     alone, _ = course(IOPFL(), toy.two_sites(), 2)
     assert alone[-1].state.best == {}
 
 
-def place(task: Task, site: str, memory: Any = None) -> Site[Any]:
+def place(task: Task, site: str, client_state: Any = None) -> Site[Any]:
     torch.manual_seed(0)
-    return Site(site, task, task.open(site), memory, torch.device("cpu"), 0, 0, 1, task.start(0))
+    return Site(site, task, task.open(site), client_state, torch.device("cpu"), 0, 0, 1, task.start(0))
 
 
 @pytest.mark.parametrize(("norm", "dims"), [("batch", 2), ("instance", 2), ("batch", 3)])

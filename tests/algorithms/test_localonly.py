@@ -23,14 +23,14 @@ def run(points: dict[str, toy.Points], rounds: int = 2, **options: Any) -> tuple
 def test_each_site_goes_its_own_way() -> None:
     # Two rounds of one step are two steps: a to (0.36, 0.36), b to (0.6, 0.3).
     _, fleet = run({"a": toy.A, "b": toy.B})
-    assert toy.line(fleet.memory("a")) == pytest.approx((0.36, 0.36))
-    assert toy.line(fleet.memory("b")) == pytest.approx((0.6, 0.3))
+    assert toy.line(fleet.client_state("a")) == pytest.approx((0.36, 0.36))
+    assert toy.line(fleet.client_state("b")) == pytest.approx((0.6, 0.3))
 
 
 def test_a_site_does_not_notice_the_others() -> None:
     _, fleet = run({"a": toy.A, "b": toy.B, "c": toy.A})
     _, alone = run({"b": toy.B})
-    assert fleet.memory("b") == alone.memory("b")
+    assert fleet.client_state("b") == alone.client_state("b")
 
 
 def test_nothing_is_sent_and_there_is_no_global_model() -> None:
@@ -50,13 +50,13 @@ def test_a_site_that_was_never_drawn_is_left_empty() -> None:
     end, fleet = run({"a": toy.A, "b": toy.B}, rounds=1, cohort=1)
     (drawn,) = end.cohort
     assert {s.site for s in end.scores} == {drawn}
-    assert [site for site in "ab" if fleet.memory(site) is not None] == [drawn]
+    assert [site for site in "ab" if fleet.client_state(site) is not None] == [drawn]
 
 
 def test_reset_statistics_start_afresh_in_every_round() -> None:
     pair = ((1.0, 0), (3.0, 1))
     algorithm = LocalOnly(optimizer="sgd", momentum=0.0, lr=0.1, buffers="reset")
     _, fleet = run({"a": pair}, network=toy.Scaled, algorithm=algorithm)
-    kept: Model = fleet.memory("a")
+    kept: Model = fleet.client_state("a")
     assert kept["0.num_batches_tracked"] == 1
     assert kept["0.running_mean"].item() == pytest.approx(0.2)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from algorithms.fedavg import FedAvg
-from algorithms.scaffold import Scaffold, State
+from algorithms.scaffold import Scaffold, ServerState
 from raysim import ConfigError, LocalFleet, Model, federate
-from raysim.config.merge import parse, resolve
+from raysim.config.merge import parse_pairs, resolve
 from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -29,7 +29,7 @@ def fedavg(rounds: int = 2, task: Any = None, **fields: Any) -> Model:
 
 
 def controls(end: Any, fleet: LocalFleet) -> dict[str, Any]:
-    return {"a": toy.line(fleet.memory("a").control), "b": toy.line(fleet.memory("b").control)} | {
+    return {"a": toy.line(fleet.client_state("a").control), "b": toy.line(fleet.client_state("b").control)} | {
         "server": toy.line(end.state.control)
     }
 
@@ -76,7 +76,7 @@ def test_a_part_of_the_sites_moves_the_servers_variate_by_its_part(uniform: bool
     # b: r = 0.4 + 0.2 - 2 = -1.4 at (0.2, 0.2), gradient (-2.8, -1.4), its own variate 0, and the server's as it is.
     second, _ = algorithm.round(fleet.at(["b"]), first)
     assert toy.line(second.model) == pytest.approx((0.2 + 0.28 + 0.2 * parts[0], 0.2 + 0.14 + 0.2 * parts[0]))
-    assert toy.line(fleet.memory("b").control) == pytest.approx((-2.8, -1.4))
+    assert toy.line(fleet.client_state("b").control) == pytest.approx((-2.8, -1.4))
     assert toy.line(second.control) == pytest.approx((-2 * parts[0] - 2.8 * parts[1], -2 * parts[0] - 1.4 * parts[1]))
 
 
@@ -110,16 +110,18 @@ FAR: toy.Points = ((5, 0), (7, 1))
 def test_buffers_have_no_variate_and_are_averaged() -> None:
     task = toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled)
     end, fleet = run(rounds=1, task=task, server_lr=0.5)
-    assert set(end.state.control) == set(fleet.memory("a").control) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert (
+        set(end.state.control) == set(fleet.client_state("a").control) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    )
     assert end.state.model["0.running_mean"].item() == pytest.approx((0.2 + 0.6) / 2)
-    assert fleet.memory("a").buffers is None
+    assert fleet.client_state("a").buffers is None
 
 
 def test_local_buffers_stay_beside_the_variate() -> None:
     task = toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled)
     end, fleet = run(task=task, buffers="local")
     assert set(end.state.model) == {"0.weight", "0.bias", "1.weight", "1.bias"}
-    assert fleet.memory("b").buffers["0.running_mean"].item() == pytest.approx(0.1 * 6 + 0.9 * 0.6)
+    assert fleet.client_state("b").buffers["0.running_mean"].item() == pytest.approx(0.1 * 6 + 0.9 * 0.6)
 
 
 @pytest.mark.parametrize("fields", [{"optimizer": "adam"}, {"momentum": 0.9}])
@@ -128,11 +130,11 @@ def test_other_optimisers_are_refused(fields: dict[str, Any]) -> None:
         Scaffold(**fields)
     words = [f"algorithm.{name}={value}" for name, value in fields.items()]
     with pytest.raises(ConfigError, match="expected plain sgd"):
-        resolve(parse(["algorithm=scaffold", *words]))
+        resolve(parse_pairs(["algorithm=scaffold", *words]))
 
 
 def test_the_state_answers_the_model() -> None:
     state = Scaffold().init(toy.two_sites())
-    assert isinstance(state, State)
+    assert isinstance(state, ServerState)
     assert state.total == 4
     assert toy.line(state.control) == (0, 0)

@@ -24,7 +24,7 @@ WORDS = (
     *("algorithm=tests.support.pacing:Pacing", "rounds=60", "evaluate_every=60", "checkpoint_every=20"),
     *("task.data.sites=6", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
     *("task.data.val=0", "task.data.test=2", "task.batch_size=2"),
-    *(f"resources.cpus_per_client={CORES}", "resources.clients=3"),
+    *(f"resources.cpus_per_client={CORES}", "resources.client_actors=3"),
 )
 SSHD = """
 Port 22
@@ -126,7 +126,7 @@ def test_a_run_on_hosts_that_come_and_go(tmp_path: Path) -> None:
         # What has ended stays in the list there, for nobody takes it out.
         until(lambda: not re.search("^[^Z]", head.run("ps", "-C", "raylet", "-o", "stat=").stdout, re.M), "no Ray")
 
-    local = [sys.executable, "-m", "raysim", "run", "fleet=local", *WORDS, "--out", str(calm)]
+    local = [sys.executable, "-m", "raysim", "run", "backend=local", *WORDS, "--out", str(calm)]
     done = subprocess.run(local, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     digests = {json.loads((folder / "summary.json").read_text())["digest"] for folder in (out, calm)}

@@ -15,7 +15,7 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SMALL = (
     *("rounds=4", "task.data.sites=5", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
-    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "site_timeout=300"),
+    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "site_timeout_s=300"),
 )
 # Above the size from which Ray keeps objects where they were made: so that they go with the node.
 LARGE = "network={name: unet, channels: [32, 64], strides: [2], num_res_units: 2}"
@@ -67,7 +67,7 @@ def test_shares_of_declared_gpus_hold_and_are_shown(cluster: Any, nodes: Any, tm
     nodes(num_cpus=4, num_gpus=1)
     out = tmp_path / "run"
     words = ("resources.gpus_per_client=0.5", "resources.cpus_per_client=0.5", "resources.sites.site-03.gpus=1")
-    found = run(out, f"address={cluster.address}", "rounds=1", *words)
+    found = run(out, f"ray_address={cluster.address}", "rounds=1", *words)
     by_site = {place["site"]: place for place in places(out)}
     assert by_site["site-03"]["gpus"] == 1
     assert [place["actor"] for place in by_site.values()].count(by_site["site-03"]["actor"]) == 1
@@ -90,17 +90,17 @@ def test_more_gpus_than_the_nodes_have_are_refused(cluster: Any, nodes: Any, tmp
         "raysim",
         "run",
         *SMALL,
-        f"address={cluster.address}",
+        f"ray_address={cluster.address}",
         "--out",
         str(tmp_path / "x"),
     ]
-    words = ("resources.gpus_per_client=0.7", "resources.clients=3")
+    words = ("resources.gpus_per_client=0.7", "resources.client_actors=3")
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 3
     assert "asked for 3 client actors of 1 CPU and 0.7 GPU each; the cluster has room for 2" in done.stderr
     assert "4 CPU, 2 GPU" in done.stderr
     assert (
-        "What would fit: resources.clients=2, or resources.clients=auto, or resources.gpus_per_client=0.5"
+        "What would fit: resources.client_actors=2, or resources.client_actors=auto, or resources.gpus_per_client=0.5"
         in done.stderr
     )
     assert not (tmp_path / "x").exists()
@@ -111,9 +111,9 @@ def test_a_killed_node_changes_no_bit(cluster: Any, nodes: Any, algorithm: str, 
     nodes(num_cpus=2)
     nodes(num_cpus=2)
     words = (f"algorithm={algorithm}", LARGE, "checkpoint_every=2", "rounds=6")
-    calm = run(tmp_path / "calm", "fleet=local", *words)
+    calm = run(tmp_path / "calm", "backend=local", *words)
     out = tmp_path / "run"
-    found = run(out, f"address={cluster.address}", "resources.clients=3", 'chaos="kill node@4"', *words)
+    found = run(out, f"ray_address={cluster.address}", "resources.client_actors=3", 'chaos="kill node@4"', *words)
     assert found["digest"] == calm["digest"]
     actions = {failure["action"] for failure in failures(out)}
     assert actions
@@ -137,7 +137,7 @@ def test_a_node_with_another_version_is_refused_by_name(cluster: Any, nodes: Any
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: monai\nVersion: 0.0.1\n")
     nodes(num_cpus=2, env_vars={"PYTHONPATH": str(other.parent)})
-    command = [sys.executable, "-m", "raysim", "run", *SMALL, f"address={cluster.address}", "--out"]
+    command = [sys.executable, "-m", "raysim", "run", *SMALL, f"ray_address={cluster.address}", "--out"]
     done = subprocess.run([*command, tmp_path / "run"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 3, done.stdout + done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("raysim: ")]

@@ -26,7 +26,7 @@ SMALL = (
     *("rounds=2", "task.data.sites=3", "task.data.size=[16,16]", "task.data.cases=4", "task.data.test=2"),
     *("task.data.val=0", "network={name: unet, channels: [2, 4], strides: [2]}", "task.batch_size=2"),
 )
-LOCAL = (*SMALL, "fleet=local")
+LOCAL = (*SMALL, "backend=local")
 
 MINE = '''
 """A user's own algorithm: FedAvg that meets trouble in the third round, if it is asked to."""
@@ -62,7 +62,7 @@ class Mine(LocalTraining):
         return Known(mean(fleet.map(self.client, state.model)), state.rounds + 1), {}
 
     def predictor(self, site, state):
-        return site.answer(state.model)
+        return site.predict_module(state.model)
 '''
 
 
@@ -116,7 +116,7 @@ def test_help_of_run_shows_every_key_with_its_default(capsys: pytest.CaptureFixt
         "cohort.dropout",
         "evaluate_every",
         "resources.gpus_per_client",
-        "resources.clients",
+        "resources.client_actors",
         "address",
     ):
         assert re.search(rf"^  {re.escape(key)} .*\(default: .+\)$", shown, re.MULTILINE)
@@ -251,7 +251,7 @@ def test_ones_own_network_lies_in_the_working_directory() -> None:
         " return nn.Conv2d(in_channels, out_channels, 1)",
     )
     Path("my_network.py").write_text("\n".join(lines))
-    words = ("rounds=1", "task.data.sites=1", "fleet=local", "network=my_network:net", "--out", "own")
+    words = ("rounds=1", "task.data.sites=1", "backend=local", "network=my_network:net", "--out", "own")
     done = shell("run", *words)
     assert done.returncode == 0, done.stderr
     assert summary("own")["bytes"]["up"] == 2 * 2 * 4  # two weights and two biases
@@ -310,14 +310,14 @@ def unbuffered() -> dict[str, str]:
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_local_run_keeps_its_rounds(by: signal.Signals) -> None:
-    code, errors = interrupted("fleet=local", by=by)
+    code, errors = interrupted("backend=local", by=by)
     assert (code, errors) == (130, "raysim: interrupted\n")
     rounds = pd.read_parquet("stopped/rounds.parquet")["round"].tolist()
     assert (summary("stopped")["status"], summary("stopped")["rounds"]) == ("interrupted", len(rounds))
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
-    command = shlex.join([raysim(), "run", *SMALL, "rounds=8", "fleet=local", "--out", "piped"]) + " | head -n 3"
+    command = shlex.join([raysim(), "run", *SMALL, "rounds=8", "backend=local", "--out", "piped"]) + " | head -n 3"
     subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL, env=unbuffered())
     wait = time.monotonic() + 60
     while not Path("piped/summary.json").exists() and time.monotonic() < wait:
@@ -341,12 +341,12 @@ def cluster(ray_started: None) -> str:
     """The address of a Ray that is running already."""
     import ray
 
-    return f"address={ray.get_runtime_context().gcs_address}"
+    return f"ray_address={ray.get_runtime_context().gcs_address}"
 
 
 @pytest.mark.ray
 def test_ones_own_algorithm_on_a_cluster_as_in_one_process(cluster: str) -> None:
-    words = ("algorithm=my_algorithm:Mine", "resources.clients=2", "resources.cpus_per_client=0.5", "--out")
+    words = ("algorithm=my_algorithm:Mine", "resources.client_actors=2", "resources.cpus_per_client=0.5", "--out")
     done = shell("run", *SMALL, cluster, *words, "on-ray")
     assert done.returncode == 0, done.stderr
     assert main(["run", *LOCAL, *words, "local"]) == 0
@@ -365,6 +365,6 @@ def test_what_cannot_be_placed_leaves_nothing(cluster: str) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "http://127.0.0.1:8265"])
 def test_a_cluster_that_is_not_there_is_refused(address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", *SMALL, f"address={address}", "--out", "far"]) == 3
+    assert main(["run", *SMALL, f"ray_address={address}", "--out", "far"]) == 3
     assert f"raysim: cannot join Ray at {address}: " in capsys.readouterr().err
     assert not Path("far").exists()

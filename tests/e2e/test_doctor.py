@@ -17,17 +17,26 @@ from PIL import Image
 from raysim.cli.main import main
 from raysim.core.registry import algorithm_class, task_class
 from raysim.distributed import diagnostics, node_probe
-from raysim.distributed.batch_probe import CONTEXT, Machine, Probe, actors, actors_per_gpu, measure, proposal, steps_of
+from raysim.distributed.batch_probe import (
+    CONTEXT,
+    BatchProbe,
+    Machine,
+    actors,
+    actors_per_gpu,
+    measure_batches,
+    propose_resources,
+    steps_of,
+)
 from raysim.distributed.cluster_checks import _node
-from raysim.distributed.diagnostics import Check, Seen
-from raysim.federation.site_executor import OPEN, Failure
+from raysim.distributed.diagnostics import Check, NodeReport
+from raysim.federation.site_executor import DATA_CACHE_BYTES, Failure
 
 GB = 10**9
 SMALL = (
     *("task.data.sites=3", "task.data.size=[16,16]", "task.data.cases=4", "task.data.test=2", "task.data.val=0"),
     *("network={name: unet, channels: [2, 4], strides: [2]}", "task.batch_size=2"),
 )
-PROBE = Probe(
+PROBE = BatchProbe(
     site="a",
     batch=4,
     device="cpu",
@@ -64,8 +73,8 @@ class Dies(Lost):
 """
 
 
-def proposed(machines: list[Machine], probe: Probe = PROBE, steps: Any = STEPS, most: int = 3) -> Any:
-    found = proposal(machines, probe, steps, most)
+def proposed(machines: list[Machine], probe: BatchProbe = PROBE, steps: Any = STEPS, most: int = 3) -> Any:
+    found = propose_resources(machines, probe, steps, most)
     if found is None:
         return None
     given = found.resources
@@ -103,7 +112,7 @@ def test_two_nodes_with_little_memory_are_both_filled_by_larger_actors() -> None
 
 def test_data_that_an_actor_keeps_count_for_every_site_up_to_a_limit() -> None:
     assert replace(PROBE, held=10).memory(3) == GB + 20
-    assert replace(PROBE, held=OPEN).memory(3) == GB + OPEN
+    assert replace(PROBE, held=DATA_CACHE_BYTES).memory(3) == GB + DATA_CACHE_BYTES
 
 
 def test_the_share_of_a_gpu_follows_its_memory() -> None:
@@ -126,13 +135,13 @@ def test_a_round_has_the_algorithm_s_steps_or_those_of_an_epoch() -> None:
 
 def test_a_measured_batch() -> None:
     task = task_class("synthetic")().build()
-    found = measure(task, algorithm_class("fedavg")(), 0, "site-02", [1], gpu=True)
-    assert isinstance(found, Probe)
+    found = measure_batches(task, algorithm_class("fedavg")(), 0, "site-02", [1], gpu=True)
+    assert isinstance(found, BatchProbe)
     assert (found.site, found.batch, set(found.seconds)) == ("site-02", 4, {1})
     assert found.model >= 4 * found.parameters > 0
     assert found.peak >= found.imports > 50_000_000
     broken = replace(task, loss=lambda logits, labels: 1 / 0)
-    failure = measure(broken, algorithm_class("fedavg")(), 0, "site-02", [1], gpu=False)
+    failure = measure_batches(broken, algorithm_class("fedavg")(), 0, "site-02", [1], gpu=False)
     assert isinstance(failure, Failure)
     assert failure.cause == "ZeroDivisionError: division by zero"
 
@@ -142,8 +151,8 @@ def facts(**given: Any) -> dict[str, Any]:
     return usual | {"disk": (100 * GB, 10 * GB, 90 * GB), "shm": 10 * GB, "listens": ["127.0.0.1"]} | given
 
 
-def seen(name: str = "x", **given: Any) -> Seen:
-    return Seen(name, 4, 0, 8 * GB, 2 * GB, facts(**given))
+def seen(name: str = "x", **given: Any) -> NodeReport:
+    return NodeReport(name, 4, 0, 8 * GB, 2 * GB, facts(**given))
 
 
 def test_versions_that_differ_are_named_with_their_node() -> None:
@@ -169,7 +178,7 @@ def test_a_node_that_is_silent_is_named() -> None:
     ("declared", "found", "verdict"), [(2, 0, "wrong"), (1, 1, "ok"), (0, 1, "note"), (0, 0, "ok"), (2, 1, "wrong")]
 )
 def test_gpus_that_ray_and_torch_do_not_agree_on(declared: int, found: int, verdict: str) -> None:
-    node_seen = Seen("x", 4, declared, 8 * GB, 0, facts(gpus=[("H100", 80 * GB)] * found))
+    node_seen = NodeReport("x", 4, declared, 8 * GB, 0, facts(gpus=[("H100", 80 * GB)] * found))
     assert [check.verdict for check in diagnostics.of_gpus([node_seen])] == [verdict]
     assert len(node_seen.usable) == min(declared, found)
 
@@ -190,7 +199,11 @@ def test_a_ray_of_one_s_own_is_not_open_to_the_network(listens: Any, own: bool, 
 
 
 def test_an_address_of_ipv4_in_the_clothes_of_ipv6() -> None:
-    assert [node_probe.plain(of) for of in ("::ffff:127.0.0.1", "::", "10.0.0.1")] == ["127.0.0.1", "::", "10.0.0.1"]
+    assert [node_probe.plain_address(of) for of in ("::ffff:127.0.0.1", "::", "10.0.0.1")] == [
+        "127.0.0.1",
+        "::",
+        "10.0.0.1",
+    ]
 
 
 def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
@@ -258,7 +271,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        ([], 0, r"Ray +ok +not used: fleet=local"),
+        ([], 0, r"Ray +ok +not used: backend=local"),
         (["algorithm=my_doctor_case:Lost"], 1, r"batch +wrong +LookupError: no such organ"),
         (["algorithm=my_doctor_case:Dies"], 1, r"batch +wrong +the process died with exit code -9"),
         (["resources.gpus_per_client=1"], 3, r"resources +wrong +asked for 1 client actor of 1 CPU and 1 GPU"),
@@ -267,7 +280,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_ray(
     words: list[str], code: int, line: str, working_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["doctor", *SMALL, "fleet=local", *words]) == code
+    assert main(["doctor", *SMALL, "backend=local", *words]) == code
     shown = capsys.readouterr().out
     assert re.search(line, shown)
     assert ("resources.cpus_per_client=" in shown) == ("algorithm=" not in "".join(words))
@@ -282,7 +295,7 @@ def test_tasks_on_classes_and_on_tables(working_directory: Path, capsys: pytest.
             Image.new("L", (16, 12), number).save(working_directory / f"{site}{number}.png")
             lines.append(f"{site},{split},{site}{number}.png,{number % 2},{number}.5")
     (working_directory / "t.csv").write_text("\n".join(lines))
-    given = ["fleet=local", "task.data.table=t.csv", "task.data.cache=cache", "task.batch_size=3"]
+    given = ["backend=local", "task.data.table=t.csv", "task.data.cache=cache", "task.batch_size=3"]
     for words, network in (
         (["task=classification", "network={name: classifier, channels: [2, 2]}"], r"\d+ parameters"),
         (["task=tabular"], "4 parameters, 16 B as a model"),  # a weight and a bias for each of two classes
@@ -334,7 +347,7 @@ def cluster() -> Iterator[str]:
 def test_on_a_ray_of_two_nodes(
     words: list[str], code: int, verdict: str, cluster: str, working_directory: Path
 ) -> None:
-    command = [sys.executable, "-m", "raysim", "doctor", *SMALL, f"address={cluster}", *words]
+    command = [sys.executable, "-m", "raysim", "doctor", *SMALL, f"ray_address={cluster}", *words]
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
     assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (code, False)
@@ -345,15 +358,17 @@ def test_on_a_ray_of_two_nodes(
     assert re.search(rf"resources +{verdict}", done.stdout)
     assert re.search(r"a step +\d.* s with 1 thread", done.stdout)
     assert re.search(
-        r"^  resources.clients=[123] resources.cpus_per_client=[12] resources.gpus_per_client=0$", done.stdout, re.M
+        r"^  resources.client_actors=[123] resources.cpus_per_client=[12] resources.gpus_per_client=0$",
+        done.stdout,
+        re.M,
     )
     assert not (working_directory / "runs").exists()
 
 
 @pytest.mark.ray
 def test_what_an_autoscaler_would_bring_is_not_waited_for(cluster: str) -> None:
-    words = ["doctor", *SMALL, f"address={cluster}", "resources.cpus_per_client=64"]
-    environment = {**os.environ, "COLUMNS": "200", "RAYSIM_GROWS": "{max_workers: 2, resources: {CPU: 64}}"}
+    words = ["doctor", *SMALL, f"ray_address={cluster}", "resources.cpus_per_client=64"]
+    environment = {**os.environ, "COLUMNS": "200", "RAYSIM_AUTOSCALER": "{max_workers: 2, resources: {CPU: 64}}"}
     command = [sys.executable, "-m", "raysim", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
     assert re.search(r"resources +note +no room for 1 client actor yet: .*, of which 1 more may come", done.stdout)

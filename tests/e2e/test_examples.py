@@ -7,7 +7,7 @@ import pytest
 
 from raysim import LocalFleet, federate
 from raysim.cli.main import main
-from raysim.config.merge import merge, parse, read_file, resolve
+from raysim.config.merge import merge, parse_pairs, read_file, resolve
 from raysim.federation.plan import chosen_metric
 from raysim.federation.validation import check_training
 from tests.support.paths import DATA, ROOT
@@ -46,7 +46,7 @@ def test_an_example_trains_on_its_real_data(path, tmp_path):
     if not table.exists():
         pytest.skip(f"no real data at {table.parent.name}/ beside the project")
     words = [f"task.data.table={table}", f"task.data.cache={tmp_path}", *SMALL[path.stem]]
-    config = resolve(merge(read_file(str(path)), parse(words)))
+    config = resolve(merge(read_file(str(path)), parse_pairs(words)))
     task = config.task.build()
     check_training(task)
     rounds = 2 if hasattr(config.algorithm, "pretrain_rounds") else 1
@@ -67,7 +67,7 @@ def test_an_example_learns_its_classes(name, rounds, least, tmp_path):
     if not table.exists():
         pytest.skip(f"no real data at {table.parent.name}/ beside the project")
     words = [f"task.data.table={table}", f"task.data.cache={tmp_path}", *SMALL[name]]
-    config = resolve(merge(read_file(str(ROOT / "examples" / f"{name}.yaml")), parse(words)))
+    config = resolve(merge(read_file(str(ROOT / "examples" / f"{name}.yaml")), parse_pairs(words)))
     task = config.task.build()
     *_, last = federate(config.algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds, evaluate_every=rounds)
     found = [s.value for s in last.scores if (s.split, s.metric) == ("test", "balanced_accuracy")]
@@ -82,7 +82,7 @@ def test_the_readme_s_commands_are_commands():
         words = [word for word in shlex.split(line)[1:] if word != "-c"]
         files = [word for word in words if word.endswith(".yaml")]
         given = read_file(str(ROOT / files[0])) if files else {}
-        resolve(merge(given, parse(word for word in words if word not in files)))
+        resolve(merge(given, parse_pairs(word for word in words if word not in files)))
 
 
 def test_the_readme_s_algorithm_and_its_loop_run(tmp_path, monkeypatch, capsys):
@@ -90,7 +90,7 @@ def test_the_readme_s_algorithm_and_its_loop_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_algorithm.py").write_text(algorithm)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    tiny = ["task.data.sites=3", "task.data.cases=4", "task.data.size=[16,16]", "rounds=1", "fleet=local"]
+    tiny = ["task.data.sites=3", "task.data.cases=4", "task.data.size=[16,16]", "rounds=1", "backend=local"]
     assert main(["run", "algorithm=my_algorithm:Median", *tiny, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "summary.json").exists()
     exec(compile(loop, "README.md", "exec"), {})

@@ -30,10 +30,10 @@ from raysim.cli.main import main
 from raysim.core.errors import ConfigError, RunError
 from raysim.core.model import Model
 from raysim.data import image_reading, table
-from raysim.data.file_inspection import look
+from raysim.data.file_inspection import inspect_case
 from raysim.data.table import read_table
-from raysim.distributed.connection import admits
-from raysim.distributed.node_probe import facts
+from raysim.distributed.connection import accepts_token
+from raysim.distributed.node_probe import probe
 from raysim.storage import checkpoint
 
 
@@ -116,11 +116,11 @@ def test_images_that_promise_more_than_memory_are_refused(tmp_path: Path, monkey
     promise = a_volume(tmp_path / "promise.nii.gz", (4000, 4000, 4000))
     with pytest.raises(ConfigError, match="header promises 64,000,000,000 voxels"):
         image_reading.read(str(promise))
-    assert "header promises 64,000,000,000 voxels" in look(str(promise), None).problems[0]
-    monkeypatch.setattr(facts, "LARGEST", 1_000_000)
+    assert "header promises 64,000,000,000 voxels" in inspect_case(str(promise), None).problems[0]
+    monkeypatch.setattr(probe, "LARGEST", 1_000_000)
     small = a_volume(tmp_path / "small.nii.gz", (10, 10, 10))
     assert image_reading.read(str(small)).space == (10, 10, 10)
-    assert "unfolds to more than 1,000,000 bytes" in look(str(small), None).problems[0]
+    assert "unfolds to more than 1,000,000 bytes" in inspect_case(str(small), None).problems[0]
     picture = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(picture, "PNG")
     (tmp_path / "wide.png").write_bytes(picture.getvalue())
@@ -199,7 +199,7 @@ def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: P
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": right}
 
     def run(address: str, token: str) -> Any:
-        words = ["run", "rounds=1", "task.data.sites=2", f"address={address}", "--out", str(tmp_path / token[:8])]
+        words = ["run", "rounds=1", "task.data.sites=2", f"ray_address={address}", "--out", str(tmp_path / token[:8])]
         line = [sys.executable, "-m", "raysim", *words]
         # That a token is wanted, the command finds out.
         given = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
@@ -214,7 +214,11 @@ def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: P
         assert head.stdout
         assert head.stdin
         address = next(line.split()[1] for line in head.stdout if line.startswith("address "))
-        assert (admits(address), admits(address, wrong), admits(address, right)) == (False, False, True)
+        assert (accepts_token(address), accepts_token(address, wrong), accepts_token(address, right)) == (
+            False,
+            False,
+            True,
+        )
         refused, played = run(address, wrong), run(address, right)
         head.stdin.close()
     assert (refused.returncode, played.returncode) == (3, 0), refused.stderr + played.stderr

@@ -23,13 +23,13 @@ from ray.job_submission import JobStatus
 from raysim.cli.main import main
 from raysim.core.errors import ConfigError
 from raysim.distributed.prometheus import COUNTERS, GAUGES
-from raysim.storage.run_directory import alone, at_work
+from raysim.storage.run_directory import exclusive_lock, lock_owner
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 CLUSTER: list[Any] = []  # this file's Ray
 LONG = (
     *("rounds=100000", "task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
-    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.clients=2"),
+    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.client_actors=2"),
 )
 
 
@@ -98,7 +98,7 @@ def exported(address: str) -> dict[str, dict[str, set[str]]]:
 
 def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
     out = tmp_path / "eyes"
-    words = (*LONG, f"address={address}", 'chaos="kill client@2"', "--out", str(out))
+    words = (*LONG, f"ray_address={address}", 'chaos="kill client@2"', "--out", str(out))
     with playing(*words) as run:
         log = out / "log.jsonl"
         assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 4))
@@ -149,7 +149,7 @@ def test_a_search_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path
 
 def test_a_run_of_this_machine_is_found_by_its_folder(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "first"
-    words = (*LONG[:-1], "fleet=local", "--out", str(out))
+    words = (*LONG[:-1], "backend=local", "--out", str(out))
     with playing(*words) as run:
         assert until(lambda: run.poll() is not None or (out / "log.jsonl").exists())
         assert re.search(r"first +fedavg on synthetic", done("status", cwd=tmp_path).stdout)
@@ -165,13 +165,13 @@ def test_a_run_of_this_machine_is_found_by_its_folder(tmp_path: Path) -> None:
 def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAYSIM_GROWS", "{max_workers: 1, resources: {CPU: 2}}")
+    monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 1, resources: {CPU: 2}}")
     out = tmp_path / "grows"
 
     def nodes() -> set[str]:
         return {place["node"] for place in json.loads((out / "placement.json").read_text()) if "node" in place}
 
-    with playing(*LONG, f"address={address}", "resources.cpus_per_client=2", "--out", str(out)) as run:
+    with playing(*LONG, f"ray_address={address}", "resources.cpus_per_client=2", "--out", str(out)) as run:
         log = out / "log.jsonl"
         assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 2), 200)
         assert len(nodes()) == 1
@@ -190,10 +190,10 @@ def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
 def test_a_run_that_waits_for_a_node_is_seen_and_ended(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAYSIM_GROWS", "{max_workers: 1, resources: {CPU: 64}}")
+    monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 1, resources: {CPU: 64}}")
     monkeypatch.setenv("RAYSIM_RUNS", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", address)
-    words = (*LONG, "resources.cpus_per_client=64", "resources.clients=1", "--out", str(tmp_path / "patient"))
+    words = (*LONG, "resources.cpus_per_client=64", "resources.client_actors=1", "--out", str(tmp_path / "patient"))
     with playing(*words) as run:
         assert run.stdout
         assert any("asked for 1 x 64 CPU: 1 nodes of at most 2" in line for line in run.stdout)
@@ -236,10 +236,10 @@ def test_a_lost_connection_to_a_job_is_taken_up_where_it_was(capsys: pytest.Capt
 
 
 def test_who_is_at_work_in_a_folder(tmp_path: Path) -> None:
-    assert at_work(tmp_path) is None
-    with alone(tmp_path):
-        assert at_work(tmp_path) == json.loads((tmp_path / ".process").read_text())
-    assert at_work(tmp_path) is None
+    assert lock_owner(tmp_path) is None
+    with exclusive_lock(tmp_path):
+        assert lock_owner(tmp_path) == json.loads((tmp_path / ".process").read_text())
+    assert lock_owner(tmp_path) is None
 
 
 @pytest.mark.parametrize("words", [["stop"], ["stop", "x", "--all"], ["stop", "x"], ["submit"], ["submit", "fly"]])
@@ -275,7 +275,7 @@ def test_a_submitted_run_is_followed_and_its_results_come_back(
     address: str, submit: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    short = [*LONG[1:], "rounds=2", "algorithm=mine:Mine", f"address={address}"]
+    short = [*LONG[1:], "rounds=2", "algorithm=mine:Mine", f"ray_address={address}"]
     out = tmp_path / "there" / "first"
     done = submit("run", *short, f"--out={out}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -300,7 +300,7 @@ def test_a_submitted_run_is_followed_and_its_results_come_back(
 def test_a_submitted_run_is_watched_and_ended_from_where_it_was_sent(
     address: str, submit: Callable[..., Any], tmp_path: Path
 ) -> None:
-    begun = submit("--detach", "run", *LONG, f"address={address}", "--out", str(tmp_path / "there"))
+    begun = submit("--detach", "run", *LONG, f"ray_address={address}", "--out", str(tmp_path / "there"))
     (job,) = re.findall(r"^job (\S+):", begun.stdout, re.M)
     assert until(lambda: re.search(r"there-\w+ .* [1-9]\d*/100000", submit("status", "there").stdout), 150)
     ended = submit("stop", "there")
@@ -312,27 +312,27 @@ def test_a_submitted_run_is_watched_and_ended_from_where_it_was_sent(
 
 def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    from raysim.cli.submit import THERE, Sent, _packed, asked
+    from raysim.cli.submit import THERE, JobCommand, _packed, job_command
 
     monkeypatch.chdir(tmp_path)
 
-    assert asked(["run", "rounds=2"], "job").folder == f"{THERE}/job"
-    assert asked(["run", "--out=a b"], "job").command == f"python -m raysim run --out {THERE}/'a b'"
-    assert asked(["tune", "fedsm", "--out", "/shared/x"], "job").folder == "/shared/x"
-    resumed = asked(["tune", "--resume", "/shared/x"], "job")
+    assert job_command(["run", "rounds=2"], "job").folder == f"{THERE}/job"
+    assert job_command(["run", "--out=a b"], "job").command == f"python -m raysim run --out {THERE}/'a b'"
+    assert job_command(["tune", "fedsm", "--out", "/shared/x"], "job").folder == "/shared/x"
+    resumed = job_command(["tune", "--resume", "/shared/x"], "job")
     assert (resumed.folder, resumed.command) == ("/shared/x", "python -m raysim tune --resume /shared/x")
-    assert asked(["doctor"], "job").folder == ""
-    long = Sent(["run", "-c", f"{'x' * 300}.yaml"])
+    assert job_command(["doctor"], "job").folder == ""
+    long = JobCommand(["run", "-c", f"{'x' * 300}.yaml"])
     _packed(long, tmp_path)  # no file has such a name, and that is not the cluster's silence
     assert long.words[2].startswith("xxx")
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "mine.py").touch()
     (tmp_path / "held").mkdir()
-    _packed(Sent(["run", "algorithm=methods.mine:Mine"]), tmp_path / "held")
+    _packed(JobCommand(["run", "algorithm=methods.mine:Mine"]), tmp_path / "held")
     assert (tmp_path / "held" / "methods" / "mine.py").exists()  # a folder that is no package travels by its name
     for words in (["resume", "runs/x"], ["tune", "--resume=x"]):
         with pytest.raises(ConfigError, match="full path"):
-            asked(words, "job")
+            job_command(words, "job")
     for secret in ("run", "tune"):
         assert main(["submit", secret, "task.data.table=https://me:word@host/t.csv"]) == 2
 

@@ -20,8 +20,8 @@ from algorithms.fedavg import FedAvg
 from raysim import LocalFleet, Model, Reply, Task, federate, weights
 from raysim.config.schema import Resources
 from raysim.core.errors import NodeError, PlacementError, RunError, SiteError
-from raysim.core.events import Failed, Placed, Progress, Row, Summary
-from raysim.distributed.driver import stream
+from raysim.core.events import ActorsPlaced, Progress, RoundEvent, RunFailed, RunFinished
+from raysim.distributed.driver import stream_events
 from raysim.distributed.load_balancing import assign
 from raysim.distributed.ray_fleet import RayFleet
 from raysim.federation.plan import Plan
@@ -60,24 +60,24 @@ def clients() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def fleet(clients: dict[str, Any]) -> RayFleet:
-    home = assign(dict.fromkeys(NAMES, 1.0), list(clients))
-    return RayFleet(task(), clients, home, partial(start_client, task=task()), seed=0, rounds=3)
+    site_to_actor = assign(dict.fromkeys(NAMES, 1.0), list(clients))
+    return RayFleet(task(), clients, site_to_actor, partial(start_client, task=task()), seed=0, rounds=3)
 
 
 def test_an_actor_that_comes_late_to_an_unfit_node_is_left_out_where_others_play(clients: dict[str, Any]) -> None:
     costs, start = dict.fromkeys(NAMES, 1.0), partial(start_client, task=task())
     late = start_client("late", task(), {"torch": "0.1"})
-    home = assign(costs, list(clients))
-    fleet = RayFleet(task(), {**clients, "late": late}, home, start, seed=0, rounds=3)
+    site_to_actor = assign(costs, list(clients))
+    fleet = RayFleet(task(), {**clients, "late": late}, site_to_actor, start, seed=0, rounds=3)
     fleet.wait_for({(place := late.place.remote()): "late"}, costs)
     ray.wait([place])
     rounds = list(federate(FedAvg(**SGD), task(), fleet, rounds=3))
-    (incident,) = [incident for each in rounds for incident in each.incidents]
+    (incident,) = [incident for each in rounds for incident in each.failures]
     assert (incident.actor, incident.action, incident.sites) == ("late", "went on without it", ())
     assert "has torch" in incident.cause
     assert fleet.actors.keys() == clients.keys()
     calm = list(federate(FedAvg(**SGD), task(), LocalFleet(task(), rounds=3), rounds=3))
-    assert digest(rounds[-1].state, dict(fleet.memories())) == digest(calm[-1].state, {})
+    assert digest(rounds[-1].state, dict(fleet.client_states())) == digest(calm[-1].state, {})
 
     nobody = RayFleet(task(), {"late": late}, dict.fromkeys(NAMES, "late"), start, seed=0, rounds=3)
     nobody.wait_for({late.place.remote(): "late"}, costs)
@@ -141,11 +141,11 @@ def test_sites_read_the_model_where_it_lies(fleet: RayFleet) -> None:
 def test_memories_stay_out_and_can_be_collected(fleet: RayFleet) -> None:
     for _ in range(3):
         assert all(reply.payload for reply in fleet.map(keep).values())
-    assert isinstance(fleet.ledger.memories["a"], ray.ObjectRef)
-    assert fleet.memory("a").tolist() == [2, 2, 2]
-    fleet.remember({"a": np.full(3, 7.0)})
+    assert isinstance(fleet.ledger.client_states["a"], ray.ObjectRef)
+    assert fleet.client_state("a").tolist() == [2, 2, 2]
+    fleet.restore_client_states({"a": np.full(3, 7.0)})
     fleet.map(keep)
-    assert (fleet.memory("a")[0], fleet.memory("b")[0]) == (8, 3)
+    assert (fleet.client_state("a")[0], fleet.client_state("b")[0]) == (8, 3)
 
 
 def test_a_failure_names_the_site_and_the_others_can_go_on(fleet: RayFleet) -> None:
@@ -158,7 +158,7 @@ def test_a_failure_names_the_site_and_the_others_can_go_on(fleet: RayFleet) -> N
 
 
 def test_sites_get_only_their_own(fleet: RayFleet) -> None:
-    replies = fleet.map(lambda site, shared, own: Reply((site.name, own)), own={name: name * 2 for name in NAMES})
+    replies = fleet.map(lambda site, shared, own: Reply((site.name, own)), per_site={name: name * 2 for name in NAMES})
     assert [reply.payload for reply in replies.values()] == [(name, name * 2) for name in NAMES]
     assert fleet.ledger.traffic().down == dict.fromkeys(NAMES, 2)
 
@@ -202,28 +202,28 @@ def summary(out: Path) -> Any:
 
 def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
     algorithm = Sharing(**SGD)
-    resources = Resources(clients="per_site", cpus_per_client=0.5)
-    events, seen, named = stream(plan(tmp_path, algorithm, rounds=3), resources, "test-run"), [], set[str]()
+    resources = Resources(client_actors="per_site", cpus_per_client=0.5)
+    events, seen, named = stream_events(plan(tmp_path, algorithm, rounds=3), resources, "test-run"), [], set[str]()
     for event in events:
         seen.append(event)
-        if isinstance(event, Row) and not named:
+        if isinstance(event, RoundEvent) and not named:
             named = alive()
             assert ray.get_actor("test-run/server", namespace="test-run")
     assert eventually(lambda: not alive() & named)
 
     assert named >= {"server", "client-01[a]", "client-02[b]", "client-03[c]"}
-    placed = next(event for event in seen if isinstance(event, Placed))
-    assert placed.home == {"a": "client-01", "b": "client-02", "c": "client-03"}
+    placed = next(event for event in seen if isinstance(event, ActorsPlaced))
+    assert placed.site_to_actor == {"a": "client-01", "b": "client-02", "c": "client-03"}
     assert [(place.title, place.cpus, place.gpus, place.device, place.threads) for place in placed.places] == [
         (f"client-0{i}[{site}]", 0.5, 0.0, "cpu", 1) for i, site in enumerate("abc", start=1)
     ]
-    rows = [event.values for event in seen if isinstance(event, Row)]
+    rows = [event.values for event in seen if isinstance(event, RoundEvent)]
     assert [row["round"] for row in rows] == [1, 2, 3]
     assert {row["server/pid"] for row in rows}.isdisjoint({os.getpid(), *(place.pid for place in placed.places)})
     assert [(row["server/opened"], row["server/inlined"]) for row in rows] == [(0, 0)] * 3
     assert [row["bytes_between"] for row in rows] == [3 * 2 * 10] * 3
-    assert all(isinstance(event, Placed | Row | Summary | Progress) for event in seen)
-    assert isinstance(seen[-1], Summary)
+    assert all(isinstance(event, ActorsPlaced | RoundEvent | RunFinished | Progress) for event in seen)
+    assert isinstance(seen[-1], RunFinished)
     assert seen[-1].values == summary(tmp_path)
 
     here = task(NAMES[:3])
@@ -232,18 +232,20 @@ def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
 
 
 def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
-    events = stream(plan(tmp_path, FedAvg(**SGD), 1, NAMES), Resources(clients=1), "test-shared")
-    placed = next(event for event in events if isinstance(event, Placed))
+    events = stream_events(plan(tmp_path, FedAvg(**SGD), 1, NAMES), Resources(client_actors=1), "test-shared")
+    placed = next(event for event in events if isinstance(event, ActorsPlaced))
     events.close()
     assert [place.title for place in placed.places] == ["client-01[a,b,c,d,+2]"]
-    assert set(placed.home.values()) == {"client-01"}
+    assert set(placed.site_to_actor.values()) == {"client-01"}
     assert eventually(lambda: not alive() & {"server", "client-01[a,b,c,d,+2]"})
 
 
 @pytest.mark.parametrize(("at", "who"), [("b", "site 'b'"), ("server", "the server")])
 def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, who: str) -> None:
-    *_, last = stream(plan(tmp_path, Breaking(at=at, **SGD), rounds=5), Resources(clients=1), f"test-failing-{at}")
-    assert isinstance(last, Failed)
+    *_, last = stream_events(
+        plan(tmp_path, Breaking(at=at, **SGD), rounds=5), Resources(client_actors=1), f"test-failing-{at}"
+    )
+    assert isinstance(last, RunFailed)
     assert str(last.error) == f"{who} failed in round 3: LookupError: no such organ"
     assert last.error.exit_code == 1
     assert 'raise LookupError("no such organ")' in last.error.remote
@@ -255,7 +257,7 @@ def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, wh
 def test_a_client_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
     broken = replace(plan(tmp_path, FedAvg(), 1), task=replace(task(), network=fails_at_clients))
     with pytest.raises(RunError, match=r"^client-01 has not started: ActorDiedError") as caught:
-        list(stream(broken, Resources(clients=1), "test-broken"))
+        list(stream_events(broken, Resources(client_actors=1), "test-broken"))
     assert "LookupError: no such organ" in caught.value.remote
     assert eventually(lambda: "server" not in alive())
 
@@ -263,16 +265,18 @@ def test_a_client_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
 def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> None:
     other = replace(plan(tmp_path, FedAvg(), 1), versions={"torch": "0.1"})
     with pytest.raises(PlacementError, match=r"^node \S+ has torch \S+, not 0\.1: install there"):
-        list(stream(other, Resources(clients=1), "test-versions"))
+        list(stream_events(other, Resources(client_actors=1), "test-versions"))
     other = replace(other, versions={}, reads=["/nowhere/table.csv"])
     with pytest.raises(PlacementError, match=r"^node \S+ cannot read /nowhere/table\.csv: No such file"):
-        list(stream(other, Resources(clients=1), "test-data"))
+        list(stream_events(other, Resources(client_actors=1), "test-data"))
     assert eventually(lambda: "server" not in alive())
 
 
 def test_whoever_stops_listening_interrupts_the_run(tmp_path: Path) -> None:
-    events = stream(plan(tmp_path, FedAvg(**SGD), rounds=100_000), Resources(clients=1), "test-interrupted")
-    seen = next(event for event in events if isinstance(event, Row))
+    events = stream_events(
+        plan(tmp_path, FedAvg(**SGD), rounds=100_000), Resources(client_actors=1), "test-interrupted"
+    )
+    seen = next(event for event in events if isinstance(event, RoundEvent))
     events.close()
     assert seen.number == 1
     assert summary(tmp_path)["status"] == "interrupted"
@@ -286,11 +290,15 @@ def test_what_can_never_be_placed_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         PlacementError, match=r"3 client actors of 99 CPU .*What would fit: resources.cpus_per_client=2$"
     ):
-        next(stream(plan(tmp_path, FedAvg(), 1), Resources(clients="per_site", cpus_per_client=99), "test-refused"))
+        next(
+            stream_events(
+                plan(tmp_path, FedAvg(), 1), Resources(client_actors="per_site", cpus_per_client=99), "test-refused"
+            )
+        )
     assert time.monotonic() - start < 5
     assert "server" not in alive()
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"0 GPU\).*What would fit: resources.gpus_per_client=0$"):
-        next(stream(plan(tmp_path, FedAvg(), 1), Resources(gpus_per_client=0.5), "test-no-gpu"))
+        next(stream_events(plan(tmp_path, FedAvg(), 1), Resources(gpus_per_client=0.5), "test-no-gpu"))

@@ -20,27 +20,27 @@ import ray
 import yaml
 
 from raysim.cli.main import main
-from raysim.config.merge import parse, resolve
+from raysim.config.merge import parse_pairs, resolve
 from raysim.core.errors import ConfigError, PlacementError
 from raysim.distributed.placement_wait import Patience
 from raysim.federation.fleet import LocalFleet
 from raysim.federation.round_loop import federate
 from raysim.reporting.console import Terminal
-from raysim.reporting.search_console import SearchDisplay
+from raysim.reporting.search_console import SearchConsole
 from raysim.search import dry_run
-from raysim.search.api import _prepared, search as search_from_python
-from raysim.search.request import asked
-from raysim.search.space import Space, of_words
-from raysim.search.trial_resources import Needs
-from raysim.search.trial_runner import Rounds, Workshop
-from raysim.search.trial_store import Entry, lineage, load, save
+from raysim.search.api import _build_search, search as search_from_python
+from raysim.search.request import build_request
+from raysim.search.space import Space, from_cli
+from raysim.search.trial_resources import TrialPlacement
+from raysim.search.trial_runner import TrialCache, TrialRounds
+from raysim.search.trial_store import TrialRecord, lineage, load_records, save_record
 from raysim.storage import checkpoint
 from raysim.storage.serialization import digest
 from tests.support.paths import ROOT
 
 TINY = [
     *("task.data.sites=3", "task.data.outside=[]", "task.data.cases=4", "task.data.test=2", "task.data.val=2"),
-    *("task.data.size=[16,16]", "task.network.channels=[4,8]", "task.network.num_res_units=0", "fleet=local"),
+    *("task.data.size=[16,16]", "task.network.channels=[4,8]", "task.network.num_res_units=0", "backend=local"),
 ]
 LR = "algorithm.lr=loguniform(1e-4,1e-2)"
 LOST = "algorithm.lr=choice(1e30)"
@@ -83,7 +83,7 @@ def test_the_best_trial_again_is_the_same_to_the_bit_and_nothing_is_left(tmp_pat
     assert list(table["status"]) == ["done"] * 3
     assert list(table["rounds"]) == [2, 2, 2]
     best = table["inside/val/dice/mean"].idxmax()
-    assert main(["run", "-c", str(out / "best.yaml"), "fleet=local", "--out", str(tmp_path / "again")]) == 0
+    assert main(["run", "-c", str(out / "best.yaml"), "backend=local", "--out", str(tmp_path / "again")]) == 0
     summary = json.loads((tmp_path / "again" / "summary.json").read_text())
     assert summary["digest"] == table.loc[best, "digest"]
     assert f"# digest: {summary['digest']}" in (out / "best.yaml").read_text()
@@ -122,7 +122,7 @@ def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_pat
 def test_client_actors_in_a_placement_group_give_the_same_bits_and_go(tmp_path):
     # The base has seven sites, and room for three client actors; the first trial has work for two.
     words = ["tune", *TINY[1:], "--space", "task.data.sites=grid(2,3)", "rounds=2", "--searcher", "grid", *ONE]
-    assert main([*words, "fleet=ray", "resources.clients=3", "--out", str(tmp_path / "ray")]) == 0
+    assert main([*words, "backend=ray", "resources.client_actors=3", "--out", str(tmp_path / "ray")]) == 0
     assert left_behind() == []
     assert main([*words, "--out", str(tmp_path / "local")]) == 0
     assert list(trials(tmp_path / "ray")["digest"]) == list(trials(tmp_path / "local")["digest"])
@@ -156,14 +156,14 @@ def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
 @on_ray
 def test_what_the_time_cut_off_goes_on_and_all_checkpoints_stay_where_asked(tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["--space", "algorithm.lr=choice(0.001)", "fleet=ray", "resources.clients=2", *ONE]
+    words = ["--space", "algorithm.lr=choice(0.001)", "backend=ray", "resources.client_actors=2", *ONE]
     assert tune(out, *words, "rounds=100000", "checkpoint_every=100", "--trials", "1", "--budget", "12s") == 0
     assert left_behind() == []  # of client actors in the middle of a round
     assert not (out / "tune").exists()
     assert "the time is up" in capsys.readouterr().out
     out = tmp_path / "short"
     assert tune(out, "--space", LR, *ONE, "rounds=2", "--trials", "2", "--budget", "0") == 0
-    assert main(["tune", "--resume", str(out), "--budget", "1h", "--keep", "all"]) == 0
+    assert main(["tune", "--resume", str(out), "--budget", "1h", "--keep-checkpoints", "all"]) == 0
     assert list(trials(out)["status"]) == ["done", "done"]
     assert len(list((out / "trials").glob("*/checkpoints/round_0002"))) == 2
 
@@ -244,15 +244,17 @@ def test_a_node_with_other_versions_ends_the_search_and_fails_no_trial(tmp_path,
 @on_ray
 def test_a_search_whose_trials_wait_says_so_and_ends_after_all():
     patience = Patience([{}, {"CPU": 2.0}], growing=False)
-    assert patience.told(0) is None
+    assert patience.on_trial_end(0) is None
     patience._since -= 25
-    assert re.fullmatch(r"no trial is running: asked for 1 x 2 CPU, free now: .*CPU; 25 s", patience.told(0) or "")
-    assert patience.told(0) is None  # not yet again
+    assert re.fullmatch(
+        r"no trial is running: asked for 1 x 2 CPU, free now: .*CPU; 25 s", patience.on_trial_end(0) or ""
+    )
+    assert patience.on_trial_end(0) is None  # not yet again
     patience._since -= 2000
     with pytest.raises(PlacementError, match="no trial has run for 1800 s: asked for 1 x 2 CPU"):
-        patience.told(0)
-    assert patience.told(1) is None
-    assert patience.told(0) is None
+        patience.on_trial_end(0)
+    assert patience.on_trial_end(1) is None
+    assert patience.on_trial_end(0) is None
 
 
 @pytest.mark.ray
@@ -262,7 +264,7 @@ def test_what_never_fits_is_refused_before_the_first_trial(tmp_path, capsys):
     assert tune(out, "--space", LR, "rounds=1", "resources.cpus_per_client=64") == 3
     assert "What would fit" in capsys.readouterr().err
     assert not out.exists()
-    assert tune(out, "--space", LR, "fleet=ray", "resources.gpus_per_client=1") == 3
+    assert tune(out, "--space", LR, "backend=ray", "resources.gpus_per_client=1") == 3
     assert not out.exists()
 
 
@@ -313,7 +315,7 @@ def test_killed_or_interrupted_in_mid_search_it_goes_on_and_loses_a_round_at_mos
     played = pd.read_parquet(out / "rounds.parquet").groupby("trial")["round"].apply(list)
     assert all(each == list(range(1, len(each) + 1)) for each in played)  # each once
     assert len(played.loc[done[0]]) == 30
-    assert not [entry for entry in load(out) if entry.unfinished]
+    assert not [entry for entry in load_records(out) if entry.unfinished]
 
 
 def rounds_done(out: Path) -> int:
@@ -331,8 +333,8 @@ def wait_for(enough, out: Path, process) -> None:
 def searched(out: Path, *words: str, space: Sequence[str] = (LR,), scheduler: str = "fifo"):
     """A search in `out`, prepared and not started."""
     tiny = [word for word in TINY if space == (LR,) or "network" not in word]
-    one = asked(Space(of_words(space)), {}, parse([*words, *tiny]), {"scheduler": scheduler})
-    return replace(_prepared(one, out, SearchDisplay(Terminal(quiet=True))), out=out)
+    one = build_request(Space(from_cli(space)), {}, parse_pairs([*words, *tiny]), {"scheduler": scheduler})
+    return replace(_build_search(one, out, SearchConsole(Terminal(quiet=True))), out=out)
 
 
 @pytest.mark.parametrize(
@@ -361,9 +363,9 @@ def test_keys_of_the_network_are_tried_together(tmp_path):
 
 def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
     search = searched(tmp_path, "rounds=4", "checkpoint_every=3")
-    lost = Rounds(search, 1, {"algorithm.lr": 0.01}, Workshop(search))
+    lost = TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search))
     assert [lost.step()["round"] for _ in range(2)] == [1, 2]
-    again = Rounds(search, 1, {"algorithm.lr": 0.01}, Workshop(search))
+    again = TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search))
     assert [again.step()["round"] for _ in range(4)] == [1, 2, 3, 4]
     logged = (tmp_path / "trials" / "0001" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)[0]["round"] for line in logged] == [1, 2, 3, 4]
@@ -371,8 +373,8 @@ def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
 
 def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     search = searched(tmp_path, "algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", scheduler="pbt")
-    workshop = Workshop(search)
-    donor, other = (Rounds(search, n, {"algorithm.lr": lr}, workshop) for n, lr in ((1, 0.01), (2, 0.0003)))
+    workshop = TrialCache(search)
+    donor, other = (TrialRounds(search, n, {"algorithm.lr": lr}, workshop) for n, lr in ((1, 0.01), (2, 0.0003)))
     donor.step()
     assert donor.step()["round"] == 2
     assert other.step()["round"] == 1
@@ -380,37 +382,37 @@ def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     donor.hand_over(tmp_path / "given")
     donor.step()  # and goes on itself, which changes nothing of what it has given
     other.close()
-    other = Rounds(search, 2, {"algorithm.lr": 0.005}, workshop)
+    other = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop)
     other.adopt(tmp_path / "given")
     assert other.step()["round"] == 3
     last = other.step()
     assert last["done"]
     # The same by hand: two rounds with the one's rate, then two with the new one.
     start = checkpoint.read(tmp_path / "given" / "federation" / "checkpoints" / "round_0002")
-    config = search.config({"algorithm.lr": 0.005}, search.cells[0])
+    config = search.config({"algorithm.lr": 0.005}, search.variants[0])
     fleet = LocalFleet(search.task, seed=0, rounds=4)
     *_, final = federate(config.algorithm, search.task, fleet, rounds=4, start=start)
     assert last["digests"] == {"": digest(final.state, fleet.memories())}
-    save(tmp_path, Entry(2, {"algorithm.lr": 0.0003}))
-    assert load(tmp_path)[0].values == {"algorithm.lr": 0.005}  # with what a search that ends now goes on
-    assert load(tmp_path)[0].lineage
+    save_record(tmp_path, TrialRecord(2, {"algorithm.lr": 0.0003}))
+    assert load_records(tmp_path)[0].values == {"algorithm.lr": 0.005}  # with what a search that ends now goes on
+    assert load_records(tmp_path)[0].lineage
     lineage = json.loads((tmp_path / "trials" / "0002" / "lineage.jsonl").read_text())
     assert lineage == {"round": 2, "from": 1, "values": {"algorithm.lr": 0.005}}
     # Its process is lost before Tune has heard of the last round: that is told again, and not played.
-    again = Rounds(search, 2, {"algorithm.lr": 0.005}, workshop).step()
+    again = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop).step()
     assert again == last
 
 
 def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp_path):
     search = searched(tmp_path, "rounds=4", scheduler="pbt")
-    workshop, folder = Workshop(search), tmp_path / "trials" / "0002"
-    donor = Rounds(search, 1, {"algorithm.lr": 0.01}, workshop)
+    workshop, folder = TrialCache(search), tmp_path / "trials" / "0002"
+    donor = TrialRounds(search, 1, {"algorithm.lr": 0.01}, workshop)
     assert [donor.step()["round"] for _ in range(2)] == [1, 2]
     (tmp_path / "given").mkdir()
     donor.hand_over(tmp_path / "given")
 
-    def given() -> Rounds:  # as Tune gives it to a new process
-        found = Rounds(search, 2, {"algorithm.lr": 0.005}, workshop)
+    def given() -> TrialRounds:  # as Tune gives it to a new process
+        found = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop)
         found.adopt(tmp_path / "given")
         return found
 
@@ -429,7 +431,7 @@ def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp
     (copies / "lineage.json").write_text(json.dumps({"round": 2, "from": 1, "values": {"algorithm.lr": 0.01}}))
     shutil.rmtree(folder / "checkpoints")  # lost while it was put in its place, the whole search too
     assert lineage(folder)[-1]["values"] == {"algorithm.lr": 0.01}
-    again = Rounds(search, 2, {"algorithm.lr": 0.01}, workshop)
+    again = TrialRounds(search, 2, {"algorithm.lr": 0.01}, workshop)
     assert [again.step()["round"] for _ in range(2)] == [3, 4]
     assert len(lineage(folder)) == 2
     assert not copies.exists()
@@ -470,7 +472,7 @@ def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
     assert list(alone["holdout"]) == ["x", "y", "z"]
     each = alone["outside/test/balanced_accuracy/mean"]
     held = yaml.safe_load((tmp_path / "alone" / "trials" / "0001" / "config.yaml").read_text())["task"]["data"]
-    assert (held["outside"], held["leave_out"]) == (["x"], ["w"])  # w is not what trials are judged by
+    assert (held["outside"], held["exclude_sites"]) == (["x"], ["w"])  # w is not what trials are judged by
     space = ["--space", "algorithm.lr=choice(0.001)", "--trials", "1"]
     assert main(["tune", *words, *space, "--holdout", "each", "--out", str(tmp_path / "together")]) == 0
     together = trials(tmp_path / "together")
@@ -492,22 +494,24 @@ def held_out(folder: Path, metric: str | None = None, *words: str):
     given = ["task=tabular", f"task.data.table={folder / 'table.csv'}", "rounds=1", "task.data.partition.by=camera"]
     given += [f"task.data.cache={folder / 'cache'}", "task.data.outside=[z]", *words]
     options = {"holdout": "each"} | ({"metric": metric} if metric else {})
-    return _prepared(asked(Space(), {}, parse(given), options), folder, SearchDisplay(Terminal(quiet=True)))
+    return _build_search(
+        build_request(Space(), {}, parse_pairs(given), options), folder, SearchConsole(Terminal(quiet=True))
+    )
 
 
 def test_sites_that_a_partition_makes_are_held_out(tmp_path):
     search = held_out(tmp_path)
     assert search.space.grid() == [{"holdout": camera} for camera in ("c1", "c2", "c3")]
     for values in search.space.grid():
-        (cell,) = search.cells_of(values).values()
+        (cell,) = search.variants_of(values).values()
         built = search.config(values, cell).task.build(None)
         assert built.outside == (values["holdout"],)
         assert set(built.inside) == {"c1", "c2", "c3"} - {values["holdout"]}  # and z, which stands outside, is away
         assert built.sizes["c1"]["train"] == 8
-    parted = held_out(tmp_path, None, "task.data.leave_out=[c3]")
+    parted = held_out(tmp_path, None, "task.data.exclude_sites=[c3]")
     assert parted.space.grid() == [{"holdout": "c1"}, {"holdout": "c2"}]
-    with pytest.raises(ConfigError, match=r"unknown site in task.data.leave_out: 'c4'"):
-        held_out(tmp_path, None, "task.data.leave_out=[c4]")
+    with pytest.raises(ConfigError, match=r"unknown site in task.data.exclude_sites: 'c4'"):
+        held_out(tmp_path, None, "task.data.exclude_sites=[c4]")
 
 
 def test_sites_that_train_do_not_judge_what_is_held_out(tmp_path):
@@ -523,7 +527,7 @@ def test_a_node_without_the_algorithm_s_module_is_unfit(tmp_path):
     assert search.unfit() == ""
     own = replace(search, base={"algorithm": "nowhere.at_all:Mine"})
     assert re.match(r"a node cannot play trials: \S+ has not all that the search names: .*nowhere", own.unfit())
-    assert "nowhere" in replace(search, space=Space(of_words(["algorithm=choice(fedavg,'nowhere:Mine')"]))).unfit()
+    assert "nowhere" in replace(search, space=Space(from_cli(["algorithm=choice(fedavg,'nowhere:Mine')"]))).unfit()
 
 
 def test_a_space_in_a_file_keeps_its_task_from_python(tmp_path, monkeypatch):
@@ -538,10 +542,10 @@ def test_a_space_in_a_file_keeps_its_task_from_python(tmp_path, monkeypatch):
 
 def test_the_time_that_a_search_takes_counts_its_rounds_and_client_actors(tmp_path, monkeypatch, capsys):
     search = searched(tmp_path, "evaluate_every=5")
-    assert dry_run._round(Needs(search, [{}], 1, ""), {"algorithm.lr": 0.01}) > 0
+    assert dry_run._round(TrialPlacement(search, [{}], 1, ""), {"algorithm.lr": 0.01}) > 0
     monkeypatch.setattr(dry_run, "_round", lambda *_: 2.0)
-    need = Needs(search, [{}, {"CPU": 1.0}, {"CPU": 1.0}], 2, "each with 2 client actors")
-    dry_run.rehearse(need, [{"rounds": 3}, {"rounds": 5}], SearchDisplay(Terminal()))
+    need = TrialPlacement(search, [{}, {"CPU": 1.0}, {"CPU": 1.0}], 2, "each with 2 client actors")
+    dry_run.print_dry_run(need, [{"rounds": 3}, {"rounds": 5}], SearchConsole(Terminal()))
     said = capsys.readouterr().out
     assert "2 trials of up to 5 rounds; each with 2 client actors" in said
     assert "about 4 s in all" in said  # 8 rounds of 2 s, two trials at once, two client actors in each

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from raysim import Data, LocalFleet, Model, Site, Split, Task, combine, federate, weights
-from raysim.core.seeding import seeded, sow
-from raysim.federation.site_executor import Call
+from raysim.core.seeding import seed_all, seeded
+from raysim.federation.site_executor import CallKey
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training.augmentations import drawn
+from raysim.training.augmentations import sample_batches
 
 POOLS = {"site-01": 11, "site-02": 7, "site-03": 9}  # images with a label or without
 
@@ -51,8 +51,8 @@ def first_stage(mine: Any, rounds: int, sites: int = 3, **options: Any) -> tuple
 @contextmanager
 def at(name: str, round: int, rounds: int, sites: int = 3, seed: int = 0) -> Iterator[Site[Any]]:
     """The site in the first call of that round, and its random numbers."""
-    site = LocalFleet(uneven(sites), rounds=rounds + 1).worker._site(name, Call(seed, round, rounds + 1, 0), None)
-    sow(seed, round, 0, name)
+    site = LocalFleet(uneven(sites), rounds=rounds + 1).executor._site(name, CallKey(seed, round, rounds + 1, 0), None)
+    seed_all(seed, round, 0, name)
     yield site
 
 
@@ -68,10 +68,10 @@ def one_round(mine: Any, loss: Callable[[nn.Module, Tensor], Tensor]) -> Model:
         start = mine.init(uneven()).learned
     for name in POOLS:
         with at(name, 0, 1) as site:
-            site, pool = mine.stage(site)
-            net = mine.opened(site, start)
+            site, pool = mine.pretraining_view(site)
+            net = mine.load_pretraining_network(site, start)
             sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-            for index in drawn(torch.zeros(len(pool)), 4, math.ceil(len(pool) / 4)):
+            for index in sample_batches(torch.zeros(len(pool)), 4, math.ceil(len(pool) / 4)):
                 sgd.zero_grad()
                 loss(net, pool.take(index, torch.device("cpu"))).backward()
                 sgd.step()

@@ -48,8 +48,8 @@ def offer(site: Site[Any], sizes: dict[str, int]) -> Reply[Marked]:
     return Reply(Marked(content), metrics={"size": float(len(content))})
 
 
-def read_all(site: Site[Any], shared: Any) -> Reply[list[int]]:
-    found = [shared[name].content for name in shared.sites]
+def read_all(site: Site[Any], broadcast: Any) -> Reply[list[int]]:
+    found = [broadcast[name].content for name in broadcast.sites]
     copies = sum(content.flags.writeable for content in found)  # what Ray maps from its store is read-only
     return Reply([*(int(content.sum()) for content in found), copies, len(OPENED)])
 
@@ -66,8 +66,8 @@ def where(site: Site[Any], model: Model) -> Reply[tuple[bool, str]]:
 
 
 def keep(site: Site[Any], _: Any) -> Reply[Any]:
-    locked = site.memory is None or not site.memory.flags.writeable
-    return Reply(locked, memory=np.zeros(3) if site.memory is None else site.memory + 1)
+    locked = site.client_state is None or not site.client_state.flags.writeable
+    return Reply(locked, client_state=np.zeros(3) if site.client_state is None else site.client_state + 1)
 
 
 def fails_at_d(site: Site[Any], _: Any) -> Reply[str]:

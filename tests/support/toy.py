@@ -114,13 +114,13 @@ def site(
     *,
     network: type[nn.Module] = Line,
     batch_size: int = 8,
-    memory: Model | None = None,
+    client_state: Model | None = None,
     round: int = 0,
     rounds: int = 1,
 ) -> Site[Model]:
     """One site during a call, outside any fleet."""
     toy = task({"a": points}, network=network, batch_size=batch_size)
-    return Site("a", toy, data(points), memory, torch.device("cpu"), 0, round, rounds, toy.start(0))
+    return Site("a", toy, data(points), client_state, torch.device("cpu"), 0, round, rounds, toy.start(0))
 
 
 def line(model: Model) -> tuple[float, float]:

@@ -12,8 +12,8 @@ from annotated_types import Ge, Gt
 
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
-from raysim.config.introspection import documented
-from raysim.config.merge import build, merge, parse, plain, read_file, resolve
+from raysim.config.introspection import field_docs
+from raysim.config.merge import build, merge, parse_pairs, read_file, resolve, to_mapping
 from raysim.config.schema import Cohort, Resources, RunConfig, SiteResources
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
@@ -24,7 +24,7 @@ def resolved(*words: str, file: str = "", folder: Path | None = None) -> RunConf
     if folder is not None:
         (folder / "run.yaml").write_text(file)
         given = read_file(str(folder / "run.yaml"))
-    return resolve(merge(given, parse(words)))
+    return resolve(merge(given, parse_pairs(words)))
 
 
 def refused(*words: str) -> str:
@@ -36,21 +36,21 @@ def refused(*words: str) -> str:
 def test_nothing_given_is_fedavg_on_the_synthetic_task() -> None:
     run = resolved()
     assert run.algorithm == FedAvg()
-    assert (type(run.task).__name__, run.cohort, run.seed, run.fleet) == ("Synthetic", Cohort(), 0, "ray")
-    assert run.resources == Resources(gpus_per_client=0.0, cpus_per_client=1.0, clients="auto")
+    assert (type(run.task).__name__, run.cohort, run.seed, run.backend) == ("Synthetic", Cohort(), 0, "ray")
+    assert run.resources == Resources(gpus_per_client=0.0, cpus_per_client=1.0, client_actors="auto")
 
 
 def test_words_set_fields_of_their_type() -> None:
     run = resolved(
         "rounds=7", "algorithm=fedprox", "algorithm.mu=1e-3", "algorithm.lr=2", "algorithm.optimizer=sgd",
         "algorithm.clip=null", "algorithm.amp=true", "task.data.size=[16, 32]", "task.data.outside=[x, y]",
-        "resources.clients=per_site", "cohort=2",
+        "resources.client_actors=per_site", "cohort=2",
     )  # fmt: skip
     assert run.rounds == 7
     assert run.algorithm == FedProx(mu=0.001, lr=2.0, optimizer="sgd", clip=None, amp=True)
     assert type(run.algorithm.lr) is float
     assert (run.task.data.size, run.task.data.outside) == ((16, 32), ("x", "y"))
-    assert (run.resources.clients, run.cohort) == ("per_site", Cohort(size=2))
+    assert (run.resources.client_actors, run.cohort) == ("per_site", Cohort(size=2))
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", ".001", "1.e-3", "+1e-3"])
@@ -63,7 +63,7 @@ def test_a_number_with_an_exponent_is_a_number(text: str) -> None:
     [("12", 12), ("1.5", 1.5), ("1e3", 1000.0), ("e3", "e3"), ("", None), ("no", False), ("[1]", [1])],
 )
 def test_values_are_yaml(text: str, value: Any) -> None:
-    found = parse([f"key={text}"])["key"]
+    found = parse_pairs([f"key={text}"])["key"]
     assert found == value
     assert type(found) is type(value)
 
@@ -154,7 +154,7 @@ def test_another_algorithm_keeps_the_fields_they_share(tmp_path: Path) -> None:
         ("algorithm.optimzer=sgd", "unknown key 'algorithm.optimzer' (did you mean 'algorithm.optimizer'?)"),
         ("task.batchsize=1", "unknown key 'task.batchsize' (did you mean 'task.batch_size'?)"),
         ("task.data.site=1", "unknown key 'task.data.site' (did you mean 'task.data.sites'?)"),
-        ("resources.client=1", "unknown key 'resources.client' (did you mean 'resources.clients'?)"),
+        ("resources.client=1", "unknown key 'resources.client' (did you mean 'resources.client_actors'?)"),
         ("algorithm=fedavgg", "unknown algorithm 'fedavgg' (did you mean 'fedavg'?)"),
         ("task=synthetik", "unknown task 'synthetik' (did you mean 'synthetic'?)"),
     ],
@@ -187,14 +187,14 @@ def test_an_unknown_name_comes_with_the_valid_ones() -> None:
         ),
         ("resources.sites.a.cpus=0", "resources.sites.a.cpus=0: expected greater than 0"),
         ("resources.sites.a=2", "resources.sites.a=2: expected keys and values, as in {key: value}"),
-        ("site_timeout=0", "site_timeout=0: expected greater than 0"),
+        ("site_timeout_s=0", "site_timeout_s=0: expected greater than 0"),
         ("cohort=true", "cohort.size=true: expected a number"),
         ("rounds=", "rounds has no value: expected a whole number"),
         ("rounds=[3]", "rounds=[3]: expected a whole number"),
         ("rounds.x=3", "rounds={'x': 3}: expected a whole number"),
         ("cohort=0.0", "cohort.size=0.0: expected greater than 0"),
         ("seed=-1", "seed=-1: expected greater than or equal to 0"),
-        ("fleet=spark", "fleet='spark': expected 'ray' or 'local'"),
+        ("backend=spark", "backend='spark': expected 'ray' or 'local'"),
         ("algorithm.lr=0", "algorithm.lr=0: expected greater than 0"),
         ("algorithm.lr=fast", "algorithm.lr='fast': expected a number such as 0.5"),
         ("algorithm.momentum=1", "algorithm.momentum=1: expected less than 1"),
@@ -222,7 +222,7 @@ def test_a_wrong_value_is_refused_with_what_it_must_be(word: str, message: str) 
 
 def test_a_value_of_several_kinds_is_refused_under_its_own_key() -> None:
     wishes = "'auto' or 'per_site', or a whole number"
-    assert refused("resources.clients=some") == f"resources.clients='some': expected {wishes}"
+    assert refused("resources.client_actors=some") == f"resources.client_actors='some': expected {wishes}"
 
 
 def test_all_wrong_values_of_a_part_are_named_at_once() -> None:
@@ -235,14 +235,14 @@ def test_all_wrong_values_of_a_part_are_named_at_once() -> None:
 @pytest.mark.parametrize("word", ["rounds", "=3", ".rounds=3", "a..b=3", "a b=3", "rounds:3"])
 def test_a_word_that_is_no_pair_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="expected key=value, such as rounds=20"):
-        parse([word])
+        parse_pairs([word])
 
 
 def test_a_value_that_is_no_yaml_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot read rounds=\[3: it is not YAML .*; quote text"):
-        parse(["rounds=[3"])
+        parse_pairs(["rounds=[3"])
     with pytest.raises(ConfigError, match=r"not YAML .*month must be in 1\.\.12.*; quote text"):
-        parse(["metric=2024-99-99"])
+        parse_pairs(["metric=2024-99-99"])
 
 
 @pytest.mark.parametrize(
@@ -275,9 +275,9 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 )
 def test_what_is_written_down_resolves_to_the_same_run(tmp_path: Path, words: tuple[str, ...]) -> None:
     run = resolved(*words)
-    text = yaml.safe_dump(plain(run), sort_keys=False)
+    text = yaml.safe_dump(to_mapping(run), sort_keys=False)
     again = resolved(file=text, folder=tmp_path)
-    assert plain(again) == plain(run)
+    assert to_mapping(again) == to_mapping(run)
     assert again.algorithm == run.algorithm
     assert text.startswith("task:\n  name: synthetic\n")
 
@@ -303,8 +303,8 @@ class Own:
 
 def test_a_users_own_task_is_written_down_by_where_it_is() -> None:
     run = resolve({"task": f"{__name__}:Own"})
-    assert plain(run)["task"]["name"] == f"{__name__}:Own"
-    assert resolve(plain(run)).task == Own()
+    assert to_mapping(run)["task"]["name"] == f"{__name__}:Own"
+    assert resolve(to_mapping(run)).task == Own()
 
 
 def test_nested_dataclasses_by_name_or_by_keys() -> None:
@@ -328,7 +328,7 @@ def test_a_value_that_must_be_given_is_asked_for() -> None:
 
 
 def test_fields_are_documented_with_kind_limits_and_default() -> None:
-    rows = {row.name: (row.kind, row.default, row.doc) for row in documented(Own)}
+    rows = {row.name: (row.kind, row.default, row.doc) for row in field_docs(Own)}
     assert rows == {
         "name": ("str", "anything", ""),
         "inner.name": ("one | two", "one", "which"),
@@ -341,7 +341,7 @@ def test_fields_are_documented_with_kind_limits_and_default() -> None:
 
 
 def test_every_key_of_a_run_is_documented() -> None:
-    for row in documented(RunConfig):
+    for row in field_docs(RunConfig):
         assert row.doc, row.name
 
 
@@ -354,7 +354,7 @@ def test_a_resolved_run_cannot_be_changed() -> None:
 @pytest.mark.parametrize("key", ["algorithm.lr", "algorithm.clip", "algorithm.weight_decay", "cohort.size"])
 def test_a_number_must_be_finite(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}=.*a finite number$"):
-        resolve(parse([f"{key}={value}"]))
+        resolve(parse_pairs([f"{key}={value}"]))
 
 
 def test_a_number_in_a_list_must_be_finite() -> None:
@@ -417,11 +417,16 @@ def test_a_value_of_a_mapping_is_refused_alone() -> None:
 )
 def test_a_colon_without_its_space_is_told(word: str, slip: str) -> None:
     with pytest.raises(ConfigError, match=rf"^cannot read .*: {slip}$"):
-        parse([word])
+        parse_pairs([word])
 
 
 def test_a_colon_in_a_word_is_no_slip() -> None:
-    assert parse(['a={"b:c": 1, d:e: 2, f: "g:h", "i:j": }'])["a"] == {"b:c": 1, "d:e": 2, "f": "g:h", "i:j": None}
+    assert parse_pairs(['a={"b:c": 1, d:e: 2, f: "g:h", "i:j": }'])["a"] == {
+        "b:c": 1,
+        "d:e": 2,
+        "f": "g:h",
+        "i:j": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from raysim.core.model import weights
-from raysim.core.module_copy import twin
+from raysim.core.module_copy import copy_module
 
 
 class Net(nn.Module):
@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 def test_a_twin_computes_the_same_and_shares_no_tensor() -> None:
     net = Net()
-    one, x = twin(net), torch.randn(4, 3)
+    one, x = copy_module(net), torch.randn(4, 3)
     assert weights(one) == weights(net)
     assert torch.equal(one(x), copy.deepcopy(net)(x))
     mine = {t.data_ptr() for t in net.state_dict().values()}
@@ -45,16 +45,16 @@ def test_a_twin_computes_the_same_and_shares_no_tensor() -> None:
 def test_each_twin_is_apart_from_the_others_and_from_its_origin() -> None:
     net = Net()
     before = weights(net)
-    one, other = twin(net), twin(net)
+    one, other = copy_module(net), copy_module(net)
     with torch.no_grad():
         one.first.weight.fill_(7)
     one(torch.ones(2, 3))
     assert [len(each.seen) for each in (one, other, net)] == [1, 0, 0]
-    assert weights(other) == before == weights(net) == weights(twin(net))
+    assert weights(other) == before == weights(net) == weights(copy_module(net))
 
 
 def test_what_is_one_in_the_origin_is_one_in_the_twin() -> None:
-    one = twin(Net())
+    one = copy_module(Net())
     assert one.second.weight is one.first.weight
     assert one.aside[0] is one.first
     one.whole[0] = 5
@@ -65,7 +65,7 @@ def test_training_mode_frozen_parameters_and_dtypes_are_kept() -> None:
     net = Net().double().eval()
     net.norm.train()
     net.first.bias.requires_grad_(False)
-    one = twin(net)
+    one = copy_module(net)
     assert isinstance(one.first.weight, nn.Parameter)
     assert one.first.weight.dtype is torch.float64
     assert [p.requires_grad for p in one.parameters()] == [p.requires_grad for p in net.parameters()]
@@ -76,15 +76,15 @@ def test_training_mode_frozen_parameters_and_dtypes_are_kept() -> None:
     "net", [weight_norm(nn.Linear(2, 2)), nn.LSTM(2, 2), nn.Sequential(weight_norm(nn.Linear(2, 2)))]
 )
 def test_networks_with_ways_of_their_own_to_be_copied(net: nn.Module) -> None:
-    assert weights(twin(net)) == weights(net)
+    assert weights(copy_module(net)) == weights(net)
     x = torch.ones(3, 2)
-    assert repr(twin(net)(x)) == repr(net(x))
+    assert repr(copy_module(net)(x)) == repr(net(x))
 
 
 def test_the_origin_is_not_kept_alive() -> None:
     net = Net()
     gone = ref(net)
-    twin(net)
+    copy_module(net)
     del net
     gc.collect()
     assert gone() is None

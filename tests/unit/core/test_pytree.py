@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raysim import Model
-from raysim.core.pytree import frozen, leaves, nbytes
+from raysim.core.pytree import leaves, make_readonly, nbytes
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def test_leaves_in_order() -> None:
 
 def test_frozen_locks_arrays_anywhere() -> None:
     tree = {"a": [np.zeros(2)], "b": Pair(pair().model, "")}
-    assert frozen(tree) is tree
+    assert make_readonly(tree) is tree
     with pytest.raises(ValueError, match="read-only"):
         tree["a"][0][0] = 1
 
 
 def test_a_tensor_with_gradients_is_refused() -> None:
     with pytest.raises(TypeError, match=r"detach it, or send `weights\(net\)`"):
-        frozen([torch.zeros(1, requires_grad=True)])
-    assert frozen(torch.zeros(1)) == 0
+        make_readonly([torch.zeros(1, requires_grad=True)])
+    assert make_readonly(torch.zeros(1)) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.core.seeding import generator, seed_of, seeded
+from raysim.core.seeding import numpy_generator, seeded, stable_seed
 
 
 def draws() -> tuple[float, float, float]:
@@ -18,20 +18,20 @@ def draws() -> tuple[float, float, float]:
 
 
 def test_a_seed_is_the_same_in_every_process() -> None:
-    code = "from raysim.core.seeding import seed_of; print(seed_of(1, 2, 'call', 'site'))"
+    code = "from raysim.core.seeding import stable_seed; print(stable_seed(1, 2, 'call', 'site'))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(other.stdout) == seed_of(1, 2, "call", "site")
-    assert 0 <= seed_of(1, 2, "call", "site") < 2**63
+    assert int(other.stdout) == stable_seed(1, 2, "call", "site")
+    assert 0 <= stable_seed(1, 2, "call", "site") < 2**63
 
 
 def test_every_part_and_its_place_count() -> None:
     keys: list[tuple[int | str, ...]] = [(1, 2), (2, 1), (12,), ("1", 2), (1, "2"), (1, 2, 0), (), ("a", "b"), ("ab",)]
-    assert len({seed_of(*key) for key in keys}) == len(keys)
+    assert len({stable_seed(*key) for key in keys}) == len(keys)
 
 
 def test_generators_of_one_key_draw_alike() -> None:
-    np.testing.assert_array_equal(generator(3, "x").random(5), generator(3, "x").random(5))
-    assert generator(3, "x").random() != generator(4, "x").random()
+    np.testing.assert_array_equal(numpy_generator(3, "x").random(5), numpy_generator(3, "x").random(5))
+    assert numpy_generator(3, "x").random() != numpy_generator(4, "x").random()
 
 
 def test_seeded_draws_alike_and_restores() -> None:

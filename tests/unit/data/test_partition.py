@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from raysim.core.errors import ConfigError
-from raysim.data.partition import Partition, keep_labelled, parted, partition, split_fractions
+from raysim.data.partition import Partition, apply_partition, keep_labelled, partition, split_fractions
 
 
 def cases(train: int, test: int = 0, unlabelled: int = 0, **columns: list[str]) -> pd.DataFrame:
@@ -145,9 +145,9 @@ def test_what_cannot_be_partitioned_is_refused(spec: Partition, part: str) -> No
 
 
 def test_patients_of_several_splits_are_told() -> None:
-    assert parted(cases(train=4)) is None
-    assert parted(cases(train=2, test=2, subject=list("aabb"))) is None
-    told = parted(cases(train=7, test=7, subject=list("abcdefg" * 2)))
+    assert apply_partition(cases(train=4)) is None
+    assert apply_partition(cases(train=2, test=2, subject=list("aabb"))) is None
+    told = apply_partition(cases(train=7, test=7, subject=list("abcdefg" * 2)))
     assert told is not None
     assert "train, val and test: 7, a of one (train, test), b of one" in told
     assert "e of one (train, test) and 2 more; keep each" in told

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysim.data.resize import resized
-from raysim.data.scanner_shift import KINDS, Shift, scanner
+from raysim.data.resize import resize_image
+from raysim.data.scanner_shift import KINDS, ScannerShift, scanner
 
 IMAGES = np.random.default_rng(0).random((3, 1, 16, 16), np.float32)
 CASES = ["a", "b", "c"]
 
 
 def seen(site="one", images=IMAGES, cases=CASES, seed=0, **shift):
-    return scanner(site, Shift(**shift), seed, images.shape[1])(images, cases)
+    return scanner(site, ScannerShift(**shift), seed, images.shape[1])(images, cases)
 
 
 def test_without_severity_or_kinds_images_stay_bit_for_bit():
@@ -43,7 +43,7 @@ def test_an_image_does_not_depend_on_its_batch():
 
 
 def test_leaving_a_kind_out_leaves_the_others_as_they_were():
-    both, one = (scanner("s", Shift(severity=0.5, kinds=k), 0, 1) for k in [("gamma", "noise"), ("gamma",)])
+    both, one = (scanner("s", ScannerShift(severity=0.5, kinds=k), 0, 1) for k in [("gamma", "noise"), ("gamma",)])
     assert both.gamma == one.gamma
     assert one.noise == 0
 
@@ -64,7 +64,9 @@ def test_a_constant_image_stays_finite():
 def test_resizing_averages_and_interpolates():
     ramp = np.arange(4, dtype=np.float32).reshape(1, 1, 1, 4)
     # two voxels into one: a triangle of half-width 2 at 0.5 weighs voxels 0, 1, 2 with 3:3:1
-    assert resized(ramp, (1, 2)).ravel() == pytest.approx([(0 * 3 + 1 * 3 + 2 * 1) / 7, (1 * 1 + 2 * 3 + 3 * 3) / 7])
+    assert resize_image(ramp, (1, 2)).ravel() == pytest.approx(
+        [(0 * 3 + 1 * 3 + 2 * 1) / 7, (1 * 1 + 2 * 3 + 3 * 3) / 7]
+    )
     # one voxel into two: a quarter of a voxel to either side
-    assert resized(ramp, (1, 8)).ravel() == pytest.approx([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
-    assert np.array_equal(resized(ramp, (1, 4)), ramp)
+    assert resize_image(ramp, (1, 8)).ravel() == pytest.approx([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    assert np.array_equal(resize_image(ramp, (1, 4)), ramp)

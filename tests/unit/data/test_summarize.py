@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from raysim.data.dataset_summary import Description
-from raysim.data.summarize import describe
+from raysim.data.dataset_summary import DatasetSummary
+from raysim.data.summarize import summarize
 from raysim.data.table import read_table
 from tests.support.paths import DATA
 
@@ -32,7 +32,7 @@ def table(*rows: tuple[str, str, str, str | None]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["site", "split", "image", "label"], dtype="string")
 
 
-def printed(description: Description) -> str:
+def printed(description: DatasetSummary) -> str:
     console = Console(width=100, file=io.StringIO(), force_terminal=False)
     description.print(console)
     assert isinstance(console.file, io.StringIO)
@@ -46,7 +46,7 @@ def test_masks_and_grey_pictures(tmp_path: Path) -> None:
     two = picture(tmp_path / "2.png", [[50, 50, 50]])
     mask_one = picture(tmp_path / "m1.png", [[0, 0], [0, 255]])
     mask_two = picture(tmp_path / "m2.png", [[0, 255, 255]])
-    seen = describe(table(("a", "train", one, mask_one), ("a", "test", two, mask_two)))
+    seen = summarize(table(("a", "train", one, mask_one), ("a", "test", two, mask_two)))
     assert (seen.kind, seen.problems) == ("segmentation", ())
     assert seen.counts.loc["a"].to_dict() == {"train": 1, "val": 0, "test": 1, "unlabelled": 0, "all": 2}
     images = seen.images.loc["a"]
@@ -59,7 +59,7 @@ def test_masks_and_grey_pictures(tmp_path: Path) -> None:
 def test_volumes_have_spacing_and_channels(tmp_path: Path) -> None:
     flat = volume(tmp_path / "a.nii.gz", np.ones((4, 5, 6), np.float32), (0.5, 1, 2))
     multi = volume(tmp_path / "b.nii", np.ones((4, 5, 8, 2), np.float32), (0.5, 1, 3))
-    seen = describe(table(("s", "train", flat, "1"), ("s", "train", multi, "0")))
+    seen = summarize(table(("s", "train", flat, "1"), ("s", "train", multi, "0")))
     images = seen.images.loc["s"]
     assert (images["shape_min"], images["shape_max"]) == ((4, 5, 6), (4, 5, 8))
     assert (images["spacing_min"], images["spacing_max"]) == ((0.5, 1, 2), (0.5, 1, 3))
@@ -72,16 +72,16 @@ def test_what_a_run_takes_is_no_problem_and_what_it_refuses_is(tmp_path: Path) -
     alpha = picture(tmp_path / "alpha.png", np.full((2, 2, 4), 9))
     grey = picture(tmp_path / "grey.png", np.full((2, 2, 3), 5))
     colour = picture(tmp_path / "colour.png", np.zeros((2, 2, 3)))
-    seen = describe(table(("s", "train", alpha, grey), ("s", "train", colour, grey)))
+    seen = summarize(table(("s", "train", alpha, grey), ("s", "train", colour, grey)))
     assert (seen.problems, seen.values.loc["s"].to_dict()) == ((), {5.0: 8})
 
     turned = np.zeros((2, 3, 4), np.uint8)
     image = volume(tmp_path / "i.nii", turned)
     swapped = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     nibabel.save(nibabel.Nifti1Image(turned.swapaxes(0, 1), swapped), tmp_path / "same.nii")
-    assert describe(table(("s", "train", image, str(tmp_path / "same.nii")))).problems == ()
+    assert summarize(table(("s", "train", image, str(tmp_path / "same.nii")))).problems == ()
     moved = volume(tmp_path / "moved.nii", turned, (2.0, 1.0, 1.0))
-    (problem,) = describe(table(("s", "train", image, moved))).problems
+    (problem,) = summarize(table(("s", "train", image, moved))).problems
     assert problem == f"image and label lie in different places: {image}, {moved}"
 
 
@@ -90,7 +90,7 @@ def test_colour_pictures_have_three_channels_and_masks_keep_their_palette(tmp_pa
     mask = Image.new("P", (5, 4), 2)
     mask.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
     mask.save(tmp_path / "m.png")
-    seen = describe(table(("s", "train", colour, str(tmp_path / "m.png"))))
+    seen = summarize(table(("s", "train", colour, str(tmp_path / "m.png"))))
     assert seen.images.loc["s", "channels"] == (3,)
     assert seen.values.loc["s"].to_dict() == {2.0: 20}
     assert seen.problems == ()
@@ -102,7 +102,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.nii.gz").write_bytes(b"not a volume")
     holes = volume(tmp_path / "holes.nii", np.full((2, 2, 2), np.nan, np.float32))
     noisy = picture(tmp_path / "noisy.png", np.arange(64).reshape(8, 8))
-    seen = describe(
+    seen = summarize(
         table(
             ("a", "train", good, picture(tmp_path / "small.png", np.zeros((2, 4)))),
             ("a", "train", str(tmp_path / "gone.png"), picture(tmp_path / "m.png", np.ones((4, 4)))),
@@ -130,7 +130,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
 
 def test_classes_are_counted_and_absent_ones_told(tmp_path: Path) -> None:
     image = picture(tmp_path / "i.png", np.zeros((2, 2)))
-    seen = describe(
+    seen = summarize(
         table(
             ("a", "train", image, "0"),
             ("a", "val", image, "2"),
@@ -146,7 +146,7 @@ def test_classes_are_counted_and_absent_ones_told(tmp_path: Path) -> None:
 
 def test_classes_of_images_may_be_words(tmp_path: Path) -> None:
     image = picture(tmp_path / "i.png", np.zeros((2, 2)))
-    seen = describe(table(("a", "train", image, "cat"), ("a", "val", image, "dog")))
+    seen = summarize(table(("a", "train", image, "cat"), ("a", "val", image, "dog")))
     assert (seen.kind, seen.problems) == ("classification", ())
     assert seen.values.loc["a"].to_dict() == {"cat": 1, "dog": 1}
 
@@ -154,11 +154,11 @@ def test_classes_of_images_may_be_words(tmp_path: Path) -> None:
 def test_classes_go_by_their_names_where_each_number_has_one(tmp_path: Path) -> None:
     image = picture(tmp_path / "i.png", np.zeros((2, 2)))
     frame = table(("a", "train", image, "0"), ("a", "val", image, "1"), ("b", "test", image, "0"))
-    seen = describe(frame.assign(**{"class": pd.Series(["cat", "dog", "cat"], dtype="string")}))
+    seen = summarize(frame.assign(**{"class": pd.Series(["cat", "dog", "cat"], dtype="string")}))
     assert seen.values.loc["a"].to_dict() == {"cat": 1, "dog": 1}
     assert seen.problems == ("site b: no label is dog",)
     assert "cat" in printed(seen)
-    unclear = describe(frame.assign(**{"class": pd.Series(["cat", "dog", "hen"], dtype="string")}))
+    unclear = summarize(frame.assign(**{"class": pd.Series(["cat", "dog", "hen"], dtype="string")}))
     assert unclear.values.loc["a"].to_dict() == {0.0: 1, 1.0: 1}
 
 
@@ -170,19 +170,19 @@ def test_a_patient_in_several_splits_is_a_problem() -> None:
         "label": "1",
     }
     frame = pd.DataFrame(rows, dtype="string")
-    (problem,) = describe(frame).problems
+    (problem,) = summarize(frame).problems
     assert problem.startswith(
         "patients (column 'patient') in more than one of train, val and test: 2, "
         "1 of a (train, test), 2 of a (train, val); keep"
     )
     # The same numbers at another site are other patients.
-    assert describe(frame.assign(site=frame["split"])).problems == ()
+    assert summarize(frame.assign(site=frame["split"])).problems == ()
 
 
 def test_images_without_labels(tmp_path: Path) -> None:
     image = picture(tmp_path / "i.png", np.zeros((2, 2)))
-    assert describe(table(("a", "unlabelled", image, None))).problems == ()
-    seen = describe(table(("a", "train", image, None)))
+    assert summarize(table(("a", "unlabelled", image, None))).problems == ()
+    seen = summarize(table(("a", "train", image, None)))
     assert (seen.kind, seen.problems) == ("unlabelled", ("the label column is empty",))
     assert "cases: 1, sites: 1" in printed(seen)
 
@@ -195,7 +195,7 @@ def test_features_of_a_table_without_images() -> None:
         "ward": list("xyz"),
         "label": ["0", "1", "1"],
     }
-    seen = describe(pd.DataFrame(rows, dtype="string"))
+    seen = summarize(pd.DataFrame(rows, dtype="string"))
     assert seen.features.to_dict("list") | {"mean": None} == {
         "site": ["a", "b"],
         "feature": ["age", "age"],
@@ -209,7 +209,7 @@ def test_features_of_a_table_without_images() -> None:
 
 @pytest.mark.parametrize("label", [["healthy", "ill"] * 20, [str(i / 7) for i in range(40)]])
 def test_labels_that_are_words_or_measurements(label: list[str]) -> None:
-    seen = describe(pd.DataFrame({"site": "a", "split": "train", "x": "1", "label": label}, dtype="string"))
+    seen = summarize(pd.DataFrame({"site": "a", "split": "train", "x": "1", "label": label}, dtype="string"))
     assert seen.values.shape[1] == (2 if "ill" in label else 0)
     assert "cases: 40" in printed(seen)
 
@@ -219,7 +219,7 @@ def test_three_hundred_sites_are_summed_up(tmp_path: Path, images: bool) -> None
     frame = pd.DataFrame({"site": [f"site-{i:03}" for i in range(300)], "split": "train", "label": "1", "age": "5"})
     if images:
         frame["image"] = picture(tmp_path / "i.png", np.zeros((2, 2)))
-    text = printed(describe(frame.astype("string")))
+    text = printed(summarize(frame.astype("string")))
     assert len(text.splitlines()) < 200
     assert "site-039" in text
     assert "site-040" not in text
@@ -229,7 +229,7 @@ def test_three_hundred_sites_are_summed_up(tmp_path: Path, images: bool) -> None
 
 def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
     frame = table(*((f"s{i % 3}", "train", picture(tmp_path / f"{i}.png", [[i]]), str(i % 2)) for i in range(9)))
-    assert printed(describe(frame)) == printed(describe(frame.sample(frac=1, random_state=1)))
+    assert printed(summarize(frame)) == printed(summarize(frame.sample(frac=1, random_state=1)))
 
 
 @pytest.mark.data
@@ -239,7 +239,7 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 )
 def test_real_data_have_no_problem_but_one(name: str) -> None:
     path = str(DATA / name / "table.csv")
-    seen = describe(read_table(path, needs_label=False, needs_image=False, check_files=False))
+    seen = summarize(read_table(path, needs_label=False, needs_image=False, check_files=False))
     # Two of the spinal subjects were scanned twice, and are in train and val.
     told = ("patients (column 'subject') in more than one of train, val and test: 2, ",) * (name == "spinal_gm_3d")
     assert len(seen.problems) == len(told)

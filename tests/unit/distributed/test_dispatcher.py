@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from collections import deque
 
-from raysim.distributed.dispatcher import bundle
+from raysim.distributed.dispatcher import take_batch
 
 SITES = [f"s{i}" for i in range(8)]
 
 
 def test_sites_not_timed_yet_come_one_by_one() -> None:
-    assert bundle(deque(SITES), {}) == ["s0"]
+    assert take_batch(deque(SITES), {}) == ["s0"]
 
 
 def test_sites_of_half_a_second_come_one_by_one() -> None:
-    assert bundle(deque(SITES), dict.fromkeys(SITES, 0.5)) == ["s0"]
+    assert take_batch(deque(SITES), dict.fromkeys(SITES, 0.5)) == ["s0"]
 
 
 def test_quick_sites_come_together_until_half_a_second_is_full() -> None:
     waiting = deque(SITES)
     # 0.2 + 0.2 is less than 0.5, the third fills it
-    assert bundle(waiting, dict.fromkeys(SITES, 0.2)) == ["s0", "s1", "s2"]
+    assert take_batch(waiting, dict.fromkeys(SITES, 0.2)) == ["s0", "s1", "s2"]
     assert waiting == deque(SITES[3:])
 
 
 def test_no_more_than_two_thirds_of_what_waits_goes_in_one_call() -> None:
     waiting, seconds = deque(SITES), dict.fromkeys(SITES, 0.001)
     taken = []
-    while sites := bundle(waiting, seconds):
+    while sites := take_batch(waiting, seconds):
         taken.append(sites)
     assert [len(sites) for sites in taken] == [6, 2]
     assert [site for sites in taken for site in sites] == SITES
 
 
 def test_the_last_are_the_cheapest() -> None:
-    assert bundle(deque(SITES), dict.fromkeys(SITES, 0.2), last=True) == ["s7", "s6", "s5"]
-    assert bundle(deque(), {}, last=True) == []
+    assert take_batch(deque(SITES), dict.fromkeys(SITES, 0.2), last=True) == ["s7", "s6", "s5"]
+    assert take_batch(deque(), {}, last=True) == []

@@ -12,12 +12,12 @@ import yaml
 
 from raysim.config.schema import Resources, SiteResources
 from raysim.core.errors import ConfigError, PlacementError
-from raysim.distributed.load_balancing import assign, longest, settled
-from raysim.distributed.resources import Node, Room, Seat, nodes, seats
+from raysim.distributed.load_balancing import assign, makespan, rebalance
+from raysim.distributed.resources import ActorResources, NodeCapacity, NodeResources, live_nodes, plan_actors
 
 
-def node(cpus: float, gpus: float = 0) -> Node:
-    return Node("10.0.0.1", cpus, gpus)
+def node(cpus: float, gpus: float = 0) -> NodeResources:
+    return NodeResources("10.0.0.1", cpus, gpus)
 
 
 def names(count: int) -> list[str]:
@@ -43,7 +43,7 @@ def asking(**fields: Any) -> Resources:
     ],
 )
 def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: int) -> None:
-    left, seat = Room(node(cpus, gpus)), Seat(resources.cpus_per_client, resources.gpus_per_client)
+    left, seat = NodeCapacity(node(cpus, gpus)), ActorResources(resources.cpus_per_client, resources.gpus_per_client)
     assert sum(left.take(seat) for _ in range(99)) == room
 
 
@@ -59,34 +59,38 @@ def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: in
         (8, 3, [node(4)], 3),  # more than sites are not started, so there need not be room for them
     ],
 )
-def test_how_many_clients(clients: Any, sites: int, cluster: list[Node], count: int) -> None:
-    assert seats(asking(clients=clients), names(sites), cluster) == [Seat(1.0, 0.0)] * count
+def test_how_many_clients(clients: Any, sites: int, cluster: list[NodeResources], count: int) -> None:
+    assert plan_actors(asking(client_actors=clients), names(sites), cluster) == [ActorResources(1.0, 0.0)] * count
 
 
 @pytest.mark.parametrize(
     ("resources", "sites", "cluster"),
     [
         (asking(cpus_per_client=99), 3, [node(4)]),
-        (asking(clients="per_site"), 9, [node(4)]),
-        (asking(clients=5, cpus_per_client=2), 9, [node(4), node(4)]),
-        (asking(gpus_per_client=0.5, clients=4), 9, [node(16, 1)]),
+        (asking(client_actors="per_site"), 9, [node(4)]),
+        (asking(client_actors=5, cpus_per_client=2), 9, [node(4), node(4)]),
+        (asking(gpus_per_client=0.5, client_actors=4), 9, [node(16, 1)]),
         (asking(gpus_per_client=1), 9, [node(16, 0)]),
-        (asking(clients="per_site", gpus_per_client=0.5), 9, [node(4, 2)]),
-        (asking(clients="per_site", cpus_per_client=3), 3, [node(4), node(4)]),
-        (asking(clients=4, cpus_per_client=3), 9, [node(1), node(7)]),  # 2 each would be 8, as there are, but for one
-        (asking(clients=64, gpus_per_client=1), 99, [node(16, 1)]),
-        (asking(clients=3, gpus_per_client=0.7), 9, [node(16, 1), node(16, 1)]),
+        (asking(client_actors="per_site", gpus_per_client=0.5), 9, [node(4, 2)]),
+        (asking(client_actors="per_site", cpus_per_client=3), 3, [node(4), node(4)]),
+        (
+            asking(client_actors=4, cpus_per_client=3),
+            9,
+            [node(1), node(7)],
+        ),  # 2 each would be 8, as there are, but for one
+        (asking(client_actors=64, gpus_per_client=1), 99, [node(16, 1)]),
+        (asking(client_actors=3, gpus_per_client=0.7), 9, [node(16, 1), node(16, 1)]),
     ],
 )
-def test_each_setting_that_a_refusal_names_fits(resources: Resources, sites: int, cluster: list[Node]) -> None:
+def test_each_setting_that_a_refusal_names_fits(resources: Resources, sites: int, cluster: list[NodeResources]) -> None:
     with pytest.raises(PlacementError) as caught:
-        seats(resources, names(sites), cluster)
+        plan_actors(resources, names(sites), cluster)
     message = str(caught.value)
     assert all(f"{n.cpus:g} CPU, {n.gpus:g} GPU" in message for n in cluster)
     settings = message.partition("What would fit: ")[2].split(", or ")
     for setting in settings:
         fields: dict[str, Any] = yaml.safe_load(re.sub(r"resources\.(\w+)=(\S+)\s*", r"\1: \2\n", setting))
-        assert seats(replace(resources, **fields), names(sites), cluster)
+        assert plan_actors(replace(resources, **fields), names(sites), cluster)
     assert any("_per_client=" in setting for setting in settings)
 
 
@@ -97,19 +101,22 @@ def own(**fields: Any) -> SiteResources:
 def test_a_site_may_have_an_actor_of_its_own() -> None:
     wish = asking(gpus_per_client=0.25, sites={"s01": own(gpus=0.5, cpus=2.0), "s00": own()})
     # GPU 1: s01's half and two quarters; GPU 2: s00's quarter and three more. Nine CPUs: 2 + 1 + six others at most.
-    expected = [*[Seat(1.0, 0.25)] * 5, Seat(1.0, 0.25, "s00"), Seat(2.0, 0.5, "s01")]
-    assert seats(wish, names(40), [node(9, 2)]) == expected
-    assert seats(replace(wish, clients=2), names(40), [node(9, 2)]) == expected[3:]
-    assert seats(replace(wish, clients="per_site"), names(4), [node(9, 2)]) == expected[3:]
+    expected = [*[ActorResources(1.0, 0.25)] * 5, ActorResources(1.0, 0.25, "s00"), ActorResources(2.0, 0.5, "s01")]
+    assert plan_actors(wish, names(40), [node(9, 2)]) == expected
+    assert plan_actors(replace(wish, client_actors=2), names(40), [node(9, 2)]) == expected[3:]
+    assert plan_actors(replace(wish, client_actors="per_site"), names(4), [node(9, 2)]) == expected[3:]
 
 
 def test_where_every_site_has_its_own_actor_there_is_no_other_unless_one_outside_needs_it() -> None:
     wish = asking(sites={"s00": own(), "s01": own()})
-    alone = [Seat(1.0, 0.0, "s00"), Seat(1.0, 0.0, "s01")]
-    assert seats(wish, names(2), [node(8)]) == alone
-    assert seats(wish, names(2), [node(8)], outside=["far"]) == [Seat(1.0, 0.0), *alone]
-    two = asking(clients=3, sites={"far": own()})
-    assert seats(two, names(3), [node(8)], outside=["far"]) == [*[Seat(1.0, 0.0)] * 3, Seat(1.0, 0.0, "far")]
+    alone = [ActorResources(1.0, 0.0, "s00"), ActorResources(1.0, 0.0, "s01")]
+    assert plan_actors(wish, names(2), [node(8)]) == alone
+    assert plan_actors(wish, names(2), [node(8)], outside=["far"]) == [ActorResources(1.0, 0.0), *alone]
+    two = asking(client_actors=3, sites={"far": own()})
+    assert plan_actors(two, names(3), [node(8)], outside=["far"]) == [
+        *[ActorResources(1.0, 0.0)] * 3,
+        ActorResources(1.0, 0.0, "far"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -125,20 +132,20 @@ def test_where_every_site_has_its_own_actor_there_is_no_other_unless_one_outside
     ],
 )
 def test_what_a_single_site_asks_for_is_refused_with_its_name(
-    wish: Resources, cluster: list[Node], message: str
+    wish: Resources, cluster: list[NodeResources], message: str
 ) -> None:
     with pytest.raises(PlacementError, match=message):
-        seats(wish, names(3), cluster)
+        plan_actors(wish, names(3), cluster)
 
 
 def test_shares_that_no_gpu_can_give_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"1\.5 GPUs .* a fraction up to 1, or a whole number"):
-        seats(asking(gpus_per_client=1.5), names(3), [node(8, 4)])
+        plan_actors(asking(gpus_per_client=1.5), names(3), [node(8, 4)])
 
 
 def test_a_thousand_sites_are_refused_with_what_would_fit() -> None:
-    with pytest.raises(PlacementError, match=r"What would fit: resources\.clients=512, or resources\.clients=auto"):
-        seats(asking(clients="per_site", gpus_per_client=0.25), names(1000), [node(64, 8)] * 16)
+    with pytest.raises(PlacementError, match=r"What would fit: resources\.client_actors=512, or resources\.client_actors=auto"):
+        plan_actors(asking(client_actors="per_site", gpus_per_client=0.25), names(1000), [node(64, 8)] * 16)
 
 
 def test_dead_nodes_have_no_room() -> None:
@@ -147,14 +154,14 @@ def test_dead_nodes_have_no_room() -> None:
         {"NodeManagerAddress": "b", "Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}},
         {"NodeManagerAddress": "c", "Alive": True, "Resources": {"GPU": 2.0}},
     ]
-    assert nodes(listed) == [Node("a", 4, 0), Node("c", 0, 2)]
+    assert live_nodes(listed) == [NodeResources("a", 4, 0), NodeResources("c", 0, 2)]
 
 
 def test_sites_are_shared_out_longest_first() -> None:
     # 5 to the first; 4 and 3 to the second; then 2 to the first (5 against 7), 1 to either at 7: the first named.
     costs = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0}
-    home = assign(costs, ["x", "y"])
-    assert home == {"e": "x", "d": "y", "c": "y", "b": "x", "a": "x"}
+    site_to_actor = assign(costs, ["x", "y"])
+    assert site_to_actor == {"e": "x", "d": "y", "c": "y", "b": "x", "a": "x"}
 
 
 def test_sharing_out_does_not_depend_on_order() -> None:
@@ -165,45 +172,45 @@ def test_sharing_out_does_not_depend_on_order() -> None:
 def test_exchanges_shorten_what_the_longest_first_leaves() -> None:
     # The longest first gives 16 + 9 and 13 + 9 + 9 = 31; 16 + 13 = 29 and 3 x 9 = 27 is better, and the best.
     costs = {"a": 16.0, "b": 13.0, "c": 9.0, "d": 9.0, "e": 9.0}
-    home = assign(costs, ["x", "y"])
-    assert longest(home, costs) == 29
-    assert home["a"] == home["b"]
-    assert home["c"] == home["d"] == home["e"]
+    site_to_actor = assign(costs, ["x", "y"])
+    assert makespan(site_to_actor, costs) == 29
+    assert site_to_actor["a"] == site_to_actor["b"]
+    assert site_to_actor["c"] == site_to_actor["d"] == site_to_actor["e"]
 
 
 def test_a_site_is_moved_where_that_helps() -> None:
     # The longest first: 6 + 5 + 1 and 6 + 4 + ... : moving cannot leave one actor with more than the best, 13.
     costs = {"a": 6.0, "b": 6.0, "c": 5.0, "d": 4.0, "e": 4.0, "f": 1.0}
-    assert longest(assign(costs, ["x", "y"]), costs) == 13
+    assert makespan(assign(costs, ["x", "y"]), costs) == 13
 
 
 def test_sites_stay_unless_a_move_shortens_the_round() -> None:
     costs = {"a": 10.0, "b": 10.0, "c": 1.0}
     swapped = {"a": "y", "b": "x", "c": "x"}
-    assert settled(swapped, costs, ["x", "y"], {}) == swapped  # as good as any other
-    assert settled(dict.fromkeys("abc", "x"), costs, ["x", "y"], {}) != dict.fromkeys("abc", "x")
+    assert rebalance(swapped, costs, ["x", "y"], {}) == swapped  # as good as any other
+    assert rebalance(dict.fromkeys("abc", "x"), costs, ["x", "y"], {}) != dict.fromkeys("abc", "x")
     nearly = {"a": "x", "b": "x", "c": "y", "d": "y"}  # 20.2 and 20: a better one saves half a hundredth
-    assert settled(nearly, {"a": 10.1, "b": 10.1, "c": 10.0, "d": 10.0}, ["x", "y"], {}) == nearly
+    assert rebalance(nearly, {"a": 10.1, "b": 10.1, "c": 10.0, "d": 10.0}, ["x", "y"], {}) == nearly
 
 
 def test_sites_alone_are_left_alone() -> None:
     costs = {"a": 9.0, "b": 1.0, "c": 1.0}
-    home = assign(costs, ["x", "y", "z"], {"b": "z"})
-    assert home == {"a": "x", "b": "z", "c": "y"}
-    assert settled(home, {"b": 1.0, "c": 1.0}, ["x", "y", "z"], {"b": "z"}) == {"b": "z", "c": "y"}
+    site_to_actor = assign(costs, ["x", "y", "z"], {"b": "z"})
+    assert site_to_actor == {"a": "x", "b": "z", "c": "y"}
+    assert rebalance(site_to_actor, {"b": 1.0, "c": 1.0}, ["x", "y", "z"], {"b": "z"}) == {"b": "z", "c": "y"}
     # Where b is away its actor stays idle: what it played would have its threads.
     crowded = {"a": "x", "c": "x", "d": "x"}
-    found = settled(crowded, {"a": 1.0, "c": 1.0, "d": 1.0}, ["x", "y", "z"], {"b": "z"})
+    found = rebalance(crowded, {"a": 1.0, "c": 1.0, "d": 1.0}, ["x", "y", "z"], {"b": "z"})
     assert set(found.values()) == {"x", "y"}
-    assert settled({"b": "z"}, {"b": 1.0}, ["z"], {"b": "z"}) == {"b": "z"}
+    assert rebalance({"b": "z"}, {"b": 1.0}, ["z"], {"b": "z"}) == {"b": "z"}
     assert assign({"b": 1.0}, ["z"], {"b": "z"}) == {"b": "z"}
 
 
 def test_few_sites_move_where_that_will_do() -> None:
     # x has 12, y 8: b moves, and no other, though the longest first would have them all elsewhere.
     costs = {"a": 5.0, "b": 2.0, "c": 5.0, "d": 4.0, "e": 4.0}
-    home = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "y"}
-    assert settled(home, costs, ["x", "y"], {}) == home | {"b": "y"}
+    site_to_actor = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "y"}
+    assert rebalance(site_to_actor, costs, ["x", "y"], {}) == site_to_actor | {"b": "y"}
 
 
 def test_exchanges_come_to_an_end_whatever_the_seconds() -> None:
@@ -213,6 +220,6 @@ def test_exchanges_come_to_an_end_whatever_the_seconds() -> None:
             f"s{i}": float(c) for i, c in enumerate(rng.choice([0.1, 0.2, 0.3, 1e-9, 1e-17, 1.0], rng.integers(1, 9)))
         }
         actors = ["x", "y", "z"][: rng.integers(1, 4)]
-        home = assign(costs, actors)
-        assert set(home) == set(costs)
-        assert longest(home, costs) <= sum(costs.values()) / len(actors) + max(costs.values())
+        site_to_actor = assign(costs, actors)
+        assert set(site_to_actor) == set(costs)
+        assert makespan(site_to_actor, costs) <= sum(costs.values()) / len(actors) + max(costs.values())

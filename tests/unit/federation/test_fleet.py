@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysim import KEEP, LocalFleet, Model, Reply, Site
+from raysim import UNCHANGED, LocalFleet, Model, Reply, Site
 from raysim.core.errors import Interrupted, SiteError
 from raysim.core.seeding import seeded
 from tests.support.toy import A, B, task, two_sites
@@ -24,8 +24,8 @@ def name(site: Site[Any], *_: Any) -> Reply[str]:
 
 
 def count(site: Site[int], _: Any) -> Reply[int]:
-    seen = (site.memory or 0) + 1
-    return Reply(seen, memory=seen)
+    seen = (site.client_state or 0) + 1
+    return Reply(seen, client_state=seen)
 
 
 def test_replies_come_in_site_order_and_only_from_inside() -> None:
@@ -48,11 +48,13 @@ def test_a_site_named_twice_is_played_once() -> None:
     part = fleet().at(["b", "a", "b"])
     assert list(part.sites) == ["a", "b"]
     part.map(count)
-    assert part.ledger.memories == {"a": 1, "b": 1}
+    assert part.ledger.client_states == {"a": 1, "b": 1}
 
 
 def test_each_site_gets_its_own() -> None:
-    replies = fleet().map(lambda site, shared, own: Reply((shared, own)), "all", own={"a": 1, "b": 2, "c": 3})
+    replies = fleet().map(
+        lambda site, broadcast, per_site: Reply((broadcast, per_site)), "all", per_site={"a": 1, "b": 2, "c": 3}
+    )
     assert [reply.payload for reply in replies.values()] == [("all", 1), ("all", 2), ("all", 3)]
 
 
@@ -68,30 +70,30 @@ def test_memories_stay_at_their_site() -> None:
     here = fleet()
     here.at(["a"]).map(count)
     assert [reply.payload for reply in here.map(count).values()] == [2, 1, 1]
-    assert (here.memory("a"), here.memory("b"), here.memory("x")) == (2, 1, None)
-    assert here.map(count)["a"].memory is KEEP  # the server never sees it
+    assert (here.client_state("a"), here.client_state("b"), here.client_state("x")) == (2, 1, None)
+    assert here.map(count)["a"].client_state is UNCHANGED  # the server never sees it
 
 
 def test_keep_leaves_the_memory_and_none_clears_it() -> None:
     here = fleet()
     here.map(count)
     here.map(name)
-    assert here.memory("a") == 1
-    here.map(lambda site, shared: Reply(None, memory=None))
-    assert here.memory("a") is None
+    assert here.client_state("a") == 1
+    here.map(lambda site, broadcast: Reply(None, client_state=None))
+    assert here.client_state("a") is None
 
 
 def test_remember_restores_memories() -> None:
     here = fleet()
-    here.remember({"b": 41})
+    here.restore_client_states({"b": 41})
     assert here.map(count)["b"].payload == 42
 
 
 def test_bytes_are_counted_by_site() -> None:
     here = fleet()
     model = Model.of({"w": np.zeros(3, np.float32)})
-    here.at(["a", "b"]).map(lambda site, shared, own: Reply(model), [model, 1], own={"a": "xyz", "b": ""})
-    here.at(["a"]).map(lambda site, shared: Reply("12345"), None)
+    here.at(["a", "b"]).map(lambda site, broadcast, per_site: Reply(model), [model, 1], per_site={"a": "xyz", "b": ""})
+    here.at(["a"]).map(lambda site, broadcast: Reply("12345"), None)
     traffic = here.ledger.traffic()
     assert traffic.down == {"a": 12 + 8 + 3, "b": 12 + 8}
     assert traffic.up == {"a": 12 + 5, "b": 12}
@@ -106,8 +108,8 @@ def test_what_is_exchanged_is_counted_between_sites() -> None:
         given["a"]
     assert given.metrics == {"a": {"loss": 1.0}, "b": {"loss": 1.0}, "c": {"loss": 1.0}}
 
-    def client(site: Site[Any], shared: Any) -> Reply[int]:
-        found = [shared[other] for other in shared.sites]
+    def client(site: Site[Any], broadcast: Any) -> Reply[int]:
+        found = [broadcast[other] for other in broadcast.sites]
         assert not any(array.flags.writeable for array in found)
         return Reply(sum(map(len, found)))
 
@@ -121,24 +123,24 @@ def test_what_is_exchanged_is_counted_between_sites() -> None:
 
 def test_judging_leaves_no_trace() -> None:
     here = fleet()
-    replies = here.judge(count, "shared")
+    replies = here.evaluate(count, "shared")
     assert list(replies) == ["a", "b", "c", "x"]
     assert here.ledger.traffic().down == {}
-    assert (here.ledger.memories, here.ledger.calls, here.ledger.metrics) == ({}, 0, {})
+    assert (here.ledger.client_states, here.ledger.calls, here.ledger.metrics) == ({}, 0, {})
 
 
 def test_what_sites_get_and_send_is_read_only() -> None:
-    shared, own = np.zeros(1), {"a": [np.zeros(1)]}
+    broadcast, per_site = np.zeros(1), {"a": [np.zeros(1)]}
 
-    def client(site: Site[Any], shared: np.ndarray, own: list[np.ndarray]) -> Reply[Any]:
-        assert not shared.flags.writeable
-        assert not own[0].flags.writeable
-        assert site.memory is None or not site.memory.flags.writeable
-        return Reply({"w": np.zeros(1)}, memory=np.zeros(1))
+    def client(site: Site[Any], broadcast: np.ndarray, per_site: list[np.ndarray]) -> Reply[Any]:
+        assert not broadcast.flags.writeable
+        assert not per_site[0].flags.writeable
+        assert site.client_state is None or not site.client_state.flags.writeable
+        return Reply({"w": np.zeros(1)}, client_state=np.zeros(1))
 
     part = fleet().at(["a"])
-    part.map(client, shared, own)
-    assert not part.map(client, shared, own)["a"].payload["w"].flags.writeable
+    part.map(client, broadcast, per_site)
+    assert not part.map(client, broadcast, per_site)["a"].payload["w"].flags.writeable
 
 
 def test_a_failure_names_site_and_round_and_keeps_the_traceback() -> None:

@@ -13,9 +13,9 @@ import torch
 import raysim
 from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
-from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site, Start, Task, federate, weights
+from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, ResumePoint, Site, Task, federate, weights
 from raysim.core.errors import SiteError
-from raysim.federation.round_loop import draw
+from raysim.federation.round_loop import sample_cohort
 from tests.support import toy
 
 NAMES = tuple(f"s{i}" for i in range(10))
@@ -38,19 +38,19 @@ def test_the_name_is_the_function_however_it_is_imported() -> None:
     ("cohort", "number"), [(1.0, 10), (0.5, 5), (0.31, 3), (0.01, 1), (1, 1), (4, 4), (10, 10), (99, 10)]
 )
 def test_a_cohort_is_a_fraction_or_a_number(cohort: float | int, number: int) -> None:
-    drawn = draw(NAMES, cohort, 0, 0)
+    drawn = sample_cohort(NAMES, cohort, 0, 0)
     assert len(set(drawn)) == len(drawn) == number
     assert drawn == sorted(drawn)
 
 
 def test_cohorts_follow_seed_and_round() -> None:
-    drawn = [tuple(draw(NAMES, 3, seed, index)) for seed in range(2) for index in range(10)]
-    assert drawn == [tuple(draw(NAMES, 3, seed, index)) for seed in range(2) for index in range(10)]
+    drawn = [tuple(sample_cohort(NAMES, 3, seed, index)) for seed in range(2) for index in range(10)]
+    assert drawn == [tuple(sample_cohort(NAMES, 3, seed, index)) for seed in range(2) for index in range(10)]
     assert len(set(drawn)) > 10
 
 
 def test_every_site_gets_its_turn() -> None:
-    assert {site for index in range(30) for site in draw(NAMES, 2, 0, index)} == set(NAMES)
+    assert {site for index in range(30) for site in sample_cohort(NAMES, 2, 0, index)} == set(NAMES)
 
 
 def test_rounds_are_numbered_from_one_and_say_who_took_part() -> None:
@@ -83,11 +83,11 @@ def test_a_run_goes_on_from_a_start(algorithm: Any) -> None:
     *_, end = federate(algorithm, task, whole, rounds=4, cohort=1)
     first, second = LocalFleet(task, rounds=4), LocalFleet(task, rounds=4)
     half = [r for _, r in zip(range(2), federate(algorithm, task, first, rounds=4, cohort=1), strict=False)][-1]
-    start = Start(2, half.state, dict(first.ledger.memories))
+    start = ResumePoint(2, half.state, dict(first.ledger.client_states))
     later = list(federate(algorithm, task, second, rounds=4, cohort=1, start=start))
     assert [r.number for r in later] == [3, 4]
     assert later[-1].state == end.state
-    assert second.ledger.memories == whole.ledger.memories
+    assert second.ledger.client_states == whole.ledger.client_states
 
 
 class Random(torch.nn.Linear):

@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 
 from algorithms.fedavg import FedAvg
-from raysim import Answers, LocalFleet
+from raysim import LocalFleet, PredictionSet
 from raysim.cli.main import main
 from raysim.core.errors import SiteError
-from raysim.core.results import Incident
+from raysim.core.results import FailureEvent
 from raysim.federation.plan import Plan
-from raysim.federation.runner import perform
+from raysim.federation.runner import run_federation
 from raysim.reporting.html_report import by_cause, sentences, write_report
-from raysim.reporting.plots import drawn
+from raysim.reporting.plots import render_svg
 from tests.support import toy
 
 LOCAL = (
     *(
-        "fleet=local",
+        "backend=local",
         "rounds=3",
         "task.data.sites=3",
         "task.data.size=[16,16]",
@@ -68,7 +68,7 @@ class Mine(LocalTraining):
         return mean(fleet.map(self.client, model)), {}
 
     def predictor(self, site, model):
-        return site.answer(model)
+        return site.predict_module(model)
 '''
 
 
@@ -78,7 +78,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.said: list[str] = []
+        self.description: list[str] = []
         self.links: list[str | None] = []
         self.ids: list[str | None] = []
         self.tags: set[str] = set()
@@ -88,7 +88,7 @@ class Page(HTMLParser):
         assert len(self.ids) == len(set(self.ids))
         assert all(str(link).startswith("#") for link in self.links)  # nothing is fetched
         assert self.tags.isdisjoint({"script", "link", "img", "iframe", "object"})
-        self.text = " ".join(" ".join(self.said).split())
+        self.text = " ".join(" ".join(self.description).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
@@ -107,7 +107,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
-            self.said.append(data)
+            self.description.append(data)
 
 
 @pytest.fixture
@@ -132,12 +132,12 @@ def run(out: Path, sites: Any, algorithm: Any = None, **fields: Any) -> Page:
         **defaults | fields,
     )
     with suppress(SiteError):
-        list(perform(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds)))
+        list(run_federation(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds)))
     return Page(write_report(out))
 
 
 def incident(round: int, sites: str, action: Any, cause: str = "lost", seconds: float = 1.5) -> dict[str, Any]:
-    return asdict(Incident(round, "call 1", tuple(sites), "", cause, action, seconds))
+    return asdict(FailureEvent(round, "call 1", tuple(sites), "", cause, action, seconds))
 
 
 def test_sentences_by_hand() -> None:
@@ -247,7 +247,7 @@ class Off(FedAvg):
     """Answers one more than the global model does."""
 
     def predictor(self, site: Any, model: Any) -> Any:
-        return lambda inputs: site.answer(model)(inputs) + 1.0
+        return lambda inputs: site.predict_module(model)(inputs) + 1.0
 
 
 def test_the_global_model_stands_beside_where_it_is_another(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ class Noting(FedAvg):
     """Answers as FedAvg, and notes a number of its own, which has no worst site."""
 
     def predictor(self, site: Any, model: Any) -> Any:
-        return Answers(self.answer(site, model), notes=lambda split: {"share": 0.25})
+        return PredictionSet(self.predict_module(site, model), notes=lambda split: {"share": 0.25})
 
 
 def test_what_a_method_notes_of_itself_stands_among_the_metrics(tmp_path: Path) -> None:
@@ -295,6 +295,6 @@ def test_no_label_of_an_axis_is_cut_off() -> None:
         axes.set_xlabel("round")
         axes.set_xlim(0.5, 40.5)
 
-    labels = re.findall(r'text-anchor: end[^>]* x="([\d.]+)"[^>]*>([^<]+)<', drawn("loss", draw, 2.5))
+    labels = re.findall(r'text-anchor: end[^>]* x="([\d.]+)"[^>]*>([^<]+)<', render_svg("loss", draw, 2.5))
     assert "12.5" in {label for _, label in labels}
     assert all(float(x) > 5 * len(label) for x, label in labels), labels

@@ -15,49 +15,57 @@ from ray.tune.search import Searcher
 
 from raysim.core.errors import RunError
 from raysim.reporting.console import Terminal
-from raysim.reporting.search_console import SearchDisplay
+from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.search_html_report import write_search_report
 from raysim.reporting.search_plots import importance
-from raysim.search.api import _ended, _new
-from raysim.search.objectives import Objective, joined
-from raysim.search.request import Asked, Options
-from raysim.search.results import Books, pareto
-from raysim.search.samplers import Suggester, random_source
-from raysim.search.space import Space, of_words
-from raysim.search.spec import Cell, Search
-from raysim.search.trial_store import Entry, folder_of, load
-from raysim.search.tune_adapter import Clerk, Halt
+from raysim.search.api import _finish, _new
+from raysim.search.objectives import Objective, combine_rows
+from raysim.search.request import SearchOptions, SearchRequest
+from raysim.search.results import SearchResults, pareto
+from raysim.search.samplers import TuneSearcher, random_source
+from raysim.search.space import Space, from_cli
+from raysim.search.spec import FederationVariant, SearchSpec
+from raysim.search.trial_store import TrialRecord, load_records, trial_directory
+from raysim.search.tune_adapter import SearchStopper, TuneCallback
 
 DICE = Objective("inside/val/dice/mean", "higher")
 BYTES = Objective("bytes", "lower")
 BETTER = {"dice": "higher", "hd95": "lower"}
-SPACE = Space(of_words(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=choice(1,2)"]))
+SPACE = Space(from_cli(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=choice(1,2)"]))
 
 
-def search(out: Path, *objectives: Objective) -> Search:
-    return Search(
-        out=out, base={}, space=SPACE, cells=(Cell(0),), objectives=objectives or (DICE,), better=BETTER, rounds=4
+def search(out: Path, *objectives: Objective) -> SearchSpec:
+    return SearchSpec(
+        out=out,
+        base={},
+        space=SPACE,
+        variants=(FederationVariant(0),),
+        objectives=objectives or (DICE,),
+        better=BETTER,
+        rounds=4,
     )
 
 
-def entry(number: int, dice: float, rounds: int = 4, status: str = "done", size: float = 1.0) -> Entry:
+def entry(number: int, dice: float, rounds: int = 4, status: str = "done", size: float = 1.0) -> TrialRecord:
     values = {"algorithm.lr": 1e-3, "algorithm.epochs": 1 + number % 2}
-    return Entry(number, values, status, rounds, 1.0, {DICE.column: dice, "bytes": size})
+    return TrialRecord(number, values, status, rounds, 1.0, {DICE.column: dice, "bytes": size})
 
 
 def test_the_best_went_through_all_rounds():
-    books = Books(search(Path()), [entry(1, 0.6), entry(2, 0.9, 1, "stopped"), entry(3, 0.7)], "best")
+    books = SearchResults(search(Path()), [entry(1, 0.6), entry(2, 0.9, 1, "stopped"), entry(3, 0.7)], "best")
     assert [each.number for each in books.best()] == [3]
-    assert [each.number for each in Books(search(Path()), [entry(2, 0.9, 1, "stopped")], "best").best()] == [2]
+    assert [each.number for each in SearchResults(search(Path()), [entry(2, 0.9, 1, "stopped")], "best").best()] == [2]
     failed = entry(4, 0.99, status="failed")
     nothing = entry(5, math.nan)
-    assert [each.number for each in Books(search(Path()), [failed, nothing, entry(1, 0.6)], "best").best()] == [1]
+    assert [each.number for each in SearchResults(search(Path()), [failed, nothing, entry(1, 0.6)], "best").best()] == [
+        1
+    ]
 
 
 def test_the_front_is_what_no_other_beats():
     entries = [entry(1, 0.6, size=1), entry(2, 0.7, size=2), entry(3, 0.65, size=3), entry(4, 0.7, size=5)]
     assert [each.number for each in pareto(entries, [DICE, BYTES])] == [2, 1]
-    assert [each.number for each in Books(search(Path(), DICE, BYTES), entries, "best").best()] == [2, 1]
+    assert [each.number for each in SearchResults(search(Path(), DICE, BYTES), entries, "best").best()] == [2, 1]
 
 
 def test_federations_are_joined_by_mean_and_by_the_worst_of_what_is_held_out():
@@ -67,7 +75,7 @@ def test_federations_are_joined_by_mean_and_by_the_worst_of_what_is_held_out():
         (1, {"outside/val/dice/worst": 0.6, "outside/val/hd95/worst": 4.0, "loss": 1.0}),
         (1, {"outside/val/dice/worst": 0.9, "outside/val/hd95/worst": 6.0, "loss": None}),
     ]
-    found = joined(rows, BETTER)
+    found = combine_rows(rows, BETTER)
     assert found == {
         "outside/val/dice/worst": pytest.approx(0.55),
         "outside/val/hd95/worst": pytest.approx(5.5),
@@ -78,7 +86,7 @@ def test_federations_are_joined_by_mean_and_by_the_worst_of_what_is_held_out():
 def test_a_federation_without_the_metric_takes_it_from_no_other():
     rows = [(0, {"loss": 1.0}), (0, {"loss": 1.0, "outside/val/dice/mean": 0.4, "outside/val/dice/worst": 0.3})]
     rows += [(1, {"outside/val/dice/mean": 0.8, "outside/val/dice/worst": 0.5}), (1, {})]
-    found = joined(rows, BETTER)
+    found = combine_rows(rows, BETTER)
     assert found == {
         "loss": 1.0,
         "outside/val/dice/mean": pytest.approx(0.6),
@@ -90,7 +98,7 @@ def test_the_key_that_decides_is_told_from_one_that_does_not():
     entries, rows = [], []
     for number in range(1, 17):
         lr = 1e-4 * 1.3**number
-        entries.append(Entry(number, {"algorithm.lr": lr, "algorithm.epochs": 1 + number % 2}, "done", 2, 1.0))
+        entries.append(TrialRecord(number, {"algorithm.lr": lr, "algorithm.epochs": 1 + number % 2}, "done", 2, 1.0))
         rows += [{"trial": number, "federation": "", "round": r, DICE.column: number * r / 100} for r in (1, 2)]
     weights, at = importance(search(Path()), entries, pd.DataFrame(rows))
     assert at == 2
@@ -101,13 +109,13 @@ def test_the_key_that_decides_is_told_from_one_that_does_not():
 
 
 def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tmp_path):
-    books = Books(search(tmp_path), [], "best")
+    books = SearchResults(search(tmp_path), [], "best")
     books.open(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
     books.open(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
     books.add(1, result)
     books.add(1, result | {"round": 2, DICE.column: 0.4})
-    known = load(tmp_path)[0]  # what a search that is killed now goes on with
+    known = load_records(tmp_path)[0]  # what a search that is killed now goes on with
     assert (known.rounds, known.last[DICE.column], known.best[DICE.column]) == (2, 0.4, 0.5)
     books.end(1)
     books.add(2, {"round": 0, "failed": "it was too hot"})
@@ -115,7 +123,10 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     books.tables()
     (tmp_path / "trials" / "0003").mkdir()
     (tmp_path / "trials" / "0003" / "trial.json").write_text('{"number": 3, "val')
-    assert [(each.number, each.status, each.rounds) for each in load(tmp_path)] == [(1, "stopped", 2), (2, "failed", 0)]
+    assert [(each.number, each.status, each.rounds) for each in load_records(tmp_path)] == [
+        (1, "stopped", 2),
+        (2, "failed", 0),
+    ]
     table = pd.read_parquet(tmp_path / "trials.parquet").set_index("trial")
     assert list(table["task.network.norm"]) == ["two", "2"]
     assert (table.loc[1, DICE.column], table.loc[1, f"best {DICE.column}"]) == (0.4, 0.5)
@@ -128,7 +139,7 @@ class Shown:
 
     def round(self, trial: int, result: Any) -> None: ...
 
-    def ended(self, entry: Entry) -> None: ...
+    def ended(self, entry: TrialRecord) -> None: ...
 
 
 class Told(SimpleNamespace):
@@ -141,22 +152,22 @@ class Told(SimpleNamespace):
         return "its node went away"
 
 
-def clerk(books: Books) -> Clerk:
-    return Clerk(books, Shown(), None, Halt(None), None)
+def clerk(books: SearchResults) -> TuneCallback:
+    return TuneCallback(books, Shown(), None, SearchStopper(None), None)
 
 
 def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
-    books = Books(search(tmp_path), [], "best")
+    books = SearchResults(search(tmp_path), [], "best")
     books.open(2, {"algorithm.lr": 0.001, "task.network.channels": (4, 8)})
     given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5}
     mutated = Told(config={"trial": 2, "algorithm.lr": 0.002, "task.network.channels": (4, 8)})
     clerk(books).on_trial_result(0, [], mutated, given)  # Tune has changed the values already
-    for known in (books.entries[2], load(tmp_path)[0]):
+    for known in (books.records[2], load_records(tmp_path)[0]):
         assert (known.values["algorithm.lr"], known.lineage) == (0.001, False)
     note = {"round": 2, "from": 1, "values": {"algorithm.lr": 0.002, "task.network.channels": [[4], [8, 8]]}}
-    (folder_of(tmp_path, 2) / "lineage.jsonl").write_text(json.dumps(note) + "\n")
+    (trial_directory(tmp_path, 2) / "lineage.jsonl").write_text(json.dumps(note) + "\n")
     clerk(books).on_trial_result(0, [], mutated, given | {"round": 3})
-    for known in (books.entries[2], load(tmp_path)[0]):
+    for known in (books.records[2], load_records(tmp_path)[0]):
         assert known.values == {"algorithm.lr": 0.002, "task.network.channels": ((4,), (8, 8))}
         assert known.lineage
 
@@ -164,53 +175,53 @@ def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
 def test_a_trial_that_only_tells_again_what_it_told_cannot_fail(tmp_path):
     done = entry(1, 0.6)
     done.digests = {"": "0"}
-    books = Books(search(tmp_path), [done, Entry(2, {"algorithm.lr": 1e-3})], "best")
+    books = SearchResults(search(tmp_path), [done, TrialRecord(2, {"algorithm.lr": 1e-3})], "best")
     for number in (1, 2):
         clerk(books).on_trial_error(0, [], Told(config={"trial": number}))
-    assert books.entries[1].status == "done"
-    assert (books.entries[2].status, books.entries[2].cause) == ("failed", "its node went away")
+    assert books.records[1].status == "done"
+    assert (books.records[2].status, books.records[2].cause) == ("failed", "its node went away")
 
 
 def test_a_value_that_is_not_finite_is_never_the_best(tmp_path):
-    books = Books(search(tmp_path), [], "best")
+    books = SearchResults(search(tmp_path), [], "best")
     books.open(1, {"algorithm.lr": 0.001})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: math.nan}
     books.add(1, result)
-    assert books.entries[1].best == {}
-    older = load(tmp_path)[0]
+    assert books.records[1].best == {}
+    older = load_records(tmp_path)[0]
     older.best = {DICE.column: None}  # as what is not finite stands in JSON
-    again = Books(search(tmp_path), [older], "best")
+    again = SearchResults(search(tmp_path), [older], "best")
     assert again.best() == []
     again.end(1)
     again.add(1, result | {DICE.column: 0.5})
-    assert again.entries[1].best == {DICE.column: 0.5}
-    assert Books(search(tmp_path), [entry(2, math.inf)], "best").best() == []
+    assert again.records[1].best == {DICE.column: 0.5}
+    assert SearchResults(search(tmp_path), [entry(2, math.inf)], "best").best() == []
 
 
 def test_a_trial_whose_file_is_torn_is_played_first_and_from_its_beginning(tmp_path):
-    books = Books(search(tmp_path), [], "best")
+    books = SearchResults(search(tmp_path), [], "best")
     for number in (1, 2, 3):
         books.open(number, {"algorithm.lr": 0.001 * number})
-    folder = folder_of(tmp_path, 2)
+    folder = trial_directory(tmp_path, 2)
     (folder / "trial.json").write_text('{"number": 2, "val')
     (folder / "log.jsonl").write_text("of other values, for all that is known")
-    wanted = Asked({}, SPACE, Options(trials=5))
-    new = _new(wanted, search(tmp_path), load(tmp_path))
+    wanted = SearchRequest({}, SPACE, SearchOptions(trials=5))
+    new = _new(wanted, search(tmp_path), load_records(tmp_path))
     assert new == [2, 4, 5]
-    assert _new(Asked({}, SPACE, Options(trials=1)), search(tmp_path), load(tmp_path)) == [2]
-    again = Books(search(tmp_path), load(tmp_path), "best")
-    suggester = Suggester(random_source(SPACE, 0), [], new, again.open)
+    assert _new(SearchRequest({}, SPACE, SearchOptions(trials=1)), search(tmp_path), load_records(tmp_path)) == [2]
+    again = SearchResults(search(tmp_path), load_records(tmp_path), "best")
+    suggester = TuneSearcher(random_source(SPACE, 0), [], new, again.open)
     assert [suggester.suggest(str(n))["trial"] for n in new] == new
     assert suggester.suggest("more") == Searcher.FINISHED
-    assert again.entries[2].values == random_source(SPACE, 0).draw(2)
+    assert again.records[2].values == random_source(SPACE, 0).draw(2)
     assert not (folder / "log.jsonl").exists()
 
 
 def test_a_search_whose_trials_were_never_judged_says_so_and_fails(tmp_path, capsys):
-    done = Entry(1, {"algorithm.lr": 1e-3}, "done", 4, 1.0, {"loss": 0.5})
-    show = SearchDisplay(Terminal())
+    done = TrialRecord(1, {"algorithm.lr": 1e-3}, "done", 4, 1.0, {"loss": 0.5})
+    show = SearchConsole(Terminal())
     with pytest.raises(RunError, match=r"no trial has a value of inside/val/dice/mean; see in .*rounds.parquet"):
-        _ended(Books(search(tmp_path), [done], "best"), None, Halt(None), show)
+        _finish(SearchResults(search(tmp_path), [done], "best"), None, SearchStopper(None), show)
     assert "no trial has begun" not in capsys.readouterr().out
 
 
@@ -218,7 +229,7 @@ def test_what_is_open_or_has_not_begun_leaves_a_search_unfinished(tmp_path):
     done, begun = entry(1, 0.6), entry(2, 0.5, 1, "running")
     done.digests = {"": "0"}
     for entries, total, status in (([done, begun], 2, "unfinished"), ([done], 2, "unfinished"), ([done], 1, "done")):
-        books = Books(search(tmp_path), entries, "best")
+        books = SearchResults(search(tmp_path), entries, "best")
         books.tables()
         page = write_search_report(tmp_path, books, total).read_text()
         assert re.search(r'<h1>.*class="status *(?:done)?">(\w+)<', page)[1] == status
@@ -230,10 +241,10 @@ def test_what_is_open_or_has_not_begun_leaves_a_search_unfinished(tmp_path):
 def test_a_failed_trial_keeps_no_checkpoint_either(tmp_path):
     kept = []
     for number, status in ((1, "done"), (2, "failed"), (3, "running")):
-        folder = folder_of(tmp_path, number)
+        folder = trial_directory(tmp_path, number)
         (folder / "checkpoints" / "round_0001").mkdir(parents=True)
         (folder / "log.jsonl").touch()
         kept.append(entry(number, 0.5, status=status))
     kept[0].digests = {"": "0"}
-    Books(search(tmp_path), kept, "best").end(2)
+    SearchResults(search(tmp_path), kept, "best").end(2)
     assert [path.parts[-3] for path in sorted(tmp_path.glob("trials/*/checkpoints/round_*"))] == ["0001", "0003"]

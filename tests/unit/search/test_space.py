@@ -14,12 +14,12 @@ from ray import tune
 
 from raysim.cli.main import OPTIONS, main
 from raysim.cli.parser import make_parser as parser
-from raysim.config.merge import parse, read_file, resolve
+from raysim.config.merge import parse_pairs, read_file, resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
 from raysim.search import distributions
-from raysim.search.request import asked
-from raysim.search.space import Space, check, of_mapping, of_words
+from raysim.search.request import build_request
+from raysim.search.space import Space, check, from_cli, from_mapping
 from raysim.search.space_files import read_space, shipped
 from tests.support.paths import ROOT
 
@@ -37,15 +37,19 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_and_tune_s_distribution_are_one(text):
-    domain = distributions.read(text, "k")
-    assert distributions.ends(domain) == TEXTS[text]
-    assert distributions.ends(distributions.read(distributions.written(domain), "k")) == TEXTS[text]
+    domain = distributions.parse_distribution(text, "k")
+    assert distributions.bounds(domain) == TEXTS[text]
+    assert distributions.bounds(distributions.parse_distribution(distributions.to_text(domain), "k")) == TEXTS[text]
     rng = np.random.default_rng(0)
-    assert all(distributions.holds(domain, distributions.drawn(domain, rng)) for _ in range(50))
+    assert all(distributions.contains(domain, distributions.sample(domain, rng)) for _ in range(50))
 
 
 def test_bare_words_are_text_and_nothing_is_run(tmp_path):
-    assert distributions.ends(distributions.read("choice(fedprox, fedsm, true)", "k")) == ["fedprox", "fedsm", True]
+    assert distributions.bounds(distributions.parse_distribution("choice(fedprox, fedsm, true)", "k")) == [
+        "fedprox",
+        "fedsm",
+        True,
+    ]
     for text in (
         f"open('{tmp_path}/x', 'w')",
         "uniform(__import__('os').getpid(), 2)",
@@ -54,7 +58,7 @@ def test_bare_words_are_text_and_nothing_is_run(tmp_path):
         "choice(a.b)",
     ):
         with pytest.raises(ConfigError, match="expected uniform"):
-            distributions.read(text, "k")
+            distributions.parse_distribution(text, "k")
     assert not (tmp_path / "x").exists()
 
 
@@ -71,13 +75,13 @@ def test_bare_words_are_text_and_nothing_is_run(tmp_path):
 )
 def test_a_range_that_is_none_is_refused(text, match):
     with pytest.raises(ConfigError, match=match):
-        distributions.read(text, "k")
+        distributions.parse_distribution(text, "k")
 
 
 def test_what_has_no_ends_is_refused():
     for domain in (tune.randn(0, 1), tune.sample_from(lambda spec: 1)):
         with pytest.raises(ConfigError, match="no ends that could be checked"):
-            of_mapping({"algorithm.lr": domain})
+            from_mapping({"algorithm.lr": domain})
 
 
 @pytest.mark.parametrize(
@@ -90,20 +94,20 @@ def test_what_has_no_ends_is_refused():
         (["algorithm=choice(fedavg,fedsn)"], "did you mean 'fedsm'"),
         (["algorithm=choice(fedavg,fedsm)", "algorithm.pull=uniform(0.5,1)"], "unknown key 'algorithm.pull'"),
         (["algorithm.fedsm.pull=uniform(0.5,1)"], "needs algorithm=choice"),
-        (["resources.clients=choice(1,2)"], "changes no result"),
+        (["resources.client_actors=choice(1,2)"], "changes no result"),
     ],
 )
 def test_a_wrong_key_or_end_is_refused(words, match):
     with pytest.raises(ConfigError, match=match):
-        check(Space(of_words(words)), {})
+        check(Space(from_cli(words)), {})
 
 
 def test_a_point_out_of_range_is_refused():
-    space = of_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.lr": 0.1}])
+    space = from_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.lr": 0.1}])
     with pytest.raises(ConfigError, match=r"algorithm.lr=0.1, outside of loguniform"):
         check(space, {})
     with pytest.raises(ConfigError, match="which is not searched"):
-        check(of_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.epochs": 1}]), {})
+        check(from_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.epochs": 1}]), {})
 
 
 CONDITIONAL = [
@@ -114,10 +118,10 @@ CONDITIONAL = [
 
 
 def test_a_key_of_one_algorithm_counts_with_it_alone():
-    space = Space(of_words([*CONDITIONAL, "algorithm.lr=loguniform(1e-4,1e-2)"]))
+    space = Space(from_cli([*CONDITIONAL, "algorithm.lr=loguniform(1e-4,1e-2)"]))
     check(space, {})
     for number in range(1, 20):
-        values = space.drawn(0, number)
+        values = space.sample(0, number)
         config = resolve(space.given({}, values))
         assert config.algorithm.lr == values["algorithm.lr"]
         if values["algorithm"] == "fedsm":
@@ -125,24 +129,24 @@ def test_a_key_of_one_algorithm_counts_with_it_alone():
             assert "algorithm.fedprox.mu" not in values
         else:
             assert config.algorithm.mu == values["algorithm.fedprox.mu"]
-    grid = Space(of_words(CONDITIONAL)).grid()
+    grid = Space(from_cli(CONDITIONAL)).grid()
     assert len(grid) == 4  # not 2 x 2 x 2
     assert [row["algorithm"] for row in grid].count("fedsm") == 2
 
 
 def test_draws_hang_on_seed_and_number_alone():
-    space = Space(of_words(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=randint(1,5)"]))
-    assert space.drawn(3, 7) == space.drawn(3, 7)
-    assert len({space.drawn(3, n)["algorithm.lr"] for n in range(1, 9)} | {space.drawn(4, 7)["algorithm.lr"]}) == 9
+    space = Space(from_cli(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=randint(1,5)"]))
+    assert space.sample(3, 7) == space.sample(3, 7)
+    assert len({space.sample(3, n)["algorithm.lr"] for n in range(1, 9)} | {space.sample(4, 7)["algorithm.lr"]}) == 9
 
 
 def test_a_word_takes_its_key_out_of_the_space():
     searched = {"algorithm.pull": tune.uniform(0.5, 1), "algorithm.lr": tune.loguniform(1e-4, 1e-2)}
-    space = of_mapping({"algorithm": "fedsm", **searched}, [{"algorithm.pull": 0.7, "algorithm.lr": 1e-3}])
-    found = asked(space, {}, parse(["algorithm.pull=0.9"]), {})
+    space = from_mapping({"algorithm": "fedsm", **searched}, [{"algorithm.pull": 0.7, "algorithm.lr": 1e-3}])
+    found = build_request(space, {}, parse_pairs(["algorithm.pull=0.9"]), {})
     assert list(found.space.domains) == ["algorithm.lr"]
     assert found.space.points == ({"algorithm.lr": 1e-3},)
-    config = resolve(found.space.given(found.base, found.space.drawn(0, 1)))
+    config = resolve(found.space.given(found.base, found.space.sample(0, 1)))
     assert (config.algorithm.pull, config.algorithm.lr) == (0.9, 1e-3)
 
 
@@ -160,81 +164,85 @@ def test_a_word_takes_its_key_out_of_the_space():
         ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last is judged"),
         ({"scheduler": "hyperband"}, ["evaluate_every=2"], "evaluate_every=1"),
         ({}, ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=grid(0.1,1)"], "of one algorithm alone"),
-        ({"track": "mlflow"}, [], "pip install mlflow"),
+        ({"tracker": "mlflow"}, [], "pip install mlflow"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, words, match):
     space = ["algorithm.lr=loguniform(1e-4,1e-2)", *(word for word in words if word.endswith(")"))]
     with pytest.raises(ConfigError, match=match):
-        asked(Space(of_words(space)), {}, parse(word for word in words if not word.endswith(")")), options)
+        build_request(
+            Space(from_cli(space)), {}, parse_pairs(word for word in words if not word.endswith(")")), options
+        )
 
 
 def test_early_stopping_of_held_out_sites_and_a_number_of_them_are_refused():
     with pytest.raises(ConfigError, match="one held-out site with another"):
-        asked(Space(), {}, {}, {"holdout": "each", "scheduler": "asha"})
+        build_request(Space(), {}, {}, {"holdout": "each", "scheduler": "asha"})
     with pytest.raises(ConfigError, match="each site is held out once"):
-        asked(Space(), {}, {}, {"holdout": "each", "trials": 3})
+        build_request(Space(), {}, {}, {"holdout": "each", "trials": 3})
 
 
 def test_a_word_for_a_key_of_the_algorithm_leaves_the_algorithm_searched():
     methods = read_space("methods")
-    found = asked(methods, {}, parse(["algorithm.epochs=2", "algorithm.fedsm.pull=0.7"]), {})
+    found = build_request(methods, {}, parse_pairs(["algorithm.epochs=2", "algorithm.fedsm.pull=0.7"]), {})
     assert found.space.names == methods.names
-    assert distributions.ends(found.space.domains["algorithm.fedsm.pull"]) == [0.7]
+    assert distributions.bounds(found.space.domains["algorithm.fedsm.pull"]) == [0.7]
     for number in range(1, 9):
-        config = resolve(found.space.given(found.base, found.space.drawn(0, number)))
+        config = resolve(found.space.given(found.base, found.space.sample(0, number)))
         assert config.algorithm.epochs == 2
         assert getattr(config.algorithm, "pull", 0.7) == 0.7
-    more = asked(methods, {}, parse(["algorithm.fedsm.selector_lr=0.5"]), {}).space  # which the space does not search
-    assert distributions.ends(more.domains["algorithm.fedsm.selector_lr"]) == [0.5]
-    fixed = asked(methods, {}, parse(["algorithm.lr=0.01"]), {}).space
+    more = build_request(
+        methods, {}, parse_pairs(["algorithm.fedsm.selector_lr=0.5"]), {}
+    ).space  # which the space does not search
+    assert distributions.bounds(more.domains["algorithm.fedsm.selector_lr"]) == [0.5]
+    fixed = build_request(methods, {}, parse_pairs(["algorithm.lr=0.01"]), {}).space
     assert not [key for key in fixed.domains if key.endswith(".lr")]
-    networks = Space(of_words(["network=choice(unet,basicunet)", "algorithm.lr=uniform(0.1,0.2)"]))
-    assert "task.network" in asked(networks, {}, parse(["network.norm=batch"]), {}).space.domains
+    networks = Space(from_cli(["network=choice(unet,basicunet)", "algorithm.lr=uniform(0.1,0.2)"]))
+    assert "task.network" in build_request(networks, {}, parse_pairs(["network.norm=batch"]), {}).space.domains
 
 
 def test_points_are_checked_and_lists_in_them_are_values():
     lr = {"algorithm.lr": tune.loguniform(1e-4, 1e-2), "network.channels": tune.choice([[4, 8], [8, 16]])}
     with pytest.raises(ConfigError, match=r"a point gives algorithm.lrr, which is not searched .did you mean"):
-        of_mapping(lr, [{"algorithm.lrr": 0.1}])
+        from_mapping(lr, [{"algorithm.lrr": 0.1}])
     with pytest.raises(ConfigError, match="expected a list of them"):
-        of_mapping(lr, {"algorithm.lr": 0.1})
-    found = asked(of_mapping(lr, [{"network.channels": [8, 16]}]), {}, {}, {}).space
-    assert found.drawn(0, 1)["task.network.channels"] == (8, 16)
+        from_mapping(lr, {"algorithm.lr": 0.1})
+    found = build_request(from_mapping(lr, [{"network.channels": [8, 16]}]), {}, {}, {}).space
+    assert found.sample(0, 1)["task.network.channels"] == (8, 16)
 
 
 def test_a_choice_of_one_list_stays_one():
     domain = distributions.taken(tune.choice([[16, 32]]), "k")
-    assert distributions.ends(distributions.read(distributions.written(domain), "k")) == [(16, 32)]
+    assert distributions.bounds(distributions.parse_distribution(distributions.to_text(domain), "k")) == [(16, 32)]
 
 
 def test_a_space_of_several_algorithms_is_narrowed_to_some_or_one():
     methods = read_space("methods")
-    one = asked(methods, {}, parse(["algorithm=fedprox"]), {})
+    one = build_request(methods, {}, parse_pairs(["algorithm=fedprox"]), {})
     assert set(one.space.domains) == {"algorithm.lr", "algorithm.mu"}
     assert one.space.points == ({"algorithm.lr": 1e-3, "algorithm.mu": 0.01},)
-    assert resolve(one.space.given(one.base, one.space.drawn(0, 1))).algorithm.mu == 0.01
-    words = of_words(["algorithm=choice(fedprox,ditto)", "algorithm.ditto.lam=uniform(1,2)"])
-    two = asked(methods.narrowed(words), {}, {}, {}).space
+    assert resolve(one.space.given(one.base, one.space.sample(0, 1))).algorithm.mu == 0.01
+    words = from_cli(["algorithm=choice(fedprox,ditto)", "algorithm.ditto.lam=uniform(1,2)"])
+    two = build_request(methods.override(words), {}, {}, {}).space
     assert two.names == ("fedprox", "ditto")
     assert not [key for key in two.domains if "fedsm" in key or "scaffold" in key]
     assert two.points[1] == {"algorithm": "ditto", "algorithm.ditto.lr": 1e-3}  # its lam lies outside now
 
 
 def test_keys_of_what_fine_tunes_and_short_keys_are_searched():
-    space = Space(of_words(["algorithm.finetune.lr=loguniform(1e-4,1e-2)", "network.channels=choice([4,8],[8,16])"]))
-    found = asked(space, {"algorithm": "fcl"}, {}, {})
-    values = found.space.drawn(0, 1)
+    space = Space(from_cli(["algorithm.finetune.lr=loguniform(1e-4,1e-2)", "network.channels=choice([4,8],[8,16])"]))
+    found = build_request(space, {"algorithm": "fcl"}, {}, {})
+    values = found.space.sample(0, 1)
     config = resolve(found.space.given(found.base, values))
     assert config.algorithm.finetune.lr == values["algorithm.finetune.lr"]
-    fixed = asked(space, {"algorithm": "fcl"}, parse(["task.network.channels=[4,8]"]), {})
+    fixed = build_request(space, {"algorithm": "fcl"}, parse_pairs(["task.network.channels=[4,8]"]), {})
     assert list(fixed.space.domains) == ["algorithm.finetune.lr"]
 
 
 def test_a_grid_of_a_range_is_refused_and_of_steps_is_counted():
     with pytest.raises(ConfigError, match="a grid needs them one by one"):
-        Space(of_words(["algorithm.lr=uniform(0.1,1)"])).grid()
-    rows = Space(of_words(["algorithm.momentum=quniform(0,0.6,0.3)", "algorithm.epochs=randint(1,4)"])).grid()
+        Space(from_cli(["algorithm.lr=uniform(0.1,1)"])).grid()
+    rows = Space(from_cli(["algorithm.momentum=quniform(0,0.6,0.3)", "algorithm.epochs=randint(1,4)"])).grid()
     assert len(rows) == 9
     assert rows[1] == {"algorithm.momentum": 0.0, "algorithm.epochs": 2}
 
@@ -246,7 +254,7 @@ def test_a_shipped_space_fits_its_algorithm(name):
     if name not in (*algorithms(), "methods"):
         pytest.skip(f"there is no algorithm {name} yet")
     assert space.points
-    found = asked(space, {}, {}, {})
+    found = build_request(space, {}, {}, {})
     assert all(set(point) <= set(found.space.domains) for point in space.points)
 
 
@@ -264,9 +272,9 @@ def test_the_readme_s_searches_are_searches():
         given = read_file(str(ROOT / args[0].config)) if args[0].config else {}
         names = [word for word in args[1] if "=" not in word]
         space = read_space(names[0]) if names else Space()
-        space = Space({**space.domains, **of_words(args[0].space)}, space.fixed, space.points)
+        space = Space({**space.domains, **from_cli(args[0].space)}, space.fixed, space.points)
         options = {n: getattr(args[0], n) for n in OPTIONS if getattr(args[0], n) is not None}
-        asked(space, given, parse(word for word in args[1] if "=" in word), options)
+        build_request(space, given, parse_pairs(word for word in args[1] if "=" in word), options)
 
 
 def test_the_command_lists_spaces(capsys):
@@ -280,7 +288,7 @@ def test_the_command_lists_spaces(capsys):
 
 
 def test_numpy_s_numbers_are_python_s():
-    space = of_mapping(
+    space = from_mapping(
         {
             "algorithm.lr": tune.choice(list(np.logspace(-4, -2, 3))),
             "algorithm.epochs": {"grid_search": np.arange(1, 3)},
@@ -290,9 +298,9 @@ def test_numpy_s_numbers_are_python_s():
         },
         [{"algorithm.lr": np.float64(1e-3)}],
     )
-    assert distributions.written(space.domains["algorithm.lr"]) == "choice(0.0001, 0.001, 0.01)"
-    assert distributions.written(space.domains["algorithm.epochs"]) == "grid(1, 2)"
-    assert distributions.written(space.domains["algorithm.momentum"]) == "uniform(0.0, 0.5)"
+    assert distributions.to_text(space.domains["algorithm.lr"]) == "choice(0.0001, 0.001, 0.01)"
+    assert distributions.to_text(space.domains["algorithm.epochs"]) == "grid(1, 2)"
+    assert distributions.to_text(space.domains["algorithm.momentum"]) == "uniform(0.0, 0.5)"
     assert space.domains["task.network.channels"].categories == [(4, 8)]
     kept = [space.fixed["rounds"], space.points[0]["algorithm.lr"], *space.domains["algorithm.lr"].categories]
     assert [type(value) for value in kept] == [int, *[float] * 4]
@@ -301,25 +309,30 @@ def test_numpy_s_numbers_are_python_s():
 def test_a_choice_that_cannot_be_read_again_is_refused():
     for value in ({"name": "unet"}, math.inf, 1j, [1, {2}], Path("x")):
         with pytest.raises(ConfigError, match=r"algorithm.lr: .* cannot be one of a choice"):
-            of_mapping({"algorithm.lr": tune.choice([0.1, value])})
+            from_mapping({"algorithm.lr": tune.choice([0.1, value])})
     with pytest.raises(ConfigError, match="cannot be one of a choice"):
-        distributions.read("choice(1, 1e999)", "k")
+        distributions.parse_distribution("choice(1, 1e999)", "k")
 
 
 def test_lists_in_lists_are_the_same_from_python_text_and_json():
     given = tune.choice([[[1, 2], [3]], [4]])
     values = distributions.taken(given, "k").categories
     assert values == [((1, 2), (3,)), (4,)]
-    assert distributions.ends(distributions.read(distributions.written(distributions.taken(given, "k")), "k")) == values
+    assert (
+        distributions.bounds(
+            distributions.parse_distribution(distributions.to_text(distributions.taken(given, "k")), "k")
+        )
+        == values
+    )
     assert [distributions.as_value(value) for value in json.loads(json.dumps(values))] == values
 
 
 def test_a_key_in_its_short_and_its_long_form_is_refused():
     for short, long in (("cohort", "cohort.size"), ("network.norm", "task.network.norm")):
         with pytest.raises(ConfigError, match=f"{long} is given twice, in its short form too"):
-            of_mapping({short: tune.choice([1, 2]), long: 1})
+            from_mapping({short: tune.choice([1, 2]), long: 1})
         with pytest.raises(ConfigError, match="given twice"):
-            of_mapping({long: tune.choice([1, 2])}, [{long: 1, short: 2}])
+            from_mapping({long: tune.choice([1, 2])}, [{long: 1, short: 2}])
 
 
 def test_a_key_of_a_class_of_the_user_s_own_is_searched():
@@ -327,7 +340,7 @@ def test_a_key_of_a_class_of_the_user_s_own_is_searched():
         "algorithm=choice(fedavg,'tests.support.dying:Dying')",
         "algorithm.tests.support.dying:Dying.lr=choice(0.5)",
     ]
-    space = asked(Space(of_words(words)), {}, {}, {}).space
+    space = build_request(Space(from_cli(words)), {}, {}, {}).space
     lr = {resolve(space.given({}, row)).algorithm.lr for row in space.grid() if row["algorithm"] != "fedavg"}
     assert lr == {0.5}
     assert len(space.grid()) == 2

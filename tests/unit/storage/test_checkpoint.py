@@ -18,11 +18,11 @@ def model(value: float = 1) -> Model:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    memories = {"a": None, "b": {"bank": [model(2)], "count": 3}}
-    path = write(tmp_path, 7, model(), memories)
+    client_states = {"a": None, "b": {"bank": [model(2)], "count": 3}}
+    path = write(tmp_path, 7, model(), client_states)
     start = read(path)
     assert path.name == "round_0007"
-    assert (start.number, start.state, start.memories) == (7, model(), memories)
+    assert (start.number, start.state, start.client_states) == (7, model(), client_states)
 
 
 def test_a_network_with_counters_comes_back_and_fits(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_network_with_counters_comes_back_and_fits(tmp_path: Path) -> None:
     kept = weights(Scaled())
     start = read(write(tmp_path, 1, kept, {"a": kept.buffers}))
     assert start.state == kept
-    assert start.memories["a"] == kept.buffers
+    assert start.client_states["a"] == kept.buffers
     load(Scaled(), start.state)
 
 
@@ -51,7 +51,7 @@ def test_a_round_may_be_written_again(tmp_path: Path) -> None:
     # As after going on from the one before, because this one was damaged.
     write(tmp_path, 1, model(1), {"a": model()})
     start = read(write(tmp_path, 1, model(2), {}))
-    assert (start.state, start.memories) == (model(2), {})
+    assert (start.state, start.client_states) == (model(2), {})
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json", "memories/a.safetensors", "memories/a.json"])

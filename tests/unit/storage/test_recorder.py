@@ -14,9 +14,9 @@ import pytest
 from algorithms.fedavg import FedAvg
 from raysim import LocalFleet, Score
 from raysim.core.errors import RunError, SiteError
-from raysim.core.events import Row, Summary
+from raysim.core.events import RoundEvent, RunFinished
 from raysim.federation.plan import Plan, chosen_metric
-from raysim.federation.runner import perform
+from raysim.federation.runner import run_federation
 from raysim.storage.recorder import aggregate, direction, write_json
 from raysim.storage.serialization import digest
 from tests.support import toy
@@ -71,8 +71,8 @@ def plan(out: Path, rounds: int = 3, **fields: Any) -> Plan:
     return Plan(out=out, rounds=rounds, **defaults | fields)
 
 
-def events(plan: Plan) -> Iterator[Row | Summary]:
-    return perform(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds))
+def events(plan: Plan) -> Iterator[RoundEvent | RunFinished]:
+    return run_federation(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds))
 
 
 def summary(out: Path) -> Any:
@@ -92,7 +92,7 @@ def test_a_run_leaves_its_tables(tmp_path: Path) -> None:
     assert sites.query("site == 'x'")["role"].unique().tolist() == ["outside"]
     assert sites.query("metric == 'loss' and round == 1")["value"].tolist() == [2.0, 2.0]
     assert sites.query("metric == 'bytes_down' and site == 'a'")["value"].tolist() == [8, 8, 8]
-    assert [type(event).__name__ for event in seen] == ["Row"] * 3 + ["Summary"]
+    assert [type(event).__name__ for event in seen] == ["RoundEvent"] * 3 + ["RunFinished"]
     assert list(tmp_path.glob("tensorboard/events*"))
     assert not list(tmp_path.glob("*.partial"))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["round_0002", "round_0003"]
@@ -100,7 +100,7 @@ def test_a_run_leaves_its_tables(tmp_path: Path) -> None:
 
 def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
     *_, end = events(plan(tmp_path, rounds=1))
-    assert isinstance(end, Summary)
+    assert isinstance(end, RunFinished)
     found = summary(tmp_path)
     assert found == end.values
     # After one round (0.35, 0.2): 1.45 from y at a, 1.1 at b and x; one case at a, three at b.
@@ -137,11 +137,11 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
 def test_the_digest_is_of_state_and_memories(tmp_path: Path) -> None:
     mine = plan(tmp_path)
     fleet = LocalFleet(mine.task, rounds=3)
-    list(perform(mine, fleet))
+    list(run_federation(mine, fleet))
     from raysim.storage.checkpoint import newest_first, read
 
     start = read(next(newest_first(tmp_path / "checkpoints")))
-    assert summary(tmp_path)["digest"] == digest(start.state, start.memories)
+    assert summary(tmp_path)["digest"] == digest(start.state, start.client_states)
     assert start.number == 3
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raysim import Model
-from raysim.core.results import Start
+from raysim.core.results import ResumePoint
 from raysim.storage.serialization import decode, digest, encode
 
 
@@ -54,7 +54,7 @@ def model() -> Model:
         {"site": model()},
         Mine(1, Mine(2, [model(), (1, 2)])),
         Outer.Inner(4),
-        Start(3, model(), {"a": None}),
+        ResumePoint(3, model(), {"a": None}),
     ],
 )
 def test_round_trip(tree: Any) -> None:
@@ -121,7 +121,7 @@ def test_only_trusted_dataclasses_are_imported() -> None:
 
 def test_a_name_that_is_no_dataclass_is_refused() -> None:
     with pytest.raises(ValueError, match="not a dataclass"):
-        decode({"dataclass": "raysim.core.seeding:seed_of", "fields": {}}, {})
+        decode({"dataclass": "raysim.core.seeding:stable_seed", "fields": {}}, {})
 
 
 def test_a_digest_changes_with_every_bit() -> None:

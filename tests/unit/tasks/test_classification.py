@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from pydantic import TypeAdapter, ValidationError
 
 from raysim import LocalFleet, federate
-from raysim.config.merge import parse, resolve
+from raysim.config.merge import parse_pairs, resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithm_class
 from raysim.data.scan import write_scan
@@ -247,7 +247,7 @@ def test_wrong_settings_are_refused_with_the_cure(pictures):
 
 def test_yaml_s_yes_and_no_are_not_taken_for_numbers():
     with pytest.raises(ConfigError, match=r"task\.data\.classes"):
-        resolve(parse(["task=classification", "task.data.classes=[no, yes]"]))
+        resolve(parse_pairs(["task=classification", "task.data.classes=[no, yes]"]))
     with pytest.raises(ValidationError):
         TypeAdapter(Classification).validate_python({"data": {"classes": [False, True]}})
 

@@ -10,12 +10,12 @@ import torch
 from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.tasks.augmentation import augmentation
-from raysim.tasks.losses import check_loss, loss
-from raysim.tasks.networks import check_network, list_networks, network
+from raysim.tasks.losses import check_loss, segmentation_loss
+from raysim.tasks.networks import check_network, list_networks, network_factory
 
 
 def made(spec, dims=2, channels=1, classes=2, size=(32, 32)):
-    return network(spec, spatial_dims=dims, in_channels=channels, out_channels=classes, size=size)
+    return network_factory(spec, spatial_dims=dims, in_channels=channels, out_channels=classes, size=size)
 
 
 @pytest.mark.parametrize("name", ["unet", "UNet", "u_net", "SegResNet", "basic_unet", "dynunet", "AttentionUnet"])
@@ -109,18 +109,18 @@ def test_the_list_tells_what_networks_are():
 def test_dice_loss_of_a_sure_and_right_answer_is_zero_and_of_a_wrong_one_is_one():
     labels = torch.tensor([[[[0, 1], [1, 0]]]])
     right = torch.cat([1 - labels, labels], 1) * 100.0
-    assert float(loss({"name": "dice"})(right, labels)) == pytest.approx(0, abs=1e-4)
-    assert float(loss({"name": "dice"})(-right, labels)) == pytest.approx(1, abs=1e-4)
+    assert float(segmentation_loss({"name": "dice"})(right, labels)) == pytest.approx(0, abs=1e-4)
+    assert float(segmentation_loss({"name": "dice"})(-right, labels)) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["dice_ce", "DiceCELoss", "focal", "tversky", "generalized_dice", "dicefocal"])
 def test_losses_work_by_name_alone(name):
-    check_loss(pickle.loads(pickle.dumps(loss({"name": name}))), 3, (8, 8))
+    check_loss(pickle.loads(pickle.dumps(segmentation_loss({"name": name}))), 3, (8, 8))
 
 
 def test_the_users_arguments_win():
-    assert loss({"name": "dice", "softmax": False, "sigmoid": True}).measure.sigmoid
-    check_loss(loss({"name": "dice_ce", "weight": [1, 5]}), 2, (8, 8))
+    assert segmentation_loss({"name": "dice", "softmax": False, "sigmoid": True}).measure.sigmoid
+    check_loss(segmentation_loss({"name": "dice_ce", "weight": [1, 5]}), 2, (8, 8))
 
 
 @pytest.mark.parametrize(
@@ -137,17 +137,17 @@ def test_the_users_arguments_win():
 )
 def test_a_wrong_loss_is_refused(spec, word):
     with pytest.raises(ConfigError, match=word):
-        loss(spec)
+        segmentation_loss(spec)
 
 
 def test_a_weight_for_every_class_or_an_error():
     with pytest.raises(ConfigError, match="fails on 3 classes"):
-        check_loss(loss({"name": "dice_ce", "weight": [1, 5]}), 3, (8, 8))
+        check_loss(segmentation_loss({"name": "dice_ce", "weight": [1, 5]}), 3, (8, 8))
 
 
 def test_a_loss_is_a_single_number():
     with pytest.raises(ConfigError, match=r"shape \(2, 2, 1, 1\): expected a single number; leave reduction out"):
-        check_loss(loss({"name": "dice", "reduction": "none"}), 2, (8, 8))
+        check_loss(segmentation_loss({"name": "dice", "reduction": "none"}), 2, (8, 8))
 
 
 def test_a_loss_that_cannot_be_descended_is_refused():
@@ -164,7 +164,7 @@ def test_full_resolution_is_the_first_of_a_list_and_the_first_of_a_stack():
 
 def test_deep_supervision_trains():
     net = made({"name": "dynunet", "deep_supervision": True, "filters": [4, 8, 8, 8]}, size=(64, 64))()
-    value = loss({"name": "dice_ce"})(net(torch.zeros(1, 1, 64, 64)), torch.zeros(1, 1, 64, 64))
+    value = segmentation_loss({"name": "dice_ce"})(net(torch.zeros(1, 1, 64, 64)), torch.zeros(1, 1, 64, 64))
     value.backward()
     assert value.isfinite()
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from raysim.core.errors import ConfigError
 from raysim.data.image_reading import read
-from raysim.data.scanner_shift import Shift
+from raysim.data.scanner_shift import ScannerShift
 from raysim.tasks.augmentation import augmentation
 from raysim.tasks.segmentation import Segmentation
 from tests.support.paths import DATA
@@ -356,7 +356,7 @@ def test_a_spacing_that_would_fill_the_memory_is_refused(tmp_path):
 
 def test_shift_is_a_part_of_the_configuration():
     given = TypeAdapter(Segmentation).validate_python({"data": {"shift": {"severity": 0.5, "kinds": ["noise"]}}})
-    assert given.data.shift == Shift(severity=0.5, kinds=("noise",))
+    assert given.data.shift == ScannerShift(severity=0.5, kinds=("noise",))
 
 
 def test_augmentation_moves_image_and_label_together_and_follows_its_seed(pictures):

@@ -14,10 +14,19 @@ from PIL import Image
 
 from raysim import ConfigError, Data, Split
 from raysim.cli.main import main
-from raysim.config.merge import parse, resolve
+from raysim.config.merge import parse_pairs, resolve
 from raysim.core.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training.augmentations import Pool, Views, check_levels, drawn, levels, levels_along, pool_levels, pool_of
+from raysim.training.augmentations import (
+    Pool,
+    Views,
+    check_levels,
+    levels,
+    levels_along,
+    pool_levels,
+    pool_of,
+    sample_batches,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +65,14 @@ def test_each_volume_of_a_split_has_levels_of_its_own() -> None:
 def test_batches_are_spread_over_the_levels_and_pass_through_all() -> None:
     kinds = torch.tensor([1] * 6 + [2] * 3 + [4] * 3)  # level 3 is empty
     with seeded(0, "views"):
-        batches = list(drawn(kinds, 6, 4))
+        batches = list(sample_batches(kinds, 6, 4))
     assert [kinds[batch].unique(return_counts=True)[1].tolist() for batch in batches] == [[2, 2, 2]] * 4
     assert sorted(torch.cat(batches[:3])[kinds[torch.cat(batches[:3])] == 1].tolist()) == [0, 1, 2, 3, 4, 5]
     # Sizes that do not divide: over two batches of 4 each of the three has come 2 or 3 times.
     with seeded(0, "views"):
-        two = torch.cat(list(drawn(kinds, 4, 2)))
+        two = torch.cat(list(sample_batches(kinds, 4, 2)))
     assert sorted(kinds[two].unique(return_counts=True)[1].tolist()) == [2, 3, 3]
-    assert [len(batch) for batch in drawn(kinds[:3], 32, 2)] == [3, 3]
+    assert [len(batch) for batch in sample_batches(kinds[:3], 32, 2)] == [3, 3]
 
 
 def test_views_are_the_seed_s_and_differ_from_each_other() -> None:
@@ -127,7 +136,7 @@ def table(folder: Path, rows: list[dict[str, Any]], **data: Any) -> Any:
     pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
     words = [f"task.data.table={folder / 'table.csv'}", f"task.data.cache={folder / 'cache'}", "task=segmentation"]
     words += ["task.network={name: unet, channels: [2, 4], strides: [2]}"]
-    return resolve(parse([*words, *(f"task.data.{k}={v}" for k, v in data.items())])).task.build()
+    return resolve(parse_pairs([*words, *(f"task.data.{k}={v}" for k, v in data.items())])).task.build()
 
 
 def picture(folder: Path, name: str) -> str:

@@ -17,7 +17,7 @@ from raysim.core.contracts import Batch
 from raysim.core.errors import RunError
 from raysim.core.seeding import seeded
 from raysim.training.batching import batches
-from raysim.training.local_training import join, rate
+from raysim.training.local_training import fuse_parameters, lr_factor
 from tests.support.toy import A, Line, Points, Scaled, line, site, split
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def test_a_correction_comes_before_clipping() -> None:
     ],
 )
 def test_schedules_over_four_rounds(schedule: str, expected: list[float]) -> None:
-    assert [rate(schedule, index, 4) for index in range(4)] == pytest.approx(expected, abs=1e-5)
+    assert [lr_factor(schedule, index, 4) for index in range(4)] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_schedule_follows_the_declared_rounds() -> None:
@@ -125,12 +125,12 @@ def test_epochs_given_to_fit_stand_in_for_the_fields() -> None:
 
 def test_moments_are_taken_up_and_left() -> None:
     # Two calls of one step with momentum 0.5 are the two steps above: 0.2 + 0.26.
-    here, moments = site(A), {}
+    here, optimizer_state = site(A), {}
     net = here.load()
     for _ in range(2):
-        sgd(momentum=0.5).fit(net, here, moments=moments)
+        sgd(momentum=0.5).fit(net, here, optimizer_state=optimizer_state)
     assert line(weights(net)) == pytest.approx((0.46, 0.46))
-    assert [array.tolist() for array in moments.values()] == [pytest.approx([-2.6, -2.6])]
+    assert [array.tolist() for array in optimizer_state.values()] == [pytest.approx([-2.6, -2.6])]
 
 
 def test_frozen_parameters_stay() -> None:
@@ -257,21 +257,21 @@ class Held:
 MEAN, VARIANCE = 0.1 * 2, 0.9 * 1 + 0.1 * 2
 
 
-def after(policy: str, memory: Any = None) -> tuple[Any, Any]:
+def after(policy: str, client_state: Any = None) -> tuple[Any, Any]:
     """What a site with PAIR sends and keeps, after one step from a global model whose statistics are 5 and 7."""
-    here = site(PAIR, network=Scaled, memory=memory)
+    here = site(PAIR, network=Scaled, client_state=client_state)
     training = sgd(buffers=policy)
     start = here.load()
     start[0].running_mean.fill_(5)  # type: ignore[index]
     start[0].running_var.fill_(7)  # type: ignore[index]
-    net = training.receive(here, training.send(start)[0])
+    net = training.load_global(here, training.make_update(start)[0])
     training.fit(net, here)
-    return training.send(net)
+    return training.make_update(net)
 
 
 def test_averaged_buffers_travel() -> None:
     sent, kept = after("average")
-    assert repr(kept) == "KEEP"
+    assert repr(kept) == "UNCHANGED"
     assert sent["0.running_mean"].item() == pytest.approx(0.9 * 5 + 0.1 * 2)
     assert sent["0.running_var"].item() == pytest.approx(0.9 * 7 + 0.1 * 2)
     assert sent["0.num_batches_tracked"] == 1
@@ -281,14 +281,14 @@ def test_local_buffers_stay_at_the_site() -> None:
     sent, kept = after("local")
     assert len(sent.buffers) == 0
     assert kept["0.running_mean"].item() == pytest.approx(MEAN)
-    _, again = after("local", memory=kept)
+    _, again = after("local", client_state=kept)
     assert again["0.running_mean"].item() == pytest.approx(0.9 * MEAN + 0.1 * 2)
     assert again["0.num_batches_tracked"] == 2
 
 
 def test_reset_buffers_start_afresh() -> None:
     sent, kept = after("reset")
-    assert repr(kept) == "KEEP"
+    assert repr(kept) == "UNCHANGED"
     assert sent["0.running_mean"].item() == pytest.approx(MEAN)
     assert sent["0.running_var"].item() == pytest.approx(VARIANCE)
     assert sent["0.num_batches_tracked"] == 1
@@ -298,11 +298,11 @@ def test_local_buffers_answer_at_the_site_and_batch_statistics_elsewhere() -> No
     training = sgd(buffers="local")
     sent, kept = after("local")
     x = torch.tensor([[1.0], [3.0]])
-    at_home = site(PAIR, network=Scaled, memory=kept)
-    net = training.answer(at_home, sent)
+    at_home = site(PAIR, network=Scaled, client_state=kept)
+    net = training.predict_module(at_home, sent)
     expected = (x - MEAN) / math.sqrt(VARIANCE + 1e-5)
     torch.testing.assert_close(net[0](x), expected)  # type: ignore[index]
-    elsewhere = training.answer(site(PAIR, network=Scaled), sent)
+    elsewhere = training.predict_module(site(PAIR, network=Scaled), sent)
     torch.testing.assert_close(elsewhere[0](x), torch.tensor([[-1.0], [1.0]]), atol=1e-4, rtol=0)  # type: ignore[index]
 
 
@@ -310,25 +310,25 @@ def test_a_memory_of_more_than_buffers_answers_them() -> None:
     """Of a whole model only the buffers come beside what the server sent; of a dataclass its `.buffers`."""
     sent, kept = after("local")
     whole = weights(site(PAIR, network=Scaled).load()) | kept
-    for memory in (whole, Held(buffers=kept)):
-        here = site(PAIR, network=Scaled, memory=memory)  # type: ignore[arg-type]  # any memory will do
-        found = weights(sgd(buffers="local").receive(here, sent))
+    for client_state in (whole, Held(buffers=kept)):
+        here = site(PAIR, network=Scaled, client_state=client_state)  # type: ignore[arg-type]  # any memory will do
+        found = weights(sgd(buffers="local").load_global(here, sent))
         assert found == sent | kept
 
 
 def test_receive_gives_a_copy_of_its_own() -> None:
     here = site(A)
     model = weights(Line())
-    first = sgd().receive(here, model)
+    first = sgd().load_global(here, model)
     sgd().fit(first, here)
-    assert weights(sgd().receive(here, model)) == model
+    assert weights(sgd().load_global(here, model)) == model
     assert weights(here.load()) == model
 
 
 def test_joined_parameters_are_views_of_one() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(2, 1).double()).to(memory_format=torch.channels_last)
     before = [p.detach().clone() for p in net.parameters()]
-    joined, gradients = join(list(net.parameters()))
+    joined, gradients = fuse_parameters(list(net.parameters()))
     assert [(len(p), p.dtype) for p in joined] == [(57, torch.float32), (3, torch.float64)]  # 3*2*9 + 3, 2 + 1
     assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)

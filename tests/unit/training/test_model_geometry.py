@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raysim import Model
-from raysim.training.model_geometry import cosine, from_vector, gram, moved, norm, shifted, variance, vector
+from raysim.training.model_geometry import cosine, from_vector, gram, mean_shift, norm, translate, variance, vector
 
 
 def model(*values: float) -> Model:
@@ -21,12 +21,12 @@ def test_a_vector_has_the_entries_in_order_of_name_and_goes_back() -> None:
 
 def test_length_and_step() -> None:
     assert norm(model(2, 3, 6)) == 7
-    assert moved(model(1, 1, 1), model(1, 2, 3), -0.5) == model(0.5, 0, -0.5)
+    assert translate(model(1, 1, 1), model(1, 2, 3), -0.5) == model(0.5, 0, -0.5)
 
 
 def test_a_step_leaves_buffers_alone() -> None:
     whole = Model.of({"w": np.float32([1]), "mean": np.float32([5])}, ["w"])
-    after = moved(whole, Model.of({"w": np.float32([1])}), 2.0)
+    after = translate(whole, Model.of({"w": np.float32([1])}), 2.0)
     assert after == Model.of({"w": np.float32([3]), "mean": np.float32([5])}, ["w"])
 
 
@@ -57,12 +57,12 @@ def test_cosines_of_pairs() -> None:
 def test_mean_shift_goes_to_the_majority_and_a_wide_kernel_stays_at_the_mean() -> None:
     products = gram([model(0, 0, 0), model(0.1, 0, 0), model(-0.1, 0, 0), model(50, 0, 0)])
     share = np.full(4, 0.25)
-    assert shifted(products, share, 1e6) == pytest.approx(share, abs=1e-9)
-    near = shifted(products, share, 0.2)
+    assert mean_shift(products, share, 1e6) == pytest.approx(share, abs=1e-9)
+    near = mean_shift(products, share, 0.2)
     assert near[3] < 1e-6
     assert near.sum() == pytest.approx(1)
 
 
 def test_mean_shift_of_equal_points_stays() -> None:
     share = np.array([0.25, 0.75])
-    assert shifted(gram([model(1, 2, 3), model(1, 2, 3)]), share, 1.0).tolist() == share.tolist()
+    assert mean_shift(gram([model(1, 2, 3), model(1, 2, 3)]), share, 1.0).tolist() == share.tolist()

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import yaml
 
-from algorithms.fcl import FCL, Kept
+from algorithms.fcl import FCL, ClientState
 from algorithms.fedavg import FedAvg
 from algorithms.fedbn import FedBN
 from algorithms.fedrep import FedRep
 from algorithms.fedsimclr import FedSimCLR
 from algorithms.localonly import LocalOnly
-from raysim import ConfigError, LocalFleet, SiteError, Start, Task, federate, weights
+from raysim import ConfigError, LocalFleet, ResumePoint, SiteError, Task, federate, weights
 from raysim.cli.main import main
-from raysim.config.merge import parse, plain, resolve
+from raysim.config.merge import parse_pairs, resolve, to_mapping
 from raysim.core.registry import algorithm_class, algorithms, classes_of
 from raysim.federation.validation import check_algorithm
 from raysim.storage.checkpoint import read, write
@@ -46,7 +46,7 @@ def run(algorithm: Any, rounds: int = 4, fleet: Any = None, **options: Any) -> t
 
 
 def proof(rounds: list[Any], fleet: Any) -> str:
-    return digest(rounds[-1].state, dict(fleet.memories()))
+    return digest(rounds[-1].state, dict(fleet.client_states()))
 
 
 def test_the_methods_are_these() -> None:
@@ -84,14 +84,14 @@ def test_before_fine_tuning_nothing_is_judged_and_there_is_no_model() -> None:
 def test_fine_tuning_begins_with_the_seed_s_network_but_for_the_encoder() -> None:
     mine = FCL(pretrain_rounds=2)
     (_, before, _), _ = run(mine, 3)
-    turned = mine.turned(before.state, task())
+    turned = mine.start_finetuning(before.state, task())
     start, fresh = turned.state, weights(task().start(0))
     encoder = set(encoder_weights(task().network()))
     assert 0 < len(encoder) < len(fresh)
     for name in fresh:
         same = np.array_equal(start[name], fresh[name])
         assert same == (name not in encoder) or not fresh.schema.index[name].parameter
-    learned = mine.trained(before.state.learned)
+    learned = mine.network_weights(before.state.learned)
     names = {n.removeprefix("0.encoder.") for n in learned if n.startswith("0.encoder.")}
     assert len(names) == len(encoder)
     assert len(learned) > len(names)  # the head, which is left behind
@@ -106,7 +106,7 @@ def test_a_site_that_starts_alone_starts_from_the_encoder_too() -> None:
     rounds, fleet = run(mine, 2)
     encoder = rounds[-1].state.encoder
     for site in task().inside:
-        kept = fleet.memory(site)
+        kept = fleet.client_state(site)
         assert all(np.allclose(kept[n], encoder[n], atol=1e-20) for n in encoder if encoder.schema.index[n].parameter)
     fresh = weights(task().start(0))
     assert any(not np.array_equal(fresh[n], encoder[n]) for n in encoder)
@@ -116,8 +116,8 @@ def test_the_first_stage_s_memory_is_gone_and_the_encoder_is_sent_once() -> None
     mine = FCL(pretrain_rounds=1)
     fleet, sizes = LocalFleet(task(), rounds=3), []
     for r in federate(mine, task(), fleet, rounds=3):
-        kinds = {type(fleet.memory(site)) for site in task().inside}
-        assert kinds == ({Kept} if r.number == 1 else {type(None)})
+        kinds = {type(fleet.client_state(site)) for site in task().inside}
+        assert kinds == ({ClientState} if r.number == 1 else {type(None)})
         sizes.append(r.traffic.down)
     model, encoder = weights(task().network()).nbytes, encoder_weights(task().network()).nbytes
     assert set(sizes[1].values()) == {model + encoder}
@@ -134,7 +134,7 @@ def test_a_site_that_comes_later_gets_the_encoder_then() -> None:
         assert r.traffic.down[site] == model + (0 if site in seen else encoder)
         seen.add(site)
     assert len(seen) > 1
-    assert set(r.state.told) == seen
+    assert set(r.state.sites_with_encoder) == seen
 
 
 def test_each_stage_has_a_course_of_its_own() -> None:
@@ -161,17 +161,17 @@ def test_a_rewound_site_sees_the_batches_of_the_run_s_round() -> None:
     # Of an algorithm that asks twice in a round and needs the same batches: the second stage moves no seed.
     rounds, _ = run(FedSimCLR(pretrain_rounds=1, finetune="gradient_alignment"), 3)
     assert np.isfinite(rounds[-1].loss)
-    site = LocalFleet(task(), rounds=5).worker._site("site-01", _call(3), None)
+    site = LocalFleet(task(), rounds=5).executor._site("site-01", _call(3), None)
     site.rewind()
     first = np.random.rand()  # noqa: NPY002 - what `rewind` seeds
-    site.part(2, 3).rewind()
+    site.stage_view(2, 3).rewind()
     assert np.random.rand() == first  # noqa: NPY002
 
 
 def _call(round: int) -> Any:
-    from raysim.federation.site_executor import Call
+    from raysim.federation.site_executor import CallKey
 
-    return Call(0, round, 5, 0)
+    return CallKey(0, round, 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -182,16 +182,16 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(name: str, stop: int, tmp_
     whole = run(mine, 5)
     first = LocalFleet(task(), rounds=5)
     half = [r for _, r in zip(range(stop), federate(mine, task(), first, rounds=5), strict=False)][-1]
-    start = read(write(tmp_path, stop, half.state, dict(first.memories())))
-    assert isinstance(start, Start)
+    start = read(write(tmp_path, stop, half.state, dict(first.client_states())))
+    assert isinstance(start, ResumePoint)
     assert proof(*run(mine, 5, start=start)) == proof(*whole)
 
 
 def test_a_part_of_the_run_s_rounds_is_rounded_down() -> None:
-    counts = [FCL().count(rounds) for rounds in (1, 2, 3, 4, 20)]
+    counts = [FCL().pretraining_rounds(rounds) for rounds in (1, 2, 3, 4, 20)]
     assert counts == [1, 1, 1, 2, 10]
-    assert [FCL(pretrain_rounds=share).count(100) for share in (0.29, 0.57, 0.999)] == [29, 57, 99]
-    assert FCL(pretrain_rounds=7).count(20) == 7
+    assert [FCL(pretrain_rounds=share).pretraining_rounds(100) for share in (0.29, 0.57, 0.999)] == [29, 57, 99]
+    assert FCL(pretrain_rounds=7).pretraining_rounds(20) == 7
 
 
 def test_too_many_rounds_are_refused_before_any_site_works() -> None:
@@ -221,18 +221,18 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 def test_a_name_alone_and_nested_keys_are_one_grammar() -> None:
-    short = resolve(parse(["algorithm=fcl", "algorithm.finetune=localonly"])).algorithm
+    short = resolve(parse_pairs(["algorithm=fcl", "algorithm.finetune=localonly"])).algorithm
     assert short.finetune == LocalOnly()
-    keyed = resolve(parse(["algorithm=fcl", "algorithm.finetune.lr=0.5", "algorithm.lr=0.1"])).algorithm
+    keyed = resolve(parse_pairs(["algorithm=fcl", "algorithm.finetune.lr=0.5", "algorithm.lr=0.1"])).algorithm
     assert (keyed.finetune, keyed.lr) == (FedAvg(lr=0.5), 0.1)
-    both = resolve(parse(["algorithm=fcl", "algorithm.finetune={name: fedbn, epochs: 3}"])).algorithm
+    both = resolve(parse_pairs(["algorithm=fcl", "algorithm.finetune={name: fedbn, epochs: 3}"])).algorithm
     assert both.finetune == FedBN(epochs=3)
     assert classes_of(both) == [FCL, FedBN]
 
 
 def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
-    config = resolve(parse(["algorithm=fclopt", "algorithm.finetune=fedbn", "algorithm.views.turn=10"]))
-    written = yaml.safe_load(yaml.safe_dump(plain(config)))
+    config = resolve(parse_pairs(["algorithm=fclopt", "algorithm.finetune=fedbn", "algorithm.views.turn=10"]))
+    written = yaml.safe_load(yaml.safe_dump(to_mapping(config)))
     assert written["algorithm"]["finetune"]["name"] == "fedbn"
     assert written["algorithm"]["finetune"]["lr"] == 1e-3
     assert resolve(written).algorithm == config.algorithm
@@ -250,11 +250,17 @@ def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
 )
 def test_a_slip_in_what_fine_tunes_is_refused_at_once(words: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        resolve(parse(["algorithm=fcl", words]))
+        resolve(parse_pairs(["algorithm=fcl", words]))
 
 
 def test_the_command_runs_records_and_resumes_it(tmp_path: Path, capsys: Any) -> None:
-    words = ["algorithm=fcl", "algorithm.pretrain_rounds=2", "algorithm.finetune=localonly", "rounds=3", "fleet=local"]
+    words = [
+        "algorithm=fcl",
+        "algorithm.pretrain_rounds=2",
+        "algorithm.finetune=localonly",
+        "rounds=3",
+        "backend=local",
+    ]
     words += ["task.data.sites=2", "task.data.cases=4", "task.data.size=[16,16]", "task.batch_size=2"]
     assert main(["run", *words, "--out", str(tmp_path / "out")]) == 0
     assert "finetune:" in (tmp_path / "out" / "config.yaml").read_text()
@@ -275,7 +281,7 @@ def test_a_fine_tuning_of_one_s_own_resumes(tmp_path: Path, monkeypatch: Any) ->
     mine = FCL(pretrain_rounds=1, finetune=algorithm_class("my_bn:FedBN")())
     whole, first = run(mine, 3), LocalFleet(task(), rounds=3)
     half = [r for _, r in zip(range(2), federate(mine, task(), first, rounds=3), strict=False)][-1]
-    path = write(tmp_path / "checkpoints", 2, half.state, dict(first.memories()))
+    path = write(tmp_path / "checkpoints", 2, half.state, dict(first.client_states()))
     start = read(path, trusted=[cls.__module__ for cls in classes_of(mine)])
     assert proof(*run(mine, 3, start=start)) == proof(*whole)
     assert replace(mine, finetune="fedavg").finetune == FedAvg()

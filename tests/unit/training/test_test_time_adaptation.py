@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from algorithms.centralized import Centralized
 from algorithms.fedavg import FedAvg
 from raysim import ConfigError, LocalFleet, LocalTraining, Model, Site, federate, weights
-from raysim.config.merge import parse, resolve
+from raysim.config.merge import parse_pairs, resolve
 from raysim.core.errors import RunError, SiteError
 from raysim.core.seeding import seeded
 from raysim.training.test_time_adaptation import affine, entropy, norm_layers, tent, use_batch_statistics
@@ -175,7 +175,7 @@ def place(name: str, network: Any = Logits, **data: Any) -> Site[Any]:
 
 def said(site: Site[Any], inputs: Tensor | None = None, **fields: Any) -> Tensor:
     """What the network as it starts says at `site` of its test examples."""
-    net = LocalTraining(**fields).answer(site, weights(site.load()))
+    net = LocalTraining(**fields).predict_module(site, weights(site.load()))
     with torch.no_grad():
         found: Tensor = net(torch.from_numpy(site.data.test.inputs) if inputs is None else inputs)
     return found
@@ -237,6 +237,6 @@ def test_a_network_that_tent_cannot_adapt_is_refused_before_it_is_trained() -> N
 
 
 def test_the_key_is_checked() -> None:
-    assert resolve(parse(["algorithm.outside=tent", "algorithm.tent_lr=1e-2"])).algorithm.tent_lr == 0.01
+    assert resolve(parse_pairs(["algorithm.outside=tent", "algorithm.tent_lr=1e-2"])).algorithm.tent_lr == 0.01
     with pytest.raises(ConfigError, match=r"algorithm.outside='bn': expected 'global', 'batch_stats' or 'tent'"):
-        resolve(parse(["algorithm.outside=bn"]))
+        resolve(parse_pairs(["algorithm.outside=bn"]))
