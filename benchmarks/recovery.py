@@ -21,6 +21,8 @@ from typing import Any
 from measuring import WARM, machine, missed, parser, publish, round_seconds, spread, spread_table
 from overhead import ACTORS, ENGINE
 
+from raysim.core.results import FailureAction
+
 ROUNDS, KILLED = 16, 8
 CASES = 192
 ROWS = {
@@ -82,7 +84,7 @@ def outcome(words: Sequence[str], kills: int) -> dict[str, Any]:
 
 def as_asked(failures: Sequence[dict[str, Any]], kills: int) -> bool:
     """Whether as many actors were lost as were to be killed, in the round meant, and their sites run again."""
-    return [(each["round"], each["action"]) for each in failures] == [(KILLED, "run again")] * kills
+    return [(each["round"], each["action"]) for each in failures] == [(KILLED, FailureAction.RETRIED)] * kills
 
 
 def losses(seconds: Sequence[float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysim.core.errors import RaysimError
-from raysim.core.results import Round
+from raysim.core.results import FailureAction, Round
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class RoundEvent:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that whoever watches should know, and what was done if something had gone wrong outside a round."""
+    """A message for the user. `action` is set where it reports a failure that no RoundEvent carries."""
 
     text: str
-    action: str = ""
+    action: FailureAction | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Generic, Literal
 
 from raysim.core.contracts import Metrics, S
@@ -39,16 +40,26 @@ class Score:
     cases: int = 0
 
 
+class FailureAction(StrEnum):
+    """What the engine did about a failure: the column `action` of failures.jsonl."""
+
+    RETRIED = "retried"  # the calls of a lost actor were made again
+    LEFT_OUT = "left out"  # the round goes on without the site's reply, as `min_replies` allows
+    RUN_ENDED = "run ended"
+    ROLLED_BACK = "rolled back"  # to the last checkpoint
+    ACTOR_DROPPED = "actor dropped"  # its node cannot serve the run; its sites moved to other actors
+
+
 @dataclass(frozen=True)
 class FailureEvent:
-    """What went wrong in a round, and what was done: a line of failures.jsonl. `round` counts from 1."""
+    """A failure in a round and the action that was taken: a line of failures.jsonl. `round` counts from 1."""
 
     round: int
     call: str
     sites: tuple[str, ...]
-    actor: str  # empty where no actor is to blame
+    actor: str  # empty where no actor caused it
     cause: str
-    action: Literal["run again", "left out", "ended the run", "went back to the last checkpoint", "went on without it"]
+    action: FailureAction
     seconds: float = 0.0  # of work that was lost
     remote: str = ""  # the traceback where it happened
 

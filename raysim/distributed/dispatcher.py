@@ -14,7 +14,7 @@ from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from raysim.core.contracts import UNCHANGED
 from raysim.core.errors import LostObjectError, RunError
 from raysim.core.formatting import join_names
-from raysim.core.results import FailureEvent
+from raysim.core.results import FailureAction, FailureEvent
 from raysim.distributed.client_actor import IN_STORE
 from raysim.distributed.ray_errors import storage_full_error, summarize
 from raysim.federation.site_executor import CallResult, Failure
@@ -188,7 +188,9 @@ class Dispatcher:
         self.quarantined_sites.extend(sites)
         ledger = self.fleet.ledger
         ledger.failures.append(
-            FailureEvent(ledger.round + 1, ledger.progress.phase, tuple(sites), sent.actor, cause, "run again", seconds)
+            FailureEvent(
+                ledger.round + 1, ledger.progress.phase, tuple(sites), sent.actor, cause, FailureAction.RETRIED, seconds
+            )
         )
 
     def _no_actor_message(self) -> str:

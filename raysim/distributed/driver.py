@@ -16,7 +16,7 @@ from raysim.config.schema import Resources
 from raysim.core.errors import RunError
 from raysim.core.events import Event, Notice, Progress, RoundEvent, RunFailed
 from raysim.core.formatting import join_names
-from raysim.core.results import FailureEvent
+from raysim.core.results import FailureAction, FailureEvent
 from raysim.distributed.autoscaling import has_autoscaler
 from raysim.distributed.capacity_checks import check_object_store
 from raysim.distributed.control_actor import run_name
@@ -69,7 +69,7 @@ def _server_lost(plan: Plan, number: int, error: RayError) -> RunError:
     if (plan.out / "log.jsonl").exists():  # else the run had not begun
         with suppress(OSError):
             append_failures(
-                plan.out, [FailureEvent(number, "", (), "server", cause, "ended the run", remote=str(error))]
+                plan.out, [FailureEvent(number, "", (), "server", cause, FailureAction.RUN_ENDED, remote=str(error))]
             )
     return RunError(cause)
 

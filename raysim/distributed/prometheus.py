@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.util.metrics import Counter, Gauge
 
-from raysim.core.results import Round
+from raysim.core.results import FailureAction, Round
 
 # What each says, and its labels beside the run's (of raysim_trials: the search's).
 GAUGES = {
@@ -30,7 +30,7 @@ GAUGES = {
 }
 COUNTERS = {
     "raysim_bytes": ("bytes that would cross the network: up, down, between sites", ("way",)),
-    "raysim_failures": ("incidents, by what was done: run again is a retry", ("action",)),
+    "raysim_failures": ("failures, by the action that was taken", ("action",)),
 }
 SITES = 1000  # of more, none has curves of its own: each is a series that Prometheus keeps
 CALM = 500  # sites' values are set so seldom that it takes a five hundredth of the time at most
@@ -69,8 +69,8 @@ class RunMetrics:
                 _counter("raysim_bytes").inc(count, {**self.run, "way": way})
         self.failed(incident.action for incident in round.failures)
 
-    def failed(self, actions: Iterable[str]) -> None:
-        """Count what has gone wrong, by what was done."""
+    def failed(self, actions: Iterable[FailureAction]) -> None:
+        """Count failures by the action that was taken."""
         for action in actions:
             _counter("raysim_failures").inc(1, {**self.run, "action": action})
 

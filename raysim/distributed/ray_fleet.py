@@ -17,7 +17,7 @@ from raysim.core.contracts import Task
 from raysim.core.errors import LostObjectError, NodeError, RaysimError, RunError
 from raysim.core.events import ActorPlacement
 from raysim.core.fault_injection import FaultPlan
-from raysim.core.results import FailureEvent
+from raysim.core.results import FailureAction, FailureEvent
 from raysim.distributed.dispatcher import MAX_LOSSES, Dispatcher
 from raysim.distributed.load_balancing import assign, rebalance
 from raysim.distributed.ray_errors import storage_full_error, summarize
@@ -113,7 +113,7 @@ class RayFleet(BaseFleet):
         self.ledger.moved += 1
         self.site_to_actor.update({site: others[0] for site, name in self.site_to_actor.items() if name == actor})
         number, phase = self.ledger.round + 1, self.ledger.progress.phase
-        self.ledger.failures.append(FailureEvent(number, phase, (), actor, str(error), "went on without it"))
+        self.ledger.failures.append(FailureEvent(number, phase, (), actor, str(error), FailureAction.ACTOR_DROPPED))
 
     def _run_calls(
         self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raysim.core.errors import Interrupted, PlacementError, RaysimError, RunError
 from raysim.core.events import ActorsPlaced, Event, Notice, Progress, RoundEvent, RunFailed, RunFinished
 from raysim.core.formatting import join_names
+from raysim.core.results import FailureAction
 from raysim.distributed.client_actor import ClientActor
 from raysim.distributed.control_actor import run_name
 from raysim.distributed.load_balancing import assign
@@ -158,13 +159,13 @@ class ServerActor:
                     yield self._placed()
         except RaysimError as error:
             if not isinstance(error, Interrupted):
-                self.monitor.failed(["ended the run"])
+                self.monitor.failed([FailureAction.RUN_ENDED])
             yield RunFailed(error)
         self.monitor.flush()
 
     def _counted(self, event: Event) -> Event:
         """The event as it travels, once it is in the metrics."""
-        if isinstance(event, Notice) and event.action:
+        if isinstance(event, Notice) and event.action is not None:
             self.monitor.failed([event.action])
         if isinstance(event, RoundEvent) and event.round is not None:
             self.monitor.add(event.round, event.values)

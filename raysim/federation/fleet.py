@@ -7,13 +7,13 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from raysim.core.contracts import UNCHANGED, Reply, Task
 from raysim.core.errors import Interrupted, SiteError
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.pytree import make_readonly, nbytes
-from raysim.core.results import FailureEvent
+from raysim.core.results import FailureAction, FailureEvent
 from raysim.core.seeding import preserve_rng
 from raysim.federation.accounting import Ledger
 from raysim.federation.site_executor import (
@@ -148,7 +148,7 @@ class BaseFleet(ABC):
     def _left_out(self, site: str, failure: Failure, seconds: float, phase: str, spare: int) -> None:
         """Note a site's failure. Raises SiteError if too few sites are left, `spare` being how many may still fail."""
         number, cause = self.ledger.round + 1, failure.cause
-        action: Literal["left out", "ended the run"] = "left out" if spare >= 0 else "ended the run"
+        action = FailureAction.LEFT_OUT if spare >= 0 else FailureAction.RUN_ENDED
         self.ledger.failures.append(FailureEvent(number, phase, (site,), "", cause, action, seconds, failure.traceback))
         if spare < 0:
             if self._needed() < len(self.sites):

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ from raysim.config.schema import RunConfig
 from raysim.core.errors import Interrupted, LostObjectError, PlacementError, RaysimError, RunError, ServerError
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.registry import classes_of
-from raysim.core.results import FailureEvent, ResumePoint
+from raysim.core.results import FailureAction, FailureEvent, ResumePoint
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
@@ -73,11 +73,13 @@ def disk_errors_named(out: Path) -> Iterator[None]:
 def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Notice]:
     """Write down what ended the run, and tell of what went wrong before that in its last round."""
     failures = list(fleet.ledger.take_failures())
-    yield from (Notice(describe_failure(each), each.action) for each in failures if each.action != "ended the run")
-    if not failures or failures[-1].action != "ended the run":
+    yield from (
+        Notice(describe_failure(each), each.action) for each in failures if each.action is not FailureAction.RUN_ENDED
+    )
+    if not failures or failures[-1].action is not FailureAction.RUN_ENDED:
         number = fleet.ledger.round + 1
         phase = "server" if isinstance(error, ServerError) else fleet.ledger.progress.phase
-        failures.append(FailureEvent(number, phase, (), "", str(error), "ended the run", remote=error.remote))
+        failures.append(FailureEvent(number, phase, (), "", str(error), FailureAction.RUN_ENDED, remote=error.remote))
     with suppress(OSError):  # the disk may be what has failed: then the error is all that is left to tell
         append_failures(recorder.out, failures)
         recorder.close("failed", {**facts, "error": str(error)}, None)
@@ -105,7 +107,7 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Round
                 ) from error
             for failure in failures:
                 yield Notice(describe_failure(failure), failure.action)
-            action: Literal["went back to the last checkpoint"] = "went back to the last checkpoint"
+            action = FailureAction.ROLLED_BACK
             yield Notice(f"{error}; going back to the last checkpoint", action)
             start, seconds = yield from _last_checkpoint(plan, fleet, recorder)
             append_failures(plan.out, [FailureEvent(number + 1, "", (), "", str(error), action, seconds)])

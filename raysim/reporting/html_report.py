@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from raysim.core.atomic_io import write_text
 from raysim.core.formatting import format_bytes, join_names, pluralize
+from raysim.core.results import FailureAction
 from raysim.reporting.console import column_heading, equals_global, format_score
 from raysim.reporting.plots import plots
 
@@ -22,7 +23,6 @@ TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 50  # failures in the table
 CAUSES = 12  # of which the seconds are told
 WORST = 5  # sites that are named
-ENDED = "ended the run"
 Failure = Mapping[str, Any]  # a line of failures.jsonl
 
 
@@ -46,7 +46,7 @@ def write_report(out: Path) -> Path:
         told=sentences(failures, summary["status"], declared.get("min_replies")),
         causes=by_cause(failures),
         failures=failures,
-        ended=next((failure for failure in reversed(failures) if failure["action"] == ENDED), None),
+        ended=next((failure for failure in reversed(failures) if failure["action"] == FailureAction.RUN_ENDED), None),
         metrics=_metrics(summary),
         columns=_columns(summary["sites"]),
         places={place["site"]: place for place in placement},
@@ -98,7 +98,7 @@ def _lines(path: Path) -> list[Failure]:
         for line in file:
             with suppress(ValueError):
                 failure = json.loads(line)
-                found.append(failure if failure["action"] == ENDED else {**failure, "remote": ""})
+                found.append(failure if failure["action"] == FailureAction.RUN_ENDED else {**failure, "remote": ""})
     return found
 
 
@@ -108,22 +108,22 @@ def sentences(failures: Sequence[Failure], status: str, min_replies: Any) -> lis
     for failure in failures:
         by.setdefault(failure["action"], []).append(failure)
     said = []
-    if left_out := by.get("left out"):
+    if left_out := by.get(FailureAction.LEFT_OUT):
         replies = _sites(left_out)
         were = f"{replies} replies were" if replies > 1 else "1 reply was"
         within = pluralize(len({failure["round"] for failure in left_out}), "round")
         allowed = f" (min_replies={min_replies} allowed it)" if min_replies is not None else ""
         said.append(f"{were} left out in {within}{allowed}.")
-    if again := by.get("run again"):
+    if again := by.get(FailureAction.RETRIED):
         losses, tries = pluralize(len(again), "time"), pluralize(_sites(again), "call")
         said.append(f"A client actor was lost {losses}; {tries} at sites ran again, which changes no result.")
-    if back := by.get("went back to the last checkpoint"):
+    if back := by.get(FailureAction.ROLLED_BACK):
         said.append(f"The run went back to its last checkpoint {pluralize(len(back), 'time')}.")
-    if unfit := by.get("went on without it"):
+    if unfit := by.get(FailureAction.ACTOR_DROPPED):
         said.append(
             f"{pluralize(len(unfit), 'client actor')} could not work where Ray had put them; the others played on."
         )
-    ended = len(by.get(ENDED, ()))
+    ended = len(by.get(FailureAction.RUN_ENDED, ()))
     if ended > (status == "failed"):  # the one that the run has failed with is told apart
         said.append(f"A failure ended it {pluralize(ended, 'time')}{', and it was resumed' * (status == 'done')}.")
     if said:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysim.core.atomic_io import write_text
-from raysim.core.results import FailureEvent
+from raysim.core.results import FailureAction, FailureEvent
 
 RoundRow = dict[str, Any]
 SiteRow = list[Any]  # the columns of SITES
@@ -89,7 +89,7 @@ def summarize_failures(out: Path) -> dict[str, Any]:
     path = out / "failures.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     noted = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may have left the last one torn
-    left_out = sum(len(entry["sites"]) for entry in noted if entry["action"] == "left out")
+    left_out = sum(len(entry["sites"]) for entry in noted if entry["action"] == FailureAction.LEFT_OUT)
     return {
         "incidents": len(noted),
         "left_out": left_out,

@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.core.atomic_io import write_json
 from raysim.core.contracts import EVALUATED_SPLITS, Task
-from raysim.core.results import Round, Score
+from raysim.core.results import FailureAction, Round, Score
 from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failures, summarize_failures
 
 Better = Mapping[str, Literal["higher", "lower"]]
@@ -95,7 +95,9 @@ class Recorder:
             "seconds": round.seconds,
             "sites": len(round.cohort),
             "absent": len(round.absent),
-            "left_out": sum(len(incident.sites) for incident in round.failures if incident.action == "left out"),
+            "left_out": sum(
+                len(incident.sites) for incident in round.failures if incident.action is FailureAction.LEFT_OUT
+            ),
             "failures": len(round.failures),
             "seconds_lost": sum(incident.seconds for incident in round.failures),
             "loss": round.loss,

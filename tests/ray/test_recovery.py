@@ -28,6 +28,7 @@ from raysim.config.schema import Resources, SiteResources
 from raysim.core.errors import ConfigError, LostObjectError, PlacementError, RunError, SiteError
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.fault_injection import FaultPlan, parse_faults
+from raysim.core.results import FailureAction
 from raysim.distributed.driver import stream_events
 from raysim.distributed.load_balancing import assign
 from raysim.distributed.ray_fleet import RayFleet
@@ -103,7 +104,7 @@ def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_play_again(fle
     assert list(replies) == list(NAMES)
     (incident,) = fleet.ledger.failures
     assert "c" in incident.sites
-    assert incident.action == "run again"
+    assert incident.action == FailureAction.RETRIED
     assert incident.actor in ("x", "y")
     tries = {name: len((tmp_path / name).read_text()) for name in NAMES}
     assert tries["c"] == 2
@@ -117,7 +118,7 @@ def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_play_again(fle
 def test_a_site_that_kills_every_actor_ends_the_run(fleet: RayFleet) -> None:
     with pytest.raises(RunError, match=r"site 'c' failed in round 1: the actor .* 3 losses .*task\.batch_size"):
         fleet.map(dies_always)
-    assert fleet.ledger.failures[-1].action == "ended the run"
+    assert fleet.ledger.failures[-1].action == FailureAction.RUN_ENDED
 
 
 @pytest.mark.ray
@@ -125,8 +126,8 @@ def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: Ra
     fleet.ledger.min_replies = 0.8
     assert list(fleet.map(dies_always)) == ["a", "b", "d", "e", "f"]
     last = fleet.ledger.failures[-1]
-    assert (last.sites, last.action) == (("c",), "left out")
-    assert [incident.action for incident in fleet.ledger.failures[:-1]] == ["run again"] * 2
+    assert (last.sites, last.action) == (("c",), FailureAction.LEFT_OUT)
+    assert [incident.action for incident in fleet.ledger.failures[:-1]] == [FailureAction.RETRIED] * 2
 
 
 @pytest.mark.ray
@@ -152,7 +153,7 @@ def test_a_run_with_a_killed_actor_has_the_bits_of_one_without(fleet: RayFleet, 
     events = list(run_federation(plan(tmp_path / "run", Dying(**SGD, marks=str(tmp_path))), fleet))
     assert digest(events) == digest(calm)
     (failure,) = failures(tmp_path / "run")
-    assert (failure["round"], failure["action"]) == (3, "run again")
+    assert (failure["round"], failure["action"]) == (3, FailureAction.RETRIED)
     table = pd.read_parquet(tmp_path / "run" / "rounds.parquet")
     assert table["failures"].tolist() == [0, 0, 1, 0]
     assert table["seconds_lost"][2] > 0
@@ -166,7 +167,7 @@ def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path
     assert list(fleet.map(hangs_once, str(tmp_path))) == list(NAMES)
     (incident,) = fleet.ledger.failures
     assert "c" in incident.sites
-    assert (incident.cause, incident.action) == ("no answer for 3 s (site_timeout_s)", "run again")
+    assert (incident.cause, incident.action) == ("no answer for 3 s (site_timeout_s)", FailureAction.RETRIED)
 
 
 @pytest.mark.ray
@@ -199,7 +200,7 @@ def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: No
     resources = Resources(client_actors=2, cpus_per_client=0.5, sites=own)
     telling = plan(tmp_path / "ray", Telling(**SGD), rounds=3, chaos=parse_faults("kill client@2"))
     events = list(stream_events(telling, resources, "alone"))
-    assert [failure["action"] for failure in failures(tmp_path / "ray")] == ["run again"]
+    assert [failure["action"] for failure in failures(tmp_path / "ray")] == [FailureAction.RETRIED]
     table = pd.read_parquet(tmp_path / "ray" / "sites.parquet")
     pids = {site: set(rows["value"]) for site, rows in table[table["metric"] == "pid"].groupby("site")}
     shared = set().union(*(pids[site] for site in "acef"))
@@ -281,7 +282,7 @@ def test_an_actor_that_runs_out_of_memory_is_replaced_and_the_bits_stay(tmp_path
     subprocess.run([*command, str(tmp_path / "calm"), "backend=local"], check=True)  # the file is there by now
     lost = failures(tmp_path / "run")[0]
     assert lost["cause"].startswith("OutOfMemoryError: ")
-    assert (lost["round"], lost["sites"], lost["action"]) == (2, ["site-02"], "run again")
+    assert (lost["round"], lost["sites"], lost["action"]) == (2, ["site-02"], FailureAction.RETRIED)
     found = [json.loads((tmp_path / name / "summary.json").read_text())["digest"] for name in ("run", "calm")]
     assert found[0] == found[1]
 
@@ -326,7 +327,11 @@ def test_a_failed_site_is_left_out_where_enough_answer() -> None:
     fleet.ledger.min_replies = 0.8  # 4.8 of 6: five
     assert list(fleet.map(fails_at_d)) == ["a", "b", "c", "e", "f"]
     (incident,) = fleet.ledger.failures
-    assert (incident.sites, incident.action, incident.cause) == (("d",), "left out", "LookupError: no such organ")
+    assert (incident.sites, incident.action, incident.cause) == (
+        ("d",),
+        FailureAction.LEFT_OUT,
+        "LookupError: no such organ",
+    )
     assert "fails_at_d" in incident.remote
 
 
@@ -394,7 +399,7 @@ def test_a_run_goes_back_to_its_last_checkpoint_when_objects_are_lost(tmp_path: 
     assert digest(events) == digest(calm)
     again = {1: [3], 2: [3], 4: [1, 2, 3]}[every]
     assert [event.number for event in events if isinstance(event, RoundEvent)] == [1, 2, *again, 4]
-    assert failures(tmp_path / "run")[0]["action"] == "went back to the last checkpoint"
+    assert failures(tmp_path / "run")[0]["action"] == FailureAction.ROLLED_BACK
     for name in ("rounds", "sites"):
         tables = [pd.read_parquet(tmp_path / run / f"{name}.parquet") for run in ("calm", "run")]
         first, second = (table.drop(columns="seconds", errors="ignore") for table in tables)
@@ -467,7 +472,7 @@ def test_losses_that_were_mended_do_not_add_up(tmp_path: Path) -> None:
     losing = plan(tmp_path, LosingAll(**SGD, always=False, folder=str(tmp_path)), rounds=8, checkpoint_every=2)
     events = on_local(losing)
     assert isinstance(events[-1], RunFinished)
-    back = [failure for failure in failures(tmp_path) if failure["action"] == "went back to the last checkpoint"]
+    back = [failure for failure in failures(tmp_path) if failure["action"] == FailureAction.ROLLED_BACK]
     assert [failure["round"] for failure in back] == list(range(1, 9))
     assert [failure["seconds"] > 0 for failure in back] == [False, True] * 4  # of finished rounds that were lost
 
@@ -477,7 +482,7 @@ def test_losses_in_a_row_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="an object was lost; that was 5 times in a row"):
         on_local(losing)
     actions = [failure["action"] for failure in failures(tmp_path)]
-    assert actions == ["went back to the last checkpoint"] * 4 + ["ended the run"]
+    assert actions == [FailureAction.ROLLED_BACK] * 4 + [FailureAction.RUN_ENDED]
 
 
 def test_only_a_run_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from algorithms.fedavg import FedAvg
 from raysim import LocalFleet, PredictionSet
 from raysim.cli.main import main
 from raysim.core.errors import SiteError
-from raysim.core.results import FailureEvent
+from raysim.core.results import FailureAction, FailureEvent
 from raysim.federation.plan import Plan
 from raysim.federation.runner import run_federation
 from raysim.reporting.html_report import by_cause, sentences, write_report
@@ -141,10 +141,14 @@ def incident(round: int, sites: str, action: Any, cause: str = "lost", seconds: 
 
 
 def test_sentences_by_hand() -> None:
-    left_out = [incident(1, "a", "left out"), incident(1, "b", "left out"), incident(4, "c", "left out")]
-    again = incident(2, "abc", "run again")
-    back = incident(3, "", "went back to the last checkpoint")
-    ended = incident(5, "a", "ended the run")
+    left_out = [
+        incident(1, "a", FailureAction.LEFT_OUT),
+        incident(1, "b", FailureAction.LEFT_OUT),
+        incident(4, "c", FailureAction.LEFT_OUT),
+    ]
+    again = incident(2, "abc", FailureAction.RETRIED)
+    back = incident(3, "", FailureAction.ROLLED_BACK)
+    ended = incident(5, "a", FailureAction.RUN_ENDED)
     assert sentences([], "done", 1.0) == []
     assert sentences([*left_out, again], "done", 0.8) == [
         "3 replies were left out in 2 rounds (min_replies=0.8 allowed it).",
@@ -161,9 +165,9 @@ def test_sentences_by_hand() -> None:
 def test_causes_that_differ_in_numbers_are_one() -> None:
     found = by_cause(
         [
-            incident(1, "a", "left out", "the loss is nan at step 3 of 8"),
-            incident(2, "bc", "left out", "the loss is nan at step 5 of 8", seconds=2.0),
-            incident(2, "a", "run again", "no answer for 5.5 s", seconds=9.0),
+            incident(1, "a", FailureAction.LEFT_OUT, "the loss is nan at step 3 of 8"),
+            incident(2, "bc", FailureAction.LEFT_OUT, "the loss is nan at step 5 of 8", seconds=2.0),
+            incident(2, "a", FailureAction.RETRIED, "no answer for 5.5 s", seconds=9.0),
         ]
     )
     assert found == [
@@ -277,7 +281,7 @@ def test_what_a_method_notes_of_itself_stands_among_the_metrics(tmp_path: Path) 
 def test_hundreds_of_sites_are_counted_and_failures_cut_short(tmp_path: Path) -> None:
     sites = {f"site-{number:03}": ((1.0, number % 7),) for number in range(300)}
     run(tmp_path, sites)
-    lines = [json.dumps(incident(1 + n % 2, "a", "left out", f"reason {n} \udc80")) for n in range(80)]
+    lines = [json.dumps(incident(1 + n % 2, "a", FailureAction.LEFT_OUT, f"reason {n} \udc80")) for n in range(80)]
     (tmp_path / "failures.jsonl").write_text("\n".join([*lines, '{"round": 2, "ca']))
     page = Page(write_report(tmp_path))
     assert "30 more stand in failures.jsonl." in page.text
