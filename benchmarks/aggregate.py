@@ -32,7 +32,8 @@ import numpy as np
 from measuring import machine, missed, parser, publish, spread, spread_table
 
 from raysim import Fleet, Metrics, Model, Reply, Site, Task, mean, weights
-from raysim.config.merge import parse_pairs, resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve
 from raysim.config.schema import Resources
 from raysim.core.events import RoundEvent
 from raysim.core.seeding import numpy_generator

@@ -28,7 +28,8 @@ from measuring import machine, missed, parser, publish, spread, spread_table
 
 from algorithms.fcl import FCL, ClientState, Features
 from raysim import Fleet, LocalFleet, Metrics, Model, Reply, Site, Task, weights
-from raysim.config.merge import merge, parse_pairs, read_file, resolve
+from raysim.config.merge import merge, parse_pairs, read_file
+from raysim.config.resolve import resolve
 from raysim.federation.site_executor import CallKey
 
 ROOT = Path(__file__).parents[1]

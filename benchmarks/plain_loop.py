@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from raysim.config.merge import merge, parse_pairs, read_file, resolve
+from raysim.config.merge import merge, parse_pairs, read_file
+from raysim.config.resolve import resolve
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Batch, Task
 from raysim.training.batching import seeded_state

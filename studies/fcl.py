@@ -26,7 +26,8 @@ from common import fill, plus_minus, rounded, short
 from matplotlib.figure import Figure
 
 from raysim import LocalFleet, ResumePoint, Task, federate
-from raysim.config.merge import merge, read_file, resolve
+from raysim.config.merge import merge, read_file
+from raysim.config.resolve import resolve
 from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
 

@@ -36,7 +36,8 @@ from common import (
 )
 
 from raysim import LocalFleet, Reply, Site
-from raysim.config.merge import merge, parse_pairs, resolve
+from raysim.config.merge import merge, parse_pairs
+from raysim.config.resolve import resolve
 from raysim.storage.checkpoint import newest_first, read
 
 METRIC = "dice"

@@ -1,0 +1,1 @@
+"""The `raysim` command: its parser and one module per subcommand."""

@@ -134,7 +134,8 @@ def _check_new(out: str | None, what: str) -> None:
 
 def _configured(args: argparse.Namespace, words: Sequence[str]) -> RunConfig:
     """What a file and words ask for, and all that must be so before Ray is imported."""
-    from raysim.config.merge import merge, parse_pairs, read_file, resolve
+    from raysim.config.merge import merge, parse_pairs, read_file
+    from raysim.config.resolve import resolve
 
     words = [*words, *([f"ray_address={args.address}"] if args.address else [])]
     given = merge(read_file(args.config) if args.config else {}, parse_pairs(words))
@@ -145,7 +146,8 @@ def _configured(args: argparse.Namespace, words: Sequence[str]) -> RunConfig:
 
 
 def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from raysim.config.merge import read_file, resolve
+    from raysim.config.merge import read_file
+    from raysim.config.resolve import resolve
 
     folder = Path(args.run).absolute()
     if not (folder / "config.yaml").is_file():
@@ -214,7 +216,8 @@ def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _checked(words: Sequence[str]) -> None:
     """Raises ConfigError for what a run would refuse over there; the data are there alone."""
-    from raysim.config.merge import merge, parse_pairs, read_file, resolve
+    from raysim.config.merge import merge, parse_pairs, read_file
+    from raysim.config.resolve import resolve
 
     args, rest = make_parser().parse_known_args(["run", *words])
     resolve(merge(read_file(args.config) if args.config else {}, parse_pairs(rest)))

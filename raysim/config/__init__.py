@@ -1,0 +1,1 @@
+"""From configuration files and command-line overrides to checked dataclasses."""

@@ -1,0 +1,1 @@
+"""The contracts between algorithms, tasks and the engine, and helpers that every package uses."""

@@ -1,0 +1,1 @@
+"""From a table of cases to the arrays of every site: reading, partition, preparation, cache."""

@@ -1,0 +1,1 @@
+"""One federation on Ray: connection, placement, client and server actors, fault handling."""

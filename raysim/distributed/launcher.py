@@ -12,7 +12,7 @@ from secrets import token_hex
 
 import yaml
 
-from raysim.config.merge import to_mapping
+from raysim.config.resolve import to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError, PlacementError, RunError

@@ -1,0 +1,1 @@
+"""One federation without Ray: plan, validation, round loop, evaluation and the local fleet."""

@@ -1,0 +1,1 @@
+"""Console output, plots and HTML reports of runs and of searches."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from ray.tune import ResultGrid
 
-from raysim.config.merge import build, expand_short_keys, merge, nested_keys, resolve
+from raysim.config.merge import expand_short_keys, merge, nested_keys
+from raysim.config.resolve import build, resolve
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError, PlacementError, RunError

@@ -19,7 +19,7 @@ from ray.tune.search.sample import (
     Uniform,
 )
 
-from raysim.config.introspection import Value, as_value
+from raysim.config.introspection import PlainValue, to_python_value
 from raysim.core.errors import ConfigError
 
 RANGES = {  # name in text -> how many numbers it takes
@@ -75,12 +75,12 @@ def listed_choices(values: list[Any], key: str, *, grid: bool) -> Categorical:
     """One of `values`, or in a grid each of them in turn."""
     if not values:
         raise ConfigError(f"{key}: a {'grid' if grid else 'choice'} needs at least one value")
-    made = Categorical([_kept(as_value(value), key) for value in values])
+    made = Categorical([_kept(to_python_value(value), key) for value in values])
     made.set_sampler(Grid() if grid else Categorical._Uniform())
     return made
 
 
-def _kept(value: Value, key: str) -> Value:
+def _kept(value: PlainValue, key: str) -> PlainValue:
     """`value` itself. Raises ConfigError for what could not be read again from the text that is kept of it."""
     if isinstance(value, tuple):
         return tuple(_kept(item, key) for item in value)
@@ -92,7 +92,7 @@ def _kept(value: Value, key: str) -> Value:
     return value
 
 
-def taken(value: Any, key: str) -> Domain | Value:
+def taken(value: Any, key: str) -> Domain | PlainValue:
     """What stands under a key of a space: a distribution of Tune's, or a plain value that is not searched.
 
     Raises ConfigError for one whose ends are not known: every value must be checked before the first trial.
@@ -100,7 +100,7 @@ def taken(value: Any, key: str) -> Domain | Value:
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
         return listed_choices(list(value["grid_search"]), key, grid=True)
     if not isinstance(value, Domain):
-        return as_value(value)
+        return to_python_value(value)
     sampler = value.get_sampler()
     inner = sampler.get_sampler() if isinstance(sampler, Quantized) else sampler
     if isinstance(value, Categorical):
@@ -123,7 +123,8 @@ def to_text(domain: Any) -> str:
     name = "randint" if isinstance(domain, Integer) else "uniform"
     log = "log" if isinstance(inner, LogUniform) else ""
     numbers = [domain.lower, domain.upper, *([step] if step is not None else [])]
-    return f"{'q' if step is not None else ''}{log}{name}({', '.join(repr(as_value(number)) for number in numbers)})"
+    arguments = ", ".join(repr(to_python_value(number)) for number in numbers)
+    return f"{'q' if step is not None else ''}{log}{name}({arguments})"
 
 
 def bounds(domain: Any) -> list[Any]:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt
 
-from raysim.config.merge import build, merge, nested_keys, resolve
+from raysim.config.merge import merge, nested_keys
+from raysim.config.resolve import build, resolve
 from raysim.config.yaml_loader import load_yaml
 from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError

@@ -15,7 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import hparams
 
-from raysim.config.merge import resolve, to_mapping
+from raysim.config.resolve import resolve, to_mapping
 from raysim.core.atomic_io import write_text
 from raysim.search.objectives import Objective, is_finite_number, is_number
 from raysim.search.spec import SearchSpec

@@ -11,8 +11,9 @@ from typing import Any
 
 from ray.tune.search.sample import Categorical, Domain
 
-from raysim.config.introspection import as_value, format_setting
-from raysim.config.merge import SHORT, merge, nested_keys, resolve
+from raysim.config.introspection import format_setting, to_python_value
+from raysim.config.merge import SHORT_KEYS, merge, nested_keys
+from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
 from raysim.core.seeding import numpy_generator
@@ -157,7 +158,7 @@ def points_of(points: Any, searched: Mapping[str, Domain], name: str) -> tuple[d
         raise ConfigError(f"{name}: its points are {points!r}; expected a list of them: [{{'algorithm.lr': 0.01}}]")
     found = []
     for point in points:
-        values = {key: as_value(value) for key, value in _in_full(point, name).items()}
+        values = {key: to_python_value(value) for key, value in _in_full(point, name).items()}
         for key in values:
             if key not in searched:
                 raise ConfigError(f"{name}: a point gives {key}, which is not searched{did_you_mean(key, searched)}")
@@ -180,7 +181,7 @@ def _long(key: str) -> str:
     if key in ("algorithm.name", "task.name"):
         return key.removesuffix(".name")
     first, dot, rest = key.partition(".")
-    return "cohort.size" if key == "cohort" else f"{SHORT.get(first, first)}{dot}{rest}"
+    return "cohort.size" if key == "cohort" else f"{SHORT_KEYS.get(first, first)}{dot}{rest}"
 
 
 def from_cli(words: Iterable[str]) -> dict[str, Domain]:
@@ -239,7 +240,7 @@ def _check_point(space: Space, key: str, value: Any) -> None:
 
 
 def _contains(domain: Domain, value: Any) -> bool:
-    return distributions.contains(domain, as_value(value))
+    return distributions.contains(domain, to_python_value(value))
 
 
 def _try_resolve(space: Space, base: Mapping[str, Any], values: Values, what: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import ray
 
-from raysim.config.merge import merge, resolve
+from raysim.config.merge import merge
+from raysim.config.resolve import resolve
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError

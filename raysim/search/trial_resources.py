@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import ray
 
 from raysim.config.introspection import to_plain
-from raysim.config.merge import merge, resolve
+from raysim.config.merge import merge
+from raysim.config.resolve import resolve
 from raysim.config.schema import Resources
 from raysim.core.errors import ConfigError, PlacementError
 from raysim.distributed.autoscaling import provisionable_nodes

@@ -18,7 +18,7 @@ import yaml
 from ray.tune import Trainable
 
 from raysim.config.introspection import to_plain
-from raysim.config.merge import to_mapping
+from raysim.config.resolve import to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.atomic_io import write_text
 from raysim.core.contracts import Task

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysim.config.introspection import as_value
+from raysim.config.introspection import to_python_value
 from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError
 
@@ -79,7 +79,7 @@ def load_records(out: Path) -> list[TrialRecord]:
 
 def _entry(folder: Path) -> TrialRecord:
     record = TrialRecord(**json.loads((folder / "trial.json").read_text()))
-    record.values = {key: as_value(value) for key, value in record.values.items()}
+    record.values = {key: to_python_value(value) for key, value in record.values.items()}
     apply_lineage(record, folder)
     return record
 
@@ -89,7 +89,7 @@ def apply_lineage(record: TrialRecord, folder: Path) -> None:
     taken = lineage(folder)
     record.lineage = bool(taken)
     if taken:
-        record.values = {key: as_value(value) for key, value in taken[-1]["values"].items()}
+        record.values = {key: to_python_value(value) for key, value in taken[-1]["values"].items()}
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""The files of a run: run directory, checkpoints, event log and records."""

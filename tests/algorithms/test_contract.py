@@ -19,7 +19,8 @@ from PIL import Image
 
 from raysim import LocalFleet, ResumePoint, Task, federate
 from raysim.config.introspection import field_docs
-from raysim.config.merge import parse_pairs, resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve
 from raysim.core.registry import algorithm_class, algorithms
 from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from algorithms.fedrotation import FedRotation, turned, turns
 from raysim import LocalFleet, federate, weights
-from raysim.config.merge import parse_pairs, resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from tests.support.by_hand import alike, first_stage, one_round
 

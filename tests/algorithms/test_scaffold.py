@@ -9,7 +9,8 @@ import pytest
 from algorithms.fedavg import FedAvg
 from algorithms.scaffold import Scaffold, ServerState
 from raysim import ConfigError, LocalFleet, Model, federate
-from raysim.config.merge import parse_pairs, resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve
 from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}

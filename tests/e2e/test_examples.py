@@ -7,7 +7,8 @@ import pytest
 
 from raysim import LocalFleet, federate
 from raysim.cli.main import main
-from raysim.config.merge import merge, parse_pairs, read_file, resolve
+from raysim.config.merge import merge, parse_pairs, read_file
+from raysim.config.resolve import resolve
 from raysim.federation.plan import chosen_metric
 from raysim.federation.validation import check_training
 from tests.support.paths import DATA, ROOT

@@ -20,7 +20,8 @@ import ray
 import yaml
 
 from raysim.cli.main import main
-from raysim.config.merge import parse_pairs, resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError, PlacementError
 from raysim.distributed.placement_wait import Patience
 from raysim.federation.fleet import LocalFleet

@@ -13,7 +13,8 @@ from annotated_types import Ge, Gt
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
 from raysim.config.introspection import field_docs
-from raysim.config.merge import build, merge, parse_pairs, read_file, resolve, to_mapping
+from raysim.config.merge import merge, parse_pairs, read_file
+from raysim.config.resolve import build, resolve, to_mapping
 from raysim.config.schema import Cohort, Resources, RunConfig, SiteResources
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
@@ -365,7 +366,7 @@ def test_a_number_in_a_list_must_be_finite() -> None:
 
 def test_a_key_stands_once_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("rounds: 3\nrounds: 4\n")
-    with pytest.raises(ConfigError, match="line 2: key 'rounds' stands twice"):
+    with pytest.raises(ConfigError, match="line 2: key 'rounds' is given twice"):
         read_file(str(tmp_path / "twice.yaml"))
 
 

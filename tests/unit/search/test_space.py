@@ -14,7 +14,8 @@ from ray import tune
 
 from raysim.cli.main import OPTIONS, main
 from raysim.cli.parser import make_parser as parser
-from raysim.config.merge import parse_pairs, read_file, resolve
+from raysim.config.merge import parse_pairs, read_file
+from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
 from raysim.search import distributions
@@ -324,7 +325,7 @@ def test_lists_in_lists_are_the_same_from_python_text_and_json():
         )
         == values
     )
-    assert [distributions.as_value(value) for value in json.loads(json.dumps(values))] == values
+    assert [distributions.to_python_value(value) for value in json.loads(json.dumps(values))] == values
 
 
 def test_a_key_in_its_short_and_its_long_form_is_refused():

@@ -15,7 +15,8 @@ from PIL import Image as Pillow
 from pydantic import TypeAdapter, ValidationError
 
 from raysim import LocalFleet, federate
-from raysim.config.merge import parse_pairs, resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithm_class
 from raysim.data.scan import write_scan

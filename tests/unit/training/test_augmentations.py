@@ -14,7 +14,8 @@ from PIL import Image
 
 from raysim import ConfigError, Data, Split
 from raysim.cli.main import main
-from raysim.config.merge import parse_pairs, resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve
 from raysim.core.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.augmentations import (

@@ -20,7 +20,8 @@ from algorithms.fedsimclr import FedSimCLR
 from algorithms.localonly import LocalOnly
 from raysim import ConfigError, LocalFleet, ResumePoint, SiteError, Task, federate, weights
 from raysim.cli.main import main
-from raysim.config.merge import parse_pairs, resolve, to_mapping
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve, to_mapping
 from raysim.core.registry import algorithm_class, algorithms, classes_of
 from raysim.federation.validation import check_algorithm
 from raysim.storage.checkpoint import read, write

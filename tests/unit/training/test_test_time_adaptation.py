@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from algorithms.centralized import Centralized
 from algorithms.fedavg import FedAvg
 from raysim import ConfigError, LocalFleet, LocalTraining, Model, Site, federate, weights
-from raysim.config.merge import parse_pairs, resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve
 from raysim.core.errors import RunError, SiteError
 from raysim.core.seeding import seeded
 from raysim.training.test_time_adaptation import affine, entropy, norm_layers, tent, use_batch_statistics

@@ -1,0 +1,200 @@
+"""Builds checked configuration dataclasses from nested mappings, and writes them back as plain values.
+
+Imports neither torch nor Ray. The module of a task or an algorithm is imported when its fields are needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from raysim.config.introspection import default_value, field_docs, format_setting, nested_dataclass, to_plain
+from raysim.config.merge import SHORT_KEYS, expand_short_keys
+from raysim.config.schema import RunConfig
+from raysim.core.errors import ConfigError
+from raysim.core.registry import NESTED_ALGORITHM, algorithm_class, name_of, task_class
+from raysim.core.suggestions import did_you_mean, squash
+
+# The keys of a run whose class is chosen by name: how the class is found, and the default name.
+COMPONENTS = {"task": (task_class, "synthetic"), "algorithm": (algorithm_class, "fedavg")}
+
+EXPECTED_BY_ERROR_TYPE = {  # pydantic's own messages name Python types
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    "int_parsing_size": "a whole number, written in digits if it is so large",
+    **dict.fromkeys(("float_type", "float_parsing"), "a number such as 0.5"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    "tuple_type": "a list, as in [a, b]",
+    **dict.fromkeys(("dict_type", "dataclass_type"), "keys and values, as in {key: value}"),
+}
+
+
+def resolve(values: Mapping[str, Any]) -> RunConfig:
+    """The run configuration, every key and value checked. Raises ConfigError for unknown keys and invalid values."""
+    values = expand_short_keys(values)
+    _check_run_keys(values)
+    # The run's own keys are checked first: importing the module of a task or an algorithm takes seconds.
+    run: RunConfig = build(RunConfig, {**values, "task": None, "algorithm": None}, "")
+    return replace(run, **{key: build(*_component(values, key), key) for key in COMPONENTS})
+
+
+def to_mapping(run: RunConfig) -> dict[str, Any]:
+    """The run as plain values with every default: the content of config.yaml, which `raysim run -c` reads."""
+    names = {key: {"name": name_of(type(getattr(run, key)))} for key in ("task", "algorithm")}
+    # The name is merged twice: it comes first, and it overrides a field called `name` in a user-defined task.
+    return {key: names[key] | value | names[key] if key in names else value for key, value in to_plain(run).items()}
+
+
+def build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """An instance of the dataclass `cls`; `values` are the keys under the dotted key `prefix`.
+
+    Raises ConfigError for unknown keys and invalid values.
+    """
+    checked = _check_fields(cls, values, prefix)
+    adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, cls], config=ConfigDict(allow_inf_nan=False))
+    try:
+        return adapter.validate_python({prefix: checked})[prefix]
+    except ValidationError as error:
+        raise ConfigError(_format_errors(error.errors())) from None
+
+
+def _check_run_keys(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an unknown top-level key, with the nearest key of the run, the task or the algorithm."""
+    run_keys = {squash(f.name): f.name for f in fields(RunConfig)}
+    for key in (key for key in values if key not in run_keys.values()):
+        candidates = run_keys | {squash(short): short for short in SHORT_KEYS}
+        for component in COMPONENTS:
+            for row in field_docs(_component(values, component)[0]):
+                candidates.setdefault(squash(row.name.rpartition(".")[2]), f"{component}.{row.name}")
+        close = get_close_matches(squash(str(key)), candidates, n=1)
+        suggestion = f" (did you mean '{candidates[close[0]]}'?)" if close else ""
+        raise ConfigError(
+            f"unknown key '{key}'{suggestion}; valid under a run: {', '.join(sorted(run_keys.values()))}; "
+            "the task's keys begin with task., the algorithm's with algorithm."
+        )
+
+
+def _component(values: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
+    """The class of the run's task or algorithm, and the values of its fields."""
+    find_class, default = COMPONENTS[key]
+    return _class_and_fields(find_class, values.get(key, default), key, default)
+
+
+def _class_and_fields(find_class: Any, value: Any, key: str, default: str) -> tuple[Any, dict[str, Any]]:
+    """The class named by `value`, and the values of its fields."""
+    values = _with_name(value, key, default)
+    return find_class(values["name"]), {key: value for key, value in values.items() if key != "name"}
+
+
+def _with_name(value: Any, key: str, default: str) -> dict[str, Any]:
+    """`value`, a name or a mapping of fields, as a mapping that has a name."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{format_setting(key, value)}: expected a name, or keys such as {key}.name={default}")
+    name = value.get("name", default)
+    if not isinstance(name, str):
+        raise ConfigError(f"{format_setting(f'{key}.name', name)}: expected a name such as {default}")
+    return {**value, "name": name}
+
+
+def _check_fields(cls: Any, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """`values` with short forms expanded. Raises ConfigError for a key that is no field of `cls`."""
+    hints, defaults = get_type_hints(cls), {f.name: default_value(f) for f in fields(cls) if f.init}
+    annotated_hints = get_type_hints(cls, include_extras=True)
+    result = {}
+    for key, value in values.items():
+        path = f"{prefix}.{key}" if prefix else key
+        if key not in defaults:
+            suggestion, valid = did_you_mean(str(key), defaults, f"{prefix}."), ", ".join(sorted(defaults))
+            raise ConfigError(f"unknown key '{path}'{suggestion}; valid under {prefix}: {valid}")
+        if _is_nested_algorithm(annotated_hints[key]):
+            result[key] = build(*_class_and_fields(algorithm_class, value, path, defaults[key]), path)
+        else:
+            result[key] = _expand_value(value, hints[key], defaults[key], path)
+    return result
+
+
+def _expand_value(value: Any, hint: Any, default: Any, path: str) -> Any:
+    """`value` of the field at `path` with short forms expanded, also within nested dataclasses."""
+    inner = nested_dataclass(hint)
+    if isinstance(value, bool) and _is_number(hint):  # pydantic would convert it to 1 or 0
+        raise ConfigError(f"{format_setting(path, value)}: expected a number")
+    if inner is None and isinstance(default, Mapping) and "name" in default:
+        value = _with_default_arguments(value, default)
+    elif inner is not None and isinstance(value, str) and any(f.name == "name" for f in fields(inner)):
+        value = {"name": value}
+    if inner is not None and isinstance(value, Mapping):
+        return _check_fields(inner, value, path)
+    if (item_class := _mapping_item_class(hint)) is not None and isinstance(value, Mapping):
+        return {
+            key: _check_fields(item_class, item, f"{path}.{key}") if isinstance(item, Mapping) else item
+            for key, item in value.items()
+        }
+    return value
+
+
+def _is_nested_algorithm(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and NESTED_ALGORITHM in get_args(hint)
+
+
+def _mapping_item_class(hint: Any) -> Any:
+    """The dataclass of a mapping's values; None for any other type."""
+    return nested_dataclass(get_args(hint)[1]) if get_origin(hint) in (Mapping, dict) else None
+
+
+def _with_default_arguments(value: Any, default: Mapping[str, Any]) -> Any:
+    """A library class by name: the default arguments are added only if the name is the default one."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, Mapping) and value.get("name", default["name"]) == default["name"]:
+        return {**default, **value}
+    return value
+
+
+def _is_number(hint: Any) -> bool:
+    return hint in (int, float) or any(part in (int, float) for part in get_args(hint))
+
+
+def _format_errors(errors: Iterable[Any]) -> str:
+    """The validation errors of pydantic: one line per key, with its value and everything that was expected."""
+    located = [(_key_path(error["loc"]), error) for error in errors]
+    # An error in a list's item also makes the list invalid, as too short: only the item's error is shown.
+    parents = {path[:depth] for path, _ in located for depth in range(len(path))}
+    expected: dict[str, dict[str, None]] = {}  # a union expects one thing for each of its members
+    for path, error in located:
+        if path not in parents:
+            expected.setdefault(_format_subject(path, error), {})[_expectation(error)] = None
+    return "\n".join(f"{subject}: expected {', or '.join(options)}" for subject, options in expected.items())
+
+
+def _key_path(loc: Sequence[int | str]) -> tuple[str, ...]:
+    """The parts of an error's dotted key, without the type names that pydantic adds for the members of a union."""
+    parts = (str(p) for p in loc if not (isinstance(p, str) and re.search(r"[\[\]()]|^constrained-", p)))
+    return tuple(p for p in parts if p not in ("", "int", "float", "str", "bool", "none"))
+
+
+def _format_subject(path: Sequence[str], error: Any) -> str:
+    if error["type"] == "missing":
+        return f"{'.'.join(path)} is missing"
+    if error["loc"][-1] == "[key]":
+        return f"the key {error['input']!r} of {'.'.join(path[:-1])}"
+    return format_setting(".".join(path), error["input"])
+
+
+def _expectation(error: Any) -> str:
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return "a value"
+    if kind in ("too_short", "too_long"):
+        word, limit = ("least", limits["min_length"]) if kind == "too_short" else ("most", limits["max_length"])
+        return f"at {word} {limit} item{'s' * (limit != 1)}, not {limits['actual_length']}"
+    if kind == "string_type" and isinstance(error["input"], bool):
+        return "text, in quotes"
+    message: str = error["msg"]
+    return EXPECTED_BY_ERROR_TYPE.get(kind, message.removeprefix("Input should be ").removeprefix("Value error, "))
