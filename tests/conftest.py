@@ -1,23 +1,29 @@
-"""Fixtures that several files share: one Ray for the whole session."""
+"""Fixtures that several folders share, markers by folder, groups for pytest-xdist, and the time limit of unit tests."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
-import torch
+
+HERE = Path(__file__).parent
+UNIT_LIMIT_S = 2.0
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """The count of threads decides how torch splits its sums: the same for every test, whatever ran before it."""
+    """The number of threads decides how torch splits its sums: the same for every test, whatever ran before it."""
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def ray_started() -> Iterator[None]:
-    """A Ray with room for eight client actors of one CPU each, whatever the machine has."""
+    """A Ray in this process with eight CPUs, whatever the machine has: enough for all client actors of a test."""
     import ray
 
     quiet = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
@@ -26,14 +32,36 @@ def ray_started() -> Iterator[None]:
     ray.shutdown()
 
 
-LONGEST = ("test_search.py", "test_contract.py", "test_recovery.py", "test_watch.py")
+def folder_of(item: pytest.Item) -> str:
+    return item.path.relative_to(HERE).parts[0]
 
 
+def group_of(item: pytest.Item) -> str:
+    """The xdist group: tests of one group run on one worker, in order."""
+    if folder_of(item) == "cluster":
+        return "cluster"  # one head for all
+    if "ray_started" in getattr(item, "fixturenames", ()):
+        return "ray"  # one Ray for all
+    # A command shares nothing; tests of one file share what they cache.
+    return item.nodeid if folder_of(item) == "e2e" else str(item.path.relative_to(HERE))
+
+
+ORDER = ("cluster", "ray", "e2e", "algorithms", "unit")  # the longest first, so that the workers end together
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then what else starts a Ray, so that the workers of pytest-xdist end together."""
+    for item in items:
+        item.add_marker(folder_of(item))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: ORDER.index(group_of(item) if group_of(item) in ORDER else folder_of(item)))
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
-        first = LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
-        return first, item.get_closest_marker("ray") is None
 
-    items.sort(key=place)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """A unit test that takes more than `UNIT_LIMIT_S` fails. CPU time counts, so that a loaded machine fails none."""
+    start = time.process_time()
+    yield
+    seconds = time.process_time() - start
+    if folder_of(item) == "unit" and seconds > UNIT_LIMIT_S:
+        pytest.fail(f"{seconds:.1f} s of CPU time in a unit test; at most {UNIT_LIMIT_S:g} s")

@@ -6,9 +6,8 @@ import atexit
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from raysim import LocalFleet, ResumePoint, Task, federate
+from raysim import LocalFleet, ResumePoint, federate
 from raysim.config.introspection import field_docs
 from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
@@ -25,40 +24,7 @@ from raysim.core.registry import algorithm_class, algorithms
 from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
 from raysim.storage.serialization import digest
-from raysim.tasks.synthetic import Synthetic, SyntheticData
-from tests.support import remote
-
-ROUNDS = 4
-every_algorithm = pytest.mark.parametrize("name", sorted(algorithms()))
-
-
-@cache
-def task() -> Task:
-    """Three sites and an outside one, with batch normalisation, so that there are buffers to carry."""
-    data = SyntheticData(sites=3, outside=("far",), cases=4, val=0, test=2, unlabelled=2, size=(16, 16))
-    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
-    return Synthetic(data=data, network=network, batch_size=2).build()
-
-
-def algorithm(name: str, **values: Any) -> Any:
-    return algorithm_class(name)(**values)
-
-
-def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], Any]:
-    """The rounds, and the fleet they ran on."""
-    fleet = fleet or LocalFleet(task(), seed=options.get("seed", 0), rounds=ROUNDS)
-    return list(federate(algorithm, task(), fleet, rounds=ROUNDS, **options)), fleet
-
-
-def client_states(fleet: Any) -> dict[str, Any]:
-    return dict(fleet.client_states())
-
-
-@cache
-def whole(name: str) -> str:
-    """The digest of an uninterrupted run."""
-    rounds, fleet = run(algorithm(name))
-    return digest(rounds[-1].state, client_states(fleet))
+from tests.support.contract import ROUNDS, algorithm, client_states, every_algorithm, run, task, whole
 
 
 @every_algorithm
@@ -152,64 +118,6 @@ def test_every_field_says_what_it_is(name: str) -> None:
     assert rows
     assert [row.name for row in rows if not row.doc] == []
     assert algorithms()[name]
-
-
-@pytest.fixture(scope="module")
-def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
-    """Three client actors for the task, as the server would start them."""
-    import ray
-
-    actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2, 3)}
-    yield actors
-    for actor in actors.values():
-        ray.kill(actor)
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("count", [1, 2, 3])
-@every_algorithm
-def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
-    rounds, fleet = run(algorithm(name), on_ray(client_actors, count))
-    assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
-
-
-def on_ray(client_actors: dict[str, Any], count: int) -> Any:
-    from raysim.distributed.load_balancing import assign
-    from raysim.distributed.ray_fleet import RayFleet
-
-    actors = dict(list(client_actors.items())[:count])
-    home = assign(dict.fromkeys((*task().inside, *task().outside), 1.0), list(actors))
-    start = partial(remote.start_client, task=task())
-    return RayFleet(task(), actors, home, start, seed=0, rounds=ROUNDS)
-
-
-@pytest.mark.ray
-@every_algorithm
-def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
-    import ray
-
-    fleet = on_ray(client_actors, 2)
-    fleet.places = {actor: ray.get(handle.place.remote()) for actor, handle in fleet.actors.items()}
-    fleet.kills = {3: ("client",)}  # after the first answer of round 3
-    *_, last = federate(algorithm(name), task(), fleet, rounds=ROUNDS)
-    client_actors.update(fleet.actors)
-    assert fleet.ledger.moved >= 1
-    assert digest(last.state, client_states(fleet)) == whole(name)
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("name", ["fedavg", "localonly", "fcl"])  # with a state, with memories, with exchanges
-def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
-    import ray
-
-    fleet = on_ray(client_actors, 2)
-    for last in federate(algorithm(name), task(), fleet, rounds=ROUNDS):
-        assert bool(last.failures) == (last.number == 3)
-        if last.number == 2:
-            ray.kill(fleet.actors["client-1"])
-    client_actors.update(fleet.actors)
-    assert fleet.ledger.moved >= 1
-    assert digest(last.state, client_states(fleet)) == whole(name)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from algorithms.fcl import FCL, Bank, ClientState, Features
+from algorithms.fcl import FCL, Bank, Features
 from raysim import LocalFleet, Model, Task, federate, load, weights
 from raysim.core.seeding import seed_all, seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
@@ -21,6 +21,8 @@ from raysim.training.augmentations import pool_levels, sample_batches
 from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 CPU = torch.device("cpu")
+
+
 SWITCHES = [{"matching": m, "exclude_positives": e, "both_views": b} for m in (0, 1) for e in (0, 1) for b in (0, 1)]
 
 
@@ -346,32 +348,3 @@ def test_one_site_with_exchange_is_one_without_bit_by_bit() -> None:
 def test_each_switch_changes_what_is_learned(switch: dict[str, bool]) -> None:
     plain, other = (ended(FCL(**each))[0][-1].state.learned for each in ({}, switch))
     assert plain != other
-
-
-@pytest.mark.ray
-def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None:
-    import ray
-
-    from raysim.distributed.load_balancing import assign
-    from raysim.distributed.ray_fleet import RayFleet
-    from raysim.storage.serialization import digest
-    from tests.support import remote
-
-    mine = FCL(pretrain_rounds=3)
-    fleets: list[Any] = [LocalFleet(task(), rounds=4)]
-    actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2)}
-    home = assign(dict.fromkeys(task().inside, 1.0), list(actors))
-    start = partial(remote.start_client, task=task())
-    fleets.append(RayFleet(task(), actors, home, start, seed=0, rounds=4))
-    found = []
-    for fleet in fleets:
-        for last in federate(mine, task(), fleet, rounds=4):
-            if last.number == 3:
-                assert {type(fleet.client_state(site)) for site in task().inside} == {ClientState}
-                found.append(digest(last.state, dict(fleet.client_states())))
-            if last.number == 2 and fleet is fleets[1]:
-                ray.kill(fleet.actors["client-1"])
-    assert fleets[1].ledger.moved >= 1
-    assert found[0] == found[1]
-    for actor in fleets[1].actors.values():
-        ray.kill(actor)

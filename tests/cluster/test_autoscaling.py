@@ -10,66 +10,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from raysim.core.errors import ConfigError
-from raysim.distributed import autoscaling
-from raysim.distributed.resources import NodeResources
 from tests.support.hosts import Host, hosts, why_not
-from tests.support.paths import ROOT
-
-
-def test_a_variable_tells_what_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 3, resources: {CPU: 8, GPU: 1}}")
-    assert autoscaling.remaining_capacity([NodeResources("a", 8, 1)]) == [NodeResources("new node", 8, 1)] * 2
-    assert autoscaling.remaining_capacity([NodeResources("a", 8, 1)] * 3) == []
-    for wrong in ("8", "{max_workers: 8, resources: {cpu: 8}}", "{max_workers: many, resources: {CPU: 8}}"):
-        monkeypatch.setenv("RAYSIM_AUTOSCALER", wrong)
-        with pytest.raises(ConfigError, match=re.escape(f"RAYSIM_AUTOSCALER='{wrong}': expected such as")):
-            autoscaling.remaining_capacity([])
-    monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 0, resources: {CPU: 1}}")
-    assert not autoscaling.has_autoscaler()
-    assert autoscaling.provisionable_nodes() == []
-
-
-def test_of_several_kinds_those_come_that_there_are_not_enough_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAYSIM_AUTOSCALER", raising=False)
-    kinds = {
-        "head": {"resources": {"CPU": 4}},
-        "cpu": {"resources": {"CPU": 16}, "max_workers": 4},
-        "gpu": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 2},
-    }
-    config = {"max_workers": 4, "provider": {"type": "aws"}, "head_node_type": "head", "available_node_types": kinds}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(autoscaling, "BOOTSTRAP", str(tmp_path / "config.yaml"))
-    gpu, cpu = NodeResources("new gpu", 8, 1), NodeResources("new cpu", 16, 0)
-    assert autoscaling.remaining_capacity([]) == [gpu, gpu, cpu, cpu]
-    assert autoscaling.remaining_capacity([NodeResources("a", 16, 0)] * 2) == [gpu, gpu]
-    assert autoscaling.remaining_capacity([NodeResources("a", 8, 1)] * 2) == [cpu, cpu]
-
-
-def test_the_file_of_ray_up_tells_it_on_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAYSIM_AUTOSCALER", raising=False)
-    monkeypatch.setattr(autoscaling, "BOOTSTRAP", str(tmp_path / "config.yaml"))
-    assert autoscaling.remaining_capacity([]) == []
-    config = yaml.safe_load((ROOT / "cluster" / "gpu.yaml").read_text())
-    config["available_node_types"]["gpu"]["resources"] = {
-        "CPU": 8,
-        "GPU": 1,
-    }  # as Ray fills it in, by the kind of machine
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert autoscaling.remaining_capacity([]) == [NodeResources("new gpu", 8, 1)] * 8
-    assert len(autoscaling.remaining_capacity([NodeResources("a", 8, 1)] * 5)) == 3
-
 
 WORK = (
     *("task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4", "task.data.val=2"),
     *("task.data.test=2", "task.batch_size=2", "rounds=2", "resources.cpus_per_client=2", "ray_address=auto"),
 )
+
+
 KIND = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 3}
+
+
 FAKE = {  # Ray's own provider of nodes that are processes of this machine
     "cluster_name": "fake",
     "max_workers": 3,
@@ -92,6 +45,8 @@ FAKE = {  # Ray's own provider of nodes that are processes of this machine
     **{name: [] for name in ("initialization_commands", "cluster_synced_files")},
     **{f"{of}_start_ray_commands": [] for of in ("head", "worker")},
 }
+
+
 SETTINGS = {
     "RAY_FAKE_CLUSTER": "1",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -102,7 +57,6 @@ SETTINGS = {
 }
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_a_run_and_a_search_wait_for_the_nodes_that_an_autoscaler_starts(tmp_path: Path) -> None:

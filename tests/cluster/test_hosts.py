@@ -18,7 +18,7 @@ import pytest
 from tests.support.hosts import ROOT, Host, cut, hosts, why_not
 
 WHY = why_not() or ("" if shutil.which("sshd") and shutil.which("rsync") else "needs sshd and rsync")
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.skipif(bool(WHY), reason=WHY)]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(WHY), reason=WHY)]
 CORES = os.cpu_count()  # every host says that it has them all: one client actor fills it
 WORDS = (
     *("algorithm=tests.support.pacing:Pacing", "rounds=60", "evaluate_every=60", "checkpoint_every=20"),

@@ -14,7 +14,7 @@ import pytest
 
 from raysim.core.results import FailureAction
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 SMALL = (
     *("rounds=4", "task.data.sites=5", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
     *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "site_timeout_s=300"),

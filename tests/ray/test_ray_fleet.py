@@ -41,7 +41,7 @@ from tests.support.remote import (
     where,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
+pytestmark = pytest.mark.usefixtures("ray_started")
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 NAMES = ("a", "b", "c", "d", "e", "f")
 

@@ -1,4 +1,4 @@
-"""What test_ray.py runs in other processes: they can import it from here."""
+"""Functions and algorithms that client actors execute: other processes import them from here. Ray is imported late."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from algorithms.fedavg import FedAvg
 from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site, Task
-from raysim.distributed.client_actor import ClientActor
 from raysim.federation.fleet import BaseFleet
 from tests.support import toy
 
@@ -78,6 +76,8 @@ def fails_at_d(site: Site[Any], _: Any) -> Reply[str]:
 
 def fails_at_clients() -> toy.Line:
     """A network that cannot be made by client actors, whose names tell their sites."""
+    import ray
+
     if "[" in ray.get_runtime_context().get_actor_name():
         raise LookupError("no such organ")
     return toy.Line()
@@ -95,6 +95,8 @@ class Sharing(FedAvg):
         fleet.map(read_all, held)
         metrics = {"opened": float(len(OPENED)), "pid": float(os.getpid())}
         if not isinstance(fleet, LocalFleet):
+            import ray
+
             places = ray.experimental.get_object_locations(list(held._held.values()))
             metrics["inlined"] = float(sum(not place["node_ids"] for place in places.values()))
         state, _ = FedAvg.round(self, fleet, model)
@@ -125,6 +127,10 @@ class Breaking(FedAvg):
 
 def start_client(name: str, task: Task, versions: Mapping[str, str] | None = None) -> Any:
     """A client actor for `task`, started as the server starts one; its node is to have these versions."""
+    import ray
+
+    from raysim.distributed.client_actor import ClientActor
+
     actor: Any = ray.remote(ClientActor)
     plan = SimpleNamespace(task=task, seed=0, chaos=None, versions=versions or {}, reads=())
     return actor.options(num_cpus=1).remote(name, name, [ray.put(plan)], 1.0, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from raysim.core.registry import algorithm_class, algorithms, name_of, task_clas
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "algorithms"
+
+
 MINE = """
 from dataclasses import dataclass
 
@@ -86,9 +87,3 @@ def test_what_cannot_be_an_algorithm_is_explained(
     with pytest.raises(ConfigError) as caught:
         algorithm_class(name)
     assert message in str(caught.value)
-
-
-def test_a_list_of_names_waits_for_no_torch() -> None:
-    code = "import sys; from raysim.core import registry as r; r.algorithms(); r.tasks(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

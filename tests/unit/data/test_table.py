@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -50,11 +48,6 @@ def test_splits_are_those_of_the_engine() -> None:
     from raysim.core.contracts import SPLITS as engine
 
     assert engine == SPLITS
-
-
-def test_a_table_is_read_without_torch() -> None:
-    code = "import sys, raysim.data.table, raysim.data.summarize; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_other_columns_are_kept_and_names_like_NA_are_names(tmp_path: Path) -> None:

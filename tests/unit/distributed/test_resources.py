@@ -144,7 +144,9 @@ def test_shares_that_no_gpu_can_give_are_refused() -> None:
 
 
 def test_a_thousand_sites_are_refused_with_what_would_fit() -> None:
-    with pytest.raises(PlacementError, match=r"What would fit: resources\.client_actors=512, or resources\.client_actors=auto"):
+    with pytest.raises(
+        PlacementError, match=r"What would fit: resources\.client_actors=512, or resources\.client_actors=auto"
+    ):
         plan_actors(asking(client_actors="per_site", gpus_per_client=0.25), names(1000), [node(64, 8)] * 16)
 
 

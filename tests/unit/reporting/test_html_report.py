@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from algorithms.fedavg import FedAvg
 from raysim import LocalFleet, PredictionSet
-from raysim.cli.main import main
 from raysim.core.errors import SiteError
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.federation.plan import Plan
@@ -26,50 +21,10 @@ from raysim.reporting.html_report import by_cause, sentences, write_report
 from raysim.reporting.plots import render_svg
 from tests.support import toy
 
-LOCAL = (
-    *(
-        "backend=local",
-        "rounds=3",
-        "task.data.sites=3",
-        "task.data.size=[16,16]",
-        "task.data.cases=4",
-        "task.data.test=2",
-    ),
-    *("task.data.val=0", "network={name: unet, channels: [2, 4], strides: [2]}", "task.batch_size=2"),
-)
 EMPTY = {"meta", "br", "wbr", "hr", "img", "link", "input"}  # elements without an end
+
+
 NASTY = "<b>&amp;\"'$x_$"
-
-MINE = '''
-"""FedAvg that meets the trouble that a file in the working directory asks for, in the second round."""
-
-from dataclasses import dataclass
-from pathlib import Path
-
-from raysim import LocalTraining, Reply, mean, weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mine(LocalTraining):
-    def init(self, task):
-        return weights(task.network())
-
-    def client(self, site, model):
-        if Path("full").exists():
-            Path("out/report.partial").mkdir(exist_ok=True)
-        if Path("bug").exists() and site.round == 1:
-            raise LookupError("no <organ> & no $such$ site")
-        if Path("stop").exists() and site.round == 1:
-            raise KeyboardInterrupt
-        net = site.load(model)
-        return Reply(weights(net), metrics={"loss": self.fit(net, site)})
-
-    def round(self, fleet, model):
-        return mean(fleet.map(self.client, model)), {}
-
-    def predictor(self, site, model):
-        return site.predict_module(model)
-'''
 
 
 class Page(HTMLParser):
@@ -108,15 +63,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.description.append(data)
-
-
-@pytest.fixture
-def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "my_algorithm.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory
-    yield
-    sys.modules.pop("my_algorithm", None)
 
 
 def run(out: Path, sites: Any, algorithm: Any = None, **fields: Any) -> Page:
@@ -174,53 +120,6 @@ def test_causes_that_differ_in_numbers_are_one() -> None:
         {"cause": "no answer for 5.5 s", "incidents": 1, "sites": 1, "seconds": 9.0},
         {"cause": "the loss is nan at step … of …", "incidents": 2, "sites": 3, "seconds": 3.5},
     ]
-
-
-@pytest.mark.usefixtures("working_directory")
-def test_a_run_that_left_replies_out_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", *LOCAL, "chaos=drop 0.3", "min_replies=0.3", "seed=1", "--out", "out"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.endswith(f"report: {tmp_path / 'out' / 'report.html'}\n")
-    page = Page(tmp_path / "out" / "report.html")
-    summary = json.loads(Path("out/summary.json").read_text())
-    failures = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
-    count, rounds = len(failures), len({failure["round"] for failure in failures})
-    assert summary["failures"]["left_out"] == count > 1
-    within = f"{rounds} round{'s' if rounds > 1 else ''}"
-    assert f"{count} replies were left out in {within} (min_replies=0.3 allowed it)." in page.text
-    assert page.text.index("replies were left out") < page.text.index("Scores")
-    assert page.text.startswith("fedavg on synthetic: out fedavg on synthetic done run out rounds 3 of 3")
-    assert summary["digest"] in page.text
-    assert "inside/test/dice (chosen, higher is better)" in page.text
-    for told in ("chaos dropped its reply", "site-03", "training loss", "bytes of a round", "batch_size: 2"):
-        assert told in page.text
-
-
-@pytest.mark.usefixtures("working_directory")
-def test_a_failed_run_shows_its_error_and_a_full_disk_hides_it_not(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("bug").touch()
-    words = ["run", *LOCAL, "algorithm=my_algorithm:Mine"]
-    assert main([*words, "--out", "bad"]) == 1
-    page = Page(Path("bad/report.html"))
-    assert "The run failed: site 'site-01' failed in round 2: LookupError: no <organ> & no $such$" in page.text
-    assert "raise LookupError(" in page.text  # where it happened
-    Path("full").touch()
-    capsys.readouterr()
-    assert main([*words, "--out", "out"]) == 1
-    told = capsys.readouterr()
-    assert told.err.splitlines()[-1].startswith("raysim: site 'site-01' failed in round 2: LookupError")
-    assert told.out.splitlines()[-1].startswith("report.html was not written: IsADirectoryError")
-    assert not Path("out/report.html").exists()
-
-
-@pytest.mark.usefixtures("working_directory")
-def test_an_interrupted_run_has_a_page_and_a_resumed_one_another() -> None:
-    Path("stop").touch()
-    assert main(["run", *LOCAL, "algorithm=my_algorithm:Mine", "--out", "out"]) == 130
-    assert "The run was interrupted after 1 round." in Page(Path("out/report.html")).text
-    Path("stop").unlink()
-    assert main(["resume", "out"]) == 0
-    assert "done run out rounds 3 of 3" in Page(Path("out/report.html")).text
 
 
 def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:

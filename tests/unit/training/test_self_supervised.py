@@ -19,9 +19,8 @@ from algorithms.fedrep import FedRep
 from algorithms.fedsimclr import FedSimCLR
 from algorithms.localonly import LocalOnly
 from raysim import ConfigError, LocalFleet, ResumePoint, SiteError, Task, federate, weights
-from raysim.cli.main import main
-from raysim.config.merge import parse_pairs
-from raysim.config.resolve import resolve, to_mapping
+from raysim.config.merge import parse_pairs, to_mapping
+from raysim.config.resolve import resolve
 from raysim.core.registry import algorithm_class, algorithms, classes_of
 from raysim.federation.validation import check_algorithm
 from raysim.storage.checkpoint import read, write
@@ -252,27 +251,6 @@ def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
 def test_a_slip_in_what_fine_tunes_is_refused_at_once(words: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         resolve(parse_pairs(["algorithm=fcl", words]))
-
-
-def test_the_command_runs_records_and_resumes_it(tmp_path: Path, capsys: Any) -> None:
-    words = [
-        "algorithm=fcl",
-        "algorithm.pretrain_rounds=2",
-        "algorithm.finetune=localonly",
-        "rounds=3",
-        "backend=local",
-    ]
-    words += ["task.data.sites=2", "task.data.cases=4", "task.data.size=[16,16]", "task.batch_size=2"]
-    assert main(["run", *words, "--out", str(tmp_path / "out")]) == 0
-    assert "finetune:" in (tmp_path / "out" / "config.yaml").read_text()
-    assert main(["run", "-c", str(tmp_path / "out" / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
-    assert len({_digest(tmp_path / name) for name in ("out", "again")}) == 1
-    capsys.readouterr()
-
-
-def _digest(folder: Path) -> str:
-    found: str = yaml.safe_load((folder / "summary.json").read_text())["digest"]
-    return found
 
 
 def test_a_fine_tuning_of_one_s_own_resumes(tmp_path: Path, monkeypatch: Any) -> None:

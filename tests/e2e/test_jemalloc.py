@@ -15,14 +15,14 @@ JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"
 SCRIPT = """
 import json, time
 import numpy as np
-from raysim import allocator
+from raysim.distributed import jemalloc
 
 def own():
     text = open("/proc/self/status").read()
     return int(text.partition("RssAnon:")[2].split()[0]) / 1024
 
 sizes = []
-mine = allocator.Allocator()
+mine = jemalloc.JemallocPurger()
 for _ in range(2):
     start = own()
     held = [np.ones(2**18) for _ in range(100)]  # 200 MB, in arrays of 2 MB
@@ -30,7 +30,7 @@ for _ in range(2):
     sizes.append(own() - start)
     mine.settle()
     sizes.append(own() - start)
-    allocator.EVERY = 0
+    jemalloc.EVERY = 0
 print(json.dumps(sizes))
 """
 

@@ -1,0 +1,154 @@
+"""Reports of runs that lose replies, fail, are interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from raysim.cli.main import main
+
+LOCAL = (
+    *(
+        "backend=local",
+        "rounds=3",
+        "task.data.sites=3",
+        "task.data.size=[16,16]",
+        "task.data.cases=4",
+        "task.data.test=2",
+    ),
+    *("task.data.val=0", "network={name: unet, channels: [2, 4], strides: [2]}", "task.batch_size=2"),
+)
+
+
+EMPTY = {"meta", "br", "wbr", "hr", "img", "link", "input"}  # elements without an end
+
+
+MINE = '''
+"""FedAvg that meets the trouble that a file in the working directory asks for, in the second round."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysim import LocalTraining, Reply, mean, weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(LocalTraining):
+    def init(self, task):
+        return weights(task.network())
+
+    def client(self, site, model):
+        if Path("full").exists():
+            Path("out/report.partial").mkdir(exist_ok=True)
+        if Path("bug").exists() and site.round == 1:
+            raise LookupError("no <organ> & no $such$ site")
+        if Path("stop").exists() and site.round == 1:
+            raise KeyboardInterrupt
+        net = site.load(model)
+        return Reply(weights(net), metrics={"loss": self.fit(net, site)})
+
+    def round(self, fleet, model):
+        return mean(fleet.map(self.client, model)), {}
+
+    def predictor(self, site, model):
+        return site.predict_module(model)
+'''
+
+
+class Page(HTMLParser):
+    """A page that is well formed, or an error: what it says, and where it leads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.description: list[str] = []
+        self.links: list[str | None] = []
+        self.ids: list[str | None] = []
+        self.tags: set[str] = set()
+        self.feed(path.read_text())
+        self.close()
+        assert not self.open
+        assert len(self.ids) == len(set(self.ids))
+        assert all(str(link).startswith("#") for link in self.links)  # nothing is fetched
+        assert self.tags.isdisjoint({"script", "link", "img", "iframe", "object"})
+        self.text = " ".join(" ".join(self.description).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.description.append(data)
+
+
+@pytest.fixture
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "my_algorithm.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory
+    yield
+    sys.modules.pop("my_algorithm", None)
+
+
+@pytest.mark.usefixtures("working_directory")
+def test_a_run_that_left_replies_out_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *LOCAL, "chaos=drop 0.3", "min_replies=0.3", "seed=1", "--out", "out"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"report: {tmp_path / 'out' / 'report.html'}\n")
+    page = Page(tmp_path / "out" / "report.html")
+    summary = json.loads(Path("out/summary.json").read_text())
+    failures = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
+    count, rounds = len(failures), len({failure["round"] for failure in failures})
+    assert summary["failures"]["left_out"] == count > 1
+    within = f"{rounds} round{'s' if rounds > 1 else ''}"
+    assert f"{count} replies were left out in {within} (min_replies=0.3 allowed it)." in page.text
+    assert page.text.index("replies were left out") < page.text.index("Scores")
+    assert page.text.startswith("fedavg on synthetic: out fedavg on synthetic done run out rounds 3 of 3")
+    assert summary["digest"] in page.text
+    assert "inside/test/dice (chosen, higher is better)" in page.text
+    for told in ("chaos dropped its reply", "site-03", "training loss", "bytes of a round", "batch_size: 2"):
+        assert told in page.text
+
+
+@pytest.mark.usefixtures("working_directory")
+def test_a_failed_run_shows_its_error_and_a_full_disk_hides_it_not(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bug").touch()
+    words = ["run", *LOCAL, "algorithm=my_algorithm:Mine"]
+    assert main([*words, "--out", "bad"]) == 1
+    page = Page(Path("bad/report.html"))
+    assert "The run failed: site 'site-01' failed in round 2: LookupError: no <organ> & no $such$" in page.text
+    assert "raise LookupError(" in page.text  # where it happened
+    Path("full").touch()
+    capsys.readouterr()
+    assert main([*words, "--out", "out"]) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith("raysim: site 'site-01' failed in round 2: LookupError")
+    assert told.out.splitlines()[-1].startswith("report.html was not written: IsADirectoryError")
+    assert not Path("out/report.html").exists()
+
+
+@pytest.mark.usefixtures("working_directory")
+def test_an_interrupted_run_has_a_page_and_a_resumed_one_another() -> None:
+    Path("stop").touch()
+    assert main(["run", *LOCAL, "algorithm=my_algorithm:Mine", "--out", "out"]) == 130
+    assert "The run was interrupted after 1 round." in Page(Path("out/report.html")).text
+    Path("stop").unlink()
+    assert main(["resume", "out"]) == 0
+    assert "done run out rounds 3 of 3" in Page(Path("out/report.html")).text

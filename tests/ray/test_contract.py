@@ -1,0 +1,98 @@
+"""What holds for every algorithm on Ray: the bits of the local fleet, whatever actor is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from algorithms.fcl import FCL, ClientState
+from raysim import LocalFleet, federate
+from raysim.storage.serialization import digest
+from tests.support import remote
+from tests.support.contract import ROUNDS, algorithm, client_states, every_algorithm, run, task, whole
+
+
+@pytest.fixture(scope="module")
+def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
+    """Three client actors for the task, as the server would start them."""
+    import ray
+
+    actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2, 3)}
+    yield actors
+    for actor in actors.values():
+        ray.kill(actor)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@every_algorithm
+def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
+    rounds, fleet = run(algorithm(name), on_ray(client_actors, count))
+    assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
+
+
+def on_ray(client_actors: dict[str, Any], count: int) -> Any:
+    from raysim.distributed.load_balancing import assign
+    from raysim.distributed.ray_fleet import RayFleet
+
+    actors = dict(list(client_actors.items())[:count])
+    home = assign(dict.fromkeys((*task().inside, *task().outside), 1.0), list(actors))
+    start = partial(remote.start_client, task=task())
+    return RayFleet(task(), actors, home, start, seed=0, rounds=ROUNDS)
+
+
+@every_algorithm
+def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
+    import ray
+
+    fleet = on_ray(client_actors, 2)
+    fleet.places = {actor: ray.get(handle.place.remote()) for actor, handle in fleet.actors.items()}
+    fleet.kills = {3: ("client",)}  # after the first answer of round 3
+    *_, last = federate(algorithm(name), task(), fleet, rounds=ROUNDS)
+    client_actors.update(fleet.actors)
+    assert fleet.ledger.moved >= 1
+    assert digest(last.state, client_states(fleet)) == whole(name)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "localonly", "fcl"])  # with a state, with memories, with exchanges
+def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
+    import ray
+
+    fleet = on_ray(client_actors, 2)
+    for last in federate(algorithm(name), task(), fleet, rounds=ROUNDS):
+        assert bool(last.failures) == (last.number == 3)
+        if last.number == 2:
+            ray.kill(fleet.actors["client-1"])
+    client_actors.update(fleet.actors)
+    assert fleet.ledger.moved >= 1
+    assert digest(last.state, client_states(fleet)) == whole(name)
+
+
+def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None:
+    import ray
+
+    from raysim.distributed.load_balancing import assign
+    from raysim.distributed.ray_fleet import RayFleet
+    from raysim.storage.serialization import digest
+    from tests.support import remote
+
+    mine = FCL(pretrain_rounds=3)
+    fleets: list[Any] = [LocalFleet(task(), rounds=4)]
+    actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2)}
+    home = assign(dict.fromkeys(task().inside, 1.0), list(actors))
+    start = partial(remote.start_client, task=task())
+    fleets.append(RayFleet(task(), actors, home, start, seed=0, rounds=4))
+    found = []
+    for fleet in fleets:
+        for last in federate(mine, task(), fleet, rounds=4):
+            if last.number == 3:
+                assert {type(fleet.client_state(site)) for site in task().inside} == {ClientState}
+                found.append(digest(last.state, dict(fleet.client_states())))
+            if last.number == 2 and fleet is fleets[1]:
+                ray.kill(fleet.actors["client-1"])
+    assert fleets[1].ledger.moved >= 1
+    assert found[0] == found[1]
+    for actor in fleets[1].actors.values():
+        ray.kill(actor)

@@ -1,0 +1,47 @@
+"""The task and the runs that the contract of every algorithm is checked on, in one process and on Ray."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from raysim import LocalFleet, Task, federate
+from raysim.core.registry import algorithm_class, algorithms
+from raysim.storage.serialization import digest
+from raysim.tasks.synthetic import Synthetic, SyntheticData
+
+ROUNDS = 4
+
+
+every_algorithm = pytest.mark.parametrize("name", sorted(algorithms()))
+
+
+@cache
+def task() -> Task:
+    """Three sites and an outside one, with batch normalisation, so that there are buffers to carry."""
+    data = SyntheticData(sites=3, outside=("far",), cases=4, val=0, test=2, unlabelled=2, size=(16, 16))
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
+    return Synthetic(data=data, network=network, batch_size=2).build()
+
+
+def algorithm(name: str, **values: Any) -> Any:
+    return algorithm_class(name)(**values)
+
+
+def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], Any]:
+    """The rounds, and the fleet they ran on."""
+    fleet = fleet or LocalFleet(task(), seed=options.get("seed", 0), rounds=ROUNDS)
+    return list(federate(algorithm, task(), fleet, rounds=ROUNDS, **options)), fleet
+
+
+def client_states(fleet: Any) -> dict[str, Any]:
+    return dict(fleet.client_states())
+
+
+@cache
+def whole(name: str) -> str:
+    """The digest of an uninterrupted run."""
+    rounds, fleet = run(algorithm(name))
+    return digest(rounds[-1].state, client_states(fleet))

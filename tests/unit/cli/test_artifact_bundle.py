@@ -1,0 +1,57 @@
+"""What a cluster sends back: all but the checkpoints, and into its folder only."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from base64 import encodebytes
+from pathlib import Path
+
+import pytest
+
+from raysim.cli import artifact_bundle
+from raysim.core.errors import RunError
+
+
+def sent(*members: tuple[str, bytes]) -> str:
+    """What a cluster would send: a parcel of these files."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return f"noise\n{artifact_bundle.BEGIN}\n{encodebytes(held.getvalue()).decode()}{artifact_bundle.END}\n"
+
+
+def test_what_a_cluster_sends_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact_bundle, "LARGEST", 1000)
+    with pytest.raises(RunError, match="cannot be read"):
+        artifact_bundle.unpack(sent(("../outside", b"x")), tmp_path / "up")
+    artifact_bundle.unpack(sent((str(tmp_path / "outside"), b"x")), tmp_path / "into")
+    with pytest.raises(RunError, match="more than 1000 bytes"):
+        artifact_bundle.unpack(sent(("zeros", bytes(10_000))), tmp_path / "bomb")
+    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "bomb").exists()
+
+
+def test_a_parcel_brings_all_but_the_checkpoints(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "large").touch()
+    (run / "summary.json").write_text("{}")
+    artifact_bundle.unpack(artifact_bundle.pack(run), tmp_path / "here")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["summary.json"]
+    with pytest.raises(RunError, match="no results"):
+        artifact_bundle.unpack("nothing", tmp_path / "there")
+
+
+def test_a_search_comes_back_without_the_checkpoints_of_its_trials(tmp_path: Path) -> None:
+    from raysim.cli.artifact_bundle import pack, unpack
+
+    held = tmp_path / "search" / "trials" / "0001"
+    (held / "checkpoints" / "round_0001").mkdir(parents=True)
+    (held / "checkpoints" / "round_0001" / "model.safetensors").write_bytes(b"0" * 100)
+    (held / "trial.json").write_text("{}")
+    unpack(pack(tmp_path / "search"), tmp_path / "back")
+    assert sorted(path.name for path in (tmp_path / "back").rglob("*")) == ["0001", "trial.json", "trials"]

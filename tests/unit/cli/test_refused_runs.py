@@ -1,0 +1,168 @@
+"""Runs that are refused: exit code, message, and nothing is written."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raysim.cli.main import main
+
+SMALL = (
+    *("rounds=2", "task.data.sites=3", "task.data.size=[16,16]", "task.data.cases=4", "task.data.test=2"),
+    *("task.data.val=0", "network={name: unet, channels: [2, 4], strides: [2]}", "task.batch_size=2"),
+)
+
+
+LOCAL = (*SMALL, "backend=local")
+
+
+MINE = '''
+"""A user's own algorithm: FedAvg that meets trouble in the third round, if it is asked to."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from raysim import LocalTraining, Model, Reply, mean, weights
+
+
+@dataclass(frozen=True)
+class Known:
+    model: Model
+    rounds: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(LocalTraining):
+    trouble: Annotated[str, "what happens in the third round"] = "none"
+
+    def init(self, task):
+        return Known(weights(task.network()))
+
+    def client(self, site, model):
+        net = site.load(model)
+        if self.trouble == "nan" and site.round == 2 and site.name == "site-02":
+            next(net.parameters()).data.fill_(float("nan"))
+        if self.trouble == "bug" and site.round == 2 and site.name == "site-02":
+            raise LookupError("no such organ")
+        return Reply(weights(net), metrics={"loss": self.fit(net, site)})
+
+    def round(self, fleet, state):
+        return Known(mean(fleet.map(self.client, state.model)), state.rounds + 1), {}
+
+    def predictor(self, site, state):
+        return site.predict_module(state.model)
+'''
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "my_algorithm.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory
+    yield
+    sys.modules.pop("my_algorithm", None)
+
+
+def test_help_of_run_shows_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = capsys.readouterr().out
+    for key in (
+        "rounds",
+        "cohort.size",
+        "cohort.dropout",
+        "evaluate_every",
+        "resources.gpus_per_client",
+        "resources.client_actors",
+        "ray_address",
+    ):
+        assert re.search(rf"^  {re.escape(key)} .*\(default: .+\)$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["frun"], "invalid choice: 'frun'"),
+        (["run", "--config"], "expected one argument"),
+        (["list", "hospitals"], "invalid choice: 'hospitals'"),
+    ],
+)
+def test_a_wrong_command_is_wrong_usage(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+REFUSED = [
+    (["--rounds=3"], "unknown argument '--rounds=3'; see raysim run --help"),
+    (["rounds"], "cannot read 'rounds': expected key=value"),
+    (["rondus=3"], "unknown key 'rondus' (did you mean 'rounds'?)"),
+    (["algorithm.lrr=3"], "unknown key 'algorithm.lrr' (did you mean 'algorithm.lr'?)"),
+    (["algorithm.lr=-1"], "algorithm.lr=-1: expected greater than 0"),
+    (["algorithm=fedavgg"], "unknown algorithm 'fedavgg' (did you mean 'fedavg'?)"),
+    (["algorithm=my_algorithm:Yours"], "the module my_algorithm has no Yours"),
+    (["task=synthetik"], "unknown task 'synthetik' (did you mean 'synthetic'?)"),
+    (["network=unett"], "unknown network 'unett'"),
+    (["network.chanels=[4,8]"], "'chanels'"),
+    (["network={name: unet, channels: [2, 4, 8, 16, 32, 64], strides: [2, 2, 2, 2, 2]}"], "fails on an image"),
+    (["task.data.sites=0"], "task.data.sites=0: expected greater than 0"),
+    (["task.data.outside=[site-01]"], "each outside site needs a name of its own"),
+    (["cohort=4"], "cohort=4: expected a fraction up to 1.0, or 1 to 3 sites"),
+    (["cohort=1.5"], "cohort=1.5: expected a fraction up to 1.0, or 1 to 3 sites"),
+    (["metric=dice"], "metric='dice': expected one of inside/test/dice"),
+    (["-c", "none.yaml"], "cannot read the configuration none.yaml: No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words[-1] for words, _ in REFUSED])
+def test_wrong_input_is_refused_and_nothing_written(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", *LOCAL, *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("raysim: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_output_that_exists_is_refused_and_left_alone(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    kept = old
+    if kind == "folder":
+        old.mkdir()
+        kept = old / "summary.json"
+    kept.write_text("precious")
+    assert main(["run", *LOCAL, "--out", "old"]) == 2
+    assert "--out old exists already" in capsys.readouterr().err
+    assert kept.read_text() == "precious"
+    assert kind == "file" or list(old.iterdir()) == [kept]
+
+
+def test_an_output_that_cannot_be_made_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("")
+    assert main(["run", *LOCAL, "--out", "file/run"]) == 2
+    assert "cannot make the run's folder" in capsys.readouterr().err
+
+
+def test_a_default_that_is_a_list_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "tasks", "synthetic"]) == 0
+    assert "[dice]" in capsys.readouterr().out
+
+
+def test_a_gpu_that_this_machine_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["run", *LOCAL, "resources.gpus_per_client=0.5", "--out", "fast"]) == 3
+    assert "raysim: resources: 0.5 GPU is asked for, but torch finds no GPU" in capsys.readouterr().err
+    assert not Path("fast").exists()

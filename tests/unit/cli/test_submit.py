@@ -1,0 +1,68 @@
+"""Submitted jobs: the command that the cluster gets, and output that survives a lost connection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.job_submission import JobStatus
+
+from raysim.cli.main import main
+from raysim.core.errors import ConfigError
+
+
+class Jobs:
+    """A client of a cluster whose connection is lost twice in the middle of what a job says."""
+
+    def __init__(self) -> None:
+        self.tails = 0
+
+    async def tail_job_logs(self, job: str) -> Any:
+        self.tails += 1
+        for number, line in enumerate(["one\n", "two\n", "three\n"]):
+            if number == self.tails:
+                raise RuntimeError("connection lost")
+            yield line
+
+    def get_job_status(self, job: str) -> JobStatus:
+        return JobStatus.SUCCEEDED
+
+    def get_job_logs(self, job: str) -> str:
+        return "one\ntwo\nthree\nfour\n"
+
+
+def test_a_lost_connection_to_a_job_is_taken_up_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    from raysim.cli.submit import _followed
+
+    jobs = Jobs()
+    assert _followed(jobs, "job") == JobStatus.SUCCEEDED
+    assert jobs.tails == 3
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
+
+
+def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from raysim.cli.submit import THERE, JobCommand, _packed, job_command
+
+    monkeypatch.chdir(tmp_path)
+
+    assert job_command(["run", "rounds=2"], "job").folder == f"{THERE}/job"
+    assert job_command(["run", "--out=a b"], "job").command == f"python -m raysim run --out {THERE}/'a b'"
+    assert job_command(["tune", "fedsm", "--out", "/shared/x"], "job").folder == "/shared/x"
+    resumed = job_command(["tune", "--resume", "/shared/x"], "job")
+    assert (resumed.folder, resumed.command) == ("/shared/x", "python -m raysim tune --resume /shared/x")
+    assert job_command(["doctor"], "job").folder == ""
+    long = JobCommand(["run", "-c", f"{'x' * 300}.yaml"])
+    _packed(long, tmp_path)  # no file has such a name, and that is not the cluster's silence
+    assert long.words[2].startswith("xxx")
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "mine.py").touch()
+    (tmp_path / "held").mkdir()
+    _packed(JobCommand(["run", "algorithm=methods.mine:Mine"]), tmp_path / "held")
+    assert (tmp_path / "held" / "methods" / "mine.py").exists()  # a folder that is no package travels by its name
+    for words in (["resume", "runs/x"], ["tune", "--resume=x"]):
+        with pytest.raises(ConfigError, match="full path"):
+            job_command(words, "job")
+    for secret in ("run", "tune"):
+        assert main(["submit", secret, "task.data.table=https://me:word@host/t.csv"]) == 2

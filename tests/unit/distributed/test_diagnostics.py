@@ -1,0 +1,129 @@
+"""Verdicts of the doctor on given facts, without a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysim.core.registry import task_class
+from raysim.distributed import diagnostics, node_probe
+from raysim.distributed.cluster_checks import _node
+from raysim.distributed.diagnostics import Check, NodeReport
+
+GB = 10**9
+
+
+def facts(**given: Any) -> dict[str, Any]:
+    usual = {"versions": {"torch": "2.6"}, "cuda": None, "gpus": [], "fault": "", "unreadable": {}, "unwritable": {}}
+    return usual | {"disk": (100 * GB, 10 * GB, 90 * GB), "shm": 10 * GB, "listens": ["127.0.0.1"]} | given
+
+
+def seen(name: str = "x", **given: Any) -> NodeReport:
+    return NodeReport(name, 4, 0, 8 * GB, 2 * GB, facts(**given))
+
+
+def test_versions_that_differ_are_named_with_their_node() -> None:
+    own = {"torch": "2.7", "numpy": "2.0"}
+    other = {"x": {"torch": "2.7", "numpy": "2.0"}, "y": {"torch": "2.6"}}
+    assert node_probe.differences(own, other) == {"y": {"torch": "2.6", "numpy": "missing"}}
+    told = list(diagnostics.of_versions({name: {"versions": of} for name, of in other.items()}, own))
+    assert [check.verdict for check in told] == ["ok", "wrong"]
+    assert told[1].found == "y: torch 2.6 (here 2.7), numpy missing (here 2.0)"
+
+
+def test_a_node_that_is_silent_is_named() -> None:
+    silent = _node("10.0.0.7", {"CPU": 4.0}, None, ready=False)
+    (check,) = diagnostics.of_nodes([silent])
+    assert (check.verdict, check.found) == (
+        "wrong",
+        "10.0.0.7: 4 CPU, 0 GPU, 0 B memory; no answer within 20 s",
+    )
+    assert not list(diagnostics.of_gpus([silent]))
+
+
+@pytest.mark.parametrize(
+    ("declared", "found", "verdict"), [(2, 0, "wrong"), (1, 1, "ok"), (0, 1, "note"), (0, 0, "ok"), (2, 1, "wrong")]
+)
+def test_gpus_that_ray_and_torch_do_not_agree_on(declared: int, found: int, verdict: str) -> None:
+    node_seen = NodeReport("x", 4, declared, 8 * GB, 0, facts(gpus=[("H100", 80 * GB)] * found))
+    assert [check.verdict for check in diagnostics.of_gpus([node_seen])] == [verdict]
+    assert len(node_seen.usable) == min(declared, found)
+
+
+@pytest.mark.parametrize(
+    ("listens", "own", "verdict"),
+    [
+        (["127.0.0.1", "::1"], True, "ok"),
+        (["0.0.0.0"], True, "wrong"),
+        (["10.1.2.3"], False, "note"),
+        (["::"], False, "note"),
+        (None, True, "note"),
+    ],
+)
+def test_a_ray_of_one_s_own_is_not_open_to_the_network(listens: Any, own: bool, verdict: str) -> None:
+    (check,) = diagnostics.of_listening({"x": facts(listens=listens)}, own)
+    assert check.verdict == verdict
+
+
+def test_an_address_of_ipv4_in_the_clothes_of_ipv6() -> None:
+    assert [node_probe.plain_address(of) for of in ("::ffff:127.0.0.1", "::", "10.0.0.1")] == [
+        "127.0.0.1",
+        "::",
+        "10.0.0.1",
+    ]
+
+
+def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray" / "auth_token"
+    token.write_text("s3cret")
+    token.chmod(0o644)
+    nobody_asks = diagnostics.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=True)
+    assert (nobody_asks.verdict, nobody_asks.found[:3]) == ("note", "off")
+    readable = diagnostics.of_token({}, tmp_path, open_to_all=False)
+    token.chmod(0o600)
+    mine = diagnostics.of_token({}, tmp_path, open_to_all=False)
+    given = diagnostics.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=False)
+    path = diagnostics.of_token({"RAY_AUTH_TOKEN_PATH": str(token)}, Path("/nowhere"), open_to_all=False)
+    assert [c.verdict for c in (readable, mine, given, path)] == ["note", "ok", "ok", "ok"]
+    assert given.found == "on, from RAY_AUTH_TOKEN"
+    assert path.found == f"on, from {token} (RAY_AUTH_TOKEN_PATH)"
+    assert "s3cret" not in str([nobody_asks, readable, mine, given, path])
+    missing = diagnostics.of_token({}, tmp_path / "other", open_to_all=False)
+    assert (missing.verdict, "is not there" in missing.found) == ("wrong", True)
+
+
+def test_full_disks_and_small_shared_memory() -> None:
+    fine = list(diagnostics.of_disks([seen()]))
+    assert [check.found for check in fine] == [
+        "at least 90.0 GB free for what Ray spills, on 1 node",
+        "enough for the object store, on 1 node",
+    ]
+    full, small = diagnostics.of_disks([seen(), seen("y", disk=(100 * GB, 96 * GB, 4 * GB), shm=GB)])
+    assert (full.verdict, full.found[:20]) == ("wrong", "y: 4.0 GB free, over")
+    assert (small.verdict, small.cure[:25]) == ("note", "docker run --shm-size=3g,")
+
+
+def test_a_node_that_does_not_see_the_data_is_named(tmp_path: Path) -> None:
+    assert node_probe.unreadable(str(tmp_path)) == ""
+    assert node_probe.unreadable(str(tmp_path / "gone")) == "No such file or directory"
+    assert node_probe.unreadable("memory://gone/table.csv") == "it is not there"
+    (tmp_path / "file").touch()
+    assert node_probe.unwritable(str(tmp_path / "file")) == f"{tmp_path / 'file'} is no folder"
+    there = {"x": facts(), "y": facts(unreadable={"/data/eyes": "No such file or directory"})}
+    data, cache = diagnostics.of_paths(there, ["/data/eyes", "/data/masks"], ["/cache"])
+    assert (data.verdict, data.found) == ("wrong", "y: /data/eyes: No such file or directory")
+    assert cache == Check("cache", "ok", "/cache can be written to on 2 nodes")
+    both = next(diagnostics.of_paths({"x": facts()}, ["/data/eyes", "/data/masks"], []))
+    assert both.found == "2 folders under /data can be read on 1 node"
+
+
+def test_the_paths_of_a_task_are_those_its_fields_say() -> None:
+    kind = task_class("segmentation")
+    data = replace(kind().data, table="/tables/eyes.csv", root="/images")
+    task = task_class("synthetic")().build()
+    assert diagnostics.data_paths(task, replace(kind(), data=data)) == (["/tables/eyes.csv", "/images"], [])
+    assert diagnostics.data_paths(task, task_class("synthetic")()) == ([], [])

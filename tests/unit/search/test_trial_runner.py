@@ -1,0 +1,90 @@
+"""A trial in one process: its rounds, its checkpoints, and the state that it takes over from another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from raysim.federation.fleet import LocalFleet
+from raysim.federation.round_loop import federate
+from raysim.search.trial_runner import TrialCache, TrialRounds
+from raysim.search.trial_store import TrialRecord, lineage, load_records, save_record
+from raysim.storage import checkpoint
+from raysim.storage.serialization import digest
+from tests.support.searches import searched
+
+
+def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
+    search = searched(tmp_path, "rounds=4", "checkpoint_every=3")
+    lost = TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search))
+    assert [lost.step()["round"] for _ in range(2)] == [1, 2]
+    again = TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search))
+    assert [again.step()["round"] for _ in range(4)] == [1, 2, 3, 4]
+    logged = (tmp_path / "trials" / "0001" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)[0]["round"] for line in logged] == [1, 2, 3, 4]
+
+
+def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
+    search = searched(tmp_path, "algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", scheduler="pbt")
+    workshop = TrialCache(search)
+    donor, other = (TrialRounds(search, n, {"algorithm.lr": lr}, workshop) for n, lr in ((1, 0.01), (2, 0.0003)))
+    donor.step()
+    assert donor.step()["round"] == 2
+    assert other.step()["round"] == 1
+    (tmp_path / "given").mkdir()
+    donor.hand_over(tmp_path / "given")
+    donor.step()  # and goes on itself, which changes nothing of what it has given
+    other.close()
+    other = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop)
+    other.adopt(tmp_path / "given")
+    assert other.step()["round"] == 3
+    last = other.step()
+    assert last["done"]
+    # The same by hand: two rounds with the one's rate, then two with the new one.
+    start = checkpoint.read(tmp_path / "given" / "federation" / "checkpoints" / "round_0002")
+    config = search.config({"algorithm.lr": 0.005}, search.variants[0])
+    fleet = LocalFleet(search.task, seed=0, rounds=4)
+    *_, final = federate(config.algorithm, search.task, fleet, rounds=4, start=start)
+    assert last["digests"] == {"": digest(final.state, fleet.client_states())}
+    save_record(tmp_path, TrialRecord(2, {"algorithm.lr": 0.0003}))
+    assert load_records(tmp_path)[0].values == {"algorithm.lr": 0.005}  # with what a search that ends now goes on
+    assert load_records(tmp_path)[0].lineage
+    lineage = json.loads((tmp_path / "trials" / "0002" / "lineage.jsonl").read_text())
+    assert lineage == {"round": 2, "from": 1, "values": {"algorithm.lr": 0.005}}
+    # Its process is lost before Tune has heard of the last round: that is told again, and not played.
+    again = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop).step()
+    assert again == last
+
+
+def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp_path):
+    search = searched(tmp_path, "rounds=4", scheduler="pbt")
+    workshop, folder = TrialCache(search), tmp_path / "trials" / "0002"
+    donor = TrialRounds(search, 1, {"algorithm.lr": 0.01}, workshop)
+    assert [donor.step()["round"] for _ in range(2)] == [1, 2]
+    (tmp_path / "given").mkdir()
+    donor.hand_over(tmp_path / "given")
+
+    def given() -> TrialRounds:  # as Tune gives it to a new process
+        found = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop)
+        found.adopt(tmp_path / "given")
+        return found
+
+    first = given()
+    assert first.step()["round"] == 3
+    first.close()
+    last = given().step()
+    assert last["round"] == 4
+    assert len(lineage(folder)) == 1
+
+    copies = folder / "adopted"
+    copies.mkdir()  # lost before it was whole: it is as if it had not begun
+    assert given().step()["round"] == 4
+    assert not copies.exists()
+    shutil.copytree(tmp_path / "given" / "federation", copies / "federation")
+    (copies / "lineage.json").write_text(json.dumps({"round": 2, "from": 1, "values": {"algorithm.lr": 0.01}}))
+    shutil.rmtree(folder / "checkpoints")  # lost while it was put in its place, the whole search too
+    assert lineage(folder)[-1]["values"] == {"algorithm.lr": 0.01}
+    again = TrialRounds(search, 2, {"algorithm.lr": 0.01}, workshop)
+    assert [again.step()["round"] for _ in range(2)] == [3, 4]
+    assert len(lineage(folder)) == 2
+    assert not copies.exists()
