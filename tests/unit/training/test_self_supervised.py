@@ -19,8 +19,8 @@ from algorithms.fedrep import FedRep
 from algorithms.fedsimclr import FedSimCLR
 from algorithms.localonly import LocalOnly
 from raysim import ConfigError, LocalFleet, ResumePoint, SiteError, Task, federate, weights
-from raysim.config.merge import parse_pairs, to_mapping
-from raysim.config.resolve import resolve
+from raysim.config.merge import parse_pairs
+from raysim.config.resolve import resolve, to_mapping
 from raysim.core.registry import algorithm_class, algorithms, classes_of
 from raysim.federation.validation import check_algorithm
 from raysim.storage.checkpoint import read, write
