@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from raysim.config.resolve import resolve
 from raysim.config.schema import Resources
 from raysim.core.events import RoundEvent
 from raysim.core.seeding import numpy_generator
-from raysim.federation.plan import Plan
+from raysim.federation.plan import Plan, build_plan
 
 REPLIES, PARAMETERS = 200, 10_000_000
 ACTORS = 2
@@ -187,11 +187,7 @@ def run(algorithm: Mean, sites: int, rounds: int, store: int) -> list[dict[str, 
     ray.init(address="local", object_store_memory=store, logging_level=logging.ERROR, include_dashboard=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            events = list(
-                stream_events(
-                    plan(algorithm, sites, rounds, Path(folder)), Resources(client_actors=ACTORS), "aggregate"
-                )
-            )
+            events = list(stream_events(plan(algorithm, sites, rounds, Path(folder)), "aggregate"))
         check_unspilled()
     finally:
         ray.shutdown()
@@ -204,18 +200,17 @@ def plan(algorithm: Mean, sites: int, rounds: int, out: Path) -> Plan:
     words = [f"task.data.sites={sites}", "task.data.outside=[]", "task.data.cases=1", "task.data.val=1"]
     words += ["task.data.test=0", "task.data.size=[8, 8]", "task.network.channels=[2, 4]"]
     (out / "checkpoints").mkdir()
-    return Plan(
+    config = resolve(parse_pairs(words))
+    config = replace(
+        config,
         algorithm=algorithm,
-        algorithm_name="mean",
-        task=resolve(parse_pairs(words)).task.build(),
-        out=out,
         rounds=rounds,
-        cohort=1.0,
-        seed=0,
         evaluate_every=rounds,
         checkpoint_every=rounds,
         metric="inside/val/dice",
+        resources=Resources(client_actors=ACTORS),
     )
+    return build_plan(config, out)
 
 
 def check_unspilled() -> None:

@@ -17,14 +17,16 @@ from rich.text import Text
 from raysim.config.schema import RunConfig
 from raysim.core.errors import PlacementError
 from raysim.core.formatting import format_bytes, pluralize
+from raysim.data.required_paths import required_paths
 from raysim.distributed import diagnostics, node_probe
 from raysim.distributed.autoscaling import provisionable_nodes
 from raysim.distributed.batch_probe import THREADS, BatchProbe, Machine, propose_resources, round_seconds, steps_of
 from raysim.distributed.capacity_checks import check_object_store
 from raysim.distributed.diagnostics import Check, NodeReport
+from raysim.distributed.launcher import prepare
 from raysim.distributed.probe_environment import PATIENCE, ProbeEnvironment, open_probe_environment
 from raysim.distributed.resources import ActorResources, NodeCapacity, NodeResources, plan_actors
-from raysim.federation.plan import Plan, build_task_and_plan
+from raysim.federation.plan import Plan
 from raysim.federation.site_executor import Failure, torch_threads
 from raysim.reporting.console import RunConsole
 from raysim.storage.run_directory import runs_directory
@@ -40,8 +42,8 @@ def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
     Raises ConfigError for a wrong configuration, PlacementError where Ray cannot be had.
     """
     folder = Path(out).absolute() if out else runs_directory()
-    plan = build_task_and_plan(config, Path(node_probe.existing(str(folder))), display)
-    read, written = diagnostics.data_paths(plan.task, config.task)
+    plan = prepare(config, Path(node_probe.existing(str(folder))), display)
+    read, written = required_paths(plan.task, config.task)
     display.say("looking at this machine" if config.backend == "local" else "starting Ray, asking the nodes")
     with open_probe_environment(config, read, written) as where:
         given, placed = _placed(config, plan, where)
@@ -124,7 +126,7 @@ def _probe(
     most = max(1.0, *(seen.cpus for seen in where.seen))
     wanted = {1} if usable else {number for number in THREADS if number <= most}
     threads = sorted({*wanted, torch_threads(cpus)})
-    return where.call((plan.task, plan.algorithm, plan.seed, site, threads, gpus > 0), cpus, gpus)
+    return where.call((plan.task, config.algorithm, config.seed, site, threads, gpus > 0), cpus, gpus)
 
 
 def _crowded(
@@ -162,7 +164,7 @@ def _report(
     plan: Plan, where: ProbeEnvironment, given: Sequence[ActorResources], probe: BatchProbe, display: RunConsole
 ) -> None:
     """What a batch took, and the resources to ask for."""
-    steps = steps_of(plan.algorithm, plan.task)
+    steps = steps_of(plan.config.algorithm, plan.task)
     table = Table(box=SIMPLE_HEAD)
     table.add_column("one batch", no_wrap=True)
     table.add_column("", overflow="fold")

@@ -18,7 +18,7 @@ from raysim.federation.round_loop import cohort_size
 
 def check_object_store(plan: Plan) -> Iterator[Notice]:
     """A note if a round's replies go through the disk. Raises PlacementError if they fit neither memory nor disk."""
-    count = cohort_size(plan.cohort, len(plan.task.inside))
+    count = cohort_size(plan.config.cohort.size, len(plan.task.inside))
     needed = (count + 2) * plan.model_bytes  # each site's, and the server's before and after
     store = int(ray.cluster_resources().get("object_store_memory", 0))
     if needed <= store:

@@ -18,6 +18,7 @@ from raysim.core.pytree import nbytes
 from raysim.distributed import node_probe
 from raysim.distributed.jemalloc import JemallocPurger
 from raysim.distributed.prometheus import MemoryGauge
+from raysim.federation.plan import Plan
 from raysim.federation.site_executor import NOT_GIVEN, CallKey, CallResult, Client, SiteExecutor, torch_threads
 
 P = TypeVar("P")
@@ -56,9 +57,9 @@ class ClientActor:
 
     def renew(self, plan: list[Any]) -> None:
         """Play the sites of this run from now on."""
-        run = ray.get(plan[0])
+        run: Plan = ray.get(plan[0])
         self.versions, self.data_paths = run.versions, run.data_paths
-        self.executor = SiteExecutor(run.task, run.seed, self.device, torch_threads(self.cpus), run.chaos)
+        self.executor = SiteExecutor(run.task, run.config.seed, self.device, torch_threads(self.cpus), run.faults)
 
     def __repr__(self) -> str:
         return self.title

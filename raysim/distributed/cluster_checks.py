@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysim.core.contracts import Task
 from raysim.core.errors import PlacementError
 from raysim.core.events import Notice
+from raysim.data.required_paths import required_paths
 from raysim.distributed import diagnostics, node_probe
 from raysim.distributed.diagnostics import NodeReport
 from raysim.distributed.ray_errors import remote_cause
@@ -26,7 +27,7 @@ def check_cluster(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator
 
     Raises PlacementError, with their names, if nodes have other versions than this command or cannot read the data.
     """
-    read, written = diagnostics.data_paths(task, config)
+    read, written = required_paths(task, config)
     nodes = probe_nodes(node_probe.probe_without_torch, read := [*read, *more], written)
     facts = diagnostics.probed_facts(nodes)
     found = [*diagnostics.of_versions(facts, node_probe.versions()), *diagnostics.of_paths(facts, read, written)]

@@ -8,15 +8,11 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
-from raysim.core.contracts import Task
 from raysim.core.formatting import format_bytes, join_names, pluralize
-from raysim.data.file_paths import ABSOLUTE_PATH
-from raysim.data.image_sites import ImageSites
-from raysim.data.tabular_sites import TabularSites
 from raysim.distributed.node_probe import differences, existing, token_file, unwritable
 
 FULL = 0.95  # of a disk, from where on Ray puts nothing more onto it
@@ -199,21 +195,3 @@ def _together(paths: Sequence[str]) -> str:
     if any("://" in path for path in paths):
         return join_names(paths)
     return f"{len(paths)} folders under {os.path.commonpath(paths)}"
-
-
-def data_paths(task: Task, config: Any) -> tuple[list[str], list[str]]:
-    """What the nodes must be able to read for this task, and where they must be able to write."""
-    if isinstance(task.open, ImageSites | TabularSites):
-        return task.open.paths()
-    return list(dict.fromkeys(_marked(config))), []
-
-
-def _marked(config: Any) -> Iterator[str]:
-    """The values of all fields of a task that are paths."""
-    hints = get_type_hints(type(config), include_extras=True)
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from _marked(value)
-        elif value and ABSOLUTE_PATH in get_args(hints[field.name]):
-            yield value

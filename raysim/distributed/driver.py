@@ -12,7 +12,6 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysim.config.schema import Resources
 from raysim.core.errors import RunError
 from raysim.core.events import Event, Notice, Progress, RoundEvent, RunFailed
 from raysim.core.formatting import join_names
@@ -32,13 +31,13 @@ QUIET = 60.0  # seconds without an answer of any site after which a note says wh
 TICK = 0.5  # seconds between two looks at the progress of a round
 
 
-def stream_events(plan: Plan, resources: Resources, namespace: str) -> Generator[Event]:
+def stream_events(plan: Plan, namespace: str) -> Generator[Event]:
     """Everything that happens in a run on the Ray that is running, as it happens, with Progress in between.
 
     Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
     """
     number = 1  # of the round that is played
-    wish = request(plan, resources)
+    wish = request(plan)
     yield from check_object_store(plan)
     groups = list[PlacementGroup]()
     try:
@@ -66,11 +65,10 @@ def stream_events(plan: Plan, resources: Resources, namespace: str) -> Generator
 def _server_lost(plan: Plan, number: int, error: RayError) -> RunError:
     """The server actor is gone: noted, and as what the run ends with."""
     cause = f"the server actor {'does not answer' if isinstance(error, GetTimeoutError) else 'was lost'}: {summarize(error)}"
-    if (plan.out / "log.jsonl").exists():  # else the run had not begun
+    if (plan.directory / "log.jsonl").exists():  # else the run had not begun
         with suppress(OSError):
-            append_failures(
-                plan.out, [FailureEvent(number, "", (), "server", cause, FailureAction.RUN_ENDED, remote=str(error))]
-            )
+            failure = FailureEvent(number, "", (), "server", cause, FailureAction.RUN_ENDED, remote=str(error))
+            append_failures(plan.directory, [failure])
     return RunError(cause)
 
 
@@ -100,7 +98,7 @@ def _server(plan: Plan, groups: Sequence[PlacementGroup], given: Sequence[ActorR
         "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
     }
     sizes = plan.task.sizes
-    costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}
+    costs = {site: 1.0 + sizes[site].get("train", 0) for site in plan.sites}
     decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
     patience = (
         GROWTH if has_autoscaler() else PATIENCE

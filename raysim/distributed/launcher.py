@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from secrets import token_hex
 
@@ -18,13 +18,15 @@ from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.core.events import ActorsPlaced, Event, RunFailed, RunFinished
 from raysim.core.registry import classes_of, name_of
+from raysim.distributed import node_probe
 from raysim.distributed.cluster_checks import check_cluster
 from raysim.distributed.connection import connect
 from raysim.distributed.control_actor import NAMESPACE
 from raysim.distributed.driver import stream_events
 from raysim.distributed.environment import describe_environment, pickle_by_value
-from raysim.federation.plan import Plan, build_task_and_plan
+from raysim.federation.plan import Plan, build_plan, parse_run_faults
 from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
+from raysim.federation.validation import validate
 from raysim.reporting.console import RunConsole
 from raysim.reporting.html_report import write_report
 from raysim.storage.run_directory import exclusive_lock, reserve_directory
@@ -37,7 +39,7 @@ def launch(config: RunConfig, out: str | None, display: RunConsole) -> None:
     """
     stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
     with reserve_directory(out, stem) as folder, exclusive_lock(folder):
-        _start(build_task_and_plan(config, folder, display), config, display)
+        _start(prepare(config, folder, display), display)
 
 
 def resume(folder: Path, config: RunConfig, display: RunConsole) -> None:
@@ -47,7 +49,16 @@ def resume(folder: Path, config: RunConfig, display: RunConsole) -> None:
     """
     with exclusive_lock(folder):
         _check_unfinished(folder)
-        _start(replace(build_task_and_plan(config, folder, display), resume=True), config, display)
+        _start(prepare(config, folder, display, resume=True), display)
+
+
+def prepare(config: RunConfig, directory: Path, display: RunConsole, resume: bool = False) -> Plan:
+    """The plan of `config`, validated; the display shows the preparation of the data."""
+    parse_run_faults(config)
+    with display.preparing() as progress:
+        plan = build_plan(config, directory, progress=progress, resume=resume, versions=node_probe.versions())
+    validate(plan)
+    return plan
 
 
 def _check_unfinished(folder: Path) -> None:
@@ -60,17 +71,17 @@ def _check_unfinished(folder: Path) -> None:
             )
 
 
-def _start(plan: Plan, config: RunConfig, display: RunConsole) -> None:
+def _start(plan: Plan, display: RunConsole) -> None:
     try:
-        _run(plan, config, display)
+        _run(plan, display)
     except (RunError, PlacementError, KeyboardInterrupt) as error:
-        if (plan.out / "log.jsonl").exists() and "raysim resume" not in str(error):
-            more = any((plan.out / "checkpoints").glob("round_*"))
-            goes_on = f"; raysim resume {plan.out} goes on with it" if more else ""
-            display.say(f"what was recorded until then is in {plan.out}{goes_on}")
+        if (plan.directory / "log.jsonl").exists() and "raysim resume" not in str(error):
+            more = any((plan.directory / "checkpoints").glob("round_*"))
+            goes_on = f"; raysim resume {plan.directory} goes on with it" if more else ""
+            display.say(f"what was recorded until then is in {plan.directory}{goes_on}")
         raise
     finally:
-        _report(plan.out, display)
+        _report(plan.directory, display)
 
 
 def _report(out: Path, display: RunConsole) -> None:
@@ -84,9 +95,10 @@ def _report(out: Path, display: RunConsole) -> None:
         display.say(f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}")
 
 
-def _run(plan: Plan, config: RunConfig, display: RunConsole) -> None:
+def _run(plan: Plan, display: RunConsole) -> None:
+    config = plan.config
     if config.backend == "local":
-        _follow(_local(plan, config), config, plan, display)
+        _follow(_local(plan), plan, display)
         return
     pickle_by_value(*classes_of(config.algorithm), type(config.task))
     display.say("starting Ray")
@@ -95,29 +107,29 @@ def _run(plan: Plan, config: RunConfig, display: RunConsole) -> None:
         joined = bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
         for note in check_cluster(plan.task, config.task) if joined else ():
             display.show(note)
-        events = stream_events(plan, config.resources, f"{NAMESPACE}{plan.out.name}-{token_hex(3)}")
-        _follow(events, config, plan, display)
+        events = stream_events(plan, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")
+        _follow(events, plan, display)
 
 
-def _local(plan: Plan, config: RunConfig) -> Generator[Event]:
-    fleet = local_fleet(plan, config)
-    yield ActorsPlaced([], dict.fromkeys((*plan.task.inside, *plan.task.outside), "local"))
+def _local(plan: Plan) -> Generator[Event]:
+    fleet = local_fleet(plan)
+    yield ActorsPlaced([], dict.fromkeys(plan.sites, "local"))
     yield from run_federation(plan, fleet)
 
 
-def _follow(events: Generator[Event], config: RunConfig, plan: Plan, display: RunConsole) -> None:
+def _follow(events: Generator[Event], plan: Plan, display: RunConsole) -> None:
     """Show the events; the folder is filled when the actors are placed, so that what is refused leaves nothing."""
     # Closed, not left to the garbage collector: Ctrl-C may come here, and a run must end before Ray does.
     with display.live(plan), closing(events):
         for event in events:
             if isinstance(event, ActorsPlaced):
-                with disk_errors_named(plan.out):
-                    _open_folder(plan.out, config, event)
+                with disk_errors_named(plan.directory):
+                    _open_folder(plan.directory, plan.config, event)
             if isinstance(event, RunFailed):
                 raise event.error
             display.show(event)
             if isinstance(event, RunFinished):
-                display.finish(event, plan.out)
+                display.finish(event, plan.directory)
 
 
 def _open_folder(folder: Path, config: RunConfig, placed: ActorsPlaced) -> None:

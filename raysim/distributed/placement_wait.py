@@ -14,7 +14,6 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from raysim.config.schema import Resources
 from raysim.core.errors import PlacementError
 from raysim.core.events import Event, Notice, Progress
 from raysim.distributed.autoscaling import nodes_starting, provisionable_nodes
@@ -58,15 +57,15 @@ def free_resources() -> str:
     return ", ".join(f"{left[kind]:g} {kind}" for kind in ("CPU", "GPU") if left.get(kind)) or "nothing"
 
 
-def request(plan: Plan, resources: Resources) -> ResourceRequest:
+def request(plan: Plan) -> ResourceRequest:
     """What the run asks for. Raises PlacementError for what neither fits nor will."""
     here, more = live_nodes(ray.nodes()), provisionable_nodes()
     try:
-        given, fits = plan_actors(resources, plan.task.inside, here, plan.task.outside), True
+        given, fits = plan_actors(plan.config.resources, plan.task.inside, here, plan.task.outside), True
     except PlacementError:
         if not more:
             raise
-        given, fits = plan_actors(resources, plan.task.inside, [*here, *more], plan.task.outside), False
+        given, fits = plan_actors(plan.config.resources, plan.task.inside, [*here, *more], plan.task.outside), False
     if not more:
         return ResourceRequest(given, fits, 0)
     return ResourceRequest(sorted(given, key=lambda seat: (-seat.gpus, -seat.cpus)), fits, len(here) + len(more))
@@ -168,8 +167,8 @@ class Sight:
         self.name = run_name(namespace)
         self._stand: Any = None
         self._answer: Any = None
-        self._said: dict[str, Any] = {"run": self.name, "what": f"{plan.algorithm_name} on {plan.task.name}"}
-        self._said |= {"folder": str(plan.out), "host": socket.gethostname(), "of": plan.rounds}
+        self._said: dict[str, Any] = {"run": self.name, "what": plan.title}
+        self._said |= {"folder": str(plan.directory), "host": socket.gethostname(), "of": plan.config.rounds}
 
     def over(self, waiting: Iterator[Event]) -> Iterator[Event]:
         """The events of the wait. Raises KeyboardInterrupt if someone asks for the end of the run."""

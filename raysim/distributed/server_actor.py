@@ -74,7 +74,7 @@ class ServerActor:
         self, clients: Mapping[str, Any], site_to_actor: Mapping[str, str], start: Callable[[str], Any]
     ) -> RayFleet:
         plan = self.plan
-        run: dict[str, Any] = {"seed": plan.seed, "rounds": plan.rounds, "chaos": plan.chaos}
+        run: dict[str, Any] = {"seed": plan.config.seed, "rounds": plan.config.rounds, "chaos": plan.faults}
         run["patience"] = self.patience
         return RayFleet(plan.task, clients, site_to_actor, start, dedicated_actors=self.dedicated_actors, **run)
 
@@ -89,7 +89,7 @@ class ServerActor:
 
     def _watch(self) -> None:
         self.last = dict[str, Any]()
-        self.monitor = RunMetrics(self.name, self.plan.rounds, self.plan.metric)
+        self.monitor = RunMetrics(self.name, self.plan.config.rounds, self.plan.metric)
 
     def __repr__(self) -> str:
         return "server"
@@ -119,7 +119,7 @@ class ServerActor:
             progress.done += 1
         if later:
             self.fleet.wait_for(later, self.costs)
-        if self.plan.chaos.needs_node and not later and not self.fleet.others():
+        if self.plan.faults.needs_node and not later and not self.fleet.others():
             return RunFailed(PlacementError("chaos: kill node needs a client actor on a node other than the command's"))
         return self._placed()
 
@@ -188,11 +188,11 @@ class ServerActor:
         plan, progress = self.plan, self.fleet.ledger.progress
         return {
             "run": self.name,
-            "what": f"{plan.algorithm_name} on {plan.task.name}",
-            "folder": str(plan.out),
+            "what": plan.title,
+            "folder": str(plan.directory),
             "host": socket.gethostname(),
             "done": self.last.get("round", 0),
-            "of": plan.rounds,
+            "of": plan.config.rounds,
             "at": f"{progress.phase}, {progress.done} of {progress.total}",
             "metric": plan.metric,
             "value": self.last.get(f"{plan.metric}/mean"),

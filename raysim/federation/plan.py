@@ -1,54 +1,82 @@
-"""The plan of a run: its configuration, its task, its folder, checked and ready."""
+"""The plan of a run: its configuration, its task, its run directory, and what follows from them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from raysim.config.schema import RunConfig
-from raysim.core.contracts import EVALUATED_SPLITS, Algorithm, Task
+from raysim.core.contracts import EVALUATED_SPLITS, ProgressCallback, Task
 from raysim.core.errors import ConfigError
 from raysim.core.fault_injection import FaultPlan, parse_faults
+from raysim.core.model import weights
 from raysim.core.registry import name_of
-from raysim.distributed import node_probe
-from raysim.distributed.diagnostics import data_paths
-from raysim.federation.validation import (
-    check_algorithm,
-    check_cohort,
-    check_disk,
-    check_last_batch,
-    check_sites,
-    check_training,
-    model_bytes,
-)
-from raysim.reporting.console import RunConsole
+from raysim.data.required_paths import required_paths
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that a run needs, checked and ready."""
+    """All that a run needs. It travels to the nodes; the data do not, for they are opened at the sites."""
 
-    algorithm: Algorithm[Any]
-    algorithm_name: str
+    config: RunConfig
     task: Task
-    out: Path
-    rounds: int
-    cohort: float | int
-    seed: int
-    evaluate_every: int
-    checkpoint_every: int
-    metric: str
-    model_bytes: int = 0  # of the network
-    dropout: float = 0.0
-    min_replies: float | int = 1.0
-    site_timeout_s: float = math.inf
-    chaos: FaultPlan = field(default_factory=FaultPlan)
-    resume: bool = False  # go on from the newest checkpoint in `out`
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages, which nodes are to have
-    data_paths: Sequence[str] = ()  # what nodes are to be able to read
+    directory: Path
+    resume: bool = False  # continue from the newest checkpoint in `directory`
+    versions: Mapping[str, str] = field(default_factory=dict)  # packages of the command, which nodes must have too
+
+    @property
+    def algorithm_name(self) -> str:
+        return name_of(type(self.config.algorithm))
+
+    @property
+    def title(self) -> str:
+        """Algorithm and task in one line, for status tables."""
+        return f"{self.algorithm_name} on {self.task.name}"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """All sites, inside and outside."""
+        return (*self.task.inside, *self.task.outside)
+
+    @cached_property
+    def metric(self) -> str:
+        """The `role/split/metric` that the run is judged by. Raises ConfigError as `chosen_metric` does."""
+        return chosen_metric(self.task, self.config.metric)
+
+    @cached_property
+    def faults(self) -> FaultPlan:
+        """The faults to inject. Raises ConfigError as `parse_run_faults` does."""
+        return parse_run_faults(self.config)
+
+    @cached_property
+    def model_bytes(self) -> int:
+        """The bytes of the task's network as a model."""
+        return model_bytes(self.task)
+
+    @cached_property
+    def data_paths(self) -> Sequence[str]:
+        """The files and folders that every node must be able to read."""
+        return required_paths(self.task, self.config.task)[0]
+
+
+def build_plan(
+    config: RunConfig,
+    directory: Path,
+    *,
+    task: Task | None = None,
+    progress: ProgressCallback | None = None,
+    resume: bool = False,
+    versions: Mapping[str, str] | None = None,
+) -> Plan:
+    """The plan of `config`, not yet validated. Opens the task's data, unless `task` is built already.
+
+    Raises ConfigError for faults that cannot be parsed and for data that cannot be used.
+    """
+    parse_run_faults(config)  # before the data: their preparation may take hours
+    task = config.task.build(progress) if task is None else task
+    return Plan(config=config, task=task, directory=directory, resume=resume, versions=versions or {})
 
 
 def chosen_metric(task: Task, asked: str | None) -> str:
@@ -69,54 +97,14 @@ def chosen_metric(task: Task, asked: str | None) -> str:
     return asked
 
 
-def build_task_and_plan(config: RunConfig, folder: Path, display: RunConsole) -> Plan:
-    """Open the data and check all that can be checked before anything starts."""
-    parse_run_faults(config)
-    with display.preparing() as progress:
-        task = config.task.build(progress)
-    return build_plan(config, task, folder)
-
-
 def parse_run_faults(config: RunConfig) -> FaultPlan:
-    chaos = parse_faults(config.chaos)
-    if chaos.kills and config.backend == "local":
+    """The faults of `config.chaos`. Raises ConfigError if they cannot be parsed, or the backend has no actors."""
+    faults = parse_faults(config.chaos)
+    if faults.kills and config.backend == "local":
         raise ConfigError(f"chaos={config.chaos!r}: backend=local has no actor or node to kill; run on Ray")
-    return chaos
+    return faults
 
 
-def build_plan(config: RunConfig, task: Task, folder: Path) -> Plan:
-    """The run of `config` on its `task`, which is built, into `folder`. Raises ConfigError for what cannot be."""
-    chaos = parse_run_faults(config)
-    chaos.check((*task.inside, *task.outside), config.rounds)
-    if chaos.drop and config.min_replies == 1.0:
-        raise ConfigError(
-            f"chaos drops replies, and min_replies={config.min_replies} has every site answer: the first would end the "
-            "run; give min_replies=0.5, say"
-        )
-    check_training(task)
-    check_last_batch(task)
-    check_algorithm(config.algorithm, task, config.seed, config.rounds)
-    check_cohort(task, config.cohort.size)
-    check_sites(task, config.resources.sites)
-    model = model_bytes(task)
-    if not any((folder / "checkpoints").glob("round_*")):  # else the room is taken already
-        check_disk(folder, model)
-    return Plan(
-        algorithm=config.algorithm,
-        algorithm_name=name_of(type(config.algorithm)),
-        task=task,
-        out=folder,
-        rounds=config.rounds,
-        cohort=config.cohort.size,
-        model_bytes=model,
-        dropout=config.cohort.dropout,
-        seed=config.seed,
-        evaluate_every=config.evaluate_every,
-        checkpoint_every=config.checkpoint_every,
-        metric=chosen_metric(task, config.metric),
-        min_replies=config.min_replies,
-        site_timeout_s=config.site_timeout_s,
-        chaos=chaos,
-        versions=node_probe.versions(),
-        data_paths=data_paths(task, config.task)[0],
-    )
+def model_bytes(task: Task) -> int:
+    """The bytes of the task's network as a model."""
+    return weights(task.network()).nbytes

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from raysim.config.schema import RunConfig
 from raysim.core.errors import Interrupted, LostObjectError, PlacementError, RaysimError, RunError, ServerError
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.registry import classes_of
-from raysim.core.results import FailureAction, FailureEvent, ResumePoint
+from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
@@ -34,19 +33,19 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
 
     Whatever ends the run early, what was recorded until then is on the disk, with a summary that says why.
     """
-    with disk_errors_named(plan.out):
-        recorder = Recorder(plan.out, plan.task, plan.metric)
-    fleet.ledger.min_replies, fleet.ledger.site_timeout_s = plan.min_replies, plan.site_timeout_s
-    facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": plan.seed}
+    with disk_errors_named(plan.directory):
+        recorder = Recorder(plan.directory, plan.task, plan.metric)
+    fleet.ledger.min_replies, fleet.ledger.site_timeout_s = plan.config.min_replies, plan.config.site_timeout_s
+    facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": plan.config.seed}
     try:
         state = yield from _rounds(plan, fleet, recorder)
         proof = digest(state, fleet.client_states())
-        with disk_errors_named(plan.out):
+        with disk_errors_named(plan.directory):
             summary = recorder.close("done", facts, proof)
         yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
         with suppress(OSError):
-            append_failures(plan.out, fleet.ledger.take_failures())
+            append_failures(plan.directory, fleet.ledger.take_failures())
             recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
@@ -88,7 +87,7 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
 def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
     """The last state, after all rounds that are still to come; from the last checkpoint again if objects were lost."""
     start, lost_in, times = None, -1, 0
-    append_failures(plan.out, early := fleet.ledger.take_failures())  # of actors that could not begin
+    append_failures(plan.directory, early := fleet.ledger.take_failures())  # of actors that could not begin
     for failure in early:
         yield Notice(describe_failure(failure), failure.action)
     if plan.resume:
@@ -100,7 +99,7 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Round
             number, failures = fleet.ledger.round, fleet.ledger.take_failures()
             times = 1 if number > lost_in else times + 1
             lost_in = max(lost_in, number)
-            append_failures(plan.out, failures)
+            append_failures(plan.directory, failures)
             if times == MAX_ROLLBACKS:
                 raise RunError(
                     f"{error}; that was {times} times in a row: look at the health of the cluster"
@@ -110,7 +109,7 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Round
             action = FailureAction.ROLLED_BACK
             yield Notice(f"{error}; going back to the last checkpoint", action)
             start, seconds = yield from _last_checkpoint(plan, fleet, recorder)
-            append_failures(plan.out, [FailureEvent(number + 1, "", (), "", str(error), action, seconds)])
+            append_failures(plan.directory, [FailureEvent(number + 1, "", (), "", str(error), action, seconds)])
 
 
 def _last_checkpoint(
@@ -121,9 +120,9 @@ def _last_checkpoint(
     Records and memories are as they were then.
     """
     start = None
-    for path in checkpoint.newest_first(plan.out / "checkpoints"):
+    for path in checkpoint.newest_first(plan.directory / "checkpoints"):
         try:
-            start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.algorithm)])
+            start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.config.algorithm)])
             break
         except RunError as error:
             yield Notice(f"{error}; taking the one before it")
@@ -137,23 +136,13 @@ def _from(
     start: ResumePoint[Any] | None, plan: Plan, fleet: BaseFleet, recorder: Recorder
 ) -> Generator[RoundEvent | Notice, None, Any]:
     state = start.state if start else None
-    for final in federate(
-        plan.algorithm,
-        plan.task,
-        fleet,
-        rounds=plan.rounds,
-        cohort=plan.cohort,
-        dropout=plan.dropout,
-        seed=plan.seed,
-        evaluate_every=plan.evaluate_every,
-        start=start,
-    ):
+    for final in plan_rounds(plan, fleet, start):
         ended = time.perf_counter()
-        with disk_errors_named(plan.out):
+        with disk_errors_named(plan.directory):
             row = recorder.add(final)
-            if final.number % plan.checkpoint_every == 0 or final.number == plan.rounds:
+            if final.number % plan.config.checkpoint_every == 0 or final.number == plan.config.rounds:
                 recorder.sync()  # a checkpoint has all its rounds in the log
-                folder = plan.out / "checkpoints"
+                folder = plan.directory / "checkpoints"
                 checkpoint.write(folder, final.number, final.state, fleet.client_states())
         for failure in final.failures:
             yield Notice(describe_failure(failure))
@@ -163,16 +152,35 @@ def _from(
     return state
 
 
+def plan_rounds(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None = None) -> Iterator[Round[Any]]:
+    """The rounds of `federate` with the configuration of `plan`, from `start` on."""
+    config = plan.config
+    return federate(
+        config.algorithm,
+        plan.task,
+        fleet,
+        rounds=config.rounds,
+        cohort=config.cohort.size,
+        dropout=config.cohort.dropout,
+        seed=config.seed,
+        evaluate_every=config.evaluate_every,
+        start=start,
+    )
+
+
 def describe_failure(failure: FailureEvent) -> str:
     sites = ", ".join(failure.sites[:4]) + (f" and {len(failure.sites) - 4} more" if failure.sites[4:] else "")
     who = f"{failure.actor} was lost with {sites}" if failure.actor and sites else failure.actor or sites
     return f"round {failure.round}, {failure.call}: {who}: {failure.cause} -> {failure.action}"
 
 
-def local_fleet(plan: Plan, config: RunConfig, data_cache: SiteDataCache | None = None) -> LocalFleet:
-    """All sites in this process. `data_cache` are the data that it has open already."""
-    resources = config.resources
-    gpus = max(resources.of(site)[1] for site in (*plan.task.inside, *plan.task.outside))
+def local_fleet(plan: Plan, data_cache: SiteDataCache | None = None) -> LocalFleet:
+    """All sites in this process. `data_cache` holds the data that are open already.
+
+    Raises PlacementError if GPUs are asked for and torch finds none.
+    """
+    config, resources = plan.config, plan.config.resources
+    gpus = max(resources.of(site)[1] for site in plan.sites)
     device = "cuda" if gpus else "cpu"
     if gpus and not torch.cuda.is_available():
         raise PlacementError(
@@ -180,11 +188,11 @@ def local_fleet(plan: Plan, config: RunConfig, data_cache: SiteDataCache | None 
         )
     return LocalFleet(
         plan.task,
-        seed=plan.seed,
-        rounds=plan.rounds,
+        seed=config.seed,
+        rounds=config.rounds,
         device=device,
         threads=torch_threads(resources.cpus_per_client),
         own_threads={site: torch_threads(resources.of(site)[0]) for site in resources.sites},
-        chaos=plan.chaos,
+        chaos=plan.faults,
         data_cache=data_cache,
     )

@@ -1,4 +1,4 @@
-"""Checks of a run that need its task, before anything starts."""
+"""Checks of a run before anything starts: `validate` is the list of all of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,47 @@ from typing import Any
 
 import torch
 
+from raysim.config.schema import RunConfig
 from raysim.core.contracts import Algorithm, Task
 from raysim.core.errors import ConfigError, PlacementError
+from raysim.core.fault_injection import FaultPlan
 from raysim.core.formatting import format_bytes, join_names
-from raysim.core.model import weights
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
+from raysim.federation.plan import Plan, chosen_metric
+
+CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and one that is being written
+
+
+def validate(plan: Plan) -> None:
+    """Raises ConfigError or PlacementError for the first thing that keeps the run from working.
+
+    What depends on the cluster is checked by `admit`, once Ray is up.
+    """
+    config, task = plan.config, plan.task
+    check_faults(plan.faults, config, task)
+    check_training(task)
+    check_last_batch(task)
+    check_algorithm(config.algorithm, task, config.seed, config.rounds)
+    check_cohort(task, config.cohort.size)
+    check_sites(task, config.resources.sites)
+    if not any((plan.directory / "checkpoints").glob("round_*")):  # else the space is in use already
+        check_disk(plan.directory, plan.model_bytes)
+    chosen_metric(task, config.metric)
+
+
+def check_faults(faults: FaultPlan, config: RunConfig, task: Task) -> None:
+    """Raises ConfigError for faults at sites or in rounds that do not exist, or that end the run by themselves."""
+    faults.check((*task.inside, *task.outside), config.rounds)
+    if faults.drop and config.min_replies == 1.0:
+        raise ConfigError(
+            f"chaos drops replies, and min_replies={config.min_replies} has every site answer: the first would end the "
+            "run; give min_replies=0.5, say"
+        )
 
 
 def check_training(task: Task) -> None:
-    """Raises ConfigError if an inside site has nothing to train on."""
+    """Raises ConfigError if an inside site has no training example."""
     empty = [site for site in task.inside if not task.sizes[site].get("train", 0)]
     if not task.inside:
         raise ConfigError("every site is an outside site: nobody is left to train; shorten task.data.outside")
@@ -51,8 +82,8 @@ def check_last_batch(task: Task) -> None:
 def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: int) -> None:
     """Raises ConfigError for a task, or a number of rounds, that the algorithm refuses.
 
-    Whatever else goes wrong in it, the run tells of. An algorithm that cannot do with any number of rounds has a method
-    `check_rounds(rounds)`.
+    Any other exception is left to the run, which reports it with its traceback. An algorithm that restricts the number
+    of rounds has a method `check_rounds(rounds)`.
     """
     try:
         if check := getattr(algorithm, "check_rounds", None):
@@ -61,8 +92,15 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
             algorithm.init(task)
     except ConfigError:
         raise
-    except Exception:  # noqa: BLE001 - with its traceback, when it comes again
+    except Exception:  # noqa: BLE001 - the run reports it, with its traceback
         return
+
+
+def check_cohort(task: Task, cohort: float | int) -> None:
+    """Raises ConfigError if the cohort is larger than the inside sites."""
+    most = 1.0 if isinstance(cohort, float) else len(task.inside)
+    if cohort > most:
+        raise ConfigError(f"cohort={cohort}: expected a fraction up to 1.0, or 1 to {len(task.inside)} sites")
 
 
 def check_sites(task: Task, named: Collection[str]) -> None:
@@ -75,26 +113,11 @@ def check_sites(task: Task, named: Collection[str]) -> None:
             )
 
 
-def check_cohort(task: Task, cohort: float | int) -> None:
-    """Raises ConfigError if the cohort is no part of the inside sites."""
-    most = 1.0 if isinstance(cohort, float) else len(task.inside)
-    if cohort > most:
-        raise ConfigError(f"cohort={cohort}: expected a fraction up to 1.0, or 1 to {len(task.inside)} sites")
-
-
-CHECKPOINTS_ON_DISK = 3  # on the disk at a time: two that are kept and one that is being written
-
-
-def model_bytes(task: Task) -> int:
-    """The bytes of the task's network as a model."""
-    return weights(task.network()).nbytes
-
-
-def check_disk(folder: Path, model: int) -> None:
-    """Raises PlacementError if `folder` has no room for the checkpoints of a model of so many bytes."""
-    free, needed = shutil.disk_usage(folder).free, CHECKPOINTS_ON_DISK * model
+def check_disk(directory: Path, model: int) -> None:
+    """Raises PlacementError if the disk of `directory` has no space for checkpoints of a model of so many bytes."""
+    free, needed = shutil.disk_usage(directory).free, CHECKPOINTS_ON_DISK * model
     if free < needed:
         raise PlacementError(
-            f"{folder} has {format_bytes(free)} free, and checkpoints of this network take {format_bytes(needed)} at least. "
-            "Make room there, or give another --out"
+            f"{directory} has {format_bytes(free)} free, and checkpoints of this network take {format_bytes(needed)} "
+            "at least. Make room there, or give another --out"
         )

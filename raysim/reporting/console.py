@@ -88,7 +88,7 @@ class RunConsole:
             return
         text = progress.phase
         if progress.total:
-            text = f"round {progress.round + 1}/{self.plan.rounds}  {progress.phase}"
+            text = f"round {progress.round + 1}/{self.plan.config.rounds}  {progress.phase}"
         self.bars.update(self.task, description=text, completed=progress.done, total=progress.total or None)
 
     def _placed(self, placed: Any) -> None:
@@ -106,7 +106,7 @@ class RunConsole:
 
     def _row(self, row: Any) -> None:
         assert self.plan is not None
-        rounds, metric = self.plan.rounds, self.plan.metric
+        rounds, metric = self.plan.config.rounds, self.plan.metric
         parts = [f"round {row['round']:{len(str(rounds))}}/{rounds}"]
         parts.append("loss " + (f"{row['loss']:.4f}" if row["loss"] is not None else "-"))
         if f"{metric}/mean" in row:

@@ -11,7 +11,6 @@ from ray.util import get_current_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysim.config.schema import Resources
 from raysim.core.events import Notice, RoundEvent, RunFailed, RunFinished
 from raysim.distributed.resources import ActorResources, live_nodes, plan_actors
 from raysim.distributed.server_actor import ServerActor, scheduling_strategies
@@ -25,9 +24,9 @@ class ActorSession:
         self.name, self.times = name, 0
         self.server: ServerActor | None = None
 
-    def perform(self, plan: Plan, resources: Resources) -> Generator[RoundEvent | Notice | RunFinished]:
+    def perform(self, plan: Plan) -> Generator[RoundEvent | Notice | RunFinished]:
         """The run of `plan`. Raises what `perform` raises."""
-        server = self._ready(plan, resources)
+        server = self._ready(plan)
         # A run that ends between two rounds leaves its actors idle; closed, for it must write its records then.
         with closing(server.run()) as events:
             for event in events:
@@ -37,10 +36,10 @@ class ActorSession:
                 if isinstance(event, RoundEvent | Notice | RunFinished):
                     yield event
 
-    def _ready(self, plan: Plan, resources: Resources) -> ServerActor:
+    def _ready(self, plan: Plan) -> ServerActor:
         """The server of this run, its client actors up."""
         held, sizes = [ray.put(plan)], plan.task.sizes
-        costs = {site: 1.0 + sizes[site].get("train", 0) for site in (*plan.task.inside, *plan.task.outside)}
+        costs = {site: 1.0 + sizes[site].get("train", 0) for site in plan.sites}
         if self.server is not None:
             with suppress(RayError):
                 self.server.renew(held, costs)
@@ -48,7 +47,7 @@ class ActorSession:
             self.close()
         group = get_current_placement_group()
         assert group is not None  # Tune has placed the trial in it
-        given = plan_actors(resources, plan.task.inside, live_nodes(ray.nodes()), plan.task.outside)
+        given = plan_actors(plan.config.resources, plan.task.inside, live_nodes(ray.nodes()), plan.task.outside)
         self.times += 1
         self.server = ServerActor(held, _rooms(group, given), costs, given, f"raysim-trial-{self.name}-{self.times}")
         placed = self.server.placed()

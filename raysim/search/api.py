@@ -17,12 +17,13 @@ from raysim.config.resolve import build, resolve
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError, PlacementError, RunError
+from raysim.data.required_paths import required_paths
 from raysim.distributed import node_probe
 from raysim.distributed.cluster_checks import check_cluster
 from raysim.distributed.connection import connect
-from raysim.distributed.diagnostics import data_paths
 from raysim.distributed.environment import pickle_by_value
 from raysim.federation.plan import build_plan
+from raysim.federation.validation import validate
 from raysim.reporting.console import Terminal
 from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.search_html_report import write_search_report
@@ -236,12 +237,12 @@ def _build_search(asked: SearchRequest, out: Path, show: SearchConsole, *, known
         task_config=config.task,
         cwd=os.getcwd(),
         versions=node_probe.versions(),
-        data_paths=data_paths(task, config.task)[0],
+        data_paths=required_paths(task, config.task)[0],
     )
     judged = [search.config(values, cell) for values, cell in _one_of_each(search, sites)]
     tasks = [task if each.task == config.task else each.task.build(None) for each in judged]
     for each, built in zip(judged, tasks, strict=True):
-        build_plan(each, built, Path.cwd())
+        validate(build_plan(each, Path.cwd(), task=built))
     if not known:
         check_boundary_points(search, tasks[0])
     return replace(search, objectives=objectives(options.metric, tasks, config.metric, bool(sites)))

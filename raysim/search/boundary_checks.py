@@ -9,7 +9,7 @@ from typing import Any
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.federation.plan import build_plan
-from raysim.federation.validation import check_algorithm, check_cohort
+from raysim.federation.validation import check_algorithm, check_cohort, validate
 from raysim.search import distributions
 from raysim.search.space import Space
 from raysim.search.spec import SearchSpec
@@ -48,7 +48,7 @@ def _check_task(search: SearchSpec, values: Mapping[str, Any]) -> None:
     for whole in _with_others(search.space, values):
         config = search.config(whole, search.variants[0])
         try:
-            build_plan(config, config.task.build(None), Path.cwd())
+            validate(build_plan(config, Path.cwd()))
         except ConfigError as error:
             errors.append(error)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from raysim.config.schema import Cohort
 from raysim.core.formatting import pluralize
 from raysim.federation.plan import build_plan
-from raysim.federation.round_loop import federate
-from raysim.federation.runner import local_fleet
+from raysim.federation.runner import local_fleet, plan_rounds
+from raysim.federation.validation import validate
 from raysim.reporting.search_console import SearchConsole, format_duration, format_keys
 from raysim.search.trial_resources import TrialPlacement
 from raysim.search.trial_store import TrialRecord
@@ -57,14 +59,9 @@ def _round(need: TrialPlacement, values: Mapping[str, Any]) -> float:
     cell = next(iter(search.variants_of(values).values()))
     config = search.config(values, cell)
     task = search.task if search.task is not None and config.task == search.task_config else config.task.build(None)
-    plan = build_plan(config, task, Path.cwd())
-    rounds = federate(
-        plan.algorithm,
-        task,
-        local_fleet(plan, config),
-        rounds=plan.rounds,
-        cohort=plan.cohort,
-        seed=plan.seed,
-    )
-    *_, last = islice(rounds, 2)
-    return last.seconds - last.phases.get("judging", 0.0) * (1 - 1 / plan.evaluate_every)
+    # All sites of the cohort, and an evaluation in each round: its share is taken off below.
+    timed = replace(config, evaluate_every=1, cohort=Cohort(size=config.cohort.size))
+    plan = build_plan(timed, Path.cwd(), task=task)
+    validate(plan)
+    *_, last = islice(plan_rounds(plan, local_fleet(plan)), 2)
+    return last.seconds - last.phases.get("judging", 0.0) * (1 - 1 / config.evaluate_every)

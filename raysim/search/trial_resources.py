@@ -14,7 +14,7 @@ from raysim.config.schema import Resources
 from raysim.core.errors import ConfigError, PlacementError
 from raysim.distributed.autoscaling import provisionable_nodes
 from raysim.distributed.resources import TOLERANCE, ActorResources, NodeCapacity, NodeResources, live_nodes, plan_actors
-from raysim.federation.validation import model_bytes
+from raysim.federation.plan import model_bytes
 from raysim.search.spec import SearchSpec
 
 MAX_PROCESS_MODEL_BYTES = 2 * 2**30  # bytes of all sites' models, above which a trial is not put into one process

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -24,9 +23,11 @@ from raysim.core.atomic_io import write_text
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError, NodeError, RaysimError
 from raysim.core.events import Notice, RoundEvent, RunFinished
+from raysim.distributed import node_probe
 from raysim.federation.plan import build_plan
 from raysim.federation.runner import local_fleet, run_federation
 from raysim.federation.site_executor import SiteDataCache
+from raysim.federation.validation import validate
 from raysim.search.actor_session import ActorSession
 from raysim.search.objectives import combine_rows
 from raysim.search.samplers import TRIAL_NUMBER
@@ -55,13 +56,13 @@ class TrialCache:
         """The run of `config` in `folder`, from where it stands."""
         task, data_cache = self._task(config)
         begun = [*folder.glob("log.jsonl"), *folder.glob("checkpoints/round_*")]
-        plan = replace(
-            build_plan(config, task, folder), resume=bool(begun)
-        )  # without a checkpoint, from no round at all
+        # Resumed without a checkpoint, it starts from round 1.
+        plan = build_plan(config, folder, task=task, resume=bool(begun), versions=node_probe.versions())
+        validate(plan)
         if config.backend == "ray":
-            yield from self.session_actors.perform(plan, config.resources)
+            yield from self.session_actors.perform(plan)
         else:
-            yield from run_federation(plan, local_fleet(plan, config, data_cache))
+            yield from run_federation(plan, local_fleet(plan, data_cache))
 
     def _task(self, config: RunConfig) -> tuple[Task, SiteDataCache]:
         key = _key(config.task)

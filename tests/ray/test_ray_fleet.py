@@ -6,10 +6,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,14 @@ from raysim.config.schema import Resources
 from raysim.core.errors import NodeError, PlacementError, RunError, SiteError
 from raysim.core.events import ActorsPlaced, Progress, RoundEvent, RunFailed, RunFinished
 from raysim.core.results import FailureAction
+from raysim.data.file_paths import ABSOLUTE_PATH
 from raysim.distributed.driver import stream_events
 from raysim.distributed.load_balancing import assign
 from raysim.distributed.ray_fleet import RayFleet
 from raysim.federation.plan import Plan
 from raysim.storage.serialization import digest
 from tests.support import toy
+from tests.support.plans import make_plan
 from tests.support.remote import (
     OPENED,
     Breaking,
@@ -167,20 +169,8 @@ def test_sites_get_only_their_own(fleet: RayFleet) -> None:
 # Whole runs, with the server in an actor of its own.
 
 
-def plan(out: Path, algorithm: Any, rounds: int, names: tuple[str, ...] = NAMES[:3]) -> Plan:
-    (out / "checkpoints").mkdir()
-    return Plan(
-        algorithm=algorithm,
-        algorithm_name="test",
-        task=task(names),
-        out=out,
-        rounds=rounds,
-        cohort=1.0,
-        seed=0,
-        evaluate_every=1,
-        checkpoint_every=1,
-        metric="inside/test/distance",
-    )
+def plan(out: Path, algorithm: Any, rounds: int, names: tuple[str, ...] = NAMES[:3], **resources: Any) -> Plan:
+    return make_plan(out, task(names), algorithm, rounds=rounds, resources=Resources(**resources))
 
 
 def alive() -> set[str]:
@@ -203,8 +193,8 @@ def summary(out: Path) -> Any:
 
 def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
     algorithm = Sharing(**SGD)
-    resources = Resources(client_actors="per_site", cpus_per_client=0.5)
-    events, seen, named = stream_events(plan(tmp_path, algorithm, rounds=3), resources, "test-run"), [], set[str]()
+    sharing = plan(tmp_path, algorithm, 3, client_actors="per_site", cpus_per_client=0.5)
+    events, seen, named = stream_events(sharing, "test-run"), [], set[str]()
     for event in events:
         seen.append(event)
         if isinstance(event, RoundEvent) and not named:
@@ -233,7 +223,7 @@ def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
 
 
 def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
-    events = stream_events(plan(tmp_path, FedAvg(**SGD), 1, NAMES), Resources(client_actors=1), "test-shared")
+    events = stream_events(plan(tmp_path, FedAvg(**SGD), 1, NAMES, client_actors=1), "test-shared")
     placed = next(event for event in events if isinstance(event, ActorsPlaced))
     events.close()
     assert [place.title for place in placed.places] == ["client-01[a,b,c,d,+2]"]
@@ -243,9 +233,7 @@ def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("at", "who"), [("b", "site 'b'"), ("server", "the server")])
 def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, who: str) -> None:
-    *_, last = stream_events(
-        plan(tmp_path, Breaking(at=at, **SGD), rounds=5), Resources(client_actors=1), f"test-failing-{at}"
-    )
+    *_, last = stream_events(plan(tmp_path, Breaking(at=at, **SGD), 5, client_actors=1), f"test-failing-{at}")
     assert isinstance(last, RunFailed)
     assert str(last.error) == f"{who} failed in round 3: LookupError: no such organ"
     assert last.error.exit_code == 1
@@ -256,27 +244,32 @@ def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, wh
 
 
 def test_a_client_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
-    broken = replace(plan(tmp_path, FedAvg(), 1), task=replace(task(), network=fails_at_clients))
+    broken = replace(plan(tmp_path, FedAvg(), 1, client_actors=1), task=replace(task(), network=fails_at_clients))
     with pytest.raises(RunError, match=r"^client-01 has not started: ActorDiedError") as caught:
-        list(stream_events(broken, Resources(client_actors=1), "test-broken"))
+        list(stream_events(broken, "test-broken"))
     assert "LookupError: no such organ" in caught.value.remote
     assert eventually(lambda: "server" not in alive())
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The keys of a task with a file."""
+
+    table: Annotated[str, ABSOLUTE_PATH]
+
+
 def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> None:
-    other = replace(plan(tmp_path, FedAvg(), 1), versions={"torch": "0.1"})
+    other = replace(plan(tmp_path, FedAvg(), 1, client_actors=1), versions={"torch": "0.1"})
     with pytest.raises(PlacementError, match=r"^node \S+ has torch \S+, not 0\.1: install there"):
-        list(stream_events(other, Resources(client_actors=1), "test-versions"))
-    other = replace(other, versions={}, reads=["/nowhere/table.csv"])
+        list(stream_events(other, "test-versions"))
+    other = replace(other, versions={}, config=replace(other.config, task=Reading("/nowhere/table.csv")))
     with pytest.raises(PlacementError, match=r"^node \S+ cannot read /nowhere/table\.csv: No such file"):
-        list(stream_events(other, Resources(client_actors=1), "test-data"))
+        list(stream_events(other, "test-data"))
     assert eventually(lambda: "server" not in alive())
 
 
 def test_whoever_stops_listening_interrupts_the_run(tmp_path: Path) -> None:
-    events = stream_events(
-        plan(tmp_path, FedAvg(**SGD), rounds=100_000), Resources(client_actors=1), "test-interrupted"
-    )
+    events = stream_events(plan(tmp_path, FedAvg(**SGD), 100_000, client_actors=1), "test-interrupted")
     seen = next(event for event in events if isinstance(event, RoundEvent))
     events.close()
     assert seen.number == 1
@@ -291,15 +284,11 @@ def test_what_can_never_be_placed_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         PlacementError, match=r"3 client actors of 99 CPU .*What would fit: resources.cpus_per_client=2$"
     ):
-        next(
-            stream_events(
-                plan(tmp_path, FedAvg(), 1), Resources(client_actors="per_site", cpus_per_client=99), "test-refused"
-            )
-        )
+        next(stream_events(plan(tmp_path, FedAvg(), 1, client_actors="per_site", cpus_per_client=99), "test-refused"))
     assert time.monotonic() - start < 5
     assert "server" not in alive()
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"0 GPU\).*What would fit: resources.gpus_per_client=0$"):
-        next(stream_events(plan(tmp_path, FedAvg(), 1), Resources(gpus_per_client=0.5), "test-no-gpu"))
+        next(stream_events(plan(tmp_path, FedAvg(), 1, gpus_per_client=0.5), "test-no-gpu"))

@@ -19,7 +19,6 @@ from raysim import LocalFleet
 from raysim.config.schema import Resources, SiteResources
 from raysim.core.errors import PlacementError, RunError
 from raysim.core.events import Notice, RoundEvent
-from raysim.core.fault_injection import parse_faults
 from raysim.core.results import FailureAction
 from raysim.distributed.driver import stream_events
 from raysim.distributed.load_balancing import assign
@@ -81,8 +80,9 @@ def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: Ra
 
 
 def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -> None:
-    four = plan(tmp_path, Telling(**SGD), task=toy.task(dict.fromkeys("abcd", ((1.0, 1),))), rounds=4)
-    list(stream_events(four, Resources(client_actors="per_site", cpus_per_client=0.5), "spread"))
+    resources = Resources(client_actors="per_site", cpus_per_client=0.5)
+    four = plan(tmp_path, Telling(**SGD), task=toy.task(dict.fromkeys("abcd", ((1.0, 1),))), resources=resources)
+    list(stream_events(four, "spread"))
     table = pd.read_parquet(tmp_path / "sites.parquet")
     pids = table[table["metric"] == "pid"].groupby("round")["value"].nunique()
     assert pids.tolist() == [4, 4, 4, 4]
@@ -90,8 +90,8 @@ def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -
 
 def test_every_site_may_have_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
     own = {name: SiteResources(cpus=0.5) for name in NAMES}
-    alone = plan(tmp_path / "ray", FedAvg(**SGD), cohort=0.5)
-    events = list(stream_events(alone, Resources(sites=own), "all-alone"))
+    dedicated = plan(tmp_path / "ray", FedAvg(**SGD), cohort=0.5, resources=Resources(sites=own))
+    events = list(stream_events(dedicated, "all-alone"))
     assert digest(events) == digest(on_local(plan(tmp_path / "local", FedAvg(**SGD), cohort=0.5)))
 
 
@@ -113,36 +113,37 @@ def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path
     assert list(fleet.map(hangs_once, str(tmp_path))) == list(NAMES)
     (incident,) = fleet.ledger.failures
     assert "c" in incident.sites
-    assert (incident.cause, incident.action) == ("no answer for 3 s (site_timeout_s)", FailureAction.RETRIED)
+    assert (incident.cause, incident.action) == ("no result for 3 s (site_timeout_s)", FailureAction.RETRIED)
 
 
 def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raysim.distributed.driver.QUIET", 2.0)
-    waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1)
-    events = list(stream_events(waiting, Resources(client_actors=2), "waiting"))
+    waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1, resources=Resources(client_actors=2))
+    events = list(stream_events(waiting, "waiting"))
     notes = [event.text for event in events if isinstance(event, Notice)]
     assert any(re.match(r"round 1, call 1: nothing for \d+ s; 5 of 6 sites done; at work: b$", note) for note in notes)
 
 
 def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", Sharing(**SGD)))
-    killed = plan(tmp_path / "run", Sharing(**SGD))
-    events = stream_events(killed, Resources(client_actors=2), "killed-server")
+    killed = plan(tmp_path / "run", Sharing(**SGD), resources=Resources(client_actors=2))
+    events = stream_events(killed, "killed-server")
     second = next(event for event in events if isinstance(event, RoundEvent) and event.number == 2)
     os.kill(int(second.values["server/pid"]), signal.SIGKILL)
     with pytest.raises(RunError, match="the server actor was lost: ActorDiedError"):
         list(events)
     assert failures(tmp_path / "run")[-1]["actor"] == "server"
     assert failures(tmp_path / "run")[-1]["round"] >= 3
-    again = list(stream_events(replace(killed, resume=True), Resources(client_actors=1), "again"))
+    one_actor = replace(killed.config, resources=Resources(client_actors=1))
+    again = list(stream_events(replace(killed, config=one_actor, resume=True), "again"))
     assert digest(again) == digest(calm)
 
 
 def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
     own = {"b": SiteResources(cpus=2.0), "d": SiteResources(cpus=0.5)}
     resources = Resources(client_actors=2, cpus_per_client=0.5, sites=own)
-    telling = plan(tmp_path / "ray", Telling(**SGD), rounds=3, chaos=parse_faults("kill client@2"))
-    events = list(stream_events(telling, resources, "alone"))
+    telling = plan(tmp_path / "ray", Telling(**SGD), rounds=3, chaos="kill client@2", resources=resources)
+    events = list(stream_events(telling, "alone"))
     assert [failure["action"] for failure in failures(tmp_path / "ray")] == [FailureAction.RETRIED]
     table = pd.read_parquet(tmp_path / "ray" / "sites.parquet")
     pids = {site: set(rows["value"]) for site, rows in table[table["metric"] == "pid"].groupby("site")}
@@ -161,23 +162,25 @@ def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: No
 
 def test_chaos_kills_a_client_and_the_bits_stay(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
-    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=parse_faults("kill client@2"))
-    events = list(stream_events(troubled, Resources(client_actors=2), "chaos"))
+    two = Resources(client_actors=2)
+    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos="kill client@2", resources=two)
+    events = list(stream_events(troubled, "chaos"))
     assert events[-1].values["digest"] == digest(calm)
     assert [failure["round"] for failure in failures(tmp_path / "run")] == [2]
 
 
 def test_chaos_kills_two_clients_where_it_is_asked_to(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
-    chaos = parse_faults("kill client@2; kill client@2; kill client@4; kill client@4")
-    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=chaos)
-    events = list(stream_events(troubled, Resources(client_actors=2), "chaos-two"))
+    chaos = "kill client@2; kill client@2; kill client@4; kill client@4"
+    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=chaos, resources=Resources(client_actors=2))
+    events = list(stream_events(troubled, "chaos-two"))
     assert events[-1].values["digest"] == digest(calm)
     lost = {failure["actor"] for failure in failures(tmp_path / "run") if failure["round"] == 2}
     assert lost == {"client-01", "client-02"}
 
 
 def test_chaos_cannot_kill_the_only_node(ray_started: None, tmp_path: Path) -> None:
-    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=parse_faults("kill node@2"))
+    one = Resources(client_actors=1)
+    troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos="kill node@2", resources=one)
     with pytest.raises(PlacementError, match="on a node other than the command's"):
-        list(stream_events(troubled, Resources(client_actors=1), "chaos-node"))
+        list(stream_events(troubled, "chaos-node"))

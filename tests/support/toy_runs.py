@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raysim import LocalFleet, Task
+from raysim import Task
 from raysim.federation.plan import Plan
 from raysim.federation.runner import run_federation
 from tests.support import toy
+from tests.support.plans import make_plan, plain_fleet
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 
@@ -21,23 +22,12 @@ def task() -> Task:
     return toy.task({name: ((number + 1.0, number),) for number, name in enumerate(NAMES)})
 
 
-def plan(out: Path, algorithm: Any, **fields: Any) -> Plan:
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    defaults: dict[str, Any] = {
-        "algorithm_name": "fedavg",
-        "task": task(),
-        "rounds": 4,
-        "cohort": 1.0,
-        "seed": 0,
-        "evaluate_every": 1,
-        "checkpoint_every": 1,
-        "metric": "inside/test/distance",
-    }
-    return Plan(out=out, algorithm=algorithm, **defaults | fields)
+def plan(out: Path, algorithm: Any, **keys: Any) -> Plan:
+    return make_plan(out, keys.pop("task", None) or task(), algorithm, **{"rounds": 4} | keys)
 
 
 def on_local(plan: Plan) -> list[Any]:
-    return list(run_federation(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds)))
+    return list(run_federation(plan, plain_fleet(plan)))
 
 
 def digest(events: list[Any]) -> str:

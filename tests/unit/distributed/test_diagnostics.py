@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raysim.core.registry import task_class
+from raysim.data.required_paths import required_paths
 from raysim.distributed import diagnostics, node_probe
 from raysim.distributed.cluster_checks import _node
 from raysim.distributed.diagnostics import Check, NodeReport
@@ -125,5 +126,5 @@ def test_the_paths_of_a_task_are_those_its_fields_say() -> None:
     kind = task_class("segmentation")
     data = replace(kind().data, table="/tables/eyes.csv", root="/images")
     task = task_class("synthetic")().build()
-    assert diagnostics.data_paths(task, replace(kind(), data=data)) == (["/tables/eyes.csv", "/images"], [])
-    assert diagnostics.data_paths(task, task_class("synthetic")()) == ([], [])
+    assert required_paths(task, replace(kind(), data=data)) == (["/tables/eyes.csv", "/images"], [])
+    assert required_paths(task, task_class("synthetic")()) == ([], [])

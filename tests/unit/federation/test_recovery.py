@@ -187,8 +187,8 @@ def test_losses_in_a_row_end_the_run(tmp_path: Path) -> None:
 def test_dropped_replies_are_drawn_by_the_seed(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
-        dropping = plan(tmp_path / name, FedAvg(**SGD), chaos=parse_faults("drop 0.3"), min_replies=1)
-        fleet = LocalFleet(dropping.task, rounds=4, chaos=dropping.chaos)
+        dropping = plan(tmp_path / name, FedAvg(**SGD), chaos="drop 0.3", min_replies=1)
+        fleet = LocalFleet(dropping.task, rounds=4, chaos=dropping.faults)
         events = list(run_federation(dropping, fleet))
         found.append((digest(events), [f["sites"] for f in failures(tmp_path / name)]))
     assert found[0] == found[1]

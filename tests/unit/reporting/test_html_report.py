@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from algorithms.fedavg import FedAvg
-from raysim import LocalFleet, PredictionSet
+from raysim import PredictionSet
 from raysim.core.errors import SiteError
 from raysim.core.results import FailureAction, FailureEvent
-from raysim.federation.plan import Plan
 from raysim.federation.runner import run_federation
 from raysim.reporting.html_report import by_cause, sentences, write_report
 from raysim.reporting.plots import render_svg
 from tests.support import toy
+from tests.support.plans import make_plan, plain_fleet
 
 EMPTY = {"meta", "br", "wbr", "hr", "img", "link", "input"}  # elements without an end
 
@@ -65,20 +65,13 @@ class Page(HTMLParser):
             self.description.append(data)
 
 
-def run(out: Path, sites: Any, algorithm: Any = None, **fields: Any) -> Page:
+def run(out: Path, sites: Any, algorithm: Any = None, **keys: Any) -> Page:
     """The page of a run of the toy task, whatever ends it."""
-    (out / "checkpoints").mkdir(parents=True)
-    defaults: dict[str, Any] = {"rounds": 2, "cohort": 1.0, "seed": 7, "evaluate_every": 1, "checkpoint_every": 9}
-    plan = Plan(
-        out=out,
-        algorithm=algorithm or FedAvg(optimizer="sgd", momentum=0.0, lr=0.1),
-        algorithm_name="fedavg",
-        task=toy.task(sites, outside=[name for name in sites if name.startswith("out")]),
-        metric="inside/test/distance",
-        **defaults | fields,
-    )
+    task = toy.task(sites, outside=[name for name in sites if name.startswith("out")])
+    algorithm = algorithm or FedAvg(optimizer="sgd", momentum=0.0, lr=0.1)
+    plan = make_plan(out, task, algorithm, **{"rounds": 2, "seed": 7, "checkpoint_every": 9} | keys)
     with suppress(SiteError):
-        list(run_federation(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds)))
+        list(run_federation(plan, plain_fleet(plan)))
     return Page(write_report(out))
 
 

@@ -20,6 +20,7 @@ from raysim.federation.runner import run_federation
 from raysim.storage.recorder import aggregate, direction, write_json
 from raysim.storage.serialization import digest
 from tests.support import toy
+from tests.support.plans import make_plan, plain_fleet
 
 BETTER: Any = {"dice": "higher", "hd95": "lower"}
 
@@ -56,23 +57,14 @@ def test_json_has_no_number_that_is_none(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def plan(out: Path, rounds: int = 3, **fields: Any) -> Plan:
-    (out / "checkpoints").mkdir()
-    defaults: dict[str, Any] = {
-        "algorithm": FedAvg(optimizer="sgd", momentum=0.0, lr=0.1),
-        "algorithm_name": "fedavg",
-        "task": toy.task({"a": toy.A, "b": toy.B, "x": toy.B}, outside=["x"]),
-        "cohort": 1.0,
-        "seed": 0,
-        "evaluate_every": 2,
-        "checkpoint_every": 2,
-        "metric": "inside/test/distance",
-    }
-    return Plan(out=out, rounds=rounds, **defaults | fields)
+def plan(out: Path, rounds: int = 3, **keys: Any) -> Plan:
+    algorithm = keys.pop("algorithm", FedAvg(optimizer="sgd", momentum=0.0, lr=0.1))
+    task = keys.pop("task", None) or toy.task({"a": toy.A, "b": toy.B, "x": toy.B}, outside=["x"])
+    return make_plan(out, task, algorithm, rounds=rounds, **{"evaluate_every": 2, "checkpoint_every": 2} | keys)
 
 
 def events(plan: Plan) -> Iterator[RoundEvent | RunFinished]:
-    return run_federation(plan, LocalFleet(plan.task, seed=plan.seed, rounds=plan.rounds))
+    return run_federation(plan, plain_fleet(plan))
 
 
 def summary(out: Path) -> Any:
