@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import FrozenInstanceError, fields, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
 from raysim.storage.serialization import digest
 from tests.support.contract import ROUNDS, algorithm, client_states, every_algorithm, run, task, whole
+from tests.support.slow import slow_except
 
 
 @every_algorithm
@@ -44,6 +46,9 @@ def test_same_seed_same_bits_and_another_seed_others(name: str) -> None:
     assert digest(rounds[-1].state, client_states(fleet)) != whole(name)
 
 
+LOCAL_BUFFERS = [(name, "local") for name in algorithms()]
+
+
 def resumed(algorithm: Any, folder: Path, after: int = 2) -> str:
     """The digest of a run that stopped after so many rounds and went on from its checkpoint, in another fleet."""
     first = LocalFleet(task(), rounds=ROUNDS)
@@ -61,8 +66,10 @@ def test_stopped_and_resumed_gives_the_same_bits(name: str, tmp_path: Path) -> N
     assert resumed(algorithm(name), tmp_path) == whole(name)
 
 
-@every_algorithm
-@pytest.mark.parametrize("buffers", ["local", "reset"])
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    slow_except(product(sorted(algorithms()), ("local", "reset")), [*LOCAL_BUFFERS, ("fedavg", "reset")]),
+)
 def test_resumes_under_every_policy_of_buffers(name: str, buffers: str, tmp_path: Path) -> None:
     if "buffers" not in {field.name for field in fields(algorithm_class(name))}:
         pytest.skip(f"{name} has no buffers to keep")
@@ -72,7 +79,7 @@ def test_resumes_under_every_policy_of_buffers(name: str, buffers: str, tmp_path
 
 
 @every_algorithm
-@pytest.mark.parametrize("cohort", [0.5, 1])
+@pytest.mark.parametrize("cohort", slow_except([0.5, 1], [0.5]))
 def test_a_part_of_the_sites_is_enough_for_a_round(name: str, cohort: float | int) -> None:
     rounds, _ = run(algorithm(name), cohort=cohort)
     assert all(len(r.cohort) == (2 if cohort == 0.5 else 1) for r in rounds)
@@ -135,7 +142,7 @@ def pictures() -> tuple[Path, pd.DataFrame]:
     return folder, pd.DataFrame(rows, columns=["site", "split", "image", "label", "partition"])
 
 
-@every_algorithm
+@pytest.mark.parametrize("name", slow_except(sorted(algorithms()), ["fedavg", "fcl"]))
 def test_the_order_of_rows_in_the_table_is_irrelevant(name: str, tmp_path: Path) -> None:
     folder, table = pictures()
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 
 from algorithms.iopfl import RoutedConvolution, Router, route, routers
+from tests.support.slow import slow_except
 
 
 class Fixed(nn.Module):
@@ -37,7 +39,9 @@ def network(kind: str, dims: int) -> nn.Module:
 
 
 KINDS = ("unet-batch", "unet-instance", "segresnet", "dynunet", "basicunet")
-every_network = pytest.mark.parametrize(("kind", "dims"), [(kind, dims) for kind in KINDS for dims in (2, 3)])
+every_network = pytest.mark.parametrize(
+    ("kind", "dims"), slow_except(product(KINDS, (2, 3)), [*product(KINDS, (2,)), ("unet-batch", 3)])
+)
 
 
 def experts(kind: str, dims: int, count: int = 3) -> list[nn.Module]:

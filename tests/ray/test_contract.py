@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 
 from algorithms.fcl import FCL, ClientState
 from raysim import LocalFleet, federate
+from raysim.core.registry import algorithms
 from raysim.storage.serialization import digest
 from tests.support import remote
-from tests.support.contract import ROUNDS, algorithm, client_states, every_algorithm, run, task, whole
+from tests.support.contract import ROUNDS, algorithm, client_states, run, task, whole
+from tests.support.slow import slow_except
+
+# Every algorithm on two actors; algorithms with a state, with client states and with an exchange on any number.
+QUICK = [(name, 2) for name in algorithms()] + list(product(("fedavg", "localonly", "fcl"), (1, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +32,7 @@ def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
         ray.kill(actor)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@every_algorithm
+@pytest.mark.parametrize(("name", "count"), slow_except(product(sorted(algorithms()), (1, 2, 3)), QUICK))
 def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
     rounds, fleet = run(algorithm(name), on_ray(client_actors, count))
     assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
@@ -43,7 +48,7 @@ def on_ray(client_actors: dict[str, Any], count: int) -> Any:
     return RayFleet(task(), actors, home, start, seed=0, rounds=ROUNDS)
 
 
-@every_algorithm
+@pytest.mark.parametrize("name", slow_except(sorted(algorithms()), ["fedavg", "ditto", "fcl", "gradient_alignment"]))
 def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
     import ray
 
@@ -56,7 +61,7 @@ def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_acto
     assert digest(last.state, client_states(fleet)) == whole(name)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "localonly", "fcl"])  # with a state, with memories, with exchanges
+@pytest.mark.parametrize("name", slow_except(["fedavg", "localonly", "fcl"], ["fcl"]))  # state, client states, exchange
 def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
     import ray
 
@@ -70,6 +75,7 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client
     assert digest(last.state, client_states(fleet)) == whole(name)
 
 
+@pytest.mark.slow
 def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None:
     import ray
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -12,16 +13,20 @@ from raysim.core.network_outputs import full_resolution
 from raysim.tasks.augmentation import augmentation
 from raysim.tasks.losses import check_loss, segmentation_loss
 from raysim.tasks.networks import check_network, list_networks, network_factory
+from tests.support.slow import slow_except
 
 
 def made(spec, dims=2, channels=1, classes=2, size=(32, 32)):
     return network_factory(spec, spatial_dims=dims, in_channels=channels, out_channels=classes, size=size)
 
 
-@pytest.mark.parametrize("name", ["unet", "UNet", "u_net", "SegResNet", "basic_unet", "dynunet", "AttentionUnet"])
-def test_networks_work_by_name_alone_in_2d_and_3d(name):
-    check_network(made({"name": name}), 1, (32, 32), 2)
-    check_network(made({"name": name}, dims=3, channels=2, classes=3, size=(32,) * 3), 2, (32,) * 3, 3)
+NAMES = ["unet", "UNet", "u_net", "SegResNet", "basic_unet", "dynunet", "AttentionUnet"]
+
+
+@pytest.mark.parametrize(("name", "dims"), slow_except(product(NAMES, (2, 3)), [("SegResNet", 2), ("u_net", 3)]))
+def test_networks_work_by_name_alone_in_2d_and_3d(name, dims):
+    size, channels, classes = (32,) * dims, dims - 1, dims
+    check_network(made({"name": name}, dims, channels, classes, size), channels, size, classes)
 
 
 def test_a_factory_survives_a_process_border_and_follows_the_arguments():

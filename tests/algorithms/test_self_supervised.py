@@ -29,6 +29,7 @@ from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.encoders import encoder_weights
 from raysim.training.self_supervised import Finetuning, Pretraining, SelfSupervised
 from tests.support.paths import ROOT
+from tests.support.slow import slow_except
 
 METHODS = [n for n in algorithms() if issubclass(algorithm_class(n), SelfSupervised)]
 
@@ -65,7 +66,9 @@ def test_without_pretraining_it_is_what_fine_tunes_bit_by_bit(name: str, finetun
     assert [r.scores for r in random[0]] == [r.scores for r in alone[0]]
 
 
-@pytest.mark.parametrize("finetune", [n for n in algorithms() if n not in METHODS])
+@pytest.mark.parametrize(
+    "finetune", slow_except([n for n in algorithms() if n not in METHODS], ["fedavg", "localonly", "fedsm"])
+)
 def test_any_algorithm_fine_tunes(finetune: str) -> None:
     rounds, _ = run(FCL(pretrain_rounds=1, finetune=finetune), 3)
     assert rounds[0].scores == () or all(score.split == "train" for score in rounds[0].scores)
