@@ -3,8 +3,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 PEERS := flower nvflare pfl
+# Tests that share a Ray or a cluster stay on one of the two workers.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=30
 
-.PHONY: help demo check format test bench bench-peers clean
+.PHONY: help demo check imports format test test-all test-smoke mutations bench bench-peers clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,17 +14,30 @@ help:  ## what there is to make
 demo: $(VENV)/installed  ## a federation of seven synthetic hospitals, in about a minute
 	$(BIN)/raysim run
 
-check: $(VENV)/installed  ## lint, format, types
+check: $(VENV)/installed  ## lint, format, spelling, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 	$(BIN)/mypy
+
+imports: $(VENV)/installed  ## the import contracts of pyproject.toml
+	$(BIN)/lint-imports
 
 format: $(VENV)/installed  ## put the code in form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(VENV)/installed  ## all tests, two files at a time; those on real data skip where the data are not
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/installed  ## the tests without the slow ones, in about 8 minutes; those on real data skip where the data are not
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/installed  ## all tests, in about 40 minutes
+	$(PYTEST)
+
+test-smoke: $(VENV)/installed  ## of the slow tests the few that .ci/run adds to make test
+	$(PYTEST) -m smoke
+
+mutations: $(VENV)/installed  ## small defects one at a time: make test has to notice each, in about 20 minutes
+	$(BIN)/python tests/mutation_check.py
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data
 	@missed=0; for words in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py search.py; do \

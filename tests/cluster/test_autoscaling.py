@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from tests.support.hosts import Host, hosts, why_not
+from tests.support.hosts import Host, hosts
 
 WORK = (
     *("task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4", "task.data.val=2"),
@@ -57,8 +57,9 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(bool(why_not()), reason=why_not())
+@pytest.mark.usefixtures("namespaces")
 def test_a_run_and_a_search_wait_for_the_nodes_that_an_autoscaler_starts(tmp_path: Path) -> None:
     (tmp_path / "fake.yaml").write_text(json.dumps(FAKE))
     with hosts(tmp_path, 1) as (_, (head,)):

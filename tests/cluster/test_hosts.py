@@ -15,10 +15,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.hosts import ROOT, Host, cut, hosts, why_not
+from tests.support.hosts import ROOT, Host, cut, hosts
 
-WHY = why_not() or ("" if shutil.which("sshd") and shutil.which("rsync") else "needs sshd and rsync")
-pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(WHY), reason=WHY)]
+TOOLS = bool(shutil.which("sshd") and shutil.which("rsync"))
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not TOOLS, reason="needs sshd and rsync"),
+    pytest.mark.usefixtures("namespaces"),
+]
 CORES = os.cpu_count()  # every host says that it has them all: one client actor fills it
 WORDS = (
     *("algorithm=tests.support.pacing:Pacing", "rounds=60", "evaluate_every=60", "checkpoint_every=20"),
@@ -101,6 +105,7 @@ def under_way(head: Host, out: Path) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_on_hosts_that_come_and_go(tmp_path: Path) -> None:
     out, calm = tmp_path / "run", tmp_path / "calm"
     with hosts(tmp_path, 4) as (laptop, (head, first, second, late)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,36 +14,16 @@ import pytest
 from raysim.core.results import FailureAction
 
 pytestmark = pytest.mark.timeout(600)
+
+
 SMALL = (
     *("rounds=4", "task.data.sites=5", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
     *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "site_timeout_s=300"),
 )
+
+
 # Above the size from which Ray keeps objects where they were made: so that they go with the node.
 LARGE = "network={name: unet, channels: [32, 64], strides: [2], num_res_units: 2}"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head that has one CPU and no GPU; every test adds the nodes that it needs."""
-    from ray.cluster_utils import Cluster
-
-    # A node that was killed is given up within seconds, not after the half minute that Ray waits by default.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_health_check_period_ms", "500")
-        patch.setenv("RAY_health_check_failure_threshold", "4")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
-    yield made
-    made.shutdown()
-
-
-@pytest.fixture
-def nodes(cluster: Any) -> Iterator[Any]:
-    """Adds nodes to the cluster; those that are left at the end are removed."""
-    added: list[Any] = []
-    yield lambda **has: added.append(cluster.add_node(**{"num_gpus": 0} | has))
-    for node in added:
-        if node in cluster.worker_nodes:
-            cluster.remove_node(node, allow_graceful=False)
 
 
 def run(folder: Path, *words: str) -> Any:
@@ -64,6 +43,7 @@ def failures(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "failures.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_shares_of_declared_gpus_hold_and_are_shown(cluster: Any, nodes: Any, tmp_path: Path) -> None:
     nodes(num_cpus=4, num_gpus=2)
     nodes(num_cpus=4, num_gpus=1)
@@ -108,7 +88,8 @@ def test_more_gpus_than_the_nodes_have_are_refused(cluster: Any, nodes: Any, tmp
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "localonly"])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["fedavg", pytest.param("localonly", marks=pytest.mark.smoke)])
 def test_a_killed_node_changes_no_bit(cluster: Any, nodes: Any, algorithm: str, tmp_path: Path) -> None:
     nodes(num_cpus=2)
     nodes(num_cpus=2)

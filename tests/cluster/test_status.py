@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +15,14 @@ import pandas as pd
 import pytest
 
 from raysim.distributed.prometheus import COUNTERS, GAUGES
-from tests.support.commands import done, playing, until
-
-CLUSTER: list[Any] = []  # this file's Ray
-
-
-LONG = (
-    *("rounds=100000", "task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
-    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.client_actors=2"),
-)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A Ray of one node that others may join."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # jobs find this Python
-        # The usual ports may be those of a Ray that other tests start; 0 is any free one, but for the dashboard's.
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports = {"dashboard_port": free.getsockname()[1], "dashboard_agent_listen_port": 0}
-        head = {"num_cpus": 3, "num_gpus": 0, "include_dashboard": True, **ports}
-        made = Cluster(initialize_head=True, head_node_args=head)
-    CLUSTER.append(made)
-    yield made.address
-    made.shutdown()
+from tests.support.commands import LONG, execute, lines_of, running, until
 
 
 def exported(address: str) -> dict[str, dict[str, set[str]]]:
     """The metrics of raysim at the ports that Ray tells Prometheus of, each with its labels and their values."""
     code = (
         "import ray, sys; ray.init(sys.argv[1], logging_level=40)\n"
-        "print(*[n['MetricsExportPort'] for n in ray.nodes()])"
+        "print(*[n['MetricsExportPort'] for n in ray.nodes() if n['Alive']])"
     )
     ports = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, check=True)
     found: dict[str, dict[str, set[str]]] = {}
@@ -66,13 +37,12 @@ def exported(address: str) -> dict[str, dict[str, set[str]]]:
 def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
     out = tmp_path / "eyes"
     words = (*LONG, f"ray_address={address}", 'chaos="kill client@2"', "--out", str(out))
-    with playing(*words) as run:
-        log = out / "log.jsonl"
-        assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 4))
-        shown = done("status", "--address", address, cwd=tmp_path).stdout
+    with running(*words) as run:
+        assert until(lambda: run.poll() is not None or lines_of(out / "log.jsonl") > 4)
+        shown = execute("status", "--address", address, cwd=tmp_path).stdout
         row = re.search(rf"(eyes-\w+) +fedavg on synthetic +\d+/100000 +.*{out}", shown)
         assert row, shown
-        assert done("status", "nobody", "--address", address, cwd=tmp_path).returncode == 2
+        assert execute("status", "nobody", "--address", address, cwd=tmp_path).returncode == 2
 
         names = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS}
         seen = until(lambda: found if names <= set(found := exported(address)) else None)
@@ -82,31 +52,32 @@ def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -
             assert {"run", *labels} <= both.keys()
             assert row[1] in both["run"], name
 
-        ended = done("stop", row[1], "--address", address, cwd=tmp_path)
+        ended = execute("stop", row[1], "--address", address, cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
         _, said = run.communicate(timeout=60)
         assert run.returncode == 130
         assert re.search(r"raysim: stopped in round \d+$", said.strip())
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
-    assert "no run is alive" in done("status", "--address", address, cwd=tmp_path).stdout
-    assert re.search(r"eyes .* interrupted ", done("status", str(out), cwd=tmp_path).stdout)
+    assert "no run is alive" in execute("status", "--address", address, cwd=tmp_path).stdout
+    assert re.search(r"eyes .* interrupted ", execute("status", str(out), cwd=tmp_path).stdout)
 
 
+@pytest.mark.slow
 def test_a_search_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
     out = tmp_path / "wide"
     words = (*LONG[:-1], "--space", "algorithm.lr=loguniform(1e-4, 1e-1)", "--trials", "5", "--max-concurrent", "2")
-    with playing(*words, "--address", address, "--out", str(out), verb="tune") as search:
-        assert until(lambda: search.poll() is not None or list(out.glob("trials/*/log.jsonl")))
+    with running(*words, "--address", address, "--out", str(out), verb="tune") as search:
+        assert until(lambda: search.poll() is not None or len(list(out.glob("trials/*/log.jsonl"))) == 2)
         asked = ("status", "--address", address)
         row = until(
             lambda: re.search(
-                r"(wide-\w+) +search over 1 key on.* 2 running, 3 wait", done(*asked, cwd=tmp_path).stdout
+                r"(wide-\w+) +search over 1 key on.* 2 running, 3 wait", execute(*asked, cwd=tmp_path).stdout
             )
         )
         assert row
         assert {"search", "status"} <= until(lambda: exported(address).get("ray_raysim_trials")).keys()
-        assert re.search(r"wide +search +0/", done("status", str(out), cwd=tmp_path).stdout)
-        ended = done("stop", row[1], "--address", address, cwd=tmp_path)
+        assert re.search(r"wide +search +0/", execute("status", str(out), cwd=tmp_path).stdout)
+        ended = execute("stop", row[1], "--address", address, cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
         said, _ = search.communicate(timeout=60)
         assert search.returncode == 130
@@ -114,45 +85,43 @@ def test_a_search_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path
     assert len(pd.read_parquet(out / "trials.parquet")) == 2
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 1, resources: {CPU: 2}}")
+    monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 2, resources: {CPU: 2}}")
     out = tmp_path / "grows"
 
-    def nodes() -> set[str]:
+    def used() -> set[str]:
         return {place["node"] for place in json.loads((out / "placement.json").read_text()) if "node" in place}
 
-    with playing(*LONG, f"ray_address={address}", "resources.cpus_per_client=2", "--out", str(out)) as run:
-        log = out / "log.jsonl"
-        assert until(lambda: run.poll() is not None or (log.exists() and log.read_text().count("\n") > 2), 200)
-        assert len(nodes()) == 1
-        joined = CLUSTER[0].add_node(num_cpus=2, num_gpus=0)
-        try:
-            assert until(lambda: run.poll() is not None or len(nodes()) == 2), nodes()
-            assert run.poll() is None
-        finally:
-            run.send_signal(signal.SIGINT)
-            said = "".join(run.communicate(timeout=60))
-            CLUSTER[0].remove_node(joined)
+    with running(*LONG, f"ray_address={address}", "resources.cpus_per_client=2", "--out", str(out)) as run:
+        assert until(lambda: run.poll() is not None or lines_of(out / "log.jsonl") > 2, 200)
+        assert len(used()) == 1
+        nodes(num_cpus=2)
+        assert until(lambda: run.poll() is not None or len(used()) == 2), used()
+        assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        said = "".join(run.communicate(timeout=60))
     assert "1 of 2 client actors have room" in said
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_a_node_is_seen_and_ended(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 1, resources: {CPU: 64}}")
+    monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 2, resources: {CPU: 64}}")
     monkeypatch.setenv("RAYSIM_RUNS", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", address)
     words = (*LONG, "resources.cpus_per_client=64", "resources.client_actors=1", "--out", str(tmp_path / "patient"))
-    with playing(*words) as run:
+    with running(*words) as run:
         assert run.stdout
-        assert any("asked for 1 x 64 CPU: 1 nodes of at most 2" in line for line in run.stdout)
+        assert any("asked for 1 x 64 CPU: 2 nodes of at most 3" in line for line in run.stdout)
         asked = r"(patient-\w+) +fedavg on synthetic .* asked for 1 x 64 CPU"
-        row = until(lambda: re.search(asked, done("status", cwd=tmp_path).stdout))
+        row = until(lambda: re.search(asked, execute("status", cwd=tmp_path).stdout))
         assert row
-        ended = done("stop", "--all", cwd=tmp_path)
+        ended = execute("stop", "--all", cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
         assert run.wait(timeout=60) == 130
     assert not (tmp_path / "patient").exists()

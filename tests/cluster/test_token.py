@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from raysim.distributed.connection import accepts_token
 
 HEAD = """
@@ -75,6 +77,7 @@ for address in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_process_joins_rays_with_a_token_and_without_one_after_the_other() -> None:
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     env = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}

@@ -21,6 +21,7 @@ import yaml
 
 from raysim._version import __version__
 from raysim.cli.main import main
+from tests.support.slow import slow_except
 
 SMALL = (
     *("rounds=2", "task.data.sites=3", "task.data.size=[16,16]", "task.data.cases=4", "task.data.test=2"),
@@ -199,7 +200,7 @@ def unbuffered() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("by", slow_except([signal.SIGINT, signal.SIGTERM], [signal.SIGINT]))
 def test_an_interrupted_local_run_keeps_its_rounds(by: signal.Signals) -> None:
     code, errors = interrupted("backend=local", by=by)
     assert (code, errors) == (130, "raysim: interrupted\n")
@@ -216,6 +217,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
     assert (summary("piped")["status"], summary("piped")["rounds"]) == ("done", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_on_ray_keeps_its_rounds(by: signal.Signals) -> None:
     code, errors = interrupted(by=by)

@@ -19,6 +19,7 @@ import pytest
 from raysim.cli.main import main
 from raysim.core.results import FailureAction
 from raysim.storage import checkpoint
+from tests.support.slow import slow_except
 from tests.support.toy_runs import failures
 
 MEMINFO = Path("/proc/meminfo")
@@ -60,6 +61,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused(small_disk: Path, capsy
     assert not (small_disk / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_actor_that_runs_out_of_memory_is_replaced_and_the_bits_stay(tmp_path: Path) -> None:
     size = {n: 1024 * int(v.split()[0]) for n, _, v in (s.partition(":") for s in MEMINFO.read_text().splitlines())}
     if size["MemAvailable"] < 12e9:
@@ -82,7 +84,7 @@ def test_an_actor_that_runs_out_of_memory_is_replaced_and_the_bits_stay(tmp_path
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("end", ["done", "interrupted", "killed"])
+@pytest.mark.parametrize("end", slow_except(["done", "interrupted", "killed"], ["interrupted"]))
 def test_no_process_is_left_behind(end: str, tmp_path: Path) -> None:
     words = ["task.data.sites=2", "task.data.outside=[]", "task.data.size=[16, 16]", "resources.cpus_per_client=0.5"]
     rounds = 2 if end == "done" else 100_000

@@ -19,6 +19,8 @@ from tests.support.paths import ROOT
 from tests.support.searches import ONE, TINY, left_behind, rounds_done, trials, tune
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.usefixtures("ray_started")
 def test_killed_or_interrupted_in_mid_search_it_goes_on_and_loses_a_round_at_most(tmp_path, capsys):
     words = ["--space", "algorithm.lr=grid(0.001,0.002,0.003)", "--searcher", "grid", "rounds=30", *ONE]

@@ -1,4 +1,4 @@
-"""Watching runs from outside: status, stop, metrics at the port of a node. Real commands, real Ray."""
+"""Status and stop of a run of this machine, from another terminal."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import done, playing, until
-
-pytestmark = pytest.mark.timeout(300)
-
-
-LONG = (
-    *("rounds=100000", "task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
-    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.client_actors=2"),
-)
+from raysim.cli.main import main
+from tests.support.commands import LONG, running, until
 
 
-def test_a_run_of_this_machine_is_found_by_its_folder(tmp_path: Path) -> None:
+def test_a_run_of_this_machine_is_found_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     out = tmp_path / "runs" / "first"
-    words = (*LONG[:-1], "backend=local", "--out", str(out))
-    with playing(*words) as run:
+    with running(*LONG[:-1], "backend=local", "--out", str(out)) as run:
         assert until(lambda: run.poll() is not None or (out / "log.jsonl").exists())
-        assert re.search(r"first +fedavg on synthetic", done("status", cwd=tmp_path).stdout)
-        ended = done("stop", "runs/first", cwd=tmp_path)
-        assert (ended.returncode, ended.stdout.strip()) == (0, "runs/first has ended"), ended.stderr
+        assert main(["status"]) == 0
+        assert re.search(r"first +fedavg on synthetic", capsys.readouterr().out)
+        assert main(["stop", "runs/first"]) == 0
+        assert capsys.readouterr().out == "runs/first has ended\n"
         run.communicate(timeout=60)
         assert run.returncode == 130
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
-    assert done("stop", "runs/first", cwd=tmp_path).returncode == 2
+    assert main(["stop", "runs/first"]) == 2
     assert not (out / ".process").exists()

@@ -71,6 +71,7 @@ def test_a_site_that_kills_every_actor_ends_the_run(fleet: RayFleet) -> None:
     assert fleet.ledger.failures[-1].action == FailureAction.RUN_ENDED
 
 
+@pytest.mark.slow
 def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: RayFleet) -> None:
     fleet.ledger.min_replies = 0.8
     assert list(fleet.map(dies_always)) == ["a", "b", "d", "e", "f"]
@@ -88,6 +89,7 @@ def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -
     assert pids.tolist() == [4, 4, 4, 4]
 
 
+@pytest.mark.slow
 def test_every_site_may_have_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
     own = {name: SiteResources(cpus=0.5) for name in NAMES}
     dedicated = plan(tmp_path / "ray", FedAvg(**SGD), cohort=0.5, resources=Resources(sites=own))
@@ -95,6 +97,7 @@ def test_every_site_may_have_an_actor_to_itself(ray_started: None, tmp_path: Pat
     assert digest(events) == digest(on_local(plan(tmp_path / "local", FedAvg(**SGD), cohort=0.5)))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_killed_actor_has_the_bits_of_one_without(fleet: RayFleet, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     events = list(run_federation(plan(tmp_path / "run", Dying(**SGD, marks=str(tmp_path))), fleet))
@@ -169,6 +172,7 @@ def test_chaos_kills_a_client_and_the_bits_stay(ray_started: None, tmp_path: Pat
     assert [failure["round"] for failure in failures(tmp_path / "run")] == [2]
 
 
+@pytest.mark.slow
 def test_chaos_kills_two_clients_where_it_is_asked_to(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     chaos = "kill client@2; kill client@2; kill client@4; kill client@4"
