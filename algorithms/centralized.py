@@ -1,7 +1,7 @@
-"""Centralized: one model trained on the pooled data of all inside sites: the upper reference of every comparison.
+"""Centralized: one model trained on the pooled data of all inside sites; the upper reference of every comparison.
 
-No federation could do this: the data themselves would have to move. So the bytes count the model's trip to the
-place where the data lie and back, as if that place were a site, and not the data.
+No real federation can do this, since the data would have to move. The traffic counts the model's way to the pooled
+data and back, as if they were one site, and not the data.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Centralized(LocalTraining):
     def init(self, task: Task) -> Model:
         return weights(task.network())
 
-    # at one place that holds the data of all inside sites
+    # at one site, which has the data of all inside sites
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         net = self.load_global(site, model)
         pool = pooled(site.task)
         loss = self.fit(net, site, split=pool)
-        # Buffers too, whatever their policy: there is one place only, and it moves with the cohort.
+        # The buffers travel whatever their policy: the training site may change with the cohort.
         return Reply(weights(net), weight=len(pool), metrics={"loss": loss})
 
     # at the server
@@ -39,11 +39,11 @@ class Centralized(LocalTraining):
 
 @lru_cache(maxsize=1)
 def pooled(task: Task) -> Split:
-    """The training data of all inside sites as one split, in order of site."""
-    parts = [task.open(site).train for site in task.inside]
+    """The training data of all inside sites as one split, in site order."""
+    splits = [task.open(site).train for site in task.inside]
     return Split(
-        inputs=np.concatenate([part.inputs for part in parts]),
-        labels=np.concatenate([part.labels for part in parts if part.labels is not None]),
-        cases=np.concatenate([part.cases for part in parts]),
-        spacing=np.concatenate([part.spacing for part in parts]),
+        inputs=np.concatenate([split.inputs for split in splits]),
+        labels=np.concatenate([split.labels for split in splits if split.labels is not None]),
+        cases=np.concatenate([split.cases for split in splits]),
+        spacing=np.concatenate([split.spacing for split in splits]),
     )

@@ -2,15 +2,15 @@
 
 Wu, Zeng, Wang, Shi, Hu, "Distributed Contrastive Learning for Medical Image Segmentation", Medical Image Analysis 81,
 2022, https://arxiv.org/abs/2208.03808. Our reading: of FCLOpt, of the predictive target network update (PTNU) and of
-distance prediction (DP) we know the abstract alone; the formulas below are not the paper's.
+distance prediction (DP) only the abstract is known to us; the formulas below are not the paper's.
 
     theta: encoder, projector, predictor; xi: encoder, projector; xi <- m xi + (1 - m) theta after each step
     q = predictor(projector(encoder(x))), z = xi(x') of the other view, unit vectors, levels as in FCL
-    L = mean over q, over the z of slices of q's level (its own among them), of 2 - 2 q.z; the mean of both ways round
+    L = mean over q, over the z of slices of q's level (its own among them), of 2 - 2 q.z; mean of both view orders
     exchange:  up theta_c, xi_c;  down theta, xi: their means
     ptnu:      up theta_c, xi_c;  down theta and d = ||theta - xi||, of each tensor;  at the site
                xi = theta + min(1, d / ||xi_old - theta||) (xi_old - theta),  xi_old the one before, the same everywhere
-    DP:        up xi_c in anchor rounds only; in the others d is what a line through the last distances foretells
+    DP:        up xi_c in anchor rounds only; in the others d is extrapolated by a line through the last distances
     ema:       no target travels: xi <- m_r xi_c + (1 - m_r) theta at the site, once a round
 """
 
@@ -26,28 +26,44 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from raysim import UNCHANGED, Fleet, Metrics, Model, Predictor, Reply, Site, Task, combine, load, mean, weights
-from raysim.core.contracts import Array, PredictionSet
-from raysim.core.errors import ConfigError
-from raysim.training.augmentations import Pool, check_levels, pool_levels, sample_batches
-from raysim.training.model_geometry import at_distance, distance_between, extrapolated_distance, length
-from raysim.training.self_supervised import SelfSupervised, ema_update, mlp
+from raysim import UNCHANGED, Array, ConfigError, Fleet, Metrics, Model, Reply, Site, Task, combine, load, mean, weights
+from raysim.training import (
+    ImagePool,
+    SelfSupervised,
+    check_levels,
+    ema_update,
+    extrapolate_distance,
+    mlp,
+    move_to_distance,
+    pool_levels,
+    sample_batches,
+    tensor_distances,
+    total_distance,
+)
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the server knows: the networks, how far they are apart, and distances that were measured, by round."""
+    """Both networks, the distances between them, and the measured distances by round."""
 
     model: Model
-    target: Model  # what sites begin the next round with
+    target: Model  # where sites start the next round
     distance: Array
     measured: tuple[tuple[int, Array], ...] = ()
     round: int = 0
 
 
 @dataclass(frozen=True)
+class ClientState:
+    """The target from which the site continues unless one is sent, and the buffers if they are local."""
+
+    target: Model | None
+    buffers: Model | None = None
+
+
+@dataclass(frozen=True)
 class Broadcast:
-    """What a site is sent: the target or its distance, where it needs one, and whether it is to send its own."""
+    """The global model, the target or its distance if the site needs one, and whether the site uploads its target."""
 
     model: Model
     target: Model | None
@@ -57,143 +73,136 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Update:
-    """What a site sends."""
+    """The site's trained networks; the target only if it is uploaded."""
 
     model: Model
     target: Model | None
 
 
-@dataclass(frozen=True)
-class ClientState:
-    """What stays at a site: the target that it goes on from, unless one is sent; its buffers where they are local."""
-
-    target: Model | None
-    buffers: Model | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class FCLOpt(SelfSupervised[ServerState]):
-    levels: Annotated[int, Gt(1), "parts of a volume along its axis; where the table has levels, those count"] = 4
+    levels: Annotated[int, Gt(1), "parts of a volume along its axis; levels in the table take precedence"] = 4
     features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
-    encoder_momentum: Annotated[float, Ge(0), Le(1), "m: what of itself the target keeps in a step"] = 0.99
-    target: Annotated[Literal["exchange", "ptnu", "ema"], "how a round's target comes to a site"] = "ptnu"
-    anchor: Annotated[int | None, Gt(0), "of ptnu: rounds from one upload of targets to the next; none: one is all"] = 5
-    threshold: Annotated[float | None, Ge(0), "foretold relative change of distance that calls for an upload"] = None
-    history: Annotated[int, Gt(0), "measured distances that the next one is foretold from"] = 3
-    distances: Annotated[Literal["tensor", "network"], "what a distance is of"] = "tensor"
+    encoder_momentum: Annotated[float, Ge(0), Le(1), "m: momentum of the target in a step"] = 0.99
+    target: Annotated[Literal["exchange", "ptnu", "ema"], "how a site gets the target of a round"] = "ptnu"
+    anchor: Annotated[int | None, Gt(0), "of ptnu: rounds between two uploads of targets; none: only the first"] = 5
+    threshold: Annotated[float | None, Ge(0), "predicted relative change of distance that triggers an upload"] = None
+    history: Annotated[int, Gt(0), "measured distances from which the next one is predicted"] = 3
+    distances: Annotated[Literal["tensor", "network"], "whether distances are per tensor or of the whole network"] = (
+        "tensor"
+    )
     round_momentum: Annotated[float, Ge(0), Le(1), "m_r of ema"] = 0.5
 
-    def init(self, task: Task) -> object:
+    def init(self, task: Task) -> Any:
         if self.threshold is not None and self.history == 1:
-            raise ConfigError("algorithm.history=1 foretells no change for algorithm.threshold to meet; give 2 or more")
-        if self.pretrain_rounds:
-            check_levels(task)
-        return self.init_state(task)
+            raise ConfigError(
+                "algorithm.history=1 predicts no change to compare with algorithm.threshold; give 2 or more"
+            )
+        return super().init(task)
+
+    def check_data(self, task: Task) -> None:
+        check_levels(task)
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
-        # Normalised at its end, without which features collapse within a few rounds.
+        # Without the last normalisation, features collapse within a few rounds.
         projector = nn.Sequential(mlp(channels, self.features), nn.BatchNorm1d(self.features, affine=False))
         return [projector, mlp(self.features, self.features)]
 
-    def initial(self, net: nn.Module) -> ServerState:
+    def init_pretraining(self, net: nn.Module) -> ServerState:
         model = self.make_update(net)[0]
-        return ServerState(
-            model, part := without_predictor(model), distance_between(part, part, self.distances == "tensor")
-        )
+        target = target_part(model)
+        return ServerState(model, target, tensor_distances(target, target, self.distances == "tensor"))
 
-    def network_weights(self, learned: ServerState) -> Model:
-        return learned.model
+    def pretrained_weights(self, state: ServerState) -> Model:
+        return state.model
 
     # at each site
-    def client(self, site: Site[ClientState], asked: Broadcast) -> Reply[Update]:
+    def client(self, site: Site[ClientState], broadcast: Broadcast) -> Reply[Update]:
         site, pool = self.pretraining_view(site)
-        net = self.load_pretraining_network(site, asked.model)
-        target = self.build_network(site.load(), site.task)[:1]  # of the same names
-        began = self.begun(site.client_state, asked)
-        load(target, weights(net).only(weights(target)) | began)
-        widths = list[Tensor]()
-        loss = self.optimize(net, site, self.losses(net, target.train(), site, pool, widths))
-        (sent, kept), ended = self.make_update(net), weights(target).parameters
-        goes_on = {"ptnu": began, "ema": ended, "exchange": None}[self.target]
-        client_state = ClientState(goes_on, None if kept is UNCHANGED else kept)
-        said = {"loss": loss, "spread": torch.stack(widths).mean().item()}
-        return Reply(Update(sent, ended if asked.upload else None), len(pool), said, client_state)
+        net = self.load_pretraining_network(site, broadcast.model)
+        target = self.build_network(site.load(), site.task)[:1]  # the same tensor names
+        start = self.start_target(site.client_state, broadcast)
+        load(target, weights(net).only(weights(target)) | start)
+        spreads = list[Tensor]()
+        loss = self.optimize(net, site, self.losses(net, target.train(), site, pool, spreads))
+        (update, buffers), end = self.make_update(net), weights(target).parameters
+        next_target = {"ptnu": start, "ema": end, "exchange": None}[self.target]
+        client_state = ClientState(next_target, None if buffers is UNCHANGED else buffers)
+        metrics = {"loss": loss, "spread": torch.stack(spreads).mean().item()}
+        return Reply(Update(update, end if broadcast.upload else None), len(pool), metrics, client_state)
 
-    def begun(self, client_state: ClientState | None, asked: Broadcast) -> Model:
-        """The target that the site begins the round with; a site that has none begins with the global model's part."""
-        if asked.target is not None:
-            return asked.target
-        part = without_predictor(asked.model)
+    def start_target(self, client_state: ClientState | None, broadcast: Broadcast) -> Model:
+        """The target at the start of the round; without one, a site takes the global model's part."""
+        if broadcast.target is not None:
+            return broadcast.target
+        global_target = target_part(broadcast.model)
         if client_state is None or client_state.target is None:
-            return part
-        if asked.distance is None:
-            return combine([client_state.target, part], [self.round_momentum, 1 - self.round_momentum])
-        return at_distance(part, client_state.target, asked.distance)
+            return global_target
+        if broadcast.distance is None:
+            return combine([client_state.target, global_target], [self.round_momentum, 1 - self.round_momentum])
+        return move_to_distance(global_target, client_state.target, broadcast.distance)
 
     def losses(
-        self, net: nn.Module, target: nn.Module, site: Site[Any], pool: Pool, widths: list[Tensor]
+        self, net: nn.Module, target: nn.Module, site: Site[Any], pool: ImagePool, spreads: list[Tensor]
     ) -> Iterator[Tensor]:
-        """That of each step of a round; `widths` gets how far features are from having collapsed."""
-        kinds, body = pool_levels(site.data, self.levels), net.get_submodule("0")
-        for index in sample_batches(kinds, self.batch_size, self.count_steps(pool, self.batch_size)):
-            images, levels = pool.take(index, site.device), kinds[index].to(site.device)
+        """The loss of each step of a round; the spread of the step's features is appended to `spreads`."""
+        image_levels, body = pool_levels(site.data, self.levels), net.get_submodule("0")
+        for index in sample_batches(image_levels, self.batch_size, self.count_steps(pool, self.batch_size)):
+            images, levels = pool.take(index, site.device), image_levels[index].to(site.device)
             one, two = self.views(images), self.views(images)
             with self.precision(site):
                 q = net(torch.cat([one, two]))
                 with torch.no_grad():
                     z = target(torch.cat([two, one]))
-            (a, b), (c, d) = (normalize(each.float()).chunk(2) for each in (q, z))
-            widths.append(spread(a.detach()))
-            yield (aligned(a, c, levels) + aligned(b, d, levels)) / 2
+            (q_one, q_two), (z_two, z_one) = (normalize(features.float()).chunk(2) for features in (q, z))
+            spreads.append(spread(q_one.detach()))
+            yield (alignment_loss(q_one, z_two, levels) + alignment_loss(q_two, z_one, levels)) / 2
             ema_update(target.get_submodule("0"), body, self.encoder_momentum)
 
     # at the server
-    def pretrain_round(self, fleet: Fleet, learned: ServerState) -> tuple[ServerState, Metrics]:
-        upload = self.target == "exchange" or (self.target == "ptnu" and self.is_anchor(learned))
-        target = learned.target if self.target == "exchange" else None
-        distance = learned.distance if self.target == "ptnu" else None
-        replies = fleet.map(self.client, Broadcast(learned.model, target, distance, upload))
-        model, number = mean(replies, attrgetter("model")), learned.round
-        part, said = without_predictor(model), {"uploads_skipped": 0.0 if upload else float(len(replies))}
-        measured, distance = learned.measured, learned.distance
+    def pretrain_round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
+        upload = self.target == "exchange" or (self.target == "ptnu" and self.is_anchor(state))
+        target = state.target if self.target == "exchange" else None
+        distance = state.distance if self.target == "ptnu" else None
+        replies = fleet.map(self.client, Broadcast(state.model, target, distance, upload))
+        model, number = mean(replies, attrgetter("model")), state.round
+        part, metrics = target_part(model), {"uploads_skipped": 0.0 if upload else float(len(replies))}
+        measured, distance = state.measured, state.distance
         if self.target == "ptnu" and measured:
-            distance = extrapolated_distance(measured, number)
-            said["predicted_distance"] = length(distance)
+            distance = extrapolate_distance(measured, number)
+            metrics["predicted_distance"] = total_distance(distance)
         if upload:
-            true = mean(replies, attrgetter("target"))
-            distance = distance_between(part, true, self.distances == "tensor")
-            measured, said["distance"] = (*measured, (number, distance))[-self.history :], length(distance)
-        after = at_distance(part, learned.target, distance) if self.target == "ptnu" else part
+            uploaded = mean(replies, attrgetter("target"))
+            distance = tensor_distances(part, uploaded, self.distances == "tensor")
+            measured = (*measured, (number, distance))[-self.history :]
+            metrics["distance"] = total_distance(distance)
+        after = move_to_distance(part, state.target, distance) if self.target == "ptnu" else part
         if upload and self.target == "ptnu":
-            said["prediction_error"] = length(distance_between(after, true))
-        return ServerState(model, true if self.target == "exchange" else after, distance, measured, number + 1), said
+            metrics["prediction_error"] = total_distance(tensor_distances(after, uploaded))
+        next_target = uploaded if self.target == "exchange" else after
+        return ServerState(model, next_target, distance, measured, number + 1), metrics
 
-    def is_anchor(self, known: ServerState) -> bool:
-        """Whether targets are uploaded in the next round."""
-        few = len(known.measured) < (1 if self.threshold is None else 2)  # a change takes two
-        if few or (self.anchor is not None and known.round % self.anchor == 0):
+    def is_anchor(self, state: ServerState) -> bool:
+        """Whether sites upload their targets in the next round."""
+        too_few = len(state.measured) < (1 if self.threshold is None else 2)  # a change takes two
+        if too_few or (self.anchor is not None and state.round % self.anchor == 0):
             return True
-        last, then = length(known.measured[-1][1]), length(extrapolated_distance(known.measured, known.round))
-        return self.threshold is not None and abs(then - last) >= self.threshold * last
-
-    def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
-        return self.step(fleet, state)
-
-    def predictor(self, site: Site[Any], state: object) -> Predictor | PredictionSet | None:
-        return self.predict(site, state)
+        last = total_distance(state.measured[-1][1])
+        predicted = total_distance(extrapolate_distance(state.measured, state.round))
+        return self.threshold is not None and abs(predicted - last) >= self.threshold * last
 
 
-def aligned(q: Tensor, z: Tensor, levels: Tensor) -> Tensor:
+def alignment_loss(q: Tensor, z: Tensor, levels: Tensor) -> Tensor:
     """Mean over queries (B, d) of the mean of 2 - 2 q.z over the z (B, d) of their level; from 0 to 4."""
-    same = (levels[:, None] == levels).float()
-    return ((2 - 2 * q @ z.T) * same / same.sum(1, keepdim=True)).sum() / len(q)
+    same_level = (levels[:, None] == levels).float()
+    return ((2 - 2 * q @ z.T) * same_level / same_level.sum(1, keepdim=True)).sum() / len(q)
 
 
 def spread(z: Tensor) -> Tensor:
-    """Deviation of unit vectors (B, d) along each axis over 1/sqrt(d): about 1, and 0 where they have collapsed."""
+    """Standard deviation of unit vectors (B, d) along each axis over 1/sqrt(d): about 1; 0 means collapse."""
     return z.std(0, correction=0).mean().mul(z.shape[1] ** 0.5)
 
 
-def without_predictor(model: Model) -> Model:
-    """The part of the main network that a target has: no predictor, no buffers."""
+def target_part(model: Model) -> Model:
+    """The tensors of the main network that a target has: no predictor, no buffers."""
     return model.parameters.only(name for name in model.parameters if name.startswith("0."))

@@ -1,4 +1,4 @@
-"""FedAdam, FedYogi, FedAvgM: the server takes the mean change of the sites' models for a gradient (FedOpt).
+"""FedAdam, FedYogi, FedAvgM: the server uses the mean change of the sites' models as a gradient (FedOpt).
 
 Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan, "Adaptive Federated Optimization", ICLR 2021,
 Algorithm 2. https://arxiv.org/abs/2003.00295
@@ -24,11 +24,11 @@ from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site,
 
 @dataclass(frozen=True)
 class ServerState:
-    """The global model, and the server's moments m and v of its parameters; avgm has no v."""
+    """The global model, and the server optimiser's moments m and v of its parameters; avgm has no v."""
 
     model: Model
-    first: Model
-    second: Model | None
+    first_moment: Model
+    second_moment: Model | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,12 @@ class FedAdam(LocalTraining):
     server_optimizer: Annotated[
         Literal["adam", "yogi", "avgm"], "optimiser of the server: FedAdam, FedYogi or FedAvgM"
     ] = "adam"
-    server_lr: Annotated[float, Gt(0), "step of the server; 0.001 to 0.1 suits adam and yogi, about 1 avgm"] = 0.01
-    beta1: Annotated[float, Ge(0), Lt(1), "how much of m each round keeps"] = 0.9
-    beta2: Annotated[float, Ge(0), Lt(1), "how much of v each round keeps"] = 0.99
-    tau: Annotated[float, Gt(0), "adaptivity: the larger, the more alike are the steps of all weights"] = 1e-3
+    server_lr: Annotated[
+        float, Gt(0), "learning rate of the server; 0.001 to 0.1 suits adam and yogi, about 1 avgm"
+    ] = 0.01
+    beta1: Annotated[float, Ge(0), Lt(1), "decay rate of m"] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1), "decay rate of v"] = 0.99
+    tau: Annotated[float, Gt(0), "adaptivity: the larger, the more equal the steps of all weights"] = 1e-3
 
     def init(self, task: Task) -> ServerState:
         model = self.make_update(task.network())[0]
@@ -50,28 +52,28 @@ class FedAdam(LocalTraining):
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         net = self.load_global(site, model)
         loss = self.fit(net, site)
-        sent, kept = self.make_update(net)
-        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, client_state=kept)
+        update, client_state = self.make_update(net)
+        return Reply(update, weight=len(site.data.train), metrics={"loss": loss}, client_state=client_state)
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
-        average = mean(fleet.map(self.client, state.model))
+        average, first, second = mean(fleet.map(self.client, state.model)), state.first_moment, state.second_moment
         x, m, v = {}, {}, {}
-        for name in state.first:
+        for name in first:
             before = state.model[name].astype(np.float64)
             change = average[name] - before
-            if state.second is None:
-                m[name] = self.beta1 * state.first[name] + change
+            if second is None:
+                m[name] = self.beta1 * first[name] + change
                 step = m[name]
             else:
-                m[name] = self.beta1 * state.first[name] + (1 - self.beta1) * change
-                v[name] = self._second(state.second[name].astype(np.float64), np.square(change))
+                m[name] = self.beta1 * first[name] + (1 - self.beta1) * change
+                v[name] = self._next_second_moment(second[name].astype(np.float64), np.square(change))
                 step = m[name] / (np.sqrt(v[name]) + self.tau)
             x[name] = before + self.server_lr * step
-        model = average | like(state.first, x)
-        return ServerState(model, like(state.first, m), None if state.second is None else like(state.second, v)), {}
+        model = average | like(first, x)
+        return ServerState(model, like(first, m), None if second is None else like(second, v)), {}
 
-    def _second(self, v: Any, square: Any) -> Any:
+    def _next_second_moment(self, v: Any, square: Any) -> Any:
         if self.server_optimizer == "adam":
             return self.beta2 * v + (1 - self.beta2) * square
         return v - (1 - self.beta2) * square * np.sign(v - square)
@@ -81,9 +83,10 @@ class FedAdam(LocalTraining):
 
 
 def filled(model: Model, value: float) -> Model:
+    """A model of the shapes and dtypes of `model`, all of whose entries are `value`."""
     return Model.of({name: np.full_like(array, value) for name, array in model.items()})
 
 
 def like(model: Model, arrays: dict[str, Any]) -> Model:
-    """`arrays`, which are float64, in the dtypes of `model`."""
+    """The float64 `arrays` in the dtypes of `model`."""
     return Model.of({name: array.astype(model[name].dtype) for name, array in arrays.items()})

@@ -23,8 +23,8 @@ class FedAvg(LocalTraining):
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         net = self.load_global(site, model)
         loss = self.fit(net, site)
-        sent, kept = self.make_update(net)
-        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, client_state=kept)
+        update, client_state = self.make_update(net)
+        return Reply(update, weight=len(site.data.train), metrics={"loss": loss}, client_state=client_state)
 
     # at the server
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:

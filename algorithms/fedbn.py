@@ -1,13 +1,13 @@
-"""FedBN: FedAvg, but for the normalisation layers, which stay at each site with their parameters and statistics.
+"""FedBN: FedAvg without the normalisation layers, which stay at each site with their parameters and statistics.
 
 Li, Jiang, Zhang, Kamp, Dou, "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR 2021,
 Algorithm 1. https://arxiv.org/abs/2102.07623
 
     w_k = (u_k, v_k), v_k the normalisation layers of site k        u <- sum_k (n_k / n) u_k,  v_k stays
 
-Batch, instance, group, layer and RMS norm alike. Our reading: as no v_k ever reaches the server, an outside site and
-the plain global model have u with the scales and shifts that a run starts from and the statistics of each batch;
-`outside=tent` fits those scales and shifts to the site. Weighted by examples, where the paper counts sites alike.
+These are batch, instance, group, layer and RMS norm. Our reading: since no v_k reaches the server, an outside site and
+the plain global model use u with the scales and shifts that a run starts from and the statistics of each batch;
+`outside=tent` fits those scales and shifts to the site. Weighted by examples, where the paper weights sites equally.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
-from raysim.training.test_time_adaptation import norm_layers
+from raysim.training import norm_layers
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the sites share, and the normalisation layers' parameters that a run starts from."""
+    """The shared weights u, and the normalisation layers' parameters that a run starts from."""
 
     shared: Model
     start: Model
@@ -37,19 +37,19 @@ class ServerState:
 class FedBN(LocalTraining):
     def init(self, task: Task) -> ServerState:
         net = task.network()
-        sent, _ = self.make_update(net)
-        local = in_norms(sent, net)
-        return ServerState(sent.only(sent.keys() - local), sent.parameters.only(local & sent.parameters.keys()))
+        model, _ = self.make_update(net)
+        local = norm_names(model, net)
+        return ServerState(model.only(model.keys() - local), model.parameters.only(local & model.parameters.keys()))
 
     # at each site
     def client(self, site: Site[Model], shared: Model) -> Reply[Model]:
-        own = weights(site.load()) if site.client_state is None else site.client_state
-        net = self.load_global(site, own | shared)
+        local = weights(site.load()) if site.client_state is None else site.client_state
+        net = self.load_global(site, local | shared)
         loss = self.fit(net, site)
-        everything, (sent, _) = weights(net), self.make_update(net)
-        travels = sent.keys() - in_norms(sent, net)
-        kept = everything.only(everything.keys() - travels)
-        return Reply(sent.only(travels), weight=len(site.data.train), metrics={"loss": loss}, client_state=kept)
+        trained, (update, _) = weights(net), self.make_update(net)
+        sent = update.keys() - norm_names(update, net)
+        client_state = trained.only(trained.keys() - sent)
+        return Reply(update.only(sent), weight=len(site.data.train), metrics={"loss": loss}, client_state=client_state)
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
@@ -61,7 +61,7 @@ class FedBN(LocalTraining):
         return site.predict_module(site.client_state | state.shared)
 
 
-def in_norms(model: Model, net: nn.Module) -> set[str]:
+def norm_names(model: Model, net: nn.Module) -> set[str]:
     """The names in `model` that belong to normalisation layers of `net`."""
     layers = norm_layers(net)
     return {name for name in model if name.rpartition(".")[0] in layers}

@@ -1,4 +1,4 @@
-"""FedProx: FedAvg with a proximal term that holds each site's model near the global one.
+"""FedProx: FedAvg with a proximal term that keeps each site's model near the global one.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020,
 Algorithm 2. https://arxiv.org/abs/1812.06127
@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import nn
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.training.local_training import Correction, pull_to
+from raysim.training import GradientCorrection, proximal_term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class FedProx(LocalTraining):
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         net = self.load_global(site, model)
         loss = self.fit(net, site, correct=pull_to_start(net, self.mu))
-        sent, kept = self.make_update(net)
-        return Reply(sent, weight=len(site.data.train), metrics={"loss": loss}, client_state=kept)
+        update, client_state = self.make_update(net)
+        return Reply(update, weight=len(site.data.train), metrics={"loss": loss}, client_state=client_state)
 
     # at the server
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
@@ -40,6 +40,6 @@ class FedProx(LocalTraining):
         return self.predict_module(site, model)
 
 
-def pull_to_start(net: nn.Module, mu: float) -> Correction:
-    """Adds `mu (w - w0)` to the gradients, w0 being the parameters of `net` now."""
-    return pull_to([p.detach().clone() for p in net.parameters() if p.requires_grad], mu)
+def pull_to_start(net: nn.Module, mu: float) -> GradientCorrection:
+    """Adds `mu (w - w0)` to the gradients, where w0 are the current parameters of `net`."""
+    return proximal_term([p.detach().clone() for p in net.parameters() if p.requires_grad], mu)

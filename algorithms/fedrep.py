@@ -1,4 +1,4 @@
-"""FedRep: the sites share a representation, and each has a head of its own, trained first in every round.
+"""FedRep: the sites share a representation, and each has its own head, which is trained first in every round.
 
 Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for Personalized Federated Learning", ICML
 2021, Algorithm 1. https://arxiv.org/abs/2102.07078
@@ -6,9 +6,9 @@ Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for P
     site k:  h_k <- head_epochs passes on F_k(phi, .)   then   phi_k <- epochs passes on F_k(., h_k)
     server:  phi <- sum_k (n_k / n) phi_k;  h_k stays at the site
 
-Our reading: the head is the network's last layer where `head` names no other; a site's head starts from the weights
-that the run's seed gives. There is no global head: no plain global model is judged, and an outside site, which has
-no labels to train a head with, gets no answer, nor does an inside site that has never been asked.
+Our reading: the head is the network's last layer unless `head` names another; a site's head starts from the weights
+that the run's seed gives. There is no global head, so no plain global model is evaluated. An outside site has no
+labels to train a head with; it gets no predictor, nor does an inside site that was never sampled.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ class ServerState:
 @dataclass(frozen=True, kw_only=True)
 class FedRep(LocalTraining):
     head: Annotated[
-        str | None, "name of the layers that stay at the site, or its beginning; the last layer where not given"
+        str | None, "name, or prefix of the names, of the layers that stay at the site; default: the last layer"
     ] = None
     head_epochs: Annotated[int, Gt(0), "passes over the training data that train the head; `epochs` the rest"] = 10
 
     def init(self, task: Task) -> ServerState:
         net = task.network()
-        sent, _ = self.make_update(net)
-        name = last_layer(net, task.shape) if self.head is None else self.head
-        free = {n for n, parameter in net.named_parameters() if parameter.requires_grad}
-        if not {n for n in free if within(n, name)} or not {n for n in free if not within(n, name)}:
+        model, _ = self.make_update(net)
+        head = last_layer(net, task.shape) if self.head is None else self.head
+        trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+        if not {name for name in trained if within(name, head)} or not {n for n in trained if not within(n, head)}:
             raise ConfigError(
-                f"algorithm.head={name}: expected the name of some layers, not of all or none; the network has "
+                f"algorithm.head={head}: expected the name of some layers, not of all or none; the network has "
                 f"{', '.join(layers(net))}"
             )
-        return ServerState(sent.only(n for n in sent if not within(n, name)))
+        return ServerState(model.only(name for name in model if not within(name, head)))
 
     # at each site
     def client(self, site: Site[Model], shared: Model) -> Reply[Model]:
-        own = weights(site.load()) if site.client_state is None else site.client_state
-        net = self.load_global(site, own | shared)
-        free = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        local = weights(site.load()) if site.client_state is None else site.client_state
+        net = self.load_global(site, local | shared)
+        trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         losses = {}
         for part, epochs in (("head", self.head_epochs), ("body", None)):
-            for name, parameter in free.items():
+            for name, parameter in trained.items():
                 parameter.requires_grad_((name in shared) == (part == "body"))
             losses[part] = self.fit(net, site, epochs=epochs)
-        everything = weights(net)
-        kept = everything.only(everything.keys() - shared.keys())
-        said = {"loss": losses["body"], "head_loss": losses["head"]}
-        return Reply(everything.only(shared), weight=len(site.data.train), metrics=said, client_state=kept)
+        model = weights(net)
+        client_state = model.only(model.keys() - shared.keys())
+        metrics = {"loss": losses["body"], "head_loss": losses["head"]}
+        return Reply(model.only(shared), weight=len(site.data.train), metrics=metrics, client_state=client_state)
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
@@ -75,23 +75,28 @@ class FedRep(LocalTraining):
 
 
 def within(name: str, prefix: str) -> bool:
-    """Whether `name` is `prefix` or lies under it: fc.weight lies under fc and not under f."""
+    """Whether `name` is `prefix` or below it: fc.weight is below fc and not below f."""
     return f"{name}.".startswith(f"{prefix}.")
 
 
 def layers(net: nn.Module) -> list[str]:
-    """The names of all layers with parameters of their own."""
+    """The names of all layers that have parameters themselves."""
     return [name for name, layer in net.named_modules() if list(layer.parameters(recurse=False))]
 
 
 def last_layer(net: nn.Module, shape: Sequence[int]) -> str:
-    """The last layer, in order of `named_modules`, on whose parameters the output for an example of `shape` depends."""
+    """The last layer, in order of `named_modules`, on whose parameters the output for an example of `shape` depends.
+
+    Raises ConfigError if the output depends on no trained layer.
+    """
     output = net.eval()(torch.zeros(1, *shape))
     while not isinstance(output, Tensor):
         output = output[0]  # of several resolutions the full one
     for name in reversed(layers(net)):
-        own = [p for p in net.get_submodule(name).parameters(recurse=False) if p.requires_grad]
-        gradients = torch.autograd.grad(output.sum(), own, retain_graph=True, allow_unused=True) if own else ()
+        trained = [p for p in net.get_submodule(name).parameters(recurse=False) if p.requires_grad]
+        if not trained:
+            continue
+        gradients = torch.autograd.grad(output.sum(), trained, retain_graph=True, allow_unused=True)
         if any(gradient is not None for gradient in gradients):
             return name
     raise ConfigError("fedrep: the network's output depends on no layer that is trained, so none can be the head")

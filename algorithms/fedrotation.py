@@ -1,13 +1,13 @@
-"""FedRotation: every site trains an encoder to tell how an image was turned; the server takes the mean.
+"""FedRotation: every site trains an encoder to predict the rotation of an image; the server averages.
 
 Gidaris, Singh, Komodakis, "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018,
 https://arxiv.org/abs/1803.07728, under FedAvg: the baseline of Wu et al., MICCAI 2021.
 
-    cross-entropy of the turn of an image, by 0, 90, 180 or 270 degrees
+    cross-entropy of the rotation of an image, by 0, 90, 180 or 270 degrees
     theta <- sum_c n_c/n theta_c;  then fine-tuning from its encoder
 
-Our reading: each image of a batch takes one of the turns, drawn, where the paper takes all four of each; an image that
-is not square is turned by 0 or 180 degrees.
+Our reading: each image of a batch gets one random rotation, where the paper takes all four of each; an image that is
+not square is rotated by 0 or 180 degrees.
 """
 
 from __future__ import annotations
@@ -21,73 +21,64 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raysim import Fleet, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.core.contracts import PredictionSet
-from raysim.training.augmentations import Pool, Views, sample_batches
-from raysim.training.self_supervised import SelfSupervised
+from raysim import Fleet, Metrics, Model, Reply, Site, Task, mean
+from raysim.training import ImagePool, SelfSupervised, Views, sample_batches
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upright(Views):
-    """A view that is neither turned nor mirrored, unless one asks for it."""
+class UprightViews(Views):
+    """Views that are neither rotated nor mirrored by default."""
 
     flip: Annotated[float, Ge(0), Le(1), "chance that a view is mirrored, along each axis"] = 0.0
-    turn: Annotated[float, Ge(0), Le(180), "largest turn, in degrees"] = 0.0
+    turn: Annotated[float, Ge(0), Le(180), "largest rotation, in degrees"] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedRotation(SelfSupervised[Model]):
-    views: Annotated[Upright, "how a view differs from its image, before it is turned"] = field(default_factory=Upright)
-
-    def init(self, task: Task) -> object:
-        return self.init_state(task)
+    views: Annotated[UprightViews, "random changes that make a view of an image, before its rotation"] = field(
+        default_factory=UprightViews
+    )
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
-        return [nn.Linear(channels, turns(task.shape))]
+        return [nn.Linear(channels, rotations(task.shape))]
 
-    def initial(self, net: nn.Module) -> Model:
+    def init_pretraining(self, net: nn.Module) -> Model:
         return self.make_update(net)[0]
 
-    def network_weights(self, learned: Model) -> Model:
-        return learned
+    def pretrained_weights(self, model: Model) -> Model:
+        return model
 
     # at each site
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         site, pool = self.pretraining_view(site)
-        net, right = self.load_pretraining_network(site, model), list[Tensor]()
-        loss = self.optimize(net, site, self.losses(net, site, pool, right))
-        sent, kept = self.make_update(net)
-        said = {"loss": loss, "turn_accuracy": torch.cat(right).float().mean().item()}
-        return Reply(sent, weight=len(pool), metrics=said, client_state=kept)
+        net, correct = self.load_pretraining_network(site, model), list[Tensor]()
+        loss = self.optimize(net, site, self.losses(net, site, pool, correct))
+        update, client_state = self.make_update(net)
+        metrics = {"loss": loss, "turn_accuracy": torch.cat(correct).float().mean().item()}
+        return Reply(update, weight=len(pool), metrics=metrics, client_state=client_state)
 
-    def losses(self, net: nn.Module, site: Site[Any], pool: Pool, right: list[Tensor]) -> Iterator[Tensor]:
-        """That of each step of a round; `right` gets which turns were told."""
-        steps, count = self.count_steps(pool, self.batch_size), turns(site.task.shape)
+    def losses(self, net: nn.Module, site: Site[Any], pool: ImagePool, correct: list[Tensor]) -> Iterator[Tensor]:
+        """The loss of each step of a round; whether each prediction is right (B,) is appended to `correct`."""
+        steps, count = self.count_steps(pool, self.batch_size), rotations(site.task.shape)
         for index in sample_batches(torch.zeros(len(pool)), self.batch_size, steps):
-            drawn_turns = torch.randint(count, (len(index),))
-            images = turned(self.views(pool.take(index, site.device)), drawn_turns * (4 // count))
+            labels = torch.randint(count, (len(index),))
+            images = rotate(self.views(pool.take(index, site.device)), labels * (4 // count))
             with self.precision(site):
                 logits = net(images).float()
-            answers = drawn_turns.to(site.device)
-            right.append(logits.argmax(1) == answers)
-            yield cross_entropy(logits, answers)
+            labels = labels.to(site.device)
+            correct.append(logits.argmax(1) == labels)
+            yield cross_entropy(logits, labels)
 
     # at the server
-    def pretrain_round(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
-        return mean(fleet.map(self.client, learned)), {}
-
-    def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
-        return self.step(fleet, state)
-
-    def predictor(self, site: Site[Any], state: object) -> Predictor | PredictionSet | None:
-        return self.predict(site, state)
+    def pretrain_round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        return mean(fleet.map(self.client, model)), {}
 
 
-def turns(shape: Sequence[int]) -> int:
-    """How many ways an image of this shape (C, H, W) can be turned and keep it."""
+def rotations(shape: Sequence[int]) -> int:
+    """The number of rotations by a multiple of 90 degrees that keep the shape (C, H, W) of an image."""
     return 4 if shape[1] == shape[2] else 2
 
 
-def turned(images: Tensor, quarters: Tensor) -> Tensor:
-    """Each of the images (B, C, H, W) turned by so many quarters."""
+def rotate(images: Tensor, quarters: Tensor) -> Tensor:
+    """Each image (B, C, H, W) rotated by its number of quarter turns (B,)."""
     return torch.stack([image.rot90(k, (1, 2)) for image, k in zip(images, quarters.tolist(), strict=True)])

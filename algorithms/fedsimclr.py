@@ -1,4 +1,4 @@
-"""FedSimCLR: every site trains an encoder to tell two views of an image from all others; the server takes the mean.
+"""FedSimCLR: every site trains an encoder to match two views of an image among all others; the server averages.
 
 Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
 https://arxiv.org/abs/2002.05709, equation 1, under FedAvg: the baseline of Wu et al., MICCAI 2021.
@@ -18,39 +18,34 @@ from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from raysim import Fleet, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.core.contracts import PredictionSet
-from raysim.training.augmentations import Pool, sample_batches
-from raysim.training.self_supervised import SelfSupervised, projector
+from raysim import Fleet, Metrics, Model, Reply, Site, Task, mean
+from raysim.training import ImagePool, SelfSupervised, projector, sample_batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedSimCLR(SelfSupervised[Model]):
     features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
-    temperature: Annotated[float, Gt(0), "tau: what similarities are divided by"] = 0.1
-
-    def init(self, task: Task) -> object:
-        return self.init_state(task)
+    temperature: Annotated[float, Gt(0), "tau: divisor of the similarities"] = 0.1
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
         return [projector(channels, self.features)]
 
-    def initial(self, net: nn.Module) -> Model:
+    def init_pretraining(self, net: nn.Module) -> Model:
         return self.make_update(net)[0]
 
-    def network_weights(self, learned: Model) -> Model:
-        return learned
+    def pretrained_weights(self, model: Model) -> Model:
+        return model
 
     # at each site
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         site, pool = self.pretraining_view(site)
         net = self.load_pretraining_network(site, model)
         loss = self.optimize(net, site, self.losses(net, site, pool))
-        sent, kept = self.make_update(net)
-        return Reply(sent, weight=len(pool), metrics={"loss": loss}, client_state=kept)
+        update, client_state = self.make_update(net)
+        return Reply(update, weight=len(pool), metrics={"loss": loss}, client_state=client_state)
 
-    def losses(self, net: nn.Module, site: Site[Any], pool: Pool) -> Iterator[Tensor]:
-        """That of each step of a round."""
+    def losses(self, net: nn.Module, site: Site[Any], pool: ImagePool) -> Iterator[Tensor]:
+        """The loss of each step of a round."""
         steps = self.count_steps(pool, self.batch_size)
         for index in sample_batches(torch.zeros(len(pool)), self.batch_size, steps):
             images = pool.take(index, site.device)
@@ -60,15 +55,9 @@ class FedSimCLR(SelfSupervised[Model]):
 
     def loss(self, z: Tensor) -> Tensor:
         """Mean of l over unit vectors (2B, d): of the first view of each image, then of the second."""
-        similar = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)
-        return cross_entropy(similar, torch.arange(len(z), device=z.device).roll(len(z) // 2))
+        similarity = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)
+        return cross_entropy(similarity, torch.arange(len(z), device=z.device).roll(len(z) // 2))
 
     # at the server
-    def pretrain_round(self, fleet: Fleet, learned: Model) -> tuple[Model, Metrics]:
-        return mean(fleet.map(self.client, learned)), {}
-
-    def round(self, fleet: Fleet, state: object) -> tuple[object, Metrics]:
-        return self.step(fleet, state)
-
-    def predictor(self, site: Site[Any], state: object) -> Predictor | PredictionSet | None:
-        return self.predict(site, state)
+    def pretrain_round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
+        return mean(fleet.map(self.client, model)), {}

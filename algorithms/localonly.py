@@ -1,4 +1,4 @@
-"""LocalOnly: every site trains alone and nothing is sent: the lower reference of every comparison.
+"""LocalOnly: every site trains its own model and nothing is sent; the lower reference of every comparison.
 
 All sites start from the weights that the run's seed gives, which costs no bytes. An outside site has no model.
 """
@@ -12,7 +12,7 @@ from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site,
 
 @dataclass(frozen=True)
 class ServerState:
-    """The server knows nothing."""
+    """An empty state: the server has no model."""
 
     model: None = None
 
@@ -29,9 +29,9 @@ class LocalOnly(LocalTraining):
         return Reply(None, weight=len(site.data.train), metrics={"loss": loss}, client_state=weights(net))
 
     # at the server
-    def round(self, fleet: Fleet, nothing: ServerState) -> tuple[ServerState, Metrics]:
+    def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
         fleet.map(self.client)
-        return nothing, {}
+        return state, {}
 
-    def predictor(self, site: Site[Model], nothing: ServerState) -> Predictor | None:
+    def predictor(self, site: Site[Model], state: ServerState) -> Predictor | None:
         return None if site.client_state is None else site.predict_module(site.client_state)

@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates, one of the server and one of each site, take the sites' drift out of their steps.
+"""SCAFFOLD: control variates of the server and of each site correct the drift of local training.
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning",
 ICML 2020, Algorithm 1 with option II. https://arxiv.org/abs/1910.06378
@@ -6,15 +6,16 @@ ICML 2020, Algorithm 1 with option II. https://arxiv.org/abs/1910.06378
     site k takes K steps from x:  y <- y - lr (g_k(y) - c_k + c)        c_k+ = c_k - c + (x - y) / (K lr)
     x <- x + server_lr mean_k (y_k - x)                                 c <- c + |S| / N mean_k (c_k+ - c_k)
 
-Our reading: means are weighted by examples, and |S| / N is the cohort's part of all examples, so that c stays the
-weighted mean of all c_k and the first round is FedAvg's; `uniform` counts each site alike, as the paper writes it.
-Control variates are of parameters; buffers are averaged as in FedAvg. Clipping bounds the corrected gradient.
+Our reading: means are weighted by examples, and |S| / N is the cohort's fraction of all examples, so that c stays the
+weighted mean of all c_k and the first round is FedAvg's; `uniform` weights sites equally, as in the paper.
+Control variates cover parameters; buffers are averaged as in FedAvg. Clipping bounds the corrected gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from operator import attrgetter
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -35,40 +36,49 @@ from raysim import (
     mean,
     weights,
 )
+from raysim.training import GradientCorrection
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """The global model, the server's control variate c, and the weight of all inside sites together."""
+    """The global model, the server's control variate c, and the total weight of all inside sites."""
 
     model: Model
     control: Model
-    total: float
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a site sends: its model, and by how much its control variate has changed."""
-
-    model: Model
-    change: Model
+    total_weight: float
 
 
 @dataclass(frozen=True)
 class ClientState:
-    """The site's control variate c_k; its own buffers, where those stay at the site."""
+    """The site's control variate c_k, and its buffers if they are local."""
 
     control: Model
     buffers: Model | None
 
 
+@dataclass(frozen=True)
+class Broadcast:
+    """The global model, and the server's control variate c."""
+
+    model: Model
+    control: Model
+
+
+@dataclass(frozen=True)
+class Update:
+    """The site's model, and the change of its control variate."""
+
+    model: Model
+    control_change: Model
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scaffold(LocalTraining):
-    server_lr: Annotated[float, Gt(0), "step of the server; 1 takes the mean of the sites' models"] = 1.0
-    uniform: Annotated[bool, "every site counts alike, as in the paper, not by its number of examples"] = False
+    server_lr: Annotated[float, Gt(0), "learning rate of the server; 1 gives the mean of the sites' models"] = 1.0
+    uniform: Annotated[bool, "whether sites are weighted equally, as in the paper, instead of by examples"] = False
     lr: Annotated[float, Gt(0), "learning rate of the local sgd"] = 0.05
     optimizer: Annotated[
-        Literal["sgd", "adam", "adamw"], "local optimiser: sgd, the others are refused, for c_k is a mean gradient"
+        Literal["sgd", "adam", "adamw"], "local optimiser: sgd; others are refused, since c_k is a mean gradient"
     ] = "sgd"
     momentum: Annotated[float, Ge(0), Lt(1), "momentum of the local sgd: 0, any other is refused"] = 0.0
 
@@ -83,24 +93,24 @@ class Scaffold(LocalTraining):
     def init(self, task: Task) -> ServerState:
         model = self.make_update(task.network())[0]
         total = sum(self._weight(task.sizes[site]["train"]) for site in task.inside)
-        return ServerState(model, zeros(model.parameters), total)
+        return ServerState(model, zeros_like(model.parameters), total)
 
     # at each site
-    def client(self, site: Site[ClientState], shared: tuple[Model, Model]) -> Reply[Update]:
-        model, c = shared
-        c_k = zeros(c) if site.client_state is None else site.client_state.control
+    def client(self, site: Site[ClientState], broadcast: Broadcast) -> Reply[Update]:
+        model, c = broadcast.model, broadcast.control
+        c_k = zeros_like(c) if site.client_state is None else site.client_state.control
         net = self.load_global(site, model)
-        loss = self.fit(net, site, correct=along(combine([c, c_k], [1, -1]), net))
+        loss = self.fit(net, site, correct=add_to_gradients(combine([c, c_k], [1, -1]), net))
         steps = self.count_steps(site.data.train, site.task.batch_size)
         per_step = 1 / (steps * self.lr_at(site))
         x, y = model.parameters, weights(net).parameters
-        new = combine([c_k, c, x, y], [1, -1, per_step, -per_step])
-        sent, kept = self.make_update(net)
+        new_c_k = combine([c_k, c, x, y], [1, -1, per_step, -per_step])
+        update, buffers = self.make_update(net)
         return Reply(
-            Update(sent, combine([new, c_k], [1, -1])),
+            Update(update, combine([new_c_k, c_k], [1, -1])),
             weight=self._weight(len(site.data.train)),
             metrics={"loss": loss},
-            client_state=ClientState(new, None if kept is UNCHANGED else kept),
+            client_state=ClientState(new_c_k, None if buffers is UNCHANGED else buffers),
         )
 
     def _weight(self, examples: int) -> float:
@@ -108,30 +118,30 @@ class Scaffold(LocalTraining):
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
-        replies = fleet.map(self.client, (state.model, state.control))
-        average = mean(replies, lambda sent: sent.model)
-        part = sum(reply.weight for reply in replies.values()) / state.total
-        change = mean(replies, lambda sent: sent.change)
+        replies = fleet.map(self.client, Broadcast(state.model, state.control))
+        average, control_change = (mean(replies, attrgetter(name)) for name in ("model", "control_change"))
+        fraction = sum(reply.weight for reply in replies.values()) / state.total_weight
         moved = combine([state.model.parameters, average.parameters], [1 - self.server_lr, self.server_lr])
-        return ServerState(average | moved, combine([state.control, change], [1, part]), state.total), {}
+        control = combine([state.control, control_change], [1, fraction])
+        return ServerState(average | moved, control, state.total_weight), {}
 
     def predictor(self, site: Site[ClientState], state: ServerState) -> Predictor:
         return self.predict_module(site, state.model)
 
 
-def zeros(model: Model) -> Model:
+def zeros_like(model: Model) -> Model:
     return combine([model], [0.0])
 
 
-def along(drift: Model, net: nn.Module) -> Any:
+def add_to_gradients(drift: Model, net: nn.Module) -> GradientCorrection:
     """Adds `drift` = c - c_k to the gradients of `net`."""
-    free = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    drifts = [torch.from_numpy(drift[name].copy()).to(p.device) for name, p in free]
+    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    drifts = [torch.from_numpy(drift[name].copy()).to(p.device) for name, p in trained]
 
     @torch.no_grad()
     def correct(parameters: list[nn.Parameter]) -> None:
-        for parameter, gained in zip(parameters, drifts, strict=True):
+        for parameter, change in zip(parameters, drifts, strict=True):
             if parameter.grad is not None:
-                parameter.grad.add_(gained)
+                parameter.grad.add_(change)
 
     return correct

@@ -1,6 +1,6 @@
 """raysim: simulation and hyper-parameter search of federated medical imaging, on Ray.
 
-Names are import_by_name when they are first used, so that the command line can print its help without torch.
+A name is imported when it is first used, so that the command line prints its help without importing torch.
 """
 
 from importlib import import_module
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from raysim.core.contracts import (
         UNCHANGED,
         Algorithm,
+        Array,
         Data,
         Exchange,
         Fleet,
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     )
     from raysim.core.errors import ConfigError, PlacementError, RaysimError, RunError, SiteError
     from raysim.core.model import Model, load, weights
+    from raysim.core.network_outputs import full_resolution
     from raysim.core.results import ResumePoint, Round, Score
+    from raysim.core.seeding import preserve_rng
     from raysim.federation.fleet import LocalFleet
     from raysim.federation.round_loop import federate
     from raysim.search.api import search
@@ -38,12 +41,14 @@ _HOME = {
     "raysim.federation.fleet": ("LocalFleet",),
     "raysim.core.aggregation": ("combine", "mean"),
     "raysim.core.model": ("Model", "load", "weights"),
+    "raysim.core.network_outputs": ("full_resolution",),
+    "raysim.core.seeding": ("preserve_rng",),
     "raysim.federation.round_loop": ("federate",),
     "raysim.search.api": ("search",),
     "raysim.training.local_training": ("LocalTraining",),
     "raysim.core.results": ("Round", "Score", "ResumePoint"),
     "raysim.core.contracts": (
-        *("UNCHANGED", "Algorithm", "PredictionSet", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
+        *("UNCHANGED", "Algorithm", "Array", "PredictionSet", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
         *("Reply", "Site", "Split", "State", "Task"),
     ),
 }
@@ -52,6 +57,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "UNCHANGED",
     "Algorithm",
+    "Array",
     "ConfigError",
     "Data",
     "Exchange",
@@ -77,8 +83,10 @@ __all__ = [
     "__version__",
     "combine",
     "federate",
+    "full_resolution",
     "load",
     "mean",
+    "preserve_rng",
     "search",
     "weights",
 ]

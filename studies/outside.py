@@ -128,7 +128,7 @@ def answers(one: Job, state: Any, grid: Mapping[str, Any]) -> Iterator[Answer]:
         yield Answer(f"single {site}", 0, algorithm(one, "fedavg"), model)
     passes = grid["passes"]
     for value in grid["tent"]:
-        words = ("algorithm.outside=tent", f"algorithm.tent_passes={passes}", f"algorithm.tent_lr={value}")
+        words = ("algorithm.outside=tent", f"algorithm.outside.passes={passes}", f"algorithm.outside.lr={value}")
         yield Answer("tent", value, algorithm(one, "fedavg", *words), state.model)
     for value in grid["iopfl"]:
         words = (f"algorithm.passes={passes}", f"algorithm.outside_lr={value}")

@@ -1,4 +1,4 @@
-"""Weighted sums and means of models, in a fixed order, in float64."""
+"""Weighted sums and means of models, in site order and in float64."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from raysim.core.model import Array, Model, Schema, _difference
+from raysim.core.model import Array, Model, Schema, describe_difference
 
 if TYPE_CHECKING:
     from raysim.core.contracts import Reply
 
 
 P = TypeVar("P")
-BLOCK = 1 << 16  # entries summed at a time: the float64 block stays in the cache, not in memory
-FOLD = 16  # models summed in one pass through the sum: memory is read about once, and few replies are held
+BLOCK = 1 << 16  # entries summed at a time, so that the float64 block stays in the CPU cache
+CHUNK = 16  # models summed in one pass over the sum: few passes, and few replies in memory
 
 
 def combine(models: Iterable[Model], factors: Iterable[float]) -> Model:
     """The sum of `factors[i] * models[i]`, in the order given, in float64, then in the models' own dtypes.
 
-    Integer entries (BatchNorm's counters) are rounded to the nearest. Raises ValueError if the schemas differ.
+    Integer tensors (BatchNorm's counters) are rounded to the nearest. Raises ValueError if the schemas differ.
     """
-    schema, sums, _ = _summed(zip(models, factors, strict=True))
-    return _narrowed(schema, sums)
+    schema, sums, _ = _weighted_sum(zip(models, factors, strict=True))
+    return _to_model(schema, sums)
 
 
-def _summed(pairs: Iterable[tuple[Model, float]]) -> tuple[Schema, list[Array], float]:
-    """The sum of model * factor, as float64 arrays, one for each dtype, and the sum of the factors; read once."""
-    first, *rest = islice(pairs := iter(pairs), FOLD)
+def _weighted_sum(pairs: Iterable[tuple[Model, float]]) -> tuple[Schema, list[Array], float]:
+    """The sum of model * factor as one float64 array per dtype, and the sum of the factors; `pairs` is read once."""
+    first, *rest = islice(pairs := iter(pairs), CHUNK)
     schema, chunk, total = first[0].schema, [first, *rest], 0.0
     sums = [np.zeros((span.stop - span.start) // dtype.itemsize) for dtype, span in schema.spans()]
     while chunk:
         for model, factor in chunk:
-            if model.schema is not schema and model.schema.entries != schema.entries:
-                raise ValueError(f"models of different networks: {_difference(model.schema, schema)}")
+            if model.schema is not schema and model.schema.specs != schema.specs:
+                raise ValueError(f"models of different networks: {describe_difference(model.schema, schema)}")
             total += factor
         for (dtype, span), out in zip(schema.spans(), sums, strict=True):
             _add([(model.buffer[span].view(dtype), np.float64(factor)) for model, factor in chunk], out)
-        chunk = list(islice(pairs, FOLD))
+        chunk = list(islice(pairs, CHUNK))
     return schema, sums, total
 
 
-def _narrowed(schema: Schema, sums: Iterable[Array]) -> Model:
+def _to_model(schema: Schema, sums: Iterable[Array]) -> Model:
     buffer = np.empty(schema.nbytes, np.uint8)
     for (dtype, span), array in zip(schema.spans(), sums, strict=True):
         buffer[span].view(dtype)[:] = array if dtype.kind == "f" else np.rint(array)
@@ -52,7 +52,7 @@ def _narrowed(schema: Schema, sums: Iterable[Array]) -> Model:
 
 
 def _add(rows: list[tuple[Array, np.float64]], out: Array) -> None:
-    """Adds row * factor, row after row, for float addition is not associative and the order must be the same."""
+    """Adds row * factor in the order of the rows: float addition is not associative, and the order must not change."""
     for start in range(0, len(out), BLOCK):
         block = slice(start, start + BLOCK)
         for row, factor in rows:
@@ -60,20 +60,20 @@ def _add(rows: list[tuple[Array, np.float64]], out: Array) -> None:
 
 
 def identity(payload: Model) -> Model:
-    """The payload itself, where it is a model."""
+    """The payload, if it is a model."""
     return payload
 
 
-def mean(replies: Mapping[str, Reply[P]], part: Callable[[P], Model] = identity) -> Model:  # type: ignore[assignment]  # default
+def mean(replies: Mapping[str, Reply[P]], select: Callable[[P], Model] = identity) -> Model:  # type: ignore[assignment]  # default
     """The mean of the replies' models, weighted by `Reply.weight`: sum_k w_k x_k / sum_k w_k, summed in site order.
 
-    `part` picks the model out of a payload. Replies are read one after the other, few at a time, so that any number of
-    them fits. Raises ValueError if the weights add up to no more than zero.
+    `select` returns the model in a payload. Replies are read a few at a time, so that memory does not grow with their
+    number. Raises ValueError if there are no replies or the weights do not add up to more than zero.
     """
     if not replies:
         raise ValueError("there are no replies; a mean needs more than 0")
     ordered = (replies[site] for site in sorted(replies))
-    schema, sums, total = _summed((part(reply.payload), reply.weight) for reply in ordered)
+    schema, sums, total = _weighted_sum((select(reply.payload), reply.weight) for reply in ordered)
     if not total > 0:
         raise ValueError(f"the weights of {len(replies)} replies add up to {total}; a mean needs more than 0")
-    return _narrowed(schema, (array / total for array in sums))
+    return _to_model(schema, (array / total for array in sums))

@@ -1,4 +1,4 @@
-"""The words of raysim as types: what an algorithm, a site and the engine say to each other."""
+"""The contracts between algorithms, tasks and the engine: Algorithm, Fleet, Site, Reply, Task, Split and Data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from raysim.core.model import Model, load
 from raysim.core.module_copy import copy_module
@@ -22,14 +21,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
 Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
 Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
-PerSite = Mapping[str, Any] | None  # what each site alone is sent
+PerSite = Mapping[str, Any] | None  # one more argument of a client function, by site
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
 SPLITS = ("train", "val", "test", "unlabelled")
 EVALUATED_SPLITS = ("val", "test")
 
 
 class _Unchanged:
-    """The one value that says: leave my memory as it is."""
+    """The type of UNCHANGED, the client state of a reply that leaves the stored client state as it is."""
 
     def __reduce__(self) -> str:
         return "UNCHANGED"
@@ -41,14 +41,15 @@ class _Unchanged:
 UNCHANGED: Any = _Unchanged()
 
 
-@dataclass(frozen=True, eq=False)  # one split is one object: what is kept for it on a device hangs on it
+@dataclass(frozen=True, eq=False)  # hashed by identity: copies on a device are cached by split
 class Split:
-    """Examples of one site, preprocessed, all of one shape; arrays may be memory-mapped, never written to.
+    """Preprocessed examples of one site, all of one shape; the arrays are read-only and may be memory-mapped.
 
-    inputs (N, C, *space), of tables (N, F); labels of classes, (N, 1, *space) of voxels, (N, 1) of examples, or None;
-    cases (N,) number of the case an example is of: slices of one volume share it and are judged together; spacing
-    (N, D) in mm along each axis of space, of slices the distance between them too; levels (N,) the part of the body
-    that a picture shows, from 1 on, None where the table does not say.
+    inputs: (N, C, *space) images or (N, F) rows of a table.
+    labels: class indices, (N, 1, *space) of voxels or (N, 1) of examples; None without labels.
+    cases: (N,) case number of each example; slices of one volume share it and are evaluated together.
+    spacing: (N, D) in mm along each axis of space, for slices also the distance between them.
+    levels: (N,) the part of the body that an image shows, from 1; None if the table does not have it.
     """
 
     inputs: Array
@@ -63,7 +64,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """All the examples of one site; a split it does not have is empty, not None."""
+    """All examples of one site; a split that the site lacks is empty, not None."""
 
     train: Split
     val: Split
@@ -74,15 +75,15 @@ class Data:
         return {"train": self.train, "val": self.val, "test": self.test, "unlabelled": self.unlabelled}[split]
 
 
-ProgressCallback = Callable[[int, int], None]  # cases done, of how many
+ProgressCallback = Callable[[int, int], None]  # cases done, cases in total
 
 
 @dataclass(frozen=True)
 class PredictionSet:
-    """What a method says at a site, where that is more than one prediction.
+    """Several predictors of one method at a site.
 
-    `main` is the method's own answer; each of `others` is judged beside it, as `metric@name`. `notes` says more of its
-    answers to the examples of a split, such as how many went to which model; it reads no metric's name but its own.
+    `main` is the method's predictor. Each of `others` is evaluated too, as `metric@name`. `notes` returns further
+    metrics of a split, such as the fraction of examples per model; their names differ from those of the task's metrics.
     """
 
     main: Predictor
@@ -91,19 +92,19 @@ class PredictionSet:
 
 
 class TaskConfig(Protocol):
-    """What the keys under `task.` describe: a frozen dataclass that can make the task."""
+    """A frozen dataclass of the keys under `task.`, which builds the task."""
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
-        """The task, its data prepared; `progress` hears of each case. Raises ConfigError for whatever is wrong."""
+        """The task with prepared data; `progress` is called per case. Raises ConfigError for wrong keys or data."""
         ...
 
 
 class Scorer(Protocol):
-    """Judges predictions: each metric over the cases of a split; a metric that cannot be judged is left out."""
+    """Computes each metric over the cases of a split; metrics that are undefined there are left out."""
 
     @property
     def better(self) -> Mapping[str, Literal["higher", "lower"]]:
-        """Every metric it may return, the main one first, and which way it improves."""
+        """Every metric that it may return, the main one first, and the direction in which it improves."""
         ...
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics: ...
@@ -111,10 +112,12 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """What is learned and how it is judged; the same at every site. Small: the data are opened at the site.
+    """The sites, the network, the loss and the metrics; it holds no data, which `open` loads at a site.
 
-    `sizes` says how many examples each site has in each split, for the sites in `inside` and in `outside`, which are
-    sorted by name. `shape` is that of an example, (C, *space) or (F,), and `classes` how many logits it gets.
+    inside, outside: names of the sites, sorted.
+    sizes: number of examples by site and split, of all these sites.
+    shape: shape of an example, (C, *space) or (F,).
+    classes: number of logits of an example.
     """
 
     name: str
@@ -131,17 +134,17 @@ class Task:
     augment: Augment | None = None
 
     def start(self, seed: int) -> nn.Module:
-        """A new network with the weights that every method starts from in a run of this seed."""
+        """A new network with the weights from which every method starts in a run with this seed."""
         with seeded(seed, "init"):
             return self.network()
 
 
 @dataclass(frozen=True)
 class Site(Generic[M]):
-    """All that a client function may touch: one hospital, during one call.
+    """All that a client function may use: one hospital, during one call.
 
-    `client_state` is what the site last kept, None the first time. `round` counts from 0 to `rounds` - 1, as declared for
-    the run, or for a part of it that comes `before` rounds later.
+    client_state: what the site's last reply stored; None in its first call.
+    round, rounds: zero-based round and number of rounds, of the run or of a stage that starts in round `stage_start`.
     """
 
     name: str
@@ -153,13 +156,13 @@ class Site(Generic[M]):
     round: int
     rounds: int
     template: nn.Module = field(repr=False)
-    before: int = 0
+    stage_start: int = 0
 
     def load(self, model: Model | None = None) -> nn.Module:
-        """A live network with these weights, on the site's device, in training mode, its own copy.
+        """A new network with the weights of `model`, on the site's device, in training mode.
 
-        Buffers that the model leaves out are as in a new network. Without a model: the weights that the run's
-        seed gives to a new network, the same at every site.
+        Buffers that the model lacks are as in a new network. Without a model it has the weights that the run's seed
+        gives, which are the same at every site.
         """
         net = copy_module(self.template)
         if model is not None:
@@ -167,34 +170,34 @@ class Site(Generic[M]):
         return net
 
     def rewind(self) -> None:
-        """Random numbers from here on are this site's of the round's first call: it sees the same batches again."""
-        seed_all(self.seed, self.before + self.round, 0, self.name)
+        """Reset the random generators to the site's first call of the round, so that batches repeat."""
+        seed_all(self.seed, self.stage_start + self.round, 0, self.name)
 
     def stage_view(self, start: int, rounds: int) -> Site[M]:
-        """The site as a part of the run sees it that begins in round `start` and has so many rounds of its own."""
-        return replace(self, round=self.round - start, rounds=rounds, before=self.before + start)
+        """The site with the round numbers of a stage that starts in round `start` and has `rounds` rounds."""
+        return replace(self, round=self.round - start, rounds=rounds, stage_start=self.stage_start + start)
 
     def predict_module(self, model: Model) -> nn.Module:
-        """`load` in evaluation mode; layers whose running statistics the model lacks use those of the batch."""
+        """As `load`, in evaluation mode; layers whose running statistics the model lacks use those of the batch."""
         net = self.load(model).eval()
         for name, layer in net.named_modules():
-            if isinstance(layer, _BatchNorm) and f"{name}.running_mean" not in model:
+            if isinstance(layer, BatchNorm) and f"{name}.running_mean" not in model:
                 layer.train()
         return net
 
 
 @dataclass(frozen=True)
 class Reply(Generic[P]):
-    """What a client function says, and what it keeps to itself."""
+    """The result of a client function: a payload for the server, and a client state that stays at the site."""
 
     payload: P  # travels to the server; its bytes are counted
     weight: float = 1.0  # usually the number of training examples
     metrics: Metrics = field(default_factory=dict)
-    client_state: Any = UNCHANGED  # stays at the site and comes back next time; the server never sees it
+    client_state: Any = UNCHANGED  # stored at the site for its next call; the server never gets it
 
 
 class Exchange(Protocol[P_co]):
-    """What sites have for one another. It travels inside `broadcast`; its payloads can be read at sites only."""
+    """Payloads of sites for other sites. It is sent inside `broadcast`; only client functions can read its payloads."""
 
     sites: Sequence[str]
     metrics: Mapping[str, Metrics]
@@ -203,7 +206,7 @@ class Exchange(Protocol[P_co]):
 
 
 class Fleet(Protocol):
-    """Runs client functions at sites. Replies come in site order, whatever order they finished in."""
+    """Runs client functions at sites. Replies are in site order, regardless of the order in which calls finish."""
 
     task: Task
     rounds: int  # declared for the run
@@ -216,16 +219,16 @@ class Fleet(Protocol):
     def map(
         self, client: Callable[..., Reply[P]], broadcast: Any = None, per_site: PerSite = None
     ) -> Mapping[str, Reply[P]]:
-        """`client(site, shared)` at every site, or `client(site, shared, own[site])` where `per_site` is given."""
+        """The replies of `client(site, broadcast)`, or of `client(site, broadcast, per_site[name])`, by site."""
         ...
 
     def exchange(self, client: Callable[..., Reply[P]], broadcast: Any = None, per_site: PerSite = None) -> Exchange[P]:
-        """As `map`, but the payloads go from site to site and never through the server."""
+        """As `map`, but the payloads are sent from site to site and never pass through the server."""
         ...
 
 
 class State(Protocol):
-    """What the server knows. `model` is the plain global model, None where the method has none."""
+    """A server state. `model` is the plain global model, None if the method has none."""
 
     @property
     def model(self) -> Model | None: ...
@@ -235,16 +238,16 @@ S = TypeVar("S", bound=State)
 
 
 class Algorithm(Protocol[S]):
-    """A frozen dataclass of hyper-parameters with three pure methods: it drives, the engine carries."""
+    """A frozen dataclass of hyper-parameters with three pure methods, which the engine calls."""
 
     def init(self, task: Task) -> S:
-        """The server's first state."""
+        """The first server state."""
         ...
 
     def round(self, fleet: Fleet, state: S) -> tuple[S, Metrics]:
-        """The next state and the server's own metrics; may call the fleet as often as it likes."""
+        """The next server state, and the server's metrics; it may call the fleet any number of times."""
         ...
 
     def predictor(self, site: Site[Any], state: S) -> Predictor | PredictionSet | None:
-        """What the method answers with at `site`; None where it has no answer for this site."""
+        """The method's predictor at `site`; None if it has none for this site."""
         ...

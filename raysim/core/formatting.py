@@ -1,4 +1,4 @@
-"""Numbers and lists as a sentence has them."""
+"""Numbers, byte counts and lists of names as text for messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def join_names(items: Sequence[object]) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """A number of bytes in the nearest unit of a thousand."""
+    """A number of bytes with a decimal unit from B to TB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""A model: the weights of a network as data, in one flat buffer that crosses processes without a copy."""
+"""Model: the weights of a network as data in one flat buffer, which processes share without a copy."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a model, and whether it is a parameter or a buffer."""
+    """Name, shape and dtype of one tensor of a model, and whether it is a parameter or a buffer."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,48 +32,48 @@ class TensorSpec:
 
 
 class Schema:
-    """The entries of a model as they lie in its buffer: by dtype, the widest first, so that every view is aligned."""
+    """The tensors of a model in the order of its buffer: by dtype, the widest first, so that every view is aligned."""
 
-    def __init__(self, entries: tuple[TensorSpec, ...]) -> None:
-        self.entries = entries
-        self.index = {entry.name: entry for entry in entries}
-        ends = list(accumulate(entry.nbytes for entry in entries))
+    def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
+        self.specs = specs
+        self.index = {spec.name: spec for spec in specs}
+        ends = list(accumulate(spec.nbytes for spec in specs))
         self.nbytes = ends[-1] if ends else 0
         starts = [0, *ends[:-1]]
-        self.slices = {e.name: slice(a, b) for e, a, b in zip(entries, starts, ends, strict=False)}
-        self.groups = [(dtype, list(group)) for dtype, group in groupby(entries, lambda e: e.dtype)]
-        self.text = json.dumps([astuple(entry) for entry in entries])  # how it travels: with every model of a round
+        self.slices = {s.name: slice(a, b) for s, a, b in zip(specs, starts, ends, strict=False)}
+        self.groups = [(dtype, list(group)) for dtype, group in groupby(specs, lambda s: s.dtype)]
+        self.text = json.dumps([astuple(spec) for spec in specs])  # its pickled form, sent with every model
 
     def __reduce__(self) -> tuple[Callable[..., Schema], tuple[str]]:
         return _schema_from_text, (self.text,)
 
     def spans(self) -> Iterator[tuple[np.dtype[Any], slice]]:
-        """Each run of one dtype, as a slice of bytes."""
+        """Each dtype, and the slice of bytes that its tensors occupy."""
         for dtype, group in self.groups:
             yield np.dtype(dtype), slice(self.slices[group[0].name].start, self.slices[group[-1].name].stop)
 
 
-def _place(entry: TensorSpec) -> tuple[int, str, str]:
-    return -np.dtype(entry.dtype).itemsize, entry.dtype, entry.name
+def _buffer_order(spec: TensorSpec) -> tuple[int, str, str]:
+    return -np.dtype(spec.dtype).itemsize, spec.dtype, spec.name
 
 
 @lru_cache(maxsize=256)
-def schema_of(entries: tuple[TensorSpec, ...]) -> Schema:
-    """The schema of these entries, the same object whatever order they are named in."""
-    ordered = tuple(sorted(entries, key=_place))
-    return Schema(entries) if entries == ordered else schema_of(ordered)
+def schema_of(specs: tuple[TensorSpec, ...]) -> Schema:
+    """The schema of these tensors, the same object for every order of `specs`."""
+    ordered = tuple(sorted(specs, key=_buffer_order))
+    return Schema(specs) if specs == ordered else schema_of(ordered)
 
 
 @lru_cache(maxsize=256)
 def _schema_from_text(text: str) -> Schema:
-    entries = (TensorSpec(name, tuple(shape), dtype, trained) for name, shape, dtype, trained in json.loads(text))
-    return schema_of(tuple(entries))
+    specs = (TensorSpec(name, tuple(shape), dtype, parameter) for name, shape, dtype, parameter in json.loads(text))
+    return schema_of(tuple(specs))
 
 
 class Model(Mapping[str, Array]):
-    """Weights by name, read-only, over one contiguous buffer: pickled without copying, summed at once.
+    """Read-only weights by name in one contiguous buffer, which is pickled without a copy and summed in one operation.
 
-    Equality is of names, dtypes and bits.
+    Two models are equal if names, shapes, dtypes and bits are.
     """
 
     __slots__ = ("buffer", "schema")
@@ -86,19 +84,19 @@ class Model(Mapping[str, Array]):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Array], parameters: Iterable[str] | None = None) -> Model:
-        """A model of these arrays; `parameters` names those that training changes (all, if not given)."""
-        trained = set(tensors if parameters is None else parameters)
-        entries = (TensorSpec(n, a.shape, a.dtype.name, n in trained) for n, a in tensors.items())
-        schema = schema_of(tuple(entries))
+        """A model of these arrays; `parameters` names those that are parameters (default: all)."""
+        named = set(tensors if parameters is None else parameters)
+        specs = (TensorSpec(n, a.shape, a.dtype.name, n in named) for n, a in tensors.items())
+        schema = schema_of(tuple(specs))
         buffer = np.empty(schema.nbytes, np.uint8)
-        for entry in schema.entries:
-            array = np.ascontiguousarray(tensors[entry.name]).reshape(-1)
-            buffer[schema.slices[entry.name]] = array.view(np.uint8)
+        for spec in schema.specs:
+            array = np.ascontiguousarray(tensors[spec.name]).reshape(-1)
+            buffer[schema.slices[spec.name]] = array.view(np.uint8)
         return cls(schema, buffer)
 
     @property
     def model(self) -> Model:
-        """Itself: a bare model may serve as an algorithm's state, and every state answers `.model`."""
+        """The model itself, so that a bare model can be a server state, which has `.model`."""
         return self
 
     @property
@@ -107,25 +105,25 @@ class Model(Mapping[str, Array]):
 
     @property
     def parameters(self) -> Model:
-        """Only what training changes."""
-        return self.only(entry.name for entry in self.schema.entries if entry.parameter)
+        """The parameters, which training changes."""
+        return self.only(spec.name for spec in self.schema.specs if spec.parameter)
 
     @property
     def buffers(self) -> Model:
-        """Only what training does not change by gradients: running statistics, counters."""
-        return self.only(entry.name for entry in self.schema.entries if not entry.parameter)
+        """The buffers, which have no gradients: running statistics and counters."""
+        return self.only(spec.name for spec in self.schema.specs if not spec.parameter)
 
     def only(self, names: Iterable[str]) -> Model:
-        """The entries of these names."""
+        """A model of the tensors with these names."""
         names = list(names)
         if len(names) == len(self):
             return self
-        trained = (name for name in names if self.schema.index[name].parameter)
-        return Model.of({name: self[name] for name in names}, trained)
+        parameters = (name for name in names if self.schema.index[name].parameter)
+        return Model.of({name: self[name] for name in names}, parameters)
 
     def __getitem__(self, name: str) -> Array:
-        entry = self.schema.index[name]
-        return self.buffer[self.schema.slices[name]].view(entry.dtype).reshape(entry.shape)
+        spec = self.schema.index[name]
+        return self.buffer[self.schema.slices[name]].view(spec.dtype).reshape(spec.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.schema.index)
@@ -134,18 +132,18 @@ class Model(Mapping[str, Array]):
         return len(self.schema.index)
 
     def __or__(self, other: Model) -> Model:
-        """Both; where a name is in both, `other` wins."""
+        """The union of both; for a name in both the tensor of `other`."""
         if self.schema is other.schema:
             return other
-        trained = {e.name for m in (self, other) for e in m.schema.entries if e.parameter}
-        return Model.of({**self, **other}, trained)
+        parameters = {spec.name for model in (self, other) for spec in model.schema.specs if spec.parameter}
+        return Model.of({**self, **other}, parameters)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Model) or self.schema.entries != other.schema.entries:
+        if not isinstance(other, Model) or self.schema.specs != other.schema.specs:
             return False
         return np.array_equal(self.buffer, other.buffer)
 
-    __hash__ = None  # type: ignore[assignment]  # compared by bits, so not a key
+    __hash__ = None  # type: ignore[assignment]  # equality compares bits, so a model is no key
 
     def __reduce__(self) -> tuple[type[Model], tuple[Schema, Array]]:
         return Model, (self.schema, self.buffer)
@@ -154,65 +152,68 @@ class Model(Mapping[str, Array]):
         return f"Model({len(self)} tensors, {self.nbytes} bytes)"
 
 
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @lru_cache(maxsize=256)
 def _schema(tensors: tuple[tuple[str, torch.Size, torch.dtype, bool], ...]) -> Schema:
-    entries = (
-        TensorSpec(n, tuple(shape), str(dtype).removeprefix("torch."), trained) for n, shape, dtype, trained in tensors
-    )
-    return schema_of(tuple(entries))
+    specs = (TensorSpec(name, tuple(shape), _dtype_name(dtype), parameter) for name, shape, dtype, parameter in tensors)
+    return schema_of(tuple(specs))
 
 
 def _layout(net: nn.Module) -> tuple[Schema, dict[str, Tensor]]:
     tensors = net.state_dict(keep_vars=True)
-    entries = ((name, t.shape, t.dtype, isinstance(t, nn.Parameter)) for name, t in tensors.items())
-    return _schema(tuple(entries)), tensors
+    specs = ((name, t.shape, t.dtype, isinstance(t, nn.Parameter)) for name, t in tensors.items())
+    return _schema(tuple(specs)), tensors
 
 
 @torch.no_grad()
 def weights(net: nn.Module) -> Model:
-    """The weights of `net`, buffers included, copied to the CPU in one crossing per dtype."""
+    """The weights of `net`, buffers included, copied to the CPU in one transfer per dtype."""
     schema, tensors = _layout(net)
     buffer = np.empty(schema.nbytes, np.uint8)
     for (_, group), (dtype, span) in zip(schema.groups, schema.spans(), strict=True):
-        flat = torch.cat([tensors[entry.name].reshape(-1) for entry in group])
+        flat = torch.cat([tensors[spec.name].reshape(-1) for spec in group])
         buffer[span].view(dtype)[:] = flat.cpu().numpy()
     return Model(schema, buffer)
 
 
 @torch.no_grad()
 def load(net: nn.Module, model: Model) -> None:
-    """Copy `model` into `net`; buffers that the model leaves out stay as they are.
+    """Copy `model` into `net`; buffers that the model lacks are unchanged.
 
-    Raises ValueError where names, shapes or dtypes differ.
+    Raises ValueError if names, shapes or dtypes differ.
     """
     schema, tensors = _layout(net)
-    if schema is not model.schema and schema.entries != model.schema.entries:
+    if schema is not model.schema and schema.specs != model.schema.specs:
         _load_without_buffers(schema, tensors, model)
         return
     for (_, group), (dtype, span) in zip(schema.groups, schema.spans(), strict=True):
-        # Copied first: the buffer is read-only shared memory, which torch must never be given to write to.
+        # A copy, since the buffer is read-only shared memory and torch has no read-only tensors.
         flat = torch.from_numpy(model.buffer[span].view(dtype).copy())
-        into = [tensors[entry.name] for entry in group]
-        flat = flat.to(into[0].device)
-        pieces = torch.split(flat, [prod(entry.shape) for entry in group])
-        for tensor, piece in zip(into, pieces, strict=True):
+        targets = [tensors[spec.name] for spec in group]
+        flat = flat.to(targets[0].device)
+        pieces = torch.split(flat, [prod(spec.shape) for spec in group])
+        for tensor, piece in zip(targets, pieces, strict=True):
             tensor.copy_(piece.view(tensor.shape))
 
 
 def _load_without_buffers(schema: Schema, tensors: Mapping[str, Tensor], model: Model) -> None:
-    left_out = {entry.name for entry in schema.entries if not entry.parameter} - set(model)
-    wanted = schema_of(tuple(e for e in schema.entries if e.name not in left_out))
-    if wanted.entries != model.schema.entries:
-        raise ValueError(f"the model does not fit the network: {_difference(model.schema, wanted)}")
+    missing = {spec.name for spec in schema.specs if not spec.parameter} - set(model)
+    expected = schema_of(tuple(spec for spec in schema.specs if spec.name not in missing))
+    if expected.specs != model.schema.specs:
+        raise ValueError(f"the model does not fit the network: {describe_difference(model.schema, expected)}")
     for name, array in model.items():
         tensors[name].copy_(torch.from_numpy(array.copy()))
 
 
-def _difference(given: Schema, wanted: Schema) -> str:
-    for entry in wanted.entries:
-        other = given.index.get(entry.name)
+def describe_difference(given: Schema, expected: Schema) -> str:
+    """The first difference of `given` from `expected`, for an error message."""
+    for spec in expected.specs:
+        other = given.index.get(spec.name)
         if other is None:
-            return f"it has no '{entry.name}'"
-        if (other.shape, other.dtype) != (entry.shape, entry.dtype):
-            return f"'{entry.name}' is {other.dtype}{other.shape}, not {entry.dtype}{entry.shape}"
-    return f"it has more: {sorted(set(given.index) - set(wanted.index))[:3]}"
+            return f"it has no '{spec.name}'"
+        if (other.shape, other.dtype) != (spec.shape, spec.dtype):
+            return f"'{spec.name}' is {other.dtype}{other.shape}, not {spec.dtype}{spec.shape}"
+    return f"it has more: {sorted(set(given.index) - set(expected.index))[:3]}"

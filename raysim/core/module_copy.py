@@ -1,4 +1,4 @@
-"""Many copies of one network. A tiny one takes as long to deep-copy as to train for a step."""
+"""Fast deep copies of a network: for a small one, `copy.deepcopy` takes as long as a training step."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from weakref import ReferenceType, WeakKeyDictionary
 
 from torch import nn
 
-SHARED = (type, FunctionType, BuiltinFunctionType, ReferenceType)  # what a deep copy does not copy either
+SHARED = (type, FunctionType, BuiltinFunctionType, ReferenceType)  # a deep copy shares these too
 
 
 class _StructurePickler(pickle.Pickler):
-    """The structure of an object as bytes; apart from it, what has its own way of being copied, such as tensors."""
+    """The structure of an object as bytes; objects with their own `__deepcopy__`, such as tensors, are kept outside."""
 
     def __init__(self, origin: object) -> None:
-        self.stream, self.apart, self.keys = io.BytesIO(), list[Any](), dict[int, int]()
+        self.stream, self.external, self.keys = io.BytesIO(), list[Any](), dict[int, int]()
         super().__init__(self.stream, pickle.HIGHEST_PROTOCOL)
         self.dump(origin)
-        self.clear_memo()  # it would keep the origin alive
+        self.clear_memo()  # the memo would keep the origin alive
 
     def persistent_id(self, obj: Any) -> int | None:
         if not isinstance(obj, SHARED) and not hasattr(type(obj), "__deepcopy__"):
             return None
-        if isinstance(obj, type) and _by_name(obj) is obj:  # pickle then notes it once, however often it occurs
+        if isinstance(obj, type) and _by_name(obj) is obj:  # pickle then stores its name once
             return None
         if id(obj) not in self.keys:
-            self.keys[id(obj)] = len(self.apart)
-            self.apart.append(obj)
+            self.keys[id(obj)] = len(self.external)
+            self.external.append(obj)
         return self.keys[id(obj)]
 
 
@@ -40,22 +40,22 @@ def _by_name(kind: type) -> Any:
 
 
 class _StructureUnpickler(pickle.Unpickler):
-    """A copy out of a mould."""
+    """Builds a copy from the pickled structure and deep copies of the external objects."""
 
-    def __init__(self, mould: _StructurePickler) -> None:
-        super().__init__(io.BytesIO(mould.stream.getbuffer()))
-        # All in one go: tensors that share memory, or are the same tensor twice, do so in the copy.
-        self.apart = copy.deepcopy(mould.apart)
+    def __init__(self, pickled: _StructurePickler) -> None:
+        super().__init__(io.BytesIO(pickled.stream.getbuffer()))
+        # One deep copy of all: tensors that share memory, or are the same tensor, do so in the copy.
+        self.external = copy.deepcopy(pickled.external)
 
     def persistent_load(self, pid: int) -> Any:
-        return self.apart[pid]
+        return self.external[pid]
 
 
 _pickled: WeakKeyDictionary[nn.Module, _StructurePickler] = WeakKeyDictionary()
 
 
 def copy_module(net: nn.Module) -> nn.Module:
-    """A deep copy of `net`, which must not have changed since its first twin."""
+    """A deep copy of `net`, which must not have changed since its first copy."""
     if net not in _pickled:
         _pickled[net] = _StructurePickler(net)
     copied: nn.Module = _StructureUnpickler(_pickled[net]).load()

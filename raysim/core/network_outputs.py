@@ -1,4 +1,4 @@
-"""Logits at full resolution out of what a network returns."""
+"""The full-resolution logits in the outputs of a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def full_resolution(outputs: Tensor | Sequence[Tensor], ndim: int) -> Tensor:
-    """The logits (B, K, *space), of `ndim` axes, out of all that a network puts out (deep supervision)."""
+    """The logits (B, K, *space), with `ndim` axes, from all outputs of a network with deep supervision."""
     if not isinstance(outputs, Tensor):
         return full_resolution(outputs[0], ndim)
     return outputs[:, 0] if outputs.ndim == ndim + 1 else outputs  # DynUNet stacks its heads on axis 1

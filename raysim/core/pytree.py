@@ -1,4 +1,4 @@
-"""Walks payloads: dataclasses, mappings and sequences, down to arrays and plain values."""
+"""Traversal of payloads: dataclasses, mappings and sequences, down to arrays and plain values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """Every value in `tree` that is not itself a dataclass, a mapping or a sequence, in a fixed order."""
+    """Every value in `tree` that is no dataclass, mapping or sequence, in a fixed order."""
     if hasattr(tree, "nbytes") or tree is None:
         yield tree
     elif is_dataclass(tree):
@@ -28,9 +28,9 @@ def leaves(tree: Any) -> Iterator[Any]:
 
 
 def nbytes(tree: Any) -> int:
-    """The bytes that `tree` takes on a network: arrays as they lie in memory, numbers as 8, text as UTF-8.
+    """The bytes of `tree` on a network: arrays with their size in memory, numbers with 8 bytes, text as UTF-8.
 
-    Names, shapes and class names are not counted: both ends know them. TypeError: it cannot travel.
+    Names, shapes and class names are not counted, since both sides have them. Raises TypeError for other values.
     """
     return sum(_leaf_bytes(leaf) for leaf in leaves(tree))
 
@@ -53,7 +53,10 @@ def _leaf_bytes(leaf: Any) -> int:
 
 
 def make_readonly(tree: Any) -> Any:
-    """The same tree; its arrays can no longer be written to, just as after crossing a process."""
+    """The same tree with read-only arrays, as they are after a transfer between processes.
+
+    Raises TypeError for a tensor that requires gradients.
+    """
     for leaf in leaves(tree):
         if isinstance(leaf, np.ndarray):
             leaf.flags.writeable = False

@@ -1,4 +1,4 @@
-"""Algorithms and tasks by name: a short name is a file's name, anything else is `package.module:Class`."""
+"""Look-up of algorithms and tasks by short name, which is a file's name, or by `package.module:Class`."""
 
 from __future__ import annotations
 
@@ -18,39 +18,47 @@ from raysim.core.suggestions import did_you_mean
 ALGORITHMS = "algorithms"
 TASKS = "raysim.tasks"
 METHODS = ("init", "round", "predictor")
+SUPPLIED = {"SelfSupervised": METHODS}  # methods that a subclass inherits, by the name of the base class
 
 
 class NestedAlgorithm:
-    """Marks a field that holds another algorithm: its keys nest there, and its name alone is short for it."""
+    """Marks a field that holds another algorithm, whose keys are nested below it; its name is short for it."""
 
 
 NESTED_ALGORITHM = NestedAlgorithm()
 
 
 def algorithm_class(name: str) -> Any:
-    """The algorithm of this short name or `package.module:Class`."""
+    """The algorithm class with this short name or `package.module:Class`. Raises ConfigError for an unknown one."""
     return _find(name, ALGORITHMS, "algorithm", METHODS)
 
 
 def task_class(name: str) -> Any:
-    """The task of this short name or `package.module:Class`."""
+    """The task class with this short name or `package.module:Class`. Raises ConfigError for an unknown one."""
     return _find(name, TASKS, "task", ("build",))
 
 
 @cache
 def short_names(package: str, methods: tuple[str, ...]) -> dict[str, str]:
-    """Each module of `package` with a class that defines `methods`, and the first line of what it says of itself.
+    """The first docstring line of each module of `package` with a class that has `methods`, by module name.
 
-    Read from the source, without importing it: a list must not wait for torch.
+    It reads the source without importing it, since the import of torch is slow.
     """
     found = {}
     for module in pkgutil.iter_modules(_folder(package)):
         path = Path(_folder(package)[0]) / f"{module.name}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
         classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-        if any(set(methods) <= {n.name for n in c.body if isinstance(n, ast.FunctionDef)} for c in classes):
+        if any(set(methods) <= _method_names(node) for node in classes):
             found[module.name] = (ast.get_docstring(tree) or "").split("\n")[0]
     return found
+
+
+def _method_names(node: ast.ClassDef) -> set[str]:
+    """The methods that a class defines, or inherits from a base class in `SUPPLIED`."""
+    bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+    inherited = [name for base in bases for name in SUPPLIED.get(base, ())]
+    return {*inherited, *(item.name for item in node.body if isinstance(item, ast.FunctionDef))}
 
 
 def algorithms() -> dict[str, str]:
@@ -64,18 +72,18 @@ def tasks() -> dict[str, str]:
 
 
 def classes_of(algorithm: Any) -> list[type]:
-    """The class of an algorithm, and those of the algorithms in its fields."""
-    inner = (getattr(algorithm, field.name) for field in fields(algorithm))
-    return [type(algorithm), *(cls for each in inner if is_algorithm(each) for cls in classes_of(each))]
+    """The class of an algorithm, and the classes of algorithms in its fields."""
+    values = (getattr(algorithm, field.name) for field in fields(algorithm))
+    return [type(algorithm), *(cls for value in values if is_algorithm(value) for cls in classes_of(value))]
 
 
 def is_algorithm(value: Any) -> bool:
-    """Whether `value` is one, made and ready."""
-    return _is_one(type(value), METHODS)
+    """Whether `value` is an instance of an algorithm."""
+    return _has_methods(type(value), METHODS)
 
 
 def name_of(cls: type) -> str:
-    """The shortest name by which `cls` is found again."""
+    """The shortest name with which `algorithm_class` or `task_class` finds `cls`."""
     package, _, module = cls.__module__.rpartition(".")
     return module if package in (ALGORITHMS, TASKS) else f"{cls.__module__}:{cls.__qualname__}"
 
@@ -94,14 +102,15 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
         if name not in known:
             valid = ", ".join(sorted(known))
             raise ConfigError(
-                f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, or your own as package.module:Class"
+                f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, "
+                "or your own as package.module:Class"
             )
         module = importlib.import_module(f"{package}.{name}")
-        return next(c for c in vars(module).values() if _is_one(c, methods) and c.__module__ == module.__name__)
+        return next(c for c in vars(module).values() if _has_methods(c, methods) and c.__module__ == module.__name__)
     cls = getattr(_import(module_name, what, name), class_name, None)
     if cls is None:
         raise ConfigError(f"{what} {name!r}: the module {module_name} has no {class_name}")
-    if not _is_one(cls, methods):
+    if not _has_methods(cls, methods):
         raise ConfigError(f"{what} {name!r}: expected a dataclass with the methods {', '.join(methods)}")
     return cls
 
@@ -109,16 +118,16 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
 def _import(module: str, what: str, name: str) -> Any:
     try:
         return import_by_name(module)
-    except Exception as error:  # whatever is wrong with it, it is the user's to mend
+    except Exception as error:  # any error in a user's module is reported to the user
         raise ConfigError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _is_one(cls: Any, methods: tuple[str, ...]) -> bool:
+def _has_methods(cls: Any, methods: tuple[str, ...]) -> bool:
     return isinstance(cls, type) and is_dataclass(cls) and all(callable(getattr(cls, m, None)) for m in methods)
 
 
 def import_by_name(name: str) -> Any:
-    """The module `package.module`, or what `package.module:Name` names; found in the working directory too."""
+    """The module `package.module`, or the object `package.module:Name`, also from the working directory."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     return pkgutil.resolve_name(name)

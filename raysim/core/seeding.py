@@ -1,4 +1,4 @@
-"""One seed per (run, round, call, site), the same on every machine, in every process, at every try."""
+"""Random seeds and generators: one seed per (run, round, call, site), the same in every process and at every try."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def stable_seed(*key: int | str) -> int:
 
 
 def numpy_generator(*key: int | str) -> np.random.Generator:
-    """A numpy generator of its own for `key`."""
+    """A new numpy generator, seeded from `key`."""
     return np.random.default_rng(stable_seed(*key))
 
 
 def seed_all(*key: int | str) -> None:
-    """Start the global generators of torch, numpy and random, and CUDA's, from `key`."""
-    import torch  # not at the top: tables are read, partitioned and split without it
+    """Seed the global generators of torch, CUDA, numpy and random from `key`."""
+    import torch  # not at the top: the data package works without it
 
     seed = stable_seed(*key)
-    # torch.manual_seed would, without a GPU in use, note down the whole call stack for later: half a millisecond.
+    # Without an initialised GPU, torch.manual_seed records the call stack for later, which takes 0.5 ms.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
@@ -36,9 +36,9 @@ def seed_all(*key: int | str) -> None:
 
 @contextmanager
 def preserve_rng() -> Iterator[None]:
-    """After the block, the global generators of torch, numpy and random are as before.
+    """Restore the global generators of torch, numpy and random after the block.
 
-    Those of CUDA are not put back: their states live on the device.
+    CUDA's generators are not restored, since their states are on the device.
     """
     import torch
 
@@ -53,7 +53,7 @@ def preserve_rng() -> Iterator[None]:
 
 @contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
-    """Inside, the global generators start from `key`; after, they are as before."""
+    """Seed the global generators from `key` within the block, and restore them after it."""
     with preserve_rng():
         seed_all(*key)
         yield

@@ -1,4 +1,4 @@
-"""Names that a user writes: how they are found, and the nearest one that exists where they are not."""
+"""The 'did you mean' suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from difflib import get_close_matches
 
 
 def squash(name: str) -> str:
-    """The name without case, underscores and dashes, by which names are compared."""
+    """The name in lower case without underscores and dashes, for comparisons."""
     return name.replace("_", "").replace("-", "").lower()
 
 
 def did_you_mean(given: str, valid: Iterable[str], prefix: str = "") -> str:
-    """` (did you mean '...'?)` where one of `valid` is close to `given`, else nothing; `prefix` goes before it."""
+    """` (did you mean '...'?)` if one of `valid` is close to `given`, else empty; `prefix` precedes the name."""
     by_name = {squash(name): name for name in valid}
     close = get_close_matches(squash(given), by_name, n=1, cutoff=0.5)
     return f" (did you mean '{prefix}{by_name[close[0]]}'?)" if close else ""

@@ -1,0 +1,96 @@
+"""What training methods share: local training, pre-training, test-time adaptation and the geometry of models.
+
+A name is imported when it is first used, so that the command line starts without importing torch or MONAI.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raysim.training.augmentations import ImagePool, Views, check_levels, pool_levels, sample_batches
+    from raysim.training.batching import batches
+    from raysim.training.local_training import (
+        GradientCorrection,
+        OptimizerState,
+        dump_optimizer_state,
+        load_optimizer_state,
+        proximal_term,
+    )
+    from raysim.training.model_geometry import (
+        extrapolate_distance,
+        from_vector,
+        gram_matrix,
+        mean_cosine,
+        mean_shift,
+        model_norm,
+        move_to_distance,
+        tensor_distances,
+        to_vector,
+        total_distance,
+        translate,
+        weighted_variance,
+    )
+    from raysim.training.self_supervised import SelfSupervised, ema_update, mlp, projector
+    from raysim.training.test_time_adaptation import (
+        OutsideAdaptation,
+        mean_entropy,
+        norm_layers,
+        use_batch_statistics,
+    )
+
+_HOME = {
+    "raysim.training.augmentations": ("ImagePool", "Views", "check_levels", "pool_levels", "sample_batches"),
+    "raysim.training.batching": ("batches",),
+    "raysim.training.local_training": (
+        *("GradientCorrection", "OptimizerState", "dump_optimizer_state", "load_optimizer_state", "proximal_term"),
+    ),
+    "raysim.training.model_geometry": (
+        *("extrapolate_distance", "from_vector", "gram_matrix", "mean_cosine", "mean_shift", "model_norm"),
+        *("move_to_distance", "tensor_distances", "to_vector", "total_distance", "translate", "weighted_variance"),
+    ),
+    "raysim.training.self_supervised": ("SelfSupervised", "ema_update", "mlp", "projector"),
+    "raysim.training.test_time_adaptation": (
+        *("OutsideAdaptation", "mean_entropy", "norm_layers", "use_batch_statistics"),
+    ),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "GradientCorrection",
+    "ImagePool",
+    "OptimizerState",
+    "OutsideAdaptation",
+    "SelfSupervised",
+    "Views",
+    "batches",
+    "check_levels",
+    "dump_optimizer_state",
+    "ema_update",
+    "extrapolate_distance",
+    "from_vector",
+    "gram_matrix",
+    "load_optimizer_state",
+    "mean_cosine",
+    "mean_entropy",
+    "mean_shift",
+    "mlp",
+    "model_norm",
+    "move_to_distance",
+    "norm_layers",
+    "pool_levels",
+    "projector",
+    "proximal_term",
+    "sample_batches",
+    "tensor_distances",
+    "to_vector",
+    "total_distance",
+    "translate",
+    "use_batch_statistics",
+    "weighted_variance",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'raysim.training' has no attribute {name!r}")
+    return getattr(import_module(_MODULE[name]), name)

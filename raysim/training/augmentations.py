@@ -1,4 +1,4 @@
-"""Images without labels to learn from: which there are, what they show, how they are drawn and varied."""
+"""Images for pre-training without labels: the pool of a site, its levels, balanced batches and random views."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from raysim.core.errors import ConfigError
 
 
 def levels_along(slices: int, groups: int) -> Array:
-    """The level of each of `slices` slices of a volume, 1 to `groups`, from one end of it to the other.
+    """The level of each of `slices` slices of a volume, 1 to `groups`, in order along its axis.
 
-    Each has q = slices / groups of them, rounded half up, and at least one; the last takes what is left. So of 5
-    slices the levels are 1, 2, 3, 4, 4; of 6 there is none of the fourth; of 10 they have 3, 3, 3 and 1.
+    Each level has q = slices / groups slices, rounded half up, and at least one; the last level takes the rest. For 5
+    slices and 4 groups the levels are 1, 2, 3, 4, 4; 6 slices have no level 4; 10 slices give 3, 3, 3 and 1 per level.
     """
-    each = max(1, math.floor(slices / groups + 0.5))
-    return np.minimum(np.arange(slices) // each, groups - 1).astype(np.int32) + 1
+    per_level = max(1, math.floor(slices / groups + 0.5))
+    return np.minimum(np.arange(slices) // per_level, groups - 1).astype(np.int32) + 1
 
 
 def levels(split: Split, groups: int) -> Array:
-    """The level of each example: as the table has it, or by the place of the slice in its volume."""
+    """The level (N,) of each example: from the table if it has levels, else by the slice's position in its volume."""
     if split.levels is not None:
         return split.levels
     counts = np.unique(split.cases, return_counts=True)[1]  # cases are numbered in order
@@ -36,7 +36,7 @@ def levels(split: Split, groups: int) -> Array:
 
 
 def check_images(task: Task) -> None:
-    """Raises ConfigError if the examples are no pictures."""
+    """Raises ConfigError unless the examples are 2-D images."""
     if len(task.shape) == 4:
         raise ConfigError("pre-training takes slices, and these are whole volumes; set task.data.slices=true")
     if len(task.shape) != 3:
@@ -44,12 +44,12 @@ def check_images(task: Task) -> None:
 
 
 def check_levels(task: Task) -> None:
-    """Raises ConfigError if nothing says which of the examples show the same part of the body."""
+    """Raises ConfigError unless the examples are 2-D images of which some site knows the levels."""
     check_images(task)
-    opened = (task.open(site) for site in task.inside)
-    if not any(_has_levels(split) for data in opened for split in (data.train, data.unlabelled)):
+    site_data = (task.open(site) for site in task.inside)
+    if not any(_has_levels(split) for data in site_data for split in (data.train, data.unlabelled)):
         raise ConfigError(
-            "these pictures are no slices of volumes, so nothing says which of them show the same part of the body: "
+            "these images are no slices of volumes, so nothing says which of them show the same part of the body: "
             "take volumes and task.data.slices=true, or give the table a column `partition`, or pre-train with "
             "algorithm=fedsimclr or fedrotation, which need neither"
         )
@@ -60,78 +60,78 @@ def _has_levels(split: Split) -> bool:
 
 
 @dataclass(frozen=True)
-class Pool:
-    """All images that a site may learn from, with a label or without: those of train, then those of unlabelled."""
+class ImagePool:
+    """All images of a site that pre-training uses, labelled or not: those of train, then those of unlabelled."""
 
     train: Tensor
     unlabelled: Tensor
+
+    @classmethod
+    def of(cls, data: Data) -> ImagePool:
+        return cls(torch.from_numpy(data.train.inputs), torch.from_numpy(data.unlabelled.inputs))
 
     def __len__(self) -> int:
         return len(self.train) + len(self.unlabelled)
 
     def take(self, index: Tensor, device: torch.device) -> Tensor:
-        """The images (B, C, H, W) of these numbers, which need not be copied but for them."""
-        found, first = self.train.new_empty(len(index), *self.train.shape[1:]), index < len(self.train)
-        found[first] = self.train[index[first]]
-        found[~first] = self.unlabelled[index[~first] - len(self.train)]
-        return found.to(device)
-
-
-def pool_of(data: Data) -> Pool:
-    return Pool(torch.from_numpy(data.train.inputs), torch.from_numpy(data.unlabelled.inputs))
+        """The images (B, C, H, W) at `index`, on `device`; only these are copied."""
+        images, in_train = self.train.new_empty(len(index), *self.train.shape[1:]), index < len(self.train)
+        images[in_train] = self.train[index[in_train]]
+        images[~in_train] = self.unlabelled[index[~in_train] - len(self.train)]
+        return images.to(device)
 
 
 def pool_levels(data: Data, groups: int) -> Tensor:
-    """The level of each image of the pool."""
+    """The level (N,) of each image of the pool."""
     return torch.from_numpy(np.concatenate([levels(data.train, groups), levels(data.unlabelled, groups)]).astype(int))
 
 
-def sample_batches(kinds: Tensor, batch: int, steps: int) -> Iterator[Tensor]:
-    """`steps` batches of numbers of images, each spread evenly over the `kinds` (N,) that there are.
+def sample_batches(groups: Tensor, batch: int, steps: int) -> Iterator[Tensor]:
+    """`steps` batches of image indices, each spread evenly over the distinct values of `groups` (N,).
 
-    The images of a kind come in random order, all of them before any comes again, which may be in the same batch;
-    drawn by torch's global generator.
+    The images of a group come in random order, each once per pass; a new pass may begin within a batch. The order is
+    drawn from torch's global generator.
     """
-    streams = [_endless((kinds == kind).nonzero()[:, 0].tolist()) for kind in kinds.unique()]
-    size, place = min(batch, len(kinds)), 0
+    streams = [_endless((groups == group).nonzero()[:, 0].tolist()) for group in groups.unique()]
+    size, position = min(batch, len(groups)), 0
     for _ in range(steps):
-        yield torch.tensor([next(streams[(place + i) % len(streams)]) for i in range(size)])
-        place += size
+        yield torch.tensor([next(streams[(position + i) % len(streams)]) for i in range(size)])
+        position += size
 
 
-def _endless(numbers: Sequence[int]) -> Iterator[int]:
+def _endless(indices: Sequence[int]) -> Iterator[int]:
     while True:
-        yield from (numbers[i] for i in torch.randperm(len(numbers)).tolist())
+        yield from (indices[i] for i in torch.randperm(len(indices)).tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """How much one view of an image may differ from another."""
+    """The range of the random changes that make a view of an image."""
 
     flip: Annotated[float, Ge(0), Le(1), "chance that a view is mirrored, along each axis"] = 0.5
-    turn: Annotated[float, Ge(0), Le(180), "largest turn, in degrees"] = 30.0
+    turn: Annotated[float, Ge(0), Le(180), "largest rotation, in degrees"] = 30.0
     zoom: Annotated[float, Ge(0), Lt(1), "largest change of scale: 0.3 shows from 0.7 to 1.3 of the image's side"] = 0.3
-    move: Annotated[float, Ge(0), Le(1), "largest move along each axis, of the image's side"] = 0.1
+    move: Annotated[float, Ge(0), Le(1), "largest shift along each axis, as a fraction of the image's side"] = 0.1
     contrast: Annotated[float, Ge(0), "largest change of contrast, as a natural logarithm"] = 0.4
-    brightness: Annotated[float, Ge(0), "largest change of brightness, in deviations of the image"] = 0.3
-    noise: Annotated[float, Ge(0), "largest deviation of the noise, in deviations of the image"] = 0.2
+    brightness: Annotated[float, Ge(0), "largest change of brightness, in standard deviations of the image"] = 0.3
+    noise: Annotated[float, Ge(0), "largest deviation of the noise, in standard deviations of the image"] = 0.2
 
     def __call__(self, images: Tensor) -> Tensor:
-        """A view of each of the images (B, C, H, W), the whole batch at once; drawn by torch's global generator."""
-        chance = torch.rand(len(images), 9).to(images.device) * 2 - 1
-        grid = F.affine_grid(self._places(chance[:, :6], images.shape), list(images.shape), align_corners=False)
-        seen = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-        gain, offset, noise = chance[:, 6:9, None, None, None].unbind(1)
+        """One view of each image (B, C, H, W), computed for the whole batch; drawn from torch's global generator."""
+        draws = torch.rand(len(images), 9).to(images.device) * 2 - 1
+        grid = F.affine_grid(self._affine(draws[:, :6], images.shape), list(images.shape), align_corners=False)
+        views = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        contrast, brightness, noise = draws[:, 6:9, None, None, None].unbind(1)
         mean, deviation = images.mean((2, 3), keepdim=True), images.std((2, 3), keepdim=True)
-        seen = mean + (seen - mean) * (self.contrast * gain).exp()
-        rough = self.noise * noise.abs() * torch.randn_like(seen)
-        return seen + deviation * (self.brightness * offset + rough)
+        views = mean + (views - mean) * (self.contrast * contrast).exp()
+        scaled_noise = self.noise * noise.abs() * torch.randn_like(views)
+        return views + deviation * (self.brightness * brightness + scaled_noise)
 
-    def _places(self, chance: Tensor, shape: Sequence[int]) -> Tensor:
-        """Where each view looks, as (B, 2, 3) on axes from -1 to 1, of numbers (B, 6) from -1 to 1."""
-        angle, scale, tall = math.radians(self.turn) * chance[:, 0], 1 + self.zoom * chance[:, 1], shape[2] / shape[3]
-        across, down = (1 - 2 * (chance[:, 2:4] < 2 * self.flip - 1).to(chance)).unbind(1)
+    def _affine(self, draws: Tensor, shape: Sequence[int]) -> Tensor:
+        """The affine maps (B, 2, 3) from views to images, on axes from -1 to 1, for draws (B, 6) from -1 to 1."""
+        angle, scale, aspect = math.radians(self.turn) * draws[:, 0], 1 + self.zoom * draws[:, 1], shape[2] / shape[3]
+        mirror_x, mirror_y = (1 - 2 * (draws[:, 2:4] < 2 * self.flip - 1).to(draws)).unbind(1)
         cos, sin = scale * angle.cos(), scale * angle.sin()
-        first = torch.stack([across * cos, -across * sin * tall, 2 * self.move * chance[:, 4]], 1)
-        second = torch.stack([down * sin / tall, down * cos, 2 * self.move * chance[:, 5]], 1)
-        return torch.stack([first, second], 1)
+        row_x = torch.stack([mirror_x * cos, -mirror_x * sin * aspect, 2 * self.move * draws[:, 4]], 1)
+        row_y = torch.stack([mirror_y * sin / aspect, mirror_y * cos, 2 * self.move * draws[:, 5]], 1)
+        return torch.stack([row_x, row_y], 1)

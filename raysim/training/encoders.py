@@ -1,4 +1,4 @@
-"""Which part of a segmentation network is its encoder, said once for each family of MONAI's networks."""
+"""The encoder of a segmentation network, defined once for each family of MONAI's networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _basic_unet(net: Any) -> list[nn.Module]:
 
 
 def _unet(net: Any) -> list[nn.Module]:
-    """The ways down and the bottom: each level is (down, skip connection round the next level, up)."""
+    """The down blocks and the bottom block: each level is (down, skip connection around the next level, up)."""
     stages, block = list[nn.Module](), net.model
     while isinstance(block, nn.Sequential) and len(block) == 3 and isinstance(block[1], SkipConnection):
         stages.append(block[0])
@@ -48,9 +48,9 @@ FAMILIES: Mapping[type[nn.Module], Callable[[Any], list[nn.Module]]] = {
 
 
 def encoder(net: nn.Module) -> nn.Sequential:
-    """The encoder of `net`, its own layers: images (B, C, *space) -> the deepest features (B, F, *coarse).
+    """The encoder of `net`, made of its own layers: images (B, C, *space) -> the deepest features (B, F, *coarse).
 
-    Raises ConfigError, by name, for a network of which it is not known where its encoder ends.
+    Raises ConfigError for a network whose class is not in `FAMILIES`.
     """
     stages = FAMILIES.get(type(net))
     if stages is None:
@@ -59,7 +59,7 @@ def encoder(net: nn.Module) -> nn.Sequential:
     return nn.Sequential(*stages(net))
 
 
-class Pooled(nn.Module):
+class PooledEncoder(nn.Module):
     """Encoder, mean over space, head: images (B, C, *space) -> (B, D)."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
@@ -67,22 +67,22 @@ class Pooled(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, images: Tensor) -> Tensor:
-        answer: Tensor = self.head(self.encoder(images).flatten(2).mean(2))
-        return answer
+        outputs: Tensor = self.head(self.encoder(images).flatten(2).mean(2))
+        return outputs
 
 
 @torch.no_grad()
-def width(encoder: nn.Module, shape: Sequence[int]) -> int:
-    """How many channels the deepest features of an example of this `shape` have."""
+def feature_channels(encoder: nn.Module, shape: Sequence[int]) -> int:
+    """The number of channels of the deepest features of an example of this `shape`."""
     training = encoder.training
-    place = next(encoder.parameters()).device
-    features: Tensor = encoder.eval()(torch.zeros(1, *shape, device=place))
+    device = next(encoder.parameters()).device
+    features: Tensor = encoder.eval()(torch.zeros(1, *shape, device=device))
     encoder.train(training)
     return features.shape[1]
 
 
 def encoder_weights(net: nn.Module) -> Model:
-    """The weights of `net` that its encoder has, buffers included, by their names in `net`, each of them."""
-    own = {id(tensor) for tensor in encoder(net).state_dict(keep_vars=True).values()}
-    names = [name for name, tensor in net.state_dict(keep_vars=True).items() if id(tensor) in own]
+    """The weights of the encoder of `net`, buffers included, under all their names in `net`."""
+    in_encoder = {id(tensor) for tensor in encoder(net).state_dict(keep_vars=True).values()}
+    names = [name for name, tensor in net.state_dict(keep_vars=True).items() if id(tensor) in in_encoder]
     return weights(net).only(names)

@@ -5,37 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from raysim.core.contracts import UNCHANGED, Array, Batch, Site, Split
+from raysim.core.contracts import UNCHANGED, Array, Batch, BatchNorm, Site, Split
 from raysim.core.errors import RunError
 from raysim.core.model import Model, load, weights
 from raysim.training.batching import batches
-from raysim.training.test_time_adaptation import affine, tent, use_batch_statistics
+from raysim.training.test_time_adaptation import (
+    TENT_LR,
+    TENT_PASSES,
+    OutsideAdaptation,
+    affine_parameters,
+    tent,
+    use_batch_statistics,
+)
 
-Correction = Callable[[list[nn.Parameter]], None]  # changes the gradients in place, before clipping
-OptimizerState = dict[str, Array]  # of an optimiser, as it keeps them between two calls
+GradientCorrection = Callable[[list[nn.Parameter]], None]  # changes the gradients in place, before clipping
+OptimizerState = dict[str, Array]  # the moments of an optimiser, as arrays by parameter and name
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:
-    """How a site trains. Algorithms inherit these fields, so that each is written and documented once."""
+    """The fields and functions of training at a site, which algorithms inherit."""
 
     lr: Annotated[float, Gt(0), "learning rate of the local optimiser"] = 1e-3
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "local optimiser, made anew in every round"] = "adam"
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "local optimiser, created anew in every round"] = "adam"
     momentum: Annotated[float, Ge(0), Lt(1), "momentum of sgd; Adam's betas are 0.9 and 0.999"] = 0.9
     weight_decay: Annotated[float, Ge(0), "weight decay of the local optimiser"] = 0.0
     epochs: Annotated[int, Gt(0), "passes over the site's training data in a round"] = 1
     steps: Annotated[int | None, Gt(0), "optimiser steps in a round, instead of epochs"] = None
     schedule: Annotated[
         Literal["constant", "cosine", "linear", "poly"],
-        "course of the learning rate over the declared rounds; poly falls as (1 - round/rounds)^0.9",
+        "schedule of the learning rate over the declared rounds; poly falls as (1 - round/rounds)^0.9",
     ] = "constant"
     clip: Annotated[float | None, Gt(0), "largest L2 norm of a step's gradient"] = None
     amp: Annotated[bool | None, "bfloat16 autocast; off where not given"] = None
@@ -43,52 +49,53 @@ class LocalTraining:
         Literal["average", "local", "reset"],
         "running statistics: averaged by the server, kept at each site, or started afresh in every round",
     ] = "average"
-    outside: Annotated[
-        Literal["global", "batch_stats", "tent"],
-        "what outside sites get: the global model as it is, with the statistics of each batch, or adapted by Tent",
-    ] = "global"
-    tent_lr: Annotated[float, Gt(0), "learning rate of Tent's Adam"] = 1e-3
-    tent_passes: Annotated[int, Gt(0), "Tent's passes over an outside site's test images, without their labels"] = 1
+    outside: Annotated[OutsideAdaptation, "how the global model is adapted to outside sites"] = field(
+        default_factory=OutsideAdaptation
+    )
 
     def load_global(self, site: Site[Any], model: Model) -> nn.Module:
-        """The global model, live, with the buffers that the policy gives to this site."""
+        """A live network with the global model and the buffers that the policy gives to this site.
+
+        Raises RunError if Tent cannot adapt the network, before it is trained.
+        """
         net = self.load_site_buffers(site.load(), site, model)
-        if self.outside == "tent" and site.task.outside:
-            affine(net)  # what cannot be adapted is refused before it is trained
+        if self.outside.name == "tent" and site.task.outside:
+            affine_parameters(net)
         return net
 
     def load_site_buffers(self, net: nn.Module, site: Site[Any], model: Model) -> nn.Module:
         """`net` with the weights of `model` and the buffers that the policy gives to this site."""
-        load(net, self._with_own_buffers(site, model))
+        load(net, self._with_site_buffers(site, model))
         if self.buffers == "reset":
-            for layer in normalisations(net):
+            for layer in batch_norms(net):
                 layer.reset_running_stats()
         return net
 
     def make_update(self, net: nn.Module) -> tuple[Model, Any]:
-        """What of `net` travels, and what the site keeps as its memory."""
-        everything = weights(net)
+        """The weights of `net` to send, and the new client state: the buffers if they stay local, else UNCHANGED."""
+        model = weights(net)
         if self.buffers == "local":
-            return everything.parameters, everything.buffers
-        return everything, UNCHANGED
+            return model.parameters, model.buffers
+        return model, UNCHANGED
 
     def predict_module(self, site: Site[Any], model: Model) -> nn.Module:
-        """The global model for predictions at `site`: with the site's own buffers where it keeps them.
+        """The global model in evaluation mode, with the site's local buffers if the policy keeps them there.
 
-        At an outside site it is adapted as `outside` says.
+        At an outside site it is adapted as `outside` defines.
         """
-        net = site.predict_module(self._with_own_buffers(site, model))
-        if self.outside == "global" or site.name not in site.task.outside:
+        net = site.predict_module(self._with_site_buffers(site, model))
+        if self.outside.name == "global" or site.name not in site.task.outside:
             return net
         use_batch_statistics(net)
         images = (site.data.test if len(site.data.test) else site.data.val).inputs
-        if self.outside == "tent" and len(images):
+        if self.outside.name == "tent" and len(images):
             key = (site.seed, "tent", site.name)
-            tent(net, images, lr=self.tent_lr, passes=self.tent_passes, batch=site.task.batch_size, key=key)
+            lr, passes = self.outside.lr or TENT_LR, self.outside.passes or TENT_PASSES
+            tent(net, images, lr=lr, passes=passes, batch=site.task.batch_size, key=key)
         return net
 
-    def _with_own_buffers(self, site: Site[Any], model: Model) -> Model:
-        """`model` with the buffers among what the site keeps: every memory answers `.buffers`, a bare model too."""
+    def _with_site_buffers(self, site: Site[Any], model: Model) -> Model:
+        """`model` with the local buffers from the client state, which has `.buffers`, as a bare model has too."""
         return model | site.client_state.buffers if self.buffers == "local" and site.client_state is not None else model
 
     def fit(
@@ -97,13 +104,13 @@ class LocalTraining:
         site: Site[Any],
         *,
         split: Split | None = None,
-        correct: Correction | None = None,
+        correct: GradientCorrection | None = None,
         epochs: int | None = None,
         optimizer_state: OptimizerState | None = None,
     ) -> float:
-        """Mean loss over the steps of one round of training `net` in place on `split` (the training data).
+        """Mean loss over the steps of one round of training `net` in place on `split` (default: the training data).
 
-        `epochs` stands in for the field, and for `steps`. `optimizer_state` as in `optimize`.
+        `epochs` replaces the fields `epochs` and `steps`. `optimizer_state` is as in `optimize`.
         """
         batches = self._batches(site, site.data.train if split is None else split, epochs)
         losses = self._supervised(net, site, batches)
@@ -121,24 +128,24 @@ class LocalTraining:
         site: Site[Any],
         losses: Iterable[Tensor],
         *,
-        correct: Correction | None = None,
+        correct: GradientCorrection | None = None,
         optimizer_state: OptimizerState | None = None,
     ) -> float:
-        """Mean of `losses`, after a step down each of them; what a generator does behind its `yield` follows the step.
+        """Mean of `losses`, after one optimiser step for each; the code behind a generator's `yield` follows the step.
 
-        `net` is put in training mode if it is not; layers of one in training mode may be frozen by `.eval()`. The first
-        loss is asked for when that is done. `optimizer_state` are the optimiser's: taken up where there are any, and left there
-        after the last step. Raises RunError, naming the step, as soon as the round is over if a loss was not finite.
+        `net` is put in training mode unless it is in it already, so that a caller may freeze single layers by
+        `.eval()`. The first loss is requested after that. A given `optimizer_state` is loaded before the first step
+        and updated after the last. Raises RunError, naming the step, after the last step if a loss was not finite.
         """
         if site.device.type == "cuda":
             net.to(memory_format=channels_last(site.data.train.inputs.ndim))  # type: ignore[call-overload]  # stub
         if not net.training:
             net.train()
         parameters = [p for p in net.parameters() if p.requires_grad]
-        joined, gradients = fuse_parameters(parameters)
-        optimizer = self._optimizer(joined, site)
+        fused, gradients = fuse_parameters(parameters)
+        optimizer = self._optimizer(fused, site)
         load_optimizer_state(optimizer, optimizer_state)
-        seen = []
+        detached = []
         for loss in losses:
             for gradient in gradients:
                 gradient.zero_()
@@ -146,15 +153,15 @@ class LocalTraining:
             if correct is not None:
                 correct(parameters)
             if self.clip is not None:
-                nn.utils.clip_grad_norm_(joined, self.clip)
+                nn.utils.clip_grad_norm_(fused, self.clip)
             optimizer.step()
-            seen.append(loss.detach())
+            detached.append(loss.detach())
         if optimizer_state is not None:
             optimizer_state.update(dump_optimizer_state(optimizer))
-        return _mean_loss(seen, joined)
+        return _mean_loss(detached, fused)
 
     def precision(self, site: Site[Any]) -> AbstractContextManager[Any]:
-        """Autocast where `amp` asks for it."""
+        """The autocast context if `amp` is set, else one without effect."""
         return torch.autocast(site.device.type, torch.bfloat16) if self.amp else nullcontext()
 
     def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
@@ -169,7 +176,7 @@ class LocalTraining:
         return self.lr * lr_factor(self.schedule, site.round, site.rounds)
 
     def count_steps(self, split: Sized, batch_size: int, epochs: int | None = None) -> int:
-        """How many optimiser steps a round of training on `split` takes."""
+        """The number of optimiser steps in a round of training on `split`."""
         if self.steps is not None and epochs is None:
             return self.steps
         return (epochs or self.epochs) * math.ceil(len(split) / min(batch_size, max(len(split), 1)))
@@ -180,20 +187,20 @@ class LocalTraining:
         return batches(split, batch, steps, site.device, site.task.augment)
 
 
-def pull_to(w: list[Tensor], weight: float) -> Correction:
-    """Adds `weight (v - w)` to the gradients of the parameters v: those of weight / 2 ||v - w||^2."""
+def proximal_term(w: list[Tensor], weight: float) -> GradientCorrection:
+    """Adds the gradient of the proximal term weight / 2 ||v - w||^2, `weight (v - w)`, to those of the parameters v."""
 
     @torch.no_grad()
     def correct(parameters: list[nn.Parameter]) -> None:
-        for parameter, towards in zip(parameters, w, strict=True):
+        for parameter, anchor in zip(parameters, w, strict=True):
             if parameter.grad is not None:
-                parameter.grad.add_(parameter - towards, alpha=weight)
+                parameter.grad.add_(parameter - anchor, alpha=weight)
 
     return correct
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, optimizer_state: Mapping[str, Array] | None) -> None:
-    """Go on from `optimizer_state`, as `dump_optimizer_state` left them."""
+    """Put the moments that `dump_optimizer_state` returned into `optimizer`; None or an empty one changes nothing."""
     if not optimizer_state:
         return
     state: dict[int, dict[str, Tensor]] = {}
@@ -204,35 +211,35 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, optimizer_state: Mapp
 
 
 def dump_optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """What `optimizer` knows beside its parameters."""
+    """The moments of `optimizer` as copies on the CPU, by `index/name`."""
     states = optimizer.state_dict()["state"].items()
-    found = {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}
-    return {name: tensor.cpu().numpy().copy() for name, tensor in found.items() if tensor is not None}
+    tensors = {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}
+    return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items() if tensor is not None}
 
 
 def fuse_parameters(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:
-    """One long parameter for each dtype, and its gradient; the `parameters` and their gradients become views of it.
+    """One flat parameter per dtype, and its gradient; the `parameters` and their gradients become views of them.
 
-    A step of the optimiser is then one operation, not one for each layer: for a small network it takes as long to
-    walk through the layers as to train them.
+    An optimiser step is then one operation instead of one per layer. For a small network, iterating over the layers
+    takes as long as training them.
     """
-    joined, gradients = [], []
+    fused, gradients = [], []
     for dtype in dict.fromkeys(p.dtype for p in parameters):
         group = [p for p in parameters if p.dtype == dtype]
         values = torch.empty(sum(p.numel() for p in group), dtype=dtype, device=group[0].device)
         gradient, start = torch.zeros_like(values), 0
         for p in group:
-            view = p.size(), p.stride(), start  # strides as they are: channels may come last
+            view = p.size(), p.stride(), start  # the strides are kept: channels may be last
             p.data, p.grad = values.as_strided(*view).copy_(p.data), gradient.as_strided(*view)
             start += p.numel()
-        joined.append(nn.Parameter(values))
-        joined[-1].grad = gradient
+        fused.append(nn.Parameter(values))
+        fused[-1].grad = gradient
         gradients.append(gradient)
-    return joined, gradients
+    return fused, gradients
 
 
 def lr_factor(schedule: str, round: int, rounds: int) -> float:
-    """The learning rate of round `round` (from 0) as a part of the first one's."""
+    """The learning rate of round `round` (from 0) as a fraction of the first round's."""
     left = 1 - round / rounds
     return {
         "constant": 1.0,
@@ -242,18 +249,18 @@ def lr_factor(schedule: str, round: int, rounds: int) -> float:
     }[schedule]
 
 
-def normalisations(net: nn.Module) -> Iterator[_BatchNorm]:
-    """The layers of `net` that keep running statistics."""
-    return (layer for layer in net.modules() if isinstance(layer, _BatchNorm))
+def batch_norms(net: nn.Module) -> Iterator[BatchNorm]:
+    """The batch normalisation layers of `net`."""
+    return (layer for layer in net.modules() if isinstance(layer, BatchNorm))
 
 
 def channels_last(ndim: int) -> torch.memory_format:
-    """The memory format in which convolutions over batches of `ndim` axes run fastest on a GPU."""
+    """The memory format in which convolutions over batches with `ndim` axes run fastest on a GPU."""
     return {4: torch.channels_last, 5: torch.channels_last_3d}.get(ndim, torch.contiguous_format)
 
 
 def _mean_loss(losses: list[Tensor], parameters: list[nn.Parameter]) -> float:
-    # One look after the last step: a look in each step would make the GPU wait for the CPU.
+    # One check after the last step: a check in each step would make the GPU wait for the CPU.
     size = nn.utils.get_total_norm([p.detach() for p in parameters])
     *values, size = torch.stack([*(loss.float() for loss in losses), size.float()]).cpu()
     step = next((i for i, value in enumerate(values) if not value.isfinite()), None)

@@ -1,4 +1,4 @@
-"""A network fitted to a place that has images and no labels: statistics of the batch, and Tent.
+"""Adaptation of a network to images without labels: batch statistics, and Tent.
 
 Batch statistics: Nado, Padhy, Sculley, D'Amour, Lakshminarayanan, Snoek, "Evaluating Prediction-Time Batch
 Normalization for Robustness under Covariate Shift", 2020, https://arxiv.org/abs/2006.10963, and Schneider, Rusak, Eck,
@@ -11,32 +11,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from raysim.core.contracts import Array
+from raysim.core.contracts import Array, BatchNorm
 from raysim.core.errors import RunError
 from raysim.core.seeding import numpy_generator
 
-NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # _NormBase: batch and instance, 1-D to 3-D
+BatchOrInstanceNorm = BatchNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+NormLayer = BatchOrInstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm
+TENT_LR = 1e-3
+TENT_PASSES = 1
 
 
-def norm_layers(net: nn.Module) -> dict[str, nn.Module]:
+@dataclass(frozen=True, kw_only=True)
+class OutsideAdaptation:
+    """How the global model is adapted to an outside site. Raises ValueError for `lr` or `passes` without Tent."""
+
+    name: Annotated[
+        Literal["global", "batch_stats", "tent"],
+        "model at outside sites: the global model as it is, with the statistics of each batch, or adapted by Tent; "
+        "algorithm.outside=tent is short for it",
+    ] = "global"
+    lr: Annotated[float | None, Gt(0), "learning rate of Tent's Adam; 0.001 where not given"] = None
+    passes: Annotated[
+        int | None, Gt(0), "Tent's passes over an outside site's test images, without their labels; 1 where not given"
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.name != "tent" and not (self.lr is None and self.passes is None):
+            raise ValueError("name=tent beside lr or passes, which only Tent has; give name=tent, or leave them out")
+
+
+def norm_layers(net: nn.Module) -> dict[str, NormLayer]:
     """The normalisation layers of `net` by name: batch, instance, group, layer and RMS norm."""
-    return {name: layer for name, layer in net.named_modules() if isinstance(layer, NORMALISATIONS)}
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, NormLayer)}
 
 
 def use_batch_statistics(net: nn.Module) -> None:
-    """From now on `net` normalises each batch by the batch's own mean and variance, where it kept running ones.
+    """Make `net` normalise each batch by the batch's own mean and variance in layers that keep running statistics.
 
-    It then raises RunError, with the cure, for a batch that has none: one example with one value per channel.
+    The network then raises RunError for a batch without statistics: one example with one value per channel.
     """
     for layer in norm_layers(net).values():
-        if isinstance(layer, _NormBase) and layer.track_running_stats:
-            layer.eval()  # in training mode it would go on counting what it sees
+        if isinstance(layer, BatchOrInstanceNorm) and layer.track_running_stats:
+            layer.eval()  # in training mode it would go on counting batches
             layer.running_mean = layer.running_var = None
             layer.track_running_stats = False
             layer.register_forward_pre_hook(_check_batch)
@@ -51,52 +75,54 @@ def _check_batch(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         )
 
 
-def affine(net: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the normalisation layers. Raises RunError, with the cure, if there are none."""
-    found = [parameter for layer in norm_layers(net).values() for parameter in layer.parameters()]
-    if not found:
+def affine_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """The scales and shifts of the normalisation layers. Raises RunError if there are none."""
+    parameters = [parameter for layer in norm_layers(net).values() for parameter in layer.parameters()]
+    if not parameters:
         raise RunError(
             "algorithm.outside=tent adapts the scales and shifts of normalisation layers, and this network has none; "
             "give it some, as in task.network.norm=batch or task.network.norm=[instance,{affine: true}], "
             "or take algorithm.outside=batch_stats or global"
         )
-    return found
+    return parameters
 
 
 @torch.enable_grad()
 def tent(net: nn.Module, images: Array, *, lr: float, passes: int, batch: int, key: tuple[int | str, ...]) -> None:
-    """Fit the normalisation layers' parameters of `net` in place, so that its predictions get more certain.
+    """Train the scales and shifts of `net` in place to lower the entropy of its predictions.
 
         min over scales and shifts of  mean over batch and space of  H(p) = -sum_c p_c log p_c,  p = softmax(net(x))
 
-    Adam takes a step for each batch of `images` (N, C, *space), in orders drawn by `key`. Each batch is normalised
-    by its own statistics. Dropout stays off. Raises RunError if a weight is no longer finite after the last pass.
+    Adam takes one step per batch of `images` (N, C, *space), in an order drawn from `key`. Each batch is normalised
+    by its own statistics. Dropout is off. Raises RunError if a parameter is not finite after the last pass.
     """
     use_batch_statistics(net)
     net.eval().requires_grad_(False)
-    parameters = [parameter.requires_grad_() for parameter in affine(net)]
+    parameters = [parameter.requires_grad_() for parameter in affine_parameters(net)]
     optimizer = torch.optim.Adam(parameters, lr)
     device = parameters[0].device
-    for inputs in _batches(images, passes, batch, key):
+    for inputs in _shuffled_batches(images, passes, batch, key):
         optimizer.zero_grad()
-        entropy(net(inputs.to(device))).backward()
+        mean_entropy(net(inputs.to(device))).backward()
         optimizer.step()
     net.requires_grad_(False)
     if not all(parameter.isfinite().all() for parameter in parameters):
-        raise RunError(f"tent left weights that are not finite after {passes} pass(es); lower algorithm.tent_lr={lr:g}")
+        raise RunError(
+            f"tent left weights that are not finite after {passes} pass(es); lower algorithm.outside.lr={lr:g}"
+        )
 
 
-def entropy(outputs: Tensor) -> Tensor:
-    """Mean entropy, in nats, of the softmax of logits (B, K, *space); of several resolutions the first counts."""
+def mean_entropy(outputs: Tensor) -> Tensor:
+    """Mean entropy, in nats, of the softmax of logits (B, K, *space); of several resolutions the first is used."""
     while not isinstance(outputs, Tensor):
         outputs = outputs[0]
     logs = outputs.log_softmax(1)
     return -(logs.exp() * logs).sum(1).mean()
 
 
-def _batches(images: Array, passes: int, batch: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
-    """All images in each pass, in batches of nearly one size: the statistics of a lone last image would be its own."""
-    chance = numpy_generator(*key)
+def _shuffled_batches(images: Array, passes: int, batch: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
+    """All images once per pass, in batches of nearly equal size, since one image alone gives poor statistics."""
+    generator = numpy_generator(*key)
     for _ in range(passes):
-        for index in np.array_split(chance.permutation(len(images)), math.ceil(len(images) / batch)):
+        for index in np.array_split(generator.permutation(len(images)), math.ceil(len(images) / batch)):
             yield torch.from_numpy(np.ascontiguousarray(images[index]))

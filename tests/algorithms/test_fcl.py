@@ -120,13 +120,13 @@ def pushed(bank: Bank, *added: int) -> Bank:
 
 def test_a_bank_drops_the_oldest_and_keeps_its_order() -> None:
     bank = Bank(4, 2, [features(50, 51)], None, CPU)
-    assert numbers(bank.kept()) == []
-    assert numbers(pushed(bank, 1, 2, 3).kept()) == [1, 2, 3]
-    assert numbers(pushed(bank, 4, 5).kept()) == [2, 3, 4, 5]
-    again = Bank(4, 2, [], bank.kept(), CPU)
-    assert numbers(pushed(again, 6).kept()) == [3, 4, 5, 6] == numbers(pushed(bank, 6).kept())
-    assert numbers(pushed(bank, 7, 8, 9, 10, 11, 12).kept()) == [9, 10, 11, 12]
-    assert numbers(Bank(4, 2, [], features(1, 2), CPU).kept()) == [1, 2]
+    assert numbers(bank.own()) == []
+    assert numbers(pushed(bank, 1, 2, 3).own()) == [1, 2, 3]
+    assert numbers(pushed(bank, 4, 5).own()) == [2, 3, 4, 5]
+    again = Bank(4, 2, [], bank.own(), CPU)
+    assert numbers(pushed(again, 6).own()) == [3, 4, 5, 6] == numbers(pushed(bank, 6).own())
+    assert numbers(pushed(bank, 7, 8, 9, 10, 11, 12).own()) == [9, 10, 11, 12]
+    assert numbers(Bank(4, 2, [], features(1, 2), CPU).own()) == [1, 2]
     assert sorted(bank.sample(99)[0][:, 0].tolist()) == [9, 10, 11, 12, 50, 51]
 
 
@@ -203,7 +203,7 @@ def test_a_site_reads_no_bank_of_its_own() -> None:
 
     mine, fleet = FCL(pretrain_rounds=1), LocalFleet(task(), rounds=2)
     site = fleet.executor._site("site-02", call(), None)
-    reply = mine.client(site, (mine.init(task()).learned, Banks()))  # type: ignore[arg-type]
+    reply = mine.client(site, (mine.init(task()).state, Banks()))  # type: ignore[arg-type]
     assert Banks.read == ["site-01", "site-03"]
     assert len(reply.client_state.bank.levels) == 11  # none of theirs is kept
 
@@ -219,7 +219,7 @@ def test_the_momentum_encoder_stays_or_follows(both: bool) -> None:
     for momentum in (0.0, 1.0):
         mine = FCL(encoder_momentum=momentum, pretrain_rounds=1, both_views=both, batch_size=4)
         fleet = LocalFleet(task(), rounds=2)
-        start = mine.init(task()).learned
+        start = mine.init(task()).state
         replies = fleet.map(mine.client, (start, None))
         for site, reply in replies.items():
             kept, sent = fleet.client_state(site).momentum, reply.payload
@@ -229,23 +229,23 @@ def test_the_momentum_encoder_stays_or_follows(both: bool) -> None:
 
 def test_the_momentum_encoder_goes_on_or_starts_again() -> None:
     with seeded(0, "init"):
-        start = FCL().init(task()).learned
+        start = FCL().init(task()).state
     for again in (False, True):
         mine = FCL(encoder_momentum=1.0, pretrain_rounds=3, restart=again, batch_size=4)
         fleet = LocalFleet(task(), rounds=4)
         rounds = federate(mine, task(), fleet, rounds=4)
         first, _ = next(rounds), next(rounds)
-        assert first.state.learned.parameters != start.parameters
+        assert first.state.state.parameters != start.parameters
         kept = fleet.client_state("site-01").momentum.parameters
-        assert kept == (first.state.learned if again else start).parameters
+        assert kept == (first.state.state if again else start).parameters
 
 
 def test_both_switches_off_it_is_moco_with_levels_under_fedavg() -> None:
     """One site for one round, against a loop written here: queries, a queue, a cross-entropy for each positive."""
     mine = FCL(exchange=False, matching=False, pretrain_rounds=1, optimizer="sgd", lr=0.1, batch_size=4, bank=8)
-    found = next(federate(mine, task(1), LocalFleet(task(1), rounds=2), rounds=2)).state.learned
+    found = next(federate(mine, task(1), LocalFleet(task(1), rounds=2), rounds=2)).state.state
     with seeded(0, "init"):
-        start = mine.init(task(1)).learned
+        start = mine.init(task(1)).state
     site = LocalFleet(task(1), rounds=2).executor._site("site-01", call(), None)
     seed_all(0, 0, 0, "site-01")
     site, pool = mine.pretraining_view(site)
@@ -318,7 +318,7 @@ def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
     mine = FCL(optimizer="sgd", lr=0.1, batch_size=4, bank=8, sampled=11, features=8, encoder_momentum=0.9, **switches)
     rounds, fleet = first_stage(mine, 2)
     with seeded(0, "init"):
-        theta = mine.init(uneven()).learned
+        theta = mine.init(uneven()).state
     xi, queues = dict[str, Model](), {site: Queue() for site in POOLS}
     for number in (0, 1):
         before, found = dict(queues), dict[str, Model]()
@@ -328,7 +328,7 @@ def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
             with at(name, number, 2) as site:
                 found[name], xi[name], queues[name] = a_site_s_round(mine, site, theta, own, before[name], far)
         theta = averaged(found)
-        alike(rounds[number].state.learned, theta)
+        alike(rounds[number].state.state, theta)
     for name, queue in queues.items():
         kept = fleet.client_state(name)
         assert kept.bank.levels.tolist() == [level for _, level in queue]
@@ -338,7 +338,7 @@ def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
 
 def test_one_site_with_exchange_is_one_without_bit_by_bit() -> None:
     one, other = (first_stage(FCL(exchange=exchange), 3, sites=1) for exchange in (True, False))
-    assert one[0][-1].state.learned == other[0][-1].state.learned
+    assert one[0][-1].state.state == other[0][-1].state.state
     assert (
         one[1].client_state("site-01").bank.vectors.tolist() == other[1].client_state("site-01").bank.vectors.tolist()
     )
@@ -346,5 +346,5 @@ def test_one_site_with_exchange_is_one_without_bit_by_bit() -> None:
 
 @pytest.mark.parametrize("switch", [{"exchange": False}, {"matching": False}, {"exclude_positives": True}])
 def test_each_switch_changes_what_is_learned(switch: dict[str, bool]) -> None:
-    plain, other = (ended(FCL(**each))[0][-1].state.learned for each in ({}, switch))
+    plain, other = (ended(FCL(**each))[0][-1].state.state for each in ({}, switch))
     assert plain != other

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.fclopt import FCLOpt, aligned, spread, without_predictor
+from algorithms.fclopt import FCLOpt, alignment_loss, spread, target_part
 from raysim import LocalFleet, Model, Task, federate, load, mean, weights
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import seeded
 from raysim.storage.serialization import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.augmentations import pool_levels, sample_batches
-from raysim.training.model_geometry import at_distance, distance_between, extrapolated_distance, length
+from raysim.training.model_geometry import extrapolate_distance, move_to_distance, tensor_distances, total_distance
 from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 
@@ -29,9 +29,9 @@ def model(**tensors: Any) -> Model:
 def test_the_loss_by_hand() -> None:
     q, z = torch.tensor([[1.0, 0], [0, 1], [-1, 0]]), torch.tensor([[1.0, 0], [1, 0], [1, 0]])
     # of level 1: q0 to z0 and z1: 0 and 0; q1: 2 and 2; of level 2: q2 to z2: 4
-    assert aligned(q, z, torch.tensor([1, 1, 2])).item() == pytest.approx((0 + 2 + 4) / 3)
-    assert aligned(q, q, torch.tensor([1, 2, 3])).item() == pytest.approx(0, abs=1e-6)
-    assert aligned(q, -q, torch.tensor([1, 2, 3])).item() == pytest.approx(4)
+    assert alignment_loss(q, z, torch.tensor([1, 1, 2])).item() == pytest.approx((0 + 2 + 4) / 3)
+    assert alignment_loss(q, q, torch.tensor([1, 2, 3])).item() == pytest.approx(0, abs=1e-6)
+    assert alignment_loss(q, -q, torch.tensor([1, 2, 3])).item() == pytest.approx(4)
 
 
 def test_the_spread_is_one_where_features_are_everywhere_and_zero_where_they_are_one() -> None:
@@ -46,33 +46,33 @@ THETA, OLD = model(a=[0, 0], b=[1]), model(a=[3, 4], b=[3])  # 5 and 2 apart
 
 
 def test_a_target_is_predicted_by_hand() -> None:
-    assert distance_between(THETA, OLD).tolist() == [5, 2]
-    found = at_distance(THETA, OLD, np.float32([2.5, 0.5]))
+    assert tensor_distances(THETA, OLD).tolist() == [5, 2]
+    found = move_to_distance(THETA, OLD, np.float32([2.5, 0.5]))
     assert found["a"].tolist() == [1.5, 2]
     assert found["b"].tolist() == [1.5]
     far = float(np.sqrt(29))
-    assert distance_between(THETA, OLD, each=False).tolist() == pytest.approx([far])
-    assert at_distance(THETA, OLD, np.float32([far / 2]))["a"] == pytest.approx([1.5, 2])
+    assert tensor_distances(THETA, OLD, per_tensor=False).tolist() == pytest.approx([far])
+    assert move_to_distance(THETA, OLD, np.float32([far / 2]))["a"] == pytest.approx([1.5, 2])
 
 
 def test_at_its_own_distance_or_farther_the_old_target_comes_back_and_at_none_theta() -> None:
-    assert at_distance(THETA, OLD, distance_between(THETA, OLD)) == OLD
-    assert at_distance(THETA, OLD, np.float32([50, 20])) == OLD
-    assert at_distance(THETA, OLD, np.float32([0, 0])) == THETA
-    assert at_distance(THETA, THETA, np.float32([1, 1])) == THETA
+    assert move_to_distance(THETA, OLD, tensor_distances(THETA, OLD)) == OLD
+    assert move_to_distance(THETA, OLD, np.float32([50, 20])) == OLD
+    assert move_to_distance(THETA, OLD, np.float32([0, 0])) == THETA
+    assert move_to_distance(THETA, THETA, np.float32([1, 1])) == THETA
     rng = np.random.default_rng(0)
     one, two = (model(a=rng.normal(size=(4, 5)), b=rng.normal(size=3)) for _ in range(2))
-    asked = distance_between(one, two) * np.float32([0.3, 0.8])
-    assert distance_between(one, at_distance(one, two, asked)) == pytest.approx(asked, rel=1e-5)
+    asked = tensor_distances(one, two) * np.float32([0.3, 0.8])
+    assert tensor_distances(one, move_to_distance(one, two, asked)) == pytest.approx(asked, rel=1e-5)
 
 
 def test_distances_are_foretold_on_a_line_and_never_below_zero() -> None:
     measured = [(0, np.float32([1, 8])), (5, np.float32([2, 3]))]
-    assert extrapolated_distance(measured, 10).tolist() == pytest.approx([3, 0])
-    assert extrapolated_distance(measured, 6).tolist() == pytest.approx([2.2, 2])
-    assert extrapolated_distance(measured[:1], 9).tolist() == [1, 8]
+    assert extrapolate_distance(measured, 10).tolist() == pytest.approx([3, 0])
+    assert extrapolate_distance(measured, 6).tolist() == pytest.approx([2.2, 2])
+    assert extrapolate_distance(measured[:1], 9).tolist() == [1, 8]
     # least squares through 0, 1, 5 at 0, 1, 2: slope 2.5 round the mean 2 at 1
-    assert extrapolated_distance([(t, np.float32([v])) for t, v in enumerate((0, 1, 5))], 3).tolist() == pytest.approx(
+    assert extrapolate_distance([(t, np.float32([v])) for t, v in enumerate((0, 1, 5))], 3).tolist() == pytest.approx(
         [7]
     )
 
@@ -95,7 +95,7 @@ def sizes() -> tuple[int, int, int]:
     """Bytes of the main network and of a target, and the tensors of a target."""
     mine = FCLOpt(features=8)
     net = weights(mine.build_network(task().network(), task()))
-    target = without_predictor(net)
+    target = target_part(net)
     assert {name.split(".")[0] for name in target} == {"0"}
     return net.nbytes, target.nbytes, len(target)
 
@@ -118,7 +118,7 @@ def test_every_site_predicts_the_server_s_target_bit_by_bit() -> None:
     fleet, before = LocalFleet(task(), rounds=4), None
     rounds = federate(mine, task(), fleet, rounds=4)
     for _ in range(3):
-        state = next(rounds).state.learned
+        state = next(rounds).state.state
         kept = [fleet.client_state(site).target for site in task().inside]
         assert kept[0] == kept[1] == kept[2]
         assert before is None or kept[0] == before
@@ -129,18 +129,18 @@ def test_the_error_of_the_prediction_is_logged_against_the_distance() -> None:
     mine = FCLOpt(anchor=1, pretrain_rounds=1)
     fleet = LocalFleet(task(), rounds=2)
     fleet.ledger.open_round(0)
-    start = mine.init(task()).learned
+    start = mine.init(task()).state
     (first,), _ = pretrained(mine, 1)
     from algorithms.fclopt import Broadcast
 
     with seeded(0, "init"):
-        start = mine.init(task()).learned
+        start = mine.init(task()).state
     replies = fleet.map(mine.client, Broadcast(start.model, None, start.distance, True))
-    true, theta = mean(replies, lambda sent: sent.target), without_predictor(mean(replies, lambda sent: sent.model))
-    assert first.metrics["distance"] == pytest.approx(length(distance_between(theta, true)))
-    hat = at_distance(theta, start.target, distance_between(theta, true))
-    assert first.metrics["prediction_error"] == pytest.approx(length(distance_between(hat, true)), rel=1e-5)
-    assert first.state.learned.target == hat
+    true, theta = mean(replies, lambda sent: sent.target), target_part(mean(replies, lambda sent: sent.model))
+    assert first.metrics["distance"] == pytest.approx(total_distance(tensor_distances(theta, true)))
+    hat = move_to_distance(theta, start.target, tensor_distances(theta, true))
+    assert first.metrics["prediction_error"] == pytest.approx(total_distance(tensor_distances(hat, true)), rel=1e-5)
+    assert first.state.state.target == hat
     assert first.metrics["prediction_error"] > 0
 
 
@@ -192,13 +192,13 @@ def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
     next(rounds)
     own = {site: fleet.client_state(site).target for site in task().inside}
     assert own["site-01"] != own["site-02"]
-    known = next(rounds).state.learned
+    known = next(rounds).state.state
     assert known.measured == ()
     from algorithms.fclopt import Broadcast, ClientState
 
     half = FCLOpt(target="ema", round_momentum=0.25)
     theta = Model.of({"0.a": np.float32([4.0]), "1.b": np.float32([9.0])})
-    began = half.begun(ClientState(Model.of({"0.a": np.float32([8.0])})), Broadcast(theta, None, None, False))
+    began = half.start_target(ClientState(Model.of({"0.a": np.float32([8.0])})), Broadcast(theta, None, None, False))
     assert began["0.a"].tolist() == [0.25 * 8 + 0.75 * 4]
     assert list(began) == ["0.a"]
 
@@ -206,11 +206,11 @@ def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
 @pytest.mark.parametrize("distances", ["tensor", "network"])
 def test_between_anchors_the_distance_is_the_one_foretold(distances: Any) -> None:
     rounds, _ = pretrained(FCLOpt(anchor=2, history=2, distances=distances, batch_size=4), 7)
-    states = [r.state.learned for r in rounds]
+    states = [r.state.state for r in rounds]
     for number in range(1, 7):
         before, known, said = states[number - 1], states[number], rounds[number].metrics
-        line = extrapolated_distance(before.measured, number)
-        assert said["predicted_distance"] == pytest.approx(length(line))
+        line = extrapolate_distance(before.measured, number)
+        assert said["predicted_distance"] == pytest.approx(total_distance(line))
         assert known.distance.shape == ((1,) if distances == "network" else before.distance.shape)
         if number % 2:
             assert known.distance.tolist() == line.tolist()
@@ -220,7 +220,7 @@ def test_between_anchors_the_distance_is_the_one_foretold(distances: Any) -> Non
             assert [of for of, _ in known.measured] == ([0, 2] if number == 2 else [number - 2, number])
             assert known.distance.tolist() == known.measured[-1][1].tolist()
     assert (
-        extrapolated_distance(states[4].measured, 5).tolist() != states[4].measured[-1][1].tolist()
+        extrapolate_distance(states[4].measured, 5).tolist() != states[4].measured[-1][1].tolist()
     )  # a line, not the last one
 
 
@@ -228,7 +228,7 @@ def test_a_round_by_hand() -> None:
     mine, learned, targets = FCLOpt(optimizer="sgd", lr=0.1, batch_size=4, features=8, encoder_momentum=0.9), {}, {}
     (found,), _ = first_stage(mine, 1)
     with seeded(0, "init"):
-        start = mine.init(uneven()).learned
+        start = mine.init(uneven()).state
     for name in POOLS:
         with at(name, 0, 1) as site:
             site, pool = mine.pretraining_view(site)
@@ -257,9 +257,9 @@ def test_a_round_by_hand() -> None:
                         xi.copy_(0.9 * xi + 0.1 * theta)
             learned[name], targets[name] = weights(net), weights(target).parameters
     theta, true = averaged(learned), averaged(targets)
-    alike(found.state.learned.model, theta)
+    alike(found.state.state.model, theta)
     assert found.metrics["distance"] == pytest.approx(
-        length(distance_between(without_predictor(theta), true)), rel=1e-3
+        total_distance(tensor_distances(target_part(theta), true)), rel=1e-3
     )
 
 
@@ -276,9 +276,9 @@ def test_a_target_that_keeps_all_or_nothing_of_itself() -> None:
 
     for momentum in (0.0, 1.0):
         mine, fleet = FCLOpt(encoder_momentum=momentum, pretrain_rounds=1), LocalFleet(task(), rounds=2)
-        start = mine.init(task()).learned
+        start = mine.init(task()).state
         for reply in fleet.map(mine.client, Broadcast(start.model, None, start.distance, True)).values():
-            expected = start.target if momentum else without_predictor(reply.payload.model)
+            expected = start.target if momentum else target_part(reply.payload.model)
             assert reply.payload.target == expected
 
 

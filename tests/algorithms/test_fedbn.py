@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.fedbn import FedBN, in_norms
+from algorithms.fedbn import FedBN, norm_names
 from raysim import LocalFleet, federate, weights
 from tests.support import toy
 
@@ -98,5 +98,5 @@ def test_every_kind_of_normalisation_is_found() -> None:
             self.register_buffer("grid", torch.zeros(3))
 
     net = Kinds()
-    found = {name.partition(".")[0] for name in in_norms(weights(net), net)}
+    found = {name.partition(".")[0] for name in norm_names(weights(net), net)}
     assert found == {"batch", "instance", "group", "layer"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms.fedrotation import FedRotation, turned, turns
+from algorithms.fedrotation import FedRotation, rotate, rotations
 from raysim import LocalFleet, federate, weights
 from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
@@ -16,7 +16,7 @@ from tests.support.by_hand import alike, first_stage, one_round
 
 def test_images_are_turned_by_quarters() -> None:
     image = torch.tensor([[[1.0, 2], [3, 4]]])
-    found = turned(image.repeat(4, 1, 1, 1), torch.arange(4))[:, 0].tolist()
+    found = rotate(image.repeat(4, 1, 1, 1), torch.arange(4))[:, 0].tolist()
     assert found == [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
 
 
@@ -24,9 +24,9 @@ def test_images_are_turned_by_quarters() -> None:
 def test_what_is_not_square_has_two_ways(size: tuple[int, int], ways: int) -> None:
     data = SyntheticData(sites=2, outside=(), cases=4, val=0, test=1, size=size)
     task = Synthetic(data=data, network={"name": "unet", "channels": [2, 4], "strides": [2]}, batch_size=2).build()
-    assert turns(task.shape) == ways
+    assert rotations(task.shape) == ways
     mine = FedRotation(pretrain_rounds=1)
-    assert mine.init(task).learned["0.head.weight"].shape == (ways, 4)
+    assert mine.init(task).state["0.head.weight"].shape == (ways, 4)
     first = next(federate(mine, task, LocalFleet(task, rounds=2), rounds=2))
     accuracy = [s.value for s in first.scores if s.metric == "turn_accuracy"]
     assert len(accuracy) == 2
@@ -51,4 +51,4 @@ def test_a_round_by_hand() -> None:
         return -torch.stack([row[k] for row, k in zip(told, quarters, strict=True)]).mean()
 
     (found,), _ = first_stage(mine, 1)
-    alike(found.state.learned, one_round(mine, loss), 1e-5)
+    alike(found.state.state, one_round(mine, loss), 1e-5)

@@ -42,7 +42,7 @@ def test_a_round_by_hand() -> None:
         return mine.loss(normalize(net(torch.cat([mine.views(images), mine.views(images)]))))
 
     (found,), _ = first_stage(mine, 1)
-    alike(found.state.learned, one_round(mine, loss), 1e-5)
+    alike(found.state.state, one_round(mine, loss), 1e-5)
 
 
 def test_the_server_takes_the_weighted_mean_and_only_the_encoder_and_its_head_travel() -> None:
@@ -50,11 +50,11 @@ def test_the_server_takes_the_weighted_mean_and_only_the_encoder_and_its_head_tr
     task = Synthetic(data=data, network={"name": "unet", "channels": [2, 4], "strides": [2]}, batch_size=2).build()
     mine, fleet = FedSimCLR(pretrain_rounds=1), LocalFleet(task, rounds=2)
     with seeded(0, "init"):
-        start = mine.init(task).learned
+        start = mine.init(task).state
     replies = fleet.map(mine.client, start)
     assert [reply.weight for reply in replies.values()] == [5, 5]  # with a label or without
     first = next(federate(mine, task, LocalFleet(task, rounds=2), rounds=2))
-    assert first.state.learned == mean(replies)
+    assert first.state.state == mean(replies)
     size = weights(mine.build_network(task.network(), task)).nbytes
     assert set(first.traffic.up.values()) == set(first.traffic.down.values()) == {size}
     assert sum(first.traffic.between.values()) == 0

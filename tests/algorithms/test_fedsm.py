@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.fedsm import FedSM, Routed, Update, softpull
+from algorithms.fedsm import FedSM, RoutedPredictor, Update, softpull
 from algorithms.localonly import LocalOnly
 from raysim import ConfigError, LocalFleet, Model, Task, federate, weights
 from raysim.tasks.synthetic import Synthetic, SyntheticData
@@ -162,10 +162,10 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
 
 
 def site_selector(task: Task, model: Model) -> nn.Module:
-    from algorithms.fedsm import selector_of
+    from algorithms.fedsm import new_selector
     from raysim import load
 
-    load(net := selector_of.__wrapped__(task, "small"), model)
+    load(net := new_selector.__wrapped__(task, "small"), model)
     return net
 
 
@@ -200,11 +200,11 @@ class Constant(nn.Module):
         return self.logits[inputs[:, 0].long()]
 
 
-def routed(logits: Any, threshold: float) -> Routed:
+def routed(logits: Any, threshold: float) -> RoutedPredictor:
     models = [Model.of({"weight": np.float32([[n]]), "bias": np.float32([0])}) for n in (1, 2, 3)]
     plain = toy.Line()
     nn.init.constant_(plain.weight, 10)
-    return Routed(Constant(torch.tensor(logits)), models, plain, toy.Line(), threshold)
+    return RoutedPredictor(Constant(torch.tensor(logits)), models, plain, toy.Line(), threshold)
 
 
 def test_every_image_goes_where_the_selector_is_sure() -> None:

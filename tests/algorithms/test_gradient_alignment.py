@@ -15,7 +15,7 @@ from torch import nn
 from algorithms.fedavg import FedAvg
 from algorithms.gradient_alignment import GradientAlignment, ServerState
 from raysim import LocalFleet, Model, SiteError, Task, federate
-from raysim.training.model_geometry import gram, variance
+from raysim.training.model_geometry import gram_matrix, weighted_variance
 from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -184,7 +184,7 @@ def test_the_distance_of_gradients_is_a_maximum_mean_discrepancy() -> None:
     distance = np.square(each["a"].mean(0) - each["b"].mean(0)).sum()
     assert kernel["a", "a"] + kernel["b", "b"] - 2 * kernel["a", "b"] == pytest.approx(distance, rel=1e-12)
     rows = [Model.of({"g": each[name].mean(0)}) for name in "ab"]
-    assert variance(gram(rows), SHARE) == pytest.approx(SHARE.prod() * distance, rel=1e-12)
+    assert weighted_variance(gram_matrix(rows), SHARE) == pytest.approx(SHARE.prod() * distance, rel=1e-12)
 
 
 def test_server_mode_turns_away_from_an_outlier() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.iopfl import IOPFL, ClientState, RoutedConvolution, outline, routers, turned
+from algorithms.iopfl import IOPFL, ClientState, RoutedConvolution, outline_length, routers, turn_functions
 from raysim import ConfigError, Data, LocalFleet, Model, Site, Task, federate
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.test_time_adaptation import norm_layers
@@ -150,7 +150,7 @@ def test_a_batch_of_one_is_enough() -> None:
 @pytest.mark.parametrize(("flip", "k"), list(product([False, True], range(4))))
 def test_turning_back_undoes_the_turn(flip: bool, k: int) -> None:
     image = torch.arange(12.0 * 12).reshape(1, 1, 12, 12) ** 2
-    there, back = turned([(flip, k)])
+    there, back = turn_functions([(flip, k)])
     assert torch.equal(back(there(image)), image)
     assert torch.equal(there(image), image) == ((flip, k) == (False, 0))
 
@@ -188,13 +188,13 @@ def disc(centres: list[tuple[int, int]], radius: float) -> Tensor:
 
 
 def test_outlines_of_pieces_are_longer_than_of_one_disc_and_move_with_it() -> None:
-    assert outline(torch.full((2, 1, 30, 30), 0.3), 3).item() == 0
+    assert outline_length(torch.full((2, 1, 30, 30), 0.3), 3).item() == 0
     whole, pieces = disc([(40, 40)], 12), disc([(20, 20), (20, 60), (60, 20), (60, 60)], 6)
     assert whole.sum() == pytest.approx(pieces.sum().item(), rel=0.05)
-    assert outline(whole, 2) < outline(pieces, 2)
-    assert outline(disc([(35, 44)], 12), 2) == outline(whole, 2)
+    assert outline_length(whole, 2) < outline_length(pieces, 2)
+    assert outline_length(disc([(35, 44)], 12), 2) == outline_length(whole, 2)
     volume = whole[..., None].repeat(1, 1, 1, 1, 5)
-    assert outline(volume, 2).item() == pytest.approx(outline(whole, 2).item() * 5**0.5)
+    assert outline_length(volume, 2).item() == pytest.approx(outline_length(whole, 2).item() * 5**0.5)
 
 
 def test_sides_that_differ_are_turned_by_halves() -> None:

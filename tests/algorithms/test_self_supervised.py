@@ -28,6 +28,7 @@ from raysim.storage.serialization import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.encoders import encoder_weights
 from raysim.training.self_supervised import Finetuning, Pretraining, SelfSupervised
+from raysim.training.test_time_adaptation import OutsideAdaptation
 from tests.support.paths import ROOT
 from tests.support.slow import slow_except
 
@@ -94,7 +95,7 @@ def test_fine_tuning_begins_with_the_seed_s_network_but_for_the_encoder() -> Non
     for name in fresh:
         same = np.array_equal(start[name], fresh[name])
         assert same == (name not in encoder) or not fresh.schema.index[name].parameter
-    learned = mine.network_weights(before.state.learned)
+    learned = mine.pretrained_weights(before.state.state)
     names = {n.removeprefix("0.encoder.") for n in learned if n.startswith("0.encoder.")}
     assert len(names) == len(encoder)
     assert len(learned) > len(names)  # the head, which is left behind
@@ -216,7 +217,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="a method that pre-trains cannot be what fine-tunes"):
         FCL(finetune=FCL())
     with pytest.raises(ConfigError, match=r"algorithm\.finetune\.outside=tent"):
-        FCL(outside="tent").init(task())
+        FCL(outside=OutsideAdaptation(name="tent")).init(task())
     attention = {"name": "attention_unet", "channels": [2, 4], "strides": [2]}
     other = Synthetic(data=SyntheticData(sites=1, cases=2, size=(16, 16)), network=attention).build()
     with pytest.raises(ConfigError, match="AttentionUnet is none"):

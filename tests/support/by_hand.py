@@ -65,7 +65,7 @@ def one_round(mine: Any, loss: Callable[[nn.Module, Tensor], Tensor]) -> Model:
     """What all sites learn in a round of plain SGD, batches of 4 of any level, from the loss of net and images."""
     learned = dict[str, Model]()
     with seeded(0, "init"):
-        start = mine.init(uneven()).learned
+        start = mine.init(uneven()).state
     for name in POOLS:
         with at(name, 0, 1) as site:
             site, pool = mine.pretraining_view(site)

@@ -219,7 +219,7 @@ def test_mean_does_not_depend_on_the_order_of_replies() -> None:
 
 def test_mean_of_a_part() -> None:
     replies = {"a": Reply((model(w=[1]), "more"), weight=1), "b": Reply((model(w=[3]), "more"), weight=1)}
-    assert mean(replies, part=lambda payload: payload[0]) == model(w=[2])
+    assert mean(replies, select=lambda payload: payload[0]) == model(w=[2])
 
 
 @pytest.mark.parametrize("given", [[], [0.0], [1.0, -1.0], [float("nan")]])
@@ -229,4 +229,4 @@ def test_mean_needs_weights_above_zero(given: list[float]) -> None:
 
 
 def test_schemas_of_the_same_entries_are_one() -> None:
-    assert schema_of(weights(network()).schema.entries) is weights(network()).schema
+    assert schema_of(weights(network()).schema.specs) is weights(network()).schema

@@ -19,13 +19,12 @@ from raysim.config.resolve import resolve
 from raysim.core.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.augmentations import (
-    Pool,
+    ImagePool,
     Views,
     check_levels,
     levels,
     levels_along,
     pool_levels,
-    pool_of,
     sample_batches,
 )
 
@@ -115,7 +114,7 @@ def test_a_turn_keeps_lengths_where_sides_differ() -> None:
 
 
 def test_a_pool_takes_from_both_its_parts() -> None:
-    pool = Pool(torch.arange(3.0)[:, None, None, None], 10 + torch.arange(2.0)[:, None, None, None])
+    pool = ImagePool(torch.arange(3.0)[:, None, None, None], 10 + torch.arange(2.0)[:, None, None, None])
     assert pool.take(torch.tensor([4, 0, 3, 2]), torch.device("cpu")).flatten().tolist() == [11, 0, 10, 2]
     assert len(pool) == 5
 
@@ -130,7 +129,7 @@ def test_levels_of_the_pool_are_those_of_its_images() -> None:
     data = Data(split([5, 6]), split([1]), split([1]), split([8, 3]))
     found = pool_levels(data, 4)
     assert len(found) == 22
-    assert pool_of(data).take(torch.arange(22), torch.device("cpu")).flatten().tolist() == found.tolist()
+    assert ImagePool.of(data).take(torch.arange(22), torch.device("cpu")).flatten().tolist() == found.tolist()
 
 
 def table(folder: Path, rows: list[dict[str, Any]], **data: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from monai.networks import nets
 
 from raysim import ConfigError, weights
-from raysim.training.encoders import Pooled, encoder, encoder_weights, width
+from raysim.training.encoders import PooledEncoder, encoder, encoder_weights, feature_channels
 
 BOTH: dict[str, Any] = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3}
 FAMILIES: dict[str, tuple[Any, int, str, str]] = {  # the network, its deepest channels, a layer of it, a later one
@@ -44,7 +44,7 @@ def test_the_encoder_is_the_way_down_and_the_bottom(name: str) -> None:
     names = encoder_weights(net)
     assert any(n.startswith(inside) for n in names)
     assert not any(n.startswith(outside) for n in names)
-    assert width(encoder(net), (1, 32, 32)) == channels
+    assert feature_channels(encoder(net), (1, 32, 32)) == channels
     assert net.training  # as it was
 
 
@@ -69,7 +69,7 @@ def test_what_lies_behind_the_encoder_sees_what_it_says(name: str) -> None:
 def test_pooled_is_the_mean_over_space() -> None:
     body = torch.nn.Identity()
     images = torch.arange(8.0).reshape(1, 2, 2, 2)  # channels 0..3 and 4..7
-    assert Pooled(body, torch.nn.Identity())(images).tolist() == [[1.5, 5.5]]
+    assert PooledEncoder(body, torch.nn.Identity())(images).tolist() == [[1.5, 5.5]]
 
 
 def test_another_network_is_refused_by_name() -> None:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from raysim import Model
-from raysim.training.model_geometry import cosine, from_vector, gram, mean_shift, norm, translate, variance, vector
+from raysim.training.model_geometry import (
+    from_vector,
+    gram_matrix,
+    mean_cosine,
+    mean_shift,
+    model_norm,
+    to_vector,
+    translate,
+    weighted_variance,
+)
 
 
 def model(*values: float) -> Model:
@@ -15,12 +24,12 @@ def model(*values: float) -> Model:
 
 
 def test_a_vector_has_the_entries_in_order_of_name_and_goes_back() -> None:
-    assert vector(model(1, 2, 3)).tolist() == [2, 3, 1]
-    assert from_vector(vector(model(1, 2, 3)), model(0, 0, 0)) == model(1, 2, 3)
+    assert to_vector(model(1, 2, 3)).tolist() == [2, 3, 1]
+    assert from_vector(to_vector(model(1, 2, 3)), model(0, 0, 0)) == model(1, 2, 3)
 
 
 def test_length_and_step() -> None:
-    assert norm(model(2, 3, 6)) == 7
+    assert model_norm(model(2, 3, 6)) == 7
     assert translate(model(1, 1, 1), model(1, 2, 3), -0.5) == model(0.5, 0, -0.5)
 
 
@@ -31,9 +40,9 @@ def test_a_step_leaves_buffers_alone() -> None:
 
 
 def test_inner_products_from_an_origin() -> None:
-    found = gram([model(1, 0, 0), model(1, 2, 0)], model(0, 0, 1))
+    found = gram_matrix([model(1, 0, 0), model(1, 2, 0)], model(0, 0, 1))
     assert found.tolist() == [[2, 2], [2, 6]]
-    assert gram([model(1, 0, 0), model(1, 2, 0)]).tolist() == [[1, 1], [1, 5]]
+    assert gram_matrix([model(1, 0, 0), model(1, 2, 0)]).tolist() == [[1, 1], [1, 5]]
 
 
 @pytest.mark.parametrize("uniform", [True, False])
@@ -44,18 +53,20 @@ def test_half_the_pairwise_distances_are_the_variance(uniform: bool) -> None:
     pairs = 0.5 * sum(
         share[i] * share[j] * np.square(x[i].astype(float) - x[j]).sum() for i in range(5) for j in range(5)
     )
-    assert variance(gram([Model.of({"w": row}) for row in x]), share) == pytest.approx(pairs, rel=1e-6)
+    assert weighted_variance(gram_matrix([Model.of({"w": row}) for row in x]), share) == pytest.approx(pairs, rel=1e-6)
 
 
 def test_cosines_of_pairs() -> None:
-    assert cosine(gram([model(1, 0, 0), model(0, 1, 0)])) == 0
-    assert cosine(gram([model(1, 0, 0), model(-3, 0, 0), model(2, 0, 0)])) == pytest.approx((-1 + 1 - 1) / 3)
-    assert cosine(gram([model(1, 0, 0)])) == 1
-    assert cosine(gram([model(0, 0, 0), model(1, 0, 0)])) == 1
+    assert mean_cosine(gram_matrix([model(1, 0, 0), model(0, 1, 0)])) == 0
+    assert mean_cosine(gram_matrix([model(1, 0, 0), model(-3, 0, 0), model(2, 0, 0)])) == pytest.approx(
+        (-1 + 1 - 1) / 3
+    )
+    assert mean_cosine(gram_matrix([model(1, 0, 0)])) == 1
+    assert mean_cosine(gram_matrix([model(0, 0, 0), model(1, 0, 0)])) == 1
 
 
 def test_mean_shift_goes_to_the_majority_and_a_wide_kernel_stays_at_the_mean() -> None:
-    products = gram([model(0, 0, 0), model(0.1, 0, 0), model(-0.1, 0, 0), model(50, 0, 0)])
+    products = gram_matrix([model(0, 0, 0), model(0.1, 0, 0), model(-0.1, 0, 0), model(50, 0, 0)])
     share = np.full(4, 0.25)
     assert mean_shift(products, share, 1e6) == pytest.approx(share, abs=1e-9)
     near = mean_shift(products, share, 0.2)
@@ -65,4 +76,4 @@ def test_mean_shift_goes_to_the_majority_and_a_wide_kernel_stays_at_the_mean() -
 
 def test_mean_shift_of_equal_points_stays() -> None:
     share = np.array([0.25, 0.75])
-    assert mean_shift(gram([model(1, 2, 3), model(1, 2, 3)]), share, 1.0).tolist() == share.tolist()
+    assert mean_shift(gram_matrix([model(1, 2, 3), model(1, 2, 3)]), share, 1.0).tolist() == share.tolist()

@@ -15,11 +15,18 @@ from torch import Tensor, nn
 from algorithms.centralized import Centralized
 from algorithms.fedavg import FedAvg
 from raysim import ConfigError, LocalFleet, LocalTraining, Model, Site, federate, weights
-from raysim.config.merge import parse_pairs
-from raysim.config.resolve import resolve
+from raysim.config.merge import merge, parse_pairs
+from raysim.config.resolve import resolve, to_mapping
 from raysim.core.errors import RunError, SiteError
 from raysim.core.seeding import seeded
-from raysim.training.test_time_adaptation import affine, entropy, norm_layers, tent, use_batch_statistics
+from raysim.training.test_time_adaptation import (
+    OutsideAdaptation,
+    affine_parameters,
+    mean_entropy,
+    norm_layers,
+    tent,
+    use_batch_statistics,
+)
 from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -38,10 +45,10 @@ def test_entropy_in_nats() -> None:
     # p = (1/4, 3/4): ln 4 / 4 + 3 ln(4/3) / 4. p = (1/2, 1/2): ln 2.
     logits = torch.tensor([[0, math.log(3)], [5, 5]])
     expected = math.log(4) / 4 + 0.75 * math.log(4 / 3), math.log(2)
-    assert entropy(logits[:1]).item() == pytest.approx(expected[0])
-    assert entropy(logits).item() == pytest.approx(sum(expected) / 2)
-    assert entropy([logits[1:], logits]).item() == pytest.approx(expected[1])  # type: ignore[arg-type]  # a list
-    assert entropy(logits.T[None]).item() == pytest.approx(entropy(logits).item())  # (1, K, space)
+    assert mean_entropy(logits[:1]).item() == pytest.approx(expected[0])
+    assert mean_entropy(logits).item() == pytest.approx(sum(expected) / 2)
+    assert mean_entropy([logits[1:], logits]).item() == pytest.approx(expected[1])  # type: ignore[arg-type]  # a list
+    assert mean_entropy(logits.T[None]).item() == pytest.approx(mean_entropy(logits).item())  # (1, K, space)
 
 
 def test_batch_statistics_are_the_batchs_mean_and_biased_variance() -> None:
@@ -101,7 +108,7 @@ def test_entropy_falls_and_only_scales_and_shifts_move(norm: Callable[[], nn.Mod
 
     def uncertain() -> float:
         with torch.no_grad():
-            return entropy(net(torch.from_numpy(images))).item()
+            return mean_entropy(net(torch.from_numpy(images))).item()
 
     use_batch_statistics(net)
     first = uncertain()
@@ -143,7 +150,7 @@ def test_the_last_batch_of_a_pass_is_no_lone_image() -> None:
 
 def test_weights_that_are_not_finite_are_noticed() -> None:
     images = np.array([[1.0], [np.inf]], np.float32)
-    with pytest.raises(RunError, match=r"not finite after 1 pass\(es\); lower algorithm.tent_lr=0.1"):
+    with pytest.raises(RunError, match=r"not finite after 1 pass\(es\); lower algorithm.outside.lr=0.1"):
         tent(Logits(), images, lr=0.1, passes=1, batch=4, key=(0,))
 
 
@@ -152,7 +159,7 @@ def test_nothing_to_adapt_is_refused_with_the_cure(norm: Any) -> None:
     with pytest.raises(
         RunError, match=r"this network has none.*norm=batch.*affine: true.*algorithm.outside=batch_stats"
     ):
-        affine(Logits(norm))
+        affine_parameters(Logits(norm))
 
 
 def test_layers_are_named_by_their_place() -> None:
@@ -161,6 +168,7 @@ def test_layers_are_named_by_their_place() -> None:
 
 
 # At a site: what `outside` says, and nothing at an inside one.
+BATCH_STATS, TENT = OutsideAdaptation(name="batch_stats"), OutsideAdaptation(name="tent")
 POINTS = {"a": ((1, 0), (3, 1)), "x": ((5, 0), (7, 1), (9, 1))}
 
 
@@ -186,30 +194,30 @@ def test_batch_statistics_at_an_outside_site() -> None:
     # 5, 7, 9: mean 7, variance 8/3.
     z = math.sqrt(1.5)
     expected = torch.tensor([[-z, z], [0, 0], [z, -z]])
-    torch.testing.assert_close(said(place("x"), outside="batch_stats"), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(said(place("x"), outside=BATCH_STATS), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("outside", ["batch_stats", "tent"])
 def test_an_inside_site_gets_the_global_model(outside: Any) -> None:
-    assert torch.equal(said(place("a"), outside=outside), said(place("a")))
-    assert not torch.equal(said(place("x"), outside=outside), said(place("x")))
+    assert torch.equal(said(place("a"), outside=OutsideAdaptation(name=outside)), said(place("a")))
+    assert not torch.equal(said(place("x"), outside=OutsideAdaptation(name=outside)), said(place("x")))
 
 
 def test_labels_are_never_read() -> None:
     test = toy.split(POINTS["x"])
     blind = place("x", test=replace(test, labels=None))
-    fields: dict[str, Any] = {"outside": "tent", "tent_lr": 0.1, "tent_passes": 3}
+    fields: dict[str, Any] = {"outside": OutsideAdaptation(name="tent", lr=0.1, passes=3)}
     assert torch.equal(said(blind, **fields), said(place("x"), **fields))
 
 
 def test_validation_images_serve_where_there_are_no_test_images() -> None:
     test, none = toy.split(POINTS["x"]), toy.split(())
     inputs = torch.from_numpy(test.inputs)
-    fields: dict[str, Any] = {"inputs": inputs, "outside": "tent", "tent_lr": 0.1}
+    fields: dict[str, Any] = {"inputs": inputs, "outside": OutsideAdaptation(name="tent", lr=0.1)}
     adapted = said(place("x"), **fields)
     assert torch.equal(said(place("x", val=test, test=none), **fields), adapted)
     assert torch.equal(said(place("x", val=toy.split(((1, 0), (2, 0)))), **fields), adapted)
-    assert torch.equal(said(place("x", test=none), **fields), said(place("x"), inputs, outside="batch_stats"))
+    assert torch.equal(said(place("x", test=none), **fields), said(place("x"), inputs, outside=BATCH_STATS))
 
 
 def scores(algorithm: Any, network: Any = Logits) -> tuple[Any, dict[tuple[str, str], float]]:
@@ -222,7 +230,7 @@ def scores(algorithm: Any, network: Any = Logits) -> tuple[Any, dict[tuple[str, 
 @pytest.mark.parametrize("outside", ["batch_stats", "tent"])
 def test_a_run_changes_at_its_outside_sites_alone(kind: Any, outside: Any) -> None:
     plain, before = scores(kind(**SGD))
-    adapted, after = scores(kind(**SGD, outside=outside))
+    adapted, after = scores(kind(**SGD, outside=OutsideAdaptation(name=outside)))
     assert adapted.state == plain.state
     assert {key: after[key] for key in after if key != ("x", "distance")} == {
         key: before[key] for key in before if key != ("x", "distance")
@@ -232,12 +240,29 @@ def test_a_run_changes_at_its_outside_sites_alone(kind: Any, outside: Any) -> No
 
 def test_a_network_that_tent_cannot_adapt_is_refused_before_it_is_trained() -> None:
     with pytest.raises(SiteError, match=r"site 'a' failed in round 1: algorithm.outside=tent adapts"):
-        scores(FedAvg(**SGD, outside="tent"), toy.Line)
+        scores(FedAvg(**SGD, outside=TENT), toy.Line)
     alone = toy.two_sites()  # no outside site, so nothing to adapt
-    assert len(list(federate(FedAvg(**SGD, outside="tent"), alone, LocalFleet(alone, rounds=1), rounds=1))) == 1
+    assert len(list(federate(FedAvg(**SGD, outside=TENT), alone, LocalFleet(alone, rounds=1), rounds=1))) == 1
 
 
 def test_the_key_is_checked() -> None:
-    assert resolve(parse_pairs(["algorithm.outside=tent", "algorithm.tent_lr=1e-2"])).algorithm.tent_lr == 0.01
-    with pytest.raises(ConfigError, match=r"algorithm.outside='bn': expected 'global', 'batch_stats' or 'tent'"):
+    tent = resolve(parse_pairs(["algorithm.outside=tent", "algorithm.outside.lr=1e-2"])).algorithm.outside
+    assert tent == OutsideAdaptation(name="tent", lr=0.01)
+    assert resolve(parse_pairs(["rounds=1"])).algorithm.outside == OutsideAdaptation()
+    with pytest.raises(ConfigError, match=r"algorithm.outside.name='bn': expected 'global', 'batch_stats' or 'tent'"):
         resolve(parse_pairs(["algorithm.outside=bn"]))
+
+
+@pytest.mark.parametrize("pairs", [["outside.lr=0.01"], ["outside=batch_stats", "outside.passes=2"]])
+@pytest.mark.parametrize("prefix", ["algorithm", "algorithm.finetune"])
+def test_options_of_tent_without_tent_are_refused(prefix: str, pairs: list[str]) -> None:
+    algorithm = "algorithm=fcl" if prefix == "algorithm.finetune" else "algorithm=fedavg"
+    with pytest.raises(ConfigError, match=rf"{prefix}\.outside={{.*}}: expected name=tent beside lr or passes"):
+        resolve(parse_pairs([algorithm, *(f"{prefix}.{pair}" for pair in pairs)]))
+
+
+def test_another_choice_drops_the_options_of_tent() -> None:
+    given = parse_pairs(["algorithm.outside=tent", "algorithm.outside.lr=0.01"])
+    changed = resolve(merge(given, parse_pairs(["algorithm.outside=global"])))
+    assert changed.algorithm.outside == OutsideAdaptation()
+    assert resolve(to_mapping(resolve(given))).algorithm == resolve(given).algorithm
