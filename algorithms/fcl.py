@@ -130,7 +130,7 @@ class FCL(SelfSupervised[Model]):
         """Mean of L_q over queries (B, d), with keys (B, d) of the same slices and Q' (K, d); one matrix product."""
         similarity = q @ torch.cat([k, sampled]).T / self.temperature
         same_level = levels[:, None] == torch.cat([levels, sampled_levels])
-        if self.both_views:  # a view is no positive of itself
+        if self.both_views:  # a view is not its own positive
             same_level[:, : len(k)].fill_diagonal_(False)
         negatives = similarity[:, len(k) :]
         if self.exclude_positives:

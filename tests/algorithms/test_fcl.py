@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from algorithms.fcl import FCL, Bank, Features
+from algorithms.fcl import FCL, Bank, Broadcast, Features
 from raysim import LocalFleet, Model, Task, federate, load, weights
 from raysim.core.seeding import seed_all, seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
@@ -203,7 +203,7 @@ def test_a_site_reads_no_bank_of_its_own() -> None:
 
     mine, fleet = FCL(pretrain_rounds=1), LocalFleet(task(), rounds=2)
     site = fleet.executor._site("site-02", call(), None)
-    reply = mine.client(site, (mine.init(task()).state, Banks()))  # type: ignore[arg-type]
+    reply = mine.client(site, Broadcast(mine.init(task()).state, Banks()))  # type: ignore[arg-type]
     assert Banks.read == ["site-01", "site-03"]
     assert len(reply.client_state.bank.levels) == 11  # none of theirs is kept
 
@@ -220,7 +220,7 @@ def test_the_momentum_encoder_stays_or_follows(both: bool) -> None:
         mine = FCL(encoder_momentum=momentum, pretrain_rounds=1, both_views=both, batch_size=4)
         fleet = LocalFleet(task(), rounds=2)
         start = mine.init(task()).state
-        replies = fleet.map(mine.client, (start, None))
+        replies = fleet.map(mine.client, Broadcast(start, None))
         for site, reply in replies.items():
             kept, sent = fleet.client_state(site).momentum, reply.payload
             assert kept.parameters == (start if momentum else sent).parameters

@@ -28,8 +28,8 @@ def state(rounds: int = 1, task: Any = None, **fields: Any) -> Any:
 def test_adams_first_step_has_no_bias_correction() -> None:
     # m = 0.1 D; v = 0.75 * 0.1^2 + 0.25 D^2 = 0.038125 and 0.0175.
     end = state(server_lr=0.5, beta1=0.9, beta2=0.75, tau=0.1)
-    assert toy.line(end.first) == pytest.approx((0.035, 0.02))
-    assert toy.line(end.second) == pytest.approx((0.0075 + 0.25 * 0.1225, 0.0075 + 0.25 * 0.04))
+    assert toy.line(end.first_moment) == pytest.approx((0.035, 0.02))
+    assert toy.line(end.second_moment) == pytest.approx((0.0075 + 0.25 * 0.1225, 0.0075 + 0.25 * 0.04))
     expected = 0.5 * 0.035 / (math.sqrt(0.038125) + 0.1), 0.5 * 0.02 / (math.sqrt(0.0175) + 0.1)
     assert toy.line(end.model) == pytest.approx(expected)
 
@@ -40,7 +40,7 @@ def test_adams_second_step() -> None:
     d = (0.235375 + 1.25475) / 4 - 0.04375, (0.231625 + 0.68175) / 4 - 0.04
     m = 0.0875 + 0.5 * d[0], 0.05 + 0.5 * d[1]
     end = state(rounds=2, server_lr=0.1, beta1=0.5, beta2=0.0, tau=0.05)
-    assert toy.line(end.first) == pytest.approx(m)
+    assert toy.line(end.first_moment) == pytest.approx(m)
     assert toy.line(end.model) == pytest.approx(
         (0.04375 + 0.1 * m[0] / (d[0] + 0.05), 0.04 + 0.1 * m[1] / (d[1] + 0.05))
     )
@@ -49,14 +49,14 @@ def test_adams_second_step() -> None:
 def test_yogi_moves_v_by_no_more_than_the_square_whichever_way() -> None:
     # tau^2 = 0.09 lies below 0.35^2 = 0.1225 and above 0.2^2 = 0.04.
     end = state(server_optimizer="yogi", beta2=0.75, tau=0.3)
-    assert toy.line(end.second) == pytest.approx((0.09 + 0.25 * 0.1225, 0.09 - 0.25 * 0.04))
+    assert toy.line(end.second_moment) == pytest.approx((0.09 + 0.25 * 0.1225, 0.09 - 0.25 * 0.04))
 
 
 def test_avgm_is_momentum_at_the_server() -> None:
     # Round 2 of FedAvg goes from (0.35, 0.2) to (0.55125, 0.31875); half of the first change comes on top.
     end = state(rounds=2, server_optimizer="avgm", server_lr=1.0, beta1=0.5)
     assert toy.line(end.model) == pytest.approx((0.55125 + 0.175, 0.31875 + 0.1))
-    assert end.second is None
+    assert end.second_moment is None
 
 
 def test_avgm_without_momentum_is_fedavg_to_the_bit() -> None:
@@ -83,7 +83,7 @@ FAR: toy.Points = ((5, 0), (7, 1), (5, 0), (7, 1))
 def test_buffers_are_averaged_plainly() -> None:
     end = state(task=toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled), server_lr=0.5)
     assert end.model["0.running_mean"].item() == pytest.approx((2 * 0.2 + 4 * 0.6) / 6)
-    assert set(end.first) == set(end.second) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert set(end.first_moment) == set(end.second_moment) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
 def test_a_weight_that_never_changes_stays() -> None:

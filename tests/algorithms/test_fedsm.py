@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from algorithms import fedsm
 from algorithms.fedavg import FedAvg
-from algorithms.fedsm import FedSM, RoutedPredictor, Update, softpull
+from algorithms.fedsm import Broadcast, FedSM, RoutedPredictor, Update, count_parameters, softpull, vgg11
 from algorithms.localonly import LocalOnly
 from raysim import ConfigError, LocalFleet, Model, Task, federate, weights
 from raysim.tasks.synthetic import Synthetic, SyntheticData
@@ -141,7 +142,7 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
     fleet = LocalFleet(task, rounds=1)
     start = mine.init(task)
     fleet.ledger.open_round(0)
-    replies = fleet.map(mine.client, (start.model, start.selector, None), start.personal)
+    replies = fleet.map(mine.client, Broadcast(start.model, start.selector, None), start.personal)
     steps = [reply.payload.moments["0/step"].item() for reply in replies.values()]
     assert steps == [3, 3, 3]
     # The first step of Adam is lr times the sign of the gradient of the mean cross-entropy with the site's own number.
@@ -150,7 +151,7 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
     loss = nn.functional.cross_entropy(net(inputs), torch.full((len(inputs),), 1))
     loss.backward()
     once = FedSM(selector_epochs=1, selector_lr=0.01)
-    one = fleet.map(once.client, (start.model, start.selector, None), start.personal)
+    one = fleet.map(once.client, Broadcast(start.model, start.selector, None), start.personal)
     after, said = one["site-02"].payload.selector, one["site-02"].metrics
     assert said["selector_loss"] == pytest.approx(loss.item(), rel=1e-5)
     for name, parameter in net.named_parameters():
@@ -226,7 +227,7 @@ class Several(nn.Module):
 
 
 def test_the_global_model_sees_the_whole_batch_and_may_put_out_several_resolutions() -> None:
-    mine = replace(routed([[9.0, 0, 0], [0.0, 0, 0]], 0.9), plain=Several())
+    mine = replace(routed([[9.0, 0, 0], [0.0, 0, 0]], 0.9), global_net=Several())
     with torch.no_grad():
         assert mine(torch.tensor([[1.0], [0.0], [1.0]]))[:, 0].tolist() == pytest.approx([1 / 3, 0, 1 / 3])
 
@@ -264,14 +265,19 @@ def test_a_selector_that_never_dares_answers_as_the_global_model() -> None:
 
 
 def test_the_selector_learns_the_sites() -> None:
-    end = ended(FedSM(selector_lr=3e-3, selector_epochs=5), small_task(), rounds=40, evaluate_every=40)
+    # One batch per pass, and one step of the other two models, which do not matter here.
+    task, mine = replace(small_task(), batch_size=8), FedSM(selector_lr=3e-3, selector_epochs=5, steps=1)
+    end = ended(mine, task, rounds=40, evaluate_every=40)
     right = [s.value for s in end.scores if (s.split, s.metric) == ("test", "selector_accuracy")]
     assert np.mean(right) > 0.6
 
 
-def test_vgg11_is_a_selector_too() -> None:
+def test_vgg11_is_a_selector_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        assert 4 * count_parameters(vgg11((1, 16, 16), 3)) > 4e8
+    monkeypatch.setattr(fedsm, "VGG11_HIDDEN", 2)  # the whole one takes seconds
     task = replace(small_task(), sizes={})
-    assert FedSM(selector="vgg11").init(task).selector.nbytes > 4e8
+    assert FedSM(selector="vgg11").init(task).selector.schema is weights(vgg11(task.shape, 3)).schema
 
 
 def test_one_step_and_softpull_settle_where_the_penalised_loss_is_least() -> None:

@@ -202,8 +202,8 @@ def test_alignment_brings_the_gradients_together_at_equal_loss() -> None:
 
     def spread(weight: float) -> list[float]:
         """The alignment loss where the training loss passes 1.6, 1.2 and 0.8."""
-        mine = plain(weight=weight, server_lr=0.02)
-        rounds = list(federate(mine, task, LocalFleet(task, rounds=100), rounds=100))
+        mine = plain(weight=weight, server_lr=0.06)
+        rounds = list(federate(mine, task, LocalFleet(task, rounds=30), rounds=30))
         losses, spreads = [-(r.loss or 0.0) for r in rounds], [r.metrics["alignment_loss"] for r in rounds]
         assert losses == sorted(losses)
         return [float(np.interp(-level, losses, spreads)) for level in (1.6, 1.2, 0.8)]

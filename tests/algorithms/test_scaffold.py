@@ -137,5 +137,5 @@ def test_other_optimisers_are_refused(fields: dict[str, Any]) -> None:
 def test_the_state_answers_the_model() -> None:
     state = Scaffold().init(toy.two_sites())
     assert isinstance(state, ServerState)
-    assert state.total == 4
+    assert state.total_weight == 4
     assert toy.line(state.control) == (0, 0)
