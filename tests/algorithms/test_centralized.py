@@ -63,7 +63,7 @@ PAIR: toy.Points = ((1, 0), (3, 1))
 
 @pytest.mark.parametrize("cohort", [1.0, 1])
 def test_local_statistics_go_with_the_pool(cohort: float | int) -> None:
-    # There is one place only: its statistics are the model's, whatever is said of sites.
+    # There is one training site only: its statistics are the model's, whatever the policy of buffers.
     task = toy.task({"a": PAIR, "b": PAIR}, network=toy.Scaled)
-    kept = last(task, rounds=3, cohort=cohort, buffers="local")
-    assert kept.state == last(task, rounds=3, cohort=cohort, buffers="average").state
+    local = last(task, rounds=3, cohort=cohort, buffers="local")
+    assert local.state == last(task, rounds=3, cohort=cohort, buffers="average").state

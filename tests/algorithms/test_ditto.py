@@ -71,8 +71,8 @@ def test_inside_sites_answer_with_their_own_model_and_outside_ones_with_the_glob
 
 def test_a_site_that_was_not_asked_keeps_its_model_and_a_new_one_has_the_global() -> None:
     end, fleet = run(Ditto(**SGD), rounds=1, cohort=1)
-    (asked,) = end.cohort
-    (other,) = {"a", "b"} - {asked}
+    (sampled,) = end.cohort
+    (other,) = {"a", "b"} - {sampled}
     assert fleet.client_state(other) is None
     values = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
     assert values[other, "distance"] == values[other, "distance@global"]
@@ -86,8 +86,8 @@ def test_only_the_global_model_travels() -> None:
 def test_both_losses_are_told() -> None:
     # In round 2 a's global copy starts at r = -1.45, its own model at r = -1.6.
     end, _ = run(Ditto(**SGD))
-    said = {s.metric: s.value for s in end.scores if (s.site, s.split) == ("a", "train")}
-    assert said == {"loss": pytest.approx(1.45**2 / 2), "personal_loss": pytest.approx(1.6**2 / 2)}
+    metrics = {s.metric: s.value for s in end.scores if (s.site, s.split) == ("a", "train")}
+    assert metrics == {"loss": pytest.approx(1.45**2 / 2), "personal_loss": pytest.approx(1.6**2 / 2)}
 
 
 PAIR: toy.Points = ((1, 0), (3, 1))

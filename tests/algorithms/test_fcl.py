@@ -164,12 +164,12 @@ def test_bytes_are_the_formulas() -> None:
     size = mine.build_network(task().network(), task())
     p_e = weights(size).nbytes
     # 11 images in batches of 4: three steps, 12 features in the first round, the bank is full after the second
-    for r, held in zip(rounds, (0, 12, 16), strict=True):
+    for r, bank_size in zip(rounds, (0, 12, 16), strict=True):
         assert r.traffic.up == dict.fromkeys(task().inside, p_e)
         assert r.traffic.down == dict.fromkeys(task().inside, p_e)
         # C (C - 1) B_f (d + 1) floats, where they arrive: the B_f (d + 1) that each sends are not counted once more.
-        assert sum(r.traffic.between.values()) == 3 * 2 * held * (8 + 1) * 4
-        assert set(r.traffic.between.values()) in ({2 * held * 9 * 4}, set())
+        assert sum(r.traffic.between.values()) == 3 * 2 * bank_size * (8 + 1) * 4
+        assert set(r.traffic.between.values()) in ({2 * bank_size * 9 * 4}, set())
 
 
 def test_without_exchange_nothing_travels_between_sites() -> None:
@@ -205,7 +205,7 @@ def test_a_site_reads_no_bank_of_its_own() -> None:
     site = fleet.executor._site("site-02", call(), None)
     reply = mine.client(site, Broadcast(mine.init(task()).state, Banks()))  # type: ignore[arg-type]
     assert Banks.read == ["site-01", "site-03"]
-    assert len(reply.client_state.bank.levels) == 11  # none of theirs is kept
+    assert len(reply.client_state.bank.levels) == 11  # none of the other sites' features is stored
 
 
 def call() -> Any:
@@ -222,9 +222,9 @@ def test_the_momentum_encoder_stays_or_follows(both: bool) -> None:
         start = mine.init(task()).state
         replies = fleet.map(mine.client, Broadcast(start, None))
         for site, reply in replies.items():
-            kept, sent = fleet.client_state(site).momentum, reply.payload
-            assert kept.parameters == (start if momentum else sent).parameters
-            assert sent.parameters != start.parameters
+            momentum_encoder, update = fleet.client_state(site).momentum, reply.payload
+            assert momentum_encoder.parameters == (start if momentum else update).parameters
+            assert update.parameters != start.parameters
 
 
 def test_the_momentum_encoder_goes_on_or_starts_again() -> None:
@@ -236,8 +236,8 @@ def test_the_momentum_encoder_goes_on_or_starts_again() -> None:
         rounds = federate(mine, task(), fleet, rounds=4)
         first, _ = next(rounds), next(rounds)
         assert first.state.state.parameters != start.parameters
-        kept = fleet.client_state("site-01").momentum.parameters
-        assert kept == (first.state.state if again else start).parameters
+        momentum_encoder = fleet.client_state("site-01").momentum.parameters
+        assert momentum_encoder == (first.state.state if again else start).parameters
 
 
 def test_both_switches_off_it_is_moco_with_levels_under_fedavg() -> None:
@@ -330,10 +330,10 @@ def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
         theta = averaged(found)
         alike(rounds[number].state.state, theta)
     for name, queue in queues.items():
-        kept = fleet.client_state(name)
-        assert kept.bank.levels.tolist() == [level for _, level in queue]
-        assert kept.bank.vectors == pytest.approx(torch.stack([v for v, _ in queue]).numpy(), abs=1e-4)
-        alike(kept.momentum, xi[name])
+        client_state = fleet.client_state(name)
+        assert client_state.bank.levels.tolist() == [level for _, level in queue]
+        assert client_state.bank.vectors == pytest.approx(torch.stack([v for v, _ in queue]).numpy(), abs=1e-4)
+        alike(client_state.momentum, xi[name])
 
 
 def test_one_site_with_exchange_is_one_without_bit_by_bit() -> None:

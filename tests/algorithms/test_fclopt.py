@@ -62,8 +62,8 @@ def test_at_its_own_distance_or_farther_the_old_target_comes_back_and_at_none_th
     assert move_to_distance(THETA, THETA, np.float32([1, 1])) == THETA
     rng = np.random.default_rng(0)
     one, two = (model(a=rng.normal(size=(4, 5)), b=rng.normal(size=3)) for _ in range(2))
-    asked = tensor_distances(one, two) * np.float32([0.3, 0.8])
-    assert tensor_distances(one, move_to_distance(one, two, asked)) == pytest.approx(asked, rel=1e-5)
+    distances = tensor_distances(one, two) * np.float32([0.3, 0.8])
+    assert tensor_distances(one, move_to_distance(one, two, distances)) == pytest.approx(distances, rel=1e-5)
 
 
 def test_distances_are_foretold_on_a_line_and_never_below_zero() -> None:
@@ -169,11 +169,11 @@ def test_a_change_foretold_beyond_the_threshold_calls_for_an_upload() -> None:
     from algorithms.fclopt import ServerState
 
     measured = ((0, np.float32([1.0])), (1, np.float32([2.0])))  # so 3 in round 2: half as much again
-    known = ServerState(THETA, THETA, np.float32([2.0]), measured, round=2)
-    for threshold, asked in ((0.4, True), (0.6, False), (None, False)):
-        assert FCLOpt(anchor=None, threshold=threshold).is_anchor(known) == asked
-    assert FCLOpt(anchor=2).is_anchor(known)
-    assert not FCLOpt(anchor=3).is_anchor(known)
+    state = ServerState(THETA, THETA, np.float32([2.0]), measured, round=2)
+    for threshold, upload in ((0.4, True), (0.6, False), (None, False)):
+        assert FCLOpt(anchor=None, threshold=threshold).is_anchor(state) == upload
+    assert FCLOpt(anchor=2).is_anchor(state)
+    assert not FCLOpt(anchor=3).is_anchor(state)
 
 
 def test_a_threshold_alone_begins_to_skip_when_two_distances_are_known() -> None:
@@ -192,15 +192,15 @@ def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
     next(rounds)
     own = {site: fleet.client_state(site).target for site in task().inside}
     assert own["site-01"] != own["site-02"]
-    known = next(rounds).state.state
-    assert known.measured == ()
+    state = next(rounds).state.state
+    assert state.measured == ()
     from algorithms.fclopt import Broadcast, ClientState
 
     half = FCLOpt(target="ema", round_momentum=0.25)
     theta = Model.of({"0.a": np.float32([4.0]), "1.b": np.float32([9.0])})
-    began = half.start_target(ClientState(Model.of({"0.a": np.float32([8.0])})), Broadcast(theta, None, None, False))
-    assert began["0.a"].tolist() == [0.25 * 8 + 0.75 * 4]
-    assert list(began) == ["0.a"]
+    start = half.start_target(ClientState(Model.of({"0.a": np.float32([8.0])})), Broadcast(theta, None, None, False))
+    assert start["0.a"].tolist() == [0.25 * 8 + 0.75 * 4]
+    assert list(start) == ["0.a"]
 
 
 @pytest.mark.parametrize("distances", ["tensor", "network"])
@@ -208,17 +208,17 @@ def test_between_anchors_the_distance_is_the_one_foretold(distances: Any) -> Non
     rounds, _ = pretrained(FCLOpt(anchor=2, history=2, distances=distances, batch_size=4), 7)
     states = [r.state.state for r in rounds]
     for number in range(1, 7):
-        before, known, said = states[number - 1], states[number], rounds[number].metrics
+        before, state, metrics = states[number - 1], states[number], rounds[number].metrics
         line = extrapolate_distance(before.measured, number)
-        assert said["predicted_distance"] == pytest.approx(total_distance(line))
-        assert known.distance.shape == ((1,) if distances == "network" else before.distance.shape)
+        assert metrics["predicted_distance"] == pytest.approx(total_distance(line))
+        assert state.distance.shape == ((1,) if distances == "network" else before.distance.shape)
         if number % 2:
-            assert known.distance.tolist() == line.tolist()
-            assert known.measured == before.measured
-            assert "distance" not in said
+            assert state.distance.tolist() == line.tolist()
+            assert state.measured == before.measured
+            assert "distance" not in metrics
         else:
-            assert [of for of, _ in known.measured] == ([0, 2] if number == 2 else [number - 2, number])
-            assert known.distance.tolist() == known.measured[-1][1].tolist()
+            assert [of for of, _ in state.measured] == ([0, 2] if number == 2 else [number - 2, number])
+            assert state.distance.tolist() == state.measured[-1][1].tolist()
     assert (
         extrapolate_distance(states[4].measured, 5).tolist() != states[4].measured[-1][1].tolist()
     )  # a line, not the last one

@@ -81,8 +81,8 @@ def test_no_normalisation_is_fedavg_to_the_bit() -> None:
 
 def test_a_site_that_was_not_asked_answers_with_the_global_model() -> None:
     end, fleet = run(rounds=1, cohort=1)
-    (asked,) = end.cohort
-    (other,) = {"a", "b"} - {asked}
+    (sampled,) = end.cohort
+    (other,) = {"a", "b"} - {sampled}
     assert fleet.client_state(other) is None
     values = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
     assert values[other, "distance"] == values[other, "distance@global"]

@@ -63,8 +63,8 @@ def test_passes_of_the_head_are_its_own() -> None:
 
 def test_both_losses_are_told() -> None:
     end, _ = run(rounds=1)
-    said = {s.metric: s.value for s in end.scores if (s.site, s.split) == ("a", "train")}
-    assert said == {"loss": pytest.approx(1.28), "head_loss": pytest.approx(2.0)}
+    metrics = {s.metric: s.value for s in end.scores if (s.site, s.split) == ("a", "train")}
+    assert metrics == {"loss": pytest.approx(1.28), "head_loss": pytest.approx(2.0)}
 
 
 def test_only_the_representation_travels() -> None:

@@ -47,8 +47,8 @@ def test_a_round_by_hand() -> None:
     def loss(net: nn.Module, images: Tensor) -> Tensor:
         quarters = torch.randint(4, (len(images),))
         views = zip(mine.views(images), quarters, strict=True)
-        told = net(torch.stack([view.rot90(int(k), (1, 2)) for view, k in views])).log_softmax(1)
-        return -torch.stack([row[k] for row, k in zip(told, quarters, strict=True)]).mean()
+        log_probabilities = net(torch.stack([view.rot90(int(k), (1, 2)) for view, k in views])).log_softmax(1)
+        return -torch.stack([row[k] for row, k in zip(log_probabilities, quarters, strict=True)]).mean()
 
     (found,), _ = first_stage(mine, 1)
     alike(found.state.state, one_round(mine, loss), 1e-5)

@@ -152,8 +152,8 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
     loss.backward()
     once = FedSM(selector_epochs=1, selector_lr=0.01)
     one = fleet.map(once.client, Broadcast(start.model, start.selector, None), start.personal)
-    after, said = one["site-02"].payload.selector, one["site-02"].metrics
-    assert said["selector_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    after, metrics = one["site-02"].payload.selector, one["site-02"].metrics
+    assert metrics["selector_loss"] == pytest.approx(loss.item(), rel=1e-5)
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None
         large = parameter.grad.abs() > 1e-4

@@ -76,10 +76,10 @@ def test_the_best_on_validation_data_is_kept() -> None:
     fields = SGD | {"lr": 0.5}
     _, fleet = course(IOPFL(alpha=0.0, **fields), task, 3)
     _, one = course(IOPFL(alpha=0.0, **fields), task, 1)
-    kept: ClientState = fleet.client_state("a")
-    assert kept.best == one.client_state("a").best
-    assert kept.best != kept.running
-    assert kept.score == -abs(2 * toy.line(kept.best)[0] + toy.line(kept.best)[1] - 2)
+    client_state: ClientState = fleet.client_state("a")
+    assert client_state.best == one.client_state("a").best
+    assert client_state.best != client_state.running
+    assert client_state.score == -abs(2 * toy.line(client_state.best)[0] + toy.line(client_state.best)[1] - 2)
 
 
 def small_task(norm: Any = "batch", dims: int = 2) -> Task:
@@ -133,7 +133,7 @@ def test_without_a_learning_rate_passes_change_nothing() -> None:
     rounds, _ = course(IOPFL(passes=1), task, 1)
     x = torch.from_numpy(task.open("far").test.inputs)
     answers = [IOPFL(passes=n, outside_lr=0.0).predictor(place(task, "far"), rounds[-1].state) for n in (1, 3)]
-    assert torch.equal(answers[0](x), answers[1](x))  # type: ignore[misc]  # there is an answer
+    assert torch.equal(answers[0](x), answers[1](x))  # type: ignore[misc]  # there is a predictor
 
 
 def test_a_network_without_convolutions_is_refused_before_it_trains() -> None:

@@ -1,4 +1,4 @@
-"""LocalOnly: each site alone, nothing sent, no answer where nobody trains."""
+"""LocalOnly: each site trains its own model, nothing is sent, and sites without training have no predictor."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def test_reset_statistics_start_afresh_in_every_round() -> None:
     pair = ((1.0, 0), (3.0, 1))
     algorithm = LocalOnly(optimizer="sgd", momentum=0.0, lr=0.1, buffers="reset")
     _, fleet = run({"a": pair}, network=toy.Scaled, algorithm=algorithm)
-    kept: Model = fleet.client_state("a")
-    assert kept["0.num_batches_tracked"] == 1
-    assert kept["0.running_mean"].item() == pytest.approx(0.2)
+    client_state: Model = fleet.client_state("a")
+    assert client_state["0.num_batches_tracked"] == 1
+    assert client_state["0.running_mean"].item() == pytest.approx(0.2)

@@ -88,8 +88,8 @@ def test_before_fine_tuning_nothing_is_judged_and_there_is_no_model() -> None:
 def test_fine_tuning_begins_with_the_seed_s_network_but_for_the_encoder() -> None:
     mine = FCL(pretrain_rounds=2)
     (_, before, _), _ = run(mine, 3)
-    turned = mine.start_finetuning(before.state, task())
-    start, fresh = turned.state, weights(task().start(0))
+    finetuning = mine.start_finetuning(before.state, task())
+    start, fresh = finetuning.state, weights(task().start(0))
     encoder = set(encoder_weights(task().network()))
     assert 0 < len(encoder) < len(fresh)
     for name in fresh:
@@ -99,7 +99,7 @@ def test_fine_tuning_begins_with_the_seed_s_network_but_for_the_encoder() -> Non
     names = {n.removeprefix("0.encoder.") for n in learned if n.startswith("0.encoder.")}
     assert len(names) == len(encoder)
     assert len(learned) > len(names)  # the head, which is left behind
-    assert {a.tobytes() for n, a in turned.encoder.items()} == {
+    assert {a.tobytes() for n, a in finetuning.encoder.items()} == {
         a.tobytes() for n, a in learned.items() if n.startswith("0.encoder.")
     }
 
@@ -116,7 +116,7 @@ def test_a_site_that_starts_alone_starts_from_the_encoder_too() -> None:
     assert any(not np.array_equal(fresh[n], encoder[n]) for n in encoder)
 
 
-def test_the_first_stage_s_memory_is_gone_and_the_encoder_is_sent_once() -> None:
+def test_the_client_state_of_the_first_stage_is_gone_and_the_encoder_is_sent_once() -> None:
     mine = FCL(pretrain_rounds=1)
     fleet, sizes = LocalFleet(task(), rounds=3), []
     for r in federate(mine, task(), fleet, rounds=3):
@@ -243,7 +243,7 @@ def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("algorithm.finetune=localonli", "did you mean 'localonly'"),
         ("algorithm.finetune.lrr=1", "unknown key 'algorithm.finetune.lrr' .did you mean 'algorithm.finetune.lr'"),
@@ -252,8 +252,8 @@ def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
         ("algorithm.pretrain_rounds=1.5", "algorithm.pretrain_rounds=1.5: expected a whole number, or less than 1"),
     ],
 )
-def test_a_slip_in_what_fine_tunes_is_refused_at_once(words: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_slip_in_what_fine_tunes_is_refused_at_once(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         resolve(parse_pairs(["algorithm=fcl", words]))
 
 

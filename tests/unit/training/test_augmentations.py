@@ -165,9 +165,9 @@ def test_the_command_refuses_them_before_ray_starts(tmp_path: Path, capsys: Any)
     test = pictures(tmp_path, None)[0] | {"split": "test", "image": picture(tmp_path, "t.png")}
     pd.DataFrame([*pictures(tmp_path, None), test]).to_csv(tmp_path / "table.csv", index=False)
     assert main(["run", *words, "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr()
-    assert "no slices of volumes" in said.err
-    assert "starting Ray" not in said.out + said.err
+    captured = capsys.readouterr()
+    assert "no slices of volumes" in captured.err
+    assert "starting Ray" not in captured.out + captured.err
 
 
 def test_a_column_partition_is_read_by_value(tmp_path: Path) -> None:

@@ -248,8 +248,8 @@ PAIR: Points = ((1, 0), (3, 1))
 
 
 @dataclass(frozen=True)
-class Held:
-    """A memory of a method's own."""
+class MethodState:
+    """A client state of a method."""
 
     buffers: Model
 
@@ -270,53 +270,53 @@ def after(policy: str, client_state: Any = None) -> tuple[Any, Any]:
 
 
 def test_averaged_buffers_travel() -> None:
-    sent, kept = after("average")
-    assert repr(kept) == "UNCHANGED"
-    assert sent["0.running_mean"].item() == pytest.approx(0.9 * 5 + 0.1 * 2)
-    assert sent["0.running_var"].item() == pytest.approx(0.9 * 7 + 0.1 * 2)
-    assert sent["0.num_batches_tracked"] == 1
+    update, buffers = after("average")
+    assert repr(buffers) == "UNCHANGED"
+    assert update["0.running_mean"].item() == pytest.approx(0.9 * 5 + 0.1 * 2)
+    assert update["0.running_var"].item() == pytest.approx(0.9 * 7 + 0.1 * 2)
+    assert update["0.num_batches_tracked"] == 1
 
 
 def test_local_buffers_stay_at_the_site() -> None:
-    sent, kept = after("local")
-    assert len(sent.buffers) == 0
-    assert kept["0.running_mean"].item() == pytest.approx(MEAN)
-    _, again = after("local", client_state=kept)
+    update, buffers = after("local")
+    assert len(update.buffers) == 0
+    assert buffers["0.running_mean"].item() == pytest.approx(MEAN)
+    _, again = after("local", client_state=buffers)
     assert again["0.running_mean"].item() == pytest.approx(0.9 * MEAN + 0.1 * 2)
     assert again["0.num_batches_tracked"] == 2
 
 
 def test_reset_buffers_start_afresh() -> None:
-    sent, kept = after("reset")
-    assert repr(kept) == "UNCHANGED"
-    assert sent["0.running_mean"].item() == pytest.approx(MEAN)
-    assert sent["0.running_var"].item() == pytest.approx(VARIANCE)
-    assert sent["0.num_batches_tracked"] == 1
+    update, buffers = after("reset")
+    assert repr(buffers) == "UNCHANGED"
+    assert update["0.running_mean"].item() == pytest.approx(MEAN)
+    assert update["0.running_var"].item() == pytest.approx(VARIANCE)
+    assert update["0.num_batches_tracked"] == 1
 
 
-def test_local_buffers_answer_at_the_site_and_batch_statistics_elsewhere() -> None:
+def test_local_buffers_are_used_at_the_site_and_batch_statistics_elsewhere() -> None:
     training = sgd(buffers="local")
-    sent, kept = after("local")
+    update, buffers = after("local")
     x = torch.tensor([[1.0], [3.0]])
-    at_home = site(PAIR, network=Scaled, client_state=kept)
-    net = training.predict_module(at_home, sent)
+    same_site = site(PAIR, network=Scaled, client_state=buffers)
+    net = training.predict_module(same_site, update)
     expected = (x - MEAN) / math.sqrt(VARIANCE + 1e-5)
     torch.testing.assert_close(net[0](x), expected)  # type: ignore[index]
-    elsewhere = training.predict_module(site(PAIR, network=Scaled), sent)
+    elsewhere = training.predict_module(site(PAIR, network=Scaled), update)
     torch.testing.assert_close(elsewhere[0](x), torch.tensor([[-1.0], [1.0]]), atol=1e-4, rtol=0)  # type: ignore[index]
 
 
-def test_a_memory_of_more_than_buffers_answers_them() -> None:
-    """Of a whole model only the buffers come beside what the server sent; of a dataclass its `.buffers`."""
-    sent, kept = after("local")
-    whole = weights(site(PAIR, network=Scaled).load()) | kept
-    for client_state in (whole, Held(buffers=kept)):
-        here = site(PAIR, network=Scaled, client_state=client_state)  # type: ignore[arg-type]  # any memory will do
-        found = weights(sgd(buffers="local").load_global(here, sent))
-        assert found == sent | kept
+def test_the_buffers_of_any_client_state_are_used() -> None:
+    """From a model only its buffers are added to the global model; from a dataclass its `.buffers`."""
+    update, buffers = after("local")
+    whole = weights(site(PAIR, network=Scaled).load()) | buffers
+    for client_state in (whole, MethodState(buffers=buffers)):
+        here = site(PAIR, network=Scaled, client_state=client_state)  # type: ignore[arg-type]  # any class with buffers
+        found = weights(sgd(buffers="local").load_global(here, update))
+        assert found == update | buffers
 
 
-def test_receive_gives_a_copy_of_its_own() -> None:
+def test_load_global_returns_a_copy() -> None:
     here = site(A)
     model = weights(Line())
     first = sgd().load_global(here, model)

@@ -182,8 +182,8 @@ def place(name: str, network: Any = Logits, **data: Any) -> Site[Any]:
     return Site(name, mine, given, None, torch.device("cpu"), 0, 0, 1, mine.start(0))
 
 
-def said(site: Site[Any], inputs: Tensor | None = None, **fields: Any) -> Tensor:
-    """What the network as it starts says at `site` of its test examples."""
+def predict(site: Site[Any], inputs: Tensor | None = None, **fields: Any) -> Tensor:
+    """The predictions of a new network at `site` for its test examples."""
     net = LocalTraining(**fields).predict_module(site, weights(site.load()))
     with torch.no_grad():
         found: Tensor = net(torch.from_numpy(site.data.test.inputs) if inputs is None else inputs)
@@ -194,30 +194,30 @@ def test_batch_statistics_at_an_outside_site() -> None:
     # 5, 7, 9: mean 7, variance 8/3.
     z = math.sqrt(1.5)
     expected = torch.tensor([[-z, z], [0, 0], [z, -z]])
-    torch.testing.assert_close(said(place("x"), outside=BATCH_STATS), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(predict(place("x"), outside=BATCH_STATS), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("outside", ["batch_stats", "tent"])
 def test_an_inside_site_gets_the_global_model(outside: Any) -> None:
-    assert torch.equal(said(place("a"), outside=OutsideAdaptation(name=outside)), said(place("a")))
-    assert not torch.equal(said(place("x"), outside=OutsideAdaptation(name=outside)), said(place("x")))
+    assert torch.equal(predict(place("a"), outside=OutsideAdaptation(name=outside)), predict(place("a")))
+    assert not torch.equal(predict(place("x"), outside=OutsideAdaptation(name=outside)), predict(place("x")))
 
 
 def test_labels_are_never_read() -> None:
     test = toy.split(POINTS["x"])
     blind = place("x", test=replace(test, labels=None))
     fields: dict[str, Any] = {"outside": OutsideAdaptation(name="tent", lr=0.1, passes=3)}
-    assert torch.equal(said(blind, **fields), said(place("x"), **fields))
+    assert torch.equal(predict(blind, **fields), predict(place("x"), **fields))
 
 
 def test_validation_images_serve_where_there_are_no_test_images() -> None:
     test, none = toy.split(POINTS["x"]), toy.split(())
     inputs = torch.from_numpy(test.inputs)
     fields: dict[str, Any] = {"inputs": inputs, "outside": OutsideAdaptation(name="tent", lr=0.1)}
-    adapted = said(place("x"), **fields)
-    assert torch.equal(said(place("x", val=test, test=none), **fields), adapted)
-    assert torch.equal(said(place("x", val=toy.split(((1, 0), (2, 0)))), **fields), adapted)
-    assert torch.equal(said(place("x", test=none), **fields), said(place("x"), inputs, outside=BATCH_STATS))
+    adapted = predict(place("x"), **fields)
+    assert torch.equal(predict(place("x", val=test, test=none), **fields), adapted)
+    assert torch.equal(predict(place("x", val=toy.split(((1, 0), (2, 0)))), **fields), adapted)
+    assert torch.equal(predict(place("x", test=none), **fields), predict(place("x"), inputs, outside=BATCH_STATS))
 
 
 def scores(algorithm: Any, network: Any = Logits) -> tuple[Any, dict[tuple[str, str], float]]:
