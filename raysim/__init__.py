@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from raysim.core.errors import ConfigError, PlacementError, RaysimError, RunError, SiteError
     from raysim.core.model import Model, load, weights
     from raysim.core.network_outputs import full_resolution
+    from raysim.core.registry import algorithm_class, task_class
     from raysim.core.results import ResumePoint, Round, Score
     from raysim.core.seeding import preserve_rng
     from raysim.federation.fleet import LocalFleet
@@ -42,6 +43,7 @@ _HOME = {
     "raysim.core.aggregation": ("combine", "mean"),
     "raysim.core.model": ("Model", "load", "weights"),
     "raysim.core.network_outputs": ("full_resolution",),
+    "raysim.core.registry": ("algorithm_class", "task_class"),
     "raysim.core.seeding": ("preserve_rng",),
     "raysim.federation.round_loop": ("federate",),
     "raysim.search.api": ("search",),
@@ -81,6 +83,7 @@ __all__ = [
     "State",
     "Task",
     "__version__",
+    "algorithm_class",
     "combine",
     "federate",
     "full_resolution",
@@ -88,6 +91,7 @@ __all__ = [
     "mean",
     "preserve_rng",
     "search",
+    "task_class",
     "weights",
 ]
 

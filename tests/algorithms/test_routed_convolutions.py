@@ -130,6 +130,9 @@ def test_odd_convolutions_are_routed_too() -> None:
         nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False),
         nn.Conv2d(4, 4, 3, padding="same", dilation=2),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, (3, 5), padding=(1, 2), padding_mode="replicate"),
+        nn.Conv2d(4, 4, (2, 3), padding="same", dilation=(1, 2), padding_mode="circular"),
+        nn.Conv2d(4, 4, 3, padding="valid", padding_mode="reflect"),
         nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
         nn.Conv3d(4, 4, (1, 3, 3), padding=(0, 1, 1)),
     ):
