@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from raysim.core.model import Model, load, weights
     from raysim.core.network_outputs import full_resolution
     from raysim.core.registry import algorithm_class, task_class
-    from raysim.core.results import ResumePoint, Round, Score
+    from raysim.core.results import ResumePoint, Round, RunResult, Score
     from raysim.core.seeding import preserve_rng
+    from raysim.distributed.launcher import resume, run
     from raysim.federation.fleet import LocalFleet
     from raysim.federation.round_loop import federate
     from raysim.search.api import search
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "raysim.core.errors": ("ConfigError", "PlacementError", "RaysimError", "RunError", "SiteError"),
+    "raysim.core.registry": ("algorithm_class", "task_class"),
+    "raysim.distributed.launcher": ("resume", "run"),
     "raysim.federation.fleet": ("LocalFleet",),
     "raysim.core.aggregation": ("combine", "mean"),
     "raysim.core.model": ("Model", "load", "weights"),
@@ -48,7 +51,7 @@ _HOME = {
     "raysim.federation.round_loop": ("federate",),
     "raysim.search.api": ("search",),
     "raysim.training.local_training": ("LocalTraining",),
-    "raysim.core.results": ("Round", "Score", "ResumePoint"),
+    "raysim.core.results": ("ResumePoint", "Round", "RunResult", "Score"),
     "raysim.core.contracts": (
         *("UNCHANGED", "Algorithm", "Array", "PredictionSet", "Data", "Exchange", "Fleet", "Metrics", "Predictor"),
         *("Reply", "Site", "Split", "State", "Task"),
@@ -76,6 +79,7 @@ __all__ = [
     "ResumePoint",
     "Round",
     "RunError",
+    "RunResult",
     "Score",
     "Site",
     "SiteError",
@@ -90,6 +94,8 @@ __all__ = [
     "load",
     "mean",
     "preserve_rng",
+    "resume",
+    "run",
     "search",
     "task_class",
     "weights",

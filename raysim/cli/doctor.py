@@ -23,11 +23,11 @@ from raysim.distributed.autoscaling import provisionable_nodes
 from raysim.distributed.batch_probe import THREADS, BatchProbe, Machine, propose_resources, round_seconds, steps_of
 from raysim.distributed.capacity_checks import check_object_store
 from raysim.distributed.diagnostics import Check, NodeReport
-from raysim.distributed.launcher import prepare
 from raysim.distributed.probe_environment import PATIENCE, ProbeEnvironment, open_probe_environment
 from raysim.distributed.resources import ActorResources, NodeCapacity, NodeResources, plan_actors
-from raysim.federation.plan import Plan
+from raysim.federation.plan import Plan, build_plan
 from raysim.federation.site_executor import Failure, torch_threads
+from raysim.federation.validation import validate
 from raysim.reporting.console import RunConsole
 from raysim.storage.run_directory import runs_directory
 
@@ -42,7 +42,9 @@ def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
     Raises ConfigError for a wrong configuration, PlacementError where Ray cannot be had.
     """
     folder = Path(out).absolute() if out else runs_directory()
-    plan = prepare(config, Path(node_probe.existing(str(folder))), display)
+    with display.live():
+        plan = build_plan(config, Path(node_probe.existing(str(folder))), emit=display.show)
+        validate(plan)
     read, written = required_paths(plan.task, config.task)
     display.say("looking at this machine" if config.backend == "local" else "starting Ray, asking the nodes")
     with open_probe_environment(config, read, written) as where:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raysim.cli.parser import make_parser
 from raysim.core.errors import ConfigError, RaysimError
-
-if TYPE_CHECKING:
-    from raysim.config.schema import RunConfig
 
 OPTIONS = (
     "trials",
@@ -55,18 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(args: argparse.Namespace, words: Sequence[str]) -> int:
-    config = _configured(args, words)
-    from raysim.distributed.launcher import launch
-    from raysim.reporting.console import RunConsole, Terminal
+def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from raysim.cli import run
 
-    launch(config, args.out, RunConsole(Terminal()))
-    return 0
+    return run.run(args, overrides)
 
 
 def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
-    _check_new(args.out, "a search")
+    from raysim.storage.run_directory import check_new_directory
+
+    check_new_directory(args.out, "a search")
     from raysim.config.merge import merge, parse_pairs, read_file
+    from raysim.distributed.local_ray import set_local_ray_variables
 
     given = merge(read_file(args.config) if args.config else {}, {})
     keys = parse_pairs(
@@ -74,7 +68,7 @@ def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
     )
     earlier = Path(args.resume, "search.yaml") if args.resume is not None else None
     held = read_file(str(earlier))["base"] if earlier is not None and earlier.is_file() else given
-    _local_ray(keys.get("ray_address", held.get("ray_address")))
+    set_local_ray_variables(keys.get("ray_address", held.get("ray_address")))
     from raysim.reporting.console import Terminal
     from raysim.reporting.search_console import SearchConsole
     from raysim.search import api, request
@@ -117,65 +111,20 @@ def _seconds(text: str) -> float:
         raise ConfigError(f"--budget {text}: expected a time such as 90s, 30m or 2h") from None
 
 
-def _doctor(args: argparse.Namespace, words: Sequence[str]) -> int:
-    config = _configured(args, words)
+def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from raysim.cli.run import read_config
+
+    config = read_config(args, overrides)
     from raysim.cli.doctor import doctor
     from raysim.reporting.console import RunConsole, Terminal
 
     return doctor(config, args.out, RunConsole(Terminal()))
 
 
-def _check_new(out: str | None, what: str) -> None:
-    if out is not None and "://" in out:
-        raise ConfigError(f"--out {out}: {what} writes into a folder; give one that is mounted, and copy it afterwards")
-    if out is not None and Path(out).exists():
-        raise ConfigError(f"--out {out} exists already, and {what} never overwrites another; choose a new one")
-
-
-def _configured(args: argparse.Namespace, words: Sequence[str]) -> RunConfig:
-    """What a file and words ask for, and all that must be so before Ray is imported."""
-    from raysim.config.merge import merge, parse_pairs, read_file
-    from raysim.config.resolve import resolve
-
-    words = [*words, *([f"ray_address={args.address}"] if args.address else [])]
-    given = merge(read_file(args.config) if args.config else {}, parse_pairs(words))
-    _check_new(args.out, "a run")
-    config = resolve(given)
-    _ready(config)
-    return config
-
-
 def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from raysim.config.merge import read_file
-    from raysim.config.resolve import resolve
+    from raysim.cli import run
 
-    folder = Path(args.run).absolute()
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{args.run} is no run's folder: it holds no config.yaml; see what is in runs/")
-    config = resolve(read_file(str(folder / "config.yaml")))
-    config = replace(config, ray_address=args.address or config.ray_address)
-    _ready(config)
-    from raysim.distributed.launcher import resume
-    from raysim.reporting.console import RunConsole, Terminal
-
-    resume(folder, config, RunConsole(Terminal()))
-    return 0
-
-
-def _ready(config: RunConfig) -> None:
-    """What must be so before Ray is imported."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as clean as Ctrl-C
-    _local_ray(config.ray_address)
-
-
-def _local_ray(address: str | None) -> None:
-    """Settings of a Ray of one's own, which it reads when it is imported."""
-    if address is None and not os.environ.get("RAY_ADDRESS"):
-        # A Ray of one's own serves this machine only. Ray reads this when it is imported; its name tells of where
-        # it was needed first, but it keeps every port on loopback anywhere.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # Workers take the allocator that Ray brings along for its own processes: a tenth of a small step is malloc.
-        os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
+    return run.resume(args)
 
 
 def _status(args: argparse.Namespace, _: Sequence[str]) -> int:

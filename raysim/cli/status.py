@@ -26,6 +26,8 @@ from raysim.core.suggestions import did_you_mean
 from raysim.distributed.connection import connect
 from raysim.distributed.control_actor import NAMESPACE, run_name
 from raysim.search.trial_store import SEARCH_FILE, load_records
+from raysim.storage.event_log import LOG_FILE
+from raysim.storage.json_lines import read_jsonl
 from raysim.storage.run_directory import lock_owner, runs_directory
 
 # The named actors that answer `status()` and `stop()`: of a run, of one that waits for its room, of a search.
@@ -173,12 +175,11 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     """What a run's or a search's folder tells, whether it is alive or not."""
     if (folder / SEARCH_FILE).exists():
         return _of_search(folder)
-    owner, row, config = lock_owner(folder), dict[str, Any](), dict[str, Any]()
+    owner, config = lock_owner(folder), dict[str, Any]()
     with suppress(OSError, ValueError):
         config = yaml.safe_load((folder / "config.yaml").read_text())
-    with suppress(OSError, ValueError), (folder / "log.jsonl").open() as log:
-        whole = deque((line for line in log if line.endswith("\n")), maxlen=1)
-        row = json.loads(whole[0])[0] if whole else row
+    last = deque(read_jsonl(folder / LOG_FILE), maxlen=1)
+    row = last[0][0] if last else dict[str, Any]()
     summary = dict[str, Any]()
     with suppress(OSError, ValueError):
         summary = json.loads((folder / "summary.json").read_text())

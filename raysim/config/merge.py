@@ -28,7 +28,7 @@ def read_file(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold keys and values, such as `rounds: 20`; it holds a {type(value).__name__}")
-    return _expand_dotted_keys(value, path)
+    return expand_dotted_keys(value, path)
 
 
 def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def nested_keys(key: str, value: Any) -> dict[str, Any]:
     return value  # type: ignore[no-any-return]
 
 
-def _expand_dotted_keys(values: Mapping[Any, Any], path: str, prefix: str = "") -> dict[str, Any]:
+def expand_dotted_keys(values: Mapping[Any, Any], path: str, prefix: str = "") -> dict[str, Any]:
     """The mapping under `prefix` of the file `path` as a nested mapping. Raises ConfigError for conflicting values."""
     result: dict[str, Any] = {}
     for key, value in values.items():
@@ -88,7 +88,7 @@ def _expand_dotted_keys(values: Mapping[Any, Any], path: str, prefix: str = "") 
             raise ConfigError(f"{path}: key {key!r} is not text; expected a name such as rounds or task.data.seed")
         full_key = f"{prefix}.{key}" if prefix else key
         if isinstance(value, Mapping) and full_key in FIELD_MAPPINGS:
-            value = _expand_dotted_keys(value, path, full_key)
+            value = expand_dotted_keys(value, path, full_key)
         expanded = nested_keys(key, value) if prefix else expand_short_keys(nested_keys(key, value))
         if merge(result, expanded) != merge(expanded, result):
             raise ConfigError(f"{path}: {full_key} gives another value to what a key before it gave; keep one of them")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from raysim.config.introspection import default_value, field_docs, format_setting, nested_dataclass, to_plain
-from raysim.config.merge import SHORT_KEYS, expand_short_keys
+from raysim.config.merge import SHORT_KEYS, expand_dotted_keys, expand_short_keys
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError
 from raysim.core.registry import NESTED_ALGORITHM, algorithm_class, name_of, task_class
@@ -41,6 +41,14 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     # The run's own keys are checked first: importing the module of a task or an algorithm takes seconds.
     run: RunConfig = build(RunConfig, {**values, "task": None, "algorithm": None}, "")
     return replace(run, **{key: build(*_component(values, key), key) for key in COMPONENTS})
+
+
+def load_config(source: RunConfig | Mapping[str, Any]) -> RunConfig:
+    """The run configuration of `source`: itself, or what its keys, dotted or nested, resolve to.
+
+    Raises ConfigError for unknown keys and invalid values.
+    """
+    return source if isinstance(source, RunConfig) else resolve(expand_dotted_keys(source, "the configuration"))
 
 
 def to_mapping(run: RunConfig) -> dict[str, Any]:

@@ -1,24 +1,36 @@
-"""Files that are there whole, or not at all."""
+"""Atomic writes: a file has either its old content or its new one, never a part."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file, or none of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to. The file there replaces `path` at the end of the block, or is removed if it fails."""
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, atomically."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all; a number that is not finite becomes null."""
+    """Write `value` to `path` as JSON, atomically; a number that is not finite becomes null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 

@@ -1,22 +1,25 @@
-"""What can go wrong, and the exit code that says so.
+"""The errors of raysim, each with the exit code of the command.
 
 RaysimError
-├── ConfigError        2   the user can fix the command, the file or the data
-├── PlacementError     3   what is asked for does not fit the cluster
-└── RunError           1   the run failed
-    ├── SiteError      1   ... at one site, in one round
-    ├── ServerError    1   ... at the server, in one round
-    └── LostError      1   ... with a node that held what the run needs; it goes on from its last checkpoint
+├── ConfigError              2   the command, the file or the data must be corrected
+├── PlacementError           3   the cluster cannot serve the request
+│   └── NodeError            3   ... because of one node
+└── RunError                 1   the run failed
+    ├── SiteError            1   ... at one site, in one round
+    ├── ServerError          1   ... at the server, in one round
+    ├── LostObjectError      1   ... with a node that held an object of the run
+    ├── ResumableError       1   ... for a reason outside of it
+    └── Interrupted        130   it was asked to stop
 """
 
 from __future__ import annotations
 
 
 class RaysimError(Exception):
-    """Anything raysim refuses or reports; `exit_code` is what the command line returns."""
+    """Base class of all errors of raysim; `exit_code` is that of the command."""
 
     exit_code = 1
-    remote = ""  # the traceback of a user's code, from the process where it failed
+    remote = ""  # traceback of user code, from the process in which it failed
 
 
 class ConfigError(RaysimError):
@@ -26,17 +29,17 @@ class ConfigError(RaysimError):
 
 
 class PlacementError(RaysimError):
-    """What was asked for can never be placed on this cluster."""
+    """The request can never be placed on this cluster."""
 
     exit_code = 3
 
 
 class NodeError(PlacementError):
-    """A node of the cluster has not what the run needs: the command's versions, or the data."""
+    """A node of the cluster lacks what the run needs: the versions of the command, or the data."""
 
 
 class RunError(RaysimError):
-    """The run failed after it had started; what was recorded is kept."""
+    """The run failed after its start; its records are kept."""
 
 
 class SiteError(RunError):
@@ -51,11 +54,18 @@ class SiteError(RunError):
 
 
 class LostObjectError(RunError):
-    """What the run needs (a memory, a payload) went away with a node. The run goes back to its last checkpoint."""
+    """An object that the run needs (a client state, a payload) was lost with a node.
+
+    The run returns to its last checkpoint.
+    """
+
+
+class ResumableError(RunError):
+    """The run failed for a reason outside of it, such as a full disk. The message explains how to resume it."""
 
 
 class ServerError(RunError):
-    """An algorithm's half at the server failed. `remote` is the traceback where it happened."""
+    """The server half of an algorithm failed. `remote` is the traceback where it happened."""
 
     def __init__(self, round: int, cause: str, remote: str = "") -> None:
         super().__init__(round, cause, remote)
@@ -66,6 +76,6 @@ class ServerError(RunError):
 
 
 class Interrupted(RunError):
-    """Someone asked the run to stop."""
+    """The run was asked to stop."""
 
     exit_code = 130

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raysim.core.errors import RaysimError
@@ -11,42 +12,38 @@ from raysim.core.results import FailureAction, Round
 
 
 @dataclass(frozen=True)
-class RoundEvent:
-    """A finished round, as displays show it: its row in rounds.parquet."""
+class Message:
+    """A line on where the run stands or where its files are."""
 
-    number: int
-    values: Mapping[str, Any]
-    round: Round[Any] | None = None  # the round itself, in the process that has run it: it does not travel
+    text: str
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A message for the user. `action` is set where it reports a failure that no RoundEvent carries."""
+    """A line that the user should read. `action` is set where it reports a failure that no RoundEvent carries."""
 
     text: str
     action: FailureAction | None = None
 
 
-@dataclass(frozen=True)
-class RunFinished:
-    """The end of the run: what summary.json holds."""
+@dataclass
+class Progress:
+    """The position within a phase of the run or of a round, which counts from 0; read by displays, from other threads."""
 
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class ActorsPlaced:
-    """The actors are up: where each is, and the site's actor by site."""
-
-    places: Sequence[ActorPlacement]
-    site_to_actor: Mapping[str, str]
+    round: int = 0
+    phase: str = "starting"
+    done: int = 0
+    total: int = 0
+    active_sites: tuple[str, ...] = ()  # with a call in progress
 
 
 @dataclass(frozen=True)
-class RunFailed:
-    """The run failed. It travels as data, so that whoever reads it needs no class but raysim's."""
+class RunPlanned:
+    """The plan is validated: `rounds` rounds, judged by `metric` (role/split/metric), recorded in `directory`."""
 
-    error: RaysimError
+    directory: Path
+    rounds: int
+    metric: str
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,36 @@ class ActorPlacement:
     threads: int
 
 
-@dataclass
-class Progress:
-    """Where a round stands; read by displays, from other threads."""
+@dataclass(frozen=True)
+class ActorsPlaced:
+    """The client actors are up: the placement of each, and the actor of each site."""
 
-    round: int = 0
-    phase: str = "starting"
-    done: int = 0
-    total: int = 0
-    active_sites: tuple[str, ...] = ()  # the sites that calls are under way at
+    places: Sequence[ActorPlacement]
+    site_to_actor: Mapping[str, str]
 
 
-Event = ActorsPlaced | RoundEvent | Notice | RunFinished | RunFailed | Progress
+@dataclass(frozen=True)
+class RoundEvent:
+    """A finished round: its row in rounds.parquet."""
+
+    number: int
+    values: Mapping[str, Any]
+    round: Round[Any] | None = None  # only in the process that runs the rounds: it is too large to travel
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The end of the run: the content of summary.json."""
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFailed:
+    """The failure of the run. The error travels as data: a reader needs no class but raysim's."""
+
+    error: RaysimError
+
+
+Event = Message | Notice | Progress | RunPlanned | ActorsPlaced | RoundEvent | RunFinished | RunFailed
+EventCallback = Callable[[Event], None]

@@ -1,18 +1,22 @@
-"""What a round gives: traffic, scores, failures; and the point from which a run resumes."""
+"""Results: of a round (traffic, scores, failures), the point from which a run resumes, and of a whole run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Generic, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from raysim.core.contracts import Metrics, S
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class ResumePoint(Generic[S]):
-    """Where a run goes on from: after `number` finished rounds."""
+    """A run resumes from here, after `number` finished rounds."""
 
     number: int
     state: S
@@ -76,6 +80,42 @@ class Round(Generic[S]):
     traffic: Traffic
     seconds: float
     cohort: tuple[str, ...]
-    absent: tuple[str, ...] = ()  # drawn for the round, but not there (cohort.dropout)
+    absent: tuple[str, ...] = ()  # sampled for the round, but offline (cohort.dropout)
     failures: tuple[FailureEvent, ...] = ()
     phases: Mapping[str, float] = field(default_factory=dict)  # seconds of each
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a finished run: its directory and the content of its summary.json."""
+
+    path: Path
+    summary: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def status(self) -> str:
+        """`done`: all rounds are recorded."""
+        return str(self.summary["status"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the final state and of all client states; equal for equal runs."""
+        return str(self.summary["digest"])
+
+    @property
+    def metric(self) -> str:
+        """The `role/split/metric` that the run is judged by."""
+        return str(self.summary["metric"])
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """By `role/split/metric`, of the last evaluation: mean, weighted and, where it has a direction, worst."""
+        found: Mapping[str, Mapping[str, float]] = self.summary["metrics"]
+        return found
+
+    @property
+    def sites(self) -> pd.DataFrame:
+        """The last scores of each site: a row per site, columns `role` and `split/metric`; NaN where it has none."""
+        from pandas import DataFrame  # here, so that events can be read without pandas
+
+        return DataFrame.from_dict(self.summary["sites"], orient="index").rename_axis("site")

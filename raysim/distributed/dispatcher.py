@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RaySystemError, RayTaskError
 
 from raysim.core.contracts import UNCHANGED
-from raysim.core.errors import LostObjectError, RunError
+from raysim.core.errors import LostObjectError, ResumableError, RunError
 from raysim.core.formatting import join_names
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.distributed.client_actor import IN_STORE
@@ -80,7 +80,7 @@ class Dispatcher:
             if self.in_flight:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.fleet.patience:
-                raise RunError(self._no_actor_message())
+                raise ResumableError(self._no_actor_message())
             for ref in ready:
                 if ref in self.fleet.starting:
                     self.fleet.started(ref)

@@ -1,13 +1,16 @@
-"""Versions, hardware and the command of a run (env.json), and users' modules on other nodes."""
+"""The environment of a run: variables of a local Ray, versions for env.json, user modules on other nodes.
+
+Imports Ray only where it is used: a local Ray must find its variables when it is imported.
+"""
 
 from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import ray
 import torch
 
 from raysim import __version__
@@ -16,14 +19,19 @@ PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "p
 
 
 def pickle_by_value(*classes: type) -> None:
-    """The user's own module travels with the run: other processes and machines may not be able to import it."""
+    """Let the modules of these classes travel with the run if they are the user's: other nodes may not have them."""
+    from ray import cloudpickle
+
     for cls in classes:
         if cls.__module__.partition(".")[0] not in ("raysim", "algorithms"):
-            ray.cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
+            cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, hardware and the command: what env.json holds. No environment variable is recorded."""
+def describe_environment(cluster: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Versions, hardware and the command: the content of env.json, without environment variables.
+
+    `cluster` holds the resources of Ray's cluster, if the run is on one.
+    """
     found = {}
     for package in PACKAGES:
         try:
@@ -38,5 +46,5 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": found,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
-        "ray": ray.cluster_resources() if ray.is_initialized() else None,
+        "ray": cluster,
     }

@@ -1,144 +1,178 @@
-"""`raysim run`, from a checked configuration to an exit code: prepare the data, start, show, and leave the files."""
+"""`raysim.run` and `raysim.resume`: the stages of a run, from its configuration to its report.
+
+Imports Ray only for a run on Ray: a local run does without it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
-from contextlib import closing, suppress
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
+from typing import Any, Literal
 
-import yaml
-
-from raysim.config.resolve import to_mapping
+from raysim.config.merge import read_file
+from raysim.config.resolve import load_config, resolve, to_mapping
 from raysim.config.schema import RunConfig
-from raysim.core.atomic_io import write_json
-from raysim.core.errors import ConfigError, PlacementError, RunError
-from raysim.core.events import ActorsPlaced, Event, RunFailed, RunFinished
+from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError
+from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, RunFailed, RunFinished, RunPlanned
 from raysim.core.registry import classes_of, name_of
+from raysim.core.results import RunResult
 from raysim.distributed import node_probe
-from raysim.distributed.cluster_checks import check_cluster
-from raysim.distributed.connection import connect
-from raysim.distributed.control_actor import NAMESPACE
-from raysim.distributed.driver import stream_events
 from raysim.distributed.environment import describe_environment, pickle_by_value
-from raysim.federation.plan import Plan, build_plan, parse_run_faults
+from raysim.distributed.local_ray import set_local_ray_variables
+from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
 from raysim.federation.validation import validate
-from raysim.reporting.console import RunConsole
 from raysim.reporting.html_report import write_report
-from raysim.storage.run_directory import exclusive_lock, reserve_directory
+from raysim.storage.event_log import LOG_FILE
+from raysim.storage.run_directory import commit, exclusive_lock, reserve_directory
 
 
-def launch(config: RunConfig, out: str | None, display: RunConsole) -> None:
-    """Run the federation of `config` into the new folder `out`, or into the next free one under `runs`.
+def run(
+    config: RunConfig | Mapping[str, Any],
+    *,
+    backend: Literal["ray", "local"] | None = None,
+    out: str | Path | None = None,
+    on_event: EventCallback | None = None,
+) -> RunResult:
+    """The result of a new run of `config`, with the same files as that of `raysim run`.
 
-    Raises RaysimError for whatever goes wrong, KeyboardInterrupt after a clean stop.
+    `config` holds keys as in a configuration file, dotted or nested. `backend` takes precedence over its own. `out` is
+    the run directory, which must not exist; by default the next free one under `runs`. `on_event` gets every event of
+    the run as it happens; without it, the run is quiet.
+
+    Raises ConfigError or PlacementError, before anything is written, for a run that cannot work; RunError for one that
+    fails; KeyboardInterrupt after a clean end. What was recorded until then is kept.
     """
+    config = load_config(config)
+    config = config if backend is None else replace(config, backend=backend)
     stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
-    with reserve_directory(out, stem) as folder, exclusive_lock(folder):
-        _start(prepare(config, folder, display), display)
+    with reserve_directory(None if out is None else str(out), stem) as directory, exclusive_lock(directory):
+        return _execute(config, directory, on_event, resume=False)
 
 
-def resume(folder: Path, config: RunConfig, display: RunConsole) -> None:
-    """Go on with the run in `folder` after its last checkpoint, to the result that it would have had.
+def resume(
+    directory: str | Path, *, ray_address: str | None = None, on_event: EventCallback | None = None
+) -> RunResult:
+    """The result of the run in `directory`, continued after its last checkpoint; equal to that without the stop.
 
-    Raises ConfigError if it is done or still running, and what `launch` raises.
+    Raises ConfigError if `directory` holds no run, or one that is done or still running, and what `run` raises.
     """
-    with exclusive_lock(folder):
-        _check_unfinished(folder)
-        _start(prepare(config, folder, display, resume=True), display)
+    directory = Path(directory).absolute()
+    config = read_run_config(directory, ray_address)
+    with exclusive_lock(directory):
+        _check_unfinished(directory)
+        return _execute(config, directory, on_event, resume=True)
 
 
-def prepare(config: RunConfig, directory: Path, display: RunConsole, resume: bool = False) -> Plan:
-    """The plan of `config`, validated; the display shows the preparation of the data."""
-    parse_run_faults(config)
-    with display.preparing() as progress:
-        plan = build_plan(config, directory, progress=progress, resume=resume, versions=node_probe.versions())
-    validate(plan)
-    return plan
+def read_run_config(directory: Path, ray_address: str | None = None) -> RunConfig:
+    """The configuration of the run in `directory`, at another Ray address if one is given."""
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"{directory} is no run's folder: it holds no config.yaml; see what is in runs/")
+    config = resolve(read_file(str(directory / "config.yaml")))
+    return replace(config, ray_address=ray_address or config.ray_address)
 
 
-def _check_unfinished(folder: Path) -> None:
+def _check_unfinished(directory: Path) -> None:
     with suppress(OSError, ValueError):
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((directory / "summary.json").read_text())
         if summary["status"] == "done":
             raise ConfigError(
-                f"{folder} is done, all {summary['rounds']} rounds; for more rounds start a new run "
-                f"(raysim run -c {folder / 'config.yaml'} rounds=...)"
+                f"{directory} is done, all {summary['rounds']} rounds; for more rounds start a new run "
+                f"(raysim run -c {directory / 'config.yaml'} rounds=...)"
             )
 
 
-def _start(plan: Plan, display: RunConsole) -> None:
-    try:
-        _run(plan, display)
-    except (RunError, PlacementError, KeyboardInterrupt) as error:
-        if (plan.directory / "log.jsonl").exists() and "raysim resume" not in str(error):
-            more = any((plan.directory / "checkpoints").glob("round_*"))
-            goes_on = f"; raysim resume {plan.directory} goes on with it" if more else ""
-            display.say(f"what was recorded until then is in {plan.directory}{goes_on}")
-        raise
-    finally:
-        _report(plan.directory, display)
+def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None, resume: bool) -> RunResult:
+    """The stages of a run: plan, validate, start and run on a backend, report."""
+    plan = build_plan(config, directory, resume=resume, versions=node_probe.versions(), emit=on_event)
+    validate(plan)
+    emit: EventCallback = on_event or (lambda _: None)
+    emit(RunPlanned(directory, config.rounds, plan.metric))
+    with _reported(plan, emit):
+        summary = _follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
+    return RunResult(directory, summary)
 
 
-def _report(out: Path, display: RunConsole) -> None:
-    """Leave report.html, whatever ended the run: by this process, for the server actor may be lost."""
-    if not (out / "summary.json").exists():  # the run has not begun, or its server was lost
-        return
-    try:
-        display.say(f"report: {write_report(out)}")
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the run has ended, and this changes nothing of it
-        reason = " ".join(str(error).split())
-        display.say(f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}")
-
-
-def _run(plan: Plan, display: RunConsole) -> None:
-    config = plan.config
-    if config.backend == "local":
-        _follow(_local(plan), plan, display)
-        return
-    pickle_by_value(*classes_of(config.algorithm), type(config.task))
-    display.say("starting Ray")
-    with connect(config.ray_address) as dashboard:
-        display.say(f"Ray is up; dashboard: {dashboard or 'none'}")
-        joined = bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
-        for note in check_cluster(plan.task, config.task) if joined else ():
-            display.show(note)
-        events = stream_events(plan, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")
-        _follow(events, plan, display)
-
-
-def _local(plan: Plan) -> Generator[Event]:
+def _run_locally(plan: Plan) -> Generator[Event]:
+    """The events of a run in this process."""
     fleet = local_fleet(plan)
-    yield ActorsPlaced([], dict.fromkeys(plan.sites, "local"))
+    placement = ActorsPlaced([], dict.fromkeys(plan.sites, "local"))
+    _commit(plan, placement)
+    yield placement
     yield from run_federation(plan, fleet)
 
 
-def _follow(events: Generator[Event], plan: Plan, display: RunConsole) -> None:
-    """Show the events; the folder is filled when the actors are placed, so that what is refused leaves nothing."""
-    # Closed, not left to the garbage collector: Ctrl-C may come here, and a run must end before Ray does.
-    with display.live(plan), closing(events):
+def _run_on_ray(plan: Plan) -> Generator[Event]:
+    """The events of a run on Ray: connect, admit, start the actors, run the rounds."""
+    config = plan.config
+    set_local_ray_variables(config.ray_address)
+    import ray
+
+    from raysim.distributed.cluster_checks import check_cluster
+    from raysim.distributed.connection import connect
+    from raysim.distributed.control_actor import NAMESPACE
+    from raysim.distributed.driver import stream_events
+
+    pickle_by_value(*classes_of(config.algorithm), type(config.task))
+    yield Message("starting Ray")
+    with connect(config.ray_address) as dashboard:
+        yield Message(f"Ray is up; dashboard: {dashboard or 'none'}")
+        if config.ray_address or os.environ.get("RAY_ADDRESS"):
+            yield from check_cluster(plan.task, config.task)
+        with closing(stream_events(plan, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")) as events:
+            for event in events:
+                if isinstance(event, ActorsPlaced):  # the first, or one after an actor has moved
+                    _commit(plan, event, ray.cluster_resources())
+                yield event
+
+
+def _commit(plan: Plan, placement: ActorsPlaced, cluster: Mapping[str, float] | None = None) -> None:
+    with disk_errors_named(plan.directory):
+        commit(plan.directory, to_mapping(plan.config), describe_environment(cluster), placement)
+
+
+def _follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
+    """Pass on the events; returns the summary of the run. Raises the error of a run that failed."""
+    summary: Mapping[str, Any] | None = None
+    # Closed, not left to the garbage collector: Ctrl-C may come in `emit`, and the run must end before Ray does.
+    with closing(events):
         for event in events:
-            if isinstance(event, ActorsPlaced):
-                with disk_errors_named(plan.directory):
-                    _open_folder(plan.directory, plan.config, event)
             if isinstance(event, RunFailed):
                 raise event.error
-            display.show(event)
+            emit(event)
             if isinstance(event, RunFinished):
-                display.finish(event, plan.directory)
+                summary = event.values
+    assert summary is not None  # every run ends with RunFinished or RunFailed
+    return summary
 
 
-def _open_folder(folder: Path, config: RunConfig, placed: ActorsPlaced) -> None:
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    if not (folder / "config.yaml").exists():  # else the run goes on, and these tell how it began
-        (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
-        write_json(folder / "env.json", describe_environment())
-    places = {place.actor: asdict(place) for place in placed.places}
-    sites = [
-        {"site": site, **places.get(actor, {"actor": actor})} for site, actor in sorted(placed.site_to_actor.items())
-    ]
-    write_json(folder / "placement.json", sites)
+@contextmanager
+def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
+    """At the end of the block, write report.html, also after a failure, which is reported with the way to resume."""
+    try:
+        yield
+    except (RunError, PlacementError, KeyboardInterrupt) as error:
+        if (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
+            more = any((plan.directory / "checkpoints").glob("round_*"))
+            cure = f"; raysim resume {plan.directory} goes on with it" if more else ""
+            emit(Message(f"what was recorded until then is in {plan.directory}{cure}"))
+        raise
+    finally:
+        _write_report(plan.directory, emit)
+
+
+def _write_report(directory: Path, emit: EventCallback) -> None:
+    """Write report.html in this process, because the server actor may be lost."""
+    if not (directory / "summary.json").exists():  # the run has not begun, or its server was lost
+        return
+    try:
+        text = f"report: {write_report(directory)}"
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it must not change how the run ends
+        reason = " ".join(str(error).split())
+        text = f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}"
+    emit(Message(text))

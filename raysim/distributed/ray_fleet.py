@@ -14,7 +14,7 @@ from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.core.contracts import Task
-from raysim.core.errors import LostObjectError, NodeError, RaysimError, RunError
+from raysim.core.errors import LostObjectError, NodeError, RaysimError, ResumableError
 from raysim.core.events import ActorPlacement
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.results import FailureAction, FailureEvent
@@ -94,7 +94,7 @@ class RayFleet(BaseFleet):
                 return
             self.failed[actor] = self.failed.get(actor, 0) + 1
             if self.failed[actor] == MAX_LOSSES:
-                failure = RunError(
+                failure = ResumableError(
                     f"{actor} was lost and cannot be started anew: {summarize(error)}. When that is mended, `raysim resume` "
                     "goes on from the last checkpoint"
                 )

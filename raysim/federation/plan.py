@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from raysim.config.schema import RunConfig
-from raysim.core.contracts import EVALUATED_SPLITS, ProgressCallback, Task
+from raysim.core.contracts import EVALUATED_SPLITS, Task, TaskConfig
 from raysim.core.errors import ConfigError
+from raysim.core.events import EventCallback, Message, Notice, Progress
 from raysim.core.fault_injection import FaultPlan, parse_faults
 from raysim.core.model import weights
 from raysim.core.registry import name_of
@@ -66,17 +68,30 @@ def build_plan(
     directory: Path,
     *,
     task: Task | None = None,
-    progress: ProgressCallback | None = None,
     resume: bool = False,
     versions: Mapping[str, str] | None = None,
+    emit: EventCallback | None = None,
 ) -> Plan:
     """The plan of `config`, not yet validated. Opens the task's data, unless `task` is built already.
 
+    `emit` gets the progress of the data, and their warnings, which are Python's own without it.
     Raises ConfigError for faults that cannot be parsed and for data that cannot be used.
     """
     parse_run_faults(config)  # before the data: their preparation may take hours
-    task = config.task.build(progress) if task is None else task
+    if task is None:
+        task = config.task.build(None) if emit is None else build_task(config.task, emit)
     return Plan(config=config, task=task, directory=directory, resume=resume, versions=versions or {})
+
+
+def build_task(config: TaskConfig, emit: EventCallback) -> Task:
+    """The task of `config`, its data prepared. `emit` gets the progress, and a notice of each warning."""
+    emit(Message("preparing the data"))
+    with warnings.catch_warnings(record=True) as caught:
+        task = config.build(lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total)))
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            emit(Notice(str(warning.message)))
+    return task
 
 
 def chosen_metric(task: Task, asked: str | None) -> str:

@@ -1,4 +1,4 @@
-"""One run, from its first round to its summary: federate, record, checkpoint. The same on Ray and without."""
+"""One run, from its first round to its summary: rounds, records, checkpoints. The same with and without Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-from raysim.core.errors import Interrupted, LostObjectError, PlacementError, RaysimError, RunError, ServerError
+from raysim.core.errors import (
+    Interrupted,
+    LostObjectError,
+    PlacementError,
+    RaysimError,
+    ResumableError,
+    RunError,
+    ServerError,
+)
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.registry import classes_of
 from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round
@@ -21,7 +29,6 @@ from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
 from raysim.federation.site_executor import SiteDataCache, torch_threads
 from raysim.storage import checkpoint
-from raysim.storage.event_log import append_failures
 from raysim.storage.recorder import Recorder
 from raysim.storage.serialization import digest
 
@@ -31,7 +38,7 @@ MAX_ROLLBACKS = 5  # times that a run goes back to its last checkpoint before it
 def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice | RunFinished]:
     """Each round's row as it ends, then the summary.
 
-    Whatever ends the run early, what was recorded until then is on the disk, with a summary that says why.
+    If the run ends early, all finished rounds are on the disk, with a summary that says why.
     """
     with disk_errors_named(plan.directory):
         recorder = Recorder(plan.directory, plan.task, plan.metric)
@@ -45,7 +52,7 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
         with suppress(OSError):
-            append_failures(plan.directory, fleet.ledger.take_failures())
+            recorder.add_failures(fleet.ledger.take_failures())
             recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
@@ -59,18 +66,18 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
 
 @contextmanager
 def disk_errors_named(out: Path) -> Iterator[None]:
-    """Raises RunError, with the cure, for what the disk refuses in the block."""
+    """Raises ResumableError, with the cure, for a failed write in the block."""
     try:
         yield
     except OSError as error:
-        raise RunError(
+        raise ResumableError(
             f"cannot write to {out}: {error.strerror or error}; what was written before is whole. "
             f"Make room there, then: raysim resume {out}"
         ) from error
 
 
 def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Notice]:
-    """Write down what ended the run, and tell of what went wrong before that in its last round."""
+    """Record what ended the run; yields a notice of each earlier failure of its last round."""
     failures = list(fleet.ledger.take_failures())
     yield from (
         Notice(describe_failure(each), each.action) for each in failures if each.action is not FailureAction.RUN_ENDED
@@ -79,15 +86,15 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
         number = fleet.ledger.round + 1
         phase = "server" if isinstance(error, ServerError) else fleet.ledger.progress.phase
         failures.append(FailureEvent(number, phase, (), "", str(error), FailureAction.RUN_ENDED, remote=error.remote))
-    with suppress(OSError):  # the disk may be what has failed: then the error is all that is left to tell
-        append_failures(recorder.out, failures)
+    with suppress(OSError):  # the disk itself may have failed
+        recorder.add_failures(failures)
         recorder.close("failed", {**facts, "error": str(error)}, None)
 
 
 def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
-    """The last state, after all rounds that are still to come; from the last checkpoint again if objects were lost."""
+    """The state after the last round. If an object is lost, the run returns to its last checkpoint."""
     start, lost_in, times = None, -1, 0
-    append_failures(plan.directory, early := fleet.ledger.take_failures())  # of actors that could not begin
+    recorder.add_failures(early := fleet.ledger.take_failures())  # of actors that were dropped at the start
     for failure in early:
         yield Notice(describe_failure(failure), failure.action)
     if plan.resume:
@@ -99,7 +106,7 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Round
             number, failures = fleet.ledger.round, fleet.ledger.take_failures()
             times = 1 if number > lost_in else times + 1
             lost_in = max(lost_in, number)
-            append_failures(plan.directory, failures)
+            recorder.add_failures(failures)
             if times == MAX_ROLLBACKS:
                 raise RunError(
                     f"{error}; that was {times} times in a row: look at the health of the cluster"
@@ -109,15 +116,15 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Round
             action = FailureAction.ROLLED_BACK
             yield Notice(f"{error}; going back to the last checkpoint", action)
             start, seconds = yield from _last_checkpoint(plan, fleet, recorder)
-            append_failures(plan.directory, [FailureEvent(number + 1, "", (), "", str(error), action, seconds)])
+            recorder.add_failures([FailureEvent(number + 1, "", (), "", str(error), action, seconds)])
 
 
 def _last_checkpoint(
     plan: Plan, fleet: BaseFleet, recorder: Recorder
 ) -> Generator[RoundEvent | Notice, None, tuple[ResumePoint[Any] | None, float]]:
-    """The newest checkpoint that is whole, None if there is none, and the seconds of the rounds after it.
+    """The newest intact checkpoint, None without one, and the seconds of the rounds after it.
 
-    Records and memories are as they were then.
+    Records and client states are reset to it.
     """
     start = None
     for path in checkpoint.newest_first(plan.directory / "checkpoints"):

@@ -1,35 +1,32 @@
-"""What a person sees of a run: a line per round, a live bar in a terminal, a table of sites at the end."""
+"""Console output of a run: a line per round, a live bar in a terminal, tables of the sites at the end."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raysim.core.events import ActorsPlaced, Notice, Progress, RoundEvent
+from raysim.core.events import ActorsPlaced, Event, Message, Notice, Progress, RoundEvent, RunFinished, RunPlanned
 from raysim.core.formatting import format_bytes, pluralize
-
-if TYPE_CHECKING:
-    from raysim.federation.plan import Plan
 
 WIDTH = 11  # characters of a column of numbers
 MAX_SITES_SHOWN = 40  # sites in the table at the end; of more, the worst
 
 
 class Terminal(Console):
-    """A console whose reader may go away (`raysim run | head`): the run goes on without it."""
+    """A console whose reader may close the pipe (`raysim run | head`): the run continues without output."""
 
     def on_broken_pipe(self) -> None:
-        """Print into nothing from now on."""
+        """Discard all further output."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -39,7 +36,7 @@ class RunConsole:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.plan: Plan | None = None
+        self.plan: RunPlanned | None = None
         self.bars: Bars | None = None
         self.task: TaskID | None = None
         self.placed = False
@@ -64,35 +61,46 @@ class RunConsole:
         return Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     @contextmanager
-    def live(self, plan: Plan) -> Iterator[None]:
-        """While in the block, a bar at the bottom of a terminal shows the round in progress."""
-        self.plan = plan
+    def live(self) -> Iterator[None]:
+        """During the block, a bar at the bottom of a terminal shows the progress."""
         with self._bars() as self.bars:
             self.task = self.bars.add_task("starting", total=None)
             yield
         self.bars = None
 
-    def show(self, event: Any) -> None:
-        """Show one event of the run."""
+    def show(self, event: Event) -> None:
+        """Show one event of the run: the callback of `raysim.run`."""
         if isinstance(event, Progress):
             self._progress(event)
+        elif isinstance(event, Message):
+            self.say(event.text)
+        elif isinstance(event, RunPlanned):
+            self._start(event)
         elif isinstance(event, ActorsPlaced):
             self._placed(event)
         elif isinstance(event, Notice):
             self.console.print(f"note: {event.text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         elif isinstance(event, RoundEvent):
             self._row(event.values)
+        elif isinstance(event, RunFinished):
+            self._finish(event.values)
 
-    def _progress(self, progress: Any) -> None:
-        if self.bars is None or self.task is None or self.plan is None:
+    def _start(self, plan: RunPlanned) -> None:
+        self.plan = plan
+        if self.bars is not None and self.task is not None:  # a new bar, whose time starts now
+            self.bars.remove_task(self.task)
+            self.task = self.bars.add_task("starting", total=None)
+
+    def _progress(self, progress: Progress) -> None:
+        if self.bars is None or self.task is None:
             return
         text = progress.phase
-        if progress.total:
-            text = f"round {progress.round + 1}/{self.plan.config.rounds}  {progress.phase}"
+        if progress.total and self.plan is not None:
+            text = f"round {progress.round + 1}/{self.plan.rounds}  {progress.phase}"
         self.bars.update(self.task, description=text, completed=progress.done, total=progress.total or None)
 
-    def _placed(self, placed: Any) -> None:
-        if self.placed:  # an actor was replaced, as a note has told
+    def _placed(self, placed: ActorsPlaced) -> None:
+        if self.placed:  # an actor has moved, which a notice has reported
             return
         self.placed = True
         sites = list(placed.site_to_actor)
@@ -106,7 +114,7 @@ class RunConsole:
 
     def _row(self, row: Any) -> None:
         assert self.plan is not None
-        rounds, metric = self.plan.config.rounds, self.plan.metric
+        rounds, metric = self.plan.rounds, self.plan.metric
         parts = [f"round {row['round']:{len(str(rounds))}}/{rounds}"]
         parts.append("loss " + (f"{row['loss']:.4f}" if row["loss"] is not None else "-"))
         if f"{metric}/mean" in row:
@@ -116,9 +124,10 @@ class RunConsole:
         parts += [f"{way} {format_bytes(count)}" for way, count in ways.items() if count or way != "between"]
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
-    def finish(self, summary: Any, folder: Path) -> None:
-        """The tables of sites, and where things are."""
-        values = summary.values
+    def _finish(self, values: Mapping[str, Any]) -> None:
+        """Print the tables of the sites, and the paths of the results."""
+        assert self.plan is not None
+        folder = self.plan.directory
         for table in site_tables(values, self.console.width):
             self.console.print(table)
         total, rounds = values["bytes"], pluralize(values["rounds"], "round")
@@ -133,7 +142,7 @@ class RunConsole:
         self.say(f"again:  raysim run -c {folder / 'config.yaml'}")
 
     def _failures(self, failures: Any, folder: Path) -> None:
-        """What went wrong on the way, if anything did."""
+        """Print the totals of the failures, if there were any."""
         if failures["incidents"]:
             left_out = failures["left_out"]
             said = f", {left_out} {'reply' if left_out == 1 else 'replies'} left out" if left_out else ""
@@ -145,14 +154,14 @@ UNITS = {"hd95": "mm", "asd": "mm"}
 
 
 def site_tables(summary: Any, width: int) -> Iterator[Table]:
-    """The last scores of every site, the test split first, as tables that fit `width`; of many sites, the worst."""
+    """The last scores of every site as tables that fit `width`, the test split first; of many sites, the worst."""
     sites, metric = summary["sites"], summary["metric"].split("/", 1)[1]
     rows, title = sorted(sites, key=lambda s: (sites[s]["role"], s)), None
     if len(rows) > MAX_SITES_SHOWN:
         sign = 1 if summary["direction"] == "higher" else -1
         rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, sign * float("inf")))[:MAX_SITES_SHOWN]
         title = f"the {MAX_SITES_SHOWN} worst of {len(sites)} sites by {metric}"
-    # As the task lists them: the site with the most first, for one without a class misses that class's columns.
+    # In the order of the task: the site with most metrics first, because one without a class lacks its columns.
     complete = sorted(sites.values(), key=len, reverse=True)
     names = [n for n in dict.fromkeys(n for scores in complete for n in scores) if not equals_global(n, sites)]
     fit = max(1, (width - max(map(len, rows)) - 14) // WIDTH)
@@ -180,20 +189,20 @@ def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -
 
 
 def column_heading(name: str) -> str:
-    """`split/metric`, a word on each line, and the unit if the metric has one."""
+    """`split/metric` on several lines, with the unit if the metric has one."""
     words = name.replace("/", "_").split("_")
     unit = UNITS.get(words[1].removesuffix("@global"))
     return "\n".join([*words, unit] if unit else words)
 
 
 def equals_global(name: str, sites: Any) -> bool:
-    """Whether `name` is a score of the global model that is, at every site, the method's own."""
+    """Whether the scores `name` of the global model equal the method's own at every site."""
     plain = name.removesuffix("@global")
     return plain != name and all(scores.get(name) == scores.get(plain) for scores in sites.values())
 
 
 def format_score(value: float | None) -> str:
-    """Four decimals, two from 10 on, or nothing for what was not judged."""
+    """Four decimals, two from 10 on; empty for None."""
     if value is None:
         return ""
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from raysim.core.formatting import format_bytes, join_names, pluralize
 from raysim.core.results import FailureAction
 from raysim.reporting.console import column_heading, equals_global, format_score
 from raysim.reporting.plots import plots
+from raysim.storage.event_log import FAILURES_FILE
+from raysim.storage.json_lines import read_jsonl
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 50  # failures in the table
@@ -32,7 +33,7 @@ def write_report(out: Path) -> Path:
     Of these only summary.json must be there. Raises OSError or ValueError where it is not, or the disk is full.
     """
     summary = json.loads((out / "summary.json").read_text())
-    failures = _read(out / "failures.jsonl", _lines, [])
+    failures = _read(out / FAILURES_FILE, _failures, [])
     config = _read(out / "config.yaml", Path.read_text, "")
     placement = _read(out / "placement.json", _json, [])
     rounds = _read(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
@@ -91,15 +92,10 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def _lines(path: Path) -> list[Failure]:
-    """Each line but what a crash left unfinished; the traceback only of what ended the run, for there may be many."""
-    found = []
-    with path.open() as file:
-        for line in file:
-            with suppress(ValueError):
-                failure = json.loads(line)
-                found.append(failure if failure["action"] == FailureAction.RUN_ENDED else {**failure, "remote": ""})
-    return found
+def _failures(path: Path) -> list[Failure]:
+    """The failures in a file; tracebacks only of what ended the run, because there may be many."""
+    ended = FailureAction.RUN_ENDED
+    return [each if each["action"] == ended else {**each, "remote": ""} for each in read_jsonl(path)]
 
 
 def sentences(failures: Sequence[Failure], status: str, min_replies: Any) -> list[str]:

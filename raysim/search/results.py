@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import hparams
 
 from raysim.config.resolve import resolve, to_mapping
-from raysim.core.atomic_io import write_text
+from raysim.core.atomic_io import replacing, write_text
 from raysim.search.objectives import Objective, is_finite_number, is_number
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import (
@@ -212,9 +212,8 @@ def _table(path: Path, found: list[dict[str, Any]]) -> None:
         kinds = {type(value) for value in frame[name] if value is not None and value == value}
         if len(kinds) > 1 and not kinds <= {int, float}:  # a choice of text and numbers
             frame[name] = frame[name].map(str, na_action="ignore")
-    partial = path.with_suffix(".partial")
-    frame.to_parquet(partial, index=False)
-    partial.replace(path)
+    with replacing(path) as partial:
+        frame.to_parquet(partial, index=False)
 
 
 def _remove_directory(folder: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from raysim.core.atomic_io import write_text
 from raysim.search.trial_store import ADOPTED, LINEAGE_FILE, PENDING_LINEAGE_FILE, federation_directories, lineage
+from raysim.storage.event_log import LOG_FILE
+from raysim.storage.json_lines import read_jsonl
 
 POINTER_FILE = "pointer.json"
 SINGLE_FEDERATION = "federation"  # the folder of a federation that is the only one, and has no name
@@ -22,9 +24,8 @@ def export_state(given: Path, number: int, folder: Path, round: int, *, whole: b
         theirs = given / (name or SINGLE_FEDERATION)
         newest = own / "checkpoints" / f"round_{round:04d}"
         shutil.copytree(newest, theirs / "checkpoints" / newest.name)
-        lines = (own / "log.jsonl").read_text().splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)[0]["round"] <= round]
-        write_text(theirs / "log.jsonl", "".join(kept))
+        kept = [entry for entry in read_jsonl(own / LOG_FILE) if entry[0]["round"] <= round]
+        write_text(theirs / LOG_FILE, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def import_state(

@@ -12,6 +12,8 @@ from typing import Any
 from raysim.config.introspection import to_python_value
 from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError
+from raysim.storage.event_log import LOG_FILE
+from raysim.storage.json_lines import read_jsonl
 
 SEARCH_FILE = "search.yaml"  # what a search was asked, in its folder
 LINEAGE_FILE = "lineage.jsonl"  # whose states a trial has taken over, in its folder
@@ -95,7 +97,7 @@ def apply_lineage(record: TrialRecord, folder: Path) -> None:
 def lineage(folder: Path) -> list[dict[str, Any]]:
     """Whose states the trial in `folder` has taken over, and what values it went on with (PBT)."""
     path, last = folder / LINEAGE_FILE, folder / ADOPTED / PENDING_LINEAGE_FILE
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = list(read_jsonl(path))
     pending = [json.loads(last.read_text())] if last.exists() else []
     return found if found[-1:] == pending else [*found, *pending]
 
@@ -116,11 +118,5 @@ def federation_directories(folder: Path) -> dict[str, Path]:
 
 
 def logged_rounds(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rounds in a run's log, without what a crash left unfinished."""
-    path = folder / "log.jsonl"
-    if path.exists():
-        with path.open() as file:
-            for line in file:
-                if line.endswith("\n"):
-                    with suppress(ValueError):
-                        yield json.loads(line)[0]
+    """The rounds in a run's log."""
+    yield from (entry[0] for entry in read_jsonl(folder / LOG_FILE))

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run goes on from, in JSON and safetensors, written whole or not at all."""
+"""Checkpoints: all that a run resumes from, in JSON and safetensors. Each is written atomically."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ CHECKPOINTS_KEPT = 2  # the last one, and the one before it in case the last is 
 def write(folder: Path, number: int, state: Any, client_states: Mapping[str, Any]) -> Path:
     """Write `folder/round_NNNN` after round `number`, then drop all but the newest two.
 
-    It appears under its name only when every file in it is on the disk. A site's memory is a file of its own, so
-    that `client_states` may be read one at a time.
+    It appears under its name only when all of its files are on the disk. Each client state is a file, so that
+    `client_states` may be read one at a time.
     """
     final = folder / f"round_{number:04d}"
     partial = folder / f".{final.name}.{os.getpid()}"
-    for torn in folder.glob(".round_*"):  # what a crash or a full disk left
+    for torn in folder.glob(".round_*"):  # left by a crash or a full disk
         shutil.rmtree(torn, ignore_errors=True)
-    (partial / "memories").mkdir(parents=True)
+    (partial / "client_states").mkdir(parents=True)
     sums = _write_tree(partial, "state", state)
     for site, client_state in client_states.items():
-        sums |= _write_tree(partial, f"memories/{site}", client_state)
+        sums |= _write_tree(partial, f"client_states/{site}", client_state)
     index = {"round": number, "sites": list(client_states), "sha256": sums}
     _write(partial / "checkpoint.json", json.dumps(index, indent=1).encode())
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one, if the run went on from the one before
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one, if the run resumed from an older one
     partial.rename(final)
     _sync(folder)
     for old in sorted(folder.glob("round_*"), key=_number)[:-CHECKPOINTS_KEPT]:
@@ -46,10 +46,10 @@ def write(folder: Path, number: int, state: Any, client_states: Mapping[str, Any
 
 
 def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
-    """The start that `path` holds. Raises RunError if a file is missing or its bits have changed."""
+    """The resume point in `path`. Raises RunError if a file is missing or has changed."""
     try:
         index = json.loads((path / "checkpoint.json").read_bytes())
-        _inside(path, [*index["sha256"], *(f"memories/{site}" for site in index["sites"])])
+        _inside(path, [*index["sha256"], *(f"client_states/{site}" for site in index["sites"])])
         for name, expected in index["sha256"].items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != expected:
                 raise RunError(f"checkpoint {path} is damaged: {name} has changed since it was written")
@@ -60,14 +60,14 @@ def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
 
 
 def _inside(path: Path, names: Sequence[str]) -> None:
-    """Raises RunError for a name that leads out of the checkpoint's folder."""
+    """Raises RunError for a name that leads out of the checkpoint's directory."""
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise RunError(f"checkpoint {path} names {name}, which lies outside of it: it was not written by raysim")
 
 
 class _ClientStates(Mapping[str, Any]):
-    """The memories in a checkpoint, each read when it is asked for: those of all sites may not fit together."""
+    """The client states of a checkpoint, each read on access: those of all sites may not fit into memory."""
 
     def __init__(self, path: Path, sites: Sequence[str], trusted: Collection[str]) -> None:
         self._path, self._sites, self._trusted = path, sites, trusted
@@ -75,7 +75,7 @@ class _ClientStates(Mapping[str, Any]):
     def __getitem__(self, site: str) -> Any:
         if site not in self._sites:
             raise KeyError(site)
-        return _read_tree(self._path, f"memories/{site}", self._trusted)
+        return _read_tree(self._path, f"client_states/{site}", self._trusted)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sites)
@@ -85,7 +85,7 @@ class _ClientStates(Mapping[str, Any]):
 
 
 def newest_first(folder: Path) -> Iterator[Path]:
-    """The finished checkpoints in `folder`, the last round's first."""
+    """The complete checkpoints in `folder`, the newest first."""
     yield from sorted(folder.glob("round_*"), key=_number, reverse=True)
 
 
@@ -115,7 +115,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    # A rename is only safe from a power cut once the folder itself is on the disk.
+    # A rename is safe from a power cut only when the directory itself is on the disk.
     handle = os.open(folder, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)

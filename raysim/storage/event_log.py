@@ -1,4 +1,4 @@
-"""The log of a run: a line per round, appended as it ends; the tables are made from it, whatever their length."""
+"""The log of a run: one line per round, appended at its end. The tables are made from it, however long it is."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysim.core.atomic_io import write_text
+from raysim.core.atomic_io import replacing, write_text
 from raysim.core.results import FailureAction, FailureEvent
+from raysim.storage.json_lines import read_jsonl
 
 RoundRow = dict[str, Any]
 SiteRow = list[Any]  # the columns of SITES
 SITES = pa.schema(
     [("round", pa.int64()), *((n, pa.string()) for n in ("site", "role", "split", "metric")), ("value", pa.float64())]
 )
-BATCH = 10_000  # rows of sites.parquet that are put together: memory must not grow with the number of rounds
+LOG_FILE, FAILURES_FILE = "log.jsonl", "failures.jsonl"
+BATCH_ROWS = 10_000  # of sites.parquet that are written together: memory must not grow with the number of rounds
 
 
 class EventLog:
-    """`log.jsonl` in a run's folder: after a crash it holds every round that had ended."""
+    """`log.jsonl` of a run: after a crash it holds every round that had ended."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.path = out, out / "log.jsonl"
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.path = directory, directory / LOG_FILE
         self._file = self.path.open("a")
 
     def append(self, row: RoundRow, sites: list[SiteRow]) -> None:
-        """Add a round, for good."""
+        """Add a round."""
         self._file.write(json.dumps([row, sites]) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
+        """Wait until all rounds are on the disk."""
         os.fsync(self._file.fileno())
 
     def __iter__(self) -> Iterator[tuple[RoundRow, list[SiteRow]]]:
-        """Each round; what a crash left unfinished at the end is passed over."""
-        with self.path.open() as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        """Each round, with its rows of sites."""
+        return read_jsonl(self.path)
 
     def rewind(self, number: int) -> None:
         """Drop the rounds after `number`."""
@@ -54,46 +54,48 @@ class EventLog:
         self._file = self.path.open("a")
 
     def tables(self) -> None:
-        """Write rounds.parquet and sites.parquet; a reader finds either the old ones or the new, never a torn one."""
+        """Write rounds.parquet and sites.parquet, each atomically."""
         rounds: list[RoundRow] = []
-        _write_table(self.out / "sites.parquet", SITES, self._site_tables(rounds))
+        _write_table(self.directory / "sites.parquet", SITES, self._site_tables(rounds))
         frame = pd.DataFrame(rounds, columns=None if rounds else ["round"])
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        _write_table(self.out / "rounds.parquet", table.schema, [table])
+        _write_table(self.directory / "rounds.parquet", table.schema, [table])
 
     def _site_tables(self, rounds: list[RoundRow]) -> Iterator[pa.Table]:
-        """The rows of sites, some at a time; those of the rounds are put into `rounds`."""
+        """The rows of sites, in batches; the rows of rounds are appended to `rounds` on the way."""
         rows: list[SiteRow] = []
         for row, sites in self:
             rounds.append(row)
             rows += sites
-            if len(rows) >= BATCH:
+            if len(rows) >= BATCH_ROWS:
                 yield _site_table(rows)
                 rows = []
         yield _site_table(rows)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
-def append_failures(out: Path, incidents: Iterable[FailureEvent]) -> None:
-    """Add what went wrong to failures.jsonl, a line each."""
-    lines = [json.dumps(asdict(incident)) + "\n" for incident in incidents]
+def append_failures(directory: Path, failures: Iterable[FailureEvent]) -> None:
+    """Append to failures.jsonl, one line each.
+
+    Called by the Recorder, and by the command once the server actor is lost, and the Recorder with it.
+    """
+    lines = [json.dumps(asdict(failure)) + "\n" for failure in failures]
     if lines:
-        with (out / "failures.jsonl").open("a") as file:
+        with (directory / FAILURES_FILE).open("a") as file:
             file.writelines(lines)
 
 
-def summarize_failures(out: Path) -> dict[str, Any]:
-    """What failures.jsonl adds up to: how many incidents, replies that were left out, seconds of work lost."""
-    path = out / "failures.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    noted = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may have left the last one torn
-    left_out = sum(len(entry["sites"]) for entry in noted if entry["action"] == FailureAction.LEFT_OUT)
+def summarize_failures(directory: Path) -> dict[str, Any]:
+    """The totals of failures.jsonl: incidents, replies that were left out, seconds of work lost."""
+    failures = list(read_jsonl(directory / FAILURES_FILE))
+    left_out = sum(len(failure["sites"]) for failure in failures if failure["action"] == FailureAction.LEFT_OUT)
     return {
-        "incidents": len(noted),
+        "incidents": len(failures),
         "left_out": left_out,
-        "seconds_lost": round(sum(entry["seconds"] for entry in noted), 3),
+        "seconds_lost": round(sum(failure["seconds"] for failure in failures), 3),
     }
 
 
@@ -103,8 +105,6 @@ def _site_table(rows: list[SiteRow]) -> pa.Table:
 
 
 def _write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    partial = path.with_suffix(".partial")
-    with pq.ParquetWriter(partial, schema) as writer:
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         for table in tables:
             writer.write_table(table)
-    os.replace(partial, path)

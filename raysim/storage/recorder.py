@@ -1,4 +1,4 @@
-"""What a run leaves behind: tables of rounds and sites, TensorBoard events, and the summary that scripts read."""
+"""Records a run: tables of rounds and sites, failures, TensorBoard events, and the summary that scripts read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.core.atomic_io import write_json
 from raysim.core.contracts import EVALUATED_SPLITS, Task
-from raysim.core.results import FailureAction, Round, Score
+from raysim.core.results import FailureAction, FailureEvent, Round, Score
 from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failures, summarize_failures
 
 Better = Mapping[str, Literal["higher", "lower"]]
@@ -25,7 +25,7 @@ Aggregate = dict[str, float]  # of each kind
 
 @dataclass(frozen=True)
 class Totals:
-    """What has added up over the rounds so far."""
+    """Sums over the rounds so far: bytes and seconds."""
 
     up: int = 0
     down: int = 0
@@ -36,7 +36,7 @@ class Totals:
 def aggregate(scores: Iterable[Score], better: Better) -> dict[str, Aggregate]:
     """For each `role/split/metric`: the plain mean over sites, the mean weighted by cases, and the worst site.
 
-    What a method notes of itself has no worst.
+    A metric that only the method defines has no direction, and so no worst.
     """
     groups: dict[str, list[Score]] = {}
     for score in scores:
@@ -53,15 +53,18 @@ def aggregate(scores: Iterable[Score], better: Better) -> dict[str, Aggregate]:
 
 
 def direction(name: str, better: Better) -> Literal["higher", "lower"] | None:
-    """Which way `role/split/metric` improves, as the task declares it; None for what a method notes of itself."""
+    """The direction in which `role/split/metric` improves, as the task declares it; None for a method's own metric."""
     return better.get(name.split("/", 2)[-1].partition("@")[0])
 
 
 @dataclass
 class Recorder:
-    """Writes a run's folder as the rounds come; what was added is on the disk after `flush`, whatever comes next."""
+    """Writes the records of a run into its directory, round by round; they are on the disk after `flush`.
 
-    out: Path
+    It is the only writer of failures while the server is up.
+    """
+
+    directory: Path
     task: Task
     chosen: str  # role/split/metric
     number: int = 0  # of the last round
@@ -70,23 +73,27 @@ class Recorder:
     totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self) -> None:
-        self._board = _board(self.out / "tensorboard")
-        self._log = EventLog(self.out)
+        self._board = _board(self.directory / "tensorboard")
+        self._log = EventLog(self.directory)
         self._pause = self._flushed = 0.0
 
     def add(self, round: Round[Any]) -> RoundRow:
-        """Record one round; its row in rounds.parquet is returned."""
+        """Record one round; returns its row in rounds.parquet."""
         judged = aggregate(round.scores, self.task.score.better)
         row = self._row(round) | {f"{n}/{kind}": v for n, three in judged.items() for kind, v in three.items()}
         sites = list(_site_rows(round))
         self._log.append(row, sites)
         self._keep(row, sites)
-        append_failures(self.out, round.failures)
+        self.add_failures(round.failures)
         self._plot(round, row)
-        # A file of all rounds is written anew each time: seldom enough to cost half a hundredth of the run.
+        # A flush writes all rounds again: it is done so rarely that it takes 0.5 % of the run.
         if time.monotonic() - self._flushed > 200 * self._pause:
             self.flush()
         return row
+
+    def add_failures(self, failures: Iterable[FailureEvent]) -> None:
+        """Record failures."""
+        append_failures(self.directory, failures)
 
     def _row(self, round: Round[Any]) -> dict[str, Any]:
         traffic = round.traffic
@@ -95,11 +102,9 @@ class Recorder:
             "seconds": round.seconds,
             "sites": len(round.cohort),
             "absent": len(round.absent),
-            "left_out": sum(
-                len(incident.sites) for incident in round.failures if incident.action is FailureAction.LEFT_OUT
-            ),
+            "left_out": sum(len(each.sites) for each in round.failures if each.action is FailureAction.LEFT_OUT),
             "failures": len(round.failures),
-            "seconds_lost": sum(incident.seconds for incident in round.failures),
+            "seconds_lost": sum(failure.seconds for failure in round.failures),
             "loss": round.loss,
             "bytes_up": sum(traffic.up.values()),
             "bytes_down": sum(traffic.down.values()),
@@ -110,12 +115,12 @@ class Recorder:
     def _plot(self, round: Round[Any], row: Mapping[str, Any]) -> None:
         curves = {name: value for name, value in row.items() if name != "round" and value is not None}
         curves |= {f"sites/{s.site}/{s.split}/{s.metric}": s.value for s in round.scores}
-        # One event for all: hundreds of sites would take add_scalar, which goes through a pipe, a tenth of a round.
+        # One event for all curves: with hundreds of sites, a call of add_scalar for each takes a tenth of a round.
         values = [Summary.Value(tag=name, simple_value=value) for name, value in curves.items()]
         self._board.write_event(Event(wall_time=time.time(), step=round.number, summary=Summary(value=values)))
 
     def _keep(self, row: RoundRow, sites: Sequence[SiteRow]) -> None:
-        """Count a round in."""
+        """Add a round to the totals and the latest scores."""
         self.number = row["round"]
         total = self.totals
         self.totals = Totals(
@@ -136,25 +141,22 @@ class Recorder:
                 self.latest.setdefault(name, {})[kind] = value
 
     def rewind(self, number: int) -> float:
-        """Forget what came after round `number`, from which the run goes on, and say how many seconds that took.
-
-        Failures stay noted.
-        """
+        """Drop the records after round `number`; returns the seconds of the dropped rounds. Failures are kept."""
         seconds = sum(row["seconds"] for row, _ in self._log if row["round"] > number)
         self._log.rewind(number)
         self.number, self.latest, self.scores, self.totals = 0, {}, {}, Totals()
         for row, sites in self._log:
             self._keep(row, sites)
         self._board.close()
-        self._board = _board(self.out / "tensorboard", number + 1)
+        self._board = _board(self.directory / "tensorboard", number + 1)
         return float(seconds)
 
     def sync(self) -> None:
-        """What was added is safe from a power cut."""
+        """Make the log safe from a power cut."""
         self._log.sync()
 
     def flush(self) -> None:
-        """Put all that was added on the disk; a reader finds either the old file or the new, never a torn one."""
+        """Write the tables and the TensorBoard events, each table atomically."""
         start = time.monotonic()
         self._log.tables()
         self._board.flush()
@@ -162,7 +164,7 @@ class Recorder:
         self._pause = self._flushed - start
 
     def close(self, status: str, facts: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
-        """Flush, and write summary.json; the summary is returned."""
+        """Flush, and write summary.json; returns its content."""
         self.flush()
         self._board.close()
         self._log.close()
@@ -179,9 +181,9 @@ class Recorder:
             "sites": self._last_of_sites(),
             "bytes": {"up": totals.up, "down": totals.down, "between_sites": totals.between},
             "seconds": round(totals.seconds, 3),
-            "failures": summarize_failures(self.out),
+            "failures": summarize_failures(self.directory),
         }
-        write_json(self.out / "summary.json", summary)
+        write_json(self.directory / "summary.json", summary)
         return summary
 
     def _last_of_sites(self) -> dict[str, dict[str, Any]]:
@@ -191,9 +193,9 @@ class Recorder:
 
 
 def _board(folder: Path, first: int = 0) -> Any:
-    """A file of TensorBoard events; what older files tell of steps from `first` on is void where that is given.
+    """A writer of TensorBoard events. With `first`, it voids the steps from there on in older files.
 
-    Written here and now: a thread that writes behind a run's back leaves it waiting when the disk is full.
+    It writes synchronously: with a writer thread, a run hangs when the disk is full.
     """
     folder.mkdir(exist_ok=True)
     board = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")

@@ -1,4 +1,4 @@
-"""A run's folder: it is new, it is this run's alone, and one process works in it at a time."""
+"""The directory of a run: reserved when the run is planned, filled when its actors are placed, locked while it runs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,38 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
 
-LOCK_FILE = ".process"  # in a run's folder: who is at work there
-RUNS_VARIABLE = "RAYSIM_RUNS"  # the variable that says where new runs go, if not in `runs_directory`
+if TYPE_CHECKING:  # events import torch, which a refused command does without
+    from raysim.core.events import ActorsPlaced
+
+LOCK_FILE = ".process"  # in a run directory: the process that works there
+RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable: the parent of new run directories, instead of ./runs
+
+
+def check_new_directory(out: str | None, kind: str) -> None:
+    """Raises ConfigError if `out` is a URL or exists. `kind` names what will be written there: a run, a search."""
+    if out is not None and "://" in out:
+        raise ConfigError(f"--out {out}: {kind} writes into a folder; give one that is mounted, and copy it afterwards")
+    if out is not None and Path(out).exists():
+        raise ConfigError(f"--out {out} exists already, and {kind} never overwrites another; choose a new one")
 
 
 @contextmanager
 def reserve_directory(out: str | None, stem: str) -> Iterator[Path]:
-    """A folder that is this run's alone, made here: `out`, or the first free of STEM-001, STEM-002, ... in `runs_directory()`.
+    """A new, empty directory: `out`, or the first free of STEM-001, STEM-002, ... under `runs_directory()`.
 
-    What is still empty at the end is removed, so that a run that is refused leaves nothing.
+    If it is still empty at the end of the block, it is removed: a refused run leaves nothing behind.
     Raises ConfigError if `out` exists or cannot be made.
     """
     made: list[Path] = []
@@ -35,13 +50,13 @@ def reserve_directory(out: str | None, stem: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with suppress(OSError):  # it is in use, and so are those above it
+        with suppress(OSError):  # it is not empty, and so are its parents
             for empty in made:
                 empty.rmdir()
 
 
 def runs_directory() -> Path:
-    """Where runs go that no folder is given for: RAYSIM_RUNS, or `runs_directory`."""
+    """The parent of run directories that are not named: RAYSIM_RUNS, or ./runs. Raises ConfigError for a URL."""
     given = os.environ.get(RUNS_VARIABLE) or "runs"
     if "://" in given:
         raise ConfigError(f"{RUNS_VARIABLE}={given}: runs are written into a folder; give one that is mounted")
@@ -56,7 +71,7 @@ def _next_free(stem: str, made: list[Path]) -> Path:
 
 
 def _make(folder: Path, made: list[Path]) -> Path:
-    """`folder`, new, and what is missing above it; all that was made, the deepest first, is added to `made`."""
+    """Make `folder` and its missing parents. All that was made is added to `made`, the deepest first."""
     missing = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     made += missing
@@ -65,9 +80,23 @@ def _make(folder: Path, made: list[Path]) -> Path:
     return folder
 
 
+def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str, Any], placement: ActorsPlaced) -> None:
+    """Fill the directory of a run that starts: config.yaml, env.json, checkpoints/ and placement.json.
+
+    In a run that was resumed, or whose actors have moved, only placement.json changes.
+    """
+    (directory / "checkpoints").mkdir(exist_ok=True)
+    if not (directory / "config.yaml").exists():
+        write_json(directory / "env.json", environment)
+        write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    places = {place.actor: asdict(place) for place in placement.places}
+    sites = sorted(placement.site_to_actor.items())
+    write_json(directory / "placement.json", [{"site": s, **places.get(a, {"actor": a})} for s, a in sites])
+
+
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """No other process works in `folder` during the block. Raises ConfigError if one does."""
+    """Holds the lock of `folder` during the block. Raises ConfigError if another process holds it."""
     owner = folder / LOCK_FILE
     try:
         handle = _open_locked(owner)
@@ -75,7 +104,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         cure = f"wait for it, or end it: raysim stop {folder}"
         raise ConfigError(f"another process is at work in {folder}; {cure}") from error
     try:
-        with suppress(OSError):  # a full disk; it serves `raysim stop` alone
+        with suppress(OSError):  # a full disk; only `raysim stop` reads it
             os.truncate(handle, 0)
             os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
@@ -85,7 +114,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int:
-    """The file, open and locked until the process ends. Of a folder, NFS would keep the lock on one machine."""
+    """The file, open and locked until the process ends. A lock on a directory is local to one machine under NFS."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -93,17 +122,17 @@ def _open_locked(path: Path) -> int:
         except BlockingIOError:
             os.close(handle)
             raise
-        with suppress(FileNotFoundError):  # who had it before may just have removed it
+        with suppress(FileNotFoundError):  # the previous owner may just have removed it
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         os.close(handle)
 
 
 def lock_owner(folder: Path) -> dict[str, Any] | None:
-    """The process (`pid`, `host`, as far as it told) that is at work in a run's folder; None if none is seen."""
+    """The process (`pid`, `host`, if it could write them) that holds the lock of a run directory; None if none does."""
     try:
         handle = os.open(folder / LOCK_FILE, os.O_RDONLY)
-    except OSError:  # not there, or another user's alone
+    except OSError:  # no such file, or readable by its owner only
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from algorithms.fedavg import FedAvg
-from raysim import LocalFleet, Model, Reply, Task, federate, weights
+from raysim import LocalFleet, Model, Reply, Task, federate, run, weights
 from raysim.config.schema import Resources
 from raysim.core.errors import NodeError, PlacementError, RunError, SiteError
 from raysim.core.events import ActorsPlaced, Progress, RoundEvent, RunFailed, RunFinished
@@ -292,3 +292,16 @@ def test_what_can_never_be_placed_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"0 GPU\).*What would fit: resources.gpus_per_client=0$"):
         next(stream_events(plan(tmp_path, FedAvg(), 1, gpus_per_client=0.5), "test-no-gpu"))
+
+
+def test_run_from_python_has_the_same_result_on_ray_and_without(tmp_path: Path) -> None:
+    data = {"sites": 2, "outside": [], "cases": 2, "val": 1, "test": 0, "size": [8, 8]}
+    network = {"name": "unet", "channels": [2, 4], "strides": [2]}
+    keys = {"rounds": 2, "task.data": data, "task.network": network, "resources.client_actors": 2}
+    events: list[Any] = []
+    on_ray = run(keys, backend="ray", out=tmp_path / "ray", on_event=events.append)
+    assert on_ray.digest == run(keys, backend="local", out=tmp_path / "local").digest
+    assert (on_ray.status, list(on_ray.sites.index)) == ("done", ["site-01", "site-02"])
+    placed = json.loads((tmp_path / "ray" / "placement.json").read_text())
+    assert [place["actor"] for place in placed] == ["client-01", "client-02"]
+    assert sum(isinstance(event, RoundEvent) for event in events) == 2

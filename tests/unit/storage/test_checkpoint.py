@@ -54,7 +54,9 @@ def test_a_round_may_be_written_again(tmp_path: Path) -> None:
     assert (start.state, start.client_states) == (model(2), {})
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "memories/a.safetensors", "memories/a.json"])
+@pytest.mark.parametrize(
+    "file", ["state.safetensors", "state.json", "client_states/a.safetensors", "client_states/a.json"]
+)
 def test_a_changed_bit_is_found(tmp_path: Path, file: str) -> None:
     path = write(tmp_path, 1, model(), {"a": model()})
     content = bytearray((path / file).read_bytes())
@@ -74,7 +76,7 @@ def test_a_damaged_index_is_a_run_error(tmp_path: Path, content: bytes) -> None:
 
 def test_a_missing_file_is_a_run_error(tmp_path: Path) -> None:
     path = write(tmp_path, 1, model(), {"a": 1})
-    (path / "memories" / "a.json").unlink()
+    (path / "client_states" / "a.json").unlink()
     with pytest.raises(RunError, match="cannot be read"):
         read(path)
 

@@ -1,0 +1,57 @@
+"""`raysim run` and `raysim resume`: `raysim.run` and `raysim.resume`, with the console as the callback."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from raysim.config.merge import merge, parse_pairs, read_file
+from raysim.config.resolve import resolve
+from raysim.config.schema import RunConfig
+from raysim.distributed.local_ray import set_local_ray_variables
+from raysim.storage.run_directory import check_new_directory
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Run the federation that the arguments describe."""
+    config = read_config(args, overrides)
+    from raysim.distributed import launcher
+    from raysim.reporting.console import RunConsole, Terminal
+
+    console = RunConsole(Terminal())
+    with console.live():
+        launcher.run(config, out=args.out, on_event=console.show)
+    return 0
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Continue a run after its last checkpoint."""
+    from raysim.distributed import launcher
+    from raysim.reporting.console import RunConsole, Terminal
+
+    end_cleanly_on_sigterm()
+    console = RunConsole(Terminal())
+    with console.live():
+        launcher.resume(Path(args.run), ray_address=args.address, on_event=console.show)
+    return 0
+
+
+def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig:
+    """The configuration that a file and overrides describe; prepares this process for a run of it.
+
+    Overrides take precedence. Imports neither torch nor Ray, so that a wrong key is refused at once.
+    """
+    overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
+    values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
+    check_new_directory(args.out, "a run")
+    config = resolve(values)
+    end_cleanly_on_sigterm()
+    set_local_ray_variables(config.ray_address)
+    return config
+
+
+def end_cleanly_on_sigterm() -> None:
+    """Handle SIGTERM, which a batch system sends at the end of its time, like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,0 +1,18 @@
+"""Environment variables of a local Ray, which it reads when it is imported. This module imports neither Ray nor torch."""
+
+from __future__ import annotations
+
+import os
+
+
+def set_local_ray_variables(address: str | None) -> None:
+    """Prepare the environment for a Ray that this command will start; nothing if it joins one, by `address` or variable.
+
+    To be called before Ray is imported.
+    """
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        # A local Ray serves this machine only. In spite of its name, this variable keeps every port on the loopback
+        # address on Linux too.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Workers use jemalloc, which Ray ships for its own processes: malloc is a tenth of a small training step.
+        os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
