@@ -80,14 +80,21 @@ def test_a_directory_is_never_overwritten(finished: RunResult) -> None:
         resume(finished.path)
 
 
-def test_a_callback_that_raises_ends_the_run_cleanly(finished: RunResult, tmp_path: Path) -> None:
-    def stop(event: Event) -> None:
-        if isinstance(event, RoundEvent):
-            raise KeyboardInterrupt
+def stop(event: Event) -> None:
+    if isinstance(event, RoundEvent):
+        raise KeyboardInterrupt
 
+
+def test_a_callback_that_raises_ends_the_run_cleanly(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(TINY, backend="local", out=tmp_path / "stopped", on_event=stop)
     assert json.loads((tmp_path / "stopped" / "summary.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_is_resumed_to_the_same_digest(finished: RunResult, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(TINY, backend="local", out=tmp_path / "stopped", on_event=stop)
     assert resume(tmp_path / "stopped").digest == finished.digest
 
 
