@@ -47,7 +47,7 @@ def test_on_a_ray_of_two_nodes(words: str, code: int, verdict: str, two_nodes: s
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
     assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (code, False)
-    assert re.search(rf"Ray +note +\S+ at {two_nodes}, joined; dashboard \S+", done.stdout)
+    assert re.search(rf"Ray +ok +\S+ at {two_nodes}, joined; dashboard \S+", done.stdout)
     assert len(re.findall(r"node +ok +\S+ \(\w{6}\): [12] CPU, [02] GPU, ", done.stdout)) == 2
     assert re.search(r"GPU +wrong +.* torch can use none; Ray was told of 2", done.stdout)
     assert re.search(r"versions +ok +python .*; the same on 2 nodes", done.stdout)
