@@ -1,0 +1,135 @@
+"""The documentation does what it says: its Python blocks run, its commands run or at least are valid commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raysim.cli.main import OPTIONS, main
+from raysim.cli.parser import make_parser
+from raysim.config.merge import merge, parse_pairs, read_file
+from raysim.config.resolve import resolve
+from raysim.search.request import build_request
+from raysim.search.space import Space, from_cli
+from raysim.search.space_files import read_space
+from tests.support.paths import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+SMALL = ["task.data.sites=3", "task.data.cases=4", "task.data.size=[16,16]", "rounds=1", "backend=local"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCE.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The raysim commands of a page, without `raysim` and without their comments."""
+    for block in blocks(page, ""):
+        for line in block.splitlines():
+            if re.match(r"(\$ )?raysim \w", line):
+                yield shlex.split(line.removeprefix("$ "), comments=True)[1:]
+
+
+def files() -> dict[str, str]:
+    """The Python files that the pages show, by the name in their first line."""
+    found = [text for page in PAGES for text in blocks(page, "python")]
+    return {match[1]: text for text in found if (match := re.match(r"# (\w+\.py)\b", text))}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files that the pages show."""
+    for name, text in files().items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(path) for path in (ROOT, tmp_path)))
+    return tmp_path
+
+
+def test_every_python_block_names_its_file() -> None:
+    assert not [text for page in PAGES for text in blocks(page, "python") if not re.match(r"# \w+\.py\b", text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_a_valid_command(page: Path, folder: Path) -> None:
+    for words in commands(page):
+        args, rest = make_parser().parse_known_args(words)
+        assert not [word for word in rest if word.startswith("-")], words
+        if args.command not in ("run", "tune", "doctor"):
+            assert not rest, words
+            continue
+        if args.config is not None and not Path(args.config).exists():
+            continue  # of a run that is made on the same page
+        given = merge(read_file(args.config) if args.config else {}, {})
+        keys = parse_pairs(word for word in rest if "=" in word)
+        if args.command != "tune":
+            resolve(merge(given, keys))
+        elif args.resume is None:
+            names = [word for word in rest if "=" not in word]
+            space = (read_space(names[0]) if names else Space()).override(from_cli(args.space))
+            options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+            build_request(space, given, keys, options)
+
+
+def test_there_are_commands_to_check() -> None:
+    found = [words for page in PAGES for words in commands(page)]
+    assert sum(words[0] == "run" for words in found) > 30
+    assert sum(words[0] == "tune" for words in found) > 8
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["algorithm=my_algorithm:Median"],
+        ["network=my_parts:SmallNet", "network.width=16", "task.loss=my_parts:SquaredError"],
+        ["task.augment=[{name: my_transforms:RandInvertd, prob: 0.3}]"],
+    ],
+    ids=lambda keys: keys[0].partition("=")[0],
+)
+def test_own_parts_run(keys: list[str], folder: Path) -> None:
+    assert main(["run", *keys, *SMALL, "--out", "own"]) == 0
+    assert (folder / "own" / "summary.json").exists()
+
+
+def test_an_own_task_learns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "task=my_task:Measurements", "algorithm.lr=0.05", "rounds=3", "backend=local"]) == 0
+    mean = re.search(r"mean +inside +(\d\.\d+)", capsys.readouterr().out)
+    assert mean is not None
+    assert float(mean[1]) > 0.6
+
+
+@pytest.mark.slow
+def test_get_started_runs_as_typed(folder: Path) -> None:
+    """Every command and script of the page, in its order; then the scripts of other pages that read its results."""
+    outputs = []
+    for kind, text in FENCE.findall((ROOT / "docs" / "get-started.md").read_text()):
+        lines = text.splitlines()
+        if kind == "python":
+            outputs.append(run(folder, "python", lines[0].split()[1]))
+        for line in lines if kind == "" else ():
+            if line.startswith("raysim "):
+                expected = 2 if line == "raysim resume first" else 0  # it is done: the page says that it is refused
+                outputs.append(run(folder, *shlex.split(line), expected=expected))
+    assert any("torch.Size([1, 2, 64, 64])" in output for output in outputs)
+    assert {"first", "unseen", "fedprox", "search"} <= {path.name for path in folder.iterdir()}
+    assert "outside" in next(output for output in outputs if "unseen" in output)
+    assert "clinic-c" in run(folder, "python", "read_results.py")
+    assert re.search(r"^2 \d\.\d+$", run(folder, "python", "rounds.py"), re.M)
+    run(folder, "raysim", "run", "-c", "search/best.yaml", "--out", "again")
+
+
+def run(folder: Path, program: str, *words: str, expected: int = 0) -> str:
+    start = [sys.executable, *(["-m", "raysim"] if program == "raysim" else [])]
+    done = subprocess.run([*start, *words], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    assert done.returncode == expected, done.stdout + done.stderr
+    return done.stdout
