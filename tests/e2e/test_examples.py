@@ -1,12 +1,10 @@
 """The examples and the README's own lines work as they stand."""
 
 import re
-import shlex
 
 import pytest
 
 from raysim import LocalFleet, federate
-from raysim.cli.main import main
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve
 from raysim.federation.plan import chosen_metric
@@ -74,28 +72,6 @@ def test_an_example_learns_its_classes(name, rounds, least, tmp_path):
     found = [s.value for s in last.scores if (s.split, s.metric) == ("test", "balanced_accuracy")]
     assert len(found) == len(task.inside)
     assert sum(found) / len(found) > least  # by chance 1/2 and 1/5
-
-
-def test_the_readme_s_commands_are_commands():
-    lines = re.findall(r"^raysim (run .*?)(?:\s+#.*)?$", README, re.M)
-    assert len(lines) > 8
-    for line in lines:
-        words = [word for word in shlex.split(line)[1:] if word != "-c"]
-        files = [word for word in words if word.endswith(".yaml")]
-        given = read_file(str(ROOT / files[0])) if files else {}
-        resolve(merge(given, parse_pairs(word for word in words if word not in files)))
-
-
-def test_the_readme_s_algorithm_and_its_loop_run(tmp_path, monkeypatch, capsys):
-    _, algorithm, loop = re.findall(r"```python\n(.*?)```", README, re.S)
-    (tmp_path / "my_algorithm.py").write_text(algorithm)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    tiny = ["task.data.sites=3", "task.data.cases=4", "task.data.size=[16,16]", "rounds=1", "backend=local"]
-    assert main(["run", "algorithm=my_algorithm:Median", *tiny, "--out", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "summary.json").exists()
-    exec(compile(loop, "README.md", "exec"), {})
-    assert re.search(r"^2 \d\.\d+$", capsys.readouterr().out, re.M)
 
 
 def test_the_readme_has_no_placeholder_and_no_dead_link():

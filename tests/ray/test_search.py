@@ -250,10 +250,11 @@ def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
     assert yaml.safe_load((tmp_path / "together" / "best.yaml").read_text())["task"]["data"]["outside"] == ["w"]
 
 
-def test_the_readme_s_search_runs_from_python(tmp_path, monkeypatch, capsys):
-    snippet = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
+def test_the_documented_search_runs_from_python(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "search.md").read_text()
+    snippet = re.findall(r"```python\n(# search_from_python.py\n.*?)```", text, re.S)[0]
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "README.md", "exec"), {})
+    exec(compile(snippet, "search.md", "exec"), {})
     assert re.search(r"^2 0\.\d+$", capsys.readouterr().out, re.M)
     assert (tmp_path / "runs" / "tune-001" / "best.yaml").exists()
     assert left_behind() == []

@@ -27,9 +27,9 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
     assert not [str(target) for _, target in links(page) if not target.exists()]
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*DOCS, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_has_at_most_200_lines(page: Path) -> None:
-    assert len(page.read_text().splitlines()) <= 200
+    assert len(page.read_text().splitlines()) <= (150 if page.parent == ROOT else 200)
 
 
 def test_a_function_named_in_a_link_is_defined_in_that_file() -> None:
@@ -54,3 +54,18 @@ def test_every_decision_is_in_the_index() -> None:
     pages = sorted(path.name for path in folder.glob("[0-9]*.md"))
     assert [name for name in pages if f"({name})" not in index] == []
     assert [int(name[:3]) for name in pages] == list(range(1, len(pages) + 1))
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == ["README.md"]
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    source = "\n".join(path.read_text() for path in (ROOT / "raysim").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # messages that go on in the next line
+    quoted = [part for row in re.findall(r"^\| (`.*?) \|", text, re.M) for part in re.findall(r"`(.*?)`", row)]
+    assert len(quoted) > 10
+    parts = [part.strip() for quote in quoted for part in quote.split("...") if part.strip()]
+    assert [part for part in parts if part not in source] == []

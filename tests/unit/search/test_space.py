@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ray import tune
 
-from raysim.cli.main import OPTIONS, main
-from raysim.cli.parser import make_parser as parser
-from raysim.config.merge import parse_pairs, read_file
+from raysim.cli.main import main
+from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
@@ -262,20 +259,6 @@ def test_a_shipped_space_fits_its_algorithm(name):
 def test_every_algorithm_has_a_space():
     root = ROOT
     assert {path.stem for path in (root / "algorithms").glob("*.py")} - {"__init__"} <= set(shipped())
-
-
-def test_the_readme_s_searches_are_searches():
-    text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^raysim tune (.*?)(?:\s+#.*)?$", text, re.M)
-    assert len(lines) > 3
-    for line in lines:
-        args = parser().parse_known_args(["tune", *shlex.split(line)])
-        given = read_file(str(ROOT / args[0].config)) if args[0].config else {}
-        names = [word for word in args[1] if "=" not in word]
-        space = read_space(names[0]) if names else Space()
-        space = Space({**space.domains, **from_cli(args[0].space)}, space.fixed, space.points)
-        options = {n: getattr(args[0], n) for n in OPTIONS if getattr(args[0], n) is not None}
-        build_request(space, given, parse_pairs(word for word in args[1] if "=" in word), options)
 
 
 def test_the_command_lists_spaces(capsys):
