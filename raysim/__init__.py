@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raysim._version import __version__
 
 if TYPE_CHECKING:
+    from raysim.config.resolve import load_config
     from raysim.core.aggregation import combine, mean
     from raysim.core.contracts import (
         UNCHANGED,
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from raysim.training.local_training import LocalTraining
 
 _HOME = {
+    "raysim.config.resolve": ("load_config",),
     "raysim.core.errors": ("ConfigError", "PlacementError", "RaysimError", "RunError", "SiteError"),
-    "raysim.core.registry": ("algorithm_class", "task_class"),
     "raysim.distributed.launcher": ("resume", "run"),
     "raysim.federation.fleet": ("LocalFleet",),
     "raysim.core.aggregation": ("combine", "mean"),
@@ -92,6 +93,7 @@ __all__ = [
     "federate",
     "full_resolution",
     "load",
+    "load_config",
     "mean",
     "preserve_rng",
     "resume",
