@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,10 @@ import torch
 
 from algorithms.fedavg import FedAvg
 from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site, Task
+from raysim.config.schema import RunConfig
 from raysim.federation.fleet import BaseFleet
+from raysim.federation.plan import Plan
+from raysim.tasks.synthetic import Synthetic
 from tests.support import toy
 
 OPENED: list[int] = []  # bytes of every payload that was opened in this process
@@ -132,7 +134,8 @@ def start_client(name: str, task: Task, versions: Mapping[str, str] | None = Non
     from raysim.distributed.client_actor import ClientActor
 
     actor: Any = ray.remote(ClientActor)
-    plan = SimpleNamespace(task=task, seed=0, chaos=None, versions=versions or {}, reads=())
+    config = RunConfig(task=Synthetic(), algorithm=FedAvg())
+    plan = Plan(config=config, task=task, directory=Path(), versions=versions or {})
     return actor.options(num_cpus=1).remote(name, name, [ray.put(plan)], 1.0, 0.0)
 
 
