@@ -1,32 +1,32 @@
 #!/bin/bash
 # sbatch cluster/slurm.sh run -c examples/retina.yaml task.data.table=/shared/data/table.csv --out /shared/runs/retina
 #
-# One job of Slurm: a Ray on all of its nodes, the raysim command that stands after the script's name on the first of them, and
-# the end of Ray when the command ends, however. Fill the lines marked FILL.
+# One Slurm job: it starts Ray on all of its nodes, runs the raysim command given after the script's name on the first node,
+# and stops Ray when the command ends. Fill in the lines marked FILL.
 #SBATCH --job-name=raysim
-#SBATCH --nodes=2                      # FILL: how many nodes
-#SBATCH --gpus-per-node=4              # FILL: GPUs of each; without GPUs take this line out
-#SBATCH --cpus-per-task=32             # FILL: CPUs of each
-#SBATCH --time=24:00:00                # FILL: how long; raysim resume goes on with a run that was cut off
+#SBATCH --nodes=2                      # FILL: number of nodes
+#SBATCH --gpus-per-node=4              # FILL: GPUs per node; without GPUs remove this line
+#SBATCH --cpus-per-task=32             # FILL: CPUs per node
+#SBATCH --time=24:00:00                # FILL: time limit; raysim resume continues a run that was cut off
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
-#SBATCH --signal=B:TERM@120            # two minutes before the end: the run ends cleanly
+#SBATCH --signal=B:TERM@120            # two minutes before the limit, so that the run ends cleanly
 set -euo pipefail
 umask 077
 
-source "$HOME/raysim-env/bin/activate" # FILL: where raysim is installed, for all nodes
+source "$HOME/raysim-env/bin/activate" # FILL: the environment with raysim, visible on all nodes
 
-# A token of this job's own: on the nodes others may have jobs too. It is in a file that only you read, never in a command.
+# A token for this job, because others may have jobs on the same nodes. It is in a file that only you can read, never in a command.
 token=$(mktemp "$HOME/.raysim-token.XXXXXX")
 trap 'rm -f "$token"' EXIT
 python -c 'import secrets; print(secrets.token_hex(32))' > "$token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
-export RAYSIM_AUTOSCALER='{max_workers: 0, resources: {CPU: 1}}' # what was given to the job is all there is
+export RAYSIM_AUTOSCALER='{max_workers: 0, resources: {CPU: 1}}' # the job cannot grow
 export RAY_ADDRESS=auto RAYSIM_RUNS=${RAYSIM_RUNS:-$PWD/runs} RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head=${head%%$'\n'*}                  # the first; cut off by `head`, scontrol would end the script now and then
-port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs of yours on one node do not meet
+head=${head%%$'\n'*}                  # the first; with `| head`, a SIGPIPE of scontrol could end the script
+port=$((20000 + SLURM_JOB_ID % 10000)) # different for two jobs on one node
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 \
   --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "${SLURM_CPUS_PER_TASK:-1}" \
@@ -35,7 +35,7 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-ba
   -- raysim "$@" &
 job=$!
 trap 'raysim stop --all &' TERM
-while true; do                         # a signal ends a wait, not the job
+while true; do                         # a signal ends `wait`, not the job
   code=0; wait "$job" || code=$?
   kill -0 "$job" 2>/dev/null || exit "$code"
 done
