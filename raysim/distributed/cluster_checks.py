@@ -1,9 +1,8 @@
-"""What the nodes of a cluster say of themselves, and whether a run can be on all of them."""
+"""The check of all nodes: each reports its versions and the paths that it can use, and a run needs all to agree."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,65 +13,74 @@ from raysim.core.contracts import Task
 from raysim.core.errors import PlacementError
 from raysim.core.events import Notice
 from raysim.data.required_paths import required_paths
-from raysim.distributed import diagnostics, node_probe
+from raysim.distributed import diagnostics, node_probe, ray_compat
 from raysim.distributed.diagnostics import NodeReport
-from raysim.distributed.ray_errors import remote_cause
+from raysim.distributed.ray_errors import summarize
+from raysim.distributed.timeouts import NODE_PROBE_TIMEOUT_S
 
-KNOCK = 20.0  # seconds for a node to say what it is
 PORTS = ("NodeManagerPort", "ObjectManagerPort", "MetricsExportPort", "MetricsAgentPort", "RuntimeEnvAgentPort")
 
 
 def check_cluster(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator[Notice]:
-    """A note for each node that says nothing. `config` is that of the task; `more` are files that all nodes read.
+    """A notice for each node that does not answer. `config` is that of the task; `more` are files that all nodes read.
 
     Raises PlacementError, with their names, if nodes have other versions than this command or cannot read the data.
     """
-    read, written = required_paths(task, config)
-    nodes = probe_nodes(node_probe.probe_without_torch, read := [*read, *more], written)
+    reads, writes = required_paths(task, config)
+    reads = [*reads, *more]
+    nodes = probe_nodes(node_probe.probe_without_torch, reads, writes)
     facts = diagnostics.probed_facts(nodes)
-    found = [*diagnostics.of_versions(facts, node_probe.versions()), *diagnostics.of_paths(facts, read, written)]
-    if wrong := [check for check in found if check.verdict == "wrong"]:
+    checks = [*diagnostics.of_versions(facts, node_probe.versions()), *diagnostics.of_paths(facts, reads, writes)]
+    if wrong := [check for check in checks if check.verdict == "wrong"]:
         cures = "; ".join(dict.fromkeys(check.cure for check in wrong))
         raise PlacementError(f"{'; '.join(check.found for check in wrong)}. {cures}")
-    for each in nodes:
-        if each.facts is None:
+    for node in nodes:
+        if node.facts is None:
             yield Notice(
-                f"{each.name}: {each.silence}; whether it has the versions and the data of this command is not known"
+                f"{node.name}: {node.error}; whether it has the versions and the data of this command is not known"
             )
 
 
 def probe_nodes(
-    ask: Callable[..., dict[str, Any]], read: Sequence[str], written: Sequence[str], head_ports: Sequence[int] = ()
+    function: Callable[..., dict[str, Any]], reads: Sequence[str], writes: Sequence[str], head_ports: Sequence[int] = ()
 ) -> list[NodeReport]:
-    """Every live node, and what `ask`, a function of `node_probe`, answers there, if it does in time."""
-    ray.cloudpickle.register_pickle_by_value(node_probe)  # a node without raysim is to answer too
-    listed = [each for each in ray.nodes() if each["Alive"]]
-    refs = []
-    for each in listed:
-        ports = [each[port] for port in PORTS if each.get(port)]
-        ports += head_ports if "node:__internal_head__" in each["Resources"] else []
-        session = str(Path(each["ObjectStoreSocketName"]).parent.parent)
-        there = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
-        remote: Any = ray.remote(max_calls=1)(ask)
-        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there, "name": "what is this node?"}
-        refs.append(remote.options(**options).remote(read, written, ports, session))
-    ready, late = ray.wait(refs, num_returns=len(refs), timeout=KNOCK)
+    """A report of each live node: what `function`, one of `node_probe`, returns there, or why it does not answer."""
+    ray.cloudpickle.register_pickle_by_value(node_probe)  # so that a node without raysim answers too
+    listed = [node for node in ray.nodes() if node["Alive"]]
+    refs = [_start_probe(function, node, reads, writes, head_ports) for node in listed]
+    ready, late = ray.wait(refs, num_returns=len(refs), timeout=NODE_PROBE_TIMEOUT_S)
     for ref in late:
         ray.cancel(ref, force=True)
-    names = [each["NodeManagerAddress"] for each in listed]
+    names = [node["NodeManagerAddress"] for node in listed]
     return [
-        _node(
-            name if names.count(name) == 1 else f"{name} ({each['NodeID'][:6]})", each["Resources"], ref, ref in ready
+        node_report(
+            name if names.count(name) == 1 else f"{name} ({node['NodeID'][:6]})", node["Resources"], ref, ref in ready
         )
-        for name, each, ref in zip(names, listed, refs, strict=True)
+        for name, node, ref in zip(names, listed, refs, strict=True)
     ]
 
 
-def _node(name: str, has: Mapping[str, float], ref: Any, ready: bool) -> NodeReport:
-    facts, silence = None, f"no answer within {KNOCK:g} s"
+def _start_probe(
+    function: Callable[..., dict[str, Any]],
+    node: Mapping[str, Any],
+    reads: Sequence[str],
+    writes: Sequence[str],
+    head_ports: Sequence[int],
+) -> Any:
+    ports = [node[port] for port in PORTS if node.get(port)]
+    ports += head_ports if ray_compat.is_head(node) else []
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    remote: Any = ray.remote(max_calls=1)(function)
+    options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there, "name": "node probe"}
+    return remote.options(**options).remote(reads, writes, ports, str(ray_compat.session_directory(node)))
+
+
+def node_report(name: str, resources: Mapping[str, float], ref: Any, ready: bool) -> NodeReport:
+    """The report of a node with these `resources`, whose probe is `ref` and has ended if it is `ready`."""
+    facts, fault = None, f"no answer within {NODE_PROBE_TIMEOUT_S:g} s"
     try:
         facts = ray.get(ref) if ready else None
     except RayError as error:
-        silence = remote_cause(error)
-    sizes = has.get("memory", 0.0), has.get("object_store_memory", 0.0)
-    return NodeReport(name, has.get("CPU", 0.0), has.get("GPU", 0.0), *sizes, facts, silence)
+        fault = summarize(error)
+    sizes = resources.get("memory", 0.0), resources.get("object_store_memory", 0.0)
+    return NodeReport(name, resources.get("CPU", 0.0), resources.get("GPU", 0.0), *sizes, facts, fault)

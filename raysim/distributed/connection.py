@@ -1,4 +1,4 @@
-"""The Ray of a command: one that is joined, with its token, or one of its own."""
+"""The connection of a command to Ray: join a cluster, with its token, or start a local Ray that ends with the command."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from pathlib import Path
 
-import grpc
 import ray
-from ray._private.services import canonicalize_bootstrap_address_or_die
 
 from raysim.core.errors import PlacementError
+from raysim.distributed import ray_compat
 from raysim.distributed.node_probe import token_file
+from raysim.distributed.timeouts import HEAD_REPLY_TIMEOUT_S
 
-KNOCK = 10.0  # seconds for the head of a cluster to answer
-MODE = "RAY_AUTH_MODE"  # the variable that says whether Ray shows its token
+TOKEN_MODE_VARIABLE = "RAY_AUTH_MODE"  # whether Ray sends its token
 
 
 @contextmanager
 def connect(address: str | None) -> Iterator[str]:
-    """Ray, joined or started, with its dashboard's address; a Ray that was started here ends with the block."""
-    if ray.is_initialized() and address is None:  # a notebook's, say
-        yield str(ray._private.worker.get_dashboard_url() or "")
+    """The address of the dashboard (empty if there is none) of the Ray that is joined or started for the block.
+
+    `address` is HOST:PORT or auto; None: RAY_ADDRESS, a Ray that this process uses already, or a new local one.
+    Raises PlacementError if it cannot be joined or started.
+    """
+    if ray.is_initialized() and address is None:  # in a notebook, for instance
+        yield str(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url or "")
         return
-    asked = address or os.environ.get("RAY_ADDRESS")
-    own = not asked
+    target = address or os.environ.get("RAY_ADDRESS")
     try:
         handler = signal.getsignal(signal.SIGTERM)
-        with _token_mode(asked) if asked else nullcontext():
-            context = ray.init(address="local" if own else asked, logging_level=logging.ERROR)
+        with _token_mode(target) if target else nullcontext():
+            context = ray.init(address=target or "local", logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process at once
-    except Exception as error:  # Ray raises what it likes here, a bare Exception too
-        far = "; from a machine that is no node of it: raysim submit" if "node info" in str(error).lower() else ""
-        raise PlacementError(f"cannot {'start Ray' if own else f'join Ray at {asked}'}: {error}{far}") from error
+            signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the process at once
+    except Exception as error:  # Ray raises many types here, a bare Exception among them
+        cure = "; from a machine that is no node of it: raysim submit" if "node info" in str(error).lower() else ""
+        action = f"join Ray at {target}" if target else "start Ray"
+        raise PlacementError(f"cannot {action}: {error}{cure}") from error
     try:
         yield str(context.dashboard_url or "")
     finally:
@@ -48,50 +50,44 @@ def connect(address: str | None) -> Iterator[str]:
 
 @contextmanager
 def _token_mode(address: str) -> Iterator[None]:
-    """Ray shows its token in the block if the one at HOST:PORT or auto wants it, and only then.
+    """In the block, Ray sends its token if and only if the Ray at HOST:PORT or auto requires one.
 
-    Of itself Ray goes by the address: it shows none to HOST:PORT, and one to auto, even to a Ray that wants none and
-    then has no way to answer. Raises OSError if nobody is there, where Ray would go on trying for minutes, and
-    PermissionError if it is the wrong token, which Ray tells late.
+    By default Ray decides by the address: it sends none to HOST:PORT, and one to auto, even to a Ray that requires
+    none and then cannot answer. Raises OSError if nothing listens there, where Ray would retry for minutes, and
+    PermissionError for a wrong token, which Ray reports late.
     """
     if "://" in address:
         raise ValueError("expected HOST:PORT of its head, or auto; a dashboard's URL is for raysim submit --address")
     if address == "auto":
-        address = canonicalize_bootstrap_address_or_die(address)
+        address = ray_compat.resolve_auto_address()
     host, colon, port = address.rpartition(":")
-    if ray.is_initialized() or not (colon and port.isdigit()):  # which Ray itself tells
+    if ray.is_initialized() or not (colon and port.isdigit()):  # `ray.init` reports both
         yield
         return
-    socket.create_connection((host, int(port)), timeout=KNOCK).close()
-    if wanted := not accepts_token(address):
+    socket.create_connection((host, int(port)), timeout=HEAD_REPLY_TIMEOUT_S).close()
+    if required := not accepts_token(address):
         _check_token(address)
-    before = os.environ.get(MODE)
-    os.environ[MODE] = "token" if wanted else "disabled"
-    import_module("ray._raylet").Config.initialize("")  # it has read that when it was imported
+    before = os.environ.get(TOKEN_MODE_VARIABLE)
+    os.environ[TOKEN_MODE_VARIABLE] = "token" if required else "disabled"
+    ray_compat.reload_ray_settings()
     try:
         yield
-    finally:  # a Ray that comes after this one may want it otherwise
-        os.environ.pop(MODE)
-        os.environ.update({MODE: before} if before is not None else {})
+    finally:  # the next Ray of this process may require the other mode
+        os.environ.pop(TOKEN_MODE_VARIABLE)
+        os.environ.update({TOKEN_MODE_VARIABLE: before} if before is not None else {})
 
 
 def _check_token(address: str) -> None:
-    """Raises PermissionError if the Ray at HOST:PORT does not take the token that there is."""
+    """Raises PermissionError if the Ray at HOST:PORT rejects the token of this user."""
     environ = os.environ
     path = token_file(environ, Path.home())
     token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
     if not token or not accepts_token(address, token):
-        where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
-        said = f"it does not take the token in {where}" if token else f"it wants a token, and {path} holds none"
-        raise PermissionError(f"{said}; copy its own, of the user who started it, to there")
+        source = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
+        fault = f"it does not take the token in {source}" if token else f"it wants a token, and {path} holds none"
+        raise PermissionError(f"{fault}; copy its own, of the user who started it, to there")
 
 
 def accepts_token(address: str, token: str = "") -> bool:
-    """Whether the Ray at HOST:PORT lets in who shows this token, or none; so does one that says nothing in time."""
-    with grpc.insecure_channel(address) as channel:
-        try:
-            ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
-            ask(b"", timeout=KNOCK, metadata=[("authorization", f"Bearer {token}")] if token else [])
-        except grpc.RpcError as error:
-            return bool(error.code() != grpc.StatusCode.UNAUTHENTICATED)
-    return True
+    """Whether the Ray at HOST:PORT accepts this token, or none if it is empty; True too if it does not answer in time."""
+    return ray_compat.accepts_token(address, token, HEAD_REPLY_TIMEOUT_S)

@@ -1,6 +1,7 @@
-"""What a machine says of itself.
+"""What one machine reports about itself: versions, GPUs, usable paths, disk, ports.
 
-It travels to the nodes as source and needs nothing but Python, so that one without raysim, or with another, answers.
+It is sent to the nodes as source and needs nothing but Python, so that a node without raysim, or with another version
+of it, answers.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("raysim", "ray", "torch", "monai", "numpy")
-SHM = "/dev/shm"
+SHARED_MEMORY = "/dev/shm"
 
 
 def probe(reads: Sequence[str], writes: Sequence[str], ports: Sequence[int], session: str) -> dict[str, Any]:
-    """Versions, GPUs, the paths that cannot be used and why, free disk, and where those ports are listened on.
+    """Versions, GPUs, the paths that cannot be used and why, free disk, and the addresses that listen at these ports.
 
-    `session` is the folder of Ray's session on this machine, empty where there is no Ray.
+    `session` is the directory of Ray's session on this machine, empty where there is no Ray.
     """
     return {
         "versions": versions(),
@@ -30,13 +31,13 @@ def probe(reads: Sequence[str], writes: Sequence[str], ports: Sequence[int], ses
         "unreadable": {path: why for path in reads if (why := unreadable(path))},
         "unwritable": {path: why for path in writes if (why := unwritable(path))},
         "disk": tuple(shutil.disk_usage(session)) if os.path.isdir(session) else None,
-        "shm": shutil.disk_usage(SHM).total if os.path.isdir(SHM) else None,
+        "shm": shutil.disk_usage(SHARED_MEMORY).total if os.path.isdir(SHARED_MEMORY) else None,
         "listens": listening_addresses(ports) if ports else [],
     }
 
 
 def probe_without_torch(reads: Sequence[str], writes: Sequence[str], _: Sequence[int], __: str) -> dict[str, Any]:
-    """Of the same only what a run needs to know before it starts, without importing torch."""
+    """Only what a run must know before it starts: versions and paths, without the import of torch."""
     return {
         "versions": versions(),
         "unreadable": {path: why for path in reads if (why := unreadable(path))},
@@ -45,7 +46,7 @@ def probe_without_torch(reads: Sequence[str], writes: Sequence[str], _: Sequence
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that a result depends on."""
+    """The versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -55,25 +56,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(own: Mapping[str, str], others: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """The versions of each node that has not the `own` ones."""
-    told = {
-        name: {package: of.get(package, "missing") for package in own if of.get(package, "missing") != own[package]}
-        for name, of in others.items()
+def differences(expected: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """By node: its packages whose versions differ from the `expected` ones."""
+    found = {
+        name: {
+            package: installed.get(package, "missing")
+            for package in expected
+            if installed.get(package, "missing") != expected[package]
+        }
+        for name, installed in nodes.items()
     }
-    return {name: packages for name, packages in told.items() if packages}
+    return {name: packages for name, packages in found.items() if packages}
 
 
-def incompatibility(own: Mapping[str, str], reads: Sequence[str]) -> str:
-    """What is wrong with this node: other versions than the `own`, or that it cannot read these; empty if nothing."""
-    if other := differences(own, {"": versions()}):
-        told = ", ".join(f"{package} {number}, not {own[package]}" for package, number in other[""].items())
-        return f"has {told}: install there what the command's node has, from constraints.txt"
+def incompatibility(expected: Mapping[str, str], reads: Sequence[str]) -> str:
+    """Why this node cannot serve a run: other versions than `expected`, or an unreadable path; empty if it can."""
+    if other := differences(expected, {"": versions()}):
+        found = ", ".join(f"{package} {number}, not {expected[package]}" for package, number in other[""].items())
+        return f"has {found}: install there what the command's node has, from constraints.txt"
     return next((f"cannot read {path}: {why}" for path in reads if (why := unreadable(path))), "")
 
 
 def gpus(hidden: bool) -> dict[str, Any]:
-    """`cuda` that torch was built for, the name and the bytes of each of the `gpus` it can use, or its `fault`."""
+    """The `cuda` that torch was built for, name and bytes of each of the `gpus` that it can use, or its `fault`."""
     if hidden:  # Ray hides all GPUs from a task that asks for none
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     try:
@@ -81,12 +86,12 @@ def gpus(hidden: bool) -> dict[str, Any]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = [torch.cuda.get_device_properties(i) for i in range(count)]
         return {"cuda": torch.version.cuda, "gpus": [(gpu.name, gpu.total_memory) for gpu in found], "fault": ""}
-    except Exception as error:  # noqa: BLE001 - whatever keeps torch from working here is what is asked for
+    except Exception as error:  # noqa: BLE001 - whatever keeps torch from working here is the result
         return {"cuda": None, "gpus": [], "fault": f"{type(error).__name__}: {error}"}
 
 
 def token_file(environ: Mapping[str, str], home: Path) -> Path:
-    """Where Ray's token lies, if there is one that no variable holds."""
+    """The file of Ray's token, which is used if no variable contains the token."""
     given = environ.get("RAY_AUTH_TOKEN_PATH")
     return Path(given) if given else home / ".ray" / "auth_token"
 
@@ -95,13 +100,13 @@ def unreadable(path: str) -> str:
     """Why this file, folder or URL cannot be read here; empty if it can."""
     try:
         if "://" in path:
-            store, name = import_module("fsspec.core").url_to_fs(path)
-            return "" if store.exists(name) else "it is not there"
+            filesystem, name = import_module("fsspec.core").url_to_fs(path)
+            return "" if filesystem.exists(name) else "it is not there"
         with os.scandir(path) if os.path.isdir(path) else open(path, "rb"):
             return ""
     except OSError as error:
         return error.strerror or str(error)
-    except Exception as error:  # noqa: BLE001 - each store has its own errors
+    except Exception as error:  # noqa: BLE001 - each file system has its own errors
         return f"{type(error).__name__}: {error}"
 
 
@@ -122,15 +127,15 @@ def existing(path: str) -> str:
 
 def listening_addresses(ports: Sequence[int]) -> list[str] | None:
     """The addresses on which this machine listens at these ports; None where that cannot be seen."""
-    psutil: Any = import_module("psutil")  # Ray brings it
+    psutil: Any = import_module("psutil")  # installed with Ray
     try:
-        found = psutil.net_connections("tcp")
+        connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:
         return None
-    return sorted({plain_address(c.laddr.ip) for c in found if c.status == "LISTEN" and c.laddr.port in ports})
+    return sorted({plain_address(c.laddr.ip) for c in connections if c.status == "LISTEN" and c.laddr.port in ports})
 
 
 def plain_address(address: str) -> str:
-    """The address, of IPv4 where it is one in the clothes of IPv6."""
+    """The address, as IPv4 if it is an IPv4 address mapped into IPv6."""
     parsed = ipaddress.ip_address(address)
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)

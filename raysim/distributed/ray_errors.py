@@ -1,37 +1,34 @@
-"""Ray's errors in one line each, without the numbers of actors and processes."""
+"""Errors of Ray as one line for people, and the full object store as a RunError."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from raysim.core.errors import RunError
-
-if TYPE_CHECKING:
-    pass
 
 STORAGE_FULL = (
     "there is no room left for what the sites send: give Ray a larger object store (ray start --object-store-memory) "
     "or a larger disk to spill to, or have fewer sites in a round (cohort)"
 )
+ID_LINE = r"(\w+_)?(id|name|pid|ip|namespace): "  # the lines in which Ray names actor, process and node
+GENERIC_ADVICE = "Some common causes"  # starts a paragraph that is the same for every cause
 
 
-def storage_full_error(error: Exception) -> RunError:
-    """What a run ends with when neither Ray's object store nor its disk takes any more."""
-    return RunError(f"{STORAGE_FULL}. Ray says: {summarize(error)}")
+def summarize(error: BaseException) -> str:
+    """The cause in one line: type and message, without the ids of actors and processes.
 
-
-def summarize(error: Any) -> str:
-    """What Ray says of the cause, without the numbers of actor and process that it puts between."""
+    Of an exception in a remote task it is the last line of the traceback.
+    """
     lines = [line.strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not re.match(r"(\w+_)?(id|name|pid|ip|namespace): ", line)]
-    text = " ".join(lines[:3]).partition("Some common causes")[0]  # what follows is the same whatever the cause
+    if isinstance(error, RayTaskError) and any(lines):
+        return next(line for line in reversed(lines) if line)
+    lines = [line for line in lines if line and not re.match(ID_LINE, line)]
+    text = " ".join(lines[:3]).partition(GENERIC_ADVICE)[0]
     return f"{type(error).__name__}: {text.strip().rstrip('.')}"
 
 
-def remote_cause(error: RayError) -> str:
-    """Of an exception over there the end of its traceback, which says what it was."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if isinstance(error, RayTaskError) and lines else summarize(error)
+def storage_full_error(error: Exception) -> RunError:
+    """The error that ends a run when neither Ray's object store nor its disk has space left."""
+    return RunError(f"{STORAGE_FULL}. Ray says: {summarize(error)}")

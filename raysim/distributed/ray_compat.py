@@ -1,0 +1,77 @@
+"""Every private API of Ray that raysim uses, one function each: there is no public way to what they do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import grpc
+import ray
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+
+def resolve_auto_address() -> str:
+    """HOST:PORT of the Ray that `auto` means. Raises ConnectionError if there is none.
+
+    `ray.init("auto")` resolves it too, but only while it connects, and the token mode must be set before that.
+    """
+    return str(canonicalize_bootstrap_address_or_die("auto"))
+
+
+def reload_ray_settings() -> None:
+    """Make Ray read its environment variables again: it reads RAY_AUTH_MODE once, when it is imported."""
+    import_module("ray._raylet").Config.initialize("")
+
+
+def accepts_token(address: str, token: str, timeout_s: float) -> bool:
+    """Whether the Ray at HOST:PORT accepts this token, or none if it is empty; True too if it does not answer in time.
+
+    `ray.init` reports a wrong token only after minutes of retries. This call needs no connected Ray.
+    """
+    with grpc.insecure_channel(address) as channel:
+        try:
+            check_alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+            check_alive(b"", timeout=timeout_s, metadata=[("authorization", f"Bearer {token}")] if token else [])
+        except grpc.RpcError as error:
+            return bool(error.code() != grpc.StatusCode.UNAUTHENTICATED)
+    return True
+
+
+def started_here() -> bool:
+    """Whether this process has started the Ray that it uses, instead of joining one.
+
+    The context that `ray.init` returns does not contain it, and another caller may have called `ray.init`.
+    """
+    node: Any = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
+
+
+def is_head(node: Mapping[str, Any]) -> bool:
+    """Whether this entry of `ray.nodes()` is the head: `ray.util.state.list_nodes` needs a dashboard to tell it."""
+    return "node:__internal_head__" in node["Resources"]
+
+
+def session_directory(node: Mapping[str, Any]) -> Path:
+    """Ray's session directory on this node of `ray.nodes()`, which only the path of its object store's socket shows."""
+    return Path(node["ObjectStoreSocketName"]).parent.parent
+
+
+def raylet_pid() -> int:
+    """The process id of this node's raylet, from within a task: killing it kills the node."""
+    return int(os.environ["RAY_RAYLET_PID"])
+
+
+def pending_node_count() -> int | None:
+    """How many nodes the autoscaler is starting; None where it does not report it, as its first version does not.
+
+    `ray status` prints it, and no public function returns it.
+    """
+    if not is_autoscaler_v2():
+        return None
+    status = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=2)
+    return len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
