@@ -182,12 +182,14 @@ def run(algorithm: Mean, sites: int, rounds: int, store: int) -> list[dict[str, 
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_LD_PRELOAD_ON_WORKERS": "1"}  # as `raysim run`
     import ray  # reads that when it is imported
 
+    from raysim.distributed.admission import request_actors
     from raysim.distributed.driver import stream_events
 
     ray.init(address="local", object_store_memory=store, logging_level=logging.ERROR, include_dashboard=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            events = list(stream_events(plan(algorithm, sites, rounds, Path(folder)), "aggregate"))
+            run = plan(algorithm, sites, rounds, Path(folder))
+            events = list(stream_events(run, request_actors(run), "aggregate"))
         check_unspilled()
     finally:
         ray.shutdown()

@@ -16,6 +16,7 @@ from typing import Any
 from measuring import machine, parser, publish
 from rich.table import Table
 
+from raysim.distributed.actor_pool import ActorPool
 from raysim.distributed.dispatcher import Dispatcher
 from raysim.distributed.load_balancing import assign, rebalance
 from raysim.federation.accounting import Ledger
@@ -31,7 +32,7 @@ class Clock:
 
     def __init__(self, name: str, costs: dict[str, float]) -> None:
         self.name, self.costs, self.free, self.done = name, costs, 0.0, list[tuple[float, Any]]()
-        self.play = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._take))
+        self.execute = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._take))
         self.now = 0.0
 
     def _take(self, order: Any, sites: list[str], *_: Any) -> list[Any]:
@@ -47,24 +48,23 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
     costs = {f"site-{i:05}": random.lognormvariate(0.0, 0.5) * seconds for i in range(sites)}
     names = [f"client-{i:03}" for i in range(actors)]
     start = time.process_time()
-    home = assign(costs, names)
+    site_to_actor = assign(costs, names)
     first = time.process_time() - start
     start = time.process_time()
-    home = rebalance(home, costs, names, {})
+    site_to_actor = rebalance(site_to_actor, costs, names, {})
     again = time.process_time() - start
     clocks = {name: Clock(name, costs) for name in names}
     ledger = Ledger(0, 1, seconds=dict(costs))
     queues = {name: deque[str]() for name in names}
     for site in sorted(costs, key=costs.__getitem__, reverse=True):
-        queues[home[site]].append(site)
-    fleet: Any = SimpleNamespace(
-        queues=lambda: queues, alone={}, ledger=ledger, up=lambda: names, home=home, actors=clocks, starting={}
-    )
+        queues[site_to_actor[site]].append(site)
+    pool = ActorPool(clocks, site_to_actor, clocks.__getitem__)
+    fleet: Any = SimpleNamespace(site_queues=lambda: queues, ledger=ledger, pool=pool)
     dispatch = Dispatcher(fleet, None, None)
     now, spent, waiting = 0.0, 0.0, list[tuple[float, int, Any]]()
     while True:
         start = time.process_time()
-        more = dispatch._send()
+        more = dispatch._fill_actors()
         spent += time.process_time() - start
         now += time.process_time() - start  # the actors wait for it as they would
         for clock in clocks.values():
@@ -75,7 +75,7 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
             even = sum(costs.values()) / actors
             return {"seconds": now, "even": even, "scheduler": spent, "assign": first, "settled": again}
         end, _, ref = heapq.heappop(waiting)
-        now = max(now, end) + REPLY * len(dispatch.running.pop(ref).sites)
+        now = max(now, end) + REPLY * len(dispatch.in_flight.pop(ref).sites)
         for clock in clocks.values():
             clock.now = now
 

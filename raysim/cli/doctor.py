@@ -1,4 +1,4 @@
-"""`raysim doctor`: looks at Ray, the nodes and the data, tries one batch, and proposes `resources`."""
+"""`raysim doctor`: checks Ray, the nodes and the data, measures one batch, and proposes `resources`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from raysim.core.errors import PlacementError
 from raysim.core.formatting import format_bytes, pluralize
 from raysim.data.required_paths import required_paths
 from raysim.distributed import diagnostics, node_probe
+from raysim.distributed.admission import check_object_store
 from raysim.distributed.autoscaling import provisionable_nodes
 from raysim.distributed.batch_probe import THREADS, BatchProbe, Machine, propose_resources, round_seconds, steps_of
-from raysim.distributed.capacity_checks import check_object_store
 from raysim.distributed.diagnostics import Check, NodeReport
-from raysim.distributed.probe_environment import PATIENCE, ProbeEnvironment, open_probe_environment
+from raysim.distributed.probe_environment import ProbeEnvironment, open_probe_environment
 from raysim.distributed.resources import ActorResources, NodeCapacity, NodeResources, plan_actors
+from raysim.distributed.timeouts import BATCH_PROBE_TIMEOUT_S
 from raysim.federation.plan import Plan, build_plan
 from raysim.federation.site_executor import Failure, torch_threads
 from raysim.federation.validation import validate
@@ -39,77 +40,79 @@ def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
     """Print what was found, what a batch takes and what to ask for; the exit code.
 
     0 if nothing is wrong, 3 if what is configured cannot be placed, 1 if something else is wrong.
-    Raises ConfigError for a wrong configuration, PlacementError where Ray cannot be had.
+    Raises ConfigError for a wrong configuration, PlacementError if Ray cannot be joined or started.
     """
     folder = Path(out).absolute() if out else runs_directory()
     with display.live():
         plan = build_plan(config, Path(node_probe.existing(str(folder))), emit=display.show)
         validate(plan)
-    read, written = required_paths(plan.task, config.task)
+    reads, writes = required_paths(plan.task, config.task)
     display.say("looking at this machine" if config.backend == "local" else "starting Ray, asking the nodes")
-    with open_probe_environment(config, read, written) as where:
-        given, placed = _placed(config, plan, where)
-        found = [*_checks(where, folder, read, written), placed, *_stored(plan, where)]
+    with open_probe_environment(config, reads, writes) as environment:
+        actors, placed = _placed(config, plan, environment)
+        found = [*_checks(environment, folder, reads, writes), placed, *_stored(plan, environment)]
         probe: BatchProbe | Failure | None = None
-        if placed.verdict != "note":  # else there is no room yet
-            display.say(f"trying a batch, for {PATIENCE:g} s at most")
-            probe = _probe(config, plan, where, given)
+        if placed.verdict != "note":  # which means that nodes are still to be added
+            display.say(f"trying a batch, for {BATCH_PROBE_TIMEOUT_S:g} s at most")
+            probe = _probe(config, plan, environment, actors)
     if isinstance(probe, Failure):
         found.append(Check("batch", "wrong", probe.cause, FAILED))
     elif probe is not None:
-        found += _crowded(where, given, probe, len(plan.task.inside))
+        found += _crowded(environment, actors, probe, len(plan.task.inside))
     display.console.print(_table(found))
     if isinstance(probe, BatchProbe):
-        _report(plan, where, given, probe, display)
+        _report(plan, environment, actors, probe, display)
     if placed.verdict == "wrong":
         return PlacementError.exit_code
     return int(any(check.verdict == "wrong" for check in found))
 
 
-def _checks(where: ProbeEnvironment, folder: Path, read: Sequence[str], written: Sequence[str]) -> Iterator[Check]:
-    facts = diagnostics.probed_facts(where.seen)
-    yield where.check
-    yield from diagnostics.of_nodes(where.seen)
-    yield from diagnostics.of_gpus(where.seen)
+def _checks(
+    environment: ProbeEnvironment, folder: Path, reads: Sequence[str], writes: Sequence[str]
+) -> Iterator[Check]:
+    facts = diagnostics.probed_facts(environment.nodes)
+    yield environment.check
+    yield from diagnostics.of_nodes(environment.nodes)
+    yield from diagnostics.of_gpus(environment.nodes)
     yield from diagnostics.of_versions(facts, node_probe.versions())
-    if where.own is not None:
-        yield from diagnostics.of_listening(facts, where.own)
-        yield diagnostics.of_token(os.environ, Path.home(), where.open_to_all)
-        yield from diagnostics.of_disks(where.seen)
+    if environment.is_local_ray is not None:
+        yield from diagnostics.of_listening(facts, environment.is_local_ray)
+        yield diagnostics.of_token(os.environ, Path.home(), environment.open_to_all)
+        yield from diagnostics.of_disks(environment.nodes)
     yield diagnostics.of_folder(folder)
-    yield from diagnostics.of_paths(facts, read, written)
+    yield from diagnostics.of_paths(facts, reads, writes)
 
 
-def _placed(config: RunConfig, plan: Plan, where: ProbeEnvironment) -> tuple[list[ActorResources], Check]:
-    """The client actors that a run would start, none if they cannot be placed, and what is to be said of them."""
+def _placed(config: RunConfig, plan: Plan, environment: ProbeEnvironment) -> tuple[list[ActorResources], Check]:
+    """The client actors that a run would start, none if they cannot be placed, and the check of that."""
     resources, task = config.resources, plan.task
-    nodes = [NodeResources(seen.name, seen.cpus, seen.gpus) for seen in where.seen]
-    if where.own is None:  # one process plays all sites, with any number of threads
+    nodes = [NodeResources(node.name, node.cpus, node.gpus) for node in environment.nodes]
+    if environment.is_local_ray is None:  # one process runs all sites, with any number of threads
         nodes = [replace(each, cpus=math.inf) for each in nodes]
         resources = replace(resources, client_actors=1, sites={})
     try:
-        given = plan_actors(resources, task.inside, nodes, task.outside)
+        actors = plan_actors(resources, task.inside, nodes, task.outside)
     except PlacementError as error:
-        more = provisionable_nodes() if where.own is False else []
+        more = provisionable_nodes() if environment.is_local_ray is False else []
         with suppress(PlacementError):
             many = len(plan_actors(resources, task.inside, [*nodes, *more], task.outside))
             if more:
-                asked = f"no room for {pluralize(many, 'client actor')} yet: a run asks the autoscaler for nodes"
-                return [], Check("resources", "note", f"{asked}, of which {len(more)} more may come; no batch is tried")
+                found = f"no room for {pluralize(many, 'client actor')} yet: a run asks the autoscaler for nodes"
+                return [], Check("resources", "note", f"{found}, of which {len(more)} more may come; no batch is tried")
         return [], Check("resources", "wrong", str(error))
-    if where.own is None:
+    if environment.is_local_ray is None:
         threads = pluralize(torch_threads(resources.cpus_per_client), "torch thread")
-        return given, Check("resources", "ok", f"all sites in this process, {threads}")
-    kinds = Counter((seat.cpus, seat.gpus) for seat in given)
+        return actors, Check("resources", "ok", f"all sites in this process, {threads}")
+    kinds = Counter((actor.cpus, actor.gpus) for actor in actors)
     each = [
         f"{pluralize(count, 'client actor')} of {cpus:g} CPU, {gpus:g} GPU" for (cpus, gpus), count in kinds.items()
     ]
-    return given, Check("resources", "ok", ", ".join(each))
+    return actors, Check("resources", "ok", ", ".join(each))
 
 
-def _stored(plan: Plan, where: ProbeEnvironment) -> Iterator[Check]:
+def _stored(plan: Plan, environment: ProbeEnvironment) -> Iterator[Check]:
     """Whether a round's models fit into Ray's object store."""
-    if where.own is None:
+    if environment.is_local_ray is None:
         return
     try:
         yield from (Check("object store", "note", note.text) for note in check_object_store(plan))
@@ -118,34 +121,36 @@ def _stored(plan: Plan, where: ProbeEnvironment) -> Iterator[Check]:
 
 
 def _probe(
-    config: RunConfig, plan: Plan, where: ProbeEnvironment, given: Sequence[ActorResources]
+    config: RunConfig, plan: Plan, environment: ProbeEnvironment, actors: Sequence[ActorResources]
 ) -> BatchProbe | Failure:
     """A batch of the largest inside site, with what a run would give its actor, or on a GPU where there is one."""
     site = max(plan.task.inside, key=lambda site: plan.task.sizes[site]["train"])
-    cpus, gpus = config.resources.of(site) if given else (1.0, 0.0)
-    usable = any(seen.usable for seen in where.seen)
+    cpus, gpus = config.resources.of(site) if actors else (1.0, 0.0)
+    usable = any(node.usable for node in environment.nodes)
     gpus = gpus or float(usable)
-    most = max(1.0, *(seen.cpus for seen in where.seen))
+    most = max(1.0, *(node.cpus for node in environment.nodes))
     wanted = {1} if usable else {number for number in THREADS if number <= most}
     threads = sorted({*wanted, torch_threads(cpus)})
-    return where.call((plan.task, config.algorithm, config.seed, site, threads, gpus > 0), cpus, gpus)
+    return environment.call((plan.task, config.algorithm, config.seed, site, threads, gpus > 0), cpus, gpus)
 
 
 def _crowded(
-    where: ProbeEnvironment, given: Sequence[ActorResources], probe: BatchProbe, sites: int
+    environment: ProbeEnvironment, actors: Sequence[ActorResources], probe: BatchProbe, sites: int
 ) -> Iterator[Check]:
     """Nodes and GPUs whose memory is too small for the client actors that Ray may put there."""
     cure = "ask for what is proposed below, or for smaller batches (task.batch_size)"
-    for seen in where.seen if given and where.own is not None else ():
-        room = NodeCapacity(NodeResources(seen.name, seen.cpus, seen.gpus))
-        here = sum(room.take(seat) for seat in given)
-        if here * probe.memory(sites) > seen.memory:
-            found = f"{seen.name}: {pluralize(here, 'client actor')} of {format_bytes(probe.memory(sites))} each would come here"
-            yield Check("memory", "wrong", f"{found}, which has {format_bytes(seen.memory)}", cure)
-        share = min((seat.gpus for seat in given if seat.gpus), default=1.0)
-        for name, total in dict(seen.usable).items():
+    for node in environment.nodes if actors and environment.is_local_ray is not None else ():
+        capacity = NodeCapacity(NodeResources(node.name, node.cpus, node.gpus))
+        count, needed = sum(capacity.take(actor) for actor in actors), probe.memory(sites)
+        if count * needed > node.memory:
+            each = f"{pluralize(count, 'client actor')} of {format_bytes(needed)} each"
+            found = f"{node.name}: {each} would come here"
+            yield Check("memory", "wrong", f"{found}, which has {format_bytes(node.memory)}", cure)
+        share = min((actor.gpus for actor in actors if actor.gpus), default=1.0)
+        for name, total in dict(node.usable).items():
             if share < 1 and share * total < probe.on_gpu:
-                found = f"{seen.name}: an actor needs {format_bytes(probe.on_gpu)}; {share:g} of a {name} is {format_bytes(share * total)}"
+                part = f"{share:g} of a {name} is {format_bytes(share * total)}"
+                found = f"{node.name}: an actor needs {format_bytes(probe.on_gpu)}; {part}"
                 yield Check("GPU memory", "wrong", found, cure)
 
 
@@ -155,44 +160,48 @@ def _table(found: Sequence[Check]) -> Table:
     table.add_column("", no_wrap=True)
     table.add_column("found", overflow="fold")
     for check in found:
-        said = Text(check.found)
+        text = Text(check.found)
         if check.cure:
-            said.append(f"\n-> {check.cure}", style=STYLES[check.verdict])
-        table.add_row(check.name, Text(check.verdict, STYLES[check.verdict]), said)
+            text.append(f"\n-> {check.cure}", style=STYLES[check.verdict])
+        table.add_row(check.name, Text(check.verdict, STYLES[check.verdict]), text)
     return table
 
 
 def _report(
-    plan: Plan, where: ProbeEnvironment, given: Sequence[ActorResources], probe: BatchProbe, display: RunConsole
+    plan: Plan, environment: ProbeEnvironment, actors: Sequence[ActorResources], probe: BatchProbe, display: RunConsole
 ) -> None:
-    """What a batch took, and the resources to ask for."""
+    """Print the measurements of the batch, and the resources that follow."""
     steps = steps_of(plan.config.algorithm, plan.task)
     table = Table(box=SIMPLE_HEAD)
     table.add_column("one batch", no_wrap=True)
     table.add_column("", overflow="fold")
-    for row in _measured(plan, steps, given, probe):
+    for row in _measured(plan, steps, actors, probe):
         table.add_row(*row)
     display.console.print(table)
-    machines = [_machine(seen) for seen in where.seen if seen.facts is not None]
-    best = propose_resources(machines, probe, steps, 1 if where.own is None else len(steps))
+    machines = [_machine(node) for node in environment.nodes if node.facts is not None]
+    best = propose_resources(machines, probe, steps, 1 if environment.is_local_ray is None else len(steps))
     if best is None:
         display.say("nothing to propose: no node has the memory for one client actor; ask for smaller batches")
         return
     values = {"client_actors": best.resources.client_actors, "cpus_per_client": best.resources.cpus_per_client}
     values |= {"gpus_per_client": best.resources.gpus_per_client}
-    asked = {key: f"{value:g}" for key, value in values.items() if where.own is not None or key != "client_actors"}
+    proposed = {
+        key: f"{value:g}"
+        for key, value in values.items()
+        if environment.is_local_ray is not None or key != "client_actors"
+    }
     seconds = f"a round of all {pluralize(len(steps), 'inside site')} in about {best.seconds:.2g} s"
-    lines = [f"proposed: {seconds}", "", "  " + " ".join(f"resources.{k}={v}" for k, v in asked.items()), ""]
-    lines += ["  resources:", *(f"    {key}: {value}" for key, value in asked.items())]
+    lines = [f"proposed: {seconds}", "", "  " + " ".join(f"resources.{k}={v}" for k, v in proposed.items()), ""]
+    lines += ["  resources:", *(f"    {key}: {value}" for key, value in proposed.items())]
     display.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
-def _machine(seen: NodeReport) -> Machine:
-    return Machine(seen.cpus, seen.memory, len(seen.usable), min((total for _, total in seen.usable), default=0))
+def _machine(node: NodeReport) -> Machine:
+    return Machine(node.cpus, node.memory, len(node.usable), min((total for _, total in node.usable), default=0))
 
 
 def _measured(
-    plan: Plan, steps: Mapping[str, int], given: Sequence[ActorResources], probe: BatchProbe
+    plan: Plan, steps: Mapping[str, int], actors: Sequence[ActorResources], probe: BatchProbe
 ) -> Iterator[tuple[str, str]]:
     yield "of", f"{pluralize(probe.batch, 'example')} of {probe.site}, the largest inside site, on {probe.device}"
     yield "network", f"{probe.parameters:,} parameters, {format_bytes(probe.model)} as a model"
@@ -204,12 +213,12 @@ def _measured(
     )
     if probe.device == "cuda":
         yield "GPU memory", f"{format_bytes(probe.allocated)} by tensors, {format_bytes(probe.reserved)} by torch"
-    if given:
-        cpus = min(seat.cpus for seat in given)
-        alone = round_seconds(probe, {probe.site: steps[probe.site]}, 1, cpus)
-        whole = round_seconds(probe, steps, len(given), cpus)
-        yield "this site", f"{pluralize(steps[probe.site], 'step')} in a round, {alone:.2g} s"
+    if actors:
+        cpus = min(actor.cpus for actor in actors)
+        site_seconds = round_seconds(probe, {probe.site: steps[probe.site]}, 1, cpus)
+        all_seconds = round_seconds(probe, steps, len(actors), cpus)
+        yield "this site", f"{pluralize(steps[probe.site], 'step')} in a round, {site_seconds:.2g} s"
         yield (
             "a round",
-            f"of all {pluralize(len(steps), 'inside site')} with the resources now asked for: {whole:.2g} s",
+            f"of all {pluralize(len(steps), 'inside site')} with the resources now asked for: {all_seconds:.2g} s",
         )

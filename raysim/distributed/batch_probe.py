@@ -1,4 +1,4 @@
-"""One batch of the configured network in a clean process: seconds and memory, and the `resources` that follow."""
+"""The measurement of one batch in a clean process: seconds and memory, and the `resources` that follow from them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from raysim.distributed.load_balancing import assign, makespan
 from raysim.federation.site_executor import DATA_CACHE_BYTES, CallKey, CallResult, Failure, SiteExecutor
 from raysim.training.local_training import LocalTraining
 
-WARM = 2.0  # seconds of steps that are timed for each number of threads, or one step
-MOST = 20  # steps, if they are shorter
-MARGIN = 0.8  # of a node's memory for client actors; the rest is for the server actor, Ray and the system
-CONTEXT = 500_000_000  # bytes that CUDA takes on the GPU for each process
-PER_GPU = 5  # more actors on one GPU only wait for one another
+TIMED_S = 2.0  # steps that are timed for each number of threads, or one step
+MAX_STEPS = 20
+MEMORY_SHARE = 0.8  # of a node's memory for client actors; the rest is for the server actor, Ray and the system
+CUDA_CONTEXT_BYTES = 500_000_000  # that CUDA takes on the GPU for each process
+MAX_ACTORS_PER_GPU = 5  # more only wait for one another
 THREADS = (1, 2, 4, 8)
 
 
@@ -37,44 +37,44 @@ class BatchProbe:
     seconds: Mapping[int, float]
     imports: int  # memory before anything is opened
     peak: int  # the most memory
-    held: int  # data of this site that are in memory, not mapped
+    held: int  # data of this site in memory, not mapped from files
     allocated: int  # on the GPU, by tensors at most
     reserved: int  # on the GPU, by torch at most
     parameters: int
     model: int  # bytes of the weights
 
     def memory(self, sites: int) -> int:
-        """What an actor needs that may come to play any of so many sites."""
+        """The memory of an actor that may serve any of so many sites."""
         return self.peak + min(DATA_CACHE_BYTES, self.held * (sites - 1))
 
     @property
     def on_gpu(self) -> int:
-        """What an actor needs on its GPU; 0 without one."""
-        return self.reserved + CONTEXT if self.device == "cuda" else 0
+        """The memory of an actor on its GPU; 0 without one."""
+        return self.reserved + CUDA_CONTEXT_BYTES if self.device == "cuda" else 0
 
 
 def measure_batches(
     task: Task, algorithm: Any, seed: int, site: str, threads: Sequence[int], gpu: bool
 ) -> BatchProbe | Failure:
-    """Real steps of local training at `site`, in this process, which must have done nothing else."""
+    """The measurement of local training at `site` in this process, which must have done nothing else before."""
     imports, device = memory("VmRSS"), "cuda" if gpu and torch.cuda.is_available() else "cpu"
     try:
-        worker = SiteExecutor(task, seed, device, threads[0])
+        executor = SiteExecutor(task, seed, device, threads[0])
     except Exception as error:  # noqa: BLE001 - a user's network
         return Failure(f"{type(error).__name__}: {error}", "")
-    play = partial(_play, worker, site, algorithm if isinstance(algorithm, LocalTraining) else LocalTraining())
+    train = partial(_train, executor, site, algorithm if isinstance(algorithm, LocalTraining) else LocalTraining())
     seconds = dict[int, float]()
     for steps in (1, 1):  # the first finds libraries and kernels
-        answer = play(steps)
-        if answer.failure:
-            return answer.failure
-    steps = max(1, min(MOST, int(WARM / answer.metrics["seconds"])))
+        result = train(steps)
+        if result.failure:
+            return result.failure
+    steps = max(1, min(MAX_STEPS, int(TIMED_S / result.metrics["seconds"])))
     for count in threads:
-        worker.threads = count
-        answer = play(steps)
-        if answer.failure:
-            return answer.failure
-        seconds[count] = answer.metrics["seconds"] / steps
+        executor.threads = count
+        result = train(steps)
+        if result.failure:
+            return result.failure
+        seconds[count] = result.metrics["seconds"] / steps
     return BatchProbe(
         site=site,
         batch=min(task.batch_size, task.sizes[site]["train"]),
@@ -82,16 +82,16 @@ def measure_batches(
         seconds=seconds,
         imports=imports,
         peak=memory("VmHWM"),
-        held=worker.data_cache.held,
+        held=executor.data_cache.held,
         allocated=torch.cuda.max_memory_allocated() if device == "cuda" else 0,
         reserved=torch.cuda.max_memory_reserved() if device == "cuda" else 0,
-        parameters=int(answer.metrics["parameters"]),
-        model=int(answer.metrics["bytes"]),
+        parameters=int(result.metrics["parameters"]),
+        model=int(result.metrics["bytes"]),
     )
 
 
-def _play(worker: SiteExecutor, site: str, training: LocalTraining, steps: int) -> CallResult[None]:
-    return worker.execute(_steps, site, CallKey(worker.seed, 0, 1, "probe"), replace(training, steps=steps))
+def _train(executor: SiteExecutor, site: str, training: LocalTraining, steps: int) -> CallResult[None]:
+    return executor.execute(_steps, site, CallKey(executor.seed, 0, 1, "probe"), replace(training, steps=steps))
 
 
 def _steps(site: Site[Any], training: LocalTraining) -> Reply[None]:
@@ -106,7 +106,7 @@ def _steps(site: Site[Any], training: LocalTraining) -> Reply[None]:
 
 def memory(kind: str) -> int:
     """Bytes of this process in memory: `VmRSS` now, `VmHWM` at most."""
-    # Not getrusage where it can be helped: it still holds the peak of the process that this one was forked from.
+    # getrusage is the fallback: it includes the peak of the process that this one was forked from.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     found = next((line.split()[1] for line in lines if line.startswith(f"{kind}:")), None)
@@ -114,7 +114,7 @@ def memory(kind: str) -> int:
 
 
 def steps_of(algorithm: Any, task: Task) -> dict[str, int]:
-    """Optimiser steps of each inside site in a round; those of one epoch where the algorithm trains in its own way."""
+    """Optimiser steps of each inside site in a round; of one epoch where the algorithm defines its own training."""
     training = algorithm if isinstance(algorithm, LocalTraining) else LocalTraining()
     passes = {site: -(-task.sizes[site]["train"] // task.batch_size) for site in task.inside}
     return {site: training.steps or training.epochs * count for site, count in passes.items()}
@@ -122,7 +122,7 @@ def steps_of(algorithm: Any, task: Task) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a node has: CPUs, GPUs that torch can use and the bytes of the smallest, bytes of memory for actors."""
+    """A node: CPUs, GPUs that torch can use and the bytes of the smallest, bytes of memory for actors."""
 
     cpus: float
     memory: float
@@ -141,26 +141,26 @@ class Proposal:
 def propose_resources(
     machines: Sequence[Machine], probe: BatchProbe, steps: Mapping[str, int], most: int
 ) -> Proposal | None:
-    """At most `most` client actors, so that a round is as short as can be; None if not even one fits."""
+    """The resources of up to `most` client actors with which a round is shortest; None if not even one fits."""
     per_gpu = actors_per_gpu(machines, probe) if probe.device == "cuda" else None
     need = probe.memory(len(steps))
     best: Proposal | None = None
-    for cpus in sorted({*probe.seconds, *_roomy(machines, need)}):
+    for cpus in sorted({*probe.seconds, *_memory_bound_cpus(machines, need)}):
         count = actors(machines, cpus, per_gpu, need, most)
         if not count:
             continue
         seconds = round_seconds(probe, steps, count, cpus)
         if best is None or seconds < 0.95 * best.seconds:  # fewer threads where more gain little
             share = int(10_000 / per_gpu) / 10_000 if per_gpu else 0.0  # rounded down: fits as it is shown
-            given = Resources(client_actors=count, cpus_per_client=float(cpus), gpus_per_client=share)
-            best = Proposal(given, seconds)
+            resources = Resources(client_actors=count, cpus_per_client=float(cpus), gpus_per_client=share)
+            best = Proposal(resources, seconds)
     return best
 
 
 def actors_per_gpu(machines: Sequence[Machine], probe: BatchProbe) -> int:
     """How many client actors share each GPU, by the memory of the smallest one."""
     smallest = min((machine.gpu_memory for machine in machines if machine.gpus), default=0.0)
-    return min(PER_GPU, int(smallest / probe.on_gpu))
+    return min(MAX_ACTORS_PER_GPU, int(smallest / probe.on_gpu))
 
 
 def actors(machines: Sequence[Machine], cpus: int, per_gpu: int | None, need: float, most: int) -> int:
@@ -169,25 +169,27 @@ def actors(machines: Sequence[Machine], cpus: int, per_gpu: int | None, need: fl
     Ray counts CPUs and GPUs, not memory, and fills a node before it takes the next: so where a node has memory for
     fewer than it has CPUs, no more may be asked for than that.
     """
-    places = [_places(machine, cpus, per_gpu) for machine in machines]
-    held = [int(MARGIN * machine.memory / need) for machine in machines]
-    return min([most, sum(places), *(fits for place, fits in zip(places, held, strict=True) if place > fits)])
+    slots = [_slots(machine, cpus, per_gpu) for machine in machines]
+    held = [int(MEMORY_SHARE * machine.memory / need) for machine in machines]
+    return min([most, sum(slots), *(fits for slot, fits in zip(slots, held, strict=True) if slot > fits)])
 
 
-def _places(machine: Machine, cpus: int, per_gpu: int | None) -> int:
+def _slots(machine: Machine, cpus: int, per_gpu: int | None) -> int:
     by_cpu = int(machine.cpus / cpus + 1e-6)
     return by_cpu if per_gpu is None else min(by_cpu, machine.gpus * per_gpu)
 
 
-def _roomy(machines: Sequence[Machine], need: float) -> set[int]:
+def _memory_bound_cpus(machines: Sequence[Machine], need: float) -> set[int]:
     """For each node that has CPUs for more actors than memory, the CPUs with which it no longer has."""
     return {
-        int(machine.cpus / (int(MARGIN * machine.memory / need) + 1)) + 1 for machine in machines if machine.cpus >= 1
+        int(machine.cpus / (int(MEMORY_SHARE * machine.memory / need) + 1)) + 1
+        for machine in machines
+        if machine.cpus >= 1
     }
 
 
 def round_seconds(probe: BatchProbe, steps: Mapping[str, int], count: int, cpus: float) -> float:
-    """Of a round of these sites on `count` actors that do not slow each other down."""
+    """Seconds of a round of these sites on `count` actors that do not slow each other down."""
     threads = max([known for known in probe.seconds if known <= cpus], default=min(probe.seconds))
     costs = {site: number * probe.seconds[threads] for site, number in steps.items()}
     return makespan(assign(costs, [str(i) for i in range(count)]), costs)

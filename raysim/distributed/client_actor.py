@@ -1,4 +1,4 @@
-"""The client actor: a worker with a name and its share of CPUs and of a GPU, for Ray to run."""
+"""The client actor: a site executor in a process of its own, with its share of CPUs and of a GPU."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from raysim.federation.plan import Plan
 from raysim.federation.site_executor import NOT_GIVEN, CallKey, CallResult, Client, SiteExecutor, torch_threads
 
 P = TypeVar("P")
-INLINE_BYTES = 128 * 1024  # a smaller object would be kept in the caller's own memory instead of the object store
+INLINE_BYTES = 128 * 1024  # Ray keeps smaller objects in the caller's memory instead of the object store
 
 
 class _InStore:
-    """Stands in an answer for a payload that comes as an object of its own."""
+    """Takes the place of a payload that is returned as a separate object."""
 
     def __reduce__(self) -> str:
         return "IN_STORE"
@@ -44,19 +44,19 @@ class StoredPayload:
 
 
 class ClientActor:
-    """A worker with a name, for Ray to run."""
+    """Executes calls at the sites of a run, in a process of its own. `title` is shown on Ray's dashboard."""
 
     def __init__(self, name: str, title: str, plan: list[Any], cpus: float, gpus: float) -> None:
         self.name, self.title, self.cpus, self.gpus = name, title, cpus, gpus
-        self.allocator = JemallocPurger()
+        self.memory_purger = JemallocPurger()
         self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         if self.device == "cuda":
             torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
-        self.memory = MemoryGauge(name, self.device == "cuda")
+        self.memory_gauge = MemoryGauge(name, self.device == "cuda")
         self.renew(plan)
 
     def renew(self, plan: list[Any]) -> None:
-        """Play the sites of this run from now on."""
+        """Serve this run from now on. `plan` holds the reference of its Plan, so that Ray does not resolve it."""
         run: Plan = ray.get(plan[0])
         self.versions, self.data_paths = run.versions, run.data_paths
         self.executor = SiteExecutor(run.task, run.config.seed, self.device, torch_threads(self.cpus), run.faults)
@@ -65,47 +65,45 @@ class ClientActor:
         return self.title
 
     def place(self) -> ActorPlacement:
-        """Where this actor is; answers once it is ready. Raises NodeError if its node lacks what the run needs."""
-        if wrong := node_probe.incompatibility(self.versions, self.data_paths):
-            raise NodeError(f"node {ray.util.get_node_ip_address()} {wrong}")
-        context = ray.get_runtime_context()
-        gpus = [str(i) for i in ray.get_gpu_ids()]
+        """Where this actor is; returns once it is ready. Raises NodeError if its node lacks what the run needs."""
+        if fault := node_probe.incompatibility(self.versions, self.data_paths):
+            raise NodeError(f"node {ray.util.get_node_ip_address()} {fault}")
         return ActorPlacement(
-            self.name,
-            self.title,
-            context.get_node_id(),
-            os.getpid(),
-            self.cpus,
-            self.gpus,
-            gpus,
-            str(self.executor.device),
-            torch.get_num_threads(),
+            actor=self.name,
+            title=self.title,
+            node=ray.get_runtime_context().get_node_id(),
+            pid=os.getpid(),
+            cpus=self.cpus,
+            gpus=self.gpus,
+            gpu_ids=[str(i) for i in ray.get_gpu_ids()],
+            device=str(self.executor.device),
+            threads=torch.get_num_threads(),
         )
 
     def execute(
         self,
-        order: tuple[Client[P], Any, CallKey, bool],
+        request: tuple[Client[P], Any, CallKey, bool],
         sites: Sequence[str],
         per_site: Mapping[str, Any] | None,
         *client_states: Any,
     ) -> list[Any]:
-        """The answers, then what the server only passes on: the memories, and payloads that are `private` or large.
+        """The results of the sites, then their client states, then their payloads that are private or large.
 
-        All one by one: Ray brings small objects along with its own message, but would keep a long list apart.
+        Each is an object of its own: Ray sends small objects with its own message, and would store a long list apart.
         """
-        client, broadcast, call, private = order
-        answers, kept, apart = list[CallResult[Any]](), list[Any](), list[StoredPayload | None]()
+        client, broadcast, call, private = request
+        results, kept_states, stored = list[CallResult[Any]](), list[Any](), list[StoredPayload | None]()
         for site, client_state in zip(sites, client_states, strict=True):
-            given = NOT_GIVEN if per_site is None else per_site[site]
-            answer: CallResult[Any] = self.executor.execute(client, site, call, broadcast, given, client_state)
-            large = private or answer.size > INLINE_BYTES
-            kept.append(answer.client_state)
-            apart.append(_store_payload(answer.payload) if large else None)
-            client_state = answer.client_state if answer.client_state is UNCHANGED else None
-            answers.append(replace(answer, client_state=client_state, payload=IN_STORE if large else answer.payload))
-            self.allocator.settle()
-            self.memory.tell()
-        return [*answers, *kept, *apart]
+            argument = NOT_GIVEN if per_site is None else per_site[site]
+            result: CallResult[Any] = self.executor.execute(client, site, call, broadcast, argument, client_state)
+            large = private or result.size > INLINE_BYTES
+            kept_states.append(result.client_state)
+            stored.append(_store_payload(result.payload) if large else None)
+            new_state = result.client_state if result.client_state is UNCHANGED else None
+            results.append(replace(result, client_state=new_state, payload=IN_STORE if large else result.payload))
+            self.memory_purger.settle()
+            self.memory_gauge.update()
+        return [*results, *kept_states, *stored]
 
 
 def _store_payload(payload: Any) -> StoredPayload:

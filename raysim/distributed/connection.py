@@ -1,4 +1,4 @@
-"""The connection of a command to Ray: join a cluster, with its token, or start a local Ray that ends with the command."""
+"""The connection of a command to Ray: join a cluster, with its token, or start a local Ray that ends with it."""
 
 from __future__ import annotations
 
@@ -89,5 +89,5 @@ def _check_token(address: str) -> None:
 
 
 def accepts_token(address: str, token: str = "") -> bool:
-    """Whether the Ray at HOST:PORT accepts this token, or none if it is empty; True too if it does not answer in time."""
+    """Whether the Ray at HOST:PORT accepts this token (empty: none); True too if it does not answer in time."""
     return ray_compat.accepts_token(address, token, HEAD_REPLY_TIMEOUT_S)

@@ -1,13 +1,22 @@
-"""The actor that stands for a search, or for a run that waits. It is apart from them, who would bring torch along."""
+"""The control actor of a run or a search: `raysim status` reads it, `raysim stop` asks it for the end.
+
+It is an actor of its own, without torch, that exists while the run waits for its resources too.
+"""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-NAMESPACE = "raysim-"  # of a run's or search's named actors: this, and its name
+from raysim.distributed.timeouts import STATUS_INTERVAL_S
+
+NAMESPACE = "raysim-"  # prefix of the namespace of a run's or a search's actors; its name follows
+CONTROL = "control"  # the control actor's name is NAME/control
 
 
 def run_name(namespace: str) -> str:
@@ -15,29 +24,81 @@ def run_name(namespace: str) -> str:
     return namespace.removeprefix(NAMESPACE)
 
 
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run or a search stands: a row of `raysim status`."""
+
+    name: str
+    description: str = ""  # algorithm and task, or the space of a search
+    directory: str = ""
+    host: str = ""
+    done: int | None = None  # rounds, or trials
+    total: int | str | None = None
+    state: str = ""  # what it does at the moment, or how it ended
+    metric: str = ""
+    value: float | None = None  # of the metric, in the last round or the best trial
+    round_seconds: float | None = None
+
+
 class ControlActor:
-    """The actor: keeps what was last said, and whether someone has asked for the end of what it stands for."""
+    """Keeps the last status of a run or a search, and whether someone has requested its end."""
 
-    def __init__(self, said: dict[str, Any]) -> None:
-        self.said, self.asked = said, False
+    def __init__(self, status: RunStatus) -> None:
+        self._status, self._stop_requested = status, False
 
-    def tell(self, said: dict[str, Any]) -> bool:
-        """Keep this; whether it is to end."""
-        self.said = said
-        return self.asked
+    def update(self, status: RunStatus) -> bool:
+        """Keep this status; whether a stop was requested."""
+        self._status = status
+        return self._stop_requested
 
-    def status(self) -> dict[str, Any]:
-        """What `raysim status` shows."""
-        return self.said
+    def status(self) -> RunStatus:
+        """The last status."""
+        return self._status
 
     def stop(self) -> None:
-        """End what it stands for when that next says something."""
-        self.asked = True
+        """Request the end: the run learns of it with its next update."""
+        self._stop_requested = True
 
 
-def start_control_actor(name: str, role: str, said: dict[str, Any]) -> Any:
-    """The actor of the run or search of this name, beside this process; it needs no room."""
+class RunControl:
+    """The side of the run or search: publishes its status, and learns whether a stop was requested.
+
+    The control actor starts with the first status that is published `start_delay_s` after the creation, or later.
+    """
+
+    def __init__(self, name: str, start_delay_s: float = 0.0) -> None:
+        self.name = name
+        self._actor: Any = None
+        self._reply: Any = None
+        self._next_update = time.monotonic() + start_delay_s
+
+    def due(self) -> bool:
+        """Whether it is time for the next status."""
+        return time.monotonic() >= self._next_update
+
+    def publish(self, status: RunStatus) -> bool:
+        """Send the status without waiting; whether a stop was requested before the last one."""
+        self._next_update = time.monotonic() + STATUS_INTERVAL_S
+        if self._reply is not None and not ray.wait([self._reply], timeout=0)[0]:
+            return False
+        try:
+            stop_requested = self._reply is not None and bool(ray.get(self._reply))
+            self._actor = self._actor or _start_control_actor(self.name, status)
+            self._reply = self._actor.update.remote(status)
+            return stop_requested
+        except (RayError, ValueError):  # lost, or its name is still taken: the run continues, and another one starts
+            self._actor = self._reply = None
+            return False
+
+    def close(self) -> None:
+        """End the control actor."""
+        if self._actor is not None:
+            ray.kill(self._actor)
+
+
+def _start_control_actor(name: str, status: RunStatus) -> Any:
+    """The actor, beside this process. It takes no resources."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    made: Any = ray.remote(ControlActor)
-    options = {"name": f"{name}/{role}", "namespace": NAMESPACE + name, "num_cpus": 0}
-    return made.options(**options, scheduling_strategy=here).remote(said)
+    remote: Any = ray.remote(ControlActor)
+    options = {"name": f"{name}/{CONTROL}", "namespace": NAMESPACE + name, "num_cpus": 0}
+    return remote.options(**options, scheduling_strategy=here).remote(status)

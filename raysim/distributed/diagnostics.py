@@ -1,4 +1,4 @@
-"""What `raysim doctor` makes of what it found: a line with a verdict for each thing. Talks to nobody."""
+"""The checks of `raysim doctor`: a line with a verdict for each thing that was found. Pure functions of the reports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any, Literal
 from raysim.core.formatting import format_bytes, join_names, pluralize
 from raysim.distributed.node_probe import differences, existing, token_file, unwritable
 
-FULL = 0.95  # of a disk, from where on Ray puts nothing more onto it
+FULL = 0.95  # share of a disk in use from which Ray spills nothing to it
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, what was found, and what would help."""
+    """One line: the subject, what was found, and the cure."""
 
     name: str
     verdict: Literal["ok", "note", "wrong"]
@@ -30,7 +30,7 @@ class Check:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """A node as Ray lists it, and what it says of itself (`node_probe.probe`) or why it says nothing."""
+    """A node as Ray lists it, and what it reports itself (`node_probe.probe`), or the `error` that prevented it."""
 
     name: str
     cpus: float
@@ -38,35 +38,35 @@ class NodeReport:
     memory: float  # bytes, beside the object store
     store: float  # bytes
     facts: Mapping[str, Any] | None
-    silence: str = ""
+    error: str = ""
 
     @property
     def usable(self) -> list[tuple[str, int]]:
-        """The GPUs, name and bytes, that both Ray and torch know."""
+        """Name and bytes of the GPUs that both Ray and torch can use."""
         return list(self.facts["gpus"])[: int(self.gpus)] if self.facts else []
 
 
-def probed_facts(seen: Sequence[NodeReport]) -> dict[str, Mapping[str, Any]]:
-    """The facts of the nodes that gave any."""
-    return {node.name: node.facts for node in seen if node.facts is not None}
+def probed_facts(nodes: Sequence[NodeReport]) -> dict[str, Mapping[str, Any]]:
+    """By name, the facts of the nodes that answered."""
+    return {node.name: node.facts for node in nodes if node.facts is not None}
 
 
-def of_nodes(seen: Sequence[NodeReport]) -> Iterator[Check]:
+def of_nodes(nodes: Sequence[NodeReport]) -> Iterator[Check]:
     """A line for each node: what it has."""
-    for node in seen:
+    for node in nodes:
         has = f"{node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU, {format_bytes(node.memory)} memory"
         has += f", object store {format_bytes(node.store)}" if node.store else ""
         if node.facts is None:
             cure = "look at `ray status` and at that node's logs, or take it out of the cluster"
-            yield Check("node", "wrong", f"{has}; {node.silence}", cure)
+            yield Check("node", "wrong", f"{has}; {node.error}", cure)
         else:
             yield Check("node", "ok", has)
 
 
-def of_gpus(seen: Sequence[NodeReport]) -> Iterator[Check]:
-    """What torch can use, beside what Ray was told; of nodes without a GPU only how many there are."""
+def of_gpus(nodes: Sequence[NodeReport]) -> Iterator[Check]:
+    """A line for each node with a GPU: what torch can use, and what Ray was started with. The others are counted."""
     bare = 0
-    for node in seen:
+    for node in nodes:
         if node.facts is None:
             continue
         found = [f"{name} {format_bytes(total)}" for name, total in node.facts["gpus"]]
@@ -87,40 +87,39 @@ def of_gpus(seen: Sequence[NodeReport]) -> Iterator[Check]:
 
 def of_versions(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, str]) -> Iterator[Check]:
     """Whether every node has what the command has."""
-    other = differences(own, {name: of["versions"] for name, of in facts.items()})
+    other = differences(own, {name: node["versions"] for name, node in facts.items()})
     mine = ", ".join(f"{package} {number}" for package, number in own.items())
     if not other:
         yield Check("versions", "ok", f"{mine}; the same on {_nodes(facts)}" if facts else mine)
         return
     yield Check("versions", "ok", f"{mine}: here")
     for name, packages in other.items():
-        told = ", ".join(f"{package} {number} (here {own[package]})" for package, number in packages.items())
-        yield Check(
-            "versions", "wrong", f"{name}: {told}", "install there what is installed here, from constraints.txt"
-        )
+        found = ", ".join(f"{package} {number} (here {own[package]})" for package, number in packages.items())
+        cure = "install there what is installed here, from constraints.txt"
+        yield Check("versions", "wrong", f"{name}: {found}", cure)
 
 
-def of_listening(facts: Mapping[str, Mapping[str, Any]], own: bool) -> Iterator[Check]:
-    """On which addresses Ray can be reached."""
-    found = [address for of in facts.values() for address in of["listens"] or ()]
+def of_listening(facts: Mapping[str, Mapping[str, Any]], local: bool) -> Iterator[Check]:
+    """The addresses on which Ray listens. `local` is whether it was started for this command."""
+    found = [address for node in facts.values() for address in node["listens"] or ()]
     if not found:
         yield Check("ports", "note", "on which addresses Ray listens cannot be seen", "ask for the rights, or ss -tln")
         return
-    far = sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})
-    near = f"Ray listens on {join_names(sorted(set(found)))}"
-    if not far:
-        yield Check("ports", "ok", f"{near}, which only this machine reaches")
-    elif own:
+    open_addresses = sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})
+    listens = f"Ray listens on {join_names(sorted(set(found)))}"
+    if not open_addresses:
+        yield Check("ports", "ok", f"{listens}, which only this machine reaches")
+    elif local:
         cure = "unset RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER; a Ray of this command's own needs no other machine"
-        yield Check("ports", "wrong", f"{near}: open to the network", cure)
+        yield Check("ports", "wrong", f"{listens}: open to the network", cure)
     else:
-        yield Check("ports", "note", f"{near}: open to the network", "let only the cluster's nodes reach its ports")
+        yield Check("ports", "note", f"{listens}: open to the network", "let only the cluster's nodes reach its ports")
 
 
 def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check:
-    """Whether Ray asks for a token, and where this command has it from. The token itself is not looked at.
+    """Whether Ray requires a token, and its source. The token itself is not read.
 
-    `open_to_all` is whether Ray has let in somebody without one.
+    `open_to_all` is whether Ray has accepted a client without one.
     """
     if open_to_all:
         cure = "set RAY_AUTH_MODE=token, here and on the nodes; `ray get-auth-token --generate` makes one"
@@ -139,9 +138,9 @@ def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check
     return Check("token", "ok", source)
 
 
-def of_disks(seen: Sequence[NodeReport]) -> Iterator[Check]:
-    """Room for what Ray spills, and in shared memory for its object store."""
-    known = [node for node in seen if node.facts is not None and node.facts["disk"]]
+def of_disks(nodes: Sequence[NodeReport]) -> Iterator[Check]:
+    """Free disk for the objects that Ray spills, and shared memory for its object store."""
+    known = [node for node in nodes if node.facts is not None and node.facts["disk"]]
     disks = {node.name: node.facts["disk"] for node in known if node.facts is not None}
     full = {name: free for name, (total, used, free) in disks.items() if used > FULL * total}
     for name, free in full.items():
@@ -167,29 +166,29 @@ def _nodes(named: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def of_folder(folder: Path) -> Check:
-    """Whether a run could make its folder: this one, or one in it."""
+    """Whether a run could create its directory: this one, or one in it."""
     above = existing(str(folder))
     if why := unwritable(str(folder)):
         return Check("run folder", "wrong", f"{folder}: {why}", "go to a folder of yours, or choose one with --out")
     return Check("run folder", "ok", f"{folder} can be written to; {format_bytes(shutil.disk_usage(above).free)} free")
 
 
-def of_paths(facts: Mapping[str, Mapping[str, Any]], read: Sequence[str], written: Sequence[str]) -> Iterator[Check]:
+def of_paths(facts: Mapping[str, Mapping[str, Any]], reads: Sequence[str], writes: Sequence[str]) -> Iterator[Check]:
     """Whether every node sees the data and can keep what it prepares."""
     kinds = (
-        ("data", "unreadable", read, "mount it there at the same path, or put the data behind a URL"),
-        ("cache", "unwritable", written, "choose another folder with task.data.cache=DIR or RAYSIM_CACHE"),
+        ("data", "unreadable", reads, "mount it there at the same path, or put the data behind a URL"),
+        ("cache", "unwritable", writes, "choose another folder with task.data.cache=DIR or RAYSIM_CACHE"),
     )
     for name, kind, paths, cure in kinds:
-        faults = [(node, path, why) for node, of in facts.items() for path, why in of[kind].items()]
+        faults = [(node, path, why) for node, reported in facts.items() for path, why in reported[kind].items()]
         for node, path, why in faults:
             yield Check(name, "wrong", f"{node}: {path}: {why}", cure)
         if paths and not faults:
-            can = "read" if name == "data" else "written to"
-            yield Check(name, "ok", f"{_together(paths)} can be {can} on {_nodes(facts)}")
+            verb = "read" if name == "data" else "written to"
+            yield Check(name, "ok", f"{_describe_paths(paths)} can be {verb} on {_nodes(facts)}")
 
 
-def _together(paths: Sequence[str]) -> str:
+def _describe_paths(paths: Sequence[str]) -> str:
     if len(paths) == 1:
         return paths[0]
     if any("://" in path for path in paths):

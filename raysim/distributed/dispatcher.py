@@ -1,4 +1,4 @@
-"""One call at many sites: which client actor has which, who waits, and what is done when an actor is lost."""
+"""The dispatcher of one call at many sites: sends sites to client actors, and re-queues the sites of a lost actor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -17,23 +18,29 @@ from raysim.core.formatting import join_names
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.distributed.client_actor import IN_STORE
 from raysim.distributed.ray_errors import storage_full_error, summarize
+from raysim.distributed.waiter import Waiter
 from raysim.federation.site_executor import CallResult, Failure
 
 if TYPE_CHECKING:
     from raysim.distributed.ray_fleet import RayFleet
 
-CALLS_AHEAD = (
-    2  # quick calls given to an actor at a time: the second waits there, so the actor never waits for the server
-)
-QUICK_S = 1.0  # seconds of work up to which a call is quick: what waits behind a longer one, an idle actor might take
-BATCH_S = 0.5  # seconds of work that make a call worth while: Ray spends about 0.002 s on a call, whatever it carries
-QUEUE_SHARE = 1.5  # a call takes at most two thirds of what waits for an actor, so that all are done at the same time
-MAX_LOSSES = 3  # losses of an actor after which what it played, and not the machine, is to blame
+CALLS_AHEAD = 2  # quick calls that an actor has at a time: the second one waits there, so that the actor never does
+QUICK_S = 1.0  # seconds of work up to which a call is quick: an idle actor could take what waits behind a longer one
+BATCH_S = 0.5  # seconds of work that one call carries: Ray spends about 0.002 s on a call, whatever it carries
+QUEUE_SHARE = 1.5  # a call takes at most two thirds of an actor's queue, so that all actors end at the same time
+MAX_LOSSES = 3  # losses of the actor after which a site, and not the machine, is held responsible
+
+
+class ActorLoss(Enum):
+    """Why an actor was given up, with the cure if its site causes it again and again."""
+
+    DIED = "If memory ran out, take a smaller task.batch_size or fewer actors (resources.client_actors)"
+    TIMED_OUT = "If the work takes that long, give a larger site_timeout_s"
 
 
 @dataclass(frozen=True)
 class InFlightCall:
-    """A call under way: `handle` tells the actor from the one that has taken its place since."""
+    """A call that was sent and has not returned. `handle` tells the actor from one that has replaced it since."""
 
     actor: str
     handle: Any
@@ -44,96 +51,96 @@ class InFlightCall:
 
 
 class Dispatcher:
-    """Plays a client function at all sites of a fleet; each site once, or again if the actor was lost meanwhile."""
+    """Runs a client function at all sites of a fleet: once at each site, and again if its actor was lost."""
 
-    def __init__(self, fleet: RayFleet, order: Any, per_site: Mapping[str, Any] | None) -> None:
-        self.fleet, self.order, self.per_site = fleet, order, per_site
-        self.waiting = fleet.queues()
-        together = {
-            actor: queue for actor, queue in self.waiting.items() if actor not in fleet.dedicated_actors.values()
-        }
-        # Whose sites each actor may play: those of all that share, or its single one.
-        self.pools = {actor: together if actor in together else {actor: self.waiting[actor]} for actor in self.waiting}
-        self.last_response_at: dict[
-            str, float
-        ] = {}  # when each actor last answered, or was given work when it had none
+    def __init__(self, fleet: RayFleet, request: Any, per_site: Mapping[str, Any] | None) -> None:
+        self.fleet, self.pool, self.request, self.per_site = fleet, fleet.pool, request, per_site
+        self.queues = fleet.site_queues()
+        self.open_queues = self.pool.open_queues(self.queues)
+        # When each actor last responded, or was given work when it had none.
+        self.last_response_at: dict[str, float] = {}
         self.in_flight: dict[Any, InFlightCall] = {}
-        self.tries: Counter[str] = Counter()
-        self.exhausted_sites: deque[tuple[str, CallResult[Any]]] = deque()  # sites that have no try left
-        self.quarantined_sites: deque[str] = (
-            deque()
-        )  # were with an actor that was lost: each plays alone, so as to tell which
+        self.losses: Counter[str] = Counter()  # of the actor, by site
+        # Sites of lost actors: each runs in a call of its own, which shows the one that causes the losses.
+        self.quarantined_sites: deque[str] = deque()
+        self.exhausted_sites: deque[tuple[str, CallResult[Any]]] = deque()  # have caused too many losses
 
     def results(self) -> Iterator[tuple[str, CallResult[Any]]]:
-        """Each site's result as it comes.
+        """The result of each site, in order of arrival.
 
-        Raises LostError where something that lay on a lost node is needed, RunError for what trying again cannot mend.
+        Raises LostObjectError if an object was lost that the call needs, RunError for errors that a retry cannot fix.
         """
-        idle_since = time.monotonic()
-        while self._fill_actors() or self.quarantined_sites or self.exhausted_sites or any(self.waiting.values()):
+        no_actor = Waiter(self.fleet.no_actor_timeout_s)
+        while self._fill_actors() or self.quarantined_sites or self.exhausted_sites or any(self.queues.values()):
             while self.exhausted_sites:
                 yield self.exhausted_sites.popleft()
-            # An actor that is up before results, of which in quick rounds there is always one.
-            expected = [*self.fleet.starting, *self.in_flight]
+            # Actors that come up before results: in quick rounds there is always a result.
+            expected = [*self.pool.pending_starts, *self.in_flight]
             ready, _ = ray.wait(expected, num_returns=1, timeout=1.0) if expected else ([], [])
             self.fleet.check_stop()
             if self.in_flight:
-                idle_since = time.monotonic()
-            elif time.monotonic() - idle_since > self.fleet.patience:
+                no_actor.reset()
+            elif no_actor.expired:
                 raise ResumableError(self._no_actor_message())
             for ref in ready:
-                if ref in self.fleet.starting:
-                    self.fleet.started(ref)
-                elif ref in self.in_flight:  # else its actor was lost with a call before it
+                if ref in self.pool.pending_starts:
+                    self._finish_start(ref)
+                elif ref in self.in_flight:  # else its actor was lost in a call before it
                     yield from self._handle_response(self.in_flight.pop(ref))
             self._expire_hung_calls()
 
+    def _finish_start(self, ref: Any) -> None:
+        if dropped := self.pool.finish_start(ref):
+            self.fleet.record_dropped(*dropped)
+
     def _fill_actors(self) -> bool:
-        """Give every actor that is up as much as it may have; whether anything is under way."""
-        busy: Counter[str] = Counter()
+        """Send every available actor as much as it may have at a time; whether any call is in flight."""
+        load: Counter[str] = Counter()
         for sent in self.in_flight.values():
-            busy[sent.actor] += CALLS_AHEAD if sent.quarantined else self._load(sent.sites)
-        for actor in self.fleet.up():
-            suspect = None if busy[actor] else self._next_quarantined(actor)
-            if suspect is not None:
-                self._send_call(actor, [suspect], quarantined=True)
-                busy[actor] = CALLS_AHEAD
-            while busy[actor] < CALLS_AHEAD and (sites := take_batch(self.waiting[actor], self.fleet.ledger.seconds)):
+            load[sent.actor] += CALLS_AHEAD if sent.quarantined else self._call_load(sent.sites)
+        seconds, available = self.fleet.ledger.seconds, self.pool.available_actors()
+        for actor in available:
+            quarantined = None if load[actor] else self._take_quarantined(actor)
+            if quarantined is not None:
+                self._send_call(actor, [quarantined], quarantined=True)
+                load[actor] = CALLS_AHEAD
+            while load[actor] < CALLS_AHEAD and (sites := take_batch(self.queues[actor], seconds)):
                 self._send_call(actor, sites)
-                busy[actor] += self._load(sites)
-        for actor in self.fleet.up():  # now that all have of their own what they can take
-            if not busy[actor]:
-                fullest = max(self.pools[actor].values(), key=len)
-                if sites := take_batch(fullest, self.fleet.ledger.seconds, last=True):
+                load[actor] += self._call_load(sites)
+        for actor in available:  # only now: each has taken from its own queue first
+            if not load[actor]:
+                longest = max(self.open_queues[actor].values(), key=len)
+                if sites := take_batch(longest, seconds, last=True):
                     self._send_call(actor, sites)
         self.fleet.ledger.progress.active_sites = tuple(site for sent in self.in_flight.values() for site in sent.sites)
         return bool(self.in_flight)
 
-    def _load(self, sites: Sequence[str]) -> int:
-        """How much of AHEAD a call takes: all of it, unless it is known to be quick."""
+    def _call_load(self, sites: Sequence[str]) -> int:
+        """The share of CALLS_AHEAD that a call takes: all of it, unless it is known to be quick."""
         return 1 if sum(self.fleet.ledger.seconds.get(site, QUICK_S) for site in sites) < QUICK_S else CALLS_AHEAD
 
-    def _next_quarantined(self, actor: str) -> str | None:
-        """Takes out the next suspect that `actor` may play."""
-        site = next((s for s in self.quarantined_sites if self.fleet.site_to_actor[s] in self.pools[actor]), None)
+    def _take_quarantined(self, actor: str) -> str | None:
+        """Take out the next quarantined site that `actor` may serve."""
+        site_to_actor = self.pool.site_to_actor
+        site = next((s for s in self.quarantined_sites if site_to_actor[s] in self.open_queues[actor]), None)
         if site is not None:
             self.quarantined_sites.remove(site)
         return site
 
     def _send_call(self, actor: str, sites: list[str], quarantined: bool = False) -> None:
-        given = None if self.per_site is None else {site: self.per_site[site] for site in sites}
+        arguments = None if self.per_site is None else {site: self.per_site[site] for site in sites}
         client_states = (self.fleet.ledger.client_states.get(site) for site in sites)
-        handle = self.fleet.actors[actor]
-        if not any(sent.actor == actor for sent in self.in_flight.values()):
+        handle = self.pool.handle(actor)
+        if all(sent.actor != actor for sent in self.in_flight.values()):
             self.last_response_at[actor] = time.monotonic()
-        self.fleet.site_to_actor.update(dict.fromkeys(sites, actor))  # where their data are open from now on
-        refs: list[Any] = handle.execute.options(num_returns=3 * len(sites), name=self._title(sites)).remote(
-            self.order, sites, given, *client_states
+        self.pool.move_sites(sites, actor)
+        refs: list[Any] = handle.execute.options(num_returns=3 * len(sites), name=self._call_title(sites)).remote(
+            self.request, sites, arguments, *client_states
         )
         self.in_flight[refs[0]] = InFlightCall(actor, handle, sites, refs, time.monotonic(), quarantined)
 
-    def _title(self, sites: Sequence[str]) -> str:
-        """What the dashboard calls a call."""
+    def _call_title(self, sites: Sequence[str]) -> str:
+        """The name of a call on the dashboard."""
         more = f" +{len(sites) - 3}" if len(sites) > 3 else ""
         return f"round {self.fleet.ledger.round + 1}, {self.fleet.ledger.progress.phase}: {', '.join(sites[:3])}{more}"
 
@@ -145,83 +152,76 @@ class Dispatcher:
         except RayError as error:
             self._handle_ray_error(sent, error)
             return
-        kept, apart = sent.refs[count : 2 * count], sent.refs[2 * count :]
+        state_refs, payload_refs = sent.refs[count : 2 * count], sent.refs[2 * count :]
         for i, (site, result) in enumerate(zip(sent.sites, results, strict=True)):
-            client_state = UNCHANGED if result.client_state is UNCHANGED else kept[i]
-            payload = apart[i] if result.payload is IN_STORE else result.payload
+            client_state = UNCHANGED if result.client_state is UNCHANGED else state_refs[i]
+            payload = payload_refs[i] if result.payload is IN_STORE else result.payload
             yield site, replace(result, client_state=client_state, payload=payload)
 
     def _handle_ray_error(self, sent: InFlightCall, error: RayError) -> None:
-        """Have the sites of a lost actor played again, by whoever is there. Raises RunError where that cannot help."""
+        """Re-queue the sites of a lost actor. Raises RunError for errors that a retry cannot fix."""
         cause = error.cause if isinstance(error, RayTaskError) else error
+        round = self.fleet.ledger.round + 1
         if isinstance(cause, LostObjectError | ObjectLostError):
-            raise LostObjectError(f"round {self.fleet.ledger.round + 1}: {summarize(cause)}") from error
+            raise LostObjectError(f"round {round}: {summarize(cause)}") from error
         if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
             raise storage_full_error(cause) from error
-        if isinstance(error, RayTaskError | RaySystemError):  # an exception there; a reply that cannot be read here
-            number = self.fleet.ledger.round + 1
-            failed = RunError(f"round {number}: {sent.actor} failed at {_named(sent.sites)}: {summarize(cause)}")
-            failed.remote = str(error)
-            raise failed from error
-        self._replace_and_requeue(sent, summarize(error))
+        if isinstance(error, RayTaskError | RaySystemError):  # raised by the actor; or its reply cannot be read here
+            names = join_names([f"'{site}'" for site in sent.sites])
+            failure = RunError(f"round {round}: {sent.actor} failed at {names}: {summarize(cause)}")
+            failure.remote = str(error)
+            raise failure from error
+        self._replace_and_requeue(sent, ActorLoss.DIED, summarize(error))
 
     def _expire_hung_calls(self) -> None:
-        """Give up the actors that have not answered for too long: they hang, or what they do never ends."""
-        now, patience = time.monotonic(), self.fleet.ledger.site_timeout_s
-        first = {sent.actor: ref for ref, sent in reversed(self.in_flight.items())}  # what each is at; the rest waits
-        for actor, ref in first.items():
-            if now - self.last_response_at[actor] > patience * len(self.in_flight[ref].sites):
-                self._replace_and_requeue(self.in_flight.pop(ref), f"no result for {patience:g} s (site_timeout_s)")
+        """Give up the actors that have not responded for too long: they hang, or their work never ends."""
+        now, timeout_s = time.monotonic(), self.fleet.ledger.site_timeout_s
+        current = {sent.actor: ref for ref, sent in reversed(self.in_flight.items())}  # the others wait in the actor
+        for actor, ref in current.items():
+            if now - self.last_response_at[actor] > timeout_s * len(self.in_flight[ref].sites):
+                cause = f"no result for {timeout_s:g} s (site_timeout_s)"
+                self._replace_and_requeue(self.in_flight.pop(ref), ActorLoss.TIMED_OUT, cause)
 
-    def _replace_and_requeue(self, sent: InFlightCall, cause: str) -> None:
-        """Start the actor anew, and have what was with it played again."""
+    def _replace_and_requeue(self, sent: InFlightCall, loss: ActorLoss, cause: str) -> None:
+        """Start the actor again, and quarantine all sites that it had; a site with too many losses fails instead."""
         behind = [ref for ref, other in self.in_flight.items() if other.handle is sent.handle]
         sites = [*sent.sites, *(site for ref in behind for site in self.in_flight.pop(ref).sites)]
-        self.tries.update(sites)
-        self.fleet.replace(sent.actor)
+        self.losses.update(sites)
+        self.pool.replace(sent.actor)
         seconds = time.monotonic() - sent.start
-        if sent.quarantined and self.tries[sites[0]] >= MAX_LOSSES:
-            self.exhausted_sites.append(
-                (sites[0], CallResult(None, failure=Failure(_exhausted_message(cause), ""), seconds=seconds))
-            )
+        if sent.quarantined and self.losses[sites[0]] >= MAX_LOSSES:
+            failure = Failure(_exhausted_message(loss, cause), "")
+            self.exhausted_sites.append((sites[0], CallResult(None, failure=failure, seconds=seconds)))
             return
         self.quarantined_sites.extend(sites)
-        ledger = self.fleet.ledger
-        ledger.failures.append(
-            FailureEvent(
-                ledger.round + 1, ledger.progress.phase, tuple(sites), sent.actor, cause, FailureAction.RETRIED, seconds
-            )
-        )
+        number, phase = self.fleet.ledger.round + 1, self.fleet.ledger.progress.phase
+        event = FailureEvent(number, phase, tuple(sites), sent.actor, cause, FailureAction.RETRIED, seconds)
+        self.fleet.ledger.failures.append(event)
 
     def _no_actor_message(self) -> str:
-        left = len(self.quarantined_sites) + sum(map(len, self.waiting.values()))
+        left = len(self.quarantined_sites) + sum(map(len, self.queues.values()))
         return (
-            f"round {self.fleet.ledger.round + 1}: no client actor has come back for {self.fleet.patience:g} s, and "
-            f"{left} sites wait; the cluster has no room for one. When it has, `raysim resume` goes on from the last "
-            "checkpoint"
+            f"round {self.fleet.ledger.round + 1}: no client actor has come back for "
+            f"{self.fleet.no_actor_timeout_s:g} s, and {left} sites wait; the cluster has no room for one. When it "
+            "has, `raysim resume` continues from the last checkpoint"
         )
 
 
-def _exhausted_message(cause: str) -> str:
-    long = "site_timeout_s" in cause
-    cure = "If memory ran out, take a smaller task.batch_size or fewer actors (resources.client_actors)"
-    cure = "If the work takes that long, give a larger site_timeout_s" if long else cure
-    return f"the actor that played it alone was lost, {MAX_LOSSES} losses in all, last because: {cause}. {cure}"
-
-
-def _named(sites: Sequence[str]) -> str:
-    return join_names([f"'{site}'" for site in sites])
+def _exhausted_message(loss: ActorLoss, cause: str) -> str:
+    return (
+        f"the actor that ran only this site was lost, {MAX_LOSSES} losses in all, last because: {cause}. {loss.value}"
+    )
 
 
 def take_batch(queue: deque[str], seconds: Mapping[str, float], last: bool = False) -> list[str]:
-    """Takes out the next sites of a queue, or its `last` ones, which are the cheapest.
+    """Take the next sites of a queue for one call, or its `last` ones, which are the cheapest.
 
-    One site, or as many quick ones (by the `seconds` of their last calls) as make a call worth while, or none.
+    One site, or as many quick ones (by the `seconds` of their last calls) as make BATCH_S of work, or none.
     """
     take = deque[str].pop if last else deque[str].popleft
     sites: list[str] = []
-    most, carried = len(queue) / QUEUE_SHARE, 0.0
-    while queue and (not sites or (len(sites) < most and carried < BATCH_S)):
+    most, work = len(queue) / QUEUE_SHARE, 0.0
+    while queue and (not sites or (len(sites) < most and work < BATCH_S)):
         sites.append(take(queue))
-        carried += seconds.get(sites[-1], BATCH_S)
+        work += seconds.get(sites[-1], BATCH_S)
     return sites

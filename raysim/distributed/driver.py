@@ -1,10 +1,11 @@
-"""The command's side of a run on Ray: joins or starts Ray, places the server actor, and follows what it says."""
+"""The command's side of a run on Ray: reserves resources, starts the server actor, and streams its events."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterator, Sequence
+import socket
+from collections.abc import Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -13,167 +14,204 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.core.errors import RunError
-from raysim.core.events import Event, Notice, Progress, RoundEvent, RunFailed
+from raysim.core.events import ActorsPlaced, Event, Notice, Progress, RoundEvent, RunFailed
 from raysim.core.formatting import join_names
 from raysim.core.results import FailureAction, FailureEvent
+from raysim.distributed.admission import ResourceRequest
 from raysim.distributed.autoscaling import has_autoscaler
-from raysim.distributed.capacity_checks import check_object_store
-from raysim.distributed.control_actor import run_name
-from raysim.distributed.placement_wait import GROWTH, ResourceRequest, Sight, request, reserve
+from raysim.distributed.control_actor import RunControl, RunStatus, run_name
+from raysim.distributed.placement_groups import actor_slots
+from raysim.distributed.placement_wait import reserve
 from raysim.distributed.ray_errors import summarize
-from raysim.distributed.ray_fleet import PATIENCE
-from raysim.distributed.resources import ActorResources
-from raysim.distributed.server_actor import ServerActor, scheduling_strategies
+from raysim.distributed.server_actor import ServerActor, ServerSpec, server_spec
+from raysim.distributed.timeouts import (
+    AUTOSCALING_TIMEOUT_S,
+    CONTROL_START_DELAY_S,
+    NO_ACTOR_TIMEOUT_S,
+    POLL_INTERVAL_S,
+    SERVER_REPLY_TIMEOUT_S,
+    SERVER_START_TIMEOUT_S,
+    SHUTDOWN_TIMEOUT_S,
+    SILENT_ROUND_NOTICE_S,
+)
+from raysim.distributed.waiter import Waiter
 from raysim.federation.plan import Plan
 from raysim.storage.event_log import append_failures
 
-QUIET = 60.0  # seconds without an answer of any site after which a note says whom the round waits for
-TICK = 0.5  # seconds between two looks at the progress of a round
 
-
-def stream_events(plan: Plan, namespace: str) -> Generator[Event]:
-    """Everything that happens in a run on the Ray that is running, as it happens, with Progress in between.
+def stream_events(plan: Plan, request: ResourceRequest, namespace: str) -> Generator[Event]:
+    """Every event of an admitted run on the Ray that is joined, as it happens, with Progress in between.
 
     Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
     """
-    number = 1  # of the round that is played
-    wish = request(plan)
-    yield from check_object_store(plan)
     groups = list[PlacementGroup]()
+    status = StatusPublisher(plan, run_name(namespace))
     try:
-        server = yield from _start_server(plan, groups, wish, namespace)
+        for event in reserve(groups, request):
+            if status.update(event):
+                raise KeyboardInterrupt
+            yield event
+        slots = actor_slots(groups, request.actors)
+        # An autoscaler replaces a lost node, which takes its time.
+        no_actor_timeout_s = AUTOSCALING_TIMEOUT_S if has_autoscaler() else NO_ACTOR_TIMEOUT_S
+        server = _start_server(server_spec(plan, slots, namespace, no_actor_timeout_s))
         try:
-            yield from _wait_for_actors(server)
-            rounds = server.run.options(num_returns="streaming").remote()
-            try:
-                for event in _events(server, rounds):
-                    number = event.number + 1 if isinstance(event, RoundEvent) else number
-                    yield event
-            except (KeyboardInterrupt, GeneratorExit):
-                server.stop.remote()
-                _drain(_events(server, rounds))
-                raise
-        except RayError as error:
-            raise _server_lost(plan, number, error) from error
+            yield from _run_server(server, plan, status)
         finally:
             ray.kill(server)
     finally:
+        status.close()
         for group in groups:
             remove_placement_group(group)
 
 
+def _start_server(spec: ServerSpec) -> Any:
+    options = {
+        "name": f"{run_name(spec.namespace)}/server",
+        "namespace": spec.namespace,
+        "num_cpus": 0,
+        # Beside the command: the loss of another node must not end the server. With soft=True Ray would at times
+        # choose another node for an actor that needs no CPU.
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+    }
+    decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
+    return decorate(ServerActor).options(**options).remote(spec)
+
+
+def _run_server(server: Any, plan: Plan, status: StatusPublisher) -> Iterator[Event]:
+    """The events from the start of the client actors to the end of the run."""
+    try:
+        for event in _wait_for_actors(server):
+            if status.update(event):
+                server.stop.remote()
+            yield event
+        rounds = server.run.options(num_returns="streaming").remote()
+        try:
+            for event in _server_events(server, rounds):
+                if status.update(event):
+                    server.stop.remote()
+                yield event
+        except (KeyboardInterrupt, GeneratorExit):
+            server.stop.remote()
+            _drain(_server_events(server, rounds))
+            raise
+    except RayError as error:
+        raise _server_lost(plan, status.rounds_done + 1, error) from error
+
+
 def _server_lost(plan: Plan, number: int, error: RayError) -> RunError:
-    """The server actor is gone: noted, and as what the run ends with."""
-    cause = f"the server actor {'does not answer' if isinstance(error, GetTimeoutError) else 'was lost'}: {summarize(error)}"
+    """The error that ends the run, which is recorded too: the server, which records all others, is gone."""
+    event = "does not answer" if isinstance(error, GetTimeoutError) else "was lost"
+    cause = f"the server actor {event}: {summarize(error)}"
     if (plan.directory / "log.jsonl").exists():  # else the run had not begun
+        failure = FailureEvent(number, "", (), "server", cause, FailureAction.RUN_ENDED, remote=str(error))
         with suppress(OSError):
-            failure = FailureEvent(number, "", (), "server", cause, FailureAction.RUN_ENDED, remote=str(error))
             append_failures(plan.directory, [failure])
     return RunError(cause)
 
 
-def _start_server(
-    plan: Plan, groups: list[PlacementGroup], wish: ResourceRequest, namespace: str
-) -> Generator[Event, None, Any]:
-    """The server actor, once a client actor has room. Raises KeyboardInterrupt if someone has asked for the end."""
-    sight = Sight(plan, namespace)
-    try:
-        yield from sight.over(reserve(groups, wish))
-        server = _server(plan, groups, wish.seats, namespace)
-    finally:
-        asked = sight.close()  # only now, when the server actor can be asked
-    if asked:
-        ray.kill(server)
-        raise KeyboardInterrupt
-    return server
+class StatusPublisher:
+    """Publishes where a run stands, by its events, to the control actor."""
 
+    def __init__(self, plan: Plan, name: str) -> None:
+        self._metric = plan.metric
+        self._control = RunControl(name, CONTROL_START_DELAY_S)
+        self._status = RunStatus(
+            name=name,
+            description=plan.title,
+            directory=str(plan.directory),
+            host=socket.gethostname(),
+            done=0,
+            total=plan.config.rounds,
+            metric=plan.metric,
+        )
 
-def _server(plan: Plan, groups: Sequence[PlacementGroup], given: Sequence[ActorResources], namespace: str) -> Any:
-    options = {
-        "name": f"{run_name(namespace)}/server",
-        "namespace": namespace,
-        "num_cpus": 0,
-        # Beside the command: a node that can die without it should not take the server along. Were it soft, Ray would
-        # at times take another node for an actor that asks for no CPU.
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
-    }
-    sizes = plan.task.sizes
-    costs = {site: 1.0 + sizes[site].get("train", 0) for site in plan.sites}
-    decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
-    patience = (
-        GROWTH if has_autoscaler() else PATIENCE
-    )  # an autoscaler puts another node in the place of one that is lost
-    return (
-        decorate(ServerActor)
-        .options(**options)
-        .remote([ray.put(plan)], scheduling_strategies(groups), costs, given, namespace, patience)
-    )
+    @property
+    def rounds_done(self) -> int:
+        """The number of the last round that has ended."""
+        return self._status.done or 0
+
+    def update(self, event: Event) -> bool:
+        """Note an event, and publish the status if it is time; whether a stop was requested."""
+        if isinstance(event, RoundEvent):
+            value, seconds = event.values.get(f"{self._metric}/mean"), event.values.get("seconds")
+            self._status = replace(self._status, done=event.number, value=value, round_seconds=seconds)
+        elif isinstance(event, Progress):
+            position = f", {event.done} of {event.total}" if event.total else ""
+            self._status = replace(self._status, state=f"{event.phase}{position}")
+        return self._control.due() and self._control.publish(self._status)
+
+    def close(self) -> None:
+        """End the control actor."""
+        self._control.close()
 
 
 def _wait_for_actors(server: Any) -> Iterator[Event]:
-    placed = server.placed.remote()
-    answer, stand, since = server.progress.remote(), -1, time.monotonic()
-    while not ray.wait([placed], timeout=TICK)[0]:
-        if ray.wait([answer], timeout=0)[0]:
-            progress: Progress = ray.get(answer)
+    """Progress until the client actors are up, then ActorsPlaced. Raises the error if one of them does not start."""
+    started = server.wait_for_actors.remote()
+    reply, done, silence = server.progress.remote(), -1, Waiter(SERVER_START_TIMEOUT_S)
+    while not ray.wait([started], timeout=POLL_INTERVAL_S)[0]:
+        if ray.wait([reply], timeout=0)[0]:
+            progress: Progress = ray.get(reply)
             yield progress
-            if progress.done != stand:
-                stand, since = progress.done, time.monotonic()
-            answer = server.progress.remote()
-        elif time.monotonic() - since > 2 * PATIENCE:
-            raise RunError(f"the server actor has not answered for {2 * PATIENCE:g} s; look at Ray's logs")
-    event = ray.get(placed)
-    if isinstance(event, RunFailed):
-        raise event.error
-    yield event
-    if without := [place.actor for place in event.places if place.gpus and place.device == "cpu"]:
+            if progress.done != done:
+                done = progress.done
+                silence.reset()
+            reply = server.progress.remote()
+        elif silence.expired:
+            raise RunError(f"the server actor has not answered for {SERVER_START_TIMEOUT_S:g} s; look at Ray's logs")
+    placed: ActorsPlaced | RunFailed = ray.get(started)
+    if isinstance(placed, RunFailed):
+        raise placed.error
+    yield placed
+    if without := [place.actor for place in placed.places if place.gpus and place.device == "cpu"]:
         yield Notice(
             f"torch finds no GPU at {join_names(without)}, whatever Ray has given them: they work on their CPUs"
         )
 
 
 class SilenceNotice:
-    """Says whom a round waits for, when nothing has come for a minute, then for two, four, ..."""
+    """Reports the sites that a round waits for, when none has answered for a minute, then for two, four, ..."""
 
     def __init__(self) -> None:
-        self._stand: tuple[int, str, int] | None = None
-        self._since, self._due = 0.0, QUIET
+        self._position: tuple[int, str, int] | None = None
+        self._waiter = Waiter(notify_after_s=SILENT_ROUND_NOTICE_S)
 
     def due_notice(self, progress: Progress) -> Notice | None:
-        """A note, if it is time for one."""
-        stand, now = (progress.round, progress.phase, progress.done), time.monotonic()
-        if stand != self._stand:
-            self._stand, self._since, self._due = stand, now, QUIET
-        if now - self._since < self._due or not progress.total:
+        """A notice, if it is time for one."""
+        position = (progress.round, progress.phase, progress.done)
+        if position != self._position:
+            self._position = position
+            self._waiter.reset()
+        if not progress.total or not self._waiter.notice_due():
             return None
-        self._due *= 2
-        at = f"at work: {join_names(progress.active_sites)}" if progress.active_sites else "no client actor is up"
-        at = "the server is at work" if progress.done == progress.total else at
+        active = f"at work: {join_names(progress.active_sites)}" if progress.active_sites else "no client actor is up"
+        active = "the server is at work" if progress.done == progress.total else active
         done = f"{progress.done} of {progress.total} sites done"
-        return Notice(
-            f"round {progress.round + 1}, {progress.phase}: nothing for {now - self._since:.0f} s; {done}; {at}"
-        )
+        seconds = f"{self._waiter.elapsed_s:.0f} s"
+        return Notice(f"round {progress.round + 1}, {progress.phase}: nothing for {seconds}; {done}; {active}")
 
 
-def _drain(events: Iterator[Event]) -> None:
-    """Let the run come to its end, if it does within a while."""
-    end = time.monotonic() + PATIENCE
-    with suppress(RayError):
-        for _ in events:
-            if time.monotonic() > end:
-                return
-
-
-def _events(server: Any, rounds: Any) -> Iterator[Event]:
-    quiet = SilenceNotice()
+def _server_events(server: Any, rounds: Any) -> Iterator[Event]:
+    """The events that the server streams, with its progress while none comes."""
+    silence = SilenceNotice()
     while True:
-        if ray.wait([rounds], timeout=TICK)[0]:
+        if ray.wait([rounds], timeout=POLL_INTERVAL_S)[0]:
             try:
                 yield ray.get(next(rounds))
             except StopIteration:
                 return
         else:
-            progress: Progress = ray.get(server.progress.remote(), timeout=PATIENCE)
+            progress: Progress = ray.get(server.progress.remote(), timeout=SERVER_REPLY_TIMEOUT_S)
             yield progress
-            if note := quiet.due_notice(progress):
-                yield note
+            if notice := silence.due_notice(progress):
+                yield notice
+
+
+def _drain(events: Iterator[Event]) -> None:
+    """Let an interrupted run end, if it does in time."""
+    waiter = Waiter(SHUTDOWN_TIMEOUT_S)
+    with suppress(RayError):
+        for _ in events:
+            if waiter.expired:
+                return

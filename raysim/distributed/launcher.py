@@ -28,8 +28,7 @@ from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
 from raysim.federation.validation import validate
 from raysim.reporting.html_report import write_report
-from raysim.storage.event_log import LOG_FILE
-from raysim.storage.run_directory import commit, exclusive_lock, reserve_directory
+from raysim.storage.run_directory import LOG_FILE, commit, exclusive_lock, reserve_directory
 
 
 def run(
@@ -113,7 +112,7 @@ def _run_on_ray(plan: Plan) -> Generator[Event]:
     set_local_ray_variables(config.ray_address)
     import ray
 
-    from raysim.distributed.cluster_checks import check_cluster
+    from raysim.distributed.admission import admit
     from raysim.distributed.connection import connect
     from raysim.distributed.control_actor import NAMESPACE
     from raysim.distributed.driver import stream_events
@@ -122,9 +121,9 @@ def _run_on_ray(plan: Plan) -> Generator[Event]:
     yield Message("starting Ray")
     with connect(config.ray_address) as dashboard:
         yield Message(f"Ray is up; dashboard: {dashboard or 'none'}")
-        if config.ray_address or os.environ.get("RAY_ADDRESS"):
-            yield from check_cluster(plan.task, config.task)
-        with closing(stream_events(plan, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")) as events:
+        joined = bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+        request = yield from admit(plan, joined=joined)
+        with closing(stream_events(plan, request, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")) as events:
             for event in events:
                 if isinstance(event, ActorsPlaced):  # the first, or one after an actor has moved
                     _commit(plan, event, ray.cluster_resources())

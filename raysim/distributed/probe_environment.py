@@ -1,4 +1,4 @@
-"""Where a run would be, on Ray or in this process: asks its nodes what they are, and calls one function apart."""
+"""The environment in which `raysim doctor` probes a configuration: its nodes, and a separate process for one batch."""
 
 from __future__ import annotations
 
@@ -16,95 +16,95 @@ from ray.exceptions import RayError
 from raysim.config.schema import RunConfig
 from raysim.distributed import node_probe
 from raysim.distributed.batch_probe import BatchProbe, measure_batches
-from raysim.distributed.cluster_checks import KNOCK, probe_nodes
+from raysim.distributed.cluster_checks import probe_nodes
 from raysim.distributed.connection import accepts_token, connect
 from raysim.distributed.diagnostics import Check, NodeReport
 from raysim.distributed.environment import pickle_by_value
-from raysim.distributed.ray_errors import remote_cause
+from raysim.distributed.ray_errors import summarize
+from raysim.distributed.timeouts import BATCH_PROBE_TIMEOUT_S, NODE_PROBE_TIMEOUT_S
 from raysim.federation.site_executor import Failure
-
-PATIENCE = 300.0  # seconds for a probe
 
 
 @dataclass(frozen=True)
 class ProbeEnvironment:
-    """The nodes, and `call(arguments, cpus, gpus)`, which gives what `measure_batches` says in a process of its own."""
+    """The nodes, and `call(arguments, cpus, gpus)`: `measure_batches` in a new process."""
 
     check: Check
-    seen: Sequence[NodeReport]
-    own: bool | None  # whether Ray is this command's own; None without Ray
+    nodes: Sequence[NodeReport]
+    is_local_ray: bool | None  # whether Ray was started for this command; None without Ray
     call: Callable[[Sequence[Any], float, float], BatchProbe | Failure]
-    open_to_all: bool = False  # whether Ray lets in who has no token
+    open_to_all: bool = False  # whether Ray accepts clients without a token
 
 
 def open_probe_environment(
-    config: RunConfig, read: Sequence[str], written: Sequence[str]
+    config: RunConfig, reads: Sequence[str], writes: Sequence[str]
 ) -> AbstractContextManager[ProbeEnvironment]:
-    """Where `config` would run, and whether its nodes can read and write these paths.
+    """The environment in which `config` would run, with a check of these paths on its nodes.
 
-    Raises PlacementError where Ray cannot be had.
+    Raises PlacementError if Ray cannot be joined or started.
     """
-    return (_local if config.backend == "local" else _on_ray)(config, read, written)
+    return (_local_environment if config.backend == "local" else _ray_environment)(config, reads, writes)
 
 
 @contextmanager
-def _local(config: RunConfig, read: Sequence[str], written: Sequence[str]) -> Iterator[ProbeEnvironment]:
+def _local_environment(config: RunConfig, reads: Sequence[str], writes: Sequence[str]) -> Iterator[ProbeEnvironment]:
     psutil: Any = import_module("psutil")
-    facts = node_probe.probe(read, written, (), "")
+    facts = node_probe.probe(reads, writes, (), "")
     cpus, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().available
-    here = NodeReport("this machine", cpus, len(facts["gpus"]), memory, 0, facts)
-    yield ProbeEnvironment(Check("Ray", "ok", "not used: backend=local"), [here], None, lambda args, *_: _apart(args))
+    node = NodeReport("this machine", cpus, len(facts["gpus"]), memory, 0, facts)
+    check = Check("Ray", "ok", "not used: backend=local")
+    yield ProbeEnvironment(check, [node], None, lambda arguments, *_: _call_in_process(arguments))
 
 
 @contextmanager
-def _on_ray(config: RunConfig, read: Sequence[str], written: Sequence[str]) -> Iterator[ProbeEnvironment]:
-    asked = config.ray_address or os.environ.get("RAY_ADDRESS")
+def _ray_environment(config: RunConfig, reads: Sequence[str], writes: Sequence[str]) -> Iterator[ProbeEnvironment]:
+    address = config.ray_address or os.environ.get("RAY_ADDRESS")
     pickle_by_value(type(config.algorithm), type(config.task))
     with connect(config.ray_address) as dashboard:
         gcs = ray.get_runtime_context().gcs_address
-        found = f"{ray.__version__} at {gcs}, {'joined' if asked else 'started for this command'}; dashboard "
+        found = f"{ray.__version__} at {gcs}, {'joined' if address else 'started for this command'}; dashboard "
         cure = "" if dashboard else "install ray[default], and start it with its dashboard"
         check = Check("Ray", "ok" if dashboard else "note", found + (dashboard or "none"), cure)
-        head_ports = [int(address.rpartition(":")[2]) for address in (gcs, dashboard) if address]
-        yield ProbeEnvironment(
-            check, probe_nodes(node_probe.probe, read, written, head_ports), not asked, _remotely, accepts_token(gcs)
-        )
+        head_ports = [int(each.rpartition(":")[2]) for each in (gcs, dashboard) if each]
+        nodes = probe_nodes(node_probe.probe, reads, writes, head_ports)
+        yield ProbeEnvironment(check, nodes, not address, _call_on_ray, accepts_token(gcs))
 
 
-def _remotely(args: Sequence[Any], cpus: float, gpus: float) -> BatchProbe | Failure:
+def _call_on_ray(arguments: Sequence[Any], cpus: float, gpus: float) -> BatchProbe | Failure:
     remote: Any = ray.remote(max_calls=1)(measure_batches)
-    # A process of its own: one that had done other work would remember more memory than this takes.
+    # A new process: one that has done other work would count memory that this does not need.
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}
-    ref = remote.options(**options).remote(*args)
+    ref = remote.options(**options).remote(*arguments)
     try:
-        if ray.wait([ref], timeout=PATIENCE)[0]:
+        if ray.wait([ref], timeout=BATCH_PROBE_TIMEOUT_S)[0]:
             probe: BatchProbe | Failure = ray.get(ref)
             return probe
     except RayError as error:
-        return Failure(remote_cause(error), str(error))
+        return Failure(summarize(error), str(error))
     ray.cancel(ref, force=True)
     free = {kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
-    return Failure(f"no answer within {PATIENCE:g} s; {free['CPU']:g} CPU and {free['GPU']:g} GPU are free now", "")
+    available = f"{free['CPU']:g} CPU and {free['GPU']:g} GPU are free now"
+    return Failure(f"no answer within {BATCH_PROBE_TIMEOUT_S:g} s; {available}", "")
 
 
-def _apart(args: Sequence[Any]) -> BatchProbe | Failure:
+def _call_in_process(arguments: Sequence[Any]) -> BatchProbe | Failure:
     """The same without Ray, in a new process of this machine."""
     spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_answer, args=(theirs, ray.cloudpickle.dumps(args)), daemon=True)
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_send_result, args=(sender, ray.cloudpickle.dumps(arguments)), daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        if not ours.poll(PATIENCE):
-            return Failure(f"no answer within {PATIENCE:g} s", "")
-        probe: BatchProbe | Failure = ours.recv()
+        if not receiver.poll(BATCH_PROBE_TIMEOUT_S):
+            return Failure(f"no answer within {BATCH_PROBE_TIMEOUT_S:g} s", "")
+        probe: BatchProbe | Failure = receiver.recv()
         return probe
     except EOFError:
-        process.join(KNOCK)
+        process.join(NODE_PROBE_TIMEOUT_S)
         return Failure(f"the process died with exit code {process.exitcode}: was it out of memory?", "")
     finally:
         process.kill()
 
 
-def _answer(pipe: Any, args: bytes) -> None:
-    pipe.send(measure_batches(*ray.cloudpickle.loads(args)))
+def _send_result(pipe: Any, arguments: bytes) -> None:
+    pipe.send(measure_batches(*ray.cloudpickle.loads(arguments)))

@@ -1,4 +1,4 @@
-"""Resources of client actors and nodes: which actors fit onto a cluster, and which settings would fit if they do not."""
+"""Resources of client actors and nodes: which actors fit onto a cluster, and which settings would fit otherwise."""
 
 from __future__ import annotations
 
@@ -161,9 +161,7 @@ def _fitting_settings(
         yield "no resources.sites"
 
 
-def _smaller_shares(
-    resources: Resources, site: str | None, most: int, fits: Callable[[Resources], bool]
-) -> str | None:
+def _smaller_shares(resources: Resources, site: str | None, most: int, fits: Callable[[Resources], bool]) -> str | None:
     """The largest shares, of `site` or of all, with which the run fits, as one setting; None if no share suffices."""
     cpus = _largest_share(_with_share(resources, site, "gpus", 0.0), site, "cpus", most, fits)
     if cpus is None:

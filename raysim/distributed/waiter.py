@@ -13,9 +13,7 @@ class Waiter:
     `backoff` times as long each.
     """
 
-    def __init__(
-        self, timeout_s: float = math.inf, notify_after_s: float = math.inf, backoff: float = 2.0
-    ) -> None:
+    def __init__(self, timeout_s: float = math.inf, notify_after_s: float = math.inf, backoff: float = 2.0) -> None:
         self.timeout_s, self.notify_after_s, self.backoff = timeout_s, notify_after_s, backoff
         self.reset()
 

@@ -17,8 +17,8 @@ from raysim.core.formatting import format_bytes, join_names, pluralize
 from raysim.core.results import FailureAction
 from raysim.reporting.console import column_heading, equals_global, format_score
 from raysim.reporting.plots import plots
-from raysim.storage.event_log import FAILURES_FILE
 from raysim.storage.json_lines import read_jsonl
+from raysim.storage.run_directory import FAILURES_FILE
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 50  # failures in the table

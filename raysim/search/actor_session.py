@@ -1,56 +1,54 @@
-"""The client actors of a trial that is too large for its own process, in the placement group that Tune gave it."""
+"""The client actors of a trial that is too large for one process, in the placement group that Tune reserved for it."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing, suppress
 
 import ray
 from ray.exceptions import RayError
 from ray.util import get_current_placement_group
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysim.core.events import Notice, RoundEvent, RunFailed, RunFinished
-from raysim.distributed.resources import ActorResources, live_nodes, plan_actors
-from raysim.distributed.server_actor import ServerActor, scheduling_strategies
+from raysim.distributed.placement_groups import actor_slots
+from raysim.distributed.resources import live_nodes, plan_actors
+from raysim.distributed.server_actor import ServerActor, server_spec
 from raysim.federation.plan import Plan
 
 
 class ActorSession:
-    """A server in this process, with client actors that stay for the next run."""
+    """A server in this process, whose client actors stay for the next trial."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.times = name, 0
+        self.name, self._starts = name, 0
         self.server: ServerActor | None = None
 
     def perform(self, plan: Plan) -> Generator[RoundEvent | Notice | RunFinished]:
-        """The run of `plan`. Raises what `perform` raises."""
-        server = self._ready(plan)
-        # A run that ends between two rounds leaves its actors idle; closed, for it must write its records then.
+        """The events of a run. Raises what ends it early."""
+        server = self._server(plan)
+        # A run that is closed between two rounds leaves its actors idle; it must write its records at once.
         with closing(server.run()) as events:
             for event in events:
                 if isinstance(event, RunFailed):
-                    self.close()  # they may be in the middle of a call
+                    self.close()  # its actors may be in the middle of a call
                     raise event.error
                 if isinstance(event, RoundEvent | Notice | RunFinished):
                     yield event
 
-    def _ready(self, plan: Plan) -> ServerActor:
-        """The server of this run, its client actors up."""
-        held, sizes = [ray.put(plan)], plan.task.sizes
-        costs = {site: 1.0 + sizes[site].get("train", 0) for site in plan.sites}
+    def _server(self, plan: Plan) -> ServerActor:
+        """The server of this run: the last one with its actors, or a new one if an actor is lost."""
         if self.server is not None:
             with suppress(RayError):
-                self.server.renew(held, costs)
+                self.server.renew(server_spec(plan, self.server.spec.slots, self.server.spec.namespace))
                 return self.server
             self.close()
         group = get_current_placement_group()
         assert group is not None  # Tune has placed the trial in it
-        given = plan_actors(plan.config.resources, plan.task.inside, live_nodes(ray.nodes()), plan.task.outside)
-        self.times += 1
-        self.server = ServerActor(held, _rooms(group, given), costs, given, f"raysim-trial-{self.name}-{self.times}")
-        placed = self.server.placed()
+        actors = plan_actors(plan.config.resources, plan.task.inside, live_nodes(ray.nodes()), plan.task.outside)
+        self._starts += 1
+        namespace = f"raysim-trial-{self.name}-{self._starts}"
+        self.server = ServerActor(server_spec(plan, actor_slots([group], actors), namespace))
+        placed = self.server.wait_for_actors()
         if isinstance(placed, RunFailed):
             self.close()
             raise placed.error
@@ -59,16 +57,5 @@ class ActorSession:
     def close(self) -> None:
         """End the client actors."""
         if self.server is not None:
-            for actor in self.server.fleet.actors.values():
-                ray.kill(actor)
+            self.server.pool.close()
             self.server = None
-
-
-def _rooms(group: PlacementGroup, given: Sequence[ActorResources]) -> list[PlacementGroupSchedulingStrategy]:
-    """A room of the right size for each; the group may have more, for it is that of the search's largest trials."""
-    left, found = scheduling_strategies([group]), []
-    for seat in given:
-        fitting = [room for room in left if group.bundle_specs[room.placement_group_bundle_index] == seat.bundle]
-        found.append((fitting or left)[0])
-        left.remove(found[-1])
-    return found

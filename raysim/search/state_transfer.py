@@ -10,8 +10,8 @@ from typing import Any
 
 from raysim.core.atomic_io import write_text
 from raysim.search.trial_store import ADOPTED, LINEAGE_FILE, PENDING_LINEAGE_FILE, federation_directories, lineage
-from raysim.storage.event_log import LOG_FILE
 from raysim.storage.json_lines import read_jsonl
+from raysim.storage.run_directory import LOG_FILE
 
 POINTER_FILE = "pointer.json"
 SINGLE_FEDERATION = "federation"  # the folder of a federation that is the only one, and has no name

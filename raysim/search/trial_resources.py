@@ -64,7 +64,7 @@ def _needs(
         plan_actors(alone, task.inside[:1], cluster)  # refuses what fits nowhere
         placed = replace(search, backend="local")
         said = f"each in a process of {each.cpus:g} CPU and {each.gpus:g} GPU"
-        return TrialPlacement(placed, [each.bundle], min(wanted, max(1, slots)), said)
+        return TrialPlacement(placed, [each.resources], min(wanted, max(1, slots)), said)
     if len(search.variants) > 1:
         raise ConfigError(
             "several federations in a trial (--seeds, --holdout) run in its own process, and client actors are asked "
@@ -78,7 +78,7 @@ def _needs(
     fixed = replace(fixed, client_actors=max(1, sum(seat.site is None for seat in given)))
     base = merge(search.base, {"resources": to_plain(fixed)})
     said = f"each with {len(given)} client actors ({each.cpus:g} CPU and {each.gpus:g} GPU) in a placement group"
-    bundles = [{}, *(seat.bundle for seat in given)]
+    bundles = [{}, *(seat.resources for seat in given)]
     return TrialPlacement(
         replace(search, backend="ray", base=base), bundles, min(wanted, max(1, _fit(given, cluster))), said
     )

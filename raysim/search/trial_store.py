@@ -12,8 +12,8 @@ from typing import Any
 from raysim.config.introspection import to_python_value
 from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError
-from raysim.storage.event_log import LOG_FILE
 from raysim.storage.json_lines import read_jsonl
+from raysim.storage.run_directory import LOG_FILE
 
 SEARCH_FILE = "search.yaml"  # what a search was asked, in its folder
 LINEAGE_FILE = "lineage.jsonl"  # whose states a trial has taken over, in its folder

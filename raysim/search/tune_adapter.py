@@ -19,7 +19,7 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.stopper import Stopper
 
 from raysim.core.errors import PlacementError
-from raysim.distributed.placement_wait import Patience
+from raysim.distributed.placement_wait import TrialWait
 from raysim.search.results import SearchResults
 from raysim.search.samplers import PBTSearchAlgorithm, TuneSearcher
 from raysim.search.schedulers import build_scheduler
@@ -66,9 +66,9 @@ class TuneCallback(Callback):
     """Tells the books, the display and the leader what Tune knows."""
 
     def __init__(
-        self, books: SearchResults, show: Any, leader: SearchControl, halt: SearchStopper, patience: Patience
+        self, books: SearchResults, show: Any, leader: SearchControl, halt: SearchStopper, trial_wait: TrialWait
     ) -> None:
-        self.books, self.show, self.leader, self.halt, self.patience = books, show, leader, halt, patience
+        self.books, self.show, self.leader, self.halt, self.trial_wait = books, show, leader, halt, trial_wait
         self.unplayed = set[int]()  # that a node which is no good has taken
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,11 +107,11 @@ class TuneCallback(Callback):
         running = sum(trial.status == "RUNNING" for trial in trials)
         self.show.look(running)
         try:
-            if text := self.patience.due_notice(running):
+            if text := self.trial_wait.due_notice(running):
                 self.show.say(text)
         except PlacementError as error:
             self.halt.unfit = str(error)
-        self.halt.asked |= self.leader.look(running)
+        self.halt.asked |= self.leader.publish(running)
 
 
 def _cause(trial: Any) -> str:
@@ -163,7 +163,7 @@ def run_tuner(
             stop=halt,
             verbose=0,
             callbacks=[
-                TuneCallback(books, show, leader, halt, Patience(bundles, growing)),
+                TuneCallback(books, show, leader, halt, TrialWait(bundles, growing)),
                 *build_trackers(tracker, search),
                 *([JsonLoggerCallback()] if logged else []),
             ],

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from raysim.core.atomic_io import replacing, write_text
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.storage.json_lines import read_jsonl
+from raysim.storage.run_directory import FAILURES_FILE, LOG_FILE
 
 RoundRow = dict[str, Any]
 SiteRow = list[Any]  # the columns of SITES
 SITES = pa.schema(
     [("round", pa.int64()), *((n, pa.string()) for n in ("site", "role", "split", "metric")), ("value", pa.float64())]
 )
-LOG_FILE, FAILURES_FILE = "log.jsonl", "failures.jsonl"
 BATCH_ROWS = 10_000  # of sites.parquet that are written together: memory must not grow with the number of rounds
 
 

@@ -21,6 +21,7 @@ from raysim.core.errors import ConfigError
 if TYPE_CHECKING:  # events import torch, which a refused command does without
     from raysim.core.events import ActorsPlaced
 
+LOG_FILE, FAILURES_FILE = "log.jsonl", "failures.jsonl"  # in a run directory
 LOCK_FILE = ".process"  # in a run directory: the process that works there
 RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable: the parent of new run directories, instead of ./runs
 

@@ -70,9 +70,9 @@ def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: P
 JOIN = """
 import sys
 import ray
-from raysim.distributed.connection import ray_running
+from raysim.distributed.connection import connect
 for address in sys.argv[1:]:
-    with ray_running(address):
+    with connect(address):
         print(ray.get(ray.remote(lambda: "answered").options(num_cpus=0).remote()))
 """
 

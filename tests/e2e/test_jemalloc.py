@@ -30,7 +30,7 @@ for _ in range(2):
     sizes.append(own() - start)
     mine.settle()
     sizes.append(own() - start)
-    jemalloc.EVERY = 0
+    jemalloc.MEMORY_PURGE_INTERVAL_S = 0
 print(json.dumps(sizes))
 """
 

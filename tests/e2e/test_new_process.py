@@ -37,3 +37,9 @@ def test_a_list_of_names_waits_for_no_torch() -> None:
 def test_a_table_is_read_without_torch() -> None:
     code = "import sys, raysim.data.table, raysim.data.summarize; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_status_and_stop_wait_for_no_torch_and_no_pandas() -> None:
+    code = "import sys, raysim.cli.status; print({'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,6 +10,8 @@ import pytest
 
 from algorithms.fcl import FCL, ClientState
 from raysim import LocalFleet, federate
+from raysim.core.events import Progress
+from raysim.core.fault_injection import FaultPlan
 from raysim.core.registry import algorithms
 from raysim.storage.serialization import digest
 from tests.support import remote
@@ -38,26 +39,22 @@ def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_act
     assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
 
 
-def on_ray(client_actors: dict[str, Any], count: int) -> Any:
-    from raysim.distributed.load_balancing import assign
-    from raysim.distributed.ray_fleet import RayFleet
+def on_ray(client_actors: dict[str, Any], count: int, chaos: FaultPlan | None = None) -> Any:
+    return remote.ray_fleet(task(), dict(list(client_actors.items())[:count]), rounds=ROUNDS, chaos=chaos)
 
-    actors = dict(list(client_actors.items())[:count])
-    home = assign(dict.fromkeys((*task().inside, *task().outside), 1.0), list(actors))
-    start = partial(remote.start_client, task=task())
-    return RayFleet(task(), actors, home, start, seed=0, rounds=ROUNDS)
+
+def handles(fleet: Any) -> dict[str, Any]:
+    """The client actors by name, with those that have replaced others."""
+    return {name: fleet.pool.handle(name) for name in fleet.pool.names}
 
 
 @pytest.mark.parametrize("name", slow_except(sorted(algorithms()), ["fedavg", "ditto", "fcl", "gradient_alignment"]))
 def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
-    import ray
-
-    fleet = on_ray(client_actors, 2)
-    fleet.places = {actor: ray.get(handle.place.remote()) for actor, handle in fleet.actors.items()}
-    fleet.kills = {3: ("client",)}  # after the first answer of round 3
+    fleet = on_ray(client_actors, 2, FaultPlan({3: ("client",)}))  # after the first answer of round 3
+    fleet.pool.wait_until_started(Progress(), {}, lambda _: True)
     *_, last = federate(algorithm(name), task(), fleet, rounds=ROUNDS)
-    client_actors.update(fleet.actors)
-    assert fleet.ledger.moved >= 1
+    client_actors.update(handles(fleet))
+    assert fleet.pool.changes >= 1
     assert digest(last.state, client_states(fleet)) == whole(name)
 
 
@@ -69,9 +66,9 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client
     for last in federate(algorithm(name), task(), fleet, rounds=ROUNDS):
         assert bool(last.failures) == (last.number == 3)
         if last.number == 2:
-            ray.kill(fleet.actors["client-1"])
-    client_actors.update(fleet.actors)
-    assert fleet.ledger.moved >= 1
+            ray.kill(fleet.pool.handle("client-1"))
+    client_actors.update(handles(fleet))
+    assert fleet.pool.changes >= 1
     assert digest(last.state, client_states(fleet)) == whole(name)
 
 
@@ -79,17 +76,13 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client
 def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None:
     import ray
 
-    from raysim.distributed.load_balancing import assign
-    from raysim.distributed.ray_fleet import RayFleet
     from raysim.storage.serialization import digest
     from tests.support import remote
 
     mine = FCL(pretrain_rounds=3)
     fleets: list[Any] = [LocalFleet(task(), rounds=4)]
     actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2)}
-    home = assign(dict.fromkeys(task().inside, 1.0), list(actors))
-    start = partial(remote.start_client, task=task())
-    fleets.append(RayFleet(task(), actors, home, start, seed=0, rounds=4))
+    fleets.append(remote.ray_fleet(task(), actors, rounds=4))
     found = []
     for fleet in fleets:
         for last in federate(mine, task(), fleet, rounds=4):
@@ -97,8 +90,7 @@ def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None
                 assert {type(fleet.client_state(site)) for site in task().inside} == {ClientState}
                 found.append(digest(last.state, dict(fleet.client_states())))
             if last.number == 2 and fleet is fleets[1]:
-                ray.kill(fleet.actors["client-1"])
-    assert fleets[1].ledger.moved >= 1
+                ray.kill(fleet.pool.handle("client-1"))
+    assert fleets[1].pool.changes >= 1
     assert found[0] == found[1]
-    for actor in fleets[1].actors.values():
-        ray.kill(actor)
+    fleets[1].pool.close()

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,6 @@ from raysim.core.errors import NodeError, PlacementError, RunError, SiteError
 from raysim.core.events import ActorsPlaced, Progress, RoundEvent, RunFailed, RunFinished
 from raysim.core.results import FailureAction
 from raysim.data.file_paths import ABSOLUTE_PATH
-from raysim.distributed.driver import stream_events
 from raysim.distributed.load_balancing import assign
 from raysim.distributed.ray_fleet import RayFleet
 from raysim.federation.plan import Plan
@@ -38,7 +36,9 @@ from tests.support.remote import (
     fails_at_d,
     keep,
     offer,
+    ray_fleet,
     read_all,
+    run_on_ray,
     start_client,
     where,
 )
@@ -63,27 +63,26 @@ def clients() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def fleet(clients: dict[str, Any]) -> RayFleet:
-    site_to_actor = assign(dict.fromkeys(NAMES, 1.0), list(clients))
-    return RayFleet(task(), clients, site_to_actor, partial(start_client, task=task()), seed=0, rounds=3)
+    return ray_fleet(task(), clients, rounds=3)
 
 
 def test_an_actor_that_comes_late_to_an_unfit_node_is_left_out_where_others_play(clients: dict[str, Any]) -> None:
-    costs, start = dict.fromkeys(NAMES, 1.0), partial(start_client, task=task())
+    costs = dict.fromkeys(NAMES, 1.0)
     late = start_client("late", task(), {"torch": "0.1"})
     site_to_actor = assign(costs, list(clients))
-    fleet = RayFleet(task(), {**clients, "late": late}, site_to_actor, start, seed=0, rounds=3)
-    fleet.wait_for({(place := late.place.remote()): "late"}, costs)
+    fleet = ray_fleet(task(), {**clients, "late": late}, site_to_actor=site_to_actor, rounds=3)
+    fleet.pool.add_late({(place := late.place.remote()): "late"}, costs)
     ray.wait([place])
     rounds = list(federate(FedAvg(**SGD), task(), fleet, rounds=3))
     (incident,) = [incident for each in rounds for incident in each.failures]
     assert (incident.actor, incident.action, incident.sites) == ("late", FailureAction.ACTOR_DROPPED, ())
     assert "has torch" in incident.cause
-    assert fleet.actors.keys() == clients.keys()
+    assert set(fleet.pool.names) == clients.keys()
     calm = list(federate(FedAvg(**SGD), task(), LocalFleet(task(), rounds=3), rounds=3))
     assert digest(rounds[-1].state, dict(fleet.client_states())) == digest(calm[-1].state, {})
 
-    nobody = RayFleet(task(), {"late": late}, dict.fromkeys(NAMES, "late"), start, seed=0, rounds=3)
-    nobody.wait_for({late.place.remote(): "late"}, costs)
+    nobody = ray_fleet(task(), {"late": late}, rounds=3)
+    nobody.pool.add_late({late.place.remote(): "late"}, costs)
     with pytest.raises(NodeError, match="has torch"):
         list(federate(FedAvg(**SGD), task(), nobody, rounds=3))
     ray.kill(late)
@@ -175,8 +174,7 @@ def plan(out: Path, algorithm: Any, rounds: int, names: tuple[str, ...] = NAMES[
 
 def alive() -> set[str]:
     """The titles of all actors that are up or coming up, without the run before them."""
-    actors = ray._private.state.actors().values()
-    return {actor["Name"].partition("/")[2] for actor in actors if actor["State"] != "DEAD"} - {""}
+    return {actor["name"].partition("/")[2] for actor in ray.util.list_named_actors(all_namespaces=True)} - {""}
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
@@ -194,7 +192,7 @@ def summary(out: Path) -> Any:
 def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
     algorithm = Sharing(**SGD)
     sharing = plan(tmp_path, algorithm, 3, client_actors="per_site", cpus_per_client=0.5)
-    events, seen, named = stream_events(sharing, "test-run"), [], set[str]()
+    events, seen, named = run_on_ray(sharing, "test-run"), [], set[str]()
     for event in events:
         seen.append(event)
         if isinstance(event, RoundEvent) and not named:
@@ -223,7 +221,7 @@ def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
 
 
 def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
-    events = stream_events(plan(tmp_path, FedAvg(**SGD), 1, NAMES, client_actors=1), "test-shared")
+    events = run_on_ray(plan(tmp_path, FedAvg(**SGD), 1, NAMES, client_actors=1), "test-shared")
     placed = next(event for event in events if isinstance(event, ActorsPlaced))
     events.close()
     assert [place.title for place in placed.places] == ["client-01[a,b,c,d,+2]"]
@@ -233,7 +231,7 @@ def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("at", "who"), [("b", "site 'b'"), ("server", "the server")])
 def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, who: str) -> None:
-    *_, last = stream_events(plan(tmp_path, Breaking(at=at, **SGD), 5, client_actors=1), f"test-failing-{at}")
+    *_, last = run_on_ray(plan(tmp_path, Breaking(at=at, **SGD), 5, client_actors=1), f"test-failing-{at}")
     assert isinstance(last, RunFailed)
     assert str(last.error) == f"{who} failed in round 3: LookupError: no such organ"
     assert last.error.exit_code == 1
@@ -246,7 +244,7 @@ def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, wh
 def test_a_client_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
     broken = replace(plan(tmp_path, FedAvg(), 1, client_actors=1), task=replace(task(), network=fails_at_clients))
     with pytest.raises(RunError, match=r"^client-01 has not started: ActorDiedError") as caught:
-        list(stream_events(broken, "test-broken"))
+        list(run_on_ray(broken, "test-broken"))
     assert "LookupError: no such organ" in caught.value.remote
     assert eventually(lambda: "server" not in alive())
 
@@ -261,15 +259,15 @@ class Reading:
 def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> None:
     other = replace(plan(tmp_path, FedAvg(), 1, client_actors=1), versions={"torch": "0.1"})
     with pytest.raises(PlacementError, match=r"^node \S+ has torch \S+, not 0\.1: install there"):
-        list(stream_events(other, "test-versions"))
+        list(run_on_ray(other, "test-versions"))
     other = replace(other, versions={}, config=replace(other.config, task=Reading("/nowhere/table.csv")))
     with pytest.raises(PlacementError, match=r"^node \S+ cannot read /nowhere/table\.csv: No such file"):
-        list(stream_events(other, "test-data"))
+        list(run_on_ray(other, "test-data"))
     assert eventually(lambda: "server" not in alive())
 
 
 def test_whoever_stops_listening_interrupts_the_run(tmp_path: Path) -> None:
-    events = stream_events(plan(tmp_path, FedAvg(**SGD), 100_000, client_actors=1), "test-interrupted")
+    events = run_on_ray(plan(tmp_path, FedAvg(**SGD), 100_000, client_actors=1), "test-interrupted")
     seen = next(event for event in events if isinstance(event, RoundEvent))
     events.close()
     assert seen.number == 1
@@ -284,14 +282,14 @@ def test_what_can_never_be_placed_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         PlacementError, match=r"3 client actors of 99 CPU .*What would fit: resources.cpus_per_client=2$"
     ):
-        next(stream_events(plan(tmp_path, FedAvg(), 1, client_actors="per_site", cpus_per_client=99), "test-refused"))
+        next(run_on_ray(plan(tmp_path, FedAvg(), 1, client_actors="per_site", cpus_per_client=99), "test-refused"))
     assert time.monotonic() - start < 5
     assert "server" not in alive()
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"0 GPU\).*What would fit: resources.gpus_per_client=0$"):
-        next(stream_events(plan(tmp_path, FedAvg(), 1, gpus_per_client=0.5), "test-no-gpu"))
+        next(run_on_ray(plan(tmp_path, FedAvg(), 1, gpus_per_client=0.5), "test-no-gpu"))
 
 
 def test_run_from_python_has_the_same_result_on_ray_and_without(tmp_path: Path) -> None:

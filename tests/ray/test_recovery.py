@@ -7,12 +7,10 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import ray
 
 from algorithms.fedavg import FedAvg
 from raysim import LocalFleet
@@ -20,8 +18,6 @@ from raysim.config.schema import Resources, SiteResources
 from raysim.core.errors import PlacementError, RunError
 from raysim.core.events import Notice, RoundEvent
 from raysim.core.results import FailureAction
-from raysim.distributed.driver import stream_events
-from raysim.distributed.load_balancing import assign
 from raysim.distributed.ray_fleet import RayFleet
 from raysim.federation.runner import run_federation
 from tests.support import toy
@@ -34,6 +30,8 @@ from tests.support.remote import (
     dies_once,
     hangs_once,
     keep,
+    ray_fleet,
+    run_on_ray,
     start_client,
 )
 from tests.support.toy_runs import NAMES, SGD, digest, failures, on_local, plan, task
@@ -43,11 +41,9 @@ from tests.support.toy_runs import NAMES, SGD, digest, failures, on_local, plan,
 def fleet(ray_started: None) -> Iterator[RayFleet]:
     """Two client actors of its own: they are killed."""
     actors = {name: start_client(name, task()) for name in ("x", "y")}
-    site_to_actor = assign(dict.fromkeys(NAMES, 1.0), list(actors))
-    made = RayFleet(task(), actors, site_to_actor, partial(start_client, task=task()), seed=0, rounds=4)
+    made = ray_fleet(task(), actors, rounds=4)
     yield made
-    for actor in made.actors.values():
-        ray.kill(actor)
+    made.pool.close()
 
 
 def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_play_again(fleet: RayFleet, tmp_path: Path) -> None:
@@ -83,7 +79,7 @@ def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: Ra
 def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -> None:
     resources = Resources(client_actors="per_site", cpus_per_client=0.5)
     four = plan(tmp_path, Telling(**SGD), task=toy.task(dict.fromkeys("abcd", ((1.0, 1),))), resources=resources)
-    list(stream_events(four, "spread"))
+    list(run_on_ray(four, "spread"))
     table = pd.read_parquet(tmp_path / "sites.parquet")
     pids = table[table["metric"] == "pid"].groupby("round")["value"].nunique()
     assert pids.tolist() == [4, 4, 4, 4]
@@ -93,7 +89,7 @@ def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -
 def test_every_site_may_have_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
     own = {name: SiteResources(cpus=0.5) for name in NAMES}
     dedicated = plan(tmp_path / "ray", FedAvg(**SGD), cohort=0.5, resources=Resources(sites=own))
-    events = list(stream_events(dedicated, "all-alone"))
+    events = list(run_on_ray(dedicated, "all-alone"))
     assert digest(events) == digest(on_local(plan(tmp_path / "local", FedAvg(**SGD), cohort=0.5)))
 
 
@@ -120,9 +116,9 @@ def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path
 
 
 def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raysim.distributed.driver.QUIET", 2.0)
+    monkeypatch.setattr("raysim.distributed.driver.SILENT_ROUND_NOTICE_S", 2.0)
     waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1, resources=Resources(client_actors=2))
-    events = list(stream_events(waiting, "waiting"))
+    events = list(run_on_ray(waiting, "waiting"))
     notes = [event.text for event in events if isinstance(event, Notice)]
     assert any(re.match(r"round 1, call 1: nothing for \d+ s; 5 of 6 sites done; at work: b$", note) for note in notes)
 
@@ -130,7 +126,7 @@ def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, mon
 def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", Sharing(**SGD)))
     killed = plan(tmp_path / "run", Sharing(**SGD), resources=Resources(client_actors=2))
-    events = stream_events(killed, "killed-server")
+    events = run_on_ray(killed, "killed-server")
     second = next(event for event in events if isinstance(event, RoundEvent) and event.number == 2)
     os.kill(int(second.values["server/pid"]), signal.SIGKILL)
     with pytest.raises(RunError, match="the server actor was lost: ActorDiedError"):
@@ -138,7 +134,7 @@ def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_pat
     assert failures(tmp_path / "run")[-1]["actor"] == "server"
     assert failures(tmp_path / "run")[-1]["round"] >= 3
     one_actor = replace(killed.config, resources=Resources(client_actors=1))
-    again = list(stream_events(replace(killed, config=one_actor, resume=True), "again"))
+    again = list(run_on_ray(replace(killed, config=one_actor, resume=True), "again"))
     assert digest(again) == digest(calm)
 
 
@@ -146,7 +142,7 @@ def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: No
     own = {"b": SiteResources(cpus=2.0), "d": SiteResources(cpus=0.5)}
     resources = Resources(client_actors=2, cpus_per_client=0.5, sites=own)
     telling = plan(tmp_path / "ray", Telling(**SGD), rounds=3, chaos="kill client@2", resources=resources)
-    events = list(stream_events(telling, "alone"))
+    events = list(run_on_ray(telling, "alone"))
     assert [failure["action"] for failure in failures(tmp_path / "ray")] == [FailureAction.RETRIED]
     table = pd.read_parquet(tmp_path / "ray" / "sites.parquet")
     pids = {site: set(rows["value"]) for site, rows in table[table["metric"] == "pid"].groupby("site")}
@@ -167,7 +163,7 @@ def test_chaos_kills_a_client_and_the_bits_stay(ray_started: None, tmp_path: Pat
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     two = Resources(client_actors=2)
     troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos="kill client@2", resources=two)
-    events = list(stream_events(troubled, "chaos"))
+    events = list(run_on_ray(troubled, "chaos"))
     assert events[-1].values["digest"] == digest(calm)
     assert [failure["round"] for failure in failures(tmp_path / "run")] == [2]
 
@@ -177,7 +173,7 @@ def test_chaos_kills_two_clients_where_it_is_asked_to(ray_started: None, tmp_pat
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     chaos = "kill client@2; kill client@2; kill client@4; kill client@4"
     troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=chaos, resources=Resources(client_actors=2))
-    events = list(stream_events(troubled, "chaos-two"))
+    events = list(run_on_ray(troubled, "chaos-two"))
     assert events[-1].values["digest"] == digest(calm)
     lost = {failure["actor"] for failure in failures(tmp_path / "run") if failure["round"] == 2}
     assert lost == {"client-01", "client-02"}
@@ -187,4 +183,4 @@ def test_chaos_cannot_kill_the_only_node(ray_started: None, tmp_path: Path) -> N
     one = Resources(client_actors=1)
     troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos="kill node@2", resources=one)
     with pytest.raises(PlacementError, match="on a node other than the command's"):
-        list(stream_events(troubled, "chaos-node"))
+        list(run_on_ray(troubled, "chaos-node"))

@@ -12,7 +12,7 @@ import yaml
 
 from raysim.cli.main import main
 from raysim.core.errors import PlacementError
-from raysim.distributed.placement_wait import Patience
+from raysim.distributed.placement_wait import TrialWait
 from tests.support.paths import ROOT
 from tests.support.searches import LR, ONE, TINY, left_behind, rounds_done, trials, tune
 
@@ -173,18 +173,16 @@ def test_a_node_with_other_versions_ends_the_search_and_fails_no_trial(tmp_path,
 
 
 def test_a_search_whose_trials_wait_says_so_and_ends_after_all():
-    patience = Patience([{}, {"CPU": 2.0}], growing=False)
-    assert patience.on_trial_end(0) is None
-    patience._since -= 25
-    assert re.fullmatch(
-        r"no trial is running: asked for 1 x 2 CPU, free now: .*CPU; 25 s", patience.on_trial_end(0) or ""
-    )
-    assert patience.on_trial_end(0) is None  # not yet again
-    patience._since -= 2000
+    wait = TrialWait([{}, {"CPU": 2.0}], growing=False)
+    assert wait.due_notice(0) is None
+    wait.waiter._start -= 25
+    assert re.fullmatch(r"no trial is running: asked for 1 x 2 CPU, free now: .*CPU; 25 s", wait.due_notice(0) or "")
+    assert wait.due_notice(0) is None  # not yet again
+    wait.waiter._start -= 2000
     with pytest.raises(PlacementError, match="no trial has run for 1800 s: asked for 1 x 2 CPU"):
-        patience.on_trial_end(0)
-    assert patience.on_trial_end(1) is None
-    assert patience.on_trial_end(0) is None
+        wait.due_notice(0)
+    assert wait.due_notice(1) is None
+    assert wait.due_notice(0) is None
 
 
 def test_what_never_fits_is_refused_before_the_first_trial(tmp_path, capsys):

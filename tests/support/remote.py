@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +21,11 @@ from raysim.federation.fleet import BaseFleet
 from raysim.federation.plan import Plan
 from raysim.tasks.synthetic import Synthetic
 from tests.support import toy
+
+if TYPE_CHECKING:
+    from raysim.core.events import Event
+    from raysim.core.fault_injection import FaultPlan
+    from raysim.distributed.ray_fleet import RayFleet
 
 OPENED: list[int] = []  # bytes of every payload that was opened in this process
 
@@ -137,6 +143,34 @@ def start_client(name: str, task: Task, versions: Mapping[str, str] | None = Non
     config = RunConfig(task=Synthetic(), algorithm=FedAvg())
     plan = Plan(config=config, task=task, directory=Path(), versions=versions or {})
     return actor.options(num_cpus=1).remote(name, name, [ray.put(plan)], 1.0, 0.0)
+
+
+def ray_fleet(
+    task: Task,
+    actors: Mapping[str, Any],
+    *,
+    site_to_actor: Mapping[str, str] | None = None,
+    rounds: int,
+    chaos: FaultPlan | None = None,
+) -> RayFleet:
+    """A fleet on these client actors; lost ones are started again by `start_client`."""
+    from raysim.distributed.actor_pool import ActorPool
+    from raysim.distributed.load_balancing import assign
+    from raysim.distributed.ray_fleet import RayFleet
+
+    if site_to_actor is None:
+        site_to_actor = assign(dict.fromkeys((*task.inside, *task.outside), 1.0), list(actors))
+    pool = ActorPool(actors, site_to_actor, partial(start_client, task=task))
+    return RayFleet(task, pool, seed=0, rounds=rounds, chaos=chaos)
+
+
+def run_on_ray(plan: Plan, namespace: str) -> Generator[Event]:
+    """The events of a run that is admitted to the Ray that is running."""
+    from raysim.distributed.admission import admit
+    from raysim.distributed.driver import stream_events
+
+    request = yield from admit(plan)
+    yield from stream_events(plan, request, namespace)
 
 
 def dies_once(site: Site[Any], folder: str) -> Reply[int]:

@@ -33,33 +33,33 @@ class Jobs:
 
 
 def test_a_lost_connection_to_a_job_is_taken_up_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
-    from raysim.cli.submit import _followed
+    from raysim.distributed.job_submission import follow_output
 
     jobs = Jobs()
-    assert _followed(jobs, "job") == JobStatus.SUCCEEDED
+    assert follow_output(jobs, "job") == JobStatus.SUCCEEDED
     assert jobs.tails == 3
     assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
 
 
 def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    from raysim.cli.submit import THERE, JobCommand, _packed, job_command
+    from raysim.cli.submit import RUNS_ON_CLUSTER, JobCommand, copy_files, job_command
 
     monkeypatch.chdir(tmp_path)
 
-    assert job_command(["run", "rounds=2"], "job").folder == f"{THERE}/job"
-    assert job_command(["run", "--out=a b"], "job").command == f"python -m raysim run --out {THERE}/'a b'"
-    assert job_command(["tune", "fedsm", "--out", "/shared/x"], "job").folder == "/shared/x"
+    assert job_command(["run", "rounds=2"], "job").directory == f"{RUNS_ON_CLUSTER}/job"
+    assert job_command(["run", "--out=a b"], "job").command == f"python -m raysim run --out {RUNS_ON_CLUSTER}/'a b'"
+    assert job_command(["tune", "fedsm", "--out", "/shared/x"], "job").directory == "/shared/x"
     resumed = job_command(["tune", "--resume", "/shared/x"], "job")
-    assert (resumed.folder, resumed.command) == ("/shared/x", "python -m raysim tune --resume /shared/x")
-    assert job_command(["doctor"], "job").folder == ""
+    assert (resumed.directory, resumed.command) == ("/shared/x", "python -m raysim tune --resume /shared/x")
+    assert job_command(["doctor"], "job").directory == ""
     long = JobCommand(["run", "-c", f"{'x' * 300}.yaml"])
-    _packed(long, tmp_path)  # no file has such a name, and that is not the cluster's silence
-    assert long.words[2].startswith("xxx")
+    copy_files(long, tmp_path)  # no file has such a name, and that is not the cluster's silence
+    assert long.arguments[2].startswith("xxx")
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "mine.py").touch()
     (tmp_path / "held").mkdir()
-    _packed(JobCommand(["run", "algorithm=methods.mine:Mine"]), tmp_path / "held")
+    copy_files(JobCommand(["run", "algorithm=methods.mine:Mine"]), tmp_path / "held")
     assert (tmp_path / "held" / "methods" / "mine.py").exists()  # a folder that is no package travels by its name
     for words in (["resume", "runs/x"], ["tune", "--resume=x"]):
         with pytest.raises(ConfigError, match="full path"):

@@ -9,7 +9,7 @@ import pytest
 
 from raysim.core.registry import algorithm_class, task_class
 from raysim.distributed.batch_probe import (
-    CONTEXT,
+    CUDA_CONTEXT_BYTES,
     BatchProbe,
     Machine,
     actors,
@@ -84,7 +84,7 @@ def test_data_that_an_actor_keeps_count_for_every_site_up_to_a_limit() -> None:
 
 
 def test_the_share_of_a_gpu_follows_its_memory() -> None:
-    probe = replace(PROBE, device="cuda", seconds={1: 0.1}, reserved=3 * GB - CONTEXT)
+    probe = replace(PROBE, device="cuda", seconds={1: 0.1}, reserved=3 * GB - CUDA_CONTEXT_BYTES)
     # 10 GB hold three of 3 GB; the two GPUs six, of which three sites need three.
     nodes = [Machine(16, 100 * GB, 2, 10 * GB)]
     assert actors_per_gpu(nodes, probe) == 3

@@ -11,7 +11,7 @@ import pytest
 from raysim.core.registry import task_class
 from raysim.data.required_paths import required_paths
 from raysim.distributed import diagnostics, node_probe
-from raysim.distributed.cluster_checks import _node
+from raysim.distributed.cluster_checks import node_report
 from raysim.distributed.diagnostics import Check, NodeReport
 
 GB = 10**9
@@ -36,7 +36,7 @@ def test_versions_that_differ_are_named_with_their_node() -> None:
 
 
 def test_a_node_that_is_silent_is_named() -> None:
-    silent = _node("10.0.0.7", {"CPU": 4.0}, None, ready=False)
+    silent = node_report("10.0.0.7", {"CPU": 4.0}, None, ready=False)
     (check,) = diagnostics.of_nodes([silent])
     assert (check.verdict, check.found) == (
         "wrong",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raysim.cli import artifact_bundle
 from raysim.core.errors import RunError
+from raysim.distributed import artifact_bundle
 
 
 def sent(*members: tuple[str, bytes]) -> str:
@@ -25,7 +25,7 @@ def sent(*members: tuple[str, bytes]) -> str:
 
 
 def test_what_a_cluster_sends_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact_bundle, "LARGEST", 1000)
+    monkeypatch.setattr(artifact_bundle, "MAX_BYTES", 1000)
     with pytest.raises(RunError, match="cannot be read"):
         artifact_bundle.unpack(sent(("../outside", b"x")), tmp_path / "up")
     artifact_bundle.unpack(sent((str(tmp_path / "outside"), b"x")), tmp_path / "into")
@@ -47,7 +47,7 @@ def test_a_parcel_brings_all_but_the_checkpoints(tmp_path: Path) -> None:
 
 
 def test_a_search_comes_back_without_the_checkpoints_of_its_trials(tmp_path: Path) -> None:
-    from raysim.cli.artifact_bundle import pack, unpack
+    from raysim.distributed.artifact_bundle import pack, unpack
 
     held = tmp_path / "search" / "trials" / "0001"
     (held / "checkpoints" / "round_0001").mkdir(parents=True)

@@ -1,0 +1,128 @@
+"""The runs and searches that are active on a cluster, and on this machine: find them, read their status, stop them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.exceptions import RayError
+
+from raysim.core.errors import ConfigError, RunError
+from raysim.distributed.control_actor import CONTROL, NAMESPACE, RunStatus, run_name
+from raysim.distributed.timeouts import POLL_INTERVAL_S, STATUS_REPLY_TIMEOUT_S, STOP_TIMEOUT_S
+from raysim.distributed.waiter import Waiter
+from raysim.storage.json_lines import read_jsonl
+from raysim.storage.run_directory import LOG_FILE, lock_owner
+
+
+def active_names() -> set[str]:
+    """The names of the runs and searches on the Ray that is joined."""
+    return {
+        run_name(actor["namespace"]) for actor in ray.util.list_named_actors(all_namespaces=True) if _is_control(actor)
+    }
+
+
+def _is_control(actor: dict[str, str]) -> bool:
+    return actor["namespace"].startswith(NAMESPACE) and actor["name"].rpartition("/")[2] == CONTROL
+
+
+def _control_actor(name: str) -> Any:
+    """Raises ValueError if it has ended."""
+    return ray.get_actor(f"{name}/{CONTROL}", NAMESPACE + name)
+
+
+def cluster_statuses() -> Iterator[RunStatus]:
+    """The status of each run and search on the Ray that is joined."""
+    replies = dict[str, Any]()
+    for name in sorted(active_names()):
+        with suppress(ValueError):  # it has ended meanwhile
+            replies[name] = _control_actor(name).status.remote()
+    refs = list(replies.values())
+    ready, _ = ray.wait(refs, num_returns=len(refs), timeout=STATUS_REPLY_TIMEOUT_S) if refs else ([], [])
+    for name, ref in replies.items():
+        try:
+            yield ray.get(ref) if ref in ready else RunStatus(name, state="no answer yet")
+        except RayError:
+            yield RunStatus(name, state="lost")
+
+
+def stop_runs(names: set[str]) -> Iterator[str]:
+    """Request the end of these runs and searches; each name as it ends. Raises RunError if one does not end in time."""
+    waiter, left = Waiter(STOP_TIMEOUT_S), set(names)
+    while left:
+        active = active_names()
+        yield from sorted(left - active)
+        left &= active
+        for name in left:  # again and again: a control actor that was lost has been replaced
+            with suppress(ValueError, RayError):  # it has ended meanwhile
+                _control_actor(name).stop.remote()
+        if left and waiter.expired:
+            raise RunError(f"{', '.join(sorted(left))}: told to end, but still alive after {STOP_TIMEOUT_S:g} s")
+        time.sleep(POLL_INTERVAL_S)
+
+
+def stop_local_run(directory: Path) -> None:
+    """End the run in this directory as Ctrl-C does, by a signal to its command; returns when it has ended.
+
+    Raises ConfigError if no process of this user and machine is at work there, RunError if it does not end in time.
+    """
+    owner = lock_owner(directory)
+    if owner is None:
+        raise ConfigError(f"no process is at work in {directory}; `raysim status` shows what is alive")
+    if owner.get("host") != socket.gethostname():
+        where = owner.get("host", "another machine")
+        raise ConfigError(f"the command of {directory} runs on {where}: there, or by its name and --address")
+    try:
+        os.kill(owner["pid"], signal.SIGTERM)
+    except PermissionError as error:
+        raise ConfigError(f"process {owner['pid']}, at work in {directory}, is another user's") from error
+    except ProcessLookupError:  # it has ended meanwhile
+        pass
+    waiter = Waiter(STOP_TIMEOUT_S)
+    while lock_owner(directory) is not None:
+        if waiter.expired:
+            raise RunError(f"process {owner['pid']} was told to end, but still is at work after {STOP_TIMEOUT_S:g} s")
+        time.sleep(0.1)
+
+
+def local_statuses(runs: Path, read: Callable[[Path], RunStatus]) -> Iterator[RunStatus]:
+    """The status, by `read`, of each run and search below `runs` at which a process is at work, with Ray or without."""
+    for directory in sorted(runs.glob("*/")):
+        if lock_owner(directory) is not None:
+            yield read(directory)
+
+
+def directory_status(directory: Path) -> RunStatus:
+    """The status of a run by its files, whether it is active or not."""
+    owner, config = lock_owner(directory), dict[str, Any]()
+    with suppress(OSError, ValueError):
+        config = yaml.safe_load((directory / "config.yaml").read_text())
+    last = deque(read_jsonl(directory / LOG_FILE), maxlen=1)
+    row = last[0][0] if last else dict[str, Any]()
+    summary = dict[str, Any]()
+    with suppress(OSError, ValueError):
+        summary = json.loads((directory / "summary.json").read_text())
+    ended = summary.get("status", "ended early" if config else "not begun")
+    algorithm, task = (config.get(part, {}).get("name", "?") for part in ("algorithm", "task"))
+    return RunStatus(
+        name=directory.name,
+        description=f"{algorithm} on {task}",
+        directory=str(directory.absolute()),
+        host=(owner or {}).get("host", ""),
+        done=row.get("round", 0),
+        total=config.get("rounds"),
+        state=ended if owner is None else f"process {owner.get('pid')}",
+        metric="loss",
+        value=row.get("loss"),
+        round_seconds=row.get("seconds"),
+    )
