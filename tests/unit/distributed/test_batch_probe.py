@@ -101,7 +101,8 @@ def test_a_round_has_the_algorithm_s_steps_or_those_of_an_epoch() -> None:
     assert set(steps_of(object(), task).values()) == {6}
 
 
-def test_a_measured_batch() -> None:
+def test_a_measured_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysim.distributed.batch_probe.TIMED_S", 0.2)
     task = task_class("synthetic")().build()
     found = measure_batches(task, algorithm_class("fedavg")(), 0, "site-02", [1], gpu=True)
     assert isinstance(found, BatchProbe)
