@@ -220,5 +220,5 @@ def _measured(
         yield "this site", f"{pluralize(steps[probe.site], 'step')} in a round, {site_seconds:.2g} s"
         yield (
             "a round",
-            f"of all {pluralize(len(steps), 'inside site')} with the resources now asked for: {all_seconds:.2g} s",
+            f"of all {pluralize(len(steps), 'inside site')} with the configured resources: {all_seconds:.2g} s",
         )

@@ -70,7 +70,7 @@ def stop(run: str | None, address: str | None, console: Console) -> None:
         if run is not None and not selected:
             raise ConfigError(f"no run {run!r} is alive{did_you_mean(run, active)}; {_searched(address)}")
         if run is not None and len(selected) > 1:
-            raise ConfigError(f"{run!r} may be {', '.join(sorted(selected))}: say which")
+            raise ConfigError(f"{run!r} may be {', '.join(sorted(selected))}: give the full name")
         for name in stop_runs(selected):
             console.print(f"{name} has ended", highlight=False)
 

@@ -52,7 +52,7 @@ def submit(arguments: Sequence[str], address: str | None, detach: bool, console:
         raise ConfigError(f"raysim submit needs a command: {', '.join(COMMANDS)}; as in raysim submit run rounds=5")
     if secret := next((argument for argument in arguments if contains_secret(argument)), None):
         key = secret.partition("=")[0] if "=" in secret else "a word"
-        raise ConfigError(f"{key} holds a password or a key, which would stand in the job's log; leave it out")
+        raise ConfigError(f"{key} holds a password or a key, which would be printed in the job's log; leave it out")
     job = f"raysim-{token_hex(4)}"
     command = job_command(arguments, job)
     cluster = ClusterJobs(address)

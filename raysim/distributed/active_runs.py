@@ -67,7 +67,7 @@ def stop_runs(names: set[str]) -> Iterator[str]:
             with suppress(ValueError, RayError):  # it has ended meanwhile
                 _control_actor(name).stop.remote()
         if left and waiter.expired:
-            raise RunError(f"{', '.join(sorted(left))}: told to end, but still alive after {STOP_TIMEOUT_S:g} s")
+            raise RunError(f"{', '.join(sorted(left))}: asked to end, but still alive after {STOP_TIMEOUT_S:g} s")
         time.sleep(POLL_INTERVAL_S)
 
 
@@ -91,7 +91,7 @@ def stop_local_run(directory: Path) -> None:
     waiter = Waiter(STOP_TIMEOUT_S)
     while lock_owner(directory) is not None:
         if waiter.expired:
-            raise RunError(f"process {owner['pid']} was told to end, but still is at work after {STOP_TIMEOUT_S:g} s")
+            raise RunError(f"process {owner['pid']} was asked to end, but is still at work after {STOP_TIMEOUT_S:g} s")
         time.sleep(0.1)
 
 

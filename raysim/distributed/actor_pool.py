@@ -64,7 +64,7 @@ class ActorPool:
         return self._starting.keys()
 
     def available_actors(self) -> list[str]:
-        """The actors that can be given work."""
+        """The actors that are up and can get work."""
         starting = set(self._starting.values())
         return [actor for actor in self._actors if actor not in starting]
 

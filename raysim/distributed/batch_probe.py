@@ -164,10 +164,10 @@ def actors_per_gpu(machines: Sequence[Machine], probe: BatchProbe) -> int:
 
 
 def actors(machines: Sequence[Machine], cpus: int, per_gpu: int | None, need: float, most: int) -> int:
-    """How many client actors of `cpus` each can be asked for.
+    """The greatest number of client actors of `cpus` each that a run can request.
 
     Ray counts CPUs and GPUs, not memory, and fills a node before it takes the next: so where a node has memory for
-    fewer than it has CPUs, no more may be asked for than that.
+    fewer than it has CPUs, that is the limit.
     """
     slots = [_slots(machine, cpus, per_gpu) for machine in machines]
     held = [int(MEMORY_SHARE * machine.memory / need) for machine in machines]

@@ -1,4 +1,4 @@
-"""The control actor of a run or a search: `raysim status` reads it, `raysim stop` asks it for the end.
+"""The control actor of a run or a search: `raysim status` reads it, `raysim stop` requests the end from it.
 
 It is an actor of its own, without torch, that exists while the run waits for its resources too.
 """
@@ -26,7 +26,7 @@ def run_name(namespace: str) -> str:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run or a search stands: a row of `raysim status`."""
+    """The status of a run or a search: a row of `raysim status`."""
 
     name: str
     description: str = ""  # algorithm and task, or the space of a search

@@ -131,7 +131,7 @@ def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check
     source = f"on, from {path}" + (" (RAY_AUTH_TOKEN_PATH)" if given else "")
     if not path.exists():
         return Check(
-            "token", "wrong", f"asked for, and {path} is not there", "ray get-auth-token --generate, or copy it"
+            "token", "wrong", f"required, and {path} is not there", "ray get-auth-token --generate, or copy it"
         )
     if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         return Check("token", "note", f"{source}, which others of this machine can read", f"chmod 600 {path}")
@@ -145,7 +145,7 @@ def of_disks(nodes: Sequence[NodeReport]) -> Iterator[Check]:
     full = {name: free for name, (total, used, free) in disks.items() if used > FULL * total}
     for name, free in full.items():
         found = f"{name}: {format_bytes(free)} free, over {FULL:.0%} full: Ray spills nothing to it"
-        yield Check("Ray's disk", "wrong", found, "make room there")
+        yield Check("Ray's disk", "wrong", found, "free some space there")
     if disks and not full:
         least = min(free for _, _, free in disks.values())
         yield Check("Ray's disk", "ok", f"at least {format_bytes(least)} free for what Ray spills, on {_nodes(disks)}")

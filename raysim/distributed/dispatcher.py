@@ -32,7 +32,7 @@ MAX_LOSSES = 3  # losses of the actor after which a site, and not the machine, i
 
 
 class ActorLoss(Enum):
-    """Why an actor was given up, with the cure if its site causes it again and again."""
+    """Why an actor was lost, with the cure if its site causes it again and again."""
 
     DIED = "If memory ran out, take a smaller task.batch_size or fewer actors (resources.client_actors)"
     TIMED_OUT = "If the work takes that long, give a larger site_timeout_s"
@@ -40,7 +40,7 @@ class ActorLoss(Enum):
 
 @dataclass(frozen=True)
 class InFlightCall:
-    """A call that was sent and has not returned. `handle` tells the actor from one that has replaced it since."""
+    """A call that was sent and has not returned. `handle` distinguishes the actor from its replacement."""
 
     actor: str
     handle: Any
@@ -57,7 +57,7 @@ class Dispatcher:
         self.fleet, self.pool, self.request, self.per_site = fleet, fleet.pool, request, per_site
         self.queues = fleet.site_queues()
         self.open_queues = self.pool.open_queues(self.queues)
-        # When each actor last responded, or was given work when it had none.
+        # When each actor last responded, or got work when it had none.
         self.last_response_at: dict[str, float] = {}
         self.in_flight: dict[Any, InFlightCall] = {}
         self.losses: Counter[str] = Counter()  # of the actor, by site

@@ -111,7 +111,7 @@ def _server_lost(plan: Plan, number: int, error: RayError) -> RunError:
 
 
 class StatusPublisher:
-    """Publishes where a run stands, by its events, to the control actor."""
+    """Publishes the status of a run, which its events update, to the control actor."""
 
     def __init__(self, plan: Plan, name: str) -> None:
         self._metric = plan.metric
@@ -166,7 +166,7 @@ def _wait_for_actors(server: Any) -> Iterator[Event]:
     yield placed
     if without := [place.actor for place in placed.places if place.gpus and place.device == "cpu"]:
         yield Notice(
-            f"torch finds no GPU at {join_names(without)}, whatever Ray has given them: they work on their CPUs"
+            f"torch finds no GPU at {join_names(without)}, although Ray has assigned one: they work on their CPUs"
         )
 
 

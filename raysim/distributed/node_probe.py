@@ -79,7 +79,7 @@ def incompatibility(expected: Mapping[str, str], reads: Sequence[str]) -> str:
 
 def gpus(hidden: bool) -> dict[str, Any]:
     """The `cuda` that torch was built for, name and bytes of each of the `gpus` that it can use, or its `fault`."""
-    if hidden:  # Ray hides all GPUs from a task that asks for none
+    if hidden:  # Ray hides all GPUs from a task that requests none
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     try:
         torch = import_module("torch")

@@ -52,7 +52,7 @@ def started_here() -> bool:
 
 
 def is_head(node: Mapping[str, Any]) -> bool:
-    """Whether this entry of `ray.nodes()` is the head: `ray.util.state.list_nodes` needs a dashboard to tell it."""
+    """Whether this entry of `ray.nodes()` is the head: `ray.util.state.list_nodes` needs a dashboard."""
     return "node:__internal_head__" in node["Resources"]
 
 

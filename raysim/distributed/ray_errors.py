@@ -9,8 +9,8 @@ from ray.exceptions import RayTaskError
 from raysim.core.errors import RunError
 
 STORAGE_FULL = (
-    "there is no room left for what the sites send: give Ray a larger object store (ray start --object-store-memory) "
-    "or a larger disk to spill to, or have fewer sites in a round (cohort)"
+    "there is no space left for the payloads of the sites: give Ray a larger object store "
+    "(ray start --object-store-memory) or a larger disk to spill to, or have fewer sites in a round (cohort)"
 )
 ID_LINE = r"(\w+_)?(id|name|pid|ip|namespace): "  # the lines in which Ray names actor, process and node
 GENERIC_ADVICE = "Some common causes"  # starts a paragraph that is the same for every cause
@@ -31,4 +31,4 @@ def summarize(error: BaseException) -> str:
 
 def storage_full_error(error: Exception) -> RunError:
     """The error that ends a run when neither Ray's object store nor its disk has space left."""
-    return RunError(f"{STORAGE_FULL}. Ray says: {summarize(error)}")
+    return RunError(f"{STORAGE_FULL}. Ray reports: {summarize(error)}")

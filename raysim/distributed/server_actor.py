@@ -138,7 +138,7 @@ class ServerActor:
 
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:
-        """Where the present round stands."""
+        """The progress of the present round."""
         self._set_progress()
         return self.fleet.ledger.progress
 

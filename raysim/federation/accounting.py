@@ -24,7 +24,6 @@ class Ledger:
     client_states: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
-    moved: int = 0  # times that an actor was lost or has come up anew
     stop: threading.Event = field(default_factory=threading.Event)
     round: int = 0
     calls: int = 0
