@@ -74,7 +74,7 @@ class Mean:
         return Reply(Model.of({"weight": entries}), weight=1.0 + site.task.inside.index(site.name) % 7)
 
     def round(self, fleet: Fleet, state: Model) -> tuple[Model, Metrics]:
-        number, start = fleet.ledger.round, time.perf_counter()
+        number, start = fleet.accounting.round, time.perf_counter()
         replies = fleet.map(self.client, number)
         found = {"map": time.perf_counter() - start}
         if number % 2:  # before the mean or after it, in turn

@@ -16,10 +16,11 @@ from typing import Any
 from measuring import machine, parser, publish
 from rich.table import Table
 
+from raysim.core.events import Progress
 from raysim.distributed.actor_pool import ActorPool
 from raysim.distributed.dispatcher import Dispatcher
 from raysim.distributed.load_balancing import assign, rebalance
-from raysim.federation.accounting import Ledger
+from raysim.federation.accounting import ClientStateStore, FleetOptions, RoundAccounting
 
 CALL = 0.003  # seconds that a call costs an actor (overhead.py: 2 to 4 ms)
 REPLY = 0.0005  # seconds that a reply costs the server (overhead.py: 0.03 s for 64)
@@ -54,12 +55,13 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
     site_to_actor = rebalance(site_to_actor, costs, names, {})
     again = time.process_time() - start
     clocks = {name: Clock(name, costs) for name in names}
-    ledger = Ledger(0, 1, seconds=dict(costs))
     queues = {name: deque[str]() for name in names}
     for site in sorted(costs, key=costs.__getitem__, reverse=True):
         queues[site_to_actor[site]].append(site)
     pool = ActorPool(clocks, site_to_actor, clocks.__getitem__)
-    fleet: Any = SimpleNamespace(site_queues=lambda: queues, ledger=ledger, pool=pool)
+    accounts = {"accounting": RoundAccounting(), "progress": Progress(), "options": FleetOptions(0, 1)}
+    accounts |= {"client_states": ClientStateStore(), "call_seconds": dict(costs)}
+    fleet: Any = SimpleNamespace(site_queues=lambda: queues, pool=pool, **accounts)
     dispatch = Dispatcher(fleet, None, None)
     now, spent, waiting = 0.0, 0.0, list[tuple[float, int, Any]]()
     while True:

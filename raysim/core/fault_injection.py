@@ -1,4 +1,4 @@
-"""Trouble on demand: actors and nodes that are killed, sites that are slow or do not answer. It really happens."""
+"""Fault injection (`chaos`): actors and nodes are really killed, sites are slowed down, replies are dropped."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import numpy_generator
 
-GRAMMAR = "kill client@ROUND, kill node@ROUND, slow SITE xFACTOR, drop FRACTION; several stand apart by ';'"
+GRAMMAR = "kill client@ROUND, kill node@ROUND, slow SITE xFACTOR, drop FRACTION; separated by ';'"
 
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """What is to go wrong: `kills` names client or node by round (from 1), `slow` the factor of a site's time."""
+    """The faults to inject: `kills` has `client` or `node` by round (from 1), `slow` the factor on a site's time."""
 
     kills: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     slow: Mapping[str, float] = field(default_factory=dict)
@@ -22,21 +22,21 @@ class FaultPlan:
 
     @property
     def needs_node(self) -> bool:
-        """Whether a node is to be killed."""
+        """Whether a node will be killed."""
         return any("node" in victims for victims in self.kills.values())
 
     def delay(self, site: str, seconds: float) -> float:
-        """Seconds that `site` takes longer, having taken `seconds`."""
+        """The extra seconds of a call at `site` that took `seconds`."""
         return (self.slow.get(site, 1.0) - 1.0) * seconds
 
     def drops(self, seed: int, round: int, index: int | str, site: str) -> bool:
-        """Whether the reply of `site` to call `index` of a round is lost: drawn by the seed, the same at every try."""
-        judged = isinstance(index, str)
-        return (
-            self.drop > 0
-            and not judged
-            and bool(numpy_generator(seed, round, index, "drop", site).random() < self.drop)
-        )
+        """Whether the reply of `site` to call `index` of a round is dropped: by the seed, so the same in every retry.
+
+        Replies to an evaluation, whose index is a text, are never dropped.
+        """
+        if self.drop == 0 or isinstance(index, str):
+            return False
+        return bool(numpy_generator(seed, round, index, "drop", site).random() < self.drop)
 
     def check(self, sites: tuple[str, ...], rounds: int) -> None:
         """Raises ConfigError for a site or a round that the run does not have."""
@@ -49,7 +49,7 @@ class FaultPlan:
 
 
 def parse_faults(text: str | None) -> FaultPlan:
-    """The trouble that `text` asks for. Raises ConfigError for what it does not understand."""
+    """The faults described by `text`. Raises ConfigError for a part that cannot be parsed."""
     kills: dict[int, tuple[str, ...]] = {}
     slow, drop = dict[str, float](), 0.0
     for part in (part.strip() for part in (text or "").split(";")):

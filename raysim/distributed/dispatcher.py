@@ -98,7 +98,7 @@ class Dispatcher:
         load: Counter[str] = Counter()
         for sent in self.in_flight.values():
             load[sent.actor] += CALLS_AHEAD if sent.quarantined else self._call_load(sent.sites)
-        seconds, available = self.fleet.ledger.seconds, self.pool.available_actors()
+        seconds, available = self.fleet.call_seconds, self.pool.available_actors()
         for actor in available:
             quarantined = None if load[actor] else self._take_quarantined(actor)
             if quarantined is not None:
@@ -112,12 +112,12 @@ class Dispatcher:
                 longest = max(self.open_queues[actor].values(), key=len)
                 if sites := take_batch(longest, seconds, last=True):
                     self._send_call(actor, sites)
-        self.fleet.ledger.progress.active_sites = tuple(site for sent in self.in_flight.values() for site in sent.sites)
+        self.fleet.progress.active_sites = tuple(site for sent in self.in_flight.values() for site in sent.sites)
         return bool(self.in_flight)
 
     def _call_load(self, sites: Sequence[str]) -> int:
         """The share of CALLS_AHEAD that a call takes: all of it, unless it is known to be quick."""
-        return 1 if sum(self.fleet.ledger.seconds.get(site, QUICK_S) for site in sites) < QUICK_S else CALLS_AHEAD
+        return 1 if sum(self.fleet.call_seconds.get(site, QUICK_S) for site in sites) < QUICK_S else CALLS_AHEAD
 
     def _take_quarantined(self, actor: str) -> str | None:
         """Take out the next quarantined site that `actor` may serve."""
@@ -129,7 +129,7 @@ class Dispatcher:
 
     def _send_call(self, actor: str, sites: list[str], quarantined: bool = False) -> None:
         arguments = None if self.per_site is None else {site: self.per_site[site] for site in sites}
-        client_states = (self.fleet.ledger.client_states.get(site) for site in sites)
+        client_states = (self.fleet.client_states.held.get(site) for site in sites)
         handle = self.pool.handle(actor)
         if all(sent.actor != actor for sent in self.in_flight.values()):
             self.last_response_at[actor] = time.monotonic()
@@ -142,7 +142,7 @@ class Dispatcher:
     def _call_title(self, sites: Sequence[str]) -> str:
         """The name of a call on the dashboard."""
         more = f" +{len(sites) - 3}" if len(sites) > 3 else ""
-        return f"round {self.fleet.ledger.round + 1}, {self.fleet.ledger.progress.phase}: {', '.join(sites[:3])}{more}"
+        return f"round {self.fleet.accounting.round + 1}, {self.fleet.progress.phase}: {', '.join(sites[:3])}{more}"
 
     def _handle_response(self, sent: InFlightCall) -> Iterator[tuple[str, CallResult[Any]]]:
         count = len(sent.sites)
@@ -161,7 +161,7 @@ class Dispatcher:
     def _handle_ray_error(self, sent: InFlightCall, error: RayError) -> None:
         """Re-queue the sites of a lost actor. Raises RunError for errors that a retry cannot fix."""
         cause = error.cause if isinstance(error, RayTaskError) else error
-        round = self.fleet.ledger.round + 1
+        round = self.fleet.accounting.round + 1
         if isinstance(cause, LostObjectError | ObjectLostError):
             raise LostObjectError(f"round {round}: {summarize(cause)}") from error
         if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
@@ -175,7 +175,7 @@ class Dispatcher:
 
     def _expire_hung_calls(self) -> None:
         """Give up the actors that have not responded for too long: they hang, or their work never ends."""
-        now, timeout_s = time.monotonic(), self.fleet.ledger.site_timeout_s
+        now, timeout_s = time.monotonic(), self.fleet.options.site_timeout_s
         current = {sent.actor: ref for ref, sent in reversed(self.in_flight.items())}  # the others wait in the actor
         for actor, ref in current.items():
             if now - self.last_response_at[actor] > timeout_s * len(self.in_flight[ref].sites):
@@ -194,14 +194,14 @@ class Dispatcher:
             self.exhausted_sites.append((sites[0], CallResult(None, failure=failure, seconds=seconds)))
             return
         self.quarantined_sites.extend(sites)
-        number, phase = self.fleet.ledger.round + 1, self.fleet.ledger.progress.phase
+        number, phase = self.fleet.accounting.round + 1, self.fleet.progress.phase
         event = FailureEvent(number, phase, tuple(sites), sent.actor, cause, FailureAction.RETRIED, seconds)
-        self.fleet.ledger.failures.append(event)
+        self.fleet.accounting.failures.append(event)
 
     def _no_actor_message(self) -> str:
         left = len(self.quarantined_sites) + sum(map(len, self.queues.values()))
         return (
-            f"round {self.fleet.ledger.round + 1}: no client actor has come back for "
+            f"round {self.fleet.accounting.round + 1}: no client actor has come back for "
             f"{self.fleet.no_actor_timeout_s:g} s, and {left} sites wait; the cluster has no room for one. When it "
             "has, `raysim resume` continues from the last checkpoint"
         )

@@ -18,6 +18,7 @@ from raysim.distributed.dispatcher import Dispatcher
 from raysim.distributed.fault_killer import FaultKiller
 from raysim.distributed.ray_errors import storage_full_error
 from raysim.distributed.timeouts import NO_ACTOR_TIMEOUT_S
+from raysim.federation.accounting import ClientStateStore, FleetOptions
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.site_executor import CallKey, CallResult, Client
 
@@ -40,17 +41,15 @@ class RayFleet(BaseFleet):
         chaos: FaultPlan | None = None,
         no_actor_timeout_s: float = NO_ACTOR_TIMEOUT_S,
     ) -> None:
-        super().__init__(task, seed=seed, rounds=rounds)
+        super().__init__(task, FleetOptions(seed, rounds), ClientStateStore(_put, _get))
         self.pool, self.no_actor_timeout_s = pool, no_actor_timeout_s
         self.fault_killer = FaultKiller(chaos or FaultPlan(), pool)
 
     def record_dropped(self, actor: str, cause: RaysimError) -> None:
         """Record that the run continues without this actor."""
-        ledger = self.ledger
-        event = FailureEvent(
-            ledger.round + 1, ledger.progress.phase, (), actor, str(cause), FailureAction.ACTOR_DROPPED
-        )
-        ledger.failures.append(event)
+        number, phase = self.accounting.round + 1, self.progress.phase
+        event = FailureEvent(number, phase, (), actor, str(cause), FailureAction.ACTOR_DROPPED)
+        self.accounting.failures.append(event)
 
     def _run_calls(
         self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool
@@ -66,7 +65,7 @@ class RayFleet(BaseFleet):
 
     def _costs(self) -> dict[str, float]:
         """Seconds of each site's last call; of a site without one, estimated by its number of training examples."""
-        seconds = self.ledger.seconds
+        seconds = self.call_seconds
         size = {site: 1.0 + self.task.sizes[site].get("train", 0) for site in self.sites}
         timed = [site for site in self.sites if site in seconds]
         rate = sum(seconds[site] for site in timed) / sum(size[site] for site in timed) if timed else 1.0
@@ -75,12 +74,6 @@ class RayFleet(BaseFleet):
     @staticmethod
     def _fetch(held: Any) -> Any:
         return _get(held).payload if isinstance(held, ray.ObjectRef) else held
-
-    def client_state(self, site: str) -> Any:
-        return _get(self.ledger.client_states.get(site))
-
-    def restore_client_states(self, client_states: Mapping[str, Any]) -> None:
-        self.ledger.client_states.update({site: _put(client_state) for site, client_state in client_states.items()})
 
 
 def _put(value: Any) -> Any:

@@ -81,7 +81,7 @@ class ServerActor:
         """
         fleet, pool = self.fleet, self.pool
         try:
-            dropped = pool.wait_until_started(fleet.ledger.progress, self.spec.costs, self.starter.is_allocated)
+            dropped = pool.wait_until_started(fleet.progress, self.spec.costs, self.starter.is_allocated)
         except RaysimError as error:
             return RunFailed(error)
         for actor, cause in dropped.items():
@@ -133,16 +133,16 @@ class ServerActor:
         return event
 
     def _set_progress(self) -> None:
-        progress = self.fleet.ledger.progress
+        progress = self.fleet.progress
         self.metrics.set_progress(progress.done, progress.total)
 
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:
         """The progress of the present round."""
         self._set_progress()
-        return self.fleet.ledger.progress
+        return self.fleet.progress
 
     @ray.method(concurrency_group="status")
     def stop(self) -> None:
         """End the run at the next reply of a site."""
-        self.fleet.ledger.stop.set()
+        self.fleet.stop_requested.set()

@@ -27,33 +27,34 @@ from raysim.federation.fleet import BaseFleet
 
 
 def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:
-    """The scores of every site, inside and outside: what the method gives it, and `@global` the plain global model."""
+    """The scores of every site, inside and outside: of the method's predictor and, as `@global`, of the global model."""
     replies = fleet.evaluate(_evaluate_site, (algorithm, state))
     return tuple(score for reply in replies.values() for score in reply.payload)
 
 
 def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[tuple[Score, ...]]:
     algorithm, state = broadcast
-    said = algorithm.predictor(site, state)
-    answers = said if isinstance(said, PredictionSet) else None if said is None else PredictionSet(said)
-    scores = [] if answers is None else _scores(site, answers.main, "")
+    predictor = algorithm.predictor(site, state)
+    single = None if predictor is None or isinstance(predictor, PredictionSet) else PredictionSet(predictor)
+    predictions = predictor if isinstance(predictor, PredictionSet) else single
+    scores = [] if predictions is None else _scores(site, predictions.main, "")
     if state.model is not None:
-        if answers is not None and _is_global(answers.main, site, state):
+        if predictions is not None and _is_global(predictions.main, site, state):
             scores += [replace(score, metric=f"{score.metric}@global") for score in scores]
         else:
             scores += _scores(site, site.predict_module(state.model), "@global")
-    if answers is not None:
-        for name, predict in answers.others.items():
+    if predictions is not None:
+        for name, predict in predictions.others.items():
             scores += _scores(site, predict, f"@{name}")
-        if answers.notes is not None:
-            scores += _note_scores(site, answers.notes)
+        if predictions.notes is not None:
+            scores += _note_scores(site, predictions.notes)
     return Reply(tuple(scores))
 
 
 def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:
-    """Whether the method's answer is the global model itself, which then need not be judged twice.
+    """Whether the method predicts with the global model, which then is not evaluated twice.
 
-    The same weights are another answer where a layer is in another mode, as with the statistics of the batch.
+    With equal weights, the predictions still differ if a layer is in another mode, as with batch statistics.
     """
     if not isinstance(predict, nn.Module) or state.model is None:
         return False
@@ -64,8 +65,8 @@ def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:
 
 @torch.no_grad()
 def _scores(site: Site[Any], predict: Predictor, suffix: str) -> list[Score]:
-    judged = {split: site.task.score(predict, site.data[split], site.device) for split in _evaluated_splits(site)}
-    return _as_scores(site, {split: {f"{n}{suffix}": v for n, v in of.items()} for split, of in judged.items()})
+    found = {split: site.task.score(predict, site.data[split], site.device) for split in _evaluated_splits(site)}
+    return _as_scores(site, {split: {f"{n}{suffix}": v for n, v in of.items()} for split, of in found.items()})
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any, TypeVar
 
 from raysim.core.contracts import UNCHANGED, Reply, Task
 from raysim.core.errors import Interrupted, SiteError
+from raysim.core.events import Progress
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.pytree import make_readonly, nbytes
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.core.seeding import preserve_rng
-from raysim.federation.accounting import Ledger
+from raysim.federation.accounting import ClientStateStore, FleetOptions, RoundAccounting
 from raysim.federation.site_executor import (
     NOT_GIVEN,
     CallKey,
@@ -28,6 +30,7 @@ from raysim.federation.site_executor import (
 )
 
 P = TypeVar("P")
+EVALUATION_PHASE = "evaluation"  # of the calls that evaluate sites
 
 
 class Replies(Mapping[str, Reply[P]]):
@@ -51,15 +54,21 @@ class Replies(Mapping[str, Reply[P]]):
 
 
 class BaseFleet(ABC):
-    """A fleet, but for how a site is reached: counts bytes, numbers calls, keeps memories, orders replies."""
+    """Everything of a fleet but the way to a site: counts bytes, numbers calls, keeps client states, orders replies.
 
-    def __init__(self, task: Task, *, seed: int, rounds: int) -> None:
-        self.task, self.rounds = task, rounds
+    A part of a fleet (`at`) shares all of its fields but `sites`.
+    """
+
+    def __init__(self, task: Task, options: FleetOptions, client_states: ClientStateStore | None = None) -> None:
+        self.task, self.options, self.rounds = task, options, options.rounds
         self.sites: Sequence[str] = task.inside
-        self.ledger = Ledger(seed, rounds)
+        self.accounting, self.progress = RoundAccounting(), Progress()
+        self.client_states = ClientStateStore() if client_states is None else client_states
+        self.call_seconds: dict[str, float] = {}  # of the last call at each site
+        self.stop_requested = threading.Event()
 
     def at(self, sites: Sequence[str]) -> BaseFleet:
-        """The same fleet, the same ledger, with only these sites, in order of name."""
+        """The same fleet, the same accounting, with only these sites, in order of name."""
         unknown = sorted(set(sites) - {*self.task.inside, *self.task.outside})
         if unknown:
             raise ValueError(f"no such site: {unknown[0]!r}")
@@ -68,52 +77,57 @@ class BaseFleet(ABC):
         return part
 
     def map(self, client: Client[P], broadcast: Any = None, per_site: Mapping[str, Any] | None = None) -> Replies[P]:
-        """`client(site, shared[, own[site]])` at every site; replies in site order, arrays read-only.
+        """`client(site, broadcast[, per_site[site]])` at every site; replies in site order, arrays read-only.
 
         Raises SiteError with site and round for whatever a client function raises, as long as fewer sites than
         `min_replies` would be left.
         """
-        answers = self._run(client, broadcast, per_site, f"call {self.ledger.calls + 1}", private=False)
+        answers = self._run(client, broadcast, per_site, f"call {self.accounting.calls + 1}", private=False)
         for site, answer in answers.items():
-            self.ledger.up[site] += answer.size
+            self.accounting.up[site] += answer.size
         return Replies(answers, self._fetch)
 
     def exchange(
         self, client: Client[P], broadcast: Any = None, per_site: Mapping[str, Any] | None = None
     ) -> ExchangeHandle[P]:
-        """As `map`, but payloads stay out of the server's hands: sites read them from one another."""
+        """As `map`, but payloads do not travel to the server: sites read them from one another."""
         answers = self._run(client, broadcast, per_site, "exchange", private=True)
         held = {site: answer.payload for site, answer in answers.items()}
         return ExchangeHandle(held, {site: a.metrics for site, a in answers.items()}, self._fetch)
 
     def evaluate(self, client: Client[P], broadcast: Any) -> Replies[P]:
-        """`client` at every site, inside and outside, without a trace in the ledger: judging is not the method."""
+        """`client` at every site, inside and outside. It is not accounted: evaluation is no part of the method."""
         answers = self.at([*self.task.inside, *self.task.outside])._collect(
-            client, broadcast, None, self._call("judge"), phase="judging"
+            client,
+            broadcast,
+            None,
+            self._call("judge"),
+            phase=EVALUATION_PHASE,  # "judge" is part of the seed
         )
         return Replies(answers, self._fetch)
 
     def _run(
         self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, phase: str, private: bool
     ) -> dict[str, CallResult[P]]:
-        ledger, call = self.ledger, self._call(self.ledger.calls)
-        ledger.calls += 1
+        accounting, call = self.accounting, self._call(self.accounting.calls)
+        accounting.calls += 1
         answers = self._collect(client, broadcast, per_site, call, phase=phase, private=private)
         size = nbytes(broadcast)
-        for site in self.sites:  # to those too that have failed since
-            ledger.down[site] += size + (nbytes(per_site[site]) if per_site is not None else 0)
+        for site in self.sites:  # also those that failed later
+            accounting.down[site] += size + (nbytes(per_site[site]) if per_site is not None else 0)
         for site, answer in answers.items():
-            ledger.between[site] += answer.between
-            ledger.seconds[site] = answer.seconds
+            accounting.between[site] += answer.between
+            self.call_seconds[site] = answer.seconds
             if answer.client_state is not UNCHANGED:
-                ledger.client_states[site] = answer.client_state
-            ledger.metrics[site] = ledger.metrics.get(site, {}) | {k: float(v) for k, v in answer.metrics.items()}
-            if "loss" in answer.metrics:
-                ledger.weights[site] = float(answer.weight)
+                self.client_states.held[site] = answer.client_state
+            metrics = {name: float(value) for name, value in answer.metrics.items()}
+            accounting.metrics[site] = accounting.metrics.get(site, {}) | metrics
+            if "loss" in metrics:
+                accounting.weights[site] = float(answer.weight)
         return answers
 
     def _call(self, index: int | str) -> CallKey:
-        return CallKey(self.ledger.seed, self.ledger.round, self.ledger.rounds, index)
+        return CallKey(self.options.seed, self.accounting.round, self.options.rounds, index)
 
     def _collect(
         self,
@@ -126,7 +140,7 @@ class BaseFleet(ABC):
         private: bool = False,
     ) -> dict[str, CallResult[P]]:
         answers, spare = dict[str, CallResult[P]](), len(self.sites) - self._needed()
-        progress, start = self.ledger.progress, time.perf_counter()
+        progress, start = self.progress, time.perf_counter()
         progress.round, progress.phase, progress.done, progress.total = call.round, phase, 0, len(self.sites)
         for site, answer in self._run_calls(client, broadcast, per_site, call, private):
             if answer.failure is not None:
@@ -136,70 +150,52 @@ class BaseFleet(ABC):
                 answers[site] = answer
             progress.done += 1
             self.check_stop()
-        phases = self.ledger.phases
+        phases = self.accounting.phases
         phases[phase] = phases.get(phase, 0.0) + time.perf_counter() - start
         return {site: answers[site] for site in self.sites if site in answers}
 
     def _needed(self) -> int:
-        """How many of the sites have to answer: at least one."""
-        least, sites = self.ledger.min_replies, len(self.sites)
+        """The number of replies that a call needs: at least one."""
+        least, sites = self.options.min_replies, len(self.sites)
         return min(sites, max(1, math.ceil(least * sites) if isinstance(least, float) else least))
 
     def _left_out(self, site: str, failure: Failure, seconds: float, phase: str, spare: int) -> None:
-        """Note a site's failure. Raises SiteError if too few sites are left, `spare` being how many may still fail."""
-        number, cause = self.ledger.round + 1, failure.cause
+        """Account a site's failure. Raises SiteError if `spare`, the number of sites that may still fail, is negative."""
+        number, cause = self.accounting.round + 1, failure.cause
         action = FailureAction.LEFT_OUT if spare >= 0 else FailureAction.RUN_ENDED
-        self.ledger.failures.append(FailureEvent(number, phase, (site,), "", cause, action, seconds, failure.traceback))
+        event = FailureEvent(number, phase, (site,), "", cause, action, seconds, failure.traceback)
+        self.accounting.failures.append(event)
         if spare < 0:
             if self._needed() < len(self.sites):
-                cause += f"; min_replies={self.ledger.min_replies} needs {self._needed()} of {len(self.sites)} sites"
+                cause += f"; min_replies={self.options.min_replies} needs {self._needed()} of {len(self.sites)} sites"
             raise SiteError(site, number, cause, failure.traceback)
 
     def check_stop(self) -> None:
-        """Raises Interrupted if someone asked the run to stop."""
-        if self.ledger.stop.is_set():
-            raise Interrupted(f"stopped in round {self.ledger.round + 1}")
+        """Raises Interrupted if the run was asked to stop."""
+        if self.stop_requested.is_set():
+            raise Interrupted(f"stopped in round {self.accounting.round + 1}")
 
     @abstractmethod
     def _run_calls(
         self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool
     ) -> Iterator[tuple[str, CallResult[P]]]:
-        """Each site with its answer, in any order. `private`: payloads are handles that `_fetch` resolves."""
+        """Each site with its result, in any order. `private`: payloads are handles that `_fetch` resolves."""
 
     @staticmethod
     @abstractmethod
     def _fetch(held: Any) -> Any:
-        """The payload that a private handle stands for, at a site."""
+        """The payload of a handle, at a site."""
 
-    def client_states(self) -> Mapping[str, Any]:
-        """What each site keeps, read one at a time."""
-        return _ClientStates(self)
-
-    @abstractmethod
     def client_state(self, site: str) -> Any:
-        """What `site` keeps, None if nothing; for checkpoints."""
-
-    @abstractmethod
-    def restore_client_states(self, client_states: Mapping[str, Any]) -> None:
-        """Give sites the memories they had at a checkpoint."""
-
-
-class _ClientStates(Mapping[str, Any]):
-    def __init__(self, fleet: BaseFleet) -> None:
-        self._fleet = fleet
-
-    def __getitem__(self, site: str) -> Any:
-        return self._fleet.client_state(site)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._fleet.ledger.client_states))
-
-    def __len__(self) -> int:
-        return len(self._fleet.ledger.client_states)
+        """The client state of `site`, None if it has none."""
+        return self.client_states.get(site)
 
 
 class LocalFleet(BaseFleet):
-    """All sites in this process, one after the other: for tests, debuggers and small trials."""
+    """All sites in this process, one after the other: for tests, debuggers and small trials.
+
+    `own_threads` has the torch threads of sites that differ from `threads`.
+    """
 
     def __init__(
         self,
@@ -213,7 +209,7 @@ class LocalFleet(BaseFleet):
         chaos: FaultPlan | None = None,
         data_cache: SiteDataCache | None = None,
     ) -> None:
-        super().__init__(task, seed=seed, rounds=rounds)
+        super().__init__(task, FleetOptions(seed, rounds))
         self.executor = SiteExecutor(task, seed, device, threads, chaos, own_threads, data_cache)
 
     def _run_calls(
@@ -222,7 +218,7 @@ class LocalFleet(BaseFleet):
         make_readonly((broadcast, per_site))
         for site in self.sites:
             given = NOT_GIVEN if per_site is None else per_site[site]
-            client_state = self.ledger.client_states.get(site)
+            client_state = self.client_states.held.get(site)
             with preserve_rng():  # the server half of the round draws from the same generators
                 answer = self.executor.execute(client, site, call, broadcast, given, client_state)
             yield site, answer
@@ -230,11 +226,3 @@ class LocalFleet(BaseFleet):
     @staticmethod
     def _fetch(held: Any) -> Any:
         return held
-
-    def client_state(self, site: str) -> Any:
-        return self.ledger.client_states.get(site)
-
-    def restore_client_states(self, client_states: Mapping[str, Any]) -> None:
-        self.ledger.client_states.update(
-            {site: make_readonly(client_state) for site, client_state in client_states.items()}
-        )

@@ -42,24 +42,25 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     """
     with disk_errors_named(plan.directory):
         recorder = Recorder(plan.directory, plan.task, plan.metric)
-    fleet.ledger.min_replies, fleet.ledger.site_timeout_s = plan.config.min_replies, plan.config.site_timeout_s
-    facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": plan.config.seed}
+    config = plan.config
+    fleet.options = replace(fleet.options, min_replies=config.min_replies, site_timeout_s=config.site_timeout_s)
+    facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
     try:
         state = yield from _rounds(plan, fleet, recorder)
-        proof = digest(state, fleet.client_states())
+        proof = digest(state, fleet.client_states)
         with disk_errors_named(plan.directory):
             summary = recorder.close("done", facts, proof)
         yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
         with suppress(OSError):
-            recorder.add_failures(fleet.ledger.take_failures())
+            recorder.add_failures(fleet.accounting.take_failures())
             recorder.close("interrupted", facts, None)
         raise
     except RaysimError as error:
         yield from _fail(recorder, fleet, facts, error)
         raise
     except (Exception, SystemExit) as error:
-        failure = ServerError(fleet.ledger.round + 1, f"{type(error).__name__}: {error}", traceback.format_exc())
+        failure = ServerError(fleet.accounting.round + 1, f"{type(error).__name__}: {error}", traceback.format_exc())
         yield from _fail(recorder, fleet, facts, failure)
         raise failure from error
 
@@ -78,13 +79,13 @@ def disk_errors_named(out: Path) -> Iterator[None]:
 
 def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Notice]:
     """Record what ended the run; yields a notice of each earlier failure of its last round."""
-    failures = list(fleet.ledger.take_failures())
+    failures = list(fleet.accounting.take_failures())
     yield from (
         Notice(describe_failure(each), each.action) for each in failures if each.action is not FailureAction.RUN_ENDED
     )
     if not failures or failures[-1].action is not FailureAction.RUN_ENDED:
-        number = fleet.ledger.round + 1
-        phase = "server" if isinstance(error, ServerError) else fleet.ledger.progress.phase
+        number = fleet.accounting.round + 1
+        phase = "server" if isinstance(error, ServerError) else fleet.progress.phase
         failures.append(FailureEvent(number, phase, (), "", str(error), FailureAction.RUN_ENDED, remote=error.remote))
     with suppress(OSError):  # the disk itself may have failed
         recorder.add_failures(failures)
@@ -94,7 +95,7 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
 def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
     """The state after the last round. If an object is lost, the run returns to its last checkpoint."""
     start, lost_in, times = None, -1, 0
-    recorder.add_failures(early := fleet.ledger.take_failures())  # of actors that were dropped at the start
+    recorder.add_failures(early := fleet.accounting.take_failures())  # of actors that were dropped at the start
     for failure in early:
         yield Notice(describe_failure(failure), failure.action)
     if plan.resume:
@@ -103,7 +104,7 @@ def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[Round
         try:
             return (yield from _from(start, plan, fleet, recorder))
         except LostObjectError as error:
-            number, failures = fleet.ledger.round, fleet.ledger.take_failures()
+            number, failures = fleet.accounting.round, fleet.accounting.take_failures()
             times = 1 if number > lost_in else times + 1
             lost_in = max(lost_in, number)
             recorder.add_failures(failures)
@@ -135,7 +136,7 @@ def _last_checkpoint(
             yield Notice(f"{error}; taking the one before it")
     number = start.number if start else 0
     yield Notice(f"going on after round {number}" if number else "no checkpoint is whole: starting from round 1")
-    fleet.ledger.client_states.clear()
+    fleet.client_states.held.clear()
     return start, recorder.rewind(number)
 
 
@@ -150,7 +151,7 @@ def _from(
             if final.number % plan.config.checkpoint_every == 0 or final.number == plan.config.rounds:
                 recorder.sync()  # a checkpoint has all its rounds in the log
                 folder = plan.directory / "checkpoints"
-                checkpoint.write(folder, final.number, final.state, fleet.client_states())
+                checkpoint.write(folder, final.number, final.state, fleet.client_states)
         for failure in final.failures:
             yield Notice(describe_failure(failure))
         phases = {**final.phases, "recording": time.perf_counter() - ended}

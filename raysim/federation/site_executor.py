@@ -1,4 +1,4 @@
-"""What plays sites in one process: opens their data, seeds each call, runs the client function, times it."""
+"""Executes calls at sites in one process: opens their data, seeds each call, runs the client function, times it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from raysim.core.seeding import seed_all
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
 NOT_GIVEN: Any = object()
-DATA_CACHE_BYTES = (
-    256 * 2**20
-)  # bytes of data that a process keeps in memory for sites it has played, beside those it maps
+DATA_CACHE_BYTES = 256 * 2**20  # of data that a process keeps in memory, in addition to memory-mapped data
 
-# Which site is being played here, and the bytes it has read from others: None in a process that plays none.
+# The site whose client function runs now, and the bytes that it has read from other sites; None at the server.
 _reader: ContextVar[tuple[str, dict[tuple[int, str], int]] | None] = ContextVar("reader", default=None)
 
 
 @dataclass(frozen=True)
 class CallKey:
-    """Names one call at the sites, for seeds and messages: round from 0, and the how-manieth call in it."""
+    """Identifies a call, for seeds and messages: `round` from 0, and the zero-based index of the call in it.
+
+    The index of an evaluation is a text.
+    """
 
     seed: int
     round: int
@@ -41,7 +42,7 @@ class CallKey:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client function's exception, as text: it may not survive the trip as an object."""
+    """The exception of a client function, as text: the object may not be picklable."""
 
     cause: str
     traceback: str
@@ -49,9 +50,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class CallResult(Generic[P]):
-    """A reply and how it came about.
+    """The reply of a site to a call, or its failure.
 
-    `size` are the payload's bytes, `between` those read from other sites; memory and payload may be references.
+    `seconds` is the time of the call, `size` the bytes of the payload, `between` those read from other sites. On Ray,
+    payload and client state may be references.
     """
 
     payload: P
@@ -65,12 +67,12 @@ class CallResult(Generic[P]):
 
 
 class ExchangeHandle(Generic[P]):
-    """Payloads that sites have for one another; travels as a handle and is read at sites only.
+    """Payloads that go from site to site; the handle travels, and only sites read it.
 
-    `fetch` turns what is held for a site into its payload: the identity in one process, `ray.get` on Ray.
+    `fetch` turns the held value of a site into its payload: the identity in one process, `ray.get` on Ray.
     """
 
-    nbytes = 0  # the handle itself; what is read through it is counted where it is read
+    nbytes = 0  # of the handle; the payloads are counted where they are read
 
     def __init__(self, held: Mapping[str, Any], metrics: Mapping[str, Metrics], fetch: Callable[[Any], P]) -> None:
         self.sites: Sequence[str] = tuple(held)
@@ -85,17 +87,17 @@ class ExchangeHandle(Generic[P]):
         payload = self._fetch(self._held[site])
         name, read = reader
         if site != name:
-            read[id(self), site] = nbytes(payload)  # read again, it has come already
+            read[id(self), site] = nbytes(payload)  # once, however often it is read
         return payload
 
 
 def torch_threads(cpus: float) -> int:
-    """The torch threads of an actor with so many CPUs."""
+    """The number of torch threads of an actor with so many CPUs."""
     return max(1, int(cpus))
 
 
 class SiteDataCache:
-    """The data of a task's sites that a process keeps open, from run to run too: a search opens them once."""
+    """The open data of a task's sites in this process. It outlives a run: a search opens the data once."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -116,7 +118,10 @@ class SiteDataCache:
 
 
 class SiteExecutor:
-    """Plays any of the task's sites, one call at a time; keeps their data open between calls."""
+    """Executes calls at any of the task's sites, one at a time; keeps their data open between calls.
+
+    `own_threads` has the torch threads of sites that differ from `threads`.
+    """
 
     def __init__(
         self,
@@ -144,26 +149,27 @@ class SiteExecutor:
         per_site: Any = NOT_GIVEN,
         client_state: Any = None,
     ) -> CallResult[P]:
-        """The client function's reply at `site`; an exception in it becomes `Answer.failure`.
+        """The result of the client function at `site`; an exception in it becomes `CallResult.failure`.
 
-        It leaves the global random generators as the function left them.
+        Does not restore the global random generators. Raises LostObjectError for a payload or a client state that was
+        lost with a node.
         """
         start, read = time.perf_counter(), dict[tuple[int, str], int]()
-        # The count of threads is part of the result: it decides how torch splits its sums.
+        # The number of threads is part of the result: torch splits its sums by it.
         if (threads := self.own_threads.get(site, self.threads)) != torch.get_num_threads():
             torch.set_num_threads(threads)
         token = _reader.set((site, read))
         try:
             seed_all(call.seed, call.round, call.index, site)
-            place = self._site(site, call, client_state)
-            reply = client(place, broadcast) if per_site is NOT_GIVEN else client(place, broadcast, per_site)
+            view = self._site(site, call, client_state)
+            reply = client(view, broadcast) if per_site is NOT_GIVEN else client(view, broadcast, per_site)
             if not isinstance(reply, Reply):
                 raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
             make_readonly((reply.payload, reply.client_state))
-            size = nbytes(reply.payload)  # raises here, with the site, for what cannot travel
-        except LostObjectError:  # no fault of the function's
+            size = nbytes(reply.payload)  # raises TypeError for a payload that cannot travel
+        except LostObjectError:  # not a failure of the client function
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's function raises, with its site
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a client function may raise anything
             return _failed_result(_failure(error), time.perf_counter() - start)
         finally:
             _reader.reset(token)
@@ -182,7 +188,7 @@ class SiteExecutor:
 
 
 def _in_memory(data: Data) -> int:
-    """The bytes that `data` really takes: what is mapped from a file takes none."""
+    """The bytes of `data` in memory; memory-mapped arrays do not count."""
     arrays = (array for split in SPLITS for array in vars(data[split]).values())
     return sum(array.nbytes for array in arrays if array is not None and not isinstance(array, np.memmap))
 
@@ -193,6 +199,6 @@ def _failed_result(failure: Failure, seconds: float) -> CallResult[Any]:
 
 def _failure(error: BaseException) -> Failure:
     text = str(error).strip() or "no message"
-    if isinstance(error, RaysimError):  # it says all there is to say
+    if isinstance(error, RaysimError):  # its message is complete
         return Failure(text, "")
     return Failure(f"{type(error).__name__}: {text}", traceback.format_exc())

@@ -1,4 +1,4 @@
-"""`report.html`: what a run came to, on one page that needs nothing but itself: no network, no script."""
+"""`report.html`: the results of a run on one self-contained page, without network access and scripts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from raysim.storage.run_directory import FAILURES_FILE
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 50  # failures in the table
-CAUSES = 12  # of which the seconds are told
-WORST = 5  # sites that are named
+CAUSES = 12  # in the table of causes
+WORST = 5  # sites that are listed
 Failure = Mapping[str, Any]  # a line of failures.jsonl
 
 
 def write_report(out: Path) -> Path:
-    """Write the page of the run in `out`, from the files there; its path.
+    """Write report.html of the run in `out` from the files there; returns its path.
 
-    Of these only summary.json must be there. Raises OSError or ValueError where it is not, or the disk is full.
+    Only summary.json must exist. Raises OSError or ValueError if it does not, or if the disk is full.
     """
     summary = json.loads((out / "summary.json").read_text())
     failures = _read(out / FAILURES_FILE, _failures, [])
@@ -44,7 +44,7 @@ def write_report(out: Path) -> Path:
         declared=declared,
         config=config,
         env=_read(out / "env.json", _json, {}),
-        told=sentences(failures, summary["status"], declared.get("min_replies")),
+        failure_sentences=failure_sentences(failures, summary["status"], declared.get("min_replies")),
         causes=by_cause(failures),
         failures=failures,
         ended=next((failure for failure in reversed(failures) if failure["action"] == FailureAction.RUN_ENDED), None),
@@ -55,13 +55,13 @@ def write_report(out: Path) -> Path:
         plots=list(plots(summary, rounds, {failure["round"] for failure in failures})),
     )
     path = out / "report.html"
-    # In ASCII, the rest as numbers: what the page says then hangs on no locale, and half a letter cannot break it.
+    # ASCII with numeric character references: independent of the locale, and robust against lone surrogates.
     write_text(path, page.encode("ascii", "xmlcharrefreplace").decode())
     return path
 
 
 def template(path: Path) -> Any:
-    """A page to be filled in, with the words that all pages share."""
+    """The template in `path`, with the filters that all pages use."""
     made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     made.filters |= {
         "counted": pluralize,
@@ -76,12 +76,12 @@ def template(path: Path) -> Any:
 
 
 def page_style() -> str:
-    """The style of a run's page, for other pages."""
+    """The style sheet of report.html, for other pages."""
     return TEMPLATE.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
 
 
 def _read(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:
-    """What a file holds; a run that ended early may have left it empty, torn, or not at all."""
+    """The parsed file, or `otherwise`: after an early end it may be missing, empty or torn."""
     try:
         return parse(path)
     except (OSError, ValueError, yaml.YAMLError):
@@ -98,34 +98,34 @@ def _failures(path: Path) -> list[Failure]:
     return [each if each["action"] == ended else {**each, "remote": ""} for each in read_jsonl(path)]
 
 
-def sentences(failures: Sequence[Failure], status: str, min_replies: Any) -> list[str]:
-    """What went wrong and what was done about it, for who reads nothing else; none if nothing did."""
+def failure_sentences(failures: Sequence[Failure], status: str, min_replies: Any) -> list[str]:
+    """A summary of the failures and of what was done about them, in sentences; empty without failures."""
     by: dict[str, list[Failure]] = {}
     for failure in failures:
         by.setdefault(failure["action"], []).append(failure)
-    said = []
+    sentences = []
     if left_out := by.get(FailureAction.LEFT_OUT):
         replies = _sites(left_out)
         were = f"{replies} replies were" if replies > 1 else "1 reply was"
         within = pluralize(len({failure["round"] for failure in left_out}), "round")
         allowed = f" (min_replies={min_replies} allowed it)" if min_replies is not None else ""
-        said.append(f"{were} left out in {within}{allowed}.")
+        sentences.append(f"{were} left out in {within}{allowed}.")
     if again := by.get(FailureAction.RETRIED):
         losses, tries = pluralize(len(again), "time"), pluralize(_sites(again), "call")
-        said.append(f"A client actor was lost {losses}; {tries} at sites ran again, which changes no result.")
+        sentences.append(f"A client actor was lost {losses}; {tries} at sites ran again, which changes no result.")
     if back := by.get(FailureAction.ROLLED_BACK):
-        said.append(f"The run went back to its last checkpoint {pluralize(len(back), 'time')}.")
+        sentences.append(f"The run went back to its last checkpoint {pluralize(len(back), 'time')}.")
     if unfit := by.get(FailureAction.ACTOR_DROPPED):
-        said.append(
+        sentences.append(
             f"{pluralize(len(unfit), 'client actor')} could not work where Ray had put them; the others played on."
         )
     ended = len(by.get(FailureAction.RUN_ENDED, ()))
-    if ended > (status == "failed"):  # the one that the run has failed with is told apart
-        said.append(f"A failure ended it {pluralize(ended, 'time')}{', and it was resumed' * (status == 'done')}.")
-    if said:
+    if ended > (status == "failed"):  # the failure that ended the run has a section of its own
+        sentences.append(f"A failure ended it {pluralize(ended, 'time')}{', and it was resumed' * (status == 'done')}.")
+    if sentences:
         seconds = sum(failure["seconds"] for failure in failures)
-        said.append(f"In all, {pluralize(len(failures), 'incident')} cost {seconds:.1f} s of work.")
-    return said
+        sentences.append(f"In all, {pluralize(len(failures), 'incident')} cost {seconds:.1f} s of work.")
+    return sentences
 
 
 def _sites(failures: Sequence[Failure]) -> int:
@@ -133,7 +133,7 @@ def _sites(failures: Sequence[Failure]) -> int:
 
 
 def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """Incidents, sites and seconds lost by cause, the costliest first; causes that differ in numbers only are one."""
+    """Incidents, sites and seconds lost by cause, the costliest first; causes that differ only in numbers are merged."""
     groups: dict[str, list[Failure]] = {}
     for failure in failures:
         groups.setdefault(re.sub(r"\d[\d.]*", "…", failure["cause"]), []).append(failure)
@@ -147,7 +147,7 @@ def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
 
 
 def _metrics(summary: Any) -> dict[str, Any]:
-    """The final metrics, but for those of the global model that are the method's own."""
+    """The final metrics, without those of the global model that equal the method's own."""
     found = summary["metrics"]
     chosen = summary["metric"]
     return {name: kinds for name, kinds in found.items() if name == chosen or not _repeats(name, found)}
@@ -159,7 +159,7 @@ def _repeats(name: str, metrics: Any) -> bool:
 
 
 def _columns(sites: Any) -> list[str]:
-    """Every score that a site has, that of the global model beside the method's own where it is another."""
+    """Every score of the sites; that of the global model follows the method's own if it differs."""
     complete = sorted(sites.values(), key=len, reverse=True)
     names = [name for name in dict.fromkeys(name for scores in complete for name in scores) if name != "role"]
     plain = list(dict.fromkeys(name.removesuffix("@global") for name in names))
@@ -168,7 +168,7 @@ def _columns(sites: Any) -> list[str]:
 
 
 def _worst(summary: Any) -> list[str]:
-    """The sites with the worst scores, and these."""
+    """The sites with the worst scores, with these."""
     sites, score = summary["sites"], summary["metric"].split("/", 1)[1]
     known = [site for site in sites if sites[site].get(score) is not None]
     known.sort(key=lambda site: sites[site][score], reverse=summary["direction"] == "lower")

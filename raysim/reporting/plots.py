@@ -1,4 +1,4 @@
-"""The plots of a run's page: SVG in the page's own colours and letters, so that they follow light and dark."""
+"""The plots of report.html: SVG with the colours and fonts of the page, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from raysim.core.formatting import format_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BARS = 60  # sites that get a bar each; more are counted in a histogram
-NAME = 24  # characters of a site's name beside its bar
-DOTS = 40  # points of a line up to which each is marked
-MARKS = 500  # rounds that are marked at most, or the page would grow with the run
+BARS = 60  # sites up to which each has a bar; more are shown as a histogram
+NAME = 24  # characters of a site's name at its bar
+DOTS = 40  # points of a line up to which each has a marker
+MARKS = 500  # rounds with a marker at most: the page must not grow with the run
 WIDTH, HEIGHT, BAR = 4.4, 2.5, 0.16  # inches
 
-# matplotlib knows no colour of the page by name: each of these is put in its place when all is drawn.
+# matplotlib cannot use the CSS variables of the page: these colours are replaced by them in the SVG.
 INK, INSIDE, OUTSIDE, LOST = "#000001", "#000002", "#000003", "#000004"
 COLOURS = {INK: "currentColor", INSIDE: "var(--inside)", OUTSIDE: "var(--outside)", LOST: "var(--lost)"}
 ROLES = {"inside": INSIDE, "outside": OUTSIDE}
@@ -43,7 +43,7 @@ STYLE = {
 
 
 def plots(summary: Any, rounds: pd.DataFrame, lost: Collection[int]) -> Iterator[tuple[str, str]]:
-    """Title and SVG of each plot that has something to show; `lost` are the rounds in which something was."""
+    """Title and SVG of each plot that has data; `lost` are the rounds with failures."""
     sites, score = summary["sites"], summary["metric"].split("/", 1)[1]
     known = {site: found for site, found in sites.items() if found.get(score) is not None}
     each, height = (_bars, 0.8 + BAR * len(known)) if len(known) <= BARS else (_histogram, HEIGHT)
@@ -60,13 +60,13 @@ def plots(summary: Any, rounds: pd.DataFrame, lost: Collection[int]) -> Iterator
 
 
 def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str:
-    """What `draw` puts between its axes, or nothing if that is nothing."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it makes a list of fonts is nobody's concern
-    from matplotlib import style  # takes a second, which only the end of a run has
+    """The SVG of what `draw` draws on the axes; empty if it draws nothing."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache
+    from matplotlib import style  # imported here: it takes a second
     from matplotlib.figure import Figure
 
     with warnings.catch_warnings(), style.context(["default", {**STYLE, "svg.hashsalt": title}]):
-        warnings.simplefilter("ignore")  # letters that its own font lacks: the reader's browser has them
+        warnings.simplefilter("ignore")  # of letters that its font lacks: the browser has them
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
@@ -75,15 +75,15 @@ def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str
         if labels := axes.get_legend_handles_labels()[1]:
             figure.legend(loc="outside upper left", ncols=2 if len(labels) > 3 else 3)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # as it lies now: laid out for SVG, it may count on other ticks than it draws
+        figure.set_layout_engine("none")  # a second layout, for SVG, could assume other ticks
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return _inked(file.getvalue())
+    return _with_css_colours(file.getvalue())
 
 
-def _inked(text: str) -> str:
-    """The `svg` element alone, in the page's colours, without the ids of groups, which several plots share."""
+def _with_css_colours(text: str) -> str:
+    """The `svg` element in the colours of the page, without the ids of groups, which several plots share."""
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
     return re.sub(": (#00000[1-4])", lambda match: f": {COLOURS[match[1]]}", text)
 
@@ -98,7 +98,7 @@ def _scores(axes: Axes, rounds: pd.DataFrame, score: str) -> None:
 
 
 def _line(axes: Axes, rounds: pd.DataFrame, column: str, label: str, **look: Any) -> None:
-    """A column of rounds.parquet, where there is one, over the rounds that have it."""
+    """Plot a column of rounds.parquet, if it exists, over the rounds that have a value."""
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.set_xlim(0.5, rounds["round"].max() + 0.5 if len(rounds) else 1.5)
@@ -110,7 +110,7 @@ def _line(axes: Axes, rounds: pd.DataFrame, column: str, label: str, **look: Any
 
 
 def _bars(axes: Axes, known: Mapping[str, Any], score: str, higher: bool) -> None:
-    """A bar for each site, the best on top, and the global model's score where it is another."""
+    """Plot a bar for each site, the best on top, and the score of the global model if it differs."""
     order = sorted(known, key=lambda site: known[site][score], reverse=not higher)
     for role, colour in ROLES.items():
         at = [place for place, site in enumerate(order) if known[site]["role"] == role]

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from raysim.config.schema import Cohort
 from raysim.core.formatting import pluralize
+from raysim.federation.fleet import EVALUATION_PHASE
 from raysim.federation.plan import build_plan
 from raysim.federation.runner import local_fleet, plan_rounds
 from raysim.federation.validation import validate
@@ -54,7 +55,7 @@ def _actors(need: TrialPlacement) -> int:
 
 
 def _round(need: TrialPlacement, values: Mapping[str, Any]) -> float:
-    """Seconds of a round, with its share of the judging: of the second one, for the first opens the data."""
+    """Seconds of a round, with its share of the evaluation: of the second one, for the first opens the data."""
     search = need.search
     cell = next(iter(search.variants_of(values).values()))
     config = search.config(values, cell)
@@ -64,4 +65,4 @@ def _round(need: TrialPlacement, values: Mapping[str, Any]) -> float:
     plan = build_plan(timed, Path.cwd(), task=task)
     validate(plan)
     *_, last = islice(plan_rounds(plan, local_fleet(plan)), 2)
-    return last.seconds - last.phases.get("judging", 0.0) * (1 - 1 / config.evaluate_every)
+    return last.seconds - last.phases.get(EVALUATION_PHASE, 0.0) * (1 - 1 / config.evaluate_every)

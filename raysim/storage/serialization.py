@@ -1,7 +1,4 @@
-"""States and memories as a description in JSON and named tensors: what checkpoints hold, without pickle.
-
-Understood: None, bool, int, float, str, arrays, models, and dataclasses, lists, tuples and mappings of these.
-"""
+"""States and client states as a description in JSON and named tensors: the content of checkpoints, without pickle."""
 
 from __future__ import annotations
 
@@ -19,13 +16,14 @@ from torch import Tensor
 
 from raysim.core.model import Array, Model
 
+SUPPORTED = "None, bool, int, float, str, arrays, models, or dataclasses, lists, tuples and mappings of these"
 TRUSTED_PACKAGES = ("raysim", "algorithms")
 
 
 def encode(tree: Any) -> tuple[Any, dict[str, Array]]:
-    """`tree` as a JSON value and the arrays it names; a bare model's arrays bear their own names.
+    """`tree` as a JSON value and the arrays that it names; the arrays of a bare model keep their own names.
 
-    Raises TypeError, with the place in the tree, for what cannot be kept without pickle.
+    Raises TypeError, with the position in the tree, for a value that needs pickle.
     """
     arrays: dict[str, Array] = {}
     return _encode(tree, "", arrays), arrays
@@ -48,7 +46,7 @@ def _encode(tree: Any, at: str, arrays: dict[str, Array]) -> Any:
     if isinstance(tree, list | tuple):
         items = [_encode(value, _under(at, str(i)), arrays) for i, value in enumerate(tree)]
         return {"tuple" if isinstance(tree, tuple) else "list": items}
-    raise TypeError(f"a {type(tree).__name__} at '{at}' cannot be kept in a checkpoint; use {__doc__.splitlines()[2]}")
+    raise TypeError(f"a {type(tree).__name__} at '{at}' cannot be kept in a checkpoint; use {SUPPORTED}")
 
 
 def _encode_model(model: Model, at: str, arrays: dict[str, Array]) -> Any:
@@ -58,7 +56,7 @@ def _encode_model(model: Model, at: str, arrays: dict[str, Array]) -> Any:
 
 
 def _part(key: Any, at: str) -> str:
-    """The part of its arrays' names that stands for `key`: {"a/b": x}, {"a": {"b": x}}, 1 and "1" stay apart."""
+    """The part of the arrays' names for `key`: {"a/b": x} and {"a": {"b": x}} differ, and so do 1 and "1"."""
     if isinstance(key, int):
         return f"#{key}"
     if not isinstance(key, str):
@@ -71,10 +69,10 @@ def _under(at: str, name: str) -> str:
 
 
 def decode(value: Any, arrays: Mapping[str, Array], trusted: Collection[str] = ()) -> Any:
-    """The tree that `encode` took apart.
+    """The tree that `encode` has encoded.
 
-    Dataclasses are taken from raysim, from `algorithms` and from the modules named in `trusted`; a file that names
-    another raises ValueError, since importing a module runs it.
+    Dataclasses are imported from raysim, from `algorithms` and from the modules in `trusted`. Raises ValueError for any
+    other module, because an import runs code.
     """
     if not isinstance(value, dict):
         return value
@@ -106,7 +104,7 @@ def _dataclass(name: str, trusted: Collection[str]) -> Any:
 
 
 def digest(state: Any, client_states: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of a state and of the sites' memories: of every number, shape, dtype and bit, and of the models' names.
+    """SHA-256 of a state and of all client states: of every number, shape, dtype and bit, and of the models' names.
 
     A dataclass has the stable tag "dataclass" and its values in field order. Its module, its name and the names of its
     fields are not part of the digest, so that a digest stays the same when code is moved or renamed.
@@ -123,7 +121,7 @@ def _canonical(tree: Any) -> bytes:
 
 
 def _tagged(described: Any, arrays: Mapping[str, Array]) -> Any:
-    """What `encode` describes, with fingerprints in place of the names of arrays, and tags in place of classes."""
+    """The description by `encode`, with fingerprints in place of array names, and tags in place of classes."""
     if not isinstance(described, dict):
         return described
     if "model" in described:

@@ -128,7 +128,7 @@ def test_every_site_predicts_the_server_s_target_bit_by_bit() -> None:
 def test_the_error_of_the_prediction_is_logged_against_the_distance() -> None:
     mine = FCLOpt(anchor=1, pretrain_rounds=1)
     fleet = LocalFleet(task(), rounds=2)
-    fleet.ledger.open_round(0)
+    fleet.accounting.open_round(0)
     start = mine.init(task()).state
     (first,), _ = pretrained(mine, 1)
     from algorithms.fclopt import Broadcast
@@ -146,7 +146,7 @@ def test_the_error_of_the_prediction_is_logged_against_the_distance() -> None:
 
 def proof(mine: FCLOpt, rounds: int) -> str:
     found, fleet = pretrained(mine, rounds)
-    return digest(found[-1].state, dict(fleet.client_states()))
+    return digest(found[-1].state, dict(fleet.client_states))
 
 
 def test_an_anchor_in_every_round_or_no_tolerance_is_no_distance_prediction() -> None:
@@ -286,4 +286,4 @@ def test_a_site_that_comes_later_begins_with_the_global_model_s_part() -> None:
     rounds, fleet = pretrained(FCLOpt(anchor=2), 6, cohort=1)
     assert all(np.isfinite(r.loss) for r in rounds)
     assert len({r.cohort for r in rounds}) > 1
-    assert set(fleet.client_states()) == {site for r in rounds for site in r.cohort}
+    assert set(fleet.client_states) == {site for r in rounds for site in r.cohort}

@@ -141,7 +141,7 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
     task, mine = small_task(), FedSM(selector_epochs=3)
     fleet = LocalFleet(task, rounds=1)
     start = mine.init(task)
-    fleet.ledger.open_round(0)
+    fleet.accounting.open_round(0)
     replies = fleet.map(mine.client, Broadcast(start.model, start.selector, None), start.personal)
     steps = [reply.payload.moments["0/step"].item() for reply in replies.values()]
     assert steps == [3, 3, 3]

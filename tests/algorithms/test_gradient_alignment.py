@@ -56,7 +56,7 @@ def by_hand(theta: np.ndarray, points: dict[str, Any] = POINTS) -> tuple[np.ndar
 
 def one_round(algorithm: GradientAlignment, start: ServerState, task: Task | None = None) -> tuple[np.ndarray, Any]:
     fleet = LocalFleet(task or toy.task(POINTS), rounds=1)
-    fleet.ledger.open_round(0)
+    fleet.accounting.open_round(0)
     state, metrics = algorithm.round(fleet.at(fleet.task.inside), start)
     return vector(state.model), metrics
 
@@ -107,7 +107,7 @@ def test_local_mode_with_one_step_of_sgd_is_gradient_mode() -> None:
 def test_a_product_is_no_longer_than_the_limit_allows() -> None:
     theta = np.array([0.3, -0.2])
     fleet = LocalFleet(toy.task(POINTS), rounds=1)
-    fleet.ledger.open_round(0)
+    fleet.accounting.open_round(0)
     mine = plain(limit=0.01)
     replies = fleet.map(mine.first, at(*theta).model)
     middle = at(*by_hand(theta)[0]).model
@@ -166,7 +166,7 @@ def test_what_does_not_train_has_no_gradient_and_buffers_are_averaged(product: A
     task = toy.task(POINTS, network=HalfFrozen)
     mine, fleet = plain(product=product), LocalFleet(task, rounds=1)
     start = mine.init(task)
-    fleet.ledger.open_round(0)
+    fleet.accounting.open_round(0)
     replies = fleet.map(mine.first, start.model)
     sent = [reply.payload for reply in replies.values()]
     assert all(not model["0.weight"].any() and not model["0.bias"].any() for model in sent)
@@ -250,7 +250,7 @@ class HalfHeard(GradientAlignment):
 def test_the_step_is_not_turned_where_not_all_have_answered_twice() -> None:
     task = toy.task(POINTS)
     fleet = LocalFleet(task, rounds=2)
-    fleet.ledger.min_replies = 1
+    fleet.options = replace(fleet.options, min_replies=1)
     mine = HalfHeard(**SGD)
     rounds = list(federate(mine, task, fleet, rounds=2))
     assert [r.metrics["correction_ratio"] for r in rounds] == [0, 0]
@@ -276,9 +276,9 @@ def test_a_site_that_failed_in_the_second_call_goes_on_in_the_next_round() -> No
     task = toy.task(POINTS, network=toy.Scaled)
     mine, fleet = GradientAlignment(buffers="local", **SGD), LocalFleet(task, rounds=2)
     state = mine.init(task)
-    fleet.ledger.open_round(0)
+    fleet.accounting.open_round(0)
     fleet.map(mine.first, state.model)
-    fleet.ledger.open_round(1)
+    fleet.accounting.open_round(1)
     after, _ = mine.round(fleet.at(task.inside), state)
     assert np.isfinite(vector_of(after.model)).all()
 

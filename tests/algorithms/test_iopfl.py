@@ -32,9 +32,9 @@ def sent(task: Task, site: str, rounds: int) -> list[np.ndarray]:
     mine, fleet = FedAvg(**SGD), LocalFleet(task, rounds=rounds)
     model, found = mine.init(task), []
     for index in range(rounds):
-        fleet.ledger.open_round(index)
+        fleet.accounting.open_round(index)
         found.append(np.array(toy.line(fleet.map(mine.client, model)[site].payload)))
-        fleet.ledger.open_round(index)
+        fleet.accounting.open_round(index)
         model, _ = mine.round(fleet.at(task.inside), model)
     return found
 

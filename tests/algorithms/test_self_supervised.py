@@ -48,7 +48,7 @@ def run(algorithm: Any, rounds: int = 4, fleet: Any = None, **options: Any) -> t
 
 
 def proof(rounds: list[Any], fleet: Any) -> str:
-    return digest(rounds[-1].state, dict(fleet.client_states()))
+    return digest(rounds[-1].state, dict(fleet.client_states))
 
 
 def test_the_methods_are_these() -> None:
@@ -186,7 +186,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(name: str, stop: int, tmp_
     whole = run(mine, 5)
     first = LocalFleet(task(), rounds=5)
     half = [r for _, r in zip(range(stop), federate(mine, task(), first, rounds=5), strict=False)][-1]
-    start = read(write(tmp_path, stop, half.state, dict(first.client_states())))
+    start = read(write(tmp_path, stop, half.state, dict(first.client_states)))
     assert isinstance(start, ResumePoint)
     assert proof(*run(mine, 5, start=start)) == proof(*whole)
 
@@ -264,7 +264,7 @@ def test_a_fine_tuning_of_one_s_own_resumes(tmp_path: Path, monkeypatch: Any) ->
     mine = FCL(pretrain_rounds=1, finetune=algorithm_class("my_bn:FedBN")())
     whole, first = run(mine, 3), LocalFleet(task(), rounds=3)
     half = [r for _, r in zip(range(2), federate(mine, task(), first, rounds=3), strict=False)][-1]
-    path = write(tmp_path / "checkpoints", 2, half.state, dict(first.client_states()))
+    path = write(tmp_path / "checkpoints", 2, half.state, dict(first.client_states))
     start = read(path, trusted=[cls.__module__ for cls in classes_of(mine)])
     assert proof(*run(mine, 3, start=start)) == proof(*whole)
     assert replace(mine, finetune="fedavg").finetune == FedAvg()

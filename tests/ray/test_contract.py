@@ -88,7 +88,7 @@ def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None
         for last in federate(mine, task(), fleet, rounds=4):
             if last.number == 3:
                 assert {type(fleet.client_state(site)) for site in task().inside} == {ClientState}
-                found.append(digest(last.state, dict(fleet.client_states())))
+                found.append(digest(last.state, dict(fleet.client_states)))
             if last.number == 2 and fleet is fleets[1]:
                 ray.kill(fleet.pool.handle("client-1"))
     assert fleets[1].pool.changes >= 1

@@ -79,7 +79,7 @@ def test_an_actor_that_comes_late_to_an_unfit_node_is_left_out_where_others_play
     assert "has torch" in incident.cause
     assert set(fleet.pool.names) == clients.keys()
     calm = list(federate(FedAvg(**SGD), task(), LocalFleet(task(), rounds=3), rounds=3))
-    assert digest(rounds[-1].state, dict(fleet.client_states())) == digest(calm[-1].state, {})
+    assert digest(rounds[-1].state, dict(fleet.client_states)) == digest(calm[-1].state, {})
 
     nobody = ray_fleet(task(), {"late": late}, rounds=3)
     nobody.pool.add_late({late.place.remote(): "late"}, costs)
@@ -107,8 +107,8 @@ def test_what_sites_exchange_never_enters_the_server(fleet: RayFleet, size: int)
     assert any(reply.payload[-1] for reply in replies.values())  # the marks are left where payloads are opened
     assert OPENED == []  # and none here
     total = sum(sizes.values())
-    assert fleet.ledger.traffic().between == {name: total - sizes[name] for name in NAMES}
-    assert sum(fleet.ledger.traffic().up.values()) == 6 * 8 * 8  # eight numbers of each site; no payload
+    assert fleet.accounting.traffic().between == {name: total - sizes[name] for name in NAMES}
+    assert sum(fleet.accounting.traffic().up.values()) == 6 * 8 * 8  # eight numbers of each site; no payload
 
 
 def test_a_small_payload_that_is_not_exchanged_does_come_to_the_server(fleet: RayFleet) -> None:
@@ -143,15 +143,15 @@ def test_sites_read_the_model_where_it_lies(fleet: RayFleet) -> None:
 def test_memories_stay_out_and_can_be_collected(fleet: RayFleet) -> None:
     for _ in range(3):
         assert all(reply.payload for reply in fleet.map(keep).values())
-    assert isinstance(fleet.ledger.client_states["a"], ray.ObjectRef)
+    assert isinstance(fleet.client_states.held["a"], ray.ObjectRef)
     assert fleet.client_state("a").tolist() == [2, 2, 2]
-    fleet.restore_client_states({"a": np.full(3, 7.0)})
+    fleet.client_states.restore({"a": np.full(3, 7.0)})
     fleet.map(keep)
     assert (fleet.client_state("a")[0], fleet.client_state("b")[0]) == (8, 3)
 
 
 def test_a_failure_names_the_site_and_the_others_can_go_on(fleet: RayFleet) -> None:
-    fleet.ledger.open_round(4)
+    fleet.accounting.open_round(4)
     with pytest.raises(SiteError, match="site 'd' failed in round 5: LookupError: no such organ") as caught:
         fleet.map(fails_at_d)
     assert "in fails_at_d" in caught.value.remote
@@ -162,7 +162,7 @@ def test_a_failure_names_the_site_and_the_others_can_go_on(fleet: RayFleet) -> N
 def test_sites_get_only_their_own(fleet: RayFleet) -> None:
     replies = fleet.map(lambda site, shared, own: Reply((site.name, own)), per_site={name: name * 2 for name in NAMES})
     assert [reply.payload for reply in replies.values()] == [(name, name * 2) for name in NAMES]
-    assert fleet.ledger.traffic().down == dict.fromkeys(NAMES, 2)
+    assert fleet.accounting.traffic().down == dict.fromkeys(NAMES, 2)
 
 
 # Whole runs, with the server in an actor of its own.

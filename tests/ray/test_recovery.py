@@ -49,7 +49,7 @@ def fleet(ray_started: None) -> Iterator[RayFleet]:
 def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_play_again(fleet: RayFleet, tmp_path: Path) -> None:
     replies = fleet.map(dies_once, str(tmp_path))
     assert list(replies) == list(NAMES)
-    (incident,) = fleet.ledger.failures
+    (incident,) = fleet.accounting.failures
     assert "c" in incident.sites
     assert incident.action == FailureAction.RETRIED
     assert incident.actor in ("x", "y")
@@ -64,16 +64,16 @@ def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_play_again(fle
 def test_a_site_that_kills_every_actor_ends_the_run(fleet: RayFleet) -> None:
     with pytest.raises(RunError, match=r"site 'c' failed in round 1: the actor .* 3 losses .*task\.batch_size"):
         fleet.map(dies_always)
-    assert fleet.ledger.failures[-1].action == FailureAction.RUN_ENDED
+    assert fleet.accounting.failures[-1].action == FailureAction.RUN_ENDED
 
 
 @pytest.mark.slow
 def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: RayFleet) -> None:
-    fleet.ledger.min_replies = 0.8
+    fleet.options = replace(fleet.options, min_replies=0.8)
     assert list(fleet.map(dies_always)) == ["a", "b", "d", "e", "f"]
-    last = fleet.ledger.failures[-1]
+    last = fleet.accounting.failures[-1]
     assert (last.sites, last.action) == (("c",), FailureAction.LEFT_OUT)
-    assert [incident.action for incident in fleet.ledger.failures[:-1]] == [FailureAction.RETRIED] * 2
+    assert [incident.action for incident in fleet.accounting.failures[:-1]] == [FailureAction.RETRIED] * 2
 
 
 def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_a_run_with_a_killed_actor_has_the_bits_of_one_without(fleet: RayFleet, 
 
 def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path: Path) -> None:
     fleet.map(keep)  # the actors are up
-    fleet.ledger.site_timeout_s = 3.0
+    fleet.options = replace(fleet.options, site_timeout_s=3.0)
     assert list(fleet.map(hangs_once, str(tmp_path))) == list(NAMES)
-    (incident,) = fleet.ledger.failures
+    (incident,) = fleet.accounting.failures
     assert "c" in incident.sites
     assert (incident.cause, incident.action) == ("no result for 3 s (site_timeout_s)", FailureAction.RETRIED)
 

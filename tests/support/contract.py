@@ -37,7 +37,7 @@ def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], A
 
 
 def client_states(fleet: Any) -> dict[str, Any]:
-    return dict(fleet.client_states())
+    return dict(fleet.client_states)
 
 
 @cache

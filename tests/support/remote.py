@@ -125,7 +125,7 @@ class Breaking(FedAvg):
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
         state, metrics = FedAvg.round(self, fleet, model)
         assert isinstance(fleet, BaseFleet)
-        if fleet.ledger.round == 2 and self.at == "server":
+        if fleet.accounting.round == 2 and self.at == "server":
             raise LookupError("no such organ")
         return state, metrics
 

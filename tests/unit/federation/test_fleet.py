@@ -48,7 +48,7 @@ def test_a_site_named_twice_is_played_once() -> None:
     part = fleet().at(["b", "a", "b"])
     assert list(part.sites) == ["a", "b"]
     part.map(count)
-    assert part.ledger.client_states == {"a": 1, "b": 1}
+    assert part.client_states.held == {"a": 1, "b": 1}
 
 
 def test_each_site_gets_its_own() -> None:
@@ -85,7 +85,7 @@ def test_keep_leaves_the_memory_and_none_clears_it() -> None:
 
 def test_remember_restores_memories() -> None:
     here = fleet()
-    here.restore_client_states({"b": 41})
+    here.client_states.restore({"b": 41})
     assert here.map(count)["b"].payload == 42
 
 
@@ -94,11 +94,11 @@ def test_bytes_are_counted_by_site() -> None:
     model = Model.of({"w": np.zeros(3, np.float32)})
     here.at(["a", "b"]).map(lambda site, broadcast, per_site: Reply(model), [model, 1], per_site={"a": "xyz", "b": ""})
     here.at(["a"]).map(lambda site, broadcast: Reply("12345"), None)
-    traffic = here.ledger.traffic()
+    traffic = here.accounting.traffic()
     assert traffic.down == {"a": 12 + 8 + 3, "b": 12 + 8}
     assert traffic.up == {"a": 12 + 5, "b": 12}
-    here.ledger.open_round(1)
-    assert here.ledger.traffic().up == {}
+    here.accounting.open_round(1)
+    assert here.accounting.traffic().up == {}
 
 
 def test_what_is_exchanged_is_counted_between_sites() -> None:
@@ -115,7 +115,7 @@ def test_what_is_exchanged_is_counted_between_sites() -> None:
 
     replies = here.map(client, given)
     assert [reply.payload for reply in replies.values()] == [12, 12, 12]
-    traffic = here.ledger.traffic()
+    traffic = here.accounting.traffic()
     assert traffic.between == {"a": 80, "b": 56, "c": 56}
     assert sum(traffic.up.values()) == 3 * 8  # the three sums; nothing of the exchange
     assert sum(traffic.down.values()) == 0
@@ -125,8 +125,8 @@ def test_judging_leaves_no_trace() -> None:
     here = fleet()
     replies = here.evaluate(count, "shared")
     assert list(replies) == ["a", "b", "c", "x"]
-    assert here.ledger.traffic().down == {}
-    assert (here.ledger.client_states, here.ledger.calls, here.ledger.metrics) == ({}, 0, {})
+    assert here.accounting.traffic().down == {}
+    assert (here.client_states.held, here.accounting.calls, here.accounting.metrics) == ({}, 0, {})
 
 
 def test_what_sites_get_and_send_is_read_only() -> None:
@@ -148,7 +148,7 @@ def test_a_failure_names_site_and_round_and_keeps_the_traceback() -> None:
         return Reply(1 / (site.name != "b"))
 
     here = fleet()
-    here.ledger.open_round(6)
+    here.accounting.open_round(6)
     with pytest.raises(SiteError, match=r"site 'b' failed in round 7: ZeroDivisionError: division by zero") as caught:
         here.map(client)
     assert (caught.value.site, caught.value.round) == ("b", 7)
@@ -169,16 +169,16 @@ def test_each_call_of_a_round_draws_anew() -> None:
 
 def test_stop_ends_the_run_at_the_next_reply() -> None:
     here = fleet()
-    here.ledger.stop.set()
+    here.stop_requested.set()
     with pytest.raises(Interrupted, match="stopped in round 1"):
         here.map(name)
 
 
 def test_progress_says_where_a_round_stands() -> None:
     here = fleet()
-    here.ledger.open_round(2)
+    here.accounting.open_round(2)
     here.map(name)
-    progress = here.ledger.progress
+    progress = here.progress
     assert (progress.round, progress.phase, progress.done, progress.total) == (2, "call 1", 3, 3)
 
 
@@ -186,5 +186,5 @@ def test_a_loss_is_kept_with_its_weight() -> None:
     here = LocalFleet(two_sites())
     here.map(lambda site, _: Reply(None, weight=len(site.data.train), metrics={"loss": 0.5}))
     here.map(lambda site, _: Reply(None, metrics={"cosine": 0.25}))
-    assert here.ledger.metrics == {site: {"loss": 0.5, "cosine": 0.25} for site in "ab"}
-    assert here.ledger.weights == {"a": 1, "b": 3}  # of the call that gave a loss
+    assert here.accounting.metrics == {site: {"loss": 0.5, "cosine": 0.25} for site in "ab"}
+    assert here.accounting.weights == {"a": 1, "b": 3}  # of the call that gave a loss

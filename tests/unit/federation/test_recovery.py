@@ -39,9 +39,9 @@ def test_absent_sites_are_drawn_by_the_seed_and_told(tmp_path: Path) -> None:
 
 def test_a_failed_site_is_left_out_where_enough_answer() -> None:
     fleet = LocalFleet(task())
-    fleet.ledger.min_replies = 0.8  # 4.8 of 6: five
+    fleet.options = replace(fleet.options, min_replies=0.8)  # 4.8 of 6: five
     assert list(fleet.map(fails_at_d)) == ["a", "b", "c", "e", "f"]
-    (incident,) = fleet.ledger.failures
+    (incident,) = fleet.accounting.failures
     assert (incident.sites, incident.action, incident.cause) == (
         ("d",),
         FailureAction.LEFT_OUT,
@@ -70,14 +70,14 @@ def test_an_exit_of_ones_own_code_is_a_failure_like_another() -> None:
 @pytest.mark.parametrize("least", [1.0, 6, 10])
 def test_too_few_replies_end_the_round(least: float) -> None:
     fleet = LocalFleet(task())
-    fleet.ledger.min_replies = least
+    fleet.options = replace(fleet.options, min_replies=least)
     with pytest.raises(SiteError, match="site 'd' failed in round 1: LookupError"):
         fleet.map(fails_at_d)
 
 
 def test_no_reply_at_all_is_always_a_failure() -> None:
     fleet = LocalFleet(task()).at(["d"])
-    fleet.ledger.min_replies = 0.01
+    fleet.options = replace(fleet.options, min_replies=0.01)
     with pytest.raises(SiteError, match="site 'd'"):
         fleet.map(fails_at_d)
 
@@ -100,7 +100,7 @@ class Losing(FedAvg):
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
         state, metrics = FedAvg.round(self, fleet, model)
         assert isinstance(fleet, BaseFleet)
-        if fleet.ledger.round == 2 and not Path(self.mark).exists():
+        if fleet.accounting.round == 2 and not Path(self.mark).exists():
             Path(self.mark).touch()
             raise LostObjectError("an object was lost")
         return state, metrics
@@ -160,8 +160,8 @@ class LosingAll(FedAvg):
 
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
         assert isinstance(fleet, BaseFleet)
-        mark = Path(self.folder) / str(fleet.ledger.round)
-        if fleet.ledger.round == 2 if self.always else not mark.exists():
+        mark = Path(self.folder) / str(fleet.accounting.round)
+        if fleet.accounting.round == 2 if self.always else not mark.exists():
             mark.touch()
             raise LostObjectError("an object was lost")
         return FedAvg.round(self, fleet, model)
@@ -208,5 +208,5 @@ def test_what_went_wrong_is_written_once_however_the_run_ends(tmp_path: Path) ->
 def test_a_slow_site_is_slow() -> None:
     fleet = LocalFleet(task(), chaos=parse_faults("slow b x1000"))
     fleet.map(keep)
-    seconds = fleet.ledger.seconds
+    seconds = fleet.call_seconds
     assert seconds["b"] > 100 * max(seconds["c"], seconds["d"])

@@ -83,11 +83,11 @@ def test_a_run_goes_on_from_a_start(algorithm: Any) -> None:
     *_, end = federate(algorithm, task, whole, rounds=4, cohort=1)
     first, second = LocalFleet(task, rounds=4), LocalFleet(task, rounds=4)
     half = [r for _, r in zip(range(2), federate(algorithm, task, first, rounds=4, cohort=1), strict=False)][-1]
-    start = ResumePoint(2, half.state, dict(first.ledger.client_states))
+    start = ResumePoint(2, half.state, dict(first.client_states.held))
     later = list(federate(algorithm, task, second, rounds=4, cohort=1, start=start))
     assert [r.number for r in later] == [3, 4]
     assert later[-1].state == end.state
-    assert second.ledger.client_states == whole.ledger.client_states
+    assert second.client_states.held == whole.client_states.held
 
 
 class Random(torch.nn.Linear):

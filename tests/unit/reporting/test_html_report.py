@@ -16,7 +16,7 @@ from raysim import PredictionSet
 from raysim.core.errors import SiteError
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.federation.runner import run_federation
-from raysim.reporting.html_report import by_cause, sentences, write_report
+from raysim.reporting.html_report import by_cause, failure_sentences, write_report
 from raysim.reporting.plots import render_svg
 from tests.support import toy
 from tests.support.plans import make_plan, plain_fleet
@@ -88,17 +88,17 @@ def test_sentences_by_hand() -> None:
     again = incident(2, "abc", FailureAction.RETRIED)
     back = incident(3, "", FailureAction.ROLLED_BACK)
     ended = incident(5, "a", FailureAction.RUN_ENDED)
-    assert sentences([], "done", 1.0) == []
-    assert sentences([*left_out, again], "done", 0.8) == [
+    assert failure_sentences([], "done", 1.0) == []
+    assert failure_sentences([*left_out, again], "done", 0.8) == [
         "3 replies were left out in 2 rounds (min_replies=0.8 allowed it).",
         "A client actor was lost 1 time; 3 calls at sites ran again, which changes no result.",
         "In all, 4 incidents cost 6.0 s of work.",
     ]
-    assert sentences(left_out[2:], "done", None)[0] == "1 reply was left out in 1 round."
-    assert sentences([back], "done", 1.0)[0] == "The run went back to its last checkpoint 1 time."
-    assert sentences([ended], "done", 1.0)[0] == "A failure ended it 1 time, and it was resumed."
-    assert sentences([ended], "failed", 1.0) == []  # the error itself says it
-    assert sentences([ended, ended], "failed", 1.0)[0] == "A failure ended it 2 times."
+    assert failure_sentences(left_out[2:], "done", None)[0] == "1 reply was left out in 1 round."
+    assert failure_sentences([back], "done", 1.0)[0] == "The run went back to its last checkpoint 1 time."
+    assert failure_sentences([ended], "done", 1.0)[0] == "A failure ended it 1 time, and it was resumed."
+    assert failure_sentences([ended], "failed", 1.0) == []  # the error itself says it
+    assert failure_sentences([ended, ended], "failed", 1.0)[0] == "A failure ended it 2 times."
 
 
 def test_causes_that_differ_in_numbers_are_one() -> None:

@@ -45,7 +45,7 @@ def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     config = search.config({"algorithm.lr": 0.005}, search.variants[0])
     fleet = LocalFleet(search.task, seed=0, rounds=4)
     *_, final = federate(config.algorithm, search.task, fleet, rounds=4, start=start)
-    assert last["digests"] == {"": digest(final.state, fleet.client_states())}
+    assert last["digests"] == {"": digest(final.state, fleet.client_states)}
     save_record(tmp_path, TrialRecord(2, {"algorithm.lr": 0.0003}))
     assert load_records(tmp_path)[0].values == {"algorithm.lr": 0.005}  # with what a search that ends now goes on
     assert load_records(tmp_path)[0].lineage

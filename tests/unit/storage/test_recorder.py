@@ -145,7 +145,7 @@ class Failing(FedAvg):
     error: Any = field(default_factory=lambda: ZeroDivisionError("on purpose"))
 
     def round(self, fleet: Any, model: Any) -> Any:
-        if fleet.ledger.round == 2 and self.at == "server":
+        if fleet.accounting.round == 2 and self.at == "server":
             raise self.error
         state, _ = FedAvg.round(self, fleet, model)
         return state, {"odd": float("nan")}
