@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from raysim import resume, run
 from raysim.cli.main import main
+from raysim.core.events import Event, RoundEvent
 from raysim.core.results import FailureAction
 from raysim.storage import checkpoint
 from tests.support.slow import slow_except
@@ -132,3 +134,17 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_digest(tmp_path: Path, caps
     assert wanted in capsys.readouterr().out
     assert main(["resume", str(out)]) == 2
     assert "is done, all 4 rounds" in capsys.readouterr().err
+
+
+def test_a_run_that_a_callback_stops_is_resumed_to_the_same_digest(tmp_path: Path) -> None:
+    data = {"sites": 2, "outside": [], "cases": 2, "val": 1, "test": 1, "size": [8, 8]}
+    keys = {"rounds": 3, "backend": "local", "task.data": data}
+    calm = run(keys, out=tmp_path / "calm")
+
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundEvent) and event.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(keys, out=tmp_path / "stopped", on_event=stop)
+    assert resume(tmp_path / "stopped").digest == calm.digest

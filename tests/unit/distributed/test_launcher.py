@@ -91,13 +91,6 @@ def test_a_callback_that_raises_ends_the_run_cleanly(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "stopped" / "summary.json").read_text())["status"] == "interrupted"
 
 
-@pytest.mark.slow
-def test_a_run_that_was_stopped_is_resumed_to_the_same_digest(finished: RunResult, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(TINY, backend="local", out=tmp_path / "stopped", on_event=stop)
-    assert resume(tmp_path / "stopped").digest == finished.digest
-
-
 def test_a_failed_run_raises_and_has_a_report(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="failed in round 1"):
         run({**TINY, "algorithm": {"lr": 1e38, "optimizer": "sgd"}}, backend="local", out=tmp_path / "run")
