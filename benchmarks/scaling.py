@@ -59,9 +59,15 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
     for site in sorted(costs, key=costs.__getitem__, reverse=True):
         queues[site_to_actor[site]].append(site)
     pool = ActorPool(clocks, site_to_actor, clocks.__getitem__)
-    accounts = {"accounting": RoundAccounting(), "progress": Progress(), "options": FleetOptions(0, 1)}
-    accounts |= {"client_states": ClientStateStore(), "call_seconds": dict(costs)}
-    fleet: Any = SimpleNamespace(site_queues=lambda: queues, pool=pool, **accounts)
+    fleet: Any = SimpleNamespace(
+        site_queues=lambda: queues,
+        pool=pool,
+        accounting=RoundAccounting(),
+        progress=Progress(),
+        options=FleetOptions(0, 1),
+        client_states=ClientStateStore(),
+        call_seconds=dict(costs),
+    )
     dispatch = Dispatcher(fleet, None, None)
     now, spent, waiting = 0.0, 0.0, list[tuple[float, int, Any]]()
     while True:

@@ -13,7 +13,7 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to. The file there replaces `path` at the end of the block, or is removed if it fails."""
+    """A temporary path. The file there replaces `path` at the end of the block, or is removed if the block fails."""
     partial = path.with_suffix(".partial")
     try:
         yield partial

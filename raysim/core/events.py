@@ -28,7 +28,7 @@ class Notice:
 
 @dataclass
 class Progress:
-    """The position within a phase of the run or of a round, which counts from 0; read by displays, from other threads."""
+    """The position within a phase of the run, or of round `round`, from 0. Displays read it from other threads."""
 
     round: int = 0
     phase: str = "starting"

@@ -37,6 +37,7 @@ from raysim.distributed.timeouts import (
 from raysim.distributed.waiter import Waiter
 from raysim.federation.plan import Plan
 from raysim.storage.event_log import append_failures
+from raysim.storage.run_directory import LOG_FILE
 
 
 def stream_events(plan: Plan, request: ResourceRequest, namespace: str) -> Generator[Event]:
@@ -103,7 +104,7 @@ def _server_lost(plan: Plan, number: int, error: RayError) -> RunError:
     """The error that ends the run, which is recorded too: the server, which records all others, is gone."""
     event = "does not answer" if isinstance(error, GetTimeoutError) else "was lost"
     cause = f"the server actor {event}: {summarize(error)}"
-    if (plan.directory / "log.jsonl").exists():  # else the run had not begun
+    if (plan.directory / LOG_FILE).exists():  # else the run had not begun
         failure = FailureEvent(number, "", (), "server", cause, FailureAction.RUN_ENDED, remote=str(error))
         with suppress(OSError):
             append_failures(plan.directory, [failure])

@@ -1,4 +1,4 @@
-"""Environment variables of a local Ray, which it reads when it is imported. This module imports neither Ray nor torch."""
+"""Environment variables of a local Ray, which reads them at its import. This module imports neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def set_local_ray_variables(address: str | None) -> None:
-    """Prepare the environment for a Ray that this command will start; nothing if it joins one, by `address` or variable.
+    """Prepare the environment for a local Ray; to be called before Ray is imported.
 
-    To be called before Ray is imported.
+    Does nothing if a cluster will be joined, by `address` or RAY_ADDRESS.
     """
     if address is None and not os.environ.get("RAY_ADDRESS"):
         # A local Ray serves this machine only. In spite of its name, this variable keeps every port on the loopback

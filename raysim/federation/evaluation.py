@@ -27,7 +27,7 @@ from raysim.federation.fleet import BaseFleet
 
 
 def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:
-    """The scores of every site, inside and outside: of the method's predictor and, as `@global`, of the global model."""
+    """The scores of all sites, inside and outside: of the method's predictor and, as `@global`, of the global model."""
     replies = fleet.evaluate(_evaluate_site, (algorithm, state))
     return tuple(score for reply in replies.values() for score in reply.payload)
 

@@ -160,7 +160,7 @@ class BaseFleet(ABC):
         return min(sites, max(1, math.ceil(least * sites) if isinstance(least, float) else least))
 
     def _left_out(self, site: str, failure: Failure, seconds: float, phase: str, spare: int) -> None:
-        """Account a site's failure. Raises SiteError if `spare`, the number of sites that may still fail, is negative."""
+        """Account a site's failure. Raises SiteError if `spare`, how many more sites may fail, is negative."""
         number, cause = self.accounting.round + 1, failure.cause
         action = FailureAction.LEFT_OUT if spare >= 0 else FailureAction.RUN_ENDED
         event = FailureEvent(number, phase, (site,), "", cause, action, seconds, failure.traceback)

@@ -133,7 +133,7 @@ def _sites(failures: Sequence[Failure]) -> int:
 
 
 def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """Incidents, sites and seconds lost by cause, the costliest first; causes that differ only in numbers are merged."""
+    """Incidents, sites and seconds lost by cause, the costliest first; causes that differ in numbers only are one."""
     groups: dict[str, list[Failure]] = {}
     for failure in failures:
         groups.setdefault(re.sub(r"\d[\d.]*", "…", failure["cause"]), []).append(failure)
