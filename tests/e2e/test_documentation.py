@@ -109,6 +109,7 @@ def test_an_own_task_learns(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # ten commands, each with a start of Ray
 def test_get_started_runs_as_typed(folder: Path) -> None:
     """Every command and script of the page, in its order; then the scripts of other pages that read its results."""
     outputs = []
@@ -130,6 +131,6 @@ def test_get_started_runs_as_typed(folder: Path) -> None:
 
 def run(folder: Path, program: str, *words: str, expected: int = 0) -> str:
     start = [sys.executable, *(["-m", "raysim"] if program == "raysim" else [])]
-    done = subprocess.run([*start, *words], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    done = subprocess.run([*start, *words], capture_output=True, text=True, timeout=400, check=False, cwd=folder)
     assert done.returncode == expected, done.stdout + done.stderr
     return done.stdout
