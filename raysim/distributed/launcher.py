@@ -158,7 +158,7 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
     except (RunError, PlacementError, KeyboardInterrupt) as error:
         if (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
             more = any((plan.directory / "checkpoints").glob("round_*"))
-            cure = f"; raysim resume {plan.directory} goes on with it" if more else ""
+            cure = f"; raysim resume {plan.directory} continues it" if more else ""
             emit(Message(f"what was recorded until then is in {plan.directory}{cure}"))
         raise
     finally:

@@ -34,23 +34,23 @@ EVALUATION_PHASE = "evaluation"  # of the calls that evaluate sites
 
 
 class Replies(Mapping[str, Reply[P]]):
-    """The replies of the sites that answered, in site order.
+    """The replies of the sites that replied, in site order.
 
     A large payload stays where the fleet keeps it and is read each time it is asked for: any number of them fits.
     """
 
-    def __init__(self, answers: Mapping[str, CallResult[P]], fetch: Callable[[Any], P]) -> None:
-        self._answers, self._fetch = answers, fetch
+    def __init__(self, results: Mapping[str, CallResult[P]], fetch: Callable[[Any], P]) -> None:
+        self._results, self._fetch = results, fetch
 
     def __getitem__(self, site: str) -> Reply[P]:
-        answer = self._answers[site]
-        return Reply(self._fetch(answer.payload), answer.weight, answer.metrics)
+        result = self._results[site]
+        return Reply(self._fetch(result.payload), result.weight, result.metrics)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._answers)
+        return iter(self._results)
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._results)
 
 
 class BaseFleet(ABC):
@@ -82,49 +82,49 @@ class BaseFleet(ABC):
         Raises SiteError with site and round for whatever a client function raises, as long as fewer sites than
         `min_replies` would be left.
         """
-        answers = self._run(client, broadcast, per_site, f"call {self.accounting.calls + 1}", private=False)
-        for site, answer in answers.items():
-            self.accounting.up[site] += answer.size
-        return Replies(answers, self._fetch)
+        results = self._run(client, broadcast, per_site, f"call {self.accounting.calls + 1}", private=False)
+        for site, result in results.items():
+            self.accounting.up[site] += result.size
+        return Replies(results, self._fetch)
 
     def exchange(
         self, client: Client[P], broadcast: Any = None, per_site: Mapping[str, Any] | None = None
     ) -> ExchangeHandle[P]:
         """As `map`, but payloads do not travel to the server: sites read them from one another."""
-        answers = self._run(client, broadcast, per_site, "exchange", private=True)
-        held = {site: answer.payload for site, answer in answers.items()}
-        return ExchangeHandle(held, {site: a.metrics for site, a in answers.items()}, self._fetch)
+        results = self._run(client, broadcast, per_site, "exchange", private=True)
+        held = {site: result.payload for site, result in results.items()}
+        return ExchangeHandle(held, {site: result.metrics for site, result in results.items()}, self._fetch)
 
     def evaluate(self, client: Client[P], broadcast: Any) -> Replies[P]:
         """`client` at every site, inside and outside. It is not accounted: evaluation is no part of the method."""
-        answers = self.at([*self.task.inside, *self.task.outside])._collect(
+        results = self.at([*self.task.inside, *self.task.outside])._collect(
             client,
             broadcast,
             None,
             self._call("judge"),
             phase=EVALUATION_PHASE,  # "judge" is part of the seed
         )
-        return Replies(answers, self._fetch)
+        return Replies(results, self._fetch)
 
     def _run(
         self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, phase: str, private: bool
     ) -> dict[str, CallResult[P]]:
         accounting, call = self.accounting, self._call(self.accounting.calls)
         accounting.calls += 1
-        answers = self._collect(client, broadcast, per_site, call, phase=phase, private=private)
+        results = self._collect(client, broadcast, per_site, call, phase=phase, private=private)
         size = nbytes(broadcast)
         for site in self.sites:  # also those that failed later
             accounting.down[site] += size + (nbytes(per_site[site]) if per_site is not None else 0)
-        for site, answer in answers.items():
-            accounting.between[site] += answer.between
-            self.call_seconds[site] = answer.seconds
-            if answer.client_state is not UNCHANGED:
-                self.client_states.held[site] = answer.client_state
-            metrics = {name: float(value) for name, value in answer.metrics.items()}
+        for site, result in results.items():
+            accounting.between[site] += result.between
+            self.call_seconds[site] = result.seconds
+            if result.client_state is not UNCHANGED:
+                self.client_states.held[site] = result.client_state
+            metrics = {name: float(value) for name, value in result.metrics.items()}
             accounting.metrics[site] = accounting.metrics.get(site, {}) | metrics
             if "loss" in metrics:
-                accounting.weights[site] = float(answer.weight)
-        return answers
+                accounting.weights[site] = float(result.weight)
+        return results
 
     def _call(self, index: int | str) -> CallKey:
         return CallKey(self.options.seed, self.accounting.round, self.options.rounds, index)
@@ -139,20 +139,20 @@ class BaseFleet(ABC):
         phase: str,
         private: bool = False,
     ) -> dict[str, CallResult[P]]:
-        answers, spare = dict[str, CallResult[P]](), len(self.sites) - self._needed()
+        results, spare = dict[str, CallResult[P]](), len(self.sites) - self._needed()
         progress, start = self.progress, time.perf_counter()
         progress.round, progress.phase, progress.done, progress.total = call.round, phase, 0, len(self.sites)
-        for site, answer in self._run_calls(client, broadcast, per_site, call, private):
-            if answer.failure is not None:
+        for site, result in self._run_calls(client, broadcast, per_site, call, private):
+            if result.failure is not None:
                 spare -= 1
-                self._left_out(site, answer.failure, answer.seconds, phase, spare)
+                self._left_out(site, result.failure, result.seconds, phase, spare)
             else:
-                answers[site] = answer
+                results[site] = result
             progress.done += 1
             self.check_stop()
         phases = self.accounting.phases
         phases[phase] = phases.get(phase, 0.0) + time.perf_counter() - start
-        return {site: answers[site] for site in self.sites if site in answers}
+        return {site: results[site] for site in self.sites if site in results}
 
     def _needed(self) -> int:
         """The number of replies that a call needs: at least one."""
@@ -220,8 +220,8 @@ class LocalFleet(BaseFleet):
             given = NOT_GIVEN if per_site is None else per_site[site]
             client_state = self.client_states.held.get(site)
             with preserve_rng():  # the server half of the round draws from the same generators
-                answer = self.executor.execute(client, site, call, broadcast, given, client_state)
-            yield site, answer
+                result = self.executor.execute(client, site, call, broadcast, given, client_state)
+            yield site, result
 
     @staticmethod
     def _fetch(held: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from raysim.storage import checkpoint
 from raysim.storage.recorder import Recorder
 from raysim.storage.serialization import digest
 
-MAX_ROLLBACKS = 5  # times that a run goes back to its last checkpoint before it gives up
+MAX_ROLLBACKS = 5  # in a row, without a new round in between, until the run fails
 
 
 def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice | RunFinished]:
@@ -46,10 +46,10 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     fleet.options = replace(fleet.options, min_replies=config.min_replies, site_timeout_s=config.site_timeout_s)
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
     try:
-        state = yield from _rounds(plan, fleet, recorder)
-        proof = digest(state, fleet.client_states)
+        state = yield from _run_with_rollbacks(plan, fleet, recorder)
+        final_digest = digest(state, fleet.client_states)
         with disk_errors_named(plan.directory):
-            summary = recorder.close("done", facts, proof)
+            summary = recorder.close("done", facts, final_digest)
         yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
         with suppress(OSError):
@@ -66,23 +66,21 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
 
 
 @contextmanager
-def disk_errors_named(out: Path) -> Iterator[None]:
+def disk_errors_named(directory: Path) -> Iterator[None]:
     """Raises ResumableError, with the cure, for a failed write in the block."""
     try:
         yield
     except OSError as error:
         raise ResumableError(
-            f"cannot write to {out}: {error.strerror or error}; what was written before is whole. "
-            f"Make room there, then: raysim resume {out}"
+            f"cannot write to {directory}: {error.strerror or error}; what was written before is intact. "
+            f"Make room there, then: raysim resume {directory}"
         ) from error
 
 
 def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Notice]:
     """Record what ended the run; yields a notice of each earlier failure of its last round."""
     failures = list(fleet.accounting.take_failures())
-    yield from (
-        Notice(describe_failure(each), each.action) for each in failures if each.action is not FailureAction.RUN_ENDED
-    )
+    yield from _notices(each for each in failures if each.action is not FailureAction.RUN_ENDED)
     if not failures or failures[-1].action is not FailureAction.RUN_ENDED:
         number = fleet.accounting.round + 1
         phase = "server" if isinstance(error, ServerError) else fleet.progress.phase
@@ -92,37 +90,40 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
         recorder.close("failed", {**facts, "error": str(error)}, None)
 
 
-def _rounds(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
+def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
     """The state after the last round. If an object is lost, the run returns to its last checkpoint."""
-    start, lost_in, times = None, -1, 0
-    recorder.add_failures(early := fleet.accounting.take_failures())  # of actors that were dropped at the start
-    for failure in early:
-        yield Notice(describe_failure(failure), failure.action)
+    start, furthest, rollbacks = None, -1, 0
+    dropped = fleet.accounting.take_failures()  # actors, at their start
+    recorder.add_failures(dropped)
+    yield from _notices(dropped)
     if plan.resume:
-        start, _ = yield from _last_checkpoint(plan, fleet, recorder)
+        start, _ = yield from _restore_checkpoint(plan, fleet, recorder)
     while True:
         try:
-            return (yield from _from(start, plan, fleet, recorder))
+            return (yield from _run_rounds(plan, fleet, recorder, start))
         except LostObjectError as error:
-            number, failures = fleet.accounting.round, fleet.accounting.take_failures()
-            times = 1 if number > lost_in else times + 1
-            lost_in = max(lost_in, number)
+            index, failures = fleet.accounting.round, fleet.accounting.take_failures()
+            rollbacks = 1 if index > furthest else rollbacks + 1
+            furthest = max(furthest, index)
             recorder.add_failures(failures)
-            if times == MAX_ROLLBACKS:
+            if rollbacks == MAX_ROLLBACKS:
                 raise RunError(
-                    f"{error}; that was {times} times in a row: look at the health of the cluster"
+                    f"{error}; that was {rollbacks} times in a row: look at the health of the cluster"
                 ) from error
-            for failure in failures:
-                yield Notice(describe_failure(failure), failure.action)
+            yield from _notices(failures)
             action = FailureAction.ROLLED_BACK
-            yield Notice(f"{error}; going back to the last checkpoint", action)
-            start, seconds = yield from _last_checkpoint(plan, fleet, recorder)
-            recorder.add_failures([FailureEvent(number + 1, "", (), "", str(error), action, seconds)])
+            yield Notice(f"{error}; returning to the last checkpoint", action)
+            start, seconds = yield from _restore_checkpoint(plan, fleet, recorder)
+            recorder.add_failures([FailureEvent(index + 1, "", (), "", str(error), action, seconds)])
 
 
-def _last_checkpoint(
+def _notices(failures: Iterable[FailureEvent]) -> Iterator[Notice]:
+    return (Notice(describe_failure(failure), failure.action) for failure in failures)
+
+
+def _restore_checkpoint(
     plan: Plan, fleet: BaseFleet, recorder: Recorder
-) -> Generator[RoundEvent | Notice, None, tuple[ResumePoint[Any] | None, float]]:
+) -> Generator[Notice, None, tuple[ResumePoint[Any] | None, float]]:
     """The newest intact checkpoint, None without one, and the seconds of the rounds after it.
 
     Records and client states are reset to it.
@@ -133,30 +134,30 @@ def _last_checkpoint(
             start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.config.algorithm)])
             break
         except RunError as error:
-            yield Notice(f"{error}; taking the one before it")
+            yield Notice(f"{error}; using the one before it")
     number = start.number if start else 0
-    yield Notice(f"going on after round {number}" if number else "no checkpoint is whole: starting from round 1")
+    yield Notice(f"resuming after round {number}" if number else "no intact checkpoint: starting from round 1")
     fleet.client_states.held.clear()
     return start, recorder.rewind(number)
 
 
-def _from(
-    start: ResumePoint[Any] | None, plan: Plan, fleet: BaseFleet, recorder: Recorder
+def _run_rounds(
+    plan: Plan, fleet: BaseFleet, recorder: Recorder, start: ResumePoint[Any] | None
 ) -> Generator[RoundEvent | Notice, None, Any]:
+    """Run, record and checkpoint the rounds after `start`; returns the last state."""
     state = start.state if start else None
-    for final in plan_rounds(plan, fleet, start):
-        ended = time.perf_counter()
+    for ended in plan_rounds(plan, fleet, start):
+        began = time.perf_counter()
         with disk_errors_named(plan.directory):
-            row = recorder.add(final)
-            if final.number % plan.config.checkpoint_every == 0 or final.number == plan.config.rounds:
-                recorder.sync()  # a checkpoint has all its rounds in the log
-                folder = plan.directory / "checkpoints"
-                checkpoint.write(folder, final.number, final.state, fleet.client_states)
-        for failure in final.failures:
-            yield Notice(describe_failure(failure))
-        phases = {**final.phases, "recording": time.perf_counter() - ended}
-        yield RoundEvent(final.number, row, replace(final, phases=phases))
-        state = final.state
+            row = recorder.add(ended)
+            if ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds:
+                recorder.sync()  # the log must have all rounds of a checkpoint
+                checkpoint.write(plan.directory / "checkpoints", ended.number, ended.state, fleet.client_states)
+        for failure in ended.failures:
+            yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
+        phases = {**ended.phases, "recording": time.perf_counter() - began}
+        yield RoundEvent(ended.number, row, replace(ended, phases=phases))
+        state = ended.state
     return state
 
 
@@ -177,6 +178,7 @@ def plan_rounds(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None = N
 
 
 def describe_failure(failure: FailureEvent) -> str:
+    """One line: where, who, why, and the action that was taken."""
     sites = ", ".join(failure.sites[:4]) + (f" and {len(failure.sites) - 4} more" if failure.sites[4:] else "")
     who = f"{failure.actor} was lost with {sites}" if failure.actor and sites else failure.actor or sites
     return f"round {failure.round}, {failure.call}: {who}: {failure.cause} -> {failure.action}"
