@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from raysim.distributed.launcher import resume, run
     from raysim.federation.fleet import LocalFleet
     from raysim.federation.round_loop import federate
-    from raysim.search.api import search
+    from raysim.search.api import tune
     from raysim.training.local_training import LocalTraining
 
 _HOME = {
@@ -50,7 +50,7 @@ _HOME = {
     "raysim.core.registry": ("algorithm_class", "task_class"),
     "raysim.core.seeding": ("preserve_rng",),
     "raysim.federation.round_loop": ("federate",),
-    "raysim.search.api": ("search",),
+    "raysim.search.api": ("tune",),
     "raysim.training.local_training": ("LocalTraining",),
     "raysim.core.results": ("ResumePoint", "Round", "RunResult", "Score"),
     "raysim.core.contracts": (
@@ -98,8 +98,8 @@ __all__ = [
     "preserve_rng",
     "resume",
     "run",
-    "search",
     "task_class",
+    "tune",
     "weights",
 ]
 

@@ -56,23 +56,22 @@ def _network(name: str, console: Console) -> None:
 
 
 def _space(name: str, console: Console) -> None:
-    from raysim.search.distributions import to_text
-    from raysim.search.space_files import read_space, text_of
+    from raysim.search.space_files import read_space, space_docstring
 
-    found = read_space(name)
-    console.print(text_of(name), highlight=False, markup=False, soft_wrap=True)
+    space = read_space(name)
+    console.print(space_docstring(name), highlight=False, markup=False, soft_wrap=True)
     table = Table("key", "searched", "first points", title="\nwhat is searched", title_justify="left", box=SIMPLE_HEAD)
-    for key, domain in found.domains.items():
-        points = ", ".join(str(point[key]) for point in found.points if key in point)
-        table.add_row(*map(Text, (key, to_text(domain), points)))
+    for key in space.domains:
+        points = ", ".join(str(point[key]) for point in space.points if key in point)
+        table.add_row(*map(Text, (key, space.text(key), points)))
     console.print(table)
 
 
 def _found(what: str) -> dict[str, str]:
     if what == "spaces":
-        from raysim.search.space_files import shipped
+        from raysim.search.space_files import installed_spaces
 
-        return shipped()
+        return installed_spaces()
     if what == "networks":
         from raysim.tasks.networks import list_networks
 

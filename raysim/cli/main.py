@@ -11,18 +11,6 @@ from pathlib import Path
 from raysim.cli.parser import make_parser
 from raysim.core.errors import ConfigError, RaysimError
 
-OPTIONS = (
-    "trials",
-    "metric",
-    "scheduler",
-    "searcher",
-    "max_concurrent",
-    "seeds",
-    "holdout",
-    "keep_checkpoints",
-    "tracker",
-)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
@@ -55,60 +43,10 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     return run.run(args, overrides)
 
 
-def _tune(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from raysim.storage.run_directory import check_new_directory
+def _tune(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from raysim.cli import tune
 
-    check_new_directory(args.out, "a search")
-    from raysim.config.merge import merge, parse_pairs, read_file
-    from raysim.distributed.local_ray import set_local_ray_variables
-
-    given = merge(read_file(args.config) if args.config else {}, {})
-    keys = parse_pairs(
-        [*(word for word in words if "=" in word), *([f"ray_address={args.address}"] if args.address else [])]
-    )
-    earlier = Path(args.resume, "search.yaml") if args.resume is not None else None
-    held = read_file(str(earlier))["base"] if earlier is not None and earlier.is_file() else given
-    set_local_ray_variables(keys.get("ray_address", held.get("ray_address")))
-    from raysim.reporting.console import Terminal
-    from raysim.reporting.search_console import SearchConsole
-    from raysim.search import api, request
-    from raysim.search.space import Space, from_cli
-    from raysim.search.space_files import read_space
-
-    options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
-    if args.budget is not None:
-        options["budget"] = _seconds(args.budget)
-    show = SearchConsole(Terminal())
-    if args.resume is not None:
-        if (
-            args.space
-            or args.out
-            or args.config
-            or args.dry_run
-            or keys.keys() - {"ray_address"}
-            or not all("=" in word for word in words)
-        ):
-            raise ConfigError(
-                "--resume goes on with the search as it is; only --address, --trials, --budget and the like may change"
-            )
-        api.resume(Path(args.resume).absolute(), options, show, keys.get("ray_address"))
-        return 0
-    names = [word for word in words if "=" not in word]
-    if len(names) > 1:
-        raise ConfigError(f"two spaces, {names[0]!r} and {names[1]!r}: name one, and add keys to it with --space")
-    found = read_space(names[0]) if names else Space()
-    asked = request.build_request(found.override(from_cli(args.space)), given, keys, options)
-    api.tune(asked, args.out, show, dry=args.dry_run)
-    return 0
-
-
-def _seconds(text: str) -> float:
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    number, unit = (text[:-1], text[-1:]) if text[-1:] in units else (text, "s")
-    try:
-        return float(number) * units[unit]
-    except ValueError:
-        raise ConfigError(f"--budget {text}: expected a time such as 90s, 30m or 2h") from None
+    return tune.tune(args, arguments)
 
 
 def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from raysim._version import __version__
+from raysim.cli.tune import add_tune_command
 
 GRAMMAR = """\
 keys are dotted, and the same in a file and on the command line:
@@ -13,15 +14,6 @@ keys are dotted, and the same in a file and on the command line:
   raysim run rounds=20 algorithm=fedprox algorithm.mu=0.1
   raysim run -c examples/retina.yaml task.data.table=retina/table.csv seed=1 --out runs/first
 `raysim list algorithms NAME` and `raysim list tasks NAME` show the keys under algorithm. and task.
-"""
-TUNE = """\
-SPACE is a file of yours that ends with .py, or one of `raysim list spaces`:
-  raysim tune fedsm -c examples/retina.yaml task.data.table=retina/table.csv --trials 32 --scheduler asha --metric worst
-  raysim tune --space algorithm.lr=loguniform(1e-4,1e-1) --space algorithm.epochs=choice(1,2,4) rounds=10
-  raysim tune --space algorithm=choice(fedprox,fedsm) --space algorithm.fedsm.pull=uniform(0.5,1) --searcher optuna
-  raysim tune -c examples/wbc.yaml task.data.table=wbc/table.csv --holdout each
-  raysim tune --resume runs/tune-001 --trials 100
-A word that fixes a key takes it out of the space.
 """
 
 
@@ -44,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     again.add_argument("run", metavar="RUN_DIR", help="the run's folder; it goes on after its last checkpoint")
     again.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it is another than before")
 
-    _add_tune(commands)
+    add_tune_command(commands)
 
     look = commands.add_parser("doctor", help="look at Ray, nodes and data, try one batch, propose resources")
     look.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"
@@ -96,40 +88,6 @@ def _add_cluster(commands: Any) -> None:
     )
     for command in (state, end):
         command.add_argument("--address", help="the Ray to look at: HOST:PORT, or auto; default: RAY_ADDRESS")
-
-
-def _add_tune(commands: Any) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    tune = commands.add_parser("tune", help="search over federations", formatter_class=raw, epilog=TUNE)
-    tune.usage = "raysim tune [-h] [SPACE] [key=value ...] [options]"
-    tune.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys, as of run; the space wins over it")
-    tune.add_argument(
-        "--space",
-        metavar="KEY=DIST",
-        action="append",
-        default=[],
-        help="search this key too: algorithm.lr=loguniform(1e-4, 1e-1)",
-    )
-    tune.add_argument(
-        "--trials", type=int, metavar="N", help="how many trials (default: 16; a grid has its own number)"
-    )
-    tune.add_argument(
-        "--metric", metavar="M", help="mean, worst, outside, bytes, seconds or role/split/metric; several with commas"
-    )
-    tune.add_argument("--scheduler", choices=("fifo", "asha", "hyperband", "pbt", "median"), help="(default: fifo)")
-    tune.add_argument("--searcher", choices=("random", "grid", "optuna"), help="(default: random)")
-    tune.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
-    tune.add_argument("--seeds", type=int, metavar="N", help="seeds of each trial, judged by their mean (default: 1)")
-    tune.add_argument("--holdout", metavar="SITE", help="a site not to train on, or each in turn; judged there")
-    tune.add_argument("--budget", metavar="TIME", help="when to end, as 90s, 30m or 2h")
-    tune.add_argument("--keep-checkpoints", choices=("best", "all"), help="whose checkpoints stay (default: best)")
-    tune.add_argument("--tracker", choices=("mlflow", "wandb"), help="tell these too")
-    tune.add_argument(
-        "--out", metavar="DIR", help="the search's folder, which must not exist (default: a new one in runs/)"
-    )
-    tune.add_argument("--address", metavar="ADDRESS", help="short for ray_address=ADDRESS: the Ray cluster to join")
-    tune.add_argument("--resume", metavar="DIR", help="go on with this search; --trials makes it longer")
-    tune.add_argument("--dry-run", action="store_true", help="show the trials, what they need and how long that takes")
 
 
 def _keys() -> str:

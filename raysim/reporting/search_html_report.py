@@ -1,43 +1,47 @@
-"""`report.html` of a search: what it came to, on one page that needs nothing but itself."""
+"""`report.html` of a search: its results on one page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from raysim.core.atomic_io import write_text
+from raysim.core.numeric import is_finite_number
 from raysim.reporting.html_report import page_style, template
 from raysim.reporting.search_console import format_duration
 from raysim.reporting.search_plots import search_plots
-from raysim.search.distributions import to_text
-from raysim.search.objectives import is_finite_number
-from raysim.search.results import SearchResults
-from raysim.search.trial_store import TrialRecord
+
+if TYPE_CHECKING:
+    from raysim.search.objectives import Objective
+    from raysim.search.results import SearchResults
+    from raysim.search.trial_store import TrialRecord
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
-SHOWN = 100  # trials in the table
+MAX_TRIALS_SHOWN = 100
 
 
-def write_search_report(out: Path, books: SearchResults, total: int) -> Path:
-    """Write the page of the search of `total` trials in `out`, from its books and rounds.parquet; its path."""
-    search, records = books.search, sorted(books.records.values(), key=lambda record: record.number)
-    best, first = books.best(), search.objectives[0]
-    shown = sorted(records, key=lambda record: _order(record, first))
+def write_search_report(results: SearchResults) -> Path:
+    """Write report.html into the directory of the search, from its records and rounds.parquet; returns its path."""
+    spec, out = results.spec, results.spec.out
+    records = sorted(results.records.values(), key=lambda record: record.number)
+    ranked = sorted(records, key=lambda record: _rank(record, spec.objectives[0]))
+    counts = Counter(record.reported_status for record in records)
     page = template(TEMPLATE).render(
         style=page_style(),
         name=out.name,
-        search=search,
-        states=Counter(record.state for record in records) | Counter({"to come": max(0, total - len(records))}),
-        best=best,
-        records=shown[:SHOWN],
-        count=len(records),
-        hidden=max(0, len(records) - SHOWN),
-        space={key: to_text(domain) for key, domain in search.space.domains.items()},
-        saved=_saved(search.rounds, records),
-        plots=list(search_plots(search, records, best, pd.read_parquet(out / "rounds.parquet"))),
+        spec=spec,
+        counts=counts | Counter({"to come": max(0, spec.trial_count - len(records))}),
+        best=results.best(),
+        records=ranked[:MAX_TRIALS_SHOWN],
+        trials=len(records),
+        hidden=max(0, len(records) - MAX_TRIALS_SHOWN),
+        keys={key: spec.space.text(key) for key in spec.space.domains},
+        saving=_early_stopping_saving(spec.rounds, records),
+        plots=list(search_plots(results, pd.read_parquet(out / "rounds.parquet"))),
         config=(out / "best.yaml").read_text() if (out / "best.yaml").exists() else "",
     )
     path = out / "report.html"
@@ -45,24 +49,23 @@ def write_search_report(out: Path, books: SearchResults, total: int) -> Path:
     return path
 
 
-def _order(record: TrialRecord, first: Any) -> tuple[bool, bool, float]:
-    """Done before stopped before failed, the best first."""
-    value = record.last.get(first.column)
+def _rank(record: TrialRecord, objective: Objective) -> tuple[bool, bool, float]:
+    """Sorts done before stopped before unjudged trials, the best first."""
+    value = record.last.get(objective.column)
     if not is_finite_number(value):
         return True, True, 0.0
-    return False, record.status != "done", float(-value if first.better == "higher" else value)
+    return False, not record.done, float(-value if objective.better == "higher" else value)
 
 
-def _saved(rounds: int, records: list[TrialRecord]) -> str:
-    """What early stopping spared, as a sentence; nothing if it has stopped none."""
-    stopped = [record for record in records if record.status == "stopped"]
-    played, seconds = sum(record.rounds for record in records), sum(record.seconds for record in records)
-    if not stopped or not played:
+def _early_stopping_saving(rounds: int, records: Sequence[TrialRecord]) -> str:
+    """A sentence on the rounds that early stopping saved; empty if no trial was stopped."""
+    stopped = [record for record in records if record.stopped]
+    computed, seconds = sum(record.rounds for record in records), sum(record.seconds for record in records)
+    if not stopped or not computed:
         return ""
-    spared = sum(rounds - record.rounds for record in stopped)
-    usual = seconds / played * spared
+    saved = sum(rounds - record.rounds for record in stopped)
     return (
-        f"{len(stopped)} of {len(records)} trials were stopped early. Trials played {played} rounds in "
-        f"{format_duration(seconds)} of work; {spared} more, about {format_duration(usual)}, were spared: "
-        f"{spared / (played + spared):.0%} of the whole."
+        f"{len(stopped)} of {len(records)} trials were stopped early. Trials computed {computed} rounds in "
+        f"{format_duration(seconds)} of work; {saved} more, about {format_duration(seconds / computed * saved)}, were "
+        f"saved: {saved / (computed + saved):.0%} of the whole."
     )

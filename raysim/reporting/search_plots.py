@@ -1,8 +1,9 @@
-"""The plots of a search's page: curves, parallel coordinates, what each key matters, what is traded for what."""
+"""The plots of a search's report: curves, parallel coordinates, the importance of each key, trade-offs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,87 +12,83 @@ import pandas as pd
 
 from raysim.core.formatting import format_bytes
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, render_svg
-from raysim.search import distributions
-from raysim.search.objectives import Objective
-from raysim.search.results import pareto
-from raysim.search.spec import SearchSpec
-from raysim.search.trial_store import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURVES = 200  # trials that get a curve
-BINS = 4  # groups that the values of a number are put into
-LEAST = 6  # trials from which on the weight of a key can be told at all
-Weights = Mapping[str, float]
+    from raysim.search.objectives import Objective
+    from raysim.search.results import SearchResults
+    from raysim.search.space import Space
+    from raysim.search.spec import SearchSpec
+    from raysim.search.trial_store import TrialRecord
+
+MAX_CURVES = 200  # trials with a curve
+VALUE_GROUPS = 4  # into which the values of a numeric key are divided
+MIN_TRIALS = 6  # below which the importance of a key is not computed
+Importance = Mapping[str, float]
 
 
-def search_plots(
-    search: SearchSpec, records: Sequence[TrialRecord], best: Sequence[TrialRecord], rounds: pd.DataFrame
-) -> Iterator[Any]:
-    """Title and SVG of each plot that has something to show."""
-    first, keys = search.objectives[0], list(search.space.domains)
+def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Title and SVG of each plot that has data. `rounds` is the table in rounds.parquet."""
+    spec, best = results.spec, results.best()
+    records = sorted(results.records.values(), key=lambda record: record.number)
+    first = spec.objectives[0]
     judged = [record for record in records if record.last.get(first.column) is not None]
-    stem, _, kind = first.column.rpartition("/")
-    against = "mean" if kind == "worst" else "worst"
-    sites = Objective(f"{stem}/{against}", first.better)
-    cost = Objective("bytes", "lower")
-    weights, at = importance(search, records, rounds)
-    tall = 0.9 + 0.28 * len(keys)
-    several: tuple[tuple[str, Callable[[Axes], object], float], ...] = (
+    stem, _, aggregate = first.column.rpartition("/")
+    other = "mean" if aggregate == "worst" else "worst"
+    other_aggregate, cost = replace(first, column=f"{stem}/{other}"), replace(first, column="bytes", better="lower")
+    pairs = partial(_pairs, results=results, judged=judged)
+    weights, at = importance(spec, records, rounds)
+    plots: tuple[tuple[str, Callable[[Axes], object], float], ...] = (
+        (f"{first.column} over rounds", partial(_curves, first, records, best, rounds), HEIGHT),
+        ("keys and what came of them", partial(_parallel, spec=spec, judged=judged), HEIGHT + 0.6),
         (
-            f"{first.column} over rounds",
-            partial(_curves, first, records, best, rounds),
-            HEIGHT,
+            f"how much each key matters, at round {at}",
+            partial(_bars, weights=weights),
+            0.9 + 0.28 * len(spec.space.domains),
         ),
-        ("keys and what came of them", partial(_parallel, search=search, judged=judged), HEIGHT + 0.6),
-        (f"how much each key matters, at round {at}", partial(_bars, weights=weights), tall),
-        (f"sites' {against} against {kind}", partial(_pairs, one=first, other=sites, judged=judged), HEIGHT),
-        (
-            "bytes against the metric",
-            partial(_pairs, one=first, other=cost, judged=judged),
-            HEIGHT,
-        ),
-        ("rounds that trials went through", partial(_lengths, search=search, records=records), HEIGHT),
+        (f"sites' {other} against {aggregate}", partial(pairs, one=first, other=other_aggregate), HEIGHT),
+        ("bytes against the metric", partial(pairs, one=first, other=cost), HEIGHT),
+        ("rounds that trials went through", partial(_lengths, spec=spec, records=records), HEIGHT),
     )
-    for title, draw, inches in several:
+    for title, draw, inches in plots:
         if svg := render_svg(title, draw, inches):
             yield title, svg
 
 
-def importance(search: SearchSpec, records: Sequence[TrialRecord], rounds: pd.DataFrame) -> tuple[Weights, int]:
-    """For each key the part of the spread of ranks that goes with its values, and the round in which that is so.
+def importance(spec: SearchSpec, records: Sequence[TrialRecord], rounds: pd.DataFrame) -> tuple[Importance, int]:
+    """For each key the share of the variance of ranks that its values explain, and the round of the ranking.
 
-    Trials are ranked by the objective in the last round that all of them have reached, for a trial that was stopped
-    early is not worse by being younger. A number's values are put into four groups; the part is adjusted for how many
-    groups there are (omega squared), so that a key of no effect comes out near 0.
+    Trials are ranked by the first objective in the last round that all of them have reached, because a trial that
+    was stopped early is not worse for having fewer rounds. The values of a number are divided into four groups. The
+    share is omega squared, which is adjusted for the number of groups: a key without effect has about 0.
     """
-    first = search.objectives[0].column
-    begun = [record for record in records if record.rounds and record.status != "failed"]
-    at = min((record.rounds for record in begun), default=0)
-    if len(begun) < LEAST or first not in rounds:
+    first = spec.objectives[0].column
+    started = [record for record in records if record.rounds and not record.failed]
+    at = min((record.rounds for record in started), default=0)
+    if len(started) < MIN_TRIALS or first not in rounds:
         return {}, at
     judged = rounds[rounds["round"] <= at].dropna(subset=[first])
     values = judged.sort_values("round").groupby(["trial", "federation"])[first].last().groupby("trial").mean()
-    known = [record for record in begun if record.number in values.index]
+    known = [record for record in started if record.number in values.index]
     ranks = pd.Series({record.number: values[record.number] for record in known}).rank()
-    found = {}
-    for key, domain in search.space.domains.items():
+    weights = {}
+    for key in spec.space.domains:
         having = [record for record in known if key in record.values]
-        if len(having) >= LEAST:
-            groups = _groups([record.values[key] for record in having], domain)
-            found[key] = _omega(np.array([ranks[record.number] for record in having]), groups)
-    return found, at
+        if len(having) >= MIN_TRIALS:
+            groups = _groups([record.values[key] for record in having], spec.space.is_choice(key))
+            weights[key] = _omega_squared(np.array([ranks[record.number] for record in having]), groups)
+    return weights, at
 
 
-def _groups(values: Sequence[Any], domain: Any) -> list[Any]:
-    numbers = not hasattr(domain, "categories")
-    if not numbers or len(set(values)) <= BINS:
+def _groups(values: Sequence[Any], is_choice: bool) -> list[Any]:
+    """The group of each value: the value itself, or its quantile among many numbers."""
+    if is_choice or len(set(values)) <= VALUE_GROUPS:
         return [repr(value) for value in values]
-    return list(pd.qcut(pd.Series(values).rank(method="first"), BINS, labels=False))
+    return list(pd.qcut(pd.Series(values).rank(method="first"), VALUE_GROUPS, labels=False))
 
 
-def _omega(ranks: np.ndarray[Any, Any], groups: Sequence[Any]) -> float:
+def _omega_squared(ranks: np.ndarray[Any, Any], groups: Sequence[Any]) -> float:
     names = sorted(set(groups))
     total, count = float(((ranks - ranks.mean()) ** 2).sum()), len(ranks)
     if total == 0 or len(names) < 2 or count <= len(names):
@@ -109,13 +106,13 @@ def _curves(
         return
     top = {record.number for record in best}
     means = rounds.dropna(subset=[first.column]).groupby(["trial", "round"])[first.column].mean()
-    for record in sorted(records[:CURVES], key=lambda record: record.number in top):
+    for record in sorted(records[:MAX_CURVES], key=lambda record: record.number in top):
         if record.number not in means.index.get_level_values(0):
             continue
         curve = means.loc[record.number]
         look: dict[str, Any] = {"color": INK, "alpha": 0.3, "linewidth": 0.9}
-        if record.status in ("stopped", "failed"):
-            look |= {"color": OUTSIDE if record.status == "stopped" else LOST, "alpha": 0.6}
+        if record.stopped or record.failed:
+            look |= {"color": OUTSIDE if record.stopped else LOST, "alpha": 0.6}
         if record.number in top:
             look = {"color": INSIDE, "linewidth": 2.0, "label": f"trial {record.number}" if len(top) == 1 else None}
         axes.plot(curve.index, curve.values, marker="." if len(curve) < 3 else "", **look)
@@ -123,9 +120,9 @@ def _curves(
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
 
 
-def _parallel(axes: Axes, search: SearchSpec, judged: Sequence[TrialRecord]) -> None:
+def _parallel(axes: Axes, spec: SearchSpec, judged: Sequence[TrialRecord]) -> None:
     """A line for each trial through its values, the quarter with the best outcome in colour."""
-    keys, first = list(search.space.domains), search.objectives[0]
+    keys, first = list(spec.space.domains), spec.objectives[0]
     if len(judged) < 2 or not keys:
         return
     outcome = [float(record.last[first.column]) for record in judged]
@@ -134,34 +131,26 @@ def _parallel(axes: Axes, search: SearchSpec, judged: Sequence[TrialRecord]) -> 
     low, high = min(outcome), max(outcome)
     for i in reversed(order):
         record = judged[i]
-        heights = [_height(search.space.domains[key], record.values.get(key)) for key in keys]
+        heights = [spec.space.position(key, record.values.get(key)) for key in keys]
         heights.append((outcome[i] - low) / (high - low) if high > low else 0.5)
         look: dict[str, Any] = {"color": INSIDE, "alpha": 0.9} if i in top else {"color": INK, "alpha": 0.2}
         axes.plot(range(len(heights)), heights, linewidth=1.2, **look)
     names = [key.removeprefix("algorithm.").removeprefix("task.") for key in keys]
     axes.set_xticks(range(len(keys) + 1), [*names, first.column.split("/", 1)[-1]], rotation=30, ha="right", fontsize=8)
-    for at, key in enumerate(keys):
-        ends = distributions.bounds(search.space.domains[key])
-        for place, value in ((-0.07, ends[0]), (1.03, ends[-1])):
-            axes.text(at, place, f"{value:.3g}" if isinstance(value, float) else str(value), ha="center", fontsize=7)
-    for place, value in ((-0.07, low), (1.03, high)):
-        axes.text(len(keys), place, f"{value:.3g}", ha="center", fontsize=7)
+    _label_ends(axes, spec.space, low, high)
     axes.set_ylim(-0.12, 1.12)
     axes.set_yticks([])
 
 
-def _height(domain: Any, value: Any) -> float:
-    """Where a value stands between the ends, from 0 to 1; not a number where the trial has none."""
-    if value is None and not hasattr(domain, "categories"):
-        return float("nan")
-    ends = distributions.bounds(domain)
-    if hasattr(domain, "categories"):
-        return ends.index(value) / max(1, len(ends) - 1) if value in ends else float("nan")
-    low, high, value = np.log([ends[0], ends[-1], value]) if distributions.logarithmic(domain) else (*ends, value)
-    return float((value - low) / (high - low)) if high > low else 0.5
+def _label_ends(axes: Axes, space: Space, low: float, high: float) -> None:
+    """Write the bounds of each key, and of the outcome, below and above its axis."""
+    ends = [(space.bounds(key)[0], space.bounds(key)[-1]) for key in space.domains]
+    for at, (bottom, top) in enumerate([*ends, (low, high)]):
+        for place, value in ((-0.07, bottom), (1.03, top)):
+            axes.text(at, place, f"{value:.3g}" if isinstance(value, float) else str(value), ha="center", fontsize=7)
 
 
-def _bars(axes: Axes, weights: Weights) -> None:
+def _bars(axes: Axes, weights: Importance) -> None:
     if not weights:
         return
     order = sorted(weights, key=lambda key: weights[key])
@@ -172,13 +161,13 @@ def _bars(axes: Axes, weights: Weights) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _pairs(axes: Axes, one: Objective, other: Objective, judged: Sequence[TrialRecord]) -> None:
-    """A dot for each trial, those that no other beats in both joined by a line."""
+def _pairs(axes: Axes, one: Objective, other: Objective, results: SearchResults, judged: Sequence[TrialRecord]) -> None:
+    """A dot for each trial; a line joins the Pareto front of the two columns."""
     known = [record for record in judged if record.last.get(other.column) is not None]
-    known = [record for record in known if record.status == "done"] or known
+    known = [record for record in known if record.done] or known
     if other.column == one.column or len({record.last[other.column] for record in known}) < 2:
         return
-    front = sorted(pareto(known, [one, other]), key=lambda record: float(record.last[one.column]))
+    front = sorted(results.pareto_front(known, [one, other]), key=lambda record: float(record.last[one.column]))
     axes.plot(*_xy(known, one, other), "o", color=INK, alpha=0.45, markersize=4)
     axes.plot(*_xy(front, one, other), "o-", color=INSIDE, markersize=5, label="not beaten in both")
     axes.set_xlabel(f"{one.column} ({one.better} is better)")
@@ -188,14 +177,14 @@ def _pairs(axes: Axes, one: Objective, other: Objective, judged: Sequence[TrialR
 
 
 def _xy(records: Sequence[TrialRecord], one: Objective, other: Objective) -> tuple[list[float], list[float]]:
-    return [float(e.last[one.column]) for e in records], [float(e.last[other.column]) for e in records]
+    return [float(r.last[one.column]) for r in records], [float(r.last[other.column]) for r in records]
 
 
-def _lengths(axes: Axes, search: SearchSpec, records: Sequence[TrialRecord]) -> None:
-    if all(record.rounds == search.rounds for record in records):
+def _lengths(axes: Axes, spec: SearchSpec, records: Sequence[TrialRecord]) -> None:
+    if all(record.rounds == spec.rounds for record in records):
         return
     lengths = sorted((record.rounds for record in records), reverse=True)
     axes.bar(range(1, len(lengths) + 1), lengths, color=INSIDE, width=1.0)
-    axes.axhline(search.rounds, color=INK, linestyle=":")
+    axes.axhline(spec.rounds, color=INK, linestyle=":")
     axes.set_xlabel("trials, the longest first")
     axes.set_ylabel("rounds")

@@ -1,4 +1,4 @@
-"""Distributions of a search: Ray Tune's own, read from text and written as text, with their ends."""
+"""Distributions of a search: those of Ray Tune, parsed from text, written as text, with their bounds."""
 
 from __future__ import annotations
 
@@ -8,47 +8,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
-from ray.tune.search.sample import (
-    Categorical,
-    Domain,
-    Float,
-    Grid,
-    Integer,
-    LogUniform,
-    Quantized,
-    Uniform,
-)
+from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform, Quantized, Uniform
 
 from raysim.config.introspection import PlainValue, to_python_value
 from raysim.core.errors import ConfigError
 
-RANGES = {  # name in text -> how many numbers it takes
+RANGES = {  # name in the text -> number of its arguments
     **dict.fromkeys(("uniform", "loguniform", "randint", "lograndint"), 2),
     **dict.fromkeys(("quniform", "qloguniform", "qrandint", "qlograndint"), 3),
 }
-LISTS = ("choice", "grid")
+CHOICES = ("choice", "grid")
 EXAMPLES = "uniform(0, 1), loguniform(1e-4, 1e-1), quniform(0, 1, 0.1), randint(1, 9), choice(a, b) or grid(a, b)"
-WORDS = {"true": True, "false": False, "none": None, "null": None}
-KINDS = (bool, int, float, str, type(None))  # and tuples of them
+LITERALS = {"true": True, "false": False, "none": None, "null": None}
+CHOICE_TYPES = (bool, int, float, str, type(None))  # and tuples of them
 
 
 def parse_distribution(text: str, key: str) -> Domain:
-    """The distribution that `text` writes, such as `uniform(0.2, 1)`. Raises ConfigError, naming `key`, if none.
+    """The distribution that `text` describes, such as `uniform(0.2, 1)`. Raises ConfigError, naming `key`, if none.
 
-    Nothing in it is run: it is taken apart as syntax.
+    The text is parsed as syntax and never evaluated.
     """
     try:
         call = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise _unread(text, key) from error
+        raise _parse_error(text, key) from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
-        raise _unread(text, key)
-    name, values = call.func.id, [_value(node, text, key) for node in call.args]
-    if name in LISTS:
-        inner = list(values[0]) if len(values) == 1 and isinstance(values[0], tuple) else values
-        return listed_choices(inner, key, grid=name == "grid")
+        raise _parse_error(text, key)
+    name, values = call.func.id, [_argument(node, text, key) for node in call.args]
+    if name in CHOICES:
+        listed = list(values[0]) if len(values) == 1 and isinstance(values[0], tuple) else values
+        return listed_choices(listed, key, grid=name == "grid")
     if name not in RANGES or len(values) != RANGES[name]:
-        raise _unread(text, key)
+        raise _parse_error(text, key)
     return _range(name, values, text, key)
 
 
@@ -65,26 +56,26 @@ def _range(name: str, values: list[Any], text: str, key: str) -> Domain:
     if name.startswith("q") and values[2] <= 0:
         raise ConfigError(f"{key}: {text}: the last number is a step, above 0")
     try:
-        made: Domain = getattr(tune, name)(*values)
-    except ValueError as error:  # ends that are no multiples of the step
+        domain: Domain = getattr(tune, name)(*values)
+    except ValueError as error:  # bounds that are no multiples of the step
         raise ConfigError(f"{key}: {text}: {error}") from error
-    return made
+    return domain
 
 
 def listed_choices(values: list[Any], key: str, *, grid: bool) -> Categorical:
-    """One of `values`, or in a grid each of them in turn."""
+    """A choice among `values`, or with `grid` each of them in turn. Raises ConfigError for values without a text."""
     if not values:
         raise ConfigError(f"{key}: a {'grid' if grid else 'choice'} needs at least one value")
-    made = Categorical([_kept(to_python_value(value), key) for value in values])
-    made.set_sampler(Grid() if grid else Categorical._Uniform())
-    return made
+    domain = Categorical([_checked_choice(to_python_value(value), key) for value in values])
+    sampled: Categorical = domain.grid() if grid else domain.uniform()
+    return sampled
 
 
-def _kept(value: PlainValue, key: str) -> PlainValue:
-    """`value` itself. Raises ConfigError for what could not be read again from the text that is kept of it."""
+def _checked_choice(value: PlainValue, key: str) -> PlainValue:
+    """`value`, unchanged. Raises ConfigError for one that cannot be parsed again from its text."""
     if isinstance(value, tuple):
-        return tuple(_kept(item, key) for item in value)
-    if type(value) not in KINDS or (isinstance(value, float) and not math.isfinite(value)):
+        return tuple(_checked_choice(item, key) for item in value)
+    if type(value) not in CHOICE_TYPES or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(
             f"{key}: {value!r} ({type(value).__name__}) cannot be one of a choice: expected finite numbers, text, "
             "True, False, None, or lists of them"
@@ -92,63 +83,68 @@ def _kept(value: PlainValue, key: str) -> PlainValue:
     return value
 
 
-def taken(value: Any, key: str) -> Domain | PlainValue:
-    """What stands under a key of a space: a distribution of Tune's, or a plain value that is not searched.
+def from_value(value: Any, key: str) -> Domain | PlainValue:
+    """The entry of a space under `key`: a distribution of Ray Tune, or a plain value that is not searched.
 
-    Raises ConfigError for one whose ends are not known: every value must be checked before the first trial.
+    Raises ConfigError for a distribution without known bounds: all of them are checked before the first trial.
     """
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
         return listed_choices(list(value["grid_search"]), key, grid=True)
     if not isinstance(value, Domain):
         return to_python_value(value)
-    sampler = value.get_sampler()
-    inner = sampler.get_sampler() if isinstance(sampler, Quantized) else sampler
     if isinstance(value, Categorical):
         return listed_choices(list(value.categories), key, grid=value.is_grid())
-    if not isinstance(value, Float | Integer) or not isinstance(inner, Uniform | LogUniform):
+    if not isinstance(value, Float | Integer) or not isinstance(_base_sampler(value), Uniform | LogUniform):
         raise ConfigError(f"{key}: {type(value).__name__} has no ends that could be checked; use {EXAMPLES}")
-    return parse_distribution(to_text(value), key)  # as if it were text: the same checks
+    return parse_distribution(to_text(value), key)  # so that a range from Python passes the same checks as text
+
+
+def _base_sampler(domain: Domain) -> Any:
+    """The sampler of a range, without the rounding to its step."""
+    sampler = domain.get_sampler()
+    return sampler.get_sampler() if isinstance(sampler, Quantized) else sampler
 
 
 def to_text(domain: Any) -> str:
-    """The text that `parse_distribution` understands."""
+    """The text that `parse_distribution` reads back as the same distribution."""
     if isinstance(domain, Categorical):
         listed = ", ".join(map(_literal, domain.categories))
         if len(domain.categories) == 1 and isinstance(domain.categories[0], tuple):
-            listed = f"[{listed}]"  # a single list would be taken for the values themselves
+            listed = f"[{listed}]"  # a single list would be read as the list of choices
         return f"{'grid' if domain.is_grid() else 'choice'}({listed})"
-    sampler = domain.get_sampler()
-    step = sampler.q if isinstance(sampler, Quantized) else None
-    inner = sampler.get_sampler() if isinstance(sampler, Quantized) else sampler
+    step = step_of(domain)
     name = "randint" if isinstance(domain, Integer) else "uniform"
-    log = "log" if isinstance(inner, LogUniform) else ""
+    log = "log" if is_logarithmic(domain) else ""
     numbers = [domain.lower, domain.upper, *([step] if step is not None else [])]
     arguments = ", ".join(repr(to_python_value(number)) for number in numbers)
     return f"{'q' if step is not None else ''}{log}{name}({arguments})"
 
 
 def bounds(domain: Any) -> list[Any]:
-    """The smallest and the largest value that it can give, or every one of a choice."""
+    """The smallest and the largest value of a range, or all values of a choice."""
     if isinstance(domain, Categorical):
         return list(domain.categories)
     step = step_of(domain)
     if isinstance(domain, Integer):
-        # Tune leaves the upper end out, but where it has a step.
+        # Tune excludes the upper bound, except where the range has a step.
         last = domain.upper - 1 if step in (None, 1) else domain.upper
-        return [domain.lower, last] if step is None else [_up(domain.lower, step), _down(last, step)]
+        return [domain.lower, last] if step is None else [_round_up(domain.lower, step), _round_down(last, step)]
     if step is None:
         return [float(domain.lower), float(domain.upper)]
-    return [clean(_up(domain.lower, step)), clean(_down(domain.upper, step))]
+    return [to_python(_round_up(domain.lower, step)), to_python(_round_down(domain.upper, step))]
 
 
-def samples(domain: Any) -> list[Any]:
-    """Its ends, or every value of a choice, and of a range one in between: a key may take whole numbers only."""
-    found = bounds(domain)
-    return found if isinstance(domain, Categorical) else [*found, clip(domain, found[0] + 0.37 * (found[1] - found[0]))]
+def validation_values(domain: Any) -> list[Any]:
+    """The values to validate before a search: all of a choice; of a range its bounds and one between them.
+
+    The one between them finds a key that takes whole numbers only.
+    """
+    ends = bounds(domain)
+    return ends if isinstance(domain, Categorical) else [*ends, clip(domain, ends[0] + 0.37 * (ends[1] - ends[0]))]
 
 
-def grid_of(domain: Domain, key: str) -> list[Any]:
-    """Every value that it can give. Raises ConfigError for a range without a step."""
+def grid_values(domain: Domain, key: str) -> list[Any]:
+    """All values of a distribution. Raises ConfigError for a continuous range without a step."""
     if isinstance(domain, Categorical):
         return list(domain.categories)
     step = step_of(domain) or (1 if isinstance(domain, Integer) else None)
@@ -159,28 +155,28 @@ def grid_of(domain: Domain, key: str) -> list[Any]:
         )
     first, last = bounds(domain)
     count = round((last - first) / step) + 1
-    return [type(first)(clean(first + number * step)) for number in range(count)]
+    return [type(first)(to_python(first + index * step)) for index in range(count)]
 
 
 def sample(domain: Domain, rng: Any) -> Any:
-    """A value of it, from a numpy generator."""
+    """A random value, from a numpy generator."""
     if isinstance(domain, Categorical):
         return domain.categories[int(rng.integers(len(domain.categories)))]
-    return clean(domain.sample(random_state=rng))
+    return to_python(domain.sample(random_state=rng))
 
 
 def clip(domain: Domain, value: Any) -> Any:
-    """`value`, within the ends of a range and on its steps; of a choice, itself."""
+    """`value` moved into the bounds of a range and onto its steps; unchanged for a choice."""
     if isinstance(domain, Categorical) or not isinstance(value, int | float):
         return value
     first, last = bounds(domain)
     step = step_of(domain)
-    near = first + round((value - first) / step) * step if step else value
-    return clean(type(first)(min(max(near, first), last)))
+    nearest = first + round((value - first) / step) * step if step else value
+    return to_python(type(first)(min(max(nearest, first), last)))
 
 
 def contains(domain: Domain, value: Any) -> bool:
-    """Whether it can give `value`."""
+    """Whether the distribution can give `value`."""
     if isinstance(domain, Categorical):
         return value in domain.categories
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -189,50 +185,49 @@ def contains(domain: Domain, value: Any) -> bool:
 
 
 def step_of(domain: Domain) -> Any:
-    """The step of a range; None where it has none."""
+    """The step of a range; None for a range without one."""
     sampler = domain.get_sampler()
     return sampler.q if isinstance(sampler, Quantized) else None
 
 
-def logarithmic(domain: Domain) -> bool:
-    """Whether a range is drawn by its logarithm."""
-    sampler = domain.get_sampler()
-    return isinstance(sampler.get_sampler() if isinstance(sampler, Quantized) else sampler, LogUniform)
+def is_logarithmic(domain: Domain) -> bool:
+    """Whether the logarithm of a range is sampled uniformly."""
+    return isinstance(_base_sampler(domain), LogUniform)
 
 
-def clean(value: Any) -> Any:
-    """Plain Python, without the dust of sums: 0.3 and not 0.30000000000000004."""
+def to_python(value: Any) -> Any:
+    """A Python number without the rounding error of sums: 0.3, not 0.30000000000000004."""
     if isinstance(value, float):
         return float(f"{value:.12g}")
     if hasattr(value, "item"):
-        return clean(value.item())
+        return to_python(value.item())
     return value
 
 
-def _up(number: Any, step: Any) -> Any:
+def _round_up(number: Any, step: Any) -> Any:
     return math.ceil(number / step - 1e-9) * step
 
 
-def _down(number: Any, step: Any) -> Any:
+def _round_down(number: Any, step: Any) -> Any:
     return math.floor(number / step + 1e-9) * step
 
 
-def _unread(text: str, key: str) -> ConfigError:
+def _parse_error(text: str, key: str) -> ConfigError:
     return ConfigError(f"{key}: cannot read {text!r}: expected {EXAMPLES}")
 
 
-def _value(node: ast.expr, text: str, key: str) -> Any:
+def _argument(node: ast.expr, text: str, key: str) -> Any:
     if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str | None):
         return node.value
     if isinstance(node, ast.Name):
-        return WORDS.get(node.id.lower(), node.id)
+        return LITERALS.get(node.id.lower(), node.id)
     if isinstance(node, ast.List | ast.Tuple):
-        return tuple(_value(item, text, key) for item in node.elts)
+        return tuple(_argument(item, text, key) for item in node.elts)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        inner = _value(node.operand, text, key)
-        if isinstance(inner, int | float):
-            return -inner
-    raise _unread(text, key)
+        number = _argument(node.operand, text, key)
+        if isinstance(number, int | float):
+            return -number
+    raise _parse_error(text, key)
 
 
 def _literal(value: Any) -> str:

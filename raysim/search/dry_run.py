@@ -1,4 +1,4 @@
-"""`raysim tune --dry-run`: the trials that would start, what each needs, and how long it all takes, by two rounds."""
+"""`raysim tune --dry-run`: the trials, the resources of each, and an estimate of the time from two measured rounds."""
 
 from __future__ import annotations
 
@@ -18,49 +18,52 @@ from raysim.federation.fleet import EVALUATION_PHASE
 from raysim.federation.plan import build_plan
 from raysim.federation.runner import local_fleet, plan_rounds
 from raysim.federation.validation import validate
-from raysim.reporting.search_console import SearchConsole, format_duration, format_keys
+from raysim.reporting.search_console import SearchConsole, format_duration, format_values
 from raysim.search.trial_resources import TrialPlacement
-from raysim.search.trial_store import TrialRecord
 
-SHOWN = 20
+MAX_TRIALS_SHOWN = 20
 
 
-def print_dry_run(need: TrialPlacement, trials: Sequence[Mapping[str, Any]], show: SearchConsole) -> None:
-    """Print it; two rounds of the first trial are really played, in this process."""
-    search, table = need.search, Table("trial", "keys", box=SIMPLE_HEAD)
-    for number, values in enumerate(trials[:SHOWN], 1):
-        table.add_row(str(number), Text(format_keys(TrialRecord(number, values))))
-    show.console.print(table)
-    if len(trials) > SHOWN:
-        show.say(f"and {len(trials) - SHOWN} more")
-    cells, seconds = search.variants_of(trials[0]), _round(need, trials[0])
-    rounds = [values.get("rounds", search.rounds) for values in trials]
-    total = seconds * sum(rounds) * len(cells) / need.concurrent_trials / _actors(need)
-    federations = f", {len(cells)} federations in each" if len(cells) > 1 else ""
+def print_dry_run(placement: TrialPlacement, trials: Sequence[Mapping[str, Any]], console: SearchConsole) -> None:
+    """Print the trials with these values, their resources and the estimated time.
+
+    Two rounds of the first trial run in this process, to measure the time.
+    """
+    spec, table = placement.spec, Table("trial", "keys", box=SIMPLE_HEAD)
+    for number, values in enumerate(trials[:MAX_TRIALS_SHOWN], 1):
+        table.add_row(str(number), Text(format_values(values)))
+    console.console.print(table)
+    if len(trials) > MAX_TRIALS_SHOWN:
+        console.say(f"and {len(trials) - MAX_TRIALS_SHOWN} more")
+    variants, seconds, actors = spec.variants_of(trials[0]), _measure_round(placement, trials[0]), _actors(placement)
+    rounds = [values.get("rounds", spec.rounds) for values in trials]
+    total = seconds * sum(rounds) * len(variants) / placement.concurrent_trials / actors
+    federations = f", {len(variants)} federations in each" if len(variants) > 1 else ""
     most = f"{'up to ' if min(rounds) < max(rounds) else ''}{pluralize(max(rounds), 'round')}"
-    show.say(f"{pluralize(len(trials), 'trial')} of {most}{federations}; {need.description}")
-    show.say(
-        f"{need.concurrent_trials} at once; a round takes {seconds:.2f} s in one process, as the first trial has it"
+    console.say(f"{pluralize(len(trials), 'trial')} of {most}{federations}; {placement.description}")
+    console.say(
+        f"{placement.concurrent_trials} at once; a round takes {seconds:.2f} s in one process, "
+        "measured on the first trial"
     )
-    shared = ", client actors share its work evenly" if _actors(need) > 1 else ""
-    show.say(
+    shared = ", client actors share its work evenly" if actors > 1 else ""
+    console.say(
         f"about {format_duration(total)} in all if every trial goes through all its rounds{shared}; nothing was started"
     )
 
 
-def _actors(need: TrialPlacement) -> int:
-    """The client actors that a trial's sites are shared out to."""
-    assert need.search.task is not None
-    return max(1, min(len(need.bundles) - 1, len(need.search.task.inside)))
+def _actors(placement: TrialPlacement) -> int:
+    """The number of client actors that share the sites of a trial."""
+    assert placement.spec.task is not None
+    return max(1, min(len(placement.bundles) - 1, len(placement.spec.task.inside)))
 
 
-def _round(need: TrialPlacement, values: Mapping[str, Any]) -> float:
-    """Seconds of a round, with its share of the evaluation: of the second one, for the first opens the data."""
-    search = need.search
-    cell = next(iter(search.variants_of(values).values()))
-    config = search.config(values, cell)
-    task = search.task if search.task is not None and config.task == search.task_config else config.task.build(None)
-    # All sites of the cohort, and an evaluation in each round: its share is taken off below.
+def _measure_round(placement: TrialPlacement, values: Mapping[str, Any]) -> float:
+    """Seconds of a round with its share of the evaluation: of the second one, because the first opens the data."""
+    spec = placement.spec
+    variant = next(iter(spec.variants_of(values).values()))
+    config = spec.config(values, variant)
+    task = spec.task if spec.task is not None and config.task == spec.task_config else config.task.build(None)
+    # All sites of the cohort, and an evaluation in each round, whose share is subtracted below.
     timed = replace(config, evaluate_every=1, cohort=Cohort(size=config.cohort.size))
     plan = build_plan(timed, Path.cwd(), task=task)
     validate(plan)

@@ -1,87 +1,92 @@
-"""What trials are judged by: columns of a round, each with the direction in which it improves."""
+"""The objectives of a search: columns of a round's row, each with the direction in which it improves."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
+from raysim.core.numeric import is_number
 from raysim.core.suggestions import did_you_mean
 from raysim.federation.plan import chosen_metric
 from raysim.storage.recorder import AGGREGATES, direction
 
-COST_COLUMNS = {"bytes": "bytes", "seconds": "spent"}  # what a trial has spent so far
-SHORT = ("mean", "weighted", "worst", "outside", *COST_COLUMNS)
+if TYPE_CHECKING:
+    from raysim.search.trial_store import TrialRecord
+
+COST_COLUMNS = {"bytes": "bytes", "seconds": "spent"}  # the cumulative costs of a trial
+SHORT_METRICS = ("mean", "weighted", "worst", "outside", *COST_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A column of a round's row, and which way it improves."""
+    """A column of a round's row, and the direction in which it improves."""
 
     column: str
     better: Literal["higher", "lower"]
 
     @property
     def mode(self) -> str:
-        """The direction in Tune's words."""
+        """The direction as Ray Tune names it."""
         return "max" if self.better == "higher" else "min"
 
-    def beats(self, value: float, other: float) -> bool:
-        """Whether `value` is better."""
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether `value` is strictly better than `other`."""
         return value > other if self.better == "higher" else value < other
 
 
-def objectives(text: str | None, tasks: Sequence[Task], metric: str | None, held_out: bool) -> tuple[Objective, ...]:
-    """The objectives that `text` names, separated by commas: `worst`, `mean,worst,bytes`, `outside/test/dice/worst`.
+def parse_objectives(
+    text: str | None, tasks: Sequence[Task], metric: str | None, held_out: bool
+) -> tuple[Objective, ...]:
+    """The objectives in `text`, separated by commas: `worst`, `mean,worst,bytes`, `outside/test/dice/worst`.
 
-    `tasks` are those of a trial's federations. `metric` is that of the run, role/split/metric, which the short ones
-    speak of; where a site is held out it is that of the outside sites. Raises ConfigError for what no site can have.
+    `tasks` are those of a trial's federations. `metric` is that of the run, role/split/metric, which short names
+    refer to; where a site is held out it is that of the outside sites. Raises ConfigError for one that no site has.
     """
     main = chosen_metric(tasks[0], metric)
     if held_out and metric is None:
-        main = _outside(tasks, main)
-    found = tuple(_objective(part.strip(), tasks, main) for part in (text or "mean").split(","))
-    if len({each.column for each in found}) < len(found):
+        main = _outside_metric(tasks, main)
+    objectives = tuple(_parse_objective(part.strip(), tasks, main) for part in (text or "mean").split(","))
+    if len({each.column for each in objectives}) < len(objectives):
         raise ConfigError(f"--metric {text}: the same thing twice")
-    if held_out and (trained := [each.column for each in found if each.column.startswith("inside/")]):
+    if held_out and (inside := [each.column for each in objectives if each.column.startswith("inside/")]):
         raise ConfigError(
-            f"{trained[0]} judges the sites that train, and --holdout those held out: give --metric outside, or "
-            f"outside/{trained[0].split('/', 1)[1]}, and no metric of inside sites"
+            f"{inside[0]} judges the sites that train, and --holdout those held out: give --metric outside, or "
+            f"outside/{inside[0].split('/', 1)[1]}, and no metric of inside sites"
         )
-    return found
+    return objectives
 
 
-def _objective(name: str, tasks: Sequence[Task], main: str) -> Objective:
+def _parse_objective(name: str, tasks: Sequence[Task], main: str) -> Objective:
     if name in COST_COLUMNS:
         return Objective(COST_COLUMNS[name], "lower")
     if name == "outside":
-        main, name = _outside(tasks, main), "mean"
+        main, name = _outside_metric(tasks, main), "mean"
     if name in AGGREGATES:
-        return _judged(f"{main}/{name}", tasks[0])
-    stem, _, kind = name.rpartition("/")
-    if kind not in AGGREGATES:
-        stem, kind = name, "mean"
+        return _with_direction(f"{main}/{name}", tasks[0])
+    stem, _, aggregate = name.rpartition("/")
+    if aggregate not in AGGREGATES:
+        stem, aggregate = name, "mean"
     if stem.count("/") != 2:
         raise ConfigError(
-            f"--metric {name!r}{did_you_mean(name, SHORT)}: expected {', '.join(SHORT)}, or role/split/metric such as "
-            f"{main}, with /worst or /weighted after it"
+            f"--metric {name!r}{did_you_mean(name, SHORT_METRICS)}: expected {', '.join(SHORT_METRICS)}, or "
+            f"role/split/metric such as {main}, with /worst or /weighted after it"
         )
-    chosen = [chosen_metric(task, stem) for task in tasks]  # each refuses what its sites do not have
-    return _judged(f"{chosen[0]}/{kind}", tasks[0])
+    chosen = [chosen_metric(task, stem) for task in tasks]  # raises for a metric that no site of a task has
+    return _with_direction(f"{chosen[0]}/{aggregate}", tasks[0])
 
 
-def _judged(column: str, task: Task) -> Objective:
+def _with_direction(column: str, task: Task) -> Objective:
     better = direction(column.rpartition("/")[0], task.score.better)
     if better is None:
         raise ConfigError(f"--metric {column}: it has no better and no worse")
     return Objective(column, better)
 
 
-def _outside(tasks: Sequence[Task], main: str) -> str:
-    """The split that the outside sites of every federation have."""
+def _outside_metric(tasks: Sequence[Task], main: str) -> str:
+    """The metric `main` at the outside sites, on the first split that those of every task have."""
     metric = main.split("/", 2)[2]
     for split in ("val", "test"):
         if all(any(task.sizes[site].get(split, 0) for site in task.outside) for task in tasks):
@@ -92,39 +97,49 @@ def _outside(tasks: Sequence[Task], main: str) -> str:
     raise ConfigError(f"neither val rows nor test rows are at all outside sites to judge by ({sites}); add some")
 
 
+def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """The records that no other dominates, the best by the first objective first.
+
+    One dominates another if it is as good in every objective and better in one.
+    """
+
+    def is_dominated(one: TrialRecord, other: TrialRecord) -> bool:
+        pairs = [(each, one.last[each.column], other.last[each.column]) for each in objectives]
+        return not any(each.is_better(a, b) for each, a, b in pairs) and any(
+            each.is_better(b, a) for each, a, b in pairs
+        )
+
+    first = objectives[0]
+    front = [record for record in records if not any(is_dominated(record, other) for other in records)]
+    return sorted(front, key=lambda record: record.last[first.column], reverse=first.better == "higher")
+
+
 def combine_rows(rows: Sequence[tuple[int, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:
-    """One row for several federations of a trial, each with its seed: over held-out sites the mean, and the worst of
-    what is a worst; then the mean over seeds. Of each column over the rows that have it: a site may lack a metric."""
+    """One row for the federations of a trial, each given with its seed.
+
+    Over held-out sites the mean, and of a column `worst` the worst; then the mean over seeds. A column is averaged
+    over the rows that have it: a site may lack a metric.
+    """
     by_seed: dict[int, list[Mapping[str, Any]]] = {}
     for seed, row in rows:
         by_seed.setdefault(seed, []).append(row)
-    return _means([_held_out(group, better) for group in by_seed.values()])
+    return _column_means([_combine_held_out(group, better) for group in by_seed.values()])
 
 
-def _held_out(rows: Sequence[Mapping[str, Any]], better: Mapping[str, Any]) -> dict[str, Any]:
-    found = _means(rows)
-    for column in found:
-        stem, _, kind = column.rpartition("/")
-        if kind == "worst":
+def _combine_held_out(rows: Sequence[Mapping[str, Any]], better: Mapping[str, Any]) -> dict[str, Any]:
+    combined = _column_means(rows)
+    for column in combined:
+        stem, _, aggregate = column.rpartition("/")
+        if aggregate == "worst":
             worst = max if direction(stem, better) == "lower" else min
-            found[column] = worst(_numbers(rows, column))
-    return found
+            combined[column] = worst(_numbers(rows, column))
+    return combined
 
 
-def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    known = {name: _numbers(rows, name) for row in rows for name in row}
-    return {name: sum(values) / len(values) for name, values in known.items() if values}
+def _column_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    columns = {name: _numbers(rows, name) for row in rows for name in row}
+    return {name: sum(values) / len(values) for name, values in columns.items() if values}
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows if is_number(row.get(name))]
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a number, which true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def is_finite_number(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a number that trials can be judged by."""
-    return is_number(value) and math.isfinite(value)

@@ -19,22 +19,22 @@ class SearchControl:
 
     def __init__(self, results: SearchResults, total: int) -> None:
         self.results, self.total = results, total
-        self.control = RunControl(f"{results.search.out.name}-{token_hex(3)}")
+        self.control = RunControl(f"{results.spec.out.name}-{token_hex(3)}")
 
     def publish(self, running: int) -> bool:
         """Publish the status if it is time, with the number of `running` trials; whether a stop was requested."""
         if not self.control.due():
             return False
-        report_trials(self.results.search.out.name, self._counts(running))
+        report_trials(self.results.spec.out.name, self._counts(running))
         return self.control.publish(self._status(running))
 
     def _counts(self, running: int) -> dict[str, int]:
-        states = Counter(record.status for record in self.results.records.values() if not record.unfinished)
+        states = Counter(str(record.status) for record in self.results.records.values() if not record.unfinished)
         counts = {name: states[name] for name in ("done", "stopped", "failed")}
         return counts | {"running": running, "waiting": max(0, self.total - sum(counts.values()) - running)}
 
     def _status(self, running: int) -> RunStatus:
-        search, counts = self.results.search, self._counts(running)
+        search, counts = self.results.spec, self._counts(running)
         first, best = search.objectives[0], self.results.best()
         assert search.task is not None
         return RunStatus(

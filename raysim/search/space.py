@@ -1,6 +1,6 @@
-"""The space of a search: dotted keys with distributions, where they come from, and the look at all of them before it.
+"""The space of a search: dotted keys with distributions, fixed values, and the points to try first.
 
-A key such as `algorithm.fedsm.pull` counts where `algorithm` is searched too, in the trials that draw `fedsm`.
+A key such as `algorithm.fedsm.pull` is conditional: it is active in the trials whose `algorithm` is `fedsm`.
 """
 
 from __future__ import annotations
@@ -9,242 +9,214 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from ray.tune.search.sample import Categorical, Domain
 
-from raysim.config.introspection import format_setting, to_python_value
+from raysim.config.introspection import to_python_value
 from raysim.config.merge import SHORT_KEYS, merge, nested_keys
-from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
-from raysim.core.registry import algorithms
 from raysim.core.seeding import numpy_generator
 from raysim.core.suggestions import did_you_mean
 from raysim.search import distributions
 
-UNSEARCHABLE = {  # keys that a search does not vary, and why
-    **dict.fromkeys(("resources", "backend", "ray_address"), "it changes no result"),
-    **dict.fromkeys(
-        ("metric", "evaluate_every", "checkpoint_every"), "it says how trials are judged, not what they do"
-    ),
-    "chaos": "it makes trouble, which is the same for all trials",
-}
-Values = Mapping[str, Any]  # by the space's own keys
+Values = Mapping[str, Any]  # the values of a trial, by the keys of its space
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched, what is fixed, and the points to look at first."""
+    """The searched keys with their distributions, the fixed keys, and the points to try first."""
 
     domains: Mapping[str, Domain] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     points: Sequence[Values] = ()
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The algorithms that are searched over; none if there is one."""
-        found = self.domains.get("algorithm")
-        return tuple(found.categories) if isinstance(found, Categorical) else ()
+    def algorithm_names(self) -> tuple[str, ...]:
+        """The algorithms that are searched over; empty if the algorithm is not searched."""
+        domain = self.domains.get("algorithm")
+        return tuple(domain.categories) if isinstance(domain, Categorical) else ()
 
     def is_active(self, key: str, values: Values) -> bool:
-        """Whether `key` means something in a trial of these `values`."""
-        of = self._owner(key)
-        return of is None or values.get("algorithm") == of
+        """Whether `key` has an effect in a trial with these `values`."""
+        name = self._algorithm_of(key)
+        return name is None or values.get("algorithm") == name
 
-    def _owner(self, key: str) -> str | None:
-        # By its whole name: that of a class of the user's own has dots in it.
-        return next((name for name in self.names if key.startswith(f"algorithm.{name}.")), None)
+    def _algorithm_of(self, key: str) -> str | None:
+        """The algorithm that `key` is conditional on; None if it is not conditional."""
+        # Compared as a prefix: the name of a user's class contains dots.
+        return next((name for name in self.algorithm_names if key.startswith(f"algorithm.{name}.")), None)
 
-    def override(self, words: Mapping[str, Domain]) -> Space:
-        """The same with these distributions over its own; of its points what still lies within."""
-        gone = set(self.names) - set(Space(words).names) if "algorithm" in words else set()
-        kept = {key: domain for key, domain in self.domains.items() if self._owner(key) not in gone} | dict(words)
+    def override(self, domains: Mapping[str, Domain]) -> Space:
+        """The space with these distributions in place of its own; points outside of them are dropped."""
+        removed = set(self.algorithm_names) - set(Space(domains).algorithm_names) if "algorithm" in domains else set()
+        kept = {key: domain for key, domain in self.domains.items() if self._algorithm_of(key) not in removed}
         points = [
-            {key: value for key, value in point.items() if key not in words or _contains(words[key], value)}
+            {key: value for key, value in point.items() if key not in domains or contains(domains[key], value)}
             for point in self.points
-            if point.get("algorithm") not in gone
+            if point.get("algorithm") not in removed
         ]
-        return replace(self, domains=kept, points=tuple(points))
+        return replace(self, domains=kept | dict(domains), points=tuple(points))
 
-    def short(self, key: str) -> str:
-        """The key of a run that `key` gives: `algorithm.pull` for `algorithm.fedsm.pull`, where it counts."""
-        owner = self._owner(key)
-        return key.replace(f".{owner}.", ".", 1) if owner else key
+    def run_key(self, key: str) -> str:
+        """The key of a run that `key` sets: `algorithm.pull` for the conditional `algorithm.fedsm.pull`."""
+        name = self._algorithm_of(key)
+        return key.replace(f".{name}.", ".", 1) if name else key
 
-    def conditional(self, words: Values) -> tuple[dict[str, Any], dict[str, Domain]]:
-        """`words` without the keys of one algorithm among several, and those, each with the one value given."""
-        given = words.get("algorithm")
+    def split_conditional(self, overrides: Values) -> tuple[dict[str, Any], dict[str, Domain]]:
+        """`overrides` without their conditional keys, and those, each as a choice of the one value given."""
+        given = overrides.get("algorithm")
         algorithm = dict(given) if isinstance(given, Mapping) else {}
-        own = {name: algorithm.pop(name) for name in self.names if isinstance(algorithm.get(name), Mapping)}
-        if not own:
-            return dict(words), {}
-        kept = {key: value for key, value in words.items() if key != "algorithm"}
-        fixed = {f"algorithm.{name}.{key}": value for name, values in own.items() for key, value in values.items()}
-        single: dict[str, Domain] = {
-            key: distributions.listed_choices([value], key, grid=False) for key, value in fixed.items()
+        conditional = {
+            name: algorithm.pop(name) for name in self.algorithm_names if isinstance(algorithm.get(name), Mapping)
         }
-        return kept | ({"algorithm": algorithm} if algorithm else {}), single
+        if not conditional:
+            return dict(overrides), {}
+        rest = {key: value for key, value in overrides.items() if key != "algorithm"}
+        single: dict[str, Domain] = {
+            (key := f"algorithm.{name}.{option}"): distributions.listed_choices([value], key, grid=False)
+            for name, values in conditional.items()
+            for option, value in values.items()
+        }
+        return rest | ({"algorithm": algorithm} if algorithm else {}), single
 
-    def of_one(self, name: str) -> Space:
-        """What is left where the algorithm is given: its own keys without its name, and those of all."""
-        if not self.names:
+    def for_algorithm(self, name: str) -> Space:
+        """The space with `algorithm` fixed to `name`: its conditional keys become plain ones, others are dropped."""
+        if not self.algorithm_names:
             return self
 
-        def own(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {self.short(key): v for key, v in values.items() if self.is_active(key, {"algorithm": name})}
+        def active(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {self.run_key(key): v for key, v in values.items() if self.is_active(key, {"algorithm": name})}
 
-        points = tuple(own(point) for point in self.points if point.get("algorithm", name) == name)
-        return replace(self, domains=own(self.domains), points=points)
+        points = tuple(active(point) for point in self.points if point.get("algorithm", name) == name)
+        return replace(self, domains=active(self.domains), points=points)
 
-    def dotted(self, values: Values) -> dict[str, Any]:
-        """The keys of a run that these `values` give."""
-        found = {}
-        for key, value in values.items():
-            if self.is_active(key, values):
-                found[self.short(key)] = value
-        return found
-
-    def given(self, base: Mapping[str, Any], values: Values) -> dict[str, Any]:
-        """What a trial gives to `resolve`: `base` with the fixed keys and these `values`."""
+    def apply(self, base: Mapping[str, Any], values: Values) -> dict[str, Any]:
+        """The configuration of a trial, for `resolve`: `base` with these `values`."""
         result = dict(base)
-        for key, value in self.dotted(values).items():
-            result = merge(result, nested_keys(key, list(value) if isinstance(value, tuple) else value))
+        for key, value in self.active_values(values).items():
+            plain = list(value) if isinstance(value, tuple) else value
+            result = merge(result, nested_keys(self.run_key(key), plain))
         return result
 
     def sample(self, seed: int, number: int) -> dict[str, Any]:
-        """The values of trial `number`, drawn by (seed, number) alone: whatever ran before it, and where."""
+        """The values of trial `number`. They depend on `seed` and `number` only, not on other trials."""
         rng = numpy_generator(seed, "trial", number)
         values = {key: distributions.sample(domain, rng) for key, domain in self.domains.items()}
-        return self.counted(values | (dict(self.points[number - 1]) if number <= len(self.points) else {}))
+        return self.active_values(values | (dict(self.points[number - 1]) if number <= len(self.points) else {}))
 
-    def counted(self, values: Values) -> dict[str, Any]:
-        """Those of `values` that mean something together."""
+    def active_values(self, values: Values) -> dict[str, Any]:
+        """`values` without the conditional keys of other algorithms."""
         return {key: value for key, value in values.items() if self.is_active(key, values)}
 
-    def grid(self, only: bool = True) -> list[dict[str, Any]]:
-        """Every combination of all keys, or of those alone that are a grid (`only` False)."""
-        keys = [key for key, domain in self.domains.items() if only or domain.is_grid()]
+    def grid(self, *, all_keys: bool = True) -> list[dict[str, Any]]:
+        """All combinations of all keys, or of the keys declared as a grid."""
+        keys = [key for key, domain in self.domains.items() if all_keys or domain.is_grid()]
         rows: list[dict[str, Any]] = [{}]
         for key in keys:
-            values = distributions.grid_of(self.domains[key], key)
-            # A key that means nothing in a row makes no more rows of it.
-            rows = [row | {key: v} for row in rows for v in values if self.is_active(key, row)] + [
+            values = distributions.grid_values(self.domains[key], key)
+            # An inactive key adds no combinations.
+            rows = [row | {key: value} for row in rows for value in values if self.is_active(key, row)] + [
                 row for row in rows if not self.is_active(key, row)
             ]
         return rows
 
     def boundary_points(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each end of each key, alone, with the algorithm that it is for."""
+        """Each key with each of its validation values, and the algorithm that it is conditional on."""
         for key, domain in self.domains.items():
-            owner = self._owner(key)
-            names = [owner] if owner else self.names if key.startswith("algorithm.") and self.names else [None]
-            for name in names:
-                for value in distributions.samples(domain):
-                    yield key, ({"algorithm": name} if name else {}) | {key: value}
+            name = self._algorithm_of(key)
+            searched = self.algorithm_names if key.startswith("algorithm.") and self.algorithm_names else [None]
+            for algorithm in [name] if name else searched:
+                for value in distributions.validation_values(domain):
+                    yield key, ({"algorithm": algorithm} if algorithm else {}) | {key: value}
+
+    def text(self, key: str) -> str:
+        """The distribution of `key` as text."""
+        return distributions.to_text(self.domains[key])
+
+    def bounds(self, key: str) -> list[Any]:
+        """The smallest and the largest value of `key`, or all values of a choice."""
+        return distributions.bounds(self.domains[key])
+
+    def is_choice(self, key: str) -> bool:
+        """Whether the values of `key` are listed, not a range of numbers."""
+        return isinstance(self.domains[key], Categorical)
+
+    def position(self, key: str, value: Any) -> float:
+        """The position of `value` between the bounds of `key`, from 0 to 1; NaN for a value outside of a choice.
+
+        A logarithmic range is measured by its logarithm.
+        """
+        ends = self.bounds(key)
+        if self.is_choice(key):
+            return ends.index(value) / max(1, len(ends) - 1) if value in ends else float("nan")
+        if value is None:
+            return float("nan")
+        low, high = ends
+        if distributions.is_logarithmic(self.domains[key]):
+            low, high, value = np.log([low, high, value])
+        return float((value - low) / (high - low)) if high > low else 0.5
 
 
 def from_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: str = "the space") -> Space:
-    """The space of dotted keys with Tune's distributions, texts of them, or plain values, which stay as they are."""
+    """The space of dotted keys with distributions of Ray Tune, or plain values, which are fixed. Raises ConfigError."""
     for key in space:
         if not isinstance(key, str):
             raise ConfigError(f"{name}: key {key!r} is not text; expected a dotted key such as algorithm.lr")
-    taken = {key: distributions.taken(value, key) for key, value in _in_full(space, name).items()}
-    searched = {key: value for key, value in taken.items() if isinstance(value, Domain)}
-    fixed = {key: value for key, value in taken.items() if key not in searched}
-    return Space(searched, fixed, points_of(points, searched, name))
+    parsed = {key: distributions.from_value(value, key) for key, value in _with_long_keys(space, name).items()}
+    searched = {key: value for key, value in parsed.items() if isinstance(value, Domain)}
+    fixed = {key: value for key, value in parsed.items() if key not in searched}
+    return Space(searched, fixed, parse_points(points, searched, name))
 
 
-def points_of(points: Any, searched: Mapping[str, Domain], name: str) -> tuple[dict[str, Any], ...]:
-    """The points, each of keys that are searched. Raises ConfigError."""
+def parse_points(points: Any, searched: Mapping[str, Domain], name: str) -> tuple[dict[str, Any], ...]:
+    """The points to try first, by long keys. Raises ConfigError for a key that is not searched."""
     if isinstance(points, str | Mapping) or not all(isinstance(point, Mapping) for point in points):
         raise ConfigError(f"{name}: its points are {points!r}; expected a list of them: [{{'algorithm.lr': 0.01}}]")
-    found = []
+    parsed = []
     for point in points:
-        values = {key: to_python_value(value) for key, value in _in_full(point, name).items()}
+        values = {key: to_python_value(value) for key, value in _with_long_keys(point, name).items()}
         for key in values:
             if key not in searched:
                 raise ConfigError(f"{name}: a point gives {key}, which is not searched{did_you_mean(key, searched)}")
-        found.append(values)
-    return tuple(found)
+        parsed.append(values)
+    return tuple(parsed)
 
 
-def _in_full(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
-    """The same by long keys. Raises ConfigError for one that is given by its short key too."""
-    found: dict[str, Any] = {}
+def _with_long_keys(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """`values` by their long keys. Raises ConfigError for a key that is given in both forms."""
+    result: dict[str, Any] = {}
     for key, value in values.items():
-        if (long := _long(str(key))) in found:
+        if (long := _long_key(str(key))) in result:
             raise ConfigError(f"{name}: {long} is given twice, in its short form too; keep one of them")
-        found[long] = value
-    return found
+        result[long] = value
+    return result
 
 
-def _long(key: str) -> str:
-    """A key as it stands in a run: `network.norm` is `task.network.norm`."""
+def _long_key(key: str) -> str:
+    """The full key of a run: `task.network.norm` for `network.norm`."""
     if key in ("algorithm.name", "task.name"):
         return key.removesuffix(".name")
     first, dot, rest = key.partition(".")
     return "cohort.size" if key == "cohort" else f"{SHORT_KEYS.get(first, first)}{dot}{rest}"
 
 
-def from_cli(words: Iterable[str]) -> dict[str, Domain]:
-    """The distributions of `KEY=uniform(0.2, 1)` words."""
-    found: dict[str, Domain] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
+def from_cli(arguments: Iterable[str]) -> dict[str, Domain]:
+    """The distributions of `KEY=uniform(0.2, 1)` arguments, by long keys. Raises ConfigError."""
+    parsed: dict[str, Domain] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
         if not equals:
             raise ConfigError(
-                f"cannot read --space {word!r}: expected KEY=DISTRIBUTION, as in algorithm.lr={distributions.EXAMPLES}"
+                f"cannot read --space {argument!r}: expected KEY=DISTRIBUTION, as in "
+                f"algorithm.lr={distributions.EXAMPLES}"
             )
-        key = _long(key)
-        if key in found:
+        key = _long_key(key)
+        if key in parsed:
             raise ConfigError(f"--space {key} is given twice; keep one of them")
-        found[key] = distributions.parse_distribution(text, key)
-    return found
+        parsed[key] = distributions.parse_distribution(text, key)
+    return parsed
 
 
-def check(space: Space, base: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a key that no run has, for an end that it cannot take, and for a point out of range."""
-    for key in space.domains:
-        why = UNSEARCHABLE.get(key.split(".")[0])
-        if why:
-            raise ConfigError(f"{key} cannot be searched: {why}")
-    _check_names(space)
-    for key, values in space.boundary_points():
-        _try_resolve(space, base, values, f"{key} is {distributions.to_text(space.domains[key])}")
-    for number, point in enumerate(space.points, 1):
-        for key, value in point.items():
-            _check_point(space, key, value)
-        whole = space.sample(0, number)
-        _try_resolve(space, base, whole, f"point {number}")
-
-
-def _check_names(space: Space) -> None:
-    domain = space.domains.get("algorithm")
-    if domain is not None and not all(isinstance(name, str) for name in space.names or [None]):
-        raise ConfigError("algorithm is searched by name: expected choice(fedprox, fedsm)")
-    known = {} if space.names else algorithms()
-    for key in space.domains:
-        name = key.split(".")[1] if key.startswith("algorithm.") else ""
-        if name in known:
-            raise ConfigError(
-                f"{key}: a key of one algorithm among several needs algorithm=choice({name}, ...) beside it; "
-                f"else write algorithm.{key.split('.', 2)[2]}"
-            )
-
-
-def _check_point(space: Space, key: str, value: Any) -> None:
-    if key not in space.domains:
-        raise ConfigError(f"a point gives {key}, which is not searched{did_you_mean(key, space.domains)}")
-    if not _contains(space.domains[key], value):
-        raise ConfigError(
-            f"a point gives {format_setting(key, value)}, outside of {distributions.to_text(space.domains[key])}"
-        )
-
-
-def _contains(domain: Domain, value: Any) -> bool:
+def contains(domain: Domain, value: Any) -> bool:
+    """Whether the distribution can give `value`, which may hold numbers of numpy."""
     return distributions.contains(domain, to_python_value(value))
-
-
-def _try_resolve(space: Space, base: Mapping[str, Any], values: Values, what: str) -> None:
-    try:
-        resolve(space.given(base, values))
-    except ConfigError as error:
-        raise ConfigError(f"the search space: {what}: {error}") from error

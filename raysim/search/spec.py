@@ -1,4 +1,4 @@
-"""A search as values: what all its trials share, and the configuration of each."""
+"""The specification of a search: what all its trials share, and the configuration of each federation."""
 
 from __future__ import annotations
 
@@ -16,89 +16,93 @@ from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.distributed import node_probe
 from raysim.search.objectives import Objective
-from raysim.search.space import Space
-
-Scheduler = Literal["fifo", "asha", "hyperband", "pbt", "median"]
+from raysim.search.options import SchedulerName
+from raysim.search.schedulers import TRAITS
+from raysim.search.space import Space, Values
+from raysim.search.trial_store import SEARCH_FILE
 
 
 @dataclass(frozen=True)
 class FederationVariant:
-    """One federation of a trial: its seed, and the site that it is not to train on."""
+    """One federation of a trial: its seed, and the site that is held out of training."""
 
     seed: int
     holdout: str | None = None
 
 
-UNFIT_NODE = "a node cannot play trials"  # what ends a search: it would take one after the other, and fail them all
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec:
-    """All that the trials of a search share."""
+    """All that the trials of a search share. It is sent to every trial process."""
 
     out: Path
-    base: Mapping[str, Any]  # what file and words give, with what the space fixes
+    base: Mapping[str, Any]  # the keys of config file and command line, with those that the space fixes
     space: Space
     variants: tuple[FederationVariant, ...]
     objectives: tuple[Objective, ...]
-    better: Mapping[str, Literal["higher", "lower"]]  # of the task's metrics
+    better: Mapping[str, Literal["higher", "lower"]]  # the direction of each of the task's metrics
     rounds: int
-    scheduler: Scheduler = "fifo"
+    trial_count: int = 0
+    scheduler: SchedulerName = "fifo"
     backend: Literal["local", "ray"] = "local"
-    session: str = ""  # of the process that drives it: a trial that starts again in the same one was told before
+    session: str = ""  # id of the driving process: a trial restarted in the same session has reported rounds already
     task: Task | None = None  # that of `base`, built
-    task_config: Any = None  # its configuration
+    task_config: Any = None  # the configuration of `task`
     cwd: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages
-    data_paths: Sequence[str] = ()  # what nodes are to be able to read
+    data_paths: Sequence[str] = ()  # the paths that every node must be able to read
 
-    def unfit(self) -> str:
-        """What keeps this node, which may have come since the search began, from playing trials; empty: nothing."""
-        if not (self.out / "search.yaml").exists():
+    def node_incompatibility(self) -> str:
+        """Why this node, which may have joined after the start, cannot run trials; empty if it can."""
+        if not (self.out / SEARCH_FILE).exists():
             here = ray.util.get_node_ip_address()
-            return f"{UNFIT_NODE}: {self.out} cannot be seen from {here}; give an --out that all nodes share"
-        wrong = node_probe.incompatibility(self.versions, self.data_paths) or self._unknown()
-        return wrong and f"{UNFIT_NODE}: {ray.util.get_node_ip_address()} {wrong}"
+            return unfit_node(f"{self.out} cannot be seen from {here}; give an --out that all nodes share")
+        reason = node_probe.incompatibility(self.versions, self.data_paths) or self._missing_modules()
+        return reason and unfit_node(f"{ray.util.get_node_ip_address()} {reason}")
 
-    def _unknown(self) -> str:
-        """What of the task and the algorithms this node does not find by its name; empty if nothing."""
+    def _missing_modules(self) -> str:
+        """The task or algorithm that this node cannot import, as a reason; empty if none."""
         try:
-            for name in self.space.names or (None,):
-                resolve(self.space.given(self.base, {"algorithm": name} if name else {}))
+            for name in self.space.algorithm_names or (None,):
+                resolve(self.space.apply(self.base, {"algorithm": name} if name else {}))
         except ConfigError as error:
             return f"has not all that the search names: {error}; put it there, where Python finds it"
         return ""
 
-    def config(self, values: Mapping[str, Any], cell: FederationVariant) -> RunConfig:
-        """The run of a trial's federation; a held-out site is its one outside site."""
+    def config(self, values: Values, variant: FederationVariant) -> RunConfig:
+        """The configuration of a trial's federation; a held-out site is its only outside site."""
         values = {key: value for key, value in values.items() if key != "holdout"}
-        given = merge(self.space.given(self.base, values), {"backend": self.backend, "metric": None})
-        if self.scheduler in ("pbt", "hyperband", "median"):
-            given["checkpoint_every"] = 1  # they hand over or pause a trial in any round, which goes on from there
+        keys = merge(self.space.apply(self.base, values), {"backend": self.backend, "metric": None})
+        if TRAITS[self.scheduler].resumes_any_round:
+            keys["checkpoint_every"] = 1
         if "seed" not in values:
-            given["seed"] = cell.seed
-        config = resolve(given)
-        if cell.holdout is None:
+            keys["seed"] = variant.seed
+        config = resolve(keys)
+        if variant.holdout is None:
             return config
         data = config.task.data
-        # Standing outside sites stay away: the trial is judged by the one that it holds out, and they by nobody yet.
-        held = replace(data, outside=(cell.holdout,), exclude_sites=(*data.exclude_sites, *data.outside))
-        return replace(config, task=replace(config.task, data=held))
+        # The outside sites of `base` are excluded: a trial is judged by its held-out site only, and they remain unseen.
+        held_out = replace(data, outside=(variant.holdout,), exclude_sites=(*data.exclude_sites, *data.outside))
+        return replace(config, task=replace(config.task, data=held_out))
 
-    def variants_of(self, values: Mapping[str, Any]) -> dict[str, FederationVariant]:
-        """The federations of a trial by name; there is but one, without a name, where nothing is repeated."""
-        cells = self.variants
+    def variants_of(self, values: Values) -> dict[str, FederationVariant]:
+        """The federations of a trial by name; a single federation has an empty name."""
+        variants = self.variants
         if "holdout" in values:
-            cells = tuple(replace(cell, holdout=values["holdout"]) for cell in cells)
-        if len(cells) == 1:
-            return {"": cells[0]}
-        return {_name(cell, cells): cell for cell in cells}
+            variants = tuple(replace(variant, holdout=values["holdout"]) for variant in variants)
+        if len(variants) == 1:
+            return {"": variants[0]}
+        return {_variant_name(variant, variants): variant for variant in variants}
 
 
-def _name(cell: FederationVariant, cells: tuple[FederationVariant, ...]) -> str:
+def unfit_node(reason: str) -> str:
+    """The cause of a failure that no trial is to blame for: it ends the search, or every trial would fail there."""
+    return f"a node cannot run trials: {reason}"
+
+
+def _variant_name(variant: FederationVariant, variants: tuple[FederationVariant, ...]) -> str:
     parts = []
-    if len({other.seed for other in cells}) > 1:
-        parts.append(f"seed-{cell.seed}")
-    if cell.holdout is not None:
-        parts.append(f"without-{cell.holdout}")
+    if len({other.seed for other in variants}) > 1:
+        parts.append(f"seed-{variant.seed}")
+    if variant.holdout is not None:
+        parts.append(f"without-{variant.holdout}")
     return "-".join(parts)

@@ -1,4 +1,5 @@
-"""What one trial hands over to another, in files: its rounds, states and memories (PBT), or only where it stands."""
+"""The transfer of state between trials, in files: one trial exports its rounds, model and client states (PBT), another
+imports them. Schedulers that only pause trials export a pointer to the round."""
 
 from __future__ import annotations
 
@@ -9,71 +10,77 @@ from pathlib import Path
 from typing import Any
 
 from raysim.core.atomic_io import write_text
-from raysim.search.trial_store import ADOPTED, LINEAGE_FILE, PENDING_LINEAGE_FILE, federation_directories, lineage
+from raysim.search.trial_store import (
+    IMPORT_DIRECTORY,
+    LINEAGE_FILE,
+    PENDING_LINEAGE_FILE,
+    federation_directories,
+    lineage,
+)
 from raysim.storage.json_lines import read_jsonl
 from raysim.storage.run_directory import LOG_FILE
 
 POINTER_FILE = "pointer.json"
-SINGLE_FEDERATION = "federation"  # the folder of a federation that is the only one, and has no name
+SINGLE_FEDERATION = "federation"  # the directory of a trial's only federation, which has no name
 
 
-def export_state(given: Path, number: int, folder: Path, round: int, *, whole: bool) -> None:
-    """Put into `given` where trial `number` stands, and, if `whole`, what another needs to go on from there."""
-    write_text(given / POINTER_FILE, json.dumps({"trial": number, "round": round}))
-    for name, own in federation_directories(folder).items() if whole else ():
-        theirs = given / (name or SINGLE_FEDERATION)
-        newest = own / "checkpoints" / f"round_{round:04d}"
-        shutil.copytree(newest, theirs / "checkpoints" / newest.name)
-        kept = [entry for entry in read_jsonl(own / LOG_FILE) if entry[0]["round"] <= round]
-        write_text(theirs / LOG_FILE, "".join(json.dumps(entry) + "\n" for entry in kept))
+def export_state(target: Path, number: int, directory: Path, round: int, *, with_state: bool) -> None:
+    """Write to `target` the round of trial `number`, and, `with_state`, what another trial needs to continue."""
+    write_text(target / POINTER_FILE, json.dumps({"trial": number, "round": round}))
+    for name, source in federation_directories(directory).items() if with_state else ():
+        copy = target / (name or SINGLE_FEDERATION)
+        checkpoint = source / "checkpoints" / f"round_{round:04d}"
+        shutil.copytree(checkpoint, copy / "checkpoints" / checkpoint.name)
+        entries = (entry for entry in read_jsonl(source / LOG_FILE) if entry[0]["round"] <= round)
+        write_text(copy / LOG_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def import_state(
-    given: Path, number: int, folder: Path, values: Mapping[str, Any], names: Collection[str]
+    source: Path, number: int, directory: Path, values: Mapping[str, Any], federations: Collection[str]
 ) -> int | None:
-    """Put what `given` holds into the folder of trial `number`, which goes on from there with `values`; that round.
+    """Copy the state in `source` into `directory` of trial `number`, which continues with `values`; returns its round.
 
-    None where that is its own, or it has taken it already: its process was lost since, and its rounds are its own.
+    None if the state is the trial's own, or it has imported it before: then its process was lost since, and the
+    rounds in its directory are its own.
     """
-    pointer = json.loads((given / POINTER_FILE).read_text())
+    pointer = json.loads((source / POINTER_FILE).read_text())
     note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(values)}
-    complete_import(folder, names)
-    if pointer["trial"] == number or lineage(folder)[-1:] == [json.loads(json.dumps(note))]:
+    complete_import(directory, federations)
+    if pointer["trial"] == number or lineage(directory)[-1:] == [json.loads(json.dumps(note))]:
         return None
-    copies = folder / ADOPTED
-    for name in names:
-        shutil.copytree(given / (name or SINGLE_FEDERATION), copies / (name or SINGLE_FEDERATION))
-    write_text(
-        copies / PENDING_LINEAGE_FILE, json.dumps(note)
-    )  # the last: what is whole here counts as taken, whoever puts it in place
-    complete_import(folder, names)
+    copies = directory / IMPORT_DIRECTORY
+    for name in federations:
+        shutil.copytree(source / (name or SINGLE_FEDERATION), copies / (name or SINGLE_FEDERATION))
+    # Written last: with this file the copy is complete, and any process may put it in place.
+    write_text(copies / PENDING_LINEAGE_FILE, json.dumps(note))
+    complete_import(directory, federations)
     return int(pointer["round"])
 
 
-def complete_import(folder: Path, names: Collection[str]) -> None:
-    """Put in place what the trial in `folder` has taken over, or drop it if it was not copied whole.
+def complete_import(directory: Path, federations: Collection[str]) -> None:
+    """Put a complete copy in `directory` in place, or remove an incomplete one.
 
-    A process or a whole search may be lost anywhere in it: whoever comes next goes on.
+    The process or the whole search may be lost at any point; the next one calls this again and completes the import.
     """
-    copies = folder / ADOPTED
+    copies = directory / IMPORT_DIRECTORY
     if (copies / PENDING_LINEAGE_FILE).exists():
-        whole = lineage(folder)
-        write_text(folder / LINEAGE_FILE, "".join(json.dumps(note) + "\n" for note in whole))
-        for name in names:
-            _replace(folder / name, copies / (name or SINGLE_FEDERATION))
-    _removed(copies)
+        notes = lineage(directory)
+        write_text(directory / LINEAGE_FILE, "".join(json.dumps(note) + "\n" for note in notes))
+        for name in federations:
+            _replace_run(directory / name, copies / (name or SINGLE_FEDERATION))
+    _remove(copies)
 
 
-def _replace(mine: Path, copy: Path) -> None:
-    _removed(mine / "summary.json")
-    for part in ("log.jsonl", "checkpoints"):
-        if (copy / part).exists():  # else it is in its place already
-            _removed(mine / part)
-            mine.mkdir(parents=True, exist_ok=True)
-            (copy / part).rename(mine / part)
+def _replace_run(run: Path, copy: Path) -> None:
+    _remove(run / "summary.json")
+    for part in (LOG_FILE, "checkpoints"):
+        if (copy / part).exists():  # else it was moved before the process was lost
+            _remove(run / part)
+            run.mkdir(parents=True, exist_ok=True)
+            (copy / part).rename(run / part)
 
 
-def _removed(path: Path) -> None:
+def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,20 +1,20 @@
-"""MLflow and Weights & Biases beside the search's own files, where a user asks for them."""
+"""Experiment trackers that receive the trials beside the search's own files: MLflow, Weights & Biases."""
 
 from __future__ import annotations
 
 import os
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 from raysim.core.errors import ConfigError
+from raysim.search.options import TrackerName
 from raysim.search.spec import SearchSpec
+from raysim.search.tune_compat import mlflow_callback, wandb_callback
 
-Tracker = Literal["mlflow", "wandb"]
 
-
-def check_tracker(name: str | None) -> None:
-    """Raises ConfigError if its package is not installed, does not know who is asking, or is told a wrong place."""
+def check_tracker(name: TrackerName | None) -> None:
+    """Raises ConfigError if the tracker's package, account or server is missing."""
     if name is None:
         return
     if find_spec(name) is None:
@@ -34,24 +34,17 @@ def _check_mlflow(uri: str) -> None:
         raise ConfigError(f"--tracker mlflow: {uri}: {error}") from error
 
 
-def build_trackers(name: str | None, search: SearchSpec) -> list[Any]:
-    """Ray Tune's own callback for it: into MLFLOW_TRACKING_URI, or a database in the search's folder; into the account
-    of Weights & Biases, or, offline, that folder. Raises ConfigError if MLflow does not take it."""
+def build_trackers(name: TrackerName | None, spec: SearchSpec) -> list[Any]:
+    """Ray Tune's callbacks for the tracker; empty without one. Raises ConfigError if MLflow's server refuses.
+
+    MLflow writes to MLFLOW_TRACKING_URI, or a database in the search's directory; Weights & Biases to the user's
+    account, or, offline, that directory.
+    """
     if name == "mlflow":
-        from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-        class Told(MLflowLoggerCallback):
-            """MLflow's names know no @, which here tells another answer than the method's own."""
-
-            def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-                super().log_trial_result(iteration, trial, {k.replace("@", ":"): v for k, v in result.items()})
-
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{search.out / 'mlflow.db'}"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{spec.out / 'mlflow.db'}"
         _check_mlflow(uri)
-        return [Told(experiment_name=search.out.name, tracking_uri=uri)]
+        return [mlflow_callback(experiment_name=spec.out.name, tracking_uri=uri)]
     if name == "wandb":
-        from ray.air.integrations.wandb import WandbLoggerCallback
-
         settings = import_module("wandb").Settings(silent=True)
-        return [WandbLoggerCallback(project=search.out.name, dir=str(search.out), settings=settings)]
+        return [wandb_callback(project=spec.out.name, dir=str(spec.out), settings=settings)]
     return []

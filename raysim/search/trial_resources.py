@@ -1,4 +1,4 @@
-"""What a trial needs of the cluster, and how many of them fit at once."""
+"""The resources of a trial: its process or placement group, and how many trials run at once."""
 
 from __future__ import annotations
 
@@ -15,92 +15,103 @@ from raysim.core.errors import ConfigError, PlacementError
 from raysim.distributed.autoscaling import provisionable_nodes
 from raysim.distributed.resources import TOLERANCE, ActorResources, NodeCapacity, NodeResources, live_nodes, plan_actors
 from raysim.federation.plan import model_bytes
+from raysim.search.options import SearchOptions
 from raysim.search.spec import SearchSpec
 
-MAX_PROCESS_MODEL_BYTES = 2 * 2**30  # bytes of all sites' models, above which a trial is not put into one process
+MAX_PROCESS_MODEL_BYTES = 2 * 2**30  # of the models of all sites; a larger trial does not run in one process
 
 
 @dataclass(frozen=True)
 class TrialPlacement:
-    """The search as it will be placed: the bundles of a trial, and how many trials fit at once."""
+    """The search with the backend of its trials, the resource bundles of each, and how many run at once."""
 
-    search: SearchSpec
+    spec: SearchSpec
     bundles: Sequence[Mapping[str, float]]
     concurrent_trials: int
     description: str
-    growing: bool = False  # whether the cluster may grow for it
+    growing: bool = False  # whether the autoscaler may add nodes for it
 
 
-def plan_trials(search: SearchSpec, trials: int, max_concurrent: int | None) -> TrialPlacement:
-    """Where a trial's sites run: in its own process if it is small, else on client actors in a placement group.
+def plan_trials(spec: SearchSpec, options: SearchOptions) -> TrialPlacement:
+    """The placement of the trials: in a process each if they are small, else on client actors in a placement group.
 
-    `trials` are all that there will be, `max_concurrent` how many at once at most. What a user fixes (backend,
-    resources.client_actors, resources.sites) is kept. Raises PlacementError for what never fits.
+    Settings of the user (backend, resources.client_actors, resources.sites) are kept. Raises PlacementError for
+    trials that never fit.
     """
-    here, more = live_nodes(ray.nodes()), provisionable_nodes()
-    if not more:
-        return _needs(search, trials, max_concurrent, here)
-    grown = replace(_needs(search, trials, max_concurrent, [*here, *more]), growing=True)
+    wanted = min(spec.trial_count, options.max_concurrent or spec.trial_count)
+    nodes, provisionable = live_nodes(ray.nodes()), provisionable_nodes()
+    if not provisionable:
+        return _plan_on(spec, wanted, nodes)
+    grown = replace(_plan_on(spec, wanted, [*nodes, *provisionable]), growing=True)
     try:
-        return replace(
-            _needs(search, trials, max_concurrent, here), concurrent_trials=grown.concurrent_trials, growing=True
-        )
+        return replace(_plan_on(spec, wanted, nodes), concurrent_trials=grown.concurrent_trials, growing=True)
     except PlacementError:
         return grown
 
 
-def _needs(
-    search: SearchSpec, trials: int, max_concurrent: int | None, cluster: Sequence[NodeResources]
-) -> TrialPlacement:
-    config, task = resolve(search.base), search.task
+def _plan_on(spec: SearchSpec, wanted: int, nodes: Sequence[NodeResources]) -> TrialPlacement:
+    """The placement of up to `wanted` concurrent trials on these nodes."""
+    resources, task = resolve(spec.base).resources, spec.task
     assert task is not None
-    resources = config.resources
-    everybody = (*task.inside, *task.outside)
-    each = ActorResources(max(resources.of(s)[0] for s in everybody), max(resources.of(s)[1] for s in everybody))
-    alone = Resources(cpus_per_client=each.cpus, gpus_per_client=each.gpus, client_actors=1)
-    slots = _fit([each], cluster)
-    wanted = min(trials, max_concurrent or trials)
-    if _own_process(search, resources, slots, wanted, len(task.inside)):
-        plan_actors(alone, task.inside[:1], cluster)  # refuses what fits nowhere
-        placed = replace(search, backend="local")
-        said = f"each in a process of {each.cpus:g} CPU and {each.gpus:g} GPU"
-        return TrialPlacement(placed, [each.resources], min(wanted, max(1, slots)), said)
-    if len(search.variants) > 1:
+    shares = [resources.of(site) for site in (*task.inside, *task.outside)]
+    largest = ActorResources(max(cpus for cpus, _ in shares), max(gpus for _, gpus in shares))
+    capacity = _count_fitting([largest], nodes)
+    if not _fits_one_process(spec, resources, capacity, wanted):
+        if resources.client_actors == "auto":
+            resources = replace(resources, client_actors=max(1, min(len(task.inside), capacity // wanted)))
+        return _plan_client_actors(spec, resources, wanted, largest, nodes)
+    single = Resources(cpus_per_client=largest.cpus, gpus_per_client=largest.gpus, client_actors=1)
+    plan_actors(single, task.inside[:1], nodes)  # raises for what fits on no node
+    description = f"each in a process of {largest.cpus:g} CPU and {largest.gpus:g} GPU"
+    concurrent = min(wanted, max(1, capacity))
+    return TrialPlacement(replace(spec, backend="local"), [largest.resources], concurrent, description)
+
+
+def _plan_client_actors(
+    spec: SearchSpec,
+    resources: Resources,
+    wanted: int,
+    largest: ActorResources,
+    nodes: Sequence[NodeResources],
+) -> TrialPlacement:
+    """Up to `wanted` concurrent trials on client actors, the largest of which has `largest`."""
+    if len(spec.variants) > 1:
         raise ConfigError(
             "several federations in a trial (--seeds, --holdout) run in its own process, and client actors are asked "
-            "for; leave fleet and resources.client_actors, or search seed=grid(0, 1, 2) instead"
+            "for; leave backend and resources.client_actors, or search seed=grid(0, 1, 2) instead"
         )
-    clients = resources.client_actors
-    if clients == "auto":
-        clients = max(1, min(len(task.inside), slots // wanted))
-    fixed = replace(resources, client_actors=clients)
-    given = plan_actors(fixed, task.inside, cluster, task.outside)
-    fixed = replace(fixed, client_actors=max(1, sum(seat.site is None for seat in given)))
-    base = merge(search.base, {"resources": to_plain(fixed)})
-    said = f"each with {len(given)} client actors ({each.cpus:g} CPU and {each.gpus:g} GPU) in a placement group"
-    bundles = [{}, *(seat.resources for seat in given)]
-    return TrialPlacement(
-        replace(search, backend="ray", base=base), bundles, min(wanted, max(1, _fit(given, cluster))), said
+    task = spec.task
+    assert task is not None
+    actors = plan_actors(resources, task.inside, nodes, task.outside)
+    resources = replace(resources, client_actors=max(1, sum(actor.site is None for actor in actors)))
+    placed = replace(spec, backend="ray", base=merge(spec.base, {"resources": to_plain(resources)}))
+    description = (
+        f"each with {len(actors)} client actors ({largest.cpus:g} CPU and {largest.gpus:g} GPU) in a placement group"
     )
+    bundles = [{}, *(actor.resources for actor in actors)]
+    concurrent = min(wanted, max(1, _count_fitting(actors, nodes)))
+    return TrialPlacement(placed, bundles, concurrent, description)
 
 
-def _own_process(search: SearchSpec, resources: Resources, slots: int, wanted: int, sites: int) -> bool:
-    fleet = search.base.get("backend")
-    if fleet is not None:
-        return bool(fleet == "local")
+def _fits_one_process(spec: SearchSpec, resources: Resources, capacity: int, wanted: int) -> bool:
+    """Whether a trial runs in its own process, without client actors."""
+    backend = spec.base.get("backend")
+    if backend is not None:
+        return bool(backend == "local")
     if resources.sites or resources.client_actors != "auto":
         return False
-    if len(search.variants) > 1:
+    if len(spec.variants) > 1:
         return True
-    assert search.task is not None
-    return slots < 2 * wanted and sites * model_bytes(search.task) < MAX_PROCESS_MODEL_BYTES
+    task = spec.task
+    assert task is not None
+    return capacity < 2 * wanted and len(task.inside) * model_bytes(task) < MAX_PROCESS_MODEL_BYTES
 
 
-def _fit(wish: Sequence[ActorResources], cluster: Sequence[NodeResources]) -> int:
-    """How many times all of `wish` goes into the cluster."""
-    rooms, count = [NodeCapacity(node) for node in cluster], 0
-    if all(seat.cpus <= TOLERANCE and seat.gpus <= TOLERANCE for seat in wish):
+def _count_fitting(actors: Sequence[ActorResources], nodes: Sequence[NodeResources]) -> int:
+    """How many times all of `actors` fit on the nodes."""
+    capacities, count = [NodeCapacity(node) for node in nodes], 0
+    if all(actor.cpus <= TOLERANCE and actor.gpus <= TOLERANCE for actor in actors):
         return 1
-    while all(any(room.take(seat) for room in rooms) for seat in wish):
+    while all(any(capacity.take(actor) for capacity in capacities) for actor in actors):
         count += 1
     return count

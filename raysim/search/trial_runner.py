@@ -1,9 +1,12 @@
-"""One trial: its federations, round by round, in a process that goes on to the next trial with its data open."""
+"""One trial: its federations, round by round, in a process that continues with the next trial and keeps the data open.
+
+TrialCache is what the process keeps between trials, TrialRounds the rounds of one trial, FederationTrainable the
+class that Ray Tune runs.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Generator, Mapping
@@ -30,34 +33,36 @@ from raysim.federation.site_executor import SiteDataCache
 from raysim.federation.validation import validate
 from raysim.search.actor_session import ActorSession
 from raysim.search.objectives import combine_rows
-from raysim.search.samplers import TRIAL_NUMBER
-from raysim.search.spec import UNFIT_NODE, FederationVariant, SearchSpec
+from raysim.search.schedulers import TRAITS
+from raysim.search.spec import FederationVariant, SearchSpec, unfit_node
 from raysim.search.state_transfer import complete_import, export_state, import_state
 from raysim.search.trial_store import finished_record, logged_rounds, trial_directory
+from raysim.search.tune_compat import silence_tune_loggers
+from raysim.search.tune_searcher import TRIAL_NUMBER
 from raysim.storage import checkpoint
+from raysim.storage.run_directory import LOG_FILE
 
-MAX_RETRIES = 1  # times that a round which has failed is tried again, from the last checkpoint
-REPLAYING_SCHEDULERS = ("asha", "median", "hyperband")  # schedulers that judge a trial by all its rounds
-CUMULATIVE = ("bytes", "spent")  # what adds up over rounds
-Event = RoundEvent | Notice | RunFinished
+MAX_RETRIES = 1  # times that a failed round is repeated from the last checkpoint
+SESSION_FILE = "session"  # in a trial's directory: the id of the session that last ran it
+CUMULATIVE = ("bytes", "spent")  # columns that add up over rounds
+Row = Mapping[str, Any]  # the metrics of a round
 
 
 class TrialCache:
-    """What a process keeps from trial to trial: tasks with their data open, and the client actors of a large trial."""
+    """What a process keeps between trials: tasks with their data open, and the client actors of large trials."""
 
-    def __init__(self, search: SearchSpec) -> None:
-        self.tasks: dict[str, tuple[Task, SiteDataCache]] = {}
-        self.most = len(search.variants) + 1  # those of a trial, and the one that all others may have
+    def __init__(self, spec: SearchSpec) -> None:
+        self.tasks: dict[str, tuple[Task, SiteDataCache]] = {}  # the most recently used last
+        self.max_tasks = len(spec.variants) + 1  # those of one trial, and the one that the other trials share
         self.session_actors = ActorSession(token_hex(3))
-        if search.task is not None:
-            self.tasks[_key(search.task_config)] = (search.task, SiteDataCache(search.task))
+        if spec.task is not None:
+            self.tasks[_task_key(spec.task_config)] = (spec.task, SiteDataCache(spec.task))
 
-    def events(self, config: RunConfig, folder: Path) -> Generator[Event]:
-        """The run of `config` in `folder`, from where it stands."""
+    def run(self, config: RunConfig, directory: Path) -> Generator[RoundEvent | Notice | RunFinished]:
+        """Run the federation of `config` in `directory`, from its last checkpoint."""
         task, data_cache = self._task(config)
-        begun = [*folder.glob("log.jsonl"), *folder.glob("checkpoints/round_*")]
-        # Resumed without a checkpoint, it starts from round 1.
-        plan = build_plan(config, folder, task=task, resume=bool(begun), versions=node_probe.versions())
+        started = (directory / LOG_FILE).exists() or any(directory.glob("checkpoints/round_*"))
+        plan = build_plan(config, directory, task=task, resume=started, versions=node_probe.versions())
         validate(plan)
         if config.backend == "ray":
             yield from self.session_actors.perform(plan)
@@ -65,122 +70,130 @@ class TrialCache:
             yield from run_federation(plan, local_fleet(plan, data_cache))
 
     def _task(self, config: RunConfig) -> tuple[Task, SiteDataCache]:
-        key = _key(config.task)
-        held = self.tasks.pop(key, None)
-        if held is None:
+        key = _task_key(config.task)
+        cached = self.tasks.pop(key, None)
+        if cached is None:
             task = config.task.build(None)
-            held = (task, SiteDataCache(task))
-        self.tasks[key] = held  # at the end: what was used longest ago goes first
-        while len(self.tasks) > self.most:
+            cached = (task, SiteDataCache(task))
+        self.tasks[key] = cached
+        while len(self.tasks) > self.max_tasks:
             self.tasks.pop(next(iter(self.tasks)))
-        return held
+        return cached
 
 
-def _key(task: Any) -> str:
-    return json.dumps([type(task).__qualname__, to_plain(task)], sort_keys=True, default=str)
+def _task_key(task_config: Any) -> str:
+    return json.dumps([type(task_config).__qualname__, to_plain(task_config)], sort_keys=True, default=str)
 
 
 class TrialRounds:
-    """The rounds of a trial, joined over its federations; a trial that was begun before goes on where it stood."""
+    """The rounds of a trial, combined over its federations. A trial that was started before continues."""
 
-    def __init__(self, search: SearchSpec, number: int, values: Mapping[str, Any], workshop: TrialCache) -> None:
-        self.search, self.number, self.values, self.cache = search, number, values, workshop
-        self.folder = trial_directory(search.out, number)
-        complete_import(self.folder, search.variants_of(values))
-        self.ended = finished_record(self.folder)
-        self.reported, self.failed, self.digests = self._told(), 0, dict[str, str]()
+    def __init__(self, spec: SearchSpec, number: int, values: Mapping[str, Any], cache: TrialCache) -> None:
+        self.spec, self.number, self.values, self.cache = spec, number, values, cache
+        self.directory, self.variants = trial_directory(spec.out, number), spec.variants_of(values)
+        complete_import(self.directory, self.variants)
+        self.ended = finished_record(self.directory)
+        self.reported = self._reported_round()  # the last round that Tune has
+        self.failures = 0  # of the next round
         self._rows: Generator[dict[str, Any]] | None = None
 
-    def _told(self) -> int:
-        """The round up to which Tune knows the trial; the rounds after it are reported from the log, then played."""
-        mark = self.folder / "session"
-        known, standing = mark.exists() and mark.read_text() == self.search.session, self._standing()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(mark, self.search.session)
-        if known:
-            return min(standing, self._last() - 1)  # the last one may not have been heard
-        return 0 if self.search.scheduler in REPLAYING_SCHEDULERS else max(0, standing - 1)
+    def _reported_round(self) -> int:
+        """The round up to which Tune has the trial's results. Later ones are read from the log, then computed."""
+        path, completed = self.directory / SESSION_FILE, self._completed_round()
+        same_session = path.exists() and path.read_text() == self.spec.session
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_text(path, self.spec.session)
+        if same_session:
+            return min(completed, self._last_round() - 1)  # the process may be lost before Tune has the last one
+        return 0 if TRAITS[self.spec.scheduler].replays_rounds else max(0, completed - 1)
 
-    def _last(self) -> int:
-        """The last of its rounds. Raises ConfigError where its values do not go together."""
-        return self.search.config(self.values, self.search.variants[0]).rounds
+    def _last_round(self) -> int:
+        """The number of the trial's last round. Raises ConfigError for values that are invalid together."""
+        return self.spec.config(self.values, self.spec.variants[0]).rounds
 
-    def _standing(self) -> int:
-        """The last round that all its federations have a checkpoint of."""
-        cells = self.search.variants_of(self.values)
-        return min(_checkpointed(self.folder / name) for name in cells)
+    def _completed_round(self) -> int:
+        """The last round of which all federations of the trial have a checkpoint."""
+        return min(_checkpointed_round(self.directory / name) for name in self.variants)
 
     def step(self) -> dict[str, Any]:
-        """The next round's metrics. A failure that comes again after a retry ends the trial, and tells its cause."""
+        """The metrics of the next round. A round that fails again after a retry ends the trial with its cause."""
         while True:
             try:
                 if self._rows is None:
-                    self._rows = self._joined()
+                    self._rows = self._combined_rows()
                 row = next((row for row in self._rows if row["round"] > self.reported), None)
             except RaysimError as error:
                 self.close()
-                self.failed += 1
-                if self.failed > MAX_RETRIES or isinstance(error, ConfigError | NodeError):
-                    cause = f"{UNFIT_NODE}: {error}" if isinstance(error, NodeError) else str(error)
-                    return {"round": self.reported, "failed": cause, "done": True}
+                self.failures += 1
+                if self.failures > MAX_RETRIES or isinstance(error, ConfigError | NodeError):
+                    return self._failed(error)
             else:
-                if row is None:  # an ended one has no more to tell
+                if row is None:  # the trial ended in an earlier session
                     return {"round": self.reported, "done": True}
-                self.reported, self.failed = row["round"], 0
+                self.reported, self.failures = row["round"], 0
                 return row
 
+    def _failed(self, error: RaysimError) -> dict[str, Any]:
+        if isinstance(error, NodeError):
+            return unfit_node_result(unfit_node(str(error)), self.reported)
+        return {"round": self.reported, "failed": str(error), "done": True}
+
     def close(self) -> None:
-        """End what is under way; what was recorded is on the disk."""
+        """End the run in progress; its recorded rounds stay on disk."""
         if self._rows is not None:
             self._rows.close()
             self._rows = None
 
-    def _joined(self) -> Generator[dict[str, Any]]:
-        cells, last = self.search.variants_of(self.values), self._last()
-        parts: list[Generator[tuple[dict[str, Any], str | None]]] = [
-            self._federation(name, cell) for name, cell in cells.items()
-        ]
+    def _combined_rows(self) -> Generator[dict[str, Any]]:
+        """The rows of the trial: each combines the same round of all federations, which advance together."""
+        last_round, variants = self._last_round(), self.variants.values()
+        federations = [self._federation_rows(name, variant) for name, variant in self.variants.items()]
         try:
-            for several in zip(*parts, strict=True):
-                rows = [row for row, _ in several]
-                found = [(cell.seed, row) for cell, row in zip(cells.values(), rows, strict=True)]
-                row = combine_rows(found, self.search.better) | {"round": rows[0]["round"]}
-                row |= {name: sum(each[name] for each in rows) for name in CUMULATIVE}  # by all its federations
+            for results in zip(*federations, strict=True):
+                rows = [row for row, _ in results]
+                by_seed = [(variant.seed, row) for variant, row in zip(variants, rows, strict=True)]
+                row = combine_rows(by_seed, self.spec.better) | {"round": rows[0]["round"]}
+                row |= {name: sum(each[name] for each in rows) for name in CUMULATIVE}  # the sum, not the mean
                 row["done"] = self.ended is not None and row["round"] == self.ended.rounds
-                if row["round"] == last:
-                    self.digests = {name: digest or "" for name, (_, digest) in zip(cells, several, strict=True)}
-                    row |= {"done": True, "last": True, "digests": self.digests}
+                if row["round"] == last_round:
+                    digests = {name: digest or "" for name, (_, digest) in zip(self.variants, results, strict=True)}
+                    row |= {"done": True, "last": True, "digests": digests}
                 yield row
         finally:
-            for part in parts:
-                part.close()
+            for federation in federations:
+                federation.close()
 
-    def _federation(self, name: str, cell: FederationVariant) -> Generator[tuple[dict[str, Any], str | None]]:
-        """Each round's row with what has added up so far, and with the last one the digest of the final state."""
-        folder, config = self.folder / name, self.search.config(self.values, cell)
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
+    def _federation_rows(
+        self, name: str, variant: FederationVariant
+    ) -> Generator[tuple[dict[str, Any], str | None], None, None]:
+        """The row of each round with the cumulative columns; with the last one the digest of the final state."""
+        directory, config = self.directory / name, self.spec.config(self.values, variant)
+        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_text(directory / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
         total = dict.fromkeys(CUMULATIVE, 0.0)
-        with closing(self._rounds(config, folder)) as rounds:
+        with closing(self._rounds(config, directory)) as rounds:
             for row, digest in rounds:
-                total["bytes"] += sum(row[way] for way in ("bytes_up", "bytes_down", "bytes_between"))
+                total["bytes"] += sum(row[column] for column in ("bytes_up", "bytes_down", "bytes_between"))
                 total["spent"] += row["seconds"]
-                yield {name: value for name, value in row.items() if value is not None} | total, digest
+                yield {column: value for column, value in row.items() if value is not None} | total, digest
 
-    def _rounds(self, config: RunConfig, folder: Path) -> Generator[tuple[Mapping[str, Any], str | None]]:
-        """The rows of the log up to the last checkpoint, then those that are played; the last one with its digest."""
-        logged, digest = list(logged_rounds(folder)), _digest(folder)
-        if self.ended is not None and self.ended.status != "done":
+    def _rounds(self, config: RunConfig, directory: Path) -> Generator[tuple[Row, str | None], None, None]:
+        """The logged rows up to the last checkpoint, then those that are computed; the last one with its digest."""
+        logged, digest = list(logged_rounds(directory)), _final_digest(directory)
+        if self.ended is not None and not self.ended.done:
             yield from ((row, None) for row in logged if row["round"] <= self.ended.rounds)
-            return
-        if digest is not None:
+        elif digest is not None:
             yield from ((row, None) for row in logged[:-1])
             yield logged[-1], digest
-            return
-        standing = min(_checkpointed(folder), config.rounds - 1)
-        yield from ((row, None) for row in logged if row["round"] <= standing)
-        last: Mapping[str, Any] = logged[-1] if logged else {}
-        with closing(self.cache.events(config, folder)) as events:
+        else:
+            completed = min(_checkpointed_round(directory), config.rounds - 1)
+            yield from ((row, None) for row in logged if row["round"] <= completed)
+            yield from self._run(config, directory, logged[-1] if logged else {})
+
+    def _run(self, config: RunConfig, directory: Path, last: Row) -> Generator[tuple[Row, str | None], None, None]:
+        """The rows of the rounds that are still to run; `last` is the newest logged row."""
+        digest = None
+        with closing(self.cache.run(config, directory)) as events:
             for event in events:
                 if isinstance(event, RunFinished):
                     digest = str(event.values["digest"])
@@ -188,85 +201,88 @@ class TrialRounds:
                     last = event.values
                     if event.number < config.rounds:
                         yield last, None
-        yield last, digest  # after its end, for a run that is closed before it counts as interrupted
+        yield last, digest  # after the run has ended: a run that is closed before its end counts as interrupted
 
-    def adopt(self, given: Path) -> None:
-        """Go on from what `given` holds of another trial: its federations' rounds, states and memories."""
-        taken = import_state(given, self.number, self.folder, self.values, self.search.variants_of(self.values))
-        self.reported = self.reported if taken is None else taken
+    def import_state(self, source: Path) -> None:
+        """Continue from the state of another trial in `source`: its rounds, model and client states."""
+        imported = import_state(source, self.number, self.directory, self.values, self.variants)
+        self.reported = self.reported if imported is None else imported
 
-    def hand_over(self, given: Path) -> None:
-        """Put into `given` what another trial needs to go on from here, or, but for PBT, only where this one stands."""
-        export_state(given, self.number, self.folder, self.reported, whole=self.search.scheduler == "pbt")
-
-
-def _checkpointed(folder: Path) -> int:
-    """The round of the newest checkpoint, 0 without one."""
-    newest = next(checkpoint.newest_first(folder / "checkpoints"), None)
-    return int(newest.name.rpartition("_")[2]) if newest else _finished(folder)
+    def export_state(self, target: Path) -> None:
+        """Write to `target` the trial's round, and, if the scheduler transfers states, its state for another trial."""
+        with_state = TRAITS[self.spec.scheduler].transfers_state
+        export_state(target, self.number, self.directory, self.reported, with_state=with_state)
 
 
-def _finished(folder: Path) -> int:
-    return max((row["round"] for row in logged_rounds(folder)), default=0) if _digest(folder) else 0
+def unfit_node_result(cause: str, round: int = 0) -> dict[str, Any]:
+    """The result of a trial on a node that cannot run trials: it ends the search and is not counted as a failure."""
+    return {"round": round, "failed": cause, "unfit_node": True, "done": True}
 
 
-def _digest(folder: Path) -> str | None:
-    """Of the final state, where the run is done."""
+def _checkpointed_round(directory: Path) -> int:
+    """The round of the newest checkpoint; that of the end for a finished run without one; else 0."""
+    newest = next(checkpoint.newest_first(directory / "checkpoints"), None)
+    if newest is not None:
+        return int(newest.name.rpartition("_")[2])
+    return max((row["round"] for row in logged_rounds(directory)), default=0) if _final_digest(directory) else 0
+
+
+def _final_digest(directory: Path) -> str | None:
+    """The digest of the final state of a finished run; None if it is not finished."""
     with suppress(OSError, ValueError):
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((directory / "summary.json").read_text())
         return str(summary["digest"]) if summary["status"] == "done" else None
     return None
 
 
 class FederationTrainable(Trainable):
-    """Ray Tune's side of a trial: a step is a round."""
+    """The class that Ray Tune runs: a step is a round. A process runs one trial after the other."""
 
-    def setup(self, config: dict[str, Any], search: SearchSpec | None = None) -> None:
-        """Take up the first trial of this process."""
-        assert search is not None
-        for name in ("ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        if os.path.isdir(search.cwd):
-            os.chdir(search.cwd)  # so that paths mean what they mean to the command
-            sys.path.insert(0, search.cwd)  # and a module of the user's own is found
-        self.search, self.unfit = search, search.unfit()
-        if self.unfit:
+    def setup(self, config: dict[str, Any], spec: SearchSpec | None = None) -> None:
+        """Start the first trial of this process."""
+        assert spec is not None
+        silence_tune_loggers()
+        if os.path.isdir(spec.cwd):
+            os.chdir(spec.cwd)  # so that relative paths mean the same as for the command
+            sys.path.insert(0, spec.cwd)  # so that a module of the user is found
+        self.spec, self.cannot_run = spec, spec.node_incompatibility()
+        if self.cannot_run:
             return
-        self.cache = TrialCache(search)
+        self.cache = TrialCache(spec)
         group = self.trial_resources
         share = group.bundles[0].get("GPU", 0) if group is not None else 0
-        if share and search.backend == "local" and torch.cuda.is_available():  # client actors see to it themselves
+        if share and spec.backend == "local" and torch.cuda.is_available():  # client actors limit their own memory
             torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
-        self._begin(config)
+        self._start(config)
 
-    def _begin(self, config: Mapping[str, Any]) -> None:
+    def _start(self, config: Mapping[str, Any]) -> None:
         values = {key: value for key, value in config.items() if key != TRIAL_NUMBER}
-        # By its name: PBT copies the configuration of one trial into another, and the number with it.
-        self.rounds = TrialRounds(self.search, int(self.trial_name), values, self.cache)
+        # The number is in the name: PBT copies the configuration of another trial, and the number in it.
+        self.rounds = TrialRounds(self.spec, int(self.trial_name), values, self.cache)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take up another trial, with what is open."""
-        if not self.unfit:
+        """Start another trial in this process, with the open data."""
+        if not self.cannot_run:
             self.rounds.close()
-            self._begin(new_config)
+            self._start(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """One round."""
-        return {"round": 0, "failed": self.unfit, "done": True} if self.unfit else self.rounds.step()
+        return unfit_node_result(self.cannot_run) if self.cannot_run else self.rounds.step()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """What a scheduler that pauses trials, or has one take over another's state, asks for."""
-        if not self.unfit:
-            self.rounds.hand_over(Path(checkpoint_dir))
+        """Called for a scheduler that pauses trials or transfers their states."""
+        if not self.cannot_run:
+            self.rounds.export_state(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from there."""
-        if not self.unfit:
-            self.rounds.adopt(Path(checkpoint))
+        """Continue from a checkpoint, of this trial or another one."""
+        if not self.cannot_run:
+            self.rounds.import_state(Path(checkpoint))
 
     def cleanup(self) -> None:
-        """The trial is stopped, with its client actors."""
-        if not self.unfit:
+        """End the trial and its client actors."""
+        if not self.cannot_run:
             self.rounds.close()
             self.cache.session_actors.close()

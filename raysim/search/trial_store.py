@@ -1,4 +1,4 @@
-"""What a search leaves of its trials, each in a folder of its own, and the tables that are made of them."""
+"""The files of a trial: its record (trial.json), its lineage, and the logs of its federations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,109 +15,136 @@ from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError
 from raysim.storage.json_lines import read_jsonl
 from raysim.storage.run_directory import LOG_FILE
+from raysim.storage.run_directory import LOG_FILE
 
-SEARCH_FILE = "search.yaml"  # what a search was asked, in its folder
-LINEAGE_FILE = "lineage.jsonl"  # whose states a trial has taken over, in its folder
-ADOPTED, PENDING_LINEAGE_FILE = (
-    "adopted",
-    "lineage.json",
-)  # what it is taking over, and, once that is whole, the line for the above
-FINAL = ("done", "stopped", "failed")
+SEARCH_FILE = "search.yaml"  # the request of a search, in its directory
+RECORD_FILE = "trial.json"
+LINEAGE_FILE = "lineage.jsonl"  # the states that a trial has taken over, in its directory
+IMPORT_DIRECTORY = "adopted"  # the state that a trial is taking over
+PENDING_LINEAGE_FILE = "lineage.json"  # in IMPORT_DIRECTORY, written last: the new line of LINEAGE_FILE
+
+
+class TrialStatus(StrEnum):
+    """The status of a trial."""
+
+    RUNNING = "running"
+    DONE = "done"  # all rounds
+    STOPPED = "stopped"  # early, by the scheduler
+    FAILED = "failed"
 
 
 @dataclass
 class TrialRecord:
-    """A trial: trial.json. `status` is running, done (all rounds), stopped (by the scheduler) or failed."""
+    """The record of a trial: the content of trial.json."""
 
     number: int
     values: Mapping[str, Any]
-    status: str = "running"
+    status: TrialStatus = TrialStatus.RUNNING
     rounds: int = 0
     seconds: float = 0.0  # of its rounds
-    last: Mapping[str, Any] = field(default_factory=dict)  # metrics, the last known of each
-    best: Mapping[str, Any] = field(default_factory=dict)  # of each objective, over its rounds
-    digests: Mapping[str, str] = field(default_factory=dict)  # by federation
+    last: Mapping[str, Any] = field(default_factory=dict)  # the latest value of each metric
+    best: Mapping[str, Any] = field(default_factory=dict)  # the best value of each objective over the rounds
+    digests: Mapping[str, str] = field(default_factory=dict)  # of the final states, by federation
     cause: str = ""  # of its failure
-    lineage: bool = False  # whether it has taken another trial's state (PBT)
+    lineage: bool = False  # whether it has taken over another trial's state (PBT)
+
+    def __post_init__(self) -> None:
+        self.status = TrialStatus(self.status)
+
+    @property
+    def done(self) -> bool:
+        """Whether the trial has finished all rounds."""
+        return self.status is TrialStatus.DONE
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the scheduler has stopped the trial."""
+        return self.status is TrialStatus.STOPPED
+
+    @property
+    def failed(self) -> bool:
+        """Whether the trial has failed."""
+        return self.status is TrialStatus.FAILED
 
     @property
     def unfinished(self) -> bool:
-        return self.status not in FINAL
+        """Whether the trial has not ended."""
+        return self.status is TrialStatus.RUNNING
 
     @property
-    def state(self) -> str:
-        """Its status, for who reads it when nobody may be playing it any more."""
-        return "unfinished" if self.unfinished else self.status
+    def reported_status(self) -> str:
+        """The status in tables and reports, where nothing may be running any more: unfinished instead of running."""
+        return "unfinished" if self.unfinished else self.status.value
 
 
 def trial_directory(out: Path, number: int) -> Path:
-    """The folder of trial `number`."""
+    """The directory of trial `number` of the search in `out`."""
     return out / "trials" / f"{number:04}"
 
 
 def save_record(out: Path, record: TrialRecord) -> None:
-    """Write trial.json, whole or not at all."""
-    folder = trial_directory(out, record.number)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trial.json", vars(record))
+    """Write trial.json atomically."""
+    directory = trial_directory(out, record.number)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / RECORD_FILE, vars(record))
 
 
 def load_records(out: Path) -> list[TrialRecord]:
-    """The trials of a search, by number; one whose file is torn is as if it had not begun.
+    """The records of a search, by number. A trial with a torn file counts as not started.
 
-    Raises ConfigError for one that another version of raysim has written.
+    Raises ConfigError for a record of another version of raysim.
     """
-    found = []
-    for path in sorted((out / "trials").glob("*/trial.json")):
+    records = []
+    for path in sorted((out / "trials").glob(f"*/{RECORD_FILE}")):
         try:
-            found.append(_entry(path.parent))
-        except TypeError as error:
+            records.append(_load_record(path.parent))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            continue
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"{path} is not as this raysim writes it ({error}); go on with the one that did"
             ) from error
-        except ValueError:
-            continue
-    return sorted(found, key=lambda record: record.number)
+    return sorted(records, key=lambda record: record.number)
 
 
-def _entry(folder: Path) -> TrialRecord:
-    record = TrialRecord(**json.loads((folder / "trial.json").read_text()))
+def _load_record(directory: Path) -> TrialRecord:
+    record = TrialRecord(**json.loads((directory / RECORD_FILE).read_text()))
     record.values = {key: to_python_value(value) for key, value in record.values.items()}
-    apply_lineage(record, folder)
+    apply_lineage(record, directory)
     return record
 
 
-def apply_lineage(record: TrialRecord, folder: Path) -> None:
-    """Give the record of the trial in `folder` the values that it went on with, if it has taken another's state."""
-    taken = lineage(folder)
-    record.lineage = bool(taken)
-    if taken:
-        record.values = {key: to_python_value(value) for key, value in taken[-1]["values"].items()}
-
-
-def lineage(folder: Path) -> list[dict[str, Any]]:
-    """Whose states the trial in `folder` has taken over, and what values it went on with (PBT)."""
-    path, last = folder / LINEAGE_FILE, folder / ADOPTED / PENDING_LINEAGE_FILE
-    found = list(read_jsonl(path))
-    pending = [json.loads(last.read_text())] if last.exists() else []
-    return found if found[-1:] == pending else [*found, *pending]
-
-
-def finished_record(folder: Path) -> TrialRecord | None:
-    """The trial in `folder`, if an earlier session has seen its end."""
+def finished_record(directory: Path) -> TrialRecord | None:
+    """The record of the trial in `directory` if an earlier session has ended it."""
     with suppress(OSError, ValueError, TypeError):
-        record = _entry(folder)
+        record = _load_record(directory)
         return None if record.unfinished else record
     return None
 
 
-def federation_directories(folder: Path) -> dict[str, Path]:
-    """The runs of a trial by name: one in its own folder, or each in one below it."""
-    if (folder / "log.jsonl").exists():
-        return {"": folder}
-    return {path.parent.name: path.parent for path in sorted(folder.glob("*/log.jsonl"))}
+def apply_lineage(record: TrialRecord, directory: Path) -> None:
+    """Give the record of a trial that took over another's state the values with which it continued."""
+    notes = lineage(directory)
+    record.lineage = bool(notes)
+    if notes:
+        record.values = {key: to_python_value(value) for key, value in notes[-1]["values"].items()}
 
 
-def logged_rounds(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rounds in a run's log."""
-    yield from (entry[0] for entry in read_jsonl(folder / LOG_FILE))
+def lineage(directory: Path) -> list[dict[str, Any]]:
+    """The states that the trial in `directory` has taken over: their round, donor, and the values it continued with."""
+    path, pending_path = directory / LINEAGE_FILE, directory / IMPORT_DIRECTORY / PENDING_LINEAGE_FILE
+    notes = list(read_jsonl(path))
+    pending = [json.loads(pending_path.read_text())] if pending_path.exists() else []
+    return notes if notes[-1:] == pending else [*notes, *pending]
+
+
+def federation_directories(directory: Path) -> dict[str, Path]:
+    """The run directories of a trial by federation: its own for a single federation, else subdirectories."""
+    if (directory / LOG_FILE).exists():
+        return {"": directory}
+    return {path.parent.name: path.parent for path in sorted(directory.glob(f"*/{LOG_FILE}"))}
+
+
+def logged_rounds(directory: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the rounds in a run's log."""
+    yield from (entry[0] for entry in read_jsonl(directory / LOG_FILE))

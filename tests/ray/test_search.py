@@ -166,7 +166,7 @@ def test_a_node_with_other_versions_ends_the_search_and_fails_no_trial(tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr("raysim.distributed.node_probe.versions", lambda: {"torch": "0.1"})
         assert tune(out, "--space", LR, "--trials", "2", "rounds=1", *ONE) == 3
-    assert re.search(r"a node cannot play trials: \S+ has torch \S+, not 0.1: install there", capsys.readouterr().err)
+    assert re.search(r"a node cannot run trials: \S+ has torch \S+, not 0.1: install there", capsys.readouterr().err)
     assert list(trials(out)["status"]) == ["unfinished"]
     assert main(["tune", "--resume", str(out)]) == 0
     assert list(trials(out)["status"]) == ["done", "done"]

@@ -57,10 +57,10 @@ def searched(out: Path, *words: str, space: Sequence[str] = (LR,), scheduler: st
     from raysim.config.merge import parse_pairs
     from raysim.reporting.console import Terminal
     from raysim.reporting.search_console import SearchConsole
-    from raysim.search.api import _build_search
+    from raysim.search.build_spec import build_search_spec
     from raysim.search.request import build_request
     from raysim.search.space import Space, from_cli
 
     tiny = [word for word in TINY if space == (LR,) or "network" not in word]
     one = build_request(Space(from_cli(space)), {}, parse_pairs([*words, *tiny]), {"scheduler": scheduler})
-    return replace(_build_search(one, out, SearchConsole(Terminal(quiet=True))), out=out)
+    return replace(build_search_spec(one, out, SearchConsole(Terminal(quiet=True))), out=out)

@@ -14,7 +14,8 @@ from raysim.core.errors import ConfigError
 from raysim.reporting.console import Terminal
 from raysim.reporting.search_console import SearchConsole
 from raysim.search import dry_run
-from raysim.search.api import _build_search, search as search_from_python
+from raysim.search.api import tune as search_from_python
+from raysim.search.build_spec import build_search_spec
 from raysim.search.request import build_request
 from raysim.search.space import Space, from_cli
 from raysim.search.trial_resources import TrialPlacement
@@ -55,7 +56,7 @@ def held_out(folder: Path, metric: str | None = None, *words: str):
     given = ["task=tabular", f"task.data.table={folder / 'table.csv'}", "rounds=1", "task.data.partition.by=camera"]
     given += [f"task.data.cache={folder / 'cache'}", "task.data.outside=[z]", *words]
     options = {"holdout": "each"} | ({"metric": metric} if metric else {})
-    return _build_search(
+    return build_search_spec(
         build_request(Space(), {}, parse_pairs(given), options), folder, SearchConsole(Terminal(quiet=True))
     )
 
@@ -85,15 +86,16 @@ def test_sites_that_train_do_not_judge_what_is_held_out(tmp_path):
 def test_a_node_without_the_algorithm_s_module_is_unfit(tmp_path):
     search = searched(tmp_path)
     (tmp_path / "search.yaml").touch()
-    assert search.unfit() == ""
-    own = replace(search, base={"algorithm": "nowhere.at_all:Mine"})
-    assert re.match(r"a node cannot play trials: \S+ has not all that the search names: .*nowhere", own.unfit())
-    assert "nowhere" in replace(search, space=Space(from_cli(["algorithm=choice(fedavg,'nowhere:Mine')"]))).unfit()
+    assert search.node_incompatibility() == ""
+    missing = replace(search, base={"algorithm": "nowhere.at_all:Mine"}).node_incompatibility()
+    assert re.match(r"a node cannot run trials: \S+ has not all that the search names: .*nowhere", missing)
+    space = Space(from_cli(["algorithm=choice(fedavg,'nowhere:Mine')"]))
+    assert "nowhere" in replace(search, space=space).node_incompatibility()
 
 
 def test_a_space_in_a_file_keeps_its_task_from_python(tmp_path, monkeypatch):
     path = tmp_path / "space.py"
-    monkeypatch.setattr("raysim.search.api.tune", lambda found, *_, **__: found)
+    monkeypatch.setattr("raysim.search.api.start_search", lambda found, *_, **__: found)
     path.write_text(
         "from ray import tune\nSPACE = {'task.name': 'tabular', 'algorithm.lr': tune.choice([0.1]), 'rounds': 3}"
     )
@@ -103,8 +105,8 @@ def test_a_space_in_a_file_keeps_its_task_from_python(tmp_path, monkeypatch):
 
 def test_the_time_that_a_search_takes_counts_its_rounds_and_client_actors(tmp_path, monkeypatch, capsys):
     search = searched(tmp_path, "evaluate_every=5")
-    assert dry_run._round(TrialPlacement(search, [{}], 1, ""), {"algorithm.lr": 0.01}) > 0
-    monkeypatch.setattr(dry_run, "_round", lambda *_: 2.0)
+    assert dry_run._measure_round(TrialPlacement(search, [{}], 1, ""), {"algorithm.lr": 0.01}) > 0
+    monkeypatch.setattr(dry_run, "_measure_round", lambda *_: 2.0)
     need = TrialPlacement(search, [{}, {"CPU": 1.0}, {"CPU": 1.0}], 2, "each with 2 client actors")
     dry_run.print_dry_run(need, [{"rounds": 3}, {"rounds": 5}], SearchConsole(Terminal()))
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The books of a search: the best, the front, what a key matters, and tables that can be read."""
+"""The results of a search: the best trials, the Pareto front, the importance of keys, the tables."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from raysim.reporting.console import Terminal
 from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.search_html_report import write_search_report
 from raysim.reporting.search_plots import importance
-from raysim.search.api import _finish, _new
-from raysim.search.objectives import Objective, combine_rows
-from raysim.search.request import SearchOptions, SearchRequest
-from raysim.search.results import SearchResults, pareto
-from raysim.search.samplers import TuneSearcher, random_source
+from raysim.search.api import raise_outcome, report_search
+from raysim.search.objectives import Objective, combine_rows, pareto_front
+from raysim.search.results import SearchResults
+from raysim.search.samplers import random_sampler
 from raysim.search.space import Space, from_cli
 from raysim.search.spec import FederationVariant, SearchSpec
 from raysim.search.trial_store import TrialRecord, load_records, trial_directory
 from raysim.search.tune_adapter import SearchStopper, TuneCallback
+from raysim.search.tune_searcher import TuneSearcher, new_trial_numbers
 
 DICE = Objective("inside/val/dice/mean", "higher")
 BYTES = Objective("bytes", "lower")
@@ -34,7 +34,7 @@ BETTER = {"dice": "higher", "hd95": "lower"}
 SPACE = Space(from_cli(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=choice(1,2)"]))
 
 
-def search(out: Path, *objectives: Objective) -> SearchSpec:
+def search(out: Path, *objectives: Objective, trials: int = 0) -> SearchSpec:
     return SearchSpec(
         out=out,
         base={},
@@ -43,6 +43,7 @@ def search(out: Path, *objectives: Objective) -> SearchSpec:
         objectives=objectives or (DICE,),
         better=BETTER,
         rounds=4,
+        trial_count=trials,
     )
 
 
@@ -52,8 +53,8 @@ def entry(number: int, dice: float, rounds: int = 4, status: str = "done", size:
 
 
 def test_the_best_went_through_all_rounds():
-    books = SearchResults(search(Path()), [entry(1, 0.6), entry(2, 0.9, 1, "stopped"), entry(3, 0.7)], "best")
-    assert [each.number for each in books.best()] == [3]
+    results = SearchResults(search(Path()), [entry(1, 0.6), entry(2, 0.9, 1, "stopped"), entry(3, 0.7)], "best")
+    assert [each.number for each in results.best()] == [3]
     assert [each.number for each in SearchResults(search(Path()), [entry(2, 0.9, 1, "stopped")], "best").best()] == [2]
     failed = entry(4, 0.99, status="failed")
     nothing = entry(5, math.nan)
@@ -64,7 +65,7 @@ def test_the_best_went_through_all_rounds():
 
 def test_the_front_is_what_no_other_beats():
     entries = [entry(1, 0.6, size=1), entry(2, 0.7, size=2), entry(3, 0.65, size=3), entry(4, 0.7, size=5)]
-    assert [each.number for each in pareto(entries, [DICE, BYTES])] == [2, 1]
+    assert [each.number for each in pareto_front(entries, [DICE, BYTES])] == [2, 1]
     assert [each.number for each in SearchResults(search(Path(), DICE, BYTES), entries, "best").best()] == [2, 1]
 
 
@@ -109,18 +110,18 @@ def test_the_key_that_decides_is_told_from_one_that_does_not():
 
 
 def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tmp_path):
-    books = SearchResults(search(tmp_path), [], "best")
-    books.open(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
-    books.open(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
+    results = SearchResults(search(tmp_path), [], "best")
+    results.start_trial(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
+    results.start_trial(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
-    books.add(1, result)
-    books.add(1, result | {"round": 2, DICE.column: 0.4})
+    results.add_round(1, result)
+    results.add_round(1, result | {"round": 2, DICE.column: 0.4})
     known = load_records(tmp_path)[0]  # what a search that is killed now goes on with
     assert (known.rounds, known.last[DICE.column], known.best[DICE.column]) == (2, 0.4, 0.5)
-    books.end(1)
-    books.add(2, {"round": 0, "failed": "it was too hot"})
-    books.end(2)
-    books.tables()
+    results.end_trial(1)
+    results.add_round(2, {"round": 0, "failed": "it was too hot"})
+    results.end_trial(2)
+    results.write_tables()
     (tmp_path / "trials" / "0003").mkdir()
     (tmp_path / "trials" / "0003" / "trial.json").write_text('{"number": 3, "val')
     assert [(each.number, each.status, each.rounds) for each in load_records(tmp_path)] == [
@@ -134,16 +135,16 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     assert not [name for name in table.columns if "time" in name]
 
 
-class Shown:
-    """A display that shows nothing."""
+class SilentConsole:
+    """A console that prints nothing."""
 
-    def round(self, trial: int, result: Any) -> None: ...
+    def on_round(self, trial: int, result: Any) -> None: ...
 
-    def ended(self, entry: TrialRecord) -> None: ...
+    def on_trial_end(self, entry: TrialRecord) -> None: ...
 
 
-class Told(SimpleNamespace):
-    """A trial as Tune knows it."""
+class TuneTrial(SimpleNamespace):
+    """A trial as Tune's callbacks get it."""
 
     def __str__(self) -> str:
         return str(self.config["trial"])
@@ -152,22 +153,22 @@ class Told(SimpleNamespace):
         return "its node went away"
 
 
-def clerk(books: SearchResults) -> TuneCallback:
-    return TuneCallback(books, Shown(), None, SearchStopper(None), None)
+def callback(results: SearchResults) -> TuneCallback:
+    return TuneCallback(results, SilentConsole(), None, SearchStopper(None), None)
 
 
 def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
-    books = SearchResults(search(tmp_path), [], "best")
-    books.open(2, {"algorithm.lr": 0.001, "task.network.channels": (4, 8)})
+    results = SearchResults(search(tmp_path), [], "best")
+    results.start_trial(2, {"algorithm.lr": 0.001, "task.network.channels": (4, 8)})
     given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5}
-    mutated = Told(config={"trial": 2, "algorithm.lr": 0.002, "task.network.channels": (4, 8)})
-    clerk(books).on_trial_result(0, [], mutated, given)  # Tune has changed the values already
-    for known in (books.records[2], load_records(tmp_path)[0]):
+    mutated = TuneTrial(config={"trial": 2, "algorithm.lr": 0.002, "task.network.channels": (4, 8)})
+    callback(results).on_trial_result(0, [], mutated, given)  # Tune has changed the values already
+    for known in (results.records[2], load_records(tmp_path)[0]):
         assert (known.values["algorithm.lr"], known.lineage) == (0.001, False)
     note = {"round": 2, "from": 1, "values": {"algorithm.lr": 0.002, "task.network.channels": [[4], [8, 8]]}}
     (trial_directory(tmp_path, 2) / "lineage.jsonl").write_text(json.dumps(note) + "\n")
-    clerk(books).on_trial_result(0, [], mutated, given | {"round": 3})
-    for known in (books.records[2], load_records(tmp_path)[0]):
+    callback(results).on_trial_result(0, [], mutated, given | {"round": 3})
+    for known in (results.records[2], load_records(tmp_path)[0]):
         assert known.values == {"algorithm.lr": 0.002, "task.network.channels": ((4,), (8, 8))}
         assert known.lineage
 
@@ -175,53 +176,53 @@ def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
 def test_a_trial_that_only_tells_again_what_it_told_cannot_fail(tmp_path):
     done = entry(1, 0.6)
     done.digests = {"": "0"}
-    books = SearchResults(search(tmp_path), [done, TrialRecord(2, {"algorithm.lr": 1e-3})], "best")
+    results = SearchResults(search(tmp_path), [done, TrialRecord(2, {"algorithm.lr": 1e-3})], "best")
     for number in (1, 2):
-        clerk(books).on_trial_error(0, [], Told(config={"trial": number}))
-    assert books.records[1].status == "done"
-    assert (books.records[2].status, books.records[2].cause) == ("failed", "its node went away")
+        callback(results).on_trial_error(0, [], TuneTrial(config={"trial": number}))
+    assert results.records[1].status == "done"
+    assert (results.records[2].status, results.records[2].cause) == ("failed", "its node went away")
 
 
 def test_a_value_that_is_not_finite_is_never_the_best(tmp_path):
-    books = SearchResults(search(tmp_path), [], "best")
-    books.open(1, {"algorithm.lr": 0.001})
+    results = SearchResults(search(tmp_path), [], "best")
+    results.start_trial(1, {"algorithm.lr": 0.001})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: math.nan}
-    books.add(1, result)
-    assert books.records[1].best == {}
+    results.add_round(1, result)
+    assert results.records[1].best == {}
     older = load_records(tmp_path)[0]
     older.best = {DICE.column: None}  # as what is not finite stands in JSON
     again = SearchResults(search(tmp_path), [older], "best")
     assert again.best() == []
-    again.end(1)
-    again.add(1, result | {DICE.column: 0.5})
+    again.end_trial(1)
+    again.add_round(1, result | {DICE.column: 0.5})
     assert again.records[1].best == {DICE.column: 0.5}
     assert SearchResults(search(tmp_path), [entry(2, math.inf)], "best").best() == []
 
 
 def test_a_trial_whose_file_is_torn_is_played_first_and_from_its_beginning(tmp_path):
-    books = SearchResults(search(tmp_path), [], "best")
+    results = SearchResults(search(tmp_path), [], "best")
     for number in (1, 2, 3):
-        books.open(number, {"algorithm.lr": 0.001 * number})
+        results.start_trial(number, {"algorithm.lr": 0.001 * number})
     folder = trial_directory(tmp_path, 2)
     (folder / "trial.json").write_text('{"number": 2, "val')
     (folder / "log.jsonl").write_text("of other values, for all that is known")
-    wanted = SearchRequest({}, SPACE, SearchOptions(trials=5))
-    new = _new(wanted, search(tmp_path), load_records(tmp_path))
+    new = new_trial_numbers(search(tmp_path, trials=5), load_records(tmp_path))
     assert new == [2, 4, 5]
-    assert _new(SearchRequest({}, SPACE, SearchOptions(trials=1)), search(tmp_path), load_records(tmp_path)) == [2]
+    assert new_trial_numbers(search(tmp_path, trials=1), load_records(tmp_path)) == [2]
     again = SearchResults(search(tmp_path), load_records(tmp_path), "best")
-    suggester = TuneSearcher(random_source(SPACE, 0), [], new, again.open)
-    assert [suggester.suggest(str(n))["trial"] for n in new] == new
-    assert suggester.suggest("more") == Searcher.FINISHED
-    assert again.records[2].values == random_source(SPACE, 0).draw(2)
+    searcher = TuneSearcher(random_sampler(SPACE, 0), [], new, again.start_trial)
+    assert [searcher.suggest(str(n))["trial"] for n in new] == new
+    assert searcher.suggest("more") == Searcher.FINISHED
+    assert again.records[2].values == random_sampler(SPACE, 0).sample(2)
     assert not (folder / "log.jsonl").exists()
 
 
 def test_a_search_whose_trials_were_never_judged_says_so_and_fails(tmp_path, capsys):
     done = TrialRecord(1, {"algorithm.lr": 1e-3}, "done", 4, 1.0, {"loss": 0.5})
-    show = SearchConsole(Terminal())
+    results, console = SearchResults(search(tmp_path), [done], "best"), SearchConsole(Terminal())
+    report_search(results, console)
     with pytest.raises(RunError, match=r"no trial has a value of inside/val/dice/mean; see in .*rounds.parquet"):
-        _finish(SearchResults(search(tmp_path), [done], "best"), None, SearchStopper(None), show)
+        raise_outcome(results, SearchStopper(None), console)
     assert "no trial has begun" not in capsys.readouterr().out
 
 
@@ -229,9 +230,9 @@ def test_what_is_open_or_has_not_begun_leaves_a_search_unfinished(tmp_path):
     done, begun = entry(1, 0.6), entry(2, 0.5, 1, "running")
     done.digests = {"": "0"}
     for entries, total, status in (([done, begun], 2, "unfinished"), ([done], 2, "unfinished"), ([done], 1, "done")):
-        books = SearchResults(search(tmp_path), entries, "best")
-        books.tables()
-        page = write_search_report(tmp_path, books, total).read_text()
+        results = SearchResults(search(tmp_path, trials=total), entries, "best")
+        results.write_tables()
+        page = write_search_report(results).read_text()
         assert re.search(r'<h1>.*class="status *(?:done)?">(\w+)<', page)[1] == status
         assert ("<dt>to come</dt><dd>1<" in page) == (len(entries) < total)
         assert "running" not in page
@@ -246,5 +247,5 @@ def test_a_failed_trial_keeps_no_checkpoint_either(tmp_path):
         (folder / "log.jsonl").touch()
         kept.append(entry(number, 0.5, status=status))
     kept[0].digests = {"": "0"}
-    SearchResults(search(tmp_path), kept, "best").end(2)
+    SearchResults(search(tmp_path), kept, "best").end_trial(2)
     assert [path.parts[-3] for path in sorted(tmp_path.glob("trials/*/checkpoints/round_*"))] == ["0001", "0003"]

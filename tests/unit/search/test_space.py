@@ -17,8 +17,9 @@ from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
 from raysim.search import distributions
 from raysim.search.request import build_request
-from raysim.search.space import Space, check, from_cli, from_mapping
-from raysim.search.space_files import read_space, shipped
+from raysim.search.space import Space, from_cli, from_mapping
+from raysim.search.space_files import installed_spaces, read_space
+from raysim.search.space_validation import check_space
 from tests.support.paths import ROOT
 
 TEXTS = {
@@ -97,15 +98,15 @@ def test_what_has_no_ends_is_refused():
 )
 def test_a_wrong_key_or_end_is_refused(words, match):
     with pytest.raises(ConfigError, match=match):
-        check(Space(from_cli(words)), {})
+        check_space(Space(from_cli(words)), {})
 
 
 def test_a_point_out_of_range_is_refused():
     space = from_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.lr": 0.1}])
     with pytest.raises(ConfigError, match=r"algorithm.lr=0.1, outside of loguniform"):
-        check(space, {})
+        check_space(space, {})
     with pytest.raises(ConfigError, match="which is not searched"):
-        check(from_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.epochs": 1}]), {})
+        check_space(from_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.epochs": 1}]), {})
 
 
 CONDITIONAL = [
@@ -117,10 +118,10 @@ CONDITIONAL = [
 
 def test_a_key_of_one_algorithm_counts_with_it_alone():
     space = Space(from_cli([*CONDITIONAL, "algorithm.lr=loguniform(1e-4,1e-2)"]))
-    check(space, {})
+    check_space(space, {})
     for number in range(1, 20):
         values = space.sample(0, number)
-        config = resolve(space.given({}, values))
+        config = resolve(space.apply({}, values))
         assert config.algorithm.lr == values["algorithm.lr"]
         if values["algorithm"] == "fedsm":
             assert config.algorithm.pull == values["algorithm.fedsm.pull"]
@@ -144,7 +145,7 @@ def test_a_word_takes_its_key_out_of_the_space():
     found = build_request(space, {}, parse_pairs(["algorithm.pull=0.9"]), {})
     assert list(found.space.domains) == ["algorithm.lr"]
     assert found.space.points == ({"algorithm.lr": 1e-3},)
-    config = resolve(found.space.given(found.base, found.space.sample(0, 1)))
+    config = resolve(found.space.apply(found.base, found.space.sample(0, 1)))
     assert (config.algorithm.pull, config.algorithm.lr) == (0.9, 1e-3)
 
 
@@ -183,10 +184,10 @@ def test_early_stopping_of_held_out_sites_and_a_number_of_them_are_refused():
 def test_a_word_for_a_key_of_the_algorithm_leaves_the_algorithm_searched():
     methods = read_space("methods")
     found = build_request(methods, {}, parse_pairs(["algorithm.epochs=2", "algorithm.fedsm.pull=0.7"]), {})
-    assert found.space.names == methods.names
+    assert found.space.algorithm_names == methods.algorithm_names
     assert distributions.bounds(found.space.domains["algorithm.fedsm.pull"]) == [0.7]
     for number in range(1, 9):
-        config = resolve(found.space.given(found.base, found.space.sample(0, number)))
+        config = resolve(found.space.apply(found.base, found.space.sample(0, number)))
         assert config.algorithm.epochs == 2
         assert getattr(config.algorithm, "pull", 0.7) == 0.7
     more = build_request(
@@ -210,7 +211,7 @@ def test_points_are_checked_and_lists_in_them_are_values():
 
 
 def test_a_choice_of_one_list_stays_one():
-    domain = distributions.taken(tune.choice([[16, 32]]), "k")
+    domain = distributions.from_value(tune.choice([[16, 32]]), "k")
     assert distributions.bounds(distributions.parse_distribution(distributions.to_text(domain), "k")) == [(16, 32)]
 
 
@@ -219,10 +220,10 @@ def test_a_space_of_several_algorithms_is_narrowed_to_some_or_one():
     one = build_request(methods, {}, parse_pairs(["algorithm=fedprox"]), {})
     assert set(one.space.domains) == {"algorithm.lr", "algorithm.mu"}
     assert one.space.points == ({"algorithm.lr": 1e-3, "algorithm.mu": 0.01},)
-    assert resolve(one.space.given(one.base, one.space.sample(0, 1))).algorithm.mu == 0.01
+    assert resolve(one.space.apply(one.base, one.space.sample(0, 1))).algorithm.mu == 0.01
     words = from_cli(["algorithm=choice(fedprox,ditto)", "algorithm.ditto.lam=uniform(1,2)"])
     two = build_request(methods.override(words), {}, {}, {}).space
-    assert two.names == ("fedprox", "ditto")
+    assert two.algorithm_names == ("fedprox", "ditto")
     assert not [key for key in two.domains if "fedsm" in key or "scaffold" in key]
     assert two.points[1] == {"algorithm": "ditto", "algorithm.ditto.lr": 1e-3}  # its lam lies outside now
 
@@ -231,7 +232,7 @@ def test_keys_of_what_fine_tunes_and_short_keys_are_searched():
     space = Space(from_cli(["algorithm.finetune.lr=loguniform(1e-4,1e-2)", "network.channels=choice([4,8],[8,16])"]))
     found = build_request(space, {"algorithm": "fcl"}, {}, {})
     values = found.space.sample(0, 1)
-    config = resolve(found.space.given(found.base, values))
+    config = resolve(found.space.apply(found.base, values))
     assert config.algorithm.finetune.lr == values["algorithm.finetune.lr"]
     fixed = build_request(space, {"algorithm": "fcl"}, parse_pairs(["task.network.channels=[4,8]"]), {})
     assert list(fixed.space.domains) == ["algorithm.finetune.lr"]
@@ -245,7 +246,7 @@ def test_a_grid_of_a_range_is_refused_and_of_steps_is_counted():
     assert rows[1] == {"algorithm.momentum": 0.0, "algorithm.epochs": 2}
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", installed_spaces())
 def test_a_shipped_space_fits_its_algorithm(name):
     space = read_space(name)
     assert space.fixed.get("algorithm", name) == name
@@ -258,7 +259,7 @@ def test_a_shipped_space_fits_its_algorithm(name):
 
 def test_every_algorithm_has_a_space():
     root = ROOT
-    assert {path.stem for path in (root / "algorithms").glob("*.py")} - {"__init__"} <= set(shipped())
+    assert {path.stem for path in (root / "algorithms").glob("*.py")} - {"__init__"} <= set(installed_spaces())
 
 
 def test_the_command_lists_spaces(capsys):
@@ -300,11 +301,11 @@ def test_a_choice_that_cannot_be_read_again_is_refused():
 
 def test_lists_in_lists_are_the_same_from_python_text_and_json():
     given = tune.choice([[[1, 2], [3]], [4]])
-    values = distributions.taken(given, "k").categories
+    values = distributions.from_value(given, "k").categories
     assert values == [((1, 2), (3,)), (4,)]
     assert (
         distributions.bounds(
-            distributions.parse_distribution(distributions.to_text(distributions.taken(given, "k")), "k")
+            distributions.parse_distribution(distributions.to_text(distributions.from_value(given, "k")), "k")
         )
         == values
     )
@@ -325,6 +326,6 @@ def test_a_key_of_a_class_of_the_user_s_own_is_searched():
         "algorithm.tests.support.dying:Dying.lr=choice(0.5)",
     ]
     space = build_request(Space(from_cli(words)), {}, {}, {}).space
-    lr = {resolve(space.given({}, row)).algorithm.lr for row in space.grid() if row["algorithm"] != "fedavg"}
+    lr = {resolve(space.apply({}, row)).algorithm.lr for row in space.grid() if row["algorithm"] != "fedavg"}
     assert lr == {0.5}
     assert len(space.grid()) == 2

@@ -26,17 +26,17 @@ def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
 
 def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     search = searched(tmp_path, "algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", scheduler="pbt")
-    workshop = TrialCache(search)
-    donor, other = (TrialRounds(search, n, {"algorithm.lr": lr}, workshop) for n, lr in ((1, 0.01), (2, 0.0003)))
+    cache = TrialCache(search)
+    donor, other = (TrialRounds(search, n, {"algorithm.lr": lr}, cache) for n, lr in ((1, 0.01), (2, 0.0003)))
     donor.step()
     assert donor.step()["round"] == 2
     assert other.step()["round"] == 1
     (tmp_path / "given").mkdir()
-    donor.hand_over(tmp_path / "given")
+    donor.export_state(tmp_path / "given")
     donor.step()  # and goes on itself, which changes nothing of what it has given
     other.close()
-    other = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop)
-    other.adopt(tmp_path / "given")
+    other = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache)
+    other.import_state(tmp_path / "given")
     assert other.step()["round"] == 3
     last = other.step()
     assert last["done"]
@@ -52,21 +52,21 @@ def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     lineage = json.loads((tmp_path / "trials" / "0002" / "lineage.jsonl").read_text())
     assert lineage == {"round": 2, "from": 1, "values": {"algorithm.lr": 0.005}}
     # Its process is lost before Tune has heard of the last round: that is told again, and not played.
-    again = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop).step()
+    again = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache).step()
     assert again == last
 
 
 def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp_path):
     search = searched(tmp_path, "rounds=4", scheduler="pbt")
-    workshop, folder = TrialCache(search), tmp_path / "trials" / "0002"
-    donor = TrialRounds(search, 1, {"algorithm.lr": 0.01}, workshop)
+    cache, folder = TrialCache(search), tmp_path / "trials" / "0002"
+    donor = TrialRounds(search, 1, {"algorithm.lr": 0.01}, cache)
     assert [donor.step()["round"] for _ in range(2)] == [1, 2]
     (tmp_path / "given").mkdir()
-    donor.hand_over(tmp_path / "given")
+    donor.export_state(tmp_path / "given")
 
     def given() -> TrialRounds:  # as Tune gives it to a new process
-        found = TrialRounds(search, 2, {"algorithm.lr": 0.005}, workshop)
-        found.adopt(tmp_path / "given")
+        found = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache)
+        found.import_state(tmp_path / "given")
         return found
 
     first = given()
@@ -84,7 +84,7 @@ def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp
     (copies / "lineage.json").write_text(json.dumps({"round": 2, "from": 1, "values": {"algorithm.lr": 0.01}}))
     shutil.rmtree(folder / "checkpoints")  # lost while it was put in its place, the whole search too
     assert lineage(folder)[-1]["values"] == {"algorithm.lr": 0.01}
-    again = TrialRounds(search, 2, {"algorithm.lr": 0.01}, workshop)
+    again = TrialRounds(search, 2, {"algorithm.lr": 0.01}, cache)
     assert [again.step()["round"] for _ in range(2)] == [3, 4]
     assert len(lineage(folder)) == 2
     assert not copies.exists()

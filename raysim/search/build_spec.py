@@ -1,0 +1,99 @@
+"""From a request to the specification of a search: the data opened, all configurations checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+
+from raysim.config.resolve import resolve
+from raysim.config.schema import RunConfig
+from raysim.core.contracts import Task
+from raysim.core.errors import ConfigError
+from raysim.data.required_paths import required_paths
+from raysim.distributed import node_probe
+from raysim.federation.plan import build_plan
+from raysim.federation.validation import validate
+from raysim.reporting.search_console import SearchConsole
+from raysim.search import distributions
+from raysim.search.objectives import parse_objectives
+from raysim.search.request import SearchRequest
+from raysim.search.space import Space
+from raysim.search.space_validation import check_boundaries_on_task
+from raysim.search.spec import FederationVariant, SearchSpec
+
+
+def build_search_spec(
+    request: SearchRequest, out: Path, console: SearchConsole, *, boundaries_checked: bool = False
+) -> SearchSpec:
+    """The specification of the search in `out`. Raises ConfigError for what the data or the task refuse.
+
+    `boundaries_checked`: an earlier session has tried the bounds of the space.
+    """
+    options, config = request.options, resolve(request.base)
+    with console.preparing() as progress:
+        task = config.task.build(progress)
+    sites = _held_out_sites(options.holdout, config, task)
+    space, variants = _space_and_variants(request, config.seed, sites)
+    spec = SearchSpec(
+        out=out.absolute(),
+        base=request.base,
+        space=space,
+        variants=variants,
+        objectives=(),
+        better=task.score.better,
+        rounds=config.rounds,
+        trial_count=request.trial_count(space),
+        scheduler=options.scheduler,
+        session=token_hex(8),
+        task=task,
+        task_config=config.task,
+        cwd=os.getcwd(),
+        versions=node_probe.versions(),
+        data_paths=required_paths(task, config.task)[0],
+    )
+    tasks = _check_federations(spec, sites)
+    if not boundaries_checked:
+        check_boundaries_on_task(spec, tasks[0])
+    return replace(spec, objectives=parse_objectives(options.metric, tasks, config.metric, bool(sites)))
+
+
+def _held_out_sites(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, ...]:
+    if holdout is None:
+        return ()
+    if not hasattr(getattr(config.task, "data", None), "table"):
+        raise ConfigError("--holdout: only sites of a table can be held out; this task draws its own")
+    if holdout == "each":
+        return task.inside
+    if holdout not in task.inside:
+        raise ConfigError(f"--holdout {holdout}: expected each, or one of the inside sites: {', '.join(task.inside)}")
+    return (holdout,)
+
+
+def _space_and_variants(
+    request: SearchRequest, seed: int, sites: Sequence[str]
+) -> tuple[Space, tuple[FederationVariant, ...]]:
+    """The space, and the federations of each trial: one per seed and held-out site.
+
+    Where nothing else is searched, the held-out sites are the space, and each is a trial.
+    """
+    seeds = range(seed, seed + request.options.seeds)
+    if request.space.domains:
+        held_out = tuple(sites) or (None,)
+        return request.space, tuple(FederationVariant(each, site) for each in seeds for site in held_out)
+    space = Space({"holdout": distributions.listed_choices(list(sites), "holdout", grid=True)})
+    return space, tuple(FederationVariant(each) for each in seeds)
+
+
+def _check_federations(spec: SearchSpec, sites: Sequence[str]) -> list[Task]:
+    """The task of each held-out site, or the one of the search. Raises ConfigError for a run that cannot be planned."""
+    seed, tasks = spec.variants[0].seed, []
+    for site in sites or (None,):
+        config = spec.config({}, FederationVariant(seed, site))
+        task = spec.task if config.task == spec.task_config else config.task.build(None)
+        assert task is not None
+        validate(build_plan(config, Path.cwd(), task=task))
+        tasks.append(task)
+    return tasks

@@ -1,0 +1,31 @@
+"""The options of a search, as `raysim tune` and `raysim.tune` take them. Imports no Ray: the parser reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Ge, Gt
+
+SchedulerName = Literal["fifo", "asha", "hyperband", "pbt", "median"]
+SamplerName = Literal["random", "grid", "optuna"]
+TrackerName = Literal["mlflow", "wandb"]
+CheckpointRetention = Literal["best", "all"]
+ResumeOption = Literal["trials", "budget", "max_concurrent", "keep_checkpoints", "tracker"]
+RESUME_OPTIONS: tuple[ResumeOption, ...] = get_args(ResumeOption)  # the options that `--resume` may change
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How a search samples, schedules, judges and stores its trials."""
+
+    trials: Annotated[int, Gt(0), "number of trials; a grid has a fixed number"] = 16
+    metric: Annotated[str | None, "the objectives, several with commas: worst, outside, bytes, ..."] = None
+    scheduler: Annotated[SchedulerName, "what stops trials early or changes them"] = "fifo"
+    searcher: Annotated[SamplerName, "what samples the values of a trial"] = "random"
+    max_concurrent: Annotated[int | None, Gt(0), "concurrent trials; by default as many as fit"] = None
+    seeds: Annotated[int, Gt(0), "seeds of each trial; the objective is their mean"] = 1
+    holdout: Annotated[str | None, "a site to exclude from training and evaluate on, or each in turn"] = None
+    keep_checkpoints: Annotated[CheckpointRetention, "the ended trials whose last checkpoints are kept"] = "best"
+    tracker: Annotated[TrackerName | None, "an experiment tracker that receives the trials too"] = None
+    budget: Annotated[float | None, Ge(0), "seconds after which the search ends"] = None

@@ -1,0 +1,109 @@
+"""The tables of a search's trials: trials.parquet, rounds.parquet, best.yaml, and TensorBoard's hyper-parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import hparams
+
+from raysim.config.resolve import resolve, to_mapping
+from raysim.core.atomic_io import replacing, write_text
+from raysim.core.numeric import is_finite_number
+from raysim.search.spec import SearchSpec
+from raysim.search.trial_store import (
+    TrialRecord,
+    federation_directories,
+    logged_rounds,
+    trial_directory,
+)
+
+CUMULATIVE_COLUMNS = ("round", "spent", "bytes")  # of a record's last metrics; trials.parquet has columns for them
+
+
+def write_tables(spec: SearchSpec, records: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> None:
+    """Write trials.parquet, rounds.parquet and best.yaml; a reader finds the old ones or the new."""
+    _write_parquet(spec.out / "trials.parquet", [_trial_row(record) for record in records])
+    _write_parquet(spec.out / "rounds.parquet", list(_round_rows(spec, records)))
+    if best:
+        write_text(spec.out / "best.yaml", _best_config(spec, best[0]))
+
+
+def _trial_row(record: TrialRecord) -> dict[str, Any]:
+    keys = {key: repr(list(value)) if isinstance(value, tuple) else value for key, value in record.values.items()}
+    return {
+        "trial": record.number,
+        "status": record.reported_status,
+        **keys,
+        "rounds": record.rounds,
+        "seconds": record.seconds,
+        "bytes": record.last.get("bytes"),
+        **{name: value for name, value in record.last.items() if name not in CUMULATIVE_COLUMNS},
+        **{f"best {name}": value for name, value in record.best.items()},
+        "lineage": record.lineage,
+        "digest": " ".join(f"{name}:{digest}" if name else digest for name, digest in record.digests.items()),
+        "cause": record.cause,
+    }
+
+
+def _round_rows(spec: SearchSpec, records: Sequence[TrialRecord]) -> Iterator[dict[str, Any]]:
+    for record in records:
+        for name, directory in federation_directories(trial_directory(spec.out, record.number)).items():
+            for row in logged_rounds(directory):
+                yield {"trial": record.number, "federation": name, **row}
+
+
+def _best_config(spec: SearchSpec, record: TrialRecord) -> str:
+    """The text of best.yaml: the configuration that repeats the trial, with its results as comments."""
+    variants = spec.variants_of(record.values)
+    name, variant = next(iter(variants.items()))
+    held_out = any(each.holdout for each in variants.values())
+    if held_out:  # a model for use is trained on all sites
+        config = resolve(spec.space.apply(spec.base, {k: v for k, v in record.values.items() if k != "holdout"}))
+    else:
+        config = spec.config(record.values, variant)
+    lines = [f"# Trial {record.number} of the search: {record.status} after {record.rounds} rounds."]
+    lines += [f"# {each.column}: {record.last[each.column]:.6g}" for each in spec.objectives]
+    if record.lineage:
+        lines.append("# It took over another trial's state on the way (lineage.jsonl): these are its last values only.")
+    elif held_out:
+        lines.append("# Judged with sites held out; this run trains on all of them.")
+    elif record.done:
+        lines.append(f"# digest{f' ({name})' if name else ''}: {record.digests[name]}")
+    metric = None if held_out else spec.base.get("metric")  # without a held-out site there may be no outside site
+    mapping = to_mapping(config) | {"backend": spec.base.get("backend", "ray"), "metric": metric}
+    return "\n".join(lines) + "\n" + yaml.safe_dump(mapping, sort_keys=False)
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    frame = pd.DataFrame(rows)
+    for name in frame.columns:
+        types = {type(value) for value in frame[name] if value is not None and value == value}
+        if len(types) > 1 and not types <= {int, float}:  # a choice among text and numbers
+            frame[name] = frame[name].map(str, na_action="ignore")
+    with replacing(path) as partial:
+        frame.to_parquet(partial, index=False)
+
+
+def write_tensorboard_hparams(spec: SearchSpec, record: TrialRecord) -> None:
+    """Write the trial's keys and objectives to the file that TensorBoard's hyper-parameter view reads."""
+    keys = {
+        key: value if isinstance(value, bool | int | float | str) else repr(value)
+        for key, value in record.values.items()
+    }
+    columns = [each.column for each in spec.objectives]
+    values = {column: record.last[column] for column in columns if is_finite_number(record.last.get(column))}
+    if not values or not keys:
+        return
+    directory = trial_directory(spec.out, record.number) / "tensorboard"
+    directory.mkdir(exist_ok=True)
+    writer = EventsWriter(str(directory / "events"), ".hparams")
+    for summary in hparams(keys, values):
+        writer.write_event(Event(wall_time=time.time(), summary=summary))
+    writer.close()
