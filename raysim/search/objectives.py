@@ -105,9 +105,8 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]
 
     def is_dominated(one: TrialRecord, other: TrialRecord) -> bool:
         pairs = [(each, one.last[each.column], other.last[each.column]) for each in objectives]
-        return not any(each.is_better(a, b) for each, a, b in pairs) and any(
-            each.is_better(b, a) for each, a, b in pairs
-        )
+        as_good = not any(each.is_better(a, b) for each, a, b in pairs)
+        return as_good and any(each.is_better(b, a) for each, a, b in pairs)
 
     first = objectives[0]
     front = [record for record in records if not any(is_dominated(record, other) for other in records)]
