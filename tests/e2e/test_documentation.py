@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from raysim.cli.main import OPTIONS, main
+from raysim.cli.main import main
 from raysim.cli.parser import make_parser
+from raysim.cli.tune import search_options
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve
 from raysim.search.request import build_request
@@ -77,7 +78,7 @@ def test_every_command_is_a_valid_command(page: Path, folder: Path) -> None:
         elif args.resume is None:
             names = [word for word in rest if "=" not in word]
             space = (read_space(names[0]) if names else Space()).override(from_cli(args.space))
-            options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+            options = search_options(args)
             build_request(space, given, keys, options)
 
 
