@@ -1,0 +1,1 @@
+"""Search spaces, one per file: SPACE maps keys to distributions, POINTS are tried first."""

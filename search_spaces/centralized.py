@@ -1,6 +1,6 @@
-"""Centralized: how all data in one place are trained on.
+"""Centralized training on the data of all sites: learning rate, weight decay, schedule.
 
-The upper reference deserves a search of its own too.
+The upper reference of a comparison needs a search too.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
 """Ditto: learning rate, pull of the personal models, their epochs.
 
-First points: lambda of 0.1, 1 and 2, among which Li et al. 2021 choose.
+First points: lambda 0.1, 1 and 2, the values that Li et al. 2021 compare.
 """
 
 from ray import tune

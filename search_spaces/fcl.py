@@ -1,6 +1,6 @@
-"""FCL: temperature, momentum of the encoder, size of the bank, learning rate.
+"""FCL: temperature, momentum of the encoder, size of the memory bank, learning rate.
 
-The paper prints none of them; the points are those of contrastive learning elsewhere.
+The paper reports none of them; the points are usual in contrastive learning.
 """
 
 from ray import tune

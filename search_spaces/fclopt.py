@@ -1,6 +1,6 @@
-"""FCLOpt: rounds between uploads of targets (PTNU), the change foretold from which on they are uploaded (DP), momentum.
+"""FCLOpt: rounds between uploads of targets (PTNU), the predicted change that triggers an upload (DP), momentum.
 
-The paper's abstract prints none of them; the first point is the default.
+The paper's abstract reports none of them; the first point is the default.
 """
 
 from ray import tune

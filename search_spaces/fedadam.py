@@ -1,6 +1,6 @@
-"""FedAdam, FedYogi: learning rates of sites and server together, adaptivity.
+"""FedAdam, FedYogi: learning rates of sites and server, adaptivity.
 
-First points: tau of 0.001, as Reddi et al. 2021 fix it, with server steps of 0.01 and 0.1.
+First points: tau 0.001, as in Reddi et al. 2021, with server learning rates 0.01 and 0.1.
 """
 
 from ray import tune

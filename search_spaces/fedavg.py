@@ -1,6 +1,6 @@
 """FedAvg: learning rate, local epochs, cohort.
 
-First points: one and five local epochs, of those that McMahan et al. 2017 compare.
+First points: one and five local epochs, among those that McMahan et al. 2017 compare.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
-"""FedBN: learning rate, local epochs, and what outside sites get.
+"""FedBN: learning rate, local epochs, the model at outside sites.
 
-It needs normalisation layers with parameters, such as task.network.norm=batch; else it is FedAvg.
+It needs normalisation layers with parameters, such as task.network.norm=batch; else it equals FedAvg.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
-"""FedRep: learning rate, passes that train the head and passes that train the rest.
+"""FedRep: learning rate, epochs of the head, epochs of the other layers.
 
-First points: ten passes for the head and one for the rest, near what Collins et al. 2021 take.
+First points: ten epochs of the head and one of the rest, near those of Collins et al. 2021.
 """
 
 from ray import tune

@@ -1,4 +1,4 @@
-"""Rotation prediction in a federation: learning rate, local epochs."""
+"""Federated rotation prediction: learning rate, local epochs."""
 
 from ray import tune
 

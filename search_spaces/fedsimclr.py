@@ -1,6 +1,6 @@
-"""SimCLR in a federation: temperature, learning rate, local epochs.
+"""Federated SimCLR: temperature, learning rate, local epochs.
 
-First points: temperatures of 0.1 and 0.5, which Chen et al. 2020 compare.
+First points: temperatures 0.1 and 0.5, among those that Chen et al. 2020 compare.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
 """Gradient alignment: weight of the correction, learning rate.
 
-The papers print no weight. The points are parts of the mean step: 0, 0.01, 0.05, 0.1, 0.3 and 1.
+The papers report no weight. The points are fractions of the mean step: 0, 0.01, 0.05, 0.1, 0.3 and 1.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
-"""IOP-FL: memory of the personal models, learning rate and loss weights of the adaptation outside.
+"""IOP-FL: momentum of the personal models, learning rate and loss weights of the adaptation outside.
 
-First points: alpha 0.1 and the weights of the authors' code, and alpha 0.5, which others take. Judge it outside:
+First points: alpha 0.1 and the weights of the authors' code, and alpha 0.5, which later work uses. Evaluate it outside:
 --metric outside.
 """
 

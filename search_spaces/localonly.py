@@ -1,6 +1,6 @@
-"""LocalOnly: how a site trains alone.
+"""LocalOnly: training at each site without the others.
 
-The lower reference deserves a search of its own: a method is to beat the best of it.
+The lower reference of a comparison needs a search too: a method should exceed its best result.
 """
 
 from ray import tune

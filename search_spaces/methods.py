@@ -1,7 +1,7 @@
-"""Which method, and then its own keys: FedAvg, FedProx, Ditto, FedSM, SCAFFOLD, with learning rates of their own.
+"""An algorithm and its own keys: FedAvg, FedProx, Ditto, FedSM, SCAFFOLD, each with its own learning rate.
 
-A key such as algorithm.fedsm.pull counts in the trials that draw fedsm. Made for --searcher optuna, which asks for a
-key only where it counts.
+A key such as algorithm.fedsm.pull is active in the trials of fedsm. Meant for --searcher optuna, which samples a key
+only where it is active.
 """
 
 from ray import tune

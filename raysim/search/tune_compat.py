@@ -1,6 +1,6 @@
 """Private and fragile parts of Ray Tune, each in one place. Checked against Ray 2.60; each has a test of its own.
 
-What Ray Tune offers publicly is used where it is needed; here stands only what a new version of Ray may break.
+Public features of Ray Tune are used where they are needed; this file has only what a new version of Ray may break.
 """
 
 from __future__ import annotations

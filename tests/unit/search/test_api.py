@@ -65,10 +65,10 @@ def test_sites_that_a_partition_makes_are_held_out(tmp_path):
     search = held_out(tmp_path)
     assert search.space.grid() == [{"holdout": camera} for camera in ("c1", "c2", "c3")]
     for values in search.space.grid():
-        (cell,) = search.variants_of(values).values()
-        built = search.config(values, cell).task.build(None)
+        (variant,) = search.variants_of(values).values()
+        built = search.config(values, variant).task.build(None)
         assert built.outside == (values["holdout"],)
-        assert set(built.inside) == {"c1", "c2", "c3"} - {values["holdout"]}  # and z, which stands outside, is away
+        assert set(built.inside) == {"c1", "c2", "c3"} - {values["holdout"]}  # z, an outside site, is excluded
         assert built.sizes["c1"]["train"] == 8
     parted = held_out(tmp_path, None, "task.data.exclude_sites=[c3]")
     assert parted.space.grid() == [{"holdout": "c1"}, {"holdout": "c2"}]

@@ -34,7 +34,7 @@ BETTER = {"dice": "higher", "hd95": "lower"}
 SPACE = Space(from_cli(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=choice(1,2)"]))
 
 
-def search(out: Path, *objectives: Objective, trials: int = 0) -> SearchSpec:
+def spec(out: Path, *objectives: Objective, trials: int = 0) -> SearchSpec:
     return SearchSpec(
         out=out,
         base={},
@@ -47,26 +47,26 @@ def search(out: Path, *objectives: Objective, trials: int = 0) -> SearchSpec:
     )
 
 
-def entry(number: int, dice: float, rounds: int = 4, status: str = "done", size: float = 1.0) -> TrialRecord:
+def record(number: int, dice: float, rounds: int = 4, status: str = "done", size: float = 1.0) -> TrialRecord:
     values = {"algorithm.lr": 1e-3, "algorithm.epochs": 1 + number % 2}
     return TrialRecord(number, values, status, rounds, 1.0, {DICE.column: dice, "bytes": size})
 
 
 def test_the_best_went_through_all_rounds():
-    results = SearchResults(search(Path()), [entry(1, 0.6), entry(2, 0.9, 1, "stopped"), entry(3, 0.7)], "best")
+    results = SearchResults(spec(Path()), [record(1, 0.6), record(2, 0.9, 1, "stopped"), record(3, 0.7)], "best")
     assert [each.number for each in results.best()] == [3]
-    assert [each.number for each in SearchResults(search(Path()), [entry(2, 0.9, 1, "stopped")], "best").best()] == [2]
-    failed = entry(4, 0.99, status="failed")
-    nothing = entry(5, math.nan)
-    assert [each.number for each in SearchResults(search(Path()), [failed, nothing, entry(1, 0.6)], "best").best()] == [
+    assert [each.number for each in SearchResults(spec(Path()), [record(2, 0.9, 1, "stopped")], "best").best()] == [2]
+    failed = record(4, 0.99, status="failed")
+    nothing = record(5, math.nan)
+    assert [each.number for each in SearchResults(spec(Path()), [failed, nothing, record(1, 0.6)], "best").best()] == [
         1
     ]
 
 
 def test_the_front_is_what_no_other_beats():
-    entries = [entry(1, 0.6, size=1), entry(2, 0.7, size=2), entry(3, 0.65, size=3), entry(4, 0.7, size=5)]
-    assert [each.number for each in pareto_front(entries, [DICE, BYTES])] == [2, 1]
-    assert [each.number for each in SearchResults(search(Path(), DICE, BYTES), entries, "best").best()] == [2, 1]
+    records = [record(1, 0.6, size=1), record(2, 0.7, size=2), record(3, 0.65, size=3), record(4, 0.7, size=5)]
+    assert [each.number for each in pareto_front(records, [DICE, BYTES])] == [2, 1]
+    assert [each.number for each in SearchResults(spec(Path(), DICE, BYTES), records, "best").best()] == [2, 1]
 
 
 def test_federations_are_joined_by_mean_and_by_the_worst_of_what_is_held_out():
@@ -95,22 +95,22 @@ def test_a_federation_without_the_metric_takes_it_from_no_other():
     }
 
 
-def test_the_key_that_decides_is_told_from_one_that_does_not():
-    entries, rows = [], []
+def test_a_key_with_an_effect_has_importance_and_one_without_has_none():
+    records, rows = [], []
     for number in range(1, 17):
         lr = 1e-4 * 1.3**number
-        entries.append(TrialRecord(number, {"algorithm.lr": lr, "algorithm.epochs": 1 + number % 2}, "done", 2, 1.0))
+        records.append(TrialRecord(number, {"algorithm.lr": lr, "algorithm.epochs": 1 + number % 2}, "done", 2, 1.0))
         rows += [{"trial": number, "federation": "", "round": r, DICE.column: number * r / 100} for r in (1, 2)]
-    weights, at = importance(search(Path()), entries, pd.DataFrame(rows))
+    weights, at = importance(spec(Path()), records, pd.DataFrame(rows))
     assert at == 2
     # Four groups of four of 16 ranks: total 340, within 4 x 5 = 20, error 20 / 12.
     assert weights["algorithm.lr"] == pytest.approx((340 - 20 - 3 * 20 / 12) / (340 + 20 / 12))
     assert weights["algorithm.epochs"] == 0.0
-    assert importance(search(Path()), entries[:3], pd.DataFrame(rows)) == ({}, 2)
+    assert importance(spec(Path()), records[:3], pd.DataFrame(rows)) == ({}, 2)
 
 
 def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tmp_path):
-    results = SearchResults(search(tmp_path), [], "best")
+    results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
     results.start_trial(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
@@ -140,7 +140,7 @@ class SilentConsole:
 
     def on_round(self, trial: int, result: Any) -> None: ...
 
-    def on_trial_end(self, entry: TrialRecord) -> None: ...
+    def on_trial_end(self, record: TrialRecord) -> None: ...
 
 
 class TuneTrial(SimpleNamespace):
@@ -158,7 +158,7 @@ def callback(results: SearchResults) -> TuneCallback:
 
 
 def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
-    results = SearchResults(search(tmp_path), [], "best")
+    results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(2, {"algorithm.lr": 0.001, "task.network.channels": (4, 8)})
     given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5}
     mutated = TuneTrial(config={"trial": 2, "algorithm.lr": 0.002, "task.network.channels": (4, 8)})
@@ -173,10 +173,10 @@ def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
         assert known.lineage
 
 
-def test_a_trial_that_only_tells_again_what_it_told_cannot_fail(tmp_path):
-    done = entry(1, 0.6)
+def test_an_ended_trial_that_reports_its_rounds_again_cannot_fail(tmp_path):
+    done = record(1, 0.6)
     done.digests = {"": "0"}
-    results = SearchResults(search(tmp_path), [done, TrialRecord(2, {"algorithm.lr": 1e-3})], "best")
+    results = SearchResults(spec(tmp_path), [done, TrialRecord(2, {"algorithm.lr": 1e-3})], "best")
     for number in (1, 2):
         callback(results).on_trial_error(0, [], TuneTrial(config={"trial": number}))
     assert results.records[1].status == "done"
@@ -184,32 +184,32 @@ def test_a_trial_that_only_tells_again_what_it_told_cannot_fail(tmp_path):
 
 
 def test_a_value_that_is_not_finite_is_never_the_best(tmp_path):
-    results = SearchResults(search(tmp_path), [], "best")
+    results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(1, {"algorithm.lr": 0.001})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: math.nan}
     results.add_round(1, result)
     assert results.records[1].best == {}
     older = load_records(tmp_path)[0]
-    older.best = {DICE.column: None}  # as what is not finite stands in JSON
-    again = SearchResults(search(tmp_path), [older], "best")
+    older.best = {DICE.column: None}  # as JSON holds what is not finite
+    again = SearchResults(spec(tmp_path), [older], "best")
     assert again.best() == []
     again.end_trial(1)
     again.add_round(1, result | {DICE.column: 0.5})
     assert again.records[1].best == {DICE.column: 0.5}
-    assert SearchResults(search(tmp_path), [entry(2, math.inf)], "best").best() == []
+    assert SearchResults(spec(tmp_path), [record(2, math.inf)], "best").best() == []
 
 
-def test_a_trial_whose_file_is_torn_is_played_first_and_from_its_beginning(tmp_path):
-    results = SearchResults(search(tmp_path), [], "best")
+def test_a_trial_whose_file_is_torn_runs_first_and_from_its_beginning(tmp_path):
+    results = SearchResults(spec(tmp_path), [], "best")
     for number in (1, 2, 3):
         results.start_trial(number, {"algorithm.lr": 0.001 * number})
     folder = trial_directory(tmp_path, 2)
     (folder / "trial.json").write_text('{"number": 2, "val')
     (folder / "log.jsonl").write_text("of other values, for all that is known")
-    new = new_trial_numbers(search(tmp_path, trials=5), load_records(tmp_path))
+    new = new_trial_numbers(spec(tmp_path, trials=5), load_records(tmp_path))
     assert new == [2, 4, 5]
-    assert new_trial_numbers(search(tmp_path, trials=1), load_records(tmp_path)) == [2]
-    again = SearchResults(search(tmp_path), load_records(tmp_path), "best")
+    assert new_trial_numbers(spec(tmp_path, trials=1), load_records(tmp_path)) == [2]
+    again = SearchResults(spec(tmp_path), load_records(tmp_path), "best")
     searcher = TuneSearcher(random_sampler(SPACE, 0), [], new, again.start_trial)
     assert [searcher.suggest(str(n))["trial"] for n in new] == new
     assert searcher.suggest("more") == Searcher.FINISHED
@@ -219,7 +219,7 @@ def test_a_trial_whose_file_is_torn_is_played_first_and_from_its_beginning(tmp_p
 
 def test_a_search_whose_trials_were_never_judged_says_so_and_fails(tmp_path, capsys):
     done = TrialRecord(1, {"algorithm.lr": 1e-3}, "done", 4, 1.0, {"loss": 0.5})
-    results, console = SearchResults(search(tmp_path), [done], "best"), SearchConsole(Terminal())
+    results, console = SearchResults(spec(tmp_path), [done], "best"), SearchConsole(Terminal())
     report_search(results, console)
     with pytest.raises(RunError, match=r"no trial has a value of inside/val/dice/mean; see in .*rounds.parquet"):
         raise_outcome(results, SearchStopper(None), console)
@@ -227,25 +227,25 @@ def test_a_search_whose_trials_were_never_judged_says_so_and_fails(tmp_path, cap
 
 
 def test_what_is_open_or_has_not_begun_leaves_a_search_unfinished(tmp_path):
-    done, begun = entry(1, 0.6), entry(2, 0.5, 1, "running")
+    done, begun = record(1, 0.6), record(2, 0.5, 1, "running")
     done.digests = {"": "0"}
-    for entries, total, status in (([done, begun], 2, "unfinished"), ([done], 2, "unfinished"), ([done], 1, "done")):
-        results = SearchResults(search(tmp_path, trials=total), entries, "best")
+    for records, total, status in (([done, begun], 2, "unfinished"), ([done], 2, "unfinished"), ([done], 1, "done")):
+        results = SearchResults(spec(tmp_path, trials=total), records, "best")
         results.write_tables()
         page = write_search_report(results).read_text()
         assert re.search(r'<h1>.*class="status *(?:done)?">(\w+)<', page)[1] == status
-        assert ("<dt>to come</dt><dd>1<" in page) == (len(entries) < total)
+        assert ("<dt>to come</dt><dd>1<" in page) == (len(records) < total)
         assert "running" not in page
-        assert list(pd.read_parquet(tmp_path / "trials.parquet")["status"]) == ["done", "unfinished"][: len(entries)]
+        assert list(pd.read_parquet(tmp_path / "trials.parquet")["status"]) == ["done", "unfinished"][: len(records)]
 
 
 def test_a_failed_trial_keeps_no_checkpoint_either(tmp_path):
-    kept = []
+    records = []
     for number, status in ((1, "done"), (2, "failed"), (3, "running")):
         folder = trial_directory(tmp_path, number)
         (folder / "checkpoints" / "round_0001").mkdir(parents=True)
         (folder / "log.jsonl").touch()
-        kept.append(entry(number, 0.5, status=status))
-    kept[0].digests = {"": "0"}
-    SearchResults(search(tmp_path), kept, "best").end_trial(2)
+        records.append(record(number, 0.5, status=status))
+    records[0].digests = {"": "0"}
+    SearchResults(spec(tmp_path), records, "best").end_trial(2)
     assert [path.parts[-3] for path in sorted(tmp_path.glob("trials/*/checkpoints/round_*"))] == ["0001", "0003"]

@@ -51,7 +51,7 @@ def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     assert load_records(tmp_path)[0].lineage
     lineage = json.loads((tmp_path / "trials" / "0002" / "lineage.jsonl").read_text())
     assert lineage == {"round": 2, "from": 1, "values": {"algorithm.lr": 0.005}}
-    # Its process is lost before Tune has heard of the last round: that is told again, and not played.
+    # Its process is lost before Tune has heard of the last round: it is reported again, and not run again.
     again = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache).step()
     assert again == last
 
