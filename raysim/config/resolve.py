@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -64,11 +65,16 @@ def build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
     Raises ConfigError for unknown keys and invalid values.
     """
     checked = _check_fields(cls, values, prefix)
-    adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, cls], config=ConfigDict(allow_inf_nan=False))
     try:
-        return adapter.validate_python({prefix: checked})[prefix]
+        return _adapter(cls).validate_python({prefix: checked})[prefix]
     except ValidationError as error:
         raise ConfigError(_format_errors(error.errors())) from None
+
+
+@lru_cache(maxsize=64)
+def _adapter(cls: Any) -> TypeAdapter[dict[str, Any]]:
+    """The validator of a mapping to `cls`. Cached, because a search resolves hundreds of configurations."""
+    return TypeAdapter(dict[str, cls], config=ConfigDict(allow_inf_nan=False))
 
 
 def _check_run_keys(values: Mapping[str, Any]) -> None:

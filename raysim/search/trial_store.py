@@ -15,7 +15,6 @@ from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError
 from raysim.storage.json_lines import read_jsonl
 from raysim.storage.run_directory import LOG_FILE
-from raysim.storage.run_directory import LOG_FILE
 
 SEARCH_FILE = "search.yaml"  # the request of a search, in its directory
 RECORD_FILE = "trial.json"
