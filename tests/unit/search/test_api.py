@@ -70,16 +70,24 @@ def test_sites_that_a_partition_makes_are_held_out(tmp_path):
         assert built.outside == (values["holdout"],)
         assert set(built.inside) == {"c1", "c2", "c3"} - {values["holdout"]}  # z, an outside site, is excluded
         assert built.sizes["c1"]["train"] == 8
+
+
+def test_a_site_that_is_excluded_is_not_held_out(tmp_path):
     parted = held_out(tmp_path, None, "task.data.exclude_sites=[c3]")
     assert parted.space.grid() == [{"holdout": "c1"}, {"holdout": "c2"}]
     with pytest.raises(ConfigError, match=r"unknown site in task.data.exclude_sites: 'c4'"):
         held_out(tmp_path, None, "task.data.exclude_sites=[c4]")
 
 
-def test_sites_that_train_do_not_judge_what_is_held_out(tmp_path):
-    for metric, words in (("inside/val/auc", ()), (None, ["metric=inside/val/auc"])):
-        with pytest.raises(ConfigError, match=r"judges the sites that train.* give --metric outside, or outside/"):
-            held_out(tmp_path, metric, *words)
+@pytest.mark.parametrize(
+    ("metric", "words"), [("inside/val/auc", []), (None, ["metric=inside/val/auc"])], ids=("option", "key")
+)
+def test_sites_that_train_do_not_judge_what_is_held_out(tmp_path, metric, words):
+    with pytest.raises(ConfigError, match=r"judges the sites that train.* give --metric outside, or outside/"):
+        held_out(tmp_path, metric, *words)
+
+
+def test_held_out_sites_are_judged_by_the_outside_metric(tmp_path):
     assert held_out(tmp_path, "outside").objectives == held_out(tmp_path).objectives
 
 
