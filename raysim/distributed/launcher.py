@@ -28,7 +28,7 @@ from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
 from raysim.federation.validation import validate
 from raysim.reporting.html_report import write_report
-from raysim.storage.run_directory import LOG_FILE, commit, exclusive_lock, reserve_directory
+from raysim.storage.run_directory import LOG_FILE, check_new_directory, commit, exclusive_lock, reserve_directory
 
 
 def run(
@@ -49,8 +49,10 @@ def run(
     """
     config = load_config(config)
     config = config if backend is None else replace(config, backend=backend)
+    out = None if out is None else str(out)
+    check_new_directory(out, "a run")
     stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
-    with reserve_directory(None if out is None else str(out), stem) as directory, exclusive_lock(directory):
+    with reserve_directory(out, stem) as directory, exclusive_lock(directory):
         return _execute(config, directory, on_event, resume=False)
 
 

@@ -17,7 +17,7 @@ from raysim.core.errors import RunError, SiteError
 from raysim.core.events import RoundEvent, RunFinished
 from raysim.federation.plan import Plan, chosen_metric
 from raysim.federation.runner import run_federation
-from raysim.storage.recorder import aggregate, direction, write_json
+from raysim.storage.recorder import aggregate, direction
 from raysim.storage.serialization import digest
 from tests.support import toy
 from tests.support.plans import make_plan, plain_fleet
@@ -49,12 +49,6 @@ def test_roles_are_apart_and_training_is_not_judged() -> None:
 def test_direction_of_a_name() -> None:
     assert direction("inside/test/dice", BETTER) == "higher"
     assert direction("outside/val/hd95@global", BETTER) == "lower"
-
-
-def test_json_has_no_number_that_is_none(tmp_path: Path) -> None:
-    write_json(tmp_path / "x.json", {"a": [float("nan"), 1.5], "b": (float("inf"), "text", None, True)})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": [None, "text", None, True]}
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
 def plan(out: Path, rounds: int = 3, **keys: Any) -> Plan:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from raysim.core.errors import ConfigError
-from raysim.storage.run_directory import exclusive_lock, lock_owner, reserve_directory
+from raysim.core.events import ActorPlacement, ActorsPlaced
+from raysim.storage.run_directory import (
+    check_new_directory,
+    commit,
+    exclusive_lock,
+    lock_owner,
+    reserve_directory,
+)
 
 
 def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path, monkeypatch):
@@ -60,3 +67,19 @@ def test_who_is_at_work_in_a_folder(tmp_path: Path) -> None:
     with exclusive_lock(tmp_path):
         assert lock_owner(tmp_path) == json.loads((tmp_path / ".process").read_text())
     assert lock_owner(tmp_path) is None
+
+
+def test_commit_fills_a_new_directory_and_keeps_what_a_resumed_run_began_with(tmp_path: Path) -> None:
+    place = ActorPlacement("client-01", "client-01[a]", "node", 7, 1.0, 0.0, [], "cpu", 1)
+    commit(tmp_path, {"rounds": 2}, {"python": "3.11"}, ActorsPlaced([place], {"b": "local", "a": "client-01"}))
+    commit(tmp_path, {"rounds": 9}, {}, ActorsPlaced([place], {"a": "client-01"}))
+    assert (tmp_path / "config.yaml").read_text() == "rounds: 2\n"
+    assert json.loads((tmp_path / "env.json").read_text()) == {"python": "3.11"}
+    assert (tmp_path / "checkpoints").is_dir()
+    (site,) = json.loads((tmp_path / "placement.json").read_text())
+    assert (site["site"], site["actor"], site["node"], site["pid"]) == ("a", "client-01", "node", 7)
+
+
+def test_a_url_is_no_run_directory() -> None:
+    with pytest.raises(ConfigError, match="a run writes into a folder"):
+        check_new_directory("s3://bucket/run", "a run")

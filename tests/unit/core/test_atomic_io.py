@@ -1,0 +1,34 @@
+"""Atomic writes: the new content, or the old one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raysim.core.atomic_io import replacing, write_json, write_text
+
+
+def fail_halfway(path: Path) -> None:
+    with replacing(path) as partial:
+        partial.write_text("half")
+        assert path.read_text() == "old"
+        raise ZeroDivisionError
+
+
+def test_a_write_that_fails_leaves_the_old_content_alone(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway(path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("table.parquet", "old")]
+    with replacing(path) as partial:
+        partial.write_text("new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("table.parquet", "new")]
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": [float("nan"), 1.5], "b": (float("inf"), "text", None, True)})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": [None, "text", None, True]}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
