@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class Terminal(Console):
 
 
 class RunConsole:
-    """Prints to `console`: with a live bar if it is a terminal, else in plain lines."""
+    """Prints the events of a run to `console`, with a progress bar if it is a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -42,19 +41,8 @@ class RunConsole:
         self.placed = False
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
-
-    @contextmanager
-    def preparing(self) -> Iterator[Callable[[int, int], None]]:
-        """While in the block, what it gives shows how many cases are prepared, of how many; then what was odd."""
-        self.say("preparing the data")
-        with warnings.catch_warnings(record=True) as odd, self._bars() as bars:
-            bar = bars.add_task("cases", total=None)
-            yield lambda done, total: bars.update(bar, completed=done, total=total)
-        for warning in odd:
-            if issubclass(warning.category, UserWarning):
-                self.console.print(f"note: {warning.message}", style="yellow", highlight=False, markup=False)
 
     def _bars(self) -> Bars:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

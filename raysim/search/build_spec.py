@@ -14,7 +14,7 @@ from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.data.required_paths import required_paths
 from raysim.distributed import node_probe
-from raysim.federation.plan import build_plan
+from raysim.federation.plan import build_plan, build_task
 from raysim.federation.validation import validate
 from raysim.reporting.search_console import SearchConsole
 from raysim.search import distributions
@@ -33,8 +33,8 @@ def build_search_spec(
     `boundaries_checked`: an earlier session has tried the bounds of the space.
     """
     options, config = request.options, resolve(request.base)
-    with console.preparing() as progress:
-        task = config.task.build(progress)
+    with console.live():
+        task = build_task(config.task, console.show)
     sites = _held_out_sites(options.holdout, config, task)
     space, variants = _space_and_variants(request, config.seed, sites)
     spec = SearchSpec(
