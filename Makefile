@@ -6,7 +6,7 @@ PEERS := flower nvflare pfl
 # Tests that share a Ray or a cluster stay on one of the two workers.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=30
 
-.PHONY: help demo check imports format test test-all test-smoke mutations bench bench-peers clean
+.PHONY: help demo check format test test-all test-smoke mutations bench bench-peers clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,14 +14,12 @@ help:  ## what there is to make
 demo: $(VENV)/installed  ## a federation of seven synthetic hospitals, in about a minute
 	$(BIN)/raysim run
 
-check: $(VENV)/installed  ## lint, format, spelling, types
+check: $(VENV)/installed  ## lint, format, spelling, import contracts, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
-	$(BIN)/mypy
-
-imports: $(VENV)/installed  ## the import contracts of pyproject.toml
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: $(VENV)/installed  ## put the code in form
 	$(BIN)/ruff check --fix

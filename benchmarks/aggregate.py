@@ -183,7 +183,7 @@ def run(algorithm: Mean, sites: int, rounds: int, store: int) -> list[dict[str, 
     import ray  # reads that when it is imported
 
     from raysim.distributed.admission import request_actors
-    from raysim.distributed.driver import stream_events
+    from raysim.distributed.run_driver import stream_events
 
     ray.init(address="local", object_store_memory=store, logging_level=logging.ERROR, include_dashboard=False)
     try:

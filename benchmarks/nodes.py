@@ -2,10 +2,10 @@
 
 python benchmarks/nodes.py [SITES ...] [--nodes N ...] [--json FILE]      as root, on Linux with iproute2
 
-The nodes are hosts in network namespaces of this machine, joined by a bridge (tests/support/hosts.py), so all of them share its
-cores: there are four client actors in every case, one CPU each as Ray counts. What differs is where they are, and what
-crosses the network. The model's one unknown, the seconds of a site's training, is taken from the first case; all other
-cases are foretold from it.
+The nodes are hosts in network namespaces of this machine, joined by a bridge (tests/support/hosts.py), so all of them
+share its cores: there are four client actors in every case, one CPU each as Ray counts. What differs is where they
+are, and what crosses the network. The model's one unknown, the seconds of a site's training, is taken from the first
+case; all other cases are predicted from it.
 """
 
 from __future__ import annotations

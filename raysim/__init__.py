@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Task,
     )
     from raysim.core.errors import ConfigError, PlacementError, RaysimError, RunError, SiteError
+    from raysim.core.events import ActorsPlaced, Notice, Progress, RoundEvent, RunFinished
     from raysim.core.model import Model, load, weights
     from raysim.core.network_outputs import full_resolution
     from raysim.core.registry import algorithm_class, task_class
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "raysim.config.resolve": ("load_config",),
+    "raysim.core.events": ("ActorsPlaced", "Notice", "Progress", "RoundEvent", "RunFinished"),
     "raysim.core.errors": ("ConfigError", "PlacementError", "RaysimError", "RunError", "SiteError"),
     "raysim.distributed.launcher": ("resume", "run"),
     "raysim.federation.fleet": ("LocalFleet",),
@@ -62,6 +64,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "UNCHANGED",
+    "ActorsPlaced",
     "Algorithm",
     "Array",
     "ConfigError",
@@ -72,14 +75,18 @@ __all__ = [
     "LocalTraining",
     "Metrics",
     "Model",
+    "Notice",
     "PlacementError",
     "PredictionSet",
     "Predictor",
+    "Progress",
     "RaysimError",
     "Reply",
     "ResumePoint",
     "Round",
+    "RoundEvent",
     "RunError",
+    "RunFinished",
     "RunResult",
     "Score",
     "Site",

@@ -18,11 +18,18 @@ from raysim.config.schema import RunConfig
 from raysim.core.errors import PlacementError
 from raysim.core.formatting import format_bytes, pluralize
 from raysim.data.required_paths import required_paths
-from raysim.distributed import diagnostics, node_probe
+from raysim.distributed import doctor_checks, node_probe
 from raysim.distributed.admission import check_object_store
 from raysim.distributed.autoscaling import provisionable_nodes
-from raysim.distributed.batch_probe import THREADS, BatchProbe, Machine, propose_resources, round_seconds, steps_of
-from raysim.distributed.diagnostics import Check, NodeReport
+from raysim.distributed.batch_measurement import (
+    THREADS,
+    BatchProbe,
+    Machine,
+    propose_resources,
+    round_seconds,
+    steps_of,
+)
+from raysim.distributed.doctor_checks import Check, NodeReport
 from raysim.distributed.probe_environment import ProbeEnvironment, open_probe_environment
 from raysim.distributed.resources import ActorResources, NodeCapacity, NodeResources, plan_actors
 from raysim.distributed.timeouts import BATCH_PROBE_TIMEOUT_S
@@ -70,17 +77,17 @@ def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
 def _checks(
     environment: ProbeEnvironment, folder: Path, reads: Sequence[str], writes: Sequence[str]
 ) -> Iterator[Check]:
-    facts = diagnostics.probed_facts(environment.nodes)
+    facts = doctor_checks.probed_facts(environment.nodes)
     yield environment.check
-    yield from diagnostics.of_nodes(environment.nodes)
-    yield from diagnostics.of_gpus(environment.nodes)
-    yield from diagnostics.of_versions(facts, node_probe.versions())
+    yield from doctor_checks.of_nodes(environment.nodes)
+    yield from doctor_checks.of_gpus(environment.nodes)
+    yield from doctor_checks.of_versions(facts, node_probe.versions())
     if environment.is_local_ray is not None:
-        yield from diagnostics.of_listening(facts, environment.is_local_ray)
-        yield diagnostics.of_token(os.environ, Path.home(), environment.open_to_all)
-        yield from diagnostics.of_disks(environment.nodes)
-    yield diagnostics.of_folder(folder)
-    yield from diagnostics.of_paths(facts, reads, writes)
+        yield from doctor_checks.of_listening(facts, environment.is_local_ray)
+        yield doctor_checks.of_token(os.environ, Path.home(), environment.open_to_all)
+        yield from doctor_checks.of_disks(environment.nodes)
+    yield doctor_checks.of_folder(folder)
+    yield from doctor_checks.of_paths(facts, reads, writes)
 
 
 def _placed(config: RunConfig, plan: Plan, environment: ProbeEnvironment) -> tuple[list[ActorResources], Check]:

@@ -16,8 +16,8 @@ from raysim.distributed import ray_compat
 from raysim.distributed.autoscaling import provisionable_nodes
 from raysim.distributed.cluster_checks import check_cluster
 from raysim.distributed.resources import ActorResources, live_nodes, plan_actors
+from raysim.federation.cohort import cohort_size
 from raysim.federation.plan import Plan
-from raysim.federation.round_loop import cohort_size
 
 DISK_SHARE = 0.9  # of the free disk that a suggested cohort may fill
 

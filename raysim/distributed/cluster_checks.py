@@ -13,8 +13,8 @@ from raysim.core.contracts import Task
 from raysim.core.errors import PlacementError
 from raysim.core.events import Notice
 from raysim.data.required_paths import required_paths
-from raysim.distributed import diagnostics, node_probe, ray_compat
-from raysim.distributed.diagnostics import NodeReport
+from raysim.distributed import doctor_checks, node_probe, ray_compat
+from raysim.distributed.doctor_checks import NodeReport
 from raysim.distributed.ray_errors import summarize
 from raysim.distributed.timeouts import NODE_PROBE_TIMEOUT_S
 
@@ -29,8 +29,8 @@ def check_cluster(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator
     reads, writes = required_paths(task, config)
     reads = [*reads, *more]
     nodes = probe_nodes(node_probe.probe_without_torch, reads, writes)
-    facts = diagnostics.probed_facts(nodes)
-    checks = [*diagnostics.of_versions(facts, node_probe.versions()), *diagnostics.of_paths(facts, reads, writes)]
+    facts = doctor_checks.probed_facts(nodes)
+    checks = [*doctor_checks.of_versions(facts, node_probe.versions()), *doctor_checks.of_paths(facts, reads, writes)]
     if wrong := [check for check in checks if check.verdict == "wrong"]:
         cures = "; ".join(dict.fromkeys(check.cure for check in wrong))
         raise PlacementError(f"{'; '.join(check.found for check in wrong)}. {cures}")

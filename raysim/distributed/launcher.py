@@ -22,8 +22,8 @@ from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, RunF
 from raysim.core.registry import classes_of, name_of
 from raysim.core.results import RunResult
 from raysim.distributed import node_probe
-from raysim.distributed.environment import describe_environment, pickle_by_value
 from raysim.distributed.local_ray import set_local_ray_variables
+from raysim.distributed.run_environment import describe_environment, pickle_by_value
 from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
 from raysim.federation.validation import validate
@@ -117,7 +117,7 @@ def _run_on_ray(plan: Plan) -> Generator[Event]:
     from raysim.distributed.admission import admit
     from raysim.distributed.connection import connect
     from raysim.distributed.control_actor import NAMESPACE
-    from raysim.distributed.driver import stream_events
+    from raysim.distributed.run_driver import stream_events
 
     pickle_by_value(*classes_of(config.algorithm), type(config.task))
     yield Message("starting Ray")

@@ -15,12 +15,12 @@ from ray.exceptions import RayError
 
 from raysim.config.schema import RunConfig
 from raysim.distributed import node_probe
-from raysim.distributed.batch_probe import BatchProbe, measure_batches
+from raysim.distributed.batch_measurement import BatchProbe, measure_batches
 from raysim.distributed.cluster_checks import probe_nodes
 from raysim.distributed.connection import accepts_token, connect
-from raysim.distributed.diagnostics import Check, NodeReport
-from raysim.distributed.environment import pickle_by_value
+from raysim.distributed.doctor_checks import Check, NodeReport
 from raysim.distributed.ray_errors import summarize
+from raysim.distributed.run_environment import pickle_by_value
 from raysim.distributed.timeouts import BATCH_PROBE_TIMEOUT_S, NODE_PROBE_TIMEOUT_S
 from raysim.federation.site_executor import Failure
 

@@ -22,7 +22,7 @@ GAUGES = {
     "raysim_round_seconds": ("seconds of the last round", ()),
     "raysim_phase_seconds": ("seconds of the last round, by what they went into", ("phase",)),
     "raysim_sites_done": ("sites that have answered the call under way", ()),
-    "raysim_sites_asked": ("sites that the call under way asks", ()),
+    "raysim_sites_called": ("sites of the current call", ()),
     "raysim_loss": ("training loss of the last round, weighted mean over the cohort", ()),
     "raysim_score": ("the chosen metric at the last evaluation: mean, weighted, worst", ("metric", "of")),
     "raysim_site_loss": ("training loss of a site", ("site",)),
@@ -77,7 +77,7 @@ class RunMetrics:
     def set_progress(self, done: int, total: int) -> None:
         """Set how many sites of the present call have answered."""
         _gauge("raysim_sites_done").set(done, self.run)
-        _gauge("raysim_sites_asked").set(total, self.run)
+        _gauge("raysim_sites_called").set(total, self.run)
 
     def _keep_site_values(self, round: Round[Any]) -> None:
         split, _, metric = self.metric.partition("/")

@@ -79,11 +79,11 @@ def build_plan(
     """
     parse_run_faults(config)  # before the data: their preparation may take hours
     if task is None:
-        task = config.task.build(None) if emit is None else build_task(config.task, emit)
+        task = config.task.build(None) if emit is None else prepare_task(config.task, emit)
     return Plan(config=config, task=task, directory=directory, resume=resume, versions=versions or {})
 
 
-def build_task(config: TaskConfig, emit: EventCallback) -> Task:
+def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:
     """The task of `config`, its data prepared. `emit` gets the progress, and a notice of each warning."""
     emit(Message("preparing the data"))
     with warnings.catch_warnings(record=True) as caught:

@@ -1,14 +1,15 @@
-"""The round loop: a generator of rounds; the cohort of each, and its dropout."""
+"""The round loop: a generator of rounds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from raysim.core.contracts import Algorithm, S, Task
 from raysim.core.results import ResumePoint, Round, Score
-from raysim.core.seeding import numpy_generator, seeded
+from raysim.core.seeding import seeded
 from raysim.federation.accounting import RoundAccounting
+from raysim.federation.cohort import apply_dropout, sample_cohort
 from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import BaseFleet
 
@@ -59,28 +60,6 @@ def federate(
             failures=fleet.accounting.take_failures(),
             phases={**phases, "server": seconds - sum(phases.values())},
         )
-
-
-def sample_cohort(sites: Sequence[str], cohort: float | int, seed: int, index: int) -> list[str]:
-    """The sites of round `index` (from 0): a fraction (float, at least one site) or a number (int) of `sites`."""
-    count = cohort_size(cohort, len(sites))
-    if count == len(sites):
-        return list(sites)
-    chosen = numpy_generator(seed, index, "cohort").choice(len(sites), count, replace=False)
-    return [sites[i] for i in sorted(chosen)]
-
-
-def cohort_size(cohort: float | int, sites: int) -> int:
-    """The number of sites in a cohort out of `sites`: a fraction (float, at least one site) or a number (int)."""
-    return min(sites, max(1, round(cohort * sites)) if isinstance(cohort, float) else cohort)
-
-
-def apply_dropout(sites: Sequence[str], dropout: float, seed: int, index: int) -> list[str]:
-    """The sites that are online in round `index`; each is offline with probability `dropout`, but never all of them."""
-    if dropout == 0:
-        return list(sites)
-    draws = {site: numpy_generator(seed, index, "dropout", site).random() for site in sites}
-    return [site for site in sites if draws[site] >= dropout] or [max(sites, key=draws.__getitem__)]
 
 
 def _client_scores(accounting: RoundAccounting) -> list[Score]:

@@ -29,8 +29,8 @@ from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
 from raysim.federation.site_executor import SiteDataCache, torch_threads
 from raysim.storage import checkpoint
+from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
-from raysim.storage.serialization import digest
 
 MAX_ROLLBACKS = 5  # in a row, without a new round in between, until the run fails
 

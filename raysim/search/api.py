@@ -17,8 +17,8 @@ from raysim.config.resolve import build, resolve
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.distributed.cluster_checks import check_cluster
 from raysim.distributed.connection import connect
-from raysim.distributed.environment import pickle_by_value
 from raysim.distributed.placement_wait import TrialWait
+from raysim.distributed.run_environment import pickle_by_value
 from raysim.reporting.console import Terminal
 from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.search_html_report import write_search_report

@@ -14,7 +14,7 @@ from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.data.required_paths import required_paths
 from raysim.distributed import node_probe
-from raysim.federation.plan import build_plan, build_task
+from raysim.federation.plan import build_plan, prepare_task
 from raysim.federation.validation import validate
 from raysim.reporting.search_console import SearchConsole
 from raysim.search import distributions
@@ -34,7 +34,7 @@ def build_search_spec(
     """
     options, config = request.options, resolve(request.base)
     with console.live():
-        task = build_task(config.task, console.show)
+        task = prepare_task(config.task, console.show)
     sites = _held_out_sites(options.holdout, config, task)
     space, variants = _space_and_variants(request, config.seed, sites)
     spec = SearchSpec(

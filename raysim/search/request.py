@@ -15,13 +15,13 @@ from raysim.config.resolve import build, resolve
 from raysim.config.yaml_loader import load_yaml
 from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
-from raysim.distributed.environment import describe_environment
+from raysim.distributed.run_environment import describe_environment
 from raysim.search import distributions
+from raysim.search.experiment_trackers import check_tracker
 from raysim.search.options import SearchOptions
 from raysim.search.schedulers import TRAITS
 from raysim.search.space import Space, from_mapping
 from raysim.search.space_validation import check_space
-from raysim.search.trackers import check_tracker
 from raysim.search.trial_store import SEARCH_FILE
 
 

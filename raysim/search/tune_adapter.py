@@ -17,11 +17,11 @@ from ray.tune.stopper import Stopper
 
 from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
+from raysim.search.experiment_trackers import build_trackers
 from raysim.search.options import SearchOptions
 from raysim.search.results import SearchResults
 from raysim.search.schedulers import TRAITS, build_scheduler
 from raysim.search.search_control import SearchControl
-from raysim.search.trackers import build_trackers
 from raysim.search.trial_resources import TrialPlacement
 from raysim.search.trial_runner import FederationTrainable
 from raysim.search.tune_compat import (

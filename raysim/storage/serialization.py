@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -39,19 +37,19 @@ def _encode(tree: Any, at: str, arrays: dict[str, Array]) -> Any:
         return {"array": at or "value", "tensor": isinstance(tree, Tensor)}
     if is_dataclass(tree) and not isinstance(tree, type):
         kind = type(tree)
-        held = {f.name: _encode(getattr(tree, f.name), _under(at, f.name), arrays) for f in fields(tree)}
+        held = {f.name: _encode(getattr(tree, f.name), array_name(at, f.name), arrays) for f in fields(tree)}
         return {"dataclass": f"{kind.__module__}:{kind.__qualname__}", "fields": held}
     if isinstance(tree, Mapping):
-        return {"mapping": [[k, _encode(v, _under(at, _part(k, at)), arrays)] for k, v in tree.items()]}
+        return {"mapping": [[k, _encode(v, array_name(at, _part(k, at)), arrays)] for k, v in tree.items()]}
     if isinstance(tree, list | tuple):
-        items = [_encode(value, _under(at, str(i)), arrays) for i, value in enumerate(tree)]
+        items = [_encode(value, array_name(at, str(i)), arrays) for i, value in enumerate(tree)]
         return {"tuple" if isinstance(tree, tuple) else "list": items}
     raise TypeError(f"a {type(tree).__name__} at '{at}' cannot be kept in a checkpoint; use {SUPPORTED}")
 
 
 def _encode_model(model: Model, at: str, arrays: dict[str, Array]) -> Any:
     for name, array in model.items():
-        arrays[_under(at, name)] = array
+        arrays[array_name(at, name)] = array
     return {"model": [[name, model.schema.index[name].parameter] for name in model], "at": at}
 
 
@@ -64,7 +62,7 @@ def _part(key: Any, at: str) -> str:
     return quote(key, safe=" ")
 
 
-def _under(at: str, name: str) -> str:
+def array_name(at: str, name: str) -> str:
     return f"{at}/{name}" if at else name
 
 
@@ -77,7 +75,7 @@ def decode(value: Any, arrays: Mapping[str, Array], trusted: Collection[str] = (
     if not isinstance(value, dict):
         return value
     if "model" in value:
-        held = {name: arrays[_under(value["at"], name)] for name, _ in value["model"]}
+        held = {name: arrays[array_name(value["at"], name)] for name, _ in value["model"]}
         return Model.of(held, (name for name, parameter in value["model"] if parameter))
     if "array" in value:
         array = arrays[value["array"]]
@@ -101,41 +99,3 @@ def _dataclass(name: str, trusted: Collection[str]) -> Any:
     if not (isinstance(found, type) and is_dataclass(found)):
         raise ValueError(f"the checkpoint names {name}, which is not a dataclass")
     return found
-
-
-def digest(state: Any, client_states: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of a state and of all client states: of every number, shape, dtype and bit, and of the models' names.
-
-    A dataclass has the stable tag "dataclass" and its values in field order. Its module, its name and the names of its
-    fields are not part of the digest, so that a digest stays the same when code is moved or renamed.
-    """
-    total = hashlib.sha256(_canonical(state))
-    for site in sorted(client_states or ()):
-        total.update(f"{site} {digest((client_states or {})[site])}".encode())
-    return total.hexdigest()
-
-
-def _canonical(tree: Any) -> bytes:
-    described, arrays = encode(tree)
-    return json.dumps(_tagged(described, arrays), sort_keys=True).encode()
-
-
-def _tagged(described: Any, arrays: Mapping[str, Array]) -> Any:
-    """The description by `encode`, with fingerprints in place of array names, and tags in place of classes."""
-    if not isinstance(described, dict):
-        return described
-    if "model" in described:
-        at = described["at"]
-        return {"model": [[name, kind, _fingerprint(arrays[_under(at, name)])] for name, kind in described["model"]]}
-    if "array" in described:
-        return {"array": _fingerprint(arrays[described["array"]]), "tensor": described["tensor"]}
-    if "dataclass" in described:
-        return {"dataclass": [_tagged(value, arrays) for value in described["fields"].values()]}
-    if "mapping" in described:
-        return {"mapping": [[key, _tagged(value, arrays)] for key, value in described["mapping"]]}
-    return {kind: [_tagged(item, arrays) for item in items] for kind, items in described.items()}
-
-
-def _fingerprint(array: Array) -> list[Any]:
-    whole = np.asarray(array, order="C")
-    return [whole.dtype.str, list(whole.shape), hashlib.sha256(whole.tobytes()).hexdigest()]

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysim.training.augmentations import ImagePool, Views, check_levels, pool_levels, sample_batches
     from raysim.training.batching import batches
+    from raysim.training.contrastive_views import ImagePool, Views, check_levels, pool_levels, sample_batches
     from raysim.training.local_training import (
         GradientCorrection,
         OptimizerState,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
-    "raysim.training.augmentations": ("ImagePool", "Views", "check_levels", "pool_levels", "sample_batches"),
+    "raysim.training.contrastive_views": ("ImagePool", "Views", "check_levels", "pool_levels", "sample_batches"),
     "raysim.training.batching": ("batches",),
     "raysim.training.local_training": (
         *("GradientCorrection", "OptimizerState", "dump_optimizer_state", "load_optimizer_state", "proximal_term"),

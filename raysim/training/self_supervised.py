@@ -35,7 +35,7 @@ from raysim.core.errors import ConfigError, RunError, SiteError
 from raysim.core.model import Model, load, weights
 from raysim.core.module_copy import copy_module
 from raysim.core.registry import NESTED_ALGORITHM, algorithm_class
-from raysim.training.augmentations import ImagePool, Views, check_images
+from raysim.training.contrastive_views import ImagePool, Views, check_images
 from raysim.training.encoders import PooledEncoder, encoder, encoder_weights, feature_channels
 from raysim.training.local_training import LocalTraining
 

@@ -24,7 +24,7 @@ from raysim.config.resolve import resolve
 from raysim.core.registry import algorithm_class, algorithms
 from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
-from raysim.storage.serialization import digest
+from raysim.storage.digest import digest
 from tests.support.contract import ROUNDS, algorithm, client_states, every_algorithm, run, task, whole
 from tests.support.slow import slow_except
 

@@ -17,7 +17,7 @@ from algorithms.fcl import FCL, Bank, Broadcast, Features
 from raysim import LocalFleet, Model, Task, federate, load, weights
 from raysim.core.seeding import seed_all, seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training.augmentations import pool_levels, sample_batches
+from raysim.training.contrastive_views import pool_levels, sample_batches
 from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 
 CPU = torch.device("cpu")

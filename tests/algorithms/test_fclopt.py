@@ -15,9 +15,9 @@ from algorithms.fclopt import FCLOpt, alignment_loss, spread, target_part
 from raysim import LocalFleet, Model, Task, federate, load, mean, weights
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import seeded
-from raysim.storage.serialization import digest
+from raysim.storage.digest import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training.augmentations import pool_levels, sample_batches
+from raysim.training.contrastive_views import pool_levels, sample_batches
 from raysim.training.model_geometry import extrapolate_distance, move_to_distance, tensor_distances, total_distance
 from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
 

@@ -24,7 +24,7 @@ from raysim.config.resolve import resolve, to_mapping
 from raysim.core.registry import algorithm_class, algorithms, classes_of
 from raysim.federation.validation import check_algorithm
 from raysim.storage.checkpoint import read, write
-from raysim.storage.serialization import digest
+from raysim.storage.digest import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.encoders import encoder_weights
 from raysim.training.self_supervised import Finetuning, Pretraining, SelfSupervised

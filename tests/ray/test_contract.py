@@ -13,7 +13,7 @@ from raysim import LocalFleet, federate
 from raysim.core.events import Progress
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.registry import algorithms
-from raysim.storage.serialization import digest
+from raysim.storage.digest import digest
 from tests.support import remote
 from tests.support.contract import ROUNDS, algorithm, client_states, run, task, whole
 from tests.support.slow import slow_except
@@ -76,7 +76,7 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_bit(name: str, client
 def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None:
     import ray
 
-    from raysim.storage.serialization import digest
+    from raysim.storage.digest import digest
     from tests.support import remote
 
     mine = FCL(pretrain_rounds=3)

@@ -25,7 +25,7 @@ from raysim.data.file_paths import ABSOLUTE_PATH
 from raysim.distributed.load_balancing import assign
 from raysim.distributed.ray_fleet import RayFleet
 from raysim.federation.plan import Plan
-from raysim.storage.serialization import digest
+from raysim.storage.digest import digest
 from tests.support import toy
 from tests.support.plans import make_plan
 from tests.support.remote import (

@@ -116,7 +116,7 @@ def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path
 
 
 def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raysim.distributed.driver.SILENT_ROUND_NOTICE_S", 2.0)
+    monkeypatch.setattr("raysim.distributed.run_driver.SILENT_ROUND_NOTICE_S", 2.0)
     waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1, resources=Resources(client_actors=2))
     events = list(run_on_ray(waiting, "waiting"))
     notes = [event.text for event in events if isinstance(event, Notice)]

@@ -17,7 +17,7 @@ from raysim import Data, LocalFleet, Model, Site, Split, Task, combine, federate
 from raysim.core.seeding import seed_all, seeded
 from raysim.federation.site_executor import CallKey
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training.augmentations import sample_batches
+from raysim.training.contrastive_views import sample_batches
 
 POOLS = {"site-01": 11, "site-02": 7, "site-03": 9}  # images with a label or without
 

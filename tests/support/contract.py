@@ -9,7 +9,7 @@ import pytest
 
 from raysim import LocalFleet, Task, federate
 from raysim.core.registry import algorithm_class, algorithms
-from raysim.storage.serialization import digest
+from raysim.storage.digest import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 
 ROUNDS = 4

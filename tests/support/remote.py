@@ -167,7 +167,7 @@ def ray_fleet(
 def run_on_ray(plan: Plan, namespace: str) -> Generator[Event]:
     """The events of a run that is admitted to the Ray that is running."""
     from raysim.distributed.admission import admit
-    from raysim.distributed.driver import stream_events
+    from raysim.distributed.run_driver import stream_events
 
     request = yield from admit(plan)
     yield from stream_events(plan, request, namespace)

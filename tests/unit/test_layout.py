@@ -83,6 +83,93 @@ def test_every_module_has_a_docstring() -> None:
         assert path.name == "_version.py" or not tree.body or ast.get_docstring(tree), path
 
 
+# What users and algorithms may import: a name is added or removed here on purpose.
+PUBLISHED = [
+    "ActorsPlaced",
+    "Algorithm",
+    "Array",
+    "ConfigError",
+    "Data",
+    "Exchange",
+    "Fleet",
+    "LocalFleet",
+    "LocalTraining",
+    "Metrics",
+    "Model",
+    "Notice",
+    "PlacementError",
+    "PredictionSet",
+    "Predictor",
+    "Progress",
+    "RaysimError",
+    "Reply",
+    "ResumePoint",
+    "Round",
+    "RoundEvent",
+    "RunError",
+    "RunFinished",
+    "RunResult",
+    "Score",
+    "Site",
+    "SiteError",
+    "Split",
+    "State",
+    "Task",
+    "UNCHANGED",
+    "algorithm_class",
+    "combine",
+    "federate",
+    "full_resolution",
+    "load",
+    "load_config",
+    "mean",
+    "preserve_rng",
+    "resume",
+    "run",
+    "task_class",
+    "tune",
+    "weights",
+]
+PUBLISHED_TRAINING = [
+    "GradientCorrection",
+    "ImagePool",
+    "OptimizerState",
+    "OutsideAdaptation",
+    "SelfSupervised",
+    "Views",
+    "batches",
+    "check_levels",
+    "dump_optimizer_state",
+    "ema_update",
+    "extrapolate_distance",
+    "from_vector",
+    "gram_matrix",
+    "load_optimizer_state",
+    "mean_cosine",
+    "mean_entropy",
+    "mean_shift",
+    "mlp",
+    "model_norm",
+    "move_to_distance",
+    "norm_layers",
+    "pool_levels",
+    "projector",
+    "proximal_term",
+    "sample_batches",
+    "tensor_distances",
+    "to_vector",
+    "total_distance",
+    "translate",
+    "use_batch_statistics",
+    "weighted_variance",
+]
+
+
+def test_published_names_are_pinned() -> None:
+    assert set(raysim.__all__) == {*PUBLISHED, "__version__"}
+    assert set(raysim.training.__all__) == set(PUBLISHED_TRAINING)
+
+
 @pytest.mark.parametrize("package", PUBLISHING, ids=["raysim", "raysim.training"])
 def test_published_names_exist_and_are_complete(package: Any) -> None:
     assert set(package.__all__) - {"__version__"} == set(package._MODULE)

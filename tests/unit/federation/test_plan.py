@@ -13,7 +13,7 @@ from raysim.config.resolve import load_config
 from raysim.core.contracts import ProgressCallback
 from raysim.core.errors import ConfigError
 from raysim.core.events import Event, Message, Notice, Progress
-from raysim.federation.plan import build_plan, build_task
+from raysim.federation.plan import build_plan, prepare_task
 from tests.support import toy
 
 
@@ -32,7 +32,7 @@ class Preparing:
 
 def test_the_preparation_of_data_is_a_series_of_events() -> None:
     events: list[Event] = []
-    assert build_task(Preparing(), events.append).inside == ("a",)
+    assert prepare_task(Preparing(), events.append).inside == ("a",)
     message, *progress, notice = events
     assert message == Message("preparing the data")
     assert progress == [Progress(phase="preparing cases", done=done, total=2) for done in (1, 2)]

@@ -15,7 +15,7 @@ from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
 from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, ResumePoint, Site, Task, federate, weights
 from raysim.core.errors import SiteError
-from raysim.federation.round_loop import sample_cohort
+from raysim.federation.cohort import sample_cohort
 from tests.support import toy
 
 NAMES = tuple(f"s{i}" for i in range(10))

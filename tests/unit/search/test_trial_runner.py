@@ -10,7 +10,7 @@ from raysim.federation.round_loop import federate
 from raysim.search.trial_runner import TrialCache, TrialRounds
 from raysim.search.trial_store import TrialRecord, lineage, load_records, save_record
 from raysim.storage import checkpoint
-from raysim.storage.serialization import digest
+from raysim.storage.digest import digest
 from tests.support.searches import searched
 
 

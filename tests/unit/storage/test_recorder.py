@@ -17,8 +17,8 @@ from raysim.core.errors import RunError, SiteError
 from raysim.core.events import RoundEvent, RunFinished
 from raysim.federation.plan import Plan, chosen_metric
 from raysim.federation.runner import run_federation
+from raysim.storage.digest import digest
 from raysim.storage.recorder import aggregate, direction
-from raysim.storage.serialization import digest
 from tests.support import toy
 from tests.support.plans import make_plan, plain_fleet
 

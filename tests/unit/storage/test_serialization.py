@@ -12,7 +12,8 @@ import torch
 
 from raysim import Model
 from raysim.core.results import ResumePoint
-from raysim.storage.serialization import decode, digest, encode
+from raysim.storage.digest import digest
+from raysim.storage.serialization import decode, encode
 
 
 @dataclass(frozen=True)

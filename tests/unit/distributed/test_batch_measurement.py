@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raysim.core.registry import algorithm_class, task_class
-from raysim.distributed.batch_probe import (
+from raysim.distributed.batch_measurement import (
     CUDA_CONTEXT_BYTES,
     BatchProbe,
     Machine,
@@ -102,7 +102,7 @@ def test_a_round_has_the_algorithm_s_steps_or_those_of_an_epoch() -> None:
 
 
 def test_a_measured_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raysim.distributed.batch_probe.TIMED_S", 0.2)
+    monkeypatch.setattr("raysim.distributed.batch_measurement.TIMED_S", 0.2)
     task = task_class("synthetic")().build()
     found = measure_batches(task, algorithm_class("fedavg")(), 0, "site-02", [1], gpu=True)
     assert isinstance(found, BatchProbe)

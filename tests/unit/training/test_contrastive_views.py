@@ -18,7 +18,7 @@ from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
 from raysim.core.seeding import seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training.augmentations import (
+from raysim.training.contrastive_views import (
     ImagePool,
     Views,
     check_levels,
