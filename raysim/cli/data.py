@@ -1,4 +1,4 @@
-"""`raysim data scan` and `raysim data describe`, as the command line calls them."""
+"""`raysim data scan` and `raysim data describe`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.console import Console
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.scan import write_scan
-from raysim.data.summarize import summarize as described
+from raysim.data.summarize import summarize
 from raysim.data.table import read_table
 
 
 def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | None, console: Console) -> None:
-    """Write the table of `folder` and say what is in it."""
+    """Write the table of `folder` and print a summary of it."""
     target = out or str(Path(folder) / "table.csv")
     try:
         parts = tuple(float(part) for part in fractions.split(","))
@@ -31,5 +31,5 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
 
 
 def describe(table: str, root: str | None, console: Console) -> None:
-    """Print what the table lists, site by site, and what is wrong with it."""
-    described(read_table(table, root, needs_label=False, needs_image=False, check_files=False)).print(console)
+    """Print the contents of the table by site, and its problems."""
+    summarize(read_table(table, root, needs_label=False, needs_image=False, check_files=False)).print(console)

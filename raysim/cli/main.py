@@ -117,9 +117,9 @@ def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
 
     console = Console()
     if args.name is None:
-        list.names(args.what, console)
+        list.print_names(args.what, console)
     else:
-        list.one(args.what, args.name, console)
+        list.print_details(args.what, args.name, console)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The keys of a run as frozen dataclasses, with their limits and help texts."""
+"""The configuration of a run: frozen dataclasses with limits and help texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 @dataclass(frozen=True, kw_only=True)
 class SiteResources:
-    """What the client actor of one site gets, which then plays no other; what is not given is as for all."""
+    """The resources of a site's dedicated client actor; None takes the value of all client actors."""
 
     gpus: Annotated[float | None, Ge(0), "GPUs of its client actor"] = None
     cpus: Annotated[float | None, Gt(0), "CPUs of its client actor, and its torch threads"] = None
@@ -19,7 +19,7 @@ class SiteResources:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What each client actor gets, and how many there are."""
+    """The resources of each client actor, and the number of client actors."""
 
     gpus_per_client: Annotated[float, Ge(0), "GPUs of a client actor; a fraction shares one"] = 0.0
     cpus_per_client: Annotated[float, Gt(0), "CPUs of a client actor, and its torch threads"] = 1.0
@@ -29,32 +29,32 @@ class Resources:
     ] = "auto"
     sites: Annotated[
         Mapping[str, SiteResources],
-        "sites with a client actor of their own, beside those: {site-02: {gpus: 0.5, cpus: 2}}",
+        "sites with a dedicated client actor in addition: {site-02: {gpus: 0.5, cpus: 2}}",
     ] = field(default_factory=dict)
 
     def of(self, site: str) -> tuple[float, float]:
-        """CPUs and GPUs of the client actor that plays `site`."""
-        own = self.sites.get(site, SiteResources())
-        cpus = self.cpus_per_client if own.cpus is None else own.cpus
-        return cpus, self.gpus_per_client if own.gpus is None else own.gpus
+        """CPUs and GPUs of the client actor that runs `site`."""
+        site_resources = self.sites.get(site, SiteResources())
+        cpus = self.cpus_per_client if site_resources.cpus is None else site_resources.cpus
+        return cpus, self.gpus_per_client if site_resources.gpus is None else site_resources.gpus
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Which sites a round asks, and how many of them are there."""
+    """The sampling of sites in each round."""
 
     size: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0)],
-        "sites of a round: a fraction of the inside sites (1.0 is all), or a whole number; cohort=0.5 is short for it",
+        "sites of a round: a fraction of the inside sites (1.0 is all), or a whole number; short form: cohort=0.5",
     ] = 1.0
     dropout: Annotated[
-        float, Ge(0), Lt(1), "chance that a site drawn for a round is not there, drawn by the seed; one always is"
+        float, Ge(0), Lt(1), "probability that a sampled site is offline in a round; at least one stays online"
     ] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One federation."""
+    """The configuration of one federation."""
 
     task: Annotated[Any, "what is learned: `raysim list tasks`"]
     algorithm: Annotated[Any, "how it is learned: `raysim list algorithms`"]
@@ -62,23 +62,21 @@ class RunConfig:
     cohort: Annotated[Cohort, "the sites of a round"] = field(default_factory=Cohort)
     min_replies: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0), Le(1)],
-        "how many sites must answer a call: a fraction (1.0 is all), or a whole number; the others are left out",
+        "sites that must reply to a call: a fraction (1.0 is all), or a whole number; others are left out",
     ] = 1.0
     site_timeout_s: Annotated[
-        float, Gt(0), "seconds that a site may take for a call before its actor is taken for lost; it has three tries"
+        float, Gt(0), "seconds that a call may take at a site before its actor is replaced; a call has three attempts"
     ] = 21_600.0
-    seed: Annotated[int, Ge(0), "seed of everything random but the data's own choices (task.data.seed)"] = 0
+    seed: Annotated[int, Ge(0), "seed of all randomness except that of the data (task.data.seed)"] = 0
     evaluate_every: Annotated[int, Gt(0), "rounds between two evaluations; the last round always has one"] = 1
     checkpoint_every: Annotated[int, Gt(0), "rounds between two checkpoints; the last round always has one"] = 1
-    metric: Annotated[
-        str | None, "the metric to show and to judge by, e.g. inside/val/dice; the task's first where not given"
-    ] = None
+    metric: Annotated[str | None, "main metric, e.g. inside/val/dice; by default the task's first"] = None
     chaos: Annotated[
         str | None,
-        "trouble to make, e.g. 'kill client@3; kill node@5; slow site-02 x4; drop 0.1'; none where not given",
+        "faults to inject, e.g. 'kill client@3; kill node@5; slow site-02 x4; drop 0.1'; by default none",
     ] = None
     backend: Annotated[Literal["ray", "local"], "where sites run: on Ray, or in this process, one by one"] = "ray"
     ray_address: Annotated[
-        str | None, "Ray cluster to join (auto, or HOST:PORT); where not given, RAY_ADDRESS, else a Ray of its own"
+        str | None, "Ray cluster to join (auto, or HOST:PORT); by default RAY_ADDRESS, else a local Ray is started"
     ] = None
-    resources: Annotated[Resources, "what each client actor gets"] = field(default_factory=Resources)
+    resources: Annotated[Resources, "resources of each client actor"] = field(default_factory=Resources)

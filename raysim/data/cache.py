@@ -1,4 +1,4 @@
-"""Arrays that are worked out once and shared by all processes of a machine, by memory mapping."""
+"""A cache of prepared arrays on the local disk, shared by the processes of a node through memory mapping."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ import numpy as np
 from raysim.core.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FORMAT = 2  # part of every key: raise it when what is stored, or how it is made, changes
+FORMAT_VERSION = 2  # part of every key: increase it when the stored arrays, or their computation, change
 
 
-def cache_folder(given: str | None = None) -> Path:
-    """`given`, else `$RAYSIM_CACHE`, else `raysim` in the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    asked = str(given or os.environ.get("RAYSIM_CACHE") or home / "raysim")
-    if "://" in asked:
-        raise ConfigError(f"the cache {asked}: expected a folder of each node, for what is kept there is read in place")
-    return Path(asked).expanduser().absolute()
+def cache_folder(path: str | None = None) -> Path:
+    """`path`, else `$RAYSIM_CACHE`, else `raysim` in the user's cache folder. Raises ConfigError for a URL."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = str(path or os.environ.get("RAYSIM_CACHE") or user_cache / "raysim")
+    if "://" in folder:
+        raise ConfigError(f"the cache {folder}: expected a local folder of each node, because arrays are memory-mapped")
+    return Path(folder).expanduser().absolute()
 
 
 def fingerprint(path: str) -> list[int | str]:
-    """What changes when the file at this path or URL does. Raises ConfigError where there is none."""
+    """A value that changes when the file at this path or URL changes. Raises ConfigError if there is no file."""
     try:
         if "://" not in path:
             facts = os.stat(path)
             return [path, facts.st_size, facts.st_mtime_ns]
         store, name = fsspec.core.url_to_fs(path)
         return [path, str(store.checksum(name))]
-    except Exception as error:  # each store has its own errors
+    except Exception as error:  # each store raises errors of other types
         raise ConfigError(f"cannot look at {path}: {error}; check the table and task.data.root") from error
 
 
-def digest(key: object) -> str:
-    """The name of the entry for `key`, which is anything that JSON can hold."""
-    text = json.dumps([FORMAT, key], sort_keys=True)
+def cache_key(value: object) -> str:
+    """The name of the cache entry for `value`, which must be JSON-serializable."""
+    text = json.dumps([FORMAT_VERSION, value], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def cached(folder: Path, name: str, make: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
-    """The arrays of the entry `name` (a `digest`) in `folder`, from `make` if there are none yet.
+def load_or_create(folder: Path, key: str, create: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
+    """The arrays of the entry `key` (a `cache_key`) in `folder`; `create` computes them if there is no entry.
 
-    They are mapped copy-on-write: a change stays in this process. Of two processes that make the same entry
-    one wins and both read it. Raises ConfigError if the entry cannot be written, or is damaged.
+    The arrays are mapped copy-on-write: a change stays in this process. If two processes create the same entry, one of
+    the two is kept and both read it. Raises ConfigError if the entry cannot be written, or is damaged.
     """
-    entry = folder / name
+    entry = folder / key
     if not entry.is_dir():
-        _write(entry, make())
+        _write(entry, create())
     try:
-        return {path.stem: _mapped(path) for path in sorted(entry.glob("*.npy"))}
+        return {path.stem: _memory_map(path) for path in sorted(entry.glob("*.npy"))}
     except (OSError, ValueError) as error:
         raise ConfigError(f"the prepared data in {entry} is damaged ({error}); remove that folder") from error
 
@@ -73,7 +73,7 @@ def _write(entry: Path, arrays: Mapping[str, Array]) -> None:
     except OSError as error:
         raise ConfigError(
             f"cannot keep prepared data in {entry.parent}: {error.strerror or error}; "
-            "make room there, or choose another folder with task.data.cache=DIR or RAYSIM_CACHE"
+            "free disk space there, or choose another folder with task.data.cache=DIR or RAYSIM_CACHE"
         ) from error
     finally:
         if unfinished:
@@ -81,7 +81,7 @@ def _write(entry: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def _publish(unfinished: str, entry: Path) -> None:
-    """Gives a finished folder its name, in one step; another process may have been faster."""
+    """Renames a finished folder to its final name, atomically; another process may have created the entry first."""
     try:
         os.rename(unfinished, entry)
     except OSError:
@@ -89,10 +89,10 @@ def _publish(unfinished: str, entry: Path) -> None:
             raise
 
 
-def _mapped(path: Path) -> Array:
+def _memory_map(path: Path) -> Array:
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         shape, _, _ = np.lib.format.read_array_header_1_0(file)
-    # What has no bytes cannot be mapped.
+    # An empty array cannot be memory-mapped.
     array: Array = np.load(path, mmap_mode="c" if 0 not in shape else None)
     return array

@@ -1,38 +1,38 @@
-"""What the cells of a table's column are: numbers, names, or nothing."""
+"""Converts the text cells of a table's column to numbers or categories, and marks missing cells."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-MARKS = ("?", "NA", "N/A", "nan", "NaN", "null", "-")  # what people write where there is nothing
+MISSING_MARKERS = ("?", "NA", "N/A", "nan", "NaN", "null", "-")
 
 
-def present(cells: pd.Series) -> pd.Series:
-    """The cells with NA where there is nothing."""
-    return cells.mask(cells.isin(MARKS))
+def mask_missing(cells: pd.Series) -> pd.Series:
+    """The cells with NA instead of markers for a missing value."""
+    return cells.mask(cells.isin(MISSING_MARKERS))
 
 
-def numbers(cells: pd.Series) -> pd.Series:
-    """The cells as float64, NaN where there is nothing or no finite number."""
-    found = pd.to_numeric(present(cells), errors="coerce").astype(float)
-    return found.mask(found.abs() == float("inf"))
+def to_numbers(cells: pd.Series) -> pd.Series:
+    """The cells as float64, NaN for a missing cell and for a cell without a finite number."""
+    values = pd.to_numeric(mask_missing(cells), errors="coerce").astype(float)
+    return values.mask(values.abs() == float("inf"))
 
 
-def no_numbers(cells: pd.Series) -> list[str]:
-    """The cells that hold something other than a finite number, each once, in order."""
-    odd = present(cells)[numbers(cells).isna()].dropna()
-    return sorted(map(str, odd.unique()))
+def non_numeric_values(cells: pd.Series) -> list[str]:
+    """The distinct values of cells that are neither missing nor a finite number, sorted."""
+    values = mask_missing(cells)[to_numbers(cells).isna()].dropna()
+    return sorted(map(str, values.unique()))
 
 
-def categories(cells: pd.Series) -> pd.Series:
-    """The cells as names, NA where there is nothing; whole numbers are called alike however they are written."""
-    return present(cells).astype("string").str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+def to_categories(cells: pd.Series) -> pd.Series:
+    """The cells as category names, NA for a missing cell; `1`, `1.0` and `1.00` are one category."""
+    return mask_missing(cells).astype("string").str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
 
 
-def natural_order(values: pd.Series) -> list[str]:
-    """The values, each once: by size where all are numbers, else by name."""
-    each = pd.Series(values.dropna().astype("string").unique(), dtype="string")
-    sizes = pd.to_numeric(each, errors="coerce")
-    # By name too: two ways to write a number must not stand in the order of the rows.
-    order = pd.DataFrame({"size": 0.0 if sizes.isna().any() else sizes.astype(float), "name": each})
+def sort_naturally(values: pd.Series) -> list[str]:
+    """The distinct values, sorted as numbers if all are numbers, else as text."""
+    names = pd.Series(values.dropna().astype("string").unique(), dtype="string")
+    sizes = pd.to_numeric(names, errors="coerce")
+    # The name breaks ties: otherwise 1 and 1.0 would keep the order of the rows.
+    order = pd.DataFrame({"size": 0.0 if sizes.isna().any() else sizes.astype(float), "name": names})
     return [str(name) for name in order.sort_values(["size", "name"])["name"]]

@@ -1,4 +1,4 @@
-"""What is said of files that cannot be used, all of them at once."""
+"""Errors about data files that cannot be used, collected so that one message lists them all."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from collections.abc import Iterator, Sequence
 
 from raysim.core.errors import ConfigError
 from raysim.data.case_preparation import UnknownMaskValues
-from raysim.data.file_inspection import FEW
+from raysim.data.file_inspection import MAX_LABEL_VALUES
 
-LISTED = 5  # faults named in one error
+MAX_LISTED = 5  # problems listed in one error
 
 
-class FaultyData(ConfigError):
-    """Files that cannot be used; `faults` has a line for each."""
+class InvalidDataError(ConfigError):
+    """Files that cannot be used; `problems` has an error or a line of text for each."""
 
-    def __init__(self, faults: Sequence[ConfigError | str]) -> None:
-        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-        lines = [*map(str, faults[:LISTED]), *more, *_stray_cure(faults)]
+    def __init__(self, problems: Sequence[ConfigError | str]) -> None:
+        more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+        lines = [*map(str, problems[:MAX_LISTED]), *more, *_mask_value_advice(problems)]
         super().__init__("the data cannot be used:\n  " + "\n  ".join(lines))
-        self.faults = faults
+        self.problems = problems
 
 
-def _stray_cure(faults: Sequence[ConfigError | str]) -> Iterator[str]:
-    """Classes that would hold every value in the label files that were read."""
-    strays = [fault for fault in faults if isinstance(fault, UnknownMaskValues)]
-    values = sorted({value for fault in strays for value in fault.values})
-    if len(values) > FEW or any(value % 1 for value in values):
+def _mask_value_advice(problems: Sequence[ConfigError | str]) -> Iterator[str]:
+    """The value of `task.data.classes` that would cover every unknown mask value, or how to store masks."""
+    unknown = [problem for problem in problems if isinstance(problem, UnknownMaskValues)]
+    values = sorted({value for problem in unknown for value in problem.values})
+    if len(values) > MAX_LABEL_VALUES or any(value % 1 for value in values):
         yield "a mask has few values, whole numbers; JPEG and interpolation leave others: save masks without them"
-    elif strays:
-        named = {**strays[0].classes, **{f"NAME{int(value)}": int(value) for value in values}}
-        pairs = ", ".join(f"{name}: {value}" for name, value in named.items())
+    elif unknown:
+        classes = {**unknown[0].classes, **{f"NAME{int(value)}": int(value) for value in values}}
+        pairs = ", ".join(f"{name}: {value}" for name, value in classes.items())
         yield f"name every value, in quotes: 'task.data.classes={{{pairs}}}'"
 
 
-def refuse(faults: Sequence[ConfigError | str]) -> None:
-    """Raises FaultyData if there are any."""
-    if faults:
-        raise FaultyData(faults)
+def raise_problems(problems: Sequence[ConfigError | str]) -> None:
+    """Raises InvalidDataError if there are any problems."""
+    if problems:
+        raise InvalidDataError(problems)
 
 
-def unlike(this: str, shape: tuple[int, ...], other: str, expected: tuple[int, ...]) -> str:
-    """What to say of two images, or sites, whose examples (C, *space) cannot be in one batch."""
+def describe_shape_mismatch(name: str, shape: tuple[int, ...], other: str, expected: tuple[int, ...]) -> str:
+    """The message for two images, or sites, whose examples (C, *space) differ in shape and cannot share a batch."""
     cure = "give all one size with task.data.size" if shape[0] == expected[0] else "all need the same channels"
-    return f"{this}: prepared it is {shape} (channels, then space), but {other} is {expected}; {cure}"
+    return f"{name}: prepared it is {shape} (channels, then space), but {other} is {expected}; {cure}"

@@ -1,4 +1,4 @@
-"""Where files are: on this machine or behind any URL that fsspec knows."""
+"""Paths of files, local or URLs that fsspec supports: absolute paths, joining, and checks for missing files."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from pydantic import AfterValidator
 from raysim.core.errors import ConfigError
 
 
-def absolute(path: str | None) -> str | None:
-    """A path that means the same from any folder; a URL, an empty path and None stay as they are.
+def absolute_path(path: str | None) -> str | None:
+    """The absolute path; a URL, an empty path and None are returned unchanged.
 
-    Raises ConfigError for a URL with a password or a key: a path stands in files that are shown around.
+    Raises ConfigError for a URL with a password or a key, because paths are written to files that users share.
     """
     if path and contains_secret(path):
         cure = "put it into the store's own configuration, on every node"
         raise ConfigError(f"a URL must not carry a password or a key; {cure}")
-    return joined(os.getcwd(), os.path.expanduser(path)) if path else path
+    return join_path(os.getcwd(), os.path.expanduser(path)) if path else path
 
 
 def contains_secret(text: str) -> bool:
-    """Whether a URL in it has a password, or a web address a user, who is a key more often than a name."""
+    """Whether `text` has a URL with a password, or a web address with a user name, which is often an access key."""
     return re.search(r"://[^/@\s]*:[^/@\s]*@|https?://[^/@\s]*@", text) is not None
 
 
-ABSOLUTE_PATH = AfterValidator(absolute)  # for fields with a path: a run may be repeated from another folder
+# For configuration fields: a run may be repeated from another working directory.
+ABSOLUTE_PATH = AfterValidator(absolute_path)
 
 
-def folder_of(path: str) -> str:
-    """The folder that a file lies in, absolute; of a URL, all up to its last slash, with what it is in."""
+def parent_folder(path: str) -> str:
+    """The absolute path of the folder of a file; for a URL, everything to its last slash, and the chained container."""
     if "://" not in path:
         return os.path.dirname(os.path.abspath(path))
     head, chain, container = path.partition("::")
     return head[: head.rfind("/") + 1] + chain + container
 
 
-def joined(folder: str, path: str) -> str:
-    """`path` as an absolute path or a full URL; a relative one is taken from `folder`."""
+def join_path(folder: str, path: str) -> str:
+    """`path` as an absolute path or a full URL; a relative path starts at `folder`."""
     if "://" in path or os.path.isabs(path):
         return path
     if "://" not in folder:
@@ -51,28 +52,28 @@ def joined(folder: str, path: str) -> str:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those of `paths` where there is no file, each once, in their order. Raises ConfigError for a store out of reach.
+    """The distinct paths without a file, in order. Raises ConfigError for a store that cannot be reached.
 
-    A folder is listed once and only what the listing lacks is asked for by name: thousands of files take one
-    request per folder, and stores that cannot list, such as plain web servers, work too.
+    Each folder is listed once, and only files that the listing lacks are checked one by one: thousands of files take
+    one request per folder, and stores that cannot list, such as plain web servers, work too.
     """
-    folders = {path: folder_of(path) for path in paths}
+    folders = {path: parent_folder(path) for path in paths}
     names = sorted(set(folders.values()))
     with ThreadPoolExecutor(16) as pool:
-        listed = dict(zip(names, pool.map(_listing, names), strict=True))
-        unlisted = [path for path, folder in folders.items() if _name(path) not in listed[folder]]
+        listings = dict(zip(names, pool.map(_list_folder, names), strict=True))
+        unlisted = [path for path, folder in folders.items() if _name_in_store(path) not in listings[folder]]
         found = list(pool.map(_exists, unlisted))
     return [path for path, exists in zip(unlisted, found, strict=True) if not exists]
 
 
-def _name(path: str) -> str:
-    """What the file is called in its own store."""
+def _name_in_store(path: str) -> str:
+    """The path of the file within its store."""
     return str(fsspec.core.url_to_fs(path)[1])
 
 
-def _listing(folder: str) -> set[str]:
+def _list_folder(folder: str) -> set[str]:
     try:
-        if "://" not in folder:  # where a folder, or a link to nothing, may have the name of a file
+        if "://" not in folder:  # is_file: a folder or a broken link may have the name of a file
             return {entry.path for entry in os.scandir(folder) if entry.is_file()}
         store, name = fsspec.core.url_to_fs(folder)
         return set(store.ls(name, detail=False))

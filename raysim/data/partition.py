@@ -1,4 +1,4 @@
-"""Who holds which rows: sites made from one table, few labels, and splits, never parting the rows of a patient."""
+"""Assigns the rows of a table to sites and splits, and limits labels; the rows of a patient stay together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names, pluralize
 from raysim.core.seeding import numpy_generator
 from raysim.core.suggestions import did_you_mean
-from raysim.data.table import GROUPS, SPLITS, in_order, site_faults
+from raysim.data.table import PATIENT_COLUMNS, SPLITS, site_name_problems, sort_rows
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -23,7 +23,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """How one table becomes many sites."""
+    """How the rows of a table are assigned to new sites."""
 
     name: Annotated[
         Literal["by", "iid", "dirichlet"] | None,
@@ -38,55 +38,56 @@ class Partition:
 
 
 def partition(table: pd.DataFrame, spec: Partition, seed: int) -> pd.DataFrame:
-    """The table with new sites, in order: `site-01`, ... or the values of the column `by`.
+    """The table with new sites, sorted: `site-01`, ... or the values of the column `by`.
 
-    'iid' and 'dirichlet' share out each split by itself, keep the rows of a patient (the first of the columns
-    patient, subject, case, group) at one site and give every site a training row. 'dirichlet' draws for each
-    class, or once where `by` names none, shares p ~ Dir(alpha) that hold in every split (Hsu et al., 2019,
-    https://arxiv.org/abs/1909.06335). Raises ConfigError where the table does not allow it.
+    'iid' and 'dirichlet' partition each split separately, keep the rows of a patient (the first of the columns
+    patient, subject, case, group) at one site, and give every site a training row. 'dirichlet' draws the shares
+    p ~ Dir(alpha) of the sites for each class, or once if `by` is not given; they apply to every split (Hsu et al.,
+    2019, https://arxiv.org/abs/1909.06335). Raises ConfigError if the table cannot be partitioned so.
     """
-    table = in_order(table)
+    table = sort_rows(table)
     name = spec.name or ("iid" if spec.by is None else "by")
-    for fault in _faults(table, spec, name):
-        raise ConfigError(f"task.data.partition: {fault}")
+    for problem in _spec_problems(table, spec, name):
+        raise ConfigError(f"task.data.partition: {problem}")
     if name == "by":
-        return in_order(table.assign(site=table[str(spec.by)].astype("string")))
-    units = _units(table, spec.by, seed)
-    trained = int((units["split"] == 0).sum())
-    if trained < spec.sites:
+        return sort_rows(table.assign(site=table[str(spec.by)].astype("string")))
+    groups = _summarize_groups(table, spec.by, seed)
+    training_groups = int((groups["split"] == 0).sum())
+    if training_groups < spec.sites:
         raise ConfigError(
-            f"task.data.partition.sites={spec.sites}: every site needs a training case, and there are {trained} "
-            f"(the rows of a patient count once); set task.data.partition.sites to at most {trained}"
+            f"task.data.partition.sites={spec.sites}: every site needs a training case, and there are "
+            f"{training_groups} (the rows of a patient count once); "
+            f"set task.data.partition.sites to at most {training_groups}"
         )
-    homes = _even(units, spec.sites) if name == "iid" else _skewed(units, spec, seed)
+    site_of_group = _assign_evenly(groups, spec.sites) if name == "iid" else _assign_by_dirichlet(groups, spec, seed)
     width = max(2, len(str(spec.sites)))
-    sites = _groups(table).map(homes).map(lambda site: f"site-{site + 1:0{width}}")
-    return in_order(table.assign(site=sites.astype("string")))
+    sites = _patient_groups(table).map(site_of_group).map(lambda site: f"site-{site + 1:0{width}}")
+    return sort_rows(table.assign(site=sites.astype("string")))
 
 
 def keep_labelled(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """The table with `count` labelled training rows at each site, the other training rows being unlabelled.
+    """The table with `count` labelled training rows at each site; the other training rows become unlabelled.
 
-    Whole patients are kept, in an order that does not depend on `count`, and only the last one is cut: what
-    a smaller count keeps a larger one keeps too. A site with fewer rows keeps all. Raises ConfigError if
-    `count` is less than 1.
+    Patients are kept in an order that does not depend on `count`, and only the rows of the last one are divided: rows
+    kept for a smaller count are kept for a larger one. A site with fewer rows keeps all. Raises ConfigError if `count`
+    is less than 1.
     """
     if count < 1:
         raise ConfigError(f"task.data.labelled={count}: a site keeps at least 1 labelled training case")
-    table = in_order(table)
+    table = sort_rows(table)
     train = table["split"] == "train"
     for site, rows in table[train].groupby("site"):
-        groups = _groups(rows)
-        sizes = _shuffled(groups, seed, "labelled", str(site))
+        groups = _patient_groups(rows)
+        sizes = _shuffled_group_sizes(groups, seed, "labelled", str(site))
         rank = groups.map(dict(zip(sizes.index, range(len(sizes)), strict=True)))
         train[rank.sort_values(kind="stable").index[:count]] = False
-    return in_order(table.assign(split=table["split"].mask(train, "unlabelled"), label=table["label"].mask(train)))
+    return sort_rows(table.assign(split=table["split"].mask(train, "unlabelled"), label=table["label"].mask(train)))
 
 
-def split_fractions(table: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
-    """The table with `split` drawn at each site in these fractions, to half a patient, patients kept whole.
+def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
+    """The table with a random `split` at each site, in these fractions to half a patient; a patient has one split.
 
-    Raises ConfigError for a name that is no split, and for fractions below 0 or that do not add up to 1.
+    Raises ConfigError for a name that is no split, and for fractions that are negative or do not add up to 1.
     """
     for split, fraction in fractions.items():
         if split not in SPLITS:
@@ -96,32 +97,36 @@ def split_fractions(table: pd.DataFrame, fractions: Mapping[str, float], seed: i
     shares = np.array([fractions.get(split, 0.0) for split in SPLITS])
     if abs(shares.sum() - 1) > 1e-6:
         raise ConfigError(f"the fractions {dict(fractions)} add up to {shares.sum():g}; they must add up to 1")
-    table = in_order(table)
+    table = sort_rows(table)
     splits = pd.Series("", table.index, dtype="string")
     for site, rows in table.groupby("site"):
-        groups = _groups(rows)
-        sizes = _shuffled(groups, seed, "split", str(site))
-        drawn = [SPLITS[place] for place in _cut(sizes, shares)]
-        splits[rows.index] = groups.map(dict(zip(sizes.index, drawn, strict=True)))
-    return in_order(table.assign(split=splits))
+        groups = _patient_groups(rows)
+        sizes = _shuffled_group_sizes(groups, seed, "split", str(site))
+        assigned = [SPLITS[index] for index in _assign_shares(sizes, shares)]
+        splits[rows.index] = groups.map(dict(zip(sizes.index, assigned, strict=True)))
+    return sort_rows(table.assign(split=splits))
 
 
-def apply_partition(table: pd.DataFrame) -> str | None:
-    """What to say of patients with rows in more than one of train, val and test; None where there are none.
+def patient_leak_warning(table: pd.DataFrame) -> str | None:
+    """A warning about patients with rows in more than one of train, val and test; None if there are none.
 
-    A patient is one of its site: several sites may use the same numbers.
+    A patient is identified within its site: several sites may use the same numbers.
     """
     column = _patient_column(table)
     if column is None:
         return None
     splits = table[table["split"] != "unlabelled"].groupby(["site", column])["split"].unique()
     rows = splits[splits.map(len) > 1].reset_index().itertuples(index=False)
-    torn = [f"{patient} of {site} ({', '.join(sorted(held, key=SPLITS.index))})" for site, patient, held in rows]
-    told = f"patients (column '{column}') in more than one of train, val and test: {len(torn)}, {join_names(torn)}; "
-    return f"{told}keep each in one split, for scores come out too good" if torn else None
+    leaks = [f"{patient} of {site} ({', '.join(sorted(held, key=SPLITS.index))})" for site, patient, held in rows]
+    if not leaks:
+        return None
+    return (
+        f"patients (column '{column}') in more than one of train, val and test: {len(leaks)}, {join_names(leaks)}; "
+        "keep each in one split, because scores come out too good"
+    )
 
 
-def _faults(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[str]:
+def _spec_problems(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[str]:
     by, columns = spec.by, ", ".join(map(str, table.columns))
     if by is None:
         if name == "by":
@@ -133,72 +138,73 @@ def _faults(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[str]:
         yield f"the table has no column '{by}'{did_you_mean(by, table.columns)}; it has {columns}"
     empty = table[by].isna() & ((name == "by") | (table["split"] != "unlabelled"))
     if empty.any():
-        yield f"{empty.sum()} of {pluralize(len(table), 'row')} have nothing in column '{by}'; fill it, or choose another"
+        rows = pluralize(len(table), "row")
+        yield f"{empty.sum()} of {rows} have nothing in column '{by}'; fill it, or choose another"
     if name == "by":
-        yield from site_faults(table[by].astype(str).unique())
+        yield from site_name_problems(table[by].astype(str).unique())
     elif table[by].nunique() == len(table) > 1:
         yield f"column '{by}' has another value in each of its {len(table)} rows; name a column of classes"
 
 
 def _patient_column(table: pd.DataFrame) -> str | None:
-    return next((name for name in GROUPS if name in table), None)
+    return next((name for name in PATIENT_COLUMNS if name in table), None)
 
 
-def _groups(table: pd.DataFrame) -> pd.Series[str]:
-    """For each row the group that it never leaves; without a patient, the row is a group of its own."""
-    lone = pd.Series([f"row {place}" for place in range(len(table))], table.index, dtype="string")
+def _patient_groups(table: pd.DataFrame) -> pd.Series[str]:
+    """The group of each row, whose rows stay together: its patient, or the row itself if it has none."""
+    single_rows = pd.Series([f"row {number}" for number in range(len(table))], table.index, dtype="string")
     column = _patient_column(table)
-    return lone if column is None else ("group " + table[column].astype("string")).fillna(lone)
+    return single_rows if column is None else ("group " + table[column].astype("string")).fillna(single_rows)
 
 
-def _shuffled(groups: pd.Series[str], *key: int | str) -> pd.Series[int]:
-    """The number of rows of each group, the groups in the order of the seed."""
+def _shuffled_group_sizes(groups: pd.Series[str], *key: int | str) -> pd.Series[int]:
+    """The number of rows of each group; the groups are in a random order that `key` seeds."""
     sizes = groups.groupby(groups).size()
     return sizes.iloc[numpy_generator(*key).permutation(len(sizes))]
 
 
-def _units(table: pd.DataFrame, by: str | None, seed: int) -> pd.DataFrame:
-    """For each group, in the order of the seed: its rows, the number of its first split, and its class."""
-    groups = _groups(table)
-    kind = table[by].astype("string").fillna("") if by else pd.Series("", table.index)
-    facts = pd.DataFrame({"rows": 1, "split": table["split"].map(SPLITS.index), "kind": kind})
-    units = facts.groupby(groups).agg({"rows": "sum", "split": "min", "kind": "first"})
-    return units.loc[_shuffled(groups, seed, "partition").index]
+def _summarize_groups(table: pd.DataFrame, by: str | None, seed: int) -> pd.DataFrame:
+    """For each group, in random order: the number of its rows, the index of its first split, and its class."""
+    groups = _patient_groups(table)
+    stratum = table[by].astype("string").fillna("") if by else pd.Series("", table.index)
+    facts = pd.DataFrame({"rows": 1, "split": table["split"].map(SPLITS.index), "stratum": stratum})
+    summary = facts.groupby(groups).agg({"rows": "sum", "split": "min", "stratum": "first"})
+    return summary.loc[_shuffled_group_sizes(groups, seed, "partition").index]
 
 
-def _cut(sizes: pd.Series[int], shares: Floats) -> Ints:
-    """Which share each group falls into, in order; the middle of a group decides."""
+def _assign_shares(sizes: pd.Series[int], shares: Floats) -> Ints:
+    """The index of the share of each group: the groups in order fill the shares, by the middle of a group."""
     middle = (sizes.cumsum() - sizes / 2) / sizes.sum()
-    # Rounding may leave the last share's end a hair below 1.
+    # By rounding, the shares may add up to slightly less than 1.
     return np.minimum(np.searchsorted(shares.cumsum(), middle, side="right"), len(shares) - 1)
 
 
-def _even(units: pd.DataFrame, sites: int) -> dict[str, int]:
-    """The site of each group: in each split the largest go first, to the site that holds least."""
-    homes: dict[str, int] = {}
+def _assign_evenly(groups: pd.DataFrame, sites: int) -> dict[str, int]:
+    """The site of each group: in each split, the largest group goes first, to the site with the fewest rows."""
+    site_of_group: dict[str, int] = {}
     totals = [0] * sites
-    for _, part in units.groupby("split"):
+    for _, part in groups.groupby("split"):
         heap = sorted((0, totals[site], site) for site in range(sites))
         for group, rows in part["rows"].sort_values(ascending=False, kind="stable").items():
-            held, _, site = heapq.heappop(heap)
-            homes[str(group)] = site
+            split_rows, _, site = heapq.heappop(heap)
+            site_of_group[str(group)] = site
             totals[site] += rows
-            heapq.heappush(heap, (held + rows, totals[site], site))
-    return homes
+            heapq.heappush(heap, (split_rows + rows, totals[site], site))
+    return site_of_group
 
 
-def _skewed(units: pd.DataFrame, spec: Partition, seed: int) -> dict[str, int]:
-    """The site of each group by shares drawn for each class; a site left without training cases is given one."""
-    homes = pd.Series(0, units.index)
-    for (kind, _), part in units.groupby(["kind", "split"]):
-        drawn = numpy_generator(seed, "shares", str(kind)).dirichlet(np.full(spec.sites, spec.alpha))
-        homes[part.index] = _cut(part["rows"], drawn)
-    train = units.index[units["split"] == 0]
-    held = np.bincount(homes[train], minlength=spec.sites)
-    for site in np.flatnonzero(held == 0):
-        # From the site with the most groups: it has two or more, as there are at least as many as sites.
-        giver = int(held.argmax())
-        moved = train[homes[train] == giver][0]
-        homes[moved] = int(site)
-        held[giver] -= 1
-    return {str(group): int(site) for group, site in homes.items()}
+def _assign_by_dirichlet(groups: pd.DataFrame, spec: Partition, seed: int) -> dict[str, int]:
+    """The site of each group, by shares drawn for each class; a site without a training case gets one from another."""
+    site_of_group = pd.Series(0, groups.index)
+    for (stratum, _), part in groups.groupby(["stratum", "split"]):
+        shares = numpy_generator(seed, "shares", str(stratum)).dirichlet(np.full(spec.sites, spec.alpha))
+        site_of_group[part.index] = _assign_shares(part["rows"], shares)
+    train = groups.index[groups["split"] == 0]
+    counts = np.bincount(site_of_group[train], minlength=spec.sites)
+    for site in np.flatnonzero(counts == 0):
+        # The site with the most groups has two or more, because there are at least as many groups as sites.
+        donor = int(counts.argmax())
+        moved = train[site_of_group[train] == donor][0]
+        site_of_group[moved] = int(site)
+        counts[donor] -= 1
+    return {str(group): int(site) for group, site in site_of_group.items()}

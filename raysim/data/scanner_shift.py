@@ -1,4 +1,4 @@
-"""Simulated scanners: each site sees its images through a machine of its own."""
+"""Simulated scanner shift: each site's images are changed as if a different scanner had taken them."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ from raysim.core.seeding import numpy_generator, stable_seed
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Kind = Literal["gamma", "bias", "noise", "blur", "contrast", "resolution"]
-KINDS: tuple[Kind, ...] = ("contrast", "gamma", "bias", "blur", "resolution", "noise")
+ShiftKind = Literal["gamma", "bias", "noise", "blur", "contrast", "resolution"]
+KINDS: tuple[ShiftKind, ...] = ("contrast", "gamma", "bias", "blur", "resolution", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScannerShift:
-    """How much, and in what, the scanners of the sites differ."""
+    """How much the scanners of the sites differ, and in what."""
 
     severity: Annotated[float, Ge(0), Le(1), "0: all scanners are alike; 1: as different as may be"] = 0.0
-    kinds: Annotated[tuple[Kind, ...], "what differs between scanners"] = KINDS
+    kinds: Annotated[tuple[ShiftKind, ...], "what differs between scanners"] = KINDS
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """One machine; what it does not do is 0, or 1 for `gamma` and `resolution`. Lengths are in voxels."""
+    """The scanner of one site. Lengths are in voxels.
 
-    key: tuple[int, str]  # of its noise: (seed, site)
+    A property without effect is 0, but 1 for `gamma` and `resolution`.
+    """
+
+    key: tuple[int, str]  # seeds its noise and bias field: (seed, site)
     gain: tuple[float, ...]  # natural logarithm of the contrast, per channel
     offset: float
     gamma: float
-    bias: float  # range of the coefficients of the smooth field, in natural logarithm
+    bias: float  # range of the coefficients of the smooth field, as natural logarithms
     blur: float  # standard deviation
-    resolution: float  # size of what it can tell apart
+    resolution: float  # side of a resolution element
     noise: float  # standard deviation, as a fraction of the image's range
     active: bool
 
     def __call__(self, images: Array, cases: Sequence[int | str]) -> Array:
-        """The images (N, C, *space) as this scanner would show them, float32, about in the range they had.
+        """The images (N, C, *space) as this scanner would take them: float32, in about their original range.
 
-        `cases` names each image, so that its noise does not depend on what else is in the batch.
+        `cases` identifies each image, so that its noise does not depend on the other images of the batch.
         """
         if not self.active or not len(images):
             return images
@@ -52,32 +55,32 @@ class Scanner:
         low = images.min(axis=inner, keepdims=True).astype(np.float32)
         span = images.max(axis=inner, keepdims=True) - low
         span = np.where(span > 0, span, 1).astype(np.float32)
-        seen = self._noisy(self._optics(self._tones((images - low) / span)), cases)
-        back: Array = (seen * span + low).astype(np.float32)
-        return back
+        shifted = self._add_noise(self._apply_optics(self._apply_contrast((images - low) / span)), cases)
+        result: Array = (shifted * span + low).astype(np.float32)
+        return result
 
-    def _tones(self, images: Array) -> Array:
-        """Contrast and gamma, of images from 0 to 1."""
+    def _apply_contrast(self, images: Array) -> Array:
+        """Contrast and gamma, for images from 0 to 1."""
         gain = np.exp(np.array(self.gain, np.float32)).reshape(1, -1, *[1] * (images.ndim - 2))
         images = (images - 0.5) * gain + 0.5 + np.float32(self.offset)
-        # Below zero a power has no value: mirrored, so that no tissue is lost.
+        # A power of a negative number is not real: mirrored, so that no tissue is lost.
         mirrored: Array = np.sign(images) * np.abs(images) ** np.float32(self.gamma)
         return mirrored
 
-    def _optics(self, images: Array) -> Array:
-        """The smooth field of the coil, then blur, then a coarser grid."""
+    def _apply_optics(self, images: Array) -> Array:
+        """The smooth bias field of the coil, then blur, then a coarser grid."""
         space = images.shape[2:]
         if self.bias:
             field = RandBiasField(degree=2, coeff_range=(-self.bias, self.bias), prob=1.0)
             field.set_random_state(stable_seed("bias", *self.key) % 2**32)
             ones = np.ones((1, *space), np.float32)
             images = images * np.asarray(field(ones), np.float32)
-        # scipy, for its sums do not depend on the number of threads as torch's convolutions may.
+        # scipy, because its sums do not depend on the number of threads, as those of torch's convolutions may.
         images = ndimage.gaussian_filter(images, (0, 0, *[self.blur] * len(space))) if self.blur else images
         coarse = [max(2, round(length / self.resolution)) for length in space]
         return resize_image(resize_image(images, coarse), space)
 
-    def _noisy(self, images: Array, cases: Sequence[int | str]) -> Array:
+    def _add_noise(self, images: Array, cases: Sequence[int | str]) -> Array:
         if not self.noise:
             return images
         draws = (numpy_generator("noise", *self.key, case) for case in cases)
@@ -85,10 +88,10 @@ class Scanner:
         return images + np.float32(self.noise) * noise
 
 
-def scanner(site: str, shift: ScannerShift, seed: int, channels: int) -> Scanner:
-    """The scanner of `site`, always the same; with severity 0 it returns its images as they are."""
+def make_scanner(site: str, shift: ScannerShift, seed: int, channels: int) -> Scanner:
+    """The scanner of `site`, determined by seed and site; with severity 0 it returns images unchanged."""
     rng = numpy_generator(seed, "scanner", site)
-    # All are drawn whatever the kinds, so that leaving one out leaves the others as they were.
+    # All are drawn whatever the kinds, so that leaving one out does not change the others.
     overall, level, gamma = rng.uniform(-1, 1, 3)
     bias, blur, coarse, noise = rng.uniform(0, 1, 4)
     tint = rng.uniform(-1, 1, channels)

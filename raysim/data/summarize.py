@@ -1,4 +1,4 @@
-"""Reads all that a table names and says what is there and what is wrong with it."""
+"""Summarises a table and the files that it lists, and finds their problems (`raysim data describe`)."""
 
 from __future__ import annotations
 
@@ -8,42 +8,45 @@ from dataclasses import fields
 
 import pandas as pd
 
-from raysim.data.column_types import no_numbers, numbers
-from raysim.data.console_tables import shown
-from raysim.data.dataset_summary import DatasetSummary, Kind
-from raysim.data.file_inspection import FEW, FileFacts, Inspection, inspect_case
+from raysim.data.column_types import non_numeric_values, to_numbers
+from raysim.data.dataset_summary import DatasetKind, DatasetSummary
+from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics, inspect_case
 from raysim.data.label_classes import class_names
-from raysim.data.partition import apply_partition
-from raysim.data.table import GROUPS, in_order, labels_are_files
+from raysim.data.partition import patient_leak_warning
+from raysim.data.summary_tables import format_value
+from raysim.data.table import PATIENT_COLUMNS, labels_are_files, sort_rows
 
-THREADS = 8
+READER_THREADS = 8
 
 
 def summarize(table: pd.DataFrame) -> DatasetSummary:
-    """What `table` holds; every image and mask is read once.
+    """The summary of a table from `read_table`; every image and mask is read once.
 
-    Takes what `read_table` gives, best with `check_files`, `needs_label` and `needs_image` off: what is missing
-    or damaged becomes a line of `problems` and stops nothing.
+    With `check_files`, `needs_label` and `needs_image` off, missing and damaged files become lines of `problems` and
+    raise no error.
     """
-    table = in_order(table)
-    kind = _kind(table)
-    looks = _looks(table, kind)
+    table = sort_rows(table)
+    kind = _dataset_kind(table)
+    inspections = _inspect_cases(table, kind)
     cases = table[[name for name in ("site", "split", "image", "label") if name in table]]
-    if looks:
-        facts = {field.name: [getattr(seen.facts, field.name, None) for seen in looks] for field in fields(FileFacts)}
-        cases = cases.join(pd.DataFrame(facts, cases.index))
-    labels = _masks(table, looks) if kind == "segmentation" else _classes(table)
-    features = _features(table if kind == "tabular" else table[["site"]])
+    if inspections:
+        columns = {
+            field.name: [getattr(inspection.statistics, field.name, None) for inspection in inspections]
+            for field in fields(ImageStatistics)
+        }
+        cases = cases.join(pd.DataFrame(columns, cases.index))
+    labels = _mask_value_counts(table, inspections) if kind == "segmentation" else _class_counts(table)
+    features = _feature_statistics(table if kind == "tabular" else table[["site"]])
     problems = (
         *_table_problems(cases),
-        *filter(None, [apply_partition(table)]),
-        *(problem for seen in looks for problem in seen.problems),
+        *filter(None, [patient_leak_warning(table)]),
+        *(problem for inspection in inspections for problem in inspection.problems),
         *_site_problems(labels, features),
     )
     return DatasetSummary(kind, cases, labels, features, problems)
 
 
-def _kind(table: pd.DataFrame) -> Kind:
+def _dataset_kind(table: pd.DataFrame) -> DatasetKind:
     if "image" not in table:
         return "tabular"
     if table["label"].isna().all():
@@ -51,45 +54,45 @@ def _kind(table: pd.DataFrame) -> Kind:
     return "segmentation" if labels_are_files(table) else "classification"
 
 
-def _looks(table: pd.DataFrame, kind: Kind) -> list[Inspection]:
-    """What reading each case gave, in the order of the table."""
+def _inspect_cases(table: pd.DataFrame, kind: DatasetKind) -> list[CaseInspection]:
+    """The inspection of each case, in the order of the table; empty without images."""
     if kind == "tabular":
         return []
     images = [None if pd.isna(path) else str(path) for path in table["image"]]
     masks = [None if pd.isna(path) or kind != "segmentation" else str(path) for path in table["label"]]
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(READER_THREADS) as pool:
         return list(pool.map(inspect_case, images, masks))
 
 
-def _masks(table: pd.DataFrame, looks: list[Inspection]) -> pd.DataFrame:
-    """The pixels of each value at each site."""
+def _mask_value_counts(table: pd.DataFrame, inspections: list[CaseInspection]) -> pd.DataFrame:
+    """The number of pixels of each mask value at each site."""
     found = [
         (site, value, count)
-        for site, seen in zip(table["site"], looks, strict=True)
-        for value, count in seen.counts.items()
+        for site, inspection in zip(table["site"], inspections, strict=True)
+        for value, count in inspection.counts.items()
     ]
     pixels = pd.DataFrame(found, columns=["site", "value", "count"])
     return pixels.groupby(["site", "value"], as_index=False).sum()
 
 
-def _classes(table: pd.DataFrame) -> pd.DataFrame:
-    """The cases of each class at each site; none where labels are measurements."""
+def _class_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """The number of cases of each class at each site; empty if labels are measurements."""
     labels = table["label"].dropna()
     sizes = pd.to_numeric(labels, errors="coerce")
     values = labels.astype(str) if sizes.isna().any() else sizes.astype(float)
     values = class_names(table, values)
-    if values.nunique() > FEW:
+    if values.nunique() > MAX_LABEL_VALUES:
         values = values[:0]
     cases = pd.DataFrame({"site": table["site"][values.index], "value": values, "count": 1})
     return cases.groupby(["site", "value"], as_index=False).sum()
 
 
-def _features(table: pd.DataFrame) -> pd.DataFrame:
-    """How many cells of each column of numbers are missing at each site, and the mean of the others."""
+def _feature_statistics(table: pd.DataFrame) -> pd.DataFrame:
+    """The missing cells of each numeric column at each site, and the mean of the others."""
     found = []
-    for name in table.columns.difference(["site", "split", "label", *GROUPS], sort=False):
-        values = numbers(table[name])
-        if values.notna().any() and not no_numbers(table[name]):
+    for name in table.columns.difference(["site", "split", "label", *PATIENT_COLUMNS], sort=False):
+        values = to_numbers(table[name])
+        if values.notna().any() and not non_numeric_values(table[name]):
             found += [
                 (site, str(name), len(part), int(part.isna().sum()), part.mean())
                 for site, part in values.groupby(table["site"])
@@ -114,9 +117,9 @@ def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
 def _site_problems(labels: pd.DataFrame, features: pd.DataFrame) -> Iterator[str]:
     values = sorted(labels["value"].unique())
     for site, found in labels.groupby("site"):
-        absent = [shown(value) for value in values if value not in set(found["value"])]
+        absent = [format_value(value) for value in values if value not in set(found["value"])]
         if absent:
-            yield f"site {site}: no label is {', '.join(absent[:FEW])}"
+            yield f"site {site}: no label is {', '.join(absent[:MAX_LABEL_VALUES])}"
     empty = features[features["missing"] == features["rows"]]
     for site, found in empty.groupby("site"):
         yield f"site {site}: nothing in {', '.join(found['feature'])}"

@@ -1,4 +1,4 @@
-"""The table that describes data: one row per case, checked before any image is opened."""
+"""Reads and checks the table of cases (CSV or Parquet, one row per case), before any image is opened."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ import pyarrow.parquet as pq
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import MAX_NAMED, join_names
 from raysim.core.suggestions import did_you_mean
-from raysim.data.file_paths import folder_of, joined, missing_files
+from raysim.data.file_paths import join_path, missing_files, parent_folder
 
 COLUMNS = ("site", "split", "image", "label")
-SPLITS = ("train", "val", "test", "unlabelled")  # those of raysim.core.contracts, which cannot be had without torch
-GROUPS = ("patient", "subject", "case", "group")  # the first of these columns holds the rows of a patient together
-READ = (*COLUMNS, *GROUPS)
-PATH = re.compile(r"/|\.\w+$")  # in a folder, or with an ending
-LARGEST = 1_000_000_000  # bytes of a table, unfolded: what is packed small may unfold to more than memory
-SITE = re.compile(r"\w[\w. -]*")  # a site is a file name and a part of a dotted key
+SPLITS = ("train", "val", "test", "unlabelled")  # as in raysim.core.contracts, whose import would load torch
+# The first of these columns that exists identifies the patient.
+PATIENT_COLUMNS = ("patient", "subject", "case", "group")
+RESERVED_COLUMNS = (*COLUMNS, *PATIENT_COLUMNS)
+PATH_PATTERN = re.compile(r"/|\.\w+$")  # with a folder or a file extension
+MAX_TABLE_BYTES = 1_000_000_000  # uncompressed: a small compressed file may expand to more than memory
+SITE_NAME_PATTERN = re.compile(r"\w[\w. -]*")  # a site name is used as a file name and in dotted keys
 
 
 def read_table(
@@ -39,95 +40,96 @@ def read_table(
 ) -> pd.DataFrame:
     """The rows of a CSV or Parquet table, sorted by (site, split, image) whatever their order in the file.
 
-    Every cell is a string or NA, so that site `007` stays `007`. Images, and labels that are files, are
-    absolute paths or full URLs, relative to `root` or else to the table's folder; a label that is a class
-    stays as it is. Whether labels are files, `label_files` says, else how they are written. An unlabelled row has
-    no label. A column that is not needed may be absent or have empty cells; an absent label column is added.
-    Raises ConfigError for anything else, naming the table.
+    Every cell is a string or NA, so that site `007` stays `007`. Images, and labels that are files, become absolute
+    paths or full URLs; relative ones start at `root`, or at the table's folder. `label_files` says whether labels are
+    files; None decides by their spelling. A label that is a class is unchanged, and an unlabelled row has no label.
+    A column that is not needed may be absent or have empty cells; an absent label column is added.
+    Raises ConfigError, naming the table, for anything invalid.
     """
     if not path:
         raise ConfigError(
             "there are no data yet: task.data.table=FILE, a CSV or Parquet table with a row for each case"
         )
     path = os.path.expanduser(path)
-    table = _cells(path)
+    table = _load_table(path)
     needed = ["site", "split", *["image"] * needs_image, *["label"] * needs_label]
-    _refuse(path, _column_faults(table, needed))
-    _refuse(path, _root_faults(root))
-    base = os.path.expanduser(root) if root else folder_of(path)
-    table = _tidied(table)
+    _raise_first(path, _column_problems(table, needed))
+    _raise_first(path, _root_problems(root))
+    base = os.path.expanduser(root) if root else parent_folder(path)
+    table = _normalize_cells(table)
     columns = ["image", *["label"] * (labels_are_files(table) if label_files is None else label_files)]
     files = [name for name in columns if name in table]
-    table = _located(table, files, base)
-    _refuse(path, _row_faults(table, needed))
+    table = _resolve_paths(table, files, base)
+    _raise_first(path, _row_problems(table, needed))
     if check_files:
-        _refuse(path, _file_faults(table, files, base))
-    return in_order(table)
+        _raise_first(path, _file_problems(table, files, base))
+    return sort_rows(table)
 
 
-def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows by (site, split, image), with a fresh index; ties, as without images, by all other columns."""
-    first = [name for name in ("site", "split", "image") if name in table]
-    rest = sorted(set(table.columns) - set(first))
-    return table.sort_values([*first, *rest], ignore_index=True)
+def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows sorted by (site, split, image) and then by all other columns, with a new index."""
+    leading = [name for name in ("site", "split", "image") if name in table]
+    others = sorted(set(table.columns) - set(leading))
+    return table.sort_values([*leading, *others], ignore_index=True)
 
 
 def labels_are_files(table: pd.DataFrame) -> bool:
-    """Whether labels are files, as in segmentation, rather than classes: some are written as paths are."""
+    """Whether labels are files, as in segmentation, and not classes: at least one is spelled like a path."""
     if "image" not in table:
         return False
     labels = table["label"].dropna().astype("string")
-    words = labels[pd.to_numeric(labels, errors="coerce").isna()]
-    return bool(words.str.contains(PATH).any())
+    non_numeric = labels[pd.to_numeric(labels, errors="coerce").isna()]
+    return bool(non_numeric.str.contains(PATH_PATTERN).any())
 
 
-def site_faults(sites: Iterable[str]) -> Iterator[str]:
-    """What is wrong with each name that cannot be a site's."""
+def site_name_problems(sites: Iterable[str]) -> Iterator[str]:
+    """A message for each invalid site name."""
     for site in sites:
-        if not SITE.fullmatch(site):
+        if not SITE_NAME_PATTERN.fullmatch(site):
             yield (
                 f"site {site!r} cannot be a file name: use letters, digits, '_', '-', '.' and spaces, "
                 "and begin with a letter, a digit or '_'"
             )
 
 
-def _refuse(path: str, faults: Iterator[str]) -> None:
-    for fault in faults:
-        raise ConfigError(f"table {path}: {fault}")
+def _raise_first(path: str, problems: Iterator[str]) -> None:
+    for problem in problems:
+        raise ConfigError(f"table {path}: {problem}")
 
 
-def _cells(path: str) -> pd.DataFrame:
+def _load_table(path: str) -> pd.DataFrame:
+    """The cells of the file as text, without blank rows; the index has the line numbers that an editor shows."""
     try:
         with fsspec.open(path, "rb") as file:
-            table = _parsed(file, path)
+            table = _parse_table(file, path)
     except FileNotFoundError:
         raise ConfigError(f"table {path} does not exist (seen from {os.getcwd()}); check its path") from None
     except IsADirectoryError:
         raise ConfigError(f"table {path} is a folder; `raysim data scan {path}` makes a table of it") from None
     except Exception as reason:
         raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {reason}") from reason
-    # Blank lines went only now: rows are numbered as an editor shows them, the header being row 1.
+    # Blank rows are dropped only after numbering: the header is row 1, as in an editor.
     table = table.set_axis(range(2, len(table) + 2)).dropna(how="all")
     if table.empty:
         raise ConfigError(f"table {path} has no rows; it needs one per case")
     return table
 
 
-def _parsed(file: IO[bytes], path: str) -> pd.DataFrame:
+def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     name = path.partition("::")[0].lower()
     if name.endswith((".parquet", ".pq")):
-        held = pq.ParquetFile(file).metadata
-        if held.num_rows * held.num_columns > LARGEST // 10:
-            raise ValueError(f"it holds {held.num_rows:,} rows of {held.num_columns} columns; a row is a case")
+        metadata = pq.ParquetFile(file).metadata
+        if metadata.num_rows * metadata.num_columns > MAX_TABLE_BYTES // 10:
+            raise ValueError(f"it holds {metadata.num_rows:,} rows of {metadata.num_columns} columns; a row is a case")
         table = pd.read_parquet(file).rename(columns=lambda column: str(column).strip())
-        _refuse_twice(table.columns)
-        return table.reset_index(drop=True).apply(_as_text)
+        _check_duplicate_columns(table.columns)
+        return table.reset_index(drop=True).apply(_to_text)
     if not name.endswith(".csv"):
         raise ValueError("its name must end in .csv, .parquet or .pq")
-    content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"it holds more than {LARGEST:,} bytes; a table names files, one row a case")
-    _refuse_twice(_header(content))
+    content = file.read(MAX_TABLE_BYTES + 1)
+    if len(content) > MAX_TABLE_BYTES:
+        raise ValueError(f"it holds more than {MAX_TABLE_BYTES:,} bytes; a table names files, one row a case")
+    _check_duplicate_columns(_csv_header(content))
     table = pd.read_csv(
         BytesIO(content),
         dtype="string",
@@ -142,108 +144,115 @@ def _parsed(file: IO[bytes], path: str) -> pd.DataFrame:
     return table.rename(columns=str.strip)
 
 
-def _header(content: bytes) -> list[str]:
-    """The names of the columns as written: of a second `image` pandas makes `image.1`."""
+def _csv_header(content: bytes) -> list[str]:
+    """The column names as written: pandas renames a second `image` to `image.1`."""
     lines = csv.reader(StringIO(content.decode("utf-8-sig")), skipinitialspace=True)
     return [name.strip() for name in next(lines, [])]
 
 
-def _refuse_twice(names: Iterable[str]) -> None:
+def _check_duplicate_columns(names: Iterable[str]) -> None:
     for name, count in Counter(names).items():
         if name and count > 1:
             raise ValueError(f"its header has '{name}' {count} times; keep one column of that name")
 
 
-def _as_text(column: pd.Series) -> pd.Series:
-    # Parquet has no missing integers in many writers: 1.0 beside a missing label was once a 1.
+def _to_text(column: pd.Series) -> pd.Series:
+    # Many Parquet writers store integers with missing values as floats: 1.0 was a 1.
     if pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all()):
         column = column.astype("Int64")
     return column.astype("string")
 
 
-def _column_faults(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
+def _column_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
     names = [str(name) for name in table.columns]
     absent = [name for name in needed if name not in names]
     if len(names) == 1 and re.search("[;\t]", names[0]):
         yield f"its cells must be separated by commas; the header is {names[0]!r}"
-    # Columns that would be passed over: labels would be missing, and patients be split.
-    cased = [name for name in names if name not in READ and name.lower() in READ and name.lower() not in names]
-    if cased:
-        meant = _quoted(name.lower() for name in cased)
-        yield f"its columns {_quoted(cased)} are not read (did you mean {meant}?); rename them"
+    # Such columns would be ignored: labels would be missing, and patients would be split.
+    miscased = [
+        n for n in names if n not in RESERVED_COLUMNS and n.lower() in RESERVED_COLUMNS and n.lower() not in names
+    ]
+    if miscased:
+        suggestions = _quote_names(name.lower() for name in miscased)
+        yield f"its columns {_quote_names(miscased)} are not read (did you mean {suggestions}?); rename them"
     if absent:
-        yield f"it has no column {_quoted(absent)}; it has {_quoted(names)}. Add or rename what is needed"
+        yield f"it has no column {_quote_names(absent)}; it has {_quote_names(names)}. Add or rename the missing ones"
 
 
-def _tidied(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a label column, without blanks around cells, and without labels in unlabelled rows."""
+def _normalize_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a label column, cells without surrounding blanks, and unlabelled rows without a label."""
     table = table if "label" in table else table.assign(label=pd.Series(pd.NA, table.index, dtype="string"))
-    for name in set(READ) & set(table.columns):
+    for name in set(RESERVED_COLUMNS) & set(table.columns):
         cells = table[name].str.strip()
         table = table.assign(**{name: cells.mask(cells == "")})
     labels = table["label"].str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     return table.assign(label=labels.mask((table["split"] == "unlabelled").fillna(False)))
 
 
-def _row_faults(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
+def _row_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
     empty = table.isna()
     empty["label"] &= table["split"] != "unlabelled"
     for name in needed:
         if empty[name].any():
-            unless = " unless its split is 'unlabelled'" if name == "label" else ""
-            yield f"empty {name} cells in {_rows(empty[name])}; a row needs its {name}{unless}"
+            exception = " unless its split is 'unlabelled'" if name == "label" else ""
+            yield f"empty {name} cells in {_format_rows(empty[name])}; a row needs its {name}{exception}"
     for split in table["split"][~table["split"].isin(SPLITS)]:
-        where = _rows(table["split"] == split)
-        yield f"unknown split '{split}'{did_you_mean(split, SPLITS)} in {where}; a split is one of {_quoted(SPLITS)}"
-    yield from site_faults(table["site"].unique())
+        rows = _format_rows(table["split"] == split)
+        suggestion = did_you_mean(split, SPLITS)
+        yield f"unknown split '{split}'{suggestion} in {rows}; a split is one of {_quote_names(SPLITS)}"
+    yield from site_name_problems(table["site"].unique())
     if "image" in table:
-        yield from _image_faults(table["image"])
+        yield from _duplicate_image_problems(table["image"])
 
 
-def _image_faults(images: pd.Series) -> Iterator[str]:
-    """An image in two rows would be trained on and judged, or counted twice."""
-    twice = images[images.duplicated() & images.notna()].drop_duplicates()
-    if len(twice):
-        where = "; ".join(f"{image} in {_rows(images == image)}" for image in twice.head(MAX_NAMED))
-        more = f"; and {len(twice) - MAX_NAMED} more" if len(twice) > MAX_NAMED else ""
-        yield f"images listed more than once, whatever the site and split: {where}{more}. Keep one row of each image"
+def _duplicate_image_problems(images: pd.Series) -> Iterator[str]:
+    """An image in several rows might be used for both training and evaluation, or be counted twice."""
+    duplicates = images[images.duplicated() & images.notna()].drop_duplicates()
+    if len(duplicates):
+        listed = "; ".join(f"{image} in {_format_rows(images == image)}" for image in duplicates.head(MAX_NAMED))
+        more = f"; and {len(duplicates) - MAX_NAMED} more" if len(duplicates) > MAX_NAMED else ""
+        yield f"images listed more than once, whatever the site and split: {listed}{more}. Keep one row of each image"
 
 
-def _rows(where: pd.Series) -> str:
-    """`rows 2, 5, 6 and 40 more`, as an editor counts them."""
-    rows = where.index[where.fillna(False).astype(bool)]
+def _format_rows(selected: pd.Series) -> str:
+    """`rows 2, 5, 6 and 40 more`: the line numbers that an editor shows."""
+    rows = selected.index[selected.fillna(False).astype(bool)]
     return f"row{'s' * (len(rows) > 1)} {join_names(list(rows))}"
 
 
-def _located(table: pd.DataFrame, files: Iterable[str], base: str) -> pd.DataFrame:
+def _resolve_paths(table: pd.DataFrame, files: Iterable[str], base: str) -> pd.DataFrame:
     return table.assign(
-        **{name: table[name].map(lambda cell: joined(base, cell), na_action="ignore") for name in files}
+        **{name: table[name].map(lambda cell: join_path(base, cell), na_action="ignore") for name in files}
     )
 
 
-def _root_faults(root: str | None) -> Iterator[str]:
+def _root_problems(root: str | None) -> Iterator[str]:
     if root and "://" not in root and not os.path.isdir(os.path.expanduser(root)):
-        yield f"task.data.root is {root}, which is no folder (seen from {os.getcwd()}); give the one paths start from"
+        yield (
+            f"task.data.root is {root}, which is no folder (seen from {os.getcwd()}); "
+            "give the folder where relative paths start"
+        )
 
 
-def _file_faults(table: pd.DataFrame, files: Iterable[str], base: str) -> Iterator[str]:
+def _file_problems(table: pd.DataFrame, files: Iterable[str], base: str) -> Iterator[str]:
     absent = missing_files(path for name in files for path in table[name].dropna())
     labels = set(table["label"])
-    words = [os.path.basename(path) for path in absent if path in labels and not _ending(path)]
-    if words:
+    classes = [os.path.basename(path) for path in absent if path in labels and not _extension(path)]
+    if classes:
         yield (
-            f"labels that are no files: {join_names(words)}. In segmentation a label is the path of a mask; "
+            f"labels that are no files: {join_names(classes)}. In segmentation a label is the path of a mask; "
             "where labels are classes, the task is classification"
         )
     if absent:
         yield (
-            f"files that do not exist: {join_names(absent)}. Paths start from {base}; task.data.root sets another folder"
+            f"files that do not exist: {join_names(absent)}. "
+            f"Paths start from {base}; task.data.root sets another folder"
         )
 
 
-def _ending(path: str) -> str:
+def _extension(path: str) -> str:
     return os.path.splitext(path.partition("::")[0])[1]
 
 
-def _quoted(names: Iterable[str]) -> str:
+def _quote_names(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

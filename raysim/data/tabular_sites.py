@@ -1,4 +1,4 @@
-"""The sites of a table of features: worked out from the table in one go, kept in the cache, opened by mapping."""
+"""The data of tabular sites: arrays computed from the table for each site, and kept in the cache."""
 
 from __future__ import annotations
 
@@ -14,42 +14,43 @@ import pandas as pd
 
 from raysim.core.contracts import SPLITS, Data
 from raysim.core.errors import ConfigError
-from raysim.data.cache import cached, digest
-from raysim.data.features import Features, Scale
+from raysim.data.cache import cache_key, load_or_create
 from raysim.data.image_sites import data_from_arrays
+from raysim.data.tabular_features import Features, Standardizer
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TRAINED = ("train", "unlabelled")  # what a site may learn from; labels play no part in a scale
-Standard = Literal["per_site", "global"]
+TRAINING_SPLITS = ("train", "unlabelled")  # standardisation uses no labels, so unlabelled rows count too
+StandardisationScope = Literal["per_site", "global"]
 
 
 @dataclass(frozen=True)
-class TabularRows:
-    """What a table says, ready to be made into arrays: its rows with class indices as `label`, and their features."""
+class TabularDataset:
+    """A table with class indices as `label`, and the features of its rows; computes the arrays of each site."""
 
     table: pd.DataFrame
     features: Features
-    standard: Standard
+    standardise: StandardisationScope
     outside: tuple[str, ...]
 
-    def sizes(self) -> dict[str, dict[str, int]]:
-        """How many rows each site has in each split, by site."""
+    def split_sizes(self) -> dict[str, dict[str, int]]:
+        """The number of rows of each site in each split, by site."""
         return {site: {s: int((rows["split"] == s).sum()) for s in SPLITS} for site, rows in self.by_site.items()}
 
-    def entries(self) -> dict[str, str]:
-        """The names in the cache: they tell all that goes into the arrays of a site."""
+    def cache_keys(self) -> dict[str, str]:
+        """The cache key of each site; it depends on everything that determines the site's arrays."""
         hashes = pd.util.hash_pandas_object(self.table.astype("string").fillna(""), index=False).to_numpy()
         content = hashlib.sha256(hashes.tobytes()).hexdigest()
-        how = [content, list(self.table.columns), list(self.features.names), self.standard, list(self.outside)]
-        return {site: digest(["tabular", how, site]) for site in self.by_site}
+        inputs = [content, list(self.table.columns), list(self.features.names), self.standardise, list(self.outside)]
+        return {site: cache_key(["tabular", inputs, site]) for site in self.by_site}
 
     def arrays(self, site: str) -> dict[str, Array]:
         """`<split>.<field>` of each split: inputs (N, F) float32, labels (N, 1), cases (N,), spacing (N, 0)."""
-        here, arrays = self.by_site[site], dict[str, Array]()
-        scale = self.pooled if self.standard == "global" else self._own_scale(here)
+        site_rows, arrays = self.by_site[site], dict[str, Array]()
+        standardizer = self.pooled if self.standardise == "global" else self._site_standardizer(site_rows)
         for split in SPLITS:
-            rows = here[here["split"] == split]
-            inputs = np.concatenate([scale(self.features.numbers(rows)), self.features.flags(rows)], axis=1)
+            rows = site_rows[site_rows["split"] == split]
+            numeric = standardizer(self.features.numeric_values(rows))
+            inputs = np.concatenate([numeric, self.features.binary_values(rows)], axis=1)
             fields: dict[str, Array] = {"inputs": inputs.astype(np.float32), "cases": np.arange(len(rows))}
             fields["spacing"] = np.zeros((len(rows), 0))
             if rows["label"].notna().all():
@@ -63,47 +64,54 @@ class TabularRows:
         return {str(site): rows for site, rows in self.table.groupby("site", sort=True)}
 
     @cached_property
-    def pooled(self) -> Scale:
-        """The scale of the training rows of all inside sites."""
-        return Scale.of(self.features.numbers(self.table[is_training_row(self.table, self.outside)]))
+    def pooled(self) -> Standardizer:
+        """The standardizer of the training rows of all inside sites."""
+        return Standardizer.fit(self.features.numeric_values(self.table[is_training_row(self.table, self.outside)]))
 
-    def _own_scale(self, rows: pd.DataFrame) -> Scale:
-        """That of a site's training rows; where they leave it open, as at a site without any, the pooled one."""
-        return Scale.of(self.features.numbers(rows[rows["split"].isin(TRAINED)]), self.pooled)
+    def _site_standardizer(self, rows: pd.DataFrame) -> Standardizer:
+        """The standardizer of a site's training rows; the pooled one is the fallback for empty and constant columns."""
+        training_rows = rows[rows["split"].isin(TRAINING_SPLITS)]
+        return Standardizer.fit(self.features.numeric_values(training_rows), self.pooled)
 
 
 def is_training_row(table: pd.DataFrame, outside: tuple[str, ...]) -> pd.Series:
-    """Which rows are trained on: of inside sites, with a label or without."""
-    return table["split"].isin(TRAINED) & ~table["site"].isin(outside)
+    """Whether each row is used for training: rows of inside sites, with a label or without."""
+    return table["split"].isin(TRAINING_SPLITS) & ~table["site"].isin(outside)
 
 
 @dataclass(frozen=True)
 class TabularSites:
-    """Opens sites: from the cache, or from the table where this machine has not prepared them yet."""
+    """Opens the data of a site: from the cache, or from the table if this node has not prepared it yet."""
 
-    read: Callable[[], TabularRows]
+    load_dataset: Callable[[], TabularDataset]
     table: str
-    folder: Path
-    entries: Mapping[str, str]  # of the cache, by site
+    cache_folder: Path
+    cache_keys: Mapping[str, str]  # by site
 
     def __call__(self, site: str) -> Data:
-        """All that the site has. Raises ConfigError if the table is needed and is not what it was."""
-        return data_from_arrays(cached(self.folder, self.entries[site], lambda: self._made(site)))
+        """The data of the site. Raises ConfigError if the table must be read and has changed."""
+        arrays = load_or_create(self.cache_folder, self.cache_keys[site], lambda: self._prepare(site))
+        return data_from_arrays(arrays)
 
     def paths(self) -> tuple[list[str], list[str]]:
         """The files that are read, and the folders that are written to."""
-        return [self.table], [str(self.folder)]
+        return [self.table], [str(self.cache_folder)]
 
-    def _made(self, site: str) -> dict[str, Array]:
-        rows = self.read()
-        if rows.entries().get(site) != self.entries[site]:
-            raise ConfigError(f"table {self.table} is not what it was when the run was started; start a new one")
-        return rows.arrays(site)
+    def _prepare(self, site: str) -> dict[str, Array]:
+        dataset = self.load_dataset()
+        if dataset.cache_keys().get(site) != self.cache_keys[site]:
+            raise ConfigError(f"table {self.table} has changed since the run was started; start a new one")
+        return dataset.arrays(site)
 
 
-def prepare_rows(rows: TabularRows, read: Callable[[], TabularRows], table: str, folder: Path) -> TabularSites:
-    """What opens the sites of these rows, their arrays in the cache; `read` gives the rows again, on any machine."""
-    entries = rows.entries()
-    for site, entry in entries.items():
-        cached(folder, entry, partial(rows.arrays, site))
-    return TabularSites(read, table, folder, entries)
+def prepare_tabular_sites(
+    dataset: TabularDataset, load_dataset: Callable[[], TabularDataset], table: str, cache_folder: Path
+) -> TabularSites:
+    """The opener of the dataset's sites, with the arrays of all sites in the cache.
+
+    `load_dataset` reads the dataset again, on a node whose cache lacks it.
+    """
+    keys = dataset.cache_keys()
+    for site, key in keys.items():
+        load_or_create(cache_folder, key, partial(dataset.arrays, site))
+    return TabularSites(load_dataset, table, cache_folder, keys)

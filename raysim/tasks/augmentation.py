@@ -1,4 +1,4 @@
-"""Random augmentation at the site: MONAI's random dictionary transforms by name."""
+"""Random augmentation of training batches by MONAI's random dictionary transforms, chosen by name."""
 
 from __future__ import annotations
 
@@ -22,79 +22,81 @@ from raysim.core.contracts import Augment, Batch
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import squash
-from raysim.tasks.factory_lookup import Factory, check_arguments, find_factory, parameters
+from raysim.tasks.factory_lookup import Factory, check_arguments, factory_parameters, find_factory
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The transforms in turn, each example on its own."""
+    """Applies the transforms one after another to each example of a batch."""
 
     transforms: tuple[Any, ...]
 
     def __call__(self, inputs: Tensor, labels: Tensor, random: np.random.RandomState) -> Batch:
-        """The batch, inputs (B, C, *space) and labels (B, 1, *space), changed as `random` has it."""
-        # A copy: seeding changes the transforms, which other sites of this process share.
+        """The augmented batch: inputs (B, C, *space) and labels (B, 1, *space); `random` supplies all randomness."""
+        # A copy: seeding changes the transforms, and other sites of this process share them.
         compose = Compose(copy.deepcopy(self.transforms)).set_random_state(state=random)
-        pairs = zip(inputs.clone(), labels.clone(), strict=True)  # cloned: some of MONAI's write in place
-        changed = [compose({"image": image, "label": label}) for image, label in pairs]
-        images = torch.stack([convert_to_tensor(each["image"], track_meta=False) for each in changed])
-        masks = torch.stack([convert_to_tensor(each["label"], track_meta=False) for each in changed])
+        pairs = zip(inputs.clone(), labels.clone(), strict=True)  # cloned: some MONAI transforms write in place
+        augmented = [compose({"image": image, "label": label}) for image, label in pairs]
+        images = torch.stack([convert_to_tensor(each["image"], track_meta=False) for each in augmented])
+        masks = torch.stack([convert_to_tensor(each["label"], track_meta=False) for each in augmented])
         return images.to(inputs.dtype), masks.to(labels.dtype)
 
 
-def augmentation(
+def make_augmentation(
     specs: Sequence[Mapping[str, Any]], channels: int, size: Sequence[int], mask: bool = True
 ) -> Augment | None:
-    """The transforms that `specs` name, None if there are none; tried once, so that mistakes show here.
+    """The transforms that `specs` name, None if there are none. Raises ConfigError if they fail on an example.
 
-    Spatial ones change image and label, the label without interpolation; where labels are not masks, and for
-    those of intensity, the image alone.
+    Spatial transforms change image and label, the label without interpolation. Intensity transforms change the image
+    only, as do all transforms if labels are not masks (`mask=False`).
     """
     if not specs:
         return None
     image = torch.linspace(0, 1, channels * prod(size)).reshape(1, channels, *size)
     label = torch.zeros(1, 1, *size if mask else (), dtype=torch.uint8)
-    certain = Augmentation(tuple(_transform(spec, mask, always=True) for spec in specs))
-    for trial in range(4):  # a turn by 180 degrees keeps a shape that one by 90 does not
-        with seeded("augmentation", trial):
+    always_applied = Augmentation(tuple(_make_transform(spec, mask, always=True) for spec in specs))
+    for attempt in range(4):  # a rotation by 180 degrees keeps a shape that one by 90 degrees changes
+        with seeded("augmentation", attempt):
             try:
-                images, labels = certain(image, label, np.random.RandomState(trial))
-            except Exception as error:  # whatever a transform dislikes, the user must know
+                images, labels = always_applied(image, label, np.random.RandomState(attempt))
+            except Exception as error:  # transforms raise errors of many types
                 cause = error.__cause__ or error
                 raise ConfigError(f"task.augment fails on an image of size {tuple(size)}: {cause}") from error
         if images.shape != image.shape or labels.shape != label.shape:
             raise ConfigError(
                 f"task.augment changes the shape of an image from {tuple(image.shape[1:])} "
-                f"to {tuple(images.shape[1:])}; leave out what crops, zooms or turns without keeping the size"
+                f"to {tuple(images.shape[1:])}; remove transforms that crop, zoom or rotate without keeping the size"
             )
-    return Augmentation(tuple(_transform(spec, mask) for spec in specs))
+    return Augmentation(tuple(_make_transform(spec, mask) for spec in specs))
 
 
-def _transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -> Any:
+def _make_transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -> Any:
     names = _random_transforms()
     given = {key: value for key, value in spec.items() if key != "name"}
     if not mask and "keys" in given:
-        raise ConfigError(f"task.augment: keys={given['keys']!r}: leave keys out; here only the image may change")
+        raise ConfigError(
+            f"task.augment: keys={given['keys']!r}: leave keys out; in this task only the image may change"
+        )
     name = spec.get("name")
     if isinstance(name, str) and squash(f"{name}d") in map(squash, names):
         name += "d"
-    maker = find_factory("transform", name, names)
-    both = mask and maker.__module__ == spatial.__name__
+    factory = find_factory("transform", name, names)
+    both = mask and factory.__module__ == spatial.__name__
     filled: dict[str, Any] = {"keys": ["image", "label"] if both else ["image"]}
-    default = parameters(maker).get("mode")
+    default = factory_parameters(factory).get("mode")
     if both and default is not None:
         filled["mode"] = [default.default, "nearest"]
-    arguments = filled | given | ({"prob": 1.0} if always and "prob" in parameters(maker) else {})
-    check_arguments("transform", maker, arguments)
+    arguments = filled | given | ({"prob": 1.0} if always and "prob" in factory_parameters(factory) else {})
+    check_arguments("transform", factory, arguments)
     _check_probability(given.get("prob", 1.0))
     try:
-        return maker(**arguments)
+        return factory(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"transform {maker.__name__} refuses {dict(spec)}: {error}") from error
+        raise ConfigError(f"transform {factory.__name__} refuses {dict(spec)}: {error}") from error
 
 
 def _check_probability(prob: object) -> None:
-    """Raises ConfigError for what MONAI would quietly cut to 0 or 1."""
+    """Raises ConfigError for a value that MONAI would silently clip to 0 or 1."""
     if isinstance(prob, bool) or not isinstance(prob, int | float) or not 0 <= prob <= 1:
         raise ConfigError(f"task.augment: prob={prob!r}: expected a probability, 0 to 1")
 
@@ -102,5 +104,5 @@ def _check_probability(prob: object) -> None:
 @cache
 def _random_transforms() -> dict[str, Factory]:
     found = [cls for module in (intensity, spatial) for cls in vars(module).values() if inspect.isclass(cls)]
-    own = {intensity.__name__, spatial.__name__}
-    return {cls.__name__: cls for cls in found if cls.__name__.startswith("Rand") and cls.__module__ in own}
+    modules = {intensity.__name__, spatial.__name__}
+    return {cls.__name__: cls for cls in found if cls.__name__.startswith("Rand") and cls.__module__ in modules}

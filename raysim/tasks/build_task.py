@@ -1,4 +1,4 @@
-"""Makes a task of prepared data, after its network and its loss have been tried on an example's shape."""
+"""Builds a task from prepared data, after a check of network and loss on the shape of an example."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from raysim.tasks.losses import Loss, check_loss
 from raysim.tasks.networks import check_network, network_factory
 
 
-class TaskSettings(Protocol):
-    """What the configurations of all tasks have."""
+class TaskOptions(Protocol):
+    """The keys that the configurations of all tasks have."""
 
     @property
     def name(self) -> str: ...
@@ -22,7 +22,7 @@ class TaskSettings(Protocol):
 
 
 def build_task(
-    config: TaskSettings,
+    config: TaskOptions,
     *,
     open: Callable[[str], Data],
     sizes: Mapping[str, Mapping[str, int]],
@@ -36,7 +36,7 @@ def build_task(
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
-    Raises ConfigError where the network or the loss does not fit.
+    Raises ConfigError if the network or the loss does not fit.
     """
     channels, *size = shape
     factory = network_factory(

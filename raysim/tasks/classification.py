@@ -1,4 +1,4 @@
-"""Classification of pictures, or of volumes, listed in a table with the class of each."""
+"""Classification of pictures or volumes listed in a table with the class of each."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from annotated_types import Gt, Len
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError
 from raysim.data.image_sites import common_shape, prepare_images, split_sizes
-from raysim.data.label_classes import CLASSES, classes, indexed
+from raysim.data.label_classes import ClassesOption, encode_labels, resolve_classes
 from raysim.data.table import labels_are_files, read_table
-from raysim.tasks.augmentation import augmentation
+from raysim.tasks.augmentation import make_augmentation
 from raysim.tasks.build_task import build_task
-from raysim.tasks.classification_metrics import METRICS, ClassificationScore, ClassMetric
+from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationMetric, ClassificationScore
 from raysim.tasks.image_config import ImageData
-from raysim.tasks.losses import class_loss
-from raysim.tasks.networks import check_name
+from raysim.tasks.losses import make_classification_loss
+from raysim.tasks.networks import check_network_spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationData(ImageData):
-    """Which images, of which classes, at which sites, and how they are prepared."""
+    """Images, classes, sites and preprocessing."""
 
-    classes: CLASSES = None
+    classes: ClassesOption = None
 
     def read(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """The rows that this task uses, with the index of the class as `label`, and the names of the classes."""
+        """The rows that this task uses, with the class index as `label`, and the names of the classes."""
         table = read_table(self.table, self.root, label_files=False)
         if self.classes is None and labels_are_files(table):
             first = table["label"].dropna().iloc[0]
@@ -36,13 +36,13 @@ class ClassificationData(ImageData):
                 f"table {self.table}: its labels are written as files, such as {first!r}; classification needs a class "
                 "for each image (masks are for task=segmentation). If these are classes, name all: task.data.classes"
             )
-        found = classes(table, self.classes, self.table)  # before any label is taken away
-        return indexed(self.shared_out(table), found), tuple(found.values())
+        found = resolve_classes(table, self.classes, self.table)  # before labels are removed
+        return encode_labels(self.select_rows(table), found), tuple(found.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """Classification of the images in a table."""
+    """The keys under `task` of a classification of images."""
 
     name: Literal["classification"] = "classification"
     data: Annotated[ClassificationData, "images, sites and preparation"] = field(default_factory=ClassificationData)
@@ -52,32 +52,34 @@ class Classification:
     loss: Annotated[dict[str, Any], "cross_entropy (weight, label_smoothing) or MONAI's focal, with its arguments"] = (
         field(default_factory=lambda: {"name": "cross_entropy"})
     )
-    metrics: Annotated[tuple[ClassMetric, ...], Len(1), "what is judged, the main one first"] = METRICS
+    metrics: Annotated[tuple[ClassificationMetric, ...], Len(1), "metrics to compute, the main one first"] = (
+        DEFAULT_METRICS
+    )
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 16
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
-        """The task, with every site's data prepared; `progress(done, total)` is called after each case.
+        """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
 
-        Labels are (N, 1), the index of each example's class. Raises ConfigError for anything wrong in the
+        Labels are (N, 1), the class index of each example. Raises ConfigError for anything invalid in the
         configuration, the table or the images.
         """
         table, names = self.data.read()
         dims = self.data.dimensions(table)
-        criterion, score = class_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
-        check_name(self.network, dims, len(names))  # before images are read
-        opener = self.data.opener(table, None)
-        arrays = prepare_images(opener, progress)
+        criterion, score = make_classification_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
+        check_network_spec(self.network, dims, len(names))  # before images are read: it is fast
+        sites = self.data.make_sites(table, None)
+        arrays = prepare_images(sites, progress)
         channels, *size = common_shape(arrays)
         return build_task(
             self,
-            open=opener,
+            open=sites,
             sizes=split_sizes(arrays),
             outside=self.data.outside,
             shape=(channels, *size),
             classes=len(names),
             loss=criterion,
             score=score,
-            augment=augmentation(self.augment, channels, size, mask=False),
+            augment=make_augmentation(self.augment, channels, size, mask=False),
             per_voxel=False,
         )

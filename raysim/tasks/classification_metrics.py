@@ -1,4 +1,4 @@
-"""Judges classifications over the cases of a split: accuracy, balanced accuracy, area under the ROC, F1."""
+"""Classification metrics over the cases of a split: accuracy, balanced accuracy, area under the ROC curve, F1."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from raysim.core.errors import ConfigError
 from raysim.tasks.segmentation_metrics import predict_batches
 
 Array = np.ndarray[Any, np.dtype[Any]]
-ClassMetric = Literal["accuracy", "balanced_accuracy", "auc", "f1"]
-METRICS: tuple[ClassMetric, ...] = ("accuracy", "balanced_accuracy", "auc", "f1")
-Measure = Callable[[Array, Array], float | None]
+ClassificationMetric = Literal["accuracy", "balanced_accuracy", "auc", "f1"]
+DEFAULT_METRICS: tuple[ClassificationMetric, ...] = ("accuracy", "balanced_accuracy", "auc", "f1")
+MetricFunction = Callable[[Array, Array], float | None]
 
 
 def accuracy(logits: Array, labels: Array) -> float:
-    """The part of the cases, 0 to 1, whose class has the largest logit. logits (N, K), labels (N,)."""
+    """The fraction of cases, 0 to 1, whose class has the largest logit. logits (N, K), labels (N,)."""
     return float((logits.argmax(1) == labels).mean())
 
 
 def balanced_accuracy(logits: Array, labels: Array) -> float:
-    """The part of a class's cases that are found, averaged over the classes that have any: 1 / K by chance."""
+    """The recall averaged over the classes that have cases: 1 / K by chance."""
     predicted = logits.argmax(1)
     return float(np.mean([(predicted[labels == k] == k).mean() for k in np.unique(labels)]))
 
@@ -44,28 +44,28 @@ def f1(logits: Array, labels: Array) -> float:
 def auc(logits: Array, labels: Array) -> float | None:
     """The area under the ROC curve of a class against all others, averaged over the classes that have cases.
 
-    None where all cases are of one class, so that there is nothing to tell apart.
+    None if all cases are of one class: the curve is then undefined.
     """
     present = np.unique(labels)
     if len(present) < 2:
         return None
-    each = [_area(_odds(logits, k), labels == k) for k in present]
+    each = [_roc_area(_log_odds(logits, k), labels == k) for k in present]
     return float(np.mean(each))
 
 
-def _area(scores: Array, positive: Array) -> float:
+def _roc_area(scores: Array, positive: Array) -> float:
     area: Any = compute_roc_auc(torch.from_numpy(scores), torch.from_numpy(positive).int())
     return float(area)
 
 
-def _odds(logits: Array, k: int) -> Array:
-    """The log odds (N,) of class k: in the order of its probabilities, which would round to 1 where it is sure."""
+def _log_odds(logits: Array, k: int) -> Array:
+    """The log odds (N,) of class k, in the order of its probabilities; large probabilities would all round to 1."""
     others = np.logaddexp.reduce(np.delete(logits, k, axis=1), axis=1)
     odds: Array = logits[:, k] - others
     return odds
 
 
-MEASURES: dict[ClassMetric, Measure] = {
+METRIC_FUNCTIONS: dict[ClassificationMetric, MetricFunction] = {
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
     "auc": auc,
@@ -75,13 +75,13 @@ MEASURES: dict[ClassMetric, Measure] = {
 
 @dataclass
 class ClassificationScore:
-    """Scorer: each metric over all cases of a split at once, for one case has no balance and no curve.
+    """Scorer: each metric is computed over all cases of a split.
 
-    Slices of one case are judged together, by the mean of their logits. A class that no case of the split has is not
-    judged there.
+    Slices of one case are evaluated together, by the mean of their logits. A class without cases in the split is not
+    evaluated.
     """
 
-    metrics: tuple[ClassMetric, ...] = METRICS
+    metrics: tuple[ClassificationMetric, ...] = DEFAULT_METRICS
     batch_size: int = 64
     better: Mapping[str, Literal["higher", "lower"]] = field(init=False)
 
@@ -91,19 +91,19 @@ class ClassificationScore:
         self.better = dict.fromkeys(self.metrics, "higher")
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics:
-        """Each metric that can be judged; nothing for a split without examples or labels."""
+        """The value of each metric that can be computed; empty for a split without examples or labels."""
         if not len(split) or split.labels is None:
             return {}
         batches = predict_batches(predict, split, self.batch_size, device)
-        logits, labels = _of_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
-        found = {name: MEASURES[name](logits, labels) for name in self.metrics}
-        return {name: value for name, value in found.items() if value is not None}
+        logits, labels = _average_over_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
+        values = {name: METRIC_FUNCTIONS[name](logits, labels) for name in self.metrics}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-def _of_cases(logits: Array, split: Split) -> tuple[Array, Array]:
+def _average_over_cases(logits: Array, split: Split) -> tuple[Array, Array]:
     """The mean logits (cases, K) and the label (cases,) of each case."""
     assert split.labels is not None
-    _, first, place, sizes = np.unique(split.cases, return_index=True, return_inverse=True, return_counts=True)
+    _, first, case_index, sizes = np.unique(split.cases, return_index=True, return_inverse=True, return_counts=True)
     sums = np.zeros((len(first), logits.shape[1]))
-    np.add.at(sums, place, logits)
+    np.add.at(sums, case_index, logits)
     return sums / sizes[:, None], split.labels[first, 0].astype(np.int64)

@@ -1,4 +1,4 @@
-"""What the data of every task on images have in common: how the images of a table are prepared."""
+"""The keys under `task.data` that all image tasks share: files, preprocessing and scanner shift."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from annotated_types import Gt, Len
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.cache import cache_folder
-from raysim.data.case_preparation import Intensity, Preparation
-from raysim.data.file_paths import ABSOLUTE_PATH, folder_of, joined
-from raysim.data.image_reading import is_volume
-from raysim.data.image_sites import CaseRow, ImageSites, image_sites
+from raysim.data.case_preparation import CasePreparation, Intensity
+from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
+from raysim.data.image_formats import is_volume
+from raysim.data.image_sites import CaseRow, ImageSites, make_image_sites
 from raysim.data.scanner_shift import ScannerShift
 from raysim.tasks.table_config import TableData
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData(TableData):
-    """How images are found and prepared. Tasks extend it with their classes."""
+    """Where images are, and how they are prepared. Tasks add their classes in subclasses."""
 
     root: Annotated[
-        str | None, ABSOLUTE_PATH, "folder or URL that paths in the table start from; by default the table's"
+        str | None, ABSOLUTE_PATH, "folder or URL where relative paths of the table start; by default the table's"
     ] = None
     shift: Annotated[ScannerShift, "simulated differences between the sites' scanners"] = field(
         default_factory=ScannerShift
@@ -34,52 +34,53 @@ class ImageData(TableData):
     size: Annotated[
         tuple[Annotated[int, Gt(0)], ...] | None, Len(2, 3), "pixels or voxels along each axis; by default as read"
     ] = None
-    fit: Annotated[Literal["resize", "pad"], "to reach `size`: interpolate, or pad and crop round the centre"] = (
+    fit: Annotated[Literal["resize", "pad"], "to reach `size`: interpolate, or pad and crop around the centre"] = (
         "resize"
     )
     spacing: Annotated[
         tuple[Annotated[float, Gt(0)], ...] | None, Len(2, 3), "mm between voxels, for volumes; by default as read"
     ] = None
-    slices: Annotated[bool, "volumes as axial slices, judged together"] = False
+    slices: Annotated[bool, "volumes as axial slices, evaluated together"] = False
     intensity: Annotated[
         Intensity,
         "scale of each channel of an image: mean 0 and deviation 1, 0 to 1, 1st to 99th percentile, / 255, as read",
     ] = "zscore"
-    channels: Annotated[int | None, Gt(0), "channels every image must have; by default what the first has"] = None
+    channels: Annotated[int | None, Gt(0), "channels that every image must have; by default those of the first"] = None
 
     def dimensions(self, table: pd.DataFrame) -> int:
-        """2 or 3, the axes of an example. Raises ConfigError if the images differ, or size and spacing do not fit."""
+        """The number of spatial axes, 2 or 3. Raises ConfigError if images differ, or size or spacing do not fit."""
         volumes = table["image"].map(is_volume)
         if (volumes.any() or self.slices) and not volumes.all():
-            other = table["image"][~volumes].iloc[0]
+            first = table["image"][~volumes].iloc[0]
             cause = "task.data.slices=true needs" if self.slices else "others in the table are"
-            raise ConfigError(f"{other} is no NIfTI volume, which {cause}; leave it out of the table")
+            raise ConfigError(f"{first} is no NIfTI volume, which {cause}; leave it out of the table")
         dims = 3 if volumes.any() and not self.slices else 2
         if self.size is not None and len(self.size) != dims:
-            raise ConfigError(
-                f"task.data.size={list(self.size)} has {pluralize(len(self.size), 'number')}, but images have {dims} axes"
-            )
+            count = pluralize(len(self.size), "number")
+            raise ConfigError(f"task.data.size={list(self.size)} has {count}, but images have {dims} axes")
         if self.spacing is not None and (not volumes.all() or len(self.spacing) < dims):
             raise ConfigError(f"task.data.spacing={list(self.spacing)}: give a number per axis, and only for volumes")
         return dims
 
-    def opener(self, table: pd.DataFrame, masks: Mapping[str, int] | None) -> ImageSites:
-        """What opens the sites of this table.
+    def make_sites(self, table: pd.DataFrame, masks: Mapping[str, int] | None) -> ImageSites:
+        """The opener of this table's sites.
 
-        `masks` are the values in label files by class; None where the column `label` has indices of classes.
+        `masks` are the values in label files by class name; None if the column `label` has class indices.
         """
-        start = self.root or folder_of(os.path.expanduser(self.table))
-        base = joined(os.getcwd(), os.path.expanduser(start))
+        root = self.root or parent_folder(os.path.expanduser(self.table))
+        base = join_path(os.getcwd(), os.path.expanduser(root))
         rows: dict[str, list[CaseRow]] = {site: [] for site in sorted(set(table["site"]))}
-        named = table[["site", "split", "image", "label"]].itertuples(index=False)
-        for (site, split, image, label), level in zip(named, self._levels(table), strict=True):
-            given = None if pd.isna(label) else label if masks else int(label)
-            rows[site].append(CaseRow(split, image, given, image.removeprefix(base).lstrip("/"), level))
-        how = Preparation(masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels)
-        return image_sites(rows, how, self.shift, self.seed, cache_folder(self.cache))
+        cells = table[["site", "split", "image", "label"]].itertuples(index=False)
+        for (site, split, image, label), level in zip(cells, self._body_levels(table), strict=True):
+            case_label = None if pd.isna(label) else label if masks else int(label)
+            rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level))
+        preparation = CasePreparation(
+            masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels
+        )
+        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
 
-    def _levels(self, table: pd.DataFrame) -> list[int] | list[None]:
-        """1, 2, ... for the values of a column `partition` of pictures, as they sort; of slices their place tells."""
+    def _body_levels(self, table: pd.DataFrame) -> list[int] | list[None]:
+        """The rank, from 1, of each picture's value in a column `partition`; None without it, and for volumes."""
         if "partition" not in table or table["image"].map(is_volume).any():
             return [None] * len(table)
         cells = table["partition"].astype("string")

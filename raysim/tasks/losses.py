@@ -1,4 +1,4 @@
-"""Losses by name: MONAI's on voxels, and those on classes, with the arguments a task knows filled in."""
+"""Losses by name: MONAI's segmentation losses, and classification losses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.core.suggestions import squash
-from raysim.tasks.factory_lookup import Factory, check_arguments, find_factory, parameters
-from raysim.tasks.networks import first_line
+from raysim.tasks.factory_lookup import Factory, check_arguments, factory_parameters, find_factory
+from raysim.tasks.networks import format_error
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class CrossEntropyLoss(nn.Module):
-    """torch's cross-entropy for labels (B, 1); `weight` is a number for each class."""
+    """torch's cross-entropy for labels (B, 1); `weight` has a number per class."""
 
     def __init__(self, weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -34,36 +34,37 @@ class CrossEntropyLoss(nn.Module):
         return value
 
 
-def segmentation_loss(spec: Mapping[str, Any]) -> Loss:
-    """A picklable loss(logits (B, K, *space), labels (B, 1, *space) of class indices) -> scalar."""
-    return _made(spec, _losses())
+def make_segmentation_loss(spec: Mapping[str, Any]) -> Loss:
+    """The loss of this name: picklable, (logits (B, K, *space), class indices (B, 1, *space)) -> scalar."""
+    return _make_loss(spec, _segmentation_losses())
 
 
-def class_loss(spec: Mapping[str, Any]) -> Loss:
-    """A picklable loss(logits (B, K), labels (B, 1) of class indices) -> scalar: cross-entropy, or MONAI's focal."""
-    return _made(spec, {maker.__name__: maker for maker in (CrossEntropyLoss, FocalLoss)})
+def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
+    """Cross-entropy or MONAI's focal loss: picklable, (logits (B, K), class indices (B, 1)) -> scalar."""
+    return _make_loss(spec, {factory.__name__: factory for factory in (CrossEntropyLoss, FocalLoss)})
 
 
-def _made(spec: Mapping[str, Any], makers: Mapping[str, Factory]) -> Loss:
+def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> Loss:
+    """The loss that `spec` names, set to take class indices and logits."""
     name = spec.get("name")
-    short = {key.removesuffix("Loss"): maker for key, maker in makers.items()}
-    plain = isinstance(name, str) and not squash(name).endswith("loss")
-    maker = find_factory("loss", name, short if plain else makers)
+    short = {key.removesuffix("Loss"): factory for key, factory in factories.items()}
+    without_suffix = isinstance(name, str) and not squash(name).endswith("loss")
+    factory = find_factory("loss", name, short if without_suffix else factories)
     arguments: dict[str, Any] = {
-        key: True for key in ("to_onehot_y", "softmax", "use_softmax") if key in parameters(maker)
+        key: True for key in ("to_onehot_y", "softmax", "use_softmax") if key in factory_parameters(factory)
     }
     arguments |= {key: value for key, value in spec.items() if key != "name"}
-    check_arguments("loss", maker, arguments)
+    check_arguments("loss", factory, arguments)
     if arguments.get("weight") is not None:
-        arguments["weight"] = _class_weights(arguments["weight"])
+        arguments["weight"] = _to_weight_tensor(arguments["weight"])
     try:
-        return OutputLoss(maker(**arguments))
+        return OutputLoss(factory(**arguments))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"loss {maker.__name__} refuses {dict(spec)}: {error}") from error
+        raise ConfigError(f"loss {factory.__name__} refuses {dict(spec)}: {error}") from error
 
 
-def _class_weights(given: Any) -> Tensor:
-    """A tensor of what is a list in YAML: some losses take nothing else."""
+def _to_weight_tensor(given: Any) -> Tensor:
+    """The list of weights as a tensor, because some losses accept no list."""
     try:
         return torch.tensor(given, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -72,35 +73,35 @@ def _class_weights(given: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """A loss on what a network puts out in training, lists of resolutions included."""
+    """A loss on the training output of a network, which may be a list of resolutions (deep supervision)."""
 
     measure: nn.Module
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         logits = full_resolution(outputs, labels.ndim)
-        # Class weights are buffers of the loss, and the task was made where there may be no GPU.
+        # Class weights are buffers of the loss, and the process that built the task may have no GPU.
         value: Tensor = self.measure.to(logits.device)(logits, labels)
         return value
 
 
 def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
-    """Raises ConfigError if the loss fails on logits of `classes` classes, or is no number to descend."""
+    """Raises ConfigError if the loss fails on logits of `classes` classes, or is not a scalar with a gradient."""
     logits = torch.zeros(2, classes, *size, requires_grad=True)
     try:
         value = loss(logits, torch.zeros(2, 1, *size, dtype=torch.uint8))
         value.sum().backward()
-    except Exception as error:  # whatever a loss dislikes, the user must know
-        raise ConfigError(f"the loss fails on {classes} classes: {first_line(error)}; check task.loss") from error
+    except Exception as error:  # losses raise errors of many types
+        raise ConfigError(f"the loss fails on {classes} classes: {format_error(error)}; check task.loss") from error
     if value.ndim:
         raise ConfigError(
             f"the loss of a batch has the shape {tuple(value.shape)}: expected a single number; "
-            "leave reduction out of task.loss"
+            "remove reduction from task.loss"
         )
 
 
 @cache
-def _losses() -> dict[str, Factory]:
-    """Those that judge classes from logits: without a softmax of its own, a loss would misread them."""
+def _segmentation_losses() -> dict[str, Factory]:
+    """MONAI's losses that accept logits and class indices: they have their own softmax and one-hot encoding."""
     classes = {cls.__name__: cls for cls in vars(monai_losses).values() if inspect.isclass(cls)}
-    needs = [{"to_onehot_y", "softmax"}, {"to_onehot_y", "use_softmax"}]
-    return {name: cls for name, cls in classes.items() if any(n <= set(parameters(cls)) for n in needs)}
+    required = [{"to_onehot_y", "softmax"}, {"to_onehot_y", "use_softmax"}]
+    return {name: cls for name, cls in classes.items() if any(n <= set(factory_parameters(cls)) for n in required)}

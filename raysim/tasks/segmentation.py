@@ -1,4 +1,4 @@
-"""Segmentation of pictures, of volumes, or of a volume's slices, listed in a table."""
+"""Segmentation of pictures, volumes, or slices of volumes listed in a table."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from annotated_types import Gt, Len
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.formatting import pluralize
 from raysim.data.image_sites import ImageSites, common_shape, prepare_images, split_sizes
-from raysim.tasks.augmentation import augmentation
+from raysim.tasks.augmentation import make_augmentation
 from raysim.tasks.build_task import build_task
-from raysim.tasks.losses import segmentation_loss
-from raysim.tasks.networks import check_name
+from raysim.tasks.losses import make_segmentation_loss
+from raysim.tasks.networks import check_network_spec
 from raysim.tasks.segmentation_config import SegmentationData
-from raysim.tasks.segmentation_metrics import Metric, SegmentationScore
+from raysim.tasks.segmentation_metrics import SegmentationMetric, SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """Segmentation of the images in a table."""
+    """The keys under `task` of a segmentation of images."""
 
     name: Literal["segmentation"] = "segmentation"
     data: Annotated[SegmentationData, "images, sites and preparation"] = field(default_factory=SegmentationData)
@@ -35,41 +35,47 @@ class Segmentation:
     loss: Annotated[dict[str, Any], "a MONAI loss by name, with its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
-    metrics: Annotated[tuple[Metric, ...], Len(1), "what is judged, the main one first"] = ("dice",)
+    metrics: Annotated[tuple[SegmentationMetric, ...], Len(1), "metrics to compute, the main one first"] = ("dice",)
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 8
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
-        """The task, with every site's data prepared; `progress(done, total)` is called after each case.
+        """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
 
-        Raises ConfigError for anything wrong in the configuration, the table or the images.
+        Raises ConfigError for anything invalid in the configuration, the table or the images.
         """
         values = self.data.values()
         table = self.data.read()
         dims = self.data.dimensions(table)
-        criterion, score = segmentation_loss(self.loss), SegmentationScore(tuple(values), self.metrics, self.batch_size)
-        check_name(self.network, dims, len(values))  # before images are read
-        opener = self.data.opener(table, values)
-        arrays = prepare_images(opener, progress)
-        _warn_of_cropping(opener, arrays)
+        criterion, score = (
+            make_segmentation_loss(self.loss),
+            SegmentationScore(tuple(values), self.metrics, self.batch_size),
+        )
+        check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
+        sites = self.data.make_sites(table, values)
+        arrays = prepare_images(sites, progress)
+        _warn_about_cropping(sites, arrays)
         channels, *size = common_shape(arrays)
         return build_task(
             self,
-            open=opener,
+            open=sites,
             sizes=split_sizes(arrays),
             outside=self.data.outside,
             shape=(channels, *size),
             classes=len(values),
             loss=criterion,
             score=score,
-            augment=augmentation(self.augment, channels, size),
+            augment=make_augmentation(self.augment, channels, size),
             per_voxel=True,
         )
 
 
-def _warn_of_cropping(opener: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
+def _warn_about_cropping(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
     lost = {
-        row.image: of for site in arrays for row, of in zip(opener.rows[site], arrays[site]["lost"], strict=True) if of
+        row.image: fraction
+        for site in arrays
+        for row, fraction in zip(sites.rows[site], arrays[site]["lost"], strict=True)
+        if fraction
     }
     if lost:
         worst = max(lost, key=lambda image: lost[image])

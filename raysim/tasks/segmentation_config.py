@@ -1,4 +1,4 @@
-"""The data of a segmentation: images, and masks with the classes that their values stand for."""
+"""The keys under `task.data` of a segmentation: images, masks, and the values of the classes in masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysim.tasks.image_config import ImageData
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationData(ImageData):
-    """Which images and masks, at which sites, and how they are prepared."""
+    """Images, masks, classes, sites and preprocessing."""
 
     classes: Annotated[
         dict[str, int] | tuple[str, ...],
@@ -25,15 +25,17 @@ class SegmentationData(ImageData):
     ] = ("background", "foreground")
 
     def values(self) -> dict[str, int]:
-        """The value in the label files of each class, background first."""
+        """The value of each class in the label files, background first. Raises ConfigError for duplicates."""
         pairs = (
             self.classes.items() if isinstance(self.classes, Mapping) else zip(self.classes, range(256), strict=False)
         )
         values = dict(pairs)
         if len(values) < len(self.classes) or len(set(values.values())) < len(values):
-            raise ConfigError(f"task.data.classes={self.classes}: every class needs a name and a value of its own")
+            raise ConfigError(
+                f"task.data.classes={self.classes}: every class needs a distinct name and a distinct value"
+            )
         return values
 
     def read(self) -> pd.DataFrame:
-        """The table with the sites, splits and labels that this task uses."""
-        return self.shared_out(read_table(self.table, self.root, label_files=True))
+        """The rows that this task uses, with sites, splits and labels."""
+        return self.select_rows(read_table(self.table, self.root, label_files=True))

@@ -1,4 +1,4 @@
-"""Judges segmentations case by case: overlap, and distances between surfaces in mm."""
+"""Segmentation metrics per case: Dice overlap, and surface distances in mm."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# MONAI warns of an argument that its own code passes.
+# MONAI warns about an argument that its own code passes.
 warnings.filterwarnings("ignore", "(.|\n)*always_return_as_numpy", FutureWarning)
-Metric = Literal["dice", "hd95", "asd"]
-Measure = Callable[[Array, Array, tuple[float, ...]], float]
+SegmentationMetric = Literal["dice", "hd95", "asd"]
+MetricFunction = Callable[[Array, Array, tuple[float, ...]], float]
 
 
 def dice(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     """Dice overlap of two masks (*space), 0 to 1; `label` must not be empty."""
-    return float(compute_dice(_one(predicted), _one(label)))
+    return float(compute_dice(_to_batch(predicted), _to_batch(label)))
 
 
 def hd95(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
@@ -37,7 +37,7 @@ def hd95(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     if not predicted.any():
         return _diagonal(label, spacing)
     distance = compute_hausdorff_distance(
-        _one(predicted), _one(label), include_background=True, percentile=95, spacing=list(spacing)
+        _to_batch(predicted), _to_batch(label), include_background=True, percentile=95, spacing=list(spacing)
     )
     return float(distance)
 
@@ -47,50 +47,52 @@ def asd(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     if not predicted.any():
         return _diagonal(label, spacing)
     distance = compute_average_surface_distance(
-        _one(predicted), _one(label), include_background=True, symmetric=True, spacing=list(spacing)
+        _to_batch(predicted), _to_batch(label), include_background=True, symmetric=True, spacing=list(spacing)
     )
     return float(distance)
 
 
-MEASURES: dict[Metric, Measure] = {"dice": dice, "hd95": hd95, "asd": asd}
+METRIC_FUNCTIONS: dict[SegmentationMetric, MetricFunction] = {"dice": dice, "hd95": hd95, "asd": asd}
 
 
 @dataclass
 class SegmentationScore:
-    """Scorer: `dice` is the mean over foreground classes, then over cases; `dice_<class>` that of one class.
+    """Scorer: `dice` is the mean over foreground classes, then over cases; `dice_<class>` is the mean of one class.
 
-    The same for `hd95` and `asd`, in mm. `classes` starts with the background. A class that a case's label does
-    not have is not judged there, and what is judged nowhere is left out. Slices of one case are judged
+    The same holds for `hd95` and `asd`, in mm. `classes` starts with the background. A class that a case's label lacks
+    is not evaluated for that case, and a metric without any value is left out. Slices of one case are evaluated
     together, as the volume they come from.
     """
 
     classes: tuple[str, ...]
-    metrics: tuple[Metric, ...] = ("dice",)
+    metrics: tuple[SegmentationMetric, ...] = ("dice",)
     batch_size: int = 8
     better: Mapping[str, Literal["higher", "lower"]] = field(init=False)
 
     def __post_init__(self) -> None:
         if len(set(self.metrics)) < len(self.metrics):
             raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; leave one out")
-        parts = ["", *(f"_{name}" for name in self.classes[1:] if len(self.classes) > 2)]
-        self.better = {f"{m}{part}": "higher" if m == "dice" else "lower" for m in self.metrics for part in parts}
+        suffixes = ["", *(f"_{name}" for name in self.classes[1:] if len(self.classes) > 2)]
+        self.better = {
+            f"{m}{suffix}": "higher" if m == "dice" else "lower" for m in self.metrics for suffix in suffixes
+        }
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics:
-        """Each metric that can be judged; nothing for a split without examples or labels."""
+        """The value of each metric that can be computed; empty for a split without examples or labels."""
         if not len(split) or split.labels is None:
             return {}
         values: dict[str, list[float]] = {name: [] for name in self.better}
         for predicted, label, spacing in self._volumes(predict, split, split.labels, device):
-            for name, value in self._judged(predicted, label, spacing):
+            for name, value in self._score_case(predicted, label, spacing):
                 values[name].append(value)
         return {name: float(np.mean(listed)) for name, listed in values.items() if listed}
 
-    def _judged(self, predicted: Array, label: Array, spacing: tuple[float, ...]) -> Iterator[tuple[str, float]]:
-        """The values of one case, by the names in `better`."""
+    def _score_case(self, predicted: Array, label: Array, spacing: tuple[float, ...]) -> Iterator[tuple[str, float]]:
+        """The values of one case, with the names in `better`."""
         present = [(number, name) for number, name in enumerate(self.classes) if number and (label == number).any()]
         for metric in self.metrics if present else ():
-            measure = MEASURES[metric]
-            each = {name: measure(predicted == number, label == number, spacing) for number, name in present}
+            compute = METRIC_FUNCTIONS[metric]
+            each = {name: compute(predicted == number, label == number, spacing) for number, name in present}
             yield metric, float(np.mean(list(each.values())))
             if len(self.classes) > 2:
                 yield from ((f"{metric}_{name}", value) for name, value in each.items())
@@ -99,22 +101,22 @@ class SegmentationScore:
         self, predict: Predictor, split: Split, labels: Array, device: torch.device
     ) -> Iterator[tuple[Array, Array, tuple[float, ...]]]:
         """Prediction, label (both *space, slices stacked on the last axis) and spacing of each case."""
-        predicted = self._predicted(predict, split, device)
+        predicted = self._predict_classes(predict, split, device)
         for case in np.unique(split.cases):
-            (at,) = np.nonzero(split.cases == case)
-            spacing = tuple(float(mm) for mm in split.spacing[at[0]])
-            if len(at) == 1:
-                yield predicted[at[0]], labels[at[0], 0], spacing[: labels.ndim - 2]
+            (indices,) = np.nonzero(split.cases == case)
+            spacing = tuple(float(mm) for mm in split.spacing[indices[0]])
+            if len(indices) == 1:
+                yield predicted[indices[0]], labels[indices[0], 0], spacing[: labels.ndim - 2]
             else:
-                yield np.moveaxis(predicted[at], 0, -1), np.moveaxis(labels[at, 0], 0, -1), spacing
+                yield np.moveaxis(predicted[indices], 0, -1), np.moveaxis(labels[indices, 0], 0, -1), spacing
 
-    def _predicted(self, predict: Predictor, split: Split, device: torch.device) -> Array:
+    def _predict_classes(self, predict: Predictor, split: Split, device: torch.device) -> Array:
         """Class indices (N, *space), predicted in batches."""
         batches = predict_batches(predict, split, self.batch_size, device)
         return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy() for logits in batches])
 
 
-@torch.no_grad()  # not inference_mode, inside which a predictor that adapts itself could not turn gradients on
+@torch.no_grad()  # not inference_mode: a predictor that adapts at test time enables gradients
 def predict_batches(predict: Predictor, split: Split, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
     """The logits (B, K, *space) of each batch of the split, in order."""
     for start in range(0, len(split), batch_size):
@@ -122,7 +124,7 @@ def predict_batches(predict: Predictor, split: Split, batch_size: int, device: t
         yield full_resolution(predict(inputs.to(device)), inputs.ndim)
 
 
-def _one(mask: Array) -> torch.Tensor:
+def _to_batch(mask: Array) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
 
 

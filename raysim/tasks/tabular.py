@@ -1,4 +1,4 @@
-"""Classification of the rows of a table, whose own columns are the features."""
+"""Classification of the rows of a table, with its columns as features."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ from annotated_types import Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.data.cache import cache_folder
-from raysim.data.features import Chosen
-from raysim.data.label_classes import CLASSES, classes, indexed
-from raysim.data.table import READ, read_table
-from raysim.data.tabular_sites import Standard, TabularRows, is_training_row, prepare_rows
+from raysim.data.label_classes import ClassesOption, encode_labels, resolve_classes
+from raysim.data.table import RESERVED_COLUMNS, read_table
+from raysim.data.tabular_features import FeatureSelection
+from raysim.data.tabular_sites import StandardisationScope, TabularDataset, is_training_row, prepare_tabular_sites
 from raysim.tasks.build_task import build_task
-from raysim.tasks.classification_metrics import METRICS, ClassificationScore, ClassMetric
-from raysim.tasks.losses import class_loss
+from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationMetric, ClassificationScore
+from raysim.tasks.losses import make_classification_loss
 from raysim.tasks.table_config import TableData
 
 
 @dataclass(frozen=True, kw_only=True)
 class TabularData(TableData):
-    """Which columns, of which classes, at which sites, and how they are prepared."""
+    """Features, classes, sites and preprocessing."""
 
     features: Annotated[
-        tuple[str, ...] | None, Len(1), "columns to learn from; by default all of numbers that mean nothing else"
+        tuple[str, ...] | None, Len(1), "columns to learn from; by default all numeric columns without another meaning"
     ] = None
-    categorical: Annotated[tuple[str, ...], "columns of names or codes: a feature of 0 and 1 for each value"] = ()
-    indicators: Annotated[bool, "features of 0 and 1 too for where a cell is missing"] = False
+    categorical: Annotated[tuple[str, ...], "columns of names or codes, encoded one-hot"] = ()
+    indicators: Annotated[bool, "a further feature, 1 for a missing cell, for each column with missing cells"] = False
     standardise: Annotated[
-        Standard,
-        "whose training rows give medians for missing cells, means and deviations: the site's, or those of all inside "
-        "sites, for which they would have to pool counts, sums, sums of squares and medians",
+        StandardisationScope,
+        "training rows that give medians for missing cells, means and deviations: the site's, or those of all inside "
+        "sites, which would have to pool counts, sums, sums of squares and medians",
     ] = "per_site"
-    classes: CLASSES = None
+    classes: ClassesOption = None
 
-    def read(self) -> tuple[TabularRows, tuple[str, ...]]:
-        """The rows that this task uses, and the names of the classes."""
+    def read(self) -> tuple[TabularDataset, tuple[str, ...]]:
+        """The rows that this task uses, with their features, and the names of the classes."""
         table = read_table(self.table, needs_image=False, check_files=False, label_files=False)
-        found = classes(table, self.classes, self.table)  # before any label is taken away
-        rows = self.shared_out(table)
-        chosen = Chosen(self.features, self.categorical, self._meant(), self.indicators)
-        features = chosen.features(rows, is_training_row(rows, self.outside), self.table)
-        return TabularRows(indexed(rows, found), features, self.standardise, self.outside), tuple(found.values())
+        found = resolve_classes(table, self.classes, self.table)  # before labels are removed
+        rows = self.select_rows(table)
+        selection = FeatureSelection(self.features, self.categorical, self._reserved_columns(), self.indicators)
+        features = selection.select(rows, is_training_row(rows, self.outside), self.table)
+        dataset = TabularDataset(encode_labels(rows, found), features, self.standardise, self.outside)
+        return dataset, tuple(found.values())
 
-    def _meant(self) -> tuple[str, ...]:
-        """The columns that say something else; what makes the sites would give them away."""
+    def _reserved_columns(self) -> tuple[str, ...]:
+        """The columns that are no features; the column that makes the sites would reveal the site."""
         spec = self.partition
         by = [spec.by] if spec is not None and spec.by is not None and spec.name != "dirichlet" else []
-        return (*READ, "class", *by)
+        return (*RESERVED_COLUMNS, "class", *by)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tabular:
-    """Classification of the rows of a table."""
+    """The keys under `task` of a classification of tabular rows."""
 
     name: Literal["tabular"] = "tabular"
     data: Annotated[TabularData, "rows, sites and preparation"] = field(default_factory=TabularData)
@@ -64,25 +65,28 @@ class Tabular:
     loss: Annotated[dict[str, Any], "cross_entropy (weight, label_smoothing) or MONAI's focal, with its arguments"] = (
         field(default_factory=lambda: {"name": "cross_entropy"})
     )
-    metrics: Annotated[tuple[ClassMetric, ...], Len(1), "what is judged, the main one first"] = METRICS
+    metrics: Annotated[tuple[ClassificationMetric, ...], Len(1), "metrics to compute, the main one first"] = (
+        DEFAULT_METRICS
+    )
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 32
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
-        """The task: inputs (N, F) float32, labels (N, 1), the index of each row's class.
+        """The task: inputs (N, F) float32, labels (N, 1), the class index of each row.
 
-        Raises ConfigError for anything wrong in the configuration or the table.
+        Raises ConfigError for anything invalid in the configuration or the table.
         """
-        criterion, score = class_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
-        rows, names = self.data.read()
-        opener = prepare_rows(rows, partial(_rows, self.data), self.data.table, cache_folder(self.data.cache))
+        criterion, score = make_classification_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
+        dataset, names = self.data.read()
+        load_dataset = partial(_load_dataset, self.data)
+        sites = prepare_tabular_sites(dataset, load_dataset, self.data.table, cache_folder(self.data.cache))
         if progress:
-            progress(len(rows.table), len(rows.table))
+            progress(len(dataset.table), len(dataset.table))
         return build_task(
             self,
-            open=opener,
-            sizes=rows.sizes(),
+            open=sites,
+            sizes=dataset.split_sizes(),
             outside=self.data.outside,
-            shape=(len(rows.features.names),),
+            shape=(len(dataset.features.names),),
             classes=len(names),
             loss=criterion,
             score=score,
@@ -91,5 +95,5 @@ class Tabular:
         )
 
 
-def _rows(data: TabularData) -> TabularRows:
+def _load_dataset(data: TabularData) -> TabularDataset:
     return data.read()[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raysim.core.errors import ConfigError
-from raysim.data.cache import cache_folder, cached, digest, fingerprint
+from raysim.data.cache import cache_folder, cache_key, fingerprint, load_or_create
 
 
 def test_arrays_come_back_and_are_made_once(tmp_path):
@@ -20,16 +20,16 @@ def test_arrays_come_back_and_are_made_once(tmp_path):
         calls.append(1)
         return {"train.inputs": np.arange(6.0).reshape(2, 3), "val.inputs": np.zeros((0, 3), np.float32)}
 
-    first, second = (cached(tmp_path, "entry", make) for _ in range(2))
+    first, second = (load_or_create(tmp_path, "entry", make) for _ in range(2))
     assert len(calls) == 1
     assert np.array_equal(first["train.inputs"], [[0, 1, 2], [3, 4, 5]])
     assert (second["val.inputs"].shape, second["val.inputs"].dtype) == ((0, 3), np.float32)
 
 
 def test_a_change_stays_in_the_process(tmp_path):
-    arrays = cached(tmp_path, "entry", lambda: {"x": np.zeros(3)})
+    arrays = load_or_create(tmp_path, "entry", lambda: {"x": np.zeros(3)})
     arrays["x"][0] = 7
-    assert not cached(tmp_path, "entry", dict)["x"].any()
+    assert not load_or_create(tmp_path, "entry", dict)["x"].any()
 
 
 def test_two_at_once_end_with_the_same_entry(tmp_path):
@@ -39,7 +39,7 @@ def test_two_at_once_end_with_the_same_entry(tmp_path):
         both.wait()  # neither has published when the other starts
         return {"x": np.ones(1000)}
 
-    threads = [threading.Thread(target=lambda: found.append(cached(tmp_path, "entry", make))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(load_or_create(tmp_path, "entry", make))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -50,16 +50,16 @@ def test_two_at_once_end_with_the_same_entry(tmp_path):
 
 def test_a_failure_leaves_nothing_behind(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        cached(tmp_path, "entry", lambda: {"x": np.ones(1 // 0)})
+        load_or_create(tmp_path, "entry", lambda: {"x": np.ones(1 // 0)})
     with pytest.raises(ValueError, match="Object arrays"):
-        cached(tmp_path, "entry", lambda: {"good": np.ones(3), "bad": np.array([object()])})
+        load_or_create(tmp_path, "entry", lambda: {"good": np.ones(3), "bad": np.array([object()])})
     assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused_with_the_cure(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"task\.data\.cache=DIR or RAYSIM_CACHE"):
-        cached(tmp_path / "file", "entry", lambda: {"x": np.ones(3)})
+        load_or_create(tmp_path / "file", "entry", lambda: {"x": np.ones(3)})
 
 
 def test_a_full_disk_is_refused_with_the_folder(tmp_path, monkeypatch):
@@ -68,19 +68,19 @@ def test_a_full_disk_is_refused_with_the_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(ConfigError, match=f"{tmp_path}: No space left"):
-        cached(tmp_path, "entry", lambda: {"x": np.ones(3)})
+        load_or_create(tmp_path, "entry", lambda: {"x": np.ones(3)})
     assert os.listdir(tmp_path) == []
 
 
 def test_a_damaged_entry_is_named(tmp_path):
-    cached(tmp_path, "entry", lambda: {"x": np.ones(3)})
+    load_or_create(tmp_path, "entry", lambda: {"x": np.ones(3)})
     (tmp_path / "entry" / "x.npy").write_bytes(b"")
     with pytest.raises(ConfigError, match=f"{tmp_path}/entry is damaged .*remove that folder"):
-        cached(tmp_path, "entry", lambda: {"x": np.ones(3)})
+        load_or_create(tmp_path, "entry", lambda: {"x": np.ones(3)})
 
 
 def test_digests_depend_on_the_key_alone():
-    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+    assert cache_key({"a": 1, "b": [2]}) == cache_key({"b": [2], "a": 1}) != cache_key({"a": 1, "b": [3]})
 
 
 def test_a_fingerprint_changes_with_the_file(tmp_path):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from raysim.core.errors import ConfigError
-from raysim.data.label_classes import classes, indexed
+from raysim.data.label_classes import encode_labels, resolve_classes
 
 
 def table(*labels: str | None, **columns: list[str]) -> pd.DataFrame:
@@ -17,7 +17,7 @@ def table(*labels: str | None, **columns: list[str]) -> pd.DataFrame:
 
 def refused(given: Any, *labels: str | None) -> str:
     with pytest.raises(ConfigError) as error:
-        classes(table(*labels), given, "t.csv")
+        resolve_classes(table(*labels), given, "t.csv")
     return str(error.value)
 
 
@@ -36,19 +36,19 @@ def refused(given: Any, *labels: str | None) -> str:
     ],
 )
 def test_classes(labels: tuple[str, ...], given: Any, expected: dict[str, str]) -> None:
-    found = classes(table(*labels), given, "t.csv")
+    found = resolve_classes(table(*labels), given, "t.csv")
     assert list(found.items()) == list(expected.items())
 
 
 def test_classes_are_called_as_the_column_class_calls_them() -> None:
     rows = {"class": ["wolf", "dog", "wolf"]}
-    assert classes(table("1", "0", "1", **rows), None, "t.csv") == {"0": "dog", "1": "wolf"}
-    assert classes(table("1", "0", "0", **rows), None, "t.csv") == {"0": "0", "1": "1"}  # 0 has two names
+    assert resolve_classes(table("1", "0", "1", **rows), None, "t.csv") == {"0": "dog", "1": "wolf"}
+    assert resolve_classes(table("1", "0", "0", **rows), None, "t.csv") == {"0": "0", "1": "1"}  # 0 has two names
 
 
 def test_labels_become_indices() -> None:
     given = table("b", None, "a")
-    found = indexed(given, classes(given, ("b", "a"), "t.csv"))["label"]
+    found = encode_labels(given, resolve_classes(given, ("b", "a"), "t.csv"))["label"]
     assert found.dropna().tolist() == [0, 1]
     assert found.isna().tolist() == [False, True, False]
 
@@ -66,4 +66,4 @@ def test_what_are_no_classes_is_refused() -> None:
     assert "it has no label; two classes are needed" in refused(None, None)
     assert "40 values (0, 1, 2, 3, 4 and 35 more), which are measurements" in refused(None, *map(str, range(40)))
     for given in (("a", "a"), {"a": 0, "b": "0"}):
-        assert "every class needs a name and a value of its own" in refused(given, "0")
+        assert "every class needs a distinct name and a distinct value" in refused(given, "0")

@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from raysim.core.errors import ConfigError
-from raysim.data.partition import Partition, apply_partition, keep_labelled, partition, split_fractions
+from raysim.data.partition import Partition, assign_splits, keep_labelled, partition, patient_leak_warning
 
 
 def cases(train: int, test: int = 0, unlabelled: int = 0, **columns: list[str]) -> pd.DataFrame:
@@ -145,9 +145,9 @@ def test_what_cannot_be_partitioned_is_refused(spec: Partition, part: str) -> No
 
 
 def test_patients_of_several_splits_are_told() -> None:
-    assert apply_partition(cases(train=4)) is None
-    assert apply_partition(cases(train=2, test=2, subject=list("aabb"))) is None
-    told = apply_partition(cases(train=7, test=7, subject=list("abcdefg" * 2)))
+    assert patient_leak_warning(cases(train=4)) is None
+    assert patient_leak_warning(cases(train=2, test=2, subject=list("aabb"))) is None
+    told = patient_leak_warning(cases(train=7, test=7, subject=list("abcdefg" * 2)))
     assert told is not None
     assert "train, val and test: 7, a of one (train, test), b of one" in told
     assert "e of one (train, test) and 2 more; keep each" in told
@@ -195,18 +195,18 @@ def test_keeping_no_label_is_refused() -> None:
 
 def test_fractions_hold_at_each_site() -> None:
     table = pd.concat([cases(10), cases(20).assign(site="two")]).drop(columns="split")
-    made = split_fractions(table, {"test": 0.2, "train": 0.7, "val": 0.1}, seed=0)
+    made = assign_splits(table, {"test": 0.2, "train": 0.7, "val": 0.1}, seed=0)
     assert counted(made, "train") == [7, 14]
     assert counted(made, "val") == [1, 2]
     assert counted(made, "test") == [2, 4]
     pd.testing.assert_frame_equal(
-        made, split_fractions(shuffled(table), {"train": 0.7, "val": 0.1, "test": 0.2}, seed=0)[made.columns]
+        made, assign_splits(shuffled(table), {"train": 0.7, "val": 0.1, "test": 0.2}, seed=0)[made.columns]
     )
 
 
 def test_fractions_keep_patients_whole() -> None:
     table = cases(30, patient=[str(i // 3) for i in range(30)])
-    made = split_fractions(table, {"train": 0.5, "test": 0.5}, seed=0)
+    made = assign_splits(table, {"train": 0.5, "test": 0.5}, seed=0)
     assert (made.groupby("patient")["split"].nunique() == 1).all()
     assert (counted(made, "train"), counted(made, "test")) == ([15], [15])
 
@@ -217,4 +217,4 @@ def test_fractions_keep_patients_whole() -> None:
 )
 def test_bad_fractions_are_refused(fractions: dict[str, float], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
-        split_fractions(cases(3), fractions, seed=0)
+        assign_splits(cases(3), fractions, seed=0)

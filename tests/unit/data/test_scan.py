@@ -128,7 +128,7 @@ def test_a_json_is_told_of_where_nothing_else_is_found(tmp_path: Path, content: 
     (tmp_path / "dataset.json").write_bytes(content)
     with pytest.raises(ConfigError) as refusal:
         scan(str(tmp_path))
-    assert f"{tmp_path / 'dataset.json'} is passed over: {part}" in str(refusal.value)
+    assert f"{tmp_path / 'dataset.json'} is ignored: {part}" in str(refusal.value)
     assert "raysim knows three layouts" in str(refusal.value)
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from raysim.data.resize import resize_image
-from raysim.data.scanner_shift import KINDS, ScannerShift, scanner
+from raysim.data.scanner_shift import KINDS, ScannerShift, make_scanner
 
 IMAGES = np.random.default_rng(0).random((3, 1, 16, 16), np.float32)
 CASES = ["a", "b", "c"]
 
 
 def seen(site="one", images=IMAGES, cases=CASES, seed=0, **shift):
-    return scanner(site, ScannerShift(**shift), seed, images.shape[1])(images, cases)
+    return make_scanner(site, ScannerShift(**shift), seed, images.shape[1])(images, cases)
 
 
 def test_without_severity_or_kinds_images_stay_bit_for_bit():
@@ -43,7 +43,7 @@ def test_an_image_does_not_depend_on_its_batch():
 
 
 def test_leaving_a_kind_out_leaves_the_others_as_they_were():
-    both, one = (scanner("s", ScannerShift(severity=0.5, kinds=k), 0, 1) for k in [("gamma", "noise"), ("gamma",)])
+    both, one = (make_scanner("s", ScannerShift(severity=0.5, kinds=k), 0, 1) for k in [("gamma", "noise"), ("gamma",)])
     assert both.gamma == one.gamma
     assert one.noise == 0
 

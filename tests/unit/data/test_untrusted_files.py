@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from raysim.core.errors import ConfigError
-from raysim.data import file_inspection, image_reading, table
+from raysim.data import file_inspection, image_reader, table
 from raysim.data.file_inspection import inspect_case
 from raysim.data.table import read_table
 
@@ -32,7 +32,7 @@ class Bomb:
 
 
 def test_tables_that_unfold_to_more_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "LARGEST", 1_000_000)
+    monkeypatch.setattr(table, "MAX_TABLE_BYTES", 1_000_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("table.csv", "site,split,image,label\n" + "a,train,x.png,y.png\n" * 200_000)
     assert (tmp_path / "bomb.zip").stat().st_size < 50_000
@@ -58,17 +58,17 @@ def a_volume(file: Path, shape: tuple[int, int, int]) -> Path:
 def test_images_that_promise_more_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     promise = a_volume(tmp_path / "promise.nii.gz", (4000, 4000, 4000))
     with pytest.raises(ConfigError, match="header promises 64,000,000,000 voxels"):
-        image_reading.read(str(promise))
+        image_reader.read_image(str(promise))
     assert "header promises 64,000,000,000 voxels" in inspect_case(str(promise), None).problems[0]
-    monkeypatch.setattr(file_inspection, "LARGEST", 1_000_000)
+    monkeypatch.setattr(file_inspection, "MAX_FILE_BYTES", 1_000_000)
     small = a_volume(tmp_path / "small.nii.gz", (10, 10, 10))
-    assert image_reading.read(str(small)).space == (10, 10, 10)
+    assert image_reader.read_image(str(small)).space == (10, 10, 10)
     assert "unfolds to more than 1,000,000 bytes" in inspect_case(str(small), None).problems[0]
     picture = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(picture, "PNG")
     (tmp_path / "wide.png").write_bytes(picture.getvalue())
     with pytest.raises(ConfigError, match="exceeds limit"):
-        image_reading.read(str(tmp_path / "wide.png"))
+        image_reader.read_image(str(tmp_path / "wide.png"))
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet"])

@@ -10,7 +10,14 @@ import torch
 
 from raysim.core.contracts import Metrics, Split
 from raysim.core.errors import ConfigError
-from raysim.tasks.classification_metrics import ClassificationScore, ClassMetric, accuracy, auc, balanced_accuracy, f1
+from raysim.tasks.classification_metrics import (
+    ClassificationMetric,
+    ClassificationScore,
+    accuracy,
+    auc,
+    balanced_accuracy,
+    f1,
+)
 
 CPU = torch.device("cpu")
 
@@ -89,6 +96,6 @@ def test_slices_of_a_case_are_judged_together() -> None:
 def test_the_first_metric_is_the_main_one_and_all_are_better_when_higher() -> None:
     assert list(ClassificationScore(("f1", "auc")).better.items()) == [("f1", "higher"), ("auc", "higher")]
     assert next(iter(ClassificationScore().better)) == "accuracy"
-    twice: tuple[ClassMetric, ...] = ("f1", "f1")
+    twice: tuple[ClassificationMetric, ...] = ("f1", "f1")
     with pytest.raises(ConfigError, match=r"task\.metrics=\[f1, f1\]: expected each metric once"):
         ClassificationScore(twice)

@@ -10,8 +10,8 @@ import torch
 
 from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
-from raysim.tasks.augmentation import augmentation
-from raysim.tasks.losses import check_loss, segmentation_loss
+from raysim.tasks.augmentation import make_augmentation
+from raysim.tasks.losses import check_loss, make_segmentation_loss
 from raysim.tasks.networks import check_network, list_networks, network_factory
 from tests.support.slow import slow_except
 
@@ -62,7 +62,7 @@ def test_a_wrong_spec_is_refused_with_the_cure(spec, words):
 
 
 def test_a_network_that_cannot_be_made_tells_monais_reason():
-    with pytest.raises(ConfigError, match=r"cannot be made: .*length of `channels`"):
+    with pytest.raises(ConfigError, match=r"cannot be created: .*length of `channels`"):
         check_network(made({"name": "unet", "channels": [4]}), 1, (32, 32), 2)
 
 
@@ -76,7 +76,7 @@ def test_an_argument_that_contradicts_the_data_is_to_be_left_out(argument):
     (key,) = argument
     with pytest.raises(ConfigError, match=rf"; leave {key} out of task.network: raysim sets it$"):
         check_network(made({"name": "unet", **argument}), 1, (32, 32), 2)
-    with pytest.raises(ConfigError, match=rf"cannot be made: .*; leave {key} out of task.network: raysim sets it$"):
+    with pytest.raises(ConfigError, match=rf"cannot be created: .*; leave {key} out of task.network: raysim sets it$"):
         check_network(made({"name": "unet", key: "x"}), 1, (32, 32), 2)
 
 
@@ -114,18 +114,18 @@ def test_the_list_tells_what_networks_are():
 def test_dice_loss_of_a_sure_and_right_answer_is_zero_and_of_a_wrong_one_is_one():
     labels = torch.tensor([[[[0, 1], [1, 0]]]])
     right = torch.cat([1 - labels, labels], 1) * 100.0
-    assert float(segmentation_loss({"name": "dice"})(right, labels)) == pytest.approx(0, abs=1e-4)
-    assert float(segmentation_loss({"name": "dice"})(-right, labels)) == pytest.approx(1, abs=1e-4)
+    assert float(make_segmentation_loss({"name": "dice"})(right, labels)) == pytest.approx(0, abs=1e-4)
+    assert float(make_segmentation_loss({"name": "dice"})(-right, labels)) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["dice_ce", "DiceCELoss", "focal", "tversky", "generalized_dice", "dicefocal"])
 def test_losses_work_by_name_alone(name):
-    check_loss(pickle.loads(pickle.dumps(segmentation_loss({"name": name}))), 3, (8, 8))
+    check_loss(pickle.loads(pickle.dumps(make_segmentation_loss({"name": name}))), 3, (8, 8))
 
 
 def test_the_users_arguments_win():
-    assert segmentation_loss({"name": "dice", "softmax": False, "sigmoid": True}).measure.sigmoid
-    check_loss(segmentation_loss({"name": "dice_ce", "weight": [1, 5]}), 2, (8, 8))
+    assert make_segmentation_loss({"name": "dice", "softmax": False, "sigmoid": True}).measure.sigmoid
+    check_loss(make_segmentation_loss({"name": "dice_ce", "weight": [1, 5]}), 2, (8, 8))
 
 
 @pytest.mark.parametrize(
@@ -142,17 +142,17 @@ def test_the_users_arguments_win():
 )
 def test_a_wrong_loss_is_refused(spec, word):
     with pytest.raises(ConfigError, match=word):
-        segmentation_loss(spec)
+        make_segmentation_loss(spec)
 
 
 def test_a_weight_for_every_class_or_an_error():
     with pytest.raises(ConfigError, match="fails on 3 classes"):
-        check_loss(segmentation_loss({"name": "dice_ce", "weight": [1, 5]}), 3, (8, 8))
+        check_loss(make_segmentation_loss({"name": "dice_ce", "weight": [1, 5]}), 3, (8, 8))
 
 
 def test_a_loss_is_a_single_number():
     with pytest.raises(ConfigError, match=r"shape \(2, 2, 1, 1\): expected a single number; leave reduction out"):
-        check_loss(segmentation_loss({"name": "dice", "reduction": "none"}), 2, (8, 8))
+        check_loss(make_segmentation_loss({"name": "dice", "reduction": "none"}), 2, (8, 8))
 
 
 def test_a_loss_that_cannot_be_descended_is_refused():
@@ -169,7 +169,7 @@ def test_full_resolution_is_the_first_of_a_list_and_the_first_of_a_stack():
 
 def test_deep_supervision_trains():
     net = made({"name": "dynunet", "deep_supervision": True, "filters": [4, 8, 8, 8]}, size=(64, 64))()
-    value = segmentation_loss({"name": "dice_ce"})(net(torch.zeros(1, 1, 64, 64)), torch.zeros(1, 1, 64, 64))
+    value = make_segmentation_loss({"name": "dice_ce"})(net(torch.zeros(1, 1, 64, 64)), torch.zeros(1, 1, 64, 64))
     value.backward()
     assert value.isfinite()
 
@@ -177,5 +177,5 @@ def test_deep_supervision_trains():
 @pytest.mark.parametrize("prob", [5, -0.1, float("inf"), float("nan"), "often", True, None])
 def test_the_chance_of_a_transform_is_a_probability(prob):
     with pytest.raises(ConfigError, match=r"task.augment: prob=.*: expected a probability, 0 to 1"):
-        augmentation([{"name": "rand_flip", "prob": prob}], 1, (8, 8))
-    assert augmentation([{"name": "rand_flip", "prob": 1}], 1, (8, 8)) is not None
+        make_augmentation([{"name": "rand_flip", "prob": prob}], 1, (8, 8))
+    assert make_augmentation([{"name": "rand_flip", "prob": 1}], 1, (8, 8)) is not None

@@ -16,9 +16,9 @@ from PIL import Image as Pillow
 from pydantic import TypeAdapter
 
 from raysim.core.errors import ConfigError
-from raysim.data.image_reading import read
+from raysim.data.image_reader import read_image
 from raysim.data.scanner_shift import ScannerShift
-from raysim.tasks.augmentation import augmentation
+from raysim.tasks.augmentation import make_augmentation
 from raysim.tasks.segmentation import Segmentation
 from tests.support.paths import DATA
 
@@ -86,7 +86,7 @@ def test_modes_become_grey_or_colour_without_alpha(tmp_path, mode, suffix):
     Pillow.new("RGB", (6, 4), (40, 40, 40)).convert(mode, palette=Pillow.Palette.ADAPTIVE).save(
         tmp_path / f"x.{suffix}"
     )
-    image = read(str(tmp_path / f"x.{suffix}"))
+    image = read_image(str(tmp_path / f"x.{suffix}"))
     assert image.array.shape == (MODES[mode], 4, 6)
     assert (image.array == 40).all()
 
@@ -95,10 +95,10 @@ def test_masks_keep_the_numbers_of_their_palette_and_must_be_grey(tmp_path):
     indexed = Pillow.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
     indexed.putpalette([9, 9, 9, 250, 0, 0, 0, 250, 0])
     indexed.save(tmp_path / "mask.png")
-    assert read(str(tmp_path / "mask.png"), mask=True).array.tolist() == [[[0, 1], [2, 1]]]
+    assert read_image(str(tmp_path / "mask.png"), mask=True).array.tolist() == [[[0, 1], [2, 1]]]
     picture(tmp_path / "red.png", np.array([[[255, 0, 0]]]))
     with pytest.raises(ConfigError, match=r"red\.png.*must be grey"):
-        read(str(tmp_path / "red.png"), mask=True)
+        read_image(str(tmp_path / "red.png"), mask=True)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_every_faulty_file_is_found_at_once_the_first_five_named(pictures):
         task(pictures, classes=CLASSES)
     text = str(error.value)
     assert text.count("\n") == 7
-    assert "a0.png: cannot be read" in text
+    assert "a0.png: cannot be read_image" in text
     assert "a1_mask.png: has the shape (1, 6, 8)" in text
     assert "b0_mask.png: has the values 7, which are no class; the classes are [0, 255]" in text
     assert "and 1 more" in text
@@ -344,7 +344,7 @@ def test_a_damaged_volume_is_told_in_a_line(tmp_path, damage):
     (tmp_path / "y.nii.gz").write_bytes(damage((tmp_path / "x.nii.gz").read_bytes()))
     write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
     (line,) = wrong(tmp_path).splitlines()[1:]
-    assert "y.nii.gz: cannot be read" in line
+    assert "y.nii.gz: cannot be read_image" in line
     assert "LoadImage" not in line
 
 
@@ -408,7 +408,7 @@ def test_augmentation_never_writes_to_what_it_is_given():
     inputs, labels = torch.rand(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
     before = inputs.clone()
     specs = [{"name": "RandStdShiftIntensity", "factors": 0.5, "prob": 1}, {"name": "rand_bias_field", "prob": 1}]
-    augment = augmentation(specs, 1, (8, 8))
+    augment = make_augmentation(specs, 1, (8, 8))
     first, again = (augment(inputs, labels, np.random.RandomState(0))[0] for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(inputs, before)

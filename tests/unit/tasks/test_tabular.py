@@ -193,7 +193,7 @@ def test_networks(table, network, parameters):
 
 
 def test_dropout_is_asked_for():
-    from raysim.tasks.table_networks import mlp
+    from raysim.tasks.tabular_networks import mlp
 
     kinds = [type(layer).__name__ for layer in mlp(3, 2, hidden=[4], norm="batch", dropout=0.5)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]

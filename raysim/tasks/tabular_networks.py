@@ -1,4 +1,4 @@
-"""Networks for the rows of a table."""
+"""Networks for tabular data: logistic regression and a multilayer perceptron."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def mlp(
     norm: Literal["none", "batch"] = "none",
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Hidden layers of these sizes, each a linear map, BatchNorm if asked, ReLU and dropout; then the logits.
+    """Hidden layers of these sizes, each with optional BatchNorm, ReLU and dropout; then a linear layer to the logits.
 
-    Raises ValueError for a norm of another name.
+    Raises ValueError for an unknown norm.
     """
     if norm not in ("none", "batch"):
         raise ValueError(f"norm is {norm!r}, expected none or batch")

@@ -1,0 +1,231 @@
+"""Recognises common folder layouts of images, and lists their cases with site and label."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from raysim.core.errors import ConfigError
+from raysim.data.file_paths import missing_files
+from raysim.data.image_formats import IMAGE_SUFFIX
+
+LAYOUT_HELP = """raysim supports three layouts:
+  SITE/images/* with SITE/masks/* or SITE/labels/*, or these folders at the top for a single site;
+  imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon, with or without its dataset.json;
+  SITE/CLASS/* or CLASS/*, a folder of images for each class"""
+FOLDER_PAIRS = (("images", "masks"), ("images", "labels"), ("imagestr", "labelstr"))
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+class ScannedCase(NamedTuple):
+    """An image with its site and label: a mask file, a class index, or None for an unlabelled image."""
+
+    site: str
+    image: Path
+    label: Path | int | None
+    class_name: str | None = None
+
+
+def find_decathlon_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
+    """The cases of `dataset.json`; none without such a file, or if it is invalid, which is added to `notes`."""
+    file = root / "dataset.json"
+    if not file.is_file():
+        return []
+    try:
+        cases = _parse_dataset_json(root, _read_json(file))
+    except (OSError, ValueError) as reason:
+        notes.append(f"{file} is ignored: {reason}")
+        return []
+    missing = missing_files(str(path) for case in cases for path in case[1:3] if path is not None)
+    if missing:
+        raise ConfigError(
+            f"{file} lists files that do not exist: {len(missing)}, such as {missing[0]}; "
+            "add them, or remove dataset.json to have the folders read without it"
+        )
+    return cases
+
+
+def _read_json(file: Path) -> object:
+    try:
+        return json.loads(file.read_text("utf-8-sig"))
+    except ValueError as reason:  # UnicodeDecodeError too
+        raise ValueError(f"it is no JSON in UTF-8: {reason}") from reason
+
+
+def _parse_dataset_json(root: Path, content: object) -> list[ScannedCase]:
+    """The cases of a `dataset.json`. Raises ValueError with what is missing in it."""
+    content = content if isinstance(content, dict) else {}
+    training, test = content.get("training"), content.get("test") or []
+    if not isinstance(training, list) or not training:
+        raise ValueError("it has no list 'training' with images and labels")
+    if not isinstance(test, list):
+        raise ValueError("its 'test' is no list of images")
+    cases = [
+        ScannedCase(
+            root.name,
+            root / _entry_path(case, "training", number, "image"),
+            root / _entry_path(case, "training", number, "label"),
+        )
+        for number, case in enumerate(training, 1)
+    ]
+    images = (
+        case if isinstance(case, str) else _entry_path(case, "test", number, "image")
+        for number, case in enumerate(test, 1)
+    )
+    return [*cases, *(ScannedCase(root.name, root / image, None) for image in images)]
+
+
+def _entry_path(case: object, part: str, number: int, name: str) -> str:
+    path = case.get(name) if isinstance(case, dict) else None
+    if not isinstance(path, str):
+        raise ValueError(f"entry {number} of its '{part}' has no '{name}'")
+    return path
+
+
+def find_masked_images(root: Path, notes: list[str]) -> list[ScannedCase]:
+    """The images of each site with their masks; none if no site has both a folder of images and one of masks."""
+    root_folders = _image_and_mask_folders(root)
+    single_site = bool(root_folders[1])
+    pairs = {root: root_folders} if single_site else {s: _image_and_mask_folders(s) for s in _subfolders(root)}
+    notes += _skipped_entries(folder for pair in pairs.values() for folders in pair for folder in folders)
+    found = {site: (_image_files(*images), _image_files(*masks)) for site, (images, masks) in pairs.items()}
+    if not any(masks for _, masks in found.values()):
+        return []
+    if not single_site:
+        _reject_split_folders(root, [site.name for site, files in found.items() if any(files)])
+    notes += [f"{site.name} has no folder of images and is left out" for site in pairs if not found[site][0]]
+    return [
+        ScannedCase(site.name, image, mask)
+        for site, (images, masks) in found.items()
+        for image, mask in _match_masks(images, masks, notes).items()
+    ]
+
+
+def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
+    """The images in a folder per class; the label is the index of the class in the sorted names of all classes."""
+    root_folders = _images_by_class(root)
+    sites = {root: root_folders} if root_folders else {site: _images_by_class(site) for site in _subfolders(root)}
+    names = sorted({name for found in sites.values() for name in found})
+    if len(names) < 2 or "images" in names:
+        return []
+    _reject_split_folders(root, names)
+    _reject_split_folders(root, [site.name for site in sites])
+    notes += _skipped_entries(site / name for site, found in sites.items() for name in found)
+    return [
+        ScannedCase(site.name, image, names.index(name), name)
+        for site, found in sites.items()
+        for name, images in found.items()
+        for image in images
+    ]
+
+
+def _reject_split_folders(root: Path, names: list[str]) -> None:
+    """Raises ConfigError if all folders of sites or of classes have names of splits."""
+    if names and {name.lower() for name in names} <= SPLIT_FOLDERS:
+        raise ConfigError(f"{', '.join(names)} in {root} are splits, not sites or classes; scan each separately")
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def _image_files(*folders: Path) -> list[Path]:
+    """The image files of these folders, sorted by name within each."""
+    return [
+        path
+        for folder in folders
+        for path in _visible_entries(folder)
+        if IMAGE_SUFFIX.search(path.name) and path.is_file()
+    ]
+
+
+def _visible_entries(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted, without hidden ones such as the `._*` files of macOS."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _skipped_entries(folders: Iterable[Path]) -> Iterator[str]:
+    """A note for each kind of entry in these folders that is not listed as an image."""
+    others: dict[str, list[Path]] = {}
+    for path in (path for folder in folders for path in _visible_entries(folder)):
+        if path.is_dir():
+            others.setdefault("folders inside folders of images, not looked into", []).append(path)
+        elif not path.exists():
+            others.setdefault("broken links, left out", []).append(path)
+        elif not IMAGE_SUFFIX.search(path.name):
+            others.setdefault("files of a format that raysim does not read, left out", []).append(path)
+    for kind, paths in sorted(others.items()):
+        yield f"{kind}: {len(paths)}, such as {paths[0]}"
+
+
+def _images_by_class(folder: Path) -> dict[str, list[Path]]:
+    return {path.name: images for path in _subfolders(folder) if (images := _image_files(path))}
+
+
+def _image_and_mask_folders(site: Path) -> tuple[list[Path], list[Path]]:
+    """The folders of images and of masks of a site."""
+    folders = {path.name.lower(): path for path in _subfolders(site)}
+    present = [pair for pair in FOLDER_PAIRS if folders.keys() >= set(pair)]
+    if len(present) > 1:
+        names = sorted({name for pair in present for name in pair})
+        raise ConfigError(f"{site} has the folders {', '.join(names)}; leave one of images and one of labels")
+    images, masks = present[0] if present else ("images", "masks")
+    inputs = [folders[name] for name in (images, "imagests") if name in folders]
+    return inputs, [folders[masks]] if present else []
+
+
+def _match_masks(images: list[Path], masks: list[Path], notes: list[str]) -> dict[Path, Path | None]:
+    """Each image with its mask, None for an image without one. Raises ConfigError if names are ambiguous."""
+    image_of_stem: dict[str, Path] = {}
+    for image in images:
+        if image_of_stem.setdefault(_stem(image), image) != image:
+            other = image_of_stem[_stem(image)]
+            raise ConfigError(f"{image} has the name of {other}; masks are matched by name: rename one")
+    found: dict[Path, Path | None] = dict.fromkeys(images)
+    unmatched = []
+    stem_of_mask = _assign_images(masks, list(image_of_stem))
+    # Closer names come first: a mask with exactly the image's name takes precedence over its variants.
+    for mask in sorted(masks, key=lambda mask: (_name_distance(mask, stem_of_mask[mask]), mask)):
+        name = stem_of_mask[mask]
+        closest = found[image_of_stem[name]] if name else None
+        if name is None or (closest and _name_distance(closest, name) < _name_distance(mask, name)):
+            unmatched.append(mask)
+        elif closest:
+            raise ConfigError(f"{image_of_stem[name]} has several masks, {closest.name} and {mask.name}; leave one")
+        else:
+            found[image_of_stem[name]] = mask
+    if masks and images and not any(found.values()):
+        raise ConfigError(f"no mask fits an image by its name: {masks[0]} is none of {images[0].name}'s; rename them")
+    if unmatched:
+        notes.append(f"masks of no image, left out: {len(unmatched)}, such as {unmatched[0]}")
+    return found
+
+
+def _stem(path: Path) -> str:
+    return IMAGE_SUFFIX.sub("", path.name)
+
+
+def _name_distance(mask: Path, name: str | None) -> int:
+    """0 if the mask has the image's name, 1 if only the case differs, 2 if it has a suffix, 3 without an image."""
+    if name is None:
+        return 3
+    return (_stem(mask) != name) + (_stem(mask).lower() != name.lower())
+
+
+def _assign_images(masks: list[Path], names: list[str]) -> dict[Path, str | None]:
+    """The image name of each mask; case matters only between images whose names differ in nothing else."""
+    counts = Counter(name.lower() for name in names)
+    exact = {name: name for name in names}
+    folded = {name.lower(): name for name in names if counts[name.lower()] == 1}
+    return {mask: _find_image(_stem(mask), exact, folded) for mask in masks}
+
+
+def _find_image(mask: str, exact: Mapping[str, str], folded: Mapping[str, str]) -> str | None:
+    """The image name that equals the mask's name, or is its longest prefix before a separator, as in `x_mask`."""
+    ends = (end for end in range(len(mask) - 1, 0, -1) if not mask[end].isalnum())
+    # nnU-Net last: there the image has a suffix, the number of its only channel.
+    names: Iterable[str] = (mask, *(mask[:end] for end in ends), f"{mask}_0000")
+    return next((image for name in names if (image := exact.get(name) or folded.get(name.lower()))), None)

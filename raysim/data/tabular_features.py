@@ -1,0 +1,176 @@
+"""The features of tabular rows: selection of columns, imputation, standardisation and one-hot encoding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raysim.core.errors import ConfigError
+from raysim.core.formatting import join_names, pluralize
+from raysim.core.suggestions import did_you_mean
+from raysim.data.column_types import mask_missing, non_numeric_values, sort_naturally, to_categories, to_numbers
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MAX_CATEGORIES = 256  # of one column
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a row: numeric columns, then one-hot encoded categories, then indicators of missing cells.
+
+    numeric     columns of numbers
+    categories  the values of each categorical column; a missing or unlisted value is 0 in all features of its column
+    indicators  columns with a further feature that is 1 for a missing cell
+    """
+
+    numeric: tuple[str, ...]
+    categories: Mapping[str, tuple[str, ...]]
+    indicators: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each feature."""
+        one_hot = [f"{name}={value}" for name, values in self.categories.items() for value in values]
+        return (*self.numeric, *one_hot, *(f"{name} missing" for name in self.indicators))
+
+    def numeric_values(self, table: pd.DataFrame) -> Array:
+        """The numeric columns, (N, numeric) float64, NaN for missing cells."""
+        return _stack_columns([to_numbers(table[name]) for name in self.numeric], len(table))
+
+    def binary_values(self, table: pd.DataFrame) -> Array:
+        """The one-hot encoded categories and the indicators, (N, categories + indicators) float64."""
+        cells = {name: to_categories(table[name]) for name in self.categories}
+        one_hot = [(cells[name] == value).fillna(False) for name, values in self.categories.items() for value in values]
+        return _stack_columns([*one_hot, *(mask_missing(table[name]).isna() for name in self.indicators)], len(table))
+
+
+def _stack_columns(columns: Sequence[pd.Series], rows: int) -> Array:
+    return np.stack([column.to_numpy(np.float64) for column in columns], 1) if columns else np.zeros((rows, 0))
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Fills missing cells with the median, and standardises by mean and standard deviation; each array is (F,)."""
+
+    median: Array
+    mean: Array
+    deviation: Array
+
+    @classmethod
+    def fit(cls, cells: Array, fallback: Standardizer | None = None) -> Standardizer:
+        """The statistics of cells (N, F), NaN where a cell is missing.
+
+        An empty column takes all its statistics from `fallback`, and a constant column its deviation: otherwise later
+        values of such a column would be scaled out of proportion. The default fallback is 0, 0 and 1.
+        """
+        columns = cells.shape[1]
+        fallback = fallback or cls(np.zeros(columns), np.zeros(columns), np.ones(columns))
+        empty = np.isnan(cells).all(0)
+        known = np.where(empty, 0.0, cells) if len(cells) else np.zeros((1, columns))
+        constant = np.nanmax(known, 0) == np.nanmin(known, 0)  # by rounding, their deviation may be just above 0
+        return cls(
+            np.where(empty, fallback.median, np.nanmedian(known, 0)),
+            np.where(empty, fallback.mean, np.nanmean(known, 0)),
+            np.where(constant, fallback.deviation, np.nanstd(known, 0)),
+        )
+
+    def __call__(self, cells: Array) -> Array:
+        """The standardised cells (N, F), without missing values."""
+        scaled: Array = (np.where(np.isnan(cells), self.median, cells) - self.mean) / self.deviation
+        return scaled
+
+
+@dataclass(frozen=True)
+class FeatureSelection:
+    """The columns to use as features.
+
+    columns      names given by the user; None: all numeric columns that are not reserved
+    categorical  columns to encode one-hot
+    reserved     columns with another meaning, such as site and label
+    indicators   whether to add an indicator for each column with missing cells
+    """
+
+    columns: Sequence[str] | None
+    categorical: Sequence[str]
+    reserved: Sequence[str]
+    indicators: bool
+
+    def select(self, table: pd.DataFrame, is_training: pd.Series, path: str) -> Features:
+        """The features of a table; categories and indicators come from the rows where `is_training` is true.
+
+        Raises ConfigError, naming the table at `path`, for a column that does not exist, is reserved, holds a cell that
+        is no number, or is empty in all training rows. Warns of columns that are left out because they are not
+        numeric, and of columns that look like row numbers.
+        """
+        columns = self.columns if self.columns is not None else self._numeric_columns(table, table[is_training])
+        numeric = [name for name in dict.fromkeys(columns) if name not in self.categorical]
+        for problem in self._problems(table, numeric, table[is_training]):
+            raise ConfigError(f"table {path}: {problem}")
+        training_cells = {name: table[name][is_training] for name in (*numeric, *self.categorical)}
+        incomplete = [name for name, cells in training_cells.items() if mask_missing(cells).isna().any()]
+        categories = {name: tuple(sort_naturally(to_categories(training_cells[name]))) for name in self.categorical}
+        return Features(tuple(numeric), categories, tuple(incomplete) if self.indicators else ())
+
+    def _numeric_columns(self, table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+        """The numeric columns that are not reserved and have a number in `rows`."""
+        candidates = [str(name) for name in table.columns if name not in (*self.reserved, *self.categorical)]
+        invalid = {name: non_numeric_values(table[name])[:2] for name in candidates}
+        numeric = [name for name in candidates if not invalid[name] and to_numbers(rows[name]).notna().any()]
+        left_out = [
+            f"{name} ({join_names(list(map(repr, invalid[name])) or ['empty'])})"
+            for name in candidates
+            if name not in numeric
+        ]
+        if left_out:
+            cure = "task.data.categorical takes columns of names or codes"
+            warnings.warn(
+                f"columns that are left out, because they are not numeric: {join_names(left_out)}; {cure}", stacklevel=6
+            )
+        for name in (name for name in numeric if _looks_like_row_number(to_numbers(table[name]))):
+            cure = "if it numbers the cases, leave it out by naming all others in task.data.features"
+            warnings.warn(f"column '{name}' has another whole number in each row; {cure}", stacklevel=6)
+        return numeric
+
+    def _problems(self, table: pd.DataFrame, numeric: Sequence[str], rows: pd.DataFrame) -> Iterator[str]:
+        """The problems of these columns; only the first is certain, because others may follow from it."""
+        every = [*numeric, *self.categorical]
+        for name in every:
+            yield from self._name_problems(name, table)
+        for name in numeric:
+            yield from _non_numeric_problems(name, table[name])
+        for name in every:
+            yield from _content_problems(name, rows[name], name in self.categorical)
+        if not every:
+            yield f"it has no numeric column beside {', '.join(self.reserved)}, so there are no features to learn from"
+
+    def _name_problems(self, name: str, table: pd.DataFrame) -> Iterator[str]:
+        if name in self.reserved:
+            yield f"column '{name}' is reserved and cannot be a feature; take it out of task.data.features"
+        if name not in table:
+            columns = ", ".join(f"'{column}'" for column in table.columns)
+            yield f"it has no column '{name}'{did_you_mean(name, table.columns)}; it has {columns}"
+
+
+def _non_numeric_problems(name: str, cells: pd.Series) -> Iterator[str]:
+    if invalid := non_numeric_values(cells):
+        count = pluralize(int(mask_missing(cells).isin(invalid).sum()), "cell")
+        yield (
+            f"column '{name}' has {count} with no number: {join_names([repr(value) for value in invalid])}; "
+            "correct the table, or name the column in task.data.categorical"
+        )
+
+
+def _content_problems(name: str, cells: pd.Series, categorical: bool) -> Iterator[str]:
+    if mask_missing(cells).isna().all():
+        yield f"column '{name}' has nothing in any training row of an inside site; leave it out"
+    if categorical and (number := to_categories(cells).nunique()) > MAX_CATEGORIES:
+        yield f"column '{name}' has {number} values; a category has at most {MAX_CATEGORIES}"
+
+
+def _looks_like_row_number(values: pd.Series) -> bool:
+    return len(values) > 2 and bool(values.notna().all() and values.is_unique and (values % 1 == 0).all())
