@@ -42,6 +42,12 @@ def test_an_image_does_not_depend_on_its_batch():
         )
 
 
+def test_two_cases_with_the_same_image_have_different_noise():
+    images = np.repeat(IMAGES[:1], 2, axis=0)
+    first, second = seen(images=images, cases=["a", "b"], severity=1.0, kinds=("noise",))
+    assert not np.allclose(first, second, atol=0.02)
+
+
 def test_leaving_a_kind_out_leaves_the_others_as_they_were():
     both, one = (make_scanner("s", ScannerShift(severity=0.5, kinds=k), 0, 1) for k in [("gamma", "noise"), ("gamma",)])
     assert both.gamma == one.gamma
