@@ -154,7 +154,7 @@ def _skipped_entries(folders: Iterable[Path]) -> Iterator[str]:
         if path.is_dir():
             others.setdefault("folders inside folders of images, not looked into", []).append(path)
         elif not path.exists():
-            others.setdefault("broken links, left out", []).append(path)
+            others.setdefault("links that are broken, left out", []).append(path)
         elif not IMAGE_SUFFIX.search(path.name):
             others.setdefault("files of a format that raysim does not read, left out", []).append(path)
     for kind, paths in sorted(others.items()):

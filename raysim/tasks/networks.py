@@ -91,7 +91,7 @@ def check_network(
             raise ConfigError(f"network {name} fails on {example}: {format_error(error)}; {advice}") from error
     if shape != expected:
         advice = _wrong_output_advice(shape, per_voxel) or advice or _other_network_advice(size)
-        raise ConfigError(f"network {name} returns {shape} for {example}, not {expected}; {advice}")
+        raise ConfigError(f"network {name} returns the shape {shape}, not {expected}, for {example}; {advice}")
 
 
 def _other_network_advice(size: Sequence[int]) -> str:

@@ -110,7 +110,7 @@ def test_a_json_of_another_kind_is_passed_over(tmp_path: Path, text: str) -> Non
     (tmp_path / "dataset.json").write_text(text)
     table = scan(folder)
     assert len(table) == 1
-    assert table.attrs["notes"][0].startswith(f"{tmp_path / 'dataset.json'} is passed over: ")
+    assert table.attrs["notes"][0].startswith(f"{tmp_path / 'dataset.json'} is ignored: ")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_json_is_told_of_where_nothing_else_is_found(tmp_path: Path, content: 
     with pytest.raises(ConfigError) as refusal:
         scan(str(tmp_path))
     assert f"{tmp_path / 'dataset.json'} is ignored: {part}" in str(refusal.value)
-    assert "raysim knows three layouts" in str(refusal.value)
+    assert "raysim supports three layouts" in str(refusal.value)
 
 
 def test_case_counts_only_where_names_differ_in_nothing_else(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_what_lies_beside_the_images_is_noted(tmp_path: Path) -> None:
     assert table.attrs["notes"][:3] == [
         f"files of a format that raysim does not read, left out: 2, such as {folder}/a/images/2.dcm",
         f"folders inside folders of images, not looked into: 2, such as {folder}/a/images/5.png",
-        f"links to nothing, left out: 1, such as {folder}/a/images/6.png",
+        f"links that are broken, left out: 1, such as {folder}/a/images/6.png",
     ]
 
 
@@ -167,7 +167,7 @@ def test_what_lies_beside_the_images_of_a_class_is_noted(tmp_path: Path) -> None
     assert table["image"].tolist() == ["cat/1.png", "dog/2.png"]
     formats, links = table.attrs["notes"][:2]
     assert "does not read, left out: 1" in formats
-    assert "links to nothing, left out: 1" in links
+    assert "links that are broken, left out: 1" in links
 
 
 @pytest.mark.parametrize(
@@ -240,16 +240,16 @@ def test_a_table_cannot_be_written_just_anywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "part"),
     [
-        ([], "raysim knows three layouts"),
-        (["a.png", "b.png"], "raysim knows three layouts"),
-        (["images/a.png"], "raysim knows three layouts"),
+        ([], "raysim supports three layouts"),
+        (["a.png", "b.png"], "raysim supports three layouts"),
+        (["images/a.png"], "raysim supports three layouts"),
         (["images/a.png", "masks/a.png", "labels/a.png"], "leave one of images"),
         (
             ["images/01.png", "masks/01_manual1.png", "masks/01_manual2.png"],
             "several masks, 01_manual1.png and 01_manual2",
         ),
         (["images/01.png", "masks/01.png", "masks/01.gif"], "several masks"),
-        (["images/01.png", "images/01.jpg", "masks/01.png"], "masks go by names"),
+        (["images/01.png", "images/01.jpg", "masks/01.png"], "masks are matched by name"),
         (["images/21_training.tif", "masks/21_manual1.gif"], "no mask fits"),
         (["train/cat/1.png", "test/dog/1.png"], "are splits"),
         (["train/1.png", "test/1.png"], "are splits"),
@@ -265,7 +265,7 @@ def test_other_folders_are_refused(tmp_path: Path, files: list[str], part: str) 
 
 def test_bad_fractions_and_no_folder_are_refused(tmp_path: Path) -> None:
     folder = made(tmp_path, "images/1.png", "masks/1.png")
-    with pytest.raises(ConfigError, match="give three"):
+    with pytest.raises(ConfigError, match="expected three"):
         scan(folder, (0.5, 0.5))
     with pytest.raises(ConfigError, match="add up to"):
         scan(folder, (0.5, 0.5, 0.5))

@@ -239,7 +239,10 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 )
 def test_real_data_have_no_problem_but_one(name: str) -> None:
     path = str(DATA / name / "table.csv")
-    seen = summarize(read_table(path, needs_label=False, needs_image=False, check_files=False))
+    rows = read_table(path, needs_label=False, needs_image=False, check_files=False)
+    if name == "wbc_classification":  # a part of its 577 pictures, with every class of every site
+        rows = rows.groupby(["site", "label"]).head(20)
+    seen = summarize(rows)
     # Two of the spinal subjects were scanned twice, and are in train and val.
     told = ("patients (column 'subject') in more than one of train, val and test: 2, ",) * (name == "spinal_gm_3d")
     assert len(seen.problems) == len(told)

@@ -227,7 +227,7 @@ def test_augmentation_changes_images_and_never_labels(pictures):
     assert torch.equal(first[1], labels)
     assert first[1].dtype == labels.dtype
     keys = [{"name": "RandShiftIntensity", "offsets": 5, "prob": 1, "keys": ["image", "label"]}]
-    assert "leave keys out; here only the image may change" in refused(pictures, augment=keys)
+    assert "leave keys out; in this task only the image may change" in refused(pictures, augment=keys)
 
 
 def test_wrong_settings_are_refused_with_the_cure(pictures):
@@ -237,7 +237,7 @@ def test_wrong_settings_are_refused_with_the_cure(pictures):
     assert "'dark' in 6 rows" in refused(pictures, {"classes": ["bright", "black"]})
     assert "give all one size with task.data.size" in refused(pictures, {"size": None})
     assert "did you mean 'ResNet'" in refused(pictures, network={"name": "resnett"})
-    assert "it is no classifier; take one that answers once" in refused(
+    assert "it is no classifier; take one with one output per image" in refused(
         pictures, network={"name": "unet", "channels": [4, 8]}
     )
     assert "leave num_classes out of task.network" in refused(pictures, network={"name": "resnet", "num_classes": 3})
@@ -263,7 +263,7 @@ def test_every_image_that_cannot_be_read_is_named(pictures):
     (pictures / "a1.png").write_text("not a picture")
     (pictures / "b2.png").write_bytes((pictures / "b2.png").read_bytes()[:40])
     told = refused(pictures)
-    assert "a1.png: cannot be read: it is no picture that raysim knows" in told
+    assert "a1.png: cannot be read: it is no picture that raysim supports" in told
     assert "b2.png: cannot be read" in told
     (pictures / "a1.png").unlink()
     assert "files that do not exist" in refused(pictures)
@@ -290,6 +290,7 @@ def test_an_image_without_a_label_is_refused_unless_unlabelled(pictures):
     assert task(pictures).sizes["a"]["unlabelled"] == 1
 
 
+@pytest.mark.slow  # reads 751 pictures
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data sets are not at {DATA}")
 def test_real_cells_of_three_laboratories(tmp_path):

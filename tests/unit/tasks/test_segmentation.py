@@ -238,7 +238,7 @@ def test_every_faulty_file_is_found_at_once_the_first_five_named(pictures):
         task(pictures, classes=CLASSES)
     text = str(error.value)
     assert text.count("\n") == 7
-    assert "a0.png: cannot be read_image" in text
+    assert "a0.png: cannot be read" in text
     assert "a1_mask.png: has the shape (1, 6, 8)" in text
     assert "b0_mask.png: has the values 7, which are no class; the classes are [0, 255]" in text
     assert "and 1 more" in text
@@ -310,7 +310,7 @@ def test_wrong_settings_are_refused_with_the_cure(pictures):
     assert "has 3 numbers, but images have 2 axes" in wrong(pictures, size=[4, 4, 4])
     assert "only for volumes" in wrong(pictures, spacing=[1, 1])
     assert "no NIfTI volume" in wrong(pictures, slices=True)
-    assert "a value of its own" in wrong(pictures, classes={"x": 0, "y": 0})
+    assert "a distinct value" in wrong(pictures, classes={"x": 0, "y": 0})
     assert "has 1 channel, but task.data.channels=3" in wrong(pictures, channels=3)
     assert "did you mean 'UNet'" in wrong(pictures, network={"name": "unnet"})
     assert "has the values 255" in wrong(pictures, classes=["background", "corner"])
@@ -331,7 +331,7 @@ def test_volumes_of_another_place_or_with_nan_are_refused(tmp_path):
     volume(tmp_path / "x.nii.gz", image)
     volume(tmp_path / "y.nii.gz", image, moved)
     write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
-    assert "lies in another place" in wrong(tmp_path)
+    assert "lies in another position" in wrong(tmp_path)
     volume(tmp_path / "x.nii.gz", image + np.nan)
     assert "NaN" in wrong(tmp_path)
     volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4, 2), np.float32), moved)
@@ -344,7 +344,7 @@ def test_a_damaged_volume_is_told_in_a_line(tmp_path, damage):
     (tmp_path / "y.nii.gz").write_bytes(damage((tmp_path / "x.nii.gz").read_bytes()))
     write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
     (line,) = wrong(tmp_path).splitlines()[1:]
-    assert "y.nii.gz: cannot be read_image" in line
+    assert "y.nii.gz: cannot be read" in line
     assert "LoadImage" not in line
 
 

@@ -131,7 +131,7 @@ def test_marks_say_where_a_cell_is_missing(table):
 
 
 def test_by_default_all_columns_of_numbers_are_features_and_others_are_told(table):
-    with pytest.warns(UserWarning, match=r"left out, as they are not of numbers: colour \('blue', 'green'\); task\."):
+    with pytest.warns(UserWarning, match=r"left out, because they are not numeric: colour \('blue', 'green'\); task\."):
         built = task(table, {"features": None})
     assert built.shape == (2,)  # x and code
 
@@ -152,9 +152,9 @@ def test_the_order_of_rows_changes_nothing_and_a_changed_table_is_prepared_anew(
     built = task(table, {"categorical": ["colour"]})
     write_table(table, "\n".join(ROWS.splitlines()[::-1]))
     again = task(table, {"categorical": ["colour"]})
-    assert again.open.entries == built.open.entries
+    assert again.open.cache_keys == built.open.cache_keys
     write_table(table, ROWS.replace("20,red", "21,red"))
-    assert not set(task(table, {"categorical": ["colour"]}).open.entries.values()) & set(built.open.entries.values())
+    assert not set(task(table, {"categorical": ["colour"]}).open.cache_keys.values()) & set(built.open.cache_keys.values())
 
 
 def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(table):
@@ -166,7 +166,7 @@ def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(table):
     assert np.array_equal(inputs(pickle.loads(sent), "a", "train"), expected)
     shutil.rmtree(table / "cache")
     write_table(table, ROWS.replace("20,red", "21,red"))
-    with pytest.raises(ConfigError, match="is not what it was when the run was started"):
+    with pytest.raises(ConfigError, match="has changed since the run was started"):
         pickle.loads(sent).open("a")
 
 
@@ -227,8 +227,8 @@ def test_wrong_columns_are_refused_with_the_cure(table):
         table, {"features": ["x", "kode"]}
     )
     assert "it has no column 'hue'" in refused(table, {"categorical": ["hue"]})
-    assert "column 'label' has a meaning of its own" in refused(table, {"features": ["x", "label"]})
-    assert "column 'site' has a meaning of its own" in refused(table, {"categorical": ["site"]})
+    assert "column 'label' is reserved and cannot be a feature" in refused(table, {"features": ["x", "label"]})
+    assert "column 'site' is reserved and cannot be a feature" in refused(table, {"categorical": ["site"]})
     told = refused(table, {"features": ["x", "colour"]})
     assert "column 'colour' has 8 cells with no number: 'blue', 'green', 'red'; correct" in told
     assert "name the column in task.data.categorical" in told
@@ -243,7 +243,7 @@ def test_columns_without_a_use_are_refused(table):
     assert "column 'z' has nothing in any training row of an inside site" in refused(table, {"features": ["x", "z"]})
     write_table(table, "a,train,0,x\na,train,1,y", "site,split,label,word")
     with pytest.warns(UserWarning, match="left out"):
-        assert "it has no column of numbers beside site" in refused(table, {"features": None, "outside": []})
+        assert "it has no numeric column beside site" in refused(table, {"features": None, "outside": []})
     write_table(table, "\n".join(f"a,train,{n % 2},{n}" for n in range(300)), "site,split,label,zip")
     assert "column 'zip' has 300 values; a category has at most 256" in refused(
         table, {"features": ["zip"], "categorical": ["zip"], "outside": []}
