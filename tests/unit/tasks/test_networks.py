@@ -88,7 +88,8 @@ def test_an_argument_that_agrees_with_the_data_is_not_blamed():
 
 @pytest.mark.parametrize("name", ["densenet121", "resnet18"])
 def test_a_classifier_is_no_segmentation_network(name):
-    with pytest.raises(ConfigError, match=r"the shape \(2, 2\), not \(2, 2, 32, 32\), .*; it is no segmentation network"):
+    message = r"the shape \(2, 2\), not \(2, 2, 32, 32\), .*; it is no segmentation network"
+    with pytest.raises(ConfigError, match=message):
         check_network(made({"name": name}), 1, (32, 32), 2)
 
 

@@ -154,7 +154,8 @@ def test_the_order_of_rows_changes_nothing_and_a_changed_table_is_prepared_anew(
     again = task(table, {"categorical": ["colour"]})
     assert again.open.cache_keys == built.open.cache_keys
     write_table(table, ROWS.replace("20,red", "21,red"))
-    assert not set(task(table, {"categorical": ["colour"]}).open.cache_keys.values()) & set(built.open.cache_keys.values())
+    other = task(table, {"categorical": ["colour"]})
+    assert not set(other.open.cache_keys.values()) & set(built.open.cache_keys.values())
 
 
 def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(table):
