@@ -69,6 +69,7 @@ def _print_space(name: str, console: Console) -> None:
 
 
 def _descriptions(kind: str) -> dict[str, str]:
+    """Every name of this kind with its one-line description."""
     if kind == "spaces":
         from raysim.search.space_files import installed_spaces
 

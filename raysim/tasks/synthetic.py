@@ -1,7 +1,7 @@
 """Segmentation of random synthetic organs, with any number of sites and nothing to download.
 
 Every site has a different scanner. The organ is a textured blob among smooth ones, darker and brighter, so
-brightness alone does not give it away.
+brightness does not identify it.
 """
 
 from __future__ import annotations

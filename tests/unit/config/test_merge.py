@@ -1,4 +1,4 @@
-"""The one grammar: files and words, short forms, values checked, and messages that say the cure."""
+"""The configuration: files and overrides, short forms, checked values, and messages with the cure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_nothing_given_is_fedavg_on_the_synthetic_task() -> None:
     assert run.resources == Resources(gpus_per_client=0.0, cpus_per_client=1.0, client_actors="auto")
 
 
-def test_words_set_fields_of_their_type() -> None:
+def test_overrides_set_fields_of_their_type() -> None:
     run = resolved(
         "rounds=7", "algorithm=fedprox", "algorithm.mu=1e-3", "algorithm.lr=2", "algorithm.optimizer=sgd",
         "algorithm.clip=null", "algorithm.amp=true", "task.data.size=[16, 32]", "task.data.outside=[x, y]",
@@ -77,7 +77,7 @@ def test_a_cohort_has_a_size_and_a_dropout(words: tuple[str, ...]) -> None:
     assert resolved(*words).cohort == Cohort(size=0.5, dropout=0.1)
 
 
-def test_sites_may_name_their_own_resources() -> None:
+def test_sites_may_have_dedicated_resources() -> None:
     words = ("resources.sites.site-02.gpus=0.5", "resources.sites={a.b: {cpus: 2}}", "resources.cpus_per_client=3")
     resources = resolved(*words).resources
     assert resources.sites == {"site-02": SiteResources(gpus=0.5), "a.b": SiteResources(cpus=2.0)}
@@ -88,13 +88,13 @@ def test_a_cohort_is_a_number_or_a_fraction_as_it_is_written() -> None:
     assert [type(resolved(f"cohort={text}").cohort.size) for text in ("1", "1.0", "0.5")] == [int, float, float]
 
 
-def test_a_file_says_the_same_as_words(tmp_path: Path) -> None:
+def test_a_file_gives_the_same_as_overrides(tmp_path: Path) -> None:
     file = "rounds: 5\nalgorithm: {name: fedprox, mu: 0.5, lr: 1e-2}\ntask:\n  data: {sites: 3}\n"
     words = ("rounds=5", "algorithm.name=fedprox", "algorithm.mu=0.5", "algorithm.lr=1e-2", "task.data.sites=3")
     assert resolved(file=file, folder=tmp_path) == resolved(*words)
 
 
-def test_words_win_over_the_file_key_by_key(tmp_path: Path) -> None:
+def test_overrides_take_precedence_over_the_file_key_by_key(tmp_path: Path) -> None:
     file = "rounds: 5\nalgorithm: {name: fedprox, mu: 0.5, lr: 0.25}\n"
     run = resolved("rounds=6", "algorithm.lr=0.125", file=file, folder=tmp_path)
     assert (run.rounds, run.algorithm) == (6, FedProx(mu=0.5, lr=0.125))
@@ -120,13 +120,13 @@ def test_short_forms(short: str, long: str) -> None:
     assert resolved(short) == resolved(long)
 
 
-def test_a_word_wins_over_the_files_short_form(tmp_path: Path) -> None:
+def test_an_override_takes_precedence_over_the_files_short_form(tmp_path: Path) -> None:
     file = "network: {channels: [4, 8]}\ndata: {sites: 3}\n"
     run = resolved("task.network.channels=[2,4]", "task.data.sites=4", file=file, folder=tmp_path)
     assert (run.task.network["channels"], run.task.data.sites) == ([2, 4], 4)
 
 
-def test_a_later_word_wins() -> None:
+def test_a_later_override_takes_precedence() -> None:
     assert resolved("rounds=3", "rounds=4").rounds == 4
 
 
@@ -221,7 +221,7 @@ def test_a_wrong_value_is_refused_with_what_it_must_be(word: str, message: str) 
     assert refused(word) == message
 
 
-def test_a_value_of_several_kinds_is_refused_under_its_own_key() -> None:
+def test_a_value_of_a_union_is_refused_under_its_key() -> None:
     wishes = "'auto' or 'per_site', or a whole number"
     assert refused("resources.client_actors=some") == f"resources.client_actors='some': expected {wishes}"
 
@@ -234,7 +234,7 @@ def test_all_wrong_values_of_a_part_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("word", ["rounds", "=3", ".rounds=3", "a..b=3", "a b=3", "rounds:3"])
-def test_a_word_that_is_no_pair_is_refused(word: str) -> None:
+def test_an_argument_that_is_no_pair_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="expected key=value, such as rounds=20"):
         parse_pairs([word])
 
@@ -274,7 +274,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words", [(), ("algorithm=fedprox", "cohort=2", "task.data.size=[16,16,16]", "network=segresnet", "metric=x")]
 )
-def test_what_is_written_down_resolves_to_the_same_run(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_a_written_configuration_resolves_to_the_same_run(tmp_path: Path, words: tuple[str, ...]) -> None:
     run = resolved(*words)
     text = yaml.safe_dump(to_mapping(run), sort_keys=False)
     again = resolved(file=text, folder=tmp_path)
@@ -302,7 +302,7 @@ class Own:
     def build(self) -> None: ...
 
 
-def test_a_users_own_task_is_written_down_by_where_it_is() -> None:
+def test_a_user_defined_task_is_written_as_module_and_class() -> None:
     run = resolve({"task": f"{__name__}:Own"})
     assert to_mapping(run)["task"]["name"] == f"{__name__}:Own"
     assert resolve(to_mapping(run)).task == Own()
@@ -364,18 +364,18 @@ def test_a_number_in_a_list_must_be_finite() -> None:
     )
 
 
-def test_a_key_stands_once_in_a_file(tmp_path: Path) -> None:
+def test_a_duplicate_key_in_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("rounds: 3\nrounds: 4\n")
     with pytest.raises(ConfigError, match="line 2: key 'rounds' is given twice"):
         read_file(str(tmp_path / "twice.yaml"))
 
 
-def test_a_list_is_asked_for_in_the_users_words() -> None:
+def test_a_list_is_expected_in_yaml_notation() -> None:
     assert refused("task.data.outside=lesav") == "task.data.outside='lesav': expected a list, as in [a, b]"
     assert refused("task.data.size=[8]") == "task.data.size=[8]: expected at least 2 items, not 1"
 
 
-def test_classes_of_ones_own_replace_those_of_the_file(tmp_path: Path) -> None:
+def test_given_classes_replace_those_of_the_file(tmp_path: Path) -> None:
     file = "task: {name: segmentation, data: {classes: {background: 0, vessel: 255}}}\n"
     run = resolved("task.data.classes={background: 0, disc: 128}", file=file, folder=tmp_path)
     assert run.task.data.classes == {"background": 0, "disc": 128}
@@ -393,7 +393,7 @@ def test_classes_of_ones_own_replace_those_of_the_file(tmp_path: Path) -> None:
         ("dta.sites=3", "data"),
     ],
 )
-def test_a_key_of_the_task_or_the_algorithm_is_told_where_it_belongs(word: str, key: str) -> None:
+def test_a_key_of_the_task_or_the_algorithm_is_suggested_with_its_prefix(word: str, key: str) -> None:
     message = refused(word)
     assert "did you mean" not in refused("zq=3")
     assert f"(did you mean '{key}'?)" in message
@@ -416,12 +416,12 @@ def test_a_value_of_a_mapping_is_refused_alone() -> None:
         ("task.augment=[{name: rand_flip, prob:1}]", "'prob:1' is one word; .* as in prob: 1"),
     ],
 )
-def test_a_colon_without_its_space_is_told(word: str, slip: str) -> None:
+def test_a_colon_without_its_space_is_refused(word: str, slip: str) -> None:
     with pytest.raises(ConfigError, match=rf"^cannot read .*: {slip}$"):
         parse_pairs([word])
 
 
-def test_a_colon_in_a_word_is_no_slip() -> None:
+def test_a_colon_within_a_value_is_valid() -> None:
     assert parse_pairs(['a={"b:c": 1, d:e: 2, f: "g:h", "i:j": }'])["a"] == {
         "b:c": 1,
         "d:e": 2,
@@ -460,7 +460,7 @@ def test_two_values_of_one_key_in_a_file_are_refused(tmp_path: Path, file: str, 
         resolved(file=file, folder=tmp_path)
 
 
-def test_a_dot_in_a_name_of_ones_own_stays(tmp_path: Path) -> None:
+def test_a_dot_in_a_user_defined_name_is_kept(tmp_path: Path) -> None:
     file = "task: {name: segmentation, data.classes: {background: 0, grade.3: 3}}\nnetwork: {a.b: 1}\n"
     task = resolved(file=file, folder=tmp_path).task
     assert task.data.classes == {"background": 0, "grade.3": 3}

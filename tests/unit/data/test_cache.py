@@ -1,4 +1,4 @@
-"""The cache: made once, mapped, never half-written."""
+"""The cache: entries are created once, memory-mapped, and never partially written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classes of a table: found, named, and refused where a label is none of them."""
+"""The classes of a table: from labels or the configuration; labels that are no class are refused."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_labels_become_indices() -> None:
 
 
 def test_a_label_that_is_no_class_is_refused_with_the_classes() -> None:
-    told = refused(("healthy", "ill"), "0", "2", "2", "7")
-    assert told.startswith("table t.csv: labels that are no class: '2' in 2 rows, '7' in 1 row")
-    assert "the classes are 0 (healthy), 1 (ill)" in told
+    message = refused(("healthy", "ill"), "0", "2", "2", "7")
+    assert message.startswith("table t.csv: labels that are no class: '2' in 2 rows, '7' in 1 row")
+    assert "the classes are 0 (healthy), 1 (ill)" in message
     assert "did you mean 'ill'" in refused(("healthy", "ill"), "healthy", "il")
     assert "'2' in 1 row" in refused({"a": 0, "b": 1}, "0", "1", "2")
 

@@ -1,4 +1,4 @@
-"""Partitions: the promised sizes, patients never parted, and the same answer whatever the order of the rows."""
+"""Partitions: sizes, patients kept together, and independence of the order of the rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_patients_stay_together_even_across_splits(spec: Partition, column: str)
     assert (made.groupby(column)["site"].nunique() == 1).all()
 
 
-def test_a_row_without_a_patient_is_a_group_of_its_own() -> None:
+def test_a_row_without_a_patient_is_a_separate_group() -> None:
     table = cases(train=6, patient=["a", "a", "a", "", "", ""]).replace({"patient": {"": None}})
     assert counted(partition(table, Partition(sites=2), seed=0), "train") == [3, 3]
 
@@ -72,7 +72,7 @@ def test_the_order_of_rows_and_columns_changes_nothing(spec: Partition) -> None:
     pd.testing.assert_frame_equal(made, partition(shuffled(table), spec, seed=5)[made.columns])
 
 
-def test_rows_without_images_are_told_apart_by_their_cells() -> None:
+def test_rows_without_images_are_distinguished_by_their_cells() -> None:
     table = cases(train=20, age=[str(i) for i in range(20)]).drop(columns="image")
     made = partition(table, Partition(sites=3), seed=5)
     pd.testing.assert_frame_equal(made, partition(shuffled(table), Partition(sites=3), seed=5)[made.columns])
@@ -144,13 +144,13 @@ def test_what_cannot_be_partitioned_is_refused(spec: Partition, part: str) -> No
     assert part in str(refusal.value)
 
 
-def test_patients_of_several_splits_are_told() -> None:
+def test_patients_in_several_splits_give_a_warning() -> None:
     assert patient_leak_warning(cases(train=4)) is None
     assert patient_leak_warning(cases(train=2, test=2, subject=list("aabb"))) is None
-    told = patient_leak_warning(cases(train=7, test=7, subject=list("abcdefg" * 2)))
-    assert told is not None
-    assert "train, val and test: 7, a of one (train, test), b of one" in told
-    assert "e of one (train, test) and 2 more; keep each" in told
+    message = patient_leak_warning(cases(train=7, test=7, subject=list("abcdefg" * 2)))
+    assert message is not None
+    assert "train, val and test: 7, a of one (train, test), b of one" in message
+    assert "e of one (train, test) and 2 more; keep each" in message
 
 
 def test_the_configuration_is_checked_by_its_annotations() -> None:
@@ -182,7 +182,7 @@ def test_more_labels_keep_what_fewer_kept_and_other_sites_do_not_matter() -> Non
     assert images(cases(10), 3) == images(pd.concat([cases(10), cases(5).assign(site="a")]), 3)
 
 
-def test_whole_patients_keep_their_labels_and_only_the_last_is_cut() -> None:
+def test_whole_patients_keep_their_labels_and_only_the_last_is_divided() -> None:
     table = cases(9, patient=list("aaabbbccc"))
     kept = keep_labelled(table, 4, seed=0).query("split == 'train'")
     assert sorted(kept.groupby("patient").size()) == [1, 3]

@@ -1,4 +1,4 @@
-"""Folders as people have them on their disks become tables that `read_table` reads."""
+"""Tables of folders in common layouts, as `read_table` reads them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_masks_are_found_by_how_their_names_begin(tmp_path: Path, ending: str) -
     assert labels(scan(folder)) == {f"images/{n}.jpg": f"masks/{n}{ending}.png" for n in names}
 
 
-def test_a_mask_of_the_same_name_wins_and_strays_are_noted(tmp_path: Path) -> None:
+def test_a_mask_of_the_same_name_takes_precedence_and_unmatched_masks_are_noted(tmp_path: Path) -> None:
     folder = made(tmp_path, "images/a.png", "images/b.png", "masks/a.png", "masks/a_old.png", "masks/z.png")
     table = scan(folder)
     assert labels(table) == {"images/a.png": "masks/a.png"}
@@ -105,7 +105,7 @@ def test_decathlon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"training": 7}', '{"training": ["a"]}', '{"name": "x"}', "\x00"])
-def test_a_json_of_another_kind_is_passed_over(tmp_path: Path, text: str) -> None:
+def test_a_json_of_another_kind_is_ignored(tmp_path: Path, text: str) -> None:
     folder = made(tmp_path, "images/a.png", "masks/a.png")
     (tmp_path / "dataset.json").write_text(text)
     table = scan(folder)
@@ -124,7 +124,7 @@ def test_a_json_of_another_kind_is_passed_over(tmp_path: Path, text: str) -> Non
         (b'{"training": [{"image": "a.nii", "label": "a.nii"}], "test": 7}', "its 'test' is no list"),
     ],
 )
-def test_a_json_is_told_of_where_nothing_else_is_found(tmp_path: Path, content: bytes, part: str) -> None:
+def test_an_invalid_json_is_reported_if_nothing_else_is_found(tmp_path: Path, content: bytes, part: str) -> None:
     (tmp_path / "dataset.json").write_bytes(content)
     with pytest.raises(ConfigError) as refusal:
         scan(str(tmp_path))
@@ -147,7 +147,7 @@ def test_case_counts_only_where_names_differ_in_nothing_else(tmp_path: Path) -> 
     assert table.attrs["notes"][0].startswith("masks of no image, left out: 2, such as")  # img1_old and EYE
 
 
-def test_what_lies_beside_the_images_is_noted(tmp_path: Path) -> None:
+def test_skipped_entries_beside_images_are_noted(tmp_path: Path) -> None:
     files = ("images/1.png", "images/2.dcm", "images/3.dcm", "images/p1/4.png", "images/5.png/x", "masks/1.png")
     folder = made(tmp_path, *(f"a/{file}" for file in files))
     (tmp_path / "a/images/6.png").symlink_to(tmp_path / "gone.png")
@@ -160,7 +160,7 @@ def test_what_lies_beside_the_images_is_noted(tmp_path: Path) -> None:
     ]
 
 
-def test_what_lies_beside_the_images_of_a_class_is_noted(tmp_path: Path) -> None:
+def test_skipped_entries_beside_images_of_a_class_are_noted(tmp_path: Path) -> None:
     folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.dcm")
     (tmp_path / "dog/4.png").symlink_to(tmp_path / "gone.png")
     table = scan(folder)
@@ -173,7 +173,7 @@ def test_what_lies_beside_the_images_of_a_class_is_noted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("file", "part"), [("p1/1.png", "not looked into: 2"), ("1.dcm", "raysim does not read, left out: 2")]
 )
-def test_a_folder_without_an_image_that_can_be_listed_is_told_why(tmp_path: Path, file: str, part: str) -> None:
+def test_a_folder_without_listable_images_is_refused_with_the_reason(tmp_path: Path, file: str, part: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         scan(made(tmp_path, f"a/images/{file}", f"a/masks/{file}"))
     assert part in str(refusal.value)
@@ -185,7 +185,7 @@ def test_splits_without_rows_are_noted(tmp_path: Path) -> None:
     assert scan(folder, (0.4, 0, 0.6)).attrs["notes"] == ["no train rows at b", "no val rows at any site"]
 
 
-def test_one_of_a_kind_is_said_as_one(tmp_path: Path) -> None:
+def test_a_single_item_is_printed_in_the_singular(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     data.scan(made(tmp_path, "images/1.png", "masks/1.png"), None, "1,0,0", 0, None, console)
     assert isinstance(console.file, io.StringIO)
@@ -218,7 +218,7 @@ def test_patients_stay_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["data/table.csv", "table.csv", "other/table.csv"])
-def test_what_is_written_is_read_from_where_it_lies(tmp_path: Path, out: str) -> None:
+def test_a_written_table_is_read_from_its_folder(tmp_path: Path, out: str) -> None:
     folder = made(tmp_path / "data", "a/images/1.png", "a/masks/1.png", "b/images/2.png", "b/masks/2_m.png")
     (tmp_path / "other").mkdir()
     write_scan(folder, str(tmp_path / out))

@@ -27,7 +27,7 @@ def test_each_kind_grows_with_severity(kind):
     assert 0 < changes[0] < changes[1] < changes[2]
 
 
-def test_sites_and_seeds_have_scanners_of_their_own_that_never_change():
+def test_scanners_differ_between_sites_and_seeds_and_never_change():
     first = seen(severity=0.5)
     assert np.array_equal(first, seen(severity=0.5))
     assert not np.allclose(first, seen("two", severity=0.5), atol=0.02)

@@ -1,4 +1,4 @@
-"""What a description counts, by hand, and that damaged data are told rather than tripped over."""
+"""Counts in the summary of a data set, by hand; missing and damaged files are problems and raise no error."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_colour_pictures_have_three_channels_and_masks_keep_their_palette(tmp_pa
     assert seen.problems == ()
 
 
-def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_problems(tmp_path: Path) -> None:
     good = picture(tmp_path / "good.png", np.zeros((4, 4)))
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     (tmp_path / "bad.nii.gz").write_bytes(b"not a volume")
@@ -112,7 +112,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
             ("b", "test", noisy, noisy),
         )
     )
-    told = "\n".join(seen.problems)
+    problems = "\n".join(seen.problems)
     for part in (
         "image and label differ in shape, 4 x 4 and 2 x 4",
         f"image {tmp_path}/gone.png does not exist",
@@ -124,11 +124,11 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
         "site a: rows of train, val or test without a label: 1",
         "site b: no label is 1",
     ):
-        assert part in told
+        assert part in problems
     assert f"{tmp_path}/gone.pngdoesnotexist" in "".join(printed(seen).split())
 
 
-def test_classes_are_counted_and_absent_ones_told(tmp_path: Path) -> None:
+def test_classes_are_counted_and_absent_ones_are_problems(tmp_path: Path) -> None:
     image = picture(tmp_path / "i.png", np.zeros((2, 2)))
     seen = summarize(
         table(
@@ -144,7 +144,7 @@ def test_classes_are_counted_and_absent_ones_told(tmp_path: Path) -> None:
     assert seen.problems == ("site b: no label is 2",)
 
 
-def test_classes_of_images_may_be_words(tmp_path: Path) -> None:
+def test_classes_of_images_may_be_text(tmp_path: Path) -> None:
     image = picture(tmp_path / "i.png", np.zeros((2, 2)))
     seen = summarize(table(("a", "train", image, "cat"), ("a", "val", image, "dog")))
     assert (seen.kind, seen.problems) == ("classification", ())
@@ -208,7 +208,7 @@ def test_features_of_a_table_without_images() -> None:
 
 
 @pytest.mark.parametrize("label", [["healthy", "ill"] * 20, [str(i / 7) for i in range(40)]])
-def test_labels_that_are_words_or_measurements(label: list[str]) -> None:
+def test_labels_that_are_text_or_measurements(label: list[str]) -> None:
     seen = summarize(pd.DataFrame({"site": "a", "split": "train", "x": "1", "label": label}, dtype="string"))
     assert seen.values.shape[1] == (2 if "ill" in label else 0)
     assert "cases: 40" in printed(seen)
@@ -244,7 +244,7 @@ def test_real_data_have_no_problem_but_one(name: str) -> None:
         rows = rows.groupby(["site", "label"]).head(20)
     seen = summarize(rows)
     # Two of the spinal subjects were scanned twice, and are in train and val.
-    told = ("patients (column 'subject') in more than one of train, val and test: 2, ",) * (name == "spinal_gm_3d")
-    assert len(seen.problems) == len(told)
-    assert all(problem.startswith(part) for problem, part in zip(seen.problems, told, strict=True))
-    assert ("no problems found" in printed(seen)) == (not told)
+    expected = ("patients (column 'subject') in more than one of train, val and test: 2, ",) * (name == "spinal_gm_3d")
+    assert len(seen.problems) == len(expected)
+    assert all(problem.startswith(part) for problem, part in zip(seen.problems, expected, strict=True))
+    assert ("no problems found" in printed(seen)) == (not expected)

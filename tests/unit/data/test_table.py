@@ -1,4 +1,4 @@
-"""Tables as people write them: read in any order and from anywhere, and refused with what is wrong."""
+"""Tables of cases: read in any order and from any store; invalid ones are refused with the reason."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_table_inside_an_archive(tmp_path: Path) -> None:
     assert table["image"].tolist() == [f"zip://images/a.png::{tmp_path}/set.zip"]
 
 
-def test_missing_files_are_told_apart_by_their_store(tmp_path: Path) -> None:
+def test_missing_files_are_distinguished_by_their_store(tmp_path: Path) -> None:
     (tmp_path / "here.png").touch()
     there = f"memory:/{tmp_path}/here.png"
     assert missing_files([str(tmp_path / "here.png"), there, str(tmp_path / "no" / "x.png"), there]) == [
@@ -191,17 +191,17 @@ def test_a_folder_and_a_link_to_nothing_are_no_files(tmp_path: Path) -> None:
     assert missing_files(paths) == paths[:2]
 
 
-def test_labels_are_told_of_only_where_they_are_missing(tmp_path: Path) -> None:
+def test_labels_are_reported_only_if_their_files_are_missing(tmp_path: Path) -> None:
     message = refused(written(tmp_path, HEADER + "s,train,gone.png,m.png\n"))
     assert "gone.png. Paths start from" in message
     assert "label" not in message.replace(str(tmp_path), "")  # the folder is called after this test
 
 
 def test_labels_are_files_or_classes_by_how_they_are_written_or_as_one_says(tmp_path: Path) -> None:
-    words = written(tmp_path, HEADER + "s,train,a.png,basophil\ns,train,b.png,1\n")
-    assert read_table(words)["label"].tolist() == ["basophil", "1"]
-    told = refused(words, label_files=True)
-    assert "labels that are no files: basophil, 1. In segmentation a label is the path of a mask" in told
+    path = written(tmp_path, HEADER + "s,train,a.png,basophil\ns,train,b.png,1\n")
+    assert read_table(path)["label"].tolist() == ["basophil", "1"]
+    message = refused(path, label_files=True)
+    assert "labels that are no files: basophil, 1. In segmentation a label is the path of a mask" in message
     files = written(tmp_path, HEADER + "s,train,a.png,m.png\n", "files.csv")
     assert read_table(files)["label"].tolist() == [str(tmp_path / "m.png")]
     assert read_table(files, label_files=False)["label"].tolist() == ["m.png"]

@@ -1,4 +1,4 @@
-"""The classification task on images of every kind, and on everything that can be wrong with them."""
+"""The classification task on pictures, volumes and slices, valid and invalid."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_a_site_may_lack_a_class(pictures):
     write_table(pictures, [*rows, ["b", "train", "b0.png", "dark"], ["b", "test", "b3.png", "dark"]])
     built = task(pictures)
     assert built.open("b").train.labels.tolist() == [[1]]
-    told = built.score(lambda x: torch.tensor([[0.0, 1]]), built.open("b").test, torch.device("cpu"))
-    assert told == {"accuracy": 1, "balanced_accuracy": 1, "f1": 1}  # and no area under a curve
+    metrics = built.score(lambda x: torch.tensor([[0.0, 1]]), built.open("b").test, torch.device("cpu"))
+    assert metrics == {"accuracy": 1, "balanced_accuracy": 1, "f1": 1}  # and no area under a curve
 
 
 def test_a_class_whose_labels_are_all_taken_away_is_still_a_class(pictures):
@@ -262,9 +262,9 @@ def test_masks_are_no_classes(pictures):
 def test_every_image_that_cannot_be_read_is_named(pictures):
     (pictures / "a1.png").write_text("not a picture")
     (pictures / "b2.png").write_bytes((pictures / "b2.png").read_bytes()[:40])
-    told = refused(pictures)
-    assert "a1.png: cannot be read: it is no picture that raysim supports" in told
-    assert "b2.png: cannot be read" in told
+    message = refused(pictures)
+    assert "a1.png: cannot be read: it is no picture that raysim supports" in message
+    assert "b2.png: cannot be read" in message
     (pictures / "a1.png").unlink()
     assert "files that do not exist" in refused(pictures)
 

@@ -80,13 +80,13 @@ def test_answers_that_are_all_but_certain_still_have_an_order() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_cannot_be_judged_is_left_out() -> None:
+def test_metrics_that_cannot_be_computed_are_left_out() -> None:
     assert score(sure([1, 0]), [1, 1]) == {"accuracy": 0.5, "balanced_accuracy": 0.5, "f1": pytest.approx(2 / 3)}
     assert score(sure([1, 0]), None) == {}
     assert score(np.zeros((0, 3)), []) == {}
 
 
-def test_slices_of_a_case_are_judged_together() -> None:
+def test_slices_of_a_case_are_evaluated_together() -> None:
     # Case 0: (3, 0) and (0, 1), in the mean (1.5, 0.5), so class 0. Case 1: class 1. Both are right.
     logits = np.array([[3.0, 0], [0, 1], [0, 1]])
     assert score(logits, [0, 0, 1], cases=[0, 0, 1], metrics=("accuracy", "auc")) == {"accuracy": 1, "auc": 1}

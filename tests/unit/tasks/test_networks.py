@@ -1,4 +1,4 @@
-"""MONAI things by name: found, filled in, and refused with the cure."""
+"""Networks, losses and transforms by name: found, completed from the data, or refused with the cure."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_losses_work_by_name_alone(name):
     check_loss(pickle.loads(pickle.dumps(make_segmentation_loss({"name": name}))), 3, (8, 8))
 
 
-def test_the_users_arguments_win():
+def test_the_users_arguments_take_precedence():
     assert make_segmentation_loss({"name": "dice", "softmax": False, "sigmoid": True}).measure.sigmoid
     check_loss(make_segmentation_loss({"name": "dice_ce", "weight": [1, 5]}), 2, (8, 8))
 

@@ -1,4 +1,4 @@
-"""The segmentation task on files of every kind, and on everything that can be wrong with them."""
+"""The segmentation task on pictures, volumes and slices, valid and invalid."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_partition_labelled_and_shift(pictures):
     assert kept.sizes["b"]["train"] == 2
 
 
-def test_the_same_scanner_for_a_site_wherever_the_folder_lies(pictures, tmp_path_factory):
+def test_the_scanner_of_a_site_does_not_depend_on_the_folder(pictures, tmp_path_factory):
     moved = tmp_path_factory.mktemp("moved") / "data"
     shutil.copytree(pictures, moved)
     both = [
@@ -268,7 +268,7 @@ def test_classes_are_no_masks(pictures, labels):
     assert "path of a mask" in wrong(pictures)
 
 
-def test_a_patient_in_several_splits_is_told(pictures):
+def test_a_patient_in_several_splits_gives_a_warning(pictures):
     lines = (pictures / "table.csv").read_text().splitlines()
     (pictures / "table.csv").write_text("\n".join([lines[0] + ",patient", *(f"{line},p1" for line in lines[1:])]))
     with pytest.warns(UserWarning, match=r"patients .* 2, p1 of a \(train, val, test\), p1 of b"):
@@ -339,7 +339,7 @@ def test_volumes_of_another_place_or_with_nan_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:40]])
-def test_a_damaged_volume_is_told_in_a_line(tmp_path, damage):
+def test_a_damaged_volume_is_reported_in_one_line(tmp_path, damage):
     volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4), np.float32))
     (tmp_path / "y.nii.gz").write_bytes(damage((tmp_path / "x.nii.gz").read_bytes()))
     write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])

@@ -51,7 +51,7 @@ def test_a_predictor_may_adapt_itself_by_gradients():
     assert shift.grad is not None
 
 
-def test_a_class_that_a_label_lacks_is_not_judged_there():
+def test_a_class_that_a_label_lacks_is_not_evaluated():
     labels = [[[1, 1], [0, 0]], [[1, 2], [2, 0]]]
     predictions = [[[1, 0], [2, 2]], [[1, 2], [0, 0]]]
     # In case 1 class a overlaps by 2/3 and b is not there; in case 2 a is right and b overlaps by 2/3.
@@ -59,7 +59,7 @@ def test_a_class_that_a_label_lacks_is_not_judged_there():
     assert result == pytest.approx({"dice": (2 / 3 + 5 / 6) / 2, "dice_a": (2 / 3 + 1) / 2, "dice_b": 2 / 3})
 
 
-def test_slices_of_a_volume_are_judged_together():
+def test_slices_of_a_volume_are_evaluated_together():
     labels = [[[1, 1], [1, 1]], [[1, 0], [0, 0]]]
     predictions = [[[1, 1], [1, 1]], [[0, 0], [0, 0]]]
     volume = split(labels, cases=[0, 0], spacing=[[1, 1, 5]] * 2)
@@ -91,7 +91,7 @@ def test_nothing_predicted_costs_the_images_diagonal():
     assert result == pytest.approx({"dice": 0.0, "hd95": 10.0, "asd": 10.0})  # 6 by 8 mm
 
 
-def test_what_cannot_be_judged_is_left_out():
+def test_metrics_that_cannot_be_computed_are_left_out():
     score = SegmentationScore(("background", "spot"), ("dice", "hd95"))
     nothing = np.zeros((2, 2), int)
     assert score(answer([nothing], 2), split([nothing]), CPU) == {}

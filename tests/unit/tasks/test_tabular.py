@@ -1,4 +1,4 @@
-"""The tabular task: features, missing cells, scales and networks by hand, and what is refused."""
+"""The tabular task: features, missing cells, standardisation and networks by hand, and refused tables."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_rows_come_as_features_with_the_index_of_their_class(table):
     assert built.open("b").test.labels.shape == (0, 1)
 
 
-def test_each_site_is_standardised_by_its_own_training_rows(table):
+def test_each_site_is_standardised_by_its_training_rows(table):
     built = task(table)
     # Of 1, 2 and 6 the median is 2, the mean 3 and the variance (4 + 1 + 9) / 3; the 1000 is a test row.
     deviation = sqrt(14 / 3)
@@ -122,7 +122,7 @@ def test_categories_are_columns_of_0_and_1_as_training_rows_have_them(table):
     assert inputs(built, "b", "val")[0, 1:].tolist() == [0, 1, 0, 0]  # nor has one the code 7
 
 
-def test_marks_say_where_a_cell_is_missing(table):
+def test_indicators_are_1_for_missing_cells(table):
     built = task(table, {"categorical": ["colour"], "indicators": True})
     assert built.shape == (1 + 2 + 2,)  # x; blue and red; x and colour are missing in some training row
     assert sorted(inputs(built, "a", "train")[:, 3:].tolist()) == [[0, 0], [0, 0], [0, 0], [1, 1]]
@@ -130,7 +130,7 @@ def test_marks_say_where_a_cell_is_missing(table):
     assert task(table, {"categorical": ["colour"]}).shape == (3,)
 
 
-def test_by_default_all_columns_of_numbers_are_features_and_others_are_told(table):
+def test_by_default_all_numeric_columns_are_features_and_others_give_a_warning(table):
     with pytest.warns(UserWarning, match=r"left out, because they are not numeric: colour \('blue', 'green'\); task\."):
         built = task(table, {"features": None})
     assert built.shape == (2,)  # x and code
@@ -230,9 +230,9 @@ def test_wrong_columns_are_refused_with_the_cure(table):
     assert "it has no column 'hue'" in refused(table, {"categorical": ["hue"]})
     assert "column 'label' is reserved and cannot be a feature" in refused(table, {"features": ["x", "label"]})
     assert "column 'site' is reserved and cannot be a feature" in refused(table, {"categorical": ["site"]})
-    told = refused(table, {"features": ["x", "colour"]})
-    assert "column 'colour' has 8 cells with no number: 'blue', 'green', 'red'; correct" in told
-    assert "name the column in task.data.categorical" in told
+    message = refused(table, {"features": ["x", "colour"]})
+    assert "column 'colour' has 8 cells with no number: 'blue', 'green', 'red'; correct" in message
+    assert "name the column in task.data.categorical" in message
     write_table(table, ROWS.replace("20,red", "inf,red"))
     assert "column 'x' has 1 cell with no number: 'inf'" in refused(table)
 
