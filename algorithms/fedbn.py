@@ -42,9 +42,9 @@ class FedBN(LocalTraining):
         return ServerState(model.only(model.keys() - local), model.parameters.only(local & model.parameters.keys()))
 
     # at each site
-    def client(self, site: Site[Model], shared: Model) -> Reply[Model]:
+    def client(self, site: Site[Model], broadcast: Model) -> Reply[Model]:
         local = weights(site.load()) if site.client_state is None else site.client_state
-        net = self.load_global(site, local | shared)
+        net = self.load_global(site, local | broadcast)
         loss = self.fit(net, site)
         trained, (update, _) = weights(net), self.make_update(net)
         sent = update.keys() - norm_names(update, net)

@@ -52,19 +52,19 @@ class FedRep(LocalTraining):
         return ServerState(model.only(name for name in model if not within(name, head)))
 
     # at each site
-    def client(self, site: Site[Model], shared: Model) -> Reply[Model]:
+    def client(self, site: Site[Model], broadcast: Model) -> Reply[Model]:
         local = weights(site.load()) if site.client_state is None else site.client_state
-        net = self.load_global(site, local | shared)
+        net = self.load_global(site, local | broadcast)
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         losses = {}
         for part, epochs in (("head", self.head_epochs), ("body", None)):
             for name, parameter in trained.items():
-                parameter.requires_grad_((name in shared) == (part == "body"))
+                parameter.requires_grad_((name in broadcast) == (part == "body"))
             losses[part] = self.fit(net, site, epochs=epochs)
         model = weights(net)
-        client_state = model.only(model.keys() - shared.keys())
+        client_state = model.only(model.keys() - broadcast.keys())
         metrics = {"loss": losses["body"], "head_loss": losses["head"]}
-        return Reply(model.only(shared), weight=len(site.data.train), metrics=metrics, client_state=client_state)
+        return Reply(model.only(broadcast), weight=len(site.data.train), metrics=metrics, client_state=client_state)
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from raysim.distributed.active_runs import (
 )
 from raysim.distributed.connection import connect
 from raysim.distributed.control_actor import RunStatus
+from raysim.distributed.local_ray import target_address
 from raysim.search.search_status import is_search_directory, search_directory_status
 from raysim.storage.run_directory import lock_owner, runs_directory
 
@@ -62,7 +62,7 @@ def stop(run: str | None, address: str | None, console: Console) -> None:
         stop_local_run(directory)
         console.print(f"{directory} has ended", highlight=False)
         return
-    if not (address or os.environ.get("RAY_ADDRESS")):
+    if target_address(address) is None:
         raise ConfigError("which Ray? --address HOST:PORT (auto: the one of this machine), RAY_ADDRESS, or a folder")
     with connect(address):
         active = active_names()
@@ -88,7 +88,7 @@ def _local_directory(run: str | None, address: str | None) -> Path | None:
 def _active(address: str | None) -> list[RunStatus]:
     """The runs on the Ray at `address`, then those of this machine that are not among them."""
     found = list[RunStatus]()
-    if address or os.environ.get("RAY_ADDRESS"):
+    if target_address(address) is not None:
         with connect(address):
             found += cluster_statuses()
     if address in (None, "auto"):
@@ -121,7 +121,7 @@ def _cells(each: RunStatus) -> Sequence[str]:
 
 
 def _searched(address: str | None) -> str:
-    target = address or os.environ.get("RAY_ADDRESS")
+    target = target_address(address)
     if target:
         return f"looked on the Ray at {target}"
     return f"looked in {runs_directory()}; --address or RAY_ADDRESS names a Ray"

@@ -15,6 +15,7 @@ import ray
 
 from raysim.core.errors import PlacementError
 from raysim.distributed import ray_compat
+from raysim.distributed.local_ray import target_address
 from raysim.distributed.node_probe import token_file
 from raysim.distributed.timeouts import HEAD_REPLY_TIMEOUT_S
 
@@ -31,7 +32,7 @@ def connect(address: str | None) -> Iterator[str]:
     if ray.is_initialized() and address is None:  # in a notebook, for instance
         yield str(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url or "")
         return
-    target = address or os.environ.get("RAY_ADDRESS")
+    target = target_address(address)
     try:
         handler = signal.getsignal(signal.SIGTERM)
         with _token_mode(target) if target else nullcontext():

@@ -15,8 +15,9 @@ import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raysim.core.errors import ConfigError, PlacementError, RunError
-from raysim.distributed import artifact_bundle
+from raysim.distributed import artifact_bundle, ray_compat
 from raysim.distributed.timeouts import (
+    JOB_FETCH_TIMEOUT_S,
     JOB_REPLY_TIMEOUT_S,
     JOB_START_INTERVAL_S,
     JOB_STATUS_INTERVAL_S,
@@ -27,7 +28,6 @@ from raysim.distributed.waiter import Waiter
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DIRECTORY_FIELD = "raysim_folder"  # of a job's metadata: the run's directory, as the cluster's shell writes it
 STATUS_CHECKS = 20  # of a job, after which its log stream is opened again
-NO_AGENT = "No available agent"  # in the error of the dashboard when the head's agent does not serve
 CONNECTION_ERRORS = (RuntimeError, OSError, aiohttp.ClientError)  # that Ray's client raises when it gets no answer
 
 
@@ -86,7 +86,7 @@ def _reported_errors(job: str) -> Iterator[None]:
         yield
     except CONNECTION_ERRORS as error:
         message = " ".join(str(error).split()) or type(error).__name__
-        if NO_AGENT in message:
+        if ray_compat.lacks_job_agent(error):
             raise PlacementError(
                 f"the cluster takes no jobs: {message[:300]}; another Ray on the head's machine may hold the port of "
                 "the agent that takes them: start the head with ray start --head --dashboard-agent-listen-port=0"
@@ -110,7 +110,7 @@ def _start(client: Any, **job: Any) -> str:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
-            if NO_AGENT not in str(error) or waiter.expired:
+            if not ray_compat.lacks_job_agent(error) or waiter.expired:
                 raise
         time.sleep(JOB_START_INTERVAL_S)
 
@@ -165,7 +165,13 @@ def _fetch(client: Any, directory: str) -> str:
     """The bundle of `directory`, which a job prints: a cluster returns output only. Empty if it does not exist."""
     module = artifact_bundle.__name__
     job = _start(client, entrypoint=f"test ! -d {directory} || exec python -m {module} {directory}")
+    waiter = Waiter(JOB_FETCH_TIMEOUT_S)
     while not (status := client.get_job_status(job)).is_terminal():
+        if waiter.expired:
+            raise RunError(
+                f"the results in {directory} were not sent within {JOB_FETCH_TIMEOUT_S:g} s; they stay there, and "
+                "raysim submit --attach fetches them"
+            )
         time.sleep(POLL_INTERVAL_S)
     if status != JobStatus.SUCCEEDED:
         raise RunError(f"the results in {directory} could not be fetched: {client.get_job_logs(job)[-500:]}")

@@ -6,7 +6,6 @@ Imports Ray only for a run on Ray: a local run does without it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -22,7 +21,7 @@ from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, RunF
 from raysim.core.registry import classes_of, name_of
 from raysim.core.results import RunResult
 from raysim.distributed import node_probe
-from raysim.distributed.local_ray import set_local_ray_variables
+from raysim.distributed.local_ray import set_local_ray_variables, target_address
 from raysim.distributed.run_environment import describe_environment, pickle_by_value
 from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
@@ -123,7 +122,7 @@ def _run_on_ray(plan: Plan) -> Generator[Event]:
     yield Message("starting Ray")
     with connect(config.ray_address) as dashboard:
         yield Message(f"Ray is up; dashboard: {dashboard or 'none'}")
-        joined = bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+        joined = target_address(config.ray_address) is not None
         request = yield from admit(plan, joined=joined)
         with closing(stream_events(plan, request, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")) as events:
             for event in events:

@@ -19,6 +19,7 @@ from raysim.distributed.batch_measurement import BatchProbe, measure_batches
 from raysim.distributed.cluster_checks import probe_nodes
 from raysim.distributed.connection import accepts_token, connect
 from raysim.distributed.doctor_checks import Check, NodeReport
+from raysim.distributed.local_ray import target_address
 from raysim.distributed.ray_errors import summarize
 from raysim.distributed.run_environment import pickle_by_value
 from raysim.distributed.timeouts import BATCH_PROBE_TIMEOUT_S, NODE_PROBE_TIMEOUT_S
@@ -58,7 +59,7 @@ def _local_environment(config: RunConfig, reads: Sequence[str], writes: Sequence
 
 @contextmanager
 def _ray_environment(config: RunConfig, reads: Sequence[str], writes: Sequence[str]) -> Iterator[ProbeEnvironment]:
-    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    address = target_address(config.ray_address)
     pickle_by_value(type(config.algorithm), type(config.task))
     with connect(config.ray_address) as dashboard:
         gcs = ray.get_runtime_context().gcs_address

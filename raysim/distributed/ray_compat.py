@@ -75,3 +75,11 @@ def pending_node_count() -> int | None:
         return None
     status = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=2)
     return len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
+
+
+def lacks_job_agent(error: Exception) -> bool:
+    """Whether a cluster refused a job because no agent of its head accepts jobs (yet).
+
+    The dashboard answers with text alone: its client raises the same RuntimeError for every refusal.
+    """
+    return "No available agent" in str(error)

@@ -36,6 +36,7 @@ STOP_TIMEOUT_S = 120.0  # a run that was asked to stop ends
 # Submitted jobs
 JOB_REPLY_TIMEOUT_S = 120.0  # the cluster's dashboard answers again
 JOB_START_INTERVAL_S = 2.0
+JOB_FETCH_TIMEOUT_S = 600.0  # a job prints the results of a run
 JOB_STATUS_INTERVAL_S = 30.0
 
 # Client actors' housekeeping

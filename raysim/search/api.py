@@ -17,6 +17,7 @@ from raysim.config.resolve import build, resolve
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.distributed.cluster_checks import check_cluster
 from raysim.distributed.connection import connect
+from raysim.distributed.local_ray import target_address
 from raysim.distributed.placement_wait import TrialWait
 from raysim.distributed.run_environment import pickle_by_value
 from raysim.reporting.console import Terminal
@@ -179,7 +180,7 @@ def _run_stages(
 
 def _check_nodes(request: SearchRequest, spec: SearchSpec, console: SearchConsole) -> None:
     """Check the nodes of an existing cluster before trials are placed on them. Raises NodeError."""
-    if request.base.get("ray_address") or os.environ.get("RAY_ADDRESS"):
+    if target_address(request.base.get("ray_address")):
         assert spec.task is not None
         for notice in check_cluster(spec.task, spec.task_config, [str(spec.out / LOCK_FILE)]):
             console.show(notice)

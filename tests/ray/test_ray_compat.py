@@ -57,3 +57,9 @@ def test_raylet_pid_is_a_raylet() -> None:
 
 def test_pending_node_count_is_unknown_without_an_autoscaler() -> None:
     assert ray_compat.pending_node_count() in (None, 0)
+
+
+def test_a_refusal_without_a_job_agent_is_told_from_others() -> None:
+    answer = "Request failed with status code 500: No available agent to submit job, please try again later."
+    assert ray_compat.lacks_job_agent(RuntimeError(answer))
+    assert not ray_compat.lacks_job_agent(RuntimeError("Request failed with status code 404: job does not exist"))
