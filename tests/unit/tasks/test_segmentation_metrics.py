@@ -51,6 +51,18 @@ def test_a_predictor_may_adapt_itself_by_gradients():
     assert shift.grad is not None
 
 
+def test_one_far_pixel_of_forty_one_is_beyond_the_95th_percentile():
+    label = np.zeros((12, 40), np.uint8)
+    label[0] = 1
+    predicted = label.copy()
+    predicted[10, 20] = 1
+    # Of 41 distances to the label 40 are 0 and one is 10; of 40 distances from the label all are 0.
+    result = SegmentationScore(("background", "a"), metrics=("hd95",))(
+        answer([predicted.tolist()], 2), split([label]), CPU
+    )
+    assert result == {"hd95": 0.0}
+
+
 def test_a_class_that_a_label_lacks_is_not_evaluated():
     labels = [[[1, 1], [0, 0]], [[1, 2], [2, 0]]]
     predictions = [[[1, 0], [2, 2]], [[1, 2], [0, 0]]]
