@@ -44,12 +44,13 @@ def group_of(item: pytest.Item) -> str:
     if folder_of(item) == "cluster":
         return "cluster"  # one head for all
     if "ray_started" in getattr(item, "fixturenames", ()):
-        return "ray"  # one Ray for all
+        # One Ray for each of two groups that take about as long.
+        return "ray-search" if item.path.stem == "test_search" else "ray"
     # A command shares nothing; tests of one file share what they cache.
     return item.nodeid if folder_of(item) == "e2e" else str(item.path.relative_to(HERE))
 
 
-ORDER = ("cluster", "ray", "e2e", "algorithms", "unit")  # the longest first, so that the workers end together
+ORDER = ("cluster", "ray", "ray-search", "e2e", "algorithms", "unit")  # the longest first, so that the workers end together
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
