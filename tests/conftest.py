@@ -50,7 +50,14 @@ def group_of(item: pytest.Item) -> str:
     return item.nodeid if folder_of(item) == "e2e" else str(item.path.relative_to(HERE))
 
 
-ORDER = ("cluster", "ray", "ray-search", "e2e", "algorithms", "unit")  # the longest first, so that the workers end together
+ORDER = (
+    "cluster",
+    "ray",
+    "ray-search",
+    "e2e",
+    "algorithms",
+    "unit",
+)  # the longest first, so that the workers end together
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -69,7 +69,7 @@ def test_an_actor_that_runs_out_of_memory_is_replaced_and_the_bits_stay(tmp_path
     if size["MemAvailable"] < 12e9:
         pytest.skip("needs 12 GB of free memory, of which a site takes some before Ray kills it")
     limit = 1 - (size["MemAvailable"] - 5e9) / size["MemTotal"]
-    client_state = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "50"}
+    memory_limits = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "50"}
     words = ["task.data.sites=3", "task.data.outside=[]", "task.data.size=[16, 16]", "rounds=3"]
     words += [
         "algorithm=tests.support.remote:Greedy",
@@ -77,7 +77,7 @@ def test_an_actor_that_runs_out_of_memory_is_replaced_and_the_bits_stay(tmp_path
         "resources.cpus_per_client=0.5",
     ]
     command = [sys.executable, "-m", "raysim", "run", *words, "--out"]
-    subprocess.run([*command, str(tmp_path / "run")], check=True, env={**os.environ, **client_state})
+    subprocess.run([*command, str(tmp_path / "run")], check=True, env={**os.environ, **memory_limits})
     subprocess.run([*command, str(tmp_path / "calm"), "backend=local"], check=True)  # the file is there by now
     lost = failures(tmp_path / "run")[0]
     assert lost["cause"].startswith("OutOfMemoryError: ")

@@ -164,7 +164,10 @@ def test_skipped_entries_beside_images_of_a_class_are_noted(tmp_path: Path) -> N
     folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.dcm")
     (tmp_path / "dog/4.png").symlink_to(tmp_path / "gone.png")
     table = scan(folder)
-    assert table["image"].tolist() == ["cat/1.png", "dog/2.png"]
+    assert sorted(table["image"]) == [
+        "cat/1.png",
+        "dog/2.png",
+    ]  # the split, and so the order, depends on the folder's name
     formats, links = table.attrs["notes"][:2]
     assert "does not read, left out: 1" in formats
     assert "links that are broken, left out: 1" in links
