@@ -18,7 +18,7 @@ from raysim.config.schema import RunConfig
 from raysim.core.errors import PlacementError
 from raysim.core.formatting import format_bytes, pluralize
 from raysim.data.required_paths import required_paths
-from raysim.distributed import doctor_checks, node_probe
+from raysim.distributed import node_checks, node_probe
 from raysim.distributed.admission import check_object_store
 from raysim.distributed.autoscaling import provisionable_nodes
 from raysim.distributed.batch_measurement import (
@@ -29,7 +29,7 @@ from raysim.distributed.batch_measurement import (
     round_seconds,
     steps_of,
 )
-from raysim.distributed.doctor_checks import Check, NodeReport
+from raysim.distributed.node_checks import Check, NodeReport, Verdict
 from raysim.distributed.probe_environment import ProbeEnvironment, open_probe_environment
 from raysim.distributed.resources import ActorResources, NodeCapacity, NodeResources, plan_actors
 from raysim.distributed.timeouts import BATCH_PROBE_TIMEOUT_S
@@ -40,7 +40,7 @@ from raysim.reporting.console import RunConsole
 from raysim.storage.run_directory import runs_directory
 
 FAILED = "a run would fail in the same way; if it was out of memory, a smaller task.batch_size takes less"
-STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+STYLES = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.WRONG: "bold red"}
 
 
 def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
@@ -59,35 +59,35 @@ def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
         actors, placed = _placed(config, plan, environment)
         found = [*_checks(environment, folder, reads, writes), placed, *_stored(plan, environment)]
         probe: BatchProbe | Failure | None = None
-        if placed.verdict != "note":  # which means that nodes are still to be added
+        if placed.verdict is not Verdict.NOTE:  # which means that nodes are still to be added
             display.say(f"trying a batch, for {BATCH_PROBE_TIMEOUT_S:g} s at most")
             probe = _probe(config, plan, environment, actors)
     if isinstance(probe, Failure):
-        found.append(Check("batch", "wrong", probe.cause, FAILED))
+        found.append(Check("batch", Verdict.WRONG, probe.cause, FAILED))
     elif probe is not None:
         found += _crowded(environment, actors, probe, len(plan.task.inside))
     display.console.print(_table(found))
     if isinstance(probe, BatchProbe):
         _report(plan, environment, actors, probe, display)
-    if placed.verdict == "wrong":
+    if placed.verdict is Verdict.WRONG:
         return PlacementError.exit_code
-    return int(any(check.verdict == "wrong" for check in found))
+    return int(any(check.verdict is Verdict.WRONG for check in found))
 
 
 def _checks(
     environment: ProbeEnvironment, folder: Path, reads: Sequence[str], writes: Sequence[str]
 ) -> Iterator[Check]:
-    facts = doctor_checks.probed_facts(environment.nodes)
+    facts = node_checks.probed_facts(environment.nodes)
     yield environment.check
-    yield from doctor_checks.of_nodes(environment.nodes)
-    yield from doctor_checks.of_gpus(environment.nodes)
-    yield from doctor_checks.of_versions(facts, node_probe.versions())
+    yield from node_checks.of_nodes(environment.nodes)
+    yield from node_checks.of_gpus(environment.nodes)
+    yield from node_checks.of_versions(facts, node_probe.versions())
     if environment.is_local_ray is not None:
-        yield from doctor_checks.of_listening(facts, environment.is_local_ray)
-        yield doctor_checks.of_token(os.environ, Path.home(), environment.open_to_all)
-        yield from doctor_checks.of_disks(environment.nodes)
-    yield doctor_checks.of_folder(folder)
-    yield from doctor_checks.of_paths(facts, reads, writes)
+        yield from node_checks.of_listening(facts, environment.is_local_ray)
+        yield node_checks.of_token(os.environ, Path.home(), environment.open_to_all)
+        yield from node_checks.of_disks(environment.nodes)
+    yield node_checks.of_folder(folder)
+    yield from node_checks.of_paths(facts, reads, writes)
 
 
 def _placed(config: RunConfig, plan: Plan, environment: ProbeEnvironment) -> tuple[list[ActorResources], Check]:
@@ -105,16 +105,18 @@ def _placed(config: RunConfig, plan: Plan, environment: ProbeEnvironment) -> tup
             many = len(plan_actors(resources, task.inside, [*nodes, *more], task.outside))
             if more:
                 found = f"no room for {pluralize(many, 'client actor')} yet: a run asks the autoscaler for nodes"
-                return [], Check("resources", "note", f"{found}, of which {len(more)} more may come; no batch is tried")
-        return [], Check("resources", "wrong", str(error))
+                return [], Check(
+                    "resources", Verdict.NOTE, f"{found}, of which {len(more)} more may come; no batch is tried"
+                )
+        return [], Check("resources", Verdict.WRONG, str(error))
     if environment.is_local_ray is None:
         threads = pluralize(torch_threads(resources.cpus_per_client), "torch thread")
-        return actors, Check("resources", "ok", f"all sites in this process, {threads}")
+        return actors, Check("resources", Verdict.OK, f"all sites in this process, {threads}")
     kinds = Counter((actor.cpus, actor.gpus) for actor in actors)
     each = [
         f"{pluralize(count, 'client actor')} of {cpus:g} CPU, {gpus:g} GPU" for (cpus, gpus), count in kinds.items()
     ]
-    return actors, Check("resources", "ok", ", ".join(each))
+    return actors, Check("resources", Verdict.OK, ", ".join(each))
 
 
 def _stored(plan: Plan, environment: ProbeEnvironment) -> Iterator[Check]:
@@ -122,9 +124,9 @@ def _stored(plan: Plan, environment: ProbeEnvironment) -> Iterator[Check]:
     if environment.is_local_ray is None:
         return
     try:
-        yield from (Check("object store", "note", note.text) for note in check_object_store(plan))
+        yield from (Check("object store", Verdict.NOTE, note.text) for note in check_object_store(plan))
     except PlacementError as error:
-        yield Check("object store", "wrong", str(error))
+        yield Check("object store", Verdict.WRONG, str(error))
 
 
 def _probe(
@@ -152,13 +154,13 @@ def _crowded(
         if count * needed > node.memory:
             each = f"{pluralize(count, 'client actor')} of {format_bytes(needed)} each"
             found = f"{node.name}: {each} would come here"
-            yield Check("memory", "wrong", f"{found}, which has {format_bytes(node.memory)}", cure)
+            yield Check("memory", Verdict.WRONG, f"{found}, which has {format_bytes(node.memory)}", cure)
         share = min((actor.gpus for actor in actors if actor.gpus), default=1.0)
         for name, total in dict(node.usable).items():
             if share < 1 and share * total < probe.on_gpu:
                 part = f"{share:g} of a {name} is {format_bytes(share * total)}"
                 found = f"{node.name}: an actor needs {format_bytes(probe.on_gpu)}; {part}"
-                yield Check("GPU memory", "wrong", found, cure)
+                yield Check("GPU memory", Verdict.WRONG, found, cure)
 
 
 def _table(found: Sequence[Check]) -> Table:

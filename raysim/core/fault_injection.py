@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import numpy_generator
@@ -12,18 +13,25 @@ from raysim.core.seeding import numpy_generator
 GRAMMAR = "kill client@ROUND, kill node@ROUND, slow SITE xFACTOR, drop FRACTION; separated by ';'"
 
 
+class Victim(StrEnum):
+    """What is killed."""
+
+    CLIENT = "client"  # a client actor
+    NODE = "node"
+
+
 @dataclass(frozen=True)
 class FaultPlan:
-    """The faults to inject: `kills` has `client` or `node` by round (from 1), `slow` the factor on a site's time."""
+    """The faults to inject: `kills` has the victims by round (from 1), `slow` the factor on a site's time."""
 
-    kills: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    kills: Mapping[int, tuple[Victim, ...]] = field(default_factory=dict)
     slow: Mapping[str, float] = field(default_factory=dict)
     drop: float = 0.0
 
     @property
     def needs_node(self) -> bool:
         """Whether a node will be killed."""
-        return any("node" in victims for victims in self.kills.values())
+        return any(Victim.NODE in victims for victims in self.kills.values())
 
     def delay(self, site: str, seconds: float) -> float:
         """The extra seconds of a call at `site` that took `seconds`."""
@@ -50,12 +58,12 @@ class FaultPlan:
 
 def parse_faults(text: str | None) -> FaultPlan:
     """The faults described by `text`. Raises ConfigError for a part that cannot be parsed."""
-    kills: dict[int, tuple[str, ...]] = {}
+    kills: dict[int, tuple[Victim, ...]] = {}
     slow, drop = dict[str, float](), 0.0
     for part in (part.strip() for part in (text or "").split(";")):
         if kill := re.fullmatch(r"kill (client|node)@(\d+)", part):
             number = int(kill[2])
-            kills[number] = (*kills.get(number, ()), kill[1])
+            kills[number] = (*kills.get(number, ()), Victim(kill[1]))
         elif slower := re.fullmatch(r"slow (\S.*) x(\d+(?:\.\d+)?)", part):
             slow[slower[1]] = max(1.0, float(slower[2]))
         elif dropped := re.fullmatch(r"drop (0?\.\d+|0|1)", part):

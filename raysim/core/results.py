@@ -85,6 +85,14 @@ class Round(Generic[S]):
     phases: Mapping[str, float] = field(default_factory=dict)  # seconds of each
 
 
+class RunOutcome(StrEnum):
+    """How a run ended: `status` in summary.json."""
+
+    DONE = "done"  # all rounds are recorded
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True)
 class RunResult:
     """The result of a finished run: its directory and the content of its summary.json."""
@@ -93,9 +101,9 @@ class RunResult:
     summary: Mapping[str, Any] = field(repr=False)
 
     @property
-    def status(self) -> str:
-        """`done`: all rounds are recorded."""
-        return str(self.summary["status"])
+    def status(self) -> RunOutcome:
+        """How the run ended."""
+        return RunOutcome(self.summary["status"])
 
     @property
     def digest(self) -> str:
@@ -104,7 +112,7 @@ class RunResult:
 
     @property
     def metric(self) -> str:
-        """The `role/split/metric` that the run is judged by."""
+        """The `role/split/metric` that is reported as the result of the run."""
         return str(self.summary["metric"])
 
     @property

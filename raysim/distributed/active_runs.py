@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -22,7 +21,7 @@ from raysim.distributed.control_actor import CONTROL, NAMESPACE, RunStatus, run_
 from raysim.distributed.timeouts import POLL_INTERVAL_S, STATUS_REPLY_TIMEOUT_S, STOP_TIMEOUT_S
 from raysim.distributed.waiter import Waiter
 from raysim.storage.json_lines import read_jsonl
-from raysim.storage.run_directory import LOG_FILE, lock_owner
+from raysim.storage.run_directory import LOG_FILE, lock_owner, read_summary
 
 
 def active_names() -> set[str]:
@@ -109,10 +108,7 @@ def directory_status(directory: Path) -> RunStatus:
         config = yaml.safe_load((directory / "config.yaml").read_text())
     last = deque(read_jsonl(directory / LOG_FILE), maxlen=1)
     row = last[0][0] if last else dict[str, Any]()
-    summary = dict[str, Any]()
-    with suppress(OSError, ValueError):
-        summary = json.loads((directory / "summary.json").read_text())
-    ended = summary.get("status", "ended early" if config else "not begun")
+    ended = read_summary(directory).get("status", "ended early" if config else "not begun")
     algorithm, task = (config.get(part, {}).get("name", "?") for part in ("algorithm", "task"))
     return RunStatus(
         name=directory.name,

@@ -13,8 +13,8 @@ from raysim.core.contracts import Task
 from raysim.core.errors import PlacementError
 from raysim.core.events import Notice
 from raysim.data.required_paths import required_paths
-from raysim.distributed import doctor_checks, node_probe, ray_compat
-from raysim.distributed.doctor_checks import NodeReport
+from raysim.distributed import node_checks, node_probe, ray_compat
+from raysim.distributed.node_checks import NodeReport, Verdict
 from raysim.distributed.ray_errors import summarize
 from raysim.distributed.timeouts import NODE_PROBE_TIMEOUT_S
 
@@ -29,9 +29,9 @@ def check_cluster(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator
     reads, writes = required_paths(task, config)
     reads = [*reads, *more]
     nodes = probe_nodes(node_probe.probe_without_torch, reads, writes)
-    facts = doctor_checks.probed_facts(nodes)
-    checks = [*doctor_checks.of_versions(facts, node_probe.versions()), *doctor_checks.of_paths(facts, reads, writes)]
-    if wrong := [check for check in checks if check.verdict == "wrong"]:
+    facts = node_checks.probed_facts(nodes)
+    checks = [*node_checks.of_versions(facts, node_probe.versions()), *node_checks.of_paths(facts, reads, writes)]
+    if wrong := [check for check in checks if check.verdict is Verdict.WRONG]:
         cures = "; ".join(dict.fromkeys(check.cure for check in wrong))
         raise PlacementError(f"{'; '.join(check.found for check in wrong)}. {cures}")
     for node in nodes:

@@ -40,7 +40,7 @@ def connect(address: str | None) -> Iterator[str]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the process at once
     except Exception as error:  # Ray raises many types here, a bare Exception among them
-        cure = "; from a machine that is no node of it: raysim submit" if "node info" in str(error).lower() else ""
+        cure = "; from a machine that is no node of it: raysim submit" if ray_compat.is_no_node(error) else ""
         action = f"join Ray at {target}" if target else "start Ray"
         raise PlacementError(f"cannot {action}: {error}{cure}") from error
     try:

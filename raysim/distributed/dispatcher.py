@@ -142,7 +142,7 @@ class Dispatcher:
     def _call_title(self, sites: Sequence[str]) -> str:
         """The name of a call on the dashboard."""
         more = f" +{len(sites) - 3}" if len(sites) > 3 else ""
-        return f"round {self.fleet.accounting.round + 1}, {self.fleet.progress.phase}: {', '.join(sites[:3])}{more}"
+        return f"round {self.fleet.accounting.number}, {self.fleet.progress.phase}: {', '.join(sites[:3])}{more}"
 
     def _handle_response(self, sent: InFlightCall) -> Iterator[tuple[str, CallResult[Any]]]:
         count = len(sent.sites)
@@ -161,7 +161,7 @@ class Dispatcher:
     def _handle_ray_error(self, sent: InFlightCall, error: RayError) -> None:
         """Re-queue the sites of a lost actor. Raises RunError for errors that a retry cannot fix."""
         cause = error.cause if isinstance(error, RayTaskError) else error
-        round = self.fleet.accounting.round + 1
+        round = self.fleet.accounting.number
         if isinstance(cause, LostObjectError | ObjectLostError):
             raise LostObjectError(f"round {round}: {summarize(cause)}") from error
         if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
@@ -194,14 +194,14 @@ class Dispatcher:
             self.exhausted_sites.append((sites[0], CallResult(None, failure=failure, seconds=seconds)))
             return
         self.quarantined_sites.extend(sites)
-        number, phase = self.fleet.accounting.round + 1, self.fleet.progress.phase
+        number, phase = self.fleet.accounting.number, self.fleet.progress.phase
         event = FailureEvent(number, phase, tuple(sites), sent.actor, cause, FailureAction.RETRIED, seconds)
         self.fleet.accounting.failures.append(event)
 
     def _no_actor_message(self) -> str:
         left = len(self.quarantined_sites) + sum(map(len, self.queues.values()))
         return (
-            f"round {self.fleet.accounting.round + 1}: no client actor has come back for "
+            f"round {self.fleet.accounting.number}: no client actor has come back for "
             f"{self.fleet.no_actor_timeout_s:g} s, and {left} sites wait; the cluster has no room for one. When it "
             "has, `raysim resume` continues from the last checkpoint"
         )

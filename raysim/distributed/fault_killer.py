@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.core.events import ActorPlacement
-from raysim.core.fault_injection import FaultPlan
+from raysim.core.fault_injection import FaultPlan, Victim
 from raysim.distributed import ray_compat
 from raysim.distributed.actor_pool import ActorPool
 from raysim.distributed.timeouts import KILL_TIMEOUT_S
@@ -24,7 +24,7 @@ class FaultKiller:
 
     def __init__(self, plan: FaultPlan, pool: ActorPool) -> None:
         self._pool = pool
-        self._kills = dict(plan.kills)  # by round, from 1: client or node
+        self._kills = dict(plan.kills)  # by round, from 1
 
     def kill_due(self, round: int) -> None:
         """Kill what is planned for this round; what is not up yet, in the next."""
@@ -36,7 +36,7 @@ class FaultKiller:
             else:
                 killed.append(placement)
 
-    def remaining(self) -> list[str]:
+    def remaining(self) -> list[Victim]:
         """What has not been killed."""
         return [victim for victims in self._kills.values() for victim in victims]
 
@@ -46,12 +46,12 @@ class FaultKiller:
         spared = {ray.get_runtime_context().get_node_id(), *heads}
         return [placement for placement in self._pool.placements(available=True) if placement.node not in spared]
 
-    def _kill(self, victim: str, killed: Sequence[ActorPlacement]) -> ActorPlacement | None:
+    def _kill(self, victim: Victim, killed: Sequence[ActorPlacement]) -> ActorPlacement | None:
         """Kill the last client actor, or the last node with an actor and without the server; None if there is none.
 
         An actor, or a node, that was `killed` in this round is not killed again.
         """
-        if victim == "node":
+        if victim is Victim.NODE:
             nodes = {placement.node for placement in killed}
             candidates = [placement for placement in self.killable_nodes() if placement.node not in nodes]
         else:
@@ -59,12 +59,12 @@ class FaultKiller:
         if not candidates:
             return None
         target = candidates[-1]
-        if victim == "client" and target.node == ray.get_runtime_context().get_node_id():
+        if victim is Victim.CLIENT and target.node == ray.get_runtime_context().get_node_id():
             os.kill(target.pid, signal.SIGKILL)
             return target
         there = NodeAffinitySchedulingStrategy(target.node, soft=False)
         remote: Any = ray.remote(_kill_process)
-        pid = None if victim == "node" else target.pid
+        pid = None if victim is Victim.NODE else target.pid
         ref = remote.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(pid)
         with suppress(RayError):  # the task is lost with the node that it kills
             ray.get(ref, timeout=KILL_TIMEOUT_S)

@@ -5,9 +5,8 @@ Imports Ray only for a run on Ray: a local run does without it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
@@ -19,7 +18,7 @@ from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError
 from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, RunFailed, RunFinished, RunPlanned
 from raysim.core.registry import classes_of, name_of
-from raysim.core.results import RunResult
+from raysim.core.results import RunOutcome, RunResult
 from raysim.distributed import node_probe
 from raysim.distributed.local_ray import set_local_ray_variables, target_address
 from raysim.distributed.run_environment import describe_environment, pickle_by_value
@@ -27,7 +26,16 @@ from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
 from raysim.federation.validation import validate
 from raysim.reporting.html_report import write_report
-from raysim.storage.run_directory import LOG_FILE, check_new_directory, commit, exclusive_lock, reserve_directory
+from raysim.storage.run_directory import (
+    LOG_FILE,
+    SUMMARY_FILE,
+    check_new_directory,
+    commit,
+    exclusive_lock,
+    has_checkpoint,
+    read_summary,
+    reserve_directory,
+)
 
 
 def run(
@@ -78,13 +86,12 @@ def read_run_config(directory: Path, ray_address: str | None = None) -> RunConfi
 
 
 def _check_unfinished(directory: Path) -> None:
-    with suppress(OSError, ValueError):
-        summary = json.loads((directory / "summary.json").read_text())
-        if summary["status"] == "done":
-            raise ConfigError(
-                f"{directory} is done, all {summary['rounds']} rounds; for more rounds start a new run "
-                f"(raysim run -c {directory / 'config.yaml'} rounds=...)"
-            )
+    summary = read_summary(directory)
+    if summary.get("status") == RunOutcome.DONE:
+        raise ConfigError(
+            f"{directory} is done, all {summary['rounds']} rounds; for more rounds start a new run "
+            f"(raysim run -c {directory / 'config.yaml'} rounds=...)"
+        )
 
 
 def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None, resume: bool) -> RunResult:
@@ -158,8 +165,7 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
         yield
     except (RunError, PlacementError, KeyboardInterrupt) as error:
         if (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
-            more = any((plan.directory / "checkpoints").glob("round_*"))
-            cure = f"; raysim resume {plan.directory} continues it" if more else ""
+            cure = f"; raysim resume {plan.directory} continues it" if has_checkpoint(plan.directory) else ""
             emit(Message(f"what was recorded until then is in {plan.directory}{cure}"))
         raise
     finally:
@@ -168,7 +174,7 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
 
 def _write_report(directory: Path, emit: EventCallback) -> None:
     """Write report.html in this process, because the server actor may be lost."""
-    if not (directory / "summary.json").exists():  # the run has not begun, or its server was lost
+    if not (directory / SUMMARY_FILE).exists():  # the run has not begun, or its server was lost
         return
     try:
         text = f"report: {write_report(directory)}"

@@ -18,8 +18,8 @@ from raysim.distributed import node_probe
 from raysim.distributed.batch_measurement import BatchProbe, measure_batches
 from raysim.distributed.cluster_checks import probe_nodes
 from raysim.distributed.connection import accepts_token, connect
-from raysim.distributed.doctor_checks import Check, NodeReport
 from raysim.distributed.local_ray import target_address
+from raysim.distributed.node_checks import Check, NodeReport, Verdict
 from raysim.distributed.ray_errors import summarize
 from raysim.distributed.run_environment import pickle_by_value
 from raysim.distributed.timeouts import BATCH_PROBE_TIMEOUT_S, NODE_PROBE_TIMEOUT_S
@@ -53,7 +53,7 @@ def _local_environment(config: RunConfig, reads: Sequence[str], writes: Sequence
     facts = node_probe.probe(reads, writes, (), "")
     cpus, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().available
     node = NodeReport("this machine", cpus, len(facts["gpus"]), memory, 0, facts)
-    check = Check("Ray", "ok", "not used: backend=local")
+    check = Check("Ray", Verdict.OK, "not used: backend=local")
     yield ProbeEnvironment(check, [node], None, lambda arguments, *_: _call_in_process(arguments))
 
 
@@ -65,7 +65,7 @@ def _ray_environment(config: RunConfig, reads: Sequence[str], writes: Sequence[s
         gcs = ray.get_runtime_context().gcs_address
         found = f"{ray.__version__} at {gcs}, {'joined' if address else 'started for this command'}; dashboard "
         cure = "" if dashboard else "install ray[default], and start it with its dashboard"
-        check = Check("Ray", "ok" if dashboard else "note", found + (dashboard or "none"), cure)
+        check = Check("Ray", Verdict.OK if dashboard else Verdict.NOTE, found + (dashboard or "none"), cure)
         head_ports = [int(each.rpartition(":")[2]) for each in (gcs, dashboard) if each]
         nodes = probe_nodes(node_probe.probe, reads, writes, head_ports)
         yield ProbeEnvironment(check, nodes, not address, _call_on_ray, accepts_token(gcs))

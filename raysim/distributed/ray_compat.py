@@ -77,6 +77,14 @@ def pending_node_count() -> int | None:
     return len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
 
 
+def is_no_node(error: Exception) -> bool:
+    """Whether `ray.init` failed because this machine is no node of the cluster that it was to join.
+
+    Ray raises a RuntimeError or an exception of its own, depending on the step that fails.
+    """
+    return "node info" in str(error).lower()
+
+
 def lacks_job_agent(error: Exception) -> bool:
     """Whether a cluster refused a job because no agent of its head accepts jobs (yet).
 

@@ -35,19 +35,18 @@ class RayFleet(BaseFleet):
         self,
         task: Task,
         pool: ActorPool,
+        options: FleetOptions,
         *,
-        seed: int,
-        rounds: int,
         chaos: FaultPlan | None = None,
         no_actor_timeout_s: float = NO_ACTOR_TIMEOUT_S,
     ) -> None:
-        super().__init__(task, FleetOptions(seed, rounds), ClientStateStore(_put, _get))
+        super().__init__(task, options, ClientStateStore(_put, _get))
         self.pool, self.no_actor_timeout_s = pool, no_actor_timeout_s
         self.fault_killer = FaultKiller(chaos or FaultPlan(), pool)
 
     def record_dropped(self, actor: str, cause: RaysimError) -> None:
         """Record that the run continues without this actor."""
-        number, phase = self.accounting.round + 1, self.progress.phase
+        number, phase = self.accounting.number, self.progress.phase
         event = FailureEvent(number, phase, (), actor, str(cause), FailureAction.ACTOR_DROPPED)
         self.accounting.failures.append(event)
 

@@ -18,6 +18,7 @@ from raysim.distributed.placement_groups import ActorSlot
 from raysim.distributed.prometheus import RunMetrics
 from raysim.distributed.ray_fleet import RayFleet
 from raysim.distributed.timeouts import NO_ACTOR_TIMEOUT_S
+from raysim.federation.accounting import FleetOptions
 from raysim.federation.plan import Plan
 from raysim.federation.runner import run_federation
 
@@ -55,13 +56,10 @@ class ServerActor:
     def _open(self, spec: ServerSpec) -> None:
         self.spec, self.plan = spec, ray.get(spec.plan[0])
         plan: Plan = self.plan
+        config = plan.config
+        options = FleetOptions(config.seed, config.rounds, config.min_replies, config.site_timeout_s)
         self.fleet = RayFleet(
-            plan.task,
-            self.pool,
-            seed=plan.config.seed,
-            rounds=plan.config.rounds,
-            chaos=plan.faults,
-            no_actor_timeout_s=spec.no_actor_timeout_s,
+            plan.task, self.pool, options, chaos=plan.faults, no_actor_timeout_s=spec.no_actor_timeout_s
         )
         self.metrics = RunMetrics(run_name(spec.namespace), plan.config.rounds, plan.metric)
 

@@ -37,6 +37,11 @@ class RoundAccounting:
     failures: list[FailureEvent] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds, by the phase of the calls
 
+    @property
+    def number(self) -> int:
+        """The number of the round, from 1, as records and messages have it."""
+        return self.round + 1
+
     def open_round(self, index: int) -> None:
         """Start the account of round `index`, from 0."""
         vars(self).update(vars(RoundAccounting(index)))  # in place: the parts of a fleet share this object

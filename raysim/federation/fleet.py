@@ -19,6 +19,7 @@ from raysim.core.results import FailureAction, FailureEvent
 from raysim.core.seeding import preserve_rng
 from raysim.federation.accounting import ClientStateStore, FleetOptions, RoundAccounting
 from raysim.federation.site_executor import (
+    EVALUATION_CALL,
     NOT_GIVEN,
     CallKey,
     CallResult,
@@ -101,8 +102,8 @@ class BaseFleet(ABC):
             client,
             broadcast,
             None,
-            self._call("judge"),
-            phase=EVALUATION_PHASE,  # "judge" is part of the seed
+            self._call(EVALUATION_CALL),
+            phase=EVALUATION_PHASE,
         )
         return Replies(results, self._fetch)
 
@@ -161,7 +162,7 @@ class BaseFleet(ABC):
 
     def _left_out(self, site: str, failure: Failure, seconds: float, phase: str, spare: int) -> None:
         """Account a site's failure. Raises SiteError if `spare`, how many more sites may fail, is negative."""
-        number, cause = self.accounting.round + 1, failure.cause
+        number, cause = self.accounting.number, failure.cause
         action = FailureAction.LEFT_OUT if spare >= 0 else FailureAction.RUN_ENDED
         event = FailureEvent(number, phase, (site,), "", cause, action, seconds, failure.traceback)
         self.accounting.failures.append(event)
@@ -173,7 +174,7 @@ class BaseFleet(ABC):
     def check_stop(self) -> None:
         """Raises Interrupted if the run was asked to stop."""
         if self.stop_requested.is_set():
-            raise Interrupted(f"stopped in round {self.accounting.round + 1}")
+            raise Interrupted(f"stopped in round {self.accounting.number}")
 
     @abstractmethod
     def _run_calls(
@@ -203,13 +204,14 @@ class LocalFleet(BaseFleet):
         *,
         seed: int = 0,
         rounds: int = 1,
+        min_replies: float | int = 1.0,
         device: str = "cpu",
         threads: int = 1,
         own_threads: Mapping[str, int] | None = None,
         chaos: FaultPlan | None = None,
         data_cache: SiteDataCache | None = None,
     ) -> None:
-        super().__init__(task, FleetOptions(seed, rounds))
+        super().__init__(task, FleetOptions(seed, rounds, min_replies))
         self.executor = SiteExecutor(task, seed, device, threads, chaos, own_threads, data_cache)
 
     def _run_calls(

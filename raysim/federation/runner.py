@@ -23,7 +23,7 @@ from raysim.core.errors import (
 )
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.registry import classes_of
-from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round
+from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round, RunOutcome
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
@@ -31,6 +31,7 @@ from raysim.federation.site_executor import SiteDataCache, torch_threads
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
+from raysim.storage.run_directory import CHECKPOINTS
 
 MAX_ROLLBACKS = 5  # in a row, without a new round in between, until the run fails
 
@@ -43,24 +44,23 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     with disk_errors_named(plan.directory):
         recorder = Recorder(plan.directory, plan.task, plan.metric)
     config = plan.config
-    fleet.options = replace(fleet.options, min_replies=config.min_replies, site_timeout_s=config.site_timeout_s)
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)
         with disk_errors_named(plan.directory):
-            summary = recorder.close("done", facts, final_digest)
+            summary = recorder.close(RunOutcome.DONE, facts, final_digest)
         yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
         with suppress(OSError):
             recorder.add_failures(fleet.accounting.take_failures())
-            recorder.close("interrupted", facts, None)
+            recorder.close(RunOutcome.INTERRUPTED, facts, None)
         raise
     except RaysimError as error:
         yield from _fail(recorder, fleet, facts, error)
         raise
     except (Exception, SystemExit) as error:
-        failure = ServerError(fleet.accounting.round + 1, f"{type(error).__name__}: {error}", traceback.format_exc())
+        failure = ServerError(fleet.accounting.number, f"{type(error).__name__}: {error}", traceback.format_exc())
         yield from _fail(recorder, fleet, facts, failure)
         raise failure from error
 
@@ -82,12 +82,12 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
     failures = list(fleet.accounting.take_failures())
     yield from _notices(each for each in failures if each.action is not FailureAction.RUN_ENDED)
     if not failures or failures[-1].action is not FailureAction.RUN_ENDED:
-        number = fleet.accounting.round + 1
+        number = fleet.accounting.number
         phase = "server" if isinstance(error, ServerError) else fleet.progress.phase
         failures.append(FailureEvent(number, phase, (), "", str(error), FailureAction.RUN_ENDED, remote=error.remote))
     with suppress(OSError):  # the disk itself may have failed
         recorder.add_failures(failures)
-        recorder.close("failed", {**facts, "error": str(error)}, None)
+        recorder.close(RunOutcome.FAILED, {**facts, "error": str(error)}, None)
 
 
 def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
@@ -129,7 +129,7 @@ def _restore_checkpoint(
     Records and client states are reset to it.
     """
     start = None
-    for path in checkpoint.newest_first(plan.directory / "checkpoints"):
+    for path in checkpoint.newest_first(plan.directory / CHECKPOINTS):
         try:
             start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.config.algorithm)])
             break
@@ -146,13 +146,13 @@ def _run_rounds(
 ) -> Generator[RoundEvent | Notice, None, Any]:
     """Run, record and checkpoint the rounds after `start`; returns the last state."""
     state = start.state if start else None
-    for ended in plan_rounds(plan, fleet, start):
+    for ended in federate_plan(plan, fleet, start):
         began = time.perf_counter()
         with disk_errors_named(plan.directory):
             row = recorder.add(ended)
             if ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds:
                 recorder.sync()  # the log must have all rounds of a checkpoint
-                checkpoint.write(plan.directory / "checkpoints", ended.number, ended.state, fleet.client_states)
+                checkpoint.write(plan.directory / CHECKPOINTS, ended.number, ended.state, fleet.client_states)
         for failure in ended.failures:
             yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
         phases = {**ended.phases, "recording": time.perf_counter() - began}
@@ -161,7 +161,7 @@ def _run_rounds(
     return state
 
 
-def plan_rounds(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None = None) -> Iterator[Round[Any]]:
+def federate_plan(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None = None) -> Iterator[Round[Any]]:
     """The rounds of `federate` with the configuration of `plan`, from `start` on."""
     config = plan.config
     return federate(
@@ -200,6 +200,7 @@ def local_fleet(plan: Plan, data_cache: SiteDataCache | None = None) -> LocalFle
         plan.task,
         seed=config.seed,
         rounds=config.rounds,
+        min_replies=config.min_replies,
         device=device,
         threads=torch_threads(resources.cpus_per_client),
         own_threads={site: torch_threads(resources.of(site)[0]) for site in resources.sites},

@@ -21,6 +21,7 @@ from raysim.core.seeding import seed_all
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
 NOT_GIVEN: Any = object()
+EVALUATION_CALL = "judge"  # the index of an evaluation; part of its seed, so a new name would change results
 DATA_CACHE_BYTES = 256 * 2**20  # of data that a process keeps in memory, in addition to memory-mapped data
 
 # The site whose client function runs now, and the bytes that it has read from other sites; None at the server.
@@ -31,7 +32,7 @@ _reader: ContextVar[tuple[str, dict[tuple[int, str], int]] | None] = ContextVar(
 class CallKey:
     """Identifies a call, for seeds and messages: `round` from 0, and the zero-based index of the call in it.
 
-    The index of an evaluation is a text.
+    The index of an evaluation is EVALUATION_CALL.
     """
 
     seed: int

@@ -17,6 +17,7 @@ from raysim.core.formatting import format_bytes, join_names
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
 from raysim.federation.plan import Plan, chosen_metric
+from raysim.storage.run_directory import has_checkpoint
 
 CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and one that is being written
 
@@ -33,7 +34,7 @@ def validate(plan: Plan) -> None:
     check_algorithm(config.algorithm, task, config.seed, config.rounds)
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
-    if not any((plan.directory / "checkpoints").glob("round_*")):  # else the space is in use already
+    if not has_checkpoint(plan.directory):  # else the space is in use already
         check_disk(plan.directory, plan.model_bytes)
     chosen_metric(task, config.metric)
 

@@ -14,11 +14,11 @@ from jinja2 import Environment, StrictUndefined
 
 from raysim.core.atomic_io import write_text
 from raysim.core.formatting import format_bytes, join_names, pluralize
-from raysim.core.results import FailureAction
+from raysim.core.results import FailureAction, RunOutcome
 from raysim.reporting.console import column_heading, equals_global, format_score
 from raysim.reporting.plots import plots
 from raysim.storage.json_lines import read_jsonl
-from raysim.storage.run_directory import FAILURES_FILE
+from raysim.storage.run_directory import FAILURES_FILE, SUMMARY_FILE
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 50  # failures in the table
@@ -32,7 +32,7 @@ def write_report(out: Path) -> Path:
 
     Only summary.json must exist. Raises OSError or ValueError if it does not, or if the disk is full.
     """
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / SUMMARY_FILE).read_text())
     failures = _read(out / FAILURES_FILE, _failures, [])
     config = _read(out / "config.yaml", Path.read_text, "")
     placement = _read(out / "placement.json", _json, [])
@@ -44,7 +44,7 @@ def write_report(out: Path) -> Path:
         declared=declared,
         config=config,
         env=_read(out / "env.json", _json, {}),
-        failure_sentences=failure_sentences(failures, summary["status"], declared.get("min_replies")),
+        failure_sentences=failure_sentences(failures, RunOutcome(summary["status"]), declared.get("min_replies")),
         causes=by_cause(failures),
         failures=failures,
         ended=next((failure for failure in reversed(failures) if failure["action"] == FailureAction.RUN_ENDED), None),
@@ -98,7 +98,7 @@ def _failures(path: Path) -> list[Failure]:
     return [each if each["action"] == ended else {**each, "remote": ""} for each in read_jsonl(path)]
 
 
-def failure_sentences(failures: Sequence[Failure], status: str, min_replies: Any) -> list[str]:
+def failure_sentences(failures: Sequence[Failure], outcome: RunOutcome, min_replies: Any) -> list[str]:
     """A summary of the failures and of what was done about them, in sentences; empty without failures."""
     by: dict[str, list[Failure]] = {}
     for failure in failures:
@@ -114,17 +114,18 @@ def failure_sentences(failures: Sequence[Failure], status: str, min_replies: Any
         losses, tries = pluralize(len(again), "time"), pluralize(_sites(again), "call")
         sentences.append(f"A client actor was lost {losses}; {tries} at sites ran again, which changes no result.")
     if back := by.get(FailureAction.ROLLED_BACK):
-        sentences.append(f"The run went back to its last checkpoint {pluralize(len(back), 'time')}.")
+        sentences.append(f"The run returned to its last checkpoint {pluralize(len(back), 'time')}.")
     if unfit := by.get(FailureAction.ACTOR_DROPPED):
         sentences.append(
-            f"{pluralize(len(unfit), 'client actor')} could not work where Ray had put them; the others played on."
+            f"{pluralize(len(unfit), 'client actor')} could not work on their nodes; the run continued with the others."
         )
     ended = len(by.get(FailureAction.RUN_ENDED, ()))
-    if ended > (status == "failed"):  # the failure that ended the run has a section of its own
-        sentences.append(f"A failure ended it {pluralize(ended, 'time')}{', and it was resumed' * (status == 'done')}.")
+    if ended > (outcome is RunOutcome.FAILED):  # the failure that ended the run has a section of its own
+        resumed = ", and it was resumed" if outcome is RunOutcome.DONE else ""
+        sentences.append(f"A failure ended it {pluralize(ended, 'time')}{resumed}.")
     if sentences:
         seconds = sum(failure["seconds"] for failure in failures)
-        sentences.append(f"In all, {pluralize(len(failures), 'incident')} cost {seconds:.1f} s of work.")
+        sentences.append(f"In all, {pluralize(len(failures), 'failure')} cost {seconds:.1f} s of work.")
     return sentences
 
 
@@ -142,8 +143,8 @@ def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
         same = len({failure["cause"] for failure in group}) == 1
         seconds = sum(failure["seconds"] for failure in group)
         cause = group[0]["cause"] if same else cause
-        found.append({"cause": cause, "incidents": len(group), "sites": _sites(group), "seconds": seconds})
-    return sorted(found, key=lambda row: (-row["seconds"], -row["incidents"], row["cause"]))
+        found.append({"cause": cause, "failures": len(group), "sites": _sites(group), "seconds": seconds})
+    return sorted(found, key=lambda row: (-row["seconds"], -row["failures"], row["cause"]))
 
 
 def _metrics(summary: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from raysim.config.schema import Cohort
 from raysim.core.formatting import pluralize
 from raysim.federation.fleet import EVALUATION_PHASE
 from raysim.federation.plan import build_plan
-from raysim.federation.runner import local_fleet, plan_rounds
+from raysim.federation.runner import federate_plan, local_fleet
 from raysim.federation.validation import validate
 from raysim.reporting.search_console import SearchConsole, format_duration, format_values
 from raysim.search.trial_resources import TrialPlacement
@@ -67,5 +67,5 @@ def _measure_round(placement: TrialPlacement, values: Mapping[str, Any]) -> floa
     timed = replace(config, evaluate_every=1, cohort=Cohort(size=config.cohort.size))
     plan = build_plan(timed, Path.cwd(), task=task)
     validate(plan)
-    *_, last = islice(plan_rounds(plan, local_fleet(plan)), 2)
+    *_, last = islice(federate_plan(plan, local_fleet(plan)), 2)
     return last.seconds - last.phases.get(EVALUATION_PHASE, 0.0) * (1 - 1 / config.evaluate_every)

@@ -19,7 +19,7 @@ from raysim.distributed.run_environment import describe_environment
 from raysim.search import distributions
 from raysim.search.experiment_trackers import check_tracker
 from raysim.search.options import SearchOptions
-from raysim.search.schedulers import TRAITS
+from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, from_mapping
 from raysim.search.space_validation import check_space
 from raysim.search.trial_store import SEARCH_FILE
@@ -122,18 +122,20 @@ def _check_scheduler(request: SearchRequest) -> None:
     config, scheduler = resolve(request.base), request.options.scheduler
     if "rounds" in request.space.domains:
         raise ConfigError(f"rounds is searched, and --scheduler {scheduler} compares trials round by round; use fifo")
-    if TRAITS[scheduler].waits_for_all and request.options.max_concurrent:
+    if SCHEDULERS[scheduler].waits_for_all and request.options.max_concurrent:
         raise ConfigError(f"--max-concurrent: under {scheduler} trials wait for one another; use asha")
     if not request.space.domains:
         raise ConfigError(f"--scheduler {scheduler} would compare one held-out site with another; use fifo")
-    if scheduler == "hyperband" and config.evaluate_every > 1:
-        raise ConfigError("--scheduler hyperband compares trials in rounds of its own choice; give evaluate_every=1")
+    if SCHEDULERS[scheduler].compares_any_round and config.evaluate_every > 1:
+        raise ConfigError(
+            f"--scheduler {scheduler} chooses the rounds in which it compares trials; give evaluate_every=1"
+        )
     if config.rounds <= config.evaluate_every:
         raise ConfigError(
             f"--scheduler {scheduler} compares trials on their way, and of {config.rounds} rounds with "
             f"evaluate_every={config.evaluate_every} only the last is judged; give evaluate_every=1"
         )
-    if scheduler == "pbt":
+    if SCHEDULERS[scheduler].transfers_state:
         _check_pbt(request)
 
 

@@ -22,6 +22,8 @@ from raysim.search.trial_store import (
     trial_directory,
 )
 from raysim.search.trial_tables import write_tables, write_tensorboard_hparams
+from raysim.storage import checkpoint
+from raysim.storage.run_directory import CHECKPOINTS
 
 MAX_TABLE_SHARE = 0.02  # of the time of a search that rewriting its tables may take
 
@@ -47,8 +49,9 @@ class SearchResults:
         record = self.records[number]
         # Not from Tune: under PBT it has the new values before the trial has the state that belongs to them.
         apply_lineage(record, trial_directory(self.spec.out, number))
-        if "failed" in result:
-            record.status, record.cause = TrialStatus.FAILED, str(result["failed"])
+        status = result.get("status")  # with the result that ends the trial
+        if status == TrialStatus.FAILED:
+            record.status, record.cause = TrialStatus.FAILED, str(result["cause"])
             return
         record.rounds, record.seconds = int(result["round"]), float(result["spent"])
         record.last = {**record.last, **_metrics(result)}
@@ -57,7 +60,7 @@ class SearchResults:
             value, best = result.get(each.column), record.best.get(each.column)
             if is_finite_number(value) and (best is None or each.is_better(value, best)):
                 record.best[each.column] = value
-        if result.get("last"):
+        if status == TrialStatus.DONE:
             record.status, record.digests = TrialStatus.DONE, dict(result["digests"])
         save_record(self.spec.out, record)  # a search that is killed resumes with the best values so far
 
@@ -79,8 +82,8 @@ class SearchResults:
 
         Trials that finished all rounds rank before those that were stopped.
         """
-        judged = [record for record in self.records.values() if self._has_objectives(record)]
-        pool = [record for record in judged if record.done] or judged
+        finished = [record for record in self.records.values() if self._has_objectives(record)]
+        pool = [record for record in finished if record.done] or finished
         if len(self.spec.objectives) > 1:
             return self.pareto_front(pool, self.spec.objectives)
         first = self.spec.objectives[0]
@@ -110,7 +113,7 @@ class SearchResults:
         for record in self.records.values():
             if not record.unfinished and record.number not in best:
                 for directory in federation_directories(trial_directory(self.spec.out, record.number)).values():
-                    for path in (directory / "checkpoints").glob("round_*"):
+                    for path in checkpoint.newest_first(directory / CHECKPOINTS):
                         _remove_directory(path)
 
 

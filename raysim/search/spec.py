@@ -17,7 +17,7 @@ from raysim.core.errors import ConfigError
 from raysim.distributed import node_probe
 from raysim.search.objectives import Objective
 from raysim.search.options import SchedulerName
-from raysim.search.schedulers import TRAITS
+from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, Values
 from raysim.search.trial_store import SEARCH_FILE
 
@@ -72,7 +72,7 @@ class SearchSpec:
         """The configuration of a trial's federation; a held-out site is its only outside site."""
         values = {key: value for key, value in values.items() if key != "holdout"}
         keys = merge(self.space.apply(self.base, values), {"backend": self.backend, "metric": None})
-        if TRAITS[self.scheduler].resumes_any_round:
+        if SCHEDULERS[self.scheduler].resumes_any_round:
             keys["checkpoint_every"] = 1
         if "seed" not in values:
             keys["seed"] = variant.seed

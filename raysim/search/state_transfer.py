@@ -18,7 +18,7 @@ from raysim.search.trial_store import (
     lineage,
 )
 from raysim.storage.json_lines import read_jsonl
-from raysim.storage.run_directory import LOG_FILE
+from raysim.storage.run_directory import CHECKPOINTS, LOG_FILE, SUMMARY_FILE
 
 POINTER_FILE = "pointer.json"
 SINGLE_FEDERATION = "federation"  # the directory of a trial's only federation, which has no name
@@ -29,8 +29,8 @@ def export_state(target: Path, number: int, directory: Path, round: int, *, with
     write_text(target / POINTER_FILE, json.dumps({"trial": number, "round": round}))
     for name, source in federation_directories(directory).items() if with_state else ():
         copy = target / (name or SINGLE_FEDERATION)
-        checkpoint = source / "checkpoints" / f"round_{round:04d}"
-        shutil.copytree(checkpoint, copy / "checkpoints" / checkpoint.name)
+        checkpoint = source / CHECKPOINTS / f"round_{round:04d}"
+        shutil.copytree(checkpoint, copy / CHECKPOINTS / checkpoint.name)
         entries = (entry for entry in read_jsonl(source / LOG_FILE) if entry[0]["round"] <= round)
         write_text(copy / LOG_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))
 
@@ -72,8 +72,8 @@ def complete_import(directory: Path, federations: Collection[str]) -> None:
 
 
 def _replace_run(run: Path, copy: Path) -> None:
-    _remove(run / "summary.json")
-    for part in (LOG_FILE, "checkpoints"):
+    _remove(run / SUMMARY_FILE)
+    for part in (LOG_FILE, CHECKPOINTS):
         if (copy / part).exists():  # else it was moved before the process was lost
             _remove(run / part)
             run.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def _plan_on(spec: SearchSpec, wanted: int, nodes: Sequence[NodeResources]) -> T
     shares = [resources.of(site) for site in (*task.inside, *task.outside)]
     largest = ActorResources(max(cpus for cpus, _ in shares), max(gpus for _, gpus in shares))
     capacity = _count_fitting([largest], nodes)
-    if not _fits_one_process(spec, resources, capacity, wanted):
+    if not _runs_in_one_process(spec, resources, capacity, wanted):
         if resources.client_actors == "auto":
             resources = replace(resources, client_actors=max(1, min(len(task.inside), capacity // wanted)))
         return _plan_client_actors(spec, resources, wanted, largest, nodes)
@@ -93,7 +93,7 @@ def _plan_client_actors(
     return TrialPlacement(placed, bundles, concurrent, description)
 
 
-def _fits_one_process(spec: SearchSpec, resources: Resources, capacity: int, wanted: int) -> bool:
+def _runs_in_one_process(spec: SearchSpec, resources: Resources, capacity: int, wanted: int) -> bool:
     """Whether a trial runs in its own process, without client actors."""
     backend = spec.base.get("backend")
     if backend is not None:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Generator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -26,6 +26,7 @@ from raysim.core.atomic_io import write_text
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError, NodeError, RaysimError
 from raysim.core.events import Notice, RoundEvent, RunFinished
+from raysim.core.results import RunOutcome
 from raysim.distributed import node_probe
 from raysim.federation.plan import build_plan
 from raysim.federation.runner import local_fleet, run_federation
@@ -33,14 +34,14 @@ from raysim.federation.site_executor import SiteDataCache
 from raysim.federation.validation import validate
 from raysim.search.actor_session import ActorSession
 from raysim.search.objectives import combine_rows
-from raysim.search.schedulers import TRAITS
+from raysim.search.schedulers import SCHEDULERS
 from raysim.search.spec import FederationVariant, SearchSpec, unfit_node
 from raysim.search.state_transfer import complete_import, export_state, import_state
-from raysim.search.trial_store import finished_record, logged_rounds, trial_directory
+from raysim.search.trial_store import TrialStatus, finished_record, logged_rounds, trial_directory
 from raysim.search.tune_compat import silence_tune_loggers
 from raysim.search.tune_searcher import TRIAL_NUMBER
 from raysim.storage import checkpoint
-from raysim.storage.run_directory import LOG_FILE
+from raysim.storage.run_directory import CHECKPOINTS, LOG_FILE, has_checkpoint, read_summary
 
 MAX_RETRIES = 1  # times that a failed round is repeated from the last checkpoint
 SESSION_FILE = "session"  # in a trial's directory: the id of the session that last ran it
@@ -61,7 +62,7 @@ class TrialCache:
     def run(self, config: RunConfig, directory: Path) -> Generator[RoundEvent | Notice | RunFinished]:
         """Run the federation of `config` in `directory`, from its last checkpoint."""
         task, data_cache = self._task(config)
-        started = (directory / LOG_FILE).exists() or any(directory.glob("checkpoints/round_*"))
+        started = (directory / LOG_FILE).exists() or has_checkpoint(directory)
         plan = build_plan(config, directory, task=task, resume=started, versions=node_probe.versions())
         validate(plan)
         if config.backend == "ray":
@@ -93,19 +94,19 @@ class TrialRounds:
         self.directory, self.variants = trial_directory(spec.out, number), spec.variants_of(values)
         complete_import(self.directory, self.variants)
         self.ended = finished_record(self.directory)
-        self.reported = self._reported_round()  # the last round that Tune has
+        self.reported = self._join_session()  # the last round that Tune has
         self.failures = 0  # of the next round
         self._rows: Generator[dict[str, Any]] | None = None
 
-    def _reported_round(self) -> int:
-        """The round up to which Tune has the trial's results. Later ones are read from the log, then computed."""
+    def _join_session(self) -> int:
+        """Record this session; returns the round up to which Tune has the results. Later ones are read or computed."""
         path, completed = self.directory / SESSION_FILE, self._completed_round()
         same_session = path.exists() and path.read_text() == self.spec.session
         self.directory.mkdir(parents=True, exist_ok=True)
         write_text(path, self.spec.session)
         if same_session:
             return min(completed, self._last_round() - 1)  # the process may be lost before Tune has the last one
-        return 0 if TRAITS[self.spec.scheduler].replays_rounds else max(0, completed - 1)
+        return 0 if SCHEDULERS[self.spec.scheduler].replays_rounds else max(0, completed - 1)
 
     def _last_round(self) -> int:
         """The number of the trial's last round. Raises ConfigError for values that are invalid together."""
@@ -136,7 +137,7 @@ class TrialRounds:
     def _failed(self, error: RaysimError) -> dict[str, Any]:
         if isinstance(error, NodeError):
             return unfit_node_result(unfit_node(str(error)), self.reported)
-        return {"round": self.reported, "failed": str(error), "done": True}
+        return failed_result(str(error), self.reported)
 
     def close(self) -> None:
         """End the run in progress; its recorded rounds stay on disk."""
@@ -157,7 +158,7 @@ class TrialRounds:
                 row["done"] = self.ended is not None and row["round"] == self.ended.rounds
                 if row["round"] == last_round:
                     digests = {name: digest or "" for name, (_, digest) in zip(self.variants, results, strict=True)}
-                    row |= {"done": True, "last": True, "digests": digests}
+                    row |= {"done": True, "status": TrialStatus.DONE, "digests": digests}
                 yield row
         finally:
             for federation in federations:
@@ -168,7 +169,7 @@ class TrialRounds:
     ) -> Generator[tuple[dict[str, Any], str | None], None, None]:
         """The row of each round with the cumulative columns; with the last one the digest of the final state."""
         directory, config = self.directory / name, self.spec.config(self.values, variant)
-        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         write_text(directory / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
         total = dict.fromkeys(CUMULATIVE, 0.0)
         with closing(self._rounds(config, directory)) as rounds:
@@ -210,18 +211,23 @@ class TrialRounds:
 
     def export_state(self, target: Path) -> None:
         """Write to `target` the trial's round, and, if the scheduler transfers states, its state for another trial."""
-        with_state = TRAITS[self.spec.scheduler].transfers_state
+        with_state = SCHEDULERS[self.spec.scheduler].transfers_state
         export_state(target, self.number, self.directory, self.reported, with_state=with_state)
+
+
+def failed_result(cause: str, round: int) -> dict[str, Any]:
+    """The result that ends a trial which failed after `round`; `done` ends it for Tune."""
+    return {"round": round, "status": TrialStatus.FAILED, "cause": cause, "done": True}
 
 
 def unfit_node_result(cause: str, round: int = 0) -> dict[str, Any]:
     """The result of a trial on a node that cannot run trials: it ends the search and is not counted as a failure."""
-    return {"round": round, "failed": cause, "unfit_node": True, "done": True}
+    return failed_result(cause, round) | {"unfit_node": True}
 
 
 def _checkpointed_round(directory: Path) -> int:
     """The round of the newest checkpoint; that of the end for a finished run without one; else 0."""
-    newest = next(checkpoint.newest_first(directory / "checkpoints"), None)
+    newest = next(checkpoint.newest_first(directory / CHECKPOINTS), None)
     if newest is not None:
         return int(newest.name.rpartition("_")[2])
     return max((row["round"] for row in logged_rounds(directory)), default=0) if _final_digest(directory) else 0
@@ -229,10 +235,8 @@ def _checkpointed_round(directory: Path) -> int:
 
 def _final_digest(directory: Path) -> str | None:
     """The digest of the final state of a finished run; None if it is not finished."""
-    with suppress(OSError, ValueError):
-        summary = json.loads((directory / "summary.json").read_text())
-        return str(summary["digest"]) if summary["status"] == "done" else None
-    return None
+    summary = read_summary(directory)
+    return str(summary["digest"]) if summary.get("status") == RunOutcome.DONE else None
 
 
 class FederationTrainable(Trainable):

@@ -20,7 +20,7 @@ from raysim.distributed.placement_wait import TrialWait
 from raysim.search.experiment_trackers import build_trackers
 from raysim.search.options import SearchOptions
 from raysim.search.results import SearchResults
-from raysim.search.schedulers import TRAITS, build_scheduler
+from raysim.search.schedulers import SCHEDULERS
 from raysim.search.search_control import SearchControl
 from raysim.search.trial_resources import TrialPlacement
 from raysim.search.trial_runner import FederationTrainable
@@ -85,7 +85,7 @@ class TuneCallback(Callback):
         """A round of the trial has ended, or the trial has failed."""
         number = trial_number(trial)
         if result.get("unfit_node"):
-            self.stopper.cannot_run = result["failed"]
+            self.stopper.cannot_run = result["cause"]
             self.rejected.add(number)
         elif number not in self.results.ended_earlier:
             self.results.add_round(number, result)
@@ -142,8 +142,8 @@ def run_tuner(
         tune_config=tune.TuneConfig(
             metric=spec.objectives[0].column,
             mode=spec.objectives[0].mode,
-            search_alg=PBTSearchAlgorithm(searcher) if TRAITS[spec.scheduler].transfers_state else searcher,
-            scheduler=build_scheduler(spec),
+            search_alg=PBTSearchAlgorithm(searcher) if SCHEDULERS[spec.scheduler].transfers_state else searcher,
+            scheduler=SCHEDULERS[spec.scheduler].build(spec),
             num_samples=searcher.trial_count,
             max_concurrent_trials=options.max_concurrent,
             reuse_actors=True,

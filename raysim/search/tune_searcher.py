@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raysim.search.samplers import Sampler
-from raysim.search.schedulers import TRAITS
+from raysim.search.schedulers import SCHEDULERS
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import TrialRecord, TrialStatus
 
@@ -22,7 +22,7 @@ def resumable_trials(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[T
     Where the scheduler compares trials by all their rounds, also those that have ended, which come first and report
     their rounds again. Failed trials are not repeated.
     """
-    replays = TRAITS[spec.scheduler].replays_rounds
+    replays = SCHEDULERS[spec.scheduler].replays_rounds
     resumable = [record for record in records if record.unfinished or (replays and not record.failed)]
     return sorted(resumable, key=lambda record: (record.unfinished, record.number))
 
@@ -73,9 +73,7 @@ class TuneSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tune has ended the trial: done, stopped by the scheduler, or failed."""
         result = result or {}
-        status = TrialStatus.DONE if result.get("last") else TrialStatus.STOPPED
-        if error or result.get("failed"):
-            status = TrialStatus.FAILED
+        status = TrialStatus.FAILED if error else result.get("status", TrialStatus.STOPPED)
         self.sampler.on_trial_end(self.numbers[trial_id], result, status)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.core.atomic_io import write_json
 from raysim.core.contracts import EVALUATED_SPLITS, Task
-from raysim.core.results import FailureAction, FailureEvent, Round, Score
+from raysim.core.results import FailureAction, FailureEvent, Round, RunOutcome, Score
 from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failures, summarize_failures
+from raysim.storage.run_directory import SUMMARY_FILE
 
 Better = Mapping[str, Literal["higher", "lower"]]
 AGGREGATES = ("mean", "weighted", "worst")  # of the sites, of the cases, site
@@ -79,8 +80,8 @@ class Recorder:
 
     def add(self, round: Round[Any]) -> RoundRow:
         """Record one round; returns its row in rounds.parquet."""
-        judged = aggregate(round.scores, self.task.score.better)
-        row = self._row(round) | {f"{n}/{kind}": v for n, three in judged.items() for kind, v in three.items()}
+        aggregated = aggregate(round.scores, self.task.score.better)
+        row = self._row(round) | {f"{n}/{kind}": v for n, three in aggregated.items() for kind, v in three.items()}
         sites = list(_site_rows(round))
         self._log.append(row, sites)
         self._keep(row, sites)
@@ -163,7 +164,7 @@ class Recorder:
         self._flushed = time.monotonic()
         self._pause = self._flushed - start
 
-    def close(self, status: str, facts: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
+    def close(self, outcome: RunOutcome, facts: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
         """Flush, and write summary.json; returns its content."""
         self.flush()
         self._board.close()
@@ -171,7 +172,7 @@ class Recorder:
         totals = self.totals
         summary = {
             "schema_version": 1,
-            "status": status,
+            "status": outcome,
             **facts,
             "rounds": self.number,
             "digest": digest,
@@ -183,7 +184,7 @@ class Recorder:
             "seconds": round(totals.seconds, 3),
             "failures": summarize_failures(self.directory),
         }
-        write_json(self.directory / "summary.json", summary)
+        write_json(self.directory / SUMMARY_FILE, summary)
         return summary
 
     def _last_of_sites(self) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,8 @@ from raysim.core.errors import ConfigError
 if TYPE_CHECKING:  # events import torch, which a refused command does without
     from raysim.core.events import ActorsPlaced
 
-LOG_FILE, FAILURES_FILE = "log.jsonl", "failures.jsonl"  # in a run directory
+# In a run directory:
+LOG_FILE, FAILURES_FILE, SUMMARY_FILE, CHECKPOINTS = "log.jsonl", "failures.jsonl", "summary.json", "checkpoints"
 LOCK_FILE = ".process"  # in a run directory: the process that works there
 RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable: the parent of new run directories, instead of ./runs
 
@@ -86,13 +87,25 @@ def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str,
 
     In a run that was resumed, or whose actors have moved, only placement.json changes.
     """
-    (directory / "checkpoints").mkdir(exist_ok=True)
+    (directory / CHECKPOINTS).mkdir(exist_ok=True)
     if not (directory / "config.yaml").exists():
         write_json(directory / "env.json", environment)
         write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     places = {place.actor: asdict(place) for place in placement.places}
     sites = sorted(placement.site_to_actor.items())
     write_json(directory / "placement.json", [{"site": s, **places.get(a, {"actor": a})} for s, a in sites])
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The content of summary.json; empty if the run has not ended, or the file cannot be read."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((directory / SUMMARY_FILE).read_text()))
+    return {}
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether the run in `directory` has a complete checkpoint."""
+    return any((directory / CHECKPOINTS).glob("round_*"))
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_on_a_ray_of_two_nodes(words: str, code: int, verdict: str, two_nodes: s
     assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (code, False)
     assert re.search(rf"Ray +ok +\S+ at {two_nodes}, joined; dashboard \S+", done.stdout)
     assert len(re.findall(r"node +ok +\S+ \(\w{6}\): [12] CPU, [02] GPU, ", done.stdout)) == 2
-    assert re.search(r"GPU +wrong +.* torch can use none; Ray was told of 2", done.stdout)
+    assert re.search(r"GPU +wrong +.* torch can use none; Ray assigns 2", done.stdout)
     assert re.search(r"versions +ok +python .*; the same on 2 nodes", done.stdout)
     assert re.search(rf"resources +{verdict}", done.stdout)
     assert re.search(r"a step +\d.* s with 1 thread", done.stdout)

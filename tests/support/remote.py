@@ -17,6 +17,7 @@ import torch
 from algorithms.fedavg import FedAvg
 from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, Site, Task
 from raysim.config.schema import RunConfig
+from raysim.federation.accounting import FleetOptions
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.plan import Plan
 from raysim.tasks.synthetic import Synthetic
@@ -161,7 +162,7 @@ def ray_fleet(
     if site_to_actor is None:
         site_to_actor = assign(dict.fromkeys((*task.inside, *task.outside), 1.0), list(actors))
     pool = ActorPool(actors, site_to_actor, partial(start_client, task=task))
-    return RayFleet(task, pool, seed=0, rounds=rounds, chaos=chaos)
+    return RayFleet(task, pool, FleetOptions(0, rounds), chaos=chaos)
 
 
 def run_on_ray(plan: Plan, namespace: str) -> Generator[Event]:

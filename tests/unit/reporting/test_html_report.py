@@ -14,7 +14,7 @@ from typing import Any
 from algorithms.fedavg import FedAvg
 from raysim import PredictionSet
 from raysim.core.errors import SiteError
-from raysim.core.results import FailureAction, FailureEvent
+from raysim.core.results import FailureAction, FailureEvent, RunOutcome
 from raysim.federation.runner import run_federation
 from raysim.reporting.html_report import by_cause, failure_sentences, write_report
 from raysim.reporting.plots import render_svg
@@ -75,43 +75,43 @@ def run(out: Path, sites: Any, algorithm: Any = None, **keys: Any) -> Page:
     return Page(write_report(out))
 
 
-def incident(round: int, sites: str, action: Any, cause: str = "lost", seconds: float = 1.5) -> dict[str, Any]:
+def failure(round: int, sites: str, action: Any, cause: str = "lost", seconds: float = 1.5) -> dict[str, Any]:
     return asdict(FailureEvent(round, "call 1", tuple(sites), "", cause, action, seconds))
 
 
 def test_sentences_by_hand() -> None:
     left_out = [
-        incident(1, "a", FailureAction.LEFT_OUT),
-        incident(1, "b", FailureAction.LEFT_OUT),
-        incident(4, "c", FailureAction.LEFT_OUT),
+        failure(1, "a", FailureAction.LEFT_OUT),
+        failure(1, "b", FailureAction.LEFT_OUT),
+        failure(4, "c", FailureAction.LEFT_OUT),
     ]
-    again = incident(2, "abc", FailureAction.RETRIED)
-    back = incident(3, "", FailureAction.ROLLED_BACK)
-    ended = incident(5, "a", FailureAction.RUN_ENDED)
-    assert failure_sentences([], "done", 1.0) == []
-    assert failure_sentences([*left_out, again], "done", 0.8) == [
+    again = failure(2, "abc", FailureAction.RETRIED)
+    back = failure(3, "", FailureAction.ROLLED_BACK)
+    ended = failure(5, "a", FailureAction.RUN_ENDED)
+    assert failure_sentences([], RunOutcome.DONE, 1.0) == []
+    assert failure_sentences([*left_out, again], RunOutcome.DONE, 0.8) == [
         "3 replies were left out in 2 rounds (min_replies=0.8 allowed it).",
         "A client actor was lost 1 time; 3 calls at sites ran again, which changes no result.",
-        "In all, 4 incidents cost 6.0 s of work.",
+        "In all, 4 failures cost 6.0 s of work.",
     ]
-    assert failure_sentences(left_out[2:], "done", None)[0] == "1 reply was left out in 1 round."
-    assert failure_sentences([back], "done", 1.0)[0] == "The run went back to its last checkpoint 1 time."
-    assert failure_sentences([ended], "done", 1.0)[0] == "A failure ended it 1 time, and it was resumed."
-    assert failure_sentences([ended], "failed", 1.0) == []  # the error itself says it
-    assert failure_sentences([ended, ended], "failed", 1.0)[0] == "A failure ended it 2 times."
+    assert failure_sentences(left_out[2:], RunOutcome.DONE, None)[0] == "1 reply was left out in 1 round."
+    assert failure_sentences([back], RunOutcome.DONE, 1.0)[0] == "The run returned to its last checkpoint 1 time."
+    assert failure_sentences([ended], RunOutcome.DONE, 1.0)[0] == "A failure ended it 1 time, and it was resumed."
+    assert failure_sentences([ended], RunOutcome.FAILED, 1.0) == []  # the error itself says it
+    assert failure_sentences([ended, ended], RunOutcome.FAILED, 1.0)[0] == "A failure ended it 2 times."
 
 
 def test_causes_that_differ_in_numbers_are_one() -> None:
     found = by_cause(
         [
-            incident(1, "a", FailureAction.LEFT_OUT, "the loss is nan at step 3 of 8"),
-            incident(2, "bc", FailureAction.LEFT_OUT, "the loss is nan at step 5 of 8", seconds=2.0),
-            incident(2, "a", FailureAction.RETRIED, "no answer for 5.5 s", seconds=9.0),
+            failure(1, "a", FailureAction.LEFT_OUT, "the loss is nan at step 3 of 8"),
+            failure(2, "bc", FailureAction.LEFT_OUT, "the loss is nan at step 5 of 8", seconds=2.0),
+            failure(2, "a", FailureAction.RETRIED, "no answer for 5.5 s", seconds=9.0),
         ]
     )
     assert found == [
-        {"cause": "no answer for 5.5 s", "incidents": 1, "sites": 1, "seconds": 9.0},
-        {"cause": "the loss is nan at step … of …", "incidents": 2, "sites": 3, "seconds": 3.5},
+        {"cause": "no answer for 5.5 s", "failures": 1, "sites": 1, "seconds": 9.0},
+        {"cause": "the loss is nan at step … of …", "failures": 2, "sites": 3, "seconds": 3.5},
     ]
 
 
@@ -173,7 +173,7 @@ def test_what_a_method_notes_of_itself_stands_among_the_metrics(tmp_path: Path) 
 def test_many_sites_are_counted_and_failures_cut_short(tmp_path: Path) -> None:
     sites = {f"site-{number:03}": ((1.0, number % 7),) for number in range(100)}
     run(tmp_path, sites)
-    lines = [json.dumps(incident(1 + n % 2, "a", FailureAction.LEFT_OUT, f"reason {n} \udc80")) for n in range(80)]
+    lines = [json.dumps(failure(1 + n % 2, "a", FailureAction.LEFT_OUT, f"reason {n} \udc80")) for n in range(80)]
     (tmp_path / "failures.jsonl").write_text("\n".join([*lines, '{"round": 2, "ca']))
     page = Page(write_report(tmp_path))
     assert "30 more stand in failures.jsonl." in page.text

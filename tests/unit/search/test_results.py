@@ -24,6 +24,7 @@ from raysim.search.results import SearchResults
 from raysim.search.samplers import random_sampler
 from raysim.search.space import Space, from_cli
 from raysim.search.spec import FederationVariant, SearchSpec
+from raysim.search.trial_runner import failed_result
 from raysim.search.trial_store import TrialRecord, load_records, trial_directory
 from raysim.search.tune_adapter import SearchStopper, TuneCallback
 from raysim.search.tune_searcher import TuneSearcher, new_trial_numbers
@@ -119,7 +120,7 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     known = load_records(tmp_path)[0]  # what a search that is killed now goes on with
     assert (known.rounds, known.last[DICE.column], known.best[DICE.column]) == (2, 0.4, 0.5)
     results.end_trial(1)
-    results.add_round(2, {"round": 0, "failed": "it was too hot"})
+    results.add_round(2, failed_result("it was too hot", 0))
     results.end_trial(2)
     results.write_tables()
     (tmp_path / "trials" / "0003").mkdir()

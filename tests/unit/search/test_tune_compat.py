@@ -43,7 +43,7 @@ def test_a_bracket_of_hyperband_is_processed_again_after_a_halving():
 
 
 def test_median_stopping_ignores_a_last_result_without_the_metric():
-    one, failed = trial(), {"round": 3, "failed": "cause"}
+    one, failed = trial(), {"round": 3, "status": "failed", "cause": "cause"}
     settings = {name: value for name, value in SETTINGS.items() if name != "time_attr"}
     tolerant = tune_compat.FailureTolerantMedian("score", time_attr="round", **settings)
     tolerant.on_trial_complete(None, one, failed)

@@ -1,4 +1,4 @@
-"""The checks of `raysim doctor`: a line with a verdict for each thing that was found. Pure functions of the reports."""
+"""The checks of nodes, for `raysim doctor` and before a run: a line with a verdict for each thing that was found."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from raysim.core.formatting import format_bytes, join_names, pluralize
 from raysim.distributed.node_probe import differences, existing, token_file, unwritable
@@ -18,12 +19,20 @@ from raysim.distributed.node_probe import differences, existing, token_file, unw
 FULL = 0.95  # share of a disk in use from which Ray spills nothing to it
 
 
+class Verdict(StrEnum):
+    """The result of a check."""
+
+    OK = "ok"
+    NOTE = "note"
+    WRONG = "wrong"
+
+
 @dataclass(frozen=True)
 class Check:
     """One line: the subject, what was found, and the cure."""
 
     name: str
-    verdict: Literal["ok", "note", "wrong"]
+    verdict: Verdict
     found: str
     cure: str = ""
 
@@ -58,9 +67,9 @@ def of_nodes(nodes: Sequence[NodeReport]) -> Iterator[Check]:
         has += f", object store {format_bytes(node.store)}" if node.store else ""
         if node.facts is None:
             cure = "look at `ray status` and at that node's logs, or take it out of the cluster"
-            yield Check("node", "wrong", f"{has}; {node.error}", cure)
+            yield Check("node", Verdict.WRONG, f"{has}; {node.error}", cure)
         else:
-            yield Check("node", "ok", has)
+            yield Check("node", Verdict.OK, has)
 
 
 def of_gpus(nodes: Sequence[NodeReport]) -> Iterator[Check]:
@@ -72,17 +81,19 @@ def of_gpus(nodes: Sequence[NodeReport]) -> Iterator[Check]:
         found = [f"{name} {format_bytes(total)}" for name, total in node.facts["gpus"]]
         has = f"{node.name}: " + (f"{join_names(found)}, CUDA {node.facts['cuda']}" if found else "torch can use none")
         if node.facts["fault"]:
-            yield Check("torch", "wrong", f"{node.name}: {node.facts['fault']}", "install it there anew")
+            yield Check("torch", Verdict.WRONG, f"{node.name}: {node.facts['fault']}", "install it there anew")
         elif node.gpus > len(found):
             cure = "start that node with the GPUs it has, or install a torch that has CUDA there"
-            yield Check("GPU", "wrong", f"{has}; Ray was told of {node.gpus:g}: actors there would use the CPU", cure)
+            yield Check("GPU", Verdict.WRONG, f"{has}; Ray assigns {node.gpus:g}: actors there would use the CPU", cure)
         elif node.gpus < len(found):
-            yield Check("GPU", "note", f"{has}; Ray gives out {node.gpus:g}", "ray start --num-gpus=N gives out more")
+            yield Check(
+                "GPU", Verdict.NOTE, f"{has}; Ray assigns {node.gpus:g}", "start the node with --num-gpus=N to use more"
+            )
         elif found:
-            yield Check("GPU", "ok", has)
+            yield Check("GPU", Verdict.OK, has)
         bare += not (found or node.gpus or node.facts["fault"])
     if bare:
-        yield Check("GPU", "ok", f"none on {pluralize(bare, 'node')}")
+        yield Check("GPU", Verdict.OK, f"none on {pluralize(bare, 'node')}")
 
 
 def of_versions(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, str]) -> Iterator[Check]:
@@ -90,30 +101,37 @@ def of_versions(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, str]) 
     other = differences(own, {name: node["versions"] for name, node in facts.items()})
     mine = ", ".join(f"{package} {number}" for package, number in own.items())
     if not other:
-        yield Check("versions", "ok", f"{mine}; the same on {_nodes(facts)}" if facts else mine)
+        yield Check("versions", Verdict.OK, f"{mine}; the same on {_nodes(facts)}" if facts else mine)
         return
-    yield Check("versions", "ok", f"{mine}: here")
+    yield Check("versions", Verdict.OK, f"{mine}: here")
     for name, packages in other.items():
         found = ", ".join(f"{package} {number} (here {own[package]})" for package, number in packages.items())
         cure = "install there what is installed here, from constraints.txt"
-        yield Check("versions", "wrong", f"{name}: {found}", cure)
+        yield Check("versions", Verdict.WRONG, f"{name}: {found}", cure)
 
 
 def of_listening(facts: Mapping[str, Mapping[str, Any]], local: bool) -> Iterator[Check]:
     """The addresses on which Ray listens. `local` is whether it was started for this command."""
     found = [address for node in facts.values() for address in node["listens"] or ()]
     if not found:
-        yield Check("ports", "note", "on which addresses Ray listens cannot be seen", "ask for the rights, or ss -tln")
+        yield Check(
+            "ports",
+            Verdict.NOTE,
+            "the addresses on which Ray listens cannot be read",
+            "ask the administrator, or run: ss -tln",
+        )
         return
     open_addresses = sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})
     listens = f"Ray listens on {join_names(sorted(set(found)))}"
     if not open_addresses:
-        yield Check("ports", "ok", f"{listens}, which only this machine reaches")
+        yield Check("ports", Verdict.OK, f"{listens}, which only this machine reaches")
     elif local:
         cure = "unset RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER; a Ray of this command's own needs no other machine"
-        yield Check("ports", "wrong", f"{listens}: open to the network", cure)
+        yield Check("ports", Verdict.WRONG, f"{listens}: open to the network", cure)
     else:
-        yield Check("ports", "note", f"{listens}: open to the network", "let only the cluster's nodes reach its ports")
+        yield Check(
+            "ports", Verdict.NOTE, f"{listens}: open to the network", "let only the cluster's nodes reach its ports"
+        )
 
 
 def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check:
@@ -123,19 +141,19 @@ def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check
     """
     if open_to_all:
         cure = "set RAY_AUTH_MODE=token, here and on the nodes; `ray get-auth-token --generate` makes one"
-        return Check("token", "note", "off: who reaches Ray can run code", cure)
+        return Check("token", Verdict.NOTE, "off: who reaches Ray can run code", cure)
     if "RAY_AUTH_TOKEN" in environ:
-        return Check("token", "ok", "on, from RAY_AUTH_TOKEN")
+        return Check("token", Verdict.OK, "on, from RAY_AUTH_TOKEN")
     given = environ.get("RAY_AUTH_TOKEN_PATH")
     path = token_file(environ, home)
     source = f"on, from {path}" + (" (RAY_AUTH_TOKEN_PATH)" if given else "")
     if not path.exists():
         return Check(
-            "token", "wrong", f"required, and {path} is not there", "ray get-auth-token --generate, or copy it"
+            "token", Verdict.WRONG, f"required, and {path} is not there", "ray get-auth-token --generate, or copy it"
         )
     if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        return Check("token", "note", f"{source}, which others of this machine can read", f"chmod 600 {path}")
-    return Check("token", "ok", source)
+        return Check("token", Verdict.NOTE, f"{source}, which others of this machine can read", f"chmod 600 {path}")
+    return Check("token", Verdict.OK, source)
 
 
 def of_disks(nodes: Sequence[NodeReport]) -> Iterator[Check]:
@@ -145,10 +163,14 @@ def of_disks(nodes: Sequence[NodeReport]) -> Iterator[Check]:
     full = {name: free for name, (total, used, free) in disks.items() if used > FULL * total}
     for name, free in full.items():
         found = f"{name}: {format_bytes(free)} free, over {FULL:.0%} full: Ray spills nothing to it"
-        yield Check("Ray's disk", "wrong", found, "free some space there")
+        yield Check("Ray's disk", Verdict.WRONG, found, "free some space there")
     if disks and not full:
         least = min(free for _, _, free in disks.values())
-        yield Check("Ray's disk", "ok", f"at least {format_bytes(least)} free for what Ray spills, on {_nodes(disks)}")
+        yield Check(
+            "Ray's disk",
+            Verdict.OK,
+            f"at least {format_bytes(least)} free for objects that Ray spills, on {_nodes(disks)}",
+        )
     shared = {node.name: (node.facts["shm"], node.store) for node in known if node.facts and node.facts["shm"]}
     small = {name: (has, needs) for name, (has, needs) in shared.items() if has < needs}
     for name, (has, needs) in small.items():
@@ -156,9 +178,9 @@ def of_disks(nodes: Sequence[NodeReport]) -> Iterator[Check]:
             f"{name}: {format_bytes(has)} for an object store of {format_bytes(needs)}: the disk takes it, and is slow"
         )
         cure = f"docker run --shm-size={math.ceil(needs * 1.1 / 1e9)}g, or a smaller object store"
-        yield Check("/dev/shm", "note", found, cure)
+        yield Check("/dev/shm", Verdict.NOTE, found, cure)
     if shared and not small:
-        yield Check("/dev/shm", "ok", f"enough for the object store, on {_nodes(shared)}")
+        yield Check("/dev/shm", Verdict.OK, f"enough for the object store, on {_nodes(shared)}")
 
 
 def _nodes(named: Sequence[str] | Mapping[str, Any]) -> str:
@@ -169,23 +191,24 @@ def of_folder(folder: Path) -> Check:
     """Whether a run could create its directory: this one, or one in it."""
     above = existing(str(folder))
     if why := unwritable(str(folder)):
-        return Check("run folder", "wrong", f"{folder}: {why}", "go to a folder of yours, or choose one with --out")
-    return Check("run folder", "ok", f"{folder} can be written to; {format_bytes(shutil.disk_usage(above).free)} free")
+        return Check("run folder", Verdict.WRONG, f"{folder}: {why}", "choose another folder with --out")
+    return Check(
+        "run folder", Verdict.OK, f"{folder} can be written to; {format_bytes(shutil.disk_usage(above).free)} free"
+    )
 
 
 def of_paths(facts: Mapping[str, Mapping[str, Any]], reads: Sequence[str], writes: Sequence[str]) -> Iterator[Check]:
     """Whether every node sees the data and can keep what it prepares."""
     kinds = (
-        ("data", "unreadable", reads, "mount it there at the same path, or put the data behind a URL"),
-        ("cache", "unwritable", writes, "choose another folder with task.data.cache=DIR or RAYSIM_CACHE"),
+        ("data", "unreadable", "read", reads, "mount it there at the same path, or put the data behind a URL"),
+        ("cache", "unwritable", "written to", writes, "choose another folder with task.data.cache=DIR or RAYSIM_CACHE"),
     )
-    for name, kind, paths, cure in kinds:
+    for name, kind, verb, paths, cure in kinds:
         faults = [(node, path, why) for node, reported in facts.items() for path, why in reported[kind].items()]
         for node, path, why in faults:
-            yield Check(name, "wrong", f"{node}: {path}: {why}", cure)
+            yield Check(name, Verdict.WRONG, f"{node}: {path}: {why}", cure)
         if paths and not faults:
-            verb = "read" if name == "data" else "written to"
-            yield Check(name, "ok", f"{_describe_paths(paths)} can be {verb} on {_nodes(facts)}")
+            yield Check(name, Verdict.OK, f"{_describe_paths(paths)} can be {verb} on {_nodes(facts)}")
 
 
 def _describe_paths(paths: Sequence[str]) -> str:

@@ -10,9 +10,9 @@ import pytest
 
 from raysim.core.registry import task_class
 from raysim.data.required_paths import required_paths
-from raysim.distributed import doctor_checks, node_probe
+from raysim.distributed import node_checks, node_probe
 from raysim.distributed.cluster_checks import node_report
-from raysim.distributed.doctor_checks import Check, NodeReport
+from raysim.distributed.node_checks import Check, NodeReport
 
 GB = 10**9
 
@@ -30,19 +30,19 @@ def test_versions_that_differ_are_named_with_their_node() -> None:
     own = {"torch": "2.7", "numpy": "2.0"}
     other = {"x": {"torch": "2.7", "numpy": "2.0"}, "y": {"torch": "2.6"}}
     assert node_probe.differences(own, other) == {"y": {"torch": "2.6", "numpy": "missing"}}
-    told = list(doctor_checks.of_versions({name: {"versions": of} for name, of in other.items()}, own))
+    told = list(node_checks.of_versions({name: {"versions": of} for name, of in other.items()}, own))
     assert [check.verdict for check in told] == ["ok", "wrong"]
     assert told[1].found == "y: torch 2.6 (here 2.7), numpy missing (here 2.0)"
 
 
 def test_a_node_that_is_silent_is_named() -> None:
     silent = node_report("10.0.0.7", {"CPU": 4.0}, None, ready=False)
-    (check,) = doctor_checks.of_nodes([silent])
+    (check,) = node_checks.of_nodes([silent])
     assert (check.verdict, check.found) == (
         "wrong",
         "10.0.0.7: 4 CPU, 0 GPU, 0 B memory; no answer within 20 s",
     )
-    assert not list(doctor_checks.of_gpus([silent]))
+    assert not list(node_checks.of_gpus([silent]))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_node_that_is_silent_is_named() -> None:
 )
 def test_gpus_that_ray_and_torch_do_not_agree_on(declared: int, found: int, verdict: str) -> None:
     node_seen = NodeReport("x", 4, declared, 8 * GB, 0, facts(gpus=[("H100", 80 * GB)] * found))
-    assert [check.verdict for check in doctor_checks.of_gpus([node_seen])] == [verdict]
+    assert [check.verdict for check in node_checks.of_gpus([node_seen])] == [verdict]
     assert len(node_seen.usable) == min(declared, found)
 
 
@@ -65,7 +65,7 @@ def test_gpus_that_ray_and_torch_do_not_agree_on(declared: int, found: int, verd
     ],
 )
 def test_a_ray_of_one_s_own_is_not_open_to_the_network(listens: Any, own: bool, verdict: str) -> None:
-    (check,) = doctor_checks.of_listening({"x": facts(listens=listens)}, own)
+    (check,) = node_checks.of_listening({"x": facts(listens=listens)}, own)
     assert check.verdict == verdict
 
 
@@ -82,28 +82,28 @@ def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
     token = tmp_path / ".ray" / "auth_token"
     token.write_text("s3cret")
     token.chmod(0o644)
-    nobody_asks = doctor_checks.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=True)
+    nobody_asks = node_checks.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=True)
     assert (nobody_asks.verdict, nobody_asks.found[:3]) == ("note", "off")
-    readable = doctor_checks.of_token({}, tmp_path, open_to_all=False)
+    readable = node_checks.of_token({}, tmp_path, open_to_all=False)
     token.chmod(0o600)
-    mine = doctor_checks.of_token({}, tmp_path, open_to_all=False)
-    given = doctor_checks.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=False)
-    path = doctor_checks.of_token({"RAY_AUTH_TOKEN_PATH": str(token)}, Path("/nowhere"), open_to_all=False)
+    mine = node_checks.of_token({}, tmp_path, open_to_all=False)
+    given = node_checks.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=False)
+    path = node_checks.of_token({"RAY_AUTH_TOKEN_PATH": str(token)}, Path("/nowhere"), open_to_all=False)
     assert [c.verdict for c in (readable, mine, given, path)] == ["note", "ok", "ok", "ok"]
     assert given.found == "on, from RAY_AUTH_TOKEN"
     assert path.found == f"on, from {token} (RAY_AUTH_TOKEN_PATH)"
     assert "s3cret" not in str([nobody_asks, readable, mine, given, path])
-    missing = doctor_checks.of_token({}, tmp_path / "other", open_to_all=False)
+    missing = node_checks.of_token({}, tmp_path / "other", open_to_all=False)
     assert (missing.verdict, "is not there" in missing.found) == ("wrong", True)
 
 
 def test_full_disks_and_small_shared_memory() -> None:
-    fine = list(doctor_checks.of_disks([seen()]))
+    fine = list(node_checks.of_disks([seen()]))
     assert [check.found for check in fine] == [
         "at least 90.0 GB free for what Ray spills, on 1 node",
         "enough for the object store, on 1 node",
     ]
-    full, small = doctor_checks.of_disks([seen(), seen("y", disk=(100 * GB, 96 * GB, 4 * GB), shm=GB)])
+    full, small = node_checks.of_disks([seen(), seen("y", disk=(100 * GB, 96 * GB, 4 * GB), shm=GB)])
     assert (full.verdict, full.found[:20]) == ("wrong", "y: 4.0 GB free, over")
     assert (small.verdict, small.cure[:25]) == ("note", "docker run --shm-size=3g,")
 
@@ -115,10 +115,10 @@ def test_a_node_that_does_not_see_the_data_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert node_probe.unwritable(str(tmp_path / "file")) == f"{tmp_path / 'file'} is no folder"
     there = {"x": facts(), "y": facts(unreadable={"/data/eyes": "No such file or directory"})}
-    data, cache = doctor_checks.of_paths(there, ["/data/eyes", "/data/masks"], ["/cache"])
+    data, cache = node_checks.of_paths(there, ["/data/eyes", "/data/masks"], ["/cache"])
     assert (data.verdict, data.found) == ("wrong", "y: /data/eyes: No such file or directory")
     assert cache == Check("cache", "ok", "/cache can be written to on 2 nodes")
-    both = next(doctor_checks.of_paths({"x": facts()}, ["/data/eyes", "/data/masks"], []))
+    both = next(node_checks.of_paths({"x": facts()}, ["/data/eyes", "/data/masks"], []))
     assert both.found == "2 folders under /data can be read on 1 node"
 
 
