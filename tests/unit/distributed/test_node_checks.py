@@ -100,7 +100,7 @@ def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
 def test_full_disks_and_small_shared_memory() -> None:
     fine = list(node_checks.of_disks([seen()]))
     assert [check.found for check in fine] == [
-        "at least 90.0 GB free for what Ray spills, on 1 node",
+        "at least 90.0 GB free for objects that Ray spills, on 1 node",
         "enough for the object store, on 1 node",
     ]
     full, small = node_checks.of_disks([seen(), seen("y", disk=(100 * GB, 96 * GB, 4 * GB), shm=GB)])

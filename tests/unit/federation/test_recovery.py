@@ -38,8 +38,7 @@ def test_absent_sites_are_drawn_by_the_seed_and_told(tmp_path: Path) -> None:
 
 
 def test_a_failed_site_is_left_out_where_enough_answer() -> None:
-    fleet = LocalFleet(task())
-    fleet.options = replace(fleet.options, min_replies=0.8)  # 4.8 of 6: five
+    fleet = LocalFleet(task(), min_replies=0.8)  # 4.8 of 6: five
     assert list(fleet.map(fails_at_d)) == ["a", "b", "c", "e", "f"]
     (incident,) = fleet.accounting.failures
     assert (incident.sites, incident.action, incident.cause) == (
@@ -52,7 +51,7 @@ def test_a_failed_site_is_left_out_where_enough_answer() -> None:
 
 def test_a_site_that_failed_was_sent_the_message_all_the_same(tmp_path: Path) -> None:
     failing = plan(tmp_path, Failing(**SGD), min_replies=0.5, rounds=2)
-    list(run_federation(failing, LocalFleet(failing.task, rounds=2)))
+    list(run_federation(failing, LocalFleet(failing.task, rounds=2, min_replies=0.5)))
     table = pd.read_parquet(tmp_path / "rounds.parquet")
     assert table["left_out"].tolist() == [1, 1]
     assert (table["bytes_down"] * 5 == table["bytes_up"] * 6).all()
@@ -188,7 +187,7 @@ def test_dropped_replies_are_drawn_by_the_seed(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
         dropping = plan(tmp_path / name, FedAvg(**SGD), chaos="drop 0.3", min_replies=1)
-        fleet = LocalFleet(dropping.task, rounds=4, chaos=dropping.faults)
+        fleet = LocalFleet(dropping.task, rounds=4, min_replies=1, chaos=dropping.faults)
         events = list(run_federation(dropping, fleet))
         found.append((digest(events), [f["sites"] for f in failures(tmp_path / name)]))
     assert found[0] == found[1]
@@ -198,7 +197,7 @@ def test_dropped_replies_are_drawn_by_the_seed(tmp_path: Path) -> None:
 
 def test_what_went_wrong_is_written_once_however_the_run_ends(tmp_path: Path) -> None:
     failing = plan(tmp_path, Failing(**SGD), min_replies=0.5)
-    events = run_federation(failing, LocalFleet(failing.task, rounds=4))
+    events = run_federation(failing, LocalFleet(failing.task, rounds=4, min_replies=0.5))
     assert isinstance(next(events), Notice)
     assert isinstance(next(events), RoundEvent)
     events.close()  # type: ignore[attr-defined]  # a generator
