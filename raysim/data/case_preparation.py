@@ -1,4 +1,7 @@
-"""The preprocessing of one case: reads image and label, resamples, scales intensities and fits the size."""
+"""The preprocessing of one case: reads image and label, resamples, scales intensities and fits the size.
+
+MONAI is imported where it is used: it takes longer to import than torch, and a client actor reads prepared cases.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
-from monai.transforms.croppad.array import ResizeWithPadOrCrop
-from monai.transforms.intensity.array import ScaleIntensity, ScaleIntensityRangePercentiles
-from monai.transforms.spatial.array import Resize, Spacing
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
@@ -34,10 +33,22 @@ def zscore(image: Array) -> Array:
     return scaled
 
 
+def _minmax(image: Array) -> Any:
+    from monai.transforms.intensity.array import ScaleIntensity
+
+    return ScaleIntensity(0, 1, channel_wise=True)(image)
+
+
+def _percentile(image: Array) -> Any:
+    from monai.transforms.intensity.array import ScaleIntensityRangePercentiles
+
+    return ScaleIntensityRangePercentiles(1, 99, 0, 1, clip=True, channel_wise=True)(image)
+
+
 INTENSITY_SCALING: dict[Intensity, Callable[[Any], Any]] = {
     "zscore": zscore,
-    "minmax": ScaleIntensity(0, 1, channel_wise=True),
-    "percentile": ScaleIntensityRangePercentiles(1, 99, 0, 1, clip=True, channel_wise=True),
+    "minmax": _minmax,
+    "percentile": _percentile,
     "unit": lambda image: image / 255,
     "none": lambda image: image,
 }
@@ -157,6 +168,9 @@ class CasePreparation:
             return np.ascontiguousarray(examples)
         if self.fit == "resize" and mode == "linear":
             return resize_image(examples, self.size)
+        from monai.transforms.croppad.array import ResizeWithPadOrCrop
+        from monai.transforms.spatial.array import Resize
+
         flat = torch.from_numpy(np.ascontiguousarray(examples)).flatten(0, 1)
         if self.fit == "resize":
             resized = Resize(self.size, mode="nearest-exact")(flat)
@@ -175,7 +189,10 @@ class CasePreparation:
 
 def _resample(image: Image, spacing: tuple[float, ...], mode: str) -> Image:
     """A volume resampled to `spacing`, mm between voxels; axes beyond its length keep theirs."""
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.spatial.array import Spacing
+
     target = (*spacing, *image.spacing[len(spacing) :])
     volume = MetaTensor(torch.from_numpy(image.array), affine=torch.from_numpy(image.affine))
-    volume = cast(MetaTensor, Spacing(target, mode=mode, dtype=np.float32)(volume))
+    volume = cast("MetaTensor", Spacing(target, mode=mode, dtype=np.float32)(volume))
     return Image(volume.numpy(), volume.affine.numpy())

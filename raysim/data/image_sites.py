@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import monai
 import numpy as np
 
 from raysim.core.contracts import SPLITS, Data, ProgressCallback, Split
@@ -107,7 +107,7 @@ def make_image_sites(
     """The opener of these sites. A cache key depends on files, preparation and scanner, so no stale entry is used."""
     # The names of the classes do not change the arrays.
     values = None if preparation.classes is None else list(preparation.classes.values())
-    preparation_key = [monai.__version__, {**asdict(preparation), "classes": values}]
+    preparation_key = [version("monai"), {**asdict(preparation), "classes": values}]
 
     def site_key(site: str) -> str:
         files = [

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, Protocol, get_args, get_type_hints, runtime_checkable
 
 from raysim.core.contracts import Task
 from raysim.data.file_paths import ABSOLUTE_PATH
-from raysim.data.image_sites import ImageSites
-from raysim.data.tabular_sites import TabularSites
+
+
+@runtime_checkable
+class OpensFiles(Protocol):
+    """What opens a site's data from files. Not the classes themselves: those of images import MONAI, in every actor."""
+
+    def paths(self) -> tuple[list[str], list[str]]:
+        """The files and folders to read, and the folders to write into."""
 
 
 def required_paths(task: Task, config: Any) -> tuple[list[str], list[str]]:
@@ -17,7 +23,7 @@ def required_paths(task: Task, config: Any) -> tuple[list[str], list[str]]:
 
     For a task with its own way to open data, every value of a field marked as a path is to be read.
     """
-    if isinstance(task.open, ImageSites | TabularSites):
+    if isinstance(task.open, OpensFiles):
         return task.open.paths()
     return list(dict.fromkeys(_path_fields(config))), []
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
-from monai.transforms.intensity.array import RandBiasField
 from scipy import ndimage
 
 from raysim.core.seeding import numpy_generator, stable_seed
@@ -71,6 +70,8 @@ class Scanner:
         """The smooth bias field of the coil, then blur, then a coarser grid."""
         space = images.shape[2:]
         if self.bias:
+            from monai.transforms.intensity.array import RandBiasField  # MONAI takes longer to import than torch
+
             field = RandBiasField(degree=2, coeff_range=(-self.bias, self.bias), prob=1.0)
             field.set_random_state(stable_seed("bias", *self.key) % 2**32)
             ones = np.ones((1, *space), np.float32)

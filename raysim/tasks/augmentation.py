@@ -1,4 +1,7 @@
-"""Random augmentation of training batches by MONAI's random dictionary transforms, chosen by name."""
+"""Random augmentation of training batches by MONAI's random dictionary transforms, chosen by name.
+
+MONAI is imported where it is used: it takes longer to import than torch.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms.compose import Compose
-from monai.transforms.intensity import dictionary as intensity
-from monai.transforms.spatial import dictionary as spatial
-from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
 from raysim.core.contracts import Augment, Batch
@@ -33,6 +32,9 @@ class Augmentation:
 
     def __call__(self, inputs: Tensor, labels: Tensor, random: np.random.RandomState) -> Batch:
         """The augmented batch: inputs (B, C, *space) and labels (B, 1, *space); `random` supplies all randomness."""
+        from monai.transforms.compose import Compose
+        from monai.utils.type_conversion import convert_to_tensor
+
         # A copy: seeding changes the transforms, and other sites of this process share them.
         compose = Compose(copy.deepcopy(self.transforms)).set_random_state(state=random)
         pairs = zip(inputs.clone(), labels.clone(), strict=True)  # cloned: some MONAI transforms write in place
@@ -71,6 +73,8 @@ def make_augmentation(
 
 
 def _make_transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -> Any:
+    from monai.transforms.spatial import dictionary as spatial
+
     names = _random_transforms()
     given = {key: value for key, value in spec.items() if key != "name"}
     if not mask and "keys" in given:
@@ -103,6 +107,9 @@ def _check_probability(prob: object) -> None:
 
 @cache
 def _random_transforms() -> dict[str, Factory]:
+    from monai.transforms.intensity import dictionary as intensity
+    from monai.transforms.spatial import dictionary as spatial
+
     found = [cls for module in (intensity, spatial) for cls in vars(module).values() if inspect.isclass(cls)]
     modules = {intensity.__name__, spatial.__name__}
     return {cls.__name__: cls for cls in found if cls.__name__.startswith("Rand") and cls.__module__ in modules}

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.metrics.rocauc import compute_roc_auc
 
 from raysim.core.contracts import Metrics, Predictor, Split
 from raysim.core.errors import ConfigError
@@ -54,6 +53,8 @@ def auc(logits: Array, labels: Array) -> float | None:
 
 
 def _roc_area(scores: Array, positive: Array) -> float:
+    from monai.metrics.rocauc import compute_roc_auc  # here, because MONAI takes longer to import than torch
+
     area: Any = compute_roc_auc(torch.from_numpy(scores), torch.from_numpy(positive).int())
     return float(area)
 

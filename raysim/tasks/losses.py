@@ -9,8 +9,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from monai import losses as monai_losses
-from monai.losses.focal_loss import FocalLoss
 from torch import Tensor, nn
 
 from raysim.core.errors import ConfigError
@@ -41,6 +39,8 @@ def make_segmentation_loss(spec: Mapping[str, Any]) -> Loss:
 
 def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
     """Cross-entropy or MONAI's focal loss: picklable, (logits (B, K), class indices (B, 1)) -> scalar."""
+    from monai.losses.focal_loss import FocalLoss  # here, because MONAI takes longer to import than torch
+
     return _make_loss(spec, {factory.__name__: factory for factory in (CrossEntropyLoss, FocalLoss)})
 
 
@@ -102,6 +102,8 @@ def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
 @cache
 def _segmentation_losses() -> dict[str, Factory]:
     """MONAI's losses that accept logits and class indices: they have their own softmax and one-hot encoding."""
+    from monai import losses as monai_losses  # here, because MONAI takes longer to import than torch
+
     classes = {cls.__name__: cls for cls in vars(monai_losses).values() if inspect.isclass(cls)}
     required = [{"to_onehot_y", "softmax"}, {"to_onehot_y", "use_softmax"}]
     return {name: cls for name, cls in classes.items() if any(n <= set(factory_parameters(cls)) for n in required)}

@@ -7,7 +7,6 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from monai.networks import nets as monai_nets
 from torch import nn
 
 from raysim.core.errors import ConfigError
@@ -128,6 +127,8 @@ def _as_tuple(value: Any) -> Any:
 
 @cache
 def _networks() -> dict[str, Factory]:
+    from monai.networks import nets as monai_nets  # here, because MONAI takes longer to import than torch
+
     found = (value for name, value in vars(monai_nets).items() if callable(value) and name[0] != "_")
     inputs = {*INPUT_ARGUMENTS, SHAPE_ARGUMENT}
     sized = {network.__name__: network for network in found if inputs & factory_parameters(network).keys()}

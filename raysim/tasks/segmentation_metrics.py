@@ -9,9 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-from monai.metrics.meandice import compute_dice
-from monai.metrics.surface_distance import compute_average_surface_distance
 
 from raysim.core.contracts import Metrics, Predictor, Split
 from raysim.core.errors import ConfigError
@@ -26,6 +23,8 @@ MetricFunction = Callable[[Array, Array, tuple[float, ...]], float]
 
 def dice(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     """Dice overlap of two masks (*space), 0 to 1; `label` must not be empty."""
+    from monai.metrics.meandice import compute_dice
+
     return float(compute_dice(_to_batch(predicted), _to_batch(label)))
 
 
@@ -36,6 +35,8 @@ def hd95(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     """
     if not predicted.any():
         return _diagonal(label, spacing)
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+
     distance = compute_hausdorff_distance(
         _to_batch(predicted), _to_batch(label), include_background=True, percentile=95, spacing=list(spacing)
     )
@@ -46,6 +47,8 @@ def asd(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     """Mean distance between two surfaces, both ways, in mm; the image's diagonal if nothing is predicted."""
     if not predicted.any():
         return _diagonal(label, spacing)
+    from monai.metrics.surface_distance import compute_average_surface_distance
+
     distance = compute_average_surface_distance(
         _to_batch(predicted), _to_batch(label), include_background=True, symmetric=True, spacing=list(spacing)
     )

@@ -87,7 +87,7 @@ def fails_at_clients() -> toy.Line:
     """A network that cannot be made by client actors, whose names tell their sites."""
     import ray
 
-    if "[" in ray.get_runtime_context().get_actor_name():
+    if "[" in (ray.get_runtime_context().get_actor_name() or ""):  # the driver has no name
         raise LookupError("no such organ")
     return toy.Line()
 
