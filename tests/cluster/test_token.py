@@ -25,6 +25,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: Path) -> None:
     right, wrong = secrets.token_hex(32), secrets.token_hex(32)
     seen = list[str]()  # of the list of processes, while the commands are at work

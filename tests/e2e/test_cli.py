@@ -236,6 +236,7 @@ def cluster(ray_started: None) -> str:
     return f"ray_address={ray.get_runtime_context().gcs_address}"
 
 
+@pytest.mark.slow
 def test_ones_own_algorithm_on_a_cluster_as_in_one_process(cluster: str) -> None:
     words = ("algorithm=my_algorithm:Mine", "resources.client_actors=2", "resources.cpus_per_client=0.5", "--out")
     done = shell("run", *SMALL, cluster, *words, "on-ray")

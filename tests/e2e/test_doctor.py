@@ -69,6 +69,7 @@ def test_without_ray(
     assert not (working_directory / "runs").exists()
 
 
+@pytest.mark.slow
 def test_tasks_on_classes_and_on_tables(working_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = ["site,split,image,label,size"]
     for site, count in (("a", 4), ("b", 6)):

@@ -10,6 +10,7 @@ from raysim.config.resolve import resolve
 from raysim.federation.plan import chosen_metric
 from raysim.federation.validation import check_training
 from tests.support.paths import DATA, ROOT
+from tests.support.slow import slow_except
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 TABLES = {
@@ -60,7 +61,9 @@ def test_an_example_trains_on_its_real_data(path, tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("name", "rounds", "least"), [("heart", 30, 0.65), ("wbc", 8, 0.3)])
+@pytest.mark.parametrize(
+    ("name", "rounds", "least"), slow_except([("heart", 30, 0.65), ("wbc", 8, 0.3)], [("heart", 30, 0.65)])
+)
 def test_an_example_learns_its_classes(name, rounds, least, tmp_path):
     table = DATA / TABLES[name] / "table.csv"
     if not table.exists():

@@ -21,7 +21,6 @@ from raysim.cli.main import main
 from raysim.core.events import Event, RoundEvent
 from raysim.core.results import FailureAction
 from raysim.storage import checkpoint
-from tests.support.slow import slow_except
 from tests.support.toy_runs import failures
 
 MEMINFO = Path("/proc/meminfo")
@@ -86,7 +85,8 @@ def test_an_actor_that_runs_out_of_memory_is_replaced_and_the_bits_stay(tmp_path
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("end", slow_except(["done", "interrupted", "killed"], ["interrupted"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["done", "interrupted", "killed"])
 def test_no_process_is_left_behind(end: str, tmp_path: Path) -> None:
     words = ["task.data.sites=2", "task.data.outside=[]", "task.data.size=[16, 16]", "resources.cpus_per_client=0.5"]
     rounds = 2 if end == "done" else 100_000

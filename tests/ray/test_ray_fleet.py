@@ -66,6 +66,7 @@ def fleet(clients: dict[str, Any]) -> RayFleet:
     return ray_fleet(task(), clients, rounds=3)
 
 
+@pytest.mark.slow
 def test_an_actor_that_comes_late_to_an_unfit_node_is_left_out_where_others_play(clients: dict[str, Any]) -> None:
     costs = dict.fromkeys(NAMES, 1.0)
     late = start_client("late", task(), {"torch": "0.1"})
@@ -220,6 +221,7 @@ def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
     assert summary(tmp_path)["digest"] == digest(end.state, {})
 
 
+@pytest.mark.slow
 def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
     events = run_on_ray(plan(tmp_path, FedAvg(**SGD), 1, NAMES, client_actors=1), "test-shared")
     placed = next(event for event in events if isinstance(event, ActorsPlaced))

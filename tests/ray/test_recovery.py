@@ -76,6 +76,7 @@ def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: Ra
     assert [incident.action for incident in fleet.accounting.failures[:-1]] == [FailureAction.RETRIED] * 2
 
 
+@pytest.mark.slow
 def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -> None:
     resources = Resources(client_actors="per_site", cpus_per_client=0.5)
     four = plan(tmp_path, Telling(**SGD), task=toy.task(dict.fromkeys("abcd", ((1.0, 1),))), resources=resources)
@@ -115,6 +116,7 @@ def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path
     assert (incident.cause, incident.action) == ("no result for 3 s (site_timeout_s)", FailureAction.RETRIED)
 
 
+@pytest.mark.slow
 def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raysim.distributed.run_driver.SILENT_ROUND_NOTICE_S", 2.0)
     waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1, resources=Resources(client_actors=2))
@@ -138,6 +140,7 @@ def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_pat
     assert digest(again) == digest(calm)
 
 
+@pytest.mark.slow
 def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
     own = {"b": SiteResources(cpus=2.0), "d": SiteResources(cpus=0.5)}
     resources = Resources(client_actors=2, cpus_per_client=0.5, sites=own)
@@ -179,6 +182,7 @@ def test_chaos_kills_two_clients_where_it_is_asked_to(ray_started: None, tmp_pat
     assert lost == {"client-01", "client-02"}
 
 
+@pytest.mark.slow
 def test_chaos_cannot_kill_the_only_node(ray_started: None, tmp_path: Path) -> None:
     one = Resources(client_actors=1)
     troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos="kill node@2", resources=one)

@@ -15,6 +15,7 @@ from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
 from tests.support.paths import ROOT
 from tests.support.searches import LR, ONE, TINY, left_behind, rounds_done, trials, tune
+from tests.support.slow import slow_except
 
 pytestmark = pytest.mark.usefixtures("ray_started")
 LOST = "algorithm.lr=choice(1e30)"
@@ -45,6 +46,7 @@ def test_the_best_trial_again_is_the_same_to_the_bit_and_nothing_is_left(tmp_pat
     assert not (out / "tune").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_path, capsys):
     out = tmp_path / "out"
     assert tune(out, "--space", LR, "rounds=1", "--trials", "1") == 0
@@ -94,6 +96,7 @@ def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
     assert len(trials(out)) == 8
 
 
+@pytest.mark.slow
 def test_what_the_time_cut_off_goes_on_and_all_checkpoints_stay_where_asked(tmp_path, capsys):
     out = tmp_path / "out"
     words = ["--space", "algorithm.lr=choice(0.001)", "backend=ray", "resources.client_actors=2", *ONE]
@@ -108,7 +111,7 @@ def test_what_the_time_cut_off_goes_on_and_all_checkpoints_stay_where_asked(tmp_
     assert len(list((out / "trials").glob("*/checkpoints/round_0002"))) == 2
 
 
-@pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt"])
+@pytest.mark.parametrize("scheduler", slow_except(["hyperband", "median", "pbt"], ["pbt"]))
 def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
     out = tmp_path / "out"
     limit = ONE if scheduler == "median" else []
@@ -129,6 +132,7 @@ def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
     assert left_behind() == []
 
 
+@pytest.mark.slow
 def test_optuna_asks_for_the_keys_of_the_algorithm_and_several_objectives(tmp_path):
     out = tmp_path / "out"
     space = ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=loguniform(0.01,1)", LR]
@@ -161,6 +165,7 @@ def test_a_trial_that_fails_is_marked_with_its_cause_and_the_search_goes_on(tmp_
     assert tune(tmp_path / "all", "--space", LOST, "--trials", "2", *ONE, "algorithm.optimizer=sgd", "rounds=1") == 1
 
 
+@pytest.mark.slow
 def test_a_node_with_other_versions_ends_the_search_and_fails_no_trial(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -223,6 +228,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, m
     assert left_behind() == []
 
 
+@pytest.mark.slow
 def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
     table = ["site,split,label,a,b"]
     splits = ("train", "train", "test") * 4
@@ -248,6 +254,7 @@ def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
     assert yaml.safe_load((tmp_path / "together" / "best.yaml").read_text())["task"]["data"]["outside"] == ["w"]
 
 
+@pytest.mark.slow
 def test_the_documented_search_runs_from_python(tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / "search.md").read_text()
     snippet = re.findall(r"```python\n(# search_from_python.py\n.*?)```", text, re.S)[0]
