@@ -64,6 +64,7 @@ def test_shares_of_declared_gpus_hold_and_are_shown(cluster: Any, nodes: Any, tm
     assert "torch finds no GPU" in found["said"]
 
 
+@pytest.mark.slow
 def test_more_gpus_than_the_nodes_have_are_refused(cluster: Any, nodes: Any, tmp_path: Path) -> None:
     nodes(num_cpus=4, num_gpus=2)
     command = [

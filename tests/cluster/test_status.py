@@ -34,6 +34,8 @@ def exported(address: str) -> dict[str, dict[str, set[str]]]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
     out = tmp_path / "eyes"
     words = (*LONG, f"ray_address={address}", 'chaos="kill client@2"', "--out", str(out))

@@ -53,7 +53,11 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("words", "code", "line"),
     [
         ([], 0, r"Ray +ok +not used: backend=local"),
-        (["algorithm=my_doctor_case:Lost"], 1, r"batch +wrong +LookupError: no such organ"),
+        pytest.param(
+            ["algorithm=my_doctor_case:Lost"],
+            *(1, r"batch +wrong +LookupError: no such organ"),
+            marks=pytest.mark.slow,
+        ),
         (["algorithm=my_doctor_case:Dies"], 1, r"batch +wrong +the process died with exit code -9"),
         (["resources.gpus_per_client=1"], 3, r"resources +wrong +asked for 1 client actor of 1 CPU and 1 GPU"),
     ],

@@ -258,6 +258,7 @@ class Reading:
     table: Annotated[str, ABSOLUTE_PATH]
 
 
+@pytest.mark.slow
 def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> None:
     other = replace(plan(tmp_path, FedAvg(), 1, client_actors=1), versions={"torch": "0.1"})
     with pytest.raises(PlacementError, match=r"^node \S+ has torch \S+, not 0\.1: install there"):
@@ -294,6 +295,8 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
         next(run_on_ray(plan(tmp_path, FedAvg(), 1, gpus_per_client=0.5), "test-no-gpu"))
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_run_from_python_has_the_same_result_on_ray_and_without(tmp_path: Path) -> None:
     data = {"sites": 2, "outside": [], "cases": 2, "val": 1, "test": 0, "size": [8, 8]}
     network = {"name": "unet", "channels": [2, 4], "strides": [2]}

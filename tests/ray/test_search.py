@@ -15,7 +15,6 @@ from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
 from tests.support.paths import ROOT
 from tests.support.searches import LR, ONE, TINY, left_behind, rounds_done, trials, tune
-from tests.support.slow import slow_except
 
 pytestmark = pytest.mark.usefixtures("ray_started")
 LOST = "algorithm.lr=choice(1e30)"
@@ -111,7 +110,8 @@ def test_what_the_time_cut_off_goes_on_and_all_checkpoints_stay_where_asked(tmp_
     assert len(list((out / "trials").glob("*/checkpoints/round_0002"))) == 2
 
 
-@pytest.mark.parametrize("scheduler", slow_except(["hyperband", "median", "pbt"], ["pbt"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt"])
 def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
     out = tmp_path / "out"
     limit = ONE if scheduler == "median" else []
@@ -148,6 +148,7 @@ def test_optuna_asks_for_the_keys_of_the_algorithm_and_several_objectives(tmp_pa
     assert len(trials(out)) == 6
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_marked_with_its_cause_and_the_search_goes_on(tmp_path, capsys):
     out = tmp_path / "out"
     spaces = ["--space", "algorithm.lr=grid(0.001,1e30)", "--space", "algorithm.momentum=choice(0.0)"]
