@@ -46,7 +46,8 @@ def test_same_seed_same_bits_and_another_seed_others(name: str) -> None:
     assert digest(rounds[-1].state, client_states(fleet)) != whole(name)
 
 
-RESUMED_BUFFERS = [
+CLIENT_STATES = ("fedbn", "ditto", "fedsm", "iopfl", "fcl", "scaffold")
+RESUMED_BUFFERS = [(name, "local") for name in CLIENT_STATES]
     (name, "local") for name in ("fedbn", "ditto", "fedsm", "iopfl", "fcl", "scaffold")
 ]  # with client states
 
