@@ -6,7 +6,7 @@ PEERS := flower nvflare pfl
 # Tests that share a Ray or a cluster stay on one of the two workers.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=30
 
-.PHONY: help demo check format test test-all test-smoke mutations bench bench-peers clean
+.PHONY: help demo check format docs test test-all test-smoke mutations bench bench-peers clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ check: $(VENV)/installed  ## lint, format, spelling, import contracts, types
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: $(VENV)/installed  ## the documentation as a site, with an API reference, in build/site; links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
 format: $(VENV)/installed  ## put the code in form
 	$(BIN)/ruff check --fix

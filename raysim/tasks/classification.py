@@ -15,7 +15,7 @@ from raysim.data.label_classes import ClassesOption, encode_labels, resolve_clas
 from raysim.data.table import labels_are_files, read_table
 from raysim.tasks.augmentation import make_augmentation
 from raysim.tasks.build_task import build_task
-from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationMetric, ClassificationScore
+from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
 from raysim.tasks.image_config import ImageData
 from raysim.tasks.losses import make_classification_loss
 from raysim.tasks.networks import check_network_spec
@@ -52,9 +52,9 @@ class Classification:
     loss: Annotated[dict[str, Any], "cross_entropy (weight, label_smoothing) or MONAI's focal, with its arguments"] = (
         field(default_factory=lambda: {"name": "cross_entropy"})
     )
-    metrics: Annotated[tuple[ClassificationMetric, ...], Len(1), "metrics to compute, the main one first"] = (
-        DEFAULT_METRICS
-    )
+    metrics: Annotated[
+        tuple[str, ...], Len(1), "the main one first: accuracy, balanced_accuracy, auc, f1, or module:Name"
+    ] = DEFAULT_METRICS
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 16
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
@@ -66,7 +66,8 @@ class Classification:
         """
         table, names = self.data.read()
         dims = self.data.dimensions(table)
-        criterion, score = make_classification_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
+        criterion = make_classification_loss(self.loss)
+        score = ClassificationScore(self.metrics, self.batch_size, len(names))
         check_network_spec(self.network, dims, len(names))  # before images are read: it is fast
         sites = self.data.make_sites(table, None)
         arrays = prepare_images(sites, progress)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from raysim.core.contracts import Metrics, Predictor, Split
-from raysim.core.errors import ConfigError
+from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 from raysim.tasks.segmentation_metrics import predict_batches
 
 Array = np.ndarray[Any, np.dtype[Any]]
-ClassificationMetric = Literal["accuracy", "balanced_accuracy", "auc", "f1"]
-DEFAULT_METRICS: tuple[ClassificationMetric, ...] = ("accuracy", "balanced_accuracy", "auc", "f1")
-MetricFunction = Callable[[Array, Array], float | None]
+DEFAULT_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1")
 
 
 def accuracy(logits: Array, labels: Array) -> float:
@@ -66,11 +64,9 @@ def _log_odds(logits: Array, k: int) -> Array:
     return odds
 
 
-METRIC_FUNCTIONS: dict[ClassificationMetric, MetricFunction] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "auc": auc,
-    "f1": f1,
+METRICS = {
+    function.__name__: Metric(function.__name__, "higher", function)
+    for function in (accuracy, balanced_accuracy, auc, f1)
 }
 
 
@@ -82,14 +78,15 @@ class ClassificationScore:
     evaluated.
     """
 
-    metrics: tuple[ClassificationMetric, ...] = DEFAULT_METRICS
+    metrics: tuple[str, ...] = DEFAULT_METRICS
     batch_size: int = 64
-    better: Mapping[str, Literal["higher", "lower"]] = field(init=False)
+    classes: int = 2
+    better: Mapping[str, Direction] = field(init=False)
 
     def __post_init__(self) -> None:
-        if len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; leave one out")
-        self.better = dict.fromkeys(self.metrics, "higher")
+        example = np.eye(self.classes).repeat(2, axis=0), np.arange(self.classes).repeat(2)
+        self._metrics = find_metrics(self.metrics, METRICS, example)
+        self.better = {metric.name: metric.better for metric in self._metrics}
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics:
         """The value of each metric that can be computed; empty for a split without examples or labels."""
@@ -97,7 +94,7 @@ class ClassificationScore:
             return {}
         batches = predict_batches(predict, split, self.batch_size, device)
         logits, labels = _average_over_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
-        values = {name: METRIC_FUNCTIONS[name](logits, labels) for name in self.metrics}
+        values = {metric.name: metric(logits, labels) for metric in self._metrics}
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from raysim.tasks.build_task import build_task
 from raysim.tasks.losses import make_segmentation_loss
 from raysim.tasks.networks import check_network_spec
 from raysim.tasks.segmentation_config import SegmentationData
-from raysim.tasks.segmentation_metrics import SegmentationMetric, SegmentationScore
+from raysim.tasks.segmentation_metrics import SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,7 +35,7 @@ class Segmentation:
     loss: Annotated[dict[str, Any], "a MONAI loss by name, with its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
-    metrics: Annotated[tuple[SegmentationMetric, ...], Len(1), "metrics to compute, the main one first"] = ("dice",)
+    metrics: Annotated[tuple[str, ...], Len(1), "the main one first: dice, hd95, asd, or module:Name"] = ("dice",)
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 8
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
@@ -49,7 +49,7 @@ class Segmentation:
         dims = self.data.dimensions(table)
         criterion, score = (
             make_segmentation_loss(self.loss),
-            SegmentationScore(tuple(values), self.metrics, self.batch_size),
+            SegmentationScore(tuple(values), self.metrics, self.batch_size, 3 if self.data.slices else dims),
         )
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
         sites = self.data.make_sites(table, values)

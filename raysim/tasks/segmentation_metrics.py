@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from raysim.core.contracts import Metrics, Predictor, Split
-from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
+from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # MONAI warns about an argument that its own code passes.
 warnings.filterwarnings("ignore", "(.|\n)*always_return_as_numpy", FutureWarning)
-SegmentationMetric = Literal["dice", "hd95", "asd"]
-MetricFunction = Callable[[Array, Array, tuple[float, ...]], float]
 
 
 def dice(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
@@ -55,7 +53,11 @@ def asd(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     return float(distance)
 
 
-METRIC_FUNCTIONS: dict[SegmentationMetric, MetricFunction] = {"dice": dice, "hd95": hd95, "asd": asd}
+METRICS = {
+    "dice": Metric("dice", "higher", dice),
+    "hd95": Metric("hd95", "lower", hd95),
+    "asd": Metric("asd", "lower", asd),
+}
 
 
 @dataclass
@@ -68,17 +70,17 @@ class SegmentationScore:
     """
 
     classes: tuple[str, ...]
-    metrics: tuple[SegmentationMetric, ...] = ("dice",)
+    metrics: tuple[str, ...] = ("dice",)
     batch_size: int = 8
-    better: Mapping[str, Literal["higher", "lower"]] = field(init=False)
+    dims: int = 2  # of a case
+    better: Mapping[str, Direction] = field(init=False)
 
     def __post_init__(self) -> None:
-        if len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; leave one out")
+        example = np.zeros((8,) * self.dims, bool)
+        example[2:5, 2:6] = True
+        self._metrics = find_metrics(self.metrics, METRICS, (example, example, (1.0,) * self.dims))
         suffixes = ["", *(f"_{name}" for name in self.classes[1:] if len(self.classes) > 2)]
-        self.better = {
-            f"{m}{suffix}": "higher" if m == "dice" else "lower" for m in self.metrics for suffix in suffixes
-        }
+        self.better = {f"{metric.name}{suffix}": metric.better for metric in self._metrics for suffix in suffixes}
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics:
         """The value of each metric that can be computed; empty for a split without examples or labels."""
@@ -93,12 +95,13 @@ class SegmentationScore:
     def _score_case(self, predicted: Array, label: Array, spacing: tuple[float, ...]) -> Iterator[tuple[str, float]]:
         """The values of one case, with the names in `better`."""
         present = [(number, name) for number, name in enumerate(self.classes) if number and (label == number).any()]
-        for metric in self.metrics if present else ():
-            compute = METRIC_FUNCTIONS[metric]
-            each = {name: compute(predicted == number, label == number, spacing) for number, name in present}
-            yield metric, float(np.mean(list(each.values())))
+        for metric in self._metrics:
+            each = {name: metric(predicted == number, label == number, spacing) for number, name in present}
+            defined = {name: value for name, value in each.items() if value is not None}
+            if defined:
+                yield metric.name, float(np.mean(list(defined.values())))
             if len(self.classes) > 2:
-                yield from ((f"{metric}_{name}", value) for name, value in each.items())
+                yield from ((f"{metric.name}_{name}", value) for name, value in defined.items())
 
     def _volumes(
         self, predict: Predictor, split: Split, labels: Array, device: torch.device

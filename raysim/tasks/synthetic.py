@@ -22,7 +22,7 @@ from raysim.data.table import site_name_problems
 from raysim.tasks.augmentation import make_augmentation
 from raysim.tasks.build_task import build_task
 from raysim.tasks.losses import make_segmentation_loss
-from raysim.tasks.segmentation_metrics import SegmentationMetric, SegmentationScore
+from raysim.tasks.segmentation_metrics import SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Side = Annotated[int, Ge(8)]
@@ -68,7 +68,7 @@ class Synthetic:
     loss: Annotated[dict[str, Any], "a MONAI loss by name, with its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
-    metrics: Annotated[tuple[SegmentationMetric, ...], Len(1), "metrics to compute, the main one first"] = ("dice",)
+    metrics: Annotated[tuple[str, ...], Len(1), "the main one first: dice, hd95, asd, or module:Name"] = ("dice",)
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 4
     augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
 
@@ -89,7 +89,7 @@ class Synthetic:
             shape=(data.channels, *data.size),
             classes=classes,
             loss=make_segmentation_loss(self.loss),
-            score=SegmentationScore(CLASSES, self.metrics, self.batch_size),
+            score=SegmentationScore(CLASSES, self.metrics, self.batch_size, len(data.size)),
             augment=make_augmentation(self.augment, data.channels, data.size),
             per_voxel=True,
         )

@@ -15,7 +15,7 @@ from raysim.data.table import RESERVED_COLUMNS, read_table
 from raysim.data.tabular_features import FeatureSelection
 from raysim.data.tabular_sites import StandardisationScope, TabularDataset, is_training_row, prepare_tabular_sites
 from raysim.tasks.build_task import build_task
-from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationMetric, ClassificationScore
+from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
 from raysim.tasks.losses import make_classification_loss
 from raysim.tasks.table_config import TableData
 
@@ -65,9 +65,9 @@ class Tabular:
     loss: Annotated[dict[str, Any], "cross_entropy (weight, label_smoothing) or MONAI's focal, with its arguments"] = (
         field(default_factory=lambda: {"name": "cross_entropy"})
     )
-    metrics: Annotated[tuple[ClassificationMetric, ...], Len(1), "metrics to compute, the main one first"] = (
-        DEFAULT_METRICS
-    )
+    metrics: Annotated[
+        tuple[str, ...], Len(1), "the main one first: accuracy, balanced_accuracy, auc, f1, or module:Name"
+    ] = DEFAULT_METRICS
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 32
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
@@ -75,8 +75,9 @@ class Tabular:
 
         Raises ConfigError for anything invalid in the configuration or the table.
         """
-        criterion, score = make_classification_loss(self.loss), ClassificationScore(self.metrics, self.batch_size)
+        criterion = make_classification_loss(self.loss)
         dataset, names = self.data.read()
+        score = ClassificationScore(self.metrics, self.batch_size, len(names))
         load_dataset = partial(_load_dataset, self.data)
         sites = prepare_tabular_sites(dataset, load_dataset, self.data.table, cache_folder(self.data.cache))
         if progress:

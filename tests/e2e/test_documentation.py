@@ -94,6 +94,7 @@ def test_there_are_commands_to_check() -> None:
         ["algorithm=my_algorithm:Median"],
         ["network=my_parts:SmallNet", "network.width=16", "task.loss=my_parts:SquaredError"],
         ["task.augment=[{name: my_transforms:RandInvertd, prob: 0.3}]"],
+        ["task.metrics=[my_metrics:volume_error, dice]"],
     ],
     ids=lambda keys: keys[0].partition("=")[0],
 )

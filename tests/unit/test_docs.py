@@ -12,6 +12,7 @@ from tests.support.paths import ROOT
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 PAGES += [ROOT / folder / "README.md" for folder in ("cluster", "benchmarks")] + sorted((ROOT / "studies").glob("*.md"))
+DIAGRAM_PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md")
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -69,3 +70,12 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
     assert len(quoted) > 10
     parts = [part.strip() for quote in quoted for part in quote.split("...") if part.strip()]
     assert [part for part in parts if part not in source] == []
+
+
+def test_the_packages_are_shown_in_the_same_diagram_everywhere() -> None:
+    found = {name: re.search(r"```\n(cli .*?)```", (ROOT / name).read_text(), re.S) for name in DIAGRAM_PAGES}
+    diagrams = {match[1] for match in found.values() if match}
+    assert all(found.values())
+    assert len(diagrams) == 1
+    packages = {path.parent.name for path in (ROOT / "raysim").glob("*/__init__.py")}
+    assert {line.split()[0 if line.startswith("cli") else 1] for line in diagrams.pop().splitlines()} == packages

@@ -11,7 +11,6 @@ import torch
 from raysim.core.contracts import Metrics, Split
 from raysim.core.errors import ConfigError
 from raysim.tasks.classification_metrics import (
-    ClassificationMetric,
     ClassificationScore,
     accuracy,
     auc,
@@ -96,6 +95,5 @@ def test_slices_of_a_case_are_evaluated_together() -> None:
 def test_the_first_metric_is_the_main_one_and_all_are_better_when_higher() -> None:
     assert list(ClassificationScore(("f1", "auc")).better.items()) == [("f1", "higher"), ("auc", "higher")]
     assert next(iter(ClassificationScore().better)) == "accuracy"
-    twice: tuple[ClassificationMetric, ...] = ("f1", "f1")
     with pytest.raises(ConfigError, match=r"task\.metrics=\[f1, f1\]: expected each metric once"):
-        ClassificationScore(twice)
+        ClassificationScore(("f1", "f1"))
