@@ -48,8 +48,6 @@ def test_same_seed_same_bits_and_another_seed_others(name: str) -> None:
 
 CLIENT_STATES = ("fedbn", "ditto", "fedsm", "iopfl", "fcl", "scaffold")
 RESUMED_BUFFERS = [(name, "local") for name in CLIENT_STATES]
-    (name, "local") for name in ("fedbn", "ditto", "fedsm", "iopfl", "fcl", "scaffold")
-]  # with client states
 
 
 def resumed(algorithm: Any, folder: Path, after: int = 2) -> str:
