@@ -51,8 +51,8 @@ def _own_metric(name: str, shipped: Mapping[str, Metric], example: Sequence[Any]
     found: Any = find_factory("metric", name, factories)
     if ":" not in name:  # a shipped one, in another spelling
         return next(metric for metric in shipped.values() if metric.function is found)
-    function = found() if inspect.isclass(found) else found
-    better = getattr(function, "better", None)
+    function: Any = found() if inspect.isclass(found) else found
+    better: Any = getattr(function, "better", None)
     if better not in get_args(Direction):
         raise ConfigError(
             f"metric '{name}' has better={better!r}; expected 'higher' or 'lower'. "
