@@ -17,7 +17,7 @@ FIELD_MAPPINGS = ("task", "algorithm", "data", "task.data")
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """The nested mapping of a YAML file. Raises ConfigError for a file that cannot be read or is no mapping."""
+    """The nested mapping of a YAML file. Raises ConfigError for a file that cannot be read or is not a mapping."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -27,7 +27,7 @@ def read_file(path: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold keys and values, such as `rounds: 20`; it holds a {type(value).__name__}")
+        raise ConfigError(f"{path} is a {type(value).__name__}: expected keys and values, such as `rounds: 20`")
     return expand_dotted_keys(value, path)
 
 
@@ -91,6 +91,6 @@ def expand_dotted_keys(values: Mapping[Any, Any], path: str, prefix: str = "") -
             value = expand_dotted_keys(value, path, full_key)
         expanded = nested_keys(key, value) if prefix else expand_short_keys(nested_keys(key, value))
         if merge(result, expanded) != merge(expanded, result):
-            raise ConfigError(f"{path}: {full_key} gives another value to what a key before it gave; keep one of them")
+            raise ConfigError(f"{path}: {full_key} sets a key that has another value above it; keep one of the two")
         result = merge(result, expanded)
     return result
