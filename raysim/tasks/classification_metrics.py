@@ -43,7 +43,7 @@ def f1(logits: Array, labels: Array) -> float:
 def auc(logits: Array, labels: Array) -> float | None:
     """The area under the ROC curve of a class against all others, averaged over the classes that have cases.
 
-    None if all cases are of one class: the curve is then undefined.
+    None if all cases are of one class, because the curve is then undefined.
     """
     present = np.unique(labels)
     if len(present) < 2:
@@ -88,7 +88,7 @@ class ClassificationScore:
 
     def __post_init__(self) -> None:
         if len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; leave one out")
+            raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; remove duplicates")
         self.better = dict.fromkeys(self.metrics, "higher")
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics:

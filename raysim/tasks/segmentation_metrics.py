@@ -44,7 +44,7 @@ def hd95(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
 
 
 def asd(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
-    """Mean distance between two surfaces, both ways, in mm; the image's diagonal if nothing is predicted."""
+    """Mean distance between two surfaces, in both directions, in mm; the image's diagonal if nothing is predicted."""
     if not predicted.any():
         return _diagonal(label, spacing)
     from monai.metrics.surface_distance import compute_average_surface_distance
@@ -62,9 +62,9 @@ METRIC_FUNCTIONS: dict[SegmentationMetric, MetricFunction] = {"dice": dice, "hd9
 class SegmentationScore:
     """Scorer: `dice` is the mean over foreground classes, then over cases; `dice_<class>` is the mean of one class.
 
-    The same holds for `hd95` and `asd`, in mm. `classes` starts with the background. A class that a case's label lacks
-    is not evaluated for that case, and a metric without any value is left out. Slices of one case are evaluated
-    together, as the volume they come from.
+    The same holds for `hd95` and `asd`, in mm. `classes` starts with the background. A class that is not in the label
+    of a case is not evaluated for that case, and a metric without any value is left out. Slices of one case are
+    evaluated together, as one volume.
     """
 
     classes: tuple[str, ...]
@@ -74,7 +74,7 @@ class SegmentationScore:
 
     def __post_init__(self) -> None:
         if len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; leave one out")
+            raise ConfigError(f"task.metrics=[{', '.join(self.metrics)}]: expected each metric once; remove duplicates")
         suffixes = ["", *(f"_{name}" for name in self.classes[1:] if len(self.classes) > 2)]
         self.better = {
             f"{m}{suffix}": "higher" if m == "dice" else "lower" for m in self.metrics for suffix in suffixes
