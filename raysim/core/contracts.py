@@ -29,7 +29,7 @@ EVALUATED_SPLITS = ("val", "test")
 
 
 class _Unchanged:
-    """The type of UNCHANGED, the client state of a reply that leaves the stored client state as it is."""
+    """The type of UNCHANGED, the client state of a reply that does not change the stored client state."""
 
     def __reduce__(self) -> str:
         return "UNCHANGED"
@@ -82,8 +82,8 @@ ProgressCallback = Callable[[int, int], None]  # cases done, cases in total
 class PredictionSet:
     """Several predictors of one method at a site.
 
-    `main` is the method's predictor. Each of `others` is evaluated too, as `metric@name`. `notes` returns further
-    metrics of a split, such as the fraction of examples per model; their names differ from those of the task's metrics.
+    `main` is the predictor of the method. Each of `others` is also evaluated, as `metric@name`. `notes` returns further
+    metrics of a split, such as the fraction of examples per model. Their names must differ from the task's metrics.
     """
 
     main: Predictor
@@ -143,7 +143,7 @@ class Task:
 class Site(Generic[M]):
     """The argument of a client function: one hospital, during one call.
 
-    client_state: the client state in the site's last reply; None in its first call.
+    client_state: the client state that the site's last reply stored; None in the first call.
     round, rounds: zero-based round and number of rounds, of the run or of a stage that starts in round `stage_start`.
     """
 
@@ -197,7 +197,7 @@ class Reply(Generic[P]):
 
 
 class Exchange(Protocol[P_co]):
-    """Payloads of sites for other sites. It is sent inside `broadcast`; only client functions can read its payloads."""
+    """Payloads of sites for other sites, sent inside `broadcast`. Only client functions can read the payloads."""
 
     sites: Sequence[str]
     metrics: Mapping[str, Metrics]
@@ -249,5 +249,5 @@ class Algorithm(Protocol[S]):
         ...
 
     def predictor(self, site: Site[Any], state: S) -> Predictor | PredictionSet | None:
-        """The method's predictor at `site`; None if it has none for this site."""
+        """The predictor of the method at `site`; None if the method has none for this site."""
         ...

@@ -38,9 +38,10 @@ class FaultPlan:
         return (self.slow.get(site, 1.0) - 1.0) * seconds
 
     def drops(self, seed: int, round: int, index: int | str, site: str) -> bool:
-        """Whether the reply of `site` to call `index` of a round is dropped. It depends on the seed, not on retries.
+        """Whether the reply of `site` to call `index` of a round is dropped.
 
-        Replies to an evaluation, which has a text as its index, are never dropped.
+        The result depends only on the arguments, so it is the same in every retry. Replies to an evaluation, which has
+        a text as its index, are never dropped.
         """
         if self.drop == 0 or isinstance(index, str):
             return False

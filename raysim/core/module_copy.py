@@ -22,7 +22,7 @@ class _StructurePickler(pickle.Pickler):
         self.stream, self.external, self.keys = io.BytesIO(), list[Any](), dict[int, int]()
         super().__init__(self.stream, pickle.HIGHEST_PROTOCOL)
         self.dump(origin)
-        self.clear_memo()  # the memo would keep the origin alive
+        self.clear_memo()  # the memo would keep the original in memory
 
     def persistent_id(self, obj: Any) -> int | None:
         if not isinstance(obj, SHARED) and not hasattr(type(obj), "__deepcopy__"):

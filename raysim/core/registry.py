@@ -119,12 +119,17 @@ def _import(module: str, what: str, name: str) -> Any:
     try:
         return import_by_name(module)
     except Exception as error:  # any error in a user's module is reported to the user
-        cure = f"; use {name.replace('.py:', ':', 1)} (module without .py)" if module.endswith(".py") else ""
-        raise ConfigError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}{cure}") from error
+        reason = f"{type(error).__name__}: {error}{import_cure(name)}"
+        raise ConfigError(f"{what} {name!r} cannot be imported: {reason}") from error
 
 
 def _has_methods(cls: Any, methods: tuple[str, ...]) -> bool:
     return isinstance(cls, type) and is_dataclass(cls) and all(callable(getattr(cls, m, None)) for m in methods)
+
+
+def import_cure(name: str) -> str:
+    """The end of the message for a failed import of `file.py:Name`: the correct name. Empty for other names."""
+    return f"; use {name.replace('.py:', ':', 1)} (module without .py)" if ".py:" in name else ""
 
 
 def import_by_name(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Results: of a round (traffic, scores, failures), the point from which a run resumes, and of a whole run."""
+"""Results of a round (traffic, scores, failures) and of a run, and the point from which a run resumes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Score:
-    """One number of one site: `metric` on `split`, over `cases` cases."""
+    """The value of `metric` on `split` at one site, over `cases` cases."""
 
     site: str
     role: Literal["inside", "outside"]
