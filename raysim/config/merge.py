@@ -11,8 +11,8 @@ from raysim.config.yaml_loader import load_yaml
 from raysim.core.errors import ConfigError
 
 SHORT_KEYS = {"data": "task.data", "network": "task.network"}
-REPLACED_MAPPINGS = ("classes",)  # user-defined keys: the new mapping replaces the old one, as a list would
-# Mappings whose keys are dataclass fields: in a file, their keys may be dotted.
+REPLACED_MAPPINGS = ("classes",)  # mappings with user-defined keys: the new mapping replaces the old one
+# The keys of these mappings are dataclass fields, so they may be dotted in a file.
 FIELD_MAPPINGS = ("task", "algorithm", "data", "task.data")
 
 
@@ -45,8 +45,8 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], override: Mapping[str, Any], *, top: bool = True) -> dict[str, Any]:
     """`base` with the values of `override`, key by key.
 
-    A new name of a task or an algorithm keeps the other keys, because most of these are shared. A new name at a
-    deeper level drops them: the arguments of one network do not fit another.
+    With a new name of a task or an algorithm, the other keys are kept, because most tasks and algorithms have them.
+    With a new name at a deeper level, they are dropped: the arguments of one network do not fit another.
     """
     result = dict(base)
     for key, value in override.items():

@@ -24,7 +24,7 @@ from raysim.core.suggestions import did_you_mean, squash
 # The keys of a run that name a class: the function that finds the class, and the default name.
 COMPONENTS = {"task": (task_class, "synthetic"), "algorithm": (algorithm_class, "fedavg")}
 
-EXPECTED_BY_ERROR_TYPE = {  # pydantic's own messages name Python types
+EXPECTED_BY_ERROR_TYPE = {  # the messages of pydantic name Python types
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
     "int_parsing_size": "a whole number; write a large number with all its digits",
     **dict.fromkeys(("float_type", "float_parsing"), "a number such as 0.5"),

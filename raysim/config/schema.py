@@ -56,8 +56,8 @@ class Cohort:
 class RunConfig:
     """The configuration of one federation."""
 
-    task: Annotated[Any, "what is learned: `raysim list tasks`"]
-    algorithm: Annotated[Any, "how it is learned: `raysim list algorithms`"]
+    task: Annotated[Any, "data, network, loss and metrics; see `raysim list tasks`"]
+    algorithm: Annotated[Any, "method of federated learning; see `raysim list algorithms`"]
     rounds: Annotated[int, Gt(0), "number of rounds; learning-rate schedules depend on it"] = 20
     cohort: Annotated[Cohort, "the sites of a round"] = field(default_factory=Cohort)
     min_replies: Annotated[

@@ -25,7 +25,7 @@ DatasetKind = Literal["segmentation", "classification", "tabular", "unlabelled"]
 class DatasetSummary:
     """The contents of a table and of the files that it lists.
 
-    cases      site, split, image, label, and of each image shape, spacing in mm, channels and the intensities low,
+    cases      site, split, image, label, and for each image: shape, spacing in mm, channels and the intensities low,
                p1, mean, p99, high (p1 and p99 are the 1st and 99th percentile); NA if unknown
     labels     site, value, count: the number of pixels of each mask value, or of cases of each class
     features   site, feature, rows, missing, mean: the numeric columns of a table without images
@@ -64,7 +64,7 @@ class DatasetSummary:
         return self.values.div(self.values.sum(axis=1), axis=0)
 
     def print(self, console: Console) -> None:
-        """Print tables of at most MAX_SITES sites, a row for the others, a row for all, and the first problems."""
+        """Print tables of at most MAX_SITES sites, with a row for the others and a row for all; then the problems."""
         sites = self.cases["site"].nunique()
         console.print(Text(f"cases: {len(self.cases)}, sites: {sites}, {self.kind}"))
         parts = [_combine_extra_sites(self), _rename_sites(self, lambda site: ALL_SITES)] if sites > 1 else [self]

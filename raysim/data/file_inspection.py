@@ -19,7 +19,7 @@ PERCENTILE_SAMPLE = 1_000_000  # voxels from which percentiles are computed
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Voxels along each axis, mm between voxels, and intensities. `spacing` is None for pictures: files do not have it.
+    """Voxels along each axis, mm between voxels, and intensities; `spacing` is None for pictures, which have none.
 
     p1 and p99 are the 1st and 99th percentile; intensities are NaN for an image without finite values.
     """

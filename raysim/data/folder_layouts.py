@@ -218,7 +218,7 @@ def _name_distance(mask: Path, name: str | None) -> int:
 
 
 def _assign_images(masks: list[Path], names: list[str]) -> dict[Path, str | None]:
-    """The image name of each mask. Upper and lower case differ only for images with otherwise equal names."""
+    """The image name of each mask. Case is ignored, except for images with names that differ only in case."""
     counts = Counter(name.lower() for name in names)
     exact = {name: name for name in names}
     folded = {name.lower(): name for name in names if counts[name.lower()] == 1}
@@ -226,7 +226,7 @@ def _assign_images(masks: list[Path], names: list[str]) -> dict[Path, str | None
 
 
 def _find_image(mask: str, exact: Mapping[str, str], folded: Mapping[str, str]) -> str | None:
-    """The image name that equals the mask's name, or is its longest prefix before a separator, as in `x_mask`."""
+    """The image name that is the name of the mask, or its longest prefix before a separator, as in `x_mask`."""
     ends = (end for end in range(len(mask) - 1, 0, -1) if not mask[end].isalnum())
     # The name of nnU-Net is tried last: there, the image has a suffix, the number of its only channel.
     names: Iterable[str] = (mask, *(mask[:end] for end in ends), f"{mask}_0000")

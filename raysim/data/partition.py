@@ -183,7 +183,7 @@ def _assign_shares(sizes: pd.Series[int], shares: Floats) -> Ints:
 
 
 def _assign_evenly(groups: pd.DataFrame, sites: int) -> dict[str, int]:
-    """The site of each group: in each split, from the largest group on, the site with the fewest rows gets the next."""
+    """The site of each group: in each split, the largest groups first, each to the site with the fewest rows."""
     site_of_group: dict[str, int] = {}
     totals = [0] * sites
     for _, part in groups.groupby("split"):

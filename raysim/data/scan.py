@@ -24,8 +24,8 @@ def scan(
     """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files.
 
     The labelled images of each site are assigned to train, val and test at random, by `fractions`. `group` is a
-    regular expression whose first capture in an image's path identifies the patient, whose images get one split.
-    Raises ConfigError for a folder in no supported layout.
+    regular expression: its first capture in the path of an image is the patient, and all images of a patient get the
+    same split. Raises ConfigError for a folder that does not have a supported layout.
     """
     return _build_table(_resolve_folder(folder), _resolve_folder(folder), fractions, seed, group)
 
@@ -67,7 +67,7 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
     if len(fractions) != 3:
         raise ConfigError(f"fractions {tuple(fractions)}: expected three, for train, val and test, that add up to 1")
     if seed < 0:
-        raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; leave --seed out for 0")
+        raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; omit --seed for 0")
     notes: list[str] = []
     cases = find_decathlon_cases(root, notes) or find_masked_images(root, notes) or find_class_folders(root, notes)
     if not cases:

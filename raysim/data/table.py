@@ -20,7 +20,12 @@ from raysim.core.suggestions import did_you_mean
 from raysim.data.file_paths import join_path, missing_files, parent_folder
 
 COLUMNS = ("site", "split", "image", "label")
-SPLITS = ("train", "val", "test", "unlabelled")  # as in raysim.core.contracts, whose import would load torch
+SPLITS = (
+    "train",
+    "val",
+    "test",
+    "unlabelled",
+)  # as in raysim.core.contracts, which is not imported because it loads torch
 # The first of these columns that exists identifies the patient.
 PATIENT_COLUMNS = ("patient", "subject", "case", "group")
 RESERVED_COLUMNS = (*COLUMNS, *PATIENT_COLUMNS)

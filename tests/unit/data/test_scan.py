@@ -134,7 +134,7 @@ def test_an_invalid_json_file_is_reported_if_there_are_no_other_cases(
     assert "raysim supports three layouts" in str(refusal.value)
 
 
-def test_upper_and_lower_case_differ_only_for_otherwise_equal_names(tmp_path: Path) -> None:
+def test_case_is_ignored_except_for_names_that_differ_only_in_case(tmp_path: Path) -> None:
     images = ("IMG1.PNG", "img2.png", "Eye.png", "eye.png", "Case.png", "case_b.png")
     masks = ("img1.png", "img1_old.png", "IMG2_mask.PNG", "eye.png", "EYE.png", "Case_B.png", "case_x.png")
     folder = made(tmp_path, *(f"images/{n}" for n in images), *(f"masks/{n}" for n in masks))
