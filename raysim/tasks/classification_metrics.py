@@ -60,7 +60,7 @@ def _roc_area(scores: Array, positive: Array) -> float:
 
 
 def _log_odds(logits: Array, k: int) -> Array:
-    """The log odds (N,) of class k, in the order of its probabilities; large probabilities would all round to 1."""
+    """The log odds (N,) of class k. They have the order of the probabilities, but do not round to 1."""
     others = np.logaddexp.reduce(np.delete(logits, k, axis=1), axis=1)
     odds: Array = logits[:, k] - others
     return odds

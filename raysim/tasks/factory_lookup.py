@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from raysim.core.errors import ConfigError
-from raysim.core.registry import import_by_name
+from raysim.core.registry import import_by_name, import_cure
 from raysim.core.suggestions import did_you_mean, squash
 
 Factory = Callable[..., Any]
@@ -31,7 +31,8 @@ def find_factory(kind: str, name: object, factories: Mapping[str, Factory]) -> F
         try:
             factory: Factory = import_by_name(name)
         except Exception as error:  # user code may raise anything
-            raise ConfigError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}{import_cure(name)}"
+            raise ConfigError(f"{kind} '{name}' cannot be imported: {reason}") from error
         if not inspect.isclass(factory) and not inspect.isfunction(factory):
             raise ConfigError(f"{kind} '{name}' is a {type(factory).__name__}; expected a class or a function")
         return factory

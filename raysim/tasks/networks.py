@@ -22,7 +22,7 @@ INPUT_ARGUMENTS = ("in_channels", "n_input_channels", "n_channels", "in_features
 OUTPUT_ARGUMENTS = ("out_channels", "num_classes", "classes", "out_features")
 SIZE_ARGUMENTS = ("img_size", "image_size")
 SHAPE_ARGUMENT = "in_shape"  # channels and size in one argument
-DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {  # where MONAI has no default, or one for another purpose
+DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {  # where MONAI has no default, or a default for another purpose
     "FlexibleUNet": {"backbone": "efficientnet-b0"},
     "EfficientNetBN": {"model_name": "efficientnet-b0"},
     "ResNet": {"block": "basic", "layers": (1, 1, 1, 1), "block_inplanes": (16, 32, 64, 128)},

@@ -38,7 +38,7 @@ class SyntheticData:
     cases: Annotated[int, Gt(0), "training cases of each inside site"] = 24
     val: Annotated[int, Ge(0), "validation cases of each site"] = 4
     test: Annotated[int, Ge(0), "test cases of each site"] = 8
-    unlabelled: Annotated[int, Ge(0), "training cases without a label of each inside site"] = 0
+    unlabelled: Annotated[int, Ge(0), "cases without a label at each inside site"] = 0
     size: Annotated[tuple[Side, ...], Len(2, 3), "voxels along each axis; two or three axes"] = (48, 48)
     channels: Annotated[int, Gt(0), "channels of an image"] = 1
     severity: Annotated[float, Ge(0), Le(1), "how much the scanners of the sites differ"] = 0.6

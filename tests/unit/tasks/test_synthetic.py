@@ -45,7 +45,7 @@ def test_sites_splits_and_seeds_differ():
         assert not np.array_equal(data.train.labels, other.labels)
 
 
-def test_without_severity_images_are_not_changed():
+def test_without_severity_scanners_do_not_differ():
     assert np.array_equal(task(severity=0.0).open("site-01").train.labels, task().open("site-01").train.labels)
     assert task(severity=0.0).open("site-01").train.inputs.min() >= 0
 
