@@ -1,4 +1,4 @@
-"""raysim: simulation and hyper-parameter search of federated medical imaging, on Ray.
+"""raysim: simulation and hyper-parameter search for federated learning on medical images, with Ray.
 
 A name is imported when it is first used, so that the command line prints its help without importing torch.
 """

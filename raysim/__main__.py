@@ -1,4 +1,4 @@
-"""`python -m raysim` is `raysim`."""
+"""`python -m raysim` runs the command `raysim`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""What the studies share: federations run once and kept, tidy results, paired differences, tables, plots, pages.
+"""Functions of all studies: run federations once, read tidy results, compare methods, fill tables, plot.
 
 A study is a script NAME.py with its configuration NAME.yaml, its results NAME.parquet, its page NAME.md and its plot
-NAME.png. The script makes `Job`s, `played` runs those that are not finished yet, `results` reads them, and `fill` puts
-tables into the page. Rerun after a break, it goes on where it stopped.
+NAME.png. The script creates `Job`s, `run_all` runs those that are not finished, `results` reads them, and `fill` puts
+tables into the page. After an interruption, the same command continues with the unfinished runs.
 """
 
 from __future__ import annotations
@@ -31,76 +31,80 @@ from raysim.core.errors import RunError
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
-PATHS = ("table", "root")  # keys of task.data that tell where the data lie, not what they are
+PATHS = ("table", "root")  # keys of task.data that are locations of the data, not its content
 
 
 @dataclass(frozen=True)
 class Job:
-    """One federation: what tells it from the others, as columns of the results, and the keys of `raysim run -c`."""
+    """One federation: the facts that identify it (columns of the results), and the keys for `raysim run -c`."""
 
     facts: Mapping[str, Any]
     keys: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """The run's folder: its facts, and a sum of its keys, so that other keys never meet an old run's results."""
+        """The folder of the run: its facts and a hash of its keys, so that runs with other keys have another folder."""
         data = {key: value for key, value in self.keys["task"]["data"].items() if key not in PATHS}
         what = {**self.keys, "task": {**self.keys["task"], "data": data}}
         return "-".join([*(str(value).replace(" ", "_") for value in self.facts.values()), short(what)])
 
 
 def short(what: Any) -> str:
-    """Eight letters that change with what is given."""
+    """Eight hexadecimal digits of the SHA-256 of `what` as JSON."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def arguments(description: str, sets: Sequence[str] = ()) -> argparse.Namespace:
-    """The command line of a study: which of its data sets, if it has several, its table, and where runs are kept."""
+    """The arguments of a study: the data set, if it has several, the table, and the folder of the runs."""
     parser = argparse.ArgumentParser(description=description)
     if sets:
         parser.add_argument("data", choices=sets)
     parser.add_argument("table", type=Path)
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="finished runs (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="other than those of the configuration: a first look")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/studies"), help="folder of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of those of the configuration")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="concurrent runs, one thread each (default: %(default)s)"
+    )
     args = parser.parse_args()
     if not args.table.is_file():
-        parser.error(f"{args.table} is no file: expected the table of the data set")
+        parser.error(f"{args.table} is not a file: expected the table of the data set")
     return args
 
 
 def configuration(name: str) -> dict[str, Any]:
-    """What NAME.yaml holds."""
+    """The content of NAME.yaml."""
     return dict(yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def example(name: str, *over: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of examples/NAME.yaml, and over them those given."""
+    """The keys of examples/NAME.yaml, overridden by those of `over`."""
     return reduce(merge, over, read_file(str(HERE.parent / "examples" / f"{name}.yaml")))
 
 
-def job(facts: Mapping[str, Any], base: Mapping[str, Any], *words: str) -> Job:
-    """The federation of the keys `base` and of `words` as on the command line (`rounds=5 algorithm=fedavg`)."""
-    return Job(facts, merge(base, parse_pairs(word for part in words for word in part.split())))
+def job(facts: Mapping[str, Any], base: Mapping[str, Any], *overrides: str) -> Job:
+    """The federation of the keys `base` and of overrides as on the command line (`rounds=5 algorithm=fedavg`)."""
+    return Job(facts, merge(base, parse_pairs(pair for text in overrides for pair in text.split())))
 
 
-def played(jobs: Sequence[Job], runs: Path, workers: int) -> Path:
-    """The folder with all of `jobs` finished, each in a folder of its name; only what is missing is run."""
+def run_all(jobs: Sequence[Job], runs: Path, workers: int) -> Path:
+    """Runs the jobs that are not finished, each in a folder of its name, and returns the folder of all runs."""
     runs.mkdir(parents=True, exist_ok=True)
     missing = [one for one in jobs if not done(one, runs)]
-    print(f"{len(jobs)} runs, {len(missing)} of them still to do, in {runs}", flush=True)
-    side_by_side(play, {one.name: (one, runs) for one in missing}, workers)
+    print(f"{len(jobs)} runs in {runs}, of which {len(missing)} are not finished", flush=True)
+    side_by_side(run_job, {one.name: (one, runs) for one in missing}, workers)
     return runs
 
 
 def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]], workers: int) -> dict[str, T]:
-    """What `function` returns for the arguments under each name, in so many processes of one thread.
+    """The results of `function` for the arguments under each name, from `workers` processes with one thread each.
 
-    Raises what the first one raised that failed; those that have begun by then end before.
+    Raises the error of the first failed call, after the calls that have already started have ended.
     """
     if not calls:
         return {}
-    os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads is part of a result
+    os.environ["OMP_NUM_THREADS"] = "1"  # results depend on the number of threads
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         futures = {name: pool.submit(function, *arguments) for name, arguments in calls.items()}
         for future, name in {future: name for name, future in futures.items()}.items():
@@ -119,41 +123,41 @@ def done(one: Job, runs: Path) -> bool:
         return False
 
 
-def play(one: Job, runs: Path) -> None:
-    """`raysim run`, or `raysim resume` where it was begun before. Raises RunError, naming its log, if it fails."""
+def run_job(one: Job, runs: Path) -> None:
+    """`raysim run`, or `raysim resume` if the run has a folder. Raises RunError, naming the log, if it fails."""
     folder = runs.absolute() / one.name
     file, log = folder.with_name(f"{one.name}.yaml"), folder.with_name(f"{one.name}.log")
     file.write_text(yaml.safe_dump(dict(one.keys), sort_keys=False))
-    words = ["resume", str(folder)] if folder.exists() else ["run", "-c", str(file), "--out", str(folder)]
-    with log.open("a") as told, redirect_stdout(told), redirect_stderr(told):
-        code = raysim(words)
+    command = ["resume", str(folder)] if folder.exists() else ["run", "-c", str(file), "--out", str(folder)]
+    with log.open("a") as output, redirect_stdout(output), redirect_stderr(output):
+        code = raysim(command)
     if code:
-        raise RunError(f"{one.name} has failed; its log is {log}")
+        raise RunError(f"{one.name} failed; its log is {log}")
 
 
 def results(jobs: Iterable[Job], runs: Path) -> pd.DataFrame:
-    """A row for each run, judged round, site, split and metric, with the run's facts, bytes and seconds.
+    """A row for each run, evaluated round, site, split and metric, with the facts, bytes and seconds of the run.
 
-    What the server logs in those rounds stands under the role and the site `server`.
+    Metrics of the server in those rounds have the role and the site `server`.
     """
     frames = []
     for one in jobs:
         sites, rounds = (pd.read_parquet(runs / one.name / f"{name}.parquet") for name in ("sites", "rounds"))
         logged = rounds.filter(regex="^(round$|server/)").rename(columns=lambda name: name.removeprefix("server/"))
         logged = logged.melt("round", var_name="metric").assign(site="server", role="server", split="train")
-        judged = sites.loc[sites["split"] == "test", "round"].unique()
+        evaluated = sites.loc[sites["split"] == "test", "round"].unique()
         both = pd.concat([sites.dropna(subset="split"), *([logged] if len(logged) else [])])
         summary = json.loads((runs / one.name / "summary.json").read_text())
         of_run = {"rounds": summary["rounds"], "seconds": summary["seconds"]}
-        of_run |= {f"bytes_{way}": summary["bytes"][way] for way in ("up", "down")}
-        frames.append(both[both["round"].isin(judged)].assign(**one.facts, **of_run))
+        of_run |= {f"bytes_{direction}": summary["bytes"][direction] for direction in ("up", "down")}
+        frames.append(both[both["round"].isin(evaluated)].assign(**one.facts, **of_run))
     return pd.concat(frames, ignore_index=True)
 
 
 def unseen(table: Path, sites: Sequence[str], runs: Path) -> Path:
-    """A copy of the table, in `runs`, in which all cases of `sites` are test cases: all of it is new to a model.
+    """A copy of the table, in `runs`, in which all cases of `sites` are test cases, so no model has trained on them.
 
-    Its paths still start from the folder of `table`, which is task.data.root then.
+    Its paths still start at the folder of `table`, so task.data.root must be that folder.
     """
     cases = pd.read_csv(table, dtype=str, keep_default_na=False)
     cases.loc[cases["site"].isin(sites), "split"] = "test"
@@ -164,7 +168,7 @@ def unseen(table: Path, sites: Sequence[str], runs: Path) -> Path:
 
 
 def last(frame: pd.DataFrame, metric: str, split: str = "test", **equal: Any) -> pd.DataFrame:
-    """The rows of that metric and split in the last judged round of each run, where other columns are as given."""
+    """The rows of a metric and split in the last round of each run, with these values in other columns."""
     found = frame[(frame["metric"] == metric) & (frame["split"] == split)]
     for column, value in equal.items():
         found = found[found[column] == value]
@@ -174,8 +178,8 @@ def last(frame: pd.DataFrame, metric: str, split: str = "test", **equal: Any) ->
 def compared(frame: pd.DataFrame, to: str, by: str = "method") -> pd.DataFrame:
     """A row for each of `by`: `value` by seed, mean and standard deviation, and the paired difference to the row `to`.
 
-    `frame` has the columns `by`, seed, value; several rows of a seed are averaged. `better` counts the seeds in which a
-    row is above `to`. All in per cent.
+    `frame` has the columns `by`, seed, value; several rows of a seed are averaged. `better` is the number of seeds in
+    which a row is above `to`. All values are in per cent.
     """
     seeds = crossed(frame, by, "seed")
     apart = seeds - seeds.loc[to]
@@ -191,18 +195,18 @@ def compared(frame: pd.DataFrame, to: str, by: str = "method") -> pd.DataFrame:
 
 
 def plus_minus(values: pd.Series) -> str:
-    """The mean with its sign, and the standard deviation where there are several."""
+    """The mean with its sign, and the standard deviation if there are several values."""
     return f"{values.mean():+.1f}" + (f" ± {values.std():.1f}" if values.count() > 1 else "")
 
 
 def crossed(frame: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
-    """The mean of `value` for each of `rows` and `columns`, in per cent, in the order in which they come."""
+    """The mean of `value` for each of `rows` and `columns`, in per cent, in the order of their first occurrence."""
     table = 100 * frame.groupby([rows, columns])["value"].mean().unstack(columns)
     return table.loc[frame[rows].unique(), frame[columns].unique()]
 
 
 def rounded(table: pd.DataFrame, form: str = ".1f") -> pd.DataFrame:
-    """The numbers as text; what is not there as nothing."""
+    """The numbers as text; missing numbers are empty."""
     return table.map(lambda value: "" if pd.isna(value) else format(value, form))
 
 
@@ -221,7 +225,7 @@ def fill(page: str, tables: Mapping[str, pd.DataFrame]) -> None:
         before, found, rest = text.partition(f"<!-- {key} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not (found and end):
-            sys.exit(f"{path} has no place for the table {key!r}: expected <!-- {key} --> and <!-- end -->")
+            sys.exit(f"{path} has no lines for the table {key!r}: expected <!-- {key} --> and <!-- end -->")
         text = f"{before}{found}{markdown(table)}\n{end}{after}"
     path.write_text(text, encoding="utf-8")
 

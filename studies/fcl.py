@@ -1,9 +1,9 @@
-"""Do encoders that hospitals learn together, without labels, spare labels? Hippocampus, ten sites.
+"""Do encoders that hospitals pre-train together, without labels, reduce the need for labels? Hippocampus, ten sites.
 
 python studies/fcl.py HIPPOCAMPUS_TABLE [--runs DIR] [--seeds 0 1 2] [--workers 2]
 
-A method pre-trains once for each seed, on all training volumes; from there each number of labelled volumes is
-fine-tuned, by FedAvg and at each site alone. What is finished is kept in --runs, and a rerun goes on from there.
+Each method pre-trains once per seed, on all training volumes. From that encoder, networks are fine-tuned with each
+number of labelled volumes, by FedAvg and at each site alone. Finished parts are kept in --runs and are not repeated.
 """
 
 from __future__ import annotations
@@ -32,30 +32,34 @@ from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
 
 HERE = Path(__file__).parent
-RANDOM = {"name": "fedsimclr"}  # whose first state is a random encoder
+RANDOM = {"name": "fedsimclr"}  # its first state is a random encoder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="pre-training without labels, then few labels")
     parser.add_argument("table", type=Path)
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="finished runs (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="other than those of the configuration: a first look")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each (default: %(default)s)")
-    parser.add_argument("--report", action="store_true", help="of what is finished, running nothing")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/studies"), help="folder of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of those of the configuration")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="concurrent runs, one thread each (default: %(default)s)"
+    )
+    parser.add_argument("--report", action="store_true", help="only write the page from finished parts; run nothing")
     args = parser.parse_args()
     study = yaml.safe_load((HERE / "fcl.yaml").read_text(encoding="utf-8"))
     folder = args.runs.absolute() / f"fcl-{short(study | {'seeds': None})}"
     folder.mkdir(parents=True, exist_ok=True)
     if not args.report:
         for seed in args.seeds or study["seeds"]:
-            played(study, str(args.table.absolute()), seed, folder, args.workers)
+            run_seed(study, str(args.table.absolute()), seed, folder, args.workers)
             report(study, folder)
     report(study, folder)
 
 
-def played(study: Mapping[str, Any], table: str, seed: int, folder: Path, workers: int) -> None:
-    """All of one seed: the pre-trainings, then the fine-tunings, those with few labels first."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads is part of a result
+def run_seed(study: Mapping[str, Any], table: str, seed: int, folder: Path, workers: int) -> None:
+    """Runs one seed: the pre-trainings, then the fine-tunings, from the fewest labels on."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # results depend on the number of threads
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for future in [pool.submit(pretrained, study, table, seed, name, folder) for name in study["methods"]]:
             future.result()
@@ -74,14 +78,14 @@ def task_of(table: str, labelled: int, base: str) -> Task:
 
 
 def prepared(study: Mapping[str, Any], table: str, method: str, labelled: int, how: str) -> tuple[Any, Task]:
-    """The algorithm, and the task with so many labelled volumes at each site."""
+    """The algorithm, and the task with `labelled` labelled volumes at each site."""
     algorithm = study["pretraining"] | (study["methods"][method] or RANDOM)
     algorithm |= {"pretrain_rounds": study["pretrain_rounds"], "finetune": study["finetuning"][how]}
     return resolve({"algorithm": algorithm}).algorithm, task_of(table, labelled, json.dumps(study["base"]))
 
 
 def pretrained(study: Mapping[str, Any], table: str, seed: int, method: str, folder: Path) -> str:
-    """Leaves the first stage's last state, and what it cost."""
+    """Writes the last state of the first stage, and its bytes."""
     place = folder / f"{method}-{seed}".replace(" ", "_")
     if (place / "pretraining.json").exists():
         return method
@@ -94,7 +98,7 @@ def pretrained(study: Mapping[str, Any], table: str, seed: int, method: str, fol
     else:
         state, logged = None, []
         for last in federate(algorithm, task, fleet, rounds=fleet.rounds, seed=seed, evaluate_every=fleet.rounds):
-            cost = {way: cost[way] + sum(getattr(last.traffic, way).values()) for way in cost}
+            cost = {key: cost[key] + sum(getattr(last.traffic, key).values()) for key in cost}
             logged.append({"loss": last.loss, **last.metrics})
             state = last.state
             if last.number == rounds:
@@ -105,7 +109,7 @@ def pretrained(study: Mapping[str, Any], table: str, seed: int, method: str, fol
 
 
 def finetuned(study: Mapping[str, Any], table: str, seed: int, method: str, n: int, how: str, folder: Path) -> str:
-    """Leaves the Dice of each site's test volumes after the second stage."""
+    """Writes the Dice of the test volumes of each site after the second stage."""
     place = folder / f"{method}-{seed}".replace(" ", "_")
     file = place / f"{how}-{n}.json"
     if file.exists():
@@ -125,13 +129,13 @@ def rows(study: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob("*/*-*.json")):
         found = json.loads(path.read_text())
         cost = json.loads((path.parent / "pretraining.json").read_text())["bytes"]
-        share = {way: total / study["pretrain_rounds"] / len(found["dice"]) for way, total in cost.items()}
+        share = {key: total / study["pretrain_rounds"] / len(found["dice"]) for key, total in cost.items()}
         for site, dice in found.pop("dice").items():
-            yield found | {f"bytes_{way}": size for way, size in share.items()} | {"site": site, "dice": dice}
+            yield found | {f"bytes_{key}": size for key, size in share.items()} | {"site": site, "dice": dice}
 
 
 def report(study: Mapping[str, Any], folder: Path) -> None:
-    """The table of all sites, and the page's tables and plot."""
+    """Writes the results of all sites, and the tables and the plot of the page."""
     found = pd.DataFrame(rows(study, folder))
     if found.empty:
         print("nothing is finished yet")
@@ -139,16 +143,16 @@ def report(study: Mapping[str, Any], folder: Path) -> None:
     found.to_parquet(HERE / "fcl.parquet", index=False)
     means = found.groupby(["finetuning", "method", "labelled", "seed"])["dice"].mean().reset_index()
     methods = [name for name in study["methods"] if name in set(means["method"])]
-    ways = {how: means[means["finetuning"] == how] for how in study["finetuning"]}
-    tables = {how: spread(part, methods) for how, part in ways.items()}
-    tables |= {f"{how} differences": differences(part, methods) for how, part in ways.items()}
+    by_finetuning = {how: means[means["finetuning"] == how] for how in study["finetuning"]}
+    tables = {how: spread(part, methods) for how, part in by_finetuning.items()}
+    tables |= {f"{how} differences": differences(part, methods) for how, part in by_finetuning.items()}
     megabytes = found.groupby("method")[["bytes_up", "bytes_down", "bytes_between"]].mean().loc[methods] / 1e6
     fill("fcl", {**tables, "bytes": rounded(megabytes, ".3f")})
     plot(means, megabytes.sum(axis=1), methods)
 
 
 def spread(means: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
-    """Mean over seeds of the mean over sites, and the smallest and the largest where there are several seeds."""
+    """Mean over seeds of the mean over sites; with several seeds also the smallest and the largest."""
     groups = means.groupby(["method", "labelled"])["dice"]
 
     def cell(values: pd.Series) -> str:
@@ -159,10 +163,10 @@ def spread(means: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
 
 
 def differences(means: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
-    """In hundredths, each method less random initialisation of the same seed: mean and deviation over seeds."""
+    """Each method minus random initialisation with the same seed, in hundredths: mean and deviation over seeds."""
     apart = less_random(means).loc[[name for name in methods if name != "random"]]
-    told = apart.T.groupby(level="labelled").agg(plus_minus).T.add_prefix("N = ")
-    return told.assign(**{"all N": apart.T.groupby(level="seed").mean().agg(plus_minus)})
+    table = apart.T.groupby(level="labelled").agg(plus_minus).T.add_prefix("N = ")
+    return table.assign(**{"all N": apart.T.groupby(level="seed").mean().agg(plus_minus)})
 
 
 def less_random(means: pd.DataFrame) -> pd.DataFrame:
@@ -172,7 +176,7 @@ def less_random(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(means: pd.DataFrame, megabytes: pd.Series, methods: list[str]) -> None:
-    """Dice less that of random initialisation, over the bytes of a round of pre-training: all seeds and their mean."""
+    """Dice minus that of random initialisation, over the bytes of a pre-training round: all seeds and their mean."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for place, how in enumerate(("federated", "local"), 1):
         axes = figure.add_subplot(1, 2, place)

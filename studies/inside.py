@@ -1,4 +1,4 @@
-"""Do personal models beat the global one, and does FedSM close the gap to pooled data? Five sites, all inside.
+"""Do personal models beat the global model, and does FedSM close the gap to pooled data? Five sites, all inside.
 
 python studies/inside.py TABLE
 """
@@ -21,10 +21,10 @@ from common import (
     fill,
     job,
     last,
-    played,
     plot,
     results,
     rounded,
+    run_all,
 )
 
 DATA = {"data": "retina"}
@@ -36,14 +36,14 @@ def main() -> None:
     data = {"table": str(args.table.absolute())}
     base = example("retina", study["base"], {"task": {"data": data}})
     tuning = list(tuning_jobs(study, base))
-    tuned = results(tuning, played(tuning, args.runs, args.workers))
-    words = {method: f"{of} {best(tuned, method)}" for method, of in study["methods"].items()}
+    tuned = results(tuning, run_all(tuning, args.runs, args.workers))
+    overrides = {method: f"{of} {best(tuned, method)}" for method, of in study["methods"].items()}
     jobs = [
         job({**DATA, "stage": "inside", "seed": seed, "method": method}, base, f"seed={seed} {of}")
         for seed in args.seeds or study["seeds"]
-        for method, of in words.items()
+        for method, of in overrides.items()
     ]
-    found = pd.concat([tuned, results(jobs, played(jobs, args.runs, args.workers))], ignore_index=True)
+    found = pd.concat([tuned, results(jobs, run_all(jobs, args.runs, args.workers))], ignore_index=True)
     found.to_parquet(HERE / "inside.parquet", index=False)
     report(found)
 
@@ -52,20 +52,20 @@ def tuning_jobs(study: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[J
     for method, grid in study["tuning"].items():
         for key, values in grid.items() if method != "rounds" else ():
             for value in values:
-                facts = {**DATA, "stage": "inside-tuning", "seed": 0, "method": method, "words": f"{key}={value}"}
+                facts = {**DATA, "stage": "inside-tuning", "seed": 0, "method": method, "setting": f"{key}={value}"}
                 yield job(facts, base, f"rounds={study['tuning']['rounds']} {study['methods'][method]} {key}={value}")
 
 
 def best(tuned: pd.DataFrame, method: str) -> str:
-    """The words with the best inside validation Dice; FedSM's is that of the personal models, which it pulls."""
+    """The setting with the best inside validation Dice; for FedSM, the Dice of the personal models."""
     rows = tuning_scores(tuned)
     rows = rows[rows["method"] == method]
-    return str(rows.loc[rows["value"].idxmax(), "words"]) if len(rows) else ""
+    return str(rows.loc[rows["value"].idxmax(), "setting"]) if len(rows) else ""
 
 
 def tuning_scores(tuned: pd.DataFrame) -> pd.DataFrame:
     rows = pd.concat([last(tuned, "dice", "val"), last(tuned, "dice@personal", "val")])
-    means = rows.groupby(["method", "words", "metric"], sort=False)["value"].mean().reset_index()
+    means = rows.groupby(["method", "setting", "metric"], sort=False)["value"].mean().reset_index()
     wanted = means["metric"] == means["method"].map(
         lambda name: "dice@personal" if name.startswith("fedsm") else "dice"
     )
@@ -81,14 +81,14 @@ def report(found: pd.DataFrame) -> None:
         "all": compared(rows, "fedavg"),
         "sites": rounded(crossed(rows, "method", "site")),
         "routes": rounded(crossed(notes.assign(of=notes["method"] + ": " + notes["metric"]), "of", "site"), ".0f"),
-        "tuning": rounded(crossed(scores, "method", "words")),
+        "tuning": rounded(crossed(scores, "method", "setting")),
     }
     fill("inside", tables)
     plot(rows, HERE / "inside.png", "site", "Dice on the site's test images, %", "fedavg")
 
 
 def with_parts(main: pd.DataFrame) -> pd.DataFrame:
-    """Each method's answers; FedAvg's, which is IOP-FL's global model; FedSM's personal and global models."""
+    """The scores of each method; of FedAvg, which is IOP-FL's global model; of FedSM's personal and global models."""
     parts = [last(main, "dice@global", method="iopfl").assign(method="fedavg"), last(main, "dice")]
     for method, part in product(("fedsm", "fedsm fresh"), ("personal", "global")):
         parts.append(last(main, f"dice@{part}", method=method).assign(method=f"{method}, {part}"))

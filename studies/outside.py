@@ -1,8 +1,8 @@
-"""Does routing beat the global model at a camera that nobody has seen? Each of three is left out in its turn.
+"""Does routing beat the global model at an unseen camera? Each of three cameras is left out once.
 
 python studies/outside.py TABLE
 
-Federations are trained once, and judged at the camera left out with each answer that they can give there.
+Each federation is trained once. Then every predictor that it has for the left-out camera is evaluated there.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from common import (
     example,
     fill,
     job,
-    play,
     plot,
     rounded,
+    run_job,
     short,
     side_by_side,
     unseen,
@@ -56,8 +56,8 @@ TRAINING = ("lr", "optimizer", "epochs", "schedule")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a federation answers with at an outside site: `algorithm` on `state`; `value` is the one that is tuned."""
+class Candidate:
+    """A predictor for outside sites: that of `algorithm` with `state`; `value` is the tuned value."""
 
     method: str
     value: float
@@ -69,8 +69,10 @@ def main() -> None:
     args = arguments("routing at an unseen camera")
     study = configuration("outside")
     jobs = list(trainings(study, args))
-    judged = side_by_side(answered, {one.name: (one, args.runs, study["answers"]) for one in jobs}, args.workers)
-    found = pd.concat(judged.values(), ignore_index=True)
+    evaluated = side_by_side(
+        evaluate_candidates, {one.name: (one, args.runs, study["answers"]) for one in jobs}, args.workers
+    )
+    found = pd.concat(evaluated.values(), ignore_index=True)
     found.to_parquet(HERE / "outside.parquet", index=False)
     report(found)
 
@@ -80,34 +82,36 @@ def trainings(study: Mapping[str, Any], args: Namespace) -> Iterator[Job]:
         table = unseen(args.table, sites, args.runs)
         data = {"table": str(table), "root": str(args.table.parent.absolute()), "outside": sites}
         base = example("retina", study["base"], {"task": {"data": data}})
-        for method, words in study["trained"].items():
+        for method, overrides in study["trained"].items():
             facts = {"data": "retina", "stage": "outside", "seed": seed, "left_out": camera, "trained": method}
-            yield job(facts, base, f"seed={seed} {words}")
+            yield job(facts, base, f"seed={seed} {overrides}")
 
 
-def answered(one: Job, runs: Path, grid: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for each answer, outside site and metric; kept beside the run, so that it is worked out once."""
+def evaluate_candidates(one: Job, runs: Path, grid: Mapping[str, Any]) -> pd.DataFrame:
+    """A row for each candidate, outside site and metric; stored in the folder of the run, so it is computed once."""
     folder = runs / one.name
     kept = folder / f"answers-{short(grid)}.parquet"
     if kept.exists():
         return pd.read_parquet(kept)
     if not done(one, runs):
-        play(one, runs)
+        run_job(one, runs)
     task = resolve(one.keys).task.build()
     state = read(next(newest_first(folder / "checkpoints"))).state
     rows = []
-    for answer in answers(one, state, grid):
+    for candidate in candidates(one, state, grid):
         fleet = LocalFleet(task, seed=one.facts["seed"], rounds=one.keys["rounds"])
-        replies = fleet.at(task.outside).map(judge, (answer.algorithm, answer.state))
+        replies = fleet.at(task.outside).map(evaluate, (candidate.algorithm, candidate.state))
         for site, metric, score in ((s, m, v) for s, reply in replies.items() for m, v in reply.metrics.items()):
-            rows.append({**one.facts, "method": answer.method, "tuned": answer.value, "site": site, "metric": metric})
+            rows.append(
+                {**one.facts, "method": candidate.method, "tuned": candidate.value, "site": site, "metric": metric}
+            )
             rows[-1]["value"] = score
     found = pd.DataFrame(rows)
     found.to_parquet(kept, index=False)
     return found
 
 
-def judge(site: Site[Any], shared: tuple[Any, Any]) -> Reply[None]:
+def evaluate(site: Site[Any], shared: tuple[Any, Any]) -> Reply[None]:
     algorithm, state = shared
     predict = algorithm.predictor(site, state)
     with torch.no_grad():
@@ -116,30 +120,30 @@ def judge(site: Site[Any], shared: tuple[Any, Any]) -> Reply[None]:
         return Reply(None, metrics=dict(site.task.score(main, site.data.test, site.device)) | notes)
 
 
-def answers(one: Job, state: Any, grid: Mapping[str, Any]) -> Iterator[Answer]:
-    """All answers of a trained federation; those of FedAvg and Tent are of IOP-FL's global model."""
+def candidates(one: Job, state: Any, grid: Mapping[str, Any]) -> Iterator[Candidate]:
+    """All candidates of a trained federation; those of FedAvg and Tent use IOP-FL's global model."""
     if (trained := one.facts["trained"]) != "iopfl":
-        yield Answer(f"{trained} global", 0, algorithm(one, "fedavg"), state.model)
+        yield Candidate(f"{trained} global", 0, algorithm(one, "fedavg"), state.model)
         for value in grid["fedsm"]:
-            yield Answer(trained, value, algorithm(one, "fedsm", f"algorithm.threshold={value}"), state)
+            yield Candidate(trained, value, algorithm(one, "fedsm", f"algorithm.threshold={value}"), state)
         return
-    yield Answer("fedavg", 0, algorithm(one, "fedavg"), state.model)
+    yield Candidate("fedavg", 0, algorithm(one, "fedavg"), state.model)
     for site, model in sorted(state.best.items()):
-        yield Answer(f"single {site}", 0, algorithm(one, "fedavg"), model)
+        yield Candidate(f"single {site}", 0, algorithm(one, "fedavg"), model)
     passes = grid["passes"]
     for value in grid["tent"]:
-        words = ("algorithm.outside=tent", f"algorithm.outside.passes={passes}", f"algorithm.outside.lr={value}")
-        yield Answer("tent", value, algorithm(one, "fedavg", *words), state.model)
+        overrides = ("algorithm.outside=tent", f"algorithm.outside.passes={passes}", f"algorithm.outside.lr={value}")
+        yield Candidate("tent", value, algorithm(one, "fedavg", *overrides), state.model)
     for value in grid["iopfl"]:
-        words = (f"algorithm.passes={passes}", f"algorithm.outside_lr={value}")
-        yield Answer("iopfl", value, algorithm(one, "iopfl", *words), state)
+        overrides = (f"algorithm.passes={passes}", f"algorithm.outside_lr={value}")
+        yield Candidate("iopfl", value, algorithm(one, "iopfl", *overrides), state)
 
 
-def algorithm(one: Job, name: str, *words: str) -> Any:
-    """The run's algorithm with other fields; one of another name takes of its fields only how a site trains."""
-    own = one.keys["algorithm"]
-    fields = {key: value for key, value in own.items() if name == own["name"] or key in TRAINING}
-    return resolve(merge({**one.keys, "algorithm": {**fields, "name": name}}, parse_pairs(words))).algorithm
+def algorithm(one: Job, name: str, *overrides: str) -> Any:
+    """The algorithm of the run with overrides; an algorithm of another name gets only the fields of local training."""
+    given = one.keys["algorithm"]
+    fields = {key: value for key, value in given.items() if name == given["name"] or key in TRAINING}
+    return resolve(merge({**one.keys, "algorithm": {**fields, "name": name}}, parse_pairs(overrides))).algorithm
 
 
 def report(found: pd.DataFrame) -> None:
@@ -170,14 +174,14 @@ def plain(dice: pd.DataFrame) -> pd.DataFrame:
 
 
 def singles(dice: pd.DataFrame) -> pd.DataFrame:
-    """Of the personal models: their mean, and the one that is best at this camera, which only its labels can tell."""
+    """The mean of the personal models, and the best at this camera, which is known only with its labels."""
     each = dice[dice["method"].str.startswith("single ")].groupby(["left_out", "seed"], sort=False)["value"]
     parts = {"single, mean": each.mean(), "single, best": each.max()}
     return pd.concat([part.reset_index().assign(method=name) for name, part in parts.items()])
 
 
 def tuned(dice: pd.DataFrame) -> pd.DataFrame:
-    """Each method with, at each camera, the value that is best at the other two, over all seeds."""
+    """Each method, at each camera with the value that is best at the other two cameras, over all seeds."""
     chosen = []
     for method in ("tent", "fedsm", "fedsm fresh", "iopfl"):
         rows = dice[dice["method"] == method]

@@ -1,4 +1,4 @@
-"""Does gradient alignment help at a hospital that nobody has seen? Each site is left out in its turn.
+"""Does gradient alignment help at an unseen hospital? Each site is left out once.
 
 python studies/unseen.py wbc TABLE
 python studies/unseen.py heart TABLE
@@ -22,10 +22,10 @@ from common import (
     fill,
     job,
     last,
-    played,
     plot,
     results,
     rounded,
+    run_all,
     unseen,
 )
 
@@ -43,21 +43,21 @@ def main() -> None:
 
 
 def tried(study: Mapping[str, Any], name: str, table: Path, args: Namespace) -> pd.DataFrame:
-    """All runs on a data set: those that tune the two learning rates, then each method at each seed."""
+    """The results of all runs on a data set: runs that tune the two learning rates, then each method and seed."""
     sites, seeds = sorted(pd.read_csv(table, dtype=str)["site"].unique()), args.seeds or study["seeds"]
     bases = {site: merge(study[name]["base"], {"task": {"data": keys(table, site, args.runs)}}) for site in sites}
     tuning = list(tuning_jobs(study, name, bases))
-    tuned = results(tuning, played(tuning, args.runs, args.workers))
+    tuned = results(tuning, run_all(tuning, args.runs, args.workers))
     lr, server_lr = (best(tuned, method) for method in ("fedavg", "R1 0"))
     rates = {"R1": f"{study[name]['R1']} algorithm.server_lr={server_lr}"}
     jobs = [
-        job({"data": name, "stage": "main", "seed": seed, "left_out": site, "method": method}, base, words, more)
+        job({"data": name, "stage": "main", "seed": seed, "left_out": site, "method": method}, base, overrides, more)
         for seed in seeds
         for site, base in bases.items()
-        for method, words, more in with_twice(study, name)
-        for words in [f"seed={seed} {words} {rates.get(method.split()[0], f'algorithm.lr={lr}')}"]
+        for method, overrides, more in with_twice(study, name)
+        for overrides in [f"seed={seed} {overrides} {rates.get(method.split()[0], f'algorithm.lr={lr}')}"]
     ]
-    return pd.concat([tuned, results(jobs, played(jobs, args.runs, args.workers))], ignore_index=True)
+    return pd.concat([tuned, results(jobs, run_all(jobs, args.runs, args.workers))], ignore_index=True)
 
 
 def keys(table: Path, site: str, runs: Path) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def keys(table: Path, site: str, runs: Path) -> dict[str, Any]:
 
 
 def with_twice(study: Mapping[str, Any], name: str) -> Iterator[tuple[str, str, str]]:
-    """Each method's name and words, and FedAvg with twice the rounds: the bytes of R1 and R2."""
-    yield from ((method, words, "") for method, words in study["methods"].items())
+    """The name and overrides of each method, and FedAvg with twice the rounds, which has the bytes of R1 and R2."""
+    yield from ((method, overrides, "") for method, overrides in study["methods"].items())
     yield "fedavg twice", study["methods"]["fedavg"], f"rounds={2 * study[name]['base']['rounds']}"
 
 
@@ -77,8 +77,8 @@ def tuning_jobs(study: Mapping[str, Any], name: str, bases: Mapping[str, Any]) -
         for method, key, more in (("fedavg", "lr", ""), ("R1 0", "server_lr", study[name]["R1"])):
             for value in grid[key]:
                 facts = {"data": name, "stage": "tuning", "seed": 0, "left_out": site, "method": method}
-                words = f"{study['methods'][method]} {more} algorithm.{key}={value}"
-                yield job(facts | {"rate": value}, base, words)
+                overrides = f"{study['methods'][method]} {more} algorithm.{key}={value}"
+                yield job(facts | {"rate": value}, base, overrides)
 
 
 def best(tuned: pd.DataFrame, method: str) -> float:
@@ -105,19 +105,19 @@ def report(found: pd.DataFrame, name: str) -> None:
 
 
 def logged(main: pd.DataFrame) -> pd.DataFrame:
-    """What gradient alignment logs at the server in the last round, over sites left out and seeds."""
+    """The server metrics of gradient alignment in the last round, averaged over left-out sites and seeds."""
     rows = main[main["metric"].isin(["alignment_loss", "gradient_cosine", "correction_ratio"])]
     return rounded(crossed(rows, "method", "metric") / 100, ".3g")
 
 
 def by_site(outside: pd.DataFrame, inside: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds at each site that is left out, and the mean of the inside sites' own test cases."""
+    """Mean over seeds at each left-out site, and the mean over the test cases of inside sites."""
     means = 100 * inside.groupby("method")["value"].mean()
     return rounded(crossed(outside, "method", "left_out").assign(**{"inside sites": means}))
 
 
 def chosen(outside: pd.DataFrame, val: pd.DataFrame) -> pd.DataFrame:
-    """For each family of methods the weight that the inside validation data choose, for each site left out and seed."""
+    """For each family of methods, left-out site and seed: the weight with the best score on inside validation data."""
     scores = val.groupby(["seed", "left_out", "method"])["value"].mean().reset_index()
     scores["family"] = scores["method"].map(family)
     picked = scores.loc[scores.groupby(["seed", "left_out", "family"], sort=False)["value"].idxmax()]

@@ -50,7 +50,7 @@ def format_setting(key: str, value: Any) -> str:
 
 
 def nested_dataclass(hint: Any) -> Any:
-    """The dataclass in a field's type, also within a union; None if there is none."""
+    """The dataclass in a field's type, which may be a union; None if there is none."""
     if isinstance(hint, type) and is_dataclass(hint):
         return hint
     if get_origin(hint) in (Union, UnionType):
@@ -93,7 +93,7 @@ def field_docs(cls: Any) -> list[FieldDoc]:
 def _describe_type(hint: Any, notes: Sequence[Any]) -> str:
     """The type with its limits, such as `int > 0`."""
     if NESTED_ALGORITHM in notes:
-        return "an algorithm, with its keys"
+        return "an algorithm and its keys"
     return " ".join([_type_name(hint), *(_format_limit(note) for note in notes if type(note) in LIMIT_FORMATS)])
 
 

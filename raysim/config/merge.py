@@ -11,13 +11,13 @@ from raysim.config.yaml_loader import load_yaml
 from raysim.core.errors import ConfigError
 
 SHORT_KEYS = {"data": "task.data", "network": "task.network"}
-REPLACED_MAPPINGS = ("classes",)  # user-defined keys: the new mapping replaces the old one, as a list would
-# Mappings whose keys are dataclass fields: in a file, their keys may be dotted.
+REPLACED_MAPPINGS = ("classes",)  # mappings with user-defined keys: the new mapping replaces the old one
+# The keys of these mappings are dataclass fields, so they may be dotted in a file.
 FIELD_MAPPINGS = ("task", "algorithm", "data", "task.data")
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """The nested mapping of a YAML file. Raises ConfigError for a file that cannot be read or is no mapping."""
+    """The nested mapping of a YAML file. Raises ConfigError for a file that cannot be read or is not a mapping."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -27,7 +27,7 @@ def read_file(path: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold keys and values, such as `rounds: 20`; it holds a {type(value).__name__}")
+        raise ConfigError(f"{path} is a {type(value).__name__}: expected keys and values, such as `rounds: 20`")
     return expand_dotted_keys(value, path)
 
 
@@ -45,8 +45,8 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], override: Mapping[str, Any], *, top: bool = True) -> dict[str, Any]:
     """`base` with the values of `override`, key by key.
 
-    A new name of a task or an algorithm keeps the other keys, because most of these are shared. A new name at a
-    deeper level drops them: the arguments of one network do not fit another.
+    With a new name of a task or an algorithm, the other keys are kept, because most tasks and algorithms have them.
+    With a new name at a deeper level, they are dropped: the arguments of one network do not fit another.
     """
     result = dict(base)
     for key, value in override.items():
@@ -91,6 +91,6 @@ def expand_dotted_keys(values: Mapping[Any, Any], path: str, prefix: str = "") -
             value = expand_dotted_keys(value, path, full_key)
         expanded = nested_keys(key, value) if prefix else expand_short_keys(nested_keys(key, value))
         if merge(result, expanded) != merge(expanded, result):
-            raise ConfigError(f"{path}: {full_key} gives another value to what a key before it gave; keep one of them")
+            raise ConfigError(f"{path}: {full_key} sets a key that has another value above it; keep one of the two")
         result = merge(result, expanded)
     return result

@@ -21,12 +21,12 @@ from raysim.core.errors import ConfigError
 from raysim.core.registry import NESTED_ALGORITHM, algorithm_class, name_of, task_class
 from raysim.core.suggestions import did_you_mean, squash
 
-# The keys of a run whose class is chosen by name: how the class is found, and the default name.
+# The keys of a run that name a class: the function that finds the class, and the default name.
 COMPONENTS = {"task": (task_class, "synthetic"), "algorithm": (algorithm_class, "fedavg")}
 
-EXPECTED_BY_ERROR_TYPE = {  # pydantic's own messages name Python types
+EXPECTED_BY_ERROR_TYPE = {  # the messages of pydantic name Python types
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    "int_parsing_size": "a whole number, written in digits if it is so large",
+    "int_parsing_size": "a whole number; write a large number with all its digits",
     **dict.fromkeys(("float_type", "float_parsing"), "a number such as 0.5"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "string_type": "text",
@@ -45,7 +45,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
 
 
 def load_config(source: RunConfig | Mapping[str, Any]) -> RunConfig:
-    """The run configuration of `source`: itself, or what its keys, dotted or nested, resolve to.
+    """The run configuration of `source`: unchanged, or resolved from its keys, which may be dotted or nested.
 
     Raises ConfigError for unknown keys and invalid values.
     """
@@ -88,8 +88,8 @@ def _check_run_keys(values: Mapping[str, Any]) -> None:
         close = get_close_matches(squash(str(key)), candidates, n=1)
         suggestion = f" (did you mean '{candidates[close[0]]}'?)" if close else ""
         raise ConfigError(
-            f"unknown key '{key}'{suggestion}; valid under a run: {', '.join(sorted(run_keys.values()))}; "
-            "the task's keys begin with task., the algorithm's with algorithm."
+            f"unknown key '{key}'{suggestion}; valid keys of a run: {', '.join(sorted(run_keys.values()))}; "
+            "keys of the task begin with task., keys of the algorithm with algorithm."
         )
 
 
@@ -118,7 +118,7 @@ def _with_name(value: Any, key: str, default: str) -> dict[str, Any]:
 
 
 def _check_fields(cls: Any, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """`values` with short forms expanded. Raises ConfigError for a key that is no field of `cls`."""
+    """`values` with short forms expanded. Raises ConfigError for a key that is not a field of `cls`."""
     hints, defaults = get_type_hints(cls), {f.name: default_value(f) for f in fields(cls) if f.init}
     annotated_hints = get_type_hints(cls, include_extras=True)
     result = {}
@@ -178,9 +178,9 @@ def _is_number(hint: Any) -> bool:
 def _format_errors(errors: Iterable[Any]) -> str:
     """The validation errors of pydantic: one line per key, with its value and everything that was expected."""
     located = [(_key_path(error["loc"]), error) for error in errors]
-    # An error in a list's item also makes the list invalid, as too short: only the item's error is shown.
+    # An error in an item of a list also makes the list too short. Only the error of the item is shown.
     parents = {path[:depth] for path, _ in located for depth in range(len(path))}
-    expected: dict[str, dict[str, None]] = {}  # a union expects one thing for each of its members
+    expected: dict[str, dict[str, None]] = {}  # a union has one expectation for each of its members
     for path, error in located:
         if path not in parents:
             expected.setdefault(_format_subject(path, error), {})[_expectation(error)] = None
@@ -206,8 +206,8 @@ def _expectation(error: Any) -> str:
     if kind == "missing":
         return "a value"
     if kind in ("too_short", "too_long"):
-        word, limit = ("least", limits["min_length"]) if kind == "too_short" else ("most", limits["max_length"])
-        return f"at {word} {limit} item{'s' * (limit != 1)}, not {limits['actual_length']}"
+        bound, limit = ("least", limits["min_length"]) if kind == "too_short" else ("most", limits["max_length"])
+        return f"at {bound} {limit} item{'s' * (limit != 1)}, not {limits['actual_length']}"
     if kind == "string_type" and isinstance(error["input"], bool):
         return "text, in quotes"
     message: str = error["msg"]

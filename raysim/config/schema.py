@@ -11,25 +11,25 @@ from annotated_types import Ge, Gt, Le, Lt
 
 @dataclass(frozen=True, kw_only=True)
 class SiteResources:
-    """The resources of a site's dedicated client actor; None takes the value of all client actors."""
+    """The resources of a site's dedicated client actor; None is the value of the other client actors."""
 
-    gpus: Annotated[float | None, Ge(0), "GPUs of its client actor"] = None
-    cpus: Annotated[float | None, Gt(0), "CPUs of its client actor, and its torch threads"] = None
+    gpus: Annotated[float | None, Ge(0), "GPUs of the site's client actor"] = None
+    cpus: Annotated[float | None, Gt(0), "CPUs of the site's client actor; also the number of its torch threads"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """The resources of each client actor, and the number of client actors."""
 
-    gpus_per_client: Annotated[float, Ge(0), "GPUs of a client actor; a fraction shares one"] = 0.0
-    cpus_per_client: Annotated[float, Gt(0), "CPUs of a client actor, and its torch threads"] = 1.0
+    gpus_per_client: Annotated[float, Ge(0), "GPUs of a client actor; with a fraction, actors share a GPU"] = 0.0
+    cpus_per_client: Annotated[float, Gt(0), "CPUs of a client actor; also the number of its torch threads"] = 1.0
     client_actors: Annotated[
         Literal["auto", "per_site"] | Annotated[int, Gt(0)],
-        "client actors: as many as fit up to one per site, one per site, or a number",
+        "number of client actors; auto: as many as fit, at most one per site; per_site: one per site",
     ] = "auto"
     sites: Annotated[
         Mapping[str, SiteResources],
-        "sites with a dedicated client actor in addition: {site-02: {gpus: 0.5, cpus: 2}}",
+        "sites that have an additional, dedicated client actor: {site-02: {gpus: 0.5, cpus: 2}}",
     ] = field(default_factory=dict)
 
     def of(self, site: str) -> tuple[float, float]:
@@ -45,7 +45,7 @@ class Cohort:
 
     size: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0)],
-        "sites of a round: a fraction of the inside sites (1.0 is all), or a whole number; short form: cohort=0.5",
+        "sites in a round: a fraction of the inside sites (1.0 is all), or a whole number; short form: cohort=0.5",
     ] = 1.0
     dropout: Annotated[
         float, Ge(0), Lt(1), "probability that a sampled site is offline in a round; at least one stays online"
@@ -56,26 +56,28 @@ class Cohort:
 class RunConfig:
     """The configuration of one federation."""
 
-    task: Annotated[Any, "what is learned: `raysim list tasks`"]
-    algorithm: Annotated[Any, "how it is learned: `raysim list algorithms`"]
-    rounds: Annotated[int, Gt(0), "rounds of the run; schedules follow this number"] = 20
+    task: Annotated[Any, "data, network, loss and metrics; see `raysim list tasks`"]
+    algorithm: Annotated[Any, "method of federated learning; see `raysim list algorithms`"]
+    rounds: Annotated[int, Gt(0), "number of rounds; learning-rate schedules depend on it"] = 20
     cohort: Annotated[Cohort, "the sites of a round"] = field(default_factory=Cohort)
     min_replies: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0), Le(1)],
-        "sites that must reply to a call: a fraction (1.0 is all), or a whole number; others are left out",
+        "sites that must reply to a call: a fraction (1.0 is all), or a whole number; failed sites are left out",
     ] = 1.0
     site_timeout_s: Annotated[
         float, Gt(0), "seconds that a call may take at a site before its actor is replaced; a call has three attempts"
     ] = 21_600.0
-    seed: Annotated[int, Ge(0), "seed of all randomness except that of the data (task.data.seed)"] = 0
-    evaluate_every: Annotated[int, Gt(0), "rounds between two evaluations; the last round always has one"] = 1
+    seed: Annotated[int, Ge(0), "seed of all randomness, except in the data (task.data.seed)"] = 0
+    evaluate_every: Annotated[int, Gt(0), "rounds between two evaluations; the last round is always evaluated"] = 1
     checkpoint_every: Annotated[int, Gt(0), "rounds between two checkpoints; the last round always has one"] = 1
-    metric: Annotated[str | None, "main metric, e.g. inside/val/dice; by default the task's first"] = None
+    metric: Annotated[str | None, "main metric, e.g. inside/val/dice; by default the first metric of the task"] = None
     chaos: Annotated[
         str | None,
         "faults to inject, e.g. 'kill client@3; kill node@5; slow site-02 x4; drop 0.1'; by default none",
     ] = None
-    backend: Annotated[Literal["ray", "local"], "where sites run: on Ray, or in this process, one by one"] = "ray"
+    backend: Annotated[
+        Literal["ray", "local"], "where sites run; ray: on Ray, in parallel; local: in this process, one after another"
+    ] = "ray"
     ray_address: Annotated[
         str | None, "Ray cluster to join (auto, or HOST:PORT); by default RAY_ADDRESS, else a local Ray is started"
     ] = None

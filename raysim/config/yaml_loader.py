@@ -14,15 +14,15 @@ from raysim.core.errors import ConfigError
 # OmegaConf's loader also refuses duplicate keys and reads 1e-3 as a number, but it is private (omegaconf._utils) and
 # accepts {a:1}, which YAML reads as the key 'a:1' without a value.
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, and refuses duplicate keys and a colon without its space, as in {a:1}."""
+    """SafeLoader that reads 1e-3 as a number, and refuses duplicate keys and a colon without a space, as in {a:1}."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for index, (key, value) in enumerate(node.value):
             if key.value in [other.value for other, _ in node.value[:index]]:
                 raise ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             if node.flow_style and value.value == "" and ":" in key.value and not key.style:
-                cure = f"a space is needed after ':', as in {key.value.replace(':', ': ', 1)}"
-                raise ConstructorError(None, None, f"{key.value!r} is one word; {cure}", key.start_mark)
+                cure = f"expected a space after ':', as in {key.value.replace(':', ': ', 1)}"
+                raise ConstructorError(None, None, f"{key.value!r} has no value; {cure}", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -42,4 +42,4 @@ def load_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"cannot read {source}{line}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
         reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot read {source}: it is not YAML ({reason}); quote text") from error
+        raise ConfigError(f"cannot read {source}: it is not valid YAML ({reason}); put text in quotes") from error

@@ -20,9 +20,9 @@ CHUNK = 16  # models summed in one pass over the sum: few passes, and few replie
 
 
 def combine(models: Iterable[Model], factors: Iterable[float]) -> Model:
-    """The sum of `factors[i] * models[i]`, in the order given, in float64, then in the models' own dtypes.
+    """The sum of `factors[i] * models[i]`, in the given order and in float64, converted to the dtypes of the models.
 
-    Integer tensors (BatchNorm's counters) are rounded to the nearest. Raises ValueError if the schemas differ.
+    Integer tensors (counters of BatchNorm) are rounded to the nearest. Raises ValueError if the schemas differ.
     """
     schema, sums, _ = _weighted_sum(zip(models, factors, strict=True))
     return _to_model(schema, sums)
@@ -52,7 +52,7 @@ def _to_model(schema: Schema, sums: Iterable[Array]) -> Model:
 
 
 def _add(rows: list[tuple[Array, np.float64]], out: Array) -> None:
-    """Adds row * factor in the order of the rows: float addition is not associative, and the order must not change."""
+    """Adds row * factor in the order of the rows: float addition is not associative, so the order must be the same."""
     for start in range(0, len(out), BLOCK):
         block = slice(start, start + BLOCK)
         for row, factor in rows:
@@ -71,9 +71,9 @@ def mean(replies: Mapping[str, Reply[P]], select: Callable[[P], Model] = identit
     number. Raises ValueError if there are no replies or the weights do not add up to more than zero.
     """
     if not replies:
-        raise ValueError("there are no replies; a mean needs more than 0")
+        raise ValueError("there are no replies; expected at least 1")
     ordered = (replies[site] for site in sorted(replies))
     schema, sums, total = _weighted_sum((select(reply.payload), reply.weight) for reply in ordered)
     if not total > 0:
-        raise ValueError(f"the weights of {len(replies)} replies add up to {total}; a mean needs more than 0")
+        raise ValueError(f"the weights of {len(replies)} replies add up to {total}; expected more than 0")
     return _to_model(schema, (array / total for array in sums))

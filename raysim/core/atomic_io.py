@@ -1,4 +1,4 @@
-"""Atomic writes: a file has either its old content or its new one, never a part."""
+"""Atomic writes: a file has either its old or its new content, never a part of it."""
 
 from __future__ import annotations
 

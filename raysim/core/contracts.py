@@ -21,7 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
 Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
 Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
-PerSite = Mapping[str, Any] | None  # one more argument of a client function, by site
+PerSite = Mapping[str, Any] | None  # a further argument of a client function, by site
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
 SPLITS = ("train", "val", "test", "unlabelled")
@@ -29,7 +29,7 @@ EVALUATED_SPLITS = ("val", "test")
 
 
 class _Unchanged:
-    """The type of UNCHANGED, the client state of a reply that leaves the stored client state as it is."""
+    """The type of UNCHANGED, the client state of a reply that does not change the stored client state."""
 
     def __reduce__(self) -> str:
         return "UNCHANGED"
@@ -43,12 +43,12 @@ UNCHANGED: Any = _Unchanged()
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: copies on a device are cached by split
 class Split:
-    """Preprocessed examples of one site, all of one shape; the arrays are read-only and may be memory-mapped.
+    """Preprocessed examples of one site, all of the same shape; the arrays are read-only and may be memory-mapped.
 
     inputs: (N, C, *space) images or (N, F) rows of a table.
     labels: class indices, (N, 1, *space) of voxels or (N, 1) of examples; None without labels.
-    cases: (N,) case number of each example; slices of one volume share it and are evaluated together.
-    spacing: (N, D) in mm along each axis of space, for slices also the distance between them.
+    cases: (N,) case number of each example; slices of one volume have the same number and are evaluated together.
+    spacing: (N, D) in mm along each spatial axis; for slices also the distance between them.
     levels: (N,) the part of the body that an image shows, from 1; None if the table does not have it.
     """
 
@@ -82,8 +82,8 @@ ProgressCallback = Callable[[int, int], None]  # cases done, cases in total
 class PredictionSet:
     """Several predictors of one method at a site.
 
-    `main` is the method's predictor. Each of `others` is evaluated too, as `metric@name`. `notes` returns further
-    metrics of a split, such as the fraction of examples per model; their names differ from those of the task's metrics.
+    `main` is the predictor of the method. Each of `others` is also evaluated, as `metric@name`. `notes` returns further
+    metrics of a split, such as the fraction of examples per model. Their names must differ from the task's metrics.
     """
 
     main: Predictor
@@ -100,7 +100,7 @@ class TaskConfig(Protocol):
 
 
 class Scorer(Protocol):
-    """Computes each metric over the cases of a split; metrics that are undefined there are left out."""
+    """Computes each metric over the cases of a split; metrics that are undefined for the split are left out."""
 
     @property
     def better(self) -> Mapping[str, Literal["higher", "lower"]]:
@@ -112,10 +112,10 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """The sites, the network, the loss and the metrics; it holds no data, which `open` loads at a site.
+    """The sites, the network, the loss and the metrics. It contains no data: `open` loads the data of a site.
 
     inside, outside: names of the sites, sorted.
-    sizes: number of examples by site and split, of all these sites.
+    sizes: number of examples by site and split, for all inside and outside sites.
     shape: shape of an example, (C, *space) or (F,).
     classes: number of logits of an example.
     """
@@ -134,16 +134,16 @@ class Task:
     augment: Augment | None = None
 
     def start(self, seed: int) -> nn.Module:
-        """A new network with the weights from which every method starts in a run with this seed."""
+        """A new network with the initial weights, which are the same for every method in a run with this seed."""
         with seeded(seed, "init"):
             return self.network()
 
 
 @dataclass(frozen=True)
 class Site(Generic[M]):
-    """All that a client function may use: one hospital, during one call.
+    """The argument of a client function: one hospital, during one call.
 
-    client_state: what the site's last reply stored; None in its first call.
+    client_state: the client state that the site's last reply stored; None in the first call.
     round, rounds: zero-based round and number of rounds, of the run or of a stage that starts in round `stage_start`.
     """
 
@@ -161,8 +161,8 @@ class Site(Generic[M]):
     def load(self, model: Model | None = None) -> nn.Module:
         """A new network with the weights of `model`, on the site's device, in training mode.
 
-        Buffers that the model lacks are as in a new network. Without a model it has the weights that the run's seed
-        gives, which are the same at every site.
+        Buffers that the model lacks are as in a new network. Without a model, the network has the initial weights of
+        the run's seed, which are the same at every site.
         """
         net = copy_module(self.template)
         if model is not None:
@@ -170,7 +170,7 @@ class Site(Generic[M]):
         return net
 
     def rewind(self) -> None:
-        """Reset the random generators to the site's first call of the round, so that batches repeat."""
+        """Reset the random generators to their state in the site's first call of the round, so that batches repeat."""
         seed_all(self.seed, self.stage_start + self.round, 0, self.name)
 
     def stage_view(self, start: int, rounds: int) -> Site[M]:
@@ -178,7 +178,7 @@ class Site(Generic[M]):
         return replace(self, round=self.round - start, rounds=rounds, stage_start=self.stage_start + start)
 
     def predict_module(self, model: Model) -> nn.Module:
-        """As `load`, in evaluation mode; layers whose running statistics the model lacks use those of the batch."""
+        """Like `load`, in evaluation mode; BatchNorm layers without running statistics in the model use the batch's."""
         net = self.load(model).eval()
         for name, layer in net.named_modules():
             if isinstance(layer, BatchNorm) and f"{name}.running_mean" not in model:
@@ -190,14 +190,14 @@ class Site(Generic[M]):
 class Reply(Generic[P]):
     """The result of a client function: a payload for the server, and a client state that stays at the site."""
 
-    payload: P  # travels to the server; its bytes are counted
+    payload: P  # sent to the server; its bytes are counted
     weight: float = 1.0  # usually the number of training examples
     metrics: Metrics = field(default_factory=dict)
-    client_state: Any = UNCHANGED  # stored at the site for its next call; the server never gets it
+    client_state: Any = UNCHANGED  # stored at the site for its next call; never sent to the server
 
 
 class Exchange(Protocol[P_co]):
-    """Payloads of sites for other sites. It is sent inside `broadcast`; only client functions can read its payloads."""
+    """Payloads of sites for other sites, sent inside `broadcast`. Only client functions can read the payloads."""
 
     sites: Sequence[str]
     metrics: Mapping[str, Metrics]
@@ -223,7 +223,7 @@ class Fleet(Protocol):
         ...
 
     def exchange(self, client: Callable[..., Reply[P]], broadcast: Any = None, per_site: PerSite = None) -> Exchange[P]:
-        """As `map`, but the payloads are sent from site to site and never pass through the server."""
+        """Like `map`, but the payloads are sent from site to site and never through the server."""
         ...
 
 
@@ -249,5 +249,5 @@ class Algorithm(Protocol[S]):
         ...
 
     def predictor(self, site: Site[Any], state: S) -> Predictor | PredictionSet | None:
-        """The method's predictor at `site`; None if it has none for this site."""
+        """The predictor of the method at `site`; None if the method has none for this site."""
         ...

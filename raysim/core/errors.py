@@ -7,9 +7,9 @@ RaysimError
 └── RunError                 1   the run failed
     ├── SiteError            1   ... at one site, in one round
     ├── ServerError          1   ... at the server, in one round
-    ├── LostObjectError      1   ... with a node that held an object of the run
-    ├── ResumableError       1   ... for a reason outside of it
-    └── Interrupted        130   it was asked to stop
+    ├── LostObjectError      1   ... because a lost node had an object of the run
+    ├── ResumableError       1   ... for a reason outside the run
+    └── Interrupted        130   the run was stopped on request
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RaysimError(Exception):
 
 
 class ConfigError(RaysimError):
-    """The command, the configuration or the data is wrong; nothing was started or written."""
+    """The command, the configuration or the data is invalid; nothing was started or written."""
 
     exit_code = 2
 
@@ -35,7 +35,7 @@ class PlacementError(RaysimError):
 
 
 class NodeError(PlacementError):
-    """A node of the cluster lacks what the run needs: the versions of the command, or the data."""
+    """A node of the cluster does not have the package versions of the command, or the data of the run."""
 
 
 class RunError(RaysimError):
@@ -54,14 +54,11 @@ class SiteError(RunError):
 
 
 class LostObjectError(RunError):
-    """An object that the run needs (a client state, a payload) was lost with a node.
-
-    The run returns to its last checkpoint.
-    """
+    """An object of the run (a client state, a payload) was lost with a node; the run returns to its last checkpoint."""
 
 
 class ResumableError(RunError):
-    """The run failed for a reason outside of it, such as a full disk. The message explains how to resume it."""
+    """The run failed for a reason outside the run, such as a full disk. The message explains how to resume it."""
 
 
 class ServerError(RunError):
@@ -76,6 +73,6 @@ class ServerError(RunError):
 
 
 class Interrupted(RunError):
-    """The run was asked to stop."""
+    """The run was stopped on request."""
 
     exit_code = 130

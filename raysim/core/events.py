@@ -1,4 +1,4 @@
-"""Events of a run, in the order in which displays and callbacks get them."""
+"""Events of a run, in the order in which displays and callbacks receive them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from raysim.core.results import FailureAction, Round
 
 @dataclass(frozen=True)
 class Message:
-    """A line on where the run stands or where its files are."""
+    """A line about the progress of the run or the location of its files."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A line that the user should read. `action` is set where it reports a failure that no RoundEvent carries."""
+    """A line that the user should read. `action` is set if it reports a failure that is not in any RoundEvent."""
 
     text: str
     action: FailureAction | None = None
@@ -39,7 +39,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunPlanned:
-    """The plan is validated: `rounds` rounds, judged by `metric` (role/split/metric), recorded in `directory`."""
+    """The plan is validated: `rounds` rounds, main metric `metric` (role/split/metric), recorded in `directory`."""
 
     directory: Path
     rounds: int
@@ -48,7 +48,7 @@ class RunPlanned:
 
 @dataclass(frozen=True)
 class ActorPlacement:
-    """Where a client actor is: for placement.json."""
+    """The placement of a client actor: its entry in placement.json."""
 
     actor: str
     title: str
@@ -75,7 +75,7 @@ class RoundEvent:
 
     number: int
     values: Mapping[str, Any]
-    round: Round[Any] | None = None  # only in the process that runs the rounds: it is too large to travel
+    round: Round[Any] | None = None  # only in the process that runs the rounds: it is too large to send
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class RunFinished:
 
 @dataclass(frozen=True)
 class RunFailed:
-    """The failure of the run. The error travels as data: a reader needs no class but raysim's."""
+    """The failure of the run. `error` is an error of raysim, so a receiver needs no other classes to read it."""
 
     error: RaysimError
 

@@ -1,4 +1,4 @@
-"""Fault injection (`chaos`): actors and nodes are really killed, sites are slowed down, replies are dropped."""
+"""Fault injection (`chaos`): actors and nodes are killed, sites are slowed down, replies are dropped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRAMMAR = "kill client@ROUND, kill node@ROUND, slow SITE xFACTOR, drop FRACTION;
 
 
 class Victim(StrEnum):
-    """What is killed."""
+    """The kind of process that is killed."""
 
     CLIENT = "client"  # a client actor
     NODE = "node"
@@ -22,7 +22,7 @@ class Victim(StrEnum):
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """The faults to inject: `kills` has the victims by round (from 1), `slow` the factor on a site's time."""
+    """The faults to inject: `kills` has the victims by round (from 1), `slow` the factor on the time of each site."""
 
     kills: Mapping[int, tuple[Victim, ...]] = field(default_factory=dict)
     slow: Mapping[str, float] = field(default_factory=dict)
@@ -38,9 +38,10 @@ class FaultPlan:
         return (self.slow.get(site, 1.0) - 1.0) * seconds
 
     def drops(self, seed: int, round: int, index: int | str, site: str) -> bool:
-        """Whether the reply of `site` to call `index` of a round is dropped: by the seed, so the same in every retry.
+        """Whether the reply of `site` to call `index` of a round is dropped.
 
-        Replies to an evaluation, whose index is a text, are never dropped.
+        The result depends only on the arguments, so it is the same in every retry. Replies to an evaluation, which has
+        a text as its index, are never dropped.
         """
         if self.drop == 0 or isinstance(index, str):
             return False
@@ -53,7 +54,7 @@ class FaultPlan:
                 raise ConfigError(f"chaos: there is no site {site!r}; sites: {', '.join(sites[:8])}")
         for number in self.kills:
             if not 1 <= number <= rounds:
-                raise ConfigError(f"chaos: there is no round {number}; the run has {rounds}")
+                raise ConfigError(f"chaos: there is no round {number}; expected 1 to {rounds}")
 
 
 def parse_faults(text: str | None) -> FaultPlan:

@@ -73,7 +73,7 @@ def _schema_from_text(text: str) -> Schema:
 class Model(Mapping[str, Array]):
     """Read-only weights by name in one contiguous buffer, which is pickled without a copy and summed in one operation.
 
-    Two models are equal if names, shapes, dtypes and bits are.
+    Two models are equal if their names, shapes, dtypes and bits are equal.
     """
 
     __slots__ = ("buffer", "schema")
@@ -132,7 +132,7 @@ class Model(Mapping[str, Array]):
         return len(self.schema.index)
 
     def __or__(self, other: Model) -> Model:
-        """The union of both; for a name in both the tensor of `other`."""
+        """The union of both models, with the tensors of `other` for names that are in both."""
         if self.schema is other.schema:
             return other
         parameters = {spec.name for model in (self, other) for spec in model.schema.specs if spec.parameter}
@@ -143,7 +143,7 @@ class Model(Mapping[str, Array]):
             return False
         return np.array_equal(self.buffer, other.buffer)
 
-    __hash__ = None  # type: ignore[assignment]  # equality compares bits, so a model is no key
+    __hash__ = None  # type: ignore[assignment]  # equality compares all bits, so a model is not a dictionary key
 
     def __reduce__(self) -> tuple[type[Model], tuple[Schema, Array]]:
         return Model, (self.schema, self.buffer)
@@ -216,4 +216,4 @@ def describe_difference(given: Schema, expected: Schema) -> str:
             return f"it has no '{spec.name}'"
         if (other.shape, other.dtype) != (spec.shape, spec.dtype):
             return f"'{spec.name}' is {other.dtype}{other.shape}, not {spec.dtype}{spec.shape}"
-    return f"it has more: {sorted(set(given.index) - set(expected.index))[:3]}"
+    return f"it has unexpected tensors: {sorted(set(given.index) - set(expected.index))[:3]}"

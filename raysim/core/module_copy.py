@@ -16,13 +16,13 @@ SHARED = (type, FunctionType, BuiltinFunctionType, ReferenceType)  # a deep copy
 
 
 class _StructurePickler(pickle.Pickler):
-    """The structure of an object as bytes; objects with their own `__deepcopy__`, such as tensors, are kept outside."""
+    """The structure of an object as bytes, without objects that have a `__deepcopy__` method, such as tensors."""
 
     def __init__(self, origin: object) -> None:
         self.stream, self.external, self.keys = io.BytesIO(), list[Any](), dict[int, int]()
         super().__init__(self.stream, pickle.HIGHEST_PROTOCOL)
         self.dump(origin)
-        self.clear_memo()  # the memo would keep the origin alive
+        self.clear_memo()  # the memo would keep the original in memory
 
     def persistent_id(self, obj: Any) -> int | None:
         if not isinstance(obj, SHARED) and not hasattr(type(obj), "__deepcopy__"):
@@ -44,7 +44,7 @@ class _StructureUnpickler(pickle.Unpickler):
 
     def __init__(self, pickled: _StructurePickler) -> None:
         super().__init__(io.BytesIO(pickled.stream.getbuffer()))
-        # One deep copy of all: tensors that share memory, or are the same tensor, do so in the copy.
+        # One deep copy of all objects: tensors that share memory, or are the same tensor, also do so in the copy.
         self.external = copy.deepcopy(pickled.external)
 
     def persistent_load(self, pid: int) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def full_resolution(outputs: Tensor | Sequence[Tensor], ndim: int) -> Tensor:
-    """The logits (B, K, *space), with `ndim` axes, from all outputs of a network with deep supervision."""
+    """The full-resolution logits (B, K, *space), with `ndim` axes, of a network with or without deep supervision."""
     if not isinstance(outputs, Tensor):
         return full_resolution(outputs[0], ndim)
     return outputs[:, 0] if outputs.ndim == ndim + 1 else outputs  # DynUNet stacks its heads on axis 1

@@ -1,4 +1,4 @@
-"""Tests of numbers that come from tables, logs and configurations."""
+"""Checks of values from tables, logs and configurations."""
 
 from __future__ import annotations
 

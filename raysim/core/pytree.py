@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """Every value in `tree` that is no dataclass, mapping or sequence, in a fixed order."""
+    """Every value in `tree` that is not a dataclass, mapping or sequence, in a fixed order."""
     if hasattr(tree, "nbytes") or tree is None:
         yield tree
     elif is_dataclass(tree):
@@ -30,7 +30,8 @@ def leaves(tree: Any) -> Iterator[Any]:
 def nbytes(tree: Any) -> int:
     """The bytes of `tree` on a network: arrays with their size in memory, numbers with 8 bytes, text as UTF-8.
 
-    Names, shapes and class names are not counted, since both sides have them. Raises TypeError for other values.
+    Names, shapes and class names are not counted, because sender and receiver have them. Raises TypeError for values
+    of other types.
     """
     return sum(_leaf_bytes(leaf) for leaf in leaves(tree))
 
@@ -47,7 +48,7 @@ def _leaf_bytes(leaf: Any) -> int:
     if hasattr(leaf, "nbytes"):
         return int(leaf.nbytes)
     raise TypeError(
-        f"a {type(leaf).__name__} cannot travel: a payload is made of models, arrays, numbers, text, "
+        f"a {type(leaf).__name__} cannot be sent: a payload may contain models, arrays, numbers, text, "
         "and dataclasses, mappings or sequences of these"
     )
 
@@ -61,5 +62,5 @@ def make_readonly(tree: Any) -> Any:
         if isinstance(leaf, np.ndarray):
             leaf.flags.writeable = False
         elif isinstance(leaf, Tensor) and leaf.requires_grad:
-            raise TypeError("a tensor that requires gradients cannot travel: detach it, or send `weights(net)`")
+            raise TypeError("a tensor that requires gradients cannot be sent: detach it, or send `weights(net)`")
     return tree

@@ -1,4 +1,4 @@
-"""Look-up of algorithms and tasks by short name, which is a file's name, or by `package.module:Class`."""
+"""Look-up of algorithms and tasks by short name, which is the name of a module, or by `package.module:Class`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUPPLIED = {"SelfSupervised": METHODS}  # methods that a subclass inherits, by t
 
 
 class NestedAlgorithm:
-    """Marks a field that holds another algorithm, whose keys are nested below it; its name is short for it."""
+    """Marks a field that contains another algorithm. Its keys are nested below the field; a name alone is allowed."""
 
 
 NESTED_ALGORITHM = NestedAlgorithm()
@@ -42,7 +42,7 @@ def task_class(name: str) -> Any:
 def short_names(package: str, methods: tuple[str, ...]) -> dict[str, str]:
     """The first docstring line of each module of `package` with a class that has `methods`, by module name.
 
-    It reads the source without importing it, since the import of torch is slow.
+    The source is parsed and not imported, because the import of torch is slow.
     """
     found = {}
     for module in pkgutil.iter_modules(_folder(package)):
@@ -91,7 +91,7 @@ def name_of(cls: type) -> str:
 def _folder(package: str) -> list[str]:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"the package {package!r} is not installed; install raysim whole (`pip install .`)")
+        raise ConfigError(f"the package {package!r} is not installed; install raysim completely: `pip install .`")
     return list(spec.submodule_search_locations)
 
 
@@ -119,11 +119,17 @@ def _import(module: str, what: str, name: str) -> Any:
     try:
         return import_by_name(module)
     except Exception as error:  # any error in a user's module is reported to the user
-        raise ConfigError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}{import_cure(name)}"
+        raise ConfigError(f"{what} {name!r} cannot be imported: {reason}") from error
 
 
 def _has_methods(cls: Any, methods: tuple[str, ...]) -> bool:
     return isinstance(cls, type) and is_dataclass(cls) and all(callable(getattr(cls, m, None)) for m in methods)
+
+
+def import_cure(name: str) -> str:
+    """The end of the message for a failed import of `file.py:Name`: the correct name. Empty for other names."""
+    return f"; use {name.replace('.py:', ':', 1)} (module without .py)" if ".py:" in name else ""
 
 
 def import_by_name(name: str) -> Any:

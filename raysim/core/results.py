@@ -1,4 +1,4 @@
-"""Results: of a round (traffic, scores, failures), the point from which a run resumes, and of a whole run."""
+"""Results of a round (traffic, scores, failures) and of a run, and the point from which a run resumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResumePoint(Generic[S]):
-    """A run resumes from here, after `number` finished rounds."""
+    """The point from which a run resumes, after `number` finished rounds."""
 
     number: int
     state: S
@@ -34,7 +34,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Score:
-    """One number of one site: `metric` on `split`, over `cases` cases."""
+    """The value of `metric` on `split` at one site, over `cases` cases."""
 
     site: str
     role: Literal["inside", "outside"]
@@ -48,7 +48,7 @@ class FailureAction(StrEnum):
     """What the engine did about a failure: the column `action` of failures.jsonl."""
 
     RETRIED = "retried"  # the calls of a lost actor were made again
-    LEFT_OUT = "left out"  # the round goes on without the site's reply, as `min_replies` allows
+    LEFT_OUT = "left out"  # the round continues without the site's reply, as `min_replies` allows
     RUN_ENDED = "run ended"
     ROLLED_BACK = "rolled back"  # to the last checkpoint
     ACTOR_DROPPED = "actor dropped"  # its node cannot serve the run; its sites moved to other actors
@@ -61,11 +61,11 @@ class FailureEvent:
     round: int
     call: str
     sites: tuple[str, ...]
-    actor: str  # empty where no actor caused it
+    actor: str  # empty if no actor caused it
     cause: str
     action: FailureAction
     seconds: float = 0.0  # of work that was lost
-    remote: str = ""  # the traceback where it happened
+    remote: str = ""  # traceback from the process of the failure
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ class RunResult:
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """By `role/split/metric`, of the last evaluation: mean, weighted and, where it has a direction, worst."""
+        """The last evaluation by `role/split/metric`: mean, weighted and, for a metric with a direction, worst."""
         found: Mapping[str, Mapping[str, float]] = self.summary["metrics"]
         return found
 
     @property
     def sites(self) -> pd.DataFrame:
-        """The last scores of each site: a row per site, columns `role` and `split/metric`; NaN where it has none."""
+        """The last scores of each site: a row per site, columns `role` and `split/metric`; NaN without a score."""
         from pandas import DataFrame  # here, so that events can be read without pandas
 
         return DataFrame.from_dict(self.summary["sites"], orient="index").rename_axis("site")

@@ -1,4 +1,4 @@
-"""Random seeds and generators: one seed per (run, round, call, site), the same in every process and at every try."""
+"""Random seeds and generators: one seed per (run, round, call, site), the same in every process and every retry."""
 
 from __future__ import annotations
 

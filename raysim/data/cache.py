@@ -38,7 +38,7 @@ def fingerprint(path: str) -> list[int | str]:
         store, name = fsspec.core.url_to_fs(path)
         return [path, str(store.checksum(name))]
     except Exception as error:  # each store raises errors of other types
-        raise ConfigError(f"cannot look at {path}: {error}; check the table and task.data.root") from error
+        raise ConfigError(f"cannot access {path}: {error}; check the table and task.data.root") from error
 
 
 def cache_key(value: object) -> str:
@@ -50,8 +50,8 @@ def cache_key(value: object) -> str:
 def load_or_create(folder: Path, key: str, create: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
     """The arrays of the entry `key` (a `cache_key`) in `folder`; `create` computes them if there is no entry.
 
-    The arrays are mapped copy-on-write: a change stays in this process. If two processes create the same entry, one of
-    the two is kept and both read it. Raises ConfigError if the entry cannot be written, or is damaged.
+    The arrays are mapped copy-on-write, so a change is visible only in this process. If two processes create the same
+    entry, one of the two is kept and both read it. Raises ConfigError if the entry cannot be written, or is damaged.
     """
     entry = folder / key
     if not entry.is_dir():
@@ -72,7 +72,7 @@ def _write(entry: Path, arrays: Mapping[str, Array]) -> None:
         _publish(unfinished, entry)
     except OSError as error:
         raise ConfigError(
-            f"cannot keep prepared data in {entry.parent}: {error.strerror or error}; "
+            f"cannot store prepared data in {entry.parent}: {error.strerror or error}; "
             "free disk space there, or choose another folder with task.data.cache=DIR or RAYSIM_CACHE"
         ) from error
     finally:

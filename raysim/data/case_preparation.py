@@ -1,6 +1,6 @@
 """The preprocessing of one case: reads image and label, resamples, scales intensities and fits the size.
 
-MONAI is imported where it is used: it takes longer to import than torch, and a client actor reads prepared cases.
+MONAI takes longer to import than torch, so it is imported where it is used: client actors read prepared cases.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class Case:
 
 
 class UnknownMaskValues(ConfigError):
-    """A label file has values that are no class: `values`; `classes` are the values of the classes by name."""
+    """A label file has `values` that are not a class; `classes` are the values of the classes by name."""
 
     def __init__(self, path: str, values: Sequence[float], classes: Mapping[str, int]) -> None:
         shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
         super().__init__(
-            f"{path}: has the values {shown}, which are no class; the classes are {list(classes.values())}"
+            f"{path}: has the values {shown}, which are not a class; the classes are {list(classes.values())}"
         )
         self.values, self.classes = values, classes
 
@@ -128,26 +128,27 @@ class CasePreparation:
         )
         if voxels > MAX_VOXELS:  # probably a typing error in task.data.spacing
             raise ConfigError(
-                f"{path}: at task.data.spacing={list(self.spacing or ())} it has {voxels:.0e} voxels; set a larger one"
+                f"{path}: task.data.spacing={list(self.spacing or ())} results in {voxels:.0e} voxels; "
+                "set a larger spacing"
             )
         if self.intensity == "unit" and (scan.array.min() < 0 or scan.array.max() > 255):
             found = f"{scan.array.min():g} to {scan.array.max():g}"
-            raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit is for 0 to 255")
+            raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit expects 0 to 255")
 
     def _read_mask(self, path: str, scan: Image, image: str) -> Image:
         """The mask as class indices. Raises ConfigError if it does not fit its image."""
         mask = read_image(path, mask=True)
         if mask.array.shape != (1, *scan.space):
             raise ConfigError(
-                f"{path}: has the shape {mask.array.shape}, its image {image} {scan.array.shape}; "
-                "a label needs one channel and the size of its image"
+                f"{path}: has the shape {mask.array.shape}, but its image {image} has {scan.array.shape}; "
+                "a mask needs one channel and the size of its image"
             )
         if not np.allclose(mask.affine, scan.affine, atol=0.1):
-            raise ConfigError(f"{path}: lies in another position than its image {image}; resample it to the image")
+            raise ConfigError(f"{path}: its position differs from that of its image {image}; resample it to the image")
         return Image(self._class_indices(path, mask.array), mask.affine)
 
     def _class_indices(self, path: str, mask: Array) -> Array:
-        """The class index of each voxel. Raises UnknownMaskValues for values that are no class."""
+        """The class index of each voxel. Raises UnknownMaskValues for values that are not a class."""
         classes = self.classes or {}
         unknown = np.setdiff1d(mask, list(classes.values()))
         if len(unknown):
@@ -188,7 +189,7 @@ class CasePreparation:
 
 
 def _resample(image: Image, spacing: tuple[float, ...], mode: str) -> Image:
-    """A volume resampled to `spacing`, mm between voxels; axes beyond its length keep theirs."""
+    """A volume resampled to `spacing`, mm between voxels; further axes keep their spacing."""
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.spatial.array import Spacing
 

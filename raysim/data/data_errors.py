@@ -12,7 +12,7 @@ MAX_LISTED = 5  # problems listed in one error
 
 
 class InvalidDataError(ConfigError):
-    """Files that cannot be used; `problems` has an error or a line of text for each."""
+    """Files that cannot be used; `problems` has an error or a line of text for each file."""
 
     def __init__(self, problems: Sequence[ConfigError | str]) -> None:
         more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
@@ -26,11 +26,14 @@ def _mask_value_advice(problems: Sequence[ConfigError | str]) -> Iterator[str]:
     unknown = [problem for problem in problems if isinstance(problem, UnknownMaskValues)]
     values = sorted({value for problem in unknown for value in problem.values})
     if len(values) > MAX_LABEL_VALUES or any(value % 1 for value in values):
-        yield "a mask has few values, whole numbers; JPEG and interpolation leave others: save masks without them"
+        yield (
+            "expected masks with few values, all whole numbers; JPEG compression and interpolation add other values: "
+            "save masks without both"
+        )
     elif unknown:
         classes = {**unknown[0].classes, **{f"NAME{int(value)}": int(value) for value in values}}
         pairs = ", ".join(f"{name}: {value}" for name, value in classes.items())
-        yield f"name every value, in quotes: 'task.data.classes={{{pairs}}}'"
+        yield f"name every value and put the argument in quotes: 'task.data.classes={{{pairs}}}'"
 
 
 def raise_problems(problems: Sequence[ConfigError | str]) -> None:
@@ -41,5 +44,6 @@ def raise_problems(problems: Sequence[ConfigError | str]) -> None:
 
 def describe_shape_mismatch(name: str, shape: tuple[int, ...], other: str, expected: tuple[int, ...]) -> str:
     """The message for two images, or sites, whose examples (C, *space) differ in shape and cannot share a batch."""
-    cure = "give all one size with task.data.size" if shape[0] == expected[0] else "all need the same channels"
-    return f"{name}: prepared it is {shape} (channels, then space), but {other} is {expected}; {cure}"
+    same_channels = shape[0] == expected[0]
+    cure = "set one size with task.data.size" if same_channels else "all images need the same number of channels"
+    return f"{name}: its prepared shape is {shape} (channels, then space), but that of {other} is {expected}; {cure}"

@@ -25,7 +25,7 @@ DatasetKind = Literal["segmentation", "classification", "tabular", "unlabelled"]
 class DatasetSummary:
     """The contents of a table and of the files that it lists.
 
-    cases      site, split, image, label, and of each image shape, spacing in mm, channels and the intensities low,
+    cases      site, split, image, label, and for each image: shape, spacing in mm, channels and the intensities low,
                p1, mean, p99, high (p1 and p99 are the 1st and 99th percentile); NA if unknown
     labels     site, value, count: the number of pixels of each mask value, or of cases of each class
     features   site, feature, rows, missing, mean: the numeric columns of a table without images
@@ -47,7 +47,7 @@ class DatasetSummary:
 
     @property
     def images(self) -> pd.DataFrame:
-        """The ranges of each site's (row) images along each axis; p1, mean and p99 are means over images."""
+        """The ranges of shape and spacing of the images of each site (row); p1, mean and p99 are means over images."""
         readable = self.cases.dropna(subset="channels") if "channels" in self.cases else self.cases[:0]
         rows = {site: _image_ranges(part) for site, part in readable.groupby("site", sort=False)}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="site")
@@ -60,11 +60,11 @@ class DatasetSummary:
 
     @property
     def prevalence(self) -> pd.DataFrame:
-        """The fraction, 0 to 1, of each site's (row) labelled pixels or cases with each label value (column)."""
+        """The fraction, 0 to 1, of the labelled pixels or cases of each site (row) with each label value (column)."""
         return self.values.div(self.values.sum(axis=1), axis=0)
 
     def print(self, console: Console) -> None:
-        """Print tables of at most MAX_SITES sites, a row for the others, a row for all, and the first problems."""
+        """Print tables of at most MAX_SITES sites, with a row for the others and a row for all; then the problems."""
         sites = self.cases["site"].nunique()
         console.print(Text(f"cases: {len(self.cases)}, sites: {sites}, {self.kind}"))
         parts = [_combine_extra_sites(self), _rename_sites(self, lambda site: ALL_SITES)] if sites > 1 else [self]
@@ -90,7 +90,7 @@ def _tables(summary: DatasetSummary, parts: list[DatasetSummary]) -> Iterator[tu
     elif len(summary.labels):
         yield "Labels, cases", label_table(pd.concat([part.values for part in parts]), "d")
     if len(summary.features):
-        yield "Features, mean (and part that is missing)", feature_table(summary.features)
+        yield "Features, mean (and fraction of missing cells)", feature_table(summary.features)
 
 
 def _combine_extra_sites(summary: DatasetSummary) -> DatasetSummary:

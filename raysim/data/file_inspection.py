@@ -12,14 +12,14 @@ from raysim.core.errors import ConfigError
 from raysim.data.image_formats import MAX_VOXELS, Image, decode_image, is_volume
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MAX_LABEL_VALUES = 32  # a mask or a column with more distinct values holds no classes
+MAX_LABEL_VALUES = 32  # the values of a mask or a column with more distinct values are not classes
 MAX_FILE_BYTES = 8 * MAX_VOXELS  # uncompressed: MAX_VOXELS as float64
 PERCENTILE_SAMPLE = 1_000_000  # voxels from which percentiles are computed
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Voxels along each axis, mm between them (None for pictures, whose files have no spacing), and intensities.
+    """Voxels along each axis, mm between voxels, and intensities; `spacing` is None for pictures, which have none.
 
     p1 and p99 are the 1st and 99th percentile; intensities are NaN for an image without finite values.
     """
@@ -62,17 +62,20 @@ def _geometry_problems(scan: Image, mask: Image) -> list[str]:
         return [f"image and label differ in shape, {shapes}"]
     if np.allclose(scan.affine, mask.affine, atol=0.1):
         return []
-    return ["image and label lie in different places"]
+    return ["image and label differ in position"]
 
 
 def _count_values(mask: Array, name: str, problems: list[str]) -> dict[float, int]:
-    """The number of pixels of each value of a mask; empty, with a problem added, for an image that is no mask."""
+    """The number of pixels of each value of a mask; empty, with a problem added, for an image that is not a mask."""
     if len(mask) > 1:
         problems.append(f"{name} has {len(mask)} channels; a mask has one")
         return {}
     values, counts = np.unique(mask, return_counts=True)
     if len(values) > MAX_LABEL_VALUES:
-        problems.append(f"{name} has {len(values)} different values, as JPEG leaves them; a mask has few")
+        problems.append(
+            f"{name} has {len(values)} different values; a mask has at most {MAX_LABEL_VALUES} "
+            "(JPEG compression adds values: save masks without it)"
+        )
         return {}
     return dict(zip(values.astype(float).tolist(), counts.tolist(), strict=True))
 
@@ -89,11 +92,11 @@ def _read_or_report(path: str | None, role: str, problems: list[str]) -> Image |
     except ConfigError as reason:
         problems.append(f"{role} {path} {reason}")
         return None
-    except Exception as reason:  # noqa: BLE001 - a damaged file may raise anything, and the others are still read
+    except Exception as reason:  # noqa: BLE001 - a damaged file may raise any error; the other files are still read
         problems.append(f"{role} {path} cannot be read: {type(reason).__name__}: {reason}")
         return None
     if not np.isfinite(image.array).all():
-        problems.append(f"{role} {path} holds NaN or infinity")
+        problems.append(f"{role} {path} contains NaN or infinity")
     return image
 
 
@@ -101,7 +104,7 @@ def _read(path: str, mask: bool) -> Image:
     with fsspec.open(path, "rb", compression="infer") as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"unfolds to more than {MAX_FILE_BYTES:,} bytes")
+        raise ConfigError(f"has more than {MAX_FILE_BYTES:,} bytes when decompressed, which is the limit")
     return decode_image(content, is_volume(path), mask)
 
 

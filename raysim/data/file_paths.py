@@ -19,8 +19,8 @@ def absolute_path(path: str | None) -> str | None:
     Raises ConfigError for a URL with a password or a key, because paths are written to files that users share.
     """
     if path and contains_secret(path):
-        cure = "put it into the store's own configuration, on every node"
-        raise ConfigError(f"a URL must not carry a password or a key; {cure}")
+        cure = "put it into the configuration of the store, on every node"
+        raise ConfigError(f"a URL must not contain a password or a key; {cure}")
     return join_path(os.getcwd(), os.path.expanduser(path)) if path else path
 
 
@@ -80,7 +80,7 @@ def _list_folder(folder: str) -> set[str]:
     except (OSError, NotImplementedError):
         return set()
     except Exception as reason:
-        raise ConfigError(f"cannot look for files in {folder}: {reason}") from reason
+        raise ConfigError(f"cannot list the files in {folder}: {reason}") from reason
 
 
 def _exists(path: str) -> bool:

@@ -30,7 +30,7 @@ class ScannedCase(NamedTuple):
 
 
 def find_decathlon_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
-    """The cases of `dataset.json`; none without such a file, or if it is invalid, which is added to `notes`."""
+    """The cases of `dataset.json`; none without that file. An invalid file also gives none, and a note in `notes`."""
     file = root / "dataset.json"
     if not file.is_file():
         return []
@@ -43,7 +43,7 @@ def find_decathlon_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
     if missing:
         raise ConfigError(
             f"{file} lists files that do not exist: {len(missing)}, such as {missing[0]}; "
-            "add them, or remove dataset.json to have the folders read without it"
+            "add them, or remove dataset.json to read the folders without it"
         )
     return cases
 
@@ -52,17 +52,17 @@ def _read_json(file: Path) -> object:
     try:
         return json.loads(file.read_text("utf-8-sig"))
     except ValueError as reason:  # UnicodeDecodeError too
-        raise ValueError(f"it is no JSON in UTF-8: {reason}") from reason
+        raise ValueError(f"it is not JSON in UTF-8: {reason}") from reason
 
 
 def _parse_dataset_json(root: Path, content: object) -> list[ScannedCase]:
-    """The cases of a `dataset.json`. Raises ValueError with what is missing in it."""
+    """The cases of a `dataset.json`. Raises ValueError that names the missing part."""
     content = content if isinstance(content, dict) else {}
     training, test = content.get("training"), content.get("test") or []
     if not isinstance(training, list) or not training:
         raise ValueError("it has no list 'training' with images and labels")
     if not isinstance(test, list):
-        raise ValueError("its 'test' is no list of images")
+        raise ValueError("its 'test' is not a list of images")
     cases = [
         ScannedCase(
             root.name,
@@ -125,7 +125,7 @@ def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
 def _reject_split_folders(root: Path, names: list[str]) -> None:
     """Raises ConfigError if all folders of sites or of classes have names of splits."""
     if names and {name.lower() for name in names} <= SPLIT_FOLDERS:
-        raise ConfigError(f"{', '.join(names)} in {root} are splits, not sites or classes; scan each separately")
+        raise ConfigError(f"{', '.join(names)} in {root} are splits, not sites or classes; scan each folder separately")
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -152,11 +152,11 @@ def _skipped_entries(folders: Iterable[Path]) -> Iterator[str]:
     others: dict[str, list[Path]] = {}
     for path in (path for folder in folders for path in _visible_entries(folder)):
         if path.is_dir():
-            others.setdefault("folders inside folders of images, not looked into", []).append(path)
+            others.setdefault("folders inside image folders, not searched", []).append(path)
         elif not path.exists():
-            others.setdefault("links that are broken, left out", []).append(path)
+            others.setdefault("broken links, left out", []).append(path)
         elif not IMAGE_SUFFIX.search(path.name):
-            others.setdefault("files of a format that raysim does not read, left out", []).append(path)
+            others.setdefault("files in a format that raysim does not read, left out", []).append(path)
     for kind, paths in sorted(others.items()):
         yield f"{kind}: {len(paths)}, such as {paths[0]}"
 
@@ -171,7 +171,7 @@ def _image_and_mask_folders(site: Path) -> tuple[list[Path], list[Path]]:
     present = [pair for pair in FOLDER_PAIRS if folders.keys() >= set(pair)]
     if len(present) > 1:
         names = sorted({name for pair in present for name in pair})
-        raise ConfigError(f"{site} has the folders {', '.join(names)}; leave one of images and one of labels")
+        raise ConfigError(f"{site} has the folders {', '.join(names)}; keep one of images and one of labels")
     images, masks = present[0] if present else ("images", "masks")
     inputs = [folders[name] for name in (images, "imagests") if name in folders]
     return inputs, [folders[masks]] if present else []
@@ -183,24 +183,26 @@ def _match_masks(images: list[Path], masks: list[Path], notes: list[str]) -> dic
     for image in images:
         if image_of_stem.setdefault(_stem(image), image) != image:
             other = image_of_stem[_stem(image)]
-            raise ConfigError(f"{image} has the name of {other}; masks are matched by name: rename one")
+            raise ConfigError(f"{image} has the same name as {other}; masks are matched by name: rename one of the two")
     found: dict[Path, Path | None] = dict.fromkeys(images)
     unmatched = []
     stem_of_mask = _assign_images(masks, list(image_of_stem))
-    # Closer names come first: a mask with exactly the image's name takes precedence over its variants.
+    # Masks with closer names are first: a mask with exactly the image's name takes precedence over its variants.
     for mask in sorted(masks, key=lambda mask: (_name_distance(mask, stem_of_mask[mask]), mask)):
         name = stem_of_mask[mask]
         closest = found[image_of_stem[name]] if name else None
         if name is None or (closest and _name_distance(closest, name) < _name_distance(mask, name)):
             unmatched.append(mask)
         elif closest:
-            raise ConfigError(f"{image_of_stem[name]} has several masks, {closest.name} and {mask.name}; leave one")
+            raise ConfigError(f"{image_of_stem[name]} has several masks, {closest.name} and {mask.name}; keep one")
         else:
             found[image_of_stem[name]] = mask
     if masks and images and not any(found.values()):
-        raise ConfigError(f"no mask fits an image by its name: {masks[0]} is none of {images[0].name}'s; rename them")
+        raise ConfigError(
+            f"no mask has the name of an image: for example, {masks[0]} does not match {images[0].name}; rename them"
+        )
     if unmatched:
-        notes.append(f"masks of no image, left out: {len(unmatched)}, such as {unmatched[0]}")
+        notes.append(f"masks without an image, left out: {len(unmatched)}, such as {unmatched[0]}")
     return found
 
 
@@ -216,7 +218,7 @@ def _name_distance(mask: Path, name: str | None) -> int:
 
 
 def _assign_images(masks: list[Path], names: list[str]) -> dict[Path, str | None]:
-    """The image name of each mask; case matters only between images whose names differ in nothing else."""
+    """The image name of each mask. Case is ignored, except for images with names that differ only in case."""
     counts = Counter(name.lower() for name in names)
     exact = {name: name for name in names}
     folded = {name.lower(): name for name in names if counts[name.lower()] == 1}
@@ -224,8 +226,8 @@ def _assign_images(masks: list[Path], names: list[str]) -> dict[Path, str | None
 
 
 def _find_image(mask: str, exact: Mapping[str, str], folded: Mapping[str, str]) -> str | None:
-    """The image name that equals the mask's name, or is its longest prefix before a separator, as in `x_mask`."""
+    """The image name that is the name of the mask, or its longest prefix before a separator, as in `x_mask`."""
     ends = (end for end in range(len(mask) - 1, 0, -1) if not mask[end].isalnum())
-    # nnU-Net last: there the image has a suffix, the number of its only channel.
+    # The name of nnU-Net is tried last: there, the image has a suffix, the number of its only channel.
     names: Iterable[str] = (mask, *(mask[:end] for end in ends), f"{mask}_0000")
     return next((image for name in names if (image := exact.get(name) or folded.get(name.lower()))), None)

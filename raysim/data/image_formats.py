@@ -20,7 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 IMAGE_SUFFIX = re.compile(r"\.(nii\.gz|nii|png|jpe?g|tiff?|bmp|gif)$", re.IGNORECASE)
 MAX_VOXELS = 2**30  # of a volume, 4 GB as float32: a larger array would run out of memory and kill the process
 NIFTI2_HEADER_BYTES = 540
-PLAIN_MODES = {  # Pillow's modes with a palette, alpha or another colour space, and what they are converted to
+PLAIN_MODES = {  # Pillow's modes with a palette, alpha or another colour space, and the mode after conversion
     "P": "RGB",
     "PA": "RGB",
     "RGBA": "RGB",
@@ -84,7 +84,7 @@ def _decode_picture(file: str | BytesIO, mask: bool) -> Array:
             plain = picture.convert(PLAIN_MODES[picture.mode]) if convert else picture
             array = np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1)
     except UnidentifiedImageError:  # its message names the stream, not the file
-        raise ConfigError("cannot be read: it is no picture that raysim supports (PNG, JPEG, TIFF, BMP)") from None
+        raise ConfigError("cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP)") from None
     if not mask:
         return array
     array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
@@ -103,7 +103,7 @@ def _decode_nifti(file: str | bytes) -> Image:
     extra_axes = tuple(axis for axis in range(3, array.ndim) if array.shape[axis] == 1)
     array = array.squeeze(extra_axes)
     if array.ndim not in (3, 4):
-        raise ConfigError(f"a volume must have three axes of space, this one has {array.ndim - (array.ndim > 3)}")
+        raise ConfigError(f"a volume must have three spatial axes, this one has {array.ndim - (array.ndim > 3)}")
     to_ras = nibabel.io_orientation(volume.affine)
     affine = volume.affine @ nibabel.orientations.inv_ornt_aff(to_ras, array.shape[:3])
     array = nibabel.apply_orientation(array, to_ras)
@@ -121,4 +121,4 @@ def _nifti_from_bytes(content: bytes) -> Any:
 def _check_size(shape: Sequence[int]) -> None:
     """Raises ConfigError for a volume whose header declares more voxels than fit in memory."""
     if (voxels := math.prod(shape)) > MAX_VOXELS:
-        raise ConfigError(f"its header promises {voxels:,} voxels; at most {MAX_VOXELS:,} are read")
+        raise ConfigError(f"its header declares {voxels:,} voxels; at most {MAX_VOXELS:,} are supported")

@@ -26,7 +26,7 @@ def read_image(path: str, mask: bool = False) -> Image:
     except Exception as error:  # nibabel and Pillow raise errors of many types for a damaged file
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
     if not np.isfinite(image.array).all():
-        raise ConfigError(f"{path}: has values that are no numbers (NaN or infinite); replace them in the file")
+        raise ConfigError(f"{path}: has values that are NaN or infinite; replace them with numbers in the file")
     return image
 
 

@@ -29,7 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class CaseRow:
     """One case of the table: `label` is a mask's file or a class index.
 
-    `key` identifies the case, equally on every node.
+    `key` identifies the case and is the same on every node.
     """
 
     split: str
@@ -169,8 +169,8 @@ def _warn_about_erased_labels(sites: ImageSites, arrays: Mapping[str, Mapping[st
             "task.data.size": preparation.size if preparation.fit == "resize" else None,
         }
         warnings.warn(
-            f"{' with '.join(key for key, value in causes.items() if value)} leaves no labelled voxel of "
-            f"{pluralize(len(images), 'image')}, such as {images[0]}; a finer grid keeps them",
+            f"{' with '.join(key for key, value in causes.items() if value)} removes all labelled voxels of "
+            f"{pluralize(len(images), 'image')}, such as {images[0]}; use a finer grid to keep them",
             stacklevel=3,
         )
 
@@ -184,7 +184,7 @@ def _shape_problems(rows: Sequence[CaseRow], cases: Sequence[Case]) -> Iterator[
 
 
 def common_shape(arrays: Mapping[str, Mapping[str, Array]]) -> tuple[int, ...]:
-    """The shape (C, *space) of the examples of all sites. Raises ConfigError if sites differ in it."""
+    """The shape (C, *space) of the examples of all sites. Raises ConfigError if it differs between sites."""
     shapes = {site: tuple(fields["train.inputs"].shape[1:]) for site, fields in arrays.items()}
     first, expected = next(iter(shapes.items()))
     raise_problems(

@@ -20,23 +20,24 @@ ClassSpec = dict[str, ClassName] | tuple[ClassName, ...]
 ClassesOption = Annotated[
     ClassSpec | None,
     Len(2, 256),
-    "classes: names of 0, 1, ..., or the labels themselves, or each name with its label; by default all labels",
+    "classes: a list of names for the labels 0, 1, ..., a list of the labels, or a mapping of each name to its label; "
+    "by default all labels of the table",
 ]
 
 
 def resolve_classes(table: pd.DataFrame, spec: ClassSpec | None, path: str) -> dict[str, str]:
     """The name of each class by its value in the column `label`, in the order of the class indices.
 
-    `spec` is a mapping of names to values, or a list: of the values themselves, or of names for 0, 1, ...
-    Without it, the classes are the values of all rows, sorted as numbers or as text; their names come from the column
-    `class` if it has a distinct name for each. Raises ConfigError, naming the table at `path`, for a label that is no
-    class, and for fewer than two classes.
+    `spec` is a mapping of names to values, a list of the values, or a list of names for the values 0, 1, ...
+    Without it, the classes are the values of all rows, sorted as numbers or as text; their names are those in the
+    column `class` if it has a distinct name for each. Raises ConfigError, naming the table at `path`, for a label that
+    is not a class, and for fewer than two classes.
     """
     labels = table["label"].dropna().astype("string")
     names = _classes_from_labels(table, labels, path) if spec is None else _classes_from_spec(spec, labels)
     if len(names) < 2:
         found = f"all its labels are {next(iter(names))!r}" if names else "it has no label"
-        raise ConfigError(f"table {path}: {found}; two classes are needed. Name all classes with task.data.classes")
+        raise ConfigError(f"table {path}: {found}; expected two or more classes. List all in task.data.classes")
     unknown = labels[~labels.isin(list(names))]
     if len(unknown):
         raise ConfigError(f"table {path}: {_unknown_labels_message(unknown, names)}")
@@ -61,8 +62,8 @@ def _classes_from_labels(table: pd.DataFrame, labels: pd.Series, path: str) -> d
     values = sort_naturally(labels)
     if len(values) > MAX_LABEL_VALUES:
         raise ConfigError(
-            f"table {path}: its labels have {len(values)} values ({join_names(values)}), which are measurements or "
-            "files rather than classes; if they are classes, name them all with task.data.classes"
+            f"table {path}: its labels have {len(values)} different values ({join_names(values)}), so they seem to be "
+            "measurements or files, not classes; if they are classes, list all of them in task.data.classes"
         )
     names = dict(zip(labels, class_names(table, labels), strict=True))
     return {value: str(names[value]) for value in values}
@@ -83,12 +84,12 @@ def _classes_from_spec(spec: ClassSpec, labels: pd.Series) -> dict[str, str]:
 
 
 def _unknown_labels_message(labels: pd.Series, classes: Mapping[str, str]) -> str:
-    """The message for labels that are no class."""
+    """The message for labels that are not a class."""
     counts, values = labels.value_counts(), sort_naturally(labels)
     found = [f"'{value}' in {pluralize(int(counts[value]), 'row')}" for value in values]
     valid = [value if value == name else f"{value} ({name})" for value, name in list(classes.items())[:MAX_NAMED]]
     more = f" and {len(classes) - MAX_NAMED} more" if len(classes) > MAX_NAMED else ""
     return (
-        f"labels that are no class: {join_names(found)}{did_you_mean(values[0], classes)}; the classes are "
-        f"{', '.join(valid)}{more}. Correct the labels, or name every class with task.data.classes"
+        f"labels that are not a class: {join_names(found)}{did_you_mean(values[0], classes)}; the classes are "
+        f"{', '.join(valid)}{more}. Correct the labels, or list every class in task.data.classes"
     )

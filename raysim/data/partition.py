@@ -27,14 +27,16 @@ class Partition:
 
     name: Annotated[
         Literal["by", "iid", "dirichlet"] | None,
-        "a column's values, equal shares, or skewed shares; not given: 'by' where `by` is, else 'iid'",
+        "how rows are split into sites. by: one site per value of a column; iid: equal random shares; "
+        "dirichlet: skewed shares; by default 'by' if `by` is set, else 'iid'",
     ] = None
     by: Annotated[
         str | None,
-        "column: of 'by', the sites; of 'dirichlet', the classes that are skewed (none: only the sizes are)",
+        "column. For 'by': its values are the sites; for 'dirichlet': shares are drawn for each of its values "
+        "(by default only the sizes of the sites are skewed)",
     ] = None
-    sites: Annotated[int, Ge(1), "number of sites that 'iid' and 'dirichlet' make"] = 4
-    alpha: Annotated[float, Gt(0), "concentration of 'dirichlet': small is skewed, large is even"] = 0.5
+    sites: Annotated[int, Ge(1), "number of sites that 'iid' and 'dirichlet' create"] = 4
+    alpha: Annotated[float, Gt(0), "concentration of 'dirichlet': the smaller it is, the more skewed the shares"] = 0.5
 
 
 def partition(table: pd.DataFrame, spec: Partition, seed: int) -> pd.DataFrame:
@@ -43,7 +45,7 @@ def partition(table: pd.DataFrame, spec: Partition, seed: int) -> pd.DataFrame:
     'iid' and 'dirichlet' partition each split separately, keep the rows of a patient (the first of the columns
     patient, subject, case, group) at one site, and give every site a training row. 'dirichlet' draws the shares
     p ~ Dir(alpha) of the sites for each class, or once if `by` is not given; they apply to every split (Hsu et al.,
-    2019, https://arxiv.org/abs/1909.06335). Raises ConfigError if the table cannot be partitioned so.
+    2019, https://arxiv.org/abs/1909.06335). Raises ConfigError if `spec` does not fit the table.
     """
     table = sort_rows(table)
     name = spec.name or ("iid" if spec.by is None else "by")
@@ -55,8 +57,8 @@ def partition(table: pd.DataFrame, spec: Partition, seed: int) -> pd.DataFrame:
     training_groups = int((groups["split"] == 0).sum())
     if training_groups < spec.sites:
         raise ConfigError(
-            f"task.data.partition.sites={spec.sites}: every site needs a training case, and there are "
-            f"{training_groups} (the rows of a patient count once); "
+            f"task.data.partition.sites={spec.sites}: every site needs a training case, and the table has "
+            f"{training_groups} (all rows of a patient count as one case); "
             f"set task.data.partition.sites to at most {training_groups}"
         )
     site_of_group = _assign_evenly(groups, spec.sites) if name == "iid" else _assign_by_dirichlet(groups, spec, seed)
@@ -68,12 +70,12 @@ def partition(table: pd.DataFrame, spec: Partition, seed: int) -> pd.DataFrame:
 def keep_labelled(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """The table with `count` labelled training rows at each site; the other training rows become unlabelled.
 
-    Patients are kept in an order that does not depend on `count`, and only the rows of the last one are divided: rows
-    kept for a smaller count are kept for a larger one. A site with fewer rows keeps all. Raises ConfigError if `count`
-    is less than 1.
+    Patients are selected in an order that does not depend on `count`, and only the last selected patient may lose
+    rows. So the rows selected with a smaller count are also selected with a larger one. A site with fewer rows keeps
+    all. Raises ConfigError if `count` is less than 1.
     """
     if count < 1:
-        raise ConfigError(f"task.data.labelled={count}: a site keeps at least 1 labelled training case")
+        raise ConfigError(f"task.data.labelled={count}: expected 1 or more labelled training cases per site")
     table = sort_rows(table)
     train = table["split"] == "train"
     for site, rows in table[train].groupby("site"):
@@ -85,13 +87,14 @@ def keep_labelled(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
 
 
 def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
-    """The table with a random `split` at each site, in these fractions to half a patient; a patient has one split.
+    """The table with a random `split` for each row, in these fractions at each site.
 
-    Raises ConfigError for a name that is no split, and for fractions that are negative or do not add up to 1.
+    All rows of a patient have the same split, so the fractions are exact up to half a patient. Raises ConfigError for
+    an unknown split, and for fractions that are negative or do not add up to 1.
     """
     for split, fraction in fractions.items():
         if split not in SPLITS:
-            raise ConfigError(f"no split is called '{split}'{did_you_mean(split, SPLITS)}; use {', '.join(SPLITS)}")
+            raise ConfigError(f"unknown split '{split}'{did_you_mean(split, SPLITS)}; use {', '.join(SPLITS)}")
         if not fraction >= 0:
             raise ConfigError(f"the fraction of '{split}' is {fraction}; it must be 0 or more")
     shares = np.array([fractions.get(split, 0.0) for split in SPLITS])
@@ -122,7 +125,7 @@ def patient_leak_warning(table: pd.DataFrame) -> str | None:
         return None
     return (
         f"patients (column '{column}') in more than one of train, val and test: {len(leaks)}, {join_names(leaks)}; "
-        "keep each in one split, because scores come out too good"
+        "keep each patient in one split, otherwise the scores are too high"
     )
 
 
@@ -130,20 +133,20 @@ def _spec_problems(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[
     by, columns = spec.by, ", ".join(map(str, table.columns))
     if by is None:
         if name == "by":
-            yield f"'by' needs a column, task.data.partition.by=COLUMN; the table has {columns}"
+            yield f"'by' needs a column; set task.data.partition.by=COLUMN. The columns of the table are {columns}"
         return
     if name == "iid":
-        yield f"'iid' takes no column, but by={by}; leave one of the two out"
+        yield f"by={by} has no effect with name=iid; remove one of the two"
     if by not in table:
-        yield f"the table has no column '{by}'{did_you_mean(by, table.columns)}; it has {columns}"
+        yield f"the table has no column '{by}'{did_you_mean(by, table.columns)}; its columns are {columns}"
     empty = table[by].isna() & ((name == "by") | (table["split"] != "unlabelled"))
     if empty.any():
         rows = pluralize(len(table), "row")
-        yield f"{empty.sum()} of {rows} have nothing in column '{by}'; fill it, or choose another"
+        yield f"column '{by}' is empty in {empty.sum()} of {rows}; fill these cells, or choose another column"
     if name == "by":
         yield from site_name_problems(table[by].astype(str).unique())
     elif table[by].nunique() == len(table) > 1:
-        yield f"column '{by}' has another value in each of its {len(table)} rows; name a column of classes"
+        yield f"column '{by}' has a different value in each of its {len(table)} rows; choose a column of classes"
 
 
 def _patient_column(table: pd.DataFrame) -> str | None:
@@ -151,7 +154,7 @@ def _patient_column(table: pd.DataFrame) -> str | None:
 
 
 def _patient_groups(table: pd.DataFrame) -> pd.Series[str]:
-    """The group of each row, whose rows stay together: its patient, or the row itself if it has none."""
+    """The group of each row: its patient, or the row itself if it has none. The rows of a group stay together."""
     single_rows = pd.Series([f"row {number}" for number in range(len(table))], table.index, dtype="string")
     column = _patient_column(table)
     return single_rows if column is None else ("group " + table[column].astype("string")).fillna(single_rows)
@@ -173,14 +176,14 @@ def _summarize_groups(table: pd.DataFrame, by: str | None, seed: int) -> pd.Data
 
 
 def _assign_shares(sizes: pd.Series[int], shares: Floats) -> Ints:
-    """The index of the share of each group: the groups in order fill the shares, by the middle of a group."""
+    """The index of the share of each group: groups fill the shares in order, by the position of a group's middle."""
     middle = (sizes.cumsum() - sizes / 2) / sizes.sum()
     # By rounding, the shares may add up to slightly less than 1.
     return np.minimum(np.searchsorted(shares.cumsum(), middle, side="right"), len(shares) - 1)
 
 
 def _assign_evenly(groups: pd.DataFrame, sites: int) -> dict[str, int]:
-    """The site of each group: in each split, the largest group goes first, to the site with the fewest rows."""
+    """The site of each group: in each split, the largest groups first, each to the site with the fewest rows."""
     site_of_group: dict[str, int] = {}
     totals = [0] * sites
     for _, part in groups.groupby("split"):

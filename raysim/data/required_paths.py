@@ -1,4 +1,4 @@
-"""The paths that every node needs: what it must read for a task, and where it must be able to write."""
+"""The paths that every node needs: the files that it reads for a task, and the folders that it writes to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from raysim.data.file_paths import ABSOLUTE_PATH
 
 @runtime_checkable
 class OpensFiles(Protocol):
-    """What opens a site's data from files. Not the classes themselves: those of images import MONAI, in every actor."""
+    """An object that opens the data of a site from files.
+
+    A protocol, so that this module does not import the classes of image tasks, which import MONAI.
+    """
 
     def paths(self) -> tuple[list[str], list[str]]:
         """The files and folders to read, and the folders to write into."""
@@ -21,7 +24,7 @@ class OpensFiles(Protocol):
 def required_paths(task: Task, config: Any) -> tuple[list[str], list[str]]:
     """The files and folders to read, and the folders to write into. `config` is the task's configuration.
 
-    For a task with its own way to open data, every value of a field marked as a path is to be read.
+    For a task with any other opener, the paths to read are the values of all fields that are marked as paths.
     """
     if isinstance(task.open, OpensFiles):
         return task.open.paths()

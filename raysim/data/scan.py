@@ -24,8 +24,8 @@ def scan(
     """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files.
 
     The labelled images of each site are assigned to train, val and test at random, by `fractions`. `group` is a
-    regular expression whose first capture in an image's path identifies the patient, whose images get one split.
-    Raises ConfigError for a folder in no supported layout.
+    regular expression: its first capture in the path of an image is the patient, and all images of a patient get the
+    same split. Raises ConfigError for a folder that does not have a supported layout.
     """
     return _build_table(_resolve_folder(folder), _resolve_folder(folder), fractions, seed, group)
 
@@ -33,14 +33,14 @@ def scan(
 def write_scan(
     folder: str, out: str, fractions: Sequence[float] = FRACTIONS, seed: int = 0, *, group: str | None = None
 ) -> pd.DataFrame:
-    """As `scan`, also written to the CSV file `out`; paths are relative to its folder, as `read_table` expects.
+    """Like `scan`, and writes the table to the CSV file `out`; paths are relative to its folder, for `read_table`.
 
     Raises ConfigError, before anything is scanned, if `out` exists: it may have been edited by hand.
     """
     root = _resolve_folder(folder)
     target = Path(os.path.abspath(os.path.expanduser(out)))
     if os.path.lexists(target):
-        raise ConfigError(f"{out} exists and is never overwritten; remove it, or write to another file")
+        raise ConfigError(f"{out} exists and is never overwritten; remove it, or choose another file")
     if target.suffix != ".csv" or not target.parent.is_dir():
         raise ConfigError(f"{out} cannot be written; name a .csv file in a folder that exists")
     table = _build_table(root, target.parent, fractions, seed, group)
@@ -58,7 +58,7 @@ def _write(table: pd.DataFrame, target: Path) -> None:
 def _resolve_folder(folder: str) -> Path:
     root = Path(os.path.abspath(os.path.expanduser(folder)))
     if not root.is_dir():
-        raise ConfigError(f"{folder} is not a folder (seen from {os.getcwd()}); give one that holds images")
+        raise ConfigError(f"{folder} is not a folder (working directory: {os.getcwd()}); use a folder with images")
     return root
 
 
@@ -67,11 +67,11 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
     if len(fractions) != 3:
         raise ConfigError(f"fractions {tuple(fractions)}: expected three, for train, val and test, that add up to 1")
     if seed < 0:
-        raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; leave --seed out for 0")
+        raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; omit --seed for 0")
     notes: list[str] = []
     cases = find_decathlon_cases(root, notes) or find_masked_images(root, notes) or find_class_folders(root, notes)
     if not cases:
-        raise ConfigError("; ".join([*notes, f"{root} holds no images in a known layout", LAYOUT_HELP]))
+        raise ConfigError("; ".join([*notes, f"{root} has no images in a supported layout", LAYOUT_HELP]))
     table = pd.DataFrame(
         {
             "site": [case.site for case in cases],
@@ -96,7 +96,7 @@ def _draw_splits(table: pd.DataFrame, fractions: Sequence[float], seed: int, not
     unlabelled = table["label"].isna()
     if unlabelled.any():
         first = table["image"][unlabelled].iloc[0]
-        notes.append(f"images without a label, now unlabelled: {unlabelled.sum()}, such as {first}")
+        notes.append(f"images without a label, in split 'unlabelled': {unlabelled.sum()}, such as {first}")
     shares = dict(zip(("train", "val", "test"), fractions, strict=True))
     labelled = assign_splits(table[~unlabelled], shares, seed)
     notes += _empty_split_notes(labelled)
@@ -104,7 +104,7 @@ def _draw_splits(table: pd.DataFrame, fractions: Sequence[float], seed: int, not
 
 
 def _empty_split_notes(labelled: pd.DataFrame) -> Iterator[str]:
-    """A note for each split that is empty at some sites, or at all."""
+    """A note for each split that is empty at some sites or at all sites."""
     splits_of_site = labelled.groupby("site")["split"].agg(set)
     for split in ("train", "val", "test"):
         sites = [site for site, splits in splits_of_site.items() if split not in splits]
@@ -125,12 +125,12 @@ def _capture_patients(images: Sequence[str], group: str) -> list[str]:
     except re.error as reason:
         raise ConfigError(f"group {group!r} is not a regular expression: {reason}") from None
     if pattern.groups < 1:
-        raise ConfigError(f"group {group!r} captures nothing; put the part that identifies the patient in ( )")
+        raise ConfigError(f"group {group!r} captures nothing; put ( ) around the part that identifies the patient")
     found = {image: match.group(1) for image in images if (match := pattern.search(image)) and match.group(1)}
     unmatched = [image for image in images if image not in found]
     if unmatched:
         raise ConfigError(
             f"group {group!r} finds no patient in {len(unmatched)} of {pluralize(len(images), 'image')}, "
-            f"as in {unmatched[0]}"
+            f"such as {unmatched[0]}; correct the pattern"
         )
     return [found[image] for image in images]

@@ -1,4 +1,4 @@
-"""Simulated scanner shift: each site's images are changed as if a different scanner had taken them."""
+"""Simulated scanner shift: the images of each site are changed as if a different scanner had acquired them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ KINDS: tuple[ShiftKind, ...] = ("contrast", "gamma", "bias", "blur", "resolution
 
 @dataclass(frozen=True, kw_only=True)
 class ScannerShift:
-    """How much the scanners of the sites differ, and in what."""
+    """How much the scanners of the sites differ, and in which properties."""
 
-    severity: Annotated[float, Ge(0), Le(1), "0: all scanners are alike; 1: as different as may be"] = 0.0
-    kinds: Annotated[tuple[ShiftKind, ...], "what differs between scanners"] = KINDS
+    severity: Annotated[float, Ge(0), Le(1), "how much scanners differ: 0 is not at all, 1 is the maximum"] = 0.0
+    kinds: Annotated[tuple[ShiftKind, ...], "properties that differ between scanners"] = KINDS
 
 
 @dataclass(frozen=True)
 class Scanner:
     """The scanner of one site. Lengths are in voxels.
 
-    A property without effect is 0, but 1 for `gamma` and `resolution`.
+    The value without effect is 0; for `gamma` and `resolution` it is 1.
     """
 
     key: tuple[int, str]  # seeds its noise and bias field: (seed, site)
@@ -44,7 +44,7 @@ class Scanner:
     active: bool
 
     def __call__(self, images: Array, cases: Sequence[int | str]) -> Array:
-        """The images (N, C, *space) as this scanner would take them: float32, in about their original range.
+        """The images (N, C, *space) as this scanner would acquire them: float32, in about their original range.
 
         `cases` identifies each image, so that its noise does not depend on the other images of the batch.
         """
@@ -62,7 +62,7 @@ class Scanner:
         """Contrast and gamma, for images from 0 to 1."""
         gain = np.exp(np.array(self.gain, np.float32)).reshape(1, -1, *[1] * (images.ndim - 2))
         images = (images - 0.5) * gain + 0.5 + np.float32(self.offset)
-        # A power of a negative number is not real: mirrored, so that no tissue is lost.
+        # A power of a negative number is not real. Negative values are mirrored: clipping would remove tissue.
         mirrored: Array = np.sign(images) * np.abs(images) ** np.float32(self.gamma)
         return mirrored
 
@@ -92,7 +92,7 @@ class Scanner:
 def make_scanner(site: str, shift: ScannerShift, seed: int, channels: int) -> Scanner:
     """The scanner of `site`, determined by seed and site; with severity 0 it returns images unchanged."""
     rng = numpy_generator(seed, "scanner", site)
-    # All are drawn whatever the kinds, so that leaving one out does not change the others.
+    # All values are drawn for any `kinds`, so that a removed kind does not change the others.
     overall, level, gamma = rng.uniform(-1, 1, 3)
     bias, blur, coarse, noise = rng.uniform(0, 1, 4)
     tint = rng.uniform(-1, 1, channels)

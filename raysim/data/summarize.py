@@ -22,8 +22,8 @@ READER_THREADS = 8
 def summarize(table: pd.DataFrame) -> DatasetSummary:
     """The summary of a table from `read_table`; every image and mask is read once.
 
-    With `check_files`, `needs_label` and `needs_image` off, missing and damaged files become lines of `problems` and
-    raise no error.
+    If `read_table` had `check_files`, `needs_label` and `needs_image` set to False, missing and damaged files become
+    lines of `problems` and raise no error.
     """
     table = sort_rows(table)
     kind = _dataset_kind(table)
@@ -111,7 +111,8 @@ def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
     if "channels" in cases:
         firsts = cases.dropna(subset="channels").groupby("channels")["image"].first()
         if len(firsts) > 1:
-            yield f"images differ in channels: {', '.join(f'{c:.0f} in {image}' for c, image in firsts.items())}"
+            found = ", ".join(f"{channels:.0f} in {image}" for channels, image in firsts.items())
+            yield f"images differ in their number of channels: {found}"
 
 
 def _site_problems(labels: pd.DataFrame, features: pd.DataFrame) -> Iterator[str]:
@@ -119,7 +120,7 @@ def _site_problems(labels: pd.DataFrame, features: pd.DataFrame) -> Iterator[str
     for site, found in labels.groupby("site"):
         absent = [format_value(value) for value in values if value not in set(found["value"])]
         if absent:
-            yield f"site {site}: no label is {', '.join(absent[:MAX_LABEL_VALUES])}"
+            yield f"site {site}: label values that do not occur: {', '.join(absent[:MAX_LABEL_VALUES])}"
     empty = features[features["missing"] == features["rows"]]
     for site, found in empty.groupby("site"):
-        yield f"site {site}: nothing in {', '.join(found['feature'])}"
+        yield f"site {site}: empty columns: {', '.join(found['feature'])}"

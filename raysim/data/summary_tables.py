@@ -9,7 +9,7 @@ from rich.text import Text
 
 MAX_VALUE_COLUMNS = 8  # label values with a separate column
 MAX_SITE_COLUMNS = 6  # sites with a separate column
-ALL_SITES = "all"  # title of the row over all sites
+ALL_SITES = "all"  # title of the row for all sites
 TableRow = dict[str, str]  # cells by column title
 
 

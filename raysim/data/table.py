@@ -20,7 +20,12 @@ from raysim.core.suggestions import did_you_mean
 from raysim.data.file_paths import join_path, missing_files, parent_folder
 
 COLUMNS = ("site", "split", "image", "label")
-SPLITS = ("train", "val", "test", "unlabelled")  # as in raysim.core.contracts, whose import would load torch
+SPLITS = (
+    "train",
+    "val",
+    "test",
+    "unlabelled",
+)  # as in raysim.core.contracts, which is not imported because it loads torch
 # The first of these columns that exists identifies the patient.
 PATIENT_COLUMNS = ("patient", "subject", "case", "group")
 RESERVED_COLUMNS = (*COLUMNS, *PATIENT_COLUMNS)
@@ -41,14 +46,14 @@ def read_table(
     """The rows of a CSV or Parquet table, sorted by (site, split, image) whatever their order in the file.
 
     Every cell is a string or NA, so that site `007` stays `007`. Images, and labels that are files, become absolute
-    paths or full URLs; relative ones start at `root`, or at the table's folder. `label_files` says whether labels are
-    files; None decides by their spelling. A label that is a class is unchanged, and an unlabelled row has no label.
+    paths or full URLs; relative ones start at `root`, or at the table's folder. `label_files`: whether labels are
+    files; with None, their spelling decides. A label that is a class is unchanged, and an unlabelled row has no label.
     A column that is not needed may be absent or have empty cells; an absent label column is added.
     Raises ConfigError, naming the table, for anything invalid.
     """
     if not path:
         raise ConfigError(
-            "there are no data yet: task.data.table=FILE, a CSV or Parquet table with a row for each case"
+            "task.data.table is not set; use task.data.table=FILE, a CSV or Parquet table with a row for each case"
         )
     path = os.path.expanduser(path)
     table = _load_table(path)
@@ -103,15 +108,15 @@ def _load_table(path: str) -> pd.DataFrame:
         with fsspec.open(path, "rb") as file:
             table = _parse_table(file, path)
     except FileNotFoundError:
-        raise ConfigError(f"table {path} does not exist (seen from {os.getcwd()}); check its path") from None
+        raise ConfigError(f"table {path} does not exist (working directory: {os.getcwd()}); check its path") from None
     except IsADirectoryError:
-        raise ConfigError(f"table {path} is a folder; `raysim data scan {path}` makes a table of it") from None
+        raise ConfigError(f"table {path} is a folder; create its table with `raysim data scan {path}`") from None
     except Exception as reason:
         raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {reason}") from reason
     # Blank rows are dropped only after numbering: the header is row 1, as in an editor.
     table = table.set_axis(range(2, len(table) + 2)).dropna(how="all")
     if table.empty:
-        raise ConfigError(f"table {path} has no rows; it needs one per case")
+        raise ConfigError(f"table {path} has no rows; expected one row per case")
     return table
 
 
@@ -120,7 +125,10 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     if name.endswith((".parquet", ".pq")):
         metadata = pq.ParquetFile(file).metadata
         if metadata.num_rows * metadata.num_columns > MAX_TABLE_BYTES // 10:
-            raise ValueError(f"it holds {metadata.num_rows:,} rows of {metadata.num_columns} columns; a row is a case")
+            raise ValueError(
+                f"it has {metadata.num_rows:,} rows and {metadata.num_columns} columns, which is too large; "
+                "expected one row per case"
+            )
         table = pd.read_parquet(file).rename(columns=lambda column: str(column).strip())
         _check_duplicate_columns(table.columns)
         return table.reset_index(drop=True).apply(_to_text)
@@ -128,7 +136,7 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
         raise ValueError("its name must end in .csv, .parquet or .pq")
     content = file.read(MAX_TABLE_BYTES + 1)
     if len(content) > MAX_TABLE_BYTES:
-        raise ValueError(f"it holds more than {MAX_TABLE_BYTES:,} bytes; a table names files, one row a case")
+        raise ValueError(f"it has more than {MAX_TABLE_BYTES:,} bytes; expected one row per case, with names of files")
     _check_duplicate_columns(_csv_header(content))
     table = pd.read_csv(
         BytesIO(content),
@@ -157,7 +165,7 @@ def _check_duplicate_columns(names: Iterable[str]) -> None:
 
 
 def _to_text(column: pd.Series) -> pd.Series:
-    # Many Parquet writers store integers with missing values as floats: 1.0 was a 1.
+    # Many Parquet writers store integers with missing values as floats: 1.0 was the integer 1.
     if pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all()):
         column = column.astype("Int64")
     return column.astype("string")
@@ -176,7 +184,10 @@ def _column_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str
         suggestions = _quote_names(name.lower() for name in miscased)
         yield f"its columns {_quote_names(miscased)} are not read (did you mean {suggestions}?); rename them"
     if absent:
-        yield f"it has no column {_quote_names(absent)}; it has {_quote_names(names)}. Add or rename the missing ones"
+        yield (
+            f"it has no column {_quote_names(absent)}; its columns are {_quote_names(names)}. "
+            "Add the missing columns, or rename others"
+        )
 
 
 def _normalize_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -195,11 +206,11 @@ def _row_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
     for name in needed:
         if empty[name].any():
             exception = " unless its split is 'unlabelled'" if name == "label" else ""
-            yield f"empty {name} cells in {_format_rows(empty[name])}; a row needs its {name}{exception}"
+            yield f"empty {name} cells in {_format_rows(empty[name])}; every row needs a value for {name}{exception}"
     for split in table["split"][~table["split"].isin(SPLITS)]:
         rows = _format_rows(table["split"] == split)
         suggestion = did_you_mean(split, SPLITS)
-        yield f"unknown split '{split}'{suggestion} in {rows}; a split is one of {_quote_names(SPLITS)}"
+        yield f"unknown split '{split}'{suggestion} in {rows}; use one of {_quote_names(SPLITS)}"
     yield from site_name_problems(table["site"].unique())
     if "image" in table:
         yield from _duplicate_image_problems(table["image"])
@@ -211,7 +222,7 @@ def _duplicate_image_problems(images: pd.Series) -> Iterator[str]:
     if len(duplicates):
         listed = "; ".join(f"{image} in {_format_rows(images == image)}" for image in duplicates.head(MAX_NAMED))
         more = f"; and {len(duplicates) - MAX_NAMED} more" if len(duplicates) > MAX_NAMED else ""
-        yield f"images listed more than once, whatever the site and split: {listed}{more}. Keep one row of each image"
+        yield f"images in more than one row (of any site or split): {listed}{more}. Keep one row for each image"
 
 
 def _format_rows(selected: pd.Series) -> str:
@@ -229,8 +240,8 @@ def _resolve_paths(table: pd.DataFrame, files: Iterable[str], base: str) -> pd.D
 def _root_problems(root: str | None) -> Iterator[str]:
     if root and "://" not in root and not os.path.isdir(os.path.expanduser(root)):
         yield (
-            f"task.data.root is {root}, which is no folder (seen from {os.getcwd()}); "
-            "give the folder where relative paths start"
+            f"task.data.root={root} is not a folder (working directory: {os.getcwd()}); "
+            "set it to the folder at which relative paths start"
         )
 
 
@@ -240,13 +251,13 @@ def _file_problems(table: pd.DataFrame, files: Iterable[str], base: str) -> Iter
     classes = [os.path.basename(path) for path in absent if path in labels and not _extension(path)]
     if classes:
         yield (
-            f"labels that are no files: {join_names(classes)}. In segmentation a label is the path of a mask; "
-            "where labels are classes, the task is classification"
+            f"labels that are not files: {join_names(classes)}. In segmentation a label is the path of a mask; "
+            "if the labels are classes, use task=classification"
         )
     if absent:
         yield (
             f"files that do not exist: {join_names(absent)}. "
-            f"Paths start from {base}; task.data.root sets another folder"
+            f"Relative paths start at {base}; set task.data.root to use another folder"
         )
 
 

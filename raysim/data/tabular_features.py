@@ -65,8 +65,8 @@ class Standardizer:
     def fit(cls, cells: Array, fallback: Standardizer | None = None) -> Standardizer:
         """The statistics of cells (N, F), NaN where a cell is missing.
 
-        An empty column takes all its statistics from `fallback`, and a constant column its deviation: otherwise later
-        values of such a column would be scaled out of proportion. The default fallback is 0, 0 and 1.
+        All statistics of an empty column, and the deviation of a constant column, are those of `fallback`: otherwise
+        later values of such a column would be scaled out of proportion. The default fallback is 0, 0 and 1.
         """
         columns = cells.shape[1]
         fallback = fallback or cls(np.zeros(columns), np.zeros(columns), np.ones(columns))
@@ -91,7 +91,7 @@ class FeatureSelection:
 
     columns      names given by the user; None: all numeric columns that are not reserved
     categorical  columns to encode one-hot
-    reserved     columns with another meaning, such as site and label
+    reserved     columns that are not features, such as site and label
     indicators   whether to add an indicator for each column with missing cells
     """
 
@@ -101,10 +101,10 @@ class FeatureSelection:
     indicators: bool
 
     def select(self, table: pd.DataFrame, is_training: pd.Series, path: str) -> Features:
-        """The features of a table; categories and indicators come from the rows where `is_training` is true.
+        """The features of a table; categories and indicators are those of the rows where `is_training` is true.
 
-        Raises ConfigError, naming the table at `path`, for a column that does not exist, is reserved, holds a cell that
-        is no number, or is empty in all training rows. Warns of columns that are left out because they are not
+        Raises ConfigError, naming the table at `path`, for a column that does not exist, is reserved, has a cell that
+        is not a number, or is empty in all training rows. Warns of columns that are left out because they are not
         numeric, and of columns that look like row numbers.
         """
         columns = self.columns if self.columns is not None else self._numeric_columns(table, table[is_training])
@@ -127,13 +127,13 @@ class FeatureSelection:
             if name not in numeric
         ]
         if left_out:
-            cure = "task.data.categorical takes columns of names or codes"
+            cure = "list columns of names or codes in task.data.categorical"
             warnings.warn(
-                f"columns that are left out, because they are not numeric: {join_names(left_out)}; {cure}", stacklevel=6
+                f"columns left out because they are not numeric: {join_names(left_out)}; {cure}", stacklevel=6
             )
         for name in (name for name in numeric if _looks_like_row_number(to_numbers(table[name]))):
-            cure = "if it numbers the cases, leave it out by naming all others in task.data.features"
-            warnings.warn(f"column '{name}' has another whole number in each row; {cure}", stacklevel=6)
+            cure = "if it numbers the cases, leave it out: list all other columns in task.data.features"
+            warnings.warn(f"column '{name}' has a different whole number in each row; {cure}", stacklevel=6)
         return numeric
 
     def _problems(self, table: pd.DataFrame, numeric: Sequence[str], rows: pd.DataFrame) -> Iterator[str]:
@@ -146,30 +146,30 @@ class FeatureSelection:
         for name in every:
             yield from _content_problems(name, rows[name], name in self.categorical)
         if not every:
-            yield f"it has no numeric column beside {', '.join(self.reserved)}, so there are no features to learn from"
+            yield f"it has no numeric column except {', '.join(self.reserved)}; add columns of numbers as features"
 
     def _name_problems(self, name: str, table: pd.DataFrame) -> Iterator[str]:
         if name in self.reserved:
-            yield f"column '{name}' is reserved and cannot be a feature; take it out of task.data.features"
+            yield f"column '{name}' is reserved and cannot be a feature; remove it from task.data.features"
         if name not in table:
             columns = ", ".join(f"'{column}'" for column in table.columns)
-            yield f"it has no column '{name}'{did_you_mean(name, table.columns)}; it has {columns}"
+            yield f"it has no column '{name}'{did_you_mean(name, table.columns)}; its columns are {columns}"
 
 
 def _non_numeric_problems(name: str, cells: pd.Series) -> Iterator[str]:
     if invalid := non_numeric_values(cells):
         count = pluralize(int(mask_missing(cells).isin(invalid).sum()), "cell")
         yield (
-            f"column '{name}' has {count} with no number: {join_names([repr(value) for value in invalid])}; "
-            "correct the table, or name the column in task.data.categorical"
+            f"column '{name}' has {count} without a number: {join_names([repr(value) for value in invalid])}; "
+            "correct the table, or add the column to task.data.categorical"
         )
 
 
 def _content_problems(name: str, cells: pd.Series, categorical: bool) -> Iterator[str]:
     if mask_missing(cells).isna().all():
-        yield f"column '{name}' has nothing in any training row of an inside site; leave it out"
+        yield f"column '{name}' is empty in all training rows of inside sites; leave it out"
     if categorical and (number := to_categories(cells).nunique()) > MAX_CATEGORIES:
-        yield f"column '{name}' has {number} values; a category has at most {MAX_CATEGORIES}"
+        yield f"column '{name}' has {number} different values; a categorical column has at most {MAX_CATEGORIES}"
 
 
 def _looks_like_row_number(values: pd.Series) -> bool:

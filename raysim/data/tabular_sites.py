@@ -25,7 +25,7 @@ StandardisationScope = Literal["per_site", "global"]
 
 @dataclass(frozen=True)
 class TabularDataset:
-    """A table with class indices as `label`, and the features of its rows; computes the arrays of each site."""
+    """A table with class indices as `label`, and the features of its rows. It computes the arrays of each site."""
 
     table: pd.DataFrame
     features: Features
@@ -100,7 +100,7 @@ class TabularSites:
     def _prepare(self, site: str) -> dict[str, Array]:
         dataset = self.load_dataset()
         if dataset.cache_keys().get(site) != self.cache_keys[site]:
-            raise ConfigError(f"table {self.table} has changed since the run was started; start a new one")
+            raise ConfigError(f"table {self.table} has changed since the start of the run; start a new run")
         return dataset.arrays(site)
 
 
@@ -109,7 +109,7 @@ def prepare_tabular_sites(
 ) -> TabularSites:
     """The opener of the dataset's sites, with the arrays of all sites in the cache.
 
-    `load_dataset` reads the dataset again, on a node whose cache lacks it.
+    `load_dataset` reads the dataset again on a node that does not have it in its cache.
     """
     keys = dataset.cache_keys()
     for site, key in keys.items():

@@ -167,7 +167,7 @@ class SiteExecutor:
             if not isinstance(reply, Reply):
                 raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
             make_readonly((reply.payload, reply.client_state))
-            size = nbytes(reply.payload)  # raises TypeError for a payload that cannot travel
+            size = nbytes(reply.payload)  # raises TypeError for a payload that cannot be sent
         except LostObjectError:  # not a failure of the client function
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a client function may raise anything

@@ -1,6 +1,6 @@
 """Random augmentation of training batches by MONAI's random dictionary transforms, chosen by name.
 
-MONAI is imported where it is used: it takes longer to import than torch.
+MONAI takes longer to import than torch, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Augmentation:
 def make_augmentation(
     specs: Sequence[Mapping[str, Any]], channels: int, size: Sequence[int], mask: bool = True
 ) -> Augment | None:
-    """The transforms that `specs` name, None if there are none. Raises ConfigError if they fail on an example.
+    """The transforms that `specs` name; None if there are none. Raises ConfigError if they fail on an example.
 
-    Spatial transforms change image and label, the label without interpolation. Intensity transforms change the image
-    only, as do all transforms if labels are not masks (`mask=False`).
+    Spatial transforms change the image and the label, the label without interpolation. Intensity transforms change
+    only the image. If labels are not masks (`mask=False`), all transforms change only the image.
     """
     if not specs:
         return None
     image = torch.linspace(0, 1, channels * prod(size)).reshape(1, channels, *size)
     label = torch.zeros(1, 1, *size if mask else (), dtype=torch.uint8)
     always_applied = Augmentation(tuple(_make_transform(spec, mask, always=True) for spec in specs))
-    for attempt in range(4):  # a rotation by 180 degrees keeps a shape that one by 90 degrees changes
+    for attempt in range(4):  # a rotation by 180 degrees keeps the shape, a rotation by 90 degrees may change it
         with seeded("augmentation", attempt):
             try:
                 images, labels = always_applied(image, label, np.random.RandomState(attempt))
@@ -78,9 +78,7 @@ def _make_transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -
     names = _random_transforms()
     given = {key: value for key, value in spec.items() if key != "name"}
     if not mask and "keys" in given:
-        raise ConfigError(
-            f"task.augment: keys={given['keys']!r}: leave keys out; in this task only the image may change"
-        )
+        raise ConfigError(f"task.augment: keys={given['keys']!r}: remove keys; in this task only the image may change")
     name = spec.get("name")
     if isinstance(name, str) and squash(f"{name}d") in map(squash, names):
         name += "d"
@@ -96,7 +94,7 @@ def _make_transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -
     try:
         return factory(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"transform {factory.__name__} refuses {dict(spec)}: {error}") from error
+        raise ConfigError(f"transform {factory.__name__} does not accept {dict(spec)}: {error}") from error
 
 
 def _check_probability(prob: object) -> None:

@@ -1,4 +1,4 @@
-"""Builds a task from prepared data, after a check of network and loss on the shape of an example."""
+"""Builds a task from prepared data, after a check of the network and the loss on an example of its shape."""
 
 from __future__ import annotations
 

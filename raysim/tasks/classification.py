@@ -1,4 +1,4 @@
-"""Classification of pictures or volumes listed in a table with the class of each."""
+"""Classification of pictures or volumes that a table lists with their classes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class ClassificationData(ImageData):
         if self.classes is None and labels_are_files(table):
             first = table["label"].dropna().iloc[0]
             raise ConfigError(
-                f"table {self.table}: its labels are written as files, such as {first!r}; classification needs a class "
-                "for each image (masks are for task=segmentation). If these are classes, name all: task.data.classes"
+                f"table {self.table}: its labels look like files, such as {first!r}; classification needs a class for "
+                "each image (masks need task=segmentation). If the labels are classes, list all in task.data.classes"
             )
         found = resolve_classes(table, self.classes, self.table)  # before labels are removed
         return encode_labels(self.select_rows(table), found), tuple(found.values())
@@ -46,17 +46,19 @@ class Classification:
 
     name: Literal["classification"] = "classification"
     data: Annotated[ClassificationData, "images, sites and preparation"] = field(default_factory=ClassificationData)
-    network: Annotated[dict[str, Any], "a MONAI network by name, with its arguments"] = field(
+    network: Annotated[dict[str, Any], "name of a MONAI network or module:Class, and its arguments"] = field(
         default_factory=lambda: {"name": "resnet"}
     )
-    loss: Annotated[dict[str, Any], "cross_entropy (weight, label_smoothing) or MONAI's focal, with its arguments"] = (
-        field(default_factory=lambda: {"name": "cross_entropy"})
-    )
+    loss: Annotated[
+        dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Class, and its arguments"
+    ] = field(default_factory=lambda: {"name": "cross_entropy"})
     metrics: Annotated[
         tuple[str, ...], Len(1), "the main one first: accuracy, balanced_accuracy, auc, f1, or module:Name"
     ] = DEFAULT_METRICS
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 16
-    augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
+    augment: Annotated[
+        tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
+    ] = ()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task, with the data of every site prepared; `progress(done, total)` is called after each case.

@@ -41,7 +41,7 @@ def f1(logits: Array, labels: Array) -> float:
 def auc(logits: Array, labels: Array) -> float | None:
     """The area under the ROC curve of a class against all others, averaged over the classes that have cases.
 
-    None if all cases are of one class: the curve is then undefined.
+    None if all cases are of one class, because the curve is then undefined.
     """
     present = np.unique(labels)
     if len(present) < 2:
@@ -58,7 +58,7 @@ def _roc_area(scores: Array, positive: Array) -> float:
 
 
 def _log_odds(logits: Array, k: int) -> Array:
-    """The log odds (N,) of class k, in the order of its probabilities; large probabilities would all round to 1."""
+    """The log odds (N,) of class k. They have the order of the probabilities, but do not round to 1."""
     others = np.logaddexp.reduce(np.delete(logits, k, axis=1), axis=1)
     odds: Array = logits[:, k] - others
     return odds

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from raysim.core.errors import ConfigError
-from raysim.core.registry import import_by_name
+from raysim.core.registry import import_by_name, import_cure
 from raysim.core.suggestions import did_you_mean, squash
 
 Factory = Callable[..., Any]
@@ -21,17 +21,18 @@ def unknown_name_error(kind: str, given: str, valid: Iterable[str]) -> ConfigErr
 
 
 def find_factory(kind: str, name: object, factories: Mapping[str, Factory]) -> Factory:
-    """The factory with this name; case, underscores and dashes do not matter. `package.module:Class` is imported.
+    """The factory with this name; case, underscores and dashes are ignored. `package.module:Class` is imported.
 
     Raises ConfigError for an unknown name and for an import that fails.
     """
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"{kind} has no name (it is {name!r}); give one of: {', '.join(sorted(factories))}")
+        raise ConfigError(f"{kind} has no name (it is {name!r}); use one of: {', '.join(sorted(factories))}")
     if ":" in name:
         try:
             factory: Factory = import_by_name(name)
         except Exception as error:  # user code may raise anything
-            raise ConfigError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}{import_cure(name)}"
+            raise ConfigError(f"{kind} '{name}' cannot be imported: {reason}") from error
         if not inspect.isclass(factory) and not inspect.isfunction(factory):
             raise ConfigError(f"{kind} '{name}' is a {type(factory).__name__}; expected a class or a function")
         return factory
@@ -42,7 +43,7 @@ def find_factory(kind: str, name: object, factories: Mapping[str, Factory]) -> F
 
 
 def factory_parameters(factory: Factory) -> dict[str, inspect.Parameter]:
-    """The parameters of the factory, and those that its `**kwargs` pass to a base class or to the class it returns."""
+    """The parameters of the factory, and the parameters of the base class or returned class that get its `**kwargs`."""
     found: dict[str, inspect.Parameter] = {}
     for function in _constructor_chain(factory):
         accepted = dict(inspect.signature(function).parameters)
@@ -63,7 +64,7 @@ def check_arguments(kind: str, factory: Factory, arguments: Mapping[str, Any]) -
     required = (name for name, p in own_parameters.items() if name in accepted and p.default is p.empty)
     missing = [name for name in required if name not in arguments]
     if missing:
-        raise ConfigError(f"{kind} {factory.__name__} needs {', '.join(missing)} too; give it beside 'name'")
+        raise ConfigError(f"{kind} {factory.__name__} needs {', '.join(missing)}; add it next to 'name'")
 
 
 def _constructor_chain(factory: Factory) -> Sequence[Factory]:

@@ -23,43 +23,53 @@ from raysim.tasks.table_config import TableData
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData(TableData):
-    """Where images are, and how they are prepared. Tasks add their classes in subclasses."""
+    """The location of images, and their preparation. Tasks add their classes in subclasses."""
 
     root: Annotated[
-        str | None, ABSOLUTE_PATH, "folder or URL where relative paths of the table start; by default the table's"
+        str | None,
+        ABSOLUTE_PATH,
+        "folder or URL at which relative paths of the table start; by default the folder of the table",
     ] = None
     shift: Annotated[ScannerShift, "simulated differences between the sites' scanners"] = field(
         default_factory=ScannerShift
     )
     size: Annotated[
-        tuple[Annotated[int, Gt(0)], ...] | None, Len(2, 3), "pixels or voxels along each axis; by default as read"
+        tuple[Annotated[int, Gt(0)], ...] | None,
+        Len(2, 3),
+        "pixels or voxels along each axis; by default those of the file",
     ] = None
-    fit: Annotated[Literal["resize", "pad"], "to reach `size`: interpolate, or pad and crop around the centre"] = (
-        "resize"
-    )
+    fit: Annotated[
+        Literal["resize", "pad"],
+        "how images get their `size`. resize: interpolation; pad: padding and cropping around the centre",
+    ] = "resize"
     spacing: Annotated[
-        tuple[Annotated[float, Gt(0)], ...] | None, Len(2, 3), "mm between voxels, for volumes; by default as read"
+        tuple[Annotated[float, Gt(0)], ...] | None,
+        Len(2, 3),
+        "mm between voxels, for volumes; by default those of the file",
     ] = None
-    slices: Annotated[bool, "volumes as axial slices, evaluated together"] = False
+    slices: Annotated[bool, "split volumes into axial slices; the slices of a volume are evaluated together"] = False
     intensity: Annotated[
         Intensity,
-        "scale of each channel of an image: mean 0 and deviation 1, 0 to 1, 1st to 99th percentile, / 255, as read",
+        "scaling of each channel of an image. zscore: mean 0 and deviation 1; minmax: 0 to 1; "
+        "percentile: 1st to 99th percentile become 0 to 1; unit: divided by 255; none: as in the file",
     ] = "zscore"
-    channels: Annotated[int | None, Gt(0), "channels that every image must have; by default those of the first"] = None
+    channels: Annotated[
+        int | None, Gt(0), "number of channels that every image must have; by default that of the first image"
+    ] = None
 
     def dimensions(self, table: pd.DataFrame) -> int:
         """The number of spatial axes, 2 or 3. Raises ConfigError if images differ, or size or spacing do not fit."""
         volumes = table["image"].map(is_volume)
         if (volumes.any() or self.slices) and not volumes.all():
             first = table["image"][~volumes].iloc[0]
-            cause = "task.data.slices=true needs" if self.slices else "others in the table are"
-            raise ConfigError(f"{first} is no NIfTI volume, which {cause}; leave it out of the table")
+            cause = "task.data.slices=true needs volumes" if self.slices else "other images in the table are"
+            raise ConfigError(f"{first} is not a NIfTI volume, but {cause}; remove it from the table")
         dims = 3 if volumes.any() and not self.slices else 2
         if self.size is not None and len(self.size) != dims:
             count = pluralize(len(self.size), "number")
             raise ConfigError(f"task.data.size={list(self.size)} has {count}, but images have {dims} axes")
         if self.spacing is not None and (not volumes.all() or len(self.spacing) < dims):
-            raise ConfigError(f"task.data.spacing={list(self.spacing)}: give a number per axis, and only for volumes")
+            raise ConfigError(f"task.data.spacing={list(self.spacing)}: expected a number per axis, only for volumes")
         return dims
 
     def make_sites(self, table: pd.DataFrame, masks: Mapping[str, int] | None) -> ImageSites:
@@ -80,14 +90,14 @@ class ImageData(TableData):
         return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
 
     def _body_levels(self, table: pd.DataFrame) -> list[int] | list[None]:
-        """The rank, from 1, of each picture's value in a column `partition`; None without it, and for volumes."""
+        """The rank, from 1, of each picture's value in column `partition`; None without the column, or for volumes."""
         if "partition" not in table or table["image"].map(is_volume).any():
             return [None] * len(table)
         cells = table["partition"].astype("string")
         if cells.isna().any():
             first = table["image"][cells.isna()].iloc[0]
             raise ConfigError(
-                f"table {self.table}: the cell `partition` of {first} is empty; fill all, or drop the column"
+                f"table {self.table}: column 'partition' is empty for {first}; fill all its cells, or remove it"
             )
         numbers = pd.to_numeric(cells, errors="coerce")
         values = cells if numbers.isna().any() else numbers

@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class CrossEntropyLoss(nn.Module):
-    """torch's cross-entropy for labels (B, 1); `weight` has a number per class."""
+    """The cross-entropy of torch, for labels (B, 1); `weight` has a number per class."""
 
     def __init__(self, weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
 
 
 def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> Loss:
-    """The loss that `spec` names, set to take class indices and logits."""
+    """The loss that `spec` names, with arguments that make it accept logits and class indices."""
     name = spec.get("name")
     short = {key.removesuffix("Loss"): factory for key, factory in factories.items()}
     without_suffix = isinstance(name, str) and not squash(name).endswith("loss")
@@ -60,7 +60,7 @@ def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> Los
     try:
         return OutputLoss(factory(**arguments))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"loss {factory.__name__} refuses {dict(spec)}: {error}") from error
+        raise ConfigError(f"loss {factory.__name__} does not accept {dict(spec)}: {error}") from error
 
 
 def _to_weight_tensor(given: Any) -> Tensor:
@@ -101,7 +101,7 @@ def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
 
 @cache
 def _segmentation_losses() -> dict[str, Factory]:
-    """MONAI's losses that accept logits and class indices: they have their own softmax and one-hot encoding."""
+    """MONAI's losses that accept logits and class indices: they apply softmax and one-hot encoding themselves."""
     from monai import losses as monai_losses  # here, because MONAI takes longer to import than torch
 
     classes = {cls.__name__: cls for cls in vars(monai_losses).values() if inspect.isclass(cls)}

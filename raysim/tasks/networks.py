@@ -1,4 +1,4 @@
-"""Networks by name: MONAI's and those for tabular data; arguments that depend on the data are filled in."""
+"""Networks by name: those of MONAI and those for tabular data. Arguments that depend on the data are filled in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INPUT_ARGUMENTS = ("in_channels", "n_input_channels", "n_channels", "in_features
 OUTPUT_ARGUMENTS = ("out_channels", "num_classes", "classes", "out_features")
 SIZE_ARGUMENTS = ("img_size", "image_size")
 SHAPE_ARGUMENT = "in_shape"  # channels and size in one argument
-DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {  # where MONAI has no default, or one for another purpose
+DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {  # where MONAI has no default, or a default for another purpose
     "FlexibleUNet": {"backbone": "efficientnet-b0"},
     "EfficientNetBN": {"model_name": "efficientnet-b0"},
     "ResNet": {"block": "basic", "layers": (1, 1, 1, 1), "block_inplanes": (16, 32, 64, 128)},
@@ -51,7 +51,7 @@ def network_factory(
 
 
 def check_network_spec(spec: Mapping[str, Any], spatial_dims: int, classes: int) -> None:
-    """Raises ConfigError for an unknown network and for arguments that it does not accept; creates no network."""
+    """Raises ConfigError for an unknown network and for arguments that it does not accept, without creating it."""
     network_factory(spec, spatial_dims=spatial_dims, in_channels=1, out_channels=classes, size=(1,) * spatial_dims)
 
 
@@ -61,7 +61,7 @@ def find_network(name: object) -> Factory:
 
 
 def list_networks() -> dict[str, str]:
-    """Every network that fits a task's data, with the first line of its documentation."""
+    """Every network for the data of a task, with the first line of its documentation."""
     return {name: _doc_summary(network) for name, network in sorted(_networks().items())}
 
 
@@ -94,15 +94,15 @@ def check_network(
 
 
 def _other_network_advice(size: Sequence[int]) -> str:
-    return SMALLER_NETWORK_ADVICE if size else "take one for tables: logistic, mlp, or your own"
+    return SMALLER_NETWORK_ADVICE if size else "use a network for tables: logistic, mlp, or your own"
 
 
 def _wrong_output_advice(shape: Sequence[int], per_voxel: bool) -> str:
     """The advice for a network with outputs per voxel instead of per image, or the reverse; empty for other shapes."""
     if per_voxel and len(shape) == 2:
-        return "it is no segmentation network; take one with an output for every voxel, such as unet"
+        return "it is not a segmentation network; use a network with an output for every voxel, such as unet"
     if not per_voxel and len(shape) > 2:
-        return "it is no classifier; take one with one output per image, such as resnet"
+        return "it is not a classifier; use a network with one output per image, such as resnet"
     return ""
 
 
@@ -118,7 +118,7 @@ def _conflict_advice(factory: NetworkFactory, data_arguments: Mapping[str, Any])
     given = factory.keywords if isinstance(factory, partial) else {}
     shared = data_arguments.keys() & given.keys()
     wrong = [key for key in shared if _as_tuple(given[key]) != _as_tuple(data_arguments[key])]
-    return f"leave {' and '.join(sorted(wrong))} out of task.network: raysim sets it" if wrong else ""
+    return f"remove {' and '.join(sorted(wrong))} from task.network, because raysim sets it" if wrong else ""
 
 
 def _as_tuple(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Segmentation of pictures, volumes, or slices of volumes listed in a table."""
+"""Segmentation of pictures, volumes, or slices of volumes that a table lists."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ class Segmentation:
 
     name: Literal["segmentation"] = "segmentation"
     data: Annotated[SegmentationData, "images, sites and preparation"] = field(default_factory=SegmentationData)
-    network: Annotated[dict[str, Any], "a MONAI network by name, with its arguments"] = field(
+    network: Annotated[dict[str, Any], "name of a MONAI network or module:Class, and its arguments"] = field(
         default_factory=lambda: {"name": "unet"}
     )
-    loss: Annotated[dict[str, Any], "a MONAI loss by name, with its arguments"] = field(
+    loss: Annotated[dict[str, Any], "name of a MONAI loss or module:Class, and its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
     metrics: Annotated[tuple[str, ...], Len(1), "the main one first: dice, hd95, asd, or module:Name"] = ("dice",)
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 8
-    augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
+    augment: Annotated[
+        tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
+    ] = ()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
@@ -80,7 +82,7 @@ def _warn_about_cropping(sites: ImageSites, arrays: Mapping[str, Mapping[str, Ar
     if lost:
         worst = max(lost, key=lambda image: lost[image])
         warnings.warn(
-            f"task.data.size cuts labelled voxels off {pluralize(len(lost), 'image')}, at most {lost[worst]:.1%} "
-            f"of {worst}; a larger task.data.size keeps them",
+            f"task.data.size removes labelled voxels from {pluralize(len(lost), 'image')}, at most {lost[worst]:.1%} "
+            f"from {worst}; set a larger task.data.size to keep them",
             stacklevel=3,
         )

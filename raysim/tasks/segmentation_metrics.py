@@ -42,7 +42,7 @@ def hd95(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
 
 
 def asd(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
-    """Mean distance between two surfaces, both ways, in mm; the image's diagonal if nothing is predicted."""
+    """Mean distance between two surfaces, in both directions, in mm; the image's diagonal if nothing is predicted."""
     if not predicted.any():
         return _diagonal(label, spacing)
     from monai.metrics.surface_distance import compute_average_surface_distance
@@ -64,9 +64,9 @@ METRICS = {
 class SegmentationScore:
     """Scorer: `dice` is the mean over foreground classes, then over cases; `dice_<class>` is the mean of one class.
 
-    The same holds for `hd95` and `asd`, in mm. `classes` starts with the background. A class that a case's label lacks
-    is not evaluated for that case, and a metric without any value is left out. Slices of one case are evaluated
-    together, as the volume they come from.
+    The same holds for `hd95` and `asd`, in mm. `classes` starts with the background. A class that is not in the label
+    of a case is not evaluated for that case, and a metric without any value is left out. Slices of one case are
+    evaluated together, as one volume.
     """
 
     classes: tuple[str, ...]

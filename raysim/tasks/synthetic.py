@@ -1,6 +1,6 @@
-"""Segmentation of random synthetic organs, with any number of sites and nothing to download.
+"""Segmentation of random synthetic organs, with any number of sites and no download.
 
-Every site has a different scanner. The organ is a textured blob among smooth ones, darker and brighter, so
+Every site has a different scanner. The organ is a textured blob among smooth blobs, darker and brighter ones, so
 brightness does not identify it.
 """
 
@@ -34,11 +34,11 @@ class SyntheticData:
     """The number of sites and cases, and how much the scanners differ."""
 
     sites: Annotated[int, Gt(0), "number of inside sites"] = 6
-    outside: Annotated[tuple[str, ...], "names of further sites, which are only evaluated"] = ("outside-1",)
+    outside: Annotated[tuple[str, ...], "names of the outside sites, which are only evaluated"] = ("outside-1",)
     cases: Annotated[int, Gt(0), "training cases of each inside site"] = 24
     val: Annotated[int, Ge(0), "validation cases of each site"] = 4
     test: Annotated[int, Ge(0), "test cases of each site"] = 8
-    unlabelled: Annotated[int, Ge(0), "cases without a label, of each inside site"] = 0
+    unlabelled: Annotated[int, Ge(0), "cases without a label at each inside site"] = 0
     size: Annotated[tuple[Side, ...], Len(2, 3), "voxels along each axis; two or three axes"] = (48, 48)
     channels: Annotated[int, Gt(0), "channels of an image"] = 1
     severity: Annotated[float, Ge(0), Le(1), "how much the scanners of the sites differ"] = 0.6
@@ -62,15 +62,17 @@ class Synthetic:
 
     name: Literal["synthetic"] = "synthetic"
     data: Annotated[SyntheticData, "sites and cases"] = SyntheticData()
-    network: Annotated[dict[str, Any], "a MONAI network by name, with its arguments"] = field(
+    network: Annotated[dict[str, Any], "name of a MONAI network or module:Class, and its arguments"] = field(
         default_factory=lambda: {"name": "unet", "channels": (12, 24, 48), "num_res_units": 1}
     )
-    loss: Annotated[dict[str, Any], "a MONAI loss by name, with its arguments"] = field(
+    loss: Annotated[dict[str, Any], "name of a MONAI loss or module:Class, and its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
     metrics: Annotated[tuple[str, ...], Len(1), "the main one first: dice, hd95, asd, or module:Name"] = ("dice",)
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 4
-    augment: Annotated[tuple[dict[str, Any], ...], "random MONAI transforms by name, with their arguments"] = ()
+    augment: Annotated[
+        tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
+    ] = ()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task; the cases of a site are generated when it is opened."""
@@ -78,8 +80,8 @@ class Synthetic:
         clash = set(data.inside) & set(data.outside)
         if clash or len(set(data.outside)) < len(data.outside) or any(site_name_problems(data.outside)):
             raise ConfigError(
-                f"task.data.outside is {list(data.outside)}: each outside site needs a distinct name, "
-                f"of letters, digits, '_' and '-', other than {data.inside[0]} to {data.inside[-1]}"
+                f"task.data.outside={list(data.outside)}: expected a distinct name for each outside site, "
+                f"of letters, digits, '_' and '-', and different from {data.inside[0]} to {data.inside[-1]}"
             )
         return build_task(
             self,
@@ -97,7 +99,7 @@ class Synthetic:
 
 def draw_site(data: SyntheticData, site: str) -> Data:
     """The cases of one site; they do not depend on the number of sites or of cases in other splits."""
-    # By number, because the leading zeros of the name depend on the number of sites.
+    # The key has the number of the site, because the leading zeros of its name depend on the number of sites.
     key = site if site in data.outside else f"site-{int(site.rpartition('-')[2])}"
     scanner = make_scanner(key, ScannerShift(severity=data.severity), data.seed, data.channels)
     splits = {}
@@ -144,7 +146,8 @@ def phantoms(rng: np.random.Generator, count: int, data: SyntheticData) -> tuple
 def _ellipsoids(rng: np.random.Generator, grid: Sequence[Array], centre: Array, radius: float) -> Array:
     """Masks (N, *space) of one ellipsoid each, randomly rotated and stretched.
 
-    `radius` is that of a disc in 2-D, 1 being half the image; in 3-D the ellipsoid covers about the same fraction.
+    `radius` is the radius of a disc in 2-D, as a fraction of half the image. In 3-D the ellipsoid covers about the
+    same fraction of the image as the disc.
     """
     count, dims = centre.shape
     rotations, _ = np.linalg.qr(rng.standard_normal((count, dims, dims)))
@@ -159,7 +162,7 @@ def _ellipsoids(rng: np.random.Generator, grid: Sequence[Array], centre: Array, 
 def _project(directions: Array, grid: Sequence[Array], start: Array | float = 0.0) -> Array:
     """The coordinate of each voxel along each direction (N, D), plus `start`: (N, *space).
 
-    Summed axis by axis, because the rounding of a matrix product may depend on the number of threads.
+    The sum is computed axis by axis, because the rounding of a matrix product may depend on the number of threads.
     """
     shape = (len(directions), *[1] * len(grid))
     total = np.broadcast_to(np.asarray(start, np.float32).reshape(-1, *shape[1:]), shape)

@@ -18,18 +18,24 @@ from raysim.tasks.factory_lookup import unknown_name_error
 
 @dataclass(frozen=True, kw_only=True)
 class TableData:
-    """Which rows are used, at which sites. Tasks add their fields in subclasses."""
+    """The rows that are used, and their sites. Tasks add their fields in subclasses."""
 
     table: Annotated[
         str, ABSOLUTE_PATH, "CSV or Parquet file, or URL, with the columns site, split, label, and image or features"
     ] = ""
-    outside: Annotated[tuple[str, ...], "sites that are only evaluated: of the table, or that partition makes"] = ()
-    exclude_sites: Annotated[tuple[str, ...], "sites that are not used: of the table, or that partition makes"] = ()
-    partition: Annotated[Partition | None, "makes new sites from the table's, except those outside or excluded"] = None
-    labelled: Annotated[int | None, Ge(1), "labelled training rows each site keeps; by default all"] = None
+    outside: Annotated[tuple[str, ...], "sites of the table or of `partition` that are only evaluated"] = ()
+    exclude_sites: Annotated[tuple[str, ...], "sites of the table or of `partition` that are not used"] = ()
+    partition: Annotated[
+        Partition | None, "splits the rows into new sites, except the rows of outside and excluded sites"
+    ] = None
+    labelled: Annotated[
+        int | None, Ge(1), "labelled training rows of each site; the others lose their label; by default all"
+    ] = None
     seed: Annotated[int, Ge(0), "seed of partition, scanners and labelled rows, separate from the run's seed"] = 0
     cache: Annotated[
-        str | None, ABSOLUTE_PATH, "folder of prepared data; by default $RAYSIM_CACHE, else raysim in the user's cache"
+        str | None,
+        ABSOLUTE_PATH,
+        "folder of prepared data; by default $RAYSIM_CACHE, else raysim in the user's cache folder",
     ] = None
 
     def select_rows(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -50,7 +56,9 @@ class TableData:
             table = keep_labelled(table, self.labelled, self.seed)
         _check_sites("outside", self.outside, set(table["site"]))
         if set(table["site"]) <= set(self.outside):
-            raise ConfigError(f"task.data.outside={list(self.outside)} leaves no site to train at; take one out")
+            raise ConfigError(
+                f"task.data.outside={list(self.outside)}: all sites are outside sites, so no site trains; remove a name"
+            )
         return table
 
     def _partition_sites(self, table: pd.DataFrame, spec: Partition) -> pd.DataFrame:
@@ -58,7 +66,8 @@ class TableData:
         partitioned = partition(table[~is_outside], spec, self.seed)
         for site in sorted(set(partitioned["site"]) & set(table[is_outside]["site"])):
             raise ConfigError(
-                f"task.data.partition makes a site '{site}', which task.data.outside or --holdout names too; rename one"
+                f"task.data.partition creates a site '{site}', but task.data.outside or --holdout has the same name; "
+                "rename one of the two"
             )
         return pd.concat([partitioned, table[is_outside]], ignore_index=True)
 

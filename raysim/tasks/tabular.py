@@ -25,14 +25,17 @@ class TabularData(TableData):
     """Features, classes, sites and preprocessing."""
 
     features: Annotated[
-        tuple[str, ...] | None, Len(1), "columns to learn from; by default all numeric columns without another meaning"
+        tuple[str, ...] | None, Len(1), "feature columns; by default all numeric columns except site, label and others"
     ] = None
     categorical: Annotated[tuple[str, ...], "columns of names or codes, encoded one-hot"] = ()
-    indicators: Annotated[bool, "a further feature, 1 for a missing cell, for each column with missing cells"] = False
+    indicators: Annotated[
+        bool, "for each column with missing cells, a further feature: 1 if the cell is missing, else 0"
+    ] = False
     standardise: Annotated[
         StandardisationScope,
-        "training rows that give medians for missing cells, means and deviations: the site's, or those of all inside "
-        "sites, which would have to pool counts, sums, sums of squares and medians",
+        "training rows for means, deviations, and medians (of missing cells). per_site: those of the site, but those "
+        "of all inside sites for a column that is empty or constant at the site; global: those of all inside sites, "
+        "so real sites would have to share counts, sums, sums of squares and medians",
     ] = "per_site"
     classes: ClassesOption = None
 
@@ -47,7 +50,7 @@ class TabularData(TableData):
         return dataset, tuple(found.values())
 
     def _reserved_columns(self) -> tuple[str, ...]:
-        """The columns that are no features; the column that makes the sites would reveal the site."""
+        """The columns that are not features. The column of the partition is one, because it would reveal the site."""
         spec = self.partition
         by = [spec.by] if spec is not None and spec.by is not None and spec.name != "dirichlet" else []
         return (*RESERVED_COLUMNS, "class", *by)
@@ -60,11 +63,11 @@ class Tabular:
     name: Literal["tabular"] = "tabular"
     data: Annotated[TabularData, "rows, sites and preparation"] = field(default_factory=TabularData)
     network: Annotated[
-        dict[str, Any], "logistic, or mlp (hidden, norm: none | batch, dropout), or your own, with its arguments"
+        dict[str, Any], "logistic, mlp (hidden, norm: none | batch, dropout) or module:Class, and its arguments"
     ] = field(default_factory=lambda: {"name": "logistic"})
-    loss: Annotated[dict[str, Any], "cross_entropy (weight, label_smoothing) or MONAI's focal, with its arguments"] = (
-        field(default_factory=lambda: {"name": "cross_entropy"})
-    )
+    loss: Annotated[
+        dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Class, and its arguments"
+    ] = field(default_factory=lambda: {"name": "cross_entropy"})
     metrics: Annotated[
         tuple[str, ...], Len(1), "the main one first: accuracy, balanced_accuracy, auc, f1, or module:Name"
     ] = DEFAULT_METRICS

@@ -111,7 +111,7 @@ REFUSED = [
     (["network.chanels=[4,8]"], "'chanels'"),
     (["network={name: unet, channels: [2, 4, 8, 16, 32, 64], strides: [2, 2, 2, 2, 2]}"], "fails on an image"),
     (["task.data.sites=0"], "task.data.sites=0: expected greater than 0"),
-    (["task.data.outside=[site-01]"], "each outside site needs a distinct name"),
+    (["task.data.outside=[site-01]"], "expected a distinct name for each outside site"),
     (["cohort=4"], "cohort=4: expected a fraction up to 1.0, or 1 to 3 sites"),
     (["cohort=1.5"], "cohort=1.5: expected a fraction up to 1.0, or 1 to 3 sites"),
     (["metric=dice"], "metric='dice': expected one of inside/test/dice"),

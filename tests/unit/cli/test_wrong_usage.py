@@ -22,7 +22,7 @@ def test_a_password_in_a_url_is_refused_before_it_is_written(
     word = f"task.data.table=https://{user}@store/table.csv"
     assert main(["run", "task=tabular", word, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "must not carry a password" in said
+    assert "must not contain a password" in said
     assert "s3cret" not in said
     assert not (tmp_path / "run").exists()
 

@@ -20,21 +20,21 @@ from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
 
 
-def resolved(*words: str, file: str = "", folder: Path | None = None) -> RunConfig:
+def resolved(*arguments: str, file: str = "", folder: Path | None = None) -> RunConfig:
     given = {}
     if folder is not None:
         (folder / "run.yaml").write_text(file)
         given = read_file(str(folder / "run.yaml"))
-    return resolve(merge(given, parse_pairs(words)))
+    return resolve(merge(given, parse_pairs(arguments)))
 
 
-def refused(*words: str) -> str:
+def refused(*arguments: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        resolved(*words)
+        resolved(*arguments)
     return str(caught.value)
 
 
-def test_nothing_given_is_fedavg_on_the_synthetic_task() -> None:
+def test_the_default_is_fedavg_on_the_synthetic_task() -> None:
     run = resolved()
     assert run.algorithm == FedAvg()
     assert (type(run.task).__name__, run.cohort, run.seed, run.backend) == ("Synthetic", Cohort(), 0, "ray")
@@ -70,28 +70,28 @@ def test_values_are_yaml(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [("cohort=0.5", "cohort.dropout=0.1"), ("cohort.dropout=0.1", "cohort=0.5"), ("cohort={size: 0.5, dropout: 0.1}",)],
 )
-def test_a_cohort_has_a_size_and_a_dropout(words: tuple[str, ...]) -> None:
-    assert resolved(*words).cohort == Cohort(size=0.5, dropout=0.1)
+def test_a_cohort_has_a_size_and_a_dropout(arguments: tuple[str, ...]) -> None:
+    assert resolved(*arguments).cohort == Cohort(size=0.5, dropout=0.1)
 
 
 def test_sites_may_have_dedicated_resources() -> None:
-    words = ("resources.sites.site-02.gpus=0.5", "resources.sites={a.b: {cpus: 2}}", "resources.cpus_per_client=3")
-    resources = resolved(*words).resources
+    arguments = ("resources.sites.site-02.gpus=0.5", "resources.sites={a.b: {cpus: 2}}", "resources.cpus_per_client=3")
+    resources = resolved(*arguments).resources
     assert resources.sites == {"site-02": SiteResources(gpus=0.5), "a.b": SiteResources(cpus=2.0)}
     assert [resources.of(site) for site in ("site-02", "a.b", "other")] == [(3.0, 0.5), (2.0, 0.0), (3.0, 0.0)]
 
 
-def test_a_cohort_is_a_number_or_a_fraction_as_it_is_written() -> None:
+def test_the_size_of_a_cohort_is_a_number_or_a_fraction() -> None:
     assert [type(resolved(f"cohort={text}").cohort.size) for text in ("1", "1.0", "0.5")] == [int, float, float]
 
 
-def test_a_file_gives_the_same_as_overrides(tmp_path: Path) -> None:
+def test_a_file_and_overrides_give_the_same_run(tmp_path: Path) -> None:
     file = "rounds: 5\nalgorithm: {name: fedprox, mu: 0.5, lr: 1e-2}\ntask:\n  data: {sites: 3}\n"
-    words = ("rounds=5", "algorithm.name=fedprox", "algorithm.mu=0.5", "algorithm.lr=1e-2", "task.data.sites=3")
-    assert resolved(file=file, folder=tmp_path) == resolved(*words)
+    arguments = ("rounds=5", "algorithm.name=fedprox", "algorithm.mu=0.5", "algorithm.lr=1e-2", "task.data.sites=3")
+    assert resolved(file=file, folder=tmp_path) == resolved(*arguments)
 
 
 def test_overrides_take_precedence_over_the_file_key_by_key(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_another_algorithm_keeps_the_fields_they_share(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("argument", "message"),
     [
         ("rondus=3", "unknown key 'rondus' (did you mean 'rounds'?)"),
         ("algorithm.learning_rte=1", "unknown key 'algorithm.learning_rte'"),
@@ -160,17 +160,17 @@ def test_another_algorithm_keeps_the_fields_they_share(tmp_path: Path) -> None:
         ("task=synthetik", "unknown task 'synthetik' (did you mean 'synthetic'?)"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(word: str, message: str) -> None:
-    assert refused(word).startswith(message)
+def test_an_unknown_name_is_refused_with_the_nearest_name(argument: str, message: str) -> None:
+    assert refused(argument).startswith(message)
 
 
-def test_an_unknown_name_comes_with_the_valid_ones() -> None:
+def test_the_message_for_an_unknown_name_lists_the_valid_names() -> None:
     assert "batch_size, data, loss, metrics" in refused("task.zzz=1").replace("augment, ", "")
     assert f"valid: {', '.join(sorted(algorithms()))}, or your own" in refused("algorithm=zzz")
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("argument", "message"),
     [
         ("rounds=0", "rounds=0: expected greater than 0"),
         ("rounds=ten", "rounds='ten': expected a whole number"),
@@ -210,61 +210,61 @@ def test_an_unknown_name_comes_with_the_valid_ones() -> None:
         ("algorithm=3", "algorithm=3: expected a name, or keys such as algorithm.name=fedavg"),
         ("task.name=3", "task.name=3: expected a name such as synthetic"),
         ("task=", "task has no value: expected a name, or keys such as task.name=synthetic"),
-        ("seed=1e40", "seed=1e+40: expected a whole number, written in digits if it is so large"),
+        ("seed=1e40", "seed=1e+40: expected a whole number; write a large number with all its digits"),
         ("cohort=all", "cohort.size='all': expected a whole number, or a number such as 0.5"),
         ("metric=true", "metric=true: expected text, in quotes"),
         ("task.metrics=[]", "task.metrics=[]: expected at least 1 item, not 0"),
         ("task.network={3: 4}", "the key 3 of task.network: expected text"),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_it_must_be(word: str, message: str) -> None:
-    assert refused(word) == message
+def test_a_wrong_value_is_refused_with_the_expected_value(argument: str, message: str) -> None:
+    assert refused(argument) == message
 
 
 def test_a_value_of_a_union_is_refused_under_its_key() -> None:
-    wishes = "'auto' or 'per_site', or a whole number"
-    assert refused("resources.client_actors=some") == f"resources.client_actors='some': expected {wishes}"
+    expected = "'auto' or 'per_site', or a whole number"
+    assert refused("resources.client_actors=some") == f"resources.client_actors='some': expected {expected}"
 
 
-def test_all_wrong_values_of_a_part_are_named_at_once() -> None:
+def test_one_message_lists_all_wrong_values_of_a_part() -> None:
     assert refused("algorithm.lr=0", "algorithm.epochs=0").splitlines() == [
         "algorithm.lr=0: expected greater than 0",
         "algorithm.epochs=0: expected greater than 0",
     ]
 
 
-@pytest.mark.parametrize("word", ["rounds", "=3", ".rounds=3", "a..b=3", "a b=3", "rounds:3"])
-def test_an_argument_that_is_no_pair_is_refused(word: str) -> None:
+@pytest.mark.parametrize("argument", ["rounds", "=3", ".rounds=3", "a..b=3", "a b=3", "rounds:3"])
+def test_an_argument_without_key_and_value_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError, match="expected key=value, such as rounds=20"):
-        parse_pairs([word])
+        parse_pairs([argument])
 
 
-def test_a_value_that_is_no_yaml_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cannot read rounds=\[3: it is not YAML .*; quote text"):
+def test_a_value_that_is_not_yaml_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read rounds=\[3: it is not valid YAML .*; put text in quotes"):
         parse_pairs(["rounds=[3"])
-    with pytest.raises(ConfigError, match=r"not YAML .*month must be in 1\.\.12.*; quote text"):
+    with pytest.raises(ConfigError, match=r"not valid YAML .*month must be in 1\.\.12.*; put text in quotes"):
         parse_pairs(["metric=2024-99-99"])
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"rounds: [3", "run.yaml: it is not YAML"),
-        (b"- 3", "must hold keys and values, such as `rounds: 20`; it holds a list"),
+        (b"rounds: [3", "run.yaml: it is not valid YAML"),
+        (b"- 3", "run.yaml is a list: expected keys and values, such as `rounds: 20`"),
         (b"3: 4", "run.yaml: key 3 is not text"),
         (b"task:\n  3: 4", "run.yaml: key 3 is not text"),
-        (b"seed: 1\nnetwork: {name:unet}", "run.yaml, line 2: 'name:unet' is one word; a space is needed after ':'"),
+        (b"seed: 1\nnetwork: {name:unet}", "run.yaml, line 2: 'name:unet' has no value; expected a space after ':'"),
         (b"\xff\xfe\x00x", "it is not text"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "run.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         read_file(str(tmp_path / "run.yaml"))
     assert message in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*: No such file"):
         read_file(str(tmp_path / "none.yaml"))
     with pytest.raises(ConfigError, match="Is a directory"):
@@ -272,10 +272,10 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("algorithm=fedprox", "cohort=2", "task.data.size=[16,16,16]", "network=segresnet", "metric=x")]
+    "arguments", [(), ("algorithm=fedprox", "cohort=2", "task.data.size=[16,16,16]", "network=segresnet", "metric=x")]
 )
-def test_a_written_configuration_resolves_to_the_same_run(tmp_path: Path, words: tuple[str, ...]) -> None:
-    run = resolved(*words)
+def test_a_written_configuration_resolves_to_the_same_run(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    run = resolved(*arguments)
     text = yaml.safe_dump(to_mapping(run), sort_keys=False)
     again = resolved(file=text, folder=tmp_path)
     assert to_mapping(again) == to_mapping(run)
@@ -291,7 +291,7 @@ class Inner:
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """A user's task, with a field of the name `name`."""
+    """A user-defined task with a field `name`."""
 
     name: str = "anything"
     inner: Annotated[Inner, "inside"] = field(default_factory=Inner)
@@ -319,13 +319,13 @@ def test_nested_dataclasses_by_name_or_by_keys() -> None:
         build(Own, {"inner": {"depth": 0}}, "task")
 
 
-def test_a_value_that_must_be_given_is_asked_for() -> None:
+def test_a_missing_required_value_is_refused() -> None:
     @dataclass(frozen=True, kw_only=True)
-    class Needy:
+    class RequiresValue:
         pull: float
 
     with pytest.raises(ConfigError, match=r"^algorithm.pull is missing: expected a value$"):
-        build(Needy, {}, "algorithm")
+        build(RequiresValue, {}, "algorithm")
 
 
 def test_fields_are_documented_with_kind_limits_and_default() -> None:
@@ -375,14 +375,14 @@ def test_a_list_is_expected_in_yaml_notation() -> None:
     assert refused("task.data.size=[8]") == "task.data.size=[8]: expected at least 2 items, not 1"
 
 
-def test_given_classes_replace_those_of_the_file(tmp_path: Path) -> None:
+def test_classes_of_an_override_replace_the_classes_of_the_file(tmp_path: Path) -> None:
     file = "task: {name: segmentation, data: {classes: {background: 0, vessel: 255}}}\n"
     run = resolved("task.data.classes={background: 0, disc: 128}", file=file, folder=tmp_path)
     assert run.task.data.classes == {"background": 0, "disc": 128}
 
 
 @pytest.mark.parametrize(
-    ("word", "key"),
+    ("argument", "key"),
     [
         ("batch_size=4", "task.batch_size"),
         ("metrics=[dice]", "task.metrics"),
@@ -393,32 +393,41 @@ def test_given_classes_replace_those_of_the_file(tmp_path: Path) -> None:
         ("dta.sites=3", "data"),
     ],
 )
-def test_a_key_of_the_task_or_the_algorithm_is_suggested_with_its_prefix(word: str, key: str) -> None:
-    message = refused(word)
+def test_a_key_of_the_task_or_the_algorithm_is_suggested_with_its_prefix(argument: str, key: str) -> None:
+    message = refused(argument)
     assert "did you mean" not in refused("zq=3")
     assert f"(did you mean '{key}'?)" in message
-    assert "the task's keys begin with task., the algorithm's with algorithm." in message
+    assert "keys of the task begin with task., keys of the algorithm with algorithm." in message
 
 
-def test_a_value_of_a_mapping_is_refused_alone() -> None:
-    # The other kind that `classes` may have, a list, is not what the user wanted.
-    words = "task=segmentation", "data.classes={bg: 0, fg: 1.5}"
-    assert refused(*words) == "task.data.classes.fg=1.5: expected a whole number"
+def test_only_the_wrong_value_of_a_mapping_is_refused() -> None:
+    # `classes` may also be a list, but the message must be about the mapping.
+    arguments = "task=segmentation", "data.classes={bg: 0, fg: 1.5}"
+    assert refused(*arguments) == "task.data.classes.fg=1.5: expected a whole number"
     assert refused("task=segmentation", "data.table=") == "task.data.table has no value: expected text"
 
 
 @pytest.mark.parametrize(
-    ("word", "slip"),
+    ("argument", "message"),
     [
-        ("network={name:unet,channels:[4,8]}", "'name:unet' is one word; .* as in name: unet"),
-        ("network={name: unet, num_res_units:2}", "'num_res_units:2' is one word; .* as in num_res_units: 2"),
-        ("data.classes={bg:0,fg:255}", "'bg:0' is one word; .* as in bg: 0"),
-        ("task.augment=[{name: rand_flip, prob:1}]", "'prob:1' is one word; .* as in prob: 1"),
+        (
+            "network={name:unet,channels:[4,8]}",
+            "'name:unet' has no value; expected a space after ':', as in name: unet",
+        ),
+        (
+            "network={name: unet, num_res_units:2}",
+            "'num_res_units:2' has no value; expected a space after ':', as in num_res_units: 2",
+        ),
+        ("data.classes={bg:0,fg:255}", "'bg:0' has no value; expected a space after ':', as in bg: 0"),
+        (
+            "task.augment=[{name: rand_flip, prob:1}]",
+            "'prob:1' has no value; expected a space after ':', as in prob: 1",
+        ),
     ],
 )
-def test_a_colon_without_its_space_is_refused(word: str, slip: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^cannot read .*: {slip}$"):
-        parse_pairs([word])
+def test_a_colon_without_a_space_is_refused(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^cannot read .*: {message}$"):
+        parse_pairs([argument])
 
 
 def test_a_colon_within_a_value_is_valid() -> None:
@@ -440,8 +449,8 @@ def test_a_colon_within_a_value_is_valid() -> None:
     ],
 )
 def test_keys_of_a_file_may_be_dotted(tmp_path: Path, file: str) -> None:
-    words = ("rounds=5", "task.data.sites=3", "algorithm=fedprox", "algorithm.mu=0.5")
-    assert resolved(file=file, folder=tmp_path) == resolved(*words)
+    arguments = ("rounds=5", "task.data.sites=3", "algorithm=fedprox", "algorithm.mu=0.5")
+    assert resolved(file=file, folder=tmp_path) == resolved(*arguments)
     assert resolved("task.data.sites=4", file=file, folder=tmp_path).task.data.sites == 4
 
 
@@ -456,7 +465,7 @@ def test_keys_of_a_file_may_be_dotted(tmp_path: Path, file: str) -> None:
     ],
 )
 def test_two_values_of_one_key_in_a_file_are_refused(tmp_path: Path, file: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"run.yaml: {key} gives another value to what a key before it gave"):
+    with pytest.raises(ConfigError, match=rf"run.yaml: {key} sets a key that has another value above it; keep one"):
         resolved(file=file, folder=tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes: the new content, or the old one."""
+"""Atomic writes: a file has the new or the old content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fail_halfway(path: Path) -> None:
         raise ZeroDivisionError
 
 
-def test_a_write_that_fails_leaves_the_old_content_alone(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     write_text(path, "old")
     with pytest.raises(ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""Faults that a run injects: how they are written, and what is refused."""
+"""Fault injection: valid and invalid texts of `chaos`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def test_chaos_is_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["kill", "kill client", "kill server@2", "slow a", "slow a x", "drop 2", "drop", "x"])
-def test_chaos_that_is_not_understood_is_refused(text: str) -> None:
+def test_chaos_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"chaos: cannot read .*expected kill client@ROUND"):
         parse_faults(text)
 
 
-def test_chaos_names_sites_and_rounds_that_there_are() -> None:
+def test_unknown_sites_and_rounds_are_refused() -> None:
     with pytest.raises(ConfigError, match="there is no site 'z'"):
         parse_faults("slow z x2").check(NAMES, 4)
-    with pytest.raises(ConfigError, match="there is no round 5; the run has 4"):
+    with pytest.raises(ConfigError, match="there is no round 5; expected 1 to 4"):
         parse_faults("kill client@5").check(NAMES, 4)

@@ -1,4 +1,4 @@
-"""Copies of a network: as deep as `copy.deepcopy` makes them, whatever the network holds."""
+"""Copies of a network: as deep as those of `copy.deepcopy`, for any content of the network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from raysim.core.module_copy import copy_module
 
 
 class Net(nn.Module):
-    """Holds what is easily shared by mistake: a lambda, lists, a tied weight, a buffer that is a view."""
+    """A network with parts that a copy may share by mistake: lambda, lists, tied weight, a buffer that is a view."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.norm = nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)
         self.second.weight = self.first.weight
         self.seen: list[Tensor] = []
-        self.aside = [self.first]  # a module outside nn.Module's own bookkeeping
+        self.aside = [self.first]  # a module that nn.Module does not register
         self.register_buffer("whole", torch.arange(6.0))
         self.register_buffer("front", self.whole[:3])
         self.activation = lambda x: x.relu()
@@ -33,7 +33,7 @@ class Net(nn.Module):
         return self.norm(self.second(self.activation(self.aside[0](x))))
 
 
-def test_a_twin_computes_the_same_and_shares_no_tensor() -> None:
+def test_a_copy_computes_the_same_and_shares_no_tensor() -> None:
     net = Net()
     one, x = copy_module(net), torch.randn(4, 3)
     assert weights(one) == weights(net)
@@ -42,7 +42,7 @@ def test_a_twin_computes_the_same_and_shares_no_tensor() -> None:
     assert not mine & {t.data_ptr() for t in one.state_dict().values()}
 
 
-def test_each_twin_is_apart_from_the_others_and_from_its_origin() -> None:
+def test_a_copy_shares_nothing_with_other_copies_or_the_original() -> None:
     net = Net()
     before = weights(net)
     one, other = copy_module(net), copy_module(net)
@@ -53,7 +53,7 @@ def test_each_twin_is_apart_from_the_others_and_from_its_origin() -> None:
     assert weights(other) == before == weights(net) == weights(copy_module(net))
 
 
-def test_what_is_one_in_the_origin_is_one_in_the_twin() -> None:
+def test_shared_objects_of_the_original_are_shared_in_the_copy() -> None:
     one = copy_module(Net())
     assert one.second.weight is one.first.weight
     assert one.aside[0] is one.first
@@ -75,16 +75,16 @@ def test_training_mode_frozen_parameters_and_dtypes_are_kept() -> None:
 @pytest.mark.parametrize(
     "net", [weight_norm(nn.Linear(2, 2)), nn.LSTM(2, 2), nn.Sequential(weight_norm(nn.Linear(2, 2)))]
 )
-def test_networks_with_ways_of_their_own_to_be_copied(net: nn.Module) -> None:
+def test_networks_with_custom_copy_methods(net: nn.Module) -> None:
     assert weights(copy_module(net)) == weights(net)
     x = torch.ones(3, 2)
     assert repr(copy_module(net)(x)) == repr(net(x))
 
 
-def test_the_origin_is_not_kept_alive() -> None:
+def test_the_original_is_not_kept_in_memory() -> None:
     net = Net()
-    gone = ref(net)
+    reference = ref(net)
     copy_module(net)
     del net
     gc.collect()
-    assert gone() is None
+    assert reference() is None

@@ -1,4 +1,4 @@
-"""Payloads: their bytes, counted by hand, and what cannot travel."""
+"""Payloads: their bytes, counted by hand, and values that cannot be sent."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_bytes_of(tree: Any, expected: int) -> None:
 
 
 @pytest.mark.parametrize("tree", [{1, 2}, [object()], {"a": lambda: None}])
-def test_what_cannot_travel_is_refused(tree: Any) -> None:
-    with pytest.raises(TypeError, match=r"cannot travel: a payload is made of"):
+def test_values_that_cannot_be_sent_are_refused(tree: Any) -> None:
+    with pytest.raises(TypeError, match=r"cannot be sent: a payload may contain"):
         nbytes(tree)
 
 
@@ -55,7 +55,7 @@ def test_leaves_in_order() -> None:
     assert list(leaves({"a": [1, (2, 3)], "b": {"c": "x"}})) == [1, 2, 3, "x"]
 
 
-def test_frozen_locks_arrays_anywhere() -> None:
+def test_arrays_at_any_depth_become_read_only() -> None:
     tree = {"a": [np.zeros(2)], "b": Pair(pair().model, "")}
     assert make_readonly(tree) is tree
     with pytest.raises(ValueError, match="read-only"):

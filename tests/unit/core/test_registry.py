@@ -1,4 +1,4 @@
-"""Names: short ones are files, others are found anywhere, and wrong ones are explained."""
+"""Names of algorithms and tasks: short names, `module:Class`, and messages for wrong names."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tests.support.paths import ROOT
 FOLDER = ROOT / "algorithms"
 
 
-MINE = """
+MODULE = """
 from dataclasses import dataclass
 
 @dataclass(frozen=True)
-class Mine:
+class Complete:
     def init(self, task): ...
     def round(self, fleet, state): ...
     def predictor(self, site, state): ...
 
 @dataclass(frozen=True)
-class Half:
+class Incomplete:
     def init(self, task): ...
 
-class Plain(Mine): ...
+class Subclass(Complete): ...
 number = 5
 """
 
 
-def test_every_file_of_algorithms_is_one() -> None:
+def test_every_module_of_algorithms_is_an_algorithm() -> None:
     assert set(algorithms()) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
     assert {"fedavg", "fedprox", "localonly", "centralized"} <= set(algorithms())
     assert all(line.endswith(".") or ":" in line for line in algorithms().values())
@@ -44,44 +44,50 @@ def test_tasks_are_those_that_can_be_built() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(algorithms()))
-def test_an_algorithm_is_found_by_its_short_name_and_back(name: str) -> None:
+def test_the_short_name_of_an_algorithm_is_the_name_of_its_class(name: str) -> None:
     cls = algorithm_class(name)
     assert cls.__name__.lower() == name.replace("_", "")
     assert name_of(cls) == name
     assert algorithm_class(f"algorithms.{name}:{cls.__name__}") is cls
 
 
-def test_a_task_is_found_by_its_short_name_and_back() -> None:
+def test_the_short_name_of_a_task_is_the_name_of_its_class() -> None:
     assert name_of(task_class("synthetic")) == "synthetic"
 
 
-def test_ones_own_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_for_registry.py").write_text(MINE)
+def test_a_user_defined_algorithm_is_found_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_for_registry.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    cls = algorithm_class("own_for_registry:Mine")
-    assert name_of(cls) == "own_for_registry:Mine"
-    assert algorithm_class("own_for_registry:Plain").__name__ == "Plain"
+    cls = algorithm_class("own_for_registry:Complete")
+    assert name_of(cls) == "own_for_registry:Complete"
+    assert algorithm_class("own_for_registry:Subclass").__name__ == "Subclass"
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere:Mine", "algorithm 'nowhere:Mine' cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
-        (":Mine", "cannot be imported: ValueError"),
+        (
+            "nowhere:Complete",
+            "algorithm 'nowhere:Complete' cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
+        ),
+        (":Complete", "cannot be imported: ValueError"),
         ("own_wrong:Other", "the module own_wrong has no Other"),
         ("own_wrong:", "the module own_wrong has no "),
-        ("own_wrong:Half", "expected a dataclass with the methods init, round, predictor"),
+        ("own_wrong:Incomplete", "expected a dataclass with the methods init, round, predictor"),
         ("own_wrong:number", "expected a dataclass"),
-        ("own_broken:Mine", "cannot be imported: SyntaxError"),
-        ("own_failing:Mine", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("own_broken:Complete", "cannot be imported: SyntaxError"),
+        ("own_failing:Complete", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("own_wrong.py:Complete", "; use own_wrong:Complete (module without .py)"),
         ("FedAvgg", "(did you mean 'fedavg'?)"),
     ],
 )
-def test_what_cannot_be_an_algorithm_is_explained(
+def test_the_reason_is_given_for_a_class_that_is_not_an_algorithm(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, text in (("own_wrong", MINE), ("own_broken", "def"), ("own_failing", "1 / 0")):
+    for module, text in (("own_wrong", MODULE), ("own_broken", "def"), ("own_failing", "1 / 0")):
         (tmp_path / f"{module}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError) as caught:

@@ -13,7 +13,7 @@ from raysim.core.errors import ConfigError
 from raysim.data.cache import cache_folder, cache_key, fingerprint, load_or_create
 
 
-def test_arrays_come_back_and_are_made_once(tmp_path):
+def test_arrays_are_created_once_and_read_back(tmp_path):
     calls = []
 
     def make():
@@ -32,11 +32,11 @@ def test_a_change_stays_in_the_process(tmp_path):
     assert not load_or_create(tmp_path, "entry", dict)["x"].any()
 
 
-def test_two_at_once_end_with_the_same_entry(tmp_path):
+def test_two_concurrent_writers_get_the_same_entry(tmp_path):
     both, found = threading.Barrier(2), []
 
     def make():
-        both.wait()  # neither has published when the other starts
+        both.wait()  # both start before one of them publishes its entry
         return {"x": np.ones(1000)}
 
     threads = [threading.Thread(target=lambda: found.append(load_or_create(tmp_path, "entry", make))) for _ in range(2)]
@@ -79,7 +79,7 @@ def test_a_damaged_entry_is_named(tmp_path):
         load_or_create(tmp_path, "entry", lambda: {"x": np.ones(3)})
 
 
-def test_digests_depend_on_the_key_alone():
+def test_cache_keys_depend_only_on_the_value():
     assert cache_key({"a": 1, "b": [2]}) == cache_key({"b": [2], "a": 1}) != cache_key({"a": 1, "b": [3]})
 
 
@@ -96,7 +96,7 @@ def test_a_fingerprint_changes_with_the_file(tmp_path):
         fingerprint(str(tmp_path / "nowhere"))
 
 
-def test_the_folder_is_the_users_choice_then_the_environments(monkeypatch, tmp_path):
+def test_the_folder_is_the_given_one_else_that_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("RAYSIM_CACHE", str(tmp_path / "b"))
     assert cache_folder(str(tmp_path / "a")) == tmp_path / "a"
     assert cache_folder() == tmp_path / "b"

@@ -1,4 +1,4 @@
-"""The classes of a table: from labels or the configuration; labels that are no class are refused."""
+"""The classes of a table: from its labels or the configuration; labels that are not a class are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refused(given: Any, *labels: str | None) -> str:
 @pytest.mark.parametrize(
     ("labels", "given", "expected"),
     [
-        (("10", "9", "2"), None, {"2": "2", "9": "9", "10": "10"}),  # by size, not as text
+        (("10", "9", "2"), None, {"2": "2", "9": "9", "10": "10"}),  # sorted as numbers, not as text
         (("wolf", "dog", None, "dog"), None, {"dog": "dog", "wolf": "wolf"}),
         (("1", "cat"), None, {"1": "1", "cat": "cat"}),
         (("1", "0"), ("healthy", "ill"), {"0": "healthy", "1": "ill"}),
@@ -32,7 +32,7 @@ def refused(given: Any, *labels: str | None) -> str:
         (("1", "0"), (1, 0), {"1": "1", "0": "0"}),  # the labels themselves, in this order
         (("2", "4"), {"benign": 2, "malignant": 4}, {"2": "benign", "4": "malignant"}),
         (("no", "yes"), {"ill": "yes", "healthy": "no"}, {"yes": "ill", "no": "healthy"}),
-        (("0", "1"), ("a", "b", "c"), {"0": "a", "1": "b", "2": "c"}),  # one that no row has
+        (("0", "1"), ("a", "b", "c"), {"0": "a", "1": "b", "2": "c"}),  # no row has 2
     ],
 )
 def test_classes(labels: tuple[str, ...], given: Any, expected: dict[str, str]) -> None:
@@ -40,7 +40,7 @@ def test_classes(labels: tuple[str, ...], given: Any, expected: dict[str, str]) 
     assert list(found.items()) == list(expected.items())
 
 
-def test_classes_are_called_as_the_column_class_calls_them() -> None:
+def test_the_names_of_classes_are_in_the_column_class() -> None:
     rows = {"class": ["wolf", "dog", "wolf"]}
     assert resolve_classes(table("1", "0", "1", **rows), None, "t.csv") == {"0": "dog", "1": "wolf"}
     assert resolve_classes(table("1", "0", "0", **rows), None, "t.csv") == {"0": "0", "1": "1"}  # 0 has two names
@@ -53,17 +53,19 @@ def test_labels_become_indices() -> None:
     assert found.isna().tolist() == [False, True, False]
 
 
-def test_a_label_that_is_no_class_is_refused_with_the_classes() -> None:
+def test_a_label_that_is_not_a_class_is_refused_with_the_classes() -> None:
     message = refused(("healthy", "ill"), "0", "2", "2", "7")
-    assert message.startswith("table t.csv: labels that are no class: '2' in 2 rows, '7' in 1 row")
+    assert message.startswith("table t.csv: labels that are not a class: '2' in 2 rows, '7' in 1 row")
     assert "the classes are 0 (healthy), 1 (ill)" in message
     assert "did you mean 'ill'" in refused(("healthy", "ill"), "healthy", "il")
     assert "'2' in 1 row" in refused({"a": 0, "b": 1}, "0", "1", "2")
 
 
-def test_what_are_no_classes_is_refused() -> None:
-    assert "all its labels are '1'; two classes are needed" in refused(None, "1", "1")
-    assert "it has no label; two classes are needed" in refused(None, None)
-    assert "40 values (0, 1, 2, 3, 4 and 35 more), which are measurements" in refused(None, *map(str, range(40)))
+def test_labels_that_cannot_be_classes_are_refused() -> None:
+    assert "all its labels are '1'; expected two or more classes" in refused(None, "1", "1")
+    assert "it has no label; expected two or more classes" in refused(None, None)
+    assert "40 different values (0, 1, 2, 3, 4 and 35 more), so they seem to be measurements" in refused(
+        None, *map(str, range(40))
+    )
     for given in (("a", "a"), {"a": 0, "b": "0"}):
         assert "every class needs a distinct name and a distinct value" in refused(given, "0")

@@ -51,35 +51,35 @@ def test_sites_with_images_and_masks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", "_mask", "_seg", "-label", "_manual1", "_1stHO", " segmentation"])
-def test_masks_are_found_by_how_their_names_begin(tmp_path: Path, ending: str) -> None:
-    # case1 begins case10 too, and case1_b goes on after a mark: the longest image's name decides.
+def test_masks_are_matched_by_the_start_of_their_names(tmp_path: Path, ending: str) -> None:
+    # case1 is also a prefix of case10 and of case1_b: the longest matching name of an image decides.
     names = ("case1", "case10", "case1_b")
     folder = made(tmp_path, *(f"images/{n}.jpg" for n in names), *(f"masks/{n}{ending}.png" for n in names))
     assert labels(scan(folder)) == {f"images/{n}.jpg": f"masks/{n}{ending}.png" for n in names}
 
 
-def test_a_mask_of_the_same_name_takes_precedence_and_unmatched_masks_are_noted(tmp_path: Path) -> None:
+def test_a_mask_of_the_same_name_takes_precedence_and_unmatched_masks_are_reported(tmp_path: Path) -> None:
     folder = made(tmp_path, "images/a.png", "images/b.png", "masks/a.png", "masks/a_old.png", "masks/z.png")
     table = scan(folder)
     assert labels(table) == {"images/a.png": "masks/a.png"}
     assert table.set_index("image")["split"]["images/b.png"] == "unlabelled"
-    strays, bare, *lacking = table.attrs["notes"]
-    assert lacking == ["no val rows at any site", "no test rows at any site"]
-    assert strays.startswith("masks of no image, left out: 2")
-    assert bare.startswith("images without a label, now unlabelled: 1")
+    unmatched, unlabelled, *empty_splits = table.attrs["notes"]
+    assert empty_splits == ["no val rows at any site", "no test rows at any site"]
+    assert unmatched.startswith("masks without an image, left out: 2")
+    assert unlabelled.startswith("images without a label, in split 'unlabelled': 1")
 
 
-def test_a_site_without_masks_is_unlabelled_and_one_without_images_is_left_out(tmp_path: Path) -> None:
+def test_a_site_without_masks_is_unlabelled_and_a_site_without_images_is_left_out(tmp_path: Path) -> None:
     table = scan(made(tmp_path, "a/images/1.png", "a/masks/1.png", "b/images/1.png", "c/masks/1.png"))
     assert table.groupby("site")["split"].agg(list).to_dict() == {"a": ["train"], "b": ["unlabelled"]}
     assert "c has no folder of images and is left out" in table.attrs["notes"]
 
 
-def test_one_split_is_scanned_by_itself(tmp_path: Path) -> None:
+def test_a_folder_of_one_split_can_be_scanned(tmp_path: Path) -> None:
     assert scan(made(tmp_path / "train", "images/a.png", "masks/a.png"))["site"].tolist() == ["train"]
 
 
-def test_one_site_is_named_after_the_folder(tmp_path: Path) -> None:
+def test_a_single_site_has_the_name_of_the_folder(tmp_path: Path) -> None:
     table = scan(made(tmp_path / "clinic", "images/a.png", "labels/a.png"))
     assert table["site"].tolist() == ["clinic"]
 
@@ -105,7 +105,7 @@ def test_decathlon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"training": 7}', '{"training": ["a"]}', '{"name": "x"}', "\x00"])
-def test_a_json_of_another_kind_is_ignored(tmp_path: Path, text: str) -> None:
+def test_a_json_file_with_other_content_is_ignored(tmp_path: Path, text: str) -> None:
     folder = made(tmp_path, "images/a.png", "masks/a.png")
     (tmp_path / "dataset.json").write_text(text)
     table = scan(folder)
@@ -116,15 +116,17 @@ def test_a_json_of_another_kind_is_ignored(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"{bad", "it is no JSON in UTF-8: Expecting property name"),
-        (b'\xff\xfe{"training": []}', "it is no JSON in UTF-8: 'utf-8' codec"),
+        (b"{bad", "it is not JSON in UTF-8: Expecting property name"),
+        (b'\xff\xfe{"training": []}', "it is not JSON in UTF-8: 'utf-8' codec"),
         (b'{"training": []}', "it has no list 'training' with images and labels"),
         (b'{"training": [{"image": "a.nii.gz"}]}', "entry 1 of its 'training' has no 'label'"),
         (b'{"training": [{"image": "a.nii", "label": "a.nii"}], "test": [7]}', "entry 1 of its 'test' has no 'image'"),
-        (b'{"training": [{"image": "a.nii", "label": "a.nii"}], "test": 7}', "its 'test' is no list"),
+        (b'{"training": [{"image": "a.nii", "label": "a.nii"}], "test": 7}', "its 'test' is not a list"),
     ],
 )
-def test_an_invalid_json_is_reported_if_nothing_else_is_found(tmp_path: Path, content: bytes, part: str) -> None:
+def test_an_invalid_json_file_is_reported_if_there_are_no_other_cases(
+    tmp_path: Path, content: bytes, part: str
+) -> None:
     (tmp_path / "dataset.json").write_bytes(content)
     with pytest.raises(ConfigError) as refusal:
         scan(str(tmp_path))
@@ -132,7 +134,7 @@ def test_an_invalid_json_is_reported_if_nothing_else_is_found(tmp_path: Path, co
     assert "raysim supports three layouts" in str(refusal.value)
 
 
-def test_case_counts_only_where_names_differ_in_nothing_else(tmp_path: Path) -> None:
+def test_case_is_ignored_except_for_names_that_differ_only_in_case(tmp_path: Path) -> None:
     images = ("IMG1.PNG", "img2.png", "Eye.png", "eye.png", "Case.png", "case_b.png")
     masks = ("img1.png", "img1_old.png", "IMG2_mask.PNG", "eye.png", "EYE.png", "Case_B.png", "case_x.png")
     folder = made(tmp_path, *(f"images/{n}" for n in images), *(f"masks/{n}" for n in masks))
@@ -144,37 +146,37 @@ def test_case_counts_only_where_names_differ_in_nothing_else(tmp_path: Path) -> 
         "images/case_b.png": "masks/Case_B.png",
         "images/Case.png": "masks/case_x.png",
     }
-    assert table.attrs["notes"][0].startswith("masks of no image, left out: 2, such as")  # img1_old and EYE
+    assert table.attrs["notes"][0].startswith("masks without an image, left out: 2, such as")  # img1_old and EYE
 
 
-def test_skipped_entries_beside_images_are_noted(tmp_path: Path) -> None:
+def test_skipped_entries_next_to_images_are_reported(tmp_path: Path) -> None:
     files = ("images/1.png", "images/2.dcm", "images/3.dcm", "images/p1/4.png", "images/5.png/x", "masks/1.png")
     folder = made(tmp_path, *(f"a/{file}" for file in files))
-    (tmp_path / "a/images/6.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "a/images/6.png").symlink_to(tmp_path / "missing.png")
     table = scan(folder)
     assert table["image"].tolist() == ["a/images/1.png"]
     assert table.attrs["notes"][:3] == [
-        f"files of a format that raysim does not read, left out: 2, such as {folder}/a/images/2.dcm",
-        f"folders inside folders of images, not looked into: 2, such as {folder}/a/images/5.png",
-        f"links that are broken, left out: 1, such as {folder}/a/images/6.png",
+        f"broken links, left out: 1, such as {folder}/a/images/6.png",
+        f"files in a format that raysim does not read, left out: 2, such as {folder}/a/images/2.dcm",
+        f"folders inside image folders, not searched: 2, such as {folder}/a/images/5.png",
     ]
 
 
-def test_skipped_entries_beside_images_of_a_class_are_noted(tmp_path: Path) -> None:
+def test_skipped_entries_next_to_images_of_a_class_are_reported(tmp_path: Path) -> None:
     folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.dcm")
-    (tmp_path / "dog/4.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "dog/4.png").symlink_to(tmp_path / "missing.png")
     table = scan(folder)
     assert sorted(table["image"]) == [
         "cat/1.png",
         "dog/2.png",
-    ]  # the split, and so the order, depends on the folder's name
-    formats, links = table.attrs["notes"][:2]
+    ]  # the split, and so the order, depends on the name of the folder
+    links, formats = table.attrs["notes"][:2]
     assert "does not read, left out: 1" in formats
-    assert "links that are broken, left out: 1" in links
+    assert "broken links, left out: 1" in links
 
 
 @pytest.mark.parametrize(
-    ("file", "part"), [("p1/1.png", "not looked into: 2"), ("1.dcm", "raysim does not read, left out: 2")]
+    ("file", "part"), [("p1/1.png", "not searched: 2"), ("1.dcm", "raysim does not read, left out: 2")]
 )
 def test_a_folder_without_listable_images_is_refused_with_the_reason(tmp_path: Path, file: str, part: str) -> None:
     with pytest.raises(ConfigError) as refusal:
@@ -182,13 +184,13 @@ def test_a_folder_without_listable_images_is_refused_with_the_reason(tmp_path: P
     assert part in str(refusal.value)
 
 
-def test_splits_without_rows_are_noted(tmp_path: Path) -> None:
+def test_splits_without_rows_are_reported(tmp_path: Path) -> None:
     folder = made(tmp_path, *(f"{s}/{k}/{i}.png" for s, n in (("a", 10), ("b", 1)) for k in KINDS for i in range(n)))
     assert scan(folder).attrs["notes"] == ["no val rows at b", "no test rows at b"]
     assert scan(folder, (0.4, 0, 0.6)).attrs["notes"] == ["no train rows at b", "no val rows at any site"]
 
 
-def test_a_single_item_is_printed_in_the_singular(tmp_path: Path) -> None:
+def test_one_site_and_one_row_are_printed_in_the_singular(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     data.scan(made(tmp_path, "images/1.png", "masks/1.png"), None, "1,0,0", 0, None, console)
     assert isinstance(console.file, io.StringIO)
@@ -231,7 +233,7 @@ def test_a_written_table_is_read_from_its_folder(tmp_path: Path, out: str) -> No
         write_scan(folder, str(tmp_path / out))
 
 
-def test_a_table_cannot_be_written_just_anywhere(tmp_path: Path) -> None:
+def test_a_table_is_written_only_to_a_csv_file_in_a_folder_that_exists(tmp_path: Path) -> None:
     folder = made(tmp_path, "images/1.png", "masks/1.png")
     for out in ("none/t.csv", "t.txt"):
         with pytest.raises(ConfigError, match="cannot be written"):
@@ -246,27 +248,27 @@ def test_a_table_cannot_be_written_just_anywhere(tmp_path: Path) -> None:
         ([], "raysim supports three layouts"),
         (["a.png", "b.png"], "raysim supports three layouts"),
         (["images/a.png"], "raysim supports three layouts"),
-        (["images/a.png", "masks/a.png", "labels/a.png"], "leave one of images"),
+        (["images/a.png", "masks/a.png", "labels/a.png"], "keep one of images"),
         (
             ["images/01.png", "masks/01_manual1.png", "masks/01_manual2.png"],
             "several masks, 01_manual1.png and 01_manual2",
         ),
         (["images/01.png", "masks/01.png", "masks/01.gif"], "several masks"),
         (["images/01.png", "images/01.jpg", "masks/01.png"], "masks are matched by name"),
-        (["images/21_training.tif", "masks/21_manual1.gif"], "no mask fits"),
+        (["images/21_training.tif", "masks/21_manual1.gif"], "no mask has the name of an image"),
         (["train/cat/1.png", "test/dog/1.png"], "are splits"),
         (["train/1.png", "test/1.png"], "are splits"),
         ([f"{split}/{kind}/1.png" for split in ("Train", "test") for kind in KINDS], "Train, test in"),
         (["a&b/images/1.png", "a&b/masks/1.png"], "'a&b'"),
     ],
 )
-def test_other_folders_are_refused(tmp_path: Path, files: list[str], part: str) -> None:
+def test_folders_in_other_layouts_are_refused(tmp_path: Path, files: list[str], part: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         scan(made(tmp_path, *files))
     assert part in str(refusal.value)
 
 
-def test_bad_fractions_and_no_folder_are_refused(tmp_path: Path) -> None:
+def test_wrong_fractions_seeds_and_folders_are_refused(tmp_path: Path) -> None:
     folder = made(tmp_path, "images/1.png", "masks/1.png")
     with pytest.raises(ConfigError, match="expected three"):
         scan(folder, (0.5, 0.5))
@@ -279,7 +281,7 @@ def test_bad_fractions_and_no_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the project")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not next to the project")
 def test_real_folders_are_scanned() -> None:
     counts = {name: len(scan(str(DATA / name))) for name in ("retina_vessels", "hippocampus_3d", "spinal_gm_3d")}
     assert counts == {"retina_vessels": 95, "hippocampus_3d": 100, "spinal_gm_3d": 8}

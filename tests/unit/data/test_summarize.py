@@ -1,4 +1,4 @@
-"""Counts in the summary of a data set, by hand; missing and damaged files are problems and raise no error."""
+"""The counts in the summary of a data set, by hand. Missing and damaged files are problems and raise no error."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def test_volumes_have_spacing_and_channels(tmp_path: Path) -> None:
     assert (images["shape_min"], images["shape_max"]) == ((4, 5, 6), (4, 5, 8))
     assert (images["spacing_min"], images["spacing_max"]) == ((0.5, 1, 2), (0.5, 1, 3))
     assert images["channels"] == (1, 2)
-    assert seen.problems == (f"images differ in channels: 1 in {flat}, 2 in {multi}",)
+    assert seen.problems == (f"images differ in their number of channels: 1 in {flat}, 2 in {multi}",)
     assert "4 x 5 x 6..8" in printed(seen)
 
 
-def test_what_a_run_takes_is_no_problem_and_what_it_refuses_is(tmp_path: Path) -> None:
+def test_only_images_that_a_run_refuses_are_problems(tmp_path: Path) -> None:
     alpha = picture(tmp_path / "alpha.png", np.full((2, 2, 4), 9))
     grey = picture(tmp_path / "grey.png", np.full((2, 2, 3), 5))
     colour = picture(tmp_path / "colour.png", np.zeros((2, 2, 3)))
@@ -82,7 +82,7 @@ def test_what_a_run_takes_is_no_problem_and_what_it_refuses_is(tmp_path: Path) -
     assert summarize(table(("s", "train", image, str(tmp_path / "same.nii")))).problems == ()
     moved = volume(tmp_path / "moved.nii", turned, (2.0, 1.0, 1.0))
     (problem,) = summarize(table(("s", "train", image, moved))).problems
-    assert problem == f"image and label lie in different places: {image}, {moved}"
+    assert problem == f"image and label differ in position: {image}, {moved}"
 
 
 def test_colour_pictures_have_three_channels_and_masks_keep_their_palette(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_missing_and_damaged_files_are_problems(tmp_path: Path) -> None:
     seen = summarize(
         table(
             ("a", "train", good, picture(tmp_path / "small.png", np.zeros((2, 4)))),
-            ("a", "train", str(tmp_path / "gone.png"), picture(tmp_path / "m.png", np.ones((4, 4)))),
+            ("a", "train", str(tmp_path / "missing.png"), picture(tmp_path / "m.png", np.ones((4, 4)))),
             ("a", "val", str(tmp_path / "bad.png"), None),
             ("a", "test", str(tmp_path / "bad.nii.gz"), picture(tmp_path / "rgb.png", np.eye(3)[None] * 9)),
             ("b", "test", holes, picture(tmp_path / "z.png", np.zeros((2, 2)))),
@@ -115,17 +115,17 @@ def test_missing_and_damaged_files_are_problems(tmp_path: Path) -> None:
     problems = "\n".join(seen.problems)
     for part in (
         "image and label differ in shape, 4 x 4 and 2 x 4",
-        f"image {tmp_path}/gone.png does not exist",
+        f"image {tmp_path}/missing.png does not exist",
         f"image {tmp_path}/bad.png cannot be read",
         f"image {tmp_path}/bad.nii.gz cannot be read",
         "rgb.png a mask must be grey",
-        "holes.nii holds NaN",
+        "holes.nii contains NaN",
         "noisy.png has 64 different values",
         "site a: rows of train, val or test without a label: 1",
-        "site b: no label is 1",
+        "site b: label values that do not occur: 1",
     ):
         assert part in problems
-    assert f"{tmp_path}/gone.pngdoesnotexist" in "".join(printed(seen).split())
+    assert f"{tmp_path}/missing.pngdoesnotexist" in "".join(printed(seen).split())
 
 
 def test_classes_are_counted_and_absent_ones_are_problems(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_classes_are_counted_and_absent_ones_are_problems(tmp_path: Path) -> Non
     assert seen.kind == "classification"
     assert seen.values.loc["a"].to_dict() == {0.0: 1, 2.0: 1}
     assert seen.values.loc["b"].to_dict() == {0.0: 1, 2.0: 0}
-    assert seen.problems == ("site b: no label is 2",)
+    assert seen.problems == ("site b: label values that do not occur: 2",)
 
 
 def test_classes_of_images_may_be_text(tmp_path: Path) -> None:
@@ -151,12 +151,12 @@ def test_classes_of_images_may_be_text(tmp_path: Path) -> None:
     assert seen.values.loc["a"].to_dict() == {"cat": 1, "dog": 1}
 
 
-def test_classes_go_by_their_names_where_each_number_has_one(tmp_path: Path) -> None:
+def test_classes_have_names_if_each_number_has_one_name(tmp_path: Path) -> None:
     image = picture(tmp_path / "i.png", np.zeros((2, 2)))
     frame = table(("a", "train", image, "0"), ("a", "val", image, "1"), ("b", "test", image, "0"))
     seen = summarize(frame.assign(**{"class": pd.Series(["cat", "dog", "cat"], dtype="string")}))
     assert seen.values.loc["a"].to_dict() == {"cat": 1, "dog": 1}
-    assert seen.problems == ("site b: no label is dog",)
+    assert seen.problems == ("site b: label values that do not occur: dog",)
     assert "cat" in printed(seen)
     unclear = summarize(frame.assign(**{"class": pd.Series(["cat", "dog", "hen"], dtype="string")}))
     assert unclear.values.loc["a"].to_dict() == {0.0: 1, 1.0: 1}
@@ -175,7 +175,7 @@ def test_a_patient_in_several_splits_is_a_problem() -> None:
         "patients (column 'patient') in more than one of train, val and test: 2, "
         "1 of a (train, test), 2 of a (train, val); keep"
     )
-    # The same numbers at another site are other patients.
+    # The same number at another site is another patient.
     assert summarize(frame.assign(site=frame["split"])).problems == ()
 
 
@@ -204,7 +204,7 @@ def test_features_of_a_table_without_images() -> None:
         "mean": None,
     }
     assert seen.features["mean"].tolist()[0] == 55
-    assert seen.problems == ("site b: no label is 0", "site b: nothing in age")
+    assert seen.problems == ("site b: label values that do not occur: 0", "site b: empty columns: age")
 
 
 @pytest.mark.parametrize("label", [["healthy", "ill"] * 20, [str(i / 7) for i in range(40)]])
@@ -215,7 +215,7 @@ def test_labels_that_are_text_or_measurements(label: list[str]) -> None:
 
 
 @pytest.mark.parametrize("images", [True, False])
-def test_three_hundred_sites_are_summed_up(tmp_path: Path, images: bool) -> None:
+def test_the_sites_after_the_first_forty_are_combined(tmp_path: Path, images: bool) -> None:
     frame = pd.DataFrame({"site": [f"site-{i:03}" for i in range(300)], "split": "train", "label": "1", "age": "5"})
     if images:
         frame["image"] = picture(tmp_path / "i.png", np.zeros((2, 2)))
@@ -233,11 +233,11 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the project")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not next to the project")
 @pytest.mark.parametrize(
     "name", ["retina_vessels", "hippocampus_3d", "spinal_gm_3d", "wbc_classification", "heart_disease"]
 )
-def test_real_data_have_no_problem_but_one(name: str) -> None:
+def test_real_data_sets_have_one_known_problem(name: str) -> None:
     path = str(DATA / name / "table.csv")
     rows = read_table(path, needs_label=False, needs_image=False, check_files=False)
     if name == "wbc_classification":  # a part of its 577 pictures, with every class of every site

@@ -1,4 +1,4 @@
-"""Tables of cases: read in any order and from any store; invalid ones are refused with the reason."""
+"""Tables of cases: rows in any order and from any store; invalid tables are refused with the reason."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_splits_are_those_of_the_engine() -> None:
     assert engine == SPLITS
 
 
-def test_other_columns_are_kept_and_names_like_NA_are_names(tmp_path: Path) -> None:
+def test_other_columns_and_names_like_NA_are_kept(tmp_path: Path) -> None:
     path = written(tmp_path, "site, split, image, label, age\nNA, train, a.png, 2.0, 063\n")
     table = read_table(path)
     assert table.loc[0, ["site", "label", "age"]].tolist() == ["NA", "2", "063"]
     assert not labels_are_files(table)
 
 
-def test_byte_order_mark_of_a_spreadsheet_is_ignored(tmp_path: Path) -> None:
+def test_the_byte_order_mark_of_a_spreadsheet_is_ignored(tmp_path: Path) -> None:
     assert read_table(written(tmp_path, "\ufeff" + HEADER + "s,train,a.png,1\n"))["site"].tolist() == ["s"]
 
 
@@ -68,7 +68,7 @@ def test_root_replaces_the_folder_of_the_table(tmp_path: Path) -> None:
     assert table["image"].tolist() == [str(tmp_path / "images" / "c.png")]
 
 
-def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
+def test_parquet_gives_the_same_rows_as_csv(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {"site": [7, 8], "split": ["train", "unlabelled"], "image": ["a.png", "b.png"], "label": [1.0, None]}
     )
@@ -110,11 +110,11 @@ def test_missing_files_are_distinguished_by_their_store(tmp_path: Path) -> None:
 
 
 def test_seven_missing_files_are_listed_as_five_and_two(tmp_path: Path) -> None:
-    path = written(tmp_path, HEADER + "".join(f"s,train,gone{i}.png,1\n" for i in range(7)))
+    path = written(tmp_path, HEADER + "".join(f"s,train,missing{i}.png,1\n" for i in range(7)))
     message = refused(path)
     assert "files that do not exist" in message
-    assert "gone4.png and 2 more" in message
-    assert "gone5.png" not in message
+    assert "missing4.png and 2 more" in message
+    assert "missing5.png" not in message
     assert len(read_table(path, check_files=False)) == 7
 
 
@@ -126,17 +126,17 @@ def test_seven_missing_files_are_listed_as_five_and_two(tmp_path: Path) -> None:
         (",train,a.png,1\n", ["empty site cells in row 2"]),
         ("s,train, ,1\ns,val,,1\n", ["empty image cells in rows 2, 3"]),
         ("s,train,a.png,1\ns,test,b.png,\n", ["empty label cells in row 3", "unlabelled"]),
-        ("s,train,a.png,1\ns,val,./a.png,1\n", ["more than once", "a.png in rows 2, 3."]),
-        ("s,train,a.png,1\nr,test,a.png,1\n", ["more than once", "a.png in rows 2, 3."]),
+        ("s,train,a.png,1\ns,val,./a.png,1\n", ["in more than one row", "a.png in rows 2, 3."]),
+        ("s,train,a.png,1\nr,test,a.png,1\n", ["in more than one row", "a.png in rows 2, 3."]),
         ("".join(f"{s},train,{i}.png,1\n" for s in "rs" for i in range(7)), ["4.png in rows 6, 13; and 2 more."]),
         ("a/b,train,a.png,1\n", ["'a/b'", "letters, digits"]),
         ("..,train,a.png,1\n", ["'..'"]),
         ("s,train,a.png,1,9,9\n", ["more cells"]),
-        ("s,train,a.png,m.png\ns,train,b.png,1\n", ["labels that are no files: 1.", "path of a mask"]),
+        ("s,train,a.png,m.png\ns,train,b.png,1\n", ["labels that are not files: 1.", "path of a mask"]),
         ("", ["no rows"]),
     ],
 )
-def test_bad_rows_are_refused(tmp_path: Path, rows: str, parts: list[str]) -> None:
+def test_invalid_rows_are_refused(tmp_path: Path, rows: str, parts: list[str]) -> None:
     message = refused(written(tmp_path, HEADER + rows))
     assert all(part in message for part in parts), message
 
@@ -144,7 +144,7 @@ def test_bad_rows_are_refused(tmp_path: Path, rows: str, parts: list[str]) -> No
 @pytest.mark.parametrize(
     ("name", "text", "part"),
     [
-        ("t.csv", "site,image,label\ns,a.png,1\n", "no column 'split'; it has 'site', 'image', 'label'"),
+        ("t.csv", "site,image,label\ns,a.png,1\n", "no column 'split'; its columns are 'site', 'image', 'label'"),
         ("t.csv", "site;split;image;label\ns;train;a.png;1\n", "commas"),
         (
             "t.csv",
@@ -159,7 +159,7 @@ def test_bad_rows_are_refused(tmp_path: Path, rows: str, parts: list[str]) -> No
         ("t.xlsx", "x", "must end in .csv, .parquet or .pq"),
     ],
 )
-def test_what_is_no_table_is_refused(tmp_path: Path, name: str, text: str, part: str) -> None:
+def test_files_that_are_not_a_table_are_refused(tmp_path: Path, name: str, text: str, part: str) -> None:
     assert part in refused(written(tmp_path, text, name))
 
 
@@ -169,7 +169,7 @@ def test_a_missing_table_a_folder_and_an_unknown_protocol_are_refused(tmp_path: 
     assert "Protocol not known" in refused("nowhere://t.csv")
 
 
-def test_blanks_around_names_and_patients_do_not_count(tmp_path: Path) -> None:
+def test_blanks_around_names_and_patients_are_ignored(tmp_path: Path) -> None:
     path = written(tmp_path, "site , split, image,label,patient,,\ns,train,a.png,1,p1 ,,\ns,val,b.png,1,p1,,\n")
     table = read_table(path)
     assert table["patient"].tolist() == ["p1", "p1"]
@@ -177,14 +177,14 @@ def test_blanks_around_names_and_patients_do_not_count(tmp_path: Path) -> None:
     assert read_table(str(tmp_path / "t.parquet"))["site"].tolist() == ["s", "s"]
 
 
-def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"task\.data\.root is /none, which is no folder"):
+def test_a_root_that_is_not_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.data\.root=/none is not a folder"):
         read_table(written(tmp_path, HEADER + "s,train,a.png,1\n"), root="/none")
 
 
-def test_a_folder_and_a_link_to_nothing_are_no_files(tmp_path: Path) -> None:
+def test_a_folder_and_a_broken_link_are_not_files(tmp_path: Path) -> None:
     (tmp_path / "dir.png").mkdir()
-    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "missing.png")
     (tmp_path / "good.png").touch()
     (tmp_path / "alias.png").symlink_to(tmp_path / "good.png")
     paths = [str(tmp_path / f"{name}.png") for name in ("dir", "link", "good", "alias")]
@@ -192,16 +192,16 @@ def test_a_folder_and_a_link_to_nothing_are_no_files(tmp_path: Path) -> None:
 
 
 def test_labels_are_reported_only_if_their_files_are_missing(tmp_path: Path) -> None:
-    message = refused(written(tmp_path, HEADER + "s,train,gone.png,m.png\n"))
-    assert "gone.png. Paths start from" in message
-    assert "label" not in message.replace(str(tmp_path), "")  # the folder is called after this test
+    message = refused(written(tmp_path, HEADER + "s,train,missing.png,m.png\n"))
+    assert "missing.png. Relative paths start at" in message
+    assert "label" not in message.replace(str(tmp_path), "")  # the folder has the name of this test
 
 
-def test_labels_are_files_or_classes_by_how_they_are_written_or_as_one_says(tmp_path: Path) -> None:
+def test_labels_are_files_or_classes_by_their_spelling_or_as_configured(tmp_path: Path) -> None:
     path = written(tmp_path, HEADER + "s,train,a.png,basophil\ns,train,b.png,1\n")
     assert read_table(path)["label"].tolist() == ["basophil", "1"]
     message = refused(path, label_files=True)
-    assert "labels that are no files: basophil, 1. In segmentation a label is the path of a mask" in message
+    assert "labels that are not files: basophil, 1. In segmentation a label is the path of a mask" in message
     files = written(tmp_path, HEADER + "s,train,a.png,m.png\n", "files.csv")
     assert read_table(files)["label"].tolist() == [str(tmp_path / "m.png")]
     assert read_table(files, label_files=False)["label"].tolist() == ["m.png"]
@@ -216,7 +216,7 @@ def test_labels_and_images_only_where_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the project")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not next to the project")
 def test_real_tables_are_read() -> None:
     rows = {
         name: len(read_table(str(DATA / name / "table.csv"), needs_image=name != "heart_disease"))

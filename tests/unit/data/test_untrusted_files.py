@@ -1,4 +1,4 @@
-"""Tables and images made to harm: reading them runs nothing and fills no memory."""
+"""Malicious tables and images: reading them runs no code and does not fill the memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raysim.data.table import read_table
 
 
 class Bomb:
-    """Unpickled, it leaves a mark."""
+    """An object that creates the file `mark` when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -31,22 +31,24 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-def test_tables_that_unfold_to_more_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_that_are_too_large_when_decompressed_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(table, "MAX_TABLE_BYTES", 1_000_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("table.csv", "site,split,image,label\n" + "a,train,x.png,y.png\n" * 200_000)
     assert (tmp_path / "bomb.zip").stat().st_size < 50_000
-    with pytest.raises(ConfigError, match="holds more than 1,000,000 bytes"):
+    with pytest.raises(ConfigError, match="has more than 1,000,000 bytes"):
         read_table(f"zip://table.csv::{tmp_path / 'bomb.zip'}")
     rows = pd.DataFrame({name: ["a"] * 200_000 for name in ("site", "split", "image", "label")})
     rows.to_parquet(tmp_path / "bomb.parquet")
     assert (tmp_path / "bomb.parquet").stat().st_size < 50_000
-    with pytest.raises(ConfigError, match="holds 200,000 rows of 4 columns"):
+    with pytest.raises(ConfigError, match="has 200,000 rows and 4 columns"):
         read_table(str(tmp_path / "bomb.parquet"))
 
 
 def a_volume(file: Path, shape: tuple[int, int, int]) -> Path:
-    """A small file whose header promises so many voxels, and whose zeros unfold to 32 MB."""
+    """A small file with this shape in its header, and with zeros that have 32 MB when decompressed."""
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.uint8)
     header.set_data_shape(shape)
@@ -55,15 +57,15 @@ def a_volume(file: Path, shape: tuple[int, int, int]) -> Path:
     return file
 
 
-def test_images_that_promise_more_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    promise = a_volume(tmp_path / "promise.nii.gz", (4000, 4000, 4000))
-    with pytest.raises(ConfigError, match="header promises 64,000,000,000 voxels"):
-        image_reader.read_image(str(promise))
-    assert "header promises 64,000,000,000 voxels" in inspect_case(str(promise), None).problems[0]
+def test_images_with_too_many_voxels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = a_volume(tmp_path / "large.nii.gz", (4000, 4000, 4000))
+    with pytest.raises(ConfigError, match="header declares 64,000,000,000 voxels"):
+        image_reader.read_image(str(large))
+    assert "header declares 64,000,000,000 voxels" in inspect_case(str(large), None).problems[0]
     monkeypatch.setattr(file_inspection, "MAX_FILE_BYTES", 1_000_000)
     small = a_volume(tmp_path / "small.nii.gz", (10, 10, 10))
     assert image_reader.read_image(str(small)).space == (10, 10, 10)
-    assert "unfolds to more than 1,000,000 bytes" in inspect_case(str(small), None).problems[0]
+    assert "has more than 1,000,000 bytes when decompressed" in inspect_case(str(small), None).problems[0]
     picture = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(picture, "PNG")
     (tmp_path / "wide.png").write_bytes(picture.getvalue())
@@ -72,7 +74,7 @@ def test_images_that_promise_more_than_memory_are_refused(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
-def test_a_pickle_for_a_table_is_not_opened(tmp_path: Path, name: str) -> None:
+def test_a_pickle_file_is_not_read_as_a_table(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
     with pytest.raises(ConfigError):
         read_table(str(tmp_path / name))

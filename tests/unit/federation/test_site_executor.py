@@ -106,8 +106,8 @@ def test_data_that_cannot_be_opened_fail_their_site(executor: SiteExecutor) -> N
     ("reply", "cause"),
     [
         (5, "TypeError: a client function returns a Reply, not int"),
-        (Reply(torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients cannot travel"),
-        (Reply({1, 2}), "TypeError: a set cannot travel"),
+        (Reply(torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients cannot be sent"),
+        (Reply({1, 2}), "TypeError: a set cannot be sent"),
         (Reply(None, client_state=torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients"),
     ],
 )

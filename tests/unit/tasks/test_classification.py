@@ -28,7 +28,7 @@ SMALL = {"name": "classifier", "channels": [4, 4]}
 
 
 def task(folder, data=None, **keys):
-    """The task of `folder/table.csv`, its cache beside it, given as a user gives it."""
+    """The task of `folder/table.csv`, from keys as a user writes them, with its cache in the same folder."""
     data = {"table": str(folder / "table.csv"), "cache": str(folder / "cache"), "size": [8, 8], **(data or {})}
     return TypeAdapter(Classification).validate_python({"network": SMALL, **keys, "data": data}).build()
 
@@ -65,7 +65,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def test_images_of_every_site_come_in_one_size_with_the_index_of_their_class(pictures):
+def test_images_of_all_sites_have_one_size_and_a_class_index(pictures):
     built = task(pictures, {"intensity": "none", "outside": ["b"]})
     assert (built.inside, built.outside, built.shape, built.classes) == (("a",), ("b",), (1, 8, 8), 2)
     assert built.sizes["a"] == {"train": 3, "val": 1, "test": 1, "unlabelled": 0}
@@ -74,19 +74,19 @@ def test_images_of_every_site_come_in_one_size_with_the_index_of_their_class(pic
         assert (train.inputs.shape, train.inputs.dtype) == ((3, 1, 8, 8), np.float32)
         assert train.inputs[:, 0, 0, 0].tolist() == [50, 201, 52]
         assert train.inputs[:, 0, 7, 7].tolist() == [0, 0, 0]
-        assert (train.labels.dtype, train.labels.tolist()) == (np.uint8, [[1], [0], [1]])  # bright comes before dark
+        assert (train.labels.dtype, train.labels.tolist()) == (np.uint8, [[1], [0], [1]])  # bright is before dark
         assert built.open(site).unlabelled.labels.shape == (0, 1)
         assert train.cases.tolist() == [0, 1, 2]
 
 
-def test_classes_keep_the_order_in_which_they_are_given(pictures):
+def test_classes_keep_their_order(pictures):
     assert task(pictures, {"classes": ["dark", "bright"]}).open("a").train.labels.tolist() == [[0], [1], [0]]
     given = task(pictures, {"classes": {"night": "dark", "dusk": "dusk", "day": "bright"}})
     assert given.classes == 3
     assert given.open("b").test.labels.tolist() == [[2]]
 
 
-def test_a_scanned_folder_of_classes_is_a_task(tmp_path):
+def test_the_table_of_a_scanned_folder_of_classes_is_a_task(tmp_path):
     for name in ("s/dog/1.png", "s/dog/2.png", "s/cat/3.png", "s/cat/4.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         picture(tmp_path / name, 9)
@@ -97,7 +97,7 @@ def test_a_scanned_folder_of_classes_is_a_task(tmp_path):
     assert data.read()[1] == ("cat", "dog")
 
 
-def test_a_site_may_lack_a_class(pictures):
+def test_a_site_may_have_no_case_of_a_class(pictures):
     rows = [["a", split, f"a{n}.png", label] for n, (split, label) in enumerate(ROWS)]
     write_table(pictures, [*rows, ["b", "train", "b0.png", "dark"], ["b", "test", "b3.png", "dark"]])
     built = task(pictures)
@@ -106,7 +106,7 @@ def test_a_site_may_lack_a_class(pictures):
     assert metrics == {"accuracy": 1, "balanced_accuracy": 1, "f1": 1}  # and no area under a curve
 
 
-def test_a_class_whose_labels_are_all_taken_away_is_still_a_class(pictures):
+def test_a_class_without_remaining_labels_is_still_a_class(pictures):
     built = task(pictures, {"labelled": 1})
     assert built.classes == 2
     assert built.sizes["a"] == {"train": 1, "val": 1, "test": 1, "unlabelled": 2}
@@ -145,7 +145,7 @@ def test_urls(pictures):
     assert remote.open.paths() == (["memory://classes/"], [str(pictures / "cache")])
 
 
-def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(pictures):
+def test_a_task_opens_in_another_process_and_without_the_cache(pictures):
     built = task(pictures)
     expected = built.open("a").train
     arrays = np.array(expected.inputs), np.array(expected.labels)
@@ -165,7 +165,7 @@ def test_only_a_site_whose_labels_change_is_prepared_again(pictures):
     assert len(list((pictures / "cache").iterdir())) == 3
 
 
-def test_a_federation_learns_to_tell_the_classes_apart(pictures):
+def test_a_federation_learns_the_classes(pictures):
     built = task(pictures, {"intensity": "unit"}, batch_size=3)
     algorithm = algorithm_class("fedavg")(lr=1e-2, epochs=5)
     *_, last = federate(algorithm, built, LocalFleet(built, rounds=4), rounds=4)
@@ -181,16 +181,16 @@ def test_networks_work_by_name_alone(pictures, name):
     assert logits.shape == (3, 2)
 
 
-def test_a_vision_transformer_answers_with_plain_logits(pictures):
+def test_a_vision_transformer_returns_logits_without_activation(pictures):
     keys = {"name": "vit", "patch_size": [8, 8], "hidden_size": 8, "mlp_dim": 8, "num_heads": 2, "num_layers": 1}
     built = task(pictures, network=keys)
     (head,) = (layer for name, layer in built.start(0).named_modules() if name == "classification_head")
-    assert isinstance(head, torch.nn.Linear)  # MONAI's own default squeezes them by a tanh
+    assert isinstance(head, torch.nn.Linear)  # by default, MONAI adds a tanh
     logits = torch.tensor([[2.0, 0.0]])
     assert built.loss((logits, []), torch.tensor([[0]])).item() == pytest.approx(np.log1p(np.exp(-2)))
 
 
-def test_the_default_network_is_small_and_normalises_by_batches(pictures):
+def test_the_default_network_is_small_and_uses_batch_norm(pictures):
     assert Classification().network == {"name": "resnet"}
     net = task(pictures, network={"name": "resnet"}).start(0)
     assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in net.modules()) == 12
@@ -227,35 +227,35 @@ def test_augmentation_changes_images_and_never_labels(pictures):
     assert torch.equal(first[1], labels)
     assert first[1].dtype == labels.dtype
     keys = [{"name": "RandShiftIntensity", "offsets": 5, "prob": 1, "keys": ["image", "label"]}]
-    assert "leave keys out; in this task only the image may change" in refused(pictures, augment=keys)
+    assert "remove keys; in this task only the image may change" in refused(pictures, augment=keys)
 
 
 def test_wrong_settings_are_refused_with_the_cure(pictures):
     assert "task.data.table=FILE" in refused(pictures, {"table": ""})
     assert "did you mean 'b'" in refused(pictures, {"outside": ["B"]})
-    assert "leaves no site" in refused(pictures, {"outside": ["a", "b"]})
+    assert "all sites are outside sites, so no site trains" in refused(pictures, {"outside": ["a", "b"]})
     assert "'dark' in 6 rows" in refused(pictures, {"classes": ["bright", "black"]})
-    assert "give all one size with task.data.size" in refused(pictures, {"size": None})
+    assert "set one size with task.data.size" in refused(pictures, {"size": None})
     assert "did you mean 'ResNet'" in refused(pictures, network={"name": "resnett"})
-    assert "it is no classifier; take one with one output per image" in refused(
+    assert "it is not a classifier; use a network with one output per image" in refused(
         pictures, network={"name": "unet", "channels": [4, 8]}
     )
-    assert "leave num_classes out of task.network" in refused(pictures, network={"name": "resnet", "num_classes": 3})
+    assert "remove num_classes from task.network" in refused(pictures, network={"name": "resnet", "num_classes": 3})
     assert "valid: CrossEntropy, Focal" in refused(pictures, loss={"name": "dice"})
     assert "unknown argument of loss" in refused(pictures, loss={"name": "cross_entropy", "wieght": [1, 2]})
     assert "the loss fails on 2 classes" in refused(pictures, loss={"name": "cross_entropy", "weight": [1, 2, 3]})
 
 
-def test_yaml_s_yes_and_no_are_not_taken_for_numbers():
+def test_yes_and_no_in_yaml_are_not_read_as_numbers():
     with pytest.raises(ConfigError, match=r"task\.data\.classes"):
         resolve(parse_pairs(["task=classification", "task.data.classes=[no, yes]"]))
     with pytest.raises(ValidationError):
         TypeAdapter(Classification).validate_python({"data": {"classes": [False, True]}})
 
 
-def test_masks_are_no_classes(pictures):
+def test_masks_are_not_classes(pictures):
     write_table(pictures, [["a", "train", f"a{n}.png", f"m{n}.png"] for n in range(2)])
-    assert "its labels are written as files, such as 'm0.png'" in refused(pictures)
+    assert "its labels look like files, such as 'm0.png'" in refused(pictures)
     assert task(pictures, {"classes": ["m0.png", "m1.png"]}).classes == 2
 
 
@@ -263,23 +263,23 @@ def test_every_image_that_cannot_be_read_is_named(pictures):
     (pictures / "a1.png").write_text("not a picture")
     (pictures / "b2.png").write_bytes((pictures / "b2.png").read_bytes()[:40])
     message = refused(pictures)
-    assert "a1.png: cannot be read: it is no picture that raysim supports" in message
+    assert "a1.png: cannot be read: expected a picture in a supported format" in message
     assert "b2.png: cannot be read" in message
     (pictures / "a1.png").unlink()
     assert "files that do not exist" in refused(pictures)
 
 
 @pytest.mark.parametrize(
-    ("header", "words"),
+    ("header", "message"),
     [
-        ("site,split,picture,label", "it has no column 'image'; it has 'site', 'split', 'picture', 'label'"),
+        ("site,split,picture,label", "it has no column 'image'; its columns are 'site', 'split', 'picture', 'label'"),
         ("site,split,image,diagnosis", "it has no column 'label'"),
         ("hospital,split,image,label", "it has no column 'site'"),
     ],
 )
-def test_a_missing_column_is_named(pictures, header, words):
+def test_a_missing_column_is_named(pictures, header, message):
     write_table(pictures, [["a", "train", "a0.png", "dark"]], header)
-    assert words in refused(pictures)
+    assert message in refused(pictures)
 
 
 def test_an_image_without_a_label_is_refused_unless_unlabelled(pictures):

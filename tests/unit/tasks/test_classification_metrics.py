@@ -21,36 +21,36 @@ from raysim.tasks.classification_metrics import (
 CPU = torch.device("cpu")
 
 
-def sure(predicted: list[int], classes: int = 3) -> np.ndarray:
-    """Logits (N, classes) that answer these classes."""
+def logits_of(predicted: list[int], classes: int = 3) -> np.ndarray:
+    """Logits (N, classes) that predict these classes."""
     return np.eye(classes)[predicted]
 
 
 def score(logits: np.ndarray, labels: list[int] | None, cases: list[int] | None = None, **options: object) -> Metrics:
-    """What the scorer says of a network that puts out `logits`, in batches of two."""
+    """The metrics of a network that returns `logits`, in batches of two."""
     number = len(logits)
     given = None if labels is None else np.array(labels, np.uint8).reshape(-1, 1)
     split = Split(np.float32(logits), given, np.array(cases or range(number)), np.zeros((number, 0)))
     return ClassificationScore(batch_size=2, **options)(lambda inputs: inputs, split, CPU)  # type: ignore[arg-type]
 
 
-def test_four_of_six_cases_are_right() -> None:
+def test_four_of_six_cases_are_correct() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
-    logits = sure([0, 0, 1, 1, 1, 0])
+    logits = logits_of([0, 0, 1, 1, 1, 0])
     assert accuracy(logits, labels) == pytest.approx(4 / 6)
-    # Found are 2 of 3, 2 of 2 and 0 of 1.
+    # The recalls are 2 of 3, 2 of 2 and 0 of 1.
     assert balanced_accuracy(logits, labels) == pytest.approx((2 / 3 + 1 + 0) / 3)
     # TP, FP, FN: 2, 1, 1; then 2, 1, 0; then 0, 0, 1.
     assert f1(logits, labels) == pytest.approx((4 / 6 + 4 / 5 + 0) / 3)
 
 
 def test_a_class_without_cases_is_not_averaged_in() -> None:
-    labels, logits = np.array([0, 0, 1, 1]), sure([0, 2, 1, 1])
+    labels, logits = np.array([0, 0, 1, 1]), logits_of([0, 2, 1, 1])
     assert balanced_accuracy(logits, labels) == pytest.approx((1 / 2 + 1) / 2)
     assert f1(logits, labels) == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_of_two_equal_scores_half_a_pair_counts() -> None:
+def test_a_pair_of_equal_scores_counts_half() -> None:
     labels = np.array([0, 0, 1, 1])
     logits = np.array([[0, 0.1], [0, 0.4], [0, 0.4], [0, 0.8]])
     # The pairs of a 1 and a 0: 0.4 over 0.1, 0.4 with 0.4, 0.8 over both.
@@ -70,23 +70,23 @@ def test_the_area_leaves_out_a_class_without_cases_and_is_that_of_probabilities(
     probabilities = np.array([[0.5, 0.2, 0.3], [0.4, 0.25, 0.35], [0.1, 0.6, 0.3]])
     # Class 0: 0.5 over 0.4 and 0.1. Class 1: 0.25 and 0.6 over 0.2. Class 2 has no case.
     assert auc(np.log(probabilities), labels) == 1
-    # By the logit of class 0 alone the second would come first; its odds are 1 - log(2 e^4), of the first 0 - log(1).
+    # By the logit of class 0 alone, the second case would be first. The log odds are 0 - log(1) and 1 - log(2 e^4).
     assert auc(np.array([[0.0, log(0.5), log(0.5)], [1.0, 4.0, 4.0]]), np.array([0, 1])) == 1
 
 
-def test_answers_that_are_all_but_certain_still_have_an_order() -> None:
+def test_nearly_certain_predictions_still_have_an_order() -> None:
     assert auc(np.array([[0.0, 60], [0, 80]]), np.array([0, 1])) == 1
 
 
 @pytest.mark.filterwarnings("error")
 def test_metrics_that_cannot_be_computed_are_left_out() -> None:
-    assert score(sure([1, 0]), [1, 1]) == {"accuracy": 0.5, "balanced_accuracy": 0.5, "f1": pytest.approx(2 / 3)}
-    assert score(sure([1, 0]), None) == {}
+    assert score(logits_of([1, 0]), [1, 1]) == {"accuracy": 0.5, "balanced_accuracy": 0.5, "f1": pytest.approx(2 / 3)}
+    assert score(logits_of([1, 0]), None) == {}
     assert score(np.zeros((0, 3)), []) == {}
 
 
 def test_slices_of_a_case_are_evaluated_together() -> None:
-    # Case 0: (3, 0) and (0, 1), in the mean (1.5, 0.5), so class 0. Case 1: class 1. Both are right.
+    # Case 0: the mean of (3, 0) and (0, 1) is (1.5, 0.5), so class 0. Case 1: class 1. Both are correct.
     logits = np.array([[3.0, 0], [0, 1], [0, 1]])
     assert score(logits, [0, 0, 1], cases=[0, 0, 1], metrics=("accuracy", "auc")) == {"accuracy": 1, "auc": 1}
     assert score(logits, [0, 0, 1], metrics=("accuracy",)) == {"accuracy": pytest.approx(2 / 3)}

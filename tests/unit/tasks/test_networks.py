@@ -16,7 +16,7 @@ from raysim.tasks.networks import check_network, list_networks, network_factory
 from tests.support.slow import slow_except
 
 
-def made(spec, dims=2, channels=1, classes=2, size=(32, 32)):
+def factory_of(spec, dims=2, channels=1, classes=2, size=(32, 32)):
     return network_factory(spec, spatial_dims=dims, in_channels=channels, out_channels=classes, size=size)
 
 
@@ -26,28 +26,29 @@ NAMES = ["unet", "UNet", "u_net", "SegResNet", "basic_unet", "dynunet", "Attenti
 @pytest.mark.parametrize(("name", "dims"), slow_except(product(NAMES, (2, 3)), [("SegResNet", 2), ("u_net", 3)]))
 def test_networks_work_by_name_alone_in_2d_and_3d(name, dims):
     size, channels, classes = (32,) * dims, dims - 1, dims
-    check_network(made({"name": name}, dims, channels, classes, size), channels, size, classes)
+    check_network(factory_of({"name": name}, dims, channels, classes, size), channels, size, classes)
 
 
-def test_a_factory_survives_a_process_border_and_follows_the_arguments():
-    factory = pickle.loads(pickle.dumps(made({"name": "unet", "channels": [4, 8, 16], "num_res_units": 0})))
-    # 3 levels: the first convolution makes 4 channels from 1 with 3x3 kernels and a bias
+def test_a_factory_can_be_pickled_and_uses_the_arguments():
+    factory = pickle.loads(pickle.dumps(factory_of({"name": "unet", "channels": [4, 8, 16], "num_res_units": 0})))
+    # 3 levels: the first convolution has 1 input channel, 4 output channels, 3x3 kernels and a bias
     assert sum(p.numel() for p in factory().model[0].conv.parameters()) == 4 * 9 + 4
     assert factory().strides == (2, 2)
 
 
 def test_networks_of_the_user_are_found_by_module():
-    net = made({"name": "torch.nn:Conv2d", "kernel_size": 1})()
+    net = factory_of({"name": "torch.nn:Conv2d", "kernel_size": 1})()
     assert (net.in_channels, net.out_channels) == (1, 2)
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "parts"),
     [
         ({"name": "unett"}, ["'unett'", "did you mean 'UNet'", "SegResNet"]),
         ({"name": "unet", "chanels": [4, 8]}, ["'chanels'", "did you mean 'channels'", "num_res_units"]),
         ({"channels": [4, 8]}, ["no name"]),
         ({"name": "torch.nn:Nothing"}, ["cannot be imported"]),
+        ({"name": "own.py:Net"}, ["cannot be imported", "; use own:Net (module without .py)"]),
         ({"name": "ViT"}, ["needs patch_size"]),
         ({"name": "os:path"}, ["is a module", "expected a class or a function"]),
         ({"name": "unet", "channels": 4}, ["task.network.channels=4: expected a number for each level, as in [16,"]),
@@ -55,64 +56,66 @@ def test_networks_of_the_user_are_found_by_module():
         ({"name": "dynunet", "strides": 2}, ["task.network.strides=2: expected a number for each level, as in [1, 2"]),
     ],
 )
-def test_a_wrong_spec_is_refused_with_the_cure(spec, words):
+def test_a_wrong_spec_is_refused_with_the_cure(spec, parts):
     with pytest.raises(ConfigError) as error:
-        made(spec)
-    assert all(word in str(error.value) for word in words)
+        factory_of(spec)
+    assert all(part in str(error.value) for part in parts)
 
 
-def test_a_network_that_cannot_be_made_tells_monais_reason():
+def test_the_error_of_monai_is_the_reason_why_a_network_cannot_be_created():
     with pytest.raises(ConfigError, match=r"cannot be created: .*length of `channels`"):
-        check_network(made({"name": "unet", "channels": [4]}), 1, (32, 32), 2)
+        check_network(factory_of({"name": "unet", "channels": [4]}), 1, (32, 32), 2)
 
 
 def test_an_image_that_does_not_fit_the_levels_is_refused_with_its_size():
     with pytest.raises(ConfigError, match=r"\(30, 30\).*fewer levels"):
-        check_network(made({"name": "unet", "channels": [4, 8, 16, 32, 64]}, size=(30, 30)), 1, (30, 30), 2)
+        check_network(factory_of({"name": "unet", "channels": [4, 8, 16, 32, 64]}, size=(30, 30)), 1, (30, 30), 2)
 
 
 @pytest.mark.parametrize("argument", [{"in_channels": 3}, {"out_channels": 3}, {"spatial_dims": 3}])
-def test_an_argument_that_contradicts_the_data_is_to_be_left_out(argument):
+def test_an_argument_that_contradicts_the_data_must_be_removed(argument):
     (key,) = argument
-    with pytest.raises(ConfigError, match=rf"; leave {key} out of task.network: raysim sets it$"):
-        check_network(made({"name": "unet", **argument}), 1, (32, 32), 2)
-    with pytest.raises(ConfigError, match=rf"cannot be created: .*; leave {key} out of task.network: raysim sets it$"):
-        check_network(made({"name": "unet", key: "x"}), 1, (32, 32), 2)
+    with pytest.raises(ConfigError, match=rf"; remove {key} from task.network, because raysim sets it$"):
+        check_network(factory_of({"name": "unet", **argument}), 1, (32, 32), 2)
+    with pytest.raises(
+        ConfigError, match=rf"cannot be created: .*; remove {key} from task.network, because raysim sets it$"
+    ):
+        check_network(factory_of({"name": "unet", key: "x"}), 1, (32, 32), 2)
 
 
-def test_an_argument_that_agrees_with_the_data_is_not_blamed():
+def test_an_argument_that_agrees_with_the_data_is_not_in_the_advice():
     spec = {"name": "unet", "in_channels": 1, "channels": [4, 8, 16, 32, 64]}
     with pytest.raises(ConfigError, match="fewer levels"):
-        check_network(made(spec, size=(30, 30)), 1, (30, 30), 2)
+        check_network(factory_of(spec, size=(30, 30)), 1, (30, 30), 2)
 
 
 @pytest.mark.parametrize("name", ["densenet121", "resnet18"])
-def test_a_classifier_is_no_segmentation_network(name):
-    message = r"the shape \(2, 2\), not \(2, 2, 32, 32\), .*; it is no segmentation network"
+def test_a_classifier_is_not_a_segmentation_network(name):
+    message = r"the shape \(2, 2\), not \(2, 2, 32, 32\), .*; it is not a segmentation network"
     with pytest.raises(ConfigError, match=message):
-        check_network(made({"name": name}), 1, (32, 32), 2)
+        check_network(factory_of({"name": name}), 1, (32, 32), 2)
 
 
 def test_a_wrong_number_of_classes_is_refused():
     with pytest.raises(ConfigError, match=r"\(2, 2, 32, 32\), not \(2, 3, 32, 32\)"):
-        check_network(made({"name": "unet"}), 1, (32, 32), 3)
+        check_network(factory_of({"name": "unet"}), 1, (32, 32), 3)
 
 
-def test_checking_leaves_the_global_generator_as_it_was():
+def test_a_check_does_not_change_the_global_generator():
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    check_network(made({"name": "unet"}), 1, (32, 32), 2)
+    check_network(factory_of({"name": "unet"}), 1, (32, 32), 2)
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_the_list_tells_what_networks_are():
+def test_the_list_describes_each_network():
     assert list_networks()["SegResNet"].startswith("SegResNet based on")
     assert list_networks()["logistic"].startswith("Logistic regression")
     assert {"Classifier", "DenseNet121", "ResNet", "SEResNet50", "EfficientNetBN", "mlp"} <= set(list_networks())
 
 
-def test_dice_loss_of_a_sure_and_right_answer_is_zero_and_of_a_wrong_one_is_one():
+def test_the_dice_loss_is_zero_for_a_correct_and_one_for_a_wrong_prediction():
     labels = torch.tensor([[[[0, 1], [1, 0]]]])
     right = torch.cat([1 - labels, labels], 1) * 100.0
     assert float(make_segmentation_loss({"name": "dice"})(right, labels)) == pytest.approx(0, abs=1e-4)
@@ -130,23 +133,23 @@ def test_the_users_arguments_take_precedence():
 
 
 @pytest.mark.parametrize(
-    ("spec", "word"),
+    ("spec", "part"),
     [
         ({"name": "dise"}, "did you mean 'Dice'"),
         ({"name": "dice", "smoth": 1}, "unknown argument"),
-        ({"name": "dice", "sigmoid": True}, "refuses"),
+        ({"name": "dice", "sigmoid": True}, "does not accept"),
         ({"name": "mse"}, "valid: Boundary"),
         ({"name": "dice_ce", "weight": "abc"}, r"task\.loss\.weight='abc': expected a number for each class"),
         ({"name": "dice_ce", "weight": {"a": 1}}, r"task\.loss\.weight=.*: expected a number for each class"),
         ({"name": "dice_ce", "weight": [[1, 2], 3]}, r"task\.loss\.weight=.*: expected a number for each class"),
     ],
 )
-def test_a_wrong_loss_is_refused(spec, word):
-    with pytest.raises(ConfigError, match=word):
+def test_a_wrong_loss_is_refused(spec, part):
+    with pytest.raises(ConfigError, match=part):
         make_segmentation_loss(spec)
 
 
-def test_a_weight_for_every_class_or_an_error():
+def test_a_loss_needs_a_weight_for_every_class():
     with pytest.raises(ConfigError, match="fails on 3 classes"):
         check_loss(make_segmentation_loss({"name": "dice_ce", "weight": [1, 5]}), 3, (8, 8))
 
@@ -156,12 +159,12 @@ def test_a_loss_is_a_single_number():
         check_loss(make_segmentation_loss({"name": "dice", "reduction": "none"}), 2, (8, 8))
 
 
-def test_a_loss_that_cannot_be_descended_is_refused():
+def test_a_loss_without_a_gradient_is_refused():
     with pytest.raises(ConfigError, match=r"the loss fails on 2 classes: .*does not require grad"):
         check_loss(lambda logits, labels: (logits.argmax(1) != labels[:, 0]).float().mean(), 2, (8, 8))
 
 
-def test_full_resolution_is_the_first_of_a_list_and_the_first_of_a_stack():
+def test_full_resolution_is_the_first_output_of_a_list_or_a_stack():
     full, half = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 4, 4)
     assert full_resolution([full, half], 4) is full
     stack = torch.stack([full, full + 1], 1)
@@ -169,14 +172,14 @@ def test_full_resolution_is_the_first_of_a_list_and_the_first_of_a_stack():
 
 
 def test_deep_supervision_trains():
-    net = made({"name": "dynunet", "deep_supervision": True, "filters": [4, 8, 8, 8]}, size=(64, 64))()
+    net = factory_of({"name": "dynunet", "deep_supervision": True, "filters": [4, 8, 8, 8]}, size=(64, 64))()
     value = make_segmentation_loss({"name": "dice_ce"})(net(torch.zeros(1, 1, 64, 64)), torch.zeros(1, 1, 64, 64))
     value.backward()
     assert value.isfinite()
 
 
 @pytest.mark.parametrize("prob", [5, -0.1, float("inf"), float("nan"), "often", True, None])
-def test_the_chance_of_a_transform_is_a_probability(prob):
+def test_prob_of_a_transform_is_a_probability(prob):
     with pytest.raises(ConfigError, match=r"task.augment: prob=.*: expected a probability, 0 to 1"):
         make_augmentation([{"name": "rand_flip", "prob": prob}], 1, (8, 8))
     assert make_augmentation([{"name": "rand_flip", "prob": 1}], 1, (8, 8)) is not None

@@ -26,7 +26,7 @@ UNET = {"name": "unet", "channels": [4, 8], "num_res_units": 0}
 
 
 def task(folder, network=None, **data):
-    """The task of `folder/table.csv`, its cache beside it, given as a user gives it."""
+    """The task of `folder/table.csv`, from keys as a user writes them, with its cache in the same folder."""
     data = {"table": str(folder / "table.csv"), "cache": str(folder / "cache"), **data}
     return TypeAdapter(Segmentation).validate_python({"data": data, "network": network or UNET}).build()
 
@@ -46,7 +46,7 @@ def volume(path, array, affine=None):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two sites of 8 x 6 pictures whose brightest corner is the label: top right at `a`, bottom left at `b`."""
+    """Two sites with pictures of 8 x 6. The label is the brightest corner: top right at `a`, bottom left at `b`."""
     rows = []
     for site, corner in {"a": (slice(0, 4), slice(4, 6)), "b": (slice(4, 8), slice(0, 2))}.items():
         for split, number in [("train", 0), ("train", 1), ("val", 2), ("test", 3)]:
@@ -63,7 +63,7 @@ def pictures(tmp_path):
 CLASSES = {"background": 0, "corner": 255}
 
 
-def test_pictures_come_as_height_by_width_with_their_label(pictures):
+def test_pictures_are_height_by_width_with_their_label(pictures):
     built = task(pictures, classes=CLASSES, intensity="none", outside=["b"])
     assert (built.inside, built.outside) == (("a",), ("b",))
     assert built.sizes["a"] == {"train": 2, "val": 1, "test": 1, "unlabelled": 0}
@@ -118,7 +118,7 @@ def test_intensities(tmp_path, intensity, expected):
     assert built.open("a").train.inputs[0, 0, ::4, ::4] == pytest.approx(np.array(expected))
 
 
-def test_resizing_keeps_labels_whole_and_scales_the_spacing(pictures):
+def test_resizing_keeps_class_indices_and_scales_the_spacing(pictures):
     train = task(pictures, classes=CLASSES, size=[4, 12]).open("a").train
     assert train.inputs.shape == (2, 1, 4, 12)
     assert np.unique(train.labels).tolist() == [0, 1]
@@ -126,19 +126,21 @@ def test_resizing_keeps_labels_whole_and_scales_the_spacing(pictures):
     assert train.spacing[0].tolist() == [2, 0.5]
 
 
-def test_padding_takes_the_lowest_value_and_cropping_warns_of_what_it_cuts(pictures):
+def test_padding_uses_the_lowest_value_and_cropping_of_labels_warns(pictures):
     padded = task(pictures, classes=CLASSES, size=[10, 8], fit="pad", intensity="none").open("a").train
     assert padded.inputs[1, 0, 0].tolist() == [1] * 8
     assert padded.labels[1, 0].sum() == 8
-    with pytest.warns(UserWarning, match=r"cuts labelled voxels off 8 images, at most 75\.0%"):
+    with pytest.warns(UserWarning, match=r"removes labelled voxels from 8 images, at most 75\.0%"):
         cut = task(pictures, classes=CLASSES, size=[4, 4], fit="pad").open("a").train
-    assert cut.labels[1, 0].sum() == 2  # of 4 x 2 voxels the lower rows and the left column
+    assert cut.labels[1, 0].sum() == 2  # the lower rows and the left column of 4 x 2 voxels
 
 
-def test_volumes_are_turned_to_ras_and_resampled(tmp_path):
+def test_volumes_are_reoriented_to_ras_and_resampled(tmp_path):
     image = np.zeros((4, 6, 8), np.float32)
     image[0, 0, 0] = 1
-    volume(tmp_path / "x.nii.gz", image, np.diag([-2.0, 1, 1, 1]))  # the first voxel lies right, as x runs left
+    volume(
+        tmp_path / "x.nii.gz", image, np.diag([-2.0, 1, 1, 1])
+    )  # the first voxel is on the right, because x points to the left
     volume(tmp_path / "y.nii.gz", (image > 0).astype(np.uint8), np.diag([-2.0, 1, 1, 1]))
     write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
     plain = task(tmp_path, intensity="none").open("a").train
@@ -150,7 +152,7 @@ def test_volumes_are_turned_to_ras_and_resampled(tmp_path):
     assert finer.spacing.tolist() == [[1, 1, 2]]
 
 
-def test_slices_share_their_case_and_carry_their_distance(tmp_path):
+def test_slices_of_a_volume_have_one_case_and_their_distance(tmp_path):
     rng, rows = np.random.default_rng(0), []
     for number, depth in enumerate([3, 5]):
         volume(tmp_path / f"x{number}.nii.gz", rng.random((4, 6, depth)), np.diag([1, 1, 2.5, 1]))
@@ -201,7 +203,7 @@ def test_only_a_changed_site_is_prepared_again(pictures):
     assert not built.open("b").train.inputs[0].any()  # constant
 
 
-def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(pictures):
+def test_a_task_opens_in_another_process_and_without_the_cache(pictures):
     built = task(pictures, classes=CLASSES)
     expected = np.array(built.open("a").train.inputs)
     sent = pickle.dumps(built)
@@ -210,7 +212,7 @@ def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(pictures):
     assert np.array_equal(pickle.loads(sent).open("a").train.inputs, expected)
 
 
-def test_progress_counts_every_case_cached_or_not(pictures):
+def test_progress_counts_cases_with_and_without_the_cache(pictures):
     given = TypeAdapter(Segmentation).validate_python(
         {"data": {"table": str(pictures / "table.csv"), "cache": str(pictures / "cache"), "classes": CLASSES}}
     )
@@ -229,7 +231,7 @@ def test_urls(pictures):
     assert np.array_equal(remote.open("a").train.inputs, local.open("a").train.inputs)
 
 
-def test_every_faulty_file_is_found_at_once_the_first_five_named(pictures):
+def test_one_error_has_all_invalid_files_and_names_the_first_five(pictures):
     for number in range(4):
         picture(pictures / f"b{number}_mask.png", np.full((8, 6), 7))
     (pictures / "a0.png").write_text("not a picture")
@@ -240,32 +242,34 @@ def test_every_faulty_file_is_found_at_once_the_first_five_named(pictures):
     assert text.count("\n") == 7
     assert "a0.png: cannot be read" in text
     assert "a1_mask.png: has the shape (1, 6, 8)" in text
-    assert "b0_mask.png: has the values 7, which are no class; the classes are [0, 255]" in text
+    assert "b0_mask.png: has the values 7, which are not a class; the classes are [0, 255]" in text
     assert "and 1 more" in text
-    assert text.endswith("name every value, in quotes: 'task.data.classes={background: 0, corner: 255, NAME7: 7}'")
+    assert text.endswith(
+        "name every value and put the argument in quotes: 'task.data.classes={background: 0, corner: 255, NAME7: 7}'"
+    )
 
 
-def test_the_classes_that_are_proposed_hold_every_value(pictures):
+def test_the_suggested_classes_have_every_value(pictures):
     for number, value in enumerate([7, 9, 200]):
         picture(pictures / f"b{number}_mask.png", np.full((8, 6), value))
-    cure = wrong(pictures).splitlines()[-1]
-    proposed = yaml.safe_load(cure.partition("classes=")[2].rstrip("'"))
-    assert proposed == {"background": 0, "corner": 255, "NAME7": 7, "NAME9": 9, "NAME200": 200}
-    assert task(pictures, classes=proposed).open("b").train.labels.max() == 3
+    cure = refused(pictures).splitlines()[-1]
+    suggested = yaml.safe_load(cure.partition("classes=")[2].rstrip("'"))
+    assert suggested == {"background": 0, "corner": 255, "NAME7": 7, "NAME9": 9, "NAME200": 200}
+    assert task(pictures, classes=suggested).open("b").train.labels.max() == 3
     picture(pictures / "b0_mask.png", np.arange(48).reshape(8, 6))
-    assert wrong(pictures).splitlines()[-1].strip().startswith("a mask has few values")
+    assert refused(pictures).splitlines()[-1].strip().startswith("expected masks with few values, all whole numbers")
 
 
-def test_what_classes_are_called_prepares_nothing_again(pictures):
+def test_new_names_of_classes_do_not_prepare_images_again(pictures):
     task(pictures, classes=CLASSES)
     task(pictures, classes={"other": 0, "name": 255})
     assert len(list((pictures / "cache").iterdir())) == 2
 
 
 @pytest.mark.parametrize("labels", [["0", "1"], ["cat", "dog"]])
-def test_classes_are_no_masks(pictures, labels):
+def test_classes_are_not_masks(pictures, labels):
     write_table(pictures, [["a", "train", f"a{number}.png", label] for number, label in enumerate(labels)])
-    assert "path of a mask" in wrong(pictures)
+    assert "path of a mask" in refused(pictures)
 
 
 def test_a_patient_in_several_splits_gives_a_warning(pictures):
@@ -276,64 +280,66 @@ def test_a_patient_in_several_splits_gives_a_warning(pictures):
 
 
 @pytest.mark.parametrize("fit", ["resize", "pad"])
-def test_resampling_that_leaves_no_label_warns(tmp_path, fit):
+def test_resampling_that_removes_all_labels_warns(tmp_path, fit):
     mask = np.zeros((8, 8, 8), np.uint8)
     mask[3, 3, 3] = 1
     volume(tmp_path / "x.nii.gz", mask.astype(np.float32))
     volume(tmp_path / "y.nii.gz", mask)
     write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
     with pytest.warns(
-        UserWarning, match=r"^task\.data\.spacing.* leaves no labelled voxel of 1 image, such as .*x\.nii"
+        UserWarning, match=r"^task\.data\.spacing.* removes all labelled voxels of 1 image, such as .*x\.nii"
     ):
         built = task(tmp_path, spacing=[2, 2, 2], size=[4, 4, 4], fit=fit)
     assert not built.open("a").train.labels.any()
 
 
-def test_resizing_that_leaves_no_label_warns(pictures):
+def test_resizing_that_removes_all_labels_warns(pictures):
     mask = np.zeros((8, 6))
     mask[0, 0] = 255
     picture(pictures / "a0_mask.png", mask)
-    with pytest.warns(UserWarning, match=r"^task\.data\.size leaves no labelled voxel of 1 image, such as .*a0\.png"):
+    with pytest.warns(
+        UserWarning, match=r"^task\.data\.size removes all labelled voxels of 1 image, such as .*a0\.png"
+    ):
         task(pictures, classes=CLASSES, size=[4, 4])
 
 
-def wrong(folder, **data):
+def refused(folder, **data):
     with pytest.raises(ConfigError) as error, warnings.catch_warnings():
         task(folder, **{"classes": CLASSES} | data)
     return str(error.value)
 
 
 def test_wrong_settings_are_refused_with_the_cure(pictures):
-    assert "task.data.table=FILE" in wrong(pictures, table="")
-    assert "did you mean 'b'" in wrong(pictures, outside=["B"])
-    assert "leaves no site" in wrong(pictures, outside=["a", "b"])
-    assert "has 3 numbers, but images have 2 axes" in wrong(pictures, size=[4, 4, 4])
-    assert "only for volumes" in wrong(pictures, spacing=[1, 1])
-    assert "no NIfTI volume" in wrong(pictures, slices=True)
-    assert "a distinct value" in wrong(pictures, classes={"x": 0, "y": 0})
-    assert "has 1 channel, but task.data.channels=3" in wrong(pictures, channels=3)
-    assert "did you mean 'UNet'" in wrong(pictures, network={"name": "unnet"})
-    assert "has the values 255" in wrong(pictures, classes=["background", "corner"])
+    assert "task.data.table=FILE" in refused(pictures, table="")
+    assert "did you mean 'b'" in refused(pictures, outside=["B"])
+    assert "all sites are outside sites, so no site trains" in refused(pictures, outside=["a", "b"])
+    assert "has 3 numbers, but images have 2 axes" in refused(pictures, size=[4, 4, 4])
+    assert "only for volumes" in refused(pictures, spacing=[1, 1])
+    assert "is not a NIfTI volume, but task.data.slices=true needs volumes" in refused(pictures, slices=True)
+    assert "a distinct value" in refused(pictures, classes={"x": 0, "y": 0})
+    assert "has 1 channel, but task.data.channels=3" in refused(pictures, channels=3)
+    assert "did you mean 'UNet'" in refused(pictures, network={"name": "unnet"})
+    assert "has the values 255" in refused(pictures, classes=["background", "corner"])
 
 
 def test_images_of_several_sizes_or_channels_are_refused(pictures):
     picture(pictures / "a1.png", np.zeros((4, 4)))
     picture(pictures / "a1_mask.png", np.zeros((4, 4)))
-    assert "task.data.size" in wrong(pictures)
+    assert "task.data.size" in refused(pictures)
     for number in range(4):
         picture(pictures / f"b{number}.png", np.zeros((8, 6, 3)))
-    assert "same channels" in wrong(pictures, size=[8, 6])
+    assert "same number of channels" in refused(pictures, size=[8, 6])
 
 
-def test_volumes_of_another_place_or_with_nan_are_refused(tmp_path):
+def test_volumes_in_another_position_or_with_nan_are_refused(tmp_path):
     image, moved = np.zeros((4, 4, 4), np.float32), np.eye(4)
     moved[0, 3] = 30
     volume(tmp_path / "x.nii.gz", image)
     volume(tmp_path / "y.nii.gz", image, moved)
     write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
-    assert "lies in another position" in wrong(tmp_path)
+    assert "its position differs from that of its image" in refused(tmp_path)
     volume(tmp_path / "x.nii.gz", image + np.nan)
-    assert "NaN" in wrong(tmp_path)
+    assert "NaN" in refused(tmp_path)
     volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4, 2), np.float32), moved)
     assert task(tmp_path, intensity="none").open("a").train.inputs.shape == (1, 2, 4, 4, 4)
 
@@ -343,7 +349,7 @@ def test_a_damaged_volume_is_reported_in_one_line(tmp_path, damage):
     volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4), np.float32))
     (tmp_path / "y.nii.gz").write_bytes(damage((tmp_path / "x.nii.gz").read_bytes()))
     write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
-    (line,) = wrong(tmp_path).splitlines()[1:]
+    (line,) = refused(tmp_path).splitlines()[1:]
     assert "y.nii.gz: cannot be read" in line
     assert "LoadImage" not in line
 
@@ -351,15 +357,15 @@ def test_a_damaged_volume_is_reported_in_one_line(tmp_path, damage):
 def test_a_spacing_that_would_fill_the_memory_is_refused(tmp_path):
     volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4), np.float32))
     write_table(tmp_path, [["a", "train", "x.nii.gz", "x.nii.gz"]])
-    assert "6e+10 voxels; set a larger one" in wrong(tmp_path, spacing=[0.001] * 3)
+    assert "6e+10 voxels; set a larger spacing" in refused(tmp_path, spacing=[0.001] * 3)
 
 
-def test_shift_is_a_part_of_the_configuration():
+def test_the_configuration_has_the_scanner_shift():
     given = TypeAdapter(Segmentation).validate_python({"data": {"shift": {"severity": 0.5, "kinds": ["noise"]}}})
     assert given.data.shift == ScannerShift(severity=0.5, kinds=("noise",))
 
 
-def test_augmentation_moves_image_and_label_together_and_follows_its_seed(pictures):
+def test_augmentation_flips_image_and_label_together_and_depends_on_the_seed(pictures):
     flips = [
         {"name": "RandFlip", "prob": 0.5, "spatial_axis": 1},
         {"name": "rand_gaussian_noise", "prob": 1, "std": 0.01},
@@ -378,7 +384,7 @@ def test_augmentation_moves_image_and_label_together_and_follows_its_seed(pictur
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "message"),
     [
         ({"name": "RandFlipp"}, "did you mean 'RandFlipd'"),
         ({"name": "RandFlip", "axis": 1}, "unknown argument"),
@@ -386,9 +392,9 @@ def test_augmentation_moves_image_and_label_together_and_follows_its_seed(pictur
         ({"prob": 1}, "no name"),
     ],
 )
-def test_wrong_augmentations_are_refused(pictures, spec, words):
+def test_wrong_augmentations_are_refused(pictures, spec, message):
     data = {"table": str(pictures / "table.csv"), "cache": str(pictures / "cache"), "classes": CLASSES}
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         TypeAdapter(Segmentation).validate_python({"data": data, "network": UNET, "augment": [spec]}).build()
 
 
@@ -404,7 +410,7 @@ def test_real_volumes_of_several_scanners(tmp_path):
     assert np.unique(test.labels).tolist() == [0, 1, 2]
 
 
-def test_augmentation_never_writes_to_what_it_is_given():
+def test_augmentation_does_not_change_its_inputs():
     inputs, labels = torch.rand(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
     before = inputs.clone()
     specs = [{"name": "RandStdShiftIntensity", "factors": 0.5, "prob": 1}, {"name": "rand_bias_field", "prob": 1}]

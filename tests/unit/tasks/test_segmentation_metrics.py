@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def split(labels, cases=None, spacing=None):
-    """Examples whose inputs are what a network will answer, as class indices."""
+    """Examples with these labels (class indices) and inputs that are 0."""
     labels = np.array(labels, np.uint8)[:, None]
     number, dims = len(labels), labels.ndim - 2
     spacing = np.ones((number, dims)) if spacing is None else np.array(spacing, float)
@@ -22,20 +22,20 @@ def split(labels, cases=None, spacing=None):
     return Split(inputs, labels, np.arange(number) if cases is None else np.array(cases), spacing)
 
 
-def answer(predictions, classes):
-    """A predictor that answers these class indices, example by example, in whatever batches it is asked."""
+def predictor(predictions, classes):
+    """A predictor that returns these class indices, example by example, for batches of any size."""
     left = [torch.nn.functional.one_hot(torch.tensor(p), classes).movedim(-1, 0).float() for p in predictions]
     return lambda inputs: torch.stack([left.pop(0) for _ in range(len(inputs))])
 
 
 def test_dice_is_twice_the_overlap_over_the_sum():
-    # 2 of 2 labelled pixels found, 1 pixel too many: 2 * 2 / (3 + 2)
+    # All 2 labelled pixels and 1 other pixel are predicted: 2 * 2 / (3 + 2)
     score = SegmentationScore(("background", "vessel"))
-    result = score(answer([[[1, 1], [1, 0]]], 2), split([[[1, 1], [0, 0]]]), CPU)
+    result = score(predictor([[[1, 1], [1, 0]]], 2), split([[[1, 1], [0, 0]]]), CPU)
     assert result == {"dice": pytest.approx(0.8)}
 
 
-def test_a_predictor_may_adapt_itself_by_gradients():
+def test_a_predictor_may_use_gradients():
     shift = torch.zeros(2, 1, 1, requires_grad=True)
 
     def adapted(inputs):
@@ -51,23 +51,23 @@ def test_a_predictor_may_adapt_itself_by_gradients():
     assert shift.grad is not None
 
 
-def test_one_far_pixel_of_forty_one_is_beyond_the_95th_percentile():
+def test_one_distant_pixel_of_41_does_not_change_the_95th_percentile():
     label = np.zeros((12, 40), np.uint8)
     label[0] = 1
     predicted = label.copy()
     predicted[10, 20] = 1
-    # Of 41 distances to the label 40 are 0 and one is 10; of 40 distances from the label all are 0.
+    # 40 of the 41 distances to the label are 0 and one is 10; all 40 distances from the label are 0.
     result = SegmentationScore(("background", "a"), metrics=("hd95",))(
-        answer([predicted.tolist()], 2), split([label]), CPU
+        predictor([predicted.tolist()], 2), split([label]), CPU
     )
     assert result == {"hd95": 0.0}
 
 
-def test_a_class_that_a_label_lacks_is_not_evaluated():
+def test_a_class_that_is_not_in_the_label_is_not_evaluated():
     labels = [[[1, 1], [0, 0]], [[1, 2], [2, 0]]]
     predictions = [[[1, 0], [2, 2]], [[1, 2], [0, 0]]]
-    # In case 1 class a overlaps by 2/3 and b is not there; in case 2 a is right and b overlaps by 2/3.
-    result = SegmentationScore(("background", "a", "b"))(answer(predictions, 3), split(labels), CPU)
+    # Case 1: class a has Dice 2/3 and b is not in the label. Case 2: a has Dice 1 and b has 2/3.
+    result = SegmentationScore(("background", "a", "b"))(predictor(predictions, 3), split(labels), CPU)
     assert result == pytest.approx({"dice": (2 / 3 + 5 / 6) / 2, "dice_a": (2 / 3 + 1) / 2, "dice_b": 2 / 3})
 
 
@@ -76,7 +76,7 @@ def test_slices_of_a_volume_are_evaluated_together():
     predictions = [[[1, 1], [1, 1]], [[0, 0], [0, 0]]]
     volume = split(labels, cases=[0, 0], spacing=[[1, 1, 5]] * 2)
     # 2 * 4 / (4 + 5), not the mean of 1 and 0
-    result = SegmentationScore(("background", "cord"))(answer(predictions, 2), volume, CPU)
+    result = SegmentationScore(("background", "cord"))(predictor(predictions, 2), volume, CPU)
     assert result == {"dice": pytest.approx(8 / 9)}
 
 
@@ -84,50 +84,50 @@ def test_distances_are_in_mm_along_each_axis():
     label, found = np.zeros((5, 5), int), np.zeros((5, 5), int)
     label[1, 1], found[3, 1] = 1, 1
     score = SegmentationScore(("background", "spot"), ("hd95", "asd"))
-    result = score(answer([found], 2), split([label], spacing=[[3.0, 1.0]]), CPU)
+    result = score(predictor([found], 2), split([label], spacing=[[3.0, 1.0]]), CPU)
     assert result == pytest.approx({"hd95": 6.0, "asd": 6.0})  # two rows of 3 mm
 
 
-def test_slices_lie_their_spacing_apart():
+def test_the_distance_of_slices_is_their_spacing():
     empty, spot = [[0, 0], [0, 0]], [[1, 0], [0, 0]]
     volume = split([spot, empty, empty], cases=[4, 4, 4], spacing=[[1, 1, 2.5]] * 3)
     score = SegmentationScore(("background", "spot"), ("hd95",))
-    assert score(answer([empty, empty, spot], 2), volume, CPU) == pytest.approx({"hd95": 5.0})
+    assert score(predictor([empty, empty, spot], 2), volume, CPU) == pytest.approx({"hd95": 5.0})
 
 
-def test_nothing_predicted_costs_the_images_diagonal():
+def test_without_a_prediction_the_distance_is_the_diagonal_of_the_image():
     label = np.zeros((3, 4), int)
     label[1, 1] = 1
     score = SegmentationScore(("background", "spot"), ("dice", "hd95", "asd"))
-    result = score(answer([label * 0], 2), split([label], spacing=[[2.0, 2.0]]), CPU)
+    result = score(predictor([label * 0], 2), split([label], spacing=[[2.0, 2.0]]), CPU)
     assert result == pytest.approx({"dice": 0.0, "hd95": 10.0, "asd": 10.0})  # 6 by 8 mm
 
 
 def test_metrics_that_cannot_be_computed_are_left_out():
     score = SegmentationScore(("background", "spot"), ("dice", "hd95"))
     nothing = np.zeros((2, 2), int)
-    assert score(answer([nothing], 2), split([nothing]), CPU) == {}
-    assert score(answer([], 2), split(np.zeros((0, 2, 2))), CPU) == {}
+    assert score(predictor([nothing], 2), split([nothing]), CPU) == {}
+    assert score(predictor([], 2), split(np.zeros((0, 2, 2))), CPU) == {}
     unlabelled = Split(np.zeros((1, 1, 2, 2), np.float32), None, np.arange(1), np.ones((1, 2)))
-    assert score(answer([nothing], 2), unlabelled, CPU) == {}
+    assert score(predictor([nothing], 2), unlabelled, CPU) == {}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_batches_do_not_matter(batch_size):
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(0, 3, (2, 5, 8, 8))
-    whole = SegmentationScore(("background", "a", "b"), batch_size=5)(answer(predictions, 3), split(labels), CPU)
+    whole = SegmentationScore(("background", "a", "b"), batch_size=5)(predictor(predictions, 3), split(labels), CPU)
     score = SegmentationScore(("background", "a", "b"), batch_size=batch_size)
-    assert score(answer(predictions, 3), split(labels), CPU) == whole
+    assert score(predictor(predictions, 3), split(labels), CPU) == whole
 
 
-def test_better_names_every_metric_the_main_one_first():
+def test_better_has_every_metric_with_the_main_one_first():
     score = SegmentationScore(("background", "a", "b"), ("dice", "hd95"))
     assert list(score.better) == ["dice", "dice_a", "dice_b", "hd95", "hd95_a", "hd95_b"]
     assert score.better["dice_a"] == "higher"
     assert score.better["hd95"] == "lower"
 
 
-def test_a_metric_is_given_once():
+def test_a_duplicate_metric_is_refused():
     with pytest.raises(ConfigError, match=r"task.metrics=\[dice, dice\]: expected each metric once"):
         SegmentationScore(("background", "a"), ("dice", "dice"))

@@ -1,4 +1,4 @@
-"""The synthetic task: deterministic, lazy, learnable."""
+"""The synthetic task: sites are deterministic, opened on demand, and can be learned."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_sites_sizes_and_shapes():
     assert built.open("site-01").unlabelled.labels is None
 
 
-def test_a_site_does_not_depend_on_the_others_nor_a_split_on_the_rest():
+def test_a_split_does_not_depend_on_other_sites_or_other_splits():
     one, other = task().open("site-02"), task(sites=300, test=5, val=3).open("site-002")
     assert np.array_equal(one.train.inputs, other.train.inputs)
     assert np.array_equal(one.train.labels, other.train.labels)
@@ -45,7 +45,7 @@ def test_sites_splits_and_seeds_differ():
         assert not np.array_equal(data.train.labels, other.labels)
 
 
-def test_without_severity_the_scanners_are_alike():
+def test_without_severity_scanners_do_not_differ():
     assert np.array_equal(task(severity=0.0).open("site-01").train.labels, task().open("site-01").train.labels)
     assert task(severity=0.0).open("site-01").train.inputs.min() >= 0
 
@@ -57,7 +57,7 @@ def test_volumes():
     assert built.open("site-01").train.spacing.tolist() == [[1.0] * 3] * 4
 
 
-def test_the_task_is_small_and_crosses_processes():
+def test_the_task_is_small_and_can_be_sent_to_another_process():
     sent = pickle.dumps(task(sites=1000))
     assert len(sent) < 200_000
     again = pickle.loads(sent)
@@ -66,7 +66,7 @@ def test_the_task_is_small_and_crosses_processes():
 
 
 @pytest.mark.parametrize("outside", [("site-02",), ("a", "a")])
-def test_names_must_differ(outside):
+def test_names_of_sites_must_be_distinct(outside):
     with pytest.raises(ConfigError, match=r"task\.data\.outside"):
         task(outside=outside)
 
@@ -80,7 +80,7 @@ def test_values_are_checked_by_the_annotations(wrong):
     assert TypeAdapter(Synthetic).validate_python({"data": {"size": [16, 16, 16]}}).data.size == (16, 16, 16)
 
 
-def test_a_small_network_learns_it():
+def test_a_small_network_learns_the_task():
     data = SyntheticData(cases=24, test=8, size=(32, 32), sites=1)
     built = Synthetic(data=data, network={"name": "unet", "channels": (8, 16), "num_res_units": 1}).build()
     data, net = built.open("site-01"), built.start(0)

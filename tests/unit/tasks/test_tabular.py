@@ -38,9 +38,9 @@ def write_table(folder, rows=ROWS, header=HEADER):
 
 
 def task(folder, data=None, **keys):
-    """The task of `folder/table.csv`, its cache beside it, given as a user gives it."""
-    own = {"table": str(folder / "table.csv"), "cache": str(folder / "cache"), "outside": ["c"], "features": ["x"]}
-    return TypeAdapter(Tabular).validate_python({**keys, "data": {**own, **(data or {})}}).build()
+    """The task of `folder/table.csv`, from keys as a user writes them, with its cache in the same folder."""
+    defaults = {"table": str(folder / "table.csv"), "cache": str(folder / "cache"), "outside": ["c"], "features": ["x"]}
+    return TypeAdapter(Tabular).validate_python({**keys, "data": {**defaults, **(data or {})}}).build()
 
 
 def refused(folder, data=None, **keys):
@@ -59,7 +59,7 @@ def inputs(built, site, split):
     return built.open(site)[split].inputs
 
 
-def test_rows_come_as_features_with_the_index_of_their_class(table):
+def test_rows_become_features_with_a_class_index(table):
     built = task(table, {"classes": ["healthy", "ill"]})
     assert (built.inside, built.outside, built.shape, built.classes) == (("a", "b"), ("c",), (1,), 2)
     assert built.sizes["b"] == {"train": 2, "val": 1, "test": 0, "unlabelled": 0}
@@ -73,53 +73,53 @@ def test_rows_come_as_features_with_the_index_of_their_class(table):
 
 def test_each_site_is_standardised_by_its_training_rows(table):
     built = task(table)
-    # Of 1, 2 and 6 the median is 2, the mean 3 and the variance (4 + 1 + 9) / 3; the 1000 is a test row.
+    # 1, 2 and 6 have the median 2, the mean 3 and the variance (4 + 1 + 9) / 3; 1000 is in a test row.
     deviation = sqrt(14 / 3)
     expected = np.array([1 - 3, 2 - 3, 6 - 3, 2 - 3]) / deviation
     assert sorted(inputs(built, "a", "train")[:, 0]) == pytest.approx(sorted(expected))
     assert inputs(built, "a", "test")[0, 0] == pytest.approx((1000 - 3) / deviation)
-    # Of 10 and 20 the mean is 15, the deviation 5; the missing cell of the val row takes the median, 15.
+    # 10 and 20 have the mean 15 and the deviation 5; the missing cell of the val row becomes the median, 15.
     assert inputs(built, "b", "train")[:, 0].tolist() == [-1, 1]
     assert inputs(built, "b", "val")[0, 0] == 0
 
 
-def test_or_by_those_of_all_inside_sites(table):
+def test_global_standardisation_uses_the_training_rows_of_all_inside_sites(table):
     built = task(table, {"standardise": "global"})
-    # Of 1, 2, 6, 10 and 20 the median is 6, the mean 7.8 and the variance 541 / 5 - 7.8^2.
+    # 1, 2, 6, 10 and 20 have the median 6, the mean 7.8 and the variance 541 / 5 - 7.8^2.
     deviation = sqrt(541 / 5 - 7.8**2)
     assert inputs(built, "b", "train")[:, 0] == pytest.approx((np.array([10, 20]) - 7.8) / deviation)
     assert inputs(built, "b", "val")[0, 0] == pytest.approx((6 - 7.8) / deviation)
 
 
-def test_a_site_without_training_rows_takes_the_scale_of_the_others(table):
+def test_a_site_without_training_rows_is_scaled_like_the_others(table):
     per_site, pooled = task(table), task(table, {"standardise": "global"})
     assert inputs(per_site, "c", "test")[0, 0] == inputs(pooled, "c", "test")[0, 0]
 
 
 @pytest.mark.parametrize("cells", ["?,?", "3,3"])
-def test_a_column_that_is_empty_or_constant_at_a_site_is_still_in_proportion(table, cells):
+def test_a_column_that_is_empty_or_constant_at_a_site_is_scaled_by_all_sites(table, cells):
     first, second = cells.split(",")
     write_table(table, ROWS.replace("10,blue", f"{first},blue").replace("20,red", f"{second},red"))
     built = task(table)
-    known = np.array([1, 2, 6] if first == "?" else [1, 2, 6, 3, 3])  # of the training rows of all
+    known = np.array([1, 2, 6] if first == "?" else [1, 2, 6, 3, 3])  # in the training rows of all sites
     middle, mean = (np.median(known), known.mean()) if first == "?" else (3, 3)
     assert inputs(built, "b", "train")[:, 0] == pytest.approx(np.full(2, middle - mean) / known.std())
 
 
-def test_what_labelled_takes_the_label_of_still_counts_for_the_scale(table):
+def test_rows_without_their_label_still_determine_the_scale(table):
     plain, few = task(table), task(table, {"labelled": 1})
     assert few.sizes["a"] == {"train": 1, "val": 0, "test": 1, "unlabelled": 3}
     assert np.array_equal(inputs(plain, "a", "test"), inputs(few, "a", "test"))
     assert few.open("a").unlabelled.labels is None
 
 
-def test_categories_are_columns_of_0_and_1_as_training_rows_have_them(table):
+def test_the_categories_of_training_rows_are_encoded_one_hot(table):
     built = task(table, {"categorical": ["colour", "code"]})
-    assert built.shape == (1 + 2 + 2,)  # x; blue and red; 2 and 10, by size
+    assert built.shape == (1 + 2 + 2,)  # x; blue and red; 2 and 10, sorted as numbers
     flags = {x: tuple(row) for x, *row in np.round(inputs(built, "b", "train"), 6).tolist()}
-    assert flags == {-1: (1, 0, 0, 1), 1: (0, 1, 0, 0)}  # the second has no code
+    assert flags == {-1: (1, 0, 0, 1), 1: (0, 1, 0, 0)}  # the second row has no code
     assert inputs(built, "a", "test")[0, 1:].tolist() == [0, 0, 1, 0]  # no training row is green
-    assert inputs(built, "b", "val")[0, 1:].tolist() == [0, 1, 0, 0]  # nor has one the code 7
+    assert inputs(built, "b", "val")[0, 1:].tolist() == [0, 1, 0, 0]  # and no training row has the code 7
 
 
 def test_indicators_are_1_for_missing_cells(table):
@@ -131,24 +131,28 @@ def test_indicators_are_1_for_missing_cells(table):
 
 
 def test_by_default_all_numeric_columns_are_features_and_others_give_a_warning(table):
-    with pytest.warns(UserWarning, match=r"left out, because they are not numeric: colour \('blue', 'green'\); task\."):
+    with pytest.warns(
+        UserWarning, match=r"left out because they are not numeric: colour \('blue', 'green'\); list columns"
+    ):
         built = task(table, {"features": None})
     assert built.shape == (2,)  # x and code
 
 
-def test_columns_with_a_meaning_are_no_features(table):
+def test_reserved_columns_are_not_features(table):
     lines = ROWS.splitlines()
     numbered = "\n".join(f"{line},p{row},{row % 2},{row}" for row, line in enumerate(lines))
     write_table(table, numbered, f"{HEADER},patient,ward,id")
     data = {"features": None, "categorical": ["colour"]}
-    with pytest.warns(UserWarning, match="column 'id' has another whole number in each row; if it numbers the cases"):
+    with pytest.warns(
+        UserWarning, match="column 'id' has a different whole number in each row; if it numbers the cases"
+    ):
         assert task(table, {**data}).shape == (4 + 2,)  # x, code, ward, id; blue, red
     with pytest.warns(UserWarning, match="'id'"):
         made = task(table, {**data, "partition": {"by": "ward"}, "outside": []})
     assert (made.inside, made.shape) == (("0", "1"), (3 + 2,))  # ward is the site
 
 
-def test_the_order_of_rows_changes_nothing_and_a_changed_table_is_prepared_anew(table):
+def test_only_a_changed_table_is_prepared_again_not_a_reordered_one(table):
     built = task(table, {"categorical": ["colour"]})
     write_table(table, "\n".join(ROWS.splitlines()[::-1]))
     again = task(table, {"categorical": ["colour"]})
@@ -158,7 +162,7 @@ def test_the_order_of_rows_changes_nothing_and_a_changed_table_is_prepared_anew(
     assert not set(other.open.cache_keys.values()) & set(built.open.cache_keys.values())
 
 
-def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(table):
+def test_a_task_opens_in_another_process_and_without_the_cache(table):
     built = task(table, {"categorical": ["colour"]})
     expected = np.array(inputs(built, "a", "train"))
     sent = pickle.dumps(built)
@@ -167,7 +171,7 @@ def test_a_task_opens_in_another_process_and_where_the_cache_is_gone(table):
     assert np.array_equal(inputs(pickle.loads(sent), "a", "train"), expected)
     shutil.rmtree(table / "cache")
     write_table(table, ROWS.replace("20,red", "21,red"))
-    with pytest.raises(ConfigError, match="has changed since the run was started"):
+    with pytest.raises(ConfigError, match="has changed since the start of the run; start a new run"):
         pickle.loads(sent).open("a")
 
 
@@ -193,7 +197,7 @@ def test_networks(table, network, parameters):
     assert sum(p.numel() for p in net.parameters()) == parameters
 
 
-def test_dropout_is_asked_for():
+def test_dropout_is_after_the_activation():
     from raysim.tasks.tabular_networks import mlp
 
     kinds = [type(layer).__name__ for layer in mlp(3, 2, hidden=[4], norm="batch", dropout=0.5)]
@@ -216,7 +220,7 @@ def test_a_federation_learns_a_sum(tmp_path):
     assert min(found) > 0.95
 
 
-def test_a_last_batch_of_one_row_is_refused_where_batches_are_normalised(table):
+def test_a_last_batch_of_one_row_is_refused_with_batch_norm(table):
     keys = {"batch_size": 3, "network": {"name": "mlp", "norm": "batch"}}
     with pytest.raises(ConfigError, match=r"task\.batch_size=3 leaves a last batch of one example at 'a'"):
         check_last_batch(task(table, **keys))
@@ -224,29 +228,29 @@ def test_a_last_batch_of_one_row_is_refused_where_batches_are_normalised(table):
 
 
 def test_wrong_columns_are_refused_with_the_cure(table):
-    assert "it has no column 'kode' (did you mean 'code'?); it has 'site', 'split'" in refused(
+    assert "it has no column 'kode' (did you mean 'code'?); its columns are 'site', 'split'" in refused(
         table, {"features": ["x", "kode"]}
     )
     assert "it has no column 'hue'" in refused(table, {"categorical": ["hue"]})
     assert "column 'label' is reserved and cannot be a feature" in refused(table, {"features": ["x", "label"]})
     assert "column 'site' is reserved and cannot be a feature" in refused(table, {"categorical": ["site"]})
     message = refused(table, {"features": ["x", "colour"]})
-    assert "column 'colour' has 8 cells with no number: 'blue', 'green', 'red'; correct" in message
-    assert "name the column in task.data.categorical" in message
+    assert "column 'colour' has 8 cells without a number: 'blue', 'green', 'red'; correct" in message
+    assert "add the column to task.data.categorical" in message
     write_table(table, ROWS.replace("20,red", "inf,red"))
-    assert "column 'x' has 1 cell with no number: 'inf'" in refused(table)
+    assert "column 'x' has 1 cell without a number: 'inf'" in refused(table)
 
 
-def test_columns_without_a_use_are_refused(table):
+def test_columns_that_cannot_be_features_are_refused(table):
     write_table(
         table, "\n".join(f"{line},{'7' if 'test' in line else ''}" for line in ROWS.splitlines()), HEADER + ",z"
     )
-    assert "column 'z' has nothing in any training row of an inside site" in refused(table, {"features": ["x", "z"]})
-    write_table(table, "a,train,0,x\na,train,1,y", "site,split,label,word")
+    assert "column 'z' is empty in all training rows of inside sites" in refused(table, {"features": ["x", "z"]})
+    write_table(table, "a,train,0,x\na,train,1,y", "site,split,label,text")
     with pytest.warns(UserWarning, match="left out"):
-        assert "it has no numeric column beside site" in refused(table, {"features": None, "outside": []})
+        assert "it has no numeric column except site" in refused(table, {"features": None, "outside": []})
     write_table(table, "\n".join(f"a,train,{n % 2},{n}" for n in range(300)), "site,split,label,zip")
-    assert "column 'zip' has 300 values; a category has at most 256" in refused(
+    assert "column 'zip' has 300 different values; a categorical column has at most 256" in refused(
         table, {"features": ["zip"], "categorical": ["zip"], "outside": []}
     )
 
@@ -254,20 +258,24 @@ def test_columns_without_a_use_are_refused(table):
 def test_wrong_settings_are_refused_with_the_cure(table):
     assert "task.data.table=FILE" in refused(table, {"table": ""})
     assert "did you mean 'c'" in refused(table, {"outside": ["C"]})
-    assert "'0' in 4 rows" in refused(table, {"classes": ["healthy", "ill"], "table": words(table)})
-    assert "it has no column 'label'" in refused(table, {"table": headed(table, HEADER.replace("label", "target"))})
+    assert "'0' in 4 rows" in refused(table, {"classes": ["healthy", "ill"], "table": with_text_labels(table)})
+    assert "it has no column 'label'" in refused(
+        table, {"table": with_header(table, HEADER.replace("label", "target"))}
+    )
     assert "did you mean 'logistic'" in refused(table, network={"name": "logistics"})
     assert "norm is 'batsch', expected none or batch" in refused(table, network={"name": "mlp", "norm": "batsch"})
     assert "fails on 1 features" in refused(table, network={"name": "unet", "spatial_dims": 2})
 
 
-def words(folder):
-    """The same table with a label that is a word."""
-    (folder / "words.csv").write_text(f"{HEADER}\n{ROWS.replace('train,1', 'train,ill').replace('test,1', 'test,ill')}")
-    return str(folder / "words.csv")
+def with_text_labels(folder):
+    """The same table with a label that is text."""
+    (folder / "text_labels.csv").write_text(
+        f"{HEADER}\n{ROWS.replace('train,1', 'train,ill').replace('test,1', 'test,ill')}"
+    )
+    return str(folder / "text_labels.csv")
 
 
-def headed(folder, header):
+def with_header(folder, header):
     (folder / "headed.csv").write_text(f"{header}\n{ROWS}")
     return str(folder / "headed.csv")
 
@@ -289,7 +297,7 @@ def test_real_patients_of_four_hospitals(tmp_path):
         assert np.abs(inputs(built, site, "test")).max() < 10
 
 
-def test_labels_reach_the_loss_as_a_column(table):
+def test_the_loss_gets_labels_as_a_column(table):
     built = task(table)
     train = built.open("a").train
     net = built.start(0)

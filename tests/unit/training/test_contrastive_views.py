@@ -177,7 +177,7 @@ def test_a_column_partition_is_read_by_value(tmp_path: Path) -> None:
 
 
 def test_an_empty_cell_of_that_column_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the cell `partition` of .*i2\.png is empty"):
+    with pytest.raises(ConfigError, match=r"column 'partition' is empty for .*i2\.png"):
         table(tmp_path, pictures(tmp_path, ["head", "foot", None, "foot"]))
 
 
