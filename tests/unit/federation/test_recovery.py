@@ -177,7 +177,7 @@ def test_losses_that_were_mended_do_not_add_up(tmp_path: Path) -> None:
 
 def test_losses_in_a_row_end_the_run(tmp_path: Path) -> None:
     losing = plan(tmp_path, LosingAll(**SGD, always=True, folder=str(tmp_path)))
-    with pytest.raises(RunError, match="an object was lost; that was 5 times in a row"):
+    with pytest.raises(RunError, match="an object was lost; this happened 5 times in a row"):
         on_local(losing)
     actions = [failure["action"] for failure in failures(tmp_path)]
     assert actions == [FailureAction.ROLLED_BACK] * 4 + [FailureAction.RUN_ENDED]

@@ -105,7 +105,7 @@ def test_data_that_cannot_be_opened_fail_their_site(executor: SiteExecutor) -> N
 @pytest.mark.parametrize(
     ("reply", "cause"),
     [
-        (5, "TypeError: a client function returns a Reply, not int"),
+        (5, "TypeError: a client function must return a Reply, not int"),
         (Reply(torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients cannot travel"),
         (Reply({1, 2}), "TypeError: a set cannot travel"),
         (Reply(None, client_state=torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients"),
@@ -127,7 +127,7 @@ def exchanged() -> ExchangeHandle[Any]:
 
 
 def test_an_exchange_is_closed_to_the_server() -> None:
-    with pytest.raises(RuntimeError, match="never at the server"):
+    with pytest.raises(RuntimeError, match="the server cannot read an exchange"):
         exchanged()["a"]
     assert exchanged().sites == ("a", "b")
     assert exchanged().metrics["b"] == {"loss": 1.0}
@@ -150,7 +150,7 @@ def test_a_payload_read_twice_crosses_once(executor: SiteExecutor) -> None:
 
 def test_an_exchange_closes_again_after_the_call(executor: SiteExecutor) -> None:
     executor.execute(failing, "a", CALL, ValueError())
-    with pytest.raises(RuntimeError, match="never at the server"):
+    with pytest.raises(RuntimeError, match="the server cannot read an exchange"):
         exchanged()["a"]
 
 
