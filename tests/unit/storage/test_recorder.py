@@ -170,7 +170,7 @@ def test_a_failure_at_the_server_is_a_run_error_with_its_round(tmp_path: Path) -
 
 def test_a_failure_in_the_first_round_leaves_empty_tables(tmp_path: Path) -> None:
     task = toy.task({"a": toy.A, "b": ()})
-    with pytest.raises(SiteError, match="nothing to train on"):
+    with pytest.raises(SiteError, match="no labelled examples, so the site cannot train"):
         list(events(plan(tmp_path, task=task)))
     assert len(pd.read_parquet(tmp_path / "rounds.parquet")) == 0
     assert summary(tmp_path)["rounds"] == 0

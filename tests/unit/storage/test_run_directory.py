@@ -50,7 +50,7 @@ def test_what_was_there_stays(tmp_path):
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ConfigError, match="cannot make the run's folder"),
+        pytest.raises(ConfigError, match="cannot create the run directory"),
         reserve_directory(str(tmp_path / "file" / "x"), "x"),
     ):
         pass
@@ -81,5 +81,5 @@ def test_commit_fills_a_new_directory_and_keeps_what_a_resumed_run_began_with(tm
 
 
 def test_a_url_is_no_run_directory() -> None:
-    with pytest.raises(ConfigError, match="a run writes into a folder"):
+    with pytest.raises(ConfigError, match="a run is written to a folder, not to a URL; use a local or mounted folder"):
         check_new_directory("s3://bucket/run", "a run")

@@ -103,7 +103,7 @@ def test_keys_that_look_alike_keep_their_arrays_apart() -> None:
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"a": [{1}]}, "a set at 'a/0' cannot be kept in a checkpoint; use None, bool"),
+        ({"a": [{1}]}, "a checkpoint cannot store the set at 'a/0'; use None, bool"),
         ({"a": {(1, 2): 3}}, "a key of type tuple at 'a'"),
         ([len], "a builtin_function_or_method at '0'"),
     ],
@@ -115,7 +115,7 @@ def test_what_cannot_be_kept_is_named_with_its_place(tree: Any, message: str) ->
 
 def test_only_trusted_dataclasses_are_imported() -> None:
     described, arrays = encode(Mine(1))
-    with pytest.raises(ValueError, match="neither raysim's nor the algorithm's own module"):
+    with pytest.raises(ValueError, match="not in a module of raysim or of the run's algorithm"):
         decode(described, arrays)
     assert decode(described, arrays, trusted=[__name__]) == Mine(1)
 
