@@ -199,9 +199,9 @@ def test_a_part_of_the_run_s_rounds_is_rounded_down() -> None:
 
 
 def test_too_many_rounds_are_refused_before_any_site_works() -> None:
-    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
+    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves no round for fine-tuning in a run of rounds=4"):
         run(FCL(pretrain_rounds=4), 4)
-    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
+    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves no round for fine-tuning in a run of rounds=4"):
         check_algorithm(FCL(pretrain_rounds=4), task(), 0, 4)
 
 
@@ -214,7 +214,7 @@ def test_what_fine_tunes_refuses_before_anything_is_learned_and_by_its_own_keys(
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a method that pre-trains cannot be what fine-tunes"):
+    with pytest.raises(ConfigError, match="a method with pre-training cannot fine-tune"):
         FCL(finetune=FCL())
     with pytest.raises(ConfigError, match=r"algorithm\.finetune\.outside=tent"):
         FCL(outside=OutsideAdaptation(name="tent")).init(task())

@@ -154,7 +154,7 @@ def pictures(folder: Path, partition: list[Any] | None) -> list[dict[str, Any]]:
 
 
 def test_pictures_without_a_column_partition_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no slices of volumes.*column `partition`"):
+    with pytest.raises(ConfigError, match=r"not slices of volumes.*column `partition`"):
         check_levels(table(tmp_path, pictures(tmp_path, None)))
 
 
@@ -166,7 +166,7 @@ def test_the_command_refuses_them_before_ray_starts(tmp_path: Path, capsys: Any)
     pd.DataFrame([*pictures(tmp_path, None), test]).to_csv(tmp_path / "table.csv", index=False)
     assert main(["run", *words, "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()
-    assert "no slices of volumes" in captured.err
+    assert "not slices of volumes" in captured.err
     assert "starting Ray" not in captured.out + captured.err
 
 
@@ -206,7 +206,7 @@ def test_slices_have_levels_and_an_unlabelled_volume_needs_no_label_file(tmp_pat
 
 def test_whole_volumes_are_refused() -> None:
     task = Synthetic(data=SyntheticData(sites=2, cases=1, val=0, test=1, size=(16, 16, 16))).build()
-    with pytest.raises(ConfigError, match=r"whole volumes; set task\.data\.slices=true"):
+    with pytest.raises(ConfigError, match=r"the examples are volumes; set task\.data\.slices=true"):
         check_levels(task)
 
 

@@ -221,7 +221,7 @@ def test_augmentation_draws_from_the_seed_and_leaves_the_data() -> None:
 
 
 def test_nothing_to_train_on() -> None:
-    with pytest.raises(RunError, match="nothing to train on"):
+    with pytest.raises(RunError, match="no labelled examples, so the site cannot train; add rows"):
         trained(sgd(), ())
 
 
