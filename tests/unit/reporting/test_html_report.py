@@ -90,15 +90,15 @@ def test_sentences_by_hand() -> None:
     ended = failure(5, "a", FailureAction.RUN_ENDED)
     assert failure_sentences([], RunOutcome.DONE, 1.0) == []
     assert failure_sentences([*left_out, again], RunOutcome.DONE, 0.8) == [
-        "3 replies were left out in 2 rounds (min_replies=0.8 allowed it).",
-        "A client actor was lost 1 time; 3 calls at sites ran again, which changes no result.",
+        "3 replies were left out in 2 rounds (allowed by min_replies=0.8).",
+        "Client actors were lost 1 time; 3 calls at sites ran again. The results do not change.",
         "In all, 4 failures cost 6.0 s of work.",
     ]
     assert failure_sentences(left_out[2:], RunOutcome.DONE, None)[0] == "1 reply was left out in 1 round."
     assert failure_sentences([back], RunOutcome.DONE, 1.0)[0] == "The run returned to its last checkpoint 1 time."
-    assert failure_sentences([ended], RunOutcome.DONE, 1.0)[0] == "A failure ended it 1 time, and it was resumed."
-    assert failure_sentences([ended], RunOutcome.FAILED, 1.0) == []  # the error itself says it
-    assert failure_sentences([ended, ended], RunOutcome.FAILED, 1.0)[0] == "A failure ended it 2 times."
+    assert failure_sentences([ended], RunOutcome.DONE, 1.0)[0] == "A failure ended the run 1 time, and it was resumed."
+    assert failure_sentences([ended], RunOutcome.FAILED, 1.0) == []  # the error is shown separately
+    assert failure_sentences([ended, ended], RunOutcome.FAILED, 1.0)[0] == "A failure ended the run 2 times."
 
 
 def test_causes_that_differ_in_numbers_are_one() -> None:
@@ -121,10 +121,10 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
     assert "amp;amp;" in (tmp_path / "report.html").read_text()
 
 
-def test_nothing_judged_and_nothing_recorded_yet(tmp_path: Path) -> None:
-    page = run(tmp_path, {"a": toy.A, "b": ()})  # b has nothing to train on
+def test_report_without_scores_and_rounds(tmp_path: Path) -> None:
+    page = run(tmp_path, {"a": toy.A, "b": ()})  # b has no training data
     assert "The run failed: site 'b' failed in round 1" in page.text
-    assert "No site has been judged yet." in page.text
+    assert "No site has been evaluated yet." in page.text
     assert "svg" not in page.tags
 
 
@@ -149,12 +149,12 @@ class Off(FedAvg):
 def test_the_global_model_stands_beside_where_it_is_another(tmp_path: Path) -> None:
     sites = {"a": toy.A, "b": toy.B, "out": toy.B}
     same = run(tmp_path / "same", sites)
-    assert "Where @global is not listed" in same.text
+    assert "A metric without a @global row has the same scores for the global model" in same.text
     assert "test distance @global" not in same.text
     other = run(tmp_path / "other", sites, Off(optimizer="sgd", momentum=0.0, lr=0.1))
     assert "test distance test distance @global actor" in other.text  # columns of the sites
     assert "inside, mean @global" in other.text  # a line of the plot
-    assert "Where @global is not listed" not in other.text
+    assert "A metric without a @global row" not in other.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def test_many_sites_are_counted_and_failures_cut_short(tmp_path: Path) -> None:
     lines = [json.dumps(failure(1 + n % 2, "a", FailureAction.LEFT_OUT, f"reason {n} \udc80")) for n in range(80)]
     (tmp_path / "failures.jsonl").write_text("\n".join([*lines, '{"round": 2, "ca']))
     page = Page(write_report(tmp_path))
-    assert "30 more stand in failures.jsonl." in page.text
+    assert "30 more failures are in failures.jsonl." in page.text
     assert "80 replies were left out in 2 rounds" in page.text
     assert "site-099" in page.text
     assert "distance (lower is better)" in page.text  # the axis of the histogram
