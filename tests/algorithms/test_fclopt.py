@@ -182,7 +182,7 @@ def test_a_threshold_alone_begins_to_skip_when_two_distances_are_known() -> None
         for threshold in (1e-9, 1e9)
     ]
     assert skipped == [[0.0] * 4, [0.0, 0.0, 3.0, 3.0]]
-    with pytest.raises(ConfigError, match=r"algorithm\.history=1 predicts no change"):
+    with pytest.raises(ConfigError, match=r"algorithm\.history=1 cannot predict a change.*set algorithm\.history=2"):
         FCLOpt(threshold=0.1, history=1).init(task())
 
 

@@ -100,7 +100,7 @@ def test_a_head_that_is_no_part_of_the_network_is_refused_with_the_names(head: s
 
 
 def test_a_head_that_is_all_of_the_network_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not of all or none"):
+    with pytest.raises(ConfigError, match="matches some layers, but not all; layers of the network: "):
         FedRep().init(toy.two_sites())
 
 
@@ -128,7 +128,7 @@ def test_the_last_layer_is_the_last_that_the_output_depends_on() -> None:
     net = Helped()
     net.out.requires_grad_(False)
     assert last_layer(net, (1, 4, 4)) == "body"
-    with pytest.raises(ConfigError, match="depends on no layer"):
+    with pytest.raises(ConfigError, match="no trained layer affects the network's output"):
         last_layer(net.requires_grad_(False), (1, 4, 4))
 
 

@@ -137,7 +137,7 @@ def test_without_a_learning_rate_passes_change_nothing() -> None:
 
 
 def test_a_network_without_convolutions_is_refused_before_it_trains() -> None:
-    with pytest.raises(ConfigError, match="mixes convolutions at outside sites; Line has none"):
+    with pytest.raises(ConfigError, match="needs convolutions for outside sites; Line has none"):
         IOPFL().init(toy.task({"a": toy.A, "x": toy.B}, outside=["x"]))
 
 
