@@ -234,7 +234,7 @@ def test_the_global_model_sees_the_whole_batch_and_may_put_out_several_resolutio
 
 def test_vgg11_does_not_look_at_vectors() -> None:
     with pytest.raises(
-        ConfigError, match=r"vgg11 needs images, and examples have shape \(1,\); set algorithm\.selector=small"
+        ConfigError, match=r"needs images, and examples have shape \(1,\); set algorithm\.selector=small"
     ):
         FedSM(selector="vgg11").init(toy.two_sites())
 

@@ -1,4 +1,4 @@
-"""Failures in one process: lost objects, torn checkpoints, sites that fail; results stay the same to the bit."""
+"""Failures in one process: lost objects, damaged checkpoints, failing sites. Results stay bit-identical."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.remote import (
 from tests.support.toy_runs import SGD, digest, failures, on_local, plan, task
 
 
-def test_absent_sites_are_drawn_by_the_seed_and_told(tmp_path: Path) -> None:
+def test_absent_sites_depend_on_the_seed_and_are_recorded(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
         patchy = plan(tmp_path / name, FedAvg(**SGD), dropout=0.4, rounds=8)
@@ -34,22 +34,22 @@ def test_absent_sites_are_drawn_by_the_seed_and_told(tmp_path: Path) -> None:
     table = pd.read_parquet(tmp_path / "one" / "rounds.parquet")
     assert (table["sites"] + table["absent"]).tolist() == [6] * 8
     assert 5 <= table["absent"].sum() <= 35
-    assert table["failures"].tolist() == [0] * 8  # to be absent is no failure
+    assert table["failures"].tolist() == [0] * 8  # an absent site is not a failure
 
 
-def test_a_failed_site_is_left_out_where_enough_answer() -> None:
-    fleet = LocalFleet(task(), min_replies=0.8)  # 4.8 of 6: five
+def test_a_failed_site_is_left_out_if_enough_sites_reply() -> None:
+    fleet = LocalFleet(task(), min_replies=0.8)  # 4.8 of 6 sites, rounded up to five
     assert list(fleet.map(fails_at_d)) == ["a", "b", "c", "e", "f"]
-    (incident,) = fleet.accounting.failures
-    assert (incident.sites, incident.action, incident.cause) == (
+    (failure,) = fleet.accounting.failures
+    assert (failure.sites, failure.action, failure.cause) == (
         ("d",),
         FailureAction.LEFT_OUT,
         "LookupError: no such organ",
     )
-    assert "fails_at_d" in incident.remote
+    assert "fails_at_d" in failure.remote
 
 
-def test_a_site_that_failed_was_sent_the_message_all_the_same(tmp_path: Path) -> None:
+def test_bytes_sent_to_a_failed_site_are_counted(tmp_path: Path) -> None:
     failing = plan(tmp_path, Failing(**SGD), min_replies=0.5, rounds=2)
     list(run_federation(failing, LocalFleet(failing.task, rounds=2, min_replies=0.5)))
     table = pd.read_parquet(tmp_path / "rounds.parquet")
@@ -61,7 +61,7 @@ def exits(site: Site[Any], _: Any) -> Reply[int]:
     raise SystemExit(3)
 
 
-def test_an_exit_of_ones_own_code_is_a_failure_like_another() -> None:
+def test_system_exit_in_a_client_function_is_a_failure() -> None:
     with pytest.raises(SiteError, match="site 'a' failed in round 1: SystemExit: 3"):
         LocalFleet(task()).map(exits)
 
@@ -92,7 +92,7 @@ class Failing(FedAvg):
 
 @dataclass(frozen=True, kw_only=True)
 class Losing(FedAvg):
-    """Once, in the third round, finds that a node took an object along."""
+    """Raises once, in the third round, the error of an object that was lost with its node."""
 
     mark: str
 
@@ -106,7 +106,7 @@ class Losing(FedAvg):
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])
-def test_a_run_goes_back_to_its_last_checkpoint_when_objects_are_lost(tmp_path: Path, every: int) -> None:
+def test_a_run_returns_to_its_last_checkpoint_when_objects_are_lost(tmp_path: Path, every: int) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     losing = Losing(**SGD, mark=str(tmp_path / "mark"))
     events = on_local(plan(tmp_path / "run", losing, checkpoint_every=every))
@@ -121,7 +121,7 @@ def test_a_run_goes_back_to_its_last_checkpoint_when_objects_are_lost(tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["none", "torn", "all"])
-def test_resume_takes_the_newest_checkpoint_that_is_whole(tmp_path: Path, damage: str) -> None:
+def test_resume_uses_the_newest_intact_checkpoint(tmp_path: Path, damage: str) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     stopped = plan(tmp_path / "run", FedAvg(**SGD))
     events = run_federation(stopped, LocalFleet(stopped.task, rounds=4))
@@ -152,7 +152,7 @@ def test_a_run_that_lacks_only_its_summary_is_finished(tmp_path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LosingAll(FedAvg):
-    """Loses an object in every try of the third round, or once in every round."""
+    """Loses an object in every attempt of the third round, or once in every round."""
 
     always: bool
     folder: str
@@ -166,13 +166,16 @@ class LosingAll(FedAvg):
         return FedAvg.round(self, fleet, model)
 
 
-def test_losses_that_were_mended_do_not_add_up(tmp_path: Path) -> None:
+def test_losses_with_new_rounds_between_them_do_not_end_the_run(tmp_path: Path) -> None:
     losing = plan(tmp_path, LosingAll(**SGD, always=False, folder=str(tmp_path)), rounds=8, checkpoint_every=2)
     events = on_local(losing)
     assert isinstance(events[-1], RunFinished)
     back = [failure for failure in failures(tmp_path) if failure["action"] == FailureAction.ROLLED_BACK]
     assert [failure["round"] for failure in back] == list(range(1, 9))
-    assert [failure["seconds"] > 0 for failure in back] == [False, True] * 4  # of finished rounds that were lost
+    assert [failure["seconds"] > 0 for failure in back] == [
+        False,
+        True,
+    ] * 4  # finished rounds that were lost
 
 
 def test_losses_in_a_row_end_the_run(tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_losses_in_a_row_end_the_run(tmp_path: Path) -> None:
     assert actions == [FailureAction.ROLLED_BACK] * 4 + [FailureAction.RUN_ENDED]
 
 
-def test_dropped_replies_are_drawn_by_the_seed(tmp_path: Path) -> None:
+def test_dropped_replies_depend_on_the_seed(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
         dropping = plan(tmp_path / name, FedAvg(**SGD), chaos="drop 0.3", min_replies=1)
@@ -195,7 +198,7 @@ def test_dropped_replies_are_drawn_by_the_seed(tmp_path: Path) -> None:
     assert digest(on_local(plan(tmp_path / "calm", FedAvg(**SGD)))) != found[0][0]
 
 
-def test_what_went_wrong_is_written_once_however_the_run_ends(tmp_path: Path) -> None:
+def test_a_failure_is_recorded_once_if_the_run_is_closed(tmp_path: Path) -> None:
     failing = plan(tmp_path, Failing(**SGD), min_replies=0.5)
     events = run_federation(failing, LocalFleet(failing.task, rounds=4, min_replies=0.5))
     assert isinstance(next(events), Notice)
