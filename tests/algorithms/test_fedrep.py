@@ -77,8 +77,8 @@ def test_only_the_representation_is_sent() -> None:
 def test_no_predictor_without_a_head() -> None:
     task = toy.task({"a": toy.A, "b": toy.B, "x": toy.B}, outside=["x"], network=Two)
     end, _ = run(rounds=1, task=task)
-    judged = {(s.site, s.metric) for s in end.scores if s.split == "test"}
-    assert judged == {("a", "distance"), ("b", "distance")}
+    evaluated = {(s.site, s.metric) for s in end.scores if s.split == "test"}
+    assert evaluated == {("a", "distance"), ("b", "distance")}
     assert end.state.model is None
     end, fleet = run(rounds=1, cohort=1)
     assert {s.site for s in end.scores} == set(end.cohort)

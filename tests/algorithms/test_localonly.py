@@ -42,8 +42,8 @@ def test_nothing_is_sent_and_there_is_no_global_model() -> None:
 
 def test_only_sites_with_a_model_are_evaluated() -> None:
     end, _ = run({"a": toy.A, "b": toy.B, "x": toy.B})
-    judged = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
-    assert judged == {("a", "distance"): pytest.approx(1.28), ("b", "distance"): pytest.approx(0.5)}
+    scores = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
+    assert scores == {("a", "distance"): pytest.approx(1.28), ("b", "distance"): pytest.approx(0.5)}
 
 
 def test_a_site_that_was_never_sampled_has_no_scores() -> None:

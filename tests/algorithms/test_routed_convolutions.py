@@ -63,7 +63,7 @@ def images(dims: int, count: int = 2) -> Tensor:
 def fixed(net: nn.Module, weights: Sequence[float]) -> nn.Module:
     for layer in net.modules():
         if isinstance(layer, RoutedConvolution):
-            layer.router = Fixed(weights)  # type: ignore[assignment]  # stands in for it
+            layer.router = Fixed(weights)  # type: ignore[assignment]  # replaces the trained router
     return net.eval()
 
 

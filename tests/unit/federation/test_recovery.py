@@ -107,22 +107,22 @@ class Losing(FedAvg):
 
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_a_run_returns_to_its_last_checkpoint_when_objects_are_lost(tmp_path: Path, every: int) -> None:
-    calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
+    undisturbed = on_local(plan(tmp_path / "undisturbed", FedAvg(**SGD)))
     losing = Losing(**SGD, mark=str(tmp_path / "mark"))
     events = on_local(plan(tmp_path / "run", losing, checkpoint_every=every))
-    assert digest(events) == digest(calm)
+    assert digest(events) == digest(undisturbed)
     again = {1: [3], 2: [3], 4: [1, 2, 3]}[every]
     assert [event.number for event in events if isinstance(event, RoundEvent)] == [1, 2, *again, 4]
     assert failures(tmp_path / "run")[0]["action"] == FailureAction.ROLLED_BACK
     for name in ("rounds", "sites"):
-        tables = [pd.read_parquet(tmp_path / run / f"{name}.parquet") for run in ("calm", "run")]
+        tables = [pd.read_parquet(tmp_path / run / f"{name}.parquet") for run in ("undisturbed", "run")]
         first, second = (table.drop(columns="seconds", errors="ignore") for table in tables)
         assert first.equals(second)
 
 
 @pytest.mark.parametrize("damage", ["none", "torn", "all"])
 def test_resume_uses_the_newest_intact_checkpoint(tmp_path: Path, damage: str) -> None:
-    calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
+    undisturbed = on_local(plan(tmp_path / "undisturbed", FedAvg(**SGD)))
     stopped = plan(tmp_path / "run", FedAvg(**SGD))
     events = run_federation(stopped, LocalFleet(stopped.task, rounds=4))
     assert [next(events) for _ in range(3)][-1].number == 3  # type: ignore[union-attr]  # rows
@@ -131,7 +131,7 @@ def test_resume_uses_the_newest_intact_checkpoint(tmp_path: Path, damage: str) -
         if damage != "none":
             (path / "state.safetensors").write_bytes(b"half")
     events_again = on_local(replace(stopped, resume=True))
-    assert digest(events_again) == digest(calm)
+    assert digest(events_again) == digest(undisturbed)
     first = {"none": 4, "torn": 3, "all": 1}[damage]
     assert [event.number for event in events_again if isinstance(event, RoundEvent)] == list(range(first, 5))
     notes = " ".join(event.text for event in events_again if isinstance(event, Notice))
@@ -142,10 +142,10 @@ def test_resume_uses_the_newest_intact_checkpoint(tmp_path: Path, damage: str) -
 
 def test_a_run_that_lacks_only_its_summary_is_finished(tmp_path: Path) -> None:
     finished = plan(tmp_path, FedAvg(**SGD))
-    calm = on_local(finished)
+    undisturbed = on_local(finished)
     (tmp_path / "summary.json").unlink()
     again = on_local(replace(finished, resume=True))
-    assert digest(again) == digest(calm)
+    assert digest(again) == digest(undisturbed)
     assert not [event for event in again if isinstance(event, RoundEvent)]
     assert json.loads((tmp_path / "summary.json").read_text())["rounds"] == 4
 
@@ -195,7 +195,7 @@ def test_dropped_replies_depend_on_the_seed(tmp_path: Path) -> None:
         found.append((digest(events), [f["sites"] for f in failures(tmp_path / name)]))
     assert found[0] == found[1]
     assert 1 <= len(found[0][1]) < 24
-    assert digest(on_local(plan(tmp_path / "calm", FedAvg(**SGD)))) != found[0][0]
+    assert digest(on_local(plan(tmp_path / "undisturbed", FedAvg(**SGD)))) != found[0][0]
 
 
 def test_a_failure_is_recorded_once_if_the_run_is_closed(tmp_path: Path) -> None:
