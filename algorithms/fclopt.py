@@ -84,7 +84,10 @@ class FCLOpt(SelfSupervised[ServerState]):
     levels: Annotated[int, Gt(1), "parts of a volume along its axis; levels in the table take precedence"] = 4
     features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
     encoder_momentum: Annotated[float, Ge(0), Le(1), "m: momentum of the target per step"] = 0.99
-    target: Annotated[Literal["exchange", "ptnu", "ema"], "how a site obtains the target of a round"] = "ptnu"
+    target: Annotated[
+        Literal["exchange", "ptnu", "ema"],
+        "target of a round. exchange: sent by the server; ptnu: predicted at the site; ema: averaged at the site",
+    ] = "ptnu"
     anchor: Annotated[int | None, Gt(0), "ptnu: rounds between two uploads of targets; null: only the first round"] = 5
     threshold: Annotated[float | None, Ge(0), "predicted relative change of distance that triggers an upload"] = None
     history: Annotated[int, Gt(0), "number of measured distances for predicting the next distance"] = 3

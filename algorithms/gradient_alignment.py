@@ -84,7 +84,8 @@ class GradientAlignment(LocalTraining):
         0.1
     )
     mode: Annotated[
-        Literal["local", "gradient", "server"], "g_k from local training or from gradients, or only the server aligns"
+        Literal["local", "gradient", "server"],
+        "local: g_k from local training; gradient: g_k from gradients; server: one call, only the server aligns",
     ] = "local"
     product: Annotated[
         Literal["exact", "difference"], "h_k in gradient mode: by double backward, or by a finite difference"

@@ -66,7 +66,7 @@ def _inside(path: Path, names: Sequence[str]) -> None:
     """Raises RunError for a name that leads outside the checkpoint's directory."""
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RunError(f"checkpoint {path} names the file {name}, which is outside it: raysim did not write it")
+            raise RunError(f"checkpoint {path} names the file {name} outside its folder, so raysim did not write it")
 
 
 class _ClientStates(Mapping[str, Any]):

@@ -117,7 +117,7 @@ class Views:
     move: Annotated[float, Ge(0), Le(1), "largest shift along each axis, as a fraction of the image's side"] = 0.1
     contrast: Annotated[float, Ge(0), "largest change of contrast, as a natural logarithm"] = 0.4
     brightness: Annotated[float, Ge(0), "largest change of brightness, in standard deviations of the image"] = 0.3
-    noise: Annotated[float, Ge(0), "largest standard deviation of the noise, in those of the image"] = 0.2
+    noise: Annotated[float, Ge(0), "largest standard deviation of the noise, relative to that of the image"] = 0.2
 
     def __call__(self, images: Tensor) -> Tensor:
         """One view of each image (B, C, H, W), computed for the whole batch. It uses torch's global generator."""

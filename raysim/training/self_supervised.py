@@ -78,9 +78,7 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)],
         "rounds of pre-training: a number, or a fraction of the run's rounds; 0: no pre-training",
     ] = 0.5
-    finetune: Annotated[Any, NESTED_ALGORITHM, "algorithm of the rounds after pre-training, which trains all"] = (
-        "fedavg"
-    )
+    finetune: Annotated[Any, NESTED_ALGORITHM, "algorithm of the rounds after pre-training"] = "fedavg"
     batch_size: Annotated[int, Gt(1), "images in a batch of pre-training"] = 32
     views: Annotated[Views, "random changes that create a view of an image"] = field(default_factory=Views)
 

@@ -64,5 +64,5 @@ def test_names_outside_the_checkpoint_are_refused(written: Path, tmp_path: Path)
     (tmp_path / "outside").touch()
     for forged in ({"sites": ["../../../outside"]}, {"sha256": {str(tmp_path / "outside"): "0"}}):
         (written / "checkpoint.json").write_text(json.dumps({**index, **forged}))
-        with pytest.raises(RunError, match="which is outside it: raysim did not write it"):
+        with pytest.raises(RunError, match="outside its folder, so raysim did not write it"):
             checkpoint.read(written)
