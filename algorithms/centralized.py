@@ -1,7 +1,7 @@
-"""Centralized: one model trained on the pooled data of all inside sites; the upper reference of every comparison.
+"""Centralized: one model trained on the pooled data of all inside sites; the upper reference of a comparison.
 
-No real federation can do this, since the data would have to move. The traffic counts the model's way to the pooled
-data and back, as if they were one site, and not the data.
+A real federation cannot do this, because the data must not leave the sites. The traffic counts the model as sent to
+one site and back. It does not count the data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Centralized(LocalTraining):
         net = self.load_global(site, model)
         pool = pooled(site.task)
         loss = self.fit(net, site, split=pool)
-        # The buffers travel whatever their policy: the training site may change with the cohort.
+        # Buffers are sent for every value of `buffers`, because the training site may change with the cohort.
         return Reply(weights(net), weight=len(pool), metrics={"loss": loss})
 
     # at the server

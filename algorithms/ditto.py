@@ -1,14 +1,14 @@
-"""Ditto: beside FedAvg's global model, each site trains a personal model that is regularised towards the global one.
+"""Ditto: FedAvg, and at each site also a personal model that is regularised towards the global model.
 
 Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, Algorithm 1.
 https://arxiv.org/abs/2012.04221
 
-    w: as in FedAvg        v_k minimises  F_k(v) + lam/2 ||v - w||^2,  so that each step's gradient gains  lam (v - w)
+    w: as in FedAvg        v_k minimises  F_k(v) + lam/2 ||v - w||^2,  which adds  lam (v - w)  to each gradient
 
-w is the global model that the site receives in this round. v_k starts from the first one received, never leaves the
-site, and is trained after the site's update of w in the same call, so that w is FedAvg's to the bit for every `lam`.
-With lam = 0, v_k is trained locally only. Inside sites predict with v_k; outside sites, and inside sites that were
-never sampled, predict with w.
+w is the global model that the site receives in this round. v_k starts from the first global model that the site
+receives, and never leaves the site. It is trained after the site's update of w in the same call, so w is bit-identical
+to FedAvg for every `lam`. With lam = 0, v_k is trained only locally. Inside sites predict with v_k. Outside sites, and
+inside sites that were never sampled, predict with w.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raysim.training import proximal_term
 
 @dataclass(frozen=True)
 class ClientState:
-    """The site's personal model v_k with its buffers, and the global model's buffers if they are local."""
+    """The personal model v_k with its buffers, and the buffers of the global model if they are local."""
 
     personal: Model
     buffers: Model | None
@@ -32,9 +32,9 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class Ditto(LocalTraining):
-    lam: Annotated[float, Ge(0), "lambda: weight of the personal model's pull to the global one; 0 is no pull"] = 0.1
+    lam: Annotated[float, Ge(0), "lambda: weight of the term that pulls the personal model to the global model"] = 0.1
     personal_epochs: Annotated[
-        int | None, Gt(0), "passes of the personal model in a round; as many as the global one's where not given"
+        int | None, Gt(0), "epochs of the personal model per round; default: as for the global model"
     ] = None
 
     def init(self, task: Task) -> Model:
@@ -47,7 +47,7 @@ class Ditto(LocalTraining):
         w = [p.detach().clone() for p in net.parameters() if p.requires_grad]
         loss = self.fit(net, site)
         update, buffers = self.make_update(net)
-        personal_net = self.load_global(replace(site, client_state=None), personal)  # v_k has its own buffers
+        personal_net = self.load_global(replace(site, client_state=None), personal)  # v_k includes its buffers
         personal_loss = self.fit(personal_net, site, correct=proximal_term(w, self.lam), epochs=self.personal_epochs)
         return Reply(
             update,

@@ -1,4 +1,4 @@
-"""FCL: encoders learn from slices without labels by contrast, with the features of other sites; then fine-tuning.
+"""FCL: contrastive pre-training on slices without labels, with features from other sites; then fine-tuning.
 
 Wu, Zeng, Wang, Shi, Hu, "Federated Contrastive Learning for Volumetric Medical Image Segmentation", MICCAI 2021,
 https://arxiv.org/abs/2204.10983, and "Distributed Contrastive Learning for Medical Image Segmentation", Medical Image
@@ -11,8 +11,8 @@ Analysis 81, 2022, https://arxiv.org/abs/2208.03808.
     theta <- sum_c n_c/n theta_c;  fine-tuning starts from the encoder of theta
 
 A level (the paper's partition) is a quarter of a volume along its axis. Our reading: the denominator is over all of Q',
-as printed; the momentum encoder stays at the site and continues in the next round; features travel once a round and are
-those of the round before; a query without a positive has no loss. Alternatives are fields where they are one line.
+as printed; the momentum encoder stays at the site and continues in the next round; features are sent once per round and
+are those of the previous round; a query without positives has no loss. Some alternatives are available as fields.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from torch.nn.functional import normalize, softplus
 from raysim import UNCHANGED, Array, Exchange, Fleet, Metrics, Model, Reply, Site, Task, load, mean, weights
 from raysim.training import ImagePool, SelfSupervised, check_levels, ema_update, pool_levels, projector, sample_batches
 
-MASKED = -1e30  # a logit without weight; minus infinity would give NaN gradients
+MASKED = -1e30  # a logit with no effect; minus infinity would give NaN gradients
 
 
 @dataclass(frozen=True)
 class Features:
-    """Keys, oldest first: unit vectors (n, d), and the levels (n,) of their slices."""
+    """Keys, the oldest first: unit vectors (n, d), and the levels (n,) of their slices."""
 
     vectors: Array
     levels: Array
@@ -63,14 +63,16 @@ class FCL(SelfSupervised[Model]):
     levels: Annotated[int, Gt(1), "parts of a volume along its axis; levels in the table take precedence"] = 4
     features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
     temperature: Annotated[float, Gt(0), "tau: divisor of the similarities"] = 0.1
-    bank: Annotated[int, Gt(0), "features that a site keeps and sends to the others"] = 1024
-    sampled: Annotated[int, Gt(0), "features drawn from all banks for a step"] = 1024
-    encoder_momentum: Annotated[float, Ge(0), Le(1), "m: momentum of the momentum encoder in a step"] = 0.99
-    exchange: Annotated[bool, "whether sites get each other's features"] = True
-    matching: Annotated[bool, "whether features of q's level in the banks are positives: the second loss"] = True
-    exclude_positives: Annotated[bool, "whether features of q's level are left out of the denominator"] = False
-    both_views: Annotated[bool, "whether each view is a query and a key; else the first and the second"] = False
-    restart: Annotated[bool, "whether the momentum encoder starts from the global one in every round"] = False
+    bank: Annotated[int, Gt(0), "features that a site keeps and sends to other sites"] = 1024
+    sampled: Annotated[int, Gt(0), "features drawn from all banks in each step"] = 1024
+    encoder_momentum: Annotated[float, Ge(0), Le(1), "m: momentum of the momentum encoder per step"] = 0.99
+    exchange: Annotated[bool, "whether sites receive the features of other sites"] = True
+    matching: Annotated[bool, "whether features of q's level in the banks are positives (the second loss)"] = True
+    exclude_positives: Annotated[bool, "whether features of q's level are excluded from the denominator"] = False
+    both_views: Annotated[
+        bool, "whether each view is both query and key; otherwise the first view is the query, the second the key"
+    ] = False
+    restart: Annotated[bool, "whether the momentum encoder restarts from the global encoder in every round"] = False
 
     def check_data(self, task: Task) -> None:
         check_levels(task)
@@ -86,12 +88,12 @@ class FCL(SelfSupervised[Model]):
 
     # at each site
     def publish(self, site: Site[ClientState], _: None) -> Reply[Features]:
-        """The site's bank, for the other sites."""
+        """The site's bank, as payload for the other sites."""
         empty = Features(np.zeros((0, self.features), np.float32), np.zeros(0, np.int32))
         return Reply(empty if site.client_state is None else site.client_state.bank)
 
     def client(self, site: Site[ClientState], broadcast: Broadcast) -> Reply[Model]:
-        site.rewind()  # the same random numbers with the exchange, which is one more call, as without
+        site.rewind()  # the random numbers must not depend on the exchange, which is an additional call
         site, pool = self.pretraining_view(site)
         before, banks = site.client_state, broadcast.banks
         net = self.load_pretraining_network(site, broadcast.model)
@@ -107,7 +109,7 @@ class FCL(SelfSupervised[Model]):
     def losses(
         self, net: nn.Module, target: nn.Module, site: Site[ClientState], pool: ImagePool, bank: Bank
     ) -> Iterator[Tensor]:
-        """The loss of each step of a round."""
+        """Yields the loss of each step of a round."""
         image_levels = pool_levels(site.data, self.levels)
         for index in sample_batches(image_levels, self.batch_size, self.count_steps(pool, self.batch_size)):
             images, levels = pool.take(index, site.device), image_levels[index].to(site.device)
@@ -127,7 +129,7 @@ class FCL(SelfSupervised[Model]):
             bank.push(k, levels)
 
     def loss(self, q: Tensor, k: Tensor, levels: Tensor, sampled: Tensor, sampled_levels: Tensor) -> Tensor:
-        """Mean of L_q over queries (B, d), with keys (B, d) of the same slices and Q' (K, d); one matrix product."""
+        """Mean of L_q over queries (B, d), with keys (B, d) of the same slices and Q' (K, d)."""
         similarity = q @ torch.cat([k, sampled]).T / self.temperature
         same_level = levels[:, None] == torch.cat([levels, sampled_levels])
         if self.both_views:  # a view is not its own positive
@@ -135,7 +137,7 @@ class FCL(SelfSupervised[Model]):
         negatives = similarity[:, len(k) :]
         if self.exclude_positives:
             negatives = negatives.masked_fill(same_level[:, len(k) :], MASKED)
-        # The log of the sum over Q'. With it, -log e^s / (e^s + e^log_sum) is softplus(log_sum - s).
+        # The log of the sum over Q'. Then -log e^s / (e^s + e^log_sum) = softplus(log_sum - s).
         log_sum = nn.functional.pad(negatives, (0, 1), value=MASKED).logsumexp(1, keepdim=True)
         positives = [same_level[:, : len(k)], same_level[:, len(k) :]]
         share = torch.cat([part / part.sum(1, keepdim=True).clamp(min=1) for part in positives], 1)
@@ -150,7 +152,7 @@ class FCL(SelfSupervised[Model]):
 
 
 class Bank:
-    """A ring buffer of the site's own features, behind the features of the other sites, which do not change."""
+    """The features of the other sites, which do not change, followed by a ring buffer of the site's own features."""
 
     def __init__(
         self, size: int, features: int, others: Sequence[Features], own: Features | None, device: torch.device
@@ -159,14 +161,15 @@ class Bank:
         self.size, self.foreign = size, sum(len(part.levels) for part in others)
         self.filled = 0 if own is None else len(own.levels)
         self.next = self.filled % size
-        free = size - self.filled  # one copy, out of the object store
+        free = size - self.filled
+        # One copy, because arrays in the object store are read-only.
         vectors = np.concatenate([*(part.vectors for part in parts), np.zeros((free, features), np.float32)])
         levels = np.concatenate([*(part.levels for part in parts), np.zeros(free, np.int32)])
         self.vectors = torch.from_numpy(vectors).to(device)
         self.levels = torch.from_numpy(levels.astype(np.int64)).to(device)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` of all features without replacement, and their levels; all features if there are no more."""
+        """`count` features, drawn without replacement, and their levels; all features if there are fewer."""
         total = self.foreign + self.filled
         if count >= total:
             return self.vectors[:total], self.levels[:total]
@@ -174,7 +177,7 @@ class Bank:
         return self.vectors[index], self.levels[index]
 
     def push(self, vectors: Tensor, levels: Tensor) -> None:
-        """Append features to the site's own; they overwrite the oldest ones if the bank is full."""
+        """Append features to the site's own. If the bank is full, they replace the oldest."""
         vectors, levels = vectors[-self.size :], levels[-self.size :]
         slots = self.foreign + (self.next + torch.arange(len(levels), device=levels.device)) % self.size
         self.vectors[slots], self.levels[slots] = vectors, levels
@@ -182,7 +185,7 @@ class Bank:
         self.next = (self.next + len(levels)) % self.size
 
     def own(self) -> Features:
-        """The site's own features, oldest first."""
+        """The site's own features, the oldest first."""
         order = torch.arange(self.filled)
         order = self.foreign + (order.roll(-self.next) if self.filled == self.size else order)
         vectors, levels = (part[order.to(part.device)].cpu().numpy() for part in (self.vectors, self.levels))

@@ -1,17 +1,17 @@
-"""FCLOpt: encoders learn without negatives, towards a target network that sites predict rather than download.
+"""FCLOpt: pre-training without negatives, towards a target network that the sites predict instead of downloading.
 
 Wu, Zeng, Wang, Shi, Hu, "Distributed Contrastive Learning for Medical Image Segmentation", Medical Image Analysis 81,
-2022, https://arxiv.org/abs/2208.03808. Our reading: of FCLOpt, of the predictive target network update (PTNU) and of
-distance prediction (DP) only the abstract is known to us; the formulas below are not the paper's.
+2022, https://arxiv.org/abs/2208.03808. Our reading: we know FCLOpt, the predictive target network update (PTNU) and
+distance prediction (DP) only from the abstract. The formulas below are ours, not those of the paper.
 
     theta: encoder, projector, predictor; xi: encoder, projector; xi <- m xi + (1 - m) theta after each step
     q = predictor(projector(encoder(x))), z = xi(x') of the other view, unit vectors, levels as in FCL
-    L = mean over q, over the z of slices of q's level (its own among them), of 2 - 2 q.z; mean of both view orders
+    L = mean over q and over the z of slices of q's level (including q's slice) of 2 - 2 q.z; mean of both view orders
     exchange:  up theta_c, xi_c;  down theta, xi: their means
     ptnu:      up theta_c, xi_c;  down theta and d = ||theta - xi||, of each tensor;  at the site
-               xi = theta + min(1, d / ||xi_old - theta||) (xi_old - theta),  xi_old the one before, the same everywhere
-    DP:        up xi_c in anchor rounds only; in the others d is extrapolated by a line through the last distances
-    ema:       no target travels: xi <- m_r xi_c + (1 - m_r) theta at the site, once a round
+               xi = theta + min(1, d / ||xi_old - theta||) (xi_old - theta),  xi_old: previous target, same at all sites
+    DP:        up xi_c in anchor rounds only; in other rounds d is extrapolated by a line through the last distances
+    ema:       no target is sent: xi <- m_r xi_c + (1 - m_r) theta at the site, once per round
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ServerState:
     """Both networks, the distances between them, and the measured distances by round."""
 
     model: Model
-    target: Model  # where sites start the next round
+    target: Model  # at the start of the next round
     distance: Array
     measured: tuple[tuple[int, Array], ...] = ()
     round: int = 0
@@ -55,7 +55,7 @@ class ServerState:
 
 @dataclass(frozen=True)
 class ClientState:
-    """The target from which the site continues unless one is sent, and the buffers if they are local."""
+    """The target from which the site continues if no target is sent, and the buffers if they are local."""
 
     target: Model | None
     buffers: Model | None = None
@@ -63,7 +63,7 @@ class ClientState:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """The global model, the target or its distance if the site needs one, and whether the site uploads its target."""
+    """The global model, the target or its distance if the site needs it, and whether the site uploads its target."""
 
     model: Model
     target: Model | None
@@ -73,7 +73,7 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Update:
-    """The site's trained networks; the target only if it is uploaded."""
+    """The site's trained networks. The target is None if it is not uploaded."""
 
     model: Model
     target: Model | None
@@ -83,20 +83,24 @@ class Update:
 class FCLOpt(SelfSupervised[ServerState]):
     levels: Annotated[int, Gt(1), "parts of a volume along its axis; levels in the table take precedence"] = 4
     features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
-    encoder_momentum: Annotated[float, Ge(0), Le(1), "m: momentum of the target in a step"] = 0.99
-    target: Annotated[Literal["exchange", "ptnu", "ema"], "how a site gets the target of a round"] = "ptnu"
-    anchor: Annotated[int | None, Gt(0), "of ptnu: rounds between two uploads of targets; none: only the first"] = 5
+    encoder_momentum: Annotated[float, Ge(0), Le(1), "m: momentum of the target per step"] = 0.99
+    target: Annotated[
+        Literal["exchange", "ptnu", "ema"],
+        "target of a round. exchange: sent by the server; ptnu: predicted at the site; ema: averaged at the site",
+    ] = "ptnu"
+    anchor: Annotated[int | None, Gt(0), "ptnu: rounds between two uploads of targets; null: only the first round"] = 5
     threshold: Annotated[float | None, Ge(0), "predicted relative change of distance that triggers an upload"] = None
-    history: Annotated[int, Gt(0), "measured distances from which the next one is predicted"] = 3
+    history: Annotated[int, Gt(0), "number of measured distances for predicting the next distance"] = 3
     distances: Annotated[Literal["tensor", "network"], "whether distances are per tensor or of the whole network"] = (
         "tensor"
     )
-    round_momentum: Annotated[float, Ge(0), Le(1), "m_r of ema"] = 0.5
+    round_momentum: Annotated[float, Ge(0), Le(1), "m_r: momentum of the target per round, with target=ema"] = 0.5
 
     def init(self, task: Task) -> Any:
         if self.threshold is not None and self.history == 1:
             raise ConfigError(
-                "algorithm.history=1 predicts no change to compare with algorithm.threshold; give 2 or more"
+                "algorithm.history=1 cannot predict a change, which algorithm.threshold needs; set algorithm.history=2 "
+                "or more"
             )
         return super().init(task)
 
@@ -104,7 +108,7 @@ class FCLOpt(SelfSupervised[ServerState]):
         check_levels(task)
 
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
-        # Without the last normalisation, features collapse within a few rounds.
+        # Without the last normalisation layer, features collapse within a few rounds.
         projector = nn.Sequential(mlp(channels, self.features), nn.BatchNorm1d(self.features, affine=False))
         return [projector, mlp(self.features, self.features)]
 
@@ -132,7 +136,7 @@ class FCLOpt(SelfSupervised[ServerState]):
         return Reply(Update(update, end if broadcast.upload else None), len(pool), metrics, client_state)
 
     def start_target(self, client_state: ClientState | None, broadcast: Broadcast) -> Model:
-        """The target at the start of the round; without one, a site takes the global model's part."""
+        """The target at the start of the round. A site without a target uses that part of the global model."""
         if broadcast.target is not None:
             return broadcast.target
         global_target = target_part(broadcast.model)
@@ -145,7 +149,7 @@ class FCLOpt(SelfSupervised[ServerState]):
     def losses(
         self, net: nn.Module, target: nn.Module, site: Site[Any], pool: ImagePool, spreads: list[Tensor]
     ) -> Iterator[Tensor]:
-        """The loss of each step of a round; the spread of the step's features is appended to `spreads`."""
+        """Yields the loss of each step of a round, and appends the spread of its features to `spreads`."""
         image_levels, body = pool_levels(site.data, self.levels), net.get_submodule("0")
         for index in sample_batches(image_levels, self.batch_size, self.count_steps(pool, self.batch_size)):
             images, levels = pool.take(index, site.device), image_levels[index].to(site.device)
@@ -184,7 +188,7 @@ class FCLOpt(SelfSupervised[ServerState]):
 
     def is_anchor(self, state: ServerState) -> bool:
         """Whether sites upload their targets in the next round."""
-        too_few = len(state.measured) < (1 if self.threshold is None else 2)  # a change takes two
+        too_few = len(state.measured) < (1 if self.threshold is None else 2)  # a change needs two
         if too_few or (self.anchor is not None and state.round % self.anchor == 0):
             return True
         last = total_distance(state.measured[-1][1])
@@ -193,16 +197,16 @@ class FCLOpt(SelfSupervised[ServerState]):
 
 
 def alignment_loss(q: Tensor, z: Tensor, levels: Tensor) -> Tensor:
-    """Mean over queries (B, d) of the mean of 2 - 2 q.z over the z (B, d) of their level; from 0 to 4."""
+    """Mean over queries (B, d) of the mean of 2 - 2 q.z over the z (B, d) of the query's level; in [0, 4]."""
     same_level = (levels[:, None] == levels).float()
     return ((2 - 2 * q @ z.T) * same_level / same_level.sum(1, keepdim=True)).sum() / len(q)
 
 
 def spread(z: Tensor) -> Tensor:
-    """Standard deviation of unit vectors (B, d) along each axis over 1/sqrt(d): about 1; 0 means collapse."""
+    """Mean standard deviation of unit vectors (B, d) along the axes, times sqrt(d): about 1; 0 means collapse."""
     return z.std(0, correction=0).mean().mul(z.shape[1] ** 0.5)
 
 
 def target_part(model: Model) -> Model:
-    """The tensors of the main network that a target has: no predictor, no buffers."""
+    """The tensors of the main network that a target also has, without predictor and buffers."""
     return model.parameters.only(name for name in model.parameters if name.startswith("0."))

@@ -8,7 +8,7 @@ Algorithm 2. https://arxiv.org/abs/2003.00295
     adam:        v <- beta2 v + (1 - beta2) D^2         yogi:  v <- v - (1 - beta2) D^2 sign(v - D^2)
     avgm:        m <- beta1 m + D                       x <- x + server_lr m
 
-As in the paper there is no bias correction, and v starts at tau^2. Buffers are averaged as in FedAvg.
+As in the paper, there is no bias correction, and v starts at tau^2. Buffers are averaged as in FedAvg.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site,
 
 @dataclass(frozen=True)
 class ServerState:
-    """The global model, and the server optimiser's moments m and v of its parameters; avgm has no v."""
+    """The global model, and the moments m and v of the server's optimiser; avgm has no v."""
 
     model: Model
     first_moment: Model
@@ -37,11 +37,11 @@ class FedAdam(LocalTraining):
         Literal["adam", "yogi", "avgm"], "optimiser of the server: FedAdam, FedYogi or FedAvgM"
     ] = "adam"
     server_lr: Annotated[
-        float, Gt(0), "learning rate of the server; 0.001 to 0.1 suits adam and yogi, about 1 avgm"
+        float, Gt(0), "learning rate of the server; use 0.001 to 0.1 for adam and yogi, about 1 for avgm"
     ] = 0.01
     beta1: Annotated[float, Ge(0), Lt(1), "decay rate of m"] = 0.9
     beta2: Annotated[float, Ge(0), Lt(1), "decay rate of v"] = 0.99
-    tau: Annotated[float, Gt(0), "adaptivity: the larger, the more equal the steps of all weights"] = 1e-3
+    tau: Annotated[float, Gt(0), "adaptivity; with a larger tau, the steps of all weights are more equal"] = 1e-3
 
     def init(self, task: Task) -> ServerState:
         model = self.make_update(task.network())[0]
@@ -83,10 +83,10 @@ class FedAdam(LocalTraining):
 
 
 def filled(model: Model, value: float) -> Model:
-    """A model of the shapes and dtypes of `model`, all of whose entries are `value`."""
+    """A model with the shapes and dtypes of `model`; all entries are `value`."""
     return Model.of({name: np.full_like(array, value) for name, array in model.items()})
 
 
 def like(model: Model, arrays: dict[str, Any]) -> Model:
-    """The float64 `arrays` in the dtypes of `model`."""
+    """The float64 `arrays`, converted to the dtypes of `model`."""
     return Model.of({name: array.astype(model[name].dtype) for name, array in arrays.items()})

@@ -1,4 +1,4 @@
-"""FedAvg: every site trains the global model on its own data; the server takes the weighted mean.
+"""FedAvg: every site trains the global model on its own data; the server computes the weighted mean.
 
 McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of Deep Networks from
 Decentralized Data", AISTATS 2017, Algorithm 1. https://arxiv.org/abs/1602.05629

@@ -5,9 +5,9 @@ Algorithm 1. https://arxiv.org/abs/2102.07623
 
     w_k = (u_k, v_k), v_k the normalisation layers of site k        u <- sum_k (n_k / n) u_k,  v_k stays
 
-These are batch, instance, group, layer and RMS norm. Our reading: since no v_k reaches the server, an outside site and
-the plain global model use u with the scales and shifts that a run starts from and the statistics of each batch;
-`outside=tent` fits those scales and shifts to the site. Weighted by examples, where the paper weights sites equally.
+Normalisation layers are batch, instance, group, layer and RMS norm. Our reading: the server has no v_k, so an outside
+site and the global model use u with the first scales and shifts of the run and the statistics of each batch.
+`outside=tent` adapts these scales and shifts to the site. Sites are weighted by examples; in the paper, equally.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from raysim.training import norm_layers
 
 @dataclass(frozen=True)
 class ServerState:
-    """The shared weights u, and the normalisation layers' parameters that a run starts from."""
+    """The shared weights u, and the first parameters of the normalisation layers."""
 
     shared: Model
     start: Model
 
     @property
     def model(self) -> Model:
-        """The global model, without running statistics: it normalises each batch by the batch's own."""
+        """The global model without running statistics: it normalises each batch by the statistics of that batch."""
         return self.shared | self.start
 
 

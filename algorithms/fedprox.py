@@ -1,9 +1,9 @@
-"""FedProx: FedAvg with a proximal term that keeps each site's model near the global one.
+"""FedProx: FedAvg with a proximal term that keeps each site's model near the global model.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020,
 Algorithm 2. https://arxiv.org/abs/1812.06127
 
-    site k minimises  F_k(w) + mu/2 ||w - w^t||^2,  so that each step's gradient gains  mu (w - w^t)
+    site k minimises  F_k(w) + mu/2 ||w - w^t||^2,  which adds  mu (w - w^t)  to the gradient of each step
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FedRep: the sites share a representation, and each has its own head, which is trained first in every round.
+"""FedRep: the sites share a representation, and each site has its own head, which is trained first in every round.
 
 Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for Personalized Federated Learning", ICML
 2021, Algorithm 1. https://arxiv.org/abs/2102.07078
@@ -6,9 +6,9 @@ Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for P
     site k:  h_k <- head_epochs passes on F_k(phi, .)   then   phi_k <- epochs passes on F_k(., h_k)
     server:  phi <- sum_k (n_k / n) phi_k;  h_k stays at the site
 
-Our reading: the head is the network's last layer unless `head` names another; a site's head starts from the weights
-that the run's seed gives. There is no global head, so no plain global model is evaluated. An outside site has no
-labels to train a head with; it gets no predictor, nor does an inside site that was never sampled.
+Our reading: the head is the network's last layer by default, see `head`. All heads start from the same weights, which
+are computed from the run's seed. There is no global head, so no global model is evaluated. An outside site has no
+labels to train a head, so it has no predictor. An inside site that was never sampled has no predictor either.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FedRep(LocalTraining):
     head: Annotated[
         str | None, "name, or prefix of the names, of the layers that stay at the site; default: the last layer"
     ] = None
-    head_epochs: Annotated[int, Gt(0), "passes over the training data that train the head; `epochs` the rest"] = 10
+    head_epochs: Annotated[int, Gt(0), "epochs of training the head; `epochs` is for the other layers"] = 10
 
     def init(self, task: Task) -> ServerState:
         net = task.network()
@@ -46,7 +46,7 @@ class FedRep(LocalTraining):
         trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         if not {name for name in trained if within(name, head)} or not {n for n in trained if not within(n, head)}:
             raise ConfigError(
-                f"algorithm.head={head}: expected the name of some layers, not of all or none; the network has "
+                f"algorithm.head={head}: expected a name that matches some layers, but not all; layers of the network: "
                 f"{', '.join(layers(net))}"
             )
         return ServerState(model.only(name for name in model if not within(name, head)))
@@ -75,23 +75,23 @@ class FedRep(LocalTraining):
 
 
 def within(name: str, prefix: str) -> bool:
-    """Whether `name` is `prefix` or below it: fc.weight is below fc and not below f."""
+    """Whether `name` is `prefix` or is below it: fc.weight is below fc, but not below f."""
     return f"{name}.".startswith(f"{prefix}.")
 
 
 def layers(net: nn.Module) -> list[str]:
-    """The names of all layers that have parameters themselves."""
+    """The names of all layers with parameters, without those that only contain other layers."""
     return [name for name, layer in net.named_modules() if list(layer.parameters(recurse=False))]
 
 
 def last_layer(net: nn.Module, shape: Sequence[int]) -> str:
-    """The last layer, in order of `named_modules`, on whose parameters the output for an example of `shape` depends.
+    """The last layer, in order of `named_modules`, whose parameters affect the output for an example of `shape`.
 
-    Raises ConfigError if the output depends on no trained layer.
+    Raises ConfigError if no trained layer affects the output.
     """
     output = net.eval()(torch.zeros(1, *shape))
     while not isinstance(output, Tensor):
-        output = output[0]  # of several resolutions the full one
+        output = output[0]  # the full resolution, if there are several
     for name in reversed(layers(net)):
         trained = [p for p in net.get_submodule(name).parameters(recurse=False) if p.requires_grad]
         if not trained:
@@ -99,4 +99,4 @@ def last_layer(net: nn.Module, shape: Sequence[int]) -> str:
         gradients = torch.autograd.grad(output.sum(), trained, retain_graph=True, allow_unused=True)
         if any(gradient is not None for gradient in gradients):
             return name
-    raise ConfigError("fedrep: the network's output depends on no layer that is trained, so none can be the head")
+    raise ConfigError("fedrep: no trained layer affects the network's output, so no layer can be the head")

@@ -6,8 +6,8 @@ https://arxiv.org/abs/1803.07728, under FedAvg: the baseline of Wu et al., MICCA
     cross-entropy of the rotation of an image, by 0, 90, 180 or 270 degrees
     theta <- sum_c n_c/n theta_c;  then fine-tuning from its encoder
 
-Our reading: each image of a batch gets one random rotation, where the paper takes all four of each; an image that is
-not square is rotated by 0 or 180 degrees.
+Our reading: each image of a batch is rotated once, at random; the paper uses all four rotations of each image. An
+image that is not square is rotated by 0 or 180 degrees.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from raysim.training import ImagePool, SelfSupervised, Views, sample_batches
 class UprightViews(Views):
     """Views that are neither rotated nor mirrored by default."""
 
-    flip: Annotated[float, Ge(0), Le(1), "chance that a view is mirrored, along each axis"] = 0.0
+    flip: Annotated[float, Ge(0), Le(1), "probability that a view is mirrored, for each axis"] = 0.0
     turn: Annotated[float, Ge(0), Le(180), "largest rotation, in degrees"] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedRotation(SelfSupervised[Model]):
-    views: Annotated[UprightViews, "random changes that make a view of an image, before its rotation"] = field(
+    views: Annotated[UprightViews, "random changes that create a view of an image, before its rotation"] = field(
         default_factory=UprightViews
     )
 
@@ -58,7 +58,7 @@ class FedRotation(SelfSupervised[Model]):
         return Reply(update, weight=len(pool), metrics=metrics, client_state=client_state)
 
     def losses(self, net: nn.Module, site: Site[Any], pool: ImagePool, correct: list[Tensor]) -> Iterator[Tensor]:
-        """The loss of each step of a round; whether each prediction is right (B,) is appended to `correct`."""
+        """Yields the loss of each step of a round; appends to `correct` whether each prediction is correct (B,)."""
         steps, count = self.count_steps(pool, self.batch_size), rotations(site.task.shape)
         for index in sample_batches(torch.zeros(len(pool)), self.batch_size, steps):
             labels = torch.randint(count, (len(index),))

@@ -1,4 +1,4 @@
-"""FedSimCLR: every site trains an encoder to match two views of an image among all others; the server averages.
+"""FedSimCLR: every site trains an encoder to match the two views of an image; the server averages the encoders.
 
 Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
 https://arxiv.org/abs/2002.05709, equation 1, under FedAvg: the baseline of Wu et al., MICCAI 2021.
@@ -45,7 +45,7 @@ class FedSimCLR(SelfSupervised[Model]):
         return Reply(update, weight=len(pool), metrics={"loss": loss}, client_state=client_state)
 
     def losses(self, net: nn.Module, site: Site[Any], pool: ImagePool) -> Iterator[Tensor]:
-        """The loss of each step of a round."""
+        """Yields the loss of each step of a round."""
         steps = self.count_steps(pool, self.batch_size)
         for index in sample_batches(torch.zeros(len(pool)), self.batch_size, steps):
             images = pool.take(index, site.device)
@@ -54,7 +54,7 @@ class FedSimCLR(SelfSupervised[Model]):
             yield self.loss(normalize(features.float()))
 
     def loss(self, z: Tensor) -> Tensor:
-        """Mean of l over unit vectors (2B, d): of the first view of each image, then of the second."""
+        """Mean of l over unit vectors (2B, d): first the first views of all images, then the second views."""
         similarity = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)
         return cross_entropy(similarity, torch.arange(len(z), device=z.device).roll(len(z) // 2))
 

@@ -1,14 +1,14 @@
-"""FedSM with SoftPull: a global model, one for each site, and a selector that sends every image to one of them.
+"""FedSM with SoftPull: a global model, a personal model per site, and a selector that chooses a model for each image.
 
 Xu, Li, Guo, Yang, Roth, Hatamizadeh, Zhao, Xu, Huang, Xu, "Closing the Generalization Gap of Cross-silo Federated
 Medical Image Segmentation", CVPR 2022, https://arxiv.org/abs/2203.10144; follows the authors' implementation.
 
-    at site k: w_k from the global w, then v_k from the personal w_p^k, then s_k from the selector s, which learns to
-    predict the site (all its images have the label k), one Adam step per pass over all images
+    at site k: train w_k from the global w, then v_k from the personal w_p^k, then s_k from the selector s, which learns
+    to predict the site (label k for all images of site k), with one Adam step per pass over all images
     w <- sum_k n_k/n w_k, likewise s and the moments of its Adam
     SoftPull: w_p^k <- pull v_k + (1 - pull)/(K-1) sum_(j != k) v_j
                     = v + mu (v_k - v)  with the plain mean v and mu = (K pull - 1)/(K-1)
-    an image x goes to w_p^k with k = argmax softmax(s(x)) if that is above `threshold`, else to w
+    an image x is routed to w_p^k, k = argmax softmax(s(x)), if that softmax is above `threshold`, otherwise to w
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ClientState:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """What all sites get: the global model, the selector, and the moments of its Adam if they are averaged."""
+    """The global model, the selector, and the moments of the selector's Adam if they are averaged."""
 
     model: Model
     selector: Model
@@ -88,17 +88,17 @@ class Update:
 @dataclass(frozen=True, kw_only=True)
 class FedSM(LocalTraining):
     pull: Annotated[float, Gt(0), Le(1), "weight of the site's own model in its personal model; 1 / sites: mean"] = 0.7
-    threshold: Annotated[float, Ge(0), Le(1), "confidence above which an image goes to a personal model"] = 0.9
-    selector: Annotated[Literal["small", "vgg11"], "selector; the small one is of about the network's size"] = "small"
+    threshold: Annotated[float, Ge(0), Le(1), "confidence above which an image is routed to a personal model"] = 0.9
+    selector: Annotated[Literal["small", "vgg11"], "selector; small: about as many parameters as the network"] = "small"
     selector_lr: Annotated[float, Gt(0), "learning rate of the selector's Adam"] = 1e-3
-    selector_epochs: Annotated[int, Gt(0), "steps of the selector in a round, each over all the site's images"] = 1
-    average_moments: Annotated[bool, "whether the moments of the selector's Adam are averaged too"] = True
+    selector_epochs: Annotated[int, Gt(0), "steps of the selector per round, each over all images of the site"] = 1
+    average_moments: Annotated[bool, "whether the moments of the selector's Adam are also averaged"] = True
     keep_moments: Annotated[bool, "whether the other two optimisers keep their moments between rounds"] = True
 
     def init(self, task: Task) -> ServerState:
         if len(task.inside) > 1 and self.pull * len(task.inside) < 1 - 1e-6:
             least = f"{1 / len(task.inside):g} (the plain mean of {len(task.inside)} inside sites)"
-            raise ConfigError(f"algorithm.pull is {self.pull:g}: expected {least} to 1; less would pass the mean")
+            raise ConfigError(f"algorithm.pull={self.pull:g}: expected {least} to 1; less would overshoot the mean")
         model = self.make_update(net := task.network())[0]
         selector = weights(new_selector.__wrapped__(task, self.selector))
         return ServerState(model, dict.fromkeys(task.inside, weights(net)), selector)
@@ -108,7 +108,7 @@ class FedSM(LocalTraining):
         before = site.client_state or ClientState()
         model_moments, personal_moments = dict(before.model_moments), dict(before.personal_moments)
         net = self.load_global(site, broadcast.model)
-        # The global model first: it uses the random numbers that FedAvg would use.
+        # The global model is trained first, so that it uses the same random numbers as FedAvg.
         loss = self.fit(net, site, optimizer_state=model_moments if self.keep_moments else None)
         update, buffers = self.make_update(net)
         personal_net = site.load(personal)
@@ -126,7 +126,7 @@ class FedSM(LocalTraining):
         return Reply(payload, weight=len(site.data.train), metrics=metrics, client_state=client_state)
 
     def _fit_selector(self, site: Site[Any], model: Model, moments: Model | None) -> tuple[Model, Model, Metrics]:
-        """The selector after its steps towards this site's label, its moments, and its loss and accuracy before."""
+        """The selector trained on this site's label, its moments, and its loss and accuracy before the training."""
         net = self._load_selector(site, model).train()
         load_optimizer_state(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr), moments)
         label, count, losses, correct = site.task.inside.index(site.name), len(site.data.train), list[float](), 0.0
@@ -169,16 +169,16 @@ class FedSM(LocalTraining):
 
 @dataclass(frozen=True)
 class RoutedPredictor:
-    """The super model: the selector sends each image of a batch to a personal model or to the global one."""
+    """The super model: the selector routes each image of a batch to a personal model or to the global model."""
 
     selector: nn.Module
     personal: Sequence[Model]
     global_net: nn.Module
-    personal_net: nn.Module  # gets the weights of one personal model after the other
+    personal_net: nn.Module  # the weights of the personal models are loaded into it in turn
     threshold: float
 
     def route(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """For each image (B,) the site that the selector predicts, and the model to use: -1 is the global one."""
+        """For each image (B,): the site that the selector predicts, and the model to use, -1 for the global model."""
         confidence, predicted = self.selector(inputs).softmax(1).max(1)
         return predicted, torch.where(confidence > self.threshold, predicted, -1)
 
@@ -186,7 +186,7 @@ class RoutedPredictor:
         routes, parts, order = self.route(inputs)[1], list[Tensor](), list[Tensor]()
         for route in routes.unique().tolist():
             order.append((routes == route).nonzero()[:, 0])
-            if route < 0:  # the whole batch: the global model may use the statistics of all of it
+            if route < 0:  # the whole batch, because the global model may use batch statistics
                 parts.append(full_resolution(self.global_net(inputs), inputs.ndim)[order[-1]])
             else:
                 load(self.personal_net, self.personal[route])
@@ -194,7 +194,7 @@ class RoutedPredictor:
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def shares(self, split: Split, site: Site[Any], own: int | None) -> Metrics:
-        """The fraction of images that each kind of model gets, and at inside sites the selector's accuracy."""
+        """The fraction of images routed to each kind of model and, at inside sites, the selector's accuracy."""
         routed = [self.route(inputs) for inputs in batched_inputs(split, site)]
         predicted, routes = (torch.cat(part).cpu().numpy() for part in zip(*routed, strict=True))
         shares = {"routed_global": (routes < 0).mean(), "routed_other": ((routes >= 0) & (routes != own)).mean()}
@@ -204,9 +204,9 @@ class RoutedPredictor:
 
 
 def softpull(models: Mapping[str, Model], pull: float) -> dict[str, Model]:
-    """v + mu (v_k - v) with the plain mean v: each deviation shrinks by mu = (K pull - 1) / (K - 1).
+    """v + mu (v_k - v) with the plain mean v: each deviation is multiplied by mu = (K pull - 1) / (K - 1).
 
-    With fewer than 1/pull models mu is 0, so that no model passes the mean. Integer counters are not pulled.
+    With fewer than 1/pull models, mu is 0, so that no model overshoots the mean. Integer counters are not changed.
     """
     count = len(models)
     if count == 1 or pull == 1:
@@ -217,7 +217,7 @@ def softpull(models: Mapping[str, Model], pull: float) -> dict[str, Model]:
 
 
 def batched_inputs(split: Split, site: Site[Any]) -> Iterator[Tensor]:
-    """All inputs in order, in batches."""
+    """Yields all inputs in order, in batches."""
     for start in range(0, len(split), site.task.batch_size):
         yield torch.from_numpy(split.inputs[start : start + site.task.batch_size].copy()).to(site.device)
 
@@ -227,7 +227,7 @@ def batched_inputs(split: Split, site: Site[Any]) -> Iterator[Tensor]:
 
 @lru_cache(maxsize=4)
 def new_selector(task: Task, kind: str) -> nn.Module:
-    """A new selector among the inside sites. It is cached, since creating one is slow."""
+    """A new selector among the inside sites. It is cached, because creating it is slow."""
     shape, sites = task.shape, len(task.inside)
     with preserve_rng():
         return vgg11(shape, sites) if kind == "vgg11" else small(shape, sites, count_parameters(task.network()))
@@ -239,10 +239,10 @@ SLOPE = 0.1  # of the small selector's LeakyReLU
 
 
 def small(shape: Sequence[int], classes: int, parameters: int) -> nn.Module:
-    """A network of about `parameters` parameters: four convolutions of stride 2, mean over space, a linear layer.
+    """A network with about `parameters` parameters: four convolutions of stride 2, mean over space, a linear layer.
 
-    `shape` is (C, *space), or (F,) for vectors, which get one hidden layer. There is no normalisation: the brightness
-    and the contrast of an image show where it comes from.
+    `shape` is (C, *space), or (F,) for vectors, for which the network has one hidden layer. There is no normalisation,
+    because the brightness and the contrast of an image indicate its site.
     """
     if len(shape) == 1:
         width = max(4, round(parameters / (shape[0] + classes + 1)))
@@ -254,13 +254,13 @@ def small(shape: Sequence[int], classes: int, parameters: int) -> nn.Module:
 
 
 def vgg11(shape: Sequence[int], classes: int) -> nn.Module:
-    """VGG-11 without normalisation (Simonyan, Zisserman, ICLR 2015), in as many dimensions as the examples have.
+    """VGG-11 without normalisation (Simonyan, Zisserman, ICLR 2015), with as many dimensions as the examples.
 
     Pooling stops when a side of the image has size 1. Raises ConfigError for vectors.
     """
     dims = len(shape) - 1
     if dims < 1:
-        raise ConfigError(f"VGG-11 looks at images, and examples here are of the shape {tuple(shape)}: take 'small'")
+        raise ConfigError(f"vgg11 needs images, and examples have shape {tuple(shape)}; set algorithm.selector=small")
     layers, channels, size = list[nn.Module](), shape[0], min(shape[1:])
     for width in VGG11:
         if width:
@@ -282,7 +282,7 @@ def _convolutions(shape: Sequence[int], classes: int, width: int) -> nn.Module:
     dims, channels, layers = len(shape) - 1, shape[0], list[nn.Module]()
     for out_channels in (width, 2 * width, 4 * width, 8 * width):
         convolution = _conv(dims)(channels, out_channels, 3, stride=2, padding=1)
-        # With torch's default, the differences between images nearly vanish over four layers without normalisation.
+        # With torch's default, differences between images nearly vanish after four layers without normalisation.
         nn.init.kaiming_normal_(convolution.weight, SLOPE)
         nn.init.zeros_(convolution.bias)
         layers += [convolution, nn.LeakyReLU(SLOPE)]

@@ -1,18 +1,18 @@
 """Gradient alignment (our reading): the server corrects the mean step towards a point where gradients agree.
 
-After Tian, Li, Wang, Wang, "Privacy-Preserving Constrained Domain Generalization via Gradient Alignment", IEEE TKDE
-36(5), 2024, https://arxiv.org/abs/2105.08511, of which only the abstract is known to us: the server minimises an
-alignment loss between the sites' gradients, motivated by the maximum mean discrepancy. With g_k the mean gradient of
-site k, p_k its fraction of the examples, g = sum_k p_k g_k and H_k its Hessian:
+Tian, Li, Wang, Wang, "Privacy-Preserving Constrained Domain Generalization via Gradient Alignment", IEEE TKDE 36(5),
+2024, https://arxiv.org/abs/2105.08511. We know only the abstract: the server minimises an alignment loss between the
+sites' gradients, motivated by the maximum mean discrepancy (MMD). Let g_k be the mean gradient of site k, p_k its
+fraction of the examples, g = sum_k p_k g_k, and H_k its Hessian:
 
     L(w) = sum_k p_k ||g_k - g||^2 = 1/2 sum_ij p_i p_j ||g_i - g_j||^2      an MMD of sites, kernel <grad, grad>
-    dL/dw = 2 sum_k p_k h_k,   h_k = H_k (g_k - g)                           one more exchange: g down, h_k up
+    dL/dw = 2 sum_k p_k h_k,   h_k = H_k (g_k - g)                           a second call: g down, h_k up
     d = g + weight ||g|| / ||sum_k p_k h_k|| sum_k p_k h_k                   the direction of the server's descent
 
-`mode="local"`: g_k is the displacement of a site's local training, (w - w_k) / (lr steps), and h_k the difference
-of two local runs on the same batches, from w and from w + beta (g_k - g), over beta. Weight 0 is FedAvg.
+`mode="local"`: g_k is the displacement of a site's local training, (w - w_k) / (lr steps). h_k is the difference of
+two local trainings on the same batches, from w and from w + beta (g_k - g), over beta. Weight 0 is FedAvg.
 `mode="gradient"`: g_k is the gradient over `epochs` passes or `steps` batches; h_k by double backward or difference.
-`mode="server"`: one exchange; d moves from g towards the densest of the g_k, by mean shift with a Gaussian kernel.
+`mode="server"`: one call; d moves from g towards the densest point of the g_k, by mean shift with a Gaussian kernel.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ROUNDING = 1e-5  # relative error of float32 sums, with a margin
 
 @dataclass(frozen=True)
 class ServerState:
-    """The global model, and the moments of the server's optimiser."""
+    """The global model and the moments of the server's optimiser."""
 
     model: Model
     moments: OptimizerState = field(default_factory=dict)
@@ -71,7 +71,7 @@ class ServerState:
 
 @dataclass(frozen=True)
 class ClientState:
-    """The site's state between the two calls of a round; `between_rounds` is its state after them."""
+    """The client state between the two calls of a round; `between_rounds` is the client state after the round."""
 
     start: Model
     gradient: Model
@@ -80,18 +80,23 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAlignment(LocalTraining):
-    weight: Annotated[
-        float, Ge(0), "ratio of the norm of the correction to that of the mean step; 0 is no alignment"
-    ] = 0.1
-    mode: Annotated[Literal["local", "gradient", "server"], "local runs, gradients, or the server only"] = "local"
-    product: Annotated[Literal["exact", "difference"], "h_k of gradient mode: double backward or not"] = "exact"
-    beta: Annotated[float, Gt(0), "finite step, relative to the norm of the weights"] = 0.01
-    limit: Annotated[float | None, Gt(0), "largest ratio of the norm of a site's product to that of its gradient"] = 1.0
-    bandwidth: Annotated[
-        float, Gt(0), "of server mode: kernel width, relative to the median distance from the mean"
-    ] = 1.0
+    weight: Annotated[float, Ge(0), "ratio of the norm of the correction to that of the mean step; 0: no alignment"] = (
+        0.1
+    )
+    mode: Annotated[
+        Literal["local", "gradient", "server"],
+        "local: g_k from local training; gradient: g_k from gradients; server: one call, only the server aligns",
+    ] = "local"
+    product: Annotated[
+        Literal["exact", "difference"], "h_k in gradient mode: by double backward, or by a finite difference"
+    ] = "exact"
+    beta: Annotated[float, Gt(0), "step of the finite difference, relative to the norm of the weights"] = 0.01
+    limit: Annotated[float | None, Gt(0), "largest ratio of the norm of h_k to that of g_k; null: no limit"] = 1.0
+    bandwidth: Annotated[float, Gt(0), "kernel width in server mode, relative to the median distance from the mean"] = (
+        1.0
+    )
     server_optimizer: Annotated[Literal["sgd", "adam"], "optimiser of the server"] = "sgd"
-    server_lr: Annotated[float, Gt(0), "learning rate of the server; in gradient mode the only one"] = 1.0
+    server_lr: Annotated[float, Gt(0), "learning rate of the server; gradient mode uses only this one"] = 1.0
     server_momentum: Annotated[float, Ge(0), Lt(1), "momentum of the server's sgd"] = 0.0
 
     def init(self, task: Task) -> ServerState:
@@ -99,19 +104,19 @@ class GradientAlignment(LocalTraining):
 
     # at each site
     def first(self, site: Site[Any], model: Model) -> Reply[Model]:
-        """The weights after local training; in gradient mode the gradient in their place."""
+        """The weights after local training; in gradient mode, the gradient."""
         net = self.load_global(site := between_rounds(site), model)
         start = weights(net)
         loss = self._gradient(net, site) if self.mode == "gradient" else self.fit(net, site)
         update, client_state = self.make_update(net)
-        if self.weight > 0 and self.mode != "server":  # the second call needs them
+        if self.weight > 0 and self.mode != "server":  # needed by the second call
             buffers = None if client_state is UNCHANGED else client_state
             client_state = ClientState(start, self._site_gradient(site, start, net), buffers)
         metrics = {"loss": loss, "scale": self._scale(site)}
         return Reply(update, weight=len(site.data.train), metrics=metrics, client_state=client_state)
 
     def second(self, site: Site[ClientState], average: Model) -> Reply[Model]:
-        """h_k, on the batches of the first call; its norm is at most `limit` times that of g_k."""
+        """h_k on the batches of the first call. Its norm is at most `limit` times that of g_k."""
         first = site.client_state
         assert first is not None
         v = combine([first.gradient, average], [1, -1])
@@ -122,17 +127,17 @@ class GradientAlignment(LocalTraining):
         return Reply(h, weight=len(site.data.train), client_state=first.between_rounds)
 
     def _scale(self, site: Site[Any]) -> float:
-        """The factor from a payload to the gradient: in local mode -1 / (lr steps) on the displacement w_k - w."""
+        """The factor from the payload to the gradient. In local mode: -1 / (lr steps), for the displacement w_k - w."""
         steps = self.count_steps(site.data.train, site.task.batch_size)
         return 1.0 if self.mode == "gradient" else -1 / (self.lr_at(site) * steps)
 
     def _site_gradient(self, site: Site[Any], start: Model, net: nn.Module) -> Model:
-        """g_k, from the trained network; in gradient mode its parameters are the gradient."""
+        """g_k from the trained network; in gradient mode its parameters are the gradient."""
         end, scale = weights(net).parameters, self._scale(site)
         return end if self.mode == "gradient" else combine([end, start.parameters], [scale, -scale])
 
     def _gradient(self, net: nn.Module, site: Site[Any]) -> float:
-        """The mean loss over the batches; replaces the parameters of `net` by their mean gradient."""
+        """The mean loss over the batches. Replaces the parameters of `net` by the mean gradient."""
         total = 0.0
         for fraction, loss in self._losses(net, site):
             (fraction * loss).backward()
@@ -159,7 +164,7 @@ class GradientAlignment(LocalTraining):
         return Model.of({name: tensor.cpu().numpy() for name, tensor in result.items()})
 
     def _difference(self, site: Site[ClientState], first: ClientState, v: Model) -> Model:
-        """H_k v by a finite difference: g_k at `start + step v` minus g_k at `start`, over the step."""
+        """H_k v by a finite difference: (g_k at `start + step v` - g_k at `start`) / step."""
         step = self.beta * (model_norm(first.start.parameters) or 1.0) / (model_norm(v) or 1.0)
         net = site.load(translate(first.start, v, step))
         start = weights(net)
@@ -168,7 +173,7 @@ class GradientAlignment(LocalTraining):
         return combine([self._site_gradient(site, start, net), first.gradient], [1 / step, -1 / step])
 
     def _losses(self, net: nn.Module, site: Site[Any]) -> Iterator[tuple[float, Tensor]]:
-        """The loss of each batch, after the batch's fraction of all examples."""
+        """Yields each batch's fraction of all examples, and its loss."""
         split, size = site.data.train, min(site.task.batch_size, max(len(site.data.train), 1))
         steps = self.count_steps(split, site.task.batch_size)
         passes, rest = divmod(steps, math.ceil(len(split) / size))
@@ -180,7 +185,7 @@ class GradientAlignment(LocalTraining):
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
-        aligned = self if len(fleet.sites) > 1 else replace(self, weight=0.0)  # one site has nothing to align with
+        aligned = self if len(fleet.sites) > 1 else replace(self, weight=0.0)  # one site alone cannot be aligned
         model, replies = state.model, fleet.map(aligned.first, state.model)
         sites, average, origin = list(replies), mean(replies), None if self.mode == "gradient" else model.parameters
         share = np.array([replies[site].weight for site in sites]) / sum(reply.weight for reply in replies.values())
@@ -189,7 +194,7 @@ class GradientAlignment(LocalTraining):
         products = gram_matrix(payloads, origin) * np.outer(scale, scale)
         mean_step = average.parameters if origin is None else combine([origin, average.parameters], [1, -1])
         correction, spread = None, weighted_variance(products, share)
-        # Otherwise the gradients are equal up to rounding.
+        # If not, the gradients are equal up to rounding errors.
         differ = spread > ROUNDING**2 * float(share @ products @ share)
         if self.weight and differ and self.mode == "server":
             towards = share - mean_shift(products, share, self.bandwidth)
@@ -203,8 +208,8 @@ class GradientAlignment(LocalTraining):
             )
             second = fleet.at(sites).map(self.second, mean_gradient)
             product, longest = mean(second), max(model_norm(reply.payload) for reply in second.values())
-            # Products that cancel out leave rounding errors, which must not be scaled up; without all sites they would
-            # not even cancel.
+            # If the products cancel each other, only rounding errors remain, which must not be scaled up. If a site is
+            # missing, the products do not even cancel.
             usable = model_norm(product) > ROUNDING * longest and len(second) == len(sites)
             length = self.weight * model_norm(mean_step) / model_norm(product) if usable else 0.0
             correction = combine([product], [length])
@@ -229,7 +234,7 @@ class GradientAlignment(LocalTraining):
 
     @property
     def _is_mean(self) -> bool:
-        """Whether the server's step ends at the mean of the sites' weights, which is then used directly."""
+        """Whether the server's step results in the mean of the sites' weights, which is then used directly."""
         server = (self.server_optimizer, self.server_lr, self.server_momentum)
         return self.mode != "gradient" and server == ("sgd", 1, 0)
 
@@ -238,6 +243,6 @@ class GradientAlignment(LocalTraining):
 
 
 def between_rounds(site: Site[Any]) -> Site[Any]:
-    """The site with its client state between rounds, also after a round that was aborted after its first call."""
+    """The site with its client state between rounds, even if the last round was aborted after its first call."""
     state = site.client_state
     return replace(site, client_state=state.between_rounds) if isinstance(state, ClientState) else site

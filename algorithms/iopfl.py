@@ -1,4 +1,4 @@
-"""IOP-FL: inside, a personal model that averages a site's own weights; outside, all of them mixed for each image.
+"""IOP-FL: inside sites have personal models, running means of their weights; outside sites mix all of them per image.
 
 Jiang, Yang, Cheng, Dou, "IOP-FL: Inside-Outside Personalization for Federated Medical Image Segmentation", IEEE TMI
 42(7), 2023, https://arxiv.org/abs/2204.08467; follows the authors' reference implementation, with its bugs fixed.
@@ -49,7 +49,7 @@ Gate = Literal["sigmoid", "softmax"]
 
 @dataclass(frozen=True)
 class ServerState:
-    """The global model; if there are outside sites, also each inside site's models, computed from its updates."""
+    """The global model. If there are outside sites, also the models of each inside site, computed from its updates."""
 
     model: Model
     running: Mapping[str, Model] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class ServerState:
 
 @dataclass(frozen=True)
 class ClientState:
-    """The site's running mean of weights, its best one so far and that one's score, and local buffers."""
+    """The running mean of the site's weights, the best mean so far with its score, and local buffers."""
 
     running: Model
     best: Model
@@ -69,8 +69,8 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class IOPFL(LocalTraining):
-    alpha: Annotated[float, Ge(0), Le(1), "weight of the previous personal model in a round's average"] = 0.1
-    keep: Annotated[Literal["best", "last"], "the personal model: best on the site's validation data, or the last"] = (
+    alpha: Annotated[float, Ge(0), Le(1), "weight of the previous personal model in the running mean"] = 0.1
+    keep: Annotated[Literal["best", "last"], "personal model: the best on the site's validation data, or the last"] = (
         "best"
     )
     gate: Annotated[Gate, "activation of the experts' mixing weights"] = "sigmoid"
@@ -78,15 +78,15 @@ class IOPFL(LocalTraining):
     passes: Annotated[int, Ge(0), "adaptation: passes over an outside site's test images, without labels"] = 10
     outside_lr: Annotated[float, Ge(0), "learning rate of Adam at outside sites"] = 1e-3
     entropy: Annotated[float, Ge(0), "weight of the mean entropy, relative to its largest value"] = 10.0
-    consistency: Annotated[float, Ge(0), "weight of the difference of predictions for an image and a turned copy"] = 0.1
+    consistency: Annotated[float, Ge(0), "weight of the consistency of an image and its rotated, noisy copy"] = 0.1
     shape: Annotated[float, Ge(0), "weight of the length of outlines"] = 1e-6
-    noise: Annotated[float, Ge(0), "standard deviation of the noise on the copy"] = 0.5
-    reach: Annotated[int, Gt(0), "pixels to each side over which an outline spreads"] = 10
+    noise: Annotated[float, Ge(0), "standard deviation of the noise in the copy"] = 0.5
+    reach: Annotated[int, Gt(0), "half-width of an outline, in pixels"] = 10
 
     def init(self, task: Task) -> ServerState:
         net = task.network()
         if task.outside and not has_convolution(net):
-            raise ConfigError(f"algorithm=iopfl mixes convolutions at outside sites; {type(net).__name__} has none")
+            raise ConfigError(f"algorithm=iopfl needs convolutions for outside sites; {type(net).__name__} has none")
         return ServerState(self.make_update(net)[0], has_outside=bool(task.outside))
 
     # at each inside site
@@ -107,7 +107,7 @@ class IOPFL(LocalTraining):
 
     @torch.no_grad()
     def _score(self, site: Site[Any], model: Model) -> float:
-        """The task's main metric on the validation data, signed so that more is better; 0 without such data."""
+        """The task's main metric on the validation data, signed so that higher is better; 0 without such data."""
         (name, direction), *_ = site.task.score.better.items()
         scores = site.task.score(site.predict_module(model), site.data.val, site.device) if len(site.data.val) else {}
         return scores.get(name, 0.0) * (1 if direction == "higher" else -1)
@@ -175,13 +175,13 @@ def running_mean(before: Model, update: Model, alpha: float) -> Model:
 
 
 def outline_length(p: Tensor, reach: int) -> Tensor:
-    """||max p - min p||_F over windows of 2 reach + 1: a band along every outline of foregrounds (B, K-1, *space)."""
+    """||max p - min p||_F over windows of size 2 reach + 1, for foreground probabilities p (B, K-1, *space)."""
     norm: Tensor = (window_max(p, reach) + window_max(-p, reach)).norm()
     return norm
 
 
 def window_max(p: Tensor, reach: int) -> Tensor:
-    """The maximum over the window of 2 reach + 1 around each position; one axis at a time, as max is separable."""
+    """The maximum over the window of size 2 reach + 1 around each position, computed one axis after the other."""
     for axis in range(2, p.ndim):
         lines = p.movedim(axis, -1)
         maxima = F.max_pool1d(lines.reshape(-1, 1, lines.shape[-1]), 2 * reach + 1, 1, reach)
@@ -190,14 +190,14 @@ def window_max(p: Tensor, reach: int) -> Tensor:
 
 
 def draw_turns(images: Tensor) -> list[tuple[bool, int]]:
-    """For each image whether it is flipped and its quarter turns, at random; half turns only if its sides differ."""
+    """For each image, at random: whether it is flipped, and its quarter turns (0 or 2 if its sides differ)."""
     quarters = 1 if images.shape[-1] == images.shape[-2] else 2
     draws = torch.rand(len(images), 2).tolist()
     return [(flip < 0.5, quarters * int(turn * 4 // quarters)) for flip, turn in draws]
 
 
 def turn_functions(turns: list[tuple[bool, int]]) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """A function that flips and then turns each image of a batch in the plane of its last two axes, and its inverse."""
+    """A function that flips and then rotates each image of a batch in the plane of its last two axes; its inverse."""
 
     def turn(x: Tensor) -> Tensor:
         return torch.stack([(image.flip(-2) if flip else image).rot90(k, (-2, -1)) for image, (flip, k) in pairs(x)])
@@ -218,7 +218,7 @@ def turn_functions(turns: list[tuple[bool, int]]) -> tuple[Callable[[Tensor], Te
 class Router(nn.Module):
     """Mixing weights (B, E) from the means over space (B, C), by two linear layers without an activation between them.
 
-    They start near 1/E each, so that the first mixture is about the mean of the experts.
+    The initial weights are near 1/E, so that the first mixture is about the mean of the experts.
     """
 
     def __init__(self, channels: int, experts: int, gate: Gate, dropout: float) -> None:
@@ -233,7 +233,7 @@ class Router(nn.Module):
 
 
 class RoutedConvolution(nn.Module):
-    """y_b = conv(x_b; sum_e r_be W_e, sum_e r_be b_e): one grouped convolution for a batch; the kernels are frozen."""
+    """y_b = conv(x_b; sum_e r_be W_e, sum_e r_be b_e), as one grouped convolution per batch. The kernels are frozen."""
 
     def __init__(self, experts: Sequence[Convolution], gate: Gate, dropout: float) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class RoutedConvolution(nn.Module):
 
 
 def explicit_padding(layer: Convolution) -> list[int]:
-    """The padding of `layer` in the form of `F.pad`: before and after, of the last axis first."""
+    """The padding of `layer` as for `F.pad`: before and after each axis, starting with the last axis."""
     spans = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
     if isinstance(layer.padding, str):
         pairs = [(span // 2, span - span // 2) if layer.padding == "same" else (0, 0) for span in spans]
@@ -275,14 +275,14 @@ def explicit_padding(layer: Convolution) -> list[int]:
 
 
 def route(nets: Sequence[nn.Module], gate: Gate, dropout: float) -> nn.Module:
-    """The last of `nets`, whose convolutions now mix those of all; its other layers are unchanged.
+    """The last of `nets`; each of its convolutions is replaced by a mix of the convolutions of all `nets`.
 
     Everything is frozen except the routers. Raises ValueError for a network without a convolution.
     """
     convolutions = [{name: m for name, m in net.named_modules() if isinstance(m, Convolution)} for net in nets]
     net = nets[-1].requires_grad_(False)
     if not has_convolution(net):
-        raise ValueError("there is no convolution to route in this network")
+        raise ValueError("the network has no convolution to route")
     for name in convolutions[-1]:
         parent, _, last = name.rpartition(".")
         layer = RoutedConvolution([layers[name] for layers in convolutions], gate, dropout)
@@ -295,5 +295,5 @@ def has_convolution(net: nn.Module) -> bool:
 
 
 def routers(net: nn.Module) -> list[Router]:
-    """The routers of a network that `route` returned."""
+    """The routers of a network returned by `route`."""
     return [module for module in net.modules() if isinstance(module, Router)]

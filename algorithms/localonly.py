@@ -1,6 +1,6 @@
-"""LocalOnly: every site trains its own model and nothing is sent; the lower reference of every comparison.
+"""LocalOnly: every site trains its own model and nothing is sent; the lower reference of a comparison.
 
-All sites start from the weights that the run's seed gives, which costs no bytes. An outside site has no model.
+All sites start from the same weights, which are computed from the run's seed and not sent. Outside sites have no model.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ ICML 2020, Algorithm 1 with option II. https://arxiv.org/abs/1910.06378
     site k takes K steps from x:  y <- y - lr (g_k(y) - c_k + c)        c_k+ = c_k - c + (x - y) / (K lr)
     x <- x + server_lr mean_k (y_k - x)                                 c <- c + |S| / N mean_k (c_k+ - c_k)
 
-Our reading: means are weighted by examples, and |S| / N is the cohort's fraction of all examples, so that c stays the
-weighted mean of all c_k and the first round is FedAvg's; `uniform` weights sites equally, as in the paper.
-Control variates cover parameters; buffers are averaged as in FedAvg. Clipping bounds the corrected gradient.
+Our reading: means are weighted by examples, and |S| / N is the cohort's fraction of all examples. Then c is always the
+weighted mean of all c_k, and the first round equals FedAvg. `uniform` weights sites equally, as in the paper. Control
+variates exist for parameters only; buffers are averaged as in FedAvg. Clipping applies to the corrected gradient.
 """
 
 from __future__ import annotations
@@ -78,16 +78,16 @@ class Scaffold(LocalTraining):
     uniform: Annotated[bool, "whether sites are weighted equally, as in the paper, instead of by examples"] = False
     lr: Annotated[float, Gt(0), "learning rate of the local sgd"] = 0.05
     optimizer: Annotated[
-        Literal["sgd", "adam", "adamw"], "local optimiser: sgd; others are refused, since c_k is a mean gradient"
+        Literal["sgd", "adam", "adamw"], "local optimiser: must be sgd, because c_k is a mean gradient"
     ] = "sgd"
-    momentum: Annotated[float, Ge(0), Lt(1), "momentum of the local sgd: 0, any other is refused"] = 0.0
+    momentum: Annotated[float, Ge(0), Lt(1), "momentum of the local sgd: must be 0"] = 0.0
 
     def __post_init__(self) -> None:
         if self.optimizer != "sgd" or self.momentum:
             raise ConfigError(
                 f"scaffold: algorithm.optimizer={self.optimizer}, algorithm.momentum={self.momentum:g}: expected plain "
-                "sgd, for (x - y) / (K lr) is the mean gradient of no other; give algorithm.optimizer=sgd "
-                "algorithm.momentum=0, and an algorithm.lr that suits sgd"
+                "sgd, because only then is (x - y) / (K lr) the mean gradient; set algorithm.optimizer=sgd "
+                "algorithm.momentum=0, and an algorithm.lr for sgd"
             )
 
     def init(self, task: Task) -> ServerState:
@@ -134,7 +134,7 @@ def zeros_like(model: Model) -> Model:
 
 
 def add_to_gradients(drift: Model, net: nn.Module) -> GradientCorrection:
-    """Adds `drift` = c - c_k to the gradients of `net`."""
+    """A correction that adds `drift` = c - c_k to the gradients of `net`."""
     trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     drifts = [torch.from_numpy(drift[name].copy()).to(p.device) for name, p in trained]
 

@@ -1,16 +1,16 @@
-"""What the server's weighted mean costs: its seconds against reading the same bytes once, and its memory.
+"""Cost of the server's weighted mean: its seconds over reading the same bytes once, and its memory.
 
 python benchmarks/aggregate.py [--replies N] [--parameters N] [--repeats N] [--json FILE]
 
-200 replies of 10 million float32 parameters, 8 GB in Ray's object store, made by two real client actors and brought by
-the real fleet; the mean is `raysim.mean`, in the round of an algorithm that the real server actor runs.
+200 replies of 10 million float32 parameters, 8 GB in Ray's object store, from two real client actors and the real
+fleet. The mean is `raysim.mean`, in the round of an algorithm in the real server actor.
 
-- read: numpy's quickest pass over all the bytes in the store, one after the other in one thread: an integer sum.
-- memory: the most that the server's own memory (RssAnon) grows by while the mean is made.
-- error: the largest difference from the mean of every 101st entry worked out in long double, over the entry itself.
+- read: numpy's fastest pass over all bytes in the store in one thread: an integer sum.
+- memory: the maximum growth of the server's private memory (RssAnon) during the mean.
+- error: the largest relative difference of every 101st entry from the mean computed in long double.
 
-A first round is not counted: the store's memory is first touched in it. Replies that did not fit and went to disk end
-the benchmark, for then the disk would be measured.
+The first round is not counted, because it touches the memory of the store for the first time. The benchmark ends if
+replies did not fit and were spilled to disk, because then it would measure the disk.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from raysim.federation.plan import Plan, build_plan
 
 REPLIES, PARAMETERS = 200, 10_000_000
 ACTORS = 2
-STRIDE = 101  # a prime, so that every place in a block is looked at
-ROOM = 1.35  # of the replies' bytes: Ray spills from 0.8 of the store on
+STRIDE = 101  # a prime, so that every position in a block is checked
+ROOM = 1.35  # size of the store over the bytes of the replies: Ray spills when the store is filled to 0.8
 SPARE = 4e9  # bytes for the processes
-PAUSE = 0.02  # seconds between two looks at the memory
+PAUSE = 0.02  # seconds between two measurements of the memory
 MB = 1e6
 ROWS = {
     "mean": "the weighted mean: s",
     "read": "reading the same bytes once: s",
     "ratio": "the mean / reading once",
     "speed": "the mean: GB of replies per second",
-    "memory": "most memory of the server beside what it had: MB",
+    "memory": "maximum additional memory of the server: MB",
     "models": "the same, in models",
     "error": "largest relative error, in steps of float32",
-    "map": "making the replies, from call to last answer: s",
+    "map": "making the replies, from the call to the last reply: s",
 }
 LIMITS = {"memory": 1000.0, "error": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """An algorithm whose round is nothing but a mean of replies, and a look at what that costs."""
+    """An algorithm whose round only computes and measures a mean of replies."""
 
     parameters: int
 
@@ -69,7 +69,7 @@ class Mean:
         return weights(task.start(0))
 
     def client(self, site: Site[Any], round: int) -> Reply[Model]:
-        """A model of random entries, others at each site and in each round."""
+        """A model of random entries, which differ for each site and round."""
         entries = numpy_generator(round, site.name).random(self.parameters, np.float32)
         return Reply(Model.of({"weight": entries}), weight=1.0 + site.task.inside.index(site.name) % 7)
 
@@ -77,7 +77,7 @@ class Mean:
         number, start = fleet.accounting.round, time.perf_counter()
         replies = fleet.map(self.client, number)
         found = {"map": time.perf_counter() - start}
-        if number % 2:  # before the mean or after it, in turn
+        if number % 2:  # alternately before and after the mean
             found["read"] = read(replies)
         with growth(found):
             start = time.perf_counter()
@@ -88,7 +88,7 @@ class Mean:
         return state, found | {"error": error(model["weight"], replies)}
 
     def predictor(self, site: Site[Any], state: Model) -> None:
-        """Nothing to say: this is not about learning."""
+        """None: this benchmark makes no predictions."""
 
 
 def read(replies: Mapping[str, Any]) -> float:
@@ -102,7 +102,7 @@ def read(replies: Mapping[str, Any]) -> float:
 
 @contextmanager
 def growth(found: dict[str, float]) -> Iterator[None]:
-    """Puts into `found` by how many bytes this process's own memory was larger, at most, than before the block."""
+    """Sets `found["memory"]` to the maximum growth, in bytes, of this process's private memory during the block."""
     before, done = own_memory(), threading.Event()
     most = [before]
 
@@ -126,7 +126,7 @@ def own_memory() -> int:
 
 
 def error(found: np.ndarray, replies: Mapping[str, Any]) -> float:
-    """The largest error of every 101st entry, over the entry, in steps of float32."""
+    """The largest relative error of every 101st entry, in steps of float32."""
     total, weights = np.zeros(len(found[::STRIDE]), np.longdouble), np.longdouble(0)
     for site in replies:
         reply = replies[site]
@@ -137,11 +137,13 @@ def error(found: np.ndarray, replies: Mapping[str, Any]) -> float:
 
 
 def main() -> int:
-    """Measure, print, and write JSON where asked; 1 if a limit is missed or there is no room."""
+    """Measure, print, and write JSON if requested; 1 if a limit is missed."""
     options = parser("seconds and memory of the server's weighted mean of large replies")
     options.add_argument("--replies", type=int, default=REPLIES, help=f"sites (default: {REPLIES})")
-    options.add_argument("--parameters", type=int, default=PARAMETERS, help=f"of a reply (default: {PARAMETERS})")
-    options.add_argument("--repeats", type=int, default=4, help="rounds that count, after one (default: 4)")
+    options.add_argument(
+        "--parameters", type=int, default=PARAMETERS, help=f"parameters of a reply (default: {PARAMETERS})"
+    )
+    options.add_argument("--repeats", type=int, default=4, help="measured rounds, after a first one (default: 4)")
     args = options.parse_args()
     store = int(ROOM * 4 * args.replies * args.parameters)
     check_room(store)
@@ -153,20 +155,20 @@ def main() -> int:
 
 
 def check_room(store: int) -> None:
-    """Ends the benchmark if the machine has too little memory for an object store of so many bytes."""
+    """Ends the benchmark if the machine has too little memory for an object store of `store` bytes."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     shared = shutil.disk_usage("/dev/shm").free
     if free < store + SPARE or shared < store:
         sys.exit(
             f"nothing was measured: the replies need an object store of {store / 1e9:.1f} GB in shared memory, and "
-            f"{SPARE / 1e9:.0f} GB beside it; free are {shared / 1e9:.1f} GB of /dev/shm and {free / 1e9:.1f} GB of "
-            "memory. Take fewer replies (--replies) or smaller ones (--parameters)"
+            f"{SPARE / 1e9:.0f} GB more; {shared / 1e9:.1f} GB of /dev/shm and {free / 1e9:.1f} GB of memory are free. "
+            "Use fewer replies (--replies) or smaller ones (--parameters)"
         )
 
 
 def measure(replies: int, parameters: int, repeats: int, store: int) -> dict[str, dict[str, float]]:
-    """The rows of the table, from every round but the first."""
+    """The rows of the table, from all rounds except the first."""
     rounds = run(Mean(parameters=parameters), replies, 1 + repeats, store)[1:]
     size = 4.0 * parameters
     for values in rounds:
@@ -178,9 +180,9 @@ def measure(replies: int, parameters: int, repeats: int, store: int) -> dict[str
 
 
 def run(algorithm: Mean, sites: int, rounds: int, store: int) -> list[dict[str, float]]:
-    """What the server actor measured in each round of a real run, on a Ray with room for its replies."""
+    """The measurements of the server actor in each round of a real run, on a Ray whose store fits the replies."""
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_LD_PRELOAD_ON_WORKERS": "1"}  # as `raysim run`
-    import ray  # reads that when it is imported
+    import ray  # reads these variables at import
 
     from raysim.distributed.admission import request_actors
     from raysim.distributed.run_driver import stream_events
@@ -198,11 +200,11 @@ def run(algorithm: Mean, sites: int, rounds: int, store: int) -> list[dict[str, 
 
 
 def plan(algorithm: Mean, sites: int, rounds: int, out: Path) -> Plan:
-    """A run of `algorithm` at so many sites, whose own data are as small as can be."""
-    words = [f"task.data.sites={sites}", "task.data.outside=[]", "task.data.cases=1", "task.data.val=1"]
-    words += ["task.data.test=0", "task.data.size=[8, 8]", "task.network.channels=[2, 4]"]
+    """A run of `algorithm` at `sites` sites with minimal data."""
+    arguments = [f"task.data.sites={sites}", "task.data.outside=[]", "task.data.cases=1", "task.data.val=1"]
+    arguments += ["task.data.test=0", "task.data.size=[8, 8]", "task.network.channels=[2, 4]"]
     (out / "checkpoints").mkdir()
-    config = resolve(parse_pairs(words))
+    config = resolve(parse_pairs(arguments))
     config = replace(
         config,
         algorithm=algorithm,
@@ -216,12 +218,12 @@ def plan(algorithm: Mean, sites: int, rounds: int, out: Path) -> Plan:
 
 
 def check_unspilled() -> None:
-    """Ends the benchmark if Ray put replies on the disk."""
+    """Ends the benchmark if Ray spilled replies to disk."""
     import ray
-    from ray._private.internal_api import memory_summary  # what `ray memory --stats-only` prints
+    from ray._private.internal_api import memory_summary  # the text of `ray memory --stats-only`
 
-    if "Spilled" in (said := memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)):
-        sys.exit(f"nothing was measured, for Ray put replies on the disk:\n{said}")
+    if "Spilled" in (text := memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)):
+        sys.exit(f"nothing was measured, because Ray spilled replies to disk:\n{text}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What contrast with a large bank costs, over the encoder's own passes; and what it costs to pass banks on.
+"""Cost of contrastive training with a large bank over the encoder's passes, and cost of exchanging banks.
 
 python benchmarks/contrast.py [--repeats N] [--json FILE]
 
-The encoder is that of examples/hippocampus_fcl.yaml, batch 32, a full bank of 4,096 features of 128 numbers.
+The encoder is that of examples/hippocampus_fcl.yaml, with batch 32 and a full bank of 4,096 features of 128 numbers.
 
-- step: a step of FCL at a site, with its batch, its two views, both networks, the loss, the optimiser, the momentum
-  encoder and the bank. Its own passes: a forward pass with gradient, one without, a backward pass, on the same images.
-- exchange: `fleet.exchange` of ten such banks, 21 MB, by two real client actors and the real server actor, and the same
-  of empty banks, which is what ten calls cost. put: `ray.put` of the same banks, one after the other, in the server's
-  process: the one copy that puts them where all processes of a node read them. copy: numpy's of the same bytes.
-- fetch: a call in which every site opens the nine banks of the others, less one in which they are empty.
+- step: a step of FCL at a site, with its batch, two views, both networks, the loss, the optimiser, the momentum
+  encoder and the bank. passes: a forward pass with gradient, one without, and a backward pass, on the same images.
+- exchange: `fleet.exchange` of ten such banks, 21 MB, by two real client actors and the real server actor. empty: the
+  same with empty banks, which is the cost of ten calls. put: `ray.put` of the same banks, one after the other, in the
+  server's process: the one copy that all processes of a node can read. copy: numpy's copy of the same bytes.
+- fetch: a call in which every site opens the nine banks of the other sites, minus a call with empty banks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROWS = {
     "over": "(exchange - empty) / ray.put",
     "copy": "numpy's copy of the bytes of ten banks: ms",
     "over_copy": "(exchange - empty) / numpy's copy",
-    "fetch": "all sites open the banks of all others, less empty ones: ms",
+    "fetch": "all sites open the banks of all others, minus empty banks: ms",
 }
 LIMITS = {"ratio": 1.5, "over": 1.3}
 
@@ -56,7 +56,7 @@ def full(size: int = BANK) -> Features:
 
 
 def steps(repeats: int) -> list[dict[str, float]]:
-    """Milliseconds of a step, and of the passes alone, in turn."""
+    """Milliseconds of a step and of the passes alone, measured alternately."""
     keys = merge(read_file(str(ROOT / "examples" / "hippocampus_fcl.yaml")), parse_pairs(["task=synthetic"]))
     network, data = keys["task"]["network"], {"sites": 1, "cases": 256, "val": 0, "test": 1, "size": [48, 48]}
     task = resolve({"task": {"name": "synthetic", "network": network, "data": data | {"outside": []}}}).task.build()
@@ -72,7 +72,7 @@ def steps(repeats: int) -> list[dict[str, float]]:
 
 
 def of_fcl(mine: FCL, site: Site[Any], kept: ClientState) -> float:
-    """Milliseconds of one step, those of a call but for the first ones."""
+    """Milliseconds of one step, without the first steps of a call."""
     from algorithms.fcl import Bank
 
     site, pool = mine.stage(site)
@@ -101,7 +101,7 @@ def passes(net: torch.nn.Module, target: torch.nn.Module) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchanging:
-    """An algorithm whose round is nothing but exchanges of banks."""
+    """An algorithm whose round only exchanges banks."""
 
     def init(self, task: Task) -> Model:
         return weights(task.start(0))
@@ -138,7 +138,7 @@ class Exchanging:
         return state, found | {"over": extra / found["put"], "over_copy": extra / found["copy"]}
 
     def predictor(self, site: Site[Any], state: Model) -> None:
-        """Nothing to say: this is not about learning."""
+        """None: this benchmark makes no predictions."""
 
 
 def milliseconds(start: float) -> float:
@@ -146,9 +146,9 @@ def milliseconds(start: float) -> float:
 
 
 def main() -> int:
-    """Measure, print, and write JSON where asked; 1 if a limit is missed."""
-    options = parser("what contrast costs over the encoder's passes, and the exchange of banks over a copy")
-    options.add_argument("--repeats", type=int, default=10, help="repeats that count (default: 10)")
+    """Measure, print, and write JSON if requested; 1 if a limit is missed."""
+    options = parser("cost of contrastive training over the encoder's passes, and of exchanging banks over a copy")
+    options.add_argument("--repeats", type=int, default=10, help="measured repeats (default: 10)")
     args = options.parse_args()
     found = machine() | {"batch": BATCH, "bank": BANK, "repeats": args.repeats}
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: seconds from line to line of what a command prints, and what they were measured on."""
+"""Shared code of the benchmarks: seconds between the output lines of a command, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PACKAGES = ("raysim", "ray", "torch", "monai", "numpy")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes."""
+    """A parser with the options of every benchmark."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--json", metavar="FILE", help="write the figures here too")
+    made.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     return made
 
 
 def publish(found: dict[str, Any], table: Table, file: str | None) -> None:
-    """Print the table, with what it was measured on under it, and write the figures as JSON where asked."""
+    """Print the table, with the machine and versions below it, and write the figures as JSON if `file` is given."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     table.caption = f"{found['cores']} cores, load {found['load_before']} before; {versions}"
     Console().print(table)
@@ -43,37 +43,37 @@ def publish(found: dict[str, Any], table: Table, file: str | None) -> None:
         Path(file).write_text(json.dumps(found, indent=2) + "\n")
 
 
-def steady(words: Sequence[str], warm: int = WARM) -> float:
-    """Seconds of a steady round of `words`: the median without the first `warm` and the last, which is judged."""
-    return statistics.median(round_seconds(words)[warm:-1])
+def steady(arguments: Sequence[str], warm: int = WARM) -> float:
+    """Seconds of a steady round of a command: the median without the first `warm` rounds and the last (evaluated)."""
+    return statistics.median(round_seconds(arguments)[warm:-1])
 
 
-def round_seconds(words: Sequence[str]) -> list[float]:
-    """Seconds of each round of `words`, from line to line: the first from the start of the command."""
-    return [end - start for start, end in pairwise([0.0, *(second for second, _ in round_lines(words))])]
+def round_seconds(arguments: Sequence[str]) -> list[float]:
+    """Seconds of each round of a command, between its lines; the first from the start of the command."""
+    return [end - start for start, end in pairwise([0.0, *(second for second, _ in round_lines(arguments))])]
 
 
-def round_lines(words: Sequence[str]) -> list[tuple[float, str]]:
-    """Each line in which `words` says that a round has ended, with the seconds since the command's start.
+def round_lines(arguments: Sequence[str]) -> list[tuple[float, str]]:
+    """Each line of the end of a round in the output of a command, with the seconds since its start.
 
-    What else it says is shown only if it fails, which ends the benchmark.
+    If the command fails, its last lines are printed and the benchmark ends.
     """
-    said: list[str] = []
+    output: list[str] = []
     ended: list[tuple[float, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        alarm = threading.Timer(DEADLINE, process.kill)  # NVFlare has been seen to wait for ever for a lost client
+        process = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        alarm = threading.Timer(DEADLINE, process.kill)  # NVFlare may wait forever for a lost client
         alarm.start()
         assert process.stdout is not None
         for line in process.stdout:
-            said.append(line)
+            output.append(line)
             if re.match(r"round +\d+/", line):
                 ended.append((time.perf_counter() - start, line))
         code = process.wait()
         alarm.cancel()
     if code:
-        sys.exit(f"{''.join(said[-50:])}\n{' '.join(words)} failed with exit code {code}")
+        sys.exit(f"{''.join(output[-50:])}\n{' '.join(arguments)} failed with exit code {code}")
     return ended
 
 
@@ -82,7 +82,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, without a name that tells whose machine it is."""
+    """Facts that the figures depend on, without the name of the machine."""
     return {
         "cores": os.cpu_count(),
         "architecture": platform.machine(),
@@ -92,14 +92,14 @@ def machine() -> dict[str, Any]:
 
 
 def missed(figures: dict[str, dict[str, float]], limits: dict[str, float]) -> bool:
-    """Whether the median of a figure that was measured is over its limit."""
+    """Whether the median of a measured figure is above its limit."""
     return any(figures[name]["median"] > limit for name, limit in limits.items() if name in figures)
 
 
 def spread_table(
     title: str, rows: dict[str, str], figures: dict[str, dict[str, float]], limits: dict[str, float]
 ) -> Table:
-    """A line for each figure that was measured: what it is, its median, lowest and highest, and its limit."""
+    """A table row for each measured figure: its description, median, lowest and highest value, and limit."""
     table = Table("figure", title=title)
     for column in ("median", "lowest", "highest", "limit"):
         table.add_column(column, justify="right")

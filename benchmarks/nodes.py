@@ -1,11 +1,11 @@
-"""A round on several nodes against the cost model of docs/scaling.md.
+"""Seconds of a round on several nodes, compared with the cost model of docs/scaling.md.
 
 python benchmarks/nodes.py [SITES ...] [--nodes N ...] [--json FILE]      as root, on Linux with iproute2
 
-The nodes are hosts in network namespaces of this machine, joined by a bridge (tests/support/hosts.py), so all of them
-share its cores: there are four client actors in every case, one CPU each as Ray counts. What differs is where they
-are, and what crosses the network. The model's one unknown, the seconds of a site's training, is taken from the first
-case; all other cases are predicted from it.
+The nodes are simulated hosts in network namespaces of this machine, connected by a bridge (tests/support/hosts.py), so
+they share its cores. There are four client actors in every case, with one Ray CPU each. The cases differ in the nodes
+of the actors, and in the network traffic. The only unknown of the model, the seconds of a site's training, is taken
+from the first case; all other cases are predicted from it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from scaling import CALL, MEAN, NETWORK, REPLY
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from tests.support.hosts import Host, hosts, why_not  # noqa: E402 - found only now
+from tests.support.hosts import Host, hosts, why_not  # noqa: E402 - needs the path above
 
 SITES, NODES = (64, 16, 256, 1000), (1, 2, 4)
 ROUNDS, ACTORS, MODEL = 10, 4, 4 * 7433  # bytes of the model
 
 
 def main() -> int:
-    """Measure, print, and write JSON where asked."""
-    options = parser("seconds of a round on several nodes over what the cost model says")
+    """Measure, print, and write JSON if requested."""
+    options = parser("seconds of a round on several nodes over the prediction of the cost model")
     options.add_argument("sites", nargs="*", type=int, default=SITES, help=f"default: {' '.join(map(str, SITES))}")
     options.add_argument("--nodes", nargs="+", type=int, default=NODES, help=f"default: {' '.join(map(str, NODES))}")
     args = options.parse_args()
@@ -46,17 +46,17 @@ def main() -> int:
     found = machine()
     found["cases"] = cases = list(measured(args.sites, args.nodes))
     first = cases[0]
-    site = (first["round"] - beside(first)) / first["sites"]
+    site = (first["round"] - overhead(first)) / first["sites"]
     for case in cases:
-        case["foretold"] = beside(case) + site * case["sites"]
+        case["predicted"] = overhead(case) + site * case["sites"]
     publish(found, table(cases), args.json)
     return 0
 
 
-def beside(case: dict[str, float]) -> float:
-    """What the model has beside the training of sites, which share the machine's cores: seconds of a round."""
+def overhead(case: dict[str, float]) -> float:
+    """Seconds of a round in the cost model, without the training of sites, which share the machine's cores."""
     sites, others = case["sites"], case["nodes"] - 1
-    network = (others + sites * others / case["nodes"]) * MODEL / NETWORK  # the model out, replies in
+    network = (others + sites * others / case["nodes"]) * MODEL / NETWORK  # models down, replies up
     return CALL * ACTORS + REPLY * sites + MEAN * MODEL * sites + network
 
 
@@ -70,35 +70,36 @@ def measured(sites: Sequence[int], nodes: Sequence[int]) -> Iterator[dict[str, f
 
 @contextmanager
 def cluster(folder: Path, count: int) -> Iterator[Host]:
-    """The head of a Ray on so many hosts, one of which it is."""
+    """The head of a Ray cluster of `count` hosts, including the head."""
     share = str(ACTORS // count)
     with hosts(folder, count) as (_, made):
         head = made[0]
         common = ["--num-cpus", share, "--num-gpus", "0", "--disable-usage-stats", "--object-store-memory", "500000000"]
-        said(head, "ray", "get-auth-token", "--generate")
+        execute(head, "ray", "get-auth-token", "--generate")
         where = ["--node-ip-address", "10.77.0.1", "--port", "6379", "--include-dashboard", "false"]
-        said(head, "ray", "start", "--head", *where, *common)
+        execute(head, "ray", "start", "--head", *where, *common)
         token = (head.home / ".ray" / "auth_token").read_text()
         for number, host in enumerate(made[1:], start=2):
             (host.home / ".ray").mkdir(exist_ok=True)
             (host.home / ".ray" / "auth_token").write_text(token)
             where = ["--address", "10.77.0.1:6379", "--node-ip-address", f"10.77.0.{number}"]
-            said(host, "ray", "start", *where, *common)
+            execute(host, "ray", "start", *where, *common)
         yield head
 
 
-def said(host: Host, *words: str) -> None:
-    done = host.run(*words, env={"RAY_AUTH_MODE": "token"})
+def execute(host: Host, *arguments: str) -> None:
+    """Run a command on `host`; ends the benchmark if it fails."""
+    done = host.run(*arguments, env={"RAY_AUTH_MODE": "token"})
     if done.returncode:
-        sys.exit(f"{' '.join(words)}: {done.stdout}")
+        sys.exit(f"{' '.join(arguments)}: {done.stdout}")
 
 
 def rounds(head: Host, out: Path, sites: int) -> list[float]:
-    """Seconds of the steady rounds of a run over the cluster."""
-    words = [sys.executable, "-m", "raysim", "run", *FEDERATION, f"task.data.sites={sites}", "task.data.cases=8"]
-    words += [f"rounds={ROUNDS}", f"evaluate_every={ROUNDS}", f"checkpoint_every={ROUNDS}"]
-    words += [f"resources.client_actors={ACTORS}", "ray_address=10.77.0.1:6379", "--out", str(out)]
-    run = head.start(words, {"RAY_AUTH_MODE": "token"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    """Seconds of the steady rounds of a run on the cluster."""
+    arguments = [sys.executable, "-m", "raysim", "run", *FEDERATION, f"task.data.sites={sites}", "task.data.cases=8"]
+    arguments += [f"rounds={ROUNDS}", f"evaluate_every={ROUNDS}", f"checkpoint_every={ROUNDS}"]
+    arguments += [f"resources.client_actors={ACTORS}", "ray_address=10.77.0.1:6379", "--out", str(out)]
+    run = head.start(arguments, {"RAY_AUTH_MODE": "token"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert run.stdout is not None
     lines: list[str] = []
     ends: list[float] = []
@@ -113,10 +114,10 @@ def rounds(head: Host, out: Path, sites: int) -> list[float]:
 
 def table(cases: Sequence[dict[str, Any]]) -> Table:
     made = Table("nodes", "sites", title=f"one step of 8 images at a site, {ACTORS} client actors, all on one machine")
-    for column in ("round, s", "foretold, s", "round / foretold"):
+    for column in ("round, s", "predicted, s", "round / predicted"):
         made.add_column(column, justify="right")
     for case in cases:
-        seconds = (case["round"], case["foretold"])
+        seconds = (case["round"], case["predicted"])
         row = [f"{case['nodes']:.0f}", f"{case['sites']:.0f}", *(f"{each:.3f}" for each in seconds)]
         made.add_row(*row, f"{seconds[0] / seconds[1]:.2f}")
     return made

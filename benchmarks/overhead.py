@@ -1,8 +1,8 @@
-"""What the engine costs: a round of raysim on Ray against the same local work in a plain loop, in one sitting.
+"""Overhead of the engine: a round of raysim on Ray over the same local work in a plain loop, measured alternately.
 
 python benchmarks/overhead.py [--repeats N] [--retina TABLE] [--json FILE]
 
---retina measures a round of examples/retina.yaml too; TABLE is the table.csv of its data.
+--retina also measures a round of examples/retina.yaml; TABLE is the table.csv of its data.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ RETINA = [
     *("-c", str(Path(__file__).resolve().parents[1] / "examples" / "retina.yaml"), f"resources.client_actors={ACTORS}"),
     *(f"rounds={RETINA_ROUNDS}", f"evaluate_every={RETINA_ROUNDS}", f"checkpoint_every={RETINA_ROUNDS}"),
 ]
-RETINA_WARM = 2  # the first round goes by the sites' sizes, the second by their first seconds, which open their data
+RETINA_WARM = 2  # round 1 is scheduled by the sizes of sites, round 2 by seconds that include opening the data
 ROWS = {
     "loop": "plain loop, one process, one thread: s per round",
-    "fused": "the same with the fused optimiser that raysim takes: s per round",
+    "fused": "the same with the fused optimiser of raysim: s per round",
     "engine": f"raysim on Ray, {ACTORS} client actors of 1 CPU: s per round",
     "ratio": f"raysim / (plain loop / {ACTORS})",
     "fused_ratio": f"raysim / (fused plain loop / {ACTORS})",
-    "floor": f"{ACTORS} plain loops at once / plain loop: the machine's own floor of that ratio",
+    "floor": f"{ACTORS} plain loops at once / plain loop: lower bound of that ratio on this machine",
     "first_round": "from `raysim run` to the end of the first round, default task: s",
     "retina_loop": "retina, plain loop: s per round",
     "retina_engine": "retina, raysim on Ray: s per round",
@@ -54,7 +54,7 @@ TITLE = "64 sites of 16 images, 32x32; U-Net of 7,433 parameters"
 
 
 def main() -> int:
-    """Measure, print, and write JSON where asked; 1 if a limit is missed."""
+    """Measure, print, and write JSON if requested; 1 if a limit is missed."""
     options = parser("seconds of a raysim round against a plain PyTorch loop")
     options.add_argument("--repeats", type=int, default=3, help="engine runs, each between two loops (default: 3)")
     options.add_argument("--retina", metavar="TABLE", type=Path, help="the table.csv of examples/retina.yaml's data")
@@ -64,7 +64,7 @@ def main() -> int:
     if args.retina:
         figures |= retina(args.retina.resolve(), args.repeats)
     else:
-        print("retina: skipped, for --retina TABLE was not given")
+        print("retina: skipped, because --retina TABLE was not given")
     found["figures"] = {name: spread(values) for name, values in figures.items()}
     publish(found, spread_table(f"{TITLE}; {args.repeats} repeats", ROWS, found["figures"], LIMITS), args.json)
     return int(missed(found["figures"], LIMITS))
@@ -92,7 +92,7 @@ def measure(repeats: int) -> dict[str, list[float]]:
 
 
 def around(loops: Sequence[float]) -> list[float]:
-    """The mean of the loops just before and just after each run: what else the machine does changes by the minute."""
+    """The mean of the loops directly before and after each run, because the load of the machine changes over time."""
     return [statistics.mean(pair) for pair in pairwise(loops)]
 
 
@@ -101,12 +101,12 @@ def over_halves(engines: Sequence[float], loops: Sequence[float]) -> list[float]
 
 
 def retina(table: Path, repeats: int) -> dict[str, list[float]]:
-    """The same of five real clinics, and what no schedule of whole sites can beat."""
-    words = [*RETINA, f"task.data.table={table}"]
-    passes, engines = [site_seconds([*SCRIPT, *words])], []
+    """The same for five real clinics, and the lower bound of schedules of whole sites."""
+    arguments = [*RETINA, f"task.data.table={table}"]
+    passes, engines = [site_seconds([*SCRIPT, *arguments])], []
     for _ in range(repeats):
-        engines.append(steady([*RUN, *words], RETINA_WARM))
-        passes.append(site_seconds([*SCRIPT, *words]))
+        engines.append(steady([*RUN, *arguments], RETINA_WARM))
+        passes.append(site_seconds([*SCRIPT, *arguments]))
     loops = [sum(seconds) for seconds in passes]
     return {
         "retina_loop": loops,
@@ -116,14 +116,14 @@ def retina(table: Path, repeats: int) -> dict[str, list[float]]:
     }
 
 
-def site_seconds(words: Sequence[str]) -> list[float]:
+def site_seconds(arguments: Sequence[str]) -> list[float]:
     """Median seconds of each site over the steady passes of a plain loop."""
-    passes = [json.loads(line.split(" ", 2)[2]) for _, line in round_lines(words)][RETINA_WARM:-1]
+    passes = [json.loads(line.split(" ", 2)[2]) for _, line in round_lines(arguments)][RETINA_WARM:-1]
     return [statistics.median(each[site] for each in passes) for site in passes[0]]
 
 
 def makespan(seconds: Sequence[float]) -> float:
-    """Seconds of the best schedule of whole sites on two actors: every split of the sites is tried."""
+    """Seconds of the best schedule of whole sites on two actors, found by trying every split of the sites."""
     total = sum(seconds)
     parts = (sum(part) for size in range(len(seconds)) for part in combinations(seconds, size))
     return min(max(part, total - part) for part in parts)

@@ -1,4 +1,4 @@
-"""What other engines take for the work of overhead.py: their seconds of a steady round over raysim's, in one sitting.
+"""Other engines on the work of overhead.py: their seconds per steady round over raysim's, measured alternately.
 
 python benchmarks/peers.py [--repeats N] [--venvs FOLDER] [--json FILE] [PEER ...]; `make bench-peers` makes FOLDER.
 """
@@ -27,55 +27,55 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """An engine: its package and virtual environment, the program of that environment, and the words after it."""
+    """An engine: its package, its virtual environment, a program of that environment, and the program's arguments."""
 
     venv: str
     package: str
-    words: Sequence[str]
+    arguments: Sequence[str]
     meaning: str
     program: str = "python"
     sites: int = SITES
     warm: int = WARM  # rounds before the steady ones
-    limit: float | None = None  # the least that its seconds over raysim's should be
+    limit: float | None = None  # lower limit of its seconds over raysim's
 
 
 PEERS = {
     "flower": Peer(
         venv="flower",
         package="flwr",
-        words=["flower_work.py", "DATA", "--anew"],
-        meaning="Flower, Ray simulation, 2 actors of 1 CPU, all made for each message, as documented",
+        arguments=["flower_work.py", "DATA", "--recreate"],
+        meaning="Flower, Ray simulation, 2 actors of 1 CPU, network and data created per message, as documented",
         limit=2.2,
     ),
-    # No limit: its documentation keeps nothing between messages but the source of the data.
+    # No limit, because Flower's documentation keeps only the source of the data between messages.
     "flower-kept": Peer(
         venv="flower",
         package="flwr",
-        words=["flower_work.py", "DATA"],
-        meaning="Flower, the same, network and data kept in its actors by a user who knows how",
+        arguments=["flower_work.py", "DATA"],
+        meaning="Flower, the same, network and data kept in its actors by custom code",
     ),
     "pfl": Peer(
         venv="pfl",
         package="pfl",
         program="torchrun",
-        words=["--standalone", "--nnodes=1", f"--nproc_per_node={ACTORS}", "pfl_work.py", "DATA"],
+        arguments=["--standalone", "--nnodes=1", f"--nproc_per_node={ACTORS}", "pfl_work.py", "DATA"],
         meaning="pfl-research, torchrun, 2 processes",
         limit=0.85,
     ),
     "nvflare": Peer(
         venv="nvflare",
         package="nvflare",
-        words=["nvflare_work.py", "DATA", "--sites=16", "--threads=2", "--rounds=4"],
+        arguments=["nvflare_work.py", "DATA", "--sites=16", "--threads=2", "--rounds=4"],
         meaning="NVFlare, simulator, 2 threads (16 sites, scaled per site)",
         sites=16,
         warm=1,
         limit=15.0,
     ),
-    # No limit: polling takes most of such a round however many sites there are, so that its scaling is no measurement.
+    # No limit, because polling takes most of such a round for any number of sites, so scaling the seconds is imprecise.
     "nvflare-8": Peer(
         venv="nvflare",
         package="nvflare",
-        words=["nvflare_work.py", "DATA", "--sites=8", "--threads=8"],
+        arguments=["nvflare_work.py", "DATA", "--sites=8", "--threads=8"],
         meaning="NVFlare, simulator, a process for each site (8 sites, scaled per site)",
         sites=8,
     ),
@@ -83,15 +83,15 @@ PEERS = {
 
 
 def main() -> int:
-    """Measure, print, and write JSON where asked; 1 if a limit is missed."""
+    """Measure, print, and write JSON if requested; 1 if a limit is missed."""
     options = parser("seconds of a round of other engines over raysim's")
-    options.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)} (default: all)")
+    options.add_argument("peers", nargs="*", metavar="PEER", help=f"one or more of {', '.join(PEERS)} (default: all)")
     options.add_argument("--repeats", type=int, default=3, help="runs of each peer, each between two of raysim")
     options.add_argument("--venvs", type=Path, default=ROOT / ".peers", help="where the peers' environments are")
     args = options.parse_args()
     names = args.peers or list(PEERS)
     if unknown := set(names) - set(PEERS):
-        options.error(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+        options.error(f"unknown peer {', '.join(sorted(unknown))}; expected {', '.join(PEERS)}")
     os.environ.update(QUIET)
     found = measured(names, args.venvs.absolute(), args.repeats)
     publish(found, table(found), args.json)
@@ -112,7 +112,7 @@ def measured(names: Sequence[str], venvs: Path, repeats: int) -> dict[str, Any]:
             for name in names:
                 seconds = steady(command(PEERS[name], venvs, data), PEERS[name].warm) * SITES / PEERS[name].sites
                 engines.append(steady(ENGINE))
-                # Over raysim just before and just after: what else the machine does changes by the minute.
+                # Over raysim directly before and after, because the load of the machine changes over time.
                 peers[name].append((seconds, seconds / statistics.mean(engines[-2:])))
     found |= {"loop": spread(loops), "engine": spread(engines)}
     return found | {"peers": {name: figures(peers[name]) for name in names}}
@@ -125,16 +125,19 @@ def figures(runs: Sequence[tuple[float, float]]) -> dict[str, dict[str, float]]:
 
 
 def command(peer: Peer, venvs: Path, data: str) -> list[str]:
-    """The words that run `peer` on the data in `data`."""
+    """The command line that runs `peer` on the data in `data`."""
     places = {"DATA": data} | {path.name: str(path) for path in WORK.glob("*.py")}
-    return [str(venvs / peer.venv / "bin" / peer.program), *(places.get(word, word) for word in peer.words)]
+    return [
+        str(venvs / peer.venv / "bin" / peer.program),
+        *(places.get(argument, argument) for argument in peer.arguments),
+    ]
 
 
 def installed(peer: Peer, venvs: Path) -> str:
     """The version of the peer's package."""
     python = venvs / peer.venv / "bin" / "python"
     if not python.exists():
-        raise SystemExit(f"{python} is not there; `make bench-peers` makes it")
+        raise SystemExit(f"{python} does not exist; run: make bench-peers")
     code = f"from importlib.metadata import version; print(version({peer.package!r}))"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 

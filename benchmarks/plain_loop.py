@@ -1,11 +1,11 @@
-"""The local work of a federation with nothing around it: one process, one thread, the sites one after the other.
+"""The local work of a federation without an engine: one process, one thread, the sites one after the other.
 
-python benchmarks/plain_loop.py [--fused] [-c FILE] [key=value ...], the words of `raysim run`.
+python benchmarks/plain_loop.py [--fused] [-c FILE] [key=value ...], with the arguments of `raysim run`.
 
-Prints a line after each pass over all the sites, as `raysim run` does after each round: whoever reads the lines takes
-the time of both with the same clock. Behind it stand each site's own seconds, as JSON. What every site starts from
-stays the first model, for nothing is averaged. The optimiser is as torch makes it by default; with --fused it is the
-fused one that raysim takes. The learning rate stays as it is: a schedule changes no seconds.
+Prints a line after each pass over all sites, as `raysim run` does after each round, so that a benchmark measures both
+in the same manner. The line also has the seconds of each site, as JSON. Every site always starts from the first model,
+because nothing is averaged. The optimiser is torch's default one, or with --fused the fused one, as in raysim. The
+learning rate is constant, because a schedule does not change the seconds.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Data = tuple[Tensor, Tensor]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train at every site of the run that `argv` describes, for as many rounds."""
+    """Train at every site of the run that `argv` describes, in each of its rounds."""
     parser = argparse.ArgumentParser(description="the local work of a federation, in one process")
     parser.add_argument("--fused", action="store_true", help="the fused optimiser")
     parser.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys")
-    parser.add_argument("words", nargs="*", metavar="key=value")
+    parser.add_argument("pairs", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
-    # Ray gives its workers this priority: on a busy machine a loop of higher priority would look faster than it is.
-    os.setpriority(os.PRIO_PROCESS, 0, int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - so spelled
+    # Ray gives its workers this priority. On a busy machine, a loop with a higher priority would be faster.
+    os.setpriority(os.PRIO_PROCESS, 0, int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - Ray's spelling
     torch.set_num_threads(1)
-    loop(resolve(merge(read_file(args.config) if args.config else {}, parse_pairs(args.words))), args.fused)
+    loop(resolve(merge(read_file(args.config) if args.config else {}, parse_pairs(args.pairs))), args.fused)
 
 
 def loop(run: RunConfig, fused: bool) -> None:
-    """Pass over the sites in each round, and say so."""
+    """Train at all sites in each round, and print a line per round."""
     task = run.task.build()
     splits = {site: task.open(site).train for site in task.inside}
     data = {site: (torch.from_numpy(split.inputs), torch.from_numpy(split.labels)) for site, split in splits.items()}
@@ -75,7 +75,7 @@ def train(net: nn.Module, task: Task, data: Data, lr: float, fused: bool) -> lis
 
 
 def batches(task: Task, data: Data) -> Iterator[Batch]:
-    """One pass over `data`, shuffled, and augmented where the task does so."""
+    """One pass over `data`, shuffled, and augmented if the task has an augmentation."""
     inputs, labels = data
     chance = seeded_state(0) if task.augment else None
     for index in torch.randperm(len(inputs)).split(task.batch_size):

@@ -1,7 +1,7 @@
-"""A round on clusters that are not here: the engine's own scheduler, run against clocks instead of actors.
+"""A round on simulated clusters: the engine's scheduler with clocks instead of actors.
 
-`Dispatcher` gives out the sites as on Ray; what an actor would take for them is added up. The scheduler itself is
-measured, in CPU time; what a byte and a reply cost are the constants below, from the other benchmarks.
+`Dispatcher` assigns the sites as on Ray, and the seconds of each actor are summed. The CPU time of the scheduler is
+measured. The costs of bytes and replies are the constants below, from the other benchmarks.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from raysim.federation.accounting import ClientStateStore, FleetOptions, RoundAc
 CALL = 0.003  # seconds that a call costs an actor (overhead.py: 2 to 4 ms)
 REPLY = 0.0005  # seconds that a reply costs the server (overhead.py: 0.03 s for 64)
 MEAN = 2.08 / 8e9  # seconds of the server for each byte that it sums (aggregate.py)
-NETWORK = 25e9 / 8  # bytes a second into a node, and out of it
+NETWORK = 25e9 / 8  # bytes per second into a node, and out of it
 
 
 class Clock:
-    """An actor that only takes time."""
+    """An actor that only advances a clock."""
 
     def __init__(self, name: str, costs: dict[str, float]) -> None:
         self.name, self.costs, self.free, self.done = name, costs, 0.0, list[tuple[float, Any]]()
@@ -44,7 +44,7 @@ class Clock:
 
 
 def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
-    """One round: seconds from its begin to its last reply, and those of the scheduler among them."""
+    """One round: seconds from its start to its last reply, and the seconds of the scheduler in it."""
     random.seed(0)
     costs = {f"site-{i:05}": random.lognormvariate(0.0, 0.5) * seconds for i in range(sites)}
     names = [f"client-{i:03}" for i in range(actors)]
@@ -74,7 +74,7 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
         start = time.process_time()
         more = dispatch._fill_actors()
         spent += time.process_time() - start
-        now += time.process_time() - start  # the actors wait for it as they would
+        now += time.process_time() - start  # the actors wait for the scheduler
         for clock in clocks.values():
             for end, ref in clock.done:
                 heapq.heappush(waiting, (end, id(ref), ref))

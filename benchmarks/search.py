@@ -1,10 +1,9 @@
-"""What a search costs: trials of raysim tune against the same federations in a plain loop, and one by one.
+"""Cost of a search: trials of raysim tune over the same federations in a plain loop, and as separate runs.
 
 python benchmarks/search.py [--trials N] [--separate N] [--queue N] [--json FILE]
 
---separate runs that many of them as commands of their own, for each `raysim run` starts Ray, and as many simulations of
-Flower, where `make bench-peers` has put it; --queue tries that many one-round trials, and looks at the memory of the
-command.
+--separate runs N of them as separate commands, because each `raysim run` starts Ray, and N simulations of Flower, if
+`make bench-peers` has installed it. --queue runs N trials of one round and measures the memory of the command.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ ROWS = {
     "whole": "the same from the command to its end, Ray's start and the report included: s",
     "separate": "one `raysim run` of the same on client actors: s",
     "separate_ratio": "as many `raysim run` one by one / the whole command",
-    "flower": "one Flower simulation of the same, without judging: s",
+    "flower": "one Flower simulation of the same, without evaluation: s",
     "flower_ratio": "as many Flower simulations one by one / the whole command",
-    "startup": "from a trial's end to the end of the next one's first round, less a round: s",
+    "startup": "from a trial's end to the end of the next trial's first round, minus a round: s",
     "memory": "memory of the command after all queued trials / after the first quarter",
     "files": "files of a queued trial",
 }
@@ -60,11 +59,11 @@ LIMITS = {"ratio": 1.35, "startup": 1.0, "memory": 1.1}
 
 
 def main() -> int:
-    """Measure, print, and write JSON where asked; 1 if a limit is missed."""
+    """Measure, print, and write JSON if requested; 1 if a limit is missed."""
     options = parser("seconds of a search against plain loops and separate runs")
     options.add_argument("--trials", type=int, default=16, help="trials of the search (default: 16)")
-    options.add_argument("--separate", type=int, default=2, help="`raysim run` that are timed (default: 2)")
-    options.add_argument("--queue", type=int, default=200, help="tiny trials that are queued (default: 200; 0: none)")
+    options.add_argument("--separate", type=int, default=2, help="separate `raysim run` commands (default: 2)")
+    options.add_argument("--queue", type=int, default=200, help="queued tiny trials (default: 200; 0: none)")
     args = options.parse_args()
     found = machine() | {"trials": args.trials}
     if (VENVS / "flower").exists():
@@ -83,8 +82,8 @@ def against_loops(trials: int, separate: int) -> dict[str, list[float]]:
     loops = [loop_seconds()]
     with tempfile.TemporaryDirectory() as folder:
         out, start = Path(folder) / "out", time.perf_counter()
-        words = [*TUNE, *SPACE, *WORK, "--trials", str(trials), "--max-concurrent", str(CORES), "--out", str(out)]
-        ends = line_times(words, rf"^trial +\d+/{trials}  done")
+        arguments = [*TUNE, *SPACE, *WORK, "--trials", str(trials), "--max-concurrent", str(CORES), "--out", str(out)]
+        ends = line_times(arguments, rf"^trial +\d+/{trials}  done")
         whole = time.perf_counter() - start
         assert len(ends) == trials
         starts = first_rounds(out)
@@ -111,13 +110,13 @@ def flower_seconds(times: int) -> list[float]:
 
 
 def loop_seconds() -> float:
-    """Seconds of all rounds of a plain loop, its imports and data left out."""
+    """Seconds of all rounds of a plain loop, without imports and data preparation."""
     times = [second for second, _ in round_lines(LOOP)]
     return (times[-1] - times[0]) * ROUNDS / (ROUNDS - 1)
 
 
 def first_rounds(out: Path) -> list[float]:
-    """When each trial's process took it up, by the clock of line_times."""
+    """The times at which the processes started their trials, by the clock of line_times."""
     began = (out / "search.yaml").stat().st_mtime
     wall = time.time() - time.perf_counter()
     folders = sorted(out.glob("trials/*/session"))
@@ -126,47 +125,47 @@ def first_rounds(out: Path) -> list[float]:
     return [folder.stat().st_mtime - wall for folder in folders]
 
 
-def line_times(words: Sequence[str], pattern: str, watch: dict[str, list[float]] | None = None) -> list[float]:
-    """When each line came in which `words` says what `pattern` asks for; RssAnon of the command then, into `watch`."""
+def line_times(arguments: Sequence[str], pattern: str, watch: dict[str, list[float]] | None = None) -> list[float]:
+    """The times of the output lines of a command that match `pattern`. Appends RssAnon at these times to `watch`."""
     times: list[float] = []
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     alarm = threading.Timer(3600, process.kill)
     alarm.start()
-    said = []
+    output = []
     assert process.stdout is not None
     for line in process.stdout:
-        said.append(line)
+        output.append(line)
         if re.match(pattern, line):
             times.append(time.perf_counter())
             if watch is not None:
                 watch["memory"].append(anonymous(process.pid))
     alarm.cancel()
     if process.wait():
-        raise SystemExit("".join(said))
+        raise SystemExit("".join(output))
     return times
 
 
 def anonymous(pid: int) -> float:
-    """Bytes of memory that a process has of its own."""
+    """Bytes of private memory (RssAnon) of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return float(re.findall(r"RssAnon:\s+(\d+)", status)[0]) * 1024
 
 
-def command_seconds(words: Sequence[str]) -> float:
+def command_seconds(arguments: Sequence[str]) -> float:
     """Seconds of a command, from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+        subprocess.run(arguments, cwd=folder, check=True, capture_output=True)
         return time.perf_counter() - start
 
 
 def queued(trials: int) -> dict[str, list[float]]:
-    """Many tiny trials: the memory of the command, what each leaves on the disk, what it takes to begin one."""
+    """Many tiny trials: the memory of the command, the files of a trial, and the seconds to start one."""
     watch: dict[str, list[float]] = {"memory": []}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        words = [*TUNE, *SPACE, *TINY, "--trials", str(trials), "--max-concurrent", "1", "--out", str(out)]
-        ends = line_times(words, r"^trial .*done", watch)
+        arguments = [*TUNE, *SPACE, *TINY, "--trials", str(trials), "--max-concurrent", "1", "--out", str(out)]
+        ends = line_times(arguments, r"^trial .*done", watch)
         entries = load_records(out)
         rounds = pd.read_parquet(out / "rounds.parquet")
         files = sum(path.is_file() for path in (out / "trials").rglob("*")) / trials

@@ -1,11 +1,11 @@
-"""What more sites and more rounds cost: seconds of a site's part of a round, and the memory of the actors.
+"""Cost of more sites and more rounds: seconds per site and round, and the memory of the actors.
 
 python benchmarks/sites.py [SITES ...] [--rounds N] [--plot FILE] [--json FILE]
 
-The federation of overhead.py with a single step of 8 images at each site, so that what the engine adds to a site shows.
-Memory is what the kernel counts as a process's own (RssAnon), looked at while the run goes on: shared memory and
-mapped files are not in it. In a last run, of 300 sites for 40 rounds, judged and saved every 5 rounds, its median over
-rounds 6 to 10 stands beside that over the last five: what grows with the rounds shows there.
+The federation of overhead.py with a single step of 8 images at each site, which shows the overhead of the engine.
+Memory is the private memory of a process (RssAnon), measured during the run, without shared memory and mapped files.
+A last run has 300 sites and 40 rounds, with evaluation and a checkpoint every 5 rounds. Its median memory over the last
+five rounds is compared with rounds 6 to 10, which shows growth with the rounds.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from rich.table import Table
 
 SITES = (16, 64, 256, 1000)
 ROUNDS = 13
-SMALL = 64  # sites from which on figures are compared: of fewer, the fixed part of a round shows
+SMALL = 64  # smallest number of sites for comparisons: with fewer, the fixed part of a round is visible
 LONG_SITES, LONG_ROUNDS, EVERY = 300, 40, 5
-PAUSE, SEARCH = 0.1, 1.0  # seconds between two looks at the memory, and between two at which actors there are
+PAUSE, SEARCH = 0.1, 1.0  # seconds between two measurements of the memory, and between two searches for actors
 ROLES = {"server": re.compile(rb"ray::(server:|Server)"), "client": re.compile(rb"ray::(client-\d+\[|ClientActor)")}
 MB, KB = 1e6, 1e3
 ROWS = {
-    "seconds": "seconds of a site's part of a round",
+    "seconds": "seconds of a round per site",
     "client": "memory of the largest client actor",
     "long_server": "memory of the server actor, last rounds / rounds 6 to 10",
     "long_client": "memory of the largest client actor, last rounds / rounds 6 to 10",
-    "site_kb": "memory of the server actor for each site, kB",
+    "site_kb": "memory of the server actor per site, kB",
 }
 LIMITS = {"seconds": 1.3, "client": 1.25, "long_server": 1.03, "long_client": 1.03, "site_kb": 250.0}
 
 
 @dataclass(frozen=True)
 class Look:
-    """The memory of an actor, in bytes, so many seconds after the start."""
+    """The memory of an actor in bytes, and its time in seconds since the start."""
 
     second: float
     role: str
@@ -57,18 +57,20 @@ class Look:
 
 
 def main() -> int:
-    """Measure, print, draw, and write JSON where asked; 1 if a limit is missed."""
+    """Measure, print, plot, and write JSON if requested; 1 if a limit is missed."""
     options = parser("seconds and memory of a raysim round by the number of sites")
     options.add_argument("sites", nargs="*", type=int, default=SITES, help=f"default: {' '.join(map(str, SITES))}")
-    options.add_argument("--rounds", type=int, default=LONG_ROUNDS, help=f"of the long run (default: {LONG_ROUNDS})")
-    options.add_argument("--plot", default=Path(__file__).with_suffix(".png"), help="default: sites.png beside this")
+    options.add_argument(
+        "--rounds", type=int, default=LONG_ROUNDS, help=f"rounds of the long run (default: {LONG_ROUNDS})"
+    )
+    options.add_argument("--plot", default=Path(__file__).with_suffix(".png"), help="default: sites.png in this folder")
     args = options.parse_args()
     if args.rounds < 3 * EVERY:
         options.error(f"--rounds {args.rounds}: expected {3 * EVERY} or more")
     found = machine()
     found["sites"] = [measured(sites) for sites in sorted(set(args.sites))]
     found["long"] = long_run(LONG_SITES, args.rounds)
-    found["figures"] = judged(found["sites"], found["long"])
+    found["figures"] = limited_figures(found["sites"], found["long"])
     draw(found["sites"], args.plot)
     publish(found, by_sites(found["sites"]), None)
     publish(found, limits(found["figures"], found["sites"], args.rounds), args.json)
@@ -76,7 +78,7 @@ def main() -> int:
 
 
 def measured(sites: int) -> dict[str, float]:
-    """Seconds of a steady round, whole and for each site, and the most memory of the actors, in bytes."""
+    """Seconds of a steady round, in total and per site, and the maximum memory of the actors, in bytes."""
     every = [f"rounds={ROUNDS}", f"evaluate_every={ROUNDS}", f"checkpoint_every={ROUNDS}"]
     ends, looks = watched([*ENGINE, *federation(sites), *every])
     seconds = [end - start for start, end in pairwise(ends)][WARM - 1 : -1]
@@ -86,7 +88,7 @@ def measured(sites: int) -> dict[str, float]:
 
 
 def long_run(sites: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Memory of each role, in bytes, over rounds 6 to 10 and over the last five; both have one that is judged."""
+    """Memory of each role, in bytes, over rounds 6 to 10 and over the last five; each has one evaluated round."""
     every = [f"rounds={rounds}", f"evaluate_every={EVERY}", f"checkpoint_every={EVERY}"]
     ends, looks = watched([*ENGINE, *federation(sites), *every])
     spans = {"early": (ends[EVERY - 1], ends[2 * EVERY - 1]), "late": (ends[-EVERY - 1], ends[-1])}
@@ -98,7 +100,7 @@ def federation(sites: int) -> list[str]:
 
 
 def typical(looks: Sequence[Look], role: str, start: float, end: float) -> float:
-    """The median memory between two points in time, of the largest actor of a role."""
+    """The median memory of the largest actor of a role between two times."""
     sizes: dict[int, list[int]] = {}
     for look in looks:
         if look.role == role and start <= look.second <= end:
@@ -106,19 +108,19 @@ def typical(looks: Sequence[Look], role: str, start: float, end: float) -> float
     return max(statistics.median(each) for each in sizes.values())
 
 
-def watched(words: Sequence[str]) -> tuple[list[float], list[Look]]:
-    """When each round of `words` ended, and the memory of its actors until then."""
+def watched(arguments: Sequence[str]) -> tuple[list[float], list[Look]]:
+    """The end of each round of a command, in seconds, and the measured memory of its actors."""
     with watching() as looks:
-        ends = [second for second, _ in round_lines(words)]
+        ends = [second for second, _ in round_lines(arguments)]
     missing = [role for role in ROLES if role not in {look.role for look in looks}]
     if missing:
-        sys.exit(f"no {missing[0]} actor was seen among the processes of {' '.join(words)}")
+        sys.exit(f"no {missing[0]} actor was found among the processes of {' '.join(arguments)}")
     return ends, looks
 
 
 @contextmanager
 def watching() -> Iterator[list[Look]]:
-    """The memory of every actor of the commands that run in the block, as it is looked at."""
+    """Measures the memory of every actor of the commands in the block; the list grows during the block."""
     looks: list[Look] = []
     done = threading.Event()
     thread = threading.Thread(target=look_on, args=(looks, done))
@@ -144,7 +146,7 @@ def look_on(looks: list[Look], done: threading.Event) -> None:
 
 
 def actors(known: dict[int, str]) -> dict[int, str]:
-    """The role of each process below this one that Ray's title names as an actor, beside those that are known."""
+    """`known`, and the roles of further actors among the descendants of this process, by their Ray process titles."""
     found = {}
     for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
         with suppress(OSError, KeyError):
@@ -156,20 +158,20 @@ def actors(known: dict[int, str]) -> dict[int, str]:
 
 
 def above(pid: int) -> Iterator[int]:
-    """The processes that `pid` comes from, its parent first."""
+    """The ancestors of process `pid`, its parent first."""
     while pid > 1:
         pid = int(status(pid)["PPid"])
         yield pid
 
 
 def status(pid: int) -> dict[str, str]:
-    """What the kernel says of a process, by name. Raises OSError if it has ended."""
+    """The fields of /proc/PID/status by name. Raises OSError if the process has ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def judged(rows: Sequence[dict[str, float]], long: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The figures that have limits: the most sites over the fewest from 64 on, and late rounds over early ones."""
+def limited_figures(rows: Sequence[dict[str, float]], long: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The figures with limits: the most sites over the fewest sites from 64 on, and late rounds over early rounds."""
     few, many = compared(rows)
     growth = (many["server"] - few["server"]) / max(many["sites"] - few["sites"], 1)
     return {
@@ -185,7 +187,7 @@ def compared(rows: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[s
 
 
 def by_sites(rows: Sequence[dict[str, float]]) -> Table:
-    """A line for each number of sites."""
+    """A table row for each number of sites."""
     table = Table("sites", title=f"one step of 8 images at a site, {ACTORS} client actors")
     for column in ("round, s", "round / sites, ms", "server, MB", "largest client, MB"):
         table.add_column(column, justify="right")
@@ -196,7 +198,7 @@ def by_sites(rows: Sequence[dict[str, float]]) -> Table:
 
 
 def limits(figures: dict[str, float], rows: Sequence[dict[str, float]], rounds: int) -> Table:
-    """A line for each figure that has a limit."""
+    """A table row for each figure with a limit."""
     few, many = compared(rows)
     title = f"{many['sites']} sites / {few['sites']}; and {rounds} rounds of {LONG_SITES} sites"
     table = Table("figure", title=title)
@@ -208,7 +210,7 @@ def limits(figures: dict[str, float], rows: Sequence[dict[str, float]], rounds: 
 
 
 def draw(rows: Sequence[dict[str, float]], file: Any) -> None:
-    """Two plots over the number of sites: milliseconds for a site, and megabytes."""
+    """Two plots over the number of sites: milliseconds per site, and megabytes."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     sites = [row["sites"] for row in rows]

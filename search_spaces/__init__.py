@@ -1,1 +1,1 @@
-"""Search spaces, one per file: SPACE maps keys to distributions, POINTS are tried first."""
+"""Search spaces, one per file. SPACE maps keys to distributions; the values in POINTS are tried first."""

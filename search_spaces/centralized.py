@@ -1,6 +1,6 @@
 """Centralized training on the data of all sites: learning rate, weight decay, schedule.
 
-The upper reference of a comparison needs a search too.
+The upper reference of a comparison also needs a search.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
-"""Ditto: learning rate, pull of the personal models, their epochs.
+"""Ditto: learning rate, lambda, epochs of the personal models.
 
-First points: lambda 0.1, 1 and 2, the values that Li et al. 2021 compare.
+First points: lambda 0.1, 1 and 2, the values compared by Li et al. 2021.
 """
 
 from ray import tune

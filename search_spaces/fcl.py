@@ -1,6 +1,6 @@
 """FCL: temperature, momentum of the encoder, size of the memory bank, learning rate.
 
-The paper reports none of them; the points are usual in contrastive learning.
+The paper does not report these values; the points are common in contrastive learning.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
 """FCLOpt: rounds between uploads of targets (PTNU), the predicted change that triggers an upload (DP), momentum.
 
-The paper's abstract reports none of them; the first point is the default.
+The paper's abstract does not report these values; the first point has the defaults.
 """
 
 from ray import tune

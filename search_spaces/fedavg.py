@@ -1,6 +1,6 @@
 """FedAvg: learning rate, local epochs, cohort.
 
-First points: one and five local epochs, among those that McMahan et al. 2017 compare.
+First points: one and five local epochs, two of the values compared by McMahan et al. 2017.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
 """FedBN: learning rate, local epochs, the model at outside sites.
 
-It needs normalisation layers with parameters, such as task.network.norm=batch; else it equals FedAvg.
+FedBN needs normalisation layers with parameters, such as task.network.norm=batch; otherwise it equals FedAvg.
 """
 
 from ray import tune

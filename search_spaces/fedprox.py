@@ -1,6 +1,6 @@
 """FedProx: learning rate, local epochs, weight of the proximal term.
 
-First points: mu 0.001, 0.01, 0.1 and 1, the values that Li et al. 2020 compare.
+First points: mu 0.001, 0.01, 0.1 and 1, the values compared by Li et al. 2020.
 """
 
 from ray import tune

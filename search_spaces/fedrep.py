@@ -1,6 +1,6 @@
 """FedRep: learning rate, epochs of the head, epochs of the other layers.
 
-First points: ten epochs of the head and one of the rest, near those of Collins et al. 2021.
+First points: ten epochs of the head, and one or five of the other layers, near the values of Collins et al. 2021.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
 """Federated SimCLR: temperature, learning rate, local epochs.
 
-First points: temperatures 0.1 and 0.5, among those that Chen et al. 2020 compare.
+First points: temperatures 0.1 and 0.5, two of the values compared by Chen et al. 2020.
 """
 
 from ray import tune

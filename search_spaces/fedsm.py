@@ -1,7 +1,7 @@
 """FedSM with SoftPull: pull (lambda), confidence of the selector, its learning rate and steps.
 
-First points: the authors' code has lambda 0.7 (0.8 in its first version) and a confidence of 0.9. For two sites 1/2 is
-the plain mean; for more sites lower values are possible: --space 'algorithm.pull=uniform(0.2,1)' for five.
+First points: the authors' code has lambda 0.7 (0.8 in its first version) and a confidence of 0.9. For two sites, 1/2 is
+the plain mean. More sites allow lower values, for example --space 'algorithm.pull=uniform(0.2,1)' for five sites.
 """
 
 from ray import tune

@@ -1,7 +1,7 @@
 """IOP-FL: momentum of the personal models, learning rate and loss weights of the adaptation outside.
 
-First points: alpha 0.1 and the weights of the authors' code, and alpha 0.5, which later work uses. Evaluate it outside:
---metric outside.
+First points: alpha 0.1 and the weights of the authors' code, and alpha 0.5, which later work uses. To compare trials by
+outside sites, use --metric outside.
 """
 
 from ray import tune

@@ -1,6 +1,6 @@
-"""LocalOnly: training at each site without the others.
+"""LocalOnly: learning rate, local epochs, weight decay.
 
-The lower reference of a comparison needs a search too: a method should exceed its best result.
+The lower reference of a comparison also needs a search: a method should exceed its best result.
 """
 
 from ray import tune

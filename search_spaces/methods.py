@@ -1,7 +1,7 @@
-"""An algorithm and its own keys: FedAvg, FedProx, Ditto, FedSM, SCAFFOLD, each with its own learning rate.
+"""Choice of the algorithm and of its keys: FedAvg, FedProx, Ditto, FedSM, SCAFFOLD, each with a separate learning rate.
 
-A key such as algorithm.fedsm.pull is active in the trials of fedsm. Meant for --searcher optuna, which samples a key
-only where it is active.
+A key such as algorithm.fedsm.pull is active only in trials of fedsm. Use --searcher optuna, which samples only the
+active keys of a trial.
 """
 
 from ray import tune

@@ -1,7 +1,7 @@
 """SCAFFOLD: learning rates of sites and server, local epochs.
 
-The local optimiser is plain SGD, so its learning rate is not that of Adam. First points: a server learning rate of 1,
-as in the paper.
+The local optimiser is plain SGD, so its learning rates differ from those of Adam. First points: a server learning rate
+of 1, as in the paper.
 """
 
 from ray import tune

@@ -1,7 +1,7 @@
-"""The work on Flower: its Ray simulation, as its documentation writes it, with one CPU for each client.
+"""The work on Flower: its Ray simulation, as in its documentation, with one CPU for each client.
 
-python flower_work.py FOLDER [--anew], with the data that work.py wrote. `run_simulation` keeps the messages in memory.
-With --anew, network and data are made anew for each message, as Flower's own examples do.
+python flower_work.py FOLDER [--recreate], with the data written by work.py. `run_simulation` keeps messages in memory.
+With --recreate, network and data are created again for each message, as in Flower's examples.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ client, server = ClientApp(), ServerApp()
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """The reply of one site. Network and data stay in the process, which spares Flower making them for each message."""
+    """The reply of one site. Network and data stay in the process and need not be created for each message."""
     work.settle()
-    if message.content["config"]["anew"]:
+    if message.content["config"]["recreate"]:
         work.data_of.cache_clear()
         work.resident.cache_clear()
     inputs, labels = work.data_of(message.content["config"]["folder"], context.node_config["partition-id"])
@@ -39,25 +39,25 @@ def serve(grid: Grid, context: Context) -> None:
         grid=grid,
         initial_arrays=ArrayRecord(work.Network().state_dict()),
         num_rounds=work.ROUNDS,
-        train_config=ConfigRecord({"folder": sys.argv[1], "anew": "--anew" in sys.argv}),
+        train_config=ConfigRecord({"folder": sys.argv[1], "recreate": "--recreate" in sys.argv}),
         evaluate_fn=end_round,
     )
     work.check([metrics["loss"] for metrics in result.train_metrics_clientapp.values()])
 
 
 def end_round(number: int, arrays: ArrayRecord) -> None:
-    """Flower calls this after each round, and once before the first."""
+    """Flower calls this function after each round, and once before the first."""
     if number:
         work.say(number)
 
 
 def main() -> None:
-    # As many CPUs as the other engines get; each client takes one of them, where Flower's default is two.
+    # As many CPUs as for the other engines; each client uses one of them (Flower's default is two).
     resources = {"init_args": {"num_cpus": work.ACTORS}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(server, client, num_supernodes=work.SITES, backend_config=resources)
 
 
 if __name__ == "__main__":
-    import flower_work  # with each message Ray then sends names from a module, not the code of a script
+    import flower_work  # so that Ray sends names of this module with each message, not the code of a script
 
     flower_work.main()

@@ -1,6 +1,7 @@
 """The site's side of nvflare_work.py, the script that NVFlare runs in the process of a client.
 
-A file of its own, as NVFlare's documentation has it: a process that is started for one task should import no more.
+It is a separate file, as in NVFlare's documentation, because a process that is started for one task should import
+little.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The work on NVFlare: its simulator, with its FedAvg job and the Client API inside the process of the client.
+"""The work on NVFlare: its simulator, with its FedAvg job and the Client API in the process of the client.
 
-python nvflare_work.py FOLDER [--sites N] [--threads N] [--rounds N], with the data that work.py wrote.
-With fewer threads than sites NVFlare starts a process for each task; with as many, a process stays with each site.
+python nvflare_work.py FOLDER [--sites N] [--threads N] [--rounds N], with the data written by work.py.
+With fewer threads than sites, NVFlare starts a process for each task; with as many, each site keeps a process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 
 class RoundEnd(FLComponent):
-    """Says the end of a round at the server, and keeps the mean loss of its sites."""
+    """Prints the end of a round at the server, and records the mean loss of its sites."""
 
     def __init__(self, rounds: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class RoundEnd(FLComponent):
 
 
 def job(folder: str, sites: int, rounds: int) -> FedAvgJob:
-    """FedAvg over all sites, by the number of images that each states."""
+    """FedAvg over all sites, weighted by the number of images."""
     result = FedAvgJob(work.Network(), sites, rounds, min_clients=sites, key_metric="loss", key_metric_mode="min")
     result.to_server(RoundEnd(rounds))
     result.to_clients(ScriptRunner(str(HERE / "nvflare_client.py"), script_args=folder))
@@ -50,17 +50,19 @@ def job(folder: str, sites: int, rounds: int) -> FedAvgJob:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=os.path.abspath)
-    parser.add_argument("--sites", type=int, default=16, help="of the 64: NVFlare is slow")
+    parser.add_argument(
+        "--sites", type=int, default=16, help="number of the 64 sites to use, because NVFlare is slow (default: 16)"
+    )
     parser.add_argument("--threads", type=int, default=work.ACTORS)
     parser.add_argument("--rounds", type=int, default=work.ROUNDS)
     args = parser.parse_args()
-    os.environ["PYTHONPATH"] = str(HERE)  # where the processes of the clients find work.py
+    os.environ["PYTHONPATH"] = str(HERE)  # client processes import work.py from here
     with tempfile.TemporaryDirectory() as workspace:
         run = job(args.folder, args.sites, args.rounds)
         sys.exit(run.simulator_run(workspace, n_clients=args.sites, threads=args.threads))
 
 
 if __name__ == "__main__":
-    import nvflare_work  # NVFlare finds RoundEnd by the name of its module, which a script has not
+    import nvflare_work  # NVFlare finds RoundEnd by the name of its module, and a script has no such name
 
     nvflare_work.main()

@@ -1,7 +1,7 @@
-"""The work on pfl-research: torch, with processes that torchrun starts and that share the sites of a round.
+"""The work on pfl-research: torch, in processes of torchrun that share the sites of a round.
 
-torchrun --standalone --nnodes=1 --nproc_per_node=2 pfl_work.py FOLDER, with the data that work.py wrote.
-As pfl's guide to fast simulations advises: data in memory, one network for each process, no evaluation between.
+torchrun --standalone --nnodes=1 --nproc_per_node=2 pfl_work.py FOLDER, with the data written by work.py.
+It follows pfl's guide to fast simulations: data in memory, one network per process, no evaluation between rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 
 class Network(work.Network):
-    """The U-Net with what pfl asks of a network: the loss of a batch, and metrics of one."""
+    """The U-Net with the methods that pfl requires: the loss and the metrics of a batch."""
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         loss = work.loss_of(self(inputs), labels.long())
@@ -35,13 +35,13 @@ class Network(work.Network):
         return loss
 
     def metrics(self, inputs: Tensor, labels: Tensor) -> dict[str, Any]:
-        """pfl judges in its first round whether asked to or not."""
+        """The metrics of a batch. pfl always evaluates in its first round."""
         with torch.no_grad():
             return {"loss": Weighted(work.loss_of(self(inputs), labels.long()).item() * len(inputs), len(inputs))}
 
 
 class RoundEnd(TrainingProcessCallback):
-    """Says the end of a round, in one of the processes, and keeps the mean loss of its sites."""
+    """Prints the end of a round in one of the processes, and records the mean loss of its sites."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -62,13 +62,13 @@ def rank() -> int:
 
 
 def sites(folder: str) -> FederatedDataset:
-    """All sites in memory, each once in a round."""
+    """All sites, with their data in memory; each trains once per round."""
     data = {site: Dataset(work.data_of(folder, site), user_id=str(site)) for site in range(work.SITES)}
     return FederatedDataset(data.__getitem__, get_user_sampler("minimize_reuse", range(work.SITES)))
 
 
 def model() -> PyTorchModel:
-    """pfl's model: a fused Adam at the sites, the mean of their changes taken as it is at the server."""
+    """pfl's model: fused Adam at the sites; the server adds the mean of their changes."""
     net = Network()
     net.losses = []
     server = torch.optim.SGD(net.parameters(), lr=1.0)
@@ -77,7 +77,7 @@ def model() -> PyTorchModel:
 
 def main(folder: str) -> None:
     work.settle()
-    net, end = model(), RoundEnd()  # the model first: it tells pfl to use torch
+    net, end = model(), RoundEnd()  # the model first, because it makes pfl use torch
     data = sites(folder)
     FederatedAveraging().run(
         NNAlgorithmParams(

@@ -1,6 +1,6 @@
-"""The work that every engine of this folder does: the data of a site, the network, one local epoch.
+"""The work of every engine in this folder: the data of a site, the network, one local epoch.
 
-python work.py FOLDER writes the data, a file for each site, which all engines read. Needs torch, numpy and MONAI only.
+python work.py FOLDER writes the data, a file for each site, for all engines. Needs only torch, numpy and MONAI.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ loss_of = DiceCELoss(softmax=True, to_onehot_y=True)
 
 
 def write(folder: Path) -> None:
-    """Write the images and labels of every site: bright discs under noise, the same in every sitting."""
+    """Write the images and labels of every site: bright discs with noise, always the same."""
     for site in range(SITES):
         rng = np.random.default_rng([site, SIZE])
         labels = np.stack([disc(rng) for _ in range(CASES)])[:, None]
@@ -32,13 +32,13 @@ def write(folder: Path) -> None:
 
 
 def disc(rng: np.random.Generator) -> np.ndarray:
-    """(SIZE, SIZE) uint8, 1 within a disc of any place and radius."""
+    """A mask (SIZE, SIZE), uint8: 1 inside a disc with random centre and radius."""
     rows, columns = np.ogrid[:SIZE, :SIZE]
     row, column = rng.uniform(SIZE / 4, 3 * SIZE / 4, 2)
     return ((rows - row) ** 2 + (columns - column) ** 2 < rng.uniform(4, 9) ** 2).astype(np.uint8)
 
 
-@cache  # a process that serves a site again has its data, as raysim's actors have
+@cache  # a process keeps the data of its sites, as raysim's actors do
 def data_of(folder: str, site: int) -> tuple[Tensor, Tensor]:
     """Images (CASES, 1, SIZE, SIZE) and labels of the same shape with class indices."""
     with np.load(Path(folder) / f"{site}.npz") as arrays:
@@ -46,7 +46,7 @@ def data_of(folder: str, site: int) -> tuple[Tensor, Tensor]:
 
 
 class Network(UNet):
-    """The U-Net that all engines start from. Without arguments: of those, NVFlare's job file loses spatial_dims."""
+    """The U-Net of all engines. It has no arguments, because NVFlare's job file would lose spatial_dims."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -57,12 +57,12 @@ class Network(UNet):
 
 @cache
 def resident() -> Network:
-    """The one network of this process, which each site's turn loads anew."""
+    """The network of this process, which is loaded again for each site."""
     return Network()
 
 
 def train(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Mean loss of one local epoch, which changes `net` in place."""
+    """Mean loss of one local epoch; trains `net` in place."""
     optimizer, losses = torch.optim.Adam(net.parameters(), LR, fused=True), []
     for index in torch.randperm(len(inputs)).split(BATCH):
         optimizer.zero_grad()
@@ -74,18 +74,18 @@ def train(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 
 def settle() -> None:
-    """One torch thread, and the priority that Ray gives its workers: a higher one looks faster on a busy machine."""
+    """Set one torch thread, and the priority of Ray's workers: a higher one would be faster on a busy machine."""
     torch.set_num_threads(1)
     os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), 15))
 
 
 def say(number: int, rounds: int = ROUNDS) -> None:
-    """Say that round `number` (from 1) has ended, at once: whoever reads the line takes the time."""
+    """Print the end of round `number` (one-based) at once, because peers.py measures the time of the line."""
     print(f"round {number}/{rounds}", flush=True)
 
 
 def check(losses: list[float], rounds: int = ROUNDS) -> None:
-    """Exit with an error unless there was a loss in every round and it fell: a time of something else is no time."""
+    """Exit with an error unless every round has a loss and the loss decreases, because only then the seconds count."""
     print(f"loss {losses[0]:.4f} in the first round, {losses[-1]:.4f} in the last", flush=True)
     if len(losses) != rounds or not losses[-1] < losses[0]:
         sys.exit(f"expected {rounds} rounds with a falling loss, got {losses}")

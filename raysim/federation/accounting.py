@@ -1,4 +1,4 @@
-"""What a fleet keeps beside its sites: the options of a run, the account of the present round, the client states."""
+"""The data of a fleet: options of the run, accounting of the current round, client states."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from raysim.core.results import FailureEvent, Traffic
 
 @dataclass(frozen=True)
 class FleetOptions:
-    """The settings of a run that its calls depend on."""
+    """The options of a run that affect its calls."""
 
     seed: int
     rounds: int
-    min_replies: float | int = 1.0  # a fraction of the sites of a call, or their number
-    site_timeout_s: float = math.inf  # of one site in one call
+    min_replies: float | int = 1.0  # a fraction (float) or a number (int) of the sites of a call
+    site_timeout_s: float = math.inf  # limit for one call at one site
 
 
 @dataclass
 class RoundAccounting:
-    """The account of the present round: calls, traffic, metrics, failures, times. A fleet and its parts share one."""
+    """Calls, traffic, metrics, failures and times of the current round. A fleet and its parts share one object."""
 
-    round: int = 0  # from 0
+    round: int = 0  # zero-based
     calls: int = 0
     up: Counter[str] = field(default_factory=Counter)  # bytes by site, as in Traffic
     down: Counter[str] = field(default_factory=Counter)
     between: Counter[str] = field(default_factory=Counter)
-    metrics: dict[str, Metrics] = field(default_factory=dict)  # of the client functions, by site
-    weights: dict[str, float] = field(default_factory=dict)  # of the sites that report a loss
+    metrics: dict[str, Metrics] = field(default_factory=dict)  # from the replies, by site
+    weights: dict[str, float] = field(default_factory=dict)  # of the replies with a loss, by site
     failures: list[FailureEvent] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=dict)  # seconds, by the phase of the calls
+    phases: dict[str, float] = field(default_factory=dict)  # seconds by phase
 
     @property
     def number(self) -> int:
-        """The number of the round, from 1, as records and messages have it."""
+        """The one-based number of the round, as used in records and messages."""
         return self.round + 1
 
     def open_round(self, index: int) -> None:
-        """Start the account of round `index`, from 0."""
+        """Start the accounting of round `index` (zero-based)."""
         vars(self).update(vars(RoundAccounting(index)))  # in place: the parts of a fleet share this object
 
     def take_failures(self) -> tuple[FailureEvent, ...]:
-        """The failures since the last call of this method: the caller records them, so that each is recorded once."""
+        """The failures since the last call of this method. The caller records them, so each is recorded once."""
         failures, self.failures = tuple(self.failures), []
         return failures
 
@@ -57,10 +57,10 @@ class RoundAccounting:
 
 
 class ClientStateStore(Mapping[str, Any]):
-    """The client state of each site that has one, loaded on access: those of all sites may not fit into memory.
+    """Client states by site. Each is loaded on access, because the states of all sites may not fit into memory.
 
-    `held` has what the fleet keeps for a site: the state itself, or on Ray a reference. `save` and `load` convert
-    between the two.
+    `held` maps a site to its client state or, on Ray, to a reference to it. `save` converts a client state to the held
+    value, and `load` converts it back.
     """
 
     def __init__(
@@ -79,5 +79,5 @@ class ClientStateStore(Mapping[str, Any]):
         return len(self.held)
 
     def restore(self, client_states: Mapping[str, Any]) -> None:
-        """Set the client states of these sites, as at a checkpoint."""
+        """Set the client states of these sites, for example from a checkpoint."""
         self.held.update({site: self._save(client_state) for site, client_state in client_states.items()})

@@ -22,7 +22,7 @@ def cohort_size(cohort: float | int, sites: int) -> int:
 
 
 def apply_dropout(sites: Sequence[str], dropout: float, seed: int, index: int) -> list[str]:
-    """The sites that are online in round `index`; each is offline with probability `dropout`, but never all of them."""
+    """The online sites in round `index`. Each site is offline with probability `dropout`; at least one is online."""
     if dropout == 0:
         return list(sites)
     draws = {site: numpy_generator(seed, index, "dropout", site).random() for site in sites}

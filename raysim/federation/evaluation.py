@@ -27,7 +27,10 @@ from raysim.federation.fleet import BaseFleet
 
 
 def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:
-    """The scores of all sites, inside and outside: of the method's predictor and, as `@global`, of the global model."""
+    """The scores of all inside and outside sites.
+
+    Metrics with the suffix `@global` score the global model. The others score the method's predictor.
+    """
     replies = fleet.evaluate(_evaluate_site, (algorithm, state))
     return tuple(score for reply in replies.values() for score in reply.payload)
 
@@ -52,9 +55,9 @@ def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[
 
 
 def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:
-    """Whether the method predicts with the global model, which then is not evaluated twice.
+    """Whether the method's predictor is the global model. In that case it is evaluated only once.
 
-    With equal weights, the predictions still differ if a layer is in another mode, as with batch statistics.
+    Networks with equal weights predict differently if a layer is in another mode, for example with batch statistics.
     """
     if not isinstance(predict, nn.Module) or state.model is None:
         return False

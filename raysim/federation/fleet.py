@@ -1,4 +1,4 @@
-"""Fleets: what runs client functions at sites. This one runs them in this process, in order."""
+"""Fleets run client functions at sites. `LocalFleet` runs them in this process, one after the other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVALUATION_PHASE = "evaluation"  # of the calls that evaluate sites
 class Replies(Mapping[str, Reply[P]]):
     """The replies of the sites that replied, in site order.
 
-    A large payload stays where the fleet keeps it and is read each time it is asked for: any number of them fits.
+    A payload is fetched on each access and is not kept here, so that the payloads need not fit into memory together.
     """
 
     def __init__(self, results: Mapping[str, CallResult[P]], fetch: Callable[[Any], P]) -> None:
@@ -55,9 +55,9 @@ class Replies(Mapping[str, Reply[P]]):
 
 
 class BaseFleet(ABC):
-    """Everything of a fleet but the way to a site: counts bytes, numbers calls, keeps client states, orders replies.
+    """Base class of fleets: counts bytes, numbers calls, keeps client states and orders replies.
 
-    A part of a fleet (`at`) shares all of its fields but `sites`.
+    A subclass defines how a call reaches a site. A part of a fleet (`at`) shares all fields except `sites`.
     """
 
     def __init__(self, task: Task, options: FleetOptions, client_states: ClientStateStore | None = None) -> None:
@@ -69,7 +69,7 @@ class BaseFleet(ABC):
         self.stop_requested = threading.Event()
 
     def at(self, sites: Sequence[str]) -> BaseFleet:
-        """The same fleet, the same accounting, with only these sites, in order of name."""
+        """This fleet with only these sites, in order of name; it shares the accounting of this fleet."""
         unknown = sorted(set(sites) - {*self.task.inside, *self.task.outside})
         if unknown:
             raise ValueError(f"no such site: {unknown[0]!r}")
@@ -78,10 +78,10 @@ class BaseFleet(ABC):
         return part
 
     def map(self, client: Client[P], broadcast: Any = None, per_site: Mapping[str, Any] | None = None) -> Replies[P]:
-        """`client(site, broadcast[, per_site[site]])` at every site; replies in site order, arrays read-only.
+        """The replies of `client(site, broadcast[, per_site[site]])` at all sites, in site order; arrays are read-only.
 
-        Raises SiteError with site and round for whatever a client function raises, as long as fewer sites than
-        `min_replies` would be left.
+        Sites whose client function raises an exception are left out. Raises SiteError, with site and round, if fewer
+        replies than `min_replies` would remain.
         """
         results = self._run(client, broadcast, per_site, f"call {self.accounting.calls + 1}", private=False)
         for site, result in results.items():
@@ -91,13 +91,16 @@ class BaseFleet(ABC):
     def exchange(
         self, client: Client[P], broadcast: Any = None, per_site: Mapping[str, Any] | None = None
     ) -> ExchangeHandle[P]:
-        """As `map`, but payloads do not travel to the server: sites read them from one another."""
+        """As `map`, but the payloads are not sent to the server: sites read them from each other."""
         results = self._run(client, broadcast, per_site, "exchange", private=True)
         held = {site: result.payload for site, result in results.items()}
         return ExchangeHandle(held, {site: result.metrics for site, result in results.items()}, self._fetch)
 
     def evaluate(self, client: Client[P], broadcast: Any) -> Replies[P]:
-        """`client` at every site, inside and outside. It is not accounted: evaluation is no part of the method."""
+        """The replies of `client` at every inside and outside site.
+
+        The traffic of an evaluation is not counted, because evaluation is not part of the method.
+        """
         results = self.at([*self.task.inside, *self.task.outside])._collect(
             client,
             broadcast,
@@ -114,7 +117,7 @@ class BaseFleet(ABC):
         accounting.calls += 1
         results = self._collect(client, broadcast, per_site, call, phase=phase, private=private)
         size = nbytes(broadcast)
-        for site in self.sites:  # also those that failed later
+        for site in self.sites:  # also sites whose call failed
             accounting.down[site] += size + (nbytes(per_site[site]) if per_site is not None else 0)
         for site, result in results.items():
             accounting.between[site] += result.between
@@ -161,7 +164,7 @@ class BaseFleet(ABC):
         return min(sites, max(1, math.ceil(least * sites) if isinstance(least, float) else least))
 
     def _left_out(self, site: str, failure: Failure, seconds: float, phase: str, spare: int) -> None:
-        """Account a site's failure. Raises SiteError if `spare`, how many more sites may fail, is negative."""
+        """Record a failed site. Raises SiteError if `spare`, the number of sites that may still fail, is negative."""
         number, cause = self.accounting.number, failure.cause
         action = FailureAction.LEFT_OUT if spare >= 0 else FailureAction.RUN_ENDED
         event = FailureEvent(number, phase, (site,), "", cause, action, seconds, failure.traceback)
@@ -172,7 +175,7 @@ class BaseFleet(ABC):
             raise SiteError(site, number, cause, failure.traceback)
 
     def check_stop(self) -> None:
-        """Raises Interrupted if the run was asked to stop."""
+        """Raises Interrupted if a stop was requested."""
         if self.stop_requested.is_set():
             raise Interrupted(f"stopped in round {self.accounting.number}")
 
@@ -180,22 +183,22 @@ class BaseFleet(ABC):
     def _run_calls(
         self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool
     ) -> Iterator[tuple[str, CallResult[P]]]:
-        """Each site with its result, in any order. `private`: payloads are handles that `_fetch` resolves."""
+        """Each site with its result, in any order. If `private`, payloads are handles that `_fetch` resolves."""
 
     @staticmethod
     @abstractmethod
     def _fetch(held: Any) -> Any:
-        """The payload of a handle, at a site."""
+        """The payload of a handle; called at a site."""
 
     def client_state(self, site: str) -> Any:
-        """The client state of `site`, None if it has none."""
+        """The client state of `site`, or None."""
         return self.client_states.get(site)
 
 
 class LocalFleet(BaseFleet):
-    """All sites in this process, one after the other: for tests, debuggers and small trials.
+    """Runs all sites in this process, one after the other: for tests, debugging and small trials.
 
-    `own_threads` has the torch threads of sites that differ from `threads`.
+    `own_threads` maps a site to its number of torch threads, if it differs from `threads`.
     """
 
     def __init__(
@@ -221,7 +224,7 @@ class LocalFleet(BaseFleet):
         for site in self.sites:
             given = NOT_GIVEN if per_site is None else per_site[site]
             client_state = self.client_states.held.get(site)
-            with preserve_rng():  # the server half of the round draws from the same generators
+            with preserve_rng():  # the server half of the round uses the same generators
                 result = self.executor.execute(client, site, call, broadcast, given, client_state)
             yield site, result
 

@@ -1,4 +1,4 @@
-"""The plan of a run: its configuration, its task, its run directory, and what follows from them."""
+"""The plan of a run: its configuration, its task, its run directory, and values derived from them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from raysim.data.required_paths import required_paths
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that a run needs. It travels to the nodes; the data do not, for they are opened at the sites."""
+    """Everything that a run needs. It is sent to the nodes, without the data: each site opens its data there."""
 
     config: RunConfig
     task: Task
     directory: Path
     resume: bool = False  # continue from the newest checkpoint in `directory`
-    versions: Mapping[str, str] = field(default_factory=dict)  # packages of the command, which nodes must have too
+    versions: Mapping[str, str] = field(default_factory=dict)  # of packages in this process; nodes must have the same
 
     @property
     def algorithm_name(self) -> str:
@@ -44,7 +44,7 @@ class Plan:
 
     @cached_property
     def metric(self) -> str:
-        """The `role/split/metric` that the run is judged by. Raises ConfigError as `chosen_metric` does."""
+        """The `role/split/metric` that the run is scored by. Raises ConfigError as `chosen_metric` does."""
         return chosen_metric(self.task, self.config.metric)
 
     @cached_property
@@ -72,19 +72,19 @@ def build_plan(
     versions: Mapping[str, str] | None = None,
     emit: EventCallback | None = None,
 ) -> Plan:
-    """The plan of `config`, not yet validated. Opens the task's data, unless `task` is built already.
+    """The plan of `config`, not yet validated. Opens the task's data, unless a built `task` is given.
 
-    `emit` gets the progress of the data, and their warnings, which are Python's own without it.
-    Raises ConfigError for faults that cannot be parsed and for data that cannot be used.
+    `emit` receives the progress of data preparation, and its warnings as notices. Without `emit` they remain Python
+    warnings. Raises ConfigError for faults that cannot be parsed and for data that cannot be used.
     """
-    parse_run_faults(config)  # before the data: their preparation may take hours
+    parse_run_faults(config)  # first, because data preparation may take hours
     if task is None:
         task = config.task.build(None) if emit is None else prepare_task(config.task, emit)
     return Plan(config=config, task=task, directory=directory, resume=resume, versions=versions or {})
 
 
 def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:
-    """The task of `config`, its data prepared. `emit` gets the progress, and a notice of each warning."""
+    """The task of `config` with prepared data. `emit` receives the progress, and each warning as a notice."""
     emit(Message("preparing the data"))
     with warnings.catch_warnings(record=True) as caught:
         task = config.build(lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total)))
@@ -94,8 +94,11 @@ def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:
     return task
 
 
-def chosen_metric(task: Task, asked: str | None) -> str:
-    """The `role/split/metric` to show and judge by. Raises ConfigError for one that no site can have."""
+def chosen_metric(task: Task, requested: str | None) -> str:
+    """The `role/split/metric` to show and to score the run by: `requested`, or by default the first possible one.
+
+    Raises ConfigError for a metric that no site can have.
+    """
     possible = [
         f"{role}/{split}/{metric}"
         for role, sites in (("inside", task.inside), ("outside", task.outside))
@@ -103,20 +106,23 @@ def chosen_metric(task: Task, asked: str | None) -> str:
         if any(task.sizes[site].get(split, 0) for site in sites)
         for metric in task.score.better
     ]
-    if asked is None:
+    if requested is None:
         if not possible:
-            raise ConfigError("no site has a val or a test row: there is nothing to judge the run by")
+            raise ConfigError(
+                "no site has val or test rows, so the run cannot be evaluated; give some rows the split val or test"
+            )
         return possible[0]
-    if asked.removesuffix("@global") not in possible:
-        raise ConfigError(f"metric={asked!r}: expected one of {', '.join(possible) or 'none'}, or one with @global")
-    return asked
+    if requested.removesuffix("@global") not in possible:
+        names = ", ".join(possible) or "none"
+        raise ConfigError(f"metric={requested!r}: expected one of {names}, each also with the suffix @global")
+    return requested
 
 
 def parse_run_faults(config: RunConfig) -> FaultPlan:
     """The faults of `config.chaos`. Raises ConfigError if they cannot be parsed, or the backend has no actors."""
     faults = parse_faults(config.chaos)
     if faults.kills and config.backend == "local":
-        raise ConfigError(f"chaos={config.chaos!r}: backend=local has no actor or node to kill; run on Ray")
+        raise ConfigError(f"chaos={config.chaos!r}: backend=local has no actor or node to kill; use backend=ray")
     return faults
 
 

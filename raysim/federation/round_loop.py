@@ -26,11 +26,11 @@ def federate(
     evaluate_every: int = 1,
     start: ResumePoint[S] | None = None,
 ) -> Iterator[Round[S]]:
-    """Each round as it ends, from the first, or the one after `start`, to the last.
+    """Yields each round when it ends, from the first round (or the round after `start`) to the last.
 
-    `cohort` is a fraction of the inside sites if it is a float, a number of sites if it is an int; each sampled site is
-    offline with probability `dropout`. All sites are evaluated every `evaluate_every` rounds, and after the last.
-    Raises SiteError if a client function fails and too few replies are left.
+    `cohort` is a fraction of the inside sites (float) or a number of sites (int). Each sampled site is offline with
+    probability `dropout`. All sites are evaluated every `evaluate_every` rounds and after the last round.
+    Raises SiteError if client functions fail and too few replies remain.
     """
     if start is None:
         with seeded(seed, "init"):
@@ -69,7 +69,7 @@ def _client_scores(accounting: RoundAccounting) -> list[Score]:
 
 
 def _mean_loss(accounting: RoundAccounting) -> float | None:
-    """The weighted mean of the training losses, None without any."""
+    """The weighted mean of the training losses, or None if no reply has a loss."""
     metrics, weights = accounting.metrics, accounting.weights
     total = sum(weights.values())
     return sum(metrics[site]["loss"] * weights[site] for site in sorted(weights)) / total if total > 0 else None

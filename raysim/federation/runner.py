@@ -1,4 +1,4 @@
-"""One run, from its first round to its summary: rounds, records, checkpoints. The same with and without Ray."""
+"""One run from its first round to its summary: rounds, records, checkpoints. Used with and without Ray."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
 from raysim.storage.run_directory import CHECKPOINTS
 
-MAX_ROLLBACKS = 5  # in a row, without a new round in between, until the run fails
+MAX_ROLLBACKS = 5  # the run fails after so many in a row without a new round between them
 
 
 def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice | RunFinished]:
-    """Each round's row as it ends, then the summary.
+    """Yields the row of each round when it ends, then the summary.
 
-    If the run ends early, all finished rounds are on the disk, with a summary that says why.
+    If the run ends early, all finished rounds are on the disk, with a summary that has the reason.
     """
     with disk_errors_named(plan.directory):
         recorder = Recorder(plan.directory, plan.task, plan.metric)
@@ -67,18 +67,18 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
 
 @contextmanager
 def disk_errors_named(directory: Path) -> Iterator[None]:
-    """Raises ResumableError, with the cure, for a failed write in the block."""
+    """Raises ResumableError, which has the cure, if a write in the block fails."""
     try:
         yield
     except OSError as error:
         raise ResumableError(
-            f"cannot write to {directory}: {error.strerror or error}; what was written before is intact. "
-            f"Make room there, then: raysim resume {directory}"
+            f"cannot write to {directory}: {error.strerror or error}; files written before are intact. "
+            f"Free some space there, then run: raysim resume {directory}"
         ) from error
 
 
 def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error: RaysimError) -> Iterator[Notice]:
-    """Record what ended the run; yields a notice of each earlier failure of its last round."""
+    """Record the failure that ended the run; yields a notice of each earlier failure of its last round."""
     failures = list(fleet.accounting.take_failures())
     yield from _notices(each for each in failures if each.action is not FailureAction.RUN_ENDED)
     if not failures or failures[-1].action is not FailureAction.RUN_ENDED:
@@ -93,7 +93,7 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
 def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
     """The state after the last round. If an object is lost, the run returns to its last checkpoint."""
     start, furthest, rollbacks = None, -1, 0
-    dropped = fleet.accounting.take_failures()  # actors, at their start
+    dropped = fleet.accounting.take_failures()  # of actors that failed at their start
     recorder.add_failures(dropped)
     yield from _notices(dropped)
     if plan.resume:
@@ -107,9 +107,7 @@ def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Gen
             furthest = max(furthest, index)
             recorder.add_failures(failures)
             if rollbacks == MAX_ROLLBACKS:
-                raise RunError(
-                    f"{error}; that was {rollbacks} times in a row: look at the health of the cluster"
-                ) from error
+                raise RunError(f"{error}; this happened {rollbacks} times in a row: check the cluster") from error
             yield from _notices(failures)
             action = FailureAction.ROLLED_BACK
             yield Notice(f"{error}; returning to the last checkpoint", action)
@@ -124,9 +122,9 @@ def _notices(failures: Iterable[FailureEvent]) -> Iterator[Notice]:
 def _restore_checkpoint(
     plan: Plan, fleet: BaseFleet, recorder: Recorder
 ) -> Generator[Notice, None, tuple[ResumePoint[Any] | None, float]]:
-    """The newest intact checkpoint, None without one, and the seconds of the rounds after it.
+    """The newest intact checkpoint (or None), and the seconds of the rounds after it.
 
-    Records and client states are reset to it.
+    Records are reset to that checkpoint. Client states are cleared; `federate` restores them.
     """
     start = None
     for path in checkpoint.newest_first(plan.directory / CHECKPOINTS):
@@ -134,7 +132,7 @@ def _restore_checkpoint(
             start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.config.algorithm)])
             break
         except RunError as error:
-            yield Notice(f"{error}; using the one before it")
+            yield Notice(f"{error}; using the previous checkpoint")
     number = start.number if start else 0
     yield Notice(f"resuming after round {number}" if number else "no intact checkpoint: starting from round 1")
     fleet.client_states.held.clear()
@@ -151,7 +149,7 @@ def _run_rounds(
         with disk_errors_named(plan.directory):
             row = recorder.add(ended)
             if ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds:
-                recorder.sync()  # the log must have all rounds of a checkpoint
+                recorder.sync()  # a checkpoint needs the log of all rounds before it
                 checkpoint.write(plan.directory / CHECKPOINTS, ended.number, ended.state, fleet.client_states)
         for failure in ended.failures:
             yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
@@ -162,7 +160,7 @@ def _run_rounds(
 
 
 def federate_plan(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None = None) -> Iterator[Round[Any]]:
-    """The rounds of `federate` with the configuration of `plan`, from `start` on."""
+    """The rounds of `federate` with the configuration of `plan`, after `start`."""
     config = plan.config
     return federate(
         config.algorithm,
@@ -178,23 +176,24 @@ def federate_plan(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None =
 
 
 def describe_failure(failure: FailureEvent) -> str:
-    """One line: where, who, why, and the action that was taken."""
+    """One line: round, call, actor and sites, cause, and the action that was taken."""
     sites = ", ".join(failure.sites[:4]) + (f" and {len(failure.sites) - 4} more" if failure.sites[4:] else "")
     who = f"{failure.actor} was lost with {sites}" if failure.actor and sites else failure.actor or sites
     return f"round {failure.round}, {failure.call}: {who}: {failure.cause} -> {failure.action}"
 
 
 def local_fleet(plan: Plan, data_cache: SiteDataCache | None = None) -> LocalFleet:
-    """All sites in this process. `data_cache` holds the data that are open already.
+    """A fleet with all sites in this process. `data_cache` holds data that are open already.
 
-    Raises PlacementError if GPUs are asked for and torch finds none.
+    Raises PlacementError if GPUs are requested and torch finds none.
     """
     config, resources = plan.config, plan.config.resources
     gpus = max(resources.of(site)[1] for site in plan.sites)
     device = "cuda" if gpus else "cpu"
     if gpus and not torch.cuda.is_available():
         raise PlacementError(
-            f"resources: {gpus:g} GPU is asked for, but torch finds no GPU on this machine; leave it at 0"
+            f"resources: {gpus:g} GPU requested, but torch finds no GPU on this machine; set "
+            "resources.gpus_per_client=0, and no gpus in resources.sites"
         )
     return LocalFleet(
         plan.task,

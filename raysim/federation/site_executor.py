@@ -1,4 +1,4 @@
-"""Executes calls at sites in one process: opens their data, seeds each call, runs the client function, times it."""
+"""Executes calls at sites in one process: opens the data, seeds each call, runs and times the client function."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from raysim.core.seeding import seed_all
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
 NOT_GIVEN: Any = object()
-EVALUATION_CALL = "judge"  # the index of an evaluation; part of its seed, so a new name would change results
-DATA_CACHE_BYTES = 256 * 2**20  # of data that a process keeps in memory, in addition to memory-mapped data
+EVALUATION_CALL = "judge"  # the index of an evaluation; part of its seed, so another value would change results
+DATA_CACHE_BYTES = 256 * 2**20  # limit of a process's cached data; memory-mapped data are not counted
 
-# The site whose client function runs now, and the bytes that it has read from other sites; None at the server.
+# The site whose client function is running, and the bytes that it has read from other sites; None at the server.
 _reader: ContextVar[tuple[str, dict[tuple[int, str], int]] | None] = ContextVar("reader", default=None)
 
 
 @dataclass(frozen=True)
 class CallKey:
-    """Identifies a call, for seeds and messages: `round` from 0, and the zero-based index of the call in it.
+    """Identifies a call in seeds and messages. `round` and `index`, the position in the round, are zero-based.
 
     The index of an evaluation is EVALUATION_CALL.
     """
@@ -43,7 +43,7 @@ class CallKey:
 
 @dataclass(frozen=True)
 class Failure:
-    """The exception of a client function, as text: the object may not be picklable."""
+    """The exception of a client function as text, because the object may not be picklable."""
 
     cause: str
     traceback: str
@@ -53,8 +53,8 @@ class Failure:
 class CallResult(Generic[P]):
     """The reply of a site to a call, or its failure.
 
-    `seconds` is the time of the call, `size` the bytes of the payload, `between` those read from other sites. On Ray,
-    payload and client state may be references.
+    `seconds` is the time of the call, `size` the bytes of the payload, and `between` the bytes read from other sites.
+    On Ray, payload and client state may be references.
     """
 
     payload: P
@@ -68,12 +68,12 @@ class CallResult(Generic[P]):
 
 
 class ExchangeHandle(Generic[P]):
-    """Payloads that go from site to site; the handle travels, and only sites read it.
+    """A handle to payloads that are sent directly between sites. Only sites can read it.
 
-    `fetch` turns the held value of a site into its payload: the identity in one process, `ray.get` on Ray.
+    `fetch` returns the payload for the held value of a site: the identity in one process, `ray.get` on Ray.
     """
 
-    nbytes = 0  # of the handle; the payloads are counted where they are read
+    nbytes = 0  # of the handle; the payloads are counted when a site reads them
 
     def __init__(self, held: Mapping[str, Any], metrics: Mapping[str, Metrics], fetch: Callable[[Any], P]) -> None:
         self.sites: Sequence[str] = tuple(held)
@@ -81,24 +81,24 @@ class ExchangeHandle(Generic[P]):
         self._held, self._fetch = dict(held), fetch
 
     def __getitem__(self, site: str) -> P:
-        """The payload of `site`, read-only. Raises RuntimeError at the server, KeyError for a site without one."""
+        """The payload of `site`, read-only. Raises RuntimeError at the server, KeyError for a site without payload."""
         reader = _reader.get()
         if reader is None:
-            raise RuntimeError("an exchange is read at sites, inside a client function, never at the server")
+            raise RuntimeError("the server cannot read an exchange; read it at a site, inside a client function")
         payload = self._fetch(self._held[site])
         name, read = reader
         if site != name:
-            read[id(self), site] = nbytes(payload)  # once, however often it is read
+            read[id(self), site] = nbytes(payload)  # counted once, even if it is read several times
         return payload
 
 
 def torch_threads(cpus: float) -> int:
-    """The number of torch threads of an actor with so many CPUs."""
+    """The number of torch threads of an actor with `cpus` CPUs."""
     return max(1, int(cpus))
 
 
 class SiteDataCache:
-    """The open data of a task's sites in this process. It outlives a run: a search opens the data once."""
+    """The open data of a task's sites in this process. The runs of a search share it and open the data once."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -121,7 +121,7 @@ class SiteDataCache:
 class SiteExecutor:
     """Executes calls at any of the task's sites, one at a time; keeps their data open between calls.
 
-    `own_threads` has the torch threads of sites that differ from `threads`.
+    `own_threads` maps a site to its number of torch threads, if it differs from `threads`.
     """
 
     def __init__(
@@ -150,13 +150,13 @@ class SiteExecutor:
         per_site: Any = NOT_GIVEN,
         client_state: Any = None,
     ) -> CallResult[P]:
-        """The result of the client function at `site`; an exception in it becomes `CallResult.failure`.
+        """The result of the client function at `site`. An exception in the function becomes `CallResult.failure`.
 
-        Does not restore the global random generators. Raises LostObjectError for a payload or a client state that was
-        lost with a node.
+        Does not restore the global random generators. Raises LostObjectError if a payload or a client state was lost
+        with a node.
         """
         start, read = time.perf_counter(), dict[tuple[int, str], int]()
-        # The number of threads is part of the result: torch splits its sums by it.
+        # The number of threads affects the result: torch splits a sum among its threads.
         if (threads := self.own_threads.get(site, self.threads)) != torch.get_num_threads():
             torch.set_num_threads(threads)
         token = _reader.set((site, read))
@@ -165,7 +165,7 @@ class SiteExecutor:
             view = self._site(site, call, client_state)
             reply = client(view, broadcast) if per_site is NOT_GIVEN else client(view, broadcast, per_site)
             if not isinstance(reply, Reply):
-                raise TypeError(f"a client function returns a Reply, not {type(reply).__name__}")
+                raise TypeError(f"a client function must return a Reply, not {type(reply).__name__}")
             make_readonly((reply.payload, reply.client_state))
             size = nbytes(reply.payload)  # raises TypeError for a payload that cannot be sent
         except LostObjectError:  # not a failure of the client function
@@ -178,7 +178,7 @@ class SiteExecutor:
             time.sleep(delay)
         seconds = time.perf_counter() - start
         if self.chaos.drops(call.seed, call.round, call.index, site):
-            return _failed_result(Failure("chaos dropped its reply", ""), seconds)
+            return _failed_result(Failure("reply dropped by chaos", ""), seconds)
         return CallResult(
             reply.payload, reply.weight, reply.metrics, reply.client_state, seconds, size, sum(read.values())
         )

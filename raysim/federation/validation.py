@@ -1,4 +1,4 @@
-"""Checks of a run before anything starts: `validate` is the list of all of them."""
+"""Checks of a run before anything starts. `validate` calls all of them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from raysim.core.suggestions import did_you_mean
 from raysim.federation.plan import Plan, chosen_metric
 from raysim.storage.run_directory import has_checkpoint
 
-CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and one that is being written
+CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and the one being written
 
 
 def validate(plan: Plan) -> None:
-    """Raises ConfigError or PlacementError for the first thing that keeps the run from working.
+    """Raises ConfigError or PlacementError for the first problem that would prevent the run.
 
-    What depends on the cluster is checked by `admit`, once Ray is up.
+    `admit` checks the cluster later, when Ray is up.
     """
     config, task = plan.config, plan.task
     check_faults(plan.faults, config, task)
@@ -34,18 +34,18 @@ def validate(plan: Plan) -> None:
     check_algorithm(config.algorithm, task, config.seed, config.rounds)
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
-    if not has_checkpoint(plan.directory):  # else the space is in use already
+    if not has_checkpoint(plan.directory):  # otherwise checkpoints occupy their space already
         check_disk(plan.directory, plan.model_bytes)
     chosen_metric(task, config.metric)
 
 
 def check_faults(faults: FaultPlan, config: RunConfig, task: Task) -> None:
-    """Raises ConfigError for faults at sites or in rounds that do not exist, or that end the run by themselves."""
+    """Raises ConfigError for faults at sites or in rounds that do not exist, and for faults that always end the run."""
     faults.check((*task.inside, *task.outside), config.rounds)
     if faults.drop and config.min_replies == 1.0:
         raise ConfigError(
-            f"chaos drops replies, and min_replies={config.min_replies} has every site answer: the first would end the "
-            "run; give min_replies=0.5, say"
+            f"chaos drops replies, but min_replies={config.min_replies} requires a reply from every site, so the first "
+            "dropped reply would end the run; set for example min_replies=0.5"
         )
 
 
@@ -53,17 +53,17 @@ def check_training(task: Task) -> None:
     """Raises ConfigError if an inside site has no training example."""
     empty = [site for site in task.inside if not task.sizes[site].get("train", 0)]
     if not task.inside:
-        raise ConfigError("every site is an outside site: nobody is left to train; shorten task.data.outside")
+        raise ConfigError("all sites are outside sites, so no site trains; remove a site from task.data.outside")
     if empty:
         named = join_names([repr(site) for site in empty])
         raise ConfigError(
-            f"no training rows at {named}: every inside site trains. Give it rows with split train, or only judge it: "
-            f"task.data.outside=[{', '.join([*task.outside, *empty][:8])}]"
+            f"no training rows at {named}, but every inside site trains. Add rows with split train, or make it an "
+            f"outside site: task.data.outside=[{', '.join([*task.outside, *empty][:8])}]"
         )
 
 
 def check_last_batch(task: Task) -> None:
-    """Raises ConfigError if a site's last batch of a pass is a single example and the network cannot train on one."""
+    """Raises ConfigError if a site's last batch of an epoch has one example and the network cannot train on it."""
     size = task.batch_size
     single = [site for site in task.inside if size == 1 or task.sizes[site]["train"] % size == 1]
     if not single:
@@ -74,17 +74,17 @@ def check_last_batch(task: Task) -> None:
             task.start(0).train()(example)
     except ValueError as error:  # batch statistics of one value
         raise ConfigError(
-            f"task.batch_size={size} leaves a last batch of one example at '{single[0]}' "
-            f"({task.sizes[single[0]]['train']} training examples), on which the network cannot train: {error}. "
-            "Choose another batch size, fewer levels, or another norm"
+            f"task.batch_size={size}: the last batch at '{single[0]}' ({task.sizes[single[0]]['train']} training "
+            f"examples) has one example, and the network cannot train on a single example: {error}. "
+            "Choose another batch size, a network with fewer levels, or another norm"
         ) from error
 
 
 def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: int) -> None:
-    """Raises ConfigError for a task, or a number of rounds, that the algorithm refuses.
+    """Raises ConfigError for a task or a number of rounds that the algorithm refuses.
 
-    Any other exception is left to the run, which reports it with its traceback. An algorithm that restricts the number
-    of rounds has a method `check_rounds(rounds)`.
+    Other exceptions are ignored here; the run raises them again and reports them with a traceback. An algorithm that
+    restricts the number of rounds has a method `check_rounds(rounds)`.
     """
     try:
         if check := getattr(algorithm, "check_rounds", None):
@@ -93,12 +93,12 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
             algorithm.init(task)
     except ConfigError:
         raise
-    except Exception:  # noqa: BLE001 - the run reports it, with its traceback
+    except Exception:  # noqa: BLE001 - the run reports it with its traceback
         return
 
 
 def check_cohort(task: Task, cohort: float | int) -> None:
-    """Raises ConfigError if the cohort is larger than the inside sites."""
+    """Raises ConfigError if the cohort is larger than the number of inside sites."""
     most = 1.0 if isinstance(cohort, float) else len(task.inside)
     if cohort > most:
         raise ConfigError(f"cohort={cohort}: expected a fraction up to 1.0, or 1 to {len(task.inside)} sites")
@@ -115,10 +115,10 @@ def check_sites(task: Task, named: Collection[str]) -> None:
 
 
 def check_disk(directory: Path, model: int) -> None:
-    """Raises PlacementError if the disk of `directory` has no space for checkpoints of a model of so many bytes."""
+    """Raises PlacementError if the disk of `directory` has no space for checkpoints of a model of `model` bytes."""
     free, needed = shutil.disk_usage(directory).free, CHECKPOINTS_ON_DISK * model
     if free < needed:
         raise PlacementError(
-            f"{directory} has {format_bytes(free)} free, and checkpoints of this network take {format_bytes(needed)} "
-            "at least. Make room there, or give another --out"
+            f"the disk of {directory} has {format_bytes(free)} free, but checkpoints of this network need at least "
+            f"{format_bytes(needed)}. Free some space there, or choose another --out"
         )

@@ -1,4 +1,4 @@
-"""Console output of a run: a line per round, a live bar in a terminal, tables of the sites at the end."""
+"""Console output of a run: a line per round, a progress bar in a terminal, tables of the sites at the end."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from raysim.core.events import ActorsPlaced, Event, Message, Notice, Progress, R
 from raysim.core.formatting import format_bytes, pluralize
 
 WIDTH = 11  # characters of a column of numbers
-MAX_SITES_SHOWN = 40  # sites in the table at the end; of more, the worst
+MAX_SITES_SHOWN = 40  # sites in the table at the end; if there are more, the worst are shown
 
 
 class Terminal(Console):
-    """A console whose reader may close the pipe (`raysim run | head`): the run continues without output."""
+    """A console that tolerates a closed pipe (`raysim run | head`): the run continues without output."""
 
     def on_broken_pipe(self) -> None:
         """Discard all further output."""
@@ -50,7 +50,7 @@ class RunConsole:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """During the block, a bar at the bottom of a terminal shows the progress."""
+        """During the block, a progress bar is shown at the bottom of a terminal."""
         with self._bars() as self.bars:
             self.task = self.bars.add_task("starting", total=None)
             yield
@@ -75,7 +75,7 @@ class RunConsole:
 
     def _start(self, plan: RunPlanned) -> None:
         self.plan = plan
-        if self.bars is not None and self.task is not None:  # a new bar, whose time starts now
+        if self.bars is not None and self.task is not None:  # a new bar, to restart its clock
             self.bars.remove_task(self.task)
             self.task = self.bars.add_task("starting", total=None)
 
@@ -88,7 +88,7 @@ class RunConsole:
         self.bars.update(self.task, description=text, completed=progress.done, total=progress.total or None)
 
     def _placed(self, placed: ActorsPlaced) -> None:
-        if self.placed:  # an actor has moved, which a notice has reported
+        if self.placed:  # an actor has moved; a notice has reported it
             return
         self.placed = True
         sites = list(placed.site_to_actor)
@@ -108,12 +108,12 @@ class RunConsole:
         if f"{metric}/mean" in row:
             parts.append(f"{metric} {row[f'{metric}/mean']:.4f} (worst {row[f'{metric}/worst']:.4f})")
         parts.append(f"{row['seconds']:.2f} s")
-        ways = {"up": row["bytes_up"], "down": row["bytes_down"], "between": row["bytes_between"]}
-        parts += [f"{way} {format_bytes(count)}" for way, count in ways.items() if count or way != "between"]
+        traffic = {"up": row["bytes_up"], "down": row["bytes_down"], "between": row["bytes_between"]}
+        parts += [f"{name} {format_bytes(count)}" for name, count in traffic.items() if count or name != "between"]
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
     def _finish(self, values: Mapping[str, Any]) -> None:
-        """Print the tables of the sites, and the paths of the results."""
+        """Print the tables of the sites and the paths of the results."""
         assert self.plan is not None
         folder = self.plan.directory
         for table in site_tables(values, self.console.width):
@@ -125,31 +125,31 @@ class RunConsole:
         )
         self._failures(values["failures"], folder)
         self.say(f"digest {values['digest']}")
-        self.say(f"everything is in {folder}")
-        self.say(f"curves: tensorboard --logdir {folder}")
-        self.say(f"again:  raysim run -c {folder / 'config.yaml'}")
+        self.say(f"results: {folder}")
+        self.say(f"curves:  tensorboard --logdir {folder}")
+        self.say(f"rerun:   raysim run -c {folder / 'config.yaml'}")
 
     def _failures(self, failures: Any, folder: Path) -> None:
         """Print the totals of the failures, if there were any."""
         if failures["incidents"]:
             left_out = failures["left_out"]
-            said = f", {left_out} {'reply' if left_out == 1 else 'replies'} left out" if left_out else ""
+            replies = f", {left_out} {'reply' if left_out == 1 else 'replies'} left out" if left_out else ""
             lost = f"{failures['seconds_lost']:.1f} s of work lost"
-            self.say(f"{pluralize(failures['incidents'], 'failure')}{said}, {lost}: see {folder / 'failures.jsonl'}")
+            self.say(f"{pluralize(failures['incidents'], 'failure')}{replies}, {lost}: see {folder / 'failures.jsonl'}")
 
 
 UNITS = {"hd95": "mm", "asd": "mm"}
 
 
 def site_tables(summary: Any, width: int) -> Iterator[Table]:
-    """The last scores of every site as tables that fit `width`, the test split first; of many sites, the worst."""
+    """The last scores of the sites as tables that fit `width`, the test split first; with many sites, of the worst."""
     sites, metric = summary["sites"], summary["metric"].split("/", 1)[1]
     rows, title = sorted(sites, key=lambda s: (sites[s]["role"], s)), None
     if len(rows) > MAX_SITES_SHOWN:
         sign = 1 if summary["direction"] == "higher" else -1
         rows = sorted(rows, key=lambda s: sign * sites[s].get(metric, sign * float("inf")))[:MAX_SITES_SHOWN]
         title = f"the {MAX_SITES_SHOWN} worst of {len(sites)} sites by {metric}"
-    # In the order of the task: the site with most metrics first, because one without a class lacks its columns.
+    # Columns in the order of the task: a site without a class lacks columns, so the site with most metrics is first.
     complete = sorted(sites.values(), key=len, reverse=True)
     names = [n for n in dict.fromkeys(n for scores in complete for n in scores) if not equals_global(n, sites)]
     fit = max(1, (width - max(map(len, rows)) - 14) // WIDTH)
@@ -178,19 +178,19 @@ def _table(title: str | None, rows: list[str], names: list[str], summary: Any) -
 
 def column_heading(name: str) -> str:
     """`split/metric` on several lines, with the unit if the metric has one."""
-    words = name.replace("/", "_").split("_")
-    unit = UNITS.get(words[1].removesuffix("@global"))
-    return "\n".join([*words, unit] if unit else words)
+    parts = name.replace("/", "_").split("_")
+    unit = UNITS.get(parts[1].removesuffix("@global"))
+    return "\n".join([*parts, unit] if unit else parts)
 
 
 def equals_global(name: str, sites: Any) -> bool:
-    """Whether the scores `name` of the global model equal the method's own at every site."""
+    """Whether the scores `name` of the global model equal those of the method's predictor at every site."""
     plain = name.removesuffix("@global")
     return plain != name and all(scores.get(name) == scores.get(plain) for scores in sites.values())
 
 
 def format_score(value: float | None) -> str:
-    """Four decimals, two from 10 on; empty for None."""
+    """`value` with four decimals, or two if it is at least 10 in magnitude; empty for None."""
     if value is None:
         return ""
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""`report.html`: the results of a run on one self-contained page, without network access and scripts."""
+"""`report.html`: the results of a run on one self-contained page, without network access or scripts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from raysim.storage.json_lines import read_jsonl
 from raysim.storage.run_directory import FAILURES_FILE, SUMMARY_FILE
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
-SHOWN = 50  # failures in the table
-CAUSES = 12  # in the table of causes
-WORST = 5  # sites that are listed
+SHOWN = 50  # rows in the table of failures
+CAUSES = 12  # rows in the table of causes
+WORST = 5  # sites in the list of worst sites
 Failure = Mapping[str, Any]  # a line of failures.jsonl
 
 
 def write_report(out: Path) -> Path:
     """Write report.html of the run in `out` from the files there; returns its path.
 
-    Only summary.json must exist. Raises OSError or ValueError if it does not, or if the disk is full.
+    Only summary.json must exist. Raises OSError if it does not or if the disk is full, ValueError if it is not JSON.
     """
     summary = json.loads((out / SUMMARY_FILE).read_text())
     failures = _read(out / FAILURES_FILE, _failures, [])
@@ -55,13 +55,13 @@ def write_report(out: Path) -> Path:
         plots=list(plots(summary, rounds, {failure["round"] for failure in failures})),
     )
     path = out / "report.html"
-    # ASCII with numeric character references: independent of the locale, and robust against lone surrogates.
+    # ASCII with numeric character references does not depend on the locale and allows lone surrogates.
     write_text(path, page.encode("ascii", "xmlcharrefreplace").decode())
     return path
 
 
 def template(path: Path) -> Any:
-    """The template in `path`, with the filters that all pages use."""
+    """The template in `path`, with the filters of all report pages."""
     made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     made.filters |= {
         "counted": pluralize,
@@ -76,12 +76,12 @@ def template(path: Path) -> Any:
 
 
 def page_style() -> str:
-    """The style sheet of report.html, for other pages."""
+    """The style sheet of report.html, for use in other pages."""
     return TEMPLATE.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
 
 
 def _read(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:
-    """The parsed file, or `otherwise`: after an early end it may be missing, empty or torn."""
+    """The parsed file, or `otherwise`: if the run ended early, the file may be missing, empty or incomplete."""
     try:
         return parse(path)
     except (OSError, ValueError, yaml.YAMLError):
@@ -93,13 +93,13 @@ def _json(path: Path) -> Any:
 
 
 def _failures(path: Path) -> list[Failure]:
-    """The failures in a file; tracebacks only of what ended the run, because there may be many."""
+    """The failures in a file. Only a failure that ended the run keeps its traceback, because there may be many."""
     ended = FailureAction.RUN_ENDED
     return [each if each["action"] == ended else {**each, "remote": ""} for each in read_jsonl(path)]
 
 
 def failure_sentences(failures: Sequence[Failure], outcome: RunOutcome, min_replies: Any) -> list[str]:
-    """A summary of the failures and of what was done about them, in sentences; empty without failures."""
+    """Sentences that summarise the failures and the actions that were taken; empty without failures."""
     by: dict[str, list[Failure]] = {}
     for failure in failures:
         by.setdefault(failure["action"], []).append(failure)
@@ -108,21 +108,22 @@ def failure_sentences(failures: Sequence[Failure], outcome: RunOutcome, min_repl
         replies = _sites(left_out)
         were = f"{replies} replies were" if replies > 1 else "1 reply was"
         within = pluralize(len({failure["round"] for failure in left_out}), "round")
-        allowed = f" (min_replies={min_replies} allowed it)" if min_replies is not None else ""
+        allowed = f" (allowed by min_replies={min_replies})" if min_replies is not None else ""
         sentences.append(f"{were} left out in {within}{allowed}.")
     if again := by.get(FailureAction.RETRIED):
         losses, tries = pluralize(len(again), "time"), pluralize(_sites(again), "call")
-        sentences.append(f"A client actor was lost {losses}; {tries} at sites ran again, which changes no result.")
+        sentences.append(f"Client actors were lost {losses}; {tries} at sites ran again. The results do not change.")
     if back := by.get(FailureAction.ROLLED_BACK):
         sentences.append(f"The run returned to its last checkpoint {pluralize(len(back), 'time')}.")
     if unfit := by.get(FailureAction.ACTOR_DROPPED):
         sentences.append(
-            f"{pluralize(len(unfit), 'client actor')} could not work on their nodes; the run continued with the others."
+            f"{pluralize(len(unfit), 'client actor')} could not run on the assigned node; the run continued with the "
+            "other actors."
         )
     ended = len(by.get(FailureAction.RUN_ENDED, ()))
-    if ended > (outcome is RunOutcome.FAILED):  # the failure that ended the run has a section of its own
+    if ended > (outcome is RunOutcome.FAILED):  # the failure that ended the run has a separate section
         resumed = ", and it was resumed" if outcome is RunOutcome.DONE else ""
-        sentences.append(f"A failure ended it {pluralize(ended, 'time')}{resumed}.")
+        sentences.append(f"A failure ended the run {pluralize(ended, 'time')}{resumed}.")
     if sentences:
         seconds = sum(failure["seconds"] for failure in failures)
         sentences.append(f"In all, {pluralize(len(failures), 'failure')} cost {seconds:.1f} s of work.")
@@ -134,7 +135,7 @@ def _sites(failures: Sequence[Failure]) -> int:
 
 
 def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """Incidents, sites and seconds lost by cause, the costliest first; causes that differ in numbers only are one."""
+    """Failures, sites and seconds lost by cause, the costliest first. Causes that differ only in numbers are merged."""
     groups: dict[str, list[Failure]] = {}
     for failure in failures:
         groups.setdefault(re.sub(r"\d[\d.]*", "…", failure["cause"]), []).append(failure)
@@ -148,7 +149,7 @@ def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
 
 
 def _metrics(summary: Any) -> dict[str, Any]:
-    """The final metrics, without those of the global model that equal the method's own."""
+    """The final metrics, without those of the global model that equal those of the method's predictor."""
     found = summary["metrics"]
     chosen = summary["metric"]
     return {name: kinds for name, kinds in found.items() if name == chosen or not _repeats(name, found)}
@@ -160,7 +161,7 @@ def _repeats(name: str, metrics: Any) -> bool:
 
 
 def _columns(sites: Any) -> list[str]:
-    """Every score of the sites; that of the global model follows the method's own if it differs."""
+    """The names of all scores of the sites. A score of the global model, if it differs, follows the method's score."""
     complete = sorted(sites.values(), key=len, reverse=True)
     names = [name for name in dict.fromkeys(name for scores in complete for name in scores) if name != "role"]
     plain = list(dict.fromkeys(name.removesuffix("@global") for name in names))
@@ -169,7 +170,7 @@ def _columns(sites: Any) -> list[str]:
 
 
 def _worst(summary: Any) -> list[str]:
-    """The sites with the worst scores, with these."""
+    """The sites with the worst scores, each followed by its score."""
     sites, score = summary["sites"], summary["metric"].split("/", 1)[1]
     known = [site for site in sites if sites[site].get(score) is not None]
     known.sort(key=lambda site: sites[site][score], reverse=summary["direction"] == "lower")

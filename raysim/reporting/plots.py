@@ -1,4 +1,4 @@
-"""The plots of report.html: SVG with the colours and fonts of the page, in light and dark mode."""
+"""The plots of report.html: SVG in the colours and fonts of the page, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from raysim.core.formatting import format_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BARS = 60  # sites up to which each has a bar; more are shown as a histogram
-NAME = 24  # characters of a site's name at its bar
-DOTS = 40  # points of a line up to which each has a marker
-MARKS = 500  # rounds with a marker at most: the page must not grow with the run
+BARS = 60  # largest number of sites shown as bars; more sites are shown as a histogram
+NAME = 24  # characters of a site's name beside its bar
+DOTS = 40  # largest number of points of a line with markers
+MARKS = 500  # largest number of marked rounds, so that the page does not grow with the run
 WIDTH, HEIGHT, BAR = 4.4, 2.5, 0.16  # inches
 
-# matplotlib cannot use the CSS variables of the page: these colours are replaced by them in the SVG.
+# matplotlib cannot use the CSS variables of the page, so these colours are replaced by CSS variables in the SVG.
 INK, INSIDE, OUTSIDE, LOST = "#000001", "#000002", "#000003", "#000004"
 COLOURS = {INK: "currentColor", INSIDE: "var(--inside)", OUTSIDE: "var(--outside)", LOST: "var(--lost)"}
 ROLES = {"inside": INSIDE, "outside": OUTSIDE}
@@ -38,12 +38,12 @@ STYLE = {
     "grid.color": INK,
     "grid.alpha": 0.15,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a site's name may hold a $
+    "text.parse_math": False,  # a site's name may contain a $
 }
 
 
 def plots(summary: Any, rounds: pd.DataFrame, lost: Collection[int]) -> Iterator[tuple[str, str]]:
-    """Title and SVG of each plot that has data; `lost` are the rounds with failures."""
+    """Yields title and SVG of each plot that has data. `lost` has the rounds with failures."""
     sites, score = summary["sites"], summary["metric"].split("/", 1)[1]
     known = {site: found for site, found in sites.items() if found.get(score) is not None}
     each, height = (_bars, 0.8 + BAR * len(known)) if len(known) <= BARS else (_histogram, HEIGHT)
@@ -52,21 +52,21 @@ def plots(summary: Any, rounds: pd.DataFrame, lost: Collection[int]) -> Iterator
         (f"{score} over rounds", partial(_scores, rounds=rounds, score=score), HEIGHT),
         (f"last {score} of the sites", partial(each, known=known, score=score, higher=higher), height),
         ("training loss", partial(_line, rounds=rounds, column="loss", label="", color=INSIDE), HEIGHT),
-        ("seconds of a round", partial(_seconds, rounds=rounds, lost=lost), HEIGHT),
-        ("bytes of a round", partial(_bytes, rounds=rounds), HEIGHT),
+        ("seconds per round", partial(_seconds, rounds=rounds, lost=lost), HEIGHT),
+        ("bytes per round", partial(_bytes, rounds=rounds), HEIGHT),
     ):
         if svg := render_svg(title, draw, inches):
             yield title, svg
 
 
 def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str:
-    """The SVG of what `draw` draws on the axes; empty if it draws nothing."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache
-    from matplotlib import style  # imported here: it takes a second
+    """The SVG of the plot that `draw` draws on the axes; empty if it draws nothing."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hides the log line about the font cache
+    from matplotlib import style  # imported here, because the import takes a second
     from matplotlib.figure import Figure
 
     with warnings.catch_warnings(), style.context(["default", {**STYLE, "svg.hashsalt": title}]):
-        warnings.simplefilter("ignore")  # of letters that its font lacks: the browser has them
+        warnings.simplefilter("ignore")  # about missing letters in matplotlib's font: the browser has them
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
@@ -75,7 +75,7 @@ def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str
         if labels := axes.get_legend_handles_labels()[1]:
             figure.legend(loc="outside upper left", ncols=2 if len(labels) > 3 else 3)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # a second layout, for SVG, could assume other ticks
+        figure.set_layout_engine("none")  # a second layout, for SVG, could choose other ticks
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
@@ -83,7 +83,7 @@ def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str
 
 
 def _with_css_colours(text: str) -> str:
-    """The `svg` element in the colours of the page, without the ids of groups, which several plots share."""
+    """The `svg` element in the colours of the page, without group ids, because several plots have the same ids."""
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
     return re.sub(": (#00000[1-4])", lambda match: f": {COLOURS[match[1]]}", text)
 
@@ -98,7 +98,7 @@ def _scores(axes: Axes, rounds: pd.DataFrame, score: str) -> None:
 
 
 def _line(axes: Axes, rounds: pd.DataFrame, column: str, label: str, **look: Any) -> None:
-    """Plot a column of rounds.parquet, if it exists, over the rounds that have a value."""
+    """Plot a column of rounds.parquet, if it exists, over the rounds with a value."""
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.set_xlim(0.5, rounds["round"].max() + 0.5 if len(rounds) else 1.5)
@@ -110,7 +110,7 @@ def _line(axes: Axes, rounds: pd.DataFrame, column: str, label: str, **look: Any
 
 
 def _bars(axes: Axes, known: Mapping[str, Any], score: str, higher: bool) -> None:
-    """Plot a bar for each site, the best on top, and the score of the global model if it differs."""
+    """Plot a bar for each site, the best on top, and a mark for the score of the global model if it differs."""
     order = sorted(known, key=lambda site: known[site][score], reverse=not higher)
     for role, colour in ROLES.items():
         at = [place for place, site in enumerate(order) if known[site]["role"] == role]
@@ -141,15 +141,15 @@ def _seconds(axes: Axes, rounds: pd.DataFrame, lost: Collection[int]) -> None:
     marked = rounds[rounds["round"].isin(lost)]
     every = math.ceil(len(marked) / MARKS)
     if every:
-        label = "something was lost" if every == 1 else f"something was lost (one in {every} marked)"
+        label = "round with failures" if every == 1 else f"round with failures (one in {every} marked)"
         axes.plot(marked["round"][::every], marked["seconds"][::every], "x", color=LOST, label=label)
     _from_zero(axes)
 
 
 def _bytes(axes: Axes, rounds: pd.DataFrame) -> None:
-    for way, colour, line in (("up", INSIDE, "-"), ("down", OUTSIDE, "--"), ("between", INK, ":")):
-        if f"bytes_{way}" in rounds and rounds[f"bytes_{way}"].any():
-            _line(axes, rounds, f"bytes_{way}", way, color=colour, linestyle=line)
+    for name, colour, line in (("up", INSIDE, "-"), ("down", OUTSIDE, "--"), ("between", INK, ":")):
+        if f"bytes_{name}" in rounds and rounds[f"bytes_{name}"].any():
+            _line(axes, rounds, f"bytes_{name}", name, color=colour, linestyle=line)
     _from_zero(axes)
     axes.locator_params(axis="y", integer=True)
     axes.yaxis.set_major_formatter(lambda value, _: format_bytes(value).replace(".0 ", " "))

@@ -1,6 +1,6 @@
-"""The console of a search: a live table of the running and best trials, a line for each that ends, the best at the end.
+"""The console of a search: a live table of running and best trials, a line per ended trial, and the best at the end.
 
-It prints what the search gives it and decides nothing.
+The console only prints; it makes no decisions.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ if TYPE_CHECKING:
     from raysim.search.trial_resources import TrialPlacement
     from raysim.search.trial_store import TrialRecord
 
-REFRESH_S = 0.5  # between two drawings of the live table
+REFRESH_S = 0.5  # time between two updates of the live table
 MAX_TRIALS_SHOWN = 8
 
 
 class SearchConsole(RunConsole):
-    """Prints a search to `console`: with a live table if it is a terminal, else in plain lines."""
+    """Prints a search to `console`: with a live table in a terminal, otherwise as plain lines."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.results: SearchResults | None = None
         self._live: Live | None = None
         self._started_at = self._refreshed_at = 0.0
-        self._rounds = 0  # that have ended since the start
+        self._rounds = 0  # rounds, of all trials, that have ended since the start
 
     @contextmanager
     def live_search(self, results: SearchResults, placement: TrialPlacement) -> Iterator[None]:
-        """Within the block, a terminal shows the live table."""
+        """During the block, a terminal shows the live table."""
         self.results, self._started_at = results, time.monotonic()
         spec = results.spec
         trials, rounds = pluralize(spec.trial_count, "trial"), pluralize(spec.rounds, "round")
         objectives = ", ".join(f"{each.column} ({each.better} is better)" for each in spec.objectives)
-        self.say(f"{trials} of {rounds}, {placement.concurrent_trials} at once, by {objectives}")
+        self.say(f"{trials} of {rounds}, {placement.concurrent_trials} at once; objectives: {objectives}")
         with Live(console=self.console, transient=True, auto_refresh=False) as live:
             self._live = live if self.console.is_terminal else None
             yield
         self._live = None
 
     def on_round(self, trial: int, result: Mapping[str, Any]) -> None:
-        """A round of a trial has ended."""
+        """Count a round that has ended."""
         self._rounds += 1
 
     def on_trial_end(self, record: TrialRecord) -> None:
-        """A trial has ended: print its line."""
+        """Print the line of a trial that has ended."""
         assert self.results is not None
         spec = self.results.spec
         metrics = "  ".join(f"{o.column} {format_score(record.last.get(o.column)) or '-'}" for o in spec.objectives)
@@ -68,7 +68,7 @@ class SearchConsole(RunConsole):
         self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def refresh(self, running: int) -> None:
-        """Draw the live table again, if it is due; `running` is the number of trials in a process."""
+        """Update the live table if an update is due. `running` is the number of running trials."""
         if self._live is not None and time.monotonic() - self._refreshed_at > REFRESH_S:
             self._refreshed_at = time.monotonic()
             self._live.update(self._live_table(running), refresh=True)
@@ -79,7 +79,7 @@ class SearchConsole(RunConsole):
         ended = Counter(str(record.status) for record in records if not record.unfinished)
         waiting = self.results.spec.trial_count - running - ended.total()
         counts = [f"{ended[status]} {status}" for status in ("done", "stopped", "failed") if ended[status]]
-        title = ", ".join([*counts, f"{running} running", f"{waiting} to come"]) + self._time_left()
+        title = ", ".join([*counts, f"{running} running", f"{waiting} waiting"]) + self._time_left()
         table = Table("", "trial", "round", box=SIMPLE_HEAD, title=title, title_justify="left")
         for objective in objectives:
             table.add_column(objective.column, justify="right")
@@ -93,7 +93,7 @@ class SearchConsole(RunConsole):
         return table
 
     def _time_left(self) -> str:
-        """An estimate from the rounds so far; a trial counts as long as the ended ones on average."""
+        """An estimate from the rounds so far. Each trial is expected to have the mean length of the ended trials."""
         assert self.results is not None
         if not self._rounds:
             return ""
@@ -106,9 +106,9 @@ class SearchConsole(RunConsole):
         return f"; about {format_duration(rounds_left * seconds_per_round)} left"
 
     def print_results(self, results: SearchResults) -> None:
-        """The table of the best trials, the number of trials by status, and the paths of the results."""
+        """Print the table of the best trials, the number of trials by status, and the paths of the results."""
         objectives, out = results.spec.objectives, results.spec.out
-        table = Table("trial", "status", "rounds", box=SIMPLE_HEAD, title="the best", title_justify="left")
+        table = Table("trial", "status", "rounds", box=SIMPLE_HEAD, title="best trials", title_justify="left")
         for objective in objectives:
             table.add_column(objective.column, justify="right")
         table.add_column("keys", overflow="fold")
@@ -120,20 +120,20 @@ class SearchConsole(RunConsole):
         if best:
             self.console.print(table)
         counts = Counter(record.reported_status for record in results.records.values())
-        self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has begun")
-        self.say(f"everything is in {out}")
+        self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has started")
+        self.say(f"results: {out}")
         if best:
-            self.say(f"the best again: raysim run -c {out / 'best.yaml'}")
+            self.say(f"rerun the best trial: raysim run -c {out / 'best.yaml'}")
 
 
 def format_values(values: Mapping[str, Any]) -> str:
-    """The values of a trial in one line, numbers with four digits."""
+    """The values of a trial in one line; floats have four significant digits."""
     short = ((key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in values.items())
     return " ".join(f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in short)
 
 
 def format_duration(seconds: float) -> str:
-    """The time in seconds, minutes or hours, by its length."""
+    """The time in seconds, minutes or hours, depending on its length."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

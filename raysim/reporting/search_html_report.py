@@ -1,4 +1,4 @@
-"""`report.html` of a search: its results on one page that loads nothing from elsewhere."""
+"""`report.html` of a search: the results on one self-contained page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TRIALS_SHOWN = 100
 
 
 def write_search_report(results: SearchResults) -> Path:
-    """Write report.html into the directory of the search, from its records and rounds.parquet; returns its path."""
+    """Write report.html of the search from its records and rounds.parquet; returns its path."""
     spec, out = results.spec, results.spec.out
     records = sorted(results.records.values(), key=lambda record: record.number)
     ranked = sorted(records, key=lambda record: _rank(record, spec.objectives[0]))
@@ -34,7 +34,7 @@ def write_search_report(results: SearchResults) -> Path:
         style=page_style(),
         name=out.name,
         spec=spec,
-        counts=counts | Counter({"to come": max(0, spec.trial_count - len(records))}),
+        counts=counts | Counter({"not started": max(0, spec.trial_count - len(records))}),
         best=results.best(),
         records=ranked[:MAX_TRIALS_SHOWN],
         trials=len(records),
@@ -50,7 +50,7 @@ def write_search_report(results: SearchResults) -> Path:
 
 
 def _rank(record: TrialRecord, objective: Objective) -> tuple[bool, bool, float]:
-    """Sorts done before stopped before unjudged trials, the best first."""
+    """Sort key: done trials, then stopped trials, then trials without a value; the best first in each group."""
     value = record.last.get(objective.column)
     if not is_finite_number(value):
         return True, True, 0.0
@@ -65,7 +65,7 @@ def _early_stopping_saving(rounds: int, records: Sequence[TrialRecord]) -> str:
         return ""
     saved = sum(rounds - record.rounds for record in stopped)
     return (
-        f"{len(stopped)} of {len(records)} trials were stopped early. Trials computed {computed} rounds in "
-        f"{format_duration(seconds)} of work; {saved} more, about {format_duration(seconds / computed * saved)}, were "
-        f"saved: {saved / (computed + saved):.0%} of the whole."
+        f"{len(stopped)} of {len(records)} trials were stopped early. The trials computed {computed} rounds in "
+        f"{format_duration(seconds)} of work. Early stopping saved {saved} rounds, about "
+        f"{format_duration(seconds / computed * saved)}: {saved / (computed + saved):.0%} of all rounds."
     )

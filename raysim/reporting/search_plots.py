@@ -1,4 +1,4 @@
-"""The plots of a search's report: curves, parallel coordinates, the importance of each key, trade-offs."""
+"""The plots of a search report: learning curves, parallel coordinates, importance of each key, trade-offs."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
     from raysim.search.trial_store import TrialRecord
 
 MAX_CURVES = 200  # trials with a curve
-VALUE_GROUPS = 4  # into which the values of a numeric key are divided
-MIN_TRIALS = 6  # below which the importance of a key is not computed
+VALUE_GROUPS = 4  # number of groups for the values of a numeric key
+MIN_TRIALS = 6  # trials that are needed to compute the importance of a key
 Importance = Mapping[str, float]
 
 
 def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Title and SVG of each plot that has data. `rounds` is the table in rounds.parquet."""
+    """Yields title and SVG of each plot that has data. `rounds` is the table in rounds.parquet."""
     spec, best = results.spec, results.best()
     records = sorted(results.records.values(), key=lambda record: record.number)
     first = spec.objectives[0]
-    judged = [record for record in records if record.last.get(first.column) is not None]
+    scored = [record for record in records if record.last.get(first.column) is not None]
     stem, _, aggregate = first.column.rpartition("/")
     other = "mean" if aggregate == "worst" else "worst"
     other_aggregate, cost = replace(first, column=f"{stem}/{other}"), replace(first, column="bytes", better="lower")
-    pairs = partial(_pairs, results=results, judged=judged)
+    pairs = partial(_pairs, results=results, scored=scored)
     weights, at = importance(spec, records, rounds)
     plots: tuple[tuple[str, Callable[[Axes], object], float], ...] = (
         (f"{first.column} over rounds", partial(_curves, first, records, best, rounds), HEIGHT),
-        ("keys and what came of them", partial(_parallel, spec=spec, judged=judged), HEIGHT + 0.6),
+        ("values of the keys and scores", partial(_parallel, spec=spec, scored=scored), HEIGHT + 0.6),
         (
-            f"how much each key matters, at round {at}",
+            f"importance of each key at round {at}",
             partial(_bars, weights=weights),
             0.9 + 0.28 * len(spec.space.domains),
         ),
-        (f"sites' {other} against {aggregate}", partial(pairs, one=first, other=other_aggregate), HEIGHT),
+        (f"{other} against {aggregate} of the sites", partial(pairs, one=first, other=other_aggregate), HEIGHT),
         ("bytes against the metric", partial(pairs, one=first, other=cost), HEIGHT),
-        ("rounds that trials went through", partial(_lengths, spec=spec, records=records), HEIGHT),
+        ("rounds of each trial", partial(_lengths, spec=spec, records=records), HEIGHT),
     )
     for title, draw, inches in plots:
         if svg := render_svg(title, draw, inches):
@@ -57,19 +57,19 @@ def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple
 
 
 def importance(spec: SearchSpec, records: Sequence[TrialRecord], rounds: pd.DataFrame) -> tuple[Importance, int]:
-    """For each key the share of the variance of ranks that its values explain, and the round of the ranking.
+    """For each key, the share of the variance of ranks that is explained by its values; and the round of the ranking.
 
-    Trials are ranked by the first objective in the last round that all of them have reached, because a trial that
-    was stopped early is not worse for having fewer rounds. The values of a number are divided into four groups. The
-    share is omega squared, which is adjusted for the number of groups: a key without effect has about 0.
+    Trials are ranked by the first objective in the last round that all trials have reached, because a trial is not
+    worse only because it was stopped early. Numeric values are divided into four groups. The share is omega squared,
+    which is adjusted for the number of groups: a key without effect has a share of about 0.
     """
     first = spec.objectives[0].column
     started = [record for record in records if record.rounds and not record.failed]
     at = min((record.rounds for record in started), default=0)
     if len(started) < MIN_TRIALS or first not in rounds:
         return {}, at
-    judged = rounds[rounds["round"] <= at].dropna(subset=[first])
-    values = judged.sort_values("round").groupby(["trial", "federation"])[first].last().groupby("trial").mean()
+    evaluated = rounds[rounds["round"] <= at].dropna(subset=[first])
+    values = evaluated.sort_values("round").groupby(["trial", "federation"])[first].last().groupby("trial").mean()
     known = [record for record in started if record.number in values.index]
     ranks = pd.Series({record.number: values[record.number] for record in known}).rank()
     weights = {}
@@ -82,7 +82,7 @@ def importance(spec: SearchSpec, records: Sequence[TrialRecord], rounds: pd.Data
 
 
 def _groups(values: Sequence[Any], is_choice: bool) -> list[Any]:
-    """The group of each value: the value itself, or its quantile among many numbers."""
+    """The group of each value: the value, or its quantile if the values are many numbers."""
     if is_choice or len(set(values)) <= VALUE_GROUPS:
         return [repr(value) for value in values]
     return list(pd.qcut(pd.Series(values).rank(method="first"), VALUE_GROUPS, labels=False))
@@ -116,21 +116,21 @@ def _curves(
         if record.number in top:
             look = {"color": INSIDE, "linewidth": 2.0, "label": f"trial {record.number}" if len(top) == 1 else None}
         axes.plot(curve.index, curve.values, marker="." if len(curve) < 3 else "", **look)
-    axes.set_xlabel("round (stopped trials in the second colour)")
+    axes.set_xlabel("round (stopped trials: second colour)")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
 
 
-def _parallel(axes: Axes, spec: SearchSpec, judged: Sequence[TrialRecord]) -> None:
-    """A line for each trial through its values, the quarter with the best outcome in colour."""
+def _parallel(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord]) -> None:
+    """Draw a line for each trial through its values; the best quarter of the trials is coloured."""
     keys, first = list(spec.space.domains), spec.objectives[0]
-    if len(judged) < 2 or not keys:
+    if len(scored) < 2 or not keys:
         return
-    outcome = [float(record.last[first.column]) for record in judged]
-    order = sorted(range(len(judged)), key=lambda i: outcome[i], reverse=first.better == "higher")
-    top = set(order[: max(1, len(judged) // 4)])
+    outcome = [float(record.last[first.column]) for record in scored]
+    order = sorted(range(len(scored)), key=lambda i: outcome[i], reverse=first.better == "higher")
+    top = set(order[: max(1, len(scored) // 4)])
     low, high = min(outcome), max(outcome)
     for i in reversed(order):
-        record = judged[i]
+        record = scored[i]
         heights = [spec.space.position(key, record.values.get(key)) for key in keys]
         heights.append((outcome[i] - low) / (high - low) if high > low else 0.5)
         look: dict[str, Any] = {"color": INSIDE, "alpha": 0.9} if i in top else {"color": INK, "alpha": 0.2}
@@ -143,7 +143,7 @@ def _parallel(axes: Axes, spec: SearchSpec, judged: Sequence[TrialRecord]) -> No
 
 
 def _label_ends(axes: Axes, space: Space, low: float, high: float) -> None:
-    """Write the bounds of each key, and of the outcome, below and above its axis."""
+    """Write the bounds of each key and of the outcome below and above its axis."""
     ends = [(space.bounds(key)[0], space.bounds(key)[-1]) for key in space.domains]
     for at, (bottom, top) in enumerate([*ends, (low, high)]):
         for place, value in ((-0.07, bottom), (1.03, top)):
@@ -157,19 +157,19 @@ def _bars(axes: Axes, weights: Importance) -> None:
     axes.barh(range(len(order)), [weights[key] for key in order], color=INSIDE)
     axes.set_yticks(range(len(order)), order, fontsize=8)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("part of the spread of ranks")
+    axes.set_xlabel("share of the variance of ranks")
     axes.grid(visible=False, axis="y")
 
 
-def _pairs(axes: Axes, one: Objective, other: Objective, results: SearchResults, judged: Sequence[TrialRecord]) -> None:
-    """A dot for each trial; a line joins the Pareto front of the two columns."""
-    known = [record for record in judged if record.last.get(other.column) is not None]
+def _pairs(axes: Axes, one: Objective, other: Objective, results: SearchResults, scored: Sequence[TrialRecord]) -> None:
+    """Draw a dot for each trial, and a line through the Pareto front of the two columns."""
+    known = [record for record in scored if record.last.get(other.column) is not None]
     known = [record for record in known if record.done] or known
     if other.column == one.column or len({record.last[other.column] for record in known}) < 2:
         return
     front = sorted(results.pareto_front(known, [one, other]), key=lambda record: float(record.last[one.column]))
     axes.plot(*_xy(known, one, other), "o", color=INK, alpha=0.45, markersize=4)
-    axes.plot(*_xy(front, one, other), "o-", color=INSIDE, markersize=5, label="not beaten in both")
+    axes.plot(*_xy(front, one, other), "o-", color=INSIDE, markersize=5, label="Pareto front")
     axes.set_xlabel(f"{one.column} ({one.better} is better)")
     axes.set_ylabel(other.column.split("/", 1)[-1])
     if other.column == "bytes":

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run resumes from, in JSON and safetensors. Each is written atomically."""
+"""Checkpoints: everything needed to resume a run, in JSON and safetensors. Each is written atomically."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from raysim.core.errors import RunError
 from raysim.core.results import ResumePoint
 from raysim.storage.serialization import decode, encode
 
-CHECKPOINTS_KEPT = 2  # the last one, and the one before it in case the last is damaged
+CHECKPOINTS_KEPT = 2  # the last one, and the previous one in case the last is damaged
 
 
 def write(folder: Path, number: int, state: Any, client_states: Mapping[str, Any]) -> Path:
-    """Write `folder/round_NNNN` after round `number`, then drop all but the newest two.
+    """Write `folder/round_NNNN` after round `number`, then delete all but the newest two checkpoints; returns the path.
 
-    It appears under its name only when all of its files are on the disk. Each client state is a file, so that
-    `client_states` may be read one at a time.
+    The folder gets its final name when all of its files are on the disk. Each client state has its own file, so
+    `client_states` may load them one at a time.
     """
     final = folder / f"round_{number:04d}"
     partial = folder / f".{final.name}.{os.getpid()}"
@@ -37,7 +37,7 @@ def write(folder: Path, number: int, state: Any, client_states: Mapping[str, Any
         sums |= _write_tree(partial, f"client_states/{site}", client_state)
     index = {"round": number, "sites": list(client_states), "sha256": sums}
     _write(partial / "checkpoint.json", json.dumps(index, indent=1).encode())
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one, if the run resumed from an older one
+    shutil.rmtree(final, ignore_errors=True)  # exists, damaged, if the run resumed from an older checkpoint
     partial.rename(final)
     _sync(folder)
     for old in sorted(folder.glob("round_*"), key=_number)[:-CHECKPOINTS_KEPT]:
@@ -46,7 +46,10 @@ def write(folder: Path, number: int, state: Any, client_states: Mapping[str, Any
 
 
 def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
-    """The resume point in `path`. Raises RunError if a file is missing or has changed."""
+    """The resume point in `path`. Dataclasses may be imported from the modules in `trusted`, see `decode`.
+
+    Raises RunError if a file is missing or has changed.
+    """
     try:
         index = json.loads((path / "checkpoint.json").read_bytes())
         _inside(path, [*index["sha256"], *(f"client_states/{site}" for site in index["sites"])])
@@ -60,14 +63,14 @@ def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
 
 
 def _inside(path: Path, names: Sequence[str]) -> None:
-    """Raises RunError for a name that leads out of the checkpoint's directory."""
+    """Raises RunError for a name that leads outside the checkpoint's directory."""
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RunError(f"checkpoint {path} names {name}, which lies outside of it: it was not written by raysim")
+            raise RunError(f"checkpoint {path} names the file {name} outside its folder, so raysim did not write it")
 
 
 class _ClientStates(Mapping[str, Any]):
-    """The client states of a checkpoint, each read on access: those of all sites may not fit into memory."""
+    """The client states of a checkpoint. Each is read on access, because together they may not fit into memory."""
 
     def __init__(self, path: Path, sites: Sequence[str], trusted: Collection[str]) -> None:
         self._path, self._sites, self._trusted = path, sites, trusted
@@ -85,7 +88,7 @@ class _ClientStates(Mapping[str, Any]):
 
 
 def newest_first(folder: Path) -> Iterator[Path]:
-    """The complete checkpoints in `folder`, the newest first."""
+    """Yields the complete checkpoints in `folder`, the newest first."""
     yield from sorted(folder.glob("round_*"), key=_number, reverse=True)
 
 
@@ -115,7 +118,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    # A rename is safe from a power cut only when the directory itself is on the disk.
+    # A rename survives a power failure only when the directory itself is on the disk.
     handle = os.open(folder, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)

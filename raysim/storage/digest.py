@@ -1,4 +1,4 @@
-"""The SHA-256 digest of a state and of the sites' client states: proof that two runs are equal to the bit."""
+"""SHA-256 digest of a state and its client states. Equal digests show that two runs are bit-identical."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from raysim.storage.serialization import array_name, encode
 
 
 def digest(state: Any, client_states: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of a state and of all client states: of every number, shape, dtype and bit, and of the models' names.
+    """SHA-256 of a state and all client states: of the shape, dtype and bits of every value, and of tensor names.
 
-    A dataclass has the stable tag "dataclass" and its values in field order. Its module, its name and the names of its
-    fields are not part of the digest, so that a digest stays the same when code is moved or renamed.
+    A dataclass enters with the fixed tag "dataclass" and its values in field order. Its module, its name and the names
+    of its fields are not part of the digest, so moving or renaming code does not change a digest.
     """
     total = hashlib.sha256(_canonical(state))
     for site in sorted(client_states or ()):
@@ -31,7 +31,7 @@ def _canonical(tree: Any) -> bytes:
 
 
 def _tagged(described: Any, arrays: Mapping[str, Array]) -> Any:
-    """The description by `encode`, with fingerprints in place of array names, and tags in place of classes."""
+    """The description by `encode`, with fingerprints instead of array names and tags instead of classes."""
     if not isinstance(described, dict):
         return described
     if "model" in described:

@@ -1,4 +1,4 @@
-"""The log of a run: one line per round, appended at its end. The tables are made from it, however long it is."""
+"""The log of a run: one line per round, appended when the round ends. The tables are made from it in batches."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SiteRow = list[Any]  # the columns of SITES
 SITES = pa.schema(
     [("round", pa.int64()), *((n, pa.string()) for n in ("site", "role", "split", "metric")), ("value", pa.float64())]
 )
-BATCH_ROWS = 10_000  # of sites.parquet that are written together: memory must not grow with the number of rounds
+BATCH_ROWS = 10_000  # of sites.parquet, written together: memory must not grow with the number of rounds
 
 
 class EventLog:
-    """`log.jsonl` of a run: after a crash it holds every round that had ended."""
+    """`log.jsonl` of a run. After a crash it contains every round that had ended."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.path = directory, directory / LOG_FILE
@@ -43,11 +43,11 @@ class EventLog:
         os.fsync(self._file.fileno())
 
     def __iter__(self) -> Iterator[tuple[RoundRow, list[SiteRow]]]:
-        """Each round, with its rows of sites."""
+        """Yields each round with its rows of sites."""
         return read_jsonl(self.path)
 
     def rewind(self, number: int) -> None:
-        """Drop the rounds after `number`."""
+        """Delete the rounds after `number`."""
         kept = [json.dumps(entry) for entry in self if entry[0]["round"] <= number]
         self._file.close()
         write_text(self.path, "".join(f"{line}\n" for line in kept))
@@ -62,7 +62,7 @@ class EventLog:
         _write_table(self.directory / "rounds.parquet", table.schema, [table])
 
     def _site_tables(self, rounds: list[RoundRow]) -> Iterator[pa.Table]:
-        """The rows of sites, in batches; the rows of rounds are appended to `rounds` on the way."""
+        """Yields the rows of sites in batches, and appends the rows of rounds to `rounds`."""
         rows: list[SiteRow] = []
         for row, sites in self:
             rounds.append(row)
@@ -78,9 +78,9 @@ class EventLog:
 
 
 def append_failures(directory: Path, failures: Iterable[FailureEvent]) -> None:
-    """Append to failures.jsonl, one line each.
+    """Append each failure as a line to failures.jsonl.
 
-    Called by the Recorder, and by the command once the server actor is lost, and the Recorder with it.
+    The Recorder calls it. The command calls it after the server actor, which has the Recorder, is lost.
     """
     lines = [json.dumps(asdict(failure)) + "\n" for failure in failures]
     if lines:
@@ -89,7 +89,7 @@ def append_failures(directory: Path, failures: Iterable[FailureEvent]) -> None:
 
 
 def summarize_failures(directory: Path) -> dict[str, Any]:
-    """The totals of failures.jsonl: incidents, replies that were left out, seconds of work lost."""
+    """The totals of failures.jsonl: failures, replies that were left out, seconds of work lost."""
     failures = list(read_jsonl(directory / FAILURES_FILE))
     left_out = sum(len(failure["sites"]) for failure in failures if failure["action"] == FailureAction.LEFT_OUT)
     return {

@@ -1,4 +1,4 @@
-"""Files with a JSON value per line, to which lines are appended."""
+"""Files with one JSON value per line, to which lines are appended."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """The value of each complete line; none if there is no such file.
+    """Yields the value of each complete line; nothing if the file does not exist.
 
-    A line that a crash left torn is skipped: the last one, or one to which a resumed run has appended.
+    A line that was cut off by a crash is skipped: the last line, or a line to which a resumed run has appended.
     """
     if not path.exists():
         return

@@ -1,4 +1,4 @@
-"""Records a run: tables of rounds and sites, failures, TensorBoard events, and the summary that scripts read."""
+"""Records a run: tables of rounds and sites, failures, TensorBoard events, and a summary for scripts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failure
 from raysim.storage.run_directory import SUMMARY_FILE
 
 Better = Mapping[str, Literal["higher", "lower"]]
-AGGREGATES = ("mean", "weighted", "worst")  # of the sites, of the cases, site
-Aggregate = dict[str, float]  # of each kind
+AGGREGATES = ("mean", "weighted", "worst")  # mean over sites, mean weighted by cases, worst site
+Aggregate = dict[str, float]  # value by kind
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Totals:
 
 
 def aggregate(scores: Iterable[Score], better: Better) -> dict[str, Aggregate]:
-    """For each `role/split/metric`: the plain mean over sites, the mean weighted by cases, and the worst site.
+    """For each `role/split/metric`: the mean over sites, the mean weighted by cases, and the worst site's value.
 
-    A metric that only the method defines has no direction, and so no worst.
+    A metric that only the method defines has no direction, so it has no worst value.
     """
     groups: dict[str, list[Score]] = {}
     for score in scores:
@@ -48,13 +48,13 @@ def aggregate(scores: Iterable[Score], better: Better) -> dict[str, Aggregate]:
         values = np.array([score.value for score in group])
         weighted = np.average(values, weights=[max(score.cases, 1) for score in group])
         result[name] = {"mean": float(values.mean()), "weighted": float(weighted)}
-        if way := direction(name, better):
-            result[name]["worst"] = float(values.max() if way == "lower" else values.min())
+        if improves := direction(name, better):
+            result[name]["worst"] = float(values.max() if improves == "lower" else values.min())
     return result
 
 
 def direction(name: str, better: Better) -> Literal["higher", "lower"] | None:
-    """The direction in which `role/split/metric` improves, as the task declares it; None for a method's own metric."""
+    """The direction in which `role/split/metric` improves, declared by the task; None for a metric of the method."""
     return better.get(name.split("/", 2)[-1].partition("@")[0])
 
 
@@ -62,7 +62,7 @@ def direction(name: str, better: Better) -> Literal["higher", "lower"] | None:
 class Recorder:
     """Writes the records of a run into its directory, round by round; they are on the disk after `flush`.
 
-    It is the only writer of failures while the server is up.
+    Only the recorder writes failures while the server is up.
     """
 
     directory: Path
@@ -70,7 +70,7 @@ class Recorder:
     chosen: str  # role/split/metric
     number: int = 0  # of the last round
     latest: dict[str, Aggregate] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)  # the last of each site, by split/metric
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)  # last scores of each site, by split/metric
     totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Recorder:
         self._keep(row, sites)
         self.add_failures(round.failures)
         self._plot(round, row)
-        # A flush writes all rounds again: it is done so rarely that it takes 0.5 % of the run.
+        # A flush writes all rounds again. The pause between flushes keeps their share at 0.5 % of the run.
         if time.monotonic() - self._flushed > 200 * self._pause:
             self.flush()
         return row
@@ -116,7 +116,7 @@ class Recorder:
     def _plot(self, round: Round[Any], row: Mapping[str, Any]) -> None:
         curves = {name: value for name, value in row.items() if name != "round" and value is not None}
         curves |= {f"sites/{s.site}/{s.split}/{s.metric}": s.value for s in round.scores}
-        # One event for all curves: with hundreds of sites, a call of add_scalar for each takes a tenth of a round.
+        # One event for all curves: with hundreds of sites, one add_scalar call per curve takes a tenth of a round.
         values = [Summary.Value(tag=name, simple_value=value) for name, value in curves.items()]
         self._board.write_event(Event(wall_time=time.time(), step=round.number, summary=Summary(value=values)))
 
@@ -142,7 +142,7 @@ class Recorder:
                 self.latest.setdefault(name, {})[kind] = value
 
     def rewind(self, number: int) -> float:
-        """Drop the records after round `number`; returns the seconds of the dropped rounds. Failures are kept."""
+        """Delete the records after round `number`; returns the seconds of these rounds. Failures are kept."""
         seconds = sum(row["seconds"] for row, _ in self._log if row["round"] > number)
         self._log.rewind(number)
         self.number, self.latest, self.scores, self.totals = 0, {}, {}, Totals()
@@ -153,7 +153,7 @@ class Recorder:
         return float(seconds)
 
     def sync(self) -> None:
-        """Make the log safe from a power cut."""
+        """Write the log to the disk, so that it survives a power failure."""
         self._log.sync()
 
     def flush(self) -> None:
@@ -165,7 +165,7 @@ class Recorder:
         self._pause = self._flushed - start
 
     def close(self, outcome: RunOutcome, facts: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
-        """Flush, and write summary.json; returns its content."""
+        """Flush and write summary.json; returns its content."""
         self.flush()
         self._board.close()
         self._log.close()
@@ -194,9 +194,9 @@ class Recorder:
 
 
 def _board(folder: Path, first: int = 0) -> Any:
-    """A writer of TensorBoard events. With `first`, it voids the steps from there on in older files.
+    """A writer of TensorBoard events. With `first`, steps from `first` on in older files become invalid.
 
-    It writes synchronously: with a writer thread, a run hangs when the disk is full.
+    It writes synchronously, because a writer thread would hang the run when the disk is full.
     """
     folder.mkdir(exist_ok=True)
     board = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
@@ -209,6 +209,6 @@ def _board(folder: Path, first: int = 0) -> Any:
 def _site_rows(round: Round[Any]) -> Iterable[SiteRow]:
     for score in round.scores:
         yield [round.number, score.site, score.role, score.split, score.metric, score.value]
-    for way, sizes in vars(round.traffic).items():
+    for name, sizes in vars(round.traffic).items():
         for site, size in sizes.items():
-            yield [round.number, site, "inside", None, f"bytes_{way}", float(size)]
+            yield [round.number, site, "inside", None, f"bytes_{name}", float(size)]

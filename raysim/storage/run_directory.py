@@ -1,4 +1,4 @@
-"""The directory of a run: reserved when the run is planned, filled when its actors are placed, locked while it runs."""
+"""The directory of a run: reserved at planning, filled when the actors are placed, and locked during the run."""
 
 from __future__ import annotations
 
@@ -18,50 +18,57 @@ import yaml
 from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
 
-if TYPE_CHECKING:  # events import torch, which a refused command does without
+if TYPE_CHECKING:  # importing events imports torch, which is slow
     from raysim.core.events import ActorsPlaced
 
 # In a run directory:
 LOG_FILE, FAILURES_FILE, SUMMARY_FILE, CHECKPOINTS = "log.jsonl", "failures.jsonl", "summary.json", "checkpoints"
-LOCK_FILE = ".process"  # in a run directory: the process that works there
-RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable: the parent of new run directories, instead of ./runs
+LOCK_FILE = ".process"  # in a run directory: the process that holds its lock
+RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable with the parent of new run directories; default ./runs
 
 
 def check_new_directory(out: str | None, kind: str) -> None:
-    """Raises ConfigError if `out` is a URL or exists. `kind` names what will be written there: a run, a search."""
+    """Raises ConfigError if `out` is a URL or exists. `kind` is "a run" or "a search"."""
     if out is not None and "://" in out:
-        raise ConfigError(f"--out {out}: {kind} writes into a folder; give one that is mounted, and copy it afterwards")
+        raise ConfigError(
+            f"--out {out}: {kind} is written to a folder, not to a URL; use a local or mounted folder and copy it "
+            "afterwards"
+        )
     if out is not None and Path(out).exists():
-        raise ConfigError(f"--out {out} exists already, and {kind} never overwrites another; choose a new one")
+        raise ConfigError(f"--out {out} already exists, and {kind} never overwrites files; choose a new folder")
 
 
 @contextmanager
 def reserve_directory(out: str | None, stem: str) -> Iterator[Path]:
-    """A new, empty directory: `out`, or the first free of STEM-001, STEM-002, ... under `runs_directory()`.
+    """A new, empty directory: `out`, or the first unused one of STEM-001, STEM-002, ... under `runs_directory()`.
 
-    If it is still empty at the end of the block, it is removed: a refused run leaves nothing behind.
-    Raises ConfigError if `out` exists or cannot be made.
+    If it is still empty at the end of the block, it is removed, so that a refused run leaves no files.
+    Raises ConfigError if `out` exists or cannot be created.
     """
     made: list[Path] = []
     try:
         folder = _make(Path(out).absolute(), made) if out is not None else _next_free(stem, made)
     except OSError as error:
         if isinstance(error, FileExistsError) and error.filename == str(Path(str(out)).absolute()):
-            raise ConfigError(f"--out {out} exists, and a run never overwrites another; choose a new folder") from error
-        raise ConfigError(f"cannot make the run's folder {error.filename}: {error.strerror}") from error
+            raise ConfigError(
+                f"--out {out} already exists, and a run never overwrites files; choose a new folder"
+            ) from error
+        raise ConfigError(f"cannot create the run directory {error.filename}: {error.strerror}") from error
     try:
         yield folder
     finally:
-        with suppress(OSError):  # it is not empty, and so are its parents
+        with suppress(OSError):  # the directory or a parent is not empty
             for empty in made:
                 empty.rmdir()
 
 
 def runs_directory() -> Path:
-    """The parent of run directories that are not named: RAYSIM_RUNS, or ./runs. Raises ConfigError for a URL."""
+    """The parent of run directories without --out: RAYSIM_RUNS, or ./runs. Raises ConfigError for a URL."""
     given = os.environ.get(RUNS_VARIABLE) or "runs"
     if "://" in given:
-        raise ConfigError(f"{RUNS_VARIABLE}={given}: runs are written into a folder; give one that is mounted")
+        raise ConfigError(
+            f"{RUNS_VARIABLE}={given}: runs are written to a folder, not to a URL; use a local or mounted folder"
+        )
     return Path(given).expanduser().absolute()
 
 
@@ -69,11 +76,11 @@ def _next_free(stem: str, made: list[Path]) -> Path:
     for number in count(1):
         with suppress(FileExistsError):
             return _make(runs_directory() / f"{stem.replace(':', '.')}-{number:03}", made)
-    raise AssertionError("numbers do not end")
+    raise AssertionError("unreachable: count() is infinite")
 
 
 def _make(folder: Path, made: list[Path]) -> Path:
-    """Make `folder` and its missing parents. All that was made is added to `made`, the deepest first."""
+    """Create `folder` and its missing parents. All created folders are added to `made`, the deepest first."""
     missing = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     made += missing
@@ -85,7 +92,7 @@ def _make(folder: Path, made: list[Path]) -> Path:
 def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str, Any], placement: ActorsPlaced) -> None:
     """Fill the directory of a run that starts: config.yaml, env.json, checkpoints/ and placement.json.
 
-    In a run that was resumed, or whose actors have moved, only placement.json changes.
+    When a run is resumed, or its actors have moved, only placement.json changes.
     """
     (directory / CHECKPOINTS).mkdir(exist_ok=True)
     if not (directory / "config.yaml").exists():
@@ -97,7 +104,7 @@ def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str,
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """The content of summary.json; empty if the run has not ended, or the file cannot be read."""
+    """The content of summary.json; empty if the run has not ended or the file cannot be read."""
     with suppress(OSError, ValueError):
         return dict(json.loads((directory / SUMMARY_FILE).read_text()))
     return {}
@@ -115,10 +122,10 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     try:
         handle = _open_locked(owner)
     except BlockingIOError as error:
-        cure = f"wait for it, or end it: raysim stop {folder}"
-        raise ConfigError(f"another process is at work in {folder}; {cure}") from error
+        cure = f"wait until it ends, or run: raysim stop {folder}"
+        raise ConfigError(f"another process is using {folder}; {cure}") from error
     try:
-        with suppress(OSError):  # a full disk; only `raysim stop` reads it
+        with suppress(OSError):  # the disk is full; only `raysim stop` reads this content
             os.truncate(handle, 0)
             os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
@@ -128,7 +135,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int:
-    """The file, open and locked until the process ends. A lock on a directory is local to one machine under NFS."""
+    """The file, open and locked until the process ends. A lock on a directory is not shared between hosts on NFS."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -136,17 +143,20 @@ def _open_locked(path: Path) -> int:
         except BlockingIOError:
             os.close(handle)
             raise
-        with suppress(FileNotFoundError):  # the previous owner may just have removed it
+        with suppress(FileNotFoundError):  # the previous owner may have removed it in the meantime
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         os.close(handle)
 
 
 def lock_owner(folder: Path) -> dict[str, Any] | None:
-    """The process (`pid`, `host`, if it could write them) that holds the lock of a run directory; None if none does."""
+    """The process that holds the lock of a run directory, or None.
+
+    The result has `pid` and `host`; it is empty if the process could not write them.
+    """
     try:
         handle = os.open(folder / LOCK_FILE, os.O_RDONLY)
-    except OSError:  # no such file, or readable by its owner only
+    except OSError:  # the file does not exist, or only its owner may read it
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

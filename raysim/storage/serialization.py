@@ -1,4 +1,4 @@
-"""States and client states as a description in JSON and named tensors: the content of checkpoints, without pickle."""
+"""Converts states and client states to the content of checkpoints, JSON and named tensors, without pickle."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TRUSTED_PACKAGES = ("raysim", "algorithms")
 
 
 def encode(tree: Any) -> tuple[Any, dict[str, Array]]:
-    """`tree` as a JSON value and the arrays that it names; the arrays of a bare model keep their own names.
+    """A JSON description of `tree`, and the arrays that it names. The arrays of a bare model keep their names.
 
-    Raises TypeError, with the position in the tree, for a value that needs pickle.
+    Raises TypeError, with the position in the tree, for a value that would need pickle.
     """
     arrays: dict[str, Array] = {}
     return _encode(tree, "", arrays), arrays
@@ -44,7 +44,7 @@ def _encode(tree: Any, at: str, arrays: dict[str, Array]) -> Any:
     if isinstance(tree, list | tuple):
         items = [_encode(value, array_name(at, str(i)), arrays) for i, value in enumerate(tree)]
         return {"tuple" if isinstance(tree, tuple) else "list": items}
-    raise TypeError(f"a {type(tree).__name__} at '{at}' cannot be kept in a checkpoint; use {SUPPORTED}")
+    raise TypeError(f"a checkpoint cannot store the {type(tree).__name__} at '{at}'; use {SUPPORTED}")
 
 
 def _encode_model(model: Model, at: str, arrays: dict[str, Array]) -> Any:
@@ -54,11 +54,13 @@ def _encode_model(model: Model, at: str, arrays: dict[str, Array]) -> Any:
 
 
 def _part(key: Any, at: str) -> str:
-    """The part of the arrays' names for `key`: {"a/b": x} and {"a": {"b": x}} differ, and so do 1 and "1"."""
+    """The part of array names for `key`. {"a/b": x} and {"a": {"b": x}} have different names, as have 1 and "1"."""
     if isinstance(key, int):
         return f"#{key}"
     if not isinstance(key, str):
-        raise TypeError(f"a key of type {type(key).__name__} at '{at}' cannot be kept; use text or integers")
+        raise TypeError(
+            f"a checkpoint cannot store the key of type {type(key).__name__} at '{at}'; use str or int keys"
+        )
     return quote(key, safe=" ")
 
 
@@ -67,10 +69,10 @@ def array_name(at: str, name: str) -> str:
 
 
 def decode(value: Any, arrays: Mapping[str, Array], trusted: Collection[str] = ()) -> Any:
-    """The tree that `encode` has encoded.
+    """The tree that was passed to `encode`.
 
-    Dataclasses are imported from raysim, from `algorithms` and from the modules in `trusted`. Raises ValueError for any
-    other module, because an import runs code.
+    Dataclasses are imported from raysim, from `algorithms` and from the modules in `trusted`. Raises ValueError for
+    other modules, because an import runs code.
     """
     if not isinstance(value, dict):
         return value
@@ -92,7 +94,7 @@ def decode(value: Any, arrays: Mapping[str, Array], trusted: Collection[str] = (
 def _dataclass(name: str, trusted: Collection[str]) -> Any:
     module, _, qualname = name.partition(":")
     if module.split(".")[0] not in TRUSTED_PACKAGES and module not in trusted:
-        raise ValueError(f"the checkpoint names {name}, which is neither raysim's nor the algorithm's own module")
+        raise ValueError(f"the checkpoint names {name}, which is not in a module of raysim or of the run's algorithm")
     found: Any = import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)

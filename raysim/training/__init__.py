@@ -1,6 +1,6 @@
-"""What training methods share: local training, pre-training, test-time adaptation and the geometry of models.
+"""Shared parts of training methods: local training, pre-training, test-time adaptation and model geometry.
 
-A name is imported when it is first used, so that the command line starts without importing torch or MONAI.
+Each name is imported at its first use, so that the command line starts without importing torch or MONAI.
 """
 
 from importlib import import_module

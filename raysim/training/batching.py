@@ -1,4 +1,4 @@
-"""Batches of labelled examples on a device, shuffled and augmented from the engine's seed."""
+"""Batches of labelled examples on a device, shuffled and augmented with the engine's seed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ RESIDENT_FRACTION = 0.25  # a split stays on the GPU if it takes at most this fr
 def batches(
     split: Split, batch: int, steps: int, device: torch.device, augment: Augment | None = None
 ) -> Iterator[Batch]:
-    """`steps` batches of labelled examples on `device`, shuffled in each pass; the last batch of a pass may be smaller.
+    """`steps` batches of labelled examples on `device`, shuffled in each epoch; the last of an epoch may be smaller.
 
     Order and augmentation follow torch's global generator, which the engine seeds for each call at a site. Raises
     RunError for a split without labelled examples.
     """
     if not len(split) or split.labels is None:
-        raise RunError("there is nothing to train on: the split has no labelled example")
+        raise RunError(
+            "the split has no labelled examples, so the site cannot train; add rows with labels and split train"
+        )
     seed = torch.randint(2**31, ()).item()
     random_state = seeded_state(int(seed)) if augment else None
     inputs, labels = on_device(split, device)
     done = 0
     while done < steps:
-        # One asynchronous copy per pass: a copy in each step would make the CPU wait for the GPU.
+        # One asynchronous copy per epoch: a copy in each step would make the CPU wait for the GPU.
         order = torch.randperm(len(split)).to(inputs.device, non_blocking=True)
         for index in torch.split(order, batch)[: steps - done]:
             x, y = (t[index].to(device, non_blocking=True) for t in (inputs, labels))
@@ -42,7 +44,7 @@ def batches(
 
 
 def seeded_state(seed: int) -> Any:
-    """A legacy numpy generator, which MONAI's transforms expect."""
+    """A legacy numpy generator, as expected by MONAI's transforms."""
     from numpy.random import RandomState
 
     return RandomState(stable_seed(seed) % 2**32)
@@ -52,7 +54,7 @@ _resident: WeakKeyDictionary[Split, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
 
 def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The split's inputs and labels as tensors: on a GPU if they fit, cached there for the split's lifetime."""
+    """The inputs and labels of the split as tensors. On a GPU, if they fit, they stay there as long as the split."""
     if split in _resident:
         return _resident[split]
     tensors = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
@@ -62,7 +64,7 @@ def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes that this process may still allocate on the GPU: the free memory, within the process's own share."""
+    """Bytes that this process may still allocate on the GPU: the free memory, limited by the share of the process."""
     free, total = torch.cuda.mem_get_info(device)
     share = total * torch.cuda.get_per_process_memory_fraction() - torch.cuda.memory_reserved()
     return min(free, share)

@@ -1,4 +1,4 @@
-"""Images for pre-training without labels: the pool of a site, its levels, balanced batches and random views."""
+"""Images for pre-training without labels: the image pool of a site, its levels, balanced batches and random views."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from raysim.core.errors import ConfigError
 
 
 def levels_along(slices: int, groups: int) -> Array:
-    """The level of each of `slices` slices of a volume, 1 to `groups`, in order along its axis.
+    """The level, 1 to `groups`, of each of the `slices` slices of a volume, in order along its axis.
 
-    Each level has q = slices / groups slices, rounded half up, and at least one; the last level takes the rest. For 5
-    slices and 4 groups the levels are 1, 2, 3, 4, 4; 6 slices have no level 4; 10 slices give 3, 3, 3 and 1 per level.
+    Each level has q = slices / groups slices, rounded half up, and at least one. The last level has the remaining
+    slices. For example, with 4 groups, 5 slices have the levels 1, 2, 3, 4, 4; 6 slices have no level 4; 10 slices
+    give 3, 3, 3 and 1 slices per level.
     """
     per_level = max(1, math.floor(slices / groups + 0.5))
     return np.minimum(np.arange(slices) // per_level, groups - 1).astype(np.int32) + 1
 
 
 def levels(split: Split, groups: int) -> Array:
-    """The level (N,) of each example: from the table if it has levels, else by the slice's position in its volume."""
+    """The level (N,) of each example: from the table if it has levels, else from the slice's position in its volume."""
     if split.levels is not None:
         return split.levels
     counts = np.unique(split.cases, return_counts=True)[1]  # cases are numbered in order
@@ -38,20 +39,22 @@ def levels(split: Split, groups: int) -> Array:
 def check_images(task: Task) -> None:
     """Raises ConfigError unless the examples are 2-D images."""
     if len(task.shape) == 4:
-        raise ConfigError("pre-training takes slices, and these are whole volumes; set task.data.slices=true")
+        raise ConfigError("pre-training needs 2-D slices, but the examples are volumes; set task.data.slices=true")
     if len(task.shape) != 3:
-        raise ConfigError("pre-training takes images, and these are rows of a table")
+        raise ConfigError(
+            "pre-training needs images, but the examples are rows of a table; choose an algorithm without pre-training"
+        )
 
 
 def check_levels(task: Task) -> None:
-    """Raises ConfigError unless the examples are 2-D images of which some site knows the levels."""
+    """Raises ConfigError unless the examples are 2-D images and at least one inside site has levels for them."""
     check_images(task)
     site_data = (task.open(site) for site in task.inside)
     if not any(_has_levels(split) for data in site_data for split in (data.train, data.unlabelled)):
         raise ConfigError(
-            "these images are no slices of volumes, so nothing says which of them show the same part of the body: "
-            "take volumes and task.data.slices=true, or give the table a column `partition`, or pre-train with "
-            "algorithm=fedsimclr or fedrotation, which need neither"
+            "the images are not slices of volumes, so it is unknown which of them show the same part of the body: use "
+            "volumes with task.data.slices=true, or add a column `partition` to the table, or set algorithm=fedsimclr "
+            "or algorithm=fedrotation, which do not need levels"
         )
 
 
@@ -61,7 +64,7 @@ def _has_levels(split: Split) -> bool:
 
 @dataclass(frozen=True)
 class ImagePool:
-    """All images of a site that pre-training uses, labelled or not: those of train, then those of unlabelled."""
+    """All images of a site for pre-training, labelled or not: the images of train, then those of unlabelled."""
 
     train: Tensor
     unlabelled: Tensor
@@ -74,7 +77,7 @@ class ImagePool:
         return len(self.train) + len(self.unlabelled)
 
     def take(self, index: Tensor, device: torch.device) -> Tensor:
-        """The images (B, C, H, W) at `index`, on `device`; only these are copied."""
+        """The images (B, C, H, W) at `index`, on `device`. Only these images are copied."""
         images, in_train = self.train.new_empty(len(index), *self.train.shape[1:]), index < len(self.train)
         images[in_train] = self.train[index[in_train]]
         images[~in_train] = self.unlabelled[index[~in_train] - len(self.train)]
@@ -89,8 +92,8 @@ def pool_levels(data: Data, groups: int) -> Tensor:
 def sample_batches(groups: Tensor, batch: int, steps: int) -> Iterator[Tensor]:
     """`steps` batches of image indices, each spread evenly over the distinct values of `groups` (N,).
 
-    The images of a group come in random order, each once per pass; a new pass may begin within a batch. The order is
-    drawn from torch's global generator.
+    The images of a group are in random order, each once per pass over the group. A new pass may begin within a batch.
+    The order is drawn from torch's global generator.
     """
     streams = [_endless((groups == group).nonzero()[:, 0].tolist()) for group in groups.unique()]
     size, position = min(batch, len(groups)), 0
@@ -106,18 +109,18 @@ def _endless(indices: Sequence[int]) -> Iterator[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """The range of the random changes that make a view of an image."""
+    """The ranges of the random changes that create a view of an image."""
 
-    flip: Annotated[float, Ge(0), Le(1), "chance that a view is mirrored, along each axis"] = 0.5
+    flip: Annotated[float, Ge(0), Le(1), "probability that a view is mirrored, for each axis"] = 0.5
     turn: Annotated[float, Ge(0), Le(180), "largest rotation, in degrees"] = 30.0
-    zoom: Annotated[float, Ge(0), Lt(1), "largest change of scale: 0.3 shows from 0.7 to 1.3 of the image's side"] = 0.3
+    zoom: Annotated[float, Ge(0), Lt(1), "largest change of scale: with 0.3, a view shows 0.7 to 1.3 of the side"] = 0.3
     move: Annotated[float, Ge(0), Le(1), "largest shift along each axis, as a fraction of the image's side"] = 0.1
     contrast: Annotated[float, Ge(0), "largest change of contrast, as a natural logarithm"] = 0.4
     brightness: Annotated[float, Ge(0), "largest change of brightness, in standard deviations of the image"] = 0.3
-    noise: Annotated[float, Ge(0), "largest deviation of the noise, in standard deviations of the image"] = 0.2
+    noise: Annotated[float, Ge(0), "largest standard deviation of the noise, relative to that of the image"] = 0.2
 
     def __call__(self, images: Tensor) -> Tensor:
-        """One view of each image (B, C, H, W), computed for the whole batch; drawn from torch's global generator."""
+        """One view of each image (B, C, H, W), computed for the whole batch. It uses torch's global generator."""
         draws = torch.rand(len(images), 9).to(images.device) * 2 - 1
         grid = F.affine_grid(self._affine(draws[:, :6], images.shape), list(images.shape), align_corners=False)
         views = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
@@ -128,7 +131,7 @@ class Views:
         return views + deviation * (self.brightness * brightness + scaled_noise)
 
     def _affine(self, draws: Tensor, shape: Sequence[int]) -> Tensor:
-        """The affine maps (B, 2, 3) from views to images, on axes from -1 to 1, for draws (B, 6) from -1 to 1."""
+        """The affine maps (B, 2, 3) from views to images for draws (B, 6) in [-1, 1]; the axes range from -1 to 1."""
         angle, scale, aspect = math.radians(self.turn) * draws[:, 0], 1 + self.zoom * draws[:, 1], shape[2] / shape[3]
         mirror_x, mirror_y = (1 - 2 * (draws[:, 2:4] < 2 * self.flip - 1).to(draws)).unbind(1)
         cos, sin = scale * angle.cos(), scale * angle.sin()

@@ -1,4 +1,4 @@
-"""The encoder of a segmentation network, defined once for each family of MONAI's networks."""
+"""The encoder of a segmentation network, for each supported class of MONAI networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _basic_unet(net: Any) -> list[nn.Module]:
 
 
 def _unet(net: Any) -> list[nn.Module]:
-    """The down blocks and the bottom block: each level is (down, skip connection around the next level, up)."""
+    """The down blocks and the bottom block. Each level is (down, skip connection around the next level, up)."""
     stages, block = list[nn.Module](), net.model
     while isinstance(block, nn.Sequential) and len(block) == 3 and isinstance(block[1], SkipConnection):
         stages.append(block[0])
@@ -48,14 +48,14 @@ FAMILIES: Mapping[type[nn.Module], Callable[[Any], list[nn.Module]]] = {
 
 
 def encoder(net: nn.Module) -> nn.Sequential:
-    """The encoder of `net`, made of its own layers: images (B, C, *space) -> the deepest features (B, F, *coarse).
+    """The encoder of `net`, made of the layers of `net`: images (B, C, *space) -> deepest features (B, F, *coarse).
 
     Raises ConfigError for a network whose class is not in `FAMILIES`.
     """
     stages = FAMILIES.get(type(net))
     if stages is None:
         known = ", ".join(family.__name__ for family in FAMILIES)
-        raise ConfigError(f"pre-training needs a network whose encoder is known: {known}; {type(net).__name__} is none")
+        raise ConfigError(f"pre-training does not know the encoder of {type(net).__name__}; use one of {known}")
     return nn.Sequential(*stages(net))
 
 
@@ -73,7 +73,7 @@ class PooledEncoder(nn.Module):
 
 @torch.no_grad()
 def feature_channels(encoder: nn.Module, shape: Sequence[int]) -> int:
-    """The number of channels of the deepest features of an example of this `shape`."""
+    """The number of channels of the deepest features for an example of shape `shape`."""
     training = encoder.training
     device = next(encoder.parameters()).device
     features: Tensor = encoder.eval()(torch.zeros(1, *shape, device=device))
@@ -82,7 +82,7 @@ def feature_channels(encoder: nn.Module, shape: Sequence[int]) -> int:
 
 
 def encoder_weights(net: nn.Module) -> Model:
-    """The weights of the encoder of `net`, buffers included, under all their names in `net`."""
+    """The weights of the encoder of `net`, including buffers, under all their names in `net`."""
     in_encoder = {id(tensor) for tensor in encoder(net).state_dict(keep_vars=True).values()}
     names = [name for name, tensor in net.state_dict(keep_vars=True).items() if id(tensor) in in_encoder]
     return weights(net).only(names)

@@ -1,4 +1,4 @@
-"""Local training, shared by all algorithms: optimiser, schedule, epochs, clipping, precision, buffers."""
+"""Local training for all algorithms: optimiser, schedule, epochs, clipping, precision, buffers."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ OptimizerState = dict[str, Array]  # the moments of an optimiser, as arrays by p
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:
-    """The fields and functions of training at a site, which algorithms inherit."""
+    """Fields and methods of training at a site; a base class of algorithms."""
 
     lr: Annotated[float, Gt(0), "learning rate of the local optimiser"] = 1e-3
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "local optimiser, created anew in every round"] = "adam"
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "local optimiser, created again in every round"] = "adam"
     momentum: Annotated[float, Ge(0), Lt(1), "momentum of sgd; Adam's betas are 0.9 and 0.999"] = 0.9
     weight_decay: Annotated[float, Ge(0), "weight decay of the local optimiser"] = 0.0
-    epochs: Annotated[int, Gt(0), "passes over the site's training data in a round"] = 1
-    steps: Annotated[int | None, Gt(0), "optimiser steps in a round, instead of epochs"] = None
+    epochs: Annotated[int, Gt(0), "passes over the site's training data per round"] = 1
+    steps: Annotated[int | None, Gt(0), "optimiser steps per round, instead of epochs"] = None
     schedule: Annotated[
         Literal["constant", "cosine", "linear", "poly"],
-        "schedule of the learning rate over the declared rounds; poly falls as (1 - round/rounds)^0.9",
+        "schedule of the learning rate over the configured rounds; poly: (1 - round/rounds)^0.9",
     ] = "constant"
-    clip: Annotated[float | None, Gt(0), "largest L2 norm of a step's gradient"] = None
-    amp: Annotated[bool | None, "bfloat16 autocast; off where not given"] = None
+    clip: Annotated[float | None, Gt(0), "gradients are clipped to this L2 norm; default: no clipping"] = None
+    amp: Annotated[bool | None, "bfloat16 autocast; default: off"] = None
     buffers: Annotated[
         Literal["average", "local", "reset"],
-        "running statistics: averaged by the server, kept at each site, or started afresh in every round",
+        "running statistics. average: averaged by the server; local: kept at each site; reset: reset in every round",
     ] = "average"
     outside: Annotated[OutsideAdaptation, "how the global model is adapted to outside sites"] = field(
         default_factory=OutsideAdaptation
     )
 
     def load_global(self, site: Site[Any], model: Model) -> nn.Module:
-        """A live network with the global model and the buffers that the policy gives to this site.
+        """A network with the global model, and with this site's buffers according to `buffers`.
 
-        Raises RunError if Tent cannot adapt the network, before it is trained.
+        Raises RunError before training if Tent cannot adapt the network.
         """
         net = self.load_site_buffers(site.load(), site, model)
         if self.outside.name == "tent" and site.task.outside:
@@ -64,7 +64,7 @@ class LocalTraining:
         return net
 
     def load_site_buffers(self, net: nn.Module, site: Site[Any], model: Model) -> nn.Module:
-        """`net` with the weights of `model` and the buffers that the policy gives to this site."""
+        """`net` with the weights of `model`, and with this site's buffers according to `buffers`."""
         load(net, self._with_site_buffers(site, model))
         if self.buffers == "reset":
             for layer in batch_norms(net):
@@ -72,16 +72,16 @@ class LocalTraining:
         return net
 
     def make_update(self, net: nn.Module) -> tuple[Model, Any]:
-        """The weights of `net` to send, and the new client state: the buffers if they stay local, else UNCHANGED."""
+        """The weights of `net` to send, and the new client state: the buffers with `buffers=local`, else UNCHANGED."""
         model = weights(net)
         if self.buffers == "local":
             return model.parameters, model.buffers
         return model, UNCHANGED
 
     def predict_module(self, site: Site[Any], model: Model) -> nn.Module:
-        """The global model in evaluation mode, with the site's local buffers if the policy keeps them there.
+        """The global model in evaluation mode, with the site's local buffers if `buffers` is local.
 
-        At an outside site it is adapted as `outside` defines.
+        At an outside site the model is adapted as set by `outside`.
         """
         net = site.predict_module(self._with_site_buffers(site, model))
         if self.outside.name == "global" or site.name not in site.task.outside:
@@ -95,7 +95,7 @@ class LocalTraining:
         return net
 
     def _with_site_buffers(self, site: Site[Any], model: Model) -> Model:
-        """`model` with the local buffers from the client state, which has `.buffers`, as a bare model has too."""
+        """`model` with the local buffers of the client state, which is a model or has an attribute `buffers`."""
         return model | site.client_state.buffers if self.buffers == "local" and site.client_state is not None else model
 
     def fit(
@@ -108,9 +108,9 @@ class LocalTraining:
         epochs: int | None = None,
         optimizer_state: OptimizerState | None = None,
     ) -> float:
-        """Mean loss over the steps of one round of training `net` in place on `split` (default: the training data).
+        """Mean loss over the steps of one round. Trains `net` in place on `split` (default: the training data).
 
-        `epochs` replaces the fields `epochs` and `steps`. `optimizer_state` is as in `optimize`.
+        `epochs` overrides the fields `epochs` and `steps`. `optimizer_state` is as in `optimize`.
         """
         batches = self._batches(site, site.data.train if split is None else split, epochs)
         losses = self._supervised(net, site, batches)
@@ -131,11 +131,12 @@ class LocalTraining:
         correct: GradientCorrection | None = None,
         optimizer_state: OptimizerState | None = None,
     ) -> float:
-        """Mean of `losses`, after one optimiser step for each; the code behind a generator's `yield` follows the step.
+        """Mean of `losses`. Takes one optimiser step per loss.
 
-        `net` is put in training mode unless it is in it already, so that a caller may freeze single layers by
-        `.eval()`. The first loss is requested after that. A given `optimizer_state` is loaded before the first step
-        and updated after the last. Raises RunError, naming the step, after the last step if a loss was not finite.
+        If `losses` is a generator, the code after its `yield` runs after the step. `net` is set to training mode before
+        the first loss is requested, unless it is in training mode already: a caller may freeze layers with `.eval()`.
+        A given `optimizer_state` is loaded before the first step and updated after the last. Raises RunError after the
+        last step if a loss was not finite; the message names the step.
         """
         if site.device.type == "cuda":
             net.to(memory_format=channels_last(site.data.train.inputs.ndim))  # type: ignore[call-overload]  # stub
@@ -161,7 +162,7 @@ class LocalTraining:
         return _mean_loss(detached, fused)
 
     def precision(self, site: Site[Any]) -> AbstractContextManager[Any]:
-        """The autocast context if `amp` is set, else one without effect."""
+        """The autocast context if `amp` is set, else a context without effect."""
         return torch.autocast(site.device.type, torch.bfloat16) if self.amp else nullcontext()
 
     def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
@@ -172,11 +173,11 @@ class LocalTraining:
         return kind(parameters, lr, weight_decay=self.weight_decay, fused=True)
 
     def lr_at(self, site: Site[Any]) -> float:
-        """The learning rate of this round."""
+        """The learning rate of the site's current round."""
         return self.lr * lr_factor(self.schedule, site.round, site.rounds)
 
     def count_steps(self, split: Sized, batch_size: int, epochs: int | None = None) -> int:
-        """The number of optimiser steps in a round of training on `split`."""
+        """The number of optimiser steps per round of training on `split`."""
         if self.steps is not None and epochs is None:
             return self.steps
         return (epochs or self.epochs) * math.ceil(len(split) / min(batch_size, max(len(split), 1)))
@@ -188,7 +189,7 @@ class LocalTraining:
 
 
 def proximal_term(w: list[Tensor], weight: float) -> GradientCorrection:
-    """Adds the gradient of the proximal term weight / 2 ||v - w||^2, `weight (v - w)`, to those of the parameters v."""
+    """A correction that adds the gradient of weight / 2 ||v - w||^2, weight (v - w), to those of the parameters v."""
 
     @torch.no_grad()
     def correct(parameters: list[nn.Parameter]) -> None:
@@ -200,7 +201,7 @@ def proximal_term(w: list[Tensor], weight: float) -> GradientCorrection:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, optimizer_state: Mapping[str, Array] | None) -> None:
-    """Put the moments that `dump_optimizer_state` returned into `optimizer`; None or an empty one changes nothing."""
+    """Load the moments returned by `dump_optimizer_state` into `optimizer`. None or an empty state has no effect."""
     if not optimizer_state:
         return
     state: dict[int, dict[str, Tensor]] = {}
@@ -211,14 +212,14 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, optimizer_state: Mapp
 
 
 def dump_optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """The moments of `optimizer` as copies on the CPU, by `index/name`."""
+    """Copies of the moments of `optimizer` on the CPU, by `index/name`."""
     states = optimizer.state_dict()["state"].items()
     tensors = {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}
     return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items() if tensor is not None}
 
 
 def fuse_parameters(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:
-    """One flat parameter per dtype, and its gradient; the `parameters` and their gradients become views of them.
+    """One flat parameter per dtype, and its gradient. `parameters` and their gradients become views of the flat ones.
 
     An optimiser step is then one operation instead of one per layer. For a small network, iterating over the layers
     takes as long as training them.
@@ -229,7 +230,7 @@ def fuse_parameters(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter],
         values = torch.empty(sum(p.numel() for p in group), dtype=dtype, device=group[0].device)
         gradient, start = torch.zeros_like(values), 0
         for p in group:
-            view = p.size(), p.stride(), start  # the strides are kept: channels may be last
+            view = p.size(), p.stride(), start  # keeps the strides, because the format may be channels-last
             p.data, p.grad = values.as_strided(*view).copy_(p.data), gradient.as_strided(*view)
             start += p.numel()
         fused.append(nn.Parameter(values))
@@ -239,7 +240,7 @@ def fuse_parameters(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter],
 
 
 def lr_factor(schedule: str, round: int, rounds: int) -> float:
-    """The learning rate of round `round` (from 0) as a fraction of the first round's."""
+    """The learning rate of round `round` (zero-based) as a fraction of that of the first round."""
     left = 1 - round / rounds
     return {
         "constant": 1.0,
@@ -268,7 +269,7 @@ def _mean_loss(losses: list[Tensor], parameters: list[nn.Parameter]) -> float:
         what = f"the loss is {values[step].item()}" if step is not None else "the weights are not finite"
         raise RunError(
             f"{what} at step {len(values) if step is None else step + 1} of {len(values)}; lower the learning rate "
-            "(algorithm.lr), clip the gradient (algorithm.clip=1), or look at the site's data"
+            "(algorithm.lr), clip the gradient (algorithm.clip=1), or check the site's data"
         )
     mean: float = torch.stack(values).double().mean().item()
     return mean

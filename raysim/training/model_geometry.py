@@ -1,4 +1,4 @@
-"""Models as vectors: conversion, norms and distances, inner products of many models, and steps along directions."""
+"""Models as vectors: conversion, norms, distances, inner products of many models, and steps along directions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from raysim.core.contracts import Array
 from raysim.core.model import Model
 
 MAX_SHIFTS = 100  # mean-shift steps; it usually converges within a few
-BLOCK = 1 << 20  # entries of all models together that are held in float64 at a time
+BLOCK = 1 << 20  # entries, of all models together, that are in float64 at a time
 
 
 def to_vector(model: Model) -> Array:
-    """All entries, in order of tensor name, as one new float32 array."""
+    """All entries of the model in one new float32 array, in order of tensor name."""
     return np.concatenate([model[name].reshape(-1) for name in sorted(model)], dtype=np.float32)
 
 
 def from_vector(values: Array, like: Model) -> Model:
-    """The model with the names, shapes and dtypes of `like` whose vector is `values`."""
+    """The model of the vector `values`, with the names, shapes and dtypes of `like`."""
     names = sorted(like)
     pieces = np.split(values, np.cumsum([like[name].size for name in names])[:-1])
     tensors = {n: p.reshape(like[n].shape).astype(like[n].dtype) for n, p in zip(names, pieces, strict=True)}
@@ -32,14 +32,14 @@ def model_norm(model: Model) -> float:
 
 
 def translate(model: Model, direction: Model, step: float) -> Model:
-    """`model + step * direction`; tensors that the direction lacks are unchanged."""
+    """`model + step * direction`. Tensors that are not in `direction` are unchanged."""
     return model | Model.of({n: (model[n] + step * d.astype(np.float64)).astype(d.dtype) for n, d in direction.items()})
 
 
 def gram_matrix(models: Sequence[Model], origin: Model | None = None) -> Array:
     """(K, K) inner products of the K models, or of their differences from `origin`, in float64.
 
-    It works block by block, so that the K models are never copied. Tensors are summed in the order of the first model.
+    Works block by block, so that the K models are never copied. Tensors are summed in the order of the first model.
     """
     result, step = np.zeros((len(models), len(models))), max(1, BLOCK // len(models))
     for name in models[0]:
@@ -54,19 +54,19 @@ def gram_matrix(models: Sequence[Model], origin: Model | None = None) -> Array:
 
 
 def weighted_variance(products: Array, share: Array) -> float:
-    """sum_k p_k ||x_k - x||^2 with x = sum_k p_k x_k, from the inner products of the x_k and the weights p_k."""
+    """sum_k p_k ||x_k - x||^2 with x = sum_k p_k x_k, from the inner products of the x_k and the shares p_k."""
     return max(0.0, float(share @ np.diag(products) - share @ products @ share))
 
 
 def mean_cosine(products: Array) -> float:
-    """The mean cosine over all pairs, from the inner products; 1 if no pair has two norms above zero."""
+    """The mean cosine over all pairs, from the inner products. It is 1 if no pair has two nonzero norms."""
     norms = np.sqrt(np.outer(np.diag(products), np.diag(products)))
     pairs = np.triu(norms > 0, 1)
     return float((products[pairs] / norms[pairs]).mean()) if pairs.any() else 1.0
 
 
 def mean_shift(products: Array, share: Array, bandwidth: float) -> Array:
-    """The weight (K,) of each x_k in the densest point, which mean shift finds from the weighted mean.
+    """The weight (K,) of each x_k in the densest point. Mean shift finds this point, starting at the weighted mean.
 
     The kernel is Gaussian. Its width is `bandwidth` times the median distance from the mean.
     """
@@ -86,18 +86,18 @@ def mean_shift(products: Array, share: Array, bandwidth: float) -> Array:
 
 
 def tensor_distances(one: Model, other: Model, per_tensor: bool = True) -> Array:
-    """||one - other||, float32: one value per tensor in the model's order (T,), or one for the whole model (1,)."""
+    """||one - other|| in float32: one value per tensor in the model's order (T,), or one for the whole model (1,)."""
     squares = [np.square(np.float64(one[name]) - other[name]).sum() for name in one]
     return np.sqrt(squares if per_tensor else [np.sum(squares)]).astype(np.float32)
 
 
 def total_distance(distances: Array) -> float:
-    """The distance over the whole model, from the distances of its tensors."""
+    """The distance of whole models, from the distances of their tensors."""
     return float(np.sqrt(np.square(np.float64(distances)).sum()))
 
 
 def move_to_distance(origin: Model, towards: Model, distances: Array) -> Model:
-    """origin + min(1, d / ||towards - origin||) (towards - origin), d given per tensor or, if (1,), for the model."""
+    """origin + min(1, d / ||towards - origin||) (towards - origin), with d per tensor (T,) or for the model (1,)."""
     per_tensor = len(distances) == len(origin)
     groups = [[name] for name in origin] if per_tensor else [list(origin)]
     moved: dict[str, Array] = {}
@@ -109,7 +109,7 @@ def move_to_distance(origin: Model, towards: Model, distances: Array) -> Model:
 
 
 def extrapolate_distance(measured: Sequence[tuple[int, Array]], time: int) -> Array:
-    """The distances at `time` on the least-squares line through `measured` (time, distances); float32, at least 0."""
+    """Distances at `time` on the least-squares line through `measured` (time, distances), in float32 and at least 0."""
     times, values = np.array([t for t, _ in measured], float), np.array([d for _, d in measured], float)
     centred = times - times.mean()
     slope = (centred[:, None] * values).sum(0) / (centred @ centred) if len(times) > 1 else 0.0

@@ -1,7 +1,7 @@
 """Two-stage training: encoders are pre-trained without labels, then another algorithm fine-tunes the whole network.
 
-The first stage belongs to the method. The second stage runs any other algorithm with its own server state, client
-states and rounds, which count from 0. It starts from the weights that the run's seed gives and the learned encoder.
+The method defines the first stage. The second stage runs any other algorithm, with separate server state, client
+states and zero-based rounds. It starts from the learned encoder; the other weights are those of the run's seed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Pretraining(Generic[L]):
-    """The server state of the first stage: the method's own state, and the weights that the run's seed gives."""
+    """The server state of the first stage: the state of the method, and the first weights of the network."""
 
     state: L
     start: Model
@@ -58,7 +58,7 @@ class Finetuning:
     """The server state of the second stage: the fine-tuning algorithm's state, and the sites that have the encoder."""
 
     state: Any
-    encoder: Model  # under its names in the network
+    encoder: Model  # with the names of the full network
     sites_with_encoder: tuple[str, ...] = ()
 
     @property
@@ -69,29 +69,32 @@ class Finetuning:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfSupervised(LocalTraining, ABC, Generic[L]):
-    """Base class of methods that pre-train: they define the first stage, it supplies init, round and predictor.
+    """Base class of methods with pre-training. A method defines the first stage; this class has init, round, predictor.
 
-    The inherited fields of `LocalTraining` configure pre-training. Fine-tuning has its own under `finetune`.
+    The inherited fields of `LocalTraining` configure pre-training. The fields of `finetune` configure fine-tuning.
     """
 
     pretrain_rounds: Annotated[
         Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)],
-        "rounds of pre-training: a number, 0 for a random start, or a fraction of the run's",
+        "rounds of pre-training: a number, or a fraction of the run's rounds; 0: no pre-training",
     ] = 0.5
-    finetune: Annotated[Any, NESTED_ALGORITHM, "algorithm of the other rounds, which start from the encoder"] = "fedavg"
+    finetune: Annotated[Any, NESTED_ALGORITHM, "algorithm of the rounds after pre-training"] = "fedavg"
     batch_size: Annotated[int, Gt(1), "images in a batch of pre-training"] = 32
-    views: Annotated[Views, "random changes that make a view of an image"] = field(default_factory=Views)
+    views: Annotated[Views, "random changes that create a view of an image"] = field(default_factory=Views)
 
     def __post_init__(self) -> None:
         if isinstance(self.finetune, str):
             object.__setattr__(self, "finetune", algorithm_class(self.finetune)())
         if isinstance(self.finetune, SelfSupervised):
-            raise ConfigError("algorithm.finetune: a method that pre-trains cannot be what fine-tunes; fedavg can, say")
+            raise ConfigError(
+                "algorithm.finetune: a method with pre-training cannot fine-tune; set for example "
+                "algorithm.finetune=fedavg"
+            )
 
-    # what a method defines
+    # defined by a method
     @abstractmethod
     def heads(self, channels: int, task: Task) -> Sequence[nn.Module]:
-        """New heads: the first takes the pooled features (B, channels), each other the output of the one before."""
+        """New heads. The first takes the pooled features (B, channels), each other the output of the previous one."""
 
     @abstractmethod
     def init_pretraining(self, net: nn.Module) -> L:
@@ -111,14 +114,14 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
 
     # at each site
     def build_network(self, net: nn.Module, task: Task) -> nn.Sequential:
-        """The network to pre-train: the encoder of `net`, sharing its layers, with the first head; then other heads."""
+        """The network to pre-train: the encoder of `net` (shared layers) with the first head, then the other heads."""
         body = encoder(net)
         device = next(body.parameters()).device
         head, *others = (head.to(device) for head in self.heads(feature_channels(body, task.shape), task))
         return nn.Sequential(PooledEncoder(body, head), *others)
 
     def load_pretraining_network(self, site: Site[Any], model: Model) -> nn.Sequential:
-        """The network to pre-train with the weights `model` and the buffers that the policy gives to this site."""
+        """The network to pre-train, with the weights `model` and this site's buffers according to `buffers`."""
         net = self.build_network(site.load(), site.task)
         self.load_site_buffers(net, site, model)
         return net
@@ -136,11 +139,11 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
 
     # at the server
     def init(self, task: Task) -> Any:
-        """The first state; with no round of pre-training it is the fine-tuning algorithm's own state."""
+        """The first state. Without rounds of pre-training it is the state of the fine-tuning algorithm."""
         if self.outside.name != "global":
             raise ConfigError(
-                f"algorithm.outside={self.outside.name}: an encoder alone predicts nothing; set it for the algorithm "
-                f"that fine-tunes: algorithm.finetune.outside={self.outside.name}"
+                f"algorithm.outside={self.outside.name}: pre-training makes no predictions; set it for the fine-tuning "
+                f"algorithm: algorithm.finetune.outside={self.outside.name}"
             )
         if self.pretrain_rounds == 0:
             return self._init_finetuning(task)
@@ -155,11 +158,11 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
             return self.finetune.init(task)
 
     def check_rounds(self, rounds: int) -> None:
-        """Raises ConfigError if a run of `rounds` rounds has none left to fine-tune in."""
+        """Raises ConfigError if pre-training takes all of `rounds` rounds."""
         if self.pretraining_rounds(rounds) >= rounds:
             raise ConfigError(
-                f"algorithm.pretrain_rounds={self.pretrain_rounds} leaves none of {rounds} rounds to fine-tune in; "
-                "give fewer, or a fraction such as 0.5, or more rounds"
+                f"algorithm.pretrain_rounds={self.pretrain_rounds} leaves no round for fine-tuning in a run of "
+                f"rounds={rounds}; set fewer, or a fraction such as algorithm.pretrain_rounds=0.5, or more rounds"
             )
 
     def round(self, fleet: Fleet, state: Any) -> tuple[Any, Metrics]:
@@ -181,7 +184,7 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         return Finetuning(inner, state.encoder, tuple(sorted(stage.sites_with_encoder))), metrics
 
     def start_finetuning(self, state: Pretraining[L], task: Task) -> Finetuning:
-        """The first state of the second stage: a network with the run's first weights and the learned encoder."""
+        """The first state of the second stage: the network with the run's first weights and the learned encoder."""
         load(net := task.network(), state.start)
         load(self.build_network(net, task), self.pretrained_weights(state.state))
         return Finetuning(self._init_finetuning(replace(task, network=partial(deepcopy, net))), encoder_weights(net))
@@ -201,7 +204,7 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
 
 
 def projector(channels: int, features: int) -> nn.Module:
-    """The usual projection head: (B, channels) -> (B, features)."""
+    """A projection head with one hidden layer: (B, channels) -> (B, features)."""
     return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, features))
 
 
@@ -236,10 +239,10 @@ def _with_finetune_keys(text: str) -> str:
 
 
 class StageFleet:
-    """The fleet of the second stage: rounds count from its start, and the first call to a site sends the encoder.
+    """The fleet of the second stage. Rounds count from its start, and the first call to a site sends the encoder.
 
-    `site.load()` has the encoder in that call only. An algorithm that needs it later keeps it in the client state or
-    gets it from the server.
+    `site.load()` returns the encoder only in that call. An algorithm that needs it later must keep it in the client
+    state or send it from the server.
     """
 
     def __init__(self, fleet: Fleet, start: int, encoder: Model, sites_with_encoder: set[str]) -> None:
@@ -263,7 +266,7 @@ class StageFleet:
         return exchange
 
     def _with_encoder(self, per_site: PerSite) -> dict[str, tuple[Any, ...]]:
-        """For each site the encoder, or None if it has had it, and the site's value in `per_site` if there is one."""
+        """For each site: the encoder (None if the site has it already), and its value in `per_site` if given."""
         encoders = {site: None if site in self.sites_with_encoder else self.encoder for site in self.sites}
         return {site: (encoders[site], *(() if per_site is None else (per_site[site],))) for site in self.sites}
 
@@ -271,9 +274,9 @@ class StageFleet:
 def run_in_stage(
     client: Callable[..., Reply[P]], start: int, site: Site[Any], broadcast: Any, per_site: Sequence[Any]
 ) -> Reply[P]:
-    """Call `client` with rounds counted from round `start` of the run.
+    """The reply of `client`, called with rounds counted from round `start` of the run.
 
-    With an encoder the site has no client state, and its new networks have the encoder's weights.
+    If `per_site` has an encoder, the site has no client state, and its new networks have the encoder's weights.
     """
     encoder, *rest = per_site
     site = site.stage_view(start, site.rounds - start)

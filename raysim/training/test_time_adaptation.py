@@ -1,4 +1,4 @@
-"""Adaptation of a network to images without labels: batch statistics, and Tent.
+"""Adaptation of a network to images without labels, by batch statistics or by Tent.
 
 Batch statistics: Nado, Padhy, Sculley, D'Amour, Lakshminarayanan, Snoek, "Evaluating Prediction-Time Batch
 Normalization for Robustness under Covariate Shift", 2020, https://arxiv.org/abs/2006.10963, and Schneider, Rusak, Eck,
@@ -35,17 +35,17 @@ class OutsideAdaptation:
 
     name: Annotated[
         Literal["global", "batch_stats", "tent"],
-        "model at outside sites: the global model as it is, with the statistics of each batch, or adapted by Tent; "
-        "algorithm.outside=tent is short for it",
+        "model at outside sites. global: the unchanged global model; batch_stats: normalised by the statistics of each "
+        "batch; tent: adapted by Tent. Short form: algorithm.outside=tent",
     ] = "global"
-    lr: Annotated[float | None, Gt(0), "learning rate of Tent's Adam; 0.001 where not given"] = None
+    lr: Annotated[float | None, Gt(0), "learning rate of Tent's Adam; default 0.001"] = None
     passes: Annotated[
-        int | None, Gt(0), "Tent's passes over an outside site's test images, without their labels; 1 where not given"
+        int | None, Gt(0), "passes of Tent over an outside site's test images, without labels; default 1"
     ] = None
 
     def __post_init__(self) -> None:
         if self.name != "tent" and not (self.lr is None and self.passes is None):
-            raise ValueError("name=tent beside lr or passes, which only Tent has; give name=tent, or leave them out")
+            raise ValueError("name=tent with lr or passes, which only Tent has; set name=tent, or remove lr and passes")
 
 
 def norm_layers(net: nn.Module) -> dict[str, NormLayer]:
@@ -54,13 +54,13 @@ def norm_layers(net: nn.Module) -> dict[str, NormLayer]:
 
 
 def use_batch_statistics(net: nn.Module) -> None:
-    """Make `net` normalise each batch by the batch's own mean and variance in layers that keep running statistics.
+    """Make layers with running statistics normalise each batch by the mean and variance of that batch instead.
 
     The network then raises RunError for a batch without statistics: one example with one value per channel.
     """
     for layer in norm_layers(net).values():
         if isinstance(layer, BatchOrInstanceNorm) and layer.track_running_stats:
-            layer.eval()  # in training mode it would go on counting batches
+            layer.eval()  # in training mode it would continue to count batches
             layer.running_mean = layer.running_var = None
             layer.track_running_stats = False
             layer.register_forward_pre_hook(_check_batch)
@@ -70,8 +70,8 @@ def _check_batch(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
     (inputs,) = arguments
     if inputs.numel() == inputs.shape[1]:
         raise RunError(
-            "one example alone has no batch statistics where a layer has one value per channel; choose a "
-            "task.batch_size that leaves no last batch of one, or algorithm.outside=global"
+            "a single example has no batch statistics in a layer with one value per channel; choose a task.batch_size "
+            "for which no batch has only one example, or set algorithm.outside=global"
         )
 
 
@@ -80,9 +80,9 @@ def affine_parameters(net: nn.Module) -> list[nn.Parameter]:
     parameters = [parameter for layer in norm_layers(net).values() for parameter in layer.parameters()]
     if not parameters:
         raise RunError(
-            "algorithm.outside=tent adapts the scales and shifts of normalisation layers, and this network has none; "
-            "give it some, as in task.network.norm=batch or task.network.norm=[instance,{affine: true}], "
-            "or take algorithm.outside=batch_stats or global"
+            "algorithm.outside=tent adapts the scales and shifts of normalisation layers, but this network has none; "
+            "set for example task.network.norm=batch or task.network.norm=[instance,{affine: true}], or "
+            "algorithm.outside=batch_stats or algorithm.outside=global"
         )
     return parameters
 
@@ -94,7 +94,7 @@ def tent(net: nn.Module, images: Array, *, lr: float, passes: int, batch: int, k
         min over scales and shifts of  mean over batch and space of  H(p) = -sum_c p_c log p_c,  p = softmax(net(x))
 
     Adam takes one step per batch of `images` (N, C, *space), in an order drawn from `key`. Each batch is normalised
-    by its own statistics. Dropout is off. Raises RunError if a parameter is not finite after the last pass.
+    by the statistics of that batch. Dropout is off. Raises RunError if a parameter is not finite after the last pass.
     """
     use_batch_statistics(net)
     net.eval().requires_grad_(False)
@@ -107,13 +107,11 @@ def tent(net: nn.Module, images: Array, *, lr: float, passes: int, batch: int, k
         optimizer.step()
     net.requires_grad_(False)
     if not all(parameter.isfinite().all() for parameter in parameters):
-        raise RunError(
-            f"tent left weights that are not finite after {passes} pass(es); lower algorithm.outside.lr={lr:g}"
-        )
+        raise RunError(f"after {passes} pass(es) of Tent, weights are not finite; lower algorithm.outside.lr={lr:g}")
 
 
 def mean_entropy(outputs: Tensor) -> Tensor:
-    """Mean entropy, in nats, of the softmax of logits (B, K, *space); of several resolutions the first is used."""
+    """Mean entropy, in nats, of the softmax of logits (B, K, *space). With several resolutions, the first is used."""
     while not isinstance(outputs, Tensor):
         outputs = outputs[0]
     logs = outputs.log_softmax(1)
@@ -121,7 +119,7 @@ def mean_entropy(outputs: Tensor) -> Tensor:
 
 
 def _shuffled_batches(images: Array, passes: int, batch: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
-    """All images once per pass, in batches of nearly equal size, since one image alone gives poor statistics."""
+    """Batches of all images, once per pass. Batch sizes are nearly equal: a single image would give poor statistics."""
     generator = numpy_generator(*key)
     for _ in range(passes):
         for index in np.array_split(generator.permutation(len(images)), math.ceil(len(images) / batch)):

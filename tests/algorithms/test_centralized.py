@@ -1,4 +1,4 @@
-"""Centralized is training on the pooled data, at one place."""
+"""Centralized: training on the pooled data at one site."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def test_same_as_a_plain_loop_over_all_points() -> None:
     assert toy.line(found) == pytest.approx(toy.line(weights(net)), rel=1e-6)
 
 
-def test_the_pool_is_all_inside_training_data_in_order_of_site() -> None:
+def test_the_pool_has_all_inside_training_data_in_site_order() -> None:
     pool = pooled(toy.task({"b": toy.B, "a": toy.A, "x": ((9, 9),)}, outside=["x"]))
     assert pool.inputs.flatten().tolist() == [1, 2, 2, 2]
     assert pool.labels is not None
     assert len(pool) == len(pool.labels) == len(pool.cases) == len(pool.spacing) == 4
 
 
-def test_the_loss_and_one_models_bytes() -> None:
+def test_the_loss_and_the_bytes_of_one_model() -> None:
     end = last()
     assert end.loss == pytest.approx(2.0)
     assert end.traffic.up == end.traffic.down == {"a": 8}
 
 
 @pytest.mark.parametrize("cohort", [1, 0.5])
-def test_a_cohort_changes_nothing_about_the_pool(cohort: float | int) -> None:
+def test_the_pool_does_not_depend_on_the_cohort(cohort: float | int) -> None:
     assert toy.line(last(steps=2, cohort=cohort).state) == pytest.approx(toy.line(last(steps=2).state))
 
 
@@ -62,8 +62,8 @@ PAIR: toy.Points = ((1, 0), (3, 1))
 
 
 @pytest.mark.parametrize("cohort", [1.0, 1])
-def test_local_statistics_go_with_the_pool(cohort: float | int) -> None:
-    # There is one training site only: its statistics are the model's, whatever the policy of buffers.
+def test_local_statistics_are_those_of_the_pool(cohort: float | int) -> None:
+    # Only one site trains, so its statistics are those of the model for every value of `buffers`.
     task = toy.task({"a": PAIR, "b": PAIR}, network=toy.Scaled)
     local = last(task, rounds=3, cohort=cohort, buffers="local")
     assert local.state == last(task, rounds=3, cohort=cohort, buffers="average").state

@@ -1,4 +1,4 @@
-"""What holds for every algorithm in `algorithms/`, on the synthetic task, whatever it does."""
+"""Properties of every algorithm in `algorithms/`, checked on the synthetic task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.slow import slow_except
 
 
 @every_algorithm
-def test_runs_and_judges_every_inside_site(name: str) -> None:
+def test_runs_and_evaluates_every_inside_site(name: str) -> None:
     rounds, _ = run(algorithm(name))
     assert [r.number for r in rounds] == [1, 2, 3, 4]
     assert {s.site for s in rounds[-1].scores if s.split == "test"} >= set(task().inside)
@@ -39,7 +39,7 @@ def test_runs_and_judges_every_inside_site(name: str) -> None:
 
 
 @every_algorithm
-def test_same_seed_same_bits_and_another_seed_others(name: str) -> None:
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(name: str) -> None:
     rounds, fleet = run(algorithm(name))
     assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
     rounds, fleet = run(algorithm(name), seed=1)
@@ -51,7 +51,7 @@ RESUMED_BUFFERS = [(name, "local") for name in CLIENT_STATES]
 
 
 def resumed(algorithm: Any, folder: Path, after: int = 2) -> str:
-    """The digest of a run that stopped after so many rounds and went on from its checkpoint, in another fleet."""
+    """The digest of a run that stopped after `after` rounds and resumed from its checkpoint in another fleet."""
     first = LocalFleet(task(), rounds=ROUNDS)
     rounds = federate(algorithm, task(), first, rounds=ROUNDS)
     half = [r for _, r in zip(range(after), rounds, strict=False)][-1]
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_gives_the_same_bits(name: str, tmp_path: Path) -> N
     ("name", "buffers"),
     slow_except(product(sorted(algorithms()), ("local", "reset")), [*RESUMED_BUFFERS, ("fedavg", "reset")]),
 )
-def test_resumes_under_every_policy_of_buffers(name: str, buffers: str, tmp_path: Path) -> None:
+def test_resumes_with_every_value_of_buffers(name: str, buffers: str, tmp_path: Path) -> None:
     if "buffers" not in {field.name for field in fields(algorithm_class(name))}:
         pytest.skip(f"{name} has no buffers to keep")
     mine = algorithm(name, buffers=buffers)
@@ -81,7 +81,7 @@ def test_resumes_under_every_policy_of_buffers(name: str, buffers: str, tmp_path
 
 @every_algorithm
 @pytest.mark.parametrize("cohort", slow_except([0.5, 1], [0.5]))
-def test_a_part_of_the_sites_is_enough_for_a_round(name: str, cohort: float | int) -> None:
+def test_a_cohort_below_all_sites_works(name: str, cohort: float | int) -> None:
     rounds, _ = run(algorithm(name), cohort=cohort)
     assert all(len(r.cohort) == (2 if cohort == 0.5 else 1) for r in rounds)
     assert len({r.cohort for r in rounds}) > 1
@@ -101,7 +101,7 @@ def test_the_order_of_sites_is_irrelevant(name: str) -> None:
 
 
 @every_algorithm
-def test_data_stay_as_they_are(name: str) -> None:
+def test_data_are_not_changed(name: str) -> None:
     fleet = LocalFleet(task(), rounds=ROUNDS)
     before = {site: digest(task().open(site).train.inputs) for site in task().inside}
     run(algorithm(name), fleet)
@@ -109,7 +109,7 @@ def test_data_stay_as_they_are(name: str) -> None:
 
 
 @every_algorithm
-def test_is_a_value(name: str) -> None:
+def test_is_an_immutable_value(name: str) -> None:
     mine = algorithm(name)
     assert pickle.loads(pickle.dumps(mine)) == mine
     assert hash(mine) == hash(algorithm(name))
@@ -121,7 +121,7 @@ def test_is_a_value(name: str) -> None:
 
 
 @every_algorithm
-def test_every_field_says_what_it_is(name: str) -> None:
+def test_every_field_has_a_description(name: str) -> None:
     rows = field_docs(algorithm_class(name))
     assert rows
     assert [row.name for row in rows if not row.doc] == []
@@ -129,8 +129,8 @@ def test_every_field_says_what_it_is(name: str) -> None:
 
 
 @cache
-def pictures() -> tuple[Path, pd.DataFrame]:
-    """Three sites of three pictures each, and the table of them."""
+def image_table() -> tuple[Path, pd.DataFrame]:
+    """A folder with four images at each of three sites, and the table of the images."""
     folder, rows = Path(tempfile.mkdtemp(prefix="raysim-test-")), []
     rng = np.random.default_rng(0)
     for site in ("east", "north", "south"):
@@ -145,14 +145,14 @@ def pictures() -> tuple[Path, pd.DataFrame]:
 
 @pytest.mark.parametrize("name", slow_except(sorted(algorithms()), ["fedavg", "fcl"]))
 def test_the_order_of_rows_in_the_table_is_irrelevant(name: str, tmp_path: Path) -> None:
-    folder, table = pictures()
+    folder, table = image_table()
     found = []
     for seed in (None, 1):
         path = folder / f"{name}-{seed}.csv"
         (table if seed is None else table.sample(frac=1, random_state=seed)).to_csv(path, index=False)
-        words = ["task=segmentation", f"task.data.table={path}", f"algorithm={name}", "task.batch_size=2"]
-        words += ["task.network={name: unet, channels: [2, 4], strides: [2]}", f"task.data.cache={tmp_path}"]
-        config = resolve(parse_pairs(words))
+        arguments = ["task=segmentation", f"task.data.table={path}", f"algorithm={name}", "task.batch_size=2"]
+        arguments += ["task.network={name: unet, channels: [2, 4], strides: [2]}", f"task.data.cache={tmp_path}"]
+        config = resolve(parse_pairs(arguments))
         mine = config.task.build()
         fleet = LocalFleet(mine, rounds=2)
         *_, end = federate(config.algorithm, mine, fleet, rounds=2)

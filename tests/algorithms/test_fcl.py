@@ -1,4 +1,4 @@
-"""FCL: its loss term by term and in closed form, its bank, its momentum encoder, what travels, and MoCo as a part."""
+"""FCL: the loss term by term and in closed form, the bank, the momentum encoder, bytes, and MoCo as a special case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raysim import LocalFleet, Model, Task, federate, load, weights
 from raysim.core.seeding import seed_all, seeded
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.contrastive_views import pool_levels, sample_batches
-from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
+from tests.support.by_hand import POOLS, assert_close, at, averaged, first_stage, uneven
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def unit(*shape: int) -> Tensor:
 
 
 def by_the_paper(mine: FCL, q: Tensor, k: Tensor, levels: Tensor, others: Tensor, theirs: Tensor) -> Tensor:
-    """The mean of L_q as it is printed, one exponential after the other."""
+    """The mean of L_q as printed in the paper, computed term by term."""
 
     def exp(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b / mine.temperature).exp()
@@ -39,7 +39,7 @@ def by_the_paper(mine: FCL, q: Tensor, k: Tensor, levels: Tensor, others: Tensor
     total = torch.zeros((), dtype=q.dtype)
     for i in range(len(q)):
         negatives = sum(
-            exp(q[i], n) for n, level in zip(others, theirs, strict=True) if not_left_out(mine, level, levels[i])
+            exp(q[i], n) for n, level in zip(others, theirs, strict=True) if is_in_denominator(mine, level, levels[i])
         )
         own = [k[j] for j in range(len(k)) if levels[j] == levels[i] and not (mine.both_views and i == j)]
         matched = [n for n, level in zip(others, theirs, strict=True) if level == levels[i]]
@@ -49,29 +49,29 @@ def by_the_paper(mine: FCL, q: Tensor, k: Tensor, levels: Tensor, others: Tensor
     return total / len(q)
 
 
-def not_left_out(mine: FCL, level: Tensor, own: Tensor) -> bool:
+def is_in_denominator(mine: FCL, level: Tensor, own: Tensor) -> bool:
     return not (mine.exclude_positives and level == own)
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_the_loss_is_the_paper_s_term_by_term(switches: dict[str, bool]) -> None:
+def test_the_loss_equals_the_formula_of_the_paper(switches: dict[str, bool]) -> None:
     mine = FCL(temperature=0.3, **switches)
     q, k, others = unit(6, 5), unit(6, 5), unit(11, 5)
-    levels = torch.tensor([1, 1, 2, 4, 4, 3])  # 3 is alone
-    theirs = torch.tensor([1, 2, 2, 1, 4, 4, 4, 1, 2, 1, 4])  # none of 3
+    levels = torch.tensor([1, 1, 2, 4, 4, 3])  # level 3 occurs once
+    theirs = torch.tensor([1, 2, 2, 1, 4, 4, 4, 1, 2, 1, 4])  # level 3 does not occur
     expected = by_the_paper(mine, q, k, levels, others, theirs).item()
     assert mine.loss(q, k, levels, others, theirs).item() == pytest.approx(expected, rel=1e-6)
     assert expected >= 0
 
 
 def aligned(count: int, **switches: Any) -> float:
-    """Of a query that equals its key and `pretraining_rounds` features of its level."""
+    """The loss of a query that equals its key and `count` features of its level."""
     q = torch.tensor([[1.0, 0.0]])
     one = torch.ones(1, dtype=torch.int64)
     return FCL(**switches).loss(q, q, one, q.repeat(count, 1), one.repeat(count)).item()
 
 
-def test_closed_forms() -> None:
+def test_the_loss_in_closed_form() -> None:
     assert aligned(1, matching=False) == pytest.approx(math.log(2))
     assert aligned(1) == pytest.approx(2 * math.log(2))
     assert aligned(8) - aligned(8, matching=False) == pytest.approx(math.log(9), rel=1e-5)
@@ -90,11 +90,11 @@ def test_without_positives_or_features_there_is_no_loss_and_no_nan(count: int, e
     assert q.grad is not None
     assert q.grad.isfinite().all()
     if not exclude:
-        assert loss.item() == 0  # of neither query there is another slice of its level
+        assert loss.item() == 0  # neither query has another slice of its level
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_order_and_turns_of_features_are_irrelevant(switches: dict[str, bool]) -> None:
+def test_order_and_rotation_of_features_are_irrelevant(switches: dict[str, bool]) -> None:
     mine, q, k, others = FCL(**switches), unit(4, 6), unit(4, 6), unit(9, 6)
     levels, theirs = torch.tensor([1, 2, 1, 2]), torch.tensor([1, 2, 3] * 3)
     loss, order = mine.loss(q, k, levels, others, theirs), torch.randperm(9)
@@ -108,7 +108,7 @@ def features(*numbers: int) -> Features:
 
 
 def numbers(found: Features) -> list[int]:
-    assert (found.levels - 100).tolist() == found.vectors[:, 0].tolist()  # levels stay with their vectors
+    assert (found.levels - 100).tolist() == found.vectors[:, 0].tolist()  # levels match their vectors
     return [int(n) for n in found.vectors[:, 0]]
 
 
@@ -130,7 +130,7 @@ def test_a_bank_drops_the_oldest_and_keeps_its_order() -> None:
     assert sorted(bank.sample(99)[0][:, 0].tolist()) == [9, 10, 11, 12, 50, 51]
 
 
-def test_all_are_drawn_where_there_are_no_more_and_none_twice() -> None:
+def test_samples_are_without_replacement_or_all_features() -> None:
     bank = pushed(Bank(8, 2, [features(10, 11), features(12)], None, CPU), 1, 2, 3)
     vectors, levels = bank.sample(6)
     assert vectors[:, 0].tolist() == [10, 11, 12, 1, 2, 3]
@@ -141,7 +141,7 @@ def test_all_are_drawn_where_there_are_no_more_and_none_twice() -> None:
         assert len(set(vectors[:, 0].tolist())) == 2
         for value in vectors[:, 0].tolist():
             counts[value] += 1
-    assert all(60 < count < 140 for count in counts.values())  # 100 each, uniformly
+    assert all(60 < count < 140 for count in counts.values())  # 100 each on average
 
 
 @cache
@@ -152,38 +152,38 @@ def task(sites: int = 3) -> Task:
 
 
 def ended(mine: FCL, rounds: int = 2, sites: int = 3) -> tuple[list[Any], LocalFleet]:
-    """The first stage of a run: so many rounds."""
+    """`rounds` rounds of the first stage of a run, and the fleet."""
     mine, fleet = replace(mine, pretrain_rounds=rounds), LocalFleet(task(sites), rounds=rounds + 1)
     found = federate(mine, task(sites), fleet, rounds=rounds + 1)
     return [next(found) for _ in range(rounds)], fleet
 
 
-def test_bytes_are_the_formulas() -> None:
+def test_bytes_equal_the_formulas() -> None:
     mine = FCL(features=8, bank=16, batch_size=4)
     rounds, _ = ended(mine, 3)
     size = mine.build_network(task().network(), task())
     p_e = weights(size).nbytes
-    # 11 images in batches of 4: three steps, 12 features in the first round, the bank is full after the second
+    # 11 images in batches of 4 take three steps: 12 features in the first round; the bank is full after the second.
     for r, bank_size in zip(rounds, (0, 12, 16), strict=True):
         assert r.traffic.up == dict.fromkeys(task().inside, p_e)
         assert r.traffic.down == dict.fromkeys(task().inside, p_e)
-        # C (C - 1) B_f (d + 1) floats, where they arrive: the B_f (d + 1) that each sends are not counted once more.
+        # C (C - 1) B_f (d + 1) floats, counted at the receiving sites only.
         assert sum(r.traffic.between.values()) == 3 * 2 * bank_size * (8 + 1) * 4
         assert set(r.traffic.between.values()) in ({2 * bank_size * 9 * 4}, set())
 
 
-def test_without_exchange_nothing_travels_between_sites() -> None:
+def test_without_exchange_nothing_is_sent_between_sites() -> None:
     rounds, _ = ended(FCL(exchange=False))
     assert all(sum(r.traffic.between.values()) == 0 for r in rounds)
 
 
-def test_a_single_site_has_its_own_bank_only() -> None:
+def test_a_single_site_has_only_its_own_bank() -> None:
     rounds, fleet = ended(FCL(), 3, sites=1)
     assert all(np.isfinite(r.loss) and sum(r.traffic.between.values()) == 0 for r in rounds)
     assert len(fleet.client_state("site-01").bank.levels) == 3 * 11
 
 
-def test_features_are_unit_vectors_with_their_levels_and_the_bank_s_length_stays() -> None:
+def test_features_are_unit_vectors_with_levels_and_the_bank_is_bounded() -> None:
     _, fleet = ended(FCL(bank=12, features=8), 3)
     for site in task().inside:
         bank = fleet.client_state(site).bank
@@ -192,7 +192,7 @@ def test_features_are_unit_vectors_with_their_levels_and_the_bank_s_length_stays
         assert set(bank.levels.tolist()) <= {1, 2, 3, 4}
 
 
-def test_a_site_reads_no_bank_of_its_own() -> None:
+def test_a_site_does_not_read_its_own_bank() -> None:
     class Banks:
         sites = task().inside
         read: ClassVar[list[str]] = []
@@ -215,7 +215,7 @@ def call() -> Any:
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_the_momentum_encoder_stays_or_follows(both: bool) -> None:
+def test_the_momentum_encoder_with_momentum_one_and_zero(both: bool) -> None:
     for momentum in (0.0, 1.0):
         mine = FCL(encoder_momentum=momentum, pretrain_rounds=1, both_views=both, batch_size=4)
         fleet = LocalFleet(task(), rounds=2)
@@ -227,7 +227,7 @@ def test_the_momentum_encoder_stays_or_follows(both: bool) -> None:
             assert update.parameters != start.parameters
 
 
-def test_the_momentum_encoder_goes_on_or_starts_again() -> None:
+def test_the_momentum_encoder_continues_or_restarts() -> None:
     with seeded(0, "init"):
         start = FCL().init(task()).state
     for again in (False, True):
@@ -240,8 +240,8 @@ def test_the_momentum_encoder_goes_on_or_starts_again() -> None:
         assert momentum_encoder == (first.state.state if again else start).parameters
 
 
-def test_both_switches_off_it_is_moco_with_levels_under_fedavg() -> None:
-    """One site for one round, against a loop written here: queries, a queue, a cross-entropy for each positive."""
+def test_without_exchange_and_matching_it_is_moco_with_levels() -> None:
+    """Compares one round of one site with a loop of queries, a queue, and a cross-entropy for each positive."""
     mine = FCL(exchange=False, matching=False, pretrain_rounds=1, optimizer="sgd", lr=0.1, batch_size=4, bank=8)
     found = next(federate(mine, task(1), LocalFleet(task(1), rounds=2), rounds=2)).state.state
     with seeded(0, "init"):
@@ -280,14 +280,14 @@ def moco(q: Tensor, k: Tensor, levels: list[int], queue: list[Tensor]) -> Tensor
 Queue = list[tuple[Tensor, int]]
 
 
-def a_site_s_round(
+def site_round_by_hand(
     mine: FCL, site: Any, start: Model, xi: Model, queue: Queue, far: Queue
 ) -> tuple[Model, Model, Queue]:
-    """The main network, the momentum encoder and the queue after a round, one step after the other."""
+    """The main network, the momentum encoder and the queue after a round, computed step by step."""
     site, pool = mine.pretraining_view(site)
     net, target = mine.load_pretraining_network(site, start), mine.build_network(site.load(), site.task)
     load(target, xi)
-    ring, place = list(queue), len(queue) % mine.bank  # what is drawn depends on the order
+    ring, place = list(queue), len(queue) % mine.bank  # the samples depend on the order
     sgd, kinds = torch.optim.SGD(net.parameters(), mine.lr, momentum=0.9), pool_levels(site.data, mine.levels)
     for index in sample_batches(kinds, mine.batch_size, math.ceil(len(pool) / mine.batch_size)):
         images, levels = pool.take(index, CPU), kinds[index]
@@ -326,17 +326,17 @@ def test_two_rounds_of_three_sites_by_hand(switches: dict[str, bool]) -> None:
             far = [each for other in POOLS if other != name for each in before[other]] if mine.exchange else []
             own = theta if mine.restart else xi.get(name, theta)
             with at(name, number, 2) as site:
-                found[name], xi[name], queues[name] = a_site_s_round(mine, site, theta, own, before[name], far)
+                found[name], xi[name], queues[name] = site_round_by_hand(mine, site, theta, own, before[name], far)
         theta = averaged(found)
-        alike(rounds[number].state.state, theta)
+        assert_close(rounds[number].state.state, theta)
     for name, queue in queues.items():
         client_state = fleet.client_state(name)
         assert client_state.bank.levels.tolist() == [level for _, level in queue]
         assert client_state.bank.vectors == pytest.approx(torch.stack([v for v, _ in queue]).numpy(), abs=1e-4)
-        alike(client_state.momentum, xi[name])
+        assert_close(client_state.momentum, xi[name])
 
 
-def test_one_site_with_exchange_is_one_without_bit_by_bit() -> None:
+def test_with_one_site_the_exchange_does_not_change_a_bit() -> None:
     one, other = (first_stage(FCL(exchange=exchange), 3, sites=1) for exchange in (True, False))
     assert one[0][-1].state.state == other[0][-1].state.state
     assert (

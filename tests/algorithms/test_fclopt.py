@@ -1,4 +1,4 @@
-"""FCLOpt: its loss by hand, targets that are predicted, the same everywhere, distances foretold, what travels."""
+"""FCLOpt: the loss by hand, predicted targets that are equal at all sites, predicted distances, and bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raysim.storage.digest import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.contrastive_views import pool_levels, sample_batches
 from raysim.training.model_geometry import extrapolate_distance, move_to_distance, tensor_distances, total_distance
-from tests.support.by_hand import POOLS, alike, at, averaged, first_stage, uneven
+from tests.support.by_hand import POOLS, assert_close, at, averaged, first_stage, uneven
 
 
 def model(**tensors: Any) -> Model:
@@ -28,17 +28,17 @@ def model(**tensors: Any) -> Model:
 
 def test_the_loss_by_hand() -> None:
     q, z = torch.tensor([[1.0, 0], [0, 1], [-1, 0]]), torch.tensor([[1.0, 0], [1, 0], [1, 0]])
-    # of level 1: q0 to z0 and z1: 0 and 0; q1: 2 and 2; of level 2: q2 to z2: 4
+    # level 1: q0 to z0 and z1: 0 and 0; q1: 2 and 2; level 2: q2 to z2: 4
     assert alignment_loss(q, z, torch.tensor([1, 1, 2])).item() == pytest.approx((0 + 2 + 4) / 3)
     assert alignment_loss(q, q, torch.tensor([1, 2, 3])).item() == pytest.approx(0, abs=1e-6)
     assert alignment_loss(q, -q, torch.tensor([1, 2, 3])).item() == pytest.approx(4)
 
 
-def test_the_spread_is_one_where_features_are_everywhere_and_zero_where_they_are_one() -> None:
+def test_the_spread_is_one_for_spread_features_and_zero_for_equal_features() -> None:
     everywhere = torch.nn.functional.normalize(torch.randn(4000, 16))
     assert spread(everywhere).item() == pytest.approx(1, abs=0.02)
     assert spread(everywhere[:1].repeat(5, 1)).item() == pytest.approx(0, abs=1e-6)
-    # (1, 0) and (0, 1): a deviation of 1/2 along each axis, times the root of 2
+    # (1, 0) and (0, 1): a deviation of 1/2 along each axis, times sqrt(2)
     assert spread(torch.eye(2)).item() == pytest.approx(0.5 * 2**0.5)
 
 
@@ -55,7 +55,7 @@ def test_a_target_is_predicted_by_hand() -> None:
     assert move_to_distance(THETA, OLD, np.float32([far / 2]))["a"] == pytest.approx([1.5, 2])
 
 
-def test_at_its_own_distance_or_farther_the_old_target_comes_back_and_at_none_theta() -> None:
+def test_a_large_distance_gives_the_old_target_and_zero_gives_theta() -> None:
     assert move_to_distance(THETA, OLD, tensor_distances(THETA, OLD)) == OLD
     assert move_to_distance(THETA, OLD, np.float32([50, 20])) == OLD
     assert move_to_distance(THETA, OLD, np.float32([0, 0])) == THETA
@@ -66,12 +66,12 @@ def test_at_its_own_distance_or_farther_the_old_target_comes_back_and_at_none_th
     assert tensor_distances(one, move_to_distance(one, two, distances)) == pytest.approx(distances, rel=1e-5)
 
 
-def test_distances_are_foretold_on_a_line_and_never_below_zero() -> None:
+def test_distances_are_extrapolated_on_a_line_and_never_negative() -> None:
     measured = [(0, np.float32([1, 8])), (5, np.float32([2, 3]))]
     assert extrapolate_distance(measured, 10).tolist() == pytest.approx([3, 0])
     assert extrapolate_distance(measured, 6).tolist() == pytest.approx([2.2, 2])
     assert extrapolate_distance(measured[:1], 9).tolist() == [1, 8]
-    # least squares through 0, 1, 5 at 0, 1, 2: slope 2.5 round the mean 2 at 1
+    # least squares through 0, 1, 5 at times 0, 1, 2: slope 2.5 through the mean 2 at time 1
     assert extrapolate_distance([(t, np.float32([v])) for t, v in enumerate((0, 1, 5))], 3).tolist() == pytest.approx(
         [7]
     )
@@ -85,14 +85,14 @@ def task() -> Task:
 
 
 def pretrained(mine: FCLOpt, rounds: int, **options: Any) -> tuple[list[Any], LocalFleet]:
-    """The first stage of a run: so many rounds."""
+    """`rounds` rounds of the first stage of a run, and the fleet."""
     mine, fleet = replace(mine, pretrain_rounds=rounds), LocalFleet(task(), rounds=rounds + 1)
     found = federate(mine, task(), fleet, rounds=rounds + 1, **options)
     return [next(found) for _ in range(rounds)], fleet
 
 
 def sizes() -> tuple[int, int, int]:
-    """Bytes of the main network and of a target, and the tensors of a target."""
+    """Bytes of the main network and of a target, and the number of tensors of a target."""
     mine = FCLOpt(features=8)
     net = weights(mine.build_network(task().network(), task()))
     target = target_part(net)
@@ -101,19 +101,19 @@ def sizes() -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("target", ["exchange", "ptnu", "ema"])
-def test_bytes_are_the_formulas(target: Any) -> None:
+def test_bytes_equal_the_formulas(target: Any) -> None:
     main, other, tensors = sizes()
     rounds, _ = pretrained(FCLOpt(features=8, target=target, anchor=2), 4)
     extra = {"exchange": other, "ptnu": 4 * tensors, "ema": 0}[target]
     for r in rounds:
         anchored = target == "exchange" or (target == "ptnu" and r.number in (1, 3))
-        assert set(r.traffic.down.values()) == {main + extra + 8}  # and the one word whether to upload
+        assert set(r.traffic.down.values()) == {main + extra + 8}  # and eight bytes of the flag `upload`
         assert set(r.traffic.up.values()) == {main + other * anchored}
         assert sum(r.traffic.between.values()) == 0
         assert r.metrics["uploads_skipped"] == (0 if anchored else 3)
 
 
-def test_every_site_predicts_the_server_s_target_bit_by_bit() -> None:
+def test_every_site_predicts_the_target_of_the_server_bit_by_bit() -> None:
     mine = replace(FCLOpt(anchor=1), pretrain_rounds=3)
     fleet, before = LocalFleet(task(), rounds=4), None
     rounds = federate(mine, task(), fleet, rounds=4)
@@ -125,7 +125,7 @@ def test_every_site_predicts_the_server_s_target_bit_by_bit() -> None:
         before = state.target
 
 
-def test_the_error_of_the_prediction_is_logged_against_the_distance() -> None:
+def test_prediction_error_and_distance_are_logged() -> None:
     mine = FCLOpt(anchor=1, pretrain_rounds=1)
     fleet = LocalFleet(task(), rounds=2)
     fleet.accounting.open_round(0)
@@ -144,19 +144,19 @@ def test_the_error_of_the_prediction_is_logged_against_the_distance() -> None:
     assert first.metrics["prediction_error"] > 0
 
 
-def proof(mine: FCLOpt, rounds: int) -> str:
+def run_digest(mine: FCLOpt, rounds: int) -> str:
     found, fleet = pretrained(mine, rounds)
     return digest(found[-1].state, dict(fleet.client_states))
 
 
-def test_an_anchor_in_every_round_or_no_tolerance_is_no_distance_prediction() -> None:
-    plain = proof(FCLOpt(anchor=1), 4)
-    assert proof(FCLOpt(anchor=None, threshold=0), 4) == plain
-    assert proof(FCLOpt(anchor=3, threshold=0), 4) == plain
-    assert proof(FCLOpt(anchor=3), 4) != plain
+def test_with_an_anchor_in_every_round_or_threshold_zero_nothing_is_predicted() -> None:
+    plain = run_digest(FCLOpt(anchor=1), 4)
+    assert run_digest(FCLOpt(anchor=None, threshold=0), 4) == plain
+    assert run_digest(FCLOpt(anchor=3, threshold=0), 4) == plain
+    assert run_digest(FCLOpt(anchor=3), 4) != plain
 
 
-def test_without_anchors_only_the_first_round_uploads_and_bytes_fall_with_their_distance() -> None:
+def test_without_anchors_only_the_first_round_uploads() -> None:
     main, other, _ = sizes()
     ups = []
     for anchor in (1, 2, 3, 5, None):
@@ -165,10 +165,10 @@ def test_without_anchors_only_the_first_round_uploads_and_bytes_fall_with_their_
     assert ups == [3 * (6 * main + n * other) for n in (6, 3, 2, 2, 1)]
 
 
-def test_a_change_foretold_beyond_the_threshold_calls_for_an_upload() -> None:
+def test_a_predicted_change_above_the_threshold_causes_an_upload() -> None:
     from algorithms.fclopt import ServerState
 
-    measured = ((0, np.float32([1.0])), (1, np.float32([2.0])))  # so 3 in round 2: half as much again
+    measured = ((0, np.float32([1.0])), (1, np.float32([2.0])))  # so 3 is predicted for round 2, 1.5 times the last one
     state = ServerState(THETA, THETA, np.float32([2.0]), measured, round=2)
     for threshold, upload in ((0.4, True), (0.6, False), (None, False)):
         assert FCLOpt(anchor=None, threshold=threshold).is_anchor(state) == upload
@@ -176,17 +176,17 @@ def test_a_change_foretold_beyond_the_threshold_calls_for_an_upload() -> None:
     assert not FCLOpt(anchor=3).is_anchor(state)
 
 
-def test_a_threshold_alone_begins_to_skip_when_two_distances_are_known() -> None:
+def test_a_threshold_alone_skips_uploads_after_two_distances() -> None:
     skipped = [
         [r.metrics["uploads_skipped"] for r in pretrained(FCLOpt(anchor=None, threshold=threshold), 4)[0]]
         for threshold in (1e-9, 1e9)
     ]
     assert skipped == [[0.0] * 4, [0.0, 0.0, 3.0, 3.0]]
-    with pytest.raises(ConfigError, match=r"algorithm\.history=1 predicts no change"):
+    with pytest.raises(ConfigError, match=r"algorithm\.history=1 cannot predict a change.*set algorithm\.history=2"):
         FCLOpt(threshold=0.1, history=1).init(task())
 
 
-def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
+def test_ema_needs_no_target_from_the_server() -> None:
     mine, fleet = replace(FCLOpt(target="ema", round_momentum=1.0), pretrain_rounds=2), LocalFleet(task(), rounds=3)
     rounds = federate(mine, task(), fleet, rounds=3)
     next(rounds)
@@ -204,7 +204,7 @@ def test_an_average_of_the_site_s_own_needs_no_other_target() -> None:
 
 
 @pytest.mark.parametrize("distances", ["tensor", "network"])
-def test_between_anchors_the_distance_is_the_one_foretold(distances: Any) -> None:
+def test_between_anchors_the_distance_is_the_predicted_one(distances: Any) -> None:
     rounds, _ = pretrained(FCLOpt(anchor=2, history=2, distances=distances, batch_size=4), 7)
     states = [r.state.state for r in rounds]
     for number in range(1, 7):
@@ -245,7 +245,7 @@ def test_a_round_by_hand() -> None:
                 with torch.no_grad():
                     z = torch.nn.functional.normalize(target(torch.cat([two, one])))
                 half, total = len(index), torch.zeros(())
-                for i in range(2 * half):  # a query of one view, and the other view of each slice of its level
+                for i in range(2 * half):  # one view, compared with the other view of slices of its level
                     same = [j for j in range(half) if levels[j] == levels[i % half]]
                     near = [2 - 2 * q[i] @ z[j + half * (i >= half)] for j in same]
                     total = total + sum(near) / len(near) / (2 * half)
@@ -257,7 +257,7 @@ def test_a_round_by_hand() -> None:
                         xi.copy_(0.9 * xi + 0.1 * theta)
             learned[name], targets[name] = weights(net), weights(target).parameters
     theta, true = averaged(learned), averaged(targets)
-    alike(found.state.state.model, theta)
+    assert_close(found.state.state.model, theta)
     assert found.metrics["distance"] == pytest.approx(
         total_distance(tensor_distances(target_part(theta), true)), rel=1e-3
     )
@@ -271,7 +271,7 @@ def test_features_do_not_collapse_and_the_loss_is_in_its_range() -> None:
     assert all(0 <= r.loss <= 4 for r in rounds)
 
 
-def test_a_target_that_keeps_all_or_nothing_of_itself() -> None:
+def test_a_target_with_momentum_one_and_zero() -> None:
     from algorithms.fclopt import Broadcast
 
     for momentum in (0.0, 1.0):
@@ -282,7 +282,7 @@ def test_a_target_that_keeps_all_or_nothing_of_itself() -> None:
             assert reply.payload.target == expected
 
 
-def test_a_site_that_comes_later_begins_with_the_global_model_s_part() -> None:
+def test_a_site_that_is_sampled_later_starts_with_the_global_model() -> None:
     rounds, fleet = pretrained(FCLOpt(anchor=2), 6, cohort=1)
     assert all(np.isfinite(r.loss) for r in rounds)
     assert len({r.cohort for r in rounds}) > 1

@@ -46,32 +46,32 @@ def test_adams_second_step() -> None:
     )
 
 
-def test_yogi_moves_v_by_no_more_than_the_square_whichever_way() -> None:
-    # tau^2 = 0.09 lies below 0.35^2 = 0.1225 and above 0.2^2 = 0.04.
+def test_yogi_changes_v_by_at_most_the_square() -> None:
+    # tau^2 = 0.09 is below 0.35^2 = 0.1225 and above 0.2^2 = 0.04.
     end = state(server_optimizer="yogi", beta2=0.75, tau=0.3)
     assert toy.line(end.second_moment) == pytest.approx((0.09 + 0.25 * 0.1225, 0.09 - 0.25 * 0.04))
 
 
 def test_avgm_is_momentum_at_the_server() -> None:
-    # Round 2 of FedAvg goes from (0.35, 0.2) to (0.55125, 0.31875); half of the first change comes on top.
+    # Round 2 of FedAvg goes from (0.35, 0.2) to (0.55125, 0.31875); momentum adds half of the first change.
     end = state(rounds=2, server_optimizer="avgm", server_lr=1.0, beta1=0.5)
     assert toy.line(end.model) == pytest.approx((0.55125 + 0.175, 0.31875 + 0.1))
     assert end.second_moment is None
 
 
-def test_avgm_without_momentum_is_fedavg_to_the_bit() -> None:
+def test_avgm_without_momentum_is_bit_identical_to_fedavg() -> None:
     for task in (toy.two_sites(), toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled)):
         found = state(rounds=3, task=task, server_optimizer="avgm", server_lr=1.0, beta1=0.0, epochs=3)
         assert found.model == last(FedAvg(**SGD, epochs=3), rounds=3, task=task).state
 
 
-def test_a_part_of_the_sites_gives_the_change() -> None:
+def test_a_cohort_below_all_sites_gives_the_change() -> None:
     task, algorithm = toy.two_sites(), FedAdam(**SGD, server_optimizer="avgm", server_lr=0.5, beta1=0.0)
     end, _ = algorithm.round(LocalFleet(task, rounds=1).at(["b"]), algorithm.init(task))
     assert toy.line(end.model) == pytest.approx((0.2, 0.1))
 
 
-def test_bytes_are_the_model_both_ways() -> None:
+def test_bytes_are_the_model_up_and_down() -> None:
     traffic = last(FedAdam(**SGD), rounds=2).traffic
     assert traffic.up == traffic.down == {"a": 8, "b": 8}
 
@@ -80,13 +80,13 @@ PAIR: toy.Points = ((1, 0), (3, 1))
 FAR: toy.Points = ((5, 0), (7, 1), (5, 0), (7, 1))
 
 
-def test_buffers_are_averaged_plainly() -> None:
+def test_buffers_are_averaged_without_server_optimizer() -> None:
     end = state(task=toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled), server_lr=0.5)
     assert end.model["0.running_mean"].item() == pytest.approx((2 * 0.2 + 4 * 0.6) / 6)
     assert set(end.first_moment) == set(end.second_moment) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
-def test_a_weight_that_never_changes_stays() -> None:
-    # The scale and shift behind w = 0 have no gradient in round 1.
+def test_a_weight_without_change_is_kept() -> None:
+    # Because w = 0, scale and shift have no gradient in round 1.
     end = state(task=toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled))
     assert (end.model["0.weight"].item(), end.model["0.bias"].item()) == (1, 0)

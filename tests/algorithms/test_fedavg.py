@@ -40,14 +40,14 @@ def test_the_loss_is_the_mean_over_examples() -> None:
     assert last(steps=2).loss == pytest.approx((1 * (2 + 1.28) / 2 + 3 * (2 + 0.5) / 2) / 4)
 
 
-def test_bytes_are_the_model_both_ways() -> None:
+def test_bytes_are_the_model_up_and_down() -> None:
     traffic = last().traffic
     assert traffic.up == traffic.down == {"a": 8, "b": 8}
     assert traffic.between == {"a": 0, "b": 0}
 
 
-def test_all_sites_are_judged_by_the_global_model() -> None:
-    # (0.35, 0.2): |0.55 - 2| at a, |0.9 - 2| at b and at x, which is outside.
+def test_all_sites_are_scored_with_the_global_model() -> None:
+    # With (0.35, 0.2): |0.55 - 2| at a, |0.9 - 2| at b and at the outside site x.
     task = toy.task({"a": toy.A, "b": toy.B, "x": toy.B}, outside=["x"])
     scores = {(s.site, s.role, s.metric): s.value for s in last(task).scores if s.split == "test"}
     assert scores == {
@@ -62,14 +62,14 @@ FAR: toy.Points = ((5, 0), (7, 1), (5, 0), (7, 1))  # mean 6
 
 
 def test_averaged_statistics_are_weighted_by_examples() -> None:
-    # 0.1 * 2 at a and 0.1 * 6 at b, of 2 and of 4 examples.
+    # 0.1 * 2 at a with 2 examples and 0.1 * 6 at b with 4 examples.
     task = toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled)
     state = last(task).state
     assert state["0.running_mean"].item() == pytest.approx((2 * 0.2 + 4 * 0.6) / 6)
     assert state["0.num_batches_tracked"] == 1
 
 
-def test_local_statistics_never_travel() -> None:
+def test_local_statistics_are_never_sent() -> None:
     task = toy.task({"a": PAIR, "b": FAR}, network=toy.Scaled)
     fleet = LocalFleet(task, rounds=2)
     algorithm = FedAvg(**SGD, buffers="local")
@@ -80,8 +80,8 @@ def test_local_statistics_never_travel() -> None:
     assert means == pytest.approx({"a": 0.1 * 2 + 0.9 * 0.2, "b": 0.1 * 6 + 0.9 * 0.6})
 
 
-def test_local_statistics_make_a_personal_model() -> None:
-    # The site's own answer has its own statistics; the plain global model takes those of the batch.
+def test_local_statistics_give_a_personal_model() -> None:
+    # The site's predictor uses the local statistics; the global model uses those of the batch.
     task = toy.task({"a": PAIR, "x": PAIR}, outside=["x"], network=toy.Scaled)
     values = {(s.site, s.metric): s.value for s in last(task, buffers="local").scores if s.split == "test"}
     assert values["a", "distance"] != values["a", "distance@global"]

@@ -30,23 +30,23 @@ def norm(fleet: LocalFleet, site: str) -> tuple[float, float]:
     return fleet.client_state(site)["0.weight"].item(), fleet.client_state(site)["0.bias"].item()
 
 
-def test_the_first_round_moves_the_line_alone() -> None:
-    # r = -y: at a (0, -1), so dw = -0.5 and db = -0.5; at b (-1, -3), dw = -1, db = -2. With w = 0 no norm moves.
+def test_the_first_round_changes_only_the_line() -> None:
+    # r = -y: at a (0, -1), so dw = -0.5 and db = -0.5; at b (-1, -3), dw = -1, db = -2. With w = 0 no norm changes.
     end, fleet = run(rounds=1)
     assert toy.line(end.state.shared) == pytest.approx((0.075, 0.125), rel=1e-4)
     assert norm(fleet, "a") == norm(fleet, "b") == (1, 0)
 
 
-def test_the_second_round_moves_each_sites_norm_its_own_way() -> None:
+def test_the_second_round_changes_the_norm_of_each_site() -> None:
     # Outputs 0.05 and 0.2. a: r = (0.05, -0.8), so mean r x = -0.425 and mean r = -0.375; b: r = (-0.95, -2.8), so
-    # -0.925 and -1.875. The norm's gradients are those times w = 0.075, the line's are those.
+    # -0.925 and -1.875. These are the gradients of the line; times w = 0.075 they are those of the norm.
     end, fleet = run()
     assert norm(fleet, "a") == pytest.approx((1 + 0.1 * 0.075 * 0.425, 0.1 * 0.075 * 0.375), rel=1e-4)
     assert norm(fleet, "b") == pytest.approx((1 + 0.1 * 0.075 * 0.925, 0.1 * 0.075 * 1.875), rel=1e-4)
     assert toy.line(end.state.shared) == pytest.approx((0.075 + 0.0675, 0.125 + 0.1125), rel=1e-4)
 
 
-def test_statistics_stay_too() -> None:
+def test_statistics_also_stay_at_the_site() -> None:
     _, fleet = run()
     assert set(fleet.client_state("a")) == NORM
     means = {site: fleet.client_state(site)["0.running_mean"].item() for site in "ab"}
@@ -54,15 +54,15 @@ def test_statistics_stay_too() -> None:
 
 
 @pytest.mark.parametrize("buffers", ["average", "local", "reset"])
-def test_only_the_line_travels(buffers: str) -> None:
+def test_only_the_line_is_sent(buffers: str) -> None:
     end, fleet = run(buffers=buffers)
     assert end.traffic.up == end.traffic.down == {"a": 8, "b": 8}
     assert set(end.state.shared) == {"1.weight", "1.bias"}
     assert fleet.client_state("a")["0.num_batches_tracked"] == (1 if buffers == "reset" else 2)
 
 
-def test_an_outside_site_gets_the_norm_of_the_start_and_the_batchs_statistics() -> None:
-    # x = 5, 7 is normalised to -1, 1; the line (0.1425, 0.2375) says 0.095 and 0.38 where 1 and 3 are true.
+def test_an_outside_site_uses_the_first_norm_and_batch_statistics() -> None:
+    # x = 5, 7 is normalised to -1, 1; the line (0.1425, 0.2375) predicts 0.095 and 0.38 for y = 1 and 3.
     end, _ = run()
     values = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
     assert set(end.state.model) == {"0.weight", "0.bias", "1.weight", "1.bias"}
@@ -71,7 +71,7 @@ def test_an_outside_site_gets_the_norm_of_the_start_and_the_batchs_statistics() 
     assert values["b", "distance"] != values["b", "distance@global"]
 
 
-def test_no_normalisation_is_fedavg_to_the_bit() -> None:
+def test_without_normalisation_it_is_bit_identical_to_fedavg() -> None:
     end, fleet = run(task=toy.two_sites(), epochs=3)
     task = toy.two_sites()
     *_, plain = federate(FedAvg(**SGD, epochs=3), task, LocalFleet(task, rounds=2), rounds=2)
@@ -79,7 +79,7 @@ def test_no_normalisation_is_fedavg_to_the_bit() -> None:
     assert len(fleet.client_state("a")) == 0
 
 
-def test_a_site_that_was_not_asked_answers_with_the_global_model() -> None:
+def test_a_site_that_was_never_sampled_predicts_with_the_global_model() -> None:
     end, fleet = run(rounds=1, cohort=1)
     (sampled,) = end.cohort
     (other,) = {"a", "b"} - {sampled}

@@ -1,4 +1,4 @@
-"""FedProx by hand: the pull mu (w - w0) is nothing at the first step and counts from the second on."""
+"""FedProx by hand: the pull mu (w - w0) is zero in the first step, and not from the second step on."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_the_second_step_is_pulled_back() -> None:
     assert toy.line(after(FedProx(mu=1.0, steps=2, **SGD))) == pytest.approx(expected)
 
 
-def test_no_pull_is_fedavg_to_the_bit() -> None:
+def test_without_pull_it_is_bit_identical_to_fedavg() -> None:
     assert after(FedProx(mu=0.0, epochs=3, **SGD), rounds=2) == after(FedAvg(epochs=3, **SGD), rounds=2)
 
 
 def test_the_pull_is_to_the_model_of_this_round() -> None:
-    # Two rounds of one step: each starts at its own w0, so nothing is ever pulled.
+    # Two rounds of one step: each round starts at its w0, so the pull is always zero.
     assert after(FedProx(mu=5.0, **SGD), rounds=2) == after(FedAvg(**SGD), rounds=2)
 
 
-def test_frozen_parameters_and_those_without_gradient_are_passed_over() -> None:
+def test_parameters_that_are_frozen_or_without_gradient_are_skipped() -> None:
     net = torch.nn.Sequential(toy.Line(), toy.Line())
     net[0].bias.requires_grad_(False)
     correct = pull_to_start(net, 0.5)

@@ -29,14 +29,14 @@ def run(rounds: int = 2, task: Any = None, cohort: float | int = 1.0, **fields: 
 
 
 def after(u: float, w: float, b: float, x: float) -> tuple[float, float, float]:
-    """One step of the head at (x, 2), then one of u; lr 0.1."""
+    """u, w and b after one step of the head at (x, 2) and one step of u, with lr 0.1."""
     r = w * u * x + b - 2
     w, b = w - 0.1 * r * u * x, b - 0.1 * r
     r = w * u * x + b - 2
     return u - 0.1 * r * w * x, w, b
 
 
-def test_the_head_goes_first_then_the_rest() -> None:
+def test_the_head_is_trained_first_then_the_other_layers() -> None:
     # Heads: r = -2, a to (0.2, 0.2) and b, whose u x is 2, to (0.4, 0.2). Then a: r = -1.6, du = -1.6 * 0.2;
     # b: r = -1, du = -1 * 0.4 * 2.
     end, fleet = run(rounds=1)
@@ -53,7 +53,7 @@ def test_the_second_round_starts_from_the_sites_own_head() -> None:
     assert end.state.shared["0.weight"].item() == pytest.approx((a[0] + 3 * b[0]) / 4)
 
 
-def test_passes_of_the_head_are_its_own() -> None:
+def test_head_epochs_are_separate() -> None:
     # Two passes: a from (0.2, 0.2) by r = -1.6 to (0.36, 0.36); then r = -1.28 and du = -1.28 * 0.36, twice.
     end, fleet = run(rounds=1, task=toy.task({"a": toy.A}, network=Two), head_epochs=2, steps=2)
     assert toy.line(fleet.client_state("a")) == pytest.approx((0.36, 0.36))
@@ -61,24 +61,24 @@ def test_passes_of_the_head_are_its_own() -> None:
     assert end.state.shared["0.weight"].item() == pytest.approx(u - 0.1 * (0.36 * u + 0.36 - 2) * 0.36)
 
 
-def test_both_losses_are_told() -> None:
+def test_both_losses_are_reported() -> None:
     end, _ = run(rounds=1)
     metrics = {s.metric: s.value for s in end.scores if (s.site, s.split) == ("a", "train")}
     assert metrics == {"loss": pytest.approx(1.28), "head_loss": pytest.approx(2.0)}
 
 
-def test_only_the_representation_travels() -> None:
+def test_only_the_representation_is_sent() -> None:
     end, fleet = run()
     assert end.traffic.up == end.traffic.down == {"a": 4, "b": 4}
     assert set(end.state.shared) == {"0.weight"}
     assert set(fleet.client_state("a")) == {"1.weight", "1.bias"}
 
 
-def test_no_answer_where_there_is_no_head() -> None:
+def test_no_predictor_without_a_head() -> None:
     task = toy.task({"a": toy.A, "b": toy.B, "x": toy.B}, outside=["x"], network=Two)
     end, _ = run(rounds=1, task=task)
-    judged = {(s.site, s.metric) for s in end.scores if s.split == "test"}
-    assert judged == {("a", "distance"), ("b", "distance")}
+    evaluated = {(s.site, s.metric) for s in end.scores if s.split == "test"}
+    assert evaluated == {("a", "distance"), ("b", "distance")}
     assert end.state.model is None
     end, fleet = run(rounds=1, cohort=1)
     assert {s.site for s in end.scores} == set(end.cohort)
@@ -86,7 +86,7 @@ def test_no_answer_where_there_is_no_head() -> None:
 
 
 def test_the_head_may_be_named() -> None:
-    # The first layer stays; the line is FedAvg's after one step of it at u = 1, no matter: u has no gradient at w = 0.
+    # The first layer stays at the site and has no gradient at w = 0, so the line equals FedAvg after a step at u = 1.
     end, fleet = run(rounds=1, head="0")
     assert set(fleet.client_state("a")) == {"0.weight"}
     assert toy.line(end.state.shared) == pytest.approx((0.35, 0.2))
@@ -94,13 +94,13 @@ def test_the_head_may_be_named() -> None:
 
 
 @pytest.mark.parametrize("head", ["2", "", "1.wei"])
-def test_a_head_that_is_no_part_of_the_network_is_refused_with_the_names(head: str) -> None:
-    with pytest.raises(ConfigError, match=rf"algorithm.head={head}: expected .* the network has 0, 1$"):
+def test_an_unknown_head_is_refused_with_the_names_of_layers(head: str) -> None:
+    with pytest.raises(ConfigError, match=rf"algorithm.head={head}: expected .* layers of the network: 0, 1$"):
         FedRep(head=head).init(toy.two_sites(Two))
 
 
-def test_a_head_that_is_all_of_the_network_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not of all or none"):
+def test_a_head_of_all_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="matches some layers, but not all; layers of the network: "):
         FedRep().init(toy.two_sites())
 
 
@@ -111,8 +111,8 @@ def test_a_name_ends_at_a_dot() -> None:
     assert not within("fc2.weight", "fc")
 
 
-class Helped(nn.Module):
-    """Its last layer leads to an output of training only, and it says the full resolution first."""
+class DeeplySupervised(nn.Module):
+    """Its last layer affects only an output for training. The first output has the full resolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class Helped(nn.Module):
         return [self.out(h), self.side(h)] if self.training else [self.out(h)]
 
 
-def test_the_last_layer_is_the_last_that_the_output_depends_on() -> None:
-    assert last_layer(Helped(), (1, 4, 4)) == "out"
-    net = Helped()
+def test_the_last_layer_is_the_last_that_affects_the_output() -> None:
+    assert last_layer(DeeplySupervised(), (1, 4, 4)) == "out"
+    net = DeeplySupervised()
     net.out.requires_grad_(False)
     assert last_layer(net, (1, 4, 4)) == "body"
-    with pytest.raises(ConfigError, match="depends on no layer"):
+    with pytest.raises(ConfigError, match="no trained layer affects the network's output"):
         last_layer(net.requires_grad_(False), (1, 4, 4))
 
 
@@ -153,7 +153,7 @@ def test_buffers_of_the_representation_follow_the_policy() -> None:
     pair: toy.Points = ((1, 0), (3, 1))
     task = toy.task({"a": pair}, network=Normed)
     end, fleet = run(rounds=1, task=task)
-    assert end.state.shared["0.num_batches_tracked"] == 2  # one batch for the head, one for the rest
+    assert end.state.shared["0.num_batches_tracked"] == 2  # one batch for the head, one for the other layers
     end, fleet = run(task=task, buffers="local")
     assert len(end.state.shared.buffers) == 0
     assert fleet.client_state("a")["0.num_batches_tracked"] == 4

@@ -1,4 +1,4 @@
-"""FedRotation: turns by hand, of square images and others, and a round by hand."""
+"""FedRotation: rotations of images with equal and unequal sides, and a round by hand."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from raysim import LocalFleet, federate, weights
 from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from tests.support.by_hand import alike, first_stage, one_round
+from tests.support.by_hand import assert_close, first_stage, one_round
 
 
-def test_images_are_turned_by_quarters() -> None:
+def test_images_are_rotated_by_quarter_turns() -> None:
     image = torch.tensor([[[1.0, 2], [3, 4]]])
     found = rotate(image.repeat(4, 1, 1, 1), torch.arange(4))[:, 0].tolist()
     assert found == [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
 
 
-@pytest.mark.parametrize(("size", "ways"), [((16, 16), 4), ((16, 24), 2)])
-def test_what_is_not_square_has_two_ways(size: tuple[int, int], ways: int) -> None:
+@pytest.mark.parametrize(("size", "count"), [((16, 16), 4), ((16, 24), 2)])
+def test_an_image_that_is_not_square_has_two_rotations(size: tuple[int, int], count: int) -> None:
     data = SyntheticData(sites=2, outside=(), cases=4, val=0, test=1, size=size)
     task = Synthetic(data=data, network={"name": "unet", "channels": [2, 4], "strides": [2]}, batch_size=2).build()
-    assert rotations(task.shape) == ways
+    assert rotations(task.shape) == count
     mine = FedRotation(pretrain_rounds=1)
-    assert mine.init(task).state["0.head.weight"].shape == (ways, 4)
+    assert mine.init(task).state["0.head.weight"].shape == (count, 4)
     first = next(federate(mine, task, LocalFleet(task, rounds=2), rounds=2))
     accuracy = [s.value for s in first.scores if s.metric == "turn_accuracy"]
     assert len(accuracy) == 2
@@ -35,9 +35,9 @@ def test_what_is_not_square_has_two_ways(size: tuple[int, int], ways: int) -> No
     assert set(first.traffic.up.values()) == set(first.traffic.down.values()) == {size_of}
 
 
-def test_views_turn_and_mirror_nothing_by_themselves() -> None:
-    for words in ([], ["algorithm.views.noise=0.1"], ["algorithm.views={zoom: 0.1}"]):
-        mine = resolve(parse_pairs(["algorithm=fedrotation", *words])).algorithm
+def test_views_do_not_rotate_or_mirror_by_default() -> None:
+    for keys in ([], ["algorithm.views.noise=0.1"], ["algorithm.views={zoom: 0.1}"]):
+        mine = resolve(parse_pairs(["algorithm=fedrotation", *keys])).algorithm
         assert (mine.views.turn, mine.views.flip) == (0, 0)
 
 
@@ -51,4 +51,4 @@ def test_a_round_by_hand() -> None:
         return -torch.stack([row[k] for row, k in zip(log_probabilities, quarters, strict=True)]).mean()
 
     (found,), _ = first_stage(mine, 1)
-    alike(found.state.state, one_round(mine, loss), 1e-5)
+    assert_close(found.state.state, one_round(mine, loss), 1e-5)

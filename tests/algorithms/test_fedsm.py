@@ -1,4 +1,4 @@
-"""FedSM: SoftPull by hand, routing, the selector's labels and steps, and a global branch that is FedAvg's."""
+"""FedSM: SoftPull by hand, routing, the selector's labels and steps, and a global model that equals FedAvg."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_the_mean_stays_and_deviations_shrink(pull: float) -> None:
     before, after = (np.stack([m["w"] for m in of_.values()]) for of_ in (models, pulled))
     assert after.mean(0) == pytest.approx(before.mean(0), abs=1e-6)
     assert after - after.mean(0) == pytest.approx(mu * (before - before.mean(0)), abs=1e-6)
-    # and the definition, term by term
+    # the definition, term by term
     others = (before.sum(0) - before) / 3
     assert after == pytest.approx(pull * before + (1 - pull) * others, abs=1e-6)
 
 
-def test_no_pull_touches_no_bit_and_one_model_comes_back() -> None:
+def test_pull_one_changes_no_bit_and_a_single_model_is_returned() -> None:
     models = {"a": of(0.1, -0.0), "b": of(0.3, 7)}
     assert softpull(models, 1.0) == models
     assert softpull({"a": of(0.1)}, 0.7) == {"a": of(0.1)}
@@ -63,19 +63,19 @@ def test_pull_of_equal_models_is_that_model_and_names_are_irrelevant() -> None:
     assert [one[site]["w"].item() for site in "abc"] == pytest.approx([other[site]["w"].item() for site in "bca"])
 
 
-def test_few_arrivals_are_not_pushed_past_their_mean() -> None:
-    pulled = softpull({"a": of(1), "b": of(3)}, 0.3)  # right for four sites, too little for two
+def test_few_replies_do_not_overshoot_their_mean() -> None:
+    pulled = softpull({"a": of(1), "b": of(3)}, 0.3)  # allowed for four sites, too small for two
     assert [model["w"].item() for model in pulled.values()] == [2, 2]
 
 
-def test_counters_stay_the_sites_own() -> None:
+def test_counters_are_not_changed() -> None:
     models = {s: Model.of({"w": np.float32([n]), "seen": np.array(n)}, ["w"]) for s, n in (("a", 1), ("b", 4))}
     assert [model["seen"].item() for model in softpull(models, 0.5).values()] == [1, 4]
 
 
 @pytest.mark.parametrize("pull", [0.2, 0.33])
 def test_a_pull_below_one_over_the_sites_is_refused(pull: float) -> None:
-    with pytest.raises(ConfigError, match=r"algorithm\.pull is 0\.\d+: expected 0\.333333 \(the plain mean of 3"):
+    with pytest.raises(ConfigError, match=r"algorithm\.pull=0\.\d+: expected 0\.333333 \(the plain mean of 3"):
         FedSM(pull=pull).init(toy.task(THREE))
 
 
@@ -97,14 +97,14 @@ def test_without_pull_personal_models_are_local_training() -> None:
 
 
 def test_full_pull_makes_personal_models_the_plain_mean() -> None:
-    task = toy.task({"a": ((1, 2),), "b": ((2, 2),), "c": ((3, 1),)})  # equal n_k: FedAvg's mean is plain too
+    task = toy.task({"a": ((1, 2),), "b": ((2, 2),), "c": ((3, 1),)})  # equal n_k: FedAvg has the plain mean
     state = ended(FedSM(pull=1 / 3, **SGD), task).state
     for model in state.personal.values():
         assert toy.line(model) == pytest.approx(toy.line(state.model))
 
 
-def test_moments_go_on_from_round_to_round() -> None:
-    # One site, one batch: two rounds of Adam with its moments kept are two steps of one Adam.
+def test_moments_are_kept_between_rounds() -> None:
+    # With one site and one batch, two rounds of Adam with kept moments are two steps of one Adam.
     task = toy.task({"a": toy.A})
     state = ended(FedSM(lr=0.1), task).state
     net = toy.Line()
@@ -117,7 +117,7 @@ def test_moments_go_on_from_round_to_round() -> None:
     assert toy.line(ended(FedSM(lr=0.1, keep_moments=False), task).state.model) != pytest.approx(toy.line(state.model))
 
 
-def test_a_single_site_needs_no_one() -> None:
+def test_a_single_site_works() -> None:
     state = ended(FedSM(**SGD), toy.task({"a": toy.A})).state
     assert toy.line(state.personal["a"]) == pytest.approx(toy.line(state.model))
 
@@ -145,7 +145,7 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
     replies = fleet.map(mine.client, Broadcast(start.model, start.selector, None), start.personal)
     steps = [reply.payload.moments["0/step"].item() for reply in replies.values()]
     assert steps == [3, 3, 3]
-    # The first step of Adam is lr times the sign of the gradient of the mean cross-entropy with the site's own number.
+    # Adam's first step is lr times the sign of the gradient of the mean cross-entropy with the site's index as label.
     net = site_selector(task, start.selector)
     inputs = torch.from_numpy(task.open("site-02").train.inputs)
     loss = nn.functional.cross_entropy(net(inputs), torch.full((len(inputs),), 1))
@@ -170,12 +170,12 @@ def site_selector(task: Task, model: Model) -> nn.Module:
     return net
 
 
-def test_shared_moments_are_the_same_for_all_and_go_down_and_up() -> None:
+def test_shared_moments_are_equal_at_all_sites_and_are_sent() -> None:
     task = small_task()
     rounds = list(federate(FedSM(), task, LocalFleet(task, rounds=2), rounds=2))
     state = rounds[-1].state
     assert state.moments["0/step"].item() == 2
-    assert state.moments["0/exp_avg"].shape == state.selector[min_name(state.selector)].shape
+    assert state.moments["0/exp_avg"].shape == state.selector[first_parameter_name(state.selector)].shape
     p, s = state.model.nbytes, state.selector.nbytes
     steps = 4 * sum(name.endswith("/step") for name in state.moments)
     assert set(rounds[0].traffic.down.values()) == {2 * p + s}
@@ -186,12 +186,12 @@ def test_shared_moments_are_the_same_for_all_and_go_down_and_up() -> None:
     assert set(apart.traffic.up.values()) == {2 * p + s}
 
 
-def min_name(model: Model) -> str:
+def first_parameter_name(model: Model) -> str:
     return next(iter(name for name, _ in site_selector(small_task(), model).named_parameters()))
 
 
 class Constant(nn.Module):
-    """Logits that do not look at the image, or those of the image's own number."""
+    """Fixed logits for all images, or one row of logits for each image, selected by the image's value."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -208,42 +208,44 @@ def routed(logits: Any, threshold: float) -> RoutedPredictor:
     return RoutedPredictor(Constant(torch.tensor(logits)), models, plain, toy.Line(), threshold)
 
 
-def test_every_image_goes_where_the_selector_is_sure() -> None:
+def test_every_image_is_routed_by_the_confidence_of_the_selector() -> None:
     logits = [[9.0, 0, 0], [0, 9.0, 0], [1, 1.1, 1.2], [0, 0, 9.0]]
     inputs = torch.tensor([[3.0], [0.0], [2.0], [1.0], [3.0]])
     with torch.no_grad():
         assert routed(logits, 0.9)(inputs)[:, 0].tolist() == [9, 0, 20, 2, 9]
-        assert routed(logits, 1.0)(inputs)[:, 0].tolist() == [30, 0, 20, 10, 30]  # never surer than sure
+        assert routed(logits, 1.0)(inputs)[:, 0].tolist() == [30, 0, 20, 10, 30]  # no confidence is above 1
         assert routed(logits, 0.0)(inputs)[:, 0].tolist() == [9, 0, 6, 2, 9]
         one = [routed(logits, 0.9)(inputs[n : n + 1]).item() for n in range(5)]
     assert routed(logits, 0.9)(inputs)[:, 0].tolist() == one
 
 
 class Several(nn.Module):
-    """Puts out two resolutions, and looks at the whole batch."""
+    """A network with two output resolutions, whose output depends on the whole batch."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [x - x.mean(), x]
 
 
-def test_the_global_model_sees_the_whole_batch_and_may_put_out_several_resolutions() -> None:
+def test_the_global_model_gets_the_whole_batch_and_may_have_several_resolutions() -> None:
     mine = replace(routed([[9.0, 0, 0], [0.0, 0, 0]], 0.9), global_net=Several())
     with torch.no_grad():
         assert mine(torch.tensor([[1.0], [0.0], [1.0]]))[:, 0].tolist() == pytest.approx([1 / 3, 0, 1 / 3])
 
 
-def test_vgg11_does_not_look_at_vectors() -> None:
-    with pytest.raises(ConfigError, match=r"VGG-11 looks at images, and examples here are of the shape \(1,\)"):
+def test_vgg11_refuses_vectors() -> None:
+    with pytest.raises(
+        ConfigError, match=r"needs images, and examples have shape \(1,\); set algorithm\.selector=small"
+    ):
         FedSM(selector="vgg11").init(toy.two_sites())
 
 
 @pytest.mark.parametrize("sites", [3, 49, 107])
-def test_the_plain_mean_is_a_pull_that_is_allowed(sites: int) -> None:
+def test_a_pull_to_the_plain_mean_is_allowed(sites: int) -> None:
     task = toy.task({f"s{n:03}": toy.A for n in range(sites)})
     assert FedSM(pull=1 / sites).init(task).personal
 
 
-def test_inside_sites_are_judged_by_the_routed_their_own_and_the_global_model() -> None:
+def test_inside_sites_have_scores_of_routed_personal_and_global_models() -> None:
     end = ended(FedSM(), small_task())
     found = {(s.site, s.metric) for s in end.scores if s.split == "test"}
     for site in ("site-01", "site-02", "site-03"):
@@ -258,29 +260,29 @@ def test_inside_sites_are_judged_by_the_routed_their_own_and_the_global_model() 
     assert set(shares.values()) == {1.0}
 
 
-def test_a_selector_that_never_dares_answers_as_the_global_model() -> None:
+def test_a_selector_below_the_threshold_predicts_with_the_global_model() -> None:
     scores = {(s.site, s.split, s.metric): s.value for s in ended(FedSM(threshold=1.0), small_task()).scores}
     plain = {key: value for key, value in scores.items() if key[2] == "dice"}
     assert plain == {(a, b, "dice"): scores[a, b, "dice@global"] for a, b, _ in plain}
 
 
 def test_the_selector_learns_the_sites() -> None:
-    # One batch per pass, and one step of the other two models, which do not matter here.
+    # One batch per pass, and one step of the other two models, which are not tested here.
     task, mine = replace(small_task(), batch_size=8), FedSM(selector_lr=3e-3, selector_epochs=5, steps=1)
     end = ended(mine, task, rounds=40, evaluate_every=40)
     right = [s.value for s in end.scores if (s.split, s.metric) == ("test", "selector_accuracy")]
     assert np.mean(right) > 0.6
 
 
-def test_vgg11_is_a_selector_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vgg11_as_selector(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         assert 4 * count_parameters(vgg11((1, 16, 16), 3)) > 4e8
-    monkeypatch.setattr(fedsm, "VGG11_HIDDEN", 2)  # the whole one takes seconds
+    monkeypatch.setattr(fedsm, "VGG11_HIDDEN", 2)  # the full size takes seconds
     task = replace(small_task(), sizes={})
     assert FedSM(selector="vgg11").init(task).selector.schema is weights(vgg11(task.shape, 3)).schema
 
 
-def test_one_step_and_softpull_settle_where_the_penalised_loss_is_least() -> None:
+def test_one_step_and_softpull_converge_to_the_minimum_of_the_penalised_loss() -> None:
     # f_k(w) = (w - c_k)^2 / 2, step eta, mu = (K pull - 1)/(K - 1), penalty (1 - mu)/(2 eta mu) sum (w_k - mean)^2:
     # its stationary points are w_k = (c_k + rho m) / (1 + rho) with rho = (1 - mu)/(eta mu) and m the mean of c.
     eta, pull, centres = 0.2, 0.6, {"a": 1.0, "b": 4.0, "c": -2.0}
@@ -294,5 +296,5 @@ def test_one_step_and_softpull_settle_where_the_penalised_loss_is_least() -> Non
     assert [m["w"].item() for m in models.values()] == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_travels_is_three_models_and_moments() -> None:
+def test_bytes_are_three_models_and_moments() -> None:
     assert [*Update.__dataclass_fields__] == ["model", "personal", "selector", "moments"]

@@ -1,4 +1,4 @@
-"""Gradient alignment on two and three quadratics, whose Hessians are known."""
+"""Gradient alignment on two and three quadratic losses with known Hessians."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARE = np.array([2, 4]) / 6
 
 
 def at(*values: float) -> ServerState:
-    """w and b."""
+    """A state with these w and b."""
     w, b = (np.float32(value) for value in values)
     return ServerState(Model.of({"weight": w.reshape(1, 1), "bias": b.reshape(1)}))
 
@@ -62,7 +62,7 @@ def one_round(algorithm: GradientAlignment, start: ServerState, task: Task | Non
 
 
 def plain(**fields: Any) -> GradientAlignment:
-    """Gradient mode, one step of plain descent, products as long as they are."""
+    """Gradient mode with one step of plain gradient descent, without limit on products."""
     return GradientAlignment(**{"mode": "gradient", "limit": None, "server_lr": 0.1, "weight": 0.5} | fields)
 
 
@@ -76,7 +76,7 @@ def test_without_weight_gradient_mode_is_fedsgd() -> None:
 
 @pytest.mark.parametrize("mode", ["local", "server"])
 @pytest.mark.parametrize("network", [toy.Line, toy.Scaled])
-def test_without_weight_the_bits_are_those_of_fedavg(mode: Any, network: type[nn.Module]) -> None:
+def test_without_weight_it_is_bit_identical_to_fedavg(mode: Any, network: type[nn.Module]) -> None:
     task = toy.task(POINTS, network=network, batch_size=2)
     last = []
     for algorithm in (FedAvg(), GradientAlignment(weight=0.0, mode=mode)):
@@ -93,7 +93,7 @@ def test_the_correction_is_the_gradient_of_the_alignment_loss(product: Any) -> N
     step = mean + 0.5 * np.linalg.norm(mean) * along / np.linalg.norm(along)
     assert after == pytest.approx(theta - 0.1 * step, rel=1e-3 if product == "difference" else 1e-5)
     assert metrics["correction_ratio"] == pytest.approx(0.5, rel=1e-5)
-    # 2 sum_k p_k H_k (g_k - g) is what central differences of the loss give.
+    # Central differences of the loss give 2 sum_k p_k H_k (g_k - g).
     losses = [[by_hand(theta + sign * 1e-4 * axis)[2] for sign in (1, -1)] for axis in np.eye(2)]
     assert [(up - down) / 2e-4 for up, down in losses] == pytest.approx(2 * along, rel=1e-6)
 
@@ -104,7 +104,7 @@ def test_local_mode_with_one_step_of_sgd_is_gradient_mode() -> None:
     assert one_round(local, at(*theta))[0] == pytest.approx(one_round(plain(), at(*theta))[0], rel=1e-3)
 
 
-def test_a_product_is_no_longer_than_the_limit_allows() -> None:
+def test_a_product_is_at_most_as_long_as_the_limit() -> None:
     theta = np.array([0.3, -0.2])
     fleet = LocalFleet(toy.task(POINTS), rounds=1)
     fleet.accounting.open_round(0)
@@ -118,8 +118,8 @@ def test_a_product_is_no_longer_than_the_limit_allows() -> None:
 
 @pytest.mark.parametrize("start", [(0.3, -0.2), (0.1, 0.7), (-1.3, 0.4)])
 @pytest.mark.parametrize("mode", ["local", "gradient", "server"])
-def test_sites_that_agree_are_not_corrected(mode: Any, start: tuple[float, float]) -> None:
-    # Enough points that the sums of the three differ in the last bit, as batches are drawn in different orders.
+def test_equal_gradients_are_not_corrected(mode: Any, start: tuple[float, float]) -> None:
+    # With enough points, the sums of the three sites differ in the last bit, because the orders of batches differ.
     points = ((1.0, 2), (3.0, 1), (2.3, 0), (-1.7, 3), (0.53, 1), (1.1, 1), (0.9, 2))
     task = toy.task(dict.fromkeys("abc", points))
     fields = SGD | {"mode": mode, "server_lr": 0.1 if mode == "gradient" else 1.0}
@@ -129,7 +129,7 @@ def test_sites_that_agree_are_not_corrected(mode: Any, start: tuple[float, float
     assert metrics["gradient_cosine"] == pytest.approx(1)
 
 
-def test_equal_hessians_leave_nothing_to_align() -> None:
+def test_equal_hessians_are_not_corrected() -> None:
     task = toy.task(SAME_X)
     aligned, metrics = one_round(plain(), at(0.3, -0.2), task)
     assert aligned == pytest.approx(one_round(plain(weight=0.0), at(0.3, -0.2), task)[0], rel=1e-6)
@@ -147,7 +147,7 @@ def test_the_names_of_sites_are_irrelevant(mode: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["local", "gradient", "server"])
-def test_a_single_site_has_nothing_to_align_with(mode: Any) -> None:
+def test_a_single_site_is_not_aligned(mode: Any) -> None:
     task = toy.task({"a": POINTS["a"]})
     _, metrics = one_round(GradientAlignment(mode=mode, weight=0.5, **SGD), at(0.3, -0.2), task)
     assert metrics["alignment_loss"] == pytest.approx(0, abs=1e-10)
@@ -155,14 +155,14 @@ def test_a_single_site_has_nothing_to_align_with(mode: Any) -> None:
 
 
 class HalfFrozen(nn.Sequential):
-    """A line behind one that does not train, and a normalisation with buffers."""
+    """A frozen line, a normalisation with buffers, and a line that trains."""
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(1, 1).requires_grad_(False), nn.BatchNorm1d(1), toy.Line())
 
 
 @pytest.mark.parametrize("product", ["exact", "difference"])
-def test_what_does_not_train_has_no_gradient_and_buffers_are_averaged(product: Any) -> None:
+def test_frozen_layers_have_no_gradient_and_buffers_are_averaged(product: Any) -> None:
     task = toy.task(POINTS, network=HalfFrozen)
     mine, fleet = plain(product=product), LocalFleet(task, rounds=1)
     start = mine.init(task)
@@ -187,7 +187,7 @@ def test_the_distance_of_gradients_is_a_maximum_mean_discrepancy() -> None:
     assert weighted_variance(gram_matrix(rows), SHARE) == pytest.approx(SHARE.prod() * distance, rel=1e-12)
 
 
-def test_server_mode_turns_away_from_an_outlier() -> None:
+def test_server_mode_moves_away_from_an_outlier() -> None:
     points = {"a": ((1.0, 1),), "b": ((1.0, 1), (1.1, 1)), "c": ((0.9, 1),), "d": ((1.0, 90),)}
     task = toy.task(points)
     mean_step, _ = one_round(GradientAlignment(mode="server", weight=0.0, **SGD), at(0, 0), task)
@@ -196,12 +196,12 @@ def test_server_mode_turns_away_from_an_outlier() -> None:
     assert 0 < turned[0] < 0.2
 
 
-def test_alignment_brings_the_gradients_together_at_equal_loss() -> None:
+def test_alignment_reduces_the_spread_of_gradients_at_equal_loss() -> None:
     points = {"a": ((3.0, 3), (1.0, 1)), "b": ((0.2, 3), (-0.5, 1)), "c": ((1.0, 0), (-2.0, 2))}
     task = toy.task(points)
 
     def spread(weight: float) -> list[float]:
-        """The alignment loss where the training loss passes 1.6, 1.2 and 0.8."""
+        """The alignment loss at the rounds in which the training loss falls below 1.6, 1.2 and 0.8."""
         mine = plain(weight=weight, server_lr=0.06)
         rounds = list(federate(mine, task, LocalFleet(task, rounds=30), rounds=30))
         losses, spreads = [-(r.loss or 0.0) for r in rounds], [r.metrics["alignment_loss"] for r in rounds]
@@ -230,7 +230,7 @@ def test_the_server_may_use_momentum_and_adam() -> None:
         assert [vector(r.state.model) for r in rounds] == [pytest.approx(v, rel=1e-4) for v in vectors]
 
 
-def test_bytes_are_twice_those_of_fedavg_where_sites_are_asked_twice() -> None:
+def test_bytes_are_twice_those_of_fedavg_with_two_calls() -> None:
     task, size = toy.task(POINTS), 8
     for mine, times in ((plain(), 2), (GradientAlignment(), 2), (GradientAlignment(mode="server"), 1)):
         (only,) = federate(mine, task, LocalFleet(task, rounds=1), rounds=1)
@@ -238,8 +238,8 @@ def test_bytes_are_twice_those_of_fedavg_where_sites_are_asked_twice() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfHeard(GradientAlignment):
-    """Site a fails when it is asked for the second time."""
+class FailsInSecondCall(GradientAlignment):
+    """Site a fails in the second call of a round."""
 
     def second(self, site: Any, average: Model) -> Any:
         if site.name == "a":
@@ -247,11 +247,11 @@ class HalfHeard(GradientAlignment):
         return super().second(site, average)
 
 
-def test_the_step_is_not_turned_where_not_all_have_answered_twice() -> None:
+def test_no_correction_if_a_site_fails_in_the_second_call() -> None:
     task = toy.task(POINTS)
     fleet = LocalFleet(task, rounds=2)
     fleet.options = replace(fleet.options, min_replies=1)
-    mine = HalfHeard(**SGD)
+    mine = FailsInSecondCall(**SGD)
     rounds = list(federate(mine, task, fleet, rounds=2))
     assert [r.metrics["correction_ratio"] for r in rounds] == [0, 0]
     plain, _ = one_round(GradientAlignment(weight=0.0, **SGD), mine.init(task))
@@ -265,14 +265,14 @@ def test_a_gradient_that_is_not_finite_ends_the_run() -> None:
         list(federate(plain(server_lr=1e3), task, LocalFleet(task, rounds=60), rounds=60))
 
 
-def test_a_lone_site_keeps_nothing_of_a_round() -> None:
+def test_a_single_site_keeps_no_client_state() -> None:
     task = toy.task(POINTS)
     fleet = LocalFleet(task, rounds=3)
     list(federate(GradientAlignment(**SGD), task, fleet, rounds=3, cohort=1))
     assert all(fleet.client_state(site) is None for site in task.inside)
 
 
-def test_a_site_that_failed_in_the_second_call_goes_on_in_the_next_round() -> None:
+def test_a_site_that_failed_in_the_second_call_continues_in_the_next_round() -> None:
     task = toy.task(POINTS, network=toy.Scaled)
     mine, fleet = GradientAlignment(buffers="local", **SGD), LocalFleet(task, rounds=2)
     state = mine.init(task)

@@ -1,4 +1,4 @@
-"""IOP-FL: personal averages by hand, the terms of the outside loss, and an adaptation that reads no label."""
+"""IOP-FL: running means by hand, the terms of the loss at outside sites, and adaptation without labels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support import toy
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 
 
-def course(algorithm: Any, task: Task, rounds: int) -> tuple[list[Any], LocalFleet]:
+def rounds_of(algorithm: Any, task: Task, rounds: int) -> tuple[list[Any], LocalFleet]:
     fleet = LocalFleet(task, rounds=rounds)
     return list(federate(algorithm, task, fleet, rounds=rounds)), fleet
 
 
 def sent(task: Task, site: str, rounds: int) -> list[np.ndarray]:
-    """The weights of a site after each round's local training, as FedAvg has them."""
+    """The weights of a site after the local training of each round of FedAvg."""
     mine, fleet = FedAvg(**SGD), LocalFleet(task, rounds=rounds)
     model, found = mine.init(task), []
     for index in range(rounds):
@@ -42,7 +42,7 @@ def sent(task: Task, site: str, rounds: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 1.0])
 def test_the_personal_model_is_the_discounted_sum_of_the_sites_weights(alpha: float) -> None:
     task, rounds = toy.two_sites(), 4
-    _, fleet = course(IOPFL(alpha=alpha, keep="last", **SGD), task, rounds)
+    _, fleet = rounds_of(IOPFL(alpha=alpha, keep="last", **SGD), task, rounds)
     for site in task.inside:
         w, last = sent(task, site, rounds), rounds - 1
         expected = alpha**last * w[0] + (1 - alpha) * sum(alpha ** (last - t) * w[t] for t in range(1, rounds))
@@ -51,31 +51,31 @@ def test_the_personal_model_is_the_discounted_sum_of_the_sites_weights(alpha: fl
 
 @pytest.mark.parametrize("alpha", [0.0, 0.9])
 @pytest.mark.parametrize("buffers", ["average", "local", "reset"])
-def test_the_global_model_is_fedavgs(alpha: float, buffers: Any) -> None:
+def test_the_global_model_equals_fedavg(alpha: float, buffers: Any) -> None:
     points = {"a": ((1, 2), (2, 1)), "b": ((2, 2), (0, 1), (1, 1), (3, 2))}
     task = toy.task(points, network=toy.Scaled, batch_size=2)
-    rounds, _ = course(IOPFL(alpha=alpha, buffers=buffers), task, 3)
-    plain, _ = course(FedAvg(buffers=buffers), task, 3)
+    rounds, _ = rounds_of(IOPFL(alpha=alpha, buffers=buffers), task, 3)
+    plain, _ = rounds_of(FedAvg(buffers=buffers), task, 3)
     assert [r.state.model for r in rounds] == [r.state for r in plain]
     assert rounds[-1].traffic == plain[-1].traffic
 
 
 def test_equal_sites_have_equal_personal_models() -> None:
     task = toy.task(dict.fromkeys("abc", toy.B))
-    _, fleet = course(IOPFL(**SGD), task, 3)
+    _, fleet = rounds_of(IOPFL(**SGD), task, 3)
     assert fleet.client_state("a").running == fleet.client_state("b").running == fleet.client_state("c").running
 
 
-def judged_data(points: toy.Points, site: str) -> Data:
+def data_with_validation(points: toy.Points, site: str) -> Data:
     return replace(toy.data(points), val=toy.split(points))
 
 
 def test_the_best_on_validation_data_is_kept() -> None:
-    # A learning rate at which each round is worse than the last: the first model stays the best.
-    task = replace(toy.two_sites(), open=partial(judged_data, toy.B))
+    # With this learning rate each round is worse than the previous one, so the first model stays the best.
+    task = replace(toy.two_sites(), open=partial(data_with_validation, toy.B))
     fields = SGD | {"lr": 0.5}
-    _, fleet = course(IOPFL(alpha=0.0, **fields), task, 3)
-    _, one = course(IOPFL(alpha=0.0, **fields), task, 1)
+    _, fleet = rounds_of(IOPFL(alpha=0.0, **fields), task, 3)
+    _, one = rounds_of(IOPFL(alpha=0.0, **fields), task, 1)
     client_state: ClientState = fleet.client_state("a")
     assert client_state.best == one.client_state("a").best
     assert client_state.best != client_state.running
@@ -88,14 +88,14 @@ def small_task(norm: Any = "batch", dims: int = 2) -> Task:
     return Synthetic(data=data, network=network, batch_size=2).build()
 
 
-def test_the_server_has_the_sites_personal_models_where_someone_outside_needs_them() -> None:
+def test_the_server_has_personal_models_if_there_are_outside_sites() -> None:
     task = small_task()
-    rounds, fleet = course(IOPFL(alpha=0.5), task, 3)
+    rounds, fleet = rounds_of(IOPFL(alpha=0.5), task, 3)
     state = rounds[-1].state
     assert {site: model.parameters for site, model in state.best.items()} == {
         site: fleet.client_state(site).best.parameters for site in task.inside
     }
-    alone, _ = course(IOPFL(), toy.two_sites(), 2)
+    alone, _ = rounds_of(IOPFL(), toy.two_sites(), 2)
     assert alone[-1].state.best == {}
 
 
@@ -105,9 +105,9 @@ def place(task: Task, site: str, client_state: Any = None) -> Site[Any]:
 
 
 @pytest.mark.parametrize(("norm", "dims"), [("batch", 2), ("instance", 2), ("batch", 3)])
-def test_outside_only_routers_scales_and_shifts_move_and_no_label_is_read(norm: str, dims: int) -> None:
+def test_outside_only_routers_scales_and_shifts_change_and_no_label_is_read(norm: str, dims: int) -> None:
     task = small_task(norm, dims)
-    rounds, _ = course(IOPFL(passes=1), task, 1)
+    rounds, _ = rounds_of(IOPFL(passes=1), task, 1)
     state, far = rounds[-1].state, place(task, "far")
     mine = IOPFL(passes=2)
     net: Any = mine.predictor(far, state)
@@ -130,25 +130,25 @@ def test_outside_only_routers_scales_and_shifts_move_and_no_label_is_read(norm: 
 
 def test_without_a_learning_rate_passes_change_nothing() -> None:
     task = small_task()
-    rounds, _ = course(IOPFL(passes=1), task, 1)
+    rounds, _ = rounds_of(IOPFL(passes=1), task, 1)
     x = torch.from_numpy(task.open("far").test.inputs)
     answers = [IOPFL(passes=n, outside_lr=0.0).predictor(place(task, "far"), rounds[-1].state) for n in (1, 3)]
     assert torch.equal(answers[0](x), answers[1](x))  # type: ignore[misc]  # there is a predictor
 
 
 def test_a_network_without_convolutions_is_refused_before_it_trains() -> None:
-    with pytest.raises(ConfigError, match="mixes convolutions at outside sites; Line has none"):
+    with pytest.raises(ConfigError, match="needs convolutions for outside sites; Line has none"):
         IOPFL().init(toy.task({"a": toy.A, "x": toy.B}, outside=["x"]))
 
 
 def test_a_batch_of_one_is_enough() -> None:
     task = replace(small_task(), batch_size=1)
-    rounds, _ = course(IOPFL(passes=1), task, 1)
+    rounds, _ = rounds_of(IOPFL(passes=1), task, 1)
     assert any(score.site == "far" for score in rounds[-1].scores)
 
 
 @pytest.mark.parametrize(("flip", "k"), list(product([False, True], range(4))))
-def test_turning_back_undoes_the_turn(flip: bool, k: int) -> None:
+def test_turn_back_inverts_turn(flip: bool, k: int) -> None:
     image = torch.arange(12.0 * 12).reshape(1, 1, 12, 12) ** 2
     there, back = turn_functions([(flip, k)])
     assert torch.equal(back(there(image)), image)
@@ -156,7 +156,7 @@ def test_turning_back_undoes_the_turn(flip: bool, k: int) -> None:
 
 
 class Pointwise(nn.Module):
-    """Logits of each pixel from that pixel alone: whatever turns with the image."""
+    """Logits that depend on one pixel each, so they turn with the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, -x], 1)
@@ -168,17 +168,17 @@ def term(images: Tensor, **weights: float) -> float:
     return float(IOPFL(**only).loss(Pointwise(), images))  # type: ignore[arg-type]  # numbers all
 
 
-def test_consistency_is_nothing_without_noise() -> None:
+def test_consistency_is_zero_without_noise() -> None:
     images = torch.randn(5, 1, 8, 8)
     assert term(images, consistency=1.0, noise=0.0) == pytest.approx(0, abs=1e-12)
     assert term(images, consistency=1.0, noise=0.5) > 1e-3
 
 
-def test_entropy_is_one_when_nothing_is_known_and_nothing_when_all_is() -> None:
+def test_entropy_is_one_for_uniform_and_zero_for_certain_predictions() -> None:
     assert term(torch.zeros(3, 1, 8, 8), entropy=1.0) == pytest.approx(1)
     assert term(torch.full((3, 1, 8, 8), 30.0), entropy=1.0) == pytest.approx(0, abs=1e-6)
     some = torch.randn(1, 1, 8, 8)
-    assert term(some, entropy=1.0) == pytest.approx(term(some.repeat(4, 1, 1, 1), entropy=1.0))  # whatever the batch
+    assert term(some, entropy=1.0) == pytest.approx(term(some.repeat(4, 1, 1, 1), entropy=1.0))  # for every batch size
 
 
 def disc(centres: list[tuple[int, int]], radius: float) -> Tensor:
@@ -187,7 +187,7 @@ def disc(centres: list[tuple[int, int]], radius: float) -> Tensor:
     return torch.stack(hits).any(0).float()[None, None]
 
 
-def test_outlines_of_pieces_are_longer_than_of_one_disc_and_move_with_it() -> None:
+def test_outlines_of_several_discs_are_longer_than_of_one() -> None:
     assert outline_length(torch.full((2, 1, 30, 30), 0.3), 3).item() == 0
     whole, pieces = disc([(40, 40)], 12), disc([(20, 20), (20, 60), (60, 20), (60, 60)], 6)
     assert whole.sum() == pytest.approx(pieces.sum().item(), rel=0.05)
@@ -197,11 +197,11 @@ def test_outlines_of_pieces_are_longer_than_of_one_disc_and_move_with_it() -> No
     assert outline_length(volume, 2).item() == pytest.approx(outline_length(whole, 2).item() * 5**0.5)
 
 
-def test_sides_that_differ_are_turned_by_halves() -> None:
+def test_images_that_are_not_square_are_turned_by_half_turns() -> None:
     assert np.isfinite(term(torch.randn(6, 1, 8, 12), consistency=1.0))
 
 
-def test_an_inside_site_that_has_not_trained_answers_with_the_global_model() -> None:
+def test_an_inside_site_that_has_not_trained_predicts_with_the_global_model() -> None:
     task = toy.two_sites()
     state = IOPFL().init(task)
     net = IOPFL().predictor(place(task, "a"), state)

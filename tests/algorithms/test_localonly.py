@@ -20,14 +20,14 @@ def run(points: dict[str, toy.Points], rounds: int = 2, **options: Any) -> tuple
     return end, fleet
 
 
-def test_each_site_goes_its_own_way() -> None:
-    # Two rounds of one step are two steps: a to (0.36, 0.36), b to (0.6, 0.3).
+def test_each_site_trains_its_own_model() -> None:
+    # Two rounds of one step equal two steps: a to (0.36, 0.36), b to (0.6, 0.3).
     _, fleet = run({"a": toy.A, "b": toy.B})
     assert toy.line(fleet.client_state("a")) == pytest.approx((0.36, 0.36))
     assert toy.line(fleet.client_state("b")) == pytest.approx((0.6, 0.3))
 
 
-def test_a_site_does_not_notice_the_others() -> None:
+def test_a_site_does_not_depend_on_other_sites() -> None:
     _, fleet = run({"a": toy.A, "b": toy.B, "c": toy.A})
     _, alone = run({"b": toy.B})
     assert fleet.client_state("b") == alone.client_state("b")
@@ -40,20 +40,20 @@ def test_nothing_is_sent_and_there_is_no_global_model() -> None:
     assert end.loss == pytest.approx((1.28 + 3 * 0.5) / 4)  # of the second round
 
 
-def test_only_sites_with_a_model_are_judged() -> None:
+def test_only_sites_with_a_model_are_evaluated() -> None:
     end, _ = run({"a": toy.A, "b": toy.B, "x": toy.B})
-    judged = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
-    assert judged == {("a", "distance"): pytest.approx(1.28), ("b", "distance"): pytest.approx(0.5)}
+    scores = {(s.site, s.metric): s.value for s in end.scores if s.split == "test"}
+    assert scores == {("a", "distance"): pytest.approx(1.28), ("b", "distance"): pytest.approx(0.5)}
 
 
-def test_a_site_that_was_never_drawn_is_left_empty() -> None:
+def test_a_site_that_was_never_sampled_has_no_scores() -> None:
     end, fleet = run({"a": toy.A, "b": toy.B}, rounds=1, cohort=1)
     (drawn,) = end.cohort
     assert {s.site for s in end.scores} == {drawn}
     assert [site for site in "ab" if fleet.client_state(site) is not None] == [drawn]
 
 
-def test_reset_statistics_start_afresh_in_every_round() -> None:
+def test_reset_statistics_are_reset_in_every_round() -> None:
     pair = ((1.0, 0), (3.0, 1))
     algorithm = LocalOnly(optimizer="sgd", momentum=0.0, lr=0.1, buffers="reset")
     _, fleet = run({"a": pair}, network=toy.Scaled, algorithm=algorithm)

@@ -1,4 +1,4 @@
-"""Networks of routed convolutions: one-hot weights are an expert, constant ones the averaged kernels."""
+"""Routed convolutions: one-hot mixing weights select an expert, equal weights average the kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.slow import slow_except
 
 
 class Fixed(nn.Module):
-    """Mixing weights that do not look at the image."""
+    """Mixing weights that do not depend on the image."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ every_network = pytest.mark.parametrize(
 
 
 def experts(kind: str, dims: int, count: int = 3) -> list[nn.Module]:
-    """Networks that differ in their kernels, and in nothing else."""
+    """Networks that differ only in their kernels."""
     torch.manual_seed(0)
     first = network(kind, dims).eval()
     nets = [copy.deepcopy(first) for _ in range(count)]
@@ -63,13 +63,13 @@ def images(dims: int, count: int = 2) -> Tensor:
 def fixed(net: nn.Module, weights: Sequence[float]) -> nn.Module:
     for layer in net.modules():
         if isinstance(layer, RoutedConvolution):
-            layer.router = Fixed(weights)  # type: ignore[assignment]  # stands in for it
+            layer.router = Fixed(weights)  # type: ignore[assignment]  # replaces the trained router
     return net.eval()
 
 
 @every_network
 @torch.no_grad()
-def test_one_hot_weights_are_that_expert(kind: str, dims: int) -> None:
+def test_one_hot_weights_select_that_expert(kind: str, dims: int) -> None:
     nets, x = experts(kind, dims), images(dims)
     expected = [net(x) for net in nets]
     routed = route(copy.deepcopy(nets), "sigmoid", 0.0)
@@ -80,7 +80,7 @@ def test_one_hot_weights_are_that_expert(kind: str, dims: int) -> None:
 
 @every_network
 @torch.no_grad()
-def test_equal_weights_are_the_averaged_kernels(kind: str, dims: int) -> None:
+def test_equal_weights_average_the_kernels(kind: str, dims: int) -> None:
     nets, x = experts(kind, dims), images(dims)
     mean = copy.deepcopy(nets[0])
     for name, parameter in mean.named_parameters():
@@ -90,14 +90,14 @@ def test_equal_weights_are_the_averaged_kernels(kind: str, dims: int) -> None:
 
 @every_network
 @torch.no_grad()
-def test_a_batch_is_answered_as_one_by_one(kind: str, dims: int) -> None:
+def test_a_batch_equals_single_images(kind: str, dims: int) -> None:
     net = route(experts(kind, dims), "sigmoid", 0.2).eval()
     x = images(dims, 3)
     assert torch.allclose(net(x), torch.cat([net(one[None]) for one in x]), atol=1e-4)
 
 
 @torch.no_grad()
-def test_equal_experts_leave_only_the_sum_of_the_weights() -> None:
+def test_with_equal_experts_only_the_sum_of_the_weights_matters() -> None:
     nets = [copy.deepcopy(net) for net in experts("unet-instance", 2, 1) * 3]
     expected, x = nets[0](images(2)), images(2)
     assert torch.allclose(route(copy.deepcopy(nets), "softmax", 0.0).eval()(x), expected, atol=1e-5)
@@ -125,7 +125,7 @@ def test_routers_start_near_the_mean_of_the_experts(gate: str) -> None:
         assert router(torch.randn(2, 4)).numpy() == pytest.approx(0.2)
 
 
-def test_odd_convolutions_are_routed_too() -> None:
+def test_unusual_convolutions_are_routed() -> None:
     for layer in (
         nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False),
         nn.Conv2d(4, 4, 3, padding="same", dilation=2),
@@ -143,7 +143,7 @@ def test_odd_convolutions_are_routed_too() -> None:
             assert torch.allclose(net(x), layer(x), atol=1e-5)
 
 
-def test_only_routers_move_and_a_network_without_convolutions_is_refused() -> None:
+def test_only_routers_train_and_a_network_without_convolutions_is_refused() -> None:
     net = route(experts("unet-batch", 2), "sigmoid", 0.0)
     assert {name.split(".router.")[-1] for name, p in net.named_parameters() if p.requires_grad} == {
         *("first.weight", "first.bias", "second.weight", "second.bias")

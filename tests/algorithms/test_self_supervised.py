@@ -1,4 +1,4 @@
-"""Two stages: the second is an algorithm of its own, from the encoder, with its own rounds."""
+"""Two-stage training: the second stage is any other algorithm, starts from the encoder and has its own rounds."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def run(algorithm: Any, rounds: int = 4, fleet: Any = None, **options: Any) -> t
     return list(federate(algorithm, task(), fleet, rounds=rounds, **options)), fleet
 
 
-def proof(rounds: list[Any], fleet: Any) -> str:
+def run_digest(rounds: list[Any], fleet: Any) -> str:
     return digest(rounds[-1].state, dict(fleet.client_states))
 
 
-def test_the_methods_are_these() -> None:
+def test_the_methods_with_pretraining() -> None:
     assert METHODS == ["fcl", "fclopt", "fedrotation", "fedsimclr"]
 
 
@@ -59,10 +59,10 @@ def test_the_methods_are_these() -> None:
     ("name", "finetune"),
     [*((n, "fedavg") for n in METHODS), ("fcl", "localonly"), ("fclopt", "fedbn"), ("fcl", "fedrep")],
 )
-def test_without_pretraining_it_is_what_fine_tunes_bit_by_bit(name: str, finetune: str) -> None:
+def test_without_pretraining_it_is_bit_identical_to_fine_tuning(name: str, finetune: str) -> None:
     random = run(algorithm_class(name)(pretrain_rounds=0, finetune=finetune), 2)
     alone = run(algorithm_class(finetune)(), 2)
-    assert proof(*random) == proof(*alone)
+    assert run_digest(*random) == run_digest(*alone)
     assert [r.traffic for r in random[0]] == [r.traffic for r in alone[0]]
     assert [r.scores for r in random[0]] == [r.scores for r in alone[0]]
 
@@ -78,14 +78,14 @@ def test_any_algorithm_fine_tunes(finetune: str) -> None:
     assert isinstance(rounds[1].state, Finetuning)
 
 
-def test_before_fine_tuning_nothing_is_judged_and_there_is_no_model() -> None:
+def test_before_fine_tuning_there_are_no_scores_and_no_model() -> None:
     rounds, _ = run(FedSimCLR(pretrain_rounds=2), 3)
     assert [any(s.split != "train" for s in r.scores) for r in rounds] == [False, False, True]
     assert [r.state.model is None for r in rounds] == [True, True, False]
     assert all(r.loss is not None for r in rounds)
 
 
-def test_fine_tuning_begins_with_the_seed_s_network_but_for_the_encoder() -> None:
+def test_fine_tuning_starts_with_the_network_of_the_seed_except_the_encoder() -> None:
     mine = FCL(pretrain_rounds=2)
     (_, before, _), _ = run(mine, 3)
     finetuning = mine.start_finetuning(before.state, task())
@@ -98,14 +98,14 @@ def test_fine_tuning_begins_with_the_seed_s_network_but_for_the_encoder() -> Non
     learned = mine.pretrained_weights(before.state.state)
     names = {n.removeprefix("0.encoder.") for n in learned if n.startswith("0.encoder.")}
     assert len(names) == len(encoder)
-    assert len(learned) > len(names)  # the head, which is left behind
+    assert len(learned) > len(names)  # includes the head, which is not used afterwards
     assert {a.tobytes() for n, a in finetuning.encoder.items()} == {
         a.tobytes() for n, a in learned.items() if n.startswith("0.encoder.")
     }
 
 
-def test_a_site_that_starts_alone_starts_from_the_encoder_too() -> None:
-    # No step is taken: what LocalOnly keeps after its first round is what it began with.
+def test_localonly_also_starts_from_the_encoder() -> None:
+    # No step changes the weights, so the client state of LocalOnly after its first round has the first weights.
     mine = FCL(pretrain_rounds=1, finetune=LocalOnly(lr=1e-30, optimizer="sgd", weight_decay=0))
     rounds, fleet = run(mine, 2)
     encoder = rounds[-1].state.encoder
@@ -116,7 +116,7 @@ def test_a_site_that_starts_alone_starts_from_the_encoder_too() -> None:
     assert any(not np.array_equal(fresh[n], encoder[n]) for n in encoder)
 
 
-def test_the_client_state_of_the_first_stage_is_gone_and_the_encoder_is_sent_once() -> None:
+def test_the_client_state_of_the_first_stage_is_removed_and_the_encoder_is_sent_once() -> None:
     mine = FCL(pretrain_rounds=1)
     fleet, sizes = LocalFleet(task(), rounds=3), []
     for r in federate(mine, task(), fleet, rounds=3):
@@ -128,7 +128,7 @@ def test_the_client_state_of_the_first_stage_is_gone_and_the_encoder_is_sent_onc
     assert set(sizes[2].values()) == {model}
 
 
-def test_a_site_that_comes_later_gets_the_encoder_then() -> None:
+def test_a_site_that_is_sampled_later_gets_the_encoder_then() -> None:
     mine, seen = FedSimCLR(pretrain_rounds=1, finetune=FedAvg()), set[str]()
     model, encoder = weights(task().network()).nbytes, encoder_weights(task().network()).nbytes
     for r in federate(mine, task(), LocalFleet(task(), rounds=8), rounds=8, cohort=1):
@@ -141,7 +141,7 @@ def test_a_site_that_comes_later_gets_the_encoder_then() -> None:
     assert set(r.state.sites_with_encoder) == seen
 
 
-def test_each_stage_has_a_course_of_its_own() -> None:
+def test_each_stage_has_its_own_schedule() -> None:
     seen: list[tuple[str, int, int]] = []
 
     class Noting(FedAvg):
@@ -161,13 +161,13 @@ def test_each_stage_has_a_course_of_its_own() -> None:
     ]
 
 
-def test_a_rewound_site_sees_the_batches_of_the_run_s_round() -> None:
-    # Of an algorithm that asks twice in a round and needs the same batches: the second stage moves no seed.
+def test_rewind_uses_the_seed_of_the_round_of_the_run() -> None:
+    # An algorithm with two calls per round needs the same batches in both; the second stage does not change the seed.
     rounds, _ = run(FedSimCLR(pretrain_rounds=1, finetune="gradient_alignment"), 3)
     assert np.isfinite(rounds[-1].loss)
     site = LocalFleet(task(), rounds=5).executor._site("site-01", _call(3), None)
     site.rewind()
-    first = np.random.rand()  # noqa: NPY002 - what `rewind` seeds
+    first = np.random.rand()  # noqa: NPY002 - seeded by `rewind`
     site.stage_view(2, 3).rewind()
     assert np.random.rand() == first  # noqa: NPY002
 
@@ -181,31 +181,31 @@ def _call(round: int) -> Any:
 @pytest.mark.parametrize(
     ("name", "stop"), [*(("fcl", stop) for stop in (1, 2, 3, 4)), ("fclopt", 2), ("fedsimclr", 2), ("fedrotation", 2)]
 )
-def test_stopped_anywhere_it_goes_on_to_the_same_bits(name: str, stop: int, tmp_path: Path) -> None:
+def test_resumed_after_any_round_gives_the_same_bits(name: str, stop: int, tmp_path: Path) -> None:
     mine = algorithm_class(name)(pretrain_rounds=3, finetune="fedbn")
     whole = run(mine, 5)
     first = LocalFleet(task(), rounds=5)
     half = [r for _, r in zip(range(stop), federate(mine, task(), first, rounds=5), strict=False)][-1]
     start = read(write(tmp_path, stop, half.state, dict(first.client_states)))
     assert isinstance(start, ResumePoint)
-    assert proof(*run(mine, 5, start=start)) == proof(*whole)
+    assert run_digest(*run(mine, 5, start=start)) == run_digest(*whole)
 
 
-def test_a_part_of_the_run_s_rounds_is_rounded_down() -> None:
+def test_a_fraction_of_the_rounds_is_rounded_down() -> None:
     counts = [FCL().pretraining_rounds(rounds) for rounds in (1, 2, 3, 4, 20)]
     assert counts == [1, 1, 1, 2, 10]
     assert [FCL(pretrain_rounds=share).pretraining_rounds(100) for share in (0.29, 0.57, 0.999)] == [29, 57, 99]
     assert FCL(pretrain_rounds=7).pretraining_rounds(20) == 7
 
 
-def test_too_many_rounds_are_refused_before_any_site_works() -> None:
-    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
+def test_too_many_rounds_are_refused_before_any_site_trains() -> None:
+    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves no round for fine-tuning in a run of rounds=4"):
         run(FCL(pretrain_rounds=4), 4)
-    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves none of 4 rounds to fine-tune in"):
+    with pytest.raises(ConfigError, match="pretrain_rounds=4 leaves no round for fine-tuning in a run of rounds=4"):
         check_algorithm(FCL(pretrain_rounds=4), task(), 0, 4)
 
 
-def test_what_fine_tunes_refuses_before_anything_is_learned_and_by_its_own_keys() -> None:
+def test_errors_of_fine_tuning_come_early_and_name_its_keys() -> None:
     with pytest.raises(ConfigError, match=r"^algorithm\.finetune\.head=nonsense: "):
         FCL(finetune=FedRep(head="nonsense")).init(task())
     for rounds in (0, 1):
@@ -213,18 +213,18 @@ def test_what_fine_tunes_refuses_before_anything_is_learned_and_by_its_own_keys(
             run(FCL(pretrain_rounds=rounds, finetune=FedAvg(optimizer="sgd", lr=1e30)), 3)
 
 
-def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a method that pre-trains cannot be what fine-tunes"):
+def test_invalid_combinations_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a method with pre-training cannot fine-tune"):
         FCL(finetune=FCL())
     with pytest.raises(ConfigError, match=r"algorithm\.finetune\.outside=tent"):
         FCL(outside=OutsideAdaptation(name="tent")).init(task())
     attention = {"name": "attention_unet", "channels": [2, 4], "strides": [2]}
     other = Synthetic(data=SyntheticData(sites=1, cases=2, size=(16, 16)), network=attention).build()
-    with pytest.raises(ConfigError, match="AttentionUnet is none"):
+    with pytest.raises(ConfigError, match="does not know the encoder of AttentionUnet; use one of"):
         FCL().init(other)
 
 
-def test_a_name_alone_and_nested_keys_are_one_grammar() -> None:
+def test_a_name_and_nested_keys_give_the_same_configuration() -> None:
     short = resolve(parse_pairs(["algorithm=fcl", "algorithm.finetune=localonly"])).algorithm
     assert short.finetune == LocalOnly()
     keyed = resolve(parse_pairs(["algorithm=fcl", "algorithm.finetune.lr=0.5", "algorithm.lr=0.1"])).algorithm
@@ -234,7 +234,7 @@ def test_a_name_alone_and_nested_keys_are_one_grammar() -> None:
     assert classes_of(both) == [FCL, FedBN]
 
 
-def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
+def test_the_resolved_configuration_has_every_default_and_reproduces_itself() -> None:
     config = resolve(parse_pairs(["algorithm=fclopt", "algorithm.finetune=fedbn", "algorithm.views.turn=10"]))
     written = yaml.safe_load(yaml.safe_dump(to_mapping(config)))
     assert written["algorithm"]["finetune"]["name"] == "fedbn"
@@ -243,7 +243,7 @@ def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("pair", "message"),
     [
         ("algorithm.finetune=localonli", "did you mean 'localonly'"),
         ("algorithm.finetune.lrr=1", "unknown key 'algorithm.finetune.lrr' .did you mean 'algorithm.finetune.lr'"),
@@ -252,12 +252,12 @@ def test_the_resolved_configuration_repeats_itself_with_every_default() -> None:
         ("algorithm.pretrain_rounds=1.5", "algorithm.pretrain_rounds=1.5: expected a whole number, or less than 1"),
     ],
 )
-def test_a_slip_in_what_fine_tunes_is_refused_at_once(words: str, message: str) -> None:
+def test_an_error_in_the_keys_of_fine_tuning_is_refused_early(pair: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        resolve(parse_pairs(["algorithm=fcl", words]))
+        resolve(parse_pairs(["algorithm=fcl", pair]))
 
 
-def test_a_fine_tuning_of_one_s_own_resumes(tmp_path: Path, monkeypatch: Any) -> None:
+def test_fine_tuning_with_a_user_algorithm_resumes(tmp_path: Path, monkeypatch: Any) -> None:
     text = Path(algorithm_class("fedbn").__module__.replace(".", "/") + ".py")
     (tmp_path / "my_bn.py").write_text((ROOT / text).read_text())
     monkeypatch.syspath_prepend(tmp_path)
@@ -266,6 +266,6 @@ def test_a_fine_tuning_of_one_s_own_resumes(tmp_path: Path, monkeypatch: Any) ->
     half = [r for _, r in zip(range(2), federate(mine, task(), first, rounds=3), strict=False)][-1]
     path = write(tmp_path / "checkpoints", 2, half.state, dict(first.client_states))
     start = read(path, trusted=[cls.__module__ for cls in classes_of(mine)])
-    assert proof(*run(mine, 3, start=start)) == proof(*whole)
+    assert run_digest(*run(mine, 3, start=start)) == run_digest(*whole)
     assert replace(mine, finetune="fedavg").finetune == FedAvg()
     assert os.path.exists(path)

@@ -118,13 +118,13 @@ def test_a_run_that_left_replies_out_says_so(tmp_path: Path, capsys: pytest.Capt
     count, rounds = len(failures), len({failure["round"] for failure in failures})
     assert summary["failures"]["left_out"] == count > 1
     within = f"{rounds} round{'s' if rounds > 1 else ''}"
-    assert f"{count} replies were left out in {within} (min_replies=0.3 allowed it)." in page.text
+    assert f"{count} replies were left out in {within} (allowed by min_replies=0.3)." in page.text
     assert page.text.index("replies were left out") < page.text.index("Scores")
     assert page.text.startswith("fedavg on synthetic: out fedavg on synthetic done run out rounds 3 of 3")
     assert summary["digest"] in page.text
     assert "inside/test/dice (chosen, higher is better)" in page.text
-    for told in ("chaos dropped its reply", "site-03", "training loss", "bytes of a round", "batch_size: 2"):
-        assert told in page.text
+    for text in ("reply dropped by chaos", "site-03", "training loss", "bytes per round", "batch_size: 2"):
+        assert text in page.text
 
 
 @pytest.mark.usefixtures("working_directory")

@@ -23,9 +23,9 @@ from raysim.federation.runner import run_federation
 from tests.support import toy
 from tests.support.remote import (
     Dying,
+    ReportsProcess,
     Sharing,
     Sleeping,
-    Telling,
     dies_always,
     dies_once,
     hangs_once,
@@ -79,7 +79,7 @@ def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: Ra
 @pytest.mark.slow
 def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -> None:
     resources = Resources(client_actors="per_site", cpus_per_client=0.5)
-    four = plan(tmp_path, Telling(**SGD), task=toy.task(dict.fromkeys("abcd", ((1.0, 1),))), resources=resources)
+    four = plan(tmp_path, ReportsProcess(**SGD), task=toy.task(dict.fromkeys("abcd", ((1.0, 1),))), resources=resources)
     list(run_on_ray(four, "spread"))
     table = pd.read_parquet(tmp_path / "sites.parquet")
     pids = table[table["metric"] == "pid"].groupby("round")["value"].nunique()
@@ -144,7 +144,7 @@ def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_pat
 def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
     own = {"b": SiteResources(cpus=2.0), "d": SiteResources(cpus=0.5)}
     resources = Resources(client_actors=2, cpus_per_client=0.5, sites=own)
-    telling = plan(tmp_path / "ray", Telling(**SGD), rounds=3, chaos="kill client@2", resources=resources)
+    telling = plan(tmp_path / "ray", ReportsProcess(**SGD), rounds=3, chaos="kill client@2", resources=resources)
     events = list(run_on_ray(telling, "alone"))
     assert [failure["action"] for failure in failures(tmp_path / "ray")] == [FailureAction.RETRIED]
     table = pd.read_parquet(tmp_path / "ray" / "sites.parquet")
@@ -155,7 +155,7 @@ def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: No
     threads = table[table["metric"] == "threads"].groupby("site")["value"].agg(set).to_dict()
     assert threads == {site: {2.0} if site == "b" else {1.0} for site in NAMES}
     # In one process the same number of threads belongs to each site, so that the bits are the same.
-    local = plan(tmp_path / "local", Telling(**SGD), rounds=3)
+    local = plan(tmp_path / "local", ReportsProcess(**SGD), rounds=3)
     here = list(run_federation(local, LocalFleet(local.task, rounds=3, own_threads={"b": 2})))
     assert digest(events) == digest(here)
     table = pd.read_parquet(tmp_path / "local" / "sites.parquet")

@@ -1,4 +1,4 @@
-"""What the tests of pre-training share: sites of unequal pools, and a site's call with the engine's random numbers."""
+"""Helpers for tests of pre-training: sites with pools of different sizes, calls with the engine's random numbers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from raysim.federation.site_executor import CallKey
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training.contrastive_views import sample_batches
 
-POOLS = {"site-01": 11, "site-02": 7, "site-03": 9}  # images with a label or without
+POOLS = {"site-01": 11, "site-02": 7, "site-03": 9}  # labelled and unlabelled images
 
 
 @cache
 def uneven(sites: int = 3) -> Task:
-    """Five labelled images at each of up to three sites, and six, two and four others; each volume is one image."""
+    """Up to three sites with five labelled images each, and 6, 2 and 4 unlabelled ones; a volume is one image."""
     data = SyntheticData(sites=sites, outside=(), cases=5, val=0, test=1, unlabelled=6, size=(16, 16))
     network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
     whole = Synthetic(data=data, network=network, batch_size=2).build()
@@ -42,7 +42,7 @@ def first(split: Split, count: int) -> Split:
 
 
 def first_stage(mine: Any, rounds: int, sites: int = 3, **options: Any) -> tuple[list[Any], LocalFleet]:
-    """So many rounds of pre-training, and one round that they leave."""
+    """`rounds` rounds of pre-training in a run with one more round, and the fleet."""
     mine, fleet = replace(mine, pretrain_rounds=rounds), LocalFleet(uneven(sites), rounds=rounds + 1)
     found = federate(mine, uneven(sites), fleet, rounds=rounds + 1, **options)
     return [next(found) for _ in range(rounds)], fleet
@@ -50,7 +50,7 @@ def first_stage(mine: Any, rounds: int, sites: int = 3, **options: Any) -> tuple
 
 @contextmanager
 def at(name: str, round: int, rounds: int, sites: int = 3, seed: int = 0) -> Iterator[Site[Any]]:
-    """The site in the first call of that round, and its random numbers."""
+    """The site in the first call of round `round`. The global generators have the seeds of that call."""
     site = LocalFleet(uneven(sites), rounds=rounds + 1).executor._site(name, CallKey(seed, round, rounds + 1, 0), None)
     seed_all(seed, round, 0, name)
     yield site
@@ -62,7 +62,7 @@ def averaged(models: Mapping[str, Model]) -> Model:
 
 
 def one_round(mine: Any, loss: Callable[[nn.Module, Tensor], Tensor]) -> Model:
-    """What all sites learn in a round of plain SGD, batches of 4 of any level, from the loss of net and images."""
+    """The mean of all sites' models after a round of plain SGD on `loss`, with batches of 4 images of any level."""
     learned = dict[str, Model]()
     with seeded(0, "init"):
         start = mine.init(uneven()).state
@@ -79,7 +79,7 @@ def one_round(mine: Any, loss: Callable[[nn.Module, Tensor], Tensor]) -> Model:
     return averaged(learned)
 
 
-def alike(found: Model, expected: Model, far: float = 1e-4) -> None:
-    """Each tensor of `expected` is in `found`, no number farther apart."""
+def assert_close(found: Model, expected: Model, tolerance: float = 1e-4) -> None:
+    """Asserts that each tensor of `expected` is in `found`, with differences up to `tolerance`."""
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=0, atol=far, err_msg=name)
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=tolerance, err_msg=name)

@@ -1,4 +1,4 @@
-"""The commands of raysim as processes, and waiting for what they do."""
+"""Runs commands of raysim as processes, and waits for conditions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# A run on two client actors, too long to end before a test stops it.
+# A run on two client actors that does not end before a test stops it.
 LONG = (
     *("rounds=100000", "task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
     *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.client_actors=2"),
@@ -31,14 +31,15 @@ def lines_of(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "raysim", *words]
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "raysim", *arguments]
 
 
 @contextmanager
-def running(*words: str, verb: str = "run") -> Iterator[subprocess.Popen[str]]:
-    """A command that is ended with the test, however the test ends."""
-    with subprocess.Popen(command(verb, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def running(*arguments: str, verb: str = "run") -> Iterator[subprocess.Popen[str]]:
+    """A running command, which is terminated at the end of the block."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(verb, *arguments), **pipes) as process:
         try:
             yield process
         finally:
@@ -47,7 +48,9 @@ def running(*words: str, verb: str = "run") -> Iterator[subprocess.Popen[str]]:
                 process.communicate(timeout=60)
 
 
-def execute(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A finished command, with tables wide enough for their rows."""
-    wide = {**os.environ, "COLUMNS": "300"}
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=100, check=False, cwd=cwd, env=wide)
+def execute(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A finished command. The console is wide enough for the rows of its tables."""
+    env = {**os.environ, "COLUMNS": "300"}
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=100, check=False, cwd=cwd, env=env
+    )

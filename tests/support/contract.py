@@ -1,4 +1,4 @@
-"""The task and the runs that the contract of every algorithm is checked on, in one process and on Ray."""
+"""The task and the runs for the contract tests of every algorithm, in one process and on Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ every_algorithm = pytest.mark.parametrize("name", sorted(algorithms()))
 
 @cache
 def task() -> Task:
-    """Three sites and an outside one, with batch normalisation, so that there are buffers to carry."""
+    """Three inside sites and an outside site; the network has batch normalisation, so it has buffers."""
     data = SyntheticData(sites=3, outside=("far",), cases=4, val=0, test=2, unlabelled=2, size=(16, 16))
     network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
     return Synthetic(data=data, network=network, batch_size=2).build()
@@ -31,7 +31,7 @@ def algorithm(name: str, **values: Any) -> Any:
 
 
 def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], Any]:
-    """The rounds, and the fleet they ran on."""
+    """The rounds and their fleet."""
     fleet = fleet or LocalFleet(task(), seed=options.get("seed", 0), rounds=ROUNDS)
     return list(federate(algorithm, task(), fleet, rounds=ROUNDS, **options)), fleet
 

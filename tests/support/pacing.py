@@ -1,4 +1,4 @@
-"""FedAvg whose sites take a while without work: rounds of a known pace on a machine of any speed."""
+"""FedAvg with a pause at each site, so that rounds have a known duration on a machine of any speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that the tests read."""
+"""Folders that tests read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans of runs on tasks that tests build themselves."""
+"""Plans of runs on tasks that are built in tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRIC = "inside/test/distance"  # of the toy task
 def make_plan(
     directory: Path, task: Task, algorithm: Any, *, cohort: float | int = 1.0, dropout: float = 0.0, **keys: Any
 ) -> Plan:
-    """A plan of `algorithm` on `task` in `directory`, which is made; `keys` are those of a run."""
+    """A plan of `algorithm` on `task` in `directory`, which is created; `keys` are keys of a run."""
     (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
     size = Cohort(size=cohort, dropout=dropout)
     config = RunConfig(task=Synthetic(), algorithm=algorithm, cohort=size, **{"metric": METRIC} | keys)
@@ -24,5 +24,5 @@ def make_plan(
 
 
 def plain_fleet(plan: Plan) -> LocalFleet:
-    """All sites of the plan in this process, without faults."""
+    """A fleet with all sites of the plan in this process, without faults."""
     return LocalFleet(plan.task, seed=plan.config.seed, rounds=plan.config.rounds)

@@ -1,4 +1,4 @@
-"""Functions and algorithms that client actors execute: other processes import them from here. Ray is imported late."""
+"""Functions and algorithms for client actors, which import them from this module. Ray is imported late."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from raysim.core.fault_injection import FaultPlan
     from raysim.distributed.ray_fleet import RayFleet
 
-OPENED: list[int] = []  # bytes of every payload that was opened in this process
+OPENED: list[int] = []  # bytes of each payload that was unpickled in this process
 
 
 class Marked:
-    """A payload that leaves a mark in whatever process opens it."""
+    """A payload that is recorded in OPENED in each process that unpickles it."""
 
     def __init__(self, content: np.ndarray) -> None:
         self.content = content
@@ -57,7 +57,7 @@ def offer(site: Site[Any], sizes: dict[str, int]) -> Reply[Marked]:
 
 def read_all(site: Site[Any], broadcast: Any) -> Reply[list[int]]:
     found = [broadcast[name].content for name in broadcast.sites]
-    copies = sum(content.flags.writeable for content in found)  # what Ray maps from its store is read-only
+    copies = sum(content.flags.writeable for content in found)  # arrays in Ray's object store are read-only
     return Reply([*(int(content.sum()) for content in found), copies, len(OPENED)])
 
 
@@ -84,7 +84,7 @@ def fails_at_d(site: Site[Any], _: Any) -> Reply[str]:
 
 
 def fails_at_clients() -> toy.Line:
-    """A network that cannot be made by client actors, whose names tell their sites."""
+    """A network that client actors cannot create. Their names contain their sites in brackets."""
     import ray
 
     if "[" in (ray.get_runtime_context().get_actor_name() or ""):  # the driver has no name
@@ -94,7 +94,7 @@ def fails_at_clients() -> toy.Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing(FedAvg):
-    """Exchanges payloads beside FedAvg, and reports what the server's process has seen of them."""
+    """FedAvg that also exchanges payloads, and reports how many of them the server's process unpickled."""
 
     size: int = 10
 
@@ -135,7 +135,7 @@ class Breaking(FedAvg):
 
 
 def start_client(name: str, task: Task, versions: Mapping[str, str] | None = None) -> Any:
-    """A client actor for `task`, started as the server starts one; its node is to have these versions."""
+    """A client actor for `task`, started as by the server. `versions` are the expected versions on its node."""
     import ray
 
     from raysim.distributed.client_actor import ClientActor
@@ -154,7 +154,7 @@ def ray_fleet(
     rounds: int,
     chaos: FaultPlan | None = None,
 ) -> RayFleet:
-    """A fleet on these client actors; lost ones are started again by `start_client`."""
+    """A fleet on these client actors. Lost actors are started again by `start_client`."""
     from raysim.distributed.actor_pool import ActorPool
     from raysim.distributed.load_balancing import assign
     from raysim.distributed.ray_fleet import RayFleet
@@ -166,7 +166,7 @@ def ray_fleet(
 
 
 def run_on_ray(plan: Plan, namespace: str) -> Generator[Event]:
-    """The events of a run that is admitted to the Ray that is running."""
+    """The events of a run on the running Ray, after its admission."""
     from raysim.distributed.admission import admit
     from raysim.distributed.run_driver import stream_events
 
@@ -175,7 +175,7 @@ def run_on_ray(plan: Plan, namespace: str) -> Generator[Event]:
 
 
 def dies_once(site: Site[Any], folder: str) -> Reply[int]:
-    """Leaves a mark for each try; the first time at c its process is killed."""
+    """Appends to a file at each attempt; the process of the first attempt at site c is killed."""
     mark = Path(folder) / site.name
     first = not mark.exists()
     with mark.open("a") as file:
@@ -206,8 +206,8 @@ class Dying(FedAvg):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Telling(FedAvg):
-    """FedAvg that tells the process and the threads of each site."""
+class ReportsProcess(FedAvg):
+    """FedAvg that reports the process id and the torch threads of each site as metrics."""
 
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         reply = FedAvg.client(self, site, model)
@@ -216,7 +216,7 @@ class Telling(FedAvg):
 
 
 def hangs_once(site: Site[Any], folder: str) -> Reply[int]:
-    """The first time, site c does not come to an end."""
+    """Site c sleeps for an hour in the first attempt."""
     mark = Path(folder) / site.name
     if site.name == "c" and not mark.exists():
         mark.touch()
@@ -226,7 +226,7 @@ def hangs_once(site: Site[Any], folder: str) -> Reply[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(FedAvg):
-    """In its second round site-02 takes 9 GB, unless the file `once` is there, which it leaves behind."""
+    """FedAvg whose site-02 allocates 9 GB in the second round, once: it creates the file `once` before."""
 
     once: str
 
@@ -242,7 +242,7 @@ class Greedy(FedAvg):
 
 @dataclass(frozen=True, kw_only=True)
 class Sleeping(FedAvg):
-    """FedAvg whose site b takes some seconds."""
+    """FedAvg whose site b takes `seconds` seconds."""
 
     seconds: float
 

@@ -1,4 +1,4 @@
-"""Small searches through the command, and what they leave."""
+"""Small searches by command, and their results."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TINY = [
 LR = "algorithm.lr=loguniform(1e-4,1e-2)"
 
 
-ONE = ["--max-concurrent", "1"]  # a process is started once, and reused
+ONE = ["--max-concurrent", "1"]  # one process, which is reused
 
 
-def tune(out: Path, *words: str) -> int:
-    return main(["tune", *TINY, *words, "--out", str(out)])
+def tune(out: Path, *arguments: str) -> int:
+    return main(["tune", *TINY, *arguments, "--out", str(out)])
 
 
 def trials(out: Path) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def trials(out: Path) -> pd.DataFrame:
 
 
 def left_behind() -> list[str]:
-    """What of trials and client actors Ray still has, after a moment in which it may notice."""
+    """Actors, placement groups and CPUs that are still in use, after waiting for their release."""
     import ray
 
     found: list[str] = []
@@ -52,8 +52,8 @@ def rounds_done(out: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in (out / "trials").glob("*/log.jsonl"))
 
 
-def searched(out: Path, *words: str, space: Sequence[str] = (LR,), scheduler: str = "fifo") -> Any:
-    """A search in `out`, prepared and not started."""
+def searched(out: Path, *pairs: str, space: Sequence[str] = (LR,), scheduler: str = "fifo") -> Any:
+    """The specification of a search in `out`, which is not started."""
     from raysim.config.merge import parse_pairs
     from raysim.reporting.console import Terminal
     from raysim.reporting.search_console import SearchConsole
@@ -61,6 +61,6 @@ def searched(out: Path, *words: str, space: Sequence[str] = (LR,), scheduler: st
     from raysim.search.request import build_request
     from raysim.search.space import Space, from_cli
 
-    tiny = [word for word in TINY if space == (LR,) or "network" not in word]
-    one = build_request(Space(from_cli(space)), {}, parse_pairs([*words, *tiny]), {"scheduler": scheduler})
+    tiny = [pair for pair in TINY if space == (LR,) or "network" not in pair]
+    one = build_request(Space(from_cli(space)), {}, parse_pairs([*pairs, *tiny]), {"scheduler": scheduler})
     return replace(build_search_spec(one, out, SearchConsole(Terminal(quiet=True))), out=out)

@@ -1,6 +1,6 @@
-"""A task to be worked out by hand: w x + b is fitted to a point or three at each site, from w = b = 0.
+"""A task that can be computed by hand: w x + b, from w = b = 0, is fitted to one or a few points at each site.
 
-Loss of a batch: half the mean squared residual, so that d/dw = mean(r x) and d/db = mean(r) with r = w x + b - y.
+The loss of a batch is half the mean squared residual: d/dw = mean(r x) and d/db = mean(r) with r = w x + b - y.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ B: Points = ((2, 2), (2, 2), (2, 2))
 
 
 def split(points: Points) -> Split:
-    """The points as examples, each a case of its own."""
+    """The points as examples; each example is a case."""
     x, y = ([point[axis] for point in points] for axis in (0, 1))
     return Split(
         inputs=np.array(x, np.float32).reshape(-1, 1),
@@ -36,7 +36,7 @@ def split(points: Points) -> Split:
 
 
 def data(points: Points, test: Points | None = None) -> Data:
-    """A site that trains on `points`, and is tested on them too if nothing else is given."""
+    """The data of a site that trains on `points`, and is tested on `test`, by default the same points."""
     empty = split(())
     return Data(train=split(points), val=empty, test=split(points if test is None else test), unlabelled=empty)
 
@@ -55,7 +55,7 @@ class Line(nn.Linear):
 
 
 class Scaled(nn.Sequential):
-    """A line behind a batch normalisation: three buffers, one of them an integer without axes."""
+    """A batch normalisation before a line: three buffers, one of them an integer scalar."""
 
     def __init__(self) -> None:
         super().__init__(nn.BatchNorm1d(1), Line())
@@ -86,7 +86,7 @@ def task(
     network: type[nn.Module] = Line,
     batch_size: int = 8,
 ) -> Task:
-    """The task of these sites; those `outside` are only judged."""
+    """The task of these sites; sites in `outside` are only evaluated."""
     return Task(
         name="toy",
         inside=tuple(sorted(set(points) - set(outside))),
@@ -118,12 +118,12 @@ def site(
     round: int = 0,
     rounds: int = 1,
 ) -> Site[Model]:
-    """One site during a call, outside any fleet."""
+    """A site as in a call, without a fleet."""
     toy = task({"a": points}, network=network, batch_size=batch_size)
     return Site("a", toy, data(points), client_state, torch.device("cpu"), 0, round, rounds, toy.start(0))
 
 
 def line(model: Model) -> tuple[float, float]:
-    """w and b, whatever they are called in the network."""
+    """The values of w and b, for any names of the tensors."""
     w, b = (next(a for n, a in model.items() if n.endswith(kind) and "0." not in n) for kind in ("weight", "bias"))
     return w.item(), b.item()

@@ -1,4 +1,4 @@
-"""Runs of the toy task at six sites, with the files that they write."""
+"""Runs of the toy task at six sites, and the files of these runs."""
 
 from __future__ import annotations
 

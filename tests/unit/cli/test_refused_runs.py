@@ -143,7 +143,7 @@ def test_an_output_that_exists_is_refused_and_left_alone(
         kept = old / "summary.json"
     kept.write_text("precious")
     assert main(["run", *LOCAL, "--out", "old"]) == 2
-    assert "--out old exists already" in capsys.readouterr().err
+    assert "--out old already exists" in capsys.readouterr().err
     assert kept.read_text() == "precious"
     assert kind == "file" or list(old.iterdir()) == [kept]
 
@@ -151,7 +151,7 @@ def test_an_output_that_exists_is_refused_and_left_alone(
 def test_an_output_that_cannot_be_made_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("")
     assert main(["run", *LOCAL, "--out", "file/run"]) == 2
-    assert "cannot make the run's folder" in capsys.readouterr().err
+    assert "cannot create the run directory" in capsys.readouterr().err
 
 
 def test_a_default_that_is_a_list_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,5 +164,5 @@ def test_a_gpu_that_this_machine_lacks_is_refused(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["run", *LOCAL, "resources.gpus_per_client=0.5", "--out", "fast"]) == 3
-    assert "raysim: resources: 0.5 GPU is asked for, but torch finds no GPU" in capsys.readouterr().err
+    assert "raysim: resources: 0.5 GPU requested, but torch finds no GPU" in capsys.readouterr().err
     assert not Path("fast").exists()

@@ -50,4 +50,4 @@ def test_chaos_is_refused_before_data_are_prepared(capsys: pytest.CaptureFixture
 
 def test_dropped_replies_are_refused_where_all_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "backend=local", "chaos=drop 0.1", "task.data.sites=2"]) == 2
-    assert "give min_replies=0.5, say" in capsys.readouterr().err
+    assert "set for example min_replies=0.5" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The local fleet: what sites get and keep, what is counted, and what is refused."""
+"""The local fleet: values that sites receive and keep, byte counts, and errors."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def count(site: Site[int], _: Any) -> Reply[int]:
     return Reply(seen, client_state=seen)
 
 
-def test_replies_come_in_site_order_and_only_from_inside() -> None:
+def test_replies_are_in_site_order_and_only_from_inside_sites() -> None:
     replies = fleet().map(name)
     assert list(replies) == ["a", "b", "c"]
     assert [reply.payload for reply in replies.values()] == ["a", "b", "c"]
 
 
-def test_at_orders_sites_and_reaches_outside() -> None:
+def test_at_orders_sites_and_includes_outside_sites() -> None:
     assert list(fleet().at(["x", "a"]).map(name)) == ["a", "x"]
     assert fleet().at([]).map(name) == {}
 
@@ -44,21 +44,21 @@ def test_at_refuses_an_unknown_site() -> None:
         fleet().at(["a", "z"])
 
 
-def test_a_site_named_twice_is_played_once() -> None:
+def test_a_site_named_twice_is_called_once() -> None:
     part = fleet().at(["b", "a", "b"])
     assert list(part.sites) == ["a", "b"]
     part.map(count)
     assert part.client_states.held == {"a": 1, "b": 1}
 
 
-def test_each_site_gets_its_own() -> None:
+def test_each_site_gets_its_own_per_site_value() -> None:
     replies = fleet().map(
         lambda site, broadcast, per_site: Reply((broadcast, per_site)), "all", per_site={"a": 1, "b": 2, "c": 3}
     )
     assert [reply.payload for reply in replies.values()] == [("all", 1), ("all", 2), ("all", 3)]
 
 
-def test_the_servers_generators_are_left_alone() -> None:
+def test_the_generators_of_the_server_are_not_changed() -> None:
     with seeded(1):
         expected = torch.rand(()).item(), np.random.rand(), random.random()  # noqa: NPY002
     with seeded(1):
@@ -66,15 +66,15 @@ def test_the_servers_generators_are_left_alone() -> None:
         assert (torch.rand(()).item(), np.random.rand(), random.random()) == expected  # noqa: NPY002
 
 
-def test_memories_stay_at_their_site() -> None:
+def test_client_states_stay_at_their_site() -> None:
     here = fleet()
     here.at(["a"]).map(count)
     assert [reply.payload for reply in here.map(count).values()] == [2, 1, 1]
     assert (here.client_state("a"), here.client_state("b"), here.client_state("x")) == (2, 1, None)
-    assert here.map(count)["a"].client_state is UNCHANGED  # the server never sees it
+    assert here.map(count)["a"].client_state is UNCHANGED  # it is not sent to the server
 
 
-def test_keep_leaves_the_memory_and_none_clears_it() -> None:
+def test_unchanged_keeps_the_client_state_and_none_clears_it() -> None:
     here = fleet()
     here.map(count)
     here.map(name)
@@ -83,7 +83,7 @@ def test_keep_leaves_the_memory_and_none_clears_it() -> None:
     assert here.client_state("a") is None
 
 
-def test_remember_restores_memories() -> None:
+def test_restore_sets_client_states() -> None:
     here = fleet()
     here.client_states.restore({"b": 41})
     assert here.map(count)["b"].payload == 42
@@ -101,10 +101,10 @@ def test_bytes_are_counted_by_site() -> None:
     assert here.accounting.traffic().up == {}
 
 
-def test_what_is_exchanged_is_counted_between_sites() -> None:
+def test_exchanged_payloads_are_counted_between_sites() -> None:
     here = fleet()
     given = here.exchange(lambda site, _: Reply(np.zeros(2 if site.name == "a" else 5), metrics={"loss": 1.0}))
-    with pytest.raises(RuntimeError, match="never at the server"):
+    with pytest.raises(RuntimeError, match="the server cannot read an exchange"):
         given["a"]
     assert given.metrics == {"a": {"loss": 1.0}, "b": {"loss": 1.0}, "c": {"loss": 1.0}}
 
@@ -117,11 +117,11 @@ def test_what_is_exchanged_is_counted_between_sites() -> None:
     assert [reply.payload for reply in replies.values()] == [12, 12, 12]
     traffic = here.accounting.traffic()
     assert traffic.between == {"a": 80, "b": 56, "c": 56}
-    assert sum(traffic.up.values()) == 3 * 8  # the three sums; nothing of the exchange
+    assert sum(traffic.up.values()) == 3 * 8  # three sums of eight bytes, without the exchange
     assert sum(traffic.down.values()) == 0
 
 
-def test_judging_leaves_no_trace() -> None:
+def test_evaluation_is_not_accounted() -> None:
     here = fleet()
     replies = here.evaluate(count, "shared")
     assert list(replies) == ["a", "b", "c", "x"]
@@ -129,7 +129,7 @@ def test_judging_leaves_no_trace() -> None:
     assert (here.client_states.held, here.accounting.calls, here.accounting.metrics) == ({}, 0, {})
 
 
-def test_what_sites_get_and_send_is_read_only() -> None:
+def test_values_sent_and_received_are_read_only() -> None:
     broadcast, per_site = np.zeros(1), {"a": [np.zeros(1)]}
 
     def client(site: Site[Any], broadcast: np.ndarray, per_site: list[np.ndarray]) -> Reply[Any]:
@@ -155,7 +155,7 @@ def test_a_failure_names_site_and_round_and_keeps_the_traceback() -> None:
     assert "1 / (site.name" in caught.value.remote
 
 
-def test_each_call_of_a_round_draws_anew() -> None:
+def test_each_call_of_a_round_has_new_random_numbers() -> None:
     import torch
 
     def client(site: Site[Any], _: Any) -> Reply[float]:
@@ -164,7 +164,7 @@ def test_each_call_of_a_round_draws_anew() -> None:
     here = fleet()
     drawn = [reply.payload for _ in range(2) for reply in here.map(client).values()]
     assert len(set(drawn)) == 6
-    assert [r.payload for r in fleet().at(["b", "c"]).map(client).values()] == drawn[1:3]  # whoever else is there
+    assert [r.payload for r in fleet().at(["b", "c"]).map(client).values()] == drawn[1:3]  # without a
 
 
 def test_stop_ends_the_run_at_the_next_reply() -> None:
@@ -174,7 +174,7 @@ def test_stop_ends_the_run_at_the_next_reply() -> None:
         here.map(name)
 
 
-def test_progress_says_where_a_round_stands() -> None:
+def test_progress_has_round_phase_and_count() -> None:
     here = fleet()
     here.accounting.open_round(2)
     here.map(name)
@@ -187,4 +187,4 @@ def test_a_loss_is_kept_with_its_weight() -> None:
     here.map(lambda site, _: Reply(None, weight=len(site.data.train), metrics={"loss": 0.5}))
     here.map(lambda site, _: Reply(None, metrics={"cosine": 0.25}))
     assert here.accounting.metrics == {site: {"loss": 0.5, "cosine": 0.25} for site in "ab"}
-    assert here.accounting.weights == {"a": 1, "b": 3}  # of the call that gave a loss
+    assert here.accounting.weights == {"a": 1, "b": 3}  # of the call with a loss

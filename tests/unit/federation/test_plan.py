@@ -1,4 +1,4 @@
-"""The plan of a run: its data, and what follows from its configuration."""
+"""The plan of a run: preparation of its data, and values derived from its configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import toy
 
 @dataclass(frozen=True)
 class Preparing:
-    """A task of two cases, with a warning about one of them."""
+    """A task with two cases, one of which causes a warning."""
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
         for done in (1, 2):
@@ -30,7 +30,7 @@ class Preparing:
         return toy.task({"a": toy.A})
 
 
-def test_the_preparation_of_data_is_a_series_of_events() -> None:
+def test_data_preparation_emits_events() -> None:
     events: list[Event] = []
     assert prepare_task(Preparing(), events.append).inside == ("a",)
     message, *progress, notice = events
@@ -47,7 +47,7 @@ def test_faults_are_refused_before_the_data_are_opened(tmp_path: Path) -> None:
     assert not events
 
 
-def test_the_plan_derives_from_its_configuration(tmp_path: Path) -> None:
+def test_plan_properties_follow_from_the_configuration(tmp_path: Path) -> None:
     config = load_config({"algorithm": "fedprox", "chaos": "slow a x2"})
     plan = build_plan(config, tmp_path, task=toy.task({"a": toy.A, "x": toy.B}, outside=["x"]))
     assert (plan.algorithm_name, plan.sites, plan.faults.slow) == ("fedprox", ("a", "x"), {"a": 2.0})

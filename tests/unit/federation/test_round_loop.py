@@ -1,4 +1,4 @@
-"""The generator of rounds: who is drawn, when sites are judged, and going on from a start."""
+"""The round loop: sampled sites, evaluation, and continuing from a resume point."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run(algorithm: Any, rounds: int = 4, **options: Any) -> list[Any]:
     return list(federate(algorithm, task, fleet, rounds=rounds, **options))
 
 
-def test_the_name_is_the_function_however_it_is_imported() -> None:
-    # A module of the same name inside the package would take its place.
+def test_federate_is_the_function_for_every_import() -> None:
+    # A module named `federate` in the package would replace the function.
     assert raysim.federate is federate
     assert callable(federate)
 
@@ -49,23 +49,23 @@ def test_cohorts_follow_seed_and_round() -> None:
     assert len(set(drawn)) > 10
 
 
-def test_every_site_gets_its_turn() -> None:
+def test_every_site_is_sampled() -> None:
     assert {site for index in range(30) for site in sample_cohort(NAMES, 2, 0, index)} == set(NAMES)
 
 
-def test_rounds_are_numbered_from_one_and_say_who_took_part() -> None:
+def test_rounds_are_numbered_from_one_and_have_their_cohort() -> None:
     rounds = run(FEDAVG, cohort=2)
     assert [r.number for r in rounds] == [1, 2, 3, 4]
     assert all(set(r.cohort) == set(r.traffic.up) and len(r.cohort) == 2 for r in rounds)
     assert all(r.seconds > 0 for r in rounds)
 
 
-def test_sites_are_judged_when_it_is_due_and_at_the_end() -> None:
-    judged = [any(s.split == "test" for s in r.scores) for r in run(FEDAVG, rounds=5, evaluate_every=2)]
-    assert judged == [False, True, False, True, True]
+def test_sites_are_evaluated_when_due_and_at_the_end() -> None:
+    evaluated = [any(s.split == "test" for s in r.scores) for r in run(FEDAVG, rounds=5, evaluate_every=2)]
+    assert evaluated == [False, True, False, True, True]
 
 
-def test_judging_changes_nothing() -> None:
+def test_evaluation_changes_no_result() -> None:
     often, seldom = run(FEDAVG, evaluate_every=1), run(FEDAVG, evaluate_every=4)
     assert often[-1].state == seldom[-1].state
 
@@ -77,7 +77,7 @@ def test_the_consumer_decides_when_to_stop() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [FEDAVG, LocalOnly(optimizer="sgd", lr=0.1)])
-def test_a_run_goes_on_from_a_start(algorithm: Any) -> None:
+def test_a_run_continues_from_a_resume_point(algorithm: Any) -> None:
     task = toy.two_sites()
     whole = LocalFleet(task, rounds=4)
     *_, end = federate(algorithm, task, whole, rounds=4, cohort=1)
@@ -97,7 +97,7 @@ class Random(torch.nn.Linear):
 
 @dataclass(frozen=True)
 class Drawing:
-    """Draws at the server and looks at where sites start."""
+    """Draws a random number at the server, and compares the sites' first weights with the server's."""
 
     def init(self, task: Task) -> Model:
         return weights(task.network())
@@ -113,26 +113,26 @@ class Drawing:
         return None
 
 
-def test_the_seed_gives_the_first_weights_at_the_server_and_at_all_sites() -> None:
+def test_server_and_sites_have_the_first_weights_of_the_seed() -> None:
     task = toy.task({"a": toy.A, "b": toy.B}, network=Random)
     states = [run(Drawing(), task=task, seed=seed)[0] for seed in (0, 0, 1)]
     assert [r.metrics["same"] for r in states] == [1, 1, 1]
     assert states[0].state == states[1].state != states[2].state
 
 
-def test_the_servers_own_chance_follows_seed_and_round() -> None:
+def test_random_numbers_of_the_server_depend_on_seed_and_round() -> None:
     drawn = [r.metrics["drawn"] for seed in (0, 1) for r in run(Drawing(), seed=seed)]
     assert len(set(drawn)) == 8
     assert drawn[:4] == [r.metrics["drawn"] for r in run(Drawing())]
 
 
-def test_no_answer_and_a_global_model_is_judged_as_global_only() -> None:
+def test_without_predictor_only_the_global_model_is_evaluated() -> None:
     scores = run(Drawing())[-1].scores
     assert {s.metric for s in scores} == {"distance@global"}
     assert run(Drawing())[-1].loss is None
 
 
-def test_a_failure_while_judging_names_its_site() -> None:
+def test_a_failure_during_evaluation_names_the_site() -> None:
     @dataclass(frozen=True)
     class Broken(Drawing):
         def predictor(self, site: Site[Any], model: Model) -> Predictor | None:
@@ -142,14 +142,14 @@ def test_a_failure_while_judging_names_its_site() -> None:
         run(Broken())
 
 
-class Moody(toy.Line):
-    """Says twice as much in training."""
+class ModeDependent(toy.Line):
+    """A line whose output is doubled in training mode."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return super().forward(inputs) * (2 if self.training else 1)
 
 
-def test_the_global_weights_in_another_mode_are_another_answer() -> None:
+def test_global_weights_in_another_mode_are_evaluated_separately() -> None:
     @dataclass(frozen=True)
     class Training(Drawing):
         def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
@@ -158,7 +158,7 @@ def test_the_global_weights_in_another_mode_are_another_answer() -> None:
         def predictor(self, site: Site[Any], model: Model) -> Predictor | None:
             return site.load(model)
 
-    # w = b = 1 at (1, 2): 1 + 1 is right, and twice that is 2 too much.
-    task = toy.task({"a": toy.A}, network=Moody)
+    # w = b = 1 at (1, 2): 1 + 1 is correct, and twice that differs by 2.
+    task = toy.task({"a": toy.A}, network=ModeDependent)
     scores = {s.metric: s.value for s in run(Training(), task=task)[-1].scores}
     assert scores == {"distance": 2, "distance@global": 0}

@@ -1,4 +1,4 @@
-"""The executor: seeds of calls, failures as text, and payloads that only sites read."""
+"""The executor: seeds of calls, failures as text, and payloads that only sites can read."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def numbers(site: Site[Any], _: Any) -> Reply[float]:
     return Reply(torch.rand(()).item())
 
 
-def played(executor: SiteExecutor, call: CallKey = CALL, site: str = "a") -> float:
+def drawn_number(executor: SiteExecutor, call: CallKey = CALL, site: str = "a") -> float:
     return executor.execute(numbers, site, call, None).payload
 
 
-def test_a_call_draws_by_seed_round_index_and_site(executor: SiteExecutor) -> None:
-    first = played(executor)
-    assert played(executor) == first
+def test_random_numbers_depend_on_seed_round_index_and_site(executor: SiteExecutor) -> None:
+    first = drawn_number(executor)
+    assert drawn_number(executor) == first
     others = [
-        played(executor, site="b"),
-        played(executor, CallKey(4, 1, 4, 0)),
-        played(executor, CallKey(3, 2, 4, 0)),
-        played(executor, CallKey(3, 1, 4, 1)),
-        played(executor, CallKey(3, 1, 4, "judge")),
+        drawn_number(executor, site="b"),
+        drawn_number(executor, CallKey(4, 1, 4, 0)),
+        drawn_number(executor, CallKey(3, 2, 4, 0)),
+        drawn_number(executor, CallKey(3, 1, 4, 1)),
+        drawn_number(executor, CallKey(3, 1, 4, "judge")),
     ]
     assert len({first, *others}) == 6
-    assert played(executor, CallKey(3, 1, 9, 0)) == first  # how long the run is to be changes nothing
+    assert drawn_number(executor, CallKey(3, 1, 9, 0)) == first  # the number of rounds has no effect
 
 
-def test_what_a_client_function_gets(executor: SiteExecutor) -> None:
+def test_arguments_of_a_client_function(executor: SiteExecutor) -> None:
     def client(site: Site[Any], broadcast: Any, own: Any) -> Reply[Any]:
         assert (site.name, site.round, site.rounds, site.seed, site.client_state) == ("b", 1, 4, 3, "kept")
         assert len(site.data.train) == 3
@@ -67,7 +67,7 @@ def test_data_are_opened_once(executor: SiteExecutor) -> None:
     assert len({executor.execute(client, "a", CALL, None).payload for _ in range(3)}) == 1
 
 
-def test_none_may_be_a_sites_own(executor: SiteExecutor) -> None:
+def test_none_is_a_valid_per_site_value(executor: SiteExecutor) -> None:
     def client(site: Site[Any], broadcast: Any, own: Any) -> Reply[bool]:
         return Reply(own is None)
 
@@ -86,7 +86,7 @@ def failing(site: Site[Any], broadcast: Any) -> Reply[Any]:
         (AssertionError(), "AssertionError: no message"),
     ],
 )
-def test_an_exception_comes_back_as_text_with_its_traceback(
+def test_an_exception_is_returned_as_text_with_its_traceback(
     executor: SiteExecutor, error: Exception, cause: str
 ) -> None:
     failure = executor.execute(failing, "a", CALL, error).failure
@@ -105,13 +105,13 @@ def test_data_that_cannot_be_opened_fail_their_site(executor: SiteExecutor) -> N
 @pytest.mark.parametrize(
     ("reply", "cause"),
     [
-        (5, "TypeError: a client function returns a Reply, not int"),
+        (5, "TypeError: a client function must return a Reply, not int"),
         (Reply(torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients cannot be sent"),
         (Reply({1, 2}), "TypeError: a set cannot be sent"),
         (Reply(None, client_state=torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients"),
     ],
 )
-def test_a_reply_that_cannot_travel_fails_its_site(executor: SiteExecutor, reply: Any, cause: str) -> None:
+def test_a_reply_that_cannot_be_sent_fails_its_site(executor: SiteExecutor, reply: Any, cause: str) -> None:
     failure = executor.execute(lambda site, broadcast: reply, "a", CALL, None).failure
     assert failure is not None
     assert failure.cause.startswith(cause)
@@ -126,49 +126,47 @@ def exchanged() -> ExchangeHandle[Any]:
     return ExchangeHandle({"a": np.zeros(2), "b": np.zeros(5)}, {"a": {}, "b": {"loss": 1.0}}, lambda held: held)
 
 
-def test_an_exchange_is_closed_to_the_server() -> None:
-    with pytest.raises(RuntimeError, match="never at the server"):
+def test_the_server_cannot_read_an_exchange() -> None:
+    with pytest.raises(RuntimeError, match="the server cannot read an exchange"):
         exchanged()["a"]
     assert exchanged().sites == ("a", "b")
     assert exchanged().metrics["b"] == {"loss": 1.0}
 
 
-def test_an_exchange_counts_what_comes_from_others(executor: SiteExecutor) -> None:
+def test_an_exchange_counts_payloads_of_other_sites(executor: SiteExecutor) -> None:
     def client(site: Site[Any], broadcast: ExchangeHandle[Any]) -> Reply[float]:
         return Reply(float(sum(len(broadcast[other]) for other in broadcast.sites)))
 
     answer = executor.execute(client, "a", CALL, exchanged())
-    assert (answer.payload, answer.between) == (7, 40)  # b's five float64; its own two are no traffic
+    assert (answer.payload, answer.between) == (7, 40)  # five float64 of b; the site's own two are not counted
 
 
-def test_a_payload_read_twice_crosses_once(executor: SiteExecutor) -> None:
+def test_a_payload_read_twice_is_counted_once(executor: SiteExecutor) -> None:
     def client(site: Site[Any], broadcast: ExchangeHandle[Any]) -> Reply[float]:
         return Reply(broadcast["b"].sum() + broadcast["b"].sum())
 
     assert executor.execute(client, "a", CALL, exchanged()).between == 40
 
 
-def test_an_exchange_closes_again_after_the_call(executor: SiteExecutor) -> None:
+def test_an_exchange_cannot_be_read_after_the_call(executor: SiteExecutor) -> None:
     executor.execute(failing, "a", CALL, ValueError())
-    with pytest.raises(RuntimeError, match="never at the server"):
+    with pytest.raises(RuntimeError, match="the server cannot read an exchange"):
         exchanged()["a"]
 
 
-def test_keep_is_one_value_in_every_process() -> None:
+def test_unchanged_is_the_same_object_after_pickling() -> None:
     assert pickle.loads(pickle.dumps(UNCHANGED)) is UNCHANGED
     assert pickle.loads(pickle.dumps(CallResult(None))).client_state is UNCHANGED
 
 
-def test_data_in_memory_are_closed_when_they_grow_too_many(
-    executor: SiteExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    played(executor, site="a")
+def test_old_data_are_dropped_when_the_cache_is_full(executor: SiteExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_number(executor, site="a")
     assert executor.data_cache.held == sum(
         a.nbytes for split in ("train", "test") for a in vars(executor.data_cache["a"][split]).values() if a is not None
     )
     monkeypatch.setattr("raysim.federation.site_executor.DATA_CACHE_BYTES", executor.data_cache.held)
     alone = executor.data_cache.held
-    played(executor, site="b")
+    drawn_number(executor, site="b")
     assert list(executor.data_cache) == ["b"]
-    played(executor, site="a")
+    drawn_number(executor, site="a")
     assert (list(executor.data_cache), executor.data_cache.held) == (["a"], alone)

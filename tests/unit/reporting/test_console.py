@@ -8,13 +8,13 @@ from raysim.reporting.console import site_tables
 
 
 def headings(**sites: dict[str, float]) -> list[list[Any]]:
-    """What stands above the scores in each table, of inside sites with these."""
-    told = {site: {"role": "inside", **scores} for site, scores in sites.items()}
-    summary = {"sites": told, "metric": "inside/test/dice", "direction": "higher", "metrics": {}}
+    """The column headings of each table for inside sites with these scores."""
+    rows = {site: {"role": "inside", **scores} for site, scores in sites.items()}
+    summary = {"sites": rows, "metric": "inside/test/dice", "direction": "higher", "metrics": {}}
     return [[column.header for column in table.columns[2:]] for table in site_tables(summary, 100)]
 
 
-def test_columns_stand_as_the_task_lists_its_metrics_the_test_split_first() -> None:
+def test_columns_are_in_the_order_of_the_task_with_the_test_split_first() -> None:
     scores = {"val/f1": 0.5, "val/dice": 0.5, "test/f1": 0.5, "test/dice": 0.5}
     assert headings(A=scores) == [["test\nf1", "test\ndice"], ["val\nf1", "val\ndice"]]
 
@@ -27,5 +27,5 @@ def test_a_site_without_a_class_does_not_change_the_order() -> None:
 
 def test_distances_have_their_unit_in_the_heading() -> None:
     scores = {"test/hd95": 1.0, "test/asd_organ": 2.0, "test/hd95@global": 3.0, "test/asdf": 4.0}
-    words = ["test\nhd95\nmm", "test\nasd\norgan\nmm", "test\nhd95@global\nmm", "test\nasdf"]
-    assert headings(A=scores) == [words]
+    expected = ["test\nhd95\nmm", "test\nasd\norgan\nmm", "test\nhd95@global\nmm", "test\nasdf"]
+    assert headings(A=scores) == [expected]

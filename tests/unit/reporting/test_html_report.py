@@ -1,4 +1,4 @@
-"""The page of a run: what went wrong stands near the top, everything is escaped, and no end of a run goes without."""
+"""The report of a run: failures near the top, escaped text, and a page for every outcome of a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from raysim.reporting.plots import render_svg
 from tests.support import toy
 from tests.support.plans import make_plan, plain_fleet
 
-EMPTY = {"meta", "br", "wbr", "hr", "img", "link", "input"}  # elements without an end
+EMPTY = {"meta", "br", "wbr", "hr", "img", "link", "input"}  # elements without an end tag
 
 
 NASTY = "<b>&amp;\"'$x_$"
 
 
 class Page(HTMLParser):
-    """A page that is well formed, or an error: what it says, and where it leads."""
+    """The text, tags and links of a page. Raises AssertionError if the page is not well-formed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Page(HTMLParser):
         self.close()
         assert not self.open
         assert len(self.ids) == len(set(self.ids))
-        assert all(str(link).startswith("#") for link in self.links)  # nothing is fetched
+        assert all(str(link).startswith("#") for link in self.links)  # the page loads nothing
         assert self.tags.isdisjoint({"script", "link", "img", "iframe", "object"})
         self.text = " ".join(" ".join(self.description).split())
 
@@ -66,7 +66,7 @@ class Page(HTMLParser):
 
 
 def run(out: Path, sites: Any, algorithm: Any = None, **keys: Any) -> Page:
-    """The page of a run of the toy task, whatever ends it."""
+    """The page of a run of the toy task, whether the run fails or not."""
     task = toy.task(sites, outside=[name for name in sites if name.startswith("out")])
     algorithm = algorithm or FedAvg(optimizer="sgd", momentum=0.0, lr=0.1)
     plan = make_plan(out, task, algorithm, **{"rounds": 2, "seed": 7, "checkpoint_every": 9} | keys)
@@ -79,7 +79,7 @@ def failure(round: int, sites: str, action: Any, cause: str = "lost", seconds: f
     return asdict(FailureEvent(round, "call 1", tuple(sites), "", cause, action, seconds))
 
 
-def test_sentences_by_hand() -> None:
+def test_failure_sentences() -> None:
     left_out = [
         failure(1, "a", FailureAction.LEFT_OUT),
         failure(1, "b", FailureAction.LEFT_OUT),
@@ -90,18 +90,18 @@ def test_sentences_by_hand() -> None:
     ended = failure(5, "a", FailureAction.RUN_ENDED)
     assert failure_sentences([], RunOutcome.DONE, 1.0) == []
     assert failure_sentences([*left_out, again], RunOutcome.DONE, 0.8) == [
-        "3 replies were left out in 2 rounds (min_replies=0.8 allowed it).",
-        "A client actor was lost 1 time; 3 calls at sites ran again, which changes no result.",
+        "3 replies were left out in 2 rounds (allowed by min_replies=0.8).",
+        "Client actors were lost 1 time; 3 calls at sites ran again. The results do not change.",
         "In all, 4 failures cost 6.0 s of work.",
     ]
     assert failure_sentences(left_out[2:], RunOutcome.DONE, None)[0] == "1 reply was left out in 1 round."
     assert failure_sentences([back], RunOutcome.DONE, 1.0)[0] == "The run returned to its last checkpoint 1 time."
-    assert failure_sentences([ended], RunOutcome.DONE, 1.0)[0] == "A failure ended it 1 time, and it was resumed."
-    assert failure_sentences([ended], RunOutcome.FAILED, 1.0) == []  # the error itself says it
-    assert failure_sentences([ended, ended], RunOutcome.FAILED, 1.0)[0] == "A failure ended it 2 times."
+    assert failure_sentences([ended], RunOutcome.DONE, 1.0)[0] == "A failure ended the run 1 time, and it was resumed."
+    assert failure_sentences([ended], RunOutcome.FAILED, 1.0) == []  # the error is shown separately
+    assert failure_sentences([ended, ended], RunOutcome.FAILED, 1.0)[0] == "A failure ended the run 2 times."
 
 
-def test_causes_that_differ_in_numbers_are_one() -> None:
+def test_causes_that_differ_only_in_numbers_are_merged() -> None:
     found = by_cause(
         [
             failure(1, "a", FailureAction.LEFT_OUT, "the loss is nan at step 3 of 8"),
@@ -115,68 +115,68 @@ def test_causes_that_differ_in_numbers_are_one() -> None:
     ]
 
 
-def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     page = run(tmp_path, {NASTY: toy.A, "b": toy.B, f"out {NASTY}": toy.B})
     assert page.text.count(NASTY) >= 4  # beside its bar and in the table, inside and outside
     assert "amp;amp;" in (tmp_path / "report.html").read_text()
 
 
-def test_nothing_judged_and_nothing_recorded_yet(tmp_path: Path) -> None:
-    page = run(tmp_path, {"a": toy.A, "b": ()})  # b has nothing to train on
+def test_report_without_scores_and_rounds(tmp_path: Path) -> None:
+    page = run(tmp_path, {"a": toy.A, "b": ()})  # b has no training data
     assert "The run failed: site 'b' failed in round 1" in page.text
-    assert "No site has been judged yet." in page.text
+    assert "No site has been evaluated yet." in page.text
     assert "svg" not in page.tags
 
 
-def test_summary_alone_makes_a_page(tmp_path: Path) -> None:
+def test_summary_alone_is_enough_for_a_page(tmp_path: Path) -> None:
     run(tmp_path / "all", {"a": toy.A, "out": toy.B})
     (tmp_path / "some").mkdir()
     shutil.copy(tmp_path / "all" / "summary.json", tmp_path / "some")
     for name in ("config.yaml", "rounds.parquet", "failures.jsonl", "placement.json", "env.json"):
         page = Page(write_report(tmp_path / "some"))
         assert "inside/test/distance (chosen, lower is better)" in page.text
-        (tmp_path / "some" / name).touch()  # and empty in the next turn
+        (tmp_path / "some" / name).touch()  # an empty file in the next iteration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Off(FedAvg):
-    """Answers one more than the global model does."""
+    """Predicts the output of the global model plus one."""
 
     def predictor(self, site: Any, model: Any) -> Any:
         return lambda inputs: site.predict_module(model)(inputs) + 1.0
 
 
-def test_the_global_model_stands_beside_where_it_is_another(tmp_path: Path) -> None:
+def test_the_global_model_is_listed_only_if_it_differs(tmp_path: Path) -> None:
     sites = {"a": toy.A, "b": toy.B, "out": toy.B}
     same = run(tmp_path / "same", sites)
-    assert "Where @global is not listed" in same.text
+    assert "A metric without a @global row has the same scores for the global model" in same.text
     assert "test distance @global" not in same.text
     other = run(tmp_path / "other", sites, Off(optimizer="sgd", momentum=0.0, lr=0.1))
     assert "test distance test distance @global actor" in other.text  # columns of the sites
     assert "inside, mean @global" in other.text  # a line of the plot
-    assert "Where @global is not listed" not in other.text
+    assert "A metric without a @global row" not in other.text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noting(FedAvg):
-    """Answers as FedAvg, and notes a number of its own, which has no worst site."""
+    """FedAvg with a note, a metric without direction, which has no worst site."""
 
     def predictor(self, site: Any, model: Any) -> Any:
         return PredictionSet(self.predict_module(site, model), notes=lambda split: {"share": 0.25})
 
 
-def test_what_a_method_notes_of_itself_stands_among_the_metrics(tmp_path: Path) -> None:
+def test_notes_of_a_method_are_among_the_metrics(tmp_path: Path) -> None:
     page = run(tmp_path, {"a": toy.A, "b": toy.B}, Noting(optimizer="sgd", momentum=0.0, lr=0.1))
     assert "inside/test/share 0.2500 0.2500" in page.text  # mean and weighted mean
 
 
-def test_many_sites_are_counted_and_failures_cut_short(tmp_path: Path) -> None:
+def test_many_sites_are_a_histogram_and_failures_are_limited(tmp_path: Path) -> None:
     sites = {f"site-{number:03}": ((1.0, number % 7),) for number in range(100)}
     run(tmp_path, sites)
     lines = [json.dumps(failure(1 + n % 2, "a", FailureAction.LEFT_OUT, f"reason {n} \udc80")) for n in range(80)]
     (tmp_path / "failures.jsonl").write_text("\n".join([*lines, '{"round": 2, "ca']))
     page = Page(write_report(tmp_path))
-    assert "30 more stand in failures.jsonl." in page.text
+    assert "30 more failures are in failures.jsonl." in page.text
     assert "80 replies were left out in 2 rounds" in page.text
     assert "site-099" in page.text
     assert "distance (lower is better)" in page.text  # the axis of the histogram

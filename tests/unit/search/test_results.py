@@ -224,7 +224,7 @@ def test_a_search_whose_trials_were_never_judged_says_so_and_fails(tmp_path, cap
     report_search(results, console)
     with pytest.raises(RunError, match=r"no trial has a value of inside/val/dice/mean; see in .*rounds.parquet"):
         raise_outcome(results, SearchStopper(None), console)
-    assert "no trial has begun" not in capsys.readouterr().out
+    assert "no trial has started" not in capsys.readouterr().out
 
 
 def test_what_is_open_or_has_not_begun_leaves_a_search_unfinished(tmp_path):
@@ -235,7 +235,7 @@ def test_what_is_open_or_has_not_begun_leaves_a_search_unfinished(tmp_path):
         results.write_tables()
         page = write_search_report(results).read_text()
         assert re.search(r'<h1>.*class="status *(?:done)?">(\w+)<', page)[1] == status
-        assert ("<dt>to come</dt><dd>1<" in page) == (len(records) < total)
+        assert ("<dt>not started</dt><dd>1<" in page) == (len(records) < total)
         assert "running" not in page
         assert list(pd.read_parquet(tmp_path / "trials.parquet")["status"]) == ["done", "unfinished"][: len(records)]
 

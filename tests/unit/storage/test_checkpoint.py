@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read back to the bit, damage found, two kept."""
+"""Checkpoints: written and read bit by bit; damage is detected; two are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def model(value: float = 1) -> Model:
     return Model.of({"w": np.full(2, value, np.float32)})
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_written(tmp_path: Path) -> None:
     client_states = {"a": None, "b": {"bank": [model(2)], "count": 3}}
     path = write(tmp_path, 7, model(), client_states)
     start = read(path)
@@ -25,8 +25,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (start.number, start.state, start.client_states) == (7, model(), client_states)
 
 
-def test_a_network_with_counters_comes_back_and_fits(tmp_path: Path) -> None:
-    # BatchNorm counts its batches in an array without axes.
+def test_a_network_with_counters_is_restored(tmp_path: Path) -> None:
+    # BatchNorm counts batches in an array with zero dimensions.
     kept = weights(Scaled())
     start = read(write(tmp_path, 1, kept, {"a": kept.buffers}))
     assert start.state == kept
@@ -48,7 +48,7 @@ def test_rounds_are_ordered_as_numbers(tmp_path: Path) -> None:
 
 
 def test_a_round_may_be_written_again(tmp_path: Path) -> None:
-    # As after going on from the one before, because this one was damaged.
+    # This happens if the run resumed from the previous checkpoint because this one was damaged.
     write(tmp_path, 1, model(1), {"a": model()})
     start = read(write(tmp_path, 1, model(2), {}))
     assert (start.state, start.client_states) == (model(2), {})
@@ -81,8 +81,8 @@ def test_a_missing_file_is_a_run_error(tmp_path: Path) -> None:
         read(path)
 
 
-def test_what_cannot_be_kept_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+def test_an_unsupported_state_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, 1, model(), {})
-    with pytest.raises(TypeError, match="a set at ''"):
+    with pytest.raises(TypeError, match="a checkpoint cannot store the set at ''"):
         write(tmp_path, 2, {1}, {})
     assert [path.name for path in newest_first(tmp_path)] == ["round_0001"]

@@ -1,4 +1,4 @@
-"""Files of JSON lines, whole and torn."""
+"""Files of JSON lines, complete and incomplete."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from raysim.storage.event_log import EventLog, append_failures, summarize_failur
 from raysim.storage.json_lines import read_jsonl
 
 
-def test_torn_lines_are_skipped(tmp_path: Path) -> None:
+def test_incomplete_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     assert list(read_jsonl(path)) == []
-    path.write_text('{"a": 1}\n{"a": \n[2, 3]\n{"a": 4}')  # a run was resumed after the second; the last has no end yet
+    path.write_text('{"a": 1}\n{"a": \n[2, 3]\n{"a": 4}')  # the run resumed after line 2; line 4 is unfinished
     assert list(read_jsonl(path)) == [{"a": 1}, [2, 3]]
 
 
-def test_the_log_goes_on_after_a_crash(tmp_path: Path) -> None:
+def test_the_log_continues_after_a_crash(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     for number in (1, 2, 3):
         log.append({"round": number}, [[number, "a", "inside", "test", "dice", 0.5]])

@@ -1,4 +1,4 @@
-"""What a run leaves: means by hand, files that are whole, and the summary's fixed shape."""
+"""The files of a run: means computed by hand, complete files, and the fixed keys of the summary."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_worst_distance_is_the_longest() -> None:
     assert found["inside/test/hd95@global"]["worst"] == 5
 
 
-def test_roles_are_apart_and_training_is_not_judged() -> None:
+def test_roles_are_separate_and_training_scores_are_left_out() -> None:
     scores = [score("a", 1, 1), score("x", 0, 1, role="outside"), Score("a", "inside", "train", "loss", 3.0)]
     assert set(aggregate(scores, BETTER)) == {"inside/test/dice", "outside/test/dice"}
     assert aggregate([], BETTER) == {}
@@ -65,7 +65,7 @@ def summary(out: Path) -> Any:
     return json.loads((out / "summary.json").read_text())
 
 
-def test_a_run_leaves_its_tables(tmp_path: Path) -> None:
+def test_a_run_writes_its_tables(tmp_path: Path) -> None:
     seen = list(events(plan(tmp_path)))
     rounds, sites = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("rounds", "sites"))
     assert rounds["round"].tolist() == [1, 2, 3]
@@ -89,7 +89,7 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
     assert isinstance(end, RunFinished)
     found = summary(tmp_path)
     assert found == end.values
-    # After one round (0.35, 0.2): 1.45 from y at a, 1.1 at b and x; one case at a, three at b.
+    # After one round, (w, b) = (0.35, 0.2): distance 1.45 at a, 1.1 at b and x; one case at a, three at b.
     three = {"mean": pytest.approx(1.275), "weighted": pytest.approx(4.75 / 4), "worst": pytest.approx(1.45)}
     same = dict.fromkeys(("mean", "weighted", "worst"), pytest.approx(1.1))
     near, far = pytest.approx(1.1), pytest.approx(1.45)
@@ -120,7 +120,7 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
     assert found["seconds"] > 0
 
 
-def test_the_digest_is_of_state_and_memories(tmp_path: Path) -> None:
+def test_the_digest_covers_state_and_client_states(tmp_path: Path) -> None:
     mine = plan(tmp_path)
     fleet = LocalFleet(mine.task, rounds=3)
     list(run_federation(mine, fleet))
@@ -133,7 +133,7 @@ def test_the_digest_is_of_state_and_memories(tmp_path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Failing(FedAvg):
-    """Fails in the third round, at a site or at the server, or reports what is no number."""
+    """Fails in the third round, at a site or at the server, or reports a metric that is not finite."""
 
     at: str
     error: Any = field(default_factory=lambda: ZeroDivisionError("on purpose"))
@@ -150,7 +150,7 @@ class Failing(FedAvg):
         return FedAvg.client(self, site, model)
 
 
-def test_a_failure_keeps_the_rounds_until_then(tmp_path: Path) -> None:
+def test_a_failed_run_keeps_its_finished_rounds(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="site 'b' failed in round 3"):
         list(events(plan(tmp_path, rounds=5, algorithm=Failing(at="b"))))
     assert pd.read_parquet(tmp_path / "rounds.parquet")["round"].tolist() == [1, 2]
@@ -170,14 +170,14 @@ def test_a_failure_at_the_server_is_a_run_error_with_its_round(tmp_path: Path) -
 
 def test_a_failure_in_the_first_round_leaves_empty_tables(tmp_path: Path) -> None:
     task = toy.task({"a": toy.A, "b": ()})
-    with pytest.raises(SiteError, match="nothing to train on"):
+    with pytest.raises(SiteError, match="no labelled examples, so the site cannot train"):
         list(events(plan(tmp_path, task=task)))
     assert len(pd.read_parquet(tmp_path / "rounds.parquet")) == 0
     assert summary(tmp_path)["rounds"] == 0
 
 
 @pytest.mark.parametrize("stop", ["close", "interrupt"])
-def test_an_interrupt_is_no_failure(tmp_path: Path, stop: str) -> None:
+def test_an_interrupt_is_not_a_failure(tmp_path: Path, stop: str) -> None:
     error = KeyboardInterrupt() if stop == "interrupt" else None
     rows: Any = events(plan(tmp_path, rounds=9, algorithm=Failing(at="a" if error else "nowhere", error=error)))
     if error is None:
@@ -190,7 +190,7 @@ def test_an_interrupt_is_no_failure(tmp_path: Path, stop: str) -> None:
     assert pd.read_parquet(tmp_path / "rounds.parquet")["round"].tolist() == [1, 2]
 
 
-def test_a_server_metric_that_is_no_number_is_recorded(tmp_path: Path) -> None:
+def test_a_server_metric_that_is_not_finite_is_recorded(tmp_path: Path) -> None:
     list(events(plan(tmp_path, algorithm=Failing(at="nowhere", error=None), rounds=1)))
     assert pd.read_parquet(tmp_path / "rounds.parquet")["server/odd"].isna().tolist() == [True]
 

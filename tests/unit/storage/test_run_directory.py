@@ -1,4 +1,4 @@
-"""The folder of a run: its own from the first moment, and gone if the run is refused."""
+"""The run directory: reserved from the start, and removed if the run is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raysim.storage.run_directory import (
 )
 
 
-def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path, monkeypatch):
+def test_runs_that_start_together_get_different_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ExitStack() as held, ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: held.enter_context(reserve_directory(None, "fedavg-toy")), range(16)))
@@ -31,14 +31,14 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("out", [None, "new/deep/out"])
-def test_what_is_refused_leaves_nothing(tmp_path, monkeypatch, out):
+def test_a_refused_run_leaves_no_folder(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError), reserve_directory(out, "fedavg-toy"):
         raise ConfigError("no such key")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_there_stays(tmp_path):
+def test_existing_folders_are_not_changed(tmp_path):
     (tmp_path / "old").mkdir()
     with pytest.raises(ConfigError, match="never overwrites"), reserve_directory(str(tmp_path / "old"), "x"):
         pass
@@ -47,29 +47,29 @@ def test_what_was_there_stays(tmp_path):
     assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
 
-def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ConfigError, match="cannot make the run's folder"),
+        pytest.raises(ConfigError, match="cannot create the run directory"),
         reserve_directory(str(tmp_path / "file" / "x"), "x"),
     ):
         pass
 
 
-def test_the_folder_is_a_path_from_anywhere(tmp_path, monkeypatch):
+def test_the_folder_is_an_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with reserve_directory("here", "x") as folder:
         assert folder == Path(tmp_path, "here")
 
 
-def test_who_is_at_work_in_a_folder(tmp_path: Path) -> None:
+def test_lock_owner_is_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     assert lock_owner(tmp_path) is None
     with exclusive_lock(tmp_path):
         assert lock_owner(tmp_path) == json.loads((tmp_path / ".process").read_text())
     assert lock_owner(tmp_path) is None
 
 
-def test_commit_fills_a_new_directory_and_keeps_what_a_resumed_run_began_with(tmp_path: Path) -> None:
+def test_commit_fills_a_new_directory_and_keeps_the_first_configuration(tmp_path: Path) -> None:
     place = ActorPlacement("client-01", "client-01[a]", "node", 7, 1.0, 0.0, [], "cpu", 1)
     commit(tmp_path, {"rounds": 2}, {"python": "3.11"}, ActorsPlaced([place], {"b": "local", "a": "client-01"}))
     commit(tmp_path, {"rounds": 9}, {}, ActorsPlaced([place], {"a": "client-01"}))
@@ -80,6 +80,6 @@ def test_commit_fills_a_new_directory_and_keeps_what_a_resumed_run_began_with(tm
     assert (site["site"], site["actor"], site["node"], site["pid"]) == ("a", "client-01", "node", 7)
 
 
-def test_a_url_is_no_run_directory() -> None:
-    with pytest.raises(ConfigError, match="a run writes into a folder"):
+def test_a_url_is_refused_as_run_directory() -> None:
+    with pytest.raises(ConfigError, match="a run is written to a folder, not to a URL; use a local or mounted folder"):
         check_new_directory("s3://bucket/run", "a run")

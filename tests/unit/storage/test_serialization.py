@@ -1,4 +1,4 @@
-"""The codec: every state comes back as it was, nothing is imported that should not be, digests see every bit."""
+"""Serialization: states are restored exactly, only trusted modules are imported, digests cover every bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Outer:
         number: int
 
 
-def travelled(tree: Any) -> Any:
+def encoded_and_decoded(tree: Any) -> Any:
     described, arrays = encode(tree)
     return decode(json.loads(json.dumps(described)), arrays, trusted=[__name__])
 
@@ -59,68 +59,68 @@ def model() -> Model:
     ],
 )
 def test_round_trip(tree: Any) -> None:
-    again = travelled(tree)
+    again = encoded_and_decoded(tree)
     assert again == tree
     assert type(again) is type(tree)
 
 
-def test_models_keep_what_is_a_parameter() -> None:
-    assert list(travelled(model()).parameters) == ["w"]
+def test_models_keep_the_names_of_parameters() -> None:
+    assert list(encoded_and_decoded(model()).parameters) == ["w"]
 
 
-def test_floats_come_back_to_the_bit() -> None:
+def test_floats_are_restored_bit_by_bit() -> None:
     values = [0.1, 1e-308, float("inf"), float("-inf")]
-    assert travelled(values) == values
-    assert np.isnan(travelled(float("nan")))
+    assert encoded_and_decoded(values) == values
+    assert np.isnan(encoded_and_decoded(float("nan")))
 
 
 @pytest.mark.parametrize(
     "array", [np.array(5), np.zeros((0, 3)), np.array([[1, 2]], np.int8).T, np.array(True), np.arange(4)[::-1]]
 )
-def test_arrays_come_back_with_shape_and_dtype(array: np.ndarray) -> None:
-    again = travelled({"x": array})["x"]
+def test_arrays_keep_shape_and_dtype(array: np.ndarray) -> None:
+    again = encoded_and_decoded({"x": array})["x"]
     assert (again.shape, again.dtype) == (array.shape, array.dtype)
     np.testing.assert_array_equal(again, array)
 
 
-def test_tensors_come_back_as_tensors() -> None:
-    again = travelled([torch.tensor([1.5, 2.0])])[0]
+def test_tensors_stay_tensors() -> None:
+    again = encoded_and_decoded([torch.tensor([1.5, 2.0])])[0]
     assert isinstance(again, torch.Tensor)
     assert again.tolist() == [1.5, 2.0]
 
 
-def test_arrays_are_named_by_their_place() -> None:
+def test_arrays_are_named_by_their_position() -> None:
     assert set(encode(model())[1]) == {"w", "n"}
     assert set(encode({"bank": [np.zeros(1)], "site": model()})[1]) == {"bank/0", "site/w", "site/n"}
 
 
-def test_keys_that_look_alike_keep_their_arrays_apart() -> None:
+def test_similar_keys_have_different_arrays() -> None:
     tree = {"a/b": np.array([1]), "a": {"b": np.array([2])}, 1: np.array([3]), "1": np.array([4])}
-    again = travelled(tree)
+    again = encoded_and_decoded(tree)
     assert [again["a/b"], again["a"]["b"], again[1], again["1"]] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"a": [{1}]}, "a set at 'a/0' cannot be kept in a checkpoint; use None, bool"),
-        ({"a": {(1, 2): 3}}, "a key of type tuple at 'a'"),
-        ([len], "a builtin_function_or_method at '0'"),
+        ({"a": [{1}]}, "a checkpoint cannot store the set at 'a/0'; use None, bool"),
+        ({"a": {(1, 2): 3}}, "the key of type tuple at 'a'"),
+        ([len], "the builtin_function_or_method at '0'"),
     ],
 )
-def test_what_cannot_be_kept_is_named_with_its_place(tree: Any, message: str) -> None:
+def test_an_unsupported_value_is_named_with_its_position(tree: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         encode(tree)
 
 
 def test_only_trusted_dataclasses_are_imported() -> None:
     described, arrays = encode(Mine(1))
-    with pytest.raises(ValueError, match="neither raysim's nor the algorithm's own module"):
+    with pytest.raises(ValueError, match="not in a module of raysim or of the run's algorithm"):
         decode(described, arrays)
     assert decode(described, arrays, trusted=[__name__]) == Mine(1)
 
 
-def test_a_name_that_is_no_dataclass_is_refused() -> None:
+def test_a_class_that_is_not_a_dataclass_is_refused() -> None:
     with pytest.raises(ValueError, match="not a dataclass"):
         decode({"dataclass": "raysim.core.seeding:stable_seed", "fields": {}}, {})
 
@@ -145,6 +145,6 @@ def test_a_digest_changes_with_every_bit() -> None:
     assert len(base) == 64
 
 
-def test_a_digest_outlives_the_trip_to_disk() -> None:
+def test_a_digest_is_the_same_after_saving_and_loading() -> None:
     tree = {"m": model(), "x": np.float32(1.5), "t": torch.ones(2)}
-    assert digest(travelled(tree)) == digest(tree)
+    assert digest(encoded_and_decoded(tree)) == digest(tree)

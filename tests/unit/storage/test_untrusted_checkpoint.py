@@ -1,4 +1,4 @@
-"""Checkpoints made to harm: reading them runs nothing and leads nowhere else."""
+"""Malicious checkpoints: reading them runs no code and reads no other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raysim.storage import checkpoint
 
 
 class Bomb:
-    """Unpickled, it leaves a mark."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -28,13 +28,13 @@ class Bomb:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A checkpoint of one site."""
+    """A checkpoint with one site."""
     model = Model.of({"w": np.ones(3, np.float32)})
     return checkpoint.write(tmp_path / "checkpoints", 1, model, {"a": {"n": 1}})
 
 
 def forge(path: Path, name: str, content: bytes) -> None:
-    """Put another file into a checkpoint, with the sum that fits it."""
+    """Replace a file of a checkpoint, with its correct SHA-256 sum."""
     index = json.loads((path / "checkpoint.json").read_text())
     (path / name).write_bytes(content)
     index["sha256"][name] = hashlib.sha256(content).hexdigest()
@@ -42,7 +42,7 @@ def forge(path: Path, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
-def test_a_pickle_in_a_checkpoint_is_not_opened(written: Path, name: str, tmp_path: Path) -> None:
+def test_a_pickle_in_a_checkpoint_is_not_loaded(written: Path, name: str, tmp_path: Path) -> None:
     forge(written, name, pickle.dumps(Bomb(tmp_path / "mark")))
     with pytest.raises(RunError):
         checkpoint.read(written)
@@ -53,16 +53,16 @@ def test_a_pickle_in_a_checkpoint_is_not_opened(written: Path, name: str, tmp_pa
     "named",
     ["os:system", "subprocess:Popen", "raysim.__main__:main", "raysim.storage.event_log:EventLog", "antigravity:x"],
 )
-def test_a_checkpoint_gets_no_class_but_dataclasses_of_raysim(written: Path, named: str) -> None:
+def test_only_trusted_dataclasses_are_loaded(written: Path, named: str) -> None:
     forge(written, "state.json", json.dumps({"dataclass": named, "fields": {}}).encode())
-    with pytest.raises(RunError, match=r"neither raysim's|not a dataclass"):
+    with pytest.raises(RunError, match=r"not in a module of raysim|not a dataclass"):
         checkpoint.read(written, trusted=["my_algorithm"])
 
 
-def test_a_checkpoint_leads_nowhere_else(written: Path, tmp_path: Path) -> None:
+def test_names_outside_the_checkpoint_are_refused(written: Path, tmp_path: Path) -> None:
     index = json.loads((written / "checkpoint.json").read_text())
     (tmp_path / "outside").touch()
     for forged in ({"sites": ["../../../outside"]}, {"sha256": {str(tmp_path / "outside"): "0"}}):
         (written / "checkpoint.json").write_text(json.dumps({**index, **forged}))
-        with pytest.raises(RunError, match="outside of it"):
+        with pytest.raises(RunError, match="outside its folder, so raysim did not write it"):
             checkpoint.read(written)

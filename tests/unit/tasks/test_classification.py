@@ -198,7 +198,7 @@ def test_the_default_network_is_small_and_uses_batch_norm(pictures):
 
 
 def test_a_last_batch_of_one_example_is_refused(pictures):
-    with pytest.raises(ConfigError, match=r"task\.batch_size=2 leaves a last batch of one example at 'a'"):
+    with pytest.raises(ConfigError, match=r"task\.batch_size=2: the last batch at 'a' \(.* has one example"):
         check_last_batch(task(pictures, batch_size=2, network={"name": "resnet"}))
 
 

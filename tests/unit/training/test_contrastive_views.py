@@ -1,4 +1,4 @@
-"""Levels of slices by hand, batches over levels, views that the seed decides, and what is refused."""
+"""Levels of slices by hand, batches over levels, views from a seed, and refused data."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_levels_by_hand(slices: int, expected: list[int]) -> None:
     assert levels_along(slices, 4).tolist() == expected
 
 
-def test_levels_rise_and_stay_within_their_number() -> None:
+def test_levels_increase_up_to_their_number() -> None:
     for slices in range(1, 80):
         for groups in (2, 3, 4, 6, 8):
             found = levels_along(slices, groups)
@@ -56,26 +56,26 @@ def test_levels_rise_and_stay_within_their_number() -> None:
             assert found.max() <= groups
 
 
-def test_each_volume_of_a_split_has_levels_of_its_own() -> None:
+def test_levels_are_computed_per_volume() -> None:
     cases = np.array([0] * 5 + [1] * 6 + [2])
     split = Split(np.zeros((12, 1, 2, 2), np.float32), None, cases, np.ones((12, 3)))
     assert levels(split, 4).tolist() == [1, 2, 3, 4, 4, 1, 1, 2, 2, 3, 3, 1]
 
 
-def test_batches_are_spread_over_the_levels_and_pass_through_all() -> None:
+def test_batches_are_balanced_over_levels_and_cover_all_images() -> None:
     kinds = torch.tensor([1] * 6 + [2] * 3 + [4] * 3)  # level 3 is empty
     with seeded(0, "views"):
         batches = list(sample_batches(kinds, 6, 4))
     assert [kinds[batch].unique(return_counts=True)[1].tolist() for batch in batches] == [[2, 2, 2]] * 4
     assert sorted(torch.cat(batches[:3])[kinds[torch.cat(batches[:3])] == 1].tolist()) == [0, 1, 2, 3, 4, 5]
-    # Sizes that do not divide: over two batches of 4 each of the three has come 2 or 3 times.
+    # 4 is not a multiple of 3 levels: in two batches of 4, each level occurs 2 or 3 times.
     with seeded(0, "views"):
         two = torch.cat(list(sample_batches(kinds, 4, 2)))
     assert sorted(kinds[two].unique(return_counts=True)[1].tolist()) == [2, 3, 3]
     assert [len(batch) for batch in sample_batches(kinds[:3], 32, 2)] == [3, 3]
 
 
-def test_views_are_the_seed_s_and_differ_from_each_other() -> None:
+def test_views_depend_on_the_seed_and_differ_from_each_other() -> None:
     images, views = torch.randn(4, 1, 16, 16), Views()
     found = []
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_without_changes_a_view_is_its_image() -> None:
     torch.testing.assert_close(Views(**STILL)(images), images, atol=1e-5, rtol=1e-5)
 
 
-def test_certain_mirrors_are_mirrors_and_contrast_keeps_the_mean() -> None:
+def test_certain_flips_mirror_and_contrast_keeps_the_mean() -> None:
     images = torch.randn(3, 1, 8, 12)
     torch.testing.assert_close(Views(**STILL | {"flip": 1})(images), images.flip(2, 3), atol=1e-5, rtol=1e-5)
     seen = Views(**STILL | {"contrast": 1.0})(images)
@@ -104,8 +104,8 @@ def test_certain_mirrors_are_mirrors_and_contrast_keeps_the_mean() -> None:
     assert all(1 / 2.72 < each < 2.72 for each in ratio)
 
 
-def test_a_turn_keeps_lengths_where_sides_differ() -> None:
-    # A ring round the centre of 40 x 80 pixels stays a ring: turned in pixels, not in parts of the sides.
+def test_a_rotation_keeps_lengths_of_images_that_are_not_square() -> None:
+    # A ring around the centre of 40 x 80 pixels stays a ring: the rotation is in pixels, not in fractions of the sides.
     rows, columns = np.mgrid[:40, :80]
     ring = torch.tensor(np.abs(np.hypot(rows - 19.5, columns - 39.5) - 12) < 3, dtype=torch.float32)[None, None]
     with seeded(1, "views"):
@@ -113,15 +113,15 @@ def test_a_turn_keeps_lengths_where_sides_differ() -> None:
     assert (turned - ring).abs().mean() < 0.02
 
 
-def test_a_pool_takes_from_both_its_parts() -> None:
+def test_a_pool_takes_images_of_both_splits() -> None:
     pool = ImagePool(torch.arange(3.0)[:, None, None, None], 10 + torch.arange(2.0)[:, None, None, None])
     assert pool.take(torch.tensor([4, 0, 3, 2]), torch.device("cpu")).flatten().tolist() == [11, 0, 10, 2]
     assert len(pool) == 5
 
 
-def test_levels_of_the_pool_are_those_of_its_images() -> None:
+def test_pool_levels_match_the_images() -> None:
     def split(volumes: list[int]) -> Split:
-        """Volumes of so many slices, each of its level's brightness."""
+        """Volumes with these numbers of slices; the brightness of a slice is its level."""
         cases = np.repeat(np.arange(len(volumes)), volumes)
         bright = np.concatenate([levels_along(count, 4) for count in volumes]).astype(np.float32)
         return Split(bright[:, None, None, None], None, cases, np.ones((len(cases), 3)))
@@ -134,51 +134,55 @@ def test_levels_of_the_pool_are_those_of_its_images() -> None:
 
 def table(folder: Path, rows: list[dict[str, Any]], **data: Any) -> Any:
     pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
-    words = [f"task.data.table={folder / 'table.csv'}", f"task.data.cache={folder / 'cache'}", "task=segmentation"]
-    words += ["task.network={name: unet, channels: [2, 4], strides: [2]}"]
-    return resolve(parse_pairs([*words, *(f"task.data.{k}={v}" for k, v in data.items())])).task.build()
+    arguments = [f"task.data.table={folder / 'table.csv'}", f"task.data.cache={folder / 'cache'}", "task=segmentation"]
+    arguments += ["task.network={name: unet, channels: [2, 4], strides: [2]}"]
+    return resolve(parse_pairs([*arguments, *(f"task.data.{k}={v}" for k, v in data.items())])).task.build()
 
 
-def picture(folder: Path, name: str) -> str:
+def image_file(folder: Path, name: str) -> str:
     Image.fromarray(np.random.default_rng(0).integers(0, 2, (16, 16)).astype(np.uint8)).save(folder / name)
     return name
 
 
-def pictures(folder: Path, partition: list[Any] | None) -> list[dict[str, Any]]:
+def image_rows(folder: Path, partition: list[Any] | None) -> list[dict[str, Any]]:
     rows = []
     for number in range(4):
-        row = {"site": "a", "split": "train", "image": picture(folder, f"i{number}.png")}
-        row["label"] = picture(folder, f"l{number}.png")
+        row = {"site": "a", "split": "train", "image": image_file(folder, f"i{number}.png")}
+        row["label"] = image_file(folder, f"l{number}.png")
         rows.append(row | ({} if partition is None else {"partition": partition[number]}))
     return rows
 
 
-def test_pictures_without_a_column_partition_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no slices of volumes.*column `partition`"):
-        check_levels(table(tmp_path, pictures(tmp_path, None)))
+def test_images_without_a_column_partition_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not slices of volumes.*column `partition`"):
+        check_levels(table(tmp_path, image_rows(tmp_path, None)))
 
 
-def test_the_command_refuses_them_before_ray_starts(tmp_path: Path, capsys: Any) -> None:
-    pd.DataFrame(pictures(tmp_path, None)).to_csv(tmp_path / "table.csv", index=False)
-    words = [f"task.data.table={tmp_path / 'table.csv'}", f"task.data.cache={tmp_path / 'cache'}", "task=segmentation"]
-    words += ["task.network={name: unet, channels: [2, 4], strides: [2]}", "algorithm=fcl"]
-    test = pictures(tmp_path, None)[0] | {"split": "test", "image": picture(tmp_path, "t.png")}
-    pd.DataFrame([*pictures(tmp_path, None), test]).to_csv(tmp_path / "table.csv", index=False)
-    assert main(["run", *words, "--out", str(tmp_path / "out")]) == 2
+def test_the_command_refuses_images_without_levels_before_ray_starts(tmp_path: Path, capsys: Any) -> None:
+    pd.DataFrame(image_rows(tmp_path, None)).to_csv(tmp_path / "table.csv", index=False)
+    arguments = [
+        f"task.data.table={tmp_path / 'table.csv'}",
+        f"task.data.cache={tmp_path / 'cache'}",
+        "task=segmentation",
+    ]
+    arguments += ["task.network={name: unet, channels: [2, 4], strides: [2]}", "algorithm=fcl"]
+    test = image_rows(tmp_path, None)[0] | {"split": "test", "image": image_file(tmp_path, "t.png")}
+    pd.DataFrame([*image_rows(tmp_path, None), test]).to_csv(tmp_path / "table.csv", index=False)
+    assert main(["run", *arguments, "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()
-    assert "no slices of volumes" in captured.err
+    assert "not slices of volumes" in captured.err
     assert "starting Ray" not in captured.out + captured.err
 
 
-def test_a_column_partition_is_read_by_value(tmp_path: Path) -> None:
-    task = table(tmp_path, pictures(tmp_path, [10, 9, 10, 2]))
+def test_values_of_the_column_partition_are_sorted_as_numbers(tmp_path: Path) -> None:
+    task = table(tmp_path, image_rows(tmp_path, [10, 9, 10, 2]))
     check_levels(task)
-    assert levels(task.open("a").train, 4).tolist() == [3, 2, 3, 1]  # numbers as numbers: 2, 9, 10
+    assert levels(task.open("a").train, 4).tolist() == [3, 2, 3, 1]  # the order of numbers: 2, 9, 10
 
 
-def test_an_empty_cell_of_that_column_is_refused(tmp_path: Path) -> None:
+def test_an_empty_cell_of_the_column_partition_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"column 'partition' is empty for .*i2\.png"):
-        table(tmp_path, pictures(tmp_path, ["head", "foot", None, "foot"]))
+        table(tmp_path, image_rows(tmp_path, ["head", "foot", None, "foot"]))
 
 
 def volumes(folder: Path, unlabelled: int = 1) -> list[dict[str, Any]]:
@@ -195,7 +199,7 @@ def volumes(folder: Path, unlabelled: int = 1) -> list[dict[str, Any]]:
     return rows
 
 
-def test_slices_have_levels_and_an_unlabelled_volume_needs_no_label_file(tmp_path: Path) -> None:
+def test_slices_have_levels_without_label_file(tmp_path: Path) -> None:
     task = table(tmp_path, volumes(tmp_path), slices="true")
     check_levels(task)
     data = task.open("a")
@@ -206,7 +210,7 @@ def test_slices_have_levels_and_an_unlabelled_volume_needs_no_label_file(tmp_pat
 
 def test_whole_volumes_are_refused() -> None:
     task = Synthetic(data=SyntheticData(sites=2, cases=1, val=0, test=1, size=(16, 16, 16))).build()
-    with pytest.raises(ConfigError, match=r"whole volumes; set task\.data\.slices=true"):
+    with pytest.raises(ConfigError, match=r"the examples are volumes; set task\.data\.slices=true"):
         check_levels(task)
 
 

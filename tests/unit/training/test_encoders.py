@@ -1,4 +1,4 @@
-"""Which part of a network is its encoder, of each family, and what else is refused by name."""
+"""The encoder of each supported network class; other classes are refused by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raysim import ConfigError, weights
 from raysim.training.encoders import PooledEncoder, encoder, encoder_weights, feature_channels
 
 BOTH: dict[str, Any] = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3}
-FAMILIES: dict[str, tuple[Any, int, str, str]] = {  # the network, its deepest channels, a layer of it, a later one
+FAMILIES: dict[str, tuple[Any, int, str, str]] = {  # network, deepest channels, layer of the encoder, later layer
     "BasicUNet": (lambda: nets.BasicUNet(**BOTH, features=(2, 4, 4, 8, 16, 2)), 16, "down_4.", "upcat_4."),
     "UNet": (
         lambda: nets.UNet(**BOTH, channels=(2, 4, 8), strides=(2, 2), num_res_units=1, norm="batch"),
@@ -38,19 +38,19 @@ FAMILIES: dict[str, tuple[Any, int, str, str]] = {  # the network, its deepest c
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_encoder_is_the_way_down_and_the_bottom(name: str) -> None:
+def test_the_encoder_has_the_down_blocks_and_the_bottom_block(name: str) -> None:
     make, channels, inside, outside = FAMILIES[name]
     net = make()
     names = encoder_weights(net)
     assert any(n.startswith(inside) for n in names)
     assert not any(n.startswith(outside) for n in names)
     assert feature_channels(encoder(net), (1, 32, 32)) == channels
-    assert net.training  # as it was
+    assert net.training  # unchanged
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_lies_behind_the_encoder_sees_what_it_says(name: str) -> None:
-    # The deepest features decide the output, and a change of the encoder's own weights is one of the network.
+def test_the_decoder_uses_the_output_of_the_encoder(name: str) -> None:
+    # The network computes the deepest features of the encoder, and shares the encoder's weights.
     net = FAMILIES[name][0]().eval()
     images, body = torch.randn(2, 1, 32, 32), encoder(net)
     seen: list[torch.Tensor] = []
@@ -73,5 +73,5 @@ def test_pooled_is_the_mean_over_space() -> None:
 
 
 def test_another_network_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="BasicUNet, UNet, DynUNet, SegResNet; AttentionUnet is none"):
+    with pytest.raises(ConfigError, match="encoder of AttentionUnet; use one of BasicUNet, UNet, DynUNet, SegResNet"):
         encoder(nets.AttentionUnet(**BOTH, channels=(2, 4), strides=(2,)))

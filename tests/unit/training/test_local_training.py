@@ -1,4 +1,4 @@
-"""Local training: steps worked out by hand, and the same bits as the loop one would write oneself."""
+"""Local training: steps computed by hand, and results bit-identical to a plain training loop."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def test_momentum() -> None:
 
 
 def test_weight_decay_pulls_to_zero() -> None:
-    # The second gradient gains 0.5 * 0.2: 1.6 - 0.1 = 1.5, so 0.2 + 0.15.
+    # Weight decay adds 0.5 * 0.2 to the second gradient: 1.6 - 0.1 = 1.5, so 0.2 + 0.15.
     assert trained(sgd(steps=2, weight_decay=0.5)) == pytest.approx((0.35, 0.35))
 
 
 def test_clip_bounds_the_norm_of_the_whole_gradient() -> None:
-    # (-2, -2) has norm 2 sqrt(2); cut to norm 1 it is (-1, -1) / sqrt(2).
+    # (-2, -2) has norm 2 sqrt(2); clipped to norm 1 it is (-1, -1) / sqrt(2).
     assert trained(sgd(clip=1.0)) == pytest.approx((0.1 / math.sqrt(2),) * 2, rel=1e-4)
     assert trained(sgd(clip=3.0)) == pytest.approx((0.2, 0.2))
 
@@ -101,14 +101,14 @@ def test_schedules_over_four_rounds(schedule: str, expected: list[float]) -> Non
     assert [lr_factor(schedule, index, 4) for index in range(4)] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_schedule_follows_the_declared_rounds() -> None:
+def test_the_schedule_uses_the_configured_rounds() -> None:
     # Round 2 of 4: half the learning rate, half the step.
     assert trained(sgd(schedule="linear"), round=2, rounds=4) == pytest.approx((0.1, 0.1))
 
 
-def test_the_rate_of_a_round_and_its_steps_can_be_asked() -> None:
+def test_lr_at_and_count_steps() -> None:
     assert sgd(schedule="linear").lr_at(site(round=3, rounds=4)) == pytest.approx(0.025)
-    # Five examples in batches of two are three steps a pass; a split smaller than a batch is one.
+    # Five examples in batches of two take three steps per epoch; a split smaller than a batch takes one.
     assert sgd(epochs=2).count_steps(split(FIVE), 2) == 6
     assert sgd(epochs=2).count_steps(split(FIVE), 2, epochs=1) == 3
     assert sgd(steps=7).count_steps(split(FIVE), 2) == 7
@@ -116,14 +116,14 @@ def test_the_rate_of_a_round_and_its_steps_can_be_asked() -> None:
     assert sgd().count_steps(split(A), 8) == 1
 
 
-def test_epochs_given_to_fit_stand_in_for_the_fields() -> None:
+def test_epochs_given_to_fit_override_the_fields() -> None:
     here = site(A)
     net = here.load()
     sgd(steps=5, epochs=3).fit(net, here, epochs=2)
     assert line(weights(net)) == pytest.approx((0.36, 0.36))
 
 
-def test_moments_are_taken_up_and_left() -> None:
+def test_optimizer_state_is_loaded_and_returned() -> None:
     # Two calls of one step with momentum 0.5 are the two steps above: 0.2 + 0.26.
     here, optimizer_state = site(A), {}
     net = here.load()
@@ -157,7 +157,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_same_bits_as_a_plain_loop(name: str) -> None:
+def test_bit_identical_to_a_plain_loop(name: str) -> None:
     here = site(FIVE, network=Scaled, batch_size=3)
     net, plain = here.load(), here.load()
     training = LocalTraining(optimizer=name, lr=0.05, weight_decay=0.01, epochs=3, clip=1.0)  # type: ignore[arg-type]
@@ -182,14 +182,14 @@ def seen(given: Iterator[Batch]) -> list[list[int]]:
     return [inputs.flatten().int().tolist() for inputs, _ in given]
 
 
-def test_a_pass_shows_each_example_once_and_its_last_batch_is_smaller() -> None:
+def test_an_epoch_has_each_example_once_and_a_smaller_last_batch() -> None:
     with seeded(1):
         found = seen(batches(split(FOUR), 3, 4, CPU))
     assert [len(batch) for batch in found] == [3, 1, 3, 1]
     assert sorted(found[0] + found[1]) == sorted(found[2] + found[3]) == [1, 2, 3, 4]
 
 
-def test_batches_end_within_a_pass() -> None:
+def test_batches_may_end_within_an_epoch() -> None:
     assert [len(batch) for batch in seen(batches(split(FOUR), 1, 6, CPU))] == [1] * 6
 
 
@@ -204,7 +204,7 @@ def test_order_follows_the_seed() -> None:
     assert order(1) != order(2)
 
 
-def test_augmentation_draws_from_the_seed_and_leaves_the_data() -> None:
+def test_augmentation_depends_on_the_seed_and_does_not_change_the_data() -> None:
     def jittered(x: torch.Tensor, y: torch.Tensor, chance: np.random.RandomState) -> Batch:
         return x.add_(chance.uniform()), y
 
@@ -220,8 +220,8 @@ def test_augmentation_draws_from_the_seed_and_leaves_the_data() -> None:
     assert given.inputs.flatten().tolist() == [1, 2, 3, 4]
 
 
-def test_nothing_to_train_on() -> None:
-    with pytest.raises(RunError, match="nothing to train on"):
+def test_a_split_without_labelled_examples_is_refused() -> None:
+    with pytest.raises(RunError, match="no labelled examples, so the site cannot train; add rows"):
         trained(sgd(), ())
 
 
@@ -231,13 +231,13 @@ def test_a_loss_that_is_not_finite_names_the_step() -> None:
         trained(sgd(lr=1e20, steps=5))
 
 
-def test_weights_that_are_not_finite_after_the_last_step_are_noticed() -> None:
+def test_weights_that_are_not_finite_raise_an_error() -> None:
     with pytest.raises(RunError, match="the weights are not finite at step 1 of 1"):
         trained(sgd(lr=3e38, steps=1))
 
 
 def test_mixed_precision_trains_in_bfloat16() -> None:
-    # 0.4 has 8 bits of mantissa in bfloat16; the weights themselves stay float32.
+    # In bfloat16, 0.4 has 8 bits of mantissa; the weights stay float32.
     w, _ = trained(sgd(amp=True, steps=2))
     assert w == pytest.approx(0.36, abs=2e-3)
     assert w != trained(sgd(steps=2))[0]
@@ -258,7 +258,7 @@ MEAN, VARIANCE = 0.1 * 2, 0.9 * 1 + 0.1 * 2
 
 
 def after(policy: str, client_state: Any = None) -> tuple[Any, Any]:
-    """What a site with PAIR sends and keeps, after one step from a global model whose statistics are 5 and 7."""
+    """Update and client state of a site with PAIR after one step. The global model has the statistics 5 and 7."""
     here = site(PAIR, network=Scaled, client_state=client_state)
     training = sgd(buffers=policy)
     start = here.load()
@@ -269,7 +269,7 @@ def after(policy: str, client_state: Any = None) -> tuple[Any, Any]:
     return training.make_update(net)
 
 
-def test_averaged_buffers_travel() -> None:
+def test_averaged_buffers_are_sent() -> None:
     update, buffers = after("average")
     assert repr(buffers) == "UNCHANGED"
     assert update["0.running_mean"].item() == pytest.approx(0.9 * 5 + 0.1 * 2)
@@ -286,7 +286,7 @@ def test_local_buffers_stay_at_the_site() -> None:
     assert again["0.num_batches_tracked"] == 2
 
 
-def test_reset_buffers_start_afresh() -> None:
+def test_reset_buffers_are_reset_in_every_round() -> None:
     update, buffers = after("reset")
     assert repr(buffers) == "UNCHANGED"
     assert update["0.running_mean"].item() == pytest.approx(MEAN)
@@ -307,7 +307,7 @@ def test_local_buffers_are_used_at_the_site_and_batch_statistics_elsewhere() -> 
 
 
 def test_the_buffers_of_any_client_state_are_used() -> None:
-    """From a model only its buffers are added to the global model; from a dataclass its `.buffers`."""
+    """Only the buffers of a model, or the attribute `buffers` of a dataclass, are added to the global model."""
     update, buffers = after("local")
     whole = weights(site(PAIR, network=Scaled).load()) | buffers
     for client_state in (whole, MethodState(buffers=buffers)):
@@ -333,7 +333,7 @@ def test_joined_parameters_are_views_of_one() -> None:
     assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
     net[0](torch.ones(1, 2, 3, 3)).sum().backward()
-    assert gradients[0].sum() == 57  # an input of ones: every weight and bias counts once
+    assert gradients[0].sum() == 57  # with an input of ones, the gradient of every weight and bias is one
     with torch.no_grad():
         joined[0].zero_()
     assert not net[0].weight.any()

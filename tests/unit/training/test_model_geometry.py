@@ -1,4 +1,4 @@
-"""Models as vectors, and what their inner products tell."""
+"""Models as vectors, and values computed from their inner products."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from raysim.training.model_geometry import (
 
 
 def model(*values: float) -> Model:
-    """Two tensors, the first value in one and the rest in the other."""
+    """A model of two tensors: one has the first value, the other has the rest."""
     return Model.of({"b": np.float32(values[:1]), "a": np.float32(values[1:])})
 
 
-def test_a_vector_has_the_entries_in_order_of_name_and_goes_back() -> None:
+def test_to_vector_sorts_by_name_and_from_vector_inverts_it() -> None:
     assert to_vector(model(1, 2, 3)).tolist() == [2, 3, 1]
     assert from_vector(to_vector(model(1, 2, 3)), model(0, 0, 0)) == model(1, 2, 3)
 
 
-def test_length_and_step() -> None:
+def test_norm_and_translation() -> None:
     assert model_norm(model(2, 3, 6)) == 7
     assert translate(model(1, 1, 1), model(1, 2, 3), -0.5) == model(0.5, 0, -0.5)
 
 
-def test_a_step_leaves_buffers_alone() -> None:
+def test_translation_does_not_change_buffers() -> None:
     whole = Model.of({"w": np.float32([1]), "mean": np.float32([5])}, ["w"])
     after = translate(whole, Model.of({"w": np.float32([1])}), 2.0)
     assert after == Model.of({"w": np.float32([3]), "mean": np.float32([5])}, ["w"])
@@ -65,7 +65,7 @@ def test_cosines_of_pairs() -> None:
     assert mean_cosine(gram_matrix([model(0, 0, 0), model(1, 0, 0)])) == 1
 
 
-def test_mean_shift_goes_to_the_majority_and_a_wide_kernel_stays_at_the_mean() -> None:
+def test_mean_shift_finds_the_majority_or_with_a_wide_kernel_the_mean() -> None:
     products = gram_matrix([model(0, 0, 0), model(0.1, 0, 0), model(-0.1, 0, 0), model(50, 0, 0)])
     share = np.full(4, 0.25)
     assert mean_shift(products, share, 1e6) == pytest.approx(share, abs=1e-9)
@@ -74,6 +74,6 @@ def test_mean_shift_goes_to_the_majority_and_a_wide_kernel_stays_at_the_mean() -
     assert near.sum() == pytest.approx(1)
 
 
-def test_mean_shift_of_equal_points_stays() -> None:
+def test_mean_shift_of_equal_points_returns_the_shares() -> None:
     share = np.array([0.25, 0.75])
     assert mean_shift(gram_matrix([model(1, 2, 3), model(1, 2, 3)]), share, 1.0).tolist() == share.tolist()

@@ -1,4 +1,4 @@
-"""Outside sites: statistics of the batch and Tent, by hand on a normalisation before two logits z and -z."""
+"""Outside sites: batch statistics and Tent by hand, with a normalisation layer before two logits z and -z."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def test_batch_statistics_are_the_batchs_mean_and_biased_variance() -> None:
     torch.testing.assert_close(net(x[:2])[:, 0], torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
 
 
-def test_batch_statistics_hold_where_the_model_carried_none_and_where_an_instance_norm_tracked_them() -> None:
+def test_batch_statistics_without_running_statistics_and_with_instance_norm() -> None:
     net = nn.Sequential(nn.BatchNorm1d(1), nn.InstanceNorm1d(1, track_running_stats=True), nn.Dropout()).eval()
-    net[0].train()  # as a site leaves it that answers without running statistics
+    net[0].train()  # a method may leave it in training mode to use batch statistics
     x = torch.tensor([[[1.0, 3.0]], [[5.0, 7.0]]])
     use_batch_statistics(net)
     torch.testing.assert_close(net(x), torch.tensor([[[-1.0, 1.0]], [[-1.0, 1.0]]]), atol=1e-4, rtol=0)
@@ -71,16 +71,16 @@ def test_batch_statistics_hold_where_the_model_carried_none_and_where_an_instanc
     assert net[0].num_batches_tracked == 0
 
 
-def test_a_lone_example_without_statistics_is_refused_with_the_cure() -> None:
+def test_a_single_example_without_statistics_is_refused_with_the_cure() -> None:
     net = Logits().eval()
     use_batch_statistics(net)
-    with pytest.raises(RunError, match=r"one example alone .* task.batch_size .* algorithm.outside=global"):
+    with pytest.raises(RunError, match=r"a single example .* task.batch_size .* algorithm.outside=global"):
         net(torch.ones(1, 1))
 
 
 def test_one_step_of_tent() -> None:
-    # With s = sigmoid(2 z), dH/dz = -4 z s (1 - s): a larger |z| is more certain, so the scale grows, and the shift
-    # goes where the sum over the three z says. Adam's first step is lr, whatever the gradient's size.
+    # With s = sigmoid(2 z), dH/dz = -4 z s (1 - s). A larger |z| is more certain, so the scale increases, and the sum
+    # over the three z decides the direction of the shift. Adam's first step is lr for a gradient of any size.
     net = Logits()
     gradient = {z: -4 * z * (s := 1 / (1 + math.exp(-2 * z))) * (1 - s) for z in (-math.sqrt(2), 1 / math.sqrt(2))}
     down = sum(gradient.values()) + gradient[1 / math.sqrt(2)]
@@ -100,7 +100,7 @@ def test_one_step_of_tent() -> None:
     ],
     ids=["batch", "instance", "group", "layer"],
 )
-def test_entropy_falls_and_only_scales_and_shifts_move(norm: Callable[[], nn.Module]) -> None:
+def test_entropy_decreases_and_only_scales_and_shifts_change(norm: Callable[[], nn.Module]) -> None:
     with seeded(0):
         net = nn.Sequential(nn.Conv2d(1, 4, 3), norm(), nn.ReLU(), nn.Dropout(), nn.Conv2d(4, 3, 1)).eval()
     before = weights(net)
@@ -119,7 +119,7 @@ def test_entropy_falls_and_only_scales_and_shifts_move(norm: Callable[[], nn.Mod
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
-def test_the_same_key_gives_the_same_bits_and_leaves_chance_alone() -> None:
+def test_the_same_key_gives_the_same_bits_and_keeps_global_generators() -> None:
     images = np.random.default_rng(0).normal(size=(9, 1)).astype(np.float32)
     images.flags.writeable = False
 
@@ -136,7 +136,7 @@ def test_the_same_key_gives_the_same_bits_and_leaves_chance_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_last_batch_of_a_pass_is_no_lone_image() -> None:
+def test_the_last_batch_of_a_pass_is_not_a_single_image() -> None:
     seen: list[int] = []
 
     class Watched(Logits):
@@ -148,26 +148,26 @@ def test_the_last_batch_of_a_pass_is_no_lone_image() -> None:
     assert seen == [3] * 6
 
 
-def test_weights_that_are_not_finite_are_noticed() -> None:
+def test_weights_that_are_not_finite_raise_an_error() -> None:
     images = np.array([[1.0], [np.inf]], np.float32)
-    with pytest.raises(RunError, match=r"not finite after 1 pass\(es\); lower algorithm.outside.lr=0.1"):
+    with pytest.raises(RunError, match=r"after 1 pass\(es\) of Tent, weights are not finite; lower .*outside.lr=0.1"):
         tent(Logits(), images, lr=0.1, passes=1, batch=4, key=(0,))
 
 
 @pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.InstanceNorm1d(1)])
-def test_nothing_to_adapt_is_refused_with_the_cure(norm: Any) -> None:
+def test_a_network_without_norm_parameters_is_refused_with_the_cure(norm: Any) -> None:
     with pytest.raises(
         RunError, match=r"this network has none.*norm=batch.*affine: true.*algorithm.outside=batch_stats"
     ):
         affine_parameters(Logits(norm))
 
 
-def test_layers_are_named_by_their_place() -> None:
+def test_norm_layers_are_found_by_name() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.GroupNorm(1, 2), nn.InstanceNorm2d(2)))
     assert list(norm_layers(net)) == ["1.0", "1.1"]
 
 
-# At a site: what `outside` says, and nothing at an inside one.
+# The field `outside` takes effect at outside sites only.
 BATCH_STATS, TENT = OutsideAdaptation(name="batch_stats"), OutsideAdaptation(name="tent")
 POINTS = {"a": ((1, 0), (3, 1)), "x": ((5, 0), (7, 1), (9, 1))}
 
@@ -210,7 +210,7 @@ def test_labels_are_never_read() -> None:
     assert torch.equal(predict(blind, **fields), predict(place("x"), **fields))
 
 
-def test_validation_images_serve_where_there_are_no_test_images() -> None:
+def test_validation_images_are_used_without_test_images() -> None:
     test, none = toy.split(POINTS["x"]), toy.split(())
     inputs = torch.from_numpy(test.inputs)
     fields: dict[str, Any] = {"inputs": inputs, "outside": OutsideAdaptation(name="tent", lr=0.1)}
@@ -228,7 +228,7 @@ def scores(algorithm: Any, network: Any = Logits) -> tuple[Any, dict[tuple[str, 
 
 @pytest.mark.parametrize("kind", [FedAvg, Centralized])
 @pytest.mark.parametrize("outside", ["batch_stats", "tent"])
-def test_a_run_changes_at_its_outside_sites_alone(kind: Any, outside: Any) -> None:
+def test_only_scores_of_outside_sites_change(kind: Any, outside: Any) -> None:
     plain, before = scores(kind(**SGD))
     adapted, after = scores(kind(**SGD, outside=OutsideAdaptation(name=outside)))
     assert adapted.state == plain.state
@@ -241,11 +241,11 @@ def test_a_run_changes_at_its_outside_sites_alone(kind: Any, outside: Any) -> No
 def test_a_network_that_tent_cannot_adapt_is_refused_before_it_is_trained() -> None:
     with pytest.raises(SiteError, match=r"site 'a' failed in round 1: algorithm.outside=tent adapts"):
         scores(FedAvg(**SGD, outside=TENT), toy.Line)
-    alone = toy.two_sites()  # no outside site, so nothing to adapt
+    alone = toy.two_sites()  # without outside sites there is nothing to adapt
     assert len(list(federate(FedAvg(**SGD, outside=TENT), alone, LocalFleet(alone, rounds=1), rounds=1))) == 1
 
 
-def test_the_key_is_checked() -> None:
+def test_the_key_outside_is_checked() -> None:
     tent = resolve(parse_pairs(["algorithm.outside=tent", "algorithm.outside.lr=1e-2"])).algorithm.outside
     assert tent == OutsideAdaptation(name="tent", lr=0.01)
     assert resolve(parse_pairs(["rounds=1"])).algorithm.outside == OutsideAdaptation()
@@ -257,11 +257,11 @@ def test_the_key_is_checked() -> None:
 @pytest.mark.parametrize("prefix", ["algorithm", "algorithm.finetune"])
 def test_options_of_tent_without_tent_are_refused(prefix: str, pairs: list[str]) -> None:
     algorithm = "algorithm=fcl" if prefix == "algorithm.finetune" else "algorithm=fedavg"
-    with pytest.raises(ConfigError, match=rf"{prefix}\.outside={{.*}}: expected name=tent beside lr or passes"):
+    with pytest.raises(ConfigError, match=rf"{prefix}\.outside={{.*}}: expected name=tent with lr or passes"):
         resolve(parse_pairs([algorithm, *(f"{prefix}.{pair}" for pair in pairs)]))
 
 
-def test_another_choice_drops_the_options_of_tent() -> None:
+def test_another_name_removes_the_options_of_tent() -> None:
     given = parse_pairs(["algorithm.outside=tent", "algorithm.outside.lr=0.01"])
     changed = resolve(merge(given, parse_pairs(["algorithm.outside=global"])))
     assert changed.algorithm.outside == OutsideAdaptation()
