@@ -55,7 +55,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([], 0, r"Ray +ok +not used: backend=local"),
         (["algorithm=my_doctor_case:Lost"], 1, r"batch +wrong +LookupError: no such organ"),
         (["algorithm=my_doctor_case:Dies"], 1, r"batch +wrong +the process died with exit code -9"),
-        (["resources.gpus_per_client=1"], 3, r"resources +wrong +asked for 1 client actor of 1 CPU and 1 GPU"),
+        (["resources.gpus_per_client=1"], 3, r"resources +wrong +requested 1 client actor of 1 CPU and 1 GPU"),
     ],
 )
 def test_without_ray(
@@ -84,6 +84,6 @@ def test_tasks_on_classes_and_on_tables(working_directory: Path, capsys: pytest.
     ):
         assert main(["doctor", *given, *words]) == 0
         shown = capsys.readouterr().out
-        assert re.search(rf"of +3 examples of b, .*\n +network +{network}", shown)
+        assert re.search(rf"batch +3 examples of b, .*\n +network +{network}", shown)
         assert re.search(r"data +ok +\S+ can be read", shown)
         assert re.search(r"cache +ok +\S+/cache can be written", shown)

@@ -37,7 +37,7 @@ def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str], monke
 
 def test_only_a_run_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(tmp_path)]) == 2
-    assert "no run's folder" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
 
 
 def test_chaos_is_refused_before_data_are_prepared(capsys: pytest.CaptureFixture[str]) -> None:
