@@ -83,7 +83,7 @@ def test_a_site_that_is_excluded_is_not_held_out(tmp_path):
     ("metric", "words"), [("inside/val/auc", []), (None, ["metric=inside/val/auc"])], ids=("option", "key")
 )
 def test_sites_that_train_do_not_judge_what_is_held_out(tmp_path, metric, words):
-    with pytest.raises(ConfigError, match=r"judges the sites that train.* give --metric outside, or outside/"):
+    with pytest.raises(ConfigError, match=r"evaluates the sites that train.* use --metric outside or outside/"):
         held_out(tmp_path, metric, *words)
 
 
@@ -96,7 +96,7 @@ def test_a_node_without_the_algorithm_s_module_is_unfit(tmp_path):
     (tmp_path / "search.yaml").touch()
     assert search.node_incompatibility() == ""
     missing = replace(search, base={"algorithm": "nowhere.at_all:Mine"}).node_incompatibility()
-    assert re.match(r"a node cannot run trials: \S+ has not all that the search names: .*nowhere", missing)
+    assert re.match(r"a node cannot run trials: \S+ lacks the task or an algorithm of the search: .*nowhere", missing)
     space = Space(from_cli(["algorithm=choice(fedavg,'nowhere:Mine')"]))
     assert "nowhere" in replace(search, space=space).node_incompatibility()
 
@@ -119,4 +119,4 @@ def test_the_time_that_a_search_takes_counts_its_rounds_and_client_actors(tmp_pa
     dry_run.print_dry_run(need, [{"rounds": 3}, {"rounds": 5}], SearchConsole(Terminal()))
     said = capsys.readouterr().out
     assert "2 trials of up to 5 rounds; each with 2 client actors" in said
-    assert "about 4 s in all" in said  # 8 rounds of 2 s, two trials at once, two client actors in each
+    assert "estimated time: 4 s if every" in said  # 8 rounds of 2 s, two trials at once, two client actors in each

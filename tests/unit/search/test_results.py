@@ -222,7 +222,7 @@ def test_a_search_whose_trials_were_never_judged_says_so_and_fails(tmp_path, cap
     done = TrialRecord(1, {"algorithm.lr": 1e-3}, "done", 4, 1.0, {"loss": 0.5})
     results, console = SearchResults(spec(tmp_path), [done], "best"), SearchConsole(Terminal())
     report_search(results, console)
-    with pytest.raises(RunError, match=r"no trial has a value of inside/val/dice/mean; see in .*rounds.parquet"):
+    with pytest.raises(RunError, match=r"no trial has a value of inside/val/dice/mean; .*rounds.parquet has"):
         raise_outcome(results, SearchStopper(None), console)
     assert "no trial has begun" not in capsys.readouterr().out
 
