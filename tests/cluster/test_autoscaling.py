@@ -74,13 +74,13 @@ def test_a_run_and_a_search_wait_for_the_nodes_that_an_autoscaler_starts(tmp_pat
         started = head.run(*words, env=SETTINGS)
         assert started.returncode == 0, started.stdout
         said = raysim("run", *WORK, "resources.client_actors=3", "--out", str(tmp_path / "run"))
-        assert "asked for 3 x 2 CPU: 1 nodes of at most 4" in said
+        assert "requested 3 x 2 CPU: 1 nodes of at most 4" in said
         assert re.search("[0-3] nodes starting, [0-9]+ s", said)
         places = json.loads((tmp_path / "run" / "placement.json").read_text())  # of those that came in time
         assert {place["node"] for place in places if "node" in place}
         until_alone(head)  # so that the search finds no node but the head
         search = ["--space", "algorithm.lr=grid(0.001,0.01)", "--searcher", "grid", "--out", str(tmp_path / "search")]
-        assert "its autoscaler is asked for nodes" in raysim("tune", *WORK, *search)
+        assert "raysim requests nodes from its autoscaler" in raysim("tune", *WORK, *search)
         assert list(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"]) == ["done"] * 2
 
 

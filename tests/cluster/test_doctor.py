@@ -35,7 +35,7 @@ def two_nodes(cluster: Any) -> Iterator[str]:
 
 CASES = [
     ("resources.gpus_per_client=0.5", 1, "ok +1 client actor of"),
-    ("resources.cpus_per_client=99", 3, "wrong +asked for 1 client actor of 99"),
+    ("resources.cpus_per_client=99", 3, "wrong +requested 1 client actor of 99"),
 ]
 
 
@@ -48,7 +48,7 @@ def test_on_a_ray_of_two_nodes(words: str, code: int, verdict: str, two_nodes: s
     assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (code, False)
     assert re.search(rf"Ray +ok +\S+ at {two_nodes}, joined; dashboard \S+", done.stdout)
     assert len(re.findall(r"node +ok +\S+ \(\w{6}\): [12] CPU, [02] GPU, ", done.stdout)) == 2
-    assert re.search(r"GPU +wrong +.* torch can use none; Ray assigns 2", done.stdout)
+    assert re.search(r"GPU +wrong +.* torch can use no GPU; Ray assigns 2", done.stdout)
     assert re.search(r"versions +ok +python .*; the same on 2 nodes", done.stdout)
     assert re.search(rf"resources +{verdict}", done.stdout)
     assert re.search(r"a step +\d.* s with 1 thread", done.stdout)
@@ -66,6 +66,9 @@ def test_what_an_autoscaler_would_bring_is_not_waited_for(two_nodes: str) -> Non
     environment = {**os.environ, "COLUMNS": "200", "RAYSIM_AUTOSCALER": "{max_workers: 2, resources: {CPU: 64}}"}
     command = [sys.executable, "-m", "raysim", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
-    assert re.search(r"resources +note +no room for 1 client actor yet: .*, of which 1 more may come", done.stdout)
+    assert re.search(
+        r"resources +note +not enough free resources for 1 client actor yet; .* autoscaler, which can add 1; no batch",
+        done.stdout,
+    )
     assert "one batch" not in done.stdout
     assert done.returncode == 1  # for the GPUs that are not there

@@ -115,7 +115,7 @@ def test_a_run_on_hosts_that_come_and_go(tmp_path: Path) -> None:
         up = laptop.run("ray", "up", "-y", str(filled(tmp_path, key)), env=older, timeout=240)
         assert up.returncode == 0, up.stdout
         run = under_way(head, out)
-        assert f"asked for 3 x {CORES} CPU: 1 of 3 client actors have room" in out.with_name("said").read_text()
+        assert f"requested 3 x {CORES} CPU: 1 of 3 client actors can start" in out.with_name("said").read_text()
         until(lambda: len(nodes(out)) == 3 or run.poll() is not None, "an actor on each host")
         before = nodes(out)
         assert run.poll() is None, out.with_name("said").read_text()

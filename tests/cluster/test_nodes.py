@@ -79,7 +79,7 @@ def test_more_gpus_than_the_nodes_have_are_refused(cluster: Any, nodes: Any, tmp
     words = ("resources.gpus_per_client=0.7", "resources.client_actors=3")
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 3
-    assert "asked for 3 client actors of 1 CPU and 0.7 GPU each; the cluster has room for 2" in done.stderr
+    assert "requested 3 client actors of 1 CPU and 0.7 GPU each; 2 fit onto the cluster" in done.stderr
     assert "4 CPU, 2 GPU" in done.stderr
     assert (
         "What would fit: resources.client_actors=2, or resources.client_actors=auto, or resources.gpus_per_client=0.5"

@@ -58,7 +58,7 @@ def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -
         assert run.returncode == 130
         assert re.search(r"raysim: stopped in round \d+$", said.strip())
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
-    assert "no run is alive" in execute("status", "--address", address, cwd=tmp_path).stdout
+    assert "no run is active" in execute("status", "--address", address, cwd=tmp_path).stdout
     assert re.search(r"eyes .* interrupted ", execute("status", str(out), cwd=tmp_path).stdout)
 
 
@@ -81,7 +81,7 @@ def test_a_search_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
         said, _ = search.communicate(timeout=60)
         assert search.returncode == 130
-        assert f"raysim tune --resume {out} goes on with it" in said
+        assert f"to continue: raysim tune --resume {out}" in said
     assert len(pd.read_parquet(out / "trials.parquet")) == 2
 
 
@@ -103,7 +103,7 @@ def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
         assert run.poll() is None
         run.send_signal(signal.SIGINT)
         said = "".join(run.communicate(timeout=60))
-    assert "1 of 2 client actors have room" in said
+    assert "1 of 2 client actors can start" in said
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
 
 
@@ -117,8 +117,8 @@ def test_a_run_that_waits_for_a_node_is_seen_and_ended(
     words = (*LONG, "resources.cpus_per_client=64", "resources.client_actors=1", "--out", str(tmp_path / "patient"))
     with running(*words) as run:
         assert run.stdout
-        assert any("asked for 1 x 64 CPU: 2 nodes of at most 3" in line for line in run.stdout)
-        asked = r"(patient-\w+) +fedavg on synthetic .* asked for 1 x 64 CPU"
+        assert any("requested 1 x 64 CPU: 2 nodes of at most 3" in line for line in run.stdout)
+        asked = r"(patient-\w+) +fedavg on synthetic .* requested 1 x 64 CPU"
         row = until(lambda: re.search(asked, execute("status", cwd=tmp_path).stdout))
         assert row
         ended = execute("stop", "--all", cwd=tmp_path)

@@ -57,7 +57,7 @@ def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: P
         head.stdin.close()
     assert (refused.returncode, played.returncode) == (3, 0), refused.stderr + played.stderr
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("raysim: ")]
-    assert f"cannot join Ray at {address}: it does not take the token in RAY_AUTH_TOKEN" in line
+    assert f"cannot join Ray at {address}: it rejects the token in RAY_AUTH_TOKEN" in line
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / wrong[:8]).exists()
     assert "ray::" in "".join(seen)

@@ -250,7 +250,7 @@ def test_ones_own_algorithm_on_a_cluster_as_in_one_process(cluster: str) -> None
 def test_what_cannot_be_placed_leaves_nothing(cluster: str) -> None:
     done = shell("run", *SMALL, cluster, "resources.cpus_per_client=999", "--out", "big")
     assert done.returncode == 3
-    assert re.search(r"raysim: asked for 1 client actor of 999 CPU .* What would fit: resources\.cpus", done.stderr)
+    assert re.search(r"raysim: requested 1 client actor of 999 CPU .* What would fit: resources\.cpus", done.stderr)
     assert not Path("big").exists()
 
 

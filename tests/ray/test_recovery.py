@@ -122,7 +122,7 @@ def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, mon
     waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1, resources=Resources(client_actors=2))
     events = list(run_on_ray(waiting, "waiting"))
     notes = [event.text for event in events if isinstance(event, Notice)]
-    assert any(re.match(r"round 1, call 1: nothing for \d+ s; 5 of 6 sites done; at work: b$", note) for note in notes)
+    assert any(re.match(r"round 1, call 1: no reply for \d+ s; 5 of 6 sites done; running: b$", note) for note in notes)
 
 
 def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_path: Path) -> None:

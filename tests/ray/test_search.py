@@ -57,7 +57,7 @@ def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_pat
     asked = out / "search.yaml"  # as of a job, whose folder is gone with its Ray
     asked.write_text(asked.read_text().replace(f"cwd: {os.getcwd()}", "cwd: /nowhere"))
     assert main(["tune", "--resume", str(out), "--trials", "3", *ONE]) == 0
-    assert "began in /nowhere, which is no folder here: its paths start in" in capsys.readouterr().out
+    assert "started in /nowhere, which does not exist here: relative paths now start from" in capsys.readouterr().out
     after = trials(out)
     assert len(after) == 3
     assert after.loc[1, "digest"] == before.loc[1, "digest"]
@@ -103,7 +103,7 @@ def test_what_the_time_cut_off_goes_on_and_all_checkpoints_stay_where_asked(tmp_
     assert tune(out, *words, "rounds=100000", "checkpoint_every=100", "--trials", "1", "--budget", "12s") == 0
     assert left_behind() == []  # of client actors in the middle of a round
     assert not (out / "tune").exists()
-    assert "the time is up" in capsys.readouterr().out
+    assert "the time budget is spent; to continue: raysim tune --resume" in capsys.readouterr().out
     out = tmp_path / "short"
     assert tune(out, "--space", LR, *ONE, "rounds=2", "--trials", "2", "--budget", "0") == 0
     assert main(["tune", "--resume", str(out), "--budget", "1h", "--keep-checkpoints", "all"]) == 0
@@ -181,10 +181,10 @@ def test_a_search_whose_trials_wait_says_so_and_ends_after_all():
     wait = TrialWait([{}, {"CPU": 2.0}], growing=False)
     assert wait.due_notice(0) is None
     wait.waiter._start -= 25
-    assert re.fullmatch(r"no trial is running: asked for 1 x 2 CPU, free now: .*CPU; 25 s", wait.due_notice(0) or "")
+    assert re.fullmatch(r"no trial is running: requested 1 x 2 CPU, free now: .*CPU; 25 s", wait.due_notice(0) or "")
     assert wait.due_notice(0) is None  # not yet again
     wait.waiter._start -= 2000
-    with pytest.raises(PlacementError, match="no trial has run for 1800 s: asked for 1 x 2 CPU"):
+    with pytest.raises(PlacementError, match="no trial has run for 1800 s: requested 1 x 2 CPU"):
         wait.due_notice(0)
     assert wait.due_notice(1) is None
     assert wait.due_notice(0) is None

@@ -20,7 +20,7 @@ def test_a_variable_tells_what_may_come(monkeypatch: pytest.MonkeyPatch) -> None
     assert autoscaling.remaining_capacity([NodeResources("a", 8, 1)] * 3) == []
     for wrong in ("8", "{max_workers: 8, resources: {cpu: 8}}", "{max_workers: many, resources: {CPU: 8}}"):
         monkeypatch.setenv("RAYSIM_AUTOSCALER", wrong)
-        with pytest.raises(ConfigError, match=re.escape(f"RAYSIM_AUTOSCALER='{wrong}': expected such as")):
+        with pytest.raises(ConfigError, match=re.escape(f"RAYSIM_AUTOSCALER='{wrong}': expected a value such as")):
             autoscaling.remaining_capacity([])
     monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 0, resources: {CPU: 1}}")
     assert not autoscaling.has_autoscaler()

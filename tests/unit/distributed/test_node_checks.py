@@ -94,7 +94,7 @@ def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
     assert path.found == f"on, from {token} (RAY_AUTH_TOKEN_PATH)"
     assert "s3cret" not in str([nobody_asks, readable, mine, given, path])
     missing = node_checks.of_token({}, tmp_path / "other", open_to_all=False)
-    assert (missing.verdict, "is not there" in missing.found) == ("wrong", True)
+    assert (missing.verdict, "does not exist" in missing.found) == ("wrong", True)
 
 
 def test_full_disks_and_small_shared_memory() -> None:
@@ -111,9 +111,9 @@ def test_full_disks_and_small_shared_memory() -> None:
 def test_a_node_that_does_not_see_the_data_is_named(tmp_path: Path) -> None:
     assert node_probe.unreadable(str(tmp_path)) == ""
     assert node_probe.unreadable(str(tmp_path / "gone")) == "No such file or directory"
-    assert node_probe.unreadable("memory://gone/table.csv") == "it is not there"
+    assert node_probe.unreadable("memory://gone/table.csv") == "it does not exist"
     (tmp_path / "file").touch()
-    assert node_probe.unwritable(str(tmp_path / "file")) == f"{tmp_path / 'file'} is no folder"
+    assert node_probe.unwritable(str(tmp_path / "file")) == f"{tmp_path / 'file'} is not a folder"
     there = {"x": facts(), "y": facts(unreadable={"/data/eyes": "No such file or directory"})}
     data, cache = node_checks.of_paths(there, ["/data/eyes", "/data/masks"], ["/cache"])
     assert (data.verdict, data.found) == ("wrong", "y: /data/eyes: No such file or directory")

@@ -125,10 +125,14 @@ def test_where_every_site_has_its_own_actor_there_is_no_other_unless_one_outside
         (
             asking(sites={"s01": own(gpus=1.0)}),
             [node(8, 0)],
-            r"of 1 CPU and 1 GPU for site 's01'; .*no room.* resources\.sites\.s01\.gpus=0, or no resources\.sites$",
+            r"of 1 CPU and 1 GPU for site 's01'; .*not fit.* resources\.sites\.s01\.gpus=0, or no resources\.sites$",
         ),
         (asking(sites={"s01": own(cpus=9.0)}), [node(8)], r"9 CPU and 0 GPU .* resources\.sites\.s01\.cpus=7"),
-        (asking(sites={"s01": own(cpus=2.0)}), [node(2)], r"asked for 1 client .* room for 0 beside those of single"),
+        (
+            asking(sites={"s01": own(cpus=2.0)}),
+            [node(2)],
+            r"requested 1 client .*; 0 fit .* beside the dedicated",
+        ),
     ],
 )
 def test_what_a_single_site_asks_for_is_refused_with_its_name(
