@@ -145,7 +145,7 @@ def _probe(
 def _crowded(
     environment: ProbeEnvironment, actors: Sequence[ActorResources], probe: BatchProbe, sites: int
 ) -> Iterator[Check]:
-    """Nodes and GPUs whose memory is too small for the client actors that Ray may put there."""
+    """Checks of nodes and GPUs that have too little memory for the client actors that Ray may place on them."""
     cure = "use the resources proposed below, or a smaller task.batch_size"
     for node in environment.nodes if actors and environment.is_local_ray is not None else ():
         capacity = NodeCapacity(NodeResources(node.name, node.cpus, node.gpus))

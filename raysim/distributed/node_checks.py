@@ -16,7 +16,7 @@ from typing import Any
 from raysim.core.formatting import format_bytes, join_names, pluralize
 from raysim.distributed.node_probe import differences, existing, token_file, unwritable
 
-FULL = 0.95  # share of a disk in use from which Ray spills nothing to it
+FULL = 0.95  # used share of a disk above which Ray spills no objects to it
 
 
 class Verdict(StrEnum):

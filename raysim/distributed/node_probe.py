@@ -106,7 +106,7 @@ def unreadable(path: str) -> str:
             return ""
     except OSError as error:
         return error.strerror or str(error)
-    except Exception as error:  # noqa: BLE001 - each file system has its own errors
+    except Exception as error:  # noqa: BLE001 - each file system has different errors
         return f"{type(error).__name__}: {error}"
 
 

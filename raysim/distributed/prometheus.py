@@ -15,7 +15,7 @@ from ray.util.metrics import Counter, Gauge
 from raysim.core.results import FailureAction, Round
 from raysim.distributed.timeouts import MEMORY_GAUGE_INTERVAL_S
 
-# Description, and the labels beside `run` (raysim_trials: beside `search`).
+# Description, and the labels in addition to `run` (for raysim_trials, in addition to `search`).
 GAUGES = {
     "raysim_round": ("the last round that has ended", ()),
     "raysim_rounds": ("rounds of the run", ()),

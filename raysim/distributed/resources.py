@@ -131,8 +131,8 @@ def _refusal_message(
     if fit.required > fit.available:
         shared = ActorResources(resources.cpus_per_client, resources.gpus_per_client)
         requests.append(f"{fit.required} client actor{'s' * (fit.required > 1)} of {_describe(shared)} each")
-        beside = " beside the dedicated actors of single sites" if fit.dedicated else ""
-        requests[-1] += f"; {fit.available} fit onto the cluster{beside}"
+        dedicated = " in addition to the dedicated actors of single sites" if fit.dedicated else ""
+        requests[-1] += f"; {fit.available} fit onto the cluster{dedicated}"
     else:
         requests[-1] += "; it does not fit onto the cluster"
     cures = list(dict.fromkeys(_fitting_settings(resources, fit, sites, cluster, outside)))[:3]

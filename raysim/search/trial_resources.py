@@ -94,7 +94,7 @@ def _plan_client_actors(
 
 
 def _runs_in_one_process(spec: SearchSpec, resources: Resources, capacity: int, wanted: int) -> bool:
-    """Whether a trial runs in its own process, without client actors."""
+    """Whether a trial runs in a single process, without client actors."""
     backend = spec.base.get("backend")
     if backend is not None:
         return bool(backend == "local")

@@ -22,7 +22,7 @@ TUNE_VARIABLES = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # a search resumes from its trials' directories, not from Tune's pickles
     "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # a running round does not delay the end of a search
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the console prints them
-    "RAY_AIR_NEW_OUTPUT": "0",  # no output of Tune beside the console's
+    "RAY_AIR_NEW_OUTPUT": "0",  # only the console prints, not Tune
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths start in the directory of the command
 }
 PENDING_TRIALS_VARIABLE = "TUNE_MAX_PENDING_TRIALS_PG"  # trials for which Tune requests resources at a time

@@ -27,7 +27,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def two_nodes(cluster: Any) -> Iterator[str]:
-    """The address of the cluster with a second node, which declares two GPUs that it lacks."""
+    """The address of the cluster with a second node, which declares two GPUs that it does not have."""
     node = cluster.add_node(num_cpus=2, num_gpus=2)
     yield cluster.address
     cluster.remove_node(node)
@@ -39,10 +39,12 @@ CASES = [
 ]
 
 
-@pytest.mark.slow  # a node that starts under load may import torch for longer than it is given to answer
-@pytest.mark.parametrize(("words", "code", "verdict"), CASES)
-def test_on_a_ray_of_two_nodes(words: str, code: int, verdict: str, two_nodes: str, working_directory: Path) -> None:
-    command = [sys.executable, "-m", "raysim", "doctor", *SMALL, f"ray_address={two_nodes}", words]
+@pytest.mark.slow  # under load, a new node may import torch for longer than the time limit of its answer
+@pytest.mark.parametrize(("arguments", "code", "verdict"), CASES)
+def test_on_a_ray_of_two_nodes(
+    arguments: str, code: int, verdict: str, two_nodes: str, working_directory: Path
+) -> None:
+    command = [sys.executable, "-m", "raysim", "doctor", *SMALL, f"ray_address={two_nodes}", arguments]
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
     assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (code, False)
@@ -61,14 +63,14 @@ def test_on_a_ray_of_two_nodes(words: str, code: int, verdict: str, two_nodes: s
 
 
 @pytest.mark.slow
-def test_what_an_autoscaler_would_bring_is_not_waited_for(two_nodes: str) -> None:
-    words = ["doctor", *SMALL, f"ray_address={two_nodes}", "resources.cpus_per_client=64"]
+def test_the_doctor_does_not_wait_for_the_autoscaler(two_nodes: str) -> None:
+    arguments = ["doctor", *SMALL, f"ray_address={two_nodes}", "resources.cpus_per_client=64"]
     environment = {**os.environ, "COLUMNS": "200", "RAYSIM_AUTOSCALER": "{max_workers: 2, resources: {CPU: 64}}"}
-    command = [sys.executable, "-m", "raysim", *words]
+    command = [sys.executable, "-m", "raysim", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
     assert re.search(
         r"resources +note +not enough free resources for 1 client actor yet; .* autoscaler, which can add 1; no batch",
         done.stdout,
     )
     assert "one batch" not in done.stdout
-    assert done.returncode == 1  # for the GPUs that are not there
+    assert done.returncode == 1  # because of the missing GPUs

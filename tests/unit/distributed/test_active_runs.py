@@ -1,4 +1,4 @@
-"""The status of a run by its files, and the refusals to stop one that is not active here."""
+"""The status of a run, read from its files, and refusals to stop a run that is not active on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_run_is_shown_by_its_files(tmp_path: Path) -> None:
     assert directory_status(tmp_path).state == "not started"
     (tmp_path / "config.yaml").write_text("{algorithm: {name: fedavg}, task: {name: toy}, rounds: 9}")
     rows = [json.dumps([{"round": number, "loss": 1 / number, "seconds": 0.5}, []]) for number in (1, 2)]
-    (tmp_path / "log.jsonl").write_text("\n".join([*rows, '[{"round": 3']))  # a crash has left the last line torn
+    (tmp_path / "log.jsonl").write_text("\n".join([*rows, '[{"round": 3']))  # the last line is torn by a crash
     early = directory_status(tmp_path)
     assert early == RunStatus(
         name=tmp_path.name,
