@@ -21,7 +21,7 @@ from raysim.distributed.placement_groups import ActorSlot
 from raysim.distributed.ray_errors import summarize
 from raysim.distributed.timeouts import ACTOR_START_TIMEOUT_S
 
-MAX_START_FAILURES = 3  # in a row, of one actor
+MAX_START_FAILURES = 3  # consecutive failures of one actor
 MAX_TITLE_SITES = 4
 NAME_RETRIES_S = (0.1, 1.0, 10.0)  # Ray releases the name of a lost actor after a while
 
@@ -44,7 +44,7 @@ class ActorPool:
         self.changes = 0  # number of times that an actor was lost, was dropped or has started
         self._actors, self._start = dict(actors), start
         self._starting: dict[Any, str] = {}  # by the reference that becomes ready when the actor is up
-        self._start_failures: Counter[str] = Counter()  # in a row
+        self._start_failures: Counter[str] = Counter()  # consecutive failures, by actor
         self._placements: dict[str, ActorPlacement] = {}
         self._late: set[str] = set()  # have never been up, because their nodes have not joined yet
 

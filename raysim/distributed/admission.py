@@ -19,7 +19,7 @@ from raysim.distributed.resources import ActorResources, live_nodes, plan_actors
 from raysim.federation.cohort import cohort_size
 from raysim.federation.plan import Plan
 
-DISK_SHARE = 0.9  # of the free disk that a suggested cohort may fill
+DISK_SHARE = 0.9  # share of the free disk that a suggested cohort may fill
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from raysim.training.local_training import LocalTraining
 
 TIMED_S = 2.0  # seconds of steps that are timed for each number of threads, or one step if it takes longer
 MAX_STEPS = 20
-MEMORY_SHARE = 0.8  # of a node's memory for client actors; the rest is for the server actor, Ray and the system
-CUDA_CONTEXT_BYTES = 500_000_000  # that CUDA takes on the GPU for each process
+MEMORY_SHARE = 0.8  # share of a node's memory for client actors; the rest is for the server actor, Ray and the system
+CUDA_CONTEXT_BYTES = 500_000_000  # bytes that CUDA uses on the GPU for each process
 MAX_ACTORS_PER_GPU = 5  # more actors only wait for each other
 THREADS = (1, 2, 4, 8)
 

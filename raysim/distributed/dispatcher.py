@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raysim.distributed.ray_fleet import RayFleet
 
 CALLS_AHEAD = 2  # quick calls that an actor has at a time: the second one is queued, so that the actor is never idle
-QUICK_S = 1.0  # seconds up to which a call is quick: sites are not queued behind longer calls, for idle actors
+QUICK_S = 1.0  # seconds up to which a call is quick: a site behind a longer call would wait while other actors are idle
 BATCH_S = 0.5  # seconds of work in one call, because each call costs about 0.002 s in Ray
 QUEUE_SHARE = 1.5  # a call takes at most two thirds of an actor's queue, so that all actors end at the same time
 MAX_LOSSES = 3  # losses of the actor after which the site is considered the cause, not the machine
@@ -60,7 +60,7 @@ class Dispatcher:
         # The time at which each actor last responded, or got a call when it had none.
         self.last_response_at: dict[str, float] = {}
         self.in_flight: dict[Any, InFlightCall] = {}
-        self.losses: Counter[str] = Counter()  # of the actor, by site
+        self.losses: Counter[str] = Counter()  # losses of the actor, by site
         # Sites of lost actors. Each runs in a separate call, so that the site that causes the losses is found.
         self.quarantined_sites: deque[str] = deque()
         self.exhausted_sites: deque[tuple[str, CallResult[Any]]] = deque()  # have caused too many losses

@@ -13,7 +13,7 @@ ALL_ARENAS = 4096  # jemalloc's number for all its arenas at once
 class JemallocPurger:
     """Sets when jemalloc returns memory to the system; does nothing if this process uses another allocator.
 
-    By default jemalloc returns the memory of activations while the next step needs it again. With 192 x 192 images this
+    By default jemalloc returns the memory of activations although the next step needs it. With 192 x 192 images this
     costs a third of the time. If jemalloc never returns memory, the process grows with every call.
     """
 

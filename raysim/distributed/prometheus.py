@@ -21,7 +21,7 @@ GAUGES = {
     "raysim_rounds": ("rounds of the run", ()),
     "raysim_round_seconds": ("seconds of the last round", ()),
     "raysim_phase_seconds": ("seconds of the last round, by phase", ("phase",)),
-    "raysim_sites_done": ("sites that have returned the current call", ()),
+    "raysim_sites_done": ("sites that have replied in the current call", ()),
     "raysim_sites_called": ("sites of the current call", ()),
     "raysim_loss": ("training loss of the last round, weighted mean over the cohort", ()),
     "raysim_score": ("the chosen metric at the last evaluation: mean, weighted, worst", ("metric", "of")),
@@ -75,7 +75,7 @@ class RunMetrics:
             _counter("raysim_failures").inc(1, {**self.run, "action": action})
 
     def set_progress(self, done: int, total: int) -> None:
-        """Set the number of sites that have returned the current call."""
+        """Set the number of sites that have replied in the current call."""
         _gauge("raysim_sites_done").set(done, self.run)
         _gauge("raysim_sites_called").set(total, self.run)
 

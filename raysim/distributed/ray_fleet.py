@@ -26,8 +26,9 @@ P = TypeVar("P")
 
 
 class RayFleet(BaseFleet):
-    """Runs sites on the client actors of `pool`. A site stays on the actor that has its data open, unless one is idle.
+    """Runs sites on the client actors of `pool`.
 
+    A site stays on the actor that has its data open, unless another actor is idle.
     If no actor is available, a round waits for at most `no_actor_timeout_s`.
     """
 

@@ -96,7 +96,7 @@ def _outside_metric(tasks: Sequence[Task], main: str) -> str:
         raise ConfigError("--metric outside: there is no outside site; add one: task.data.outside=[...]")
     sites = ", ".join(dict.fromkeys(site for task in tasks for site in task.outside))
     raise ConfigError(
-        f"the outside sites ({sites}) have neither val rows at all of them nor test rows at all of them; add rows"
+        f"no split is present at all outside sites ({sites}): expected val rows, or test rows, at each; add the rows"
     )
 
 

@@ -22,7 +22,7 @@ class SearchControl:
         self.control = RunControl(f"{results.spec.out.name}-{token_hex(3)}")
 
     def publish(self, running: int) -> bool:
-        """Publish the status, with the number of `running` trials, if it is due; whether a stop was requested."""
+        """Publish the status if it is due. Returns whether a stop was requested. `running` is a number of trials."""
         if not self.control.due():
             return False
         report_trials(self.results.spec.out.name, self._counts(running))

@@ -146,7 +146,7 @@ class TrialRounds:
             self._rows = None
 
     def _combined_rows(self) -> Generator[dict[str, Any]]:
-        """The rows of the trial. Each row combines the same round of all federations, which run in step."""
+        """The rows of the trial. Each row combines the same round of all federations, which advance together."""
         last_round, variants = self._last_round(), self.variants.values()
         federations = [self._federation_rows(name, variant) for name, variant in self.variants.items()]
         try:
