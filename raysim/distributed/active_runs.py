@@ -66,8 +66,8 @@ def stop_runs(names: set[str]) -> Iterator[str]:
             with suppress(ValueError, RayError):  # it has ended meanwhile
                 _control_actor(name).stop.remote()
         if left and waiter.expired:
-            names = ", ".join(sorted(left))
-            raise RunError(f"{names}: still active {STOP_TIMEOUT_S:g} s after the stop request; run raysim stop again")
+            late = ", ".join(sorted(left))
+            raise RunError(f"{late}: still active {STOP_TIMEOUT_S:g} s after the stop request; run raysim stop again")
         time.sleep(POLL_INTERVAL_S)
 
 
