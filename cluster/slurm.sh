@@ -7,7 +7,7 @@
 #SBATCH --nodes=2                      # FILL: number of nodes
 #SBATCH --gpus-per-node=4              # FILL: GPUs per node; without GPUs remove this line
 #SBATCH --cpus-per-task=32             # FILL: CPUs per node
-#SBATCH --time=24:00:00                # FILL: time limit; raysim resume continues a run that was cut off
+#SBATCH --time=24:00:00                # FILL: time limit; raysim resume continues an interrupted run
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 #SBATCH --signal=B:TERM@120            # two minutes before the limit, so that the run ends cleanly
@@ -25,7 +25,7 @@ export RAYSIM_AUTOSCALER='{max_workers: 0, resources: {CPU: 1}}' # the job canno
 export RAY_ADDRESS=auto RAYSIM_RUNS=${RAYSIM_RUNS:-$PWD/runs} RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head=${head%%$'\n'*}                  # the first; with `| head`, a SIGPIPE of scontrol could end the script
+head=${head%%$'\n'*}                  # the first node; with `| head`, a SIGPIPE of scontrol could end the script
 port=$((20000 + SLURM_JOB_ID % 10000)) # different for two jobs on one node
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 \
   --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \

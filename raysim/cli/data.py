@@ -19,7 +19,9 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     try:
         parts = tuple(float(part) for part in fractions.split(","))
     except ValueError:
-        raise ConfigError(f"--fractions {fractions}: expected three numbers that add up to 1, as 0.7,0.1,0.2") from None
+        raise ConfigError(
+            f"--fractions {fractions}: expected three numbers that add up to 1, such as 0.7,0.1,0.2"
+        ) from None
     table = write_scan(folder, target, parts, seed, group=group)
     counts = table.groupby("split").size()
     rows = ", ".join(f"{split} {count}" for split, count in counts.items())
@@ -27,9 +29,9 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     console.print(f"{target}: {sites}, {pluralize(len(table), 'row')} ({rows})", highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
-    console.print(f"look at it: raysim data describe {target}", style="dim", highlight=False, markup=False)
+    console.print(f"to show it: raysim data describe {target}", style="dim", highlight=False, markup=False)
 
 
 def describe(table: str, root: str | None, console: Console) -> None:
-    """Print the contents of the table by site, and its problems."""
+    """Print the contents of the table by site, and its faults."""
     summarize(read_table(table, root, needs_label=False, needs_image=False, check_files=False)).print(console)

@@ -39,14 +39,14 @@ from raysim.federation.validation import validate
 from raysim.reporting.console import RunConsole
 from raysim.storage.run_directory import runs_directory
 
-FAILED = "a run would fail in the same way; if it was out of memory, a smaller task.batch_size takes less"
+FAILED = "a run would fail with the same error; if it ran out of memory, use a smaller task.batch_size"
 STYLES = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.WRONG: "bold red"}
 
 
 def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
-    """Print what was found, what a batch takes and what to ask for; the exit code.
+    """Print the checks, the measurements of one batch and the proposed resources; return the exit code.
 
-    0 if nothing is wrong, 3 if what is configured cannot be placed, 1 if something else is wrong.
+    The exit code is 0 if no check fails, 3 if the configured resources cannot be placed, 1 if another check fails.
     Raises ConfigError for a wrong configuration, PlacementError if Ray cannot be joined or started.
     """
     folder = Path(out).absolute() if out else runs_directory()
@@ -54,13 +54,13 @@ def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
         plan = build_plan(config, Path(node_probe.existing(str(folder))), emit=display.show)
         validate(plan)
     reads, writes = required_paths(plan.task, config.task)
-    display.say("looking at this machine" if config.backend == "local" else "starting Ray, asking the nodes")
+    display.say("checking this machine" if config.backend == "local" else "starting Ray and checking the nodes")
     with open_probe_environment(config, reads, writes) as environment:
         actors, placed = _placed(config, plan, environment)
         found = [*_checks(environment, folder, reads, writes), placed, *_stored(plan, environment)]
         probe: BatchProbe | Failure | None = None
-        if placed.verdict is not Verdict.NOTE:  # which means that nodes are still to be added
-            display.say(f"trying a batch, for {BATCH_PROBE_TIMEOUT_S:g} s at most")
+        if placed.verdict is not Verdict.NOTE:  # a note means that the autoscaler must add nodes first
+            display.say(f"running one batch, for at most {BATCH_PROBE_TIMEOUT_S:g} s")
             probe = _probe(config, plan, environment, actors)
     if isinstance(probe, Failure):
         found.append(Check("batch", Verdict.WRONG, probe.cause, FAILED))
@@ -91,7 +91,7 @@ def _checks(
 
 
 def _placed(config: RunConfig, plan: Plan, environment: ProbeEnvironment) -> tuple[list[ActorResources], Check]:
-    """The client actors that a run would start, none if they cannot be placed, and the check of that."""
+    """The client actors that a run would start (none if they cannot be placed), and the check of their placement."""
     resources, task = config.resources, plan.task
     nodes = [NodeResources(node.name, node.cpus, node.gpus) for node in environment.nodes]
     if environment.is_local_ray is None:  # one process runs all sites, with any number of threads
@@ -104,10 +104,9 @@ def _placed(config: RunConfig, plan: Plan, environment: ProbeEnvironment) -> tup
         with suppress(PlacementError):
             many = len(plan_actors(resources, task.inside, [*nodes, *more], task.outside))
             if more:
-                found = f"no room for {pluralize(many, 'client actor')} yet: a run asks the autoscaler for nodes"
-                return [], Check(
-                    "resources", Verdict.NOTE, f"{found}, of which {len(more)} more may come; no batch is tried"
-                )
+                found = f"not enough free resources for {pluralize(many, 'client actor')} yet"
+                added = f"a run requests nodes from the autoscaler, which can add {len(more)}"
+                return [], Check("resources", Verdict.NOTE, f"{found}; {added}; no batch was run")
         return [], Check("resources", Verdict.WRONG, str(error))
     if environment.is_local_ray is None:
         threads = pluralize(torch_threads(resources.cpus_per_client), "torch thread")
@@ -120,7 +119,7 @@ def _placed(config: RunConfig, plan: Plan, environment: ProbeEnvironment) -> tup
 
 
 def _stored(plan: Plan, environment: ProbeEnvironment) -> Iterator[Check]:
-    """Whether a round's models fit into Ray's object store."""
+    """The checks of whether the models of a round fit into Ray's object store."""
     if environment.is_local_ray is None:
         return
     try:
@@ -132,7 +131,7 @@ def _stored(plan: Plan, environment: ProbeEnvironment) -> Iterator[Check]:
 def _probe(
     config: RunConfig, plan: Plan, environment: ProbeEnvironment, actors: Sequence[ActorResources]
 ) -> BatchProbe | Failure:
-    """A batch of the largest inside site, with what a run would give its actor, or on a GPU where there is one."""
+    """Measure a batch of the largest inside site, with the resources of its actor, on a GPU if a node has one."""
     site = max(plan.task.inside, key=lambda site: plan.task.sizes[site]["train"])
     cpus, gpus = config.resources.of(site) if actors else (1.0, 0.0)
     usable = any(node.usable for node in environment.nodes)
@@ -146,14 +145,14 @@ def _probe(
 def _crowded(
     environment: ProbeEnvironment, actors: Sequence[ActorResources], probe: BatchProbe, sites: int
 ) -> Iterator[Check]:
-    """Nodes and GPUs whose memory is too small for the client actors that Ray may put there."""
-    cure = "ask for what is proposed below, or for smaller batches (task.batch_size)"
+    """Checks of nodes and GPUs that have too little memory for the client actors that Ray may place on them."""
+    cure = "use the resources proposed below, or a smaller task.batch_size"
     for node in environment.nodes if actors and environment.is_local_ray is not None else ():
         capacity = NodeCapacity(NodeResources(node.name, node.cpus, node.gpus))
         count, needed = sum(capacity.take(actor) for actor in actors), probe.memory(sites)
         if count * needed > node.memory:
             each = f"{pluralize(count, 'client actor')} of {format_bytes(needed)} each"
-            found = f"{node.name}: {each} would come here"
+            found = f"{node.name}: Ray may place {each} on this node"
             yield Check("memory", Verdict.WRONG, f"{found}, which has {format_bytes(node.memory)}", cure)
         share = min((actor.gpus for actor in actors if actor.gpus), default=1.0)
         for name, total in dict(node.usable).items():
@@ -179,7 +178,7 @@ def _table(found: Sequence[Check]) -> Table:
 def _report(
     plan: Plan, environment: ProbeEnvironment, actors: Sequence[ActorResources], probe: BatchProbe, display: RunConsole
 ) -> None:
-    """Print the measurements of the batch, and the resources that follow."""
+    """Print the measurements of the batch, and the resources that follow from them."""
     steps = steps_of(plan.config.algorithm, plan.task)
     table = Table(box=SIMPLE_HEAD)
     table.add_column("one batch", no_wrap=True)
@@ -190,7 +189,7 @@ def _report(
     machines = [_machine(node) for node in environment.nodes if node.facts is not None]
     best = propose_resources(machines, probe, steps, 1 if environment.is_local_ray is None else len(steps))
     if best is None:
-        display.say("nothing to propose: no node has the memory for one client actor; ask for smaller batches")
+        display.say("nothing to propose: no node has the memory for one client actor; use a smaller task.batch_size")
         return
     values = {"client_actors": best.resources.client_actors, "cpus_per_client": best.resources.cpus_per_client}
     values |= {"gpus_per_client": best.resources.gpus_per_client}
@@ -212,16 +211,19 @@ def _machine(node: NodeReport) -> Machine:
 def _measured(
     plan: Plan, steps: Mapping[str, int], actors: Sequence[ActorResources], probe: BatchProbe
 ) -> Iterator[tuple[str, str]]:
-    yield "of", f"{pluralize(probe.batch, 'example')} of {probe.site}, the largest inside site, on {probe.device}"
+    yield "batch", f"{pluralize(probe.batch, 'example')} of {probe.site}, the largest inside site, on {probe.device}"
     yield "network", f"{probe.parameters:,} parameters, {format_bytes(probe.model)} as a model"
     each = [f"{seconds:.2g} s with {pluralize(count, 'thread')}" for count, seconds in probe.seconds.items()]
     yield "a step", ", ".join(each)
     yield (
         "memory",
-        f"{format_bytes(probe.peak)} at most, of which {format_bytes(probe.imports)} before anything is opened",
+        f"{format_bytes(probe.peak)} at most; {format_bytes(probe.imports)} after the imports, before data are opened",
     )
     if probe.device == "cuda":
-        yield "GPU memory", f"{format_bytes(probe.allocated)} by tensors, {format_bytes(probe.reserved)} by torch"
+        yield (
+            "GPU memory",
+            f"{format_bytes(probe.allocated)} of tensors, {format_bytes(probe.reserved)} reserved by torch",
+        )
     if actors:
         cpus = min(actor.cpus for actor in actors)
         site_seconds = round_seconds(probe, {probe.site: steps[probe.site]}, 1, cpus)
@@ -229,5 +231,5 @@ def _measured(
         yield "this site", f"{pluralize(steps[probe.site], 'step')} in a round, {site_seconds:.2g} s"
         yield (
             "a round",
-            f"of all {pluralize(len(steps), 'inside site')} with the configured resources: {all_seconds:.2g} s",
+            f"all {pluralize(len(steps), 'inside site')} with the configured resources, {all_seconds:.2g} s",
         )

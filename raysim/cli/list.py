@@ -20,11 +20,11 @@ def print_names(kind: str, console: Console) -> None:
     for name, description in _descriptions(kind).items():
         table.add_row(f"[bold]{name}[/]", description)
     console.print(table)
-    console.print(f"\nraysim list {kind} NAME shows one with its keys.", style="dim", highlight=False)
+    console.print(f"\nTo show the keys of one: raysim list {kind} NAME", style="dim", highlight=False)
 
 
 def print_details(kind: str, name: str, console: Console) -> None:
-    """Print the description, the paper and the keys of one, with defaults and units."""
+    """Print the description of one entry, its paper, and its keys with defaults and units."""
     if kind in ("networks", "spaces"):
         (_print_network if kind == "networks" else _print_space)(name, console)
         return
@@ -61,7 +61,7 @@ def _print_space(name: str, console: Console) -> None:
 
     space = read_space(name)
     console.print(space_docstring(name), highlight=False, markup=False, soft_wrap=True)
-    table = Table("key", "searched", "first points", title="\nsearch space", title_justify="left", box=SIMPLE_HEAD)
+    table = Table("key", "distribution", "first points", title="\nsearch space", title_justify="left", box=SIMPLE_HEAD)
     for key in space.domains:
         points = ", ".join(str(point[key]) for point in space.points if key in point)
         table.add_row(*map(Text, (key, space.text(key), points)))

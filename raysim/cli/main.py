@@ -1,4 +1,4 @@
-"""The command line. Help must come at once, so torch and Ray are imported only by the commands that need them."""
+"""The entry point of `raysim`. Only the commands that need torch and Ray import them, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from raysim.core.errors import ConfigError, RaysimError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
+    """Run one command. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and (args.command not in ("run", "tune", "doctor") or any(word.startswith("-") for word in rest)):
-        wrong = next((word for word in rest if word.startswith("-")), rest[0])
+    if rest and (args.command not in ("run", "tune", "doctor") or any(each.startswith("-") for each in rest)):
+        wrong = next((each for each in rest if each.startswith("-")), rest[0])
         print(f"raysim: unknown argument {wrong!r}; see raysim {args.command or ''} --help", file=sys.stderr)
         return 2
     if args.command is None:
@@ -80,7 +80,7 @@ def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
     from raysim.cli import status
 
     if (args.run is None) != args.all:
-        raise ConfigError("raysim stop needs a RUN (raysim status shows them), or --all")
+        raise ConfigError("raysim stop needs a RUN (raysim status lists the active runs), or --all")
     status.stop(args.run, args.address, Console())
     return 0
 
@@ -89,24 +89,24 @@ def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
     from raysim.distributed.node_probe import token_file
 
     if os.environ.get("RAY_AUTH_TOKEN") or token_file(os.environ, Path.home()).is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client of jobs shows the token only where this is said
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's job client sends the token only in this mode
     from rich.console import Console
 
     from raysim.cli import submit
 
     if args.attach:
         return submit.attach(args.attach, args.address, Console())
-    if args.words[:1] == ["run"]:
-        _checked(args.words[1:])
-    return submit.submit(args.words, args.address, args.detach, Console())
+    if args.arguments[:1] == ["run"]:
+        _check_run_arguments(args.arguments[1:])
+    return submit.submit(args.arguments, args.address, args.detach, Console())
 
 
-def _checked(words: Sequence[str]) -> None:
-    """Raises ConfigError for what a run would refuse over there; the data are there alone."""
+def _check_run_arguments(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for a wrong key or value, before the job is sent. Only the cluster can check the data."""
     from raysim.config.merge import merge, parse_pairs, read_file
     from raysim.config.resolve import resolve
 
-    args, rest = make_parser().parse_known_args(["run", *words])
+    args, rest = make_parser().parse_known_args(["run", *arguments])
     resolve(merge(read_file(args.config) if args.config else {}, parse_pairs(rest)))
 
 

@@ -9,8 +9,8 @@ from raysim._version import __version__
 from raysim.cli.tune import add_tune_command
 
 KEY_SYNTAX = """\
-keys are dotted, and the same in a file and on the command line:
-  raysim run                                     the synthetic default
+Keys are dotted. They are the same in a config file and on the command line:
+  raysim run                                     the default: FedAvg on the synthetic task
   raysim run rounds=20 algorithm=fedprox algorithm.mu=0.1
   raysim run -c examples/retina.yaml task.data.table=retina/table.csv seed=1 --out runs/first
 `raysim list algorithms NAME` and `raysim list tasks NAME` show the keys under algorithm. and task.
@@ -20,7 +20,9 @@ keys are dotted, and the same in a file and on the command line:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("raysim", description="Federated medical imaging on Ray: simulate and search.")
+    parser = argparse.ArgumentParser(
+        "raysim", description="Federated learning on medical images, on Ray: simulate and search."
+    )
     parser.add_argument("--version", action="version", version=f"raysim {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -30,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
     )
-    run.add_argument("--address", metavar="ADDRESS", help="short for ray_address=ADDRESS: the Ray cluster to join")
+    run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
 
     resume = commands.add_parser("resume", help="continue a run that was interrupted or has failed")
     resume.add_argument("run", metavar="RUN_DIR", help="the run directory; the run continues after its last checkpoint")
@@ -47,44 +49,52 @@ def make_parser() -> argparse.ArgumentParser:
     _add_cluster(commands)
     list_parser = commands.add_parser("list", help="list algorithms, tasks, networks or spaces")
     list_parser.add_argument("what", choices=("algorithms", "tasks", "networks", "spaces"))
-    list_parser.add_argument("name", nargs="?", help="show this one with its keys")
+    list_parser.add_argument("name", nargs="?", help="show the keys of this one")
 
     _add_data(commands)
     return parser
 
 
 def _add_data(commands: Any) -> None:
-    data = commands.add_parser("data", help="write or summarise a table of data").add_subparsers(
+    data = commands.add_parser("data", help="write or summarise the table of a data set").add_subparsers(
         dest="data_command", metavar="COMMAND", required=True
     )
     scan = data.add_parser("scan", help="write the table of a folder of images")
     scan.add_argument("folder")
     scan.add_argument("--out", metavar="FILE", help="the table to write (default: FOLDER/table.csv)")
     scan.add_argument(
-        "--fractions", metavar="A,B,C", default="0.7,0.1,0.2", help="train, val, test (default: %(default)s)"
+        "--fractions",
+        metavar="A,B,C",
+        default="0.7,0.1,0.2",
+        help="fractions of train, val, test (default: %(default)s)",
     )
     scan.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
-    scan.add_argument("--group", metavar="REGEX", help="its first group in a file's path identifies the patient")
+    scan.add_argument(
+        "--group", metavar="REGEX", help="regular expression; its first group in the path of a file is the patient"
+    )
     describe = data.add_parser("describe", help="show sites, splits, sizes, intensities, labels and problems")
     describe.add_argument("table")
-    describe.add_argument("--root", help="the folder where relative paths start (default: the table's)")
+    describe.add_argument("--root", help="the folder that relative paths start from (default: that of the table)")
 
 
 def _add_cluster(commands: Any) -> None:
     status = commands.add_parser("status", help="show active runs and searches with their progress")
-    status.add_argument("run", nargs="?", metavar="RUN", help="show only this one: its name, or its run directory")
+    status.add_argument("run", nargs="?", metavar="RUN", help="show only this run, by its name or its run directory")
     stop = commands.add_parser("stop", help="stop a run cleanly; records are kept, and `raysim resume` continues it")
     stop.add_argument(
-        "run", nargs="?", metavar="RUN", help="a name from `raysim status`, or a run directory or its name"
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="a name that `raysim status` shows, or a run directory, or the name of one",
     )
-    stop.add_argument("--all", action="store_true", help="stop all runs and searches of that Ray cluster")
+    stop.add_argument("--all", action="store_true", help="stop all runs and searches of the Ray cluster")
     submit = commands.add_parser("submit", help="run a command as a job of a Ray cluster, independent of this terminal")
     submit.usage = "raysim submit [-h] [--address URL] [--detach] [--attach JOB | COMMAND ...]"
     submit.add_argument("--detach", action="store_true", help="start the job without waiting for it")
     submit.add_argument("--attach", metavar="JOB", help="follow a submitted job, and fetch its results")
     submit.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: http://127.0.0.1:8265)")
     submit.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="run, tune, doctor, ... with its arguments"
+        "arguments", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="run, tune, doctor, ... with its arguments"
     )
     for command in (status, stop):
         command.add_argument("--address", help="the Ray cluster: HOST:PORT, or auto (default: RAY_ADDRESS)")

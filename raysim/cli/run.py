@@ -1,4 +1,4 @@
-"""`raysim run` and `raysim resume`: `raysim.run` and `raysim.resume`, with the console as the callback."""
+"""`raysim run` and `raysim resume`: they call `raysim.run` and `raysim.resume` with the console as the callback."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig:
-    """The configuration that a file and overrides describe; prepares this process for a run of it.
+    """The configuration from the config file and the overrides, which take precedence.
 
-    Overrides take precedence. Imports neither torch nor Ray, so that a wrong key is refused at once.
+    Also prepares this process for the run. Imports neither torch nor Ray, so that a wrong key is reported at once.
     """
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
@@ -53,5 +53,5 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
 
 
 def end_cleanly_on_sigterm() -> None:
-    """Handle SIGTERM, which a batch system sends at the end of its time, like Ctrl-C."""
+    """Handle SIGTERM like Ctrl-C: a batch system sends it when the time of a job is over."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

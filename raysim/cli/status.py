@@ -1,4 +1,4 @@
-"""`raysim status` and `raysim stop`: the active runs of a cluster and of this machine, from another terminal."""
+"""`raysim status` and `raysim stop`: show and stop the active runs of a cluster and of this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raysim.distributed.local_ray import target_address
 from raysim.search.search_status import is_search_directory, search_directory_status
 from raysim.storage.run_directory import lock_owner, runs_directory
 
-COLUMNS = ("run", "what", "round", "at", "score", "last round", "where")
+COLUMNS = ("run", "description", "round", "state", "score", "last round", "directory")
 
 
 def status(run: str | None, address: str | None, console: Console) -> None:
@@ -41,9 +41,9 @@ def status(run: str | None, address: str | None, console: Console) -> None:
         found = [each for each in active if run is None or _matches(run, each.name)]
         if run is not None and not found:
             suggestion = did_you_mean(run, [each.name for each in active])
-            raise ConfigError(f"no run {run!r} is alive{suggestion}; {_searched(address)}")
+            raise ConfigError(f"no run {run!r} is active{suggestion}; {_searched(address)}")
     if not found:
-        console.print(f"no run is alive; {_searched(address)}", highlight=False)
+        console.print(f"no run is active; {_searched(address)}", highlight=False)
         return
     table = Table(box=SIMPLE_HEAD)
     for column in COLUMNS:
@@ -54,29 +54,33 @@ def status(run: str | None, address: str | None, console: Console) -> None:
 
 
 def stop(run: str | None, address: str | None, console: Console) -> None:
-    """End `run`, a directory or a name that `raysim status` shows, at the next reply of a site; None: all on the Ray.
+    """End `run`, a directory or a name that `raysim status` shows, at the next reply of a site.
 
-    What was recorded until then is kept. Raises ConfigError if it is not active, RunError if it does not end.
+    None ends all runs of the Ray cluster. All records are kept. Raises ConfigError if `run` is not active, RunError if
+    it does not end.
     """
     if directory := _local_directory(run, address):
         stop_local_run(directory)
         console.print(f"{directory} has ended", highlight=False)
         return
     if target_address(address) is None:
-        raise ConfigError("which Ray? --address HOST:PORT (auto: the one of this machine), RAY_ADDRESS, or a folder")
+        raise ConfigError(
+            "no Ray cluster is given: use --address HOST:PORT (auto: that of this machine), set RAY_ADDRESS, or give a "
+            "run directory"
+        )
     with connect(address):
         active = active_names()
         selected = {name for name in active if run is None or _matches(run, name)}
         if run is not None and not selected:
-            raise ConfigError(f"no run {run!r} is alive{did_you_mean(run, active)}; {_searched(address)}")
+            raise ConfigError(f"no run {run!r} is active{did_you_mean(run, active)}; {_searched(address)}")
         if run is not None and len(selected) > 1:
-            raise ConfigError(f"{run!r} may be {', '.join(sorted(selected))}: give the full name")
+            raise ConfigError(f"{run!r} matches {', '.join(sorted(selected))}: give the full name of one")
         for name in stop_runs(selected):
             console.print(f"{name} has ended", highlight=False)
 
 
 def _local_directory(run: str | None, address: str | None) -> Path | None:
-    """The directory that `run` names, by its path, or by its name if a process of this machine is at work there."""
+    """The directory `run`: a path, or the name of a run directory that a process of this machine uses."""
     if run is None:
         return None
     if Path(run).is_dir():
@@ -86,7 +90,7 @@ def _local_directory(run: str | None, address: str | None) -> Path | None:
 
 
 def _active(address: str | None) -> list[RunStatus]:
-    """The runs on the Ray at `address`, then those of this machine that are not among them."""
+    """The runs on the Ray cluster at `address`, then the other runs of this machine."""
     found = list[RunStatus]()
     if target_address(address) is not None:
         with connect(address):
@@ -103,7 +107,7 @@ def _read_directory(directory: Path) -> RunStatus:
 
 
 def _matches(run: str, name: str) -> bool:
-    """Whether `run` is the name of the run or search, or that of its directory, which lacks the random suffix."""
+    """Whether `run` is the name of the run or search, or the name of its directory, which has no random suffix."""
     return run in (name, name.rpartition("-")[0])
 
 
@@ -123,5 +127,5 @@ def _cells(each: RunStatus) -> Sequence[str]:
 def _searched(address: str | None) -> str:
     target = target_address(address)
     if target:
-        return f"looked on the Ray at {target}"
-    return f"looked in {runs_directory()}; --address or RAY_ADDRESS names a Ray"
+        return f"searched the Ray cluster at {target}"
+    return f"searched {runs_directory()}; to search a Ray cluster, use --address HOST:PORT or set RAY_ADDRESS"

@@ -1,4 +1,4 @@
-"""`raysim submit`: a command as a job of a Ray cluster. It continues without this terminal, and returns its results."""
+"""`raysim submit`: runs a command as a job of a Ray cluster, follows its output and fetches its results."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from raysim.distributed.job_submission import ClusterJobs
 from raysim.storage.run_directory import runs_directory
 
 COMMANDS = ("run", "resume", "tune", "doctor", "list", "status", "stop")
-RUNS_ON_CLUSTER = '"${RAYSIM_RUNS:-$HOME/runs}"'  # the runs directory, as the cluster's shell finds it
-INSTALLED = ("raysim", "algorithms", "search_spaces", "tests")  # on the cluster: never sent
+RUNS_ON_CLUSTER = '"${RAYSIM_RUNS:-$HOME/runs}"'  # the runs directory, expanded by the cluster's shell
+INSTALLED = ("raysim", "algorithms", "search_spaces", "tests")  # installed on the cluster, so never sent
 MAX_SENT_BYTES = 20_000_000
 
 
 @dataclass
 class JobCommand:
-    """The arguments of a command, and the run's directory on the cluster as its shell writes it, if there is one."""
+    """The arguments of a command, and its run directory on the cluster, quoted for the shell; empty without one."""
 
     arguments: list[str]
     directory: str = ""
@@ -44,31 +44,33 @@ class JobCommand:
 
 
 def submit(arguments: Sequence[str], address: str | None, detach: bool, console: Console) -> int:
-    """Start `raysim ARGUMENTS` on the cluster whose dashboard is at `address`, and follow it; its exit code.
+    """Start `raysim ARGUMENTS` on the cluster whose dashboard is at `address`, and follow it. Returns its exit code.
 
-    The files that the arguments name are sent along: the -c file, a search space, and this directory's own modules.
+    Sends the files that the arguments name (the -c file, a search space) and the Python modules of this directory.
     """
     if not arguments or arguments[0] not in COMMANDS:
-        raise ConfigError(f"raysim submit needs a command: {', '.join(COMMANDS)}; as in raysim submit run rounds=5")
+        raise ConfigError(
+            f"raysim submit needs a command: {', '.join(COMMANDS)}; for example: raysim submit run rounds=5"
+        )
     if secret := next((argument for argument in arguments if contains_secret(argument)), None):
-        key = secret.partition("=")[0] if "=" in secret else "a word"
-        raise ConfigError(f"{key} holds a password or a key, which would be printed in the job's log; leave it out")
+        key = secret.partition("=")[0] if "=" in secret else "an argument"
+        raise ConfigError(f"{key} contains a password or an access key, which the job's log would show; remove it")
     job = f"raysim-{token_hex(4)}"
     command = job_command(arguments, job)
     cluster = ClusterJobs(address)
     with TemporaryDirectory() as working_dir:
         copy_files(command, Path(working_dir))
-        width = {"COLUMNS": str(shutil.get_terminal_size().columns)}  # its tables are read in this terminal
+        width = {"COLUMNS": str(shutil.get_terminal_size().columns)}  # tables as wide as this terminal
         cluster.submit(job, command.command, command.directory, Path(working_dir), width)
     console.print(f"job {job}: raysim {' '.join(arguments)}", highlight=False, markup=False, soft_wrap=True)
     if detach:
-        console.print(f"raysim submit --attach {job} follows it and fetches its results", highlight=False)
+        console.print(f"to follow it and fetch its results: raysim submit --attach {job}", highlight=False)
         return 0
     return _follow(cluster, job, console)
 
 
 def attach(job: str, address: str | None, console: Console) -> int:
-    """Follow a job to its end, and fetch its run into a new directory below the runs directory; the job's exit code."""
+    """Follow a job to its end, fetch its run into a new directory below the runs directory, return its exit code."""
     return _follow(ClusterJobs(address), job, console)
 
 
@@ -77,29 +79,32 @@ def _follow(cluster: ClusterJobs, job: str, console: Console) -> int:
         result = cluster.follow(job)
     except KeyboardInterrupt:
         console.print(
-            f"\nthe job goes on: raysim submit --attach {job}; raysim submit stop RUN ends it, by the name that "
-            "raysim submit status shows",
+            f"\nthe job continues; to follow it: raysim submit --attach {job}; to end it: raysim submit stop RUN "
+            "(raysim submit status shows the name)",
             highlight=False,
         )
         raise
     if result.bundle:
         target = _free_path(runs_directory(), job)
         unpack(result.bundle, target)
-        console.print(f"its results are in {target}; its checkpoints stay on the cluster", highlight=False)
+        console.print(f"results: {target}; the checkpoints stay on the cluster", highlight=False)
     return result.exit_code
 
 
 def job_command(arguments: Sequence[str], job: str) -> JobCommand:
-    """The command for the cluster. A relative --out lies below the cluster's runs directory.
+    """The command for the cluster. A relative --out is below the cluster's runs directory.
 
-    Raises ConfigError for a run to resume that is not given by its full path.
+    Raises ConfigError if the directory to resume is not a full path.
     """
     split = [part for arg in arguments for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
     option = "--resume" if "--resume" in split else "resume"
     if option == "--resume" or split[0] == "resume":
         directory = next(iter(split[split.index(option) + 1 :]), "")
         if not directory.startswith("/"):
-            raise ConfigError(f"submit resume {directory}: give the folder's full path on the cluster")
+            raise ConfigError(
+                f"cannot resume {directory or 'without a directory'}: expected the full path of the directory on the "
+                "cluster, such as /shared/runs/first"
+            )
         return JobCommand(split, shlex.quote(directory), names_directory=True)
     if "--out" in split[:-1]:
         at = split.index("--out")
@@ -110,7 +115,7 @@ def job_command(arguments: Sequence[str], job: str) -> JobCommand:
 
 
 def copy_files(command: JobCommand, target: Path) -> None:
-    """Copy into `target` the files that the arguments name, and this directory's own modules."""
+    """Copy into `target` the files that the arguments name, and the Python modules of this directory."""
     arguments = command.arguments
     for i, argument in enumerate(arguments):
         path = Path(argument)
@@ -125,7 +130,8 @@ def copy_files(command: JobCommand, target: Path) -> None:
     modules = [path for path in needed if not (target / path.name).exists()]
     if (total := sum(map(_size, [*target.iterdir(), *modules]))) > MAX_SENT_BYTES:
         raise ConfigError(
-            f"the modules of {Path.cwd()} take {format_bytes(total)}; submit from a folder that has the run's own alone"
+            f"the modules in {Path.cwd()} have {format_bytes(total)}, more than {format_bytes(MAX_SENT_BYTES)}; submit "
+            "from a folder that contains only the modules of this run"
         )
     for path in modules:
         if path.is_dir():
@@ -141,7 +147,7 @@ def _is_module(path: Path) -> bool:
 
 
 def _size(path: Path) -> int:
-    """The bytes of a file, or of all that would be copied of a directory; stops soon after MAX_SENT_BYTES."""
+    """The bytes of a file, or of the files of a directory that would be copied; stops soon after MAX_SENT_BYTES."""
     if path.is_file():
         return path.stat().st_size
     total = 0

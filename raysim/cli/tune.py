@@ -1,4 +1,4 @@
-"""`raysim tune`: its options, and a search from them. Torch and Ray are imported only when the command runs."""
+"""`raysim tune`: its options, and the search that they describe. Imports torch and Ray only when the command runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any, get_args
 
 from raysim.core.errors import ConfigError
 from raysim.distributed.local_ray import set_local_ray_variables
-from raysim.search.options import CheckpointRetention, SamplerName, SchedulerName, SearchOptions, TrackerName
+from raysim.search.options import (
+    RESUME_OPTIONS,
+    CheckpointRetention,
+    SamplerName,
+    SchedulerName,
+    SearchOptions,
+    TrackerName,
+)
 from raysim.storage.run_directory import check_new_directory
 
 EXAMPLES = """\
@@ -20,7 +27,7 @@ SPACE is a Python file that ends with .py, or one of `raysim list spaces`:
   raysim tune --space algorithm=choice(fedprox,fedsm) --space algorithm.fedsm.pull=uniform(0.5,1) --searcher optuna
   raysim tune -c examples/wbc.yaml task.data.table=wbc/table.csv --holdout each
   raysim tune --resume runs/tune-001 --trials 100
-A key=value argument fixes a key and takes it out of the space.
+A key=value argument gives a key a fixed value and removes it from the space.
 """
 BUDGET_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -29,40 +36,54 @@ def add_tune_command(commands: Any) -> None:
     """Add the parser of the command to the subparsers `commands`."""
     parser = commands.add_parser(
         "tune",
-        help="search over federations",
+        help="run many trials over a search space",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
         usage="raysim tune [-h] [SPACE] [key=value ...] [options]",
     )
     add = parser.add_argument
-    add("-c", "--config", metavar="FILE", help="a YAML file of keys, as of run; the space takes precedence over it")
+    add("-c", "--config", metavar="FILE", help="a YAML file of keys, as for `raysim run`; the space takes precedence")
     add(
         "--space",
         metavar="KEY=DIST",
         action="append",
         default=[],
-        help="search this key too: algorithm.lr=loguniform(1e-4, 1e-1)",
+        help="add a key to the space: algorithm.lr=loguniform(1e-4, 1e-1)",
     )
-    add("--trials", type=int, metavar="N", help="number of trials (default: 16; a grid has a fixed number)")
-    add("--metric", metavar="M", help="mean, worst, outside, bytes, seconds or role/split/metric; several with commas")
-    add("--scheduler", choices=get_args(SchedulerName), help="what stops trials early (default: fifo, nothing)")
-    add("--searcher", choices=get_args(SamplerName), help="what samples the trials (default: random)")
+    add("--trials", type=int, metavar="N", help="number of trials (default: 16; a grid determines it)")
+    add(
+        "--metric",
+        metavar="M",
+        help="the objective: mean, worst, outside, bytes, seconds or role/split/metric; separate several by commas",
+    )
+    add(
+        "--scheduler",
+        choices=get_args(SchedulerName),
+        help="the scheduler that stops trials early (default: fifo, which stops none)",
+    )
+    add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
-    add("--seeds", type=int, metavar="N", help="seeds of each trial, judged by their mean (default: 1)")
-    add("--holdout", metavar="SITE", help="a site to exclude from training and evaluate on, or each in turn")
+    add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
+    add(
+        "--holdout",
+        metavar="SITE",
+        help="a site that does not train and is evaluated; 'each' holds out every site once",
+    )
     add("--budget", metavar="TIME", help="time after which the search ends: 90s, 30m or 2h")
     add(
-        "--keep-checkpoints", choices=get_args(CheckpointRetention), help="trials that keep checkpoints (default: best)"
+        "--keep-checkpoints",
+        choices=get_args(CheckpointRetention),
+        help="the trials whose last checkpoints are kept (default: best)",
     )
-    add("--tracker", choices=get_args(TrackerName), help="an experiment tracker that receives the trials too")
-    add("--out", metavar="DIR", help="the search's folder, which must not exist (default: a new one in runs/)")
-    add("--address", metavar="ADDRESS", help="short for ray_address=ADDRESS: the Ray cluster to join")
+    add("--tracker", choices=get_args(TrackerName), help="an experiment tracker that also records the trials")
+    add("--out", metavar="DIR", help="the search directory, which must not exist (default: a new one in runs/)")
+    add("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
     add("--resume", metavar="DIR", help="resume this search; --trials adds trials")
     add("--dry-run", action="store_true", help="show the trials, their resources and the estimated time")
 
 
 def tune(args: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Run the command; `arguments` are the name of a space and key=value overrides. Returns the exit code."""
+    """Run the command and return the exit code. `arguments` are the name of a space and key=value overrides."""
     from raysim.config.merge import parse_pairs, read_file
 
     check_new_directory(args.out, "a search")
@@ -79,7 +100,7 @@ def tune(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _base(args: argparse.Namespace, file_keys: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The base configuration: that of the search to resume, or the config file's."""
+    """The base configuration: that of the search to resume, or the keys of the config file."""
     from raysim.config.merge import read_file
 
     request = Path(args.resume, "search.yaml") if args.resume is not None else None
@@ -100,7 +121,9 @@ def _start(
     from raysim.search.space_files import read_space
 
     if len(names) > 1:
-        raise ConfigError(f"two spaces, {names[0]!r} and {names[1]!r}: name one, and add keys to it with --space")
+        raise ConfigError(
+            f"two spaces are given, {names[0]!r} and {names[1]!r}: give one, and add keys to it with --space"
+        )
     space = (read_space(names[0]) if names else Space()).override(from_cli(args.space))
     request = build_request(space, file_keys, overrides, search_options(args))
     console = SearchConsole(Terminal())
@@ -118,14 +141,15 @@ def _resume(args: argparse.Namespace, names: Sequence[str], overrides: Mapping[s
     changed = args.space or args.out or args.config or args.dry_run or names or overrides.keys() - {"ray_address"}
     if changed:
         raise ConfigError(
-            "--resume goes on with the search as it is; only --address, --trials, --budget and the like may change"
+            "--resume continues the search with its space and keys; only these may change: --address, "
+            f"{', '.join('--' + name.replace('_', '-') for name in RESUME_OPTIONS)}"
         )
     options, console = search_options(args), SearchConsole(Terminal())
     api.resume_search(Path(args.resume).absolute(), options, console, overrides.get("ray_address"))
 
 
 def search_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of SearchOptions that were given. Raises ConfigError for a budget that is no time."""
+    """The options of SearchOptions that were given. Raises ConfigError for a budget that is not a time."""
     options = {field.name: getattr(args, field.name) for field in fields(SearchOptions)}
     if args.budget is not None:
         options["budget"] = _seconds(args.budget)

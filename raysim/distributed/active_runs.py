@@ -1,4 +1,4 @@
-"""The runs and searches that are active on a cluster, and on this machine: find them, read their status, stop them."""
+"""Find the runs and searches that are active on a cluster and on this machine, read their status, and stop them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raysim.storage.run_directory import LOG_FILE, lock_owner, read_summary
 
 
 def active_names() -> set[str]:
-    """The names of the runs and searches on the Ray that is joined."""
+    """The names of the active runs and searches on the connected Ray cluster."""
     return {
         run_name(actor["namespace"]) for actor in ray.util.list_named_actors(all_namespaces=True) if _is_control(actor)
     }
@@ -36,12 +36,12 @@ def _is_control(actor: dict[str, str]) -> bool:
 
 
 def _control_actor(name: str) -> Any:
-    """Raises ValueError if it has ended."""
+    """The control actor of this run or search. Raises ValueError if it has ended."""
     return ray.get_actor(f"{name}/{CONTROL}", NAMESPACE + name)
 
 
 def cluster_statuses() -> Iterator[RunStatus]:
-    """The status of each run and search on the Ray that is joined."""
+    """The status of each active run and search on the connected Ray cluster."""
     replies = dict[str, Any]()
     for name in sorted(active_names()):
         with suppress(ValueError):  # it has ended meanwhile
@@ -50,65 +50,73 @@ def cluster_statuses() -> Iterator[RunStatus]:
     ready, _ = ray.wait(refs, num_returns=len(refs), timeout=STATUS_REPLY_TIMEOUT_S) if refs else ([], [])
     for name, ref in replies.items():
         try:
-            yield ray.get(ref) if ref in ready else RunStatus(name, state="no answer yet")
+            yield ray.get(ref) if ref in ready else RunStatus(name, state="no reply yet")
         except RayError:
             yield RunStatus(name, state="lost")
 
 
 def stop_runs(names: set[str]) -> Iterator[str]:
-    """Request the end of these runs and searches; each name as it ends. Raises RunError if one does not end in time."""
+    """Stop these runs and searches; yields each name when it has ended. Raises RunError if one does not end in time."""
     waiter, left = Waiter(STOP_TIMEOUT_S), set(names)
     while left:
         active = active_names()
         yield from sorted(left - active)
         left &= active
-        for name in left:  # again and again: a control actor that was lost has been replaced
+        for name in left:  # requested repeatedly, because a control actor may be lost and replaced
             with suppress(ValueError, RayError):  # it has ended meanwhile
                 _control_actor(name).stop.remote()
         if left and waiter.expired:
-            raise RunError(f"{', '.join(sorted(left))}: asked to end, but still alive after {STOP_TIMEOUT_S:g} s")
+            late = ", ".join(sorted(left))
+            raise RunError(f"{late}: still active {STOP_TIMEOUT_S:g} s after the stop request; run raysim stop again")
         time.sleep(POLL_INTERVAL_S)
 
 
 def stop_local_run(directory: Path) -> None:
-    """End the run in this directory as Ctrl-C does, by a signal to its command; returns when it has ended.
+    """Stop the run in this directory by a signal to its command, like Ctrl-C. Returns when it has ended.
 
-    Raises ConfigError if no process of this user and machine is at work there, RunError if it does not end in time.
+    Raises ConfigError if no process of this user on this machine runs it, RunError if it does not end in time.
     """
     owner = lock_owner(directory)
     if owner is None:
-        raise ConfigError(f"no process is at work in {directory}; `raysim status` shows what is alive")
+        raise ConfigError(f"no process runs in {directory}; `raysim status` lists the active runs")
     if owner.get("host") != socket.gethostname():
         where = owner.get("host", "another machine")
-        raise ConfigError(f"the command of {directory} runs on {where}: there, or by its name and --address")
+        raise ConfigError(
+            f"the command of {directory} runs on {where}: stop it on that machine, or by its name with --address"
+        )
     try:
         os.kill(owner["pid"], signal.SIGTERM)
     except PermissionError as error:
-        raise ConfigError(f"process {owner['pid']}, at work in {directory}, is another user's") from error
+        raise ConfigError(
+            f"process {owner['pid']}, which runs in {directory}, belongs to another user; only that user can stop it"
+        ) from error
     except ProcessLookupError:  # it has ended meanwhile
         pass
     waiter = Waiter(STOP_TIMEOUT_S)
     while lock_owner(directory) is not None:
         if waiter.expired:
-            raise RunError(f"process {owner['pid']} was asked to end, but is still at work after {STOP_TIMEOUT_S:g} s")
+            raise RunError(
+                f"process {owner['pid']} is still active {STOP_TIMEOUT_S:g} s after the stop request; run raysim stop "
+                "again"
+            )
         time.sleep(0.1)
 
 
 def local_statuses(runs: Path, read: Callable[[Path], RunStatus]) -> Iterator[RunStatus]:
-    """The status, by `read`, of each run and search below `runs` at which a process is at work, with Ray or without."""
+    """The status of each active run and search below `runs`, with Ray or without. `read` returns it for a directory."""
     for directory in sorted(runs.glob("*/")):
         if lock_owner(directory) is not None:
             yield read(directory)
 
 
 def directory_status(directory: Path) -> RunStatus:
-    """The status of a run by its files, whether it is active or not."""
+    """The status of a run, active or not, read from its files."""
     owner, config = lock_owner(directory), dict[str, Any]()
     with suppress(OSError, ValueError):
         config = yaml.safe_load((directory / "config.yaml").read_text())
     last = deque(read_jsonl(directory / LOG_FILE), maxlen=1)
     row = last[0][0] if last else dict[str, Any]()
-    ended = read_summary(directory).get("status", "ended early" if config else "not begun")
+    ended = read_summary(directory).get("status", "ended early" if config else "not started")
     algorithm, task = (config.get(part, {}).get("name", "?") for part in ("algorithm", "task"))
     return RunStatus(
         name=directory.name,

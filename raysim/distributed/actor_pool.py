@@ -1,4 +1,4 @@
-"""The pool of client actors: where each runs, which are available, and what replaces or drops one that is lost."""
+"""The pool of client actors: their placement and availability, and the replacement of lost actors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raysim.distributed.placement_groups import ActorSlot
 from raysim.distributed.ray_errors import summarize
 from raysim.distributed.timeouts import ACTOR_START_TIMEOUT_S
 
-MAX_START_FAILURES = 3  # in a row, of one actor
+MAX_START_FAILURES = 3  # consecutive failures of one actor
 MAX_TITLE_SITES = 4
 NAME_RETRIES_S = (0.1, 1.0, 10.0)  # Ray releases the name of a lost actor after a while
 
@@ -29,8 +29,8 @@ NAME_RETRIES_S = (0.1, 1.0, 10.0)  # Ray releases the name of a lost actor after
 class ActorPool:
     """Client actors by name, and the actor of each site.
 
-    `start` starts the client actor of a name, and is called again if it is lost. `dedicated_actors` maps a site to the
-    actor that serves this site only; no other actor serves it.
+    `start` starts the client actor of a name, and is called again if the actor is lost. `dedicated_actors` maps a site
+    to its dedicated actor, which runs no other site.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class ActorPool:
         dedicated_actors: Mapping[str, str] | None = None,
     ) -> None:
         self.site_to_actor, self.dedicated_actors = dict(site_to_actor), dict(dedicated_actors or {})
-        self.changes = 0  # times that an actor was lost, dropped, or has come up
+        self.changes = 0  # number of times that an actor was lost, was dropped or has started
         self._actors, self._start = dict(actors), start
         self._starting: dict[Any, str] = {}  # by the reference that becomes ready when the actor is up
-        self._start_failures: Counter[str] = Counter()  # in a row
+        self._start_failures: Counter[str] = Counter()  # consecutive failures, by actor
         self._placements: dict[str, ActorPlacement] = {}
-        self._late: set[str] = set()  # have not been up yet: their nodes are still to come
+        self._late: set[str] = set()  # have never been up, because their nodes have not joined yet
 
     @property
     def names(self) -> list[str]:
@@ -60,11 +60,11 @@ class ActorPool:
 
     @property
     def pending_starts(self) -> Collection[Any]:
-        """A reference for each actor that is starting; when it is ready, `finish_start` takes it."""
+        """A reference for each actor that is starting. When it is ready, pass it to `finish_start`."""
         return self._starting.keys()
 
     def available_actors(self) -> list[str]:
-        """The actors that are up and can get work."""
+        """The actors that are up and can get calls."""
         starting = set(self._starting.values())
         return [actor for actor in self._actors if actor not in starting]
 
@@ -73,14 +73,14 @@ class ActorPool:
         return self._actors[actor]
 
     def placements(self, available: bool = False) -> list[ActorPlacement]:
-        """Where the actors are that have been placed, or only those that are available."""
+        """The placements of all actors that have been placed, or only of the available ones."""
         names = self.available_actors() if available else self._actors
         return [self._placements[name] for name in names if name in self._placements]
 
     def wait_until_started(
         self, progress: Progress, costs: Mapping[str, float], is_allocated: Callable[[str], bool]
     ) -> dict[str, RaysimError]:
-        """Wait for the actors whose slots are allocated; the others join later. Returns the causes of dropped actors.
+        """Wait for the actors whose slots are allocated; the others start later. Returns the causes of dropped actors.
 
         Raises RunError if an actor does not start, and the cause if an actor cannot be dropped.
         """
@@ -110,7 +110,7 @@ class ActorPool:
         return dropped
 
     def add_late(self, late: Mapping[Any, str], costs: Mapping[str, float]) -> None:
-        """Continue without these actors, by the references that become ready when they are up, until they are."""
+        """Continue without the `late` actors until they are up, which their references report."""
         self._starting.update(late)
         self._late = set(late.values())
         dedicated = set(self.dedicated_actors.values())
@@ -119,7 +119,7 @@ class ActorPool:
             self.site_to_actor = assign(costs, present, self.dedicated_actors)
 
     def replace(self, actor: str) -> None:
-        """Kill `actor` and start it again. It gets no work until it is up: the cluster may have no resources for it."""
+        """Kill `actor` and start it again. It gets no calls until it is up: the cluster may lack resources for it."""
         self._placements.pop(actor, None)
         self.changes += 1
         ray.kill(self._actors[actor])
@@ -150,7 +150,7 @@ class ActorPool:
         return None
 
     def drop(self, actor: str, cause: RaysimError) -> None:
-        """Continue without an actor whose node cannot serve the run. Raises `cause` if no other can take its sites."""
+        """Continue without an actor whose node is unfit for the run. Raises `cause` if no other can run its sites."""
         dedicated = set(self.dedicated_actors.values())
         others = sorted(self._actors.keys() - dedicated - {actor}, key=lambda name: (name in self._late, name))
         if not isinstance(cause, NodeError) or actor in dedicated or not others:
@@ -161,7 +161,7 @@ class ActorPool:
         self.move_sites([site for site, name in self.site_to_actor.items() if name == actor], others[0])
 
     def move_sites(self, sites: Sequence[str], actor: str) -> None:
-        """Let these sites belong to `actor`, which has their data open from now on."""
+        """Assign these sites to `actor`, which keeps their data open."""
         self.site_to_actor.update(dict.fromkeys(sites, actor))
 
     def site_queues(self, sites: Sequence[str], costs: Mapping[str, float]) -> dict[str, deque[str]]:
@@ -175,13 +175,13 @@ class ActorPool:
         return queues
 
     def open_queues(self, queues: Mapping[str, deque[str]]) -> dict[str, Mapping[str, deque[str]]]:
-        """By actor, the queues from which it may take sites: its own if it is dedicated, else those of all others."""
+        """For each actor, the queues that it may take sites from: its queue if it is dedicated, else all shared."""
         dedicated = set(self.dedicated_actors.values())
         shared = {actor: queue for actor, queue in queues.items() if actor not in dedicated}
         return {actor: {actor: queues[actor]} if actor in dedicated else shared for actor in queues}
 
     def renew(self, plan: list[Any], costs: Mapping[str, float]) -> None:
-        """Let the actors serve another run. Raises RayError if one of them is lost."""
+        """Use the actors for another run. Raises RayError if one of them is lost."""
         ray.get([handle.renew.remote(plan) for handle in self._actors.values()])
         self.site_to_actor = assign(costs, list(self._actors), self.dedicated_actors)
         self._starting.clear()
@@ -202,7 +202,7 @@ class ClientStarter:
         self.plan, self.slots, self.namespace = plan, slots, namespace
 
     def start_pool(self, costs: Mapping[str, float]) -> ActorPool:
-        """The pool of all actors, with the sites of `costs` distributed; the actors are starting."""
+        """The pool of all actors, which are starting, with the sites of `costs` assigned to them."""
         dedicated = {slot.resources.site: name for name, slot in self.slots.items() if slot.resources.site is not None}
         site_to_actor = assign(costs, list(self.slots), dedicated)
         self._titles = {name: _title(name, site_to_actor) for name in self.slots}
@@ -210,7 +210,7 @@ class ClientStarter:
         return ActorPool(actors, site_to_actor, self.start, dedicated)
 
     def start(self, name: str) -> Any:
-        """The client actor of this name, which is starting."""
+        """Start the client actor of this name; does not wait until it is up."""
         resources, title = self.slots[name].resources, self._titles[name]
         options = {
             "name": f"{run_name(self.namespace)}/{title}",
@@ -240,7 +240,7 @@ def _title(name: str, site_to_actor: Mapping[str, str]) -> str:
 
 
 def _refusal(error: RayError) -> RaysimError | None:
-    """The error of raysim by which an actor refused to serve the run; None if it was lost."""
+    """The error of raysim that an actor raised at its start; None if the actor was lost."""
     cause = error.cause if isinstance(error, RayTaskError) else None
     return cause if isinstance(cause, RaysimError) else None
 
@@ -253,8 +253,8 @@ def _not_started(name: str, error: RayError) -> RunError:
 
 def _cannot_restart(actor: str, error: RayError) -> ResumableError:
     failure = ResumableError(
-        f"{actor} was lost and cannot be started anew: {summarize(error)}. When that is fixed, `raysim resume` "
-        "continues from the last checkpoint"
+        f"{actor} was lost and cannot be restarted: {summarize(error)}. Fix the cause; then `raysim resume` continues "
+        "from the last checkpoint"
     )
     failure.remote = str(error)
     return failure

@@ -1,4 +1,4 @@
-"""Admission: whether a run fits the cluster that it is to run on, checked before its first actor starts."""
+"""Admission: checks, before the first actor starts, whether a run fits the cluster."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from raysim.distributed.resources import ActorResources, live_nodes, plan_actors
 from raysim.federation.cohort import cohort_size
 from raysim.federation.plan import Plan
 
-DISK_SHARE = 0.9  # of the free disk that a suggested cohort may fill
+DISK_SHARE = 0.9  # share of the free disk that a suggested cohort may fill
 
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """The client actors to start; largest first where the cluster may grow, so that smaller ones leave them nodes."""
+    """The client actors to start; if the cluster can grow, the largest first, so that they are placed first."""
 
     actors: Sequence[ActorResources]
-    fits: bool  # onto the nodes that are there
-    max_nodes: int  # that the cluster may grow to; 0: it cannot
+    fits: bool  # whether they fit onto the present nodes
+    max_nodes: int  # nodes that the cluster can grow to; 0 if it cannot grow
 
     def __str__(self) -> str:
         return describe_bundles(actor.resources for actor in self.actors)
 
 
 def describe_bundles(bundles: Iterable[Mapping[str, float]]) -> str:
-    """Bundles of resources as text, equal ones together: 3 x 2 CPU and 0.5 GPU."""
+    """Bundles of resources as text, equal ones combined: 3 x 2 CPU and 0.5 GPU."""
     counts = Counter(" and ".join(f"{share:g} {kind}" for kind, share in each.items()) for each in bundles if each)
     return ", ".join(f"{count} x {each}" for each, count in counts.items())
 
 
 def admit(plan: Plan, *, joined: bool = False) -> Generator[Notice, None, ResourceRequest]:
-    """The client actors of the run, after all checks of the cluster; notices for what may go wrong.
+    """The client actors of the run, after all checks of the cluster. Yields notices of possible problems.
 
-    The nodes of a cluster that was `joined` must have this command's versions and read the data of the task.
-    Raises PlacementError for what neither fits nor will fit.
+    The nodes of a cluster that was `joined` must have this command's versions and be able to read the data of the
+    task. Raises PlacementError if a check fails, or if the client actors cannot fit.
     """
     if joined:
         yield from check_cluster(plan.task, plan.config.task)
@@ -72,7 +72,7 @@ def request_actors(plan: Plan) -> ResourceRequest:
 def check_object_store(plan: Plan) -> Iterator[Notice]:
     """A notice if the replies of a round spill to the disk. Raises PlacementError if memory and disk are too small."""
     count = cohort_size(plan.config.cohort.size, len(plan.task.inside))
-    needed = (count + 2) * plan.model_bytes  # those of the sites, and the server's before and after
+    needed = (count + 2) * plan.model_bytes  # models of the sites, and of the server before and after the round
     store = int(ray.cluster_resources().get("object_store_memory", 0))
     if needed <= store:
         return
@@ -80,13 +80,13 @@ def check_object_store(plan: Plan) -> Iterator[Notice]:
     spill = ray_compat.session_directory(here)
     free = shutil.disk_usage(spill).free
     found = (
-        f"the models of a round ({count} sites) take {format_bytes(needed)}; Ray's object stores hold "
+        f"the models of a round ({count} sites) need {format_bytes(needed)}; Ray's object stores have "
         f"{format_bytes(store)}"
     )
     if needed > store + free:
         fitting = max(1, int(count * (store + free) / needed * DISK_SHARE))
         raise PlacementError(
-            f"{found}, and the disk that they spill to ({spill}) has {format_bytes(free)} free. What would fit: "
+            f"{found}, and the disk for spilled objects ({spill}) has {format_bytes(free)} free. What would fit: "
             f"cohort={fitting}, a smaller network, or a larger store (ray start --object-store-memory)"
         )
-    yield Notice(f"{found}: what is over goes through the disk, which is slow")
+    yield Notice(f"{found}: Ray spills the rest to disk, which is slow")

@@ -11,12 +11,12 @@ from pathlib import Path
 from raysim.core.errors import RunError
 
 BEGIN, END = "--- artifacts ---", "--- end of artifacts ---"
-EXCLUDED = ("checkpoints", ".process")  # large; the lock of the process over there
-MAX_BYTES = 2 * 2**30  # that a bundle may expand to
+EXCLUDED = ("checkpoints", ".process")  # large files; the lock of the process on the cluster
+MAX_BYTES = 2 * 2**30  # largest size of an unpacked bundle
 
 
 def pack(directory: Path) -> str:
-    """All of `directory` but its checkpoints, and those of the trials below it."""
+    """The bundle of all files in `directory`, without checkpoints of the run or of trials."""
 
     def select(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         return None if Path(member.name).name in EXCLUDED else member
@@ -35,18 +35,18 @@ def unpack(text: str, directory: Path) -> None:
     """
     content = text.partition(BEGIN)[2].partition(END)[0]
     if not content.strip():
-        raise RunError("the cluster sent no results back: the run's folder is not there")
+        raise RunError("the cluster returned no results: the run directory does not exist there")
     try:
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(content)), mode="r:gz") as archive:
             size = 0
             for member in archive:  # before anything is written
                 size += member.size
                 if size > MAX_BYTES:
-                    raise RunError(f"what the cluster sent unfolds to more than {MAX_BYTES} bytes")
+                    raise RunError(f"the results from the cluster unpack to more than {MAX_BYTES} bytes")
             directory.mkdir(parents=True)
             archive.extractall(directory, filter="data")
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise RunError(f"what the cluster sent cannot be read: {error}") from error
+        raise RunError(f"the results from the cluster cannot be read: {error}") from error
 
 
 if __name__ == "__main__":

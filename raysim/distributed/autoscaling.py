@@ -1,4 +1,4 @@
-"""The nodes that the autoscaler of a cluster may still start."""
+"""The nodes that the autoscaler of a cluster can still start."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from raysim.core.errors import ConfigError
 from raysim.distributed import ray_compat
 from raysim.distributed.resources import NodeResources, live_nodes
 
-BOOTSTRAP_FILE = "~/ray_bootstrap_config.yaml"  # what `ray up` leaves on the head
-AUTOSCALER_VARIABLE = "RAYSIM_AUTOSCALER"  # where there is no such file: {max_workers: 8, resources: {CPU: 8, GPU: 1}}
+BOOTSTRAP_FILE = "~/ray_bootstrap_config.yaml"  # `ray up` writes it on the head
+AUTOSCALER_VARIABLE = "RAYSIM_AUTOSCALER"  # instead of that file: {max_workers: 8, resources: {CPU: 8, GPU: 1}}
 
 
 def has_autoscaler() -> bool:
-    """Whether the Ray that this process has joined has an autoscaler that may start nodes, as far as is known."""
+    """Whether the connected Ray cluster is known to have an autoscaler that can start nodes."""
     return not ray_compat.started_here() and _worker_limits()[0] > 0
 
 
 def provisionable_nodes() -> list[NodeResources]:
-    """The nodes that the autoscaler may start beside those that are alive, the largest first."""
+    """The nodes that the autoscaler can start in addition to the live ones, the largest first."""
     if not has_autoscaler():
         return []
     workers = [node for node in ray.nodes() if node["Alive"] and not ray_compat.is_head(node)]
@@ -33,7 +33,7 @@ def provisionable_nodes() -> list[NodeResources]:
 
 
 def remaining_capacity(workers: Sequence[NodeResources]) -> list[NodeResources]:
-    """The nodes that may still join these workers, of each type as many as its limit leaves."""
+    """The nodes that can join these workers: of each type, its limit minus the workers of that type."""
     max_workers, types = _worker_limits()
     remaining = [node for node, limit in types for _ in range(limit)]
     for worker in workers:
@@ -53,7 +53,7 @@ def _worker_limits() -> tuple[int, list[tuple[NodeResources, int]]]:
             return max_workers, [(_new_node("node", limits["resources"]), max_workers)]
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             expected = "{max_workers: 8, resources: {CPU: 8, GPU: 1}}"
-            raise ConfigError(f"{AUTOSCALER_VARIABLE}={text!r}: expected such as {expected}") from error
+            raise ConfigError(f"{AUTOSCALER_VARIABLE}={text!r}: expected a value such as {expected}") from error
     with suppress(OSError, yaml.YAMLError, KeyError):
         config = yaml.safe_load(Path(BOOTSTRAP_FILE).expanduser().read_text())
         return int(config["max_workers"]), list(_node_types(config))
@@ -66,7 +66,7 @@ def _new_node(name: str, resources: Mapping[str, Any]) -> NodeResources:
 
 def _node_types(config: Mapping[str, Any]) -> Iterator[tuple[NodeResources, int]]:
     local = config["provider"]["type"] == "local"
-    # The file does not say what on-premise machines have: all are assumed to equal a live one.
+    # The file does not contain the resources of on-premise machines: all are assumed to equal a live one.
     live = next(node["Resources"] for node in ray.nodes() if node["Alive"]) if local else {}
     for name, node_type in config["available_node_types"].items():
         if local or name != config["head_node_type"]:
@@ -76,7 +76,7 @@ def _node_types(config: Mapping[str, Any]) -> Iterator[tuple[NodeResources, int]
 
 
 def nodes_starting() -> int | None:
-    """How many nodes are being started; None where Ray does not report it."""
+    """The number of nodes that are starting; None if Ray does not report it."""
     with suppress(Exception):
         return ray_compat.pending_node_count()
     return None

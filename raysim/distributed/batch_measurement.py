@@ -19,32 +19,32 @@ from raysim.distributed.load_balancing import assign, makespan
 from raysim.federation.site_executor import DATA_CACHE_BYTES, CallKey, CallResult, Failure, SiteExecutor
 from raysim.training.local_training import LocalTraining
 
-TIMED_S = 2.0  # steps that are timed for each number of threads, or one step
+TIMED_S = 2.0  # seconds of steps that are timed for each number of threads, or one step if it takes longer
 MAX_STEPS = 20
-MEMORY_SHARE = 0.8  # of a node's memory for client actors; the rest is for the server actor, Ray and the system
-CUDA_CONTEXT_BYTES = 500_000_000  # that CUDA takes on the GPU for each process
-MAX_ACTORS_PER_GPU = 5  # more only wait for one another
+MEMORY_SHARE = 0.8  # share of a node's memory for client actors; the rest is for the server actor, Ray and the system
+CUDA_CONTEXT_BYTES = 500_000_000  # bytes that CUDA uses on the GPU for each process
+MAX_ACTORS_PER_GPU = 5  # more actors only wait for each other
 THREADS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class BatchProbe:
-    """What a client actor needs for this network. Memory in bytes; seconds of a step by number of torch threads."""
+    """The needs of a client actor for this network: memory in bytes, seconds of a step by number of torch threads."""
 
     site: str
     batch: int
     device: str
     seconds: Mapping[int, float]
-    imports: int  # memory before anything is opened
-    peak: int  # the most memory
+    imports: int  # memory after the imports, before data are opened
+    peak: int  # peak memory
     held: int  # data of this site in memory, not mapped from files
-    allocated: int  # on the GPU, by tensors at most
-    reserved: int  # on the GPU, by torch at most
+    allocated: int  # peak GPU memory of tensors
+    reserved: int  # peak GPU memory that torch reserved
     parameters: int
     model: int  # bytes of the weights
 
     def memory(self, sites: int) -> int:
-        """The memory of an actor that may serve any of so many sites."""
+        """The memory of an actor that may run any of this number of sites."""
         return self.peak + min(DATA_CACHE_BYTES, self.held * (sites - 1))
 
     @property
@@ -56,7 +56,7 @@ class BatchProbe:
 def measure_batches(
     task: Task, algorithm: Any, seed: int, site: str, threads: Sequence[int], gpu: bool
 ) -> BatchProbe | Failure:
-    """The measurement of local training at `site` in this process, which must have done nothing else before."""
+    """Measure local training at `site` in this process, which must be new."""
     imports, device = memory("VmRSS"), "cuda" if gpu and torch.cuda.is_available() else "cpu"
     try:
         executor = SiteExecutor(task, seed, device, threads[0])
@@ -64,7 +64,7 @@ def measure_batches(
         return Failure(f"{type(error).__name__}: {error}", "")
     train = partial(_train, executor, site, algorithm if isinstance(algorithm, LocalTraining) else LocalTraining())
     seconds = dict[int, float]()
-    for steps in (1, 1):  # the first finds libraries and kernels
+    for steps in (1, 1):  # the first step loads libraries and selects kernels
         result = train(steps)
         if result.failure:
             return result.failure
@@ -105,7 +105,7 @@ def _steps(site: Site[Any], training: LocalTraining) -> Reply[None]:
 
 
 def memory(kind: str) -> int:
-    """Bytes of this process in memory: `VmRSS` now, `VmHWM` at most."""
+    """Memory of this process in bytes: `VmRSS` is the present value, `VmHWM` the peak."""
     # getrusage is the fallback: it includes the peak of the process that this one was forked from.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -114,7 +114,7 @@ def memory(kind: str) -> int:
 
 
 def steps_of(algorithm: Any, task: Task) -> dict[str, int]:
-    """Optimiser steps of each inside site in a round; of one epoch where the algorithm defines its own training."""
+    """Optimiser steps of each inside site in a round; of one epoch if the algorithm does not use LocalTraining."""
     training = algorithm if isinstance(algorithm, LocalTraining) else LocalTraining()
     passes = {site: -(-task.sizes[site]["train"] // task.batch_size) for site in task.inside}
     return {site: training.steps or training.epochs * count for site, count in passes.items()}
@@ -122,7 +122,7 @@ def steps_of(algorithm: Any, task: Task) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Machine:
-    """A node: CPUs, GPUs that torch can use and the bytes of the smallest, bytes of memory for actors."""
+    """A node: CPUs, memory in bytes, number of GPUs that torch can use, and memory of the smallest GPU in bytes."""
 
     cpus: float
     memory: float
@@ -132,7 +132,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The resources to ask for, and about how many seconds a round of all inside sites takes with them."""
+    """The proposed resources, and the estimated seconds of a round of all inside sites with them."""
 
     resources: Resources
     seconds: float
@@ -150,15 +150,15 @@ def propose_resources(
         if not count:
             continue
         seconds = round_seconds(probe, steps, count, cpus)
-        if best is None or seconds < 0.95 * best.seconds:  # fewer threads where more gain little
-            share = int(10_000 / per_gpu) / 10_000 if per_gpu else 0.0  # rounded down: fits as it is shown
+        if best is None or seconds < 0.95 * best.seconds:  # fewer threads unless more are faster
+            share = int(10_000 / per_gpu) / 10_000 if per_gpu else 0.0  # rounded down: the printed value fits
             resources = Resources(client_actors=count, cpus_per_client=float(cpus), gpus_per_client=share)
             best = Proposal(resources, seconds)
     return best
 
 
 def actors_per_gpu(machines: Sequence[Machine], probe: BatchProbe) -> int:
-    """How many client actors share each GPU, by the memory of the smallest one."""
+    """The number of client actors that share each GPU, computed from the memory of the smallest GPU."""
     smallest = min((machine.gpu_memory for machine in machines if machine.gpus), default=0.0)
     return min(MAX_ACTORS_PER_GPU, int(smallest / probe.on_gpu))
 
@@ -166,8 +166,8 @@ def actors_per_gpu(machines: Sequence[Machine], probe: BatchProbe) -> int:
 def actors(machines: Sequence[Machine], cpus: int, per_gpu: int | None, need: float, most: int) -> int:
     """The greatest number of client actors of `cpus` each that a run can request.
 
-    Ray counts CPUs and GPUs, not memory, and fills a node before it takes the next: so where a node has memory for
-    fewer than it has CPUs, that is the limit.
+    Ray counts CPUs and GPUs, not memory, and fills a node before it uses the next one. If a node has memory for fewer
+    actors than it has CPUs for, the number that fits in memory is the limit.
     """
     slots = [_slots(machine, cpus, per_gpu) for machine in machines]
     held = [int(MEMORY_SHARE * machine.memory / need) for machine in machines]
@@ -180,7 +180,7 @@ def _slots(machine: Machine, cpus: int, per_gpu: int | None) -> int:
 
 
 def _memory_bound_cpus(machines: Sequence[Machine], need: float) -> set[int]:
-    """For each node that has CPUs for more actors than memory, the CPUs with which it no longer has."""
+    """For each node, the smallest number of CPUs per actor with which its memory is not the limit."""
     return {
         int(machine.cpus / (int(MEMORY_SHARE * machine.memory / need) + 1)) + 1
         for machine in machines

@@ -1,4 +1,4 @@
-"""The client actor: a site executor in a process of its own, with its share of CPUs and of a GPU."""
+"""The client actor: a site executor in a separate process, with a share of CPUs and of a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INLINE_BYTES = 128 * 1024  # Ray keeps smaller objects in the caller's memory in
 
 
 class _InStore:
-    """Takes the place of a payload that is returned as a separate object."""
+    """Placeholder for a payload that is returned as a separate object."""
 
     def __reduce__(self) -> str:
         return "IN_STORE"
@@ -44,7 +44,7 @@ class StoredPayload:
 
 
 class ClientActor:
-    """Executes calls at the sites of a run, in a process of its own. `title` is shown on Ray's dashboard."""
+    """Executes calls at the sites of a run in a separate process. `title` is shown on Ray's dashboard."""
 
     def __init__(self, name: str, title: str, plan: list[Any], cpus: float, gpus: float) -> None:
         self.name, self.title, self.cpus, self.gpus = name, title, cpus, gpus
@@ -56,7 +56,7 @@ class ClientActor:
         self.renew(plan)
 
     def renew(self, plan: list[Any]) -> None:
-        """Serve this run from now on. `plan` holds the reference of its Plan, so that Ray does not resolve it."""
+        """Execute calls of this run from now on. `plan` is a list with its reference, which Ray does not resolve."""
         run: Plan = ray.get(plan[0])
         self.versions, self.data_paths = run.versions, run.data_paths
         self.executor = SiteExecutor(run.task, run.config.seed, self.device, torch_threads(self.cpus), run.faults)
@@ -65,7 +65,7 @@ class ClientActor:
         return self.title
 
     def place(self) -> ActorPlacement:
-        """Where this actor is; returns once it is ready. Raises NodeError if its node lacks what the run needs."""
+        """The placement of this actor; returns when it is ready. Raises NodeError if its node is unfit for the run."""
         if fault := node_probe.incompatibility(self.versions, self.data_paths):
             raise NodeError(f"node {ray.util.get_node_ip_address()} {fault}")
         return ActorPlacement(
@@ -89,7 +89,7 @@ class ClientActor:
     ) -> list[Any]:
         """The results of the sites, then their client states, then their payloads that are private or large.
 
-        Each is an object of its own: Ray sends small objects with its own message, and would store a long list apart.
+        Each is a separate object, because Ray returns small objects directly but puts a long list in the object store.
         """
         client, broadcast, call, private = request
         results, kept_states, stored = list[CallResult[Any]](), list[Any](), list[StoredPayload | None]()

@@ -1,4 +1,4 @@
-"""The check of all nodes: each reports its versions and the paths that it can use, and a run needs all to agree."""
+"""The check of all nodes before a run: each reports its versions and the paths that it can use."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PORTS = ("NodeManagerPort", "ObjectManagerPort", "MetricsExportPort", "MetricsAg
 
 
 def check_cluster(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator[Notice]:
-    """A notice for each node that does not answer. `config` is that of the task; `more` are files that all nodes read.
+    """Yield a notice for each node that does not answer. `config` is that of the task; all nodes must also read `more`.
 
-    Raises PlacementError, with their names, if nodes have other versions than this command or cannot read the data.
+    Raises PlacementError, with the names of the nodes, if nodes have other versions or cannot read the data.
     """
     reads, writes = required_paths(task, config)
     reads = [*reads, *more]
@@ -36,16 +36,14 @@ def check_cluster(task: Task, config: Any, more: Sequence[str] = ()) -> Iterator
         raise PlacementError(f"{'; '.join(check.found for check in wrong)}. {cures}")
     for node in nodes:
         if node.facts is None:
-            yield Notice(
-                f"{node.name}: {node.error}; whether it has the versions and the data of this command is not known"
-            )
+            yield Notice(f"{node.name}: {node.error}; raysim could not check its versions and data")
 
 
 def probe_nodes(
     function: Callable[..., dict[str, Any]], reads: Sequence[str], writes: Sequence[str], head_ports: Sequence[int] = ()
 ) -> list[NodeReport]:
-    """A report of each live node: what `function`, one of `node_probe`, returns there, or why it does not answer."""
-    ray.cloudpickle.register_pickle_by_value(node_probe)  # so that a node without raysim answers too
+    """A report of each live node: the result of `function`, one of `node_probe`, or the reason why it has none."""
+    ray.cloudpickle.register_pickle_by_value(node_probe)  # so that a node without raysim also answers
     listed = [node for node in ray.nodes() if node["Alive"]]
     refs = [_start_probe(function, node, reads, writes, head_ports) for node in listed]
     ready, late = ray.wait(refs, num_returns=len(refs), timeout=NODE_PROBE_TIMEOUT_S)
@@ -76,7 +74,7 @@ def _start_probe(
 
 
 def node_report(name: str, resources: Mapping[str, float], ref: Any, ready: bool) -> NodeReport:
-    """The report of a node with these `resources`, whose probe is `ref` and has ended if it is `ready`."""
+    """The report of a node with these `resources`. `ref` is its probe, which has ended if it is `ready`."""
     facts, fault = None, f"no answer within {NODE_PROBE_TIMEOUT_S:g} s"
     try:
         facts = ray.get(ref) if ready else None

@@ -1,4 +1,4 @@
-"""The connection of a command to Ray: join a cluster, with its token, or start a local Ray that ends with it."""
+"""Connects a command to Ray: joins a cluster, with its token, or starts a local Ray that ends with the command."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TOKEN_MODE_VARIABLE = "RAY_AUTH_MODE"  # whether Ray sends its token
 
 @contextmanager
 def connect(address: str | None) -> Iterator[str]:
-    """The address of the dashboard (empty if there is none) of the Ray that is joined or started for the block.
+    """Join or start Ray for the block. Yields the address of its dashboard, empty if there is none.
 
-    `address` is HOST:PORT or auto; None: RAY_ADDRESS, a Ray that this process uses already, or a new local one.
-    Raises PlacementError if it cannot be joined or started.
+    `address` is HOST:PORT or auto. If it is None, uses RAY_ADDRESS, the Ray that this process already uses, or a new
+    local Ray. Raises PlacementError if Ray cannot be joined or started.
     """
     if ray.is_initialized() and address is None:  # in a notebook, for instance
         yield str(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url or "")
@@ -39,8 +39,8 @@ def connect(address: str | None) -> Iterator[str]:
             context = ray.init(address=target or "local", logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the process at once
-    except Exception as error:  # Ray raises many types here, a bare Exception among them
-        cure = "; from a machine that is no node of it: raysim submit" if ray_compat.is_no_node(error) else ""
+    except Exception as error:  # Ray raises many types here, also a bare Exception
+        cure = "; from a machine outside the cluster use raysim submit" if ray_compat.is_no_node(error) else ""
         action = f"join Ray at {target}" if target else "start Ray"
         raise PlacementError(f"cannot {action}: {error}{cure}") from error
     try:
@@ -49,16 +49,23 @@ def connect(address: str | None) -> Iterator[str]:
         ray.shutdown()
 
 
+def connected_message(dashboard: str) -> str:
+    """The message after `connect`, with the URL of the dashboard at this address (empty if there is none)."""
+    if not dashboard:
+        return "Ray is up; dashboard: none"
+    return f"Ray is up; dashboard: http://{dashboard} (if it requires a token, run: ray get-auth-token)"
+
+
 @contextmanager
 def _token_mode(address: str) -> Iterator[None]:
     """In the block, Ray sends its token if and only if the Ray at HOST:PORT or auto requires one.
 
-    By default Ray decides by the address: it sends none to HOST:PORT, and one to auto, even to a Ray that requires
-    none and then cannot answer. Raises OSError if nothing listens there, where Ray would retry for minutes, and
-    PermissionError for a wrong token, which Ray reports late.
+    By default Ray sends no token to HOST:PORT, and sends one to auto, although a Ray that requires no token cannot
+    answer then. Raises OSError if nothing listens at the address (Ray itself would retry for minutes), and
+    PermissionError for a wrong token (Ray itself reports it late).
     """
     if "://" in address:
-        raise ValueError("expected HOST:PORT of its head, or auto; a dashboard's URL is for raysim submit --address")
+        raise ValueError("expected HOST:PORT of the head, or auto; the dashboard's URL is for raysim submit --address")
     if address == "auto":
         address = ray_compat.resolve_auto_address()
     host, colon, port = address.rpartition(":")
@@ -85,8 +92,8 @@ def _check_token(address: str) -> None:
     token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
     if not token or not accepts_token(address, token):
         source = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path
-        fault = f"it does not take the token in {source}" if token else f"it wants a token, and {path} holds none"
-        raise PermissionError(f"{fault}; copy its own, of the user who started it, to there")
+        fault = f"it rejects the token in {source}" if token else f"it requires a token, but {path} contains none"
+        raise PermissionError(f"{fault}; copy the token of the user who started this Ray to {source}")
 
 
 def accepts_token(address: str, token: str = "") -> bool:

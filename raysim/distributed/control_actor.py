@@ -1,6 +1,6 @@
-"""The control actor of a run or a search: `raysim status` reads it, `raysim stop` requests the end from it.
+"""The control actor of a run or a search: `raysim status` reads it, `raysim stop` requests a stop from it.
 
-It is an actor of its own, without torch, that exists while the run waits for its resources too.
+It is a separate actor without torch, and also exists while the run waits for its resources.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class RunStatus:
     host: str = ""
     done: int | None = None  # rounds, or trials
     total: int | str | None = None
-    state: str = ""  # what it does at the moment, or how it ended
+    state: str = ""  # its present activity, or its outcome
     metric: str = ""
     value: float | None = None  # of the metric, in the last round or the best trial
     round_seconds: float | None = None
 
 
 class ControlActor:
-    """Keeps the last status of a run or a search, and whether someone has requested its end."""
+    """Keeps the last status of a run or a search, and whether a stop was requested."""
 
     def __init__(self, status: RunStatus) -> None:
         self._status, self._stop_requested = status, False
 
     def update(self, status: RunStatus) -> bool:
-        """Keep this status; whether a stop was requested."""
+        """Keep this status. Returns whether a stop was requested."""
         self._status = status
         return self._stop_requested
 
@@ -56,14 +56,14 @@ class ControlActor:
         return self._status
 
     def stop(self) -> None:
-        """Request the end: the run learns of it with its next update."""
+        """Request a stop. The run reads the request with its next update."""
         self._stop_requested = True
 
 
 class RunControl:
-    """The side of the run or search: publishes its status, and learns whether a stop was requested.
+    """Used by the run or search: publishes its status, and reads whether a stop was requested.
 
-    The control actor starts with the first status that is published `start_delay_s` after the creation, or later.
+    The control actor starts with the first published status, at the earliest `start_delay_s` after the creation.
     """
 
     def __init__(self, name: str, start_delay_s: float = 0.0) -> None:
@@ -73,11 +73,11 @@ class RunControl:
         self._next_update = time.monotonic() + start_delay_s
 
     def due(self) -> bool:
-        """Whether it is time for the next status."""
+        """Whether the next status is due."""
         return time.monotonic() >= self._next_update
 
     def publish(self, status: RunStatus) -> bool:
-        """Send the status without waiting; whether a stop was requested before the last one."""
+        """Send the status without waiting. Returns whether a stop was requested before the previous status."""
         self._next_update = time.monotonic() + STATUS_INTERVAL_S
         if self._reply is not None and not ray.wait([self._reply], timeout=0)[0]:
             return False
@@ -86,7 +86,7 @@ class RunControl:
             self._actor = self._actor or _start_control_actor(self.name, status)
             self._reply = self._actor.update.remote(status)
             return stop_requested
-        except (RayError, ValueError):  # lost, or its name is still taken: the run continues, and another one starts
+        except (RayError, ValueError):  # lost, or its name is still in use: the run continues and starts a new one
             self._actor = self._reply = None
             return False
 
@@ -97,7 +97,7 @@ class RunControl:
 
 
 def _start_control_actor(name: str, status: RunStatus) -> Any:
-    """The actor, beside this process. It takes no resources."""
+    """Start the actor on the node of this process. It requests no resources."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(ControlActor)
     options = {"name": f"{name}/{CONTROL}", "namespace": NAMESPACE + name, "num_cpus": 0}

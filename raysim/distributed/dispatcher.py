@@ -1,4 +1,4 @@
-"""The dispatcher of one call at many sites: sends sites to client actors, and re-queues the sites of a lost actor."""
+"""The dispatcher of a call at many sites: sends sites to client actors, and re-queues the sites of a lost actor."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from raysim.federation.site_executor import CallResult, Failure
 if TYPE_CHECKING:
     from raysim.distributed.ray_fleet import RayFleet
 
-CALLS_AHEAD = 2  # quick calls that an actor has at a time: the second one waits there, so that the actor never does
-QUICK_S = 1.0  # seconds of work up to which a call is quick: an idle actor could take what waits behind a longer one
-BATCH_S = 0.5  # seconds of work that one call carries: Ray spends about 0.002 s on a call, whatever it carries
+CALLS_AHEAD = 2  # quick calls that an actor has at a time: the second one is queued, so that the actor is never idle
+QUICK_S = 1.0  # seconds up to which a call is quick: a site behind a longer call would wait while other actors are idle
+BATCH_S = 0.5  # seconds of work in one call, because each call costs about 0.002 s in Ray
 QUEUE_SHARE = 1.5  # a call takes at most two thirds of an actor's queue, so that all actors end at the same time
-MAX_LOSSES = 3  # losses of the actor after which a site, and not the machine, is held responsible
+MAX_LOSSES = 3  # losses of the actor after which the site is considered the cause, not the machine
 
 
 class ActorLoss(Enum):
-    """Why an actor was lost, with the cure if its site causes it again and again."""
+    """The reason why an actor was lost, with the cure if the same site causes the loss repeatedly."""
 
-    DIED = "If memory ran out, take a smaller task.batch_size or fewer actors (resources.client_actors)"
-    TIMED_OUT = "If the work takes that long, give a larger site_timeout_s"
+    DIED = "If memory ran out, use a smaller task.batch_size or fewer actors (resources.client_actors)"
+    TIMED_OUT = "If the work takes that long, set a larger site_timeout_s"
 
 
 @dataclass(frozen=True)
 class InFlightCall:
-    """A call that was sent and has not returned. `handle` distinguishes the actor from its replacement."""
+    """A call that was sent and has not returned. `handle` distinguishes an actor from its replacement."""
 
     actor: str
     handle: Any
@@ -57,11 +57,11 @@ class Dispatcher:
         self.fleet, self.pool, self.request, self.per_site = fleet, fleet.pool, request, per_site
         self.queues = fleet.site_queues()
         self.open_queues = self.pool.open_queues(self.queues)
-        # When each actor last responded, or got work when it had none.
+        # The time at which each actor last responded, or got a call when it had none.
         self.last_response_at: dict[str, float] = {}
         self.in_flight: dict[Any, InFlightCall] = {}
-        self.losses: Counter[str] = Counter()  # of the actor, by site
-        # Sites of lost actors: each runs in a call of its own, which shows the one that causes the losses.
+        self.losses: Counter[str] = Counter()  # losses of the actor, by site
+        # Sites of lost actors. Each runs in a separate call, so that the site that causes the losses is found.
         self.quarantined_sites: deque[str] = deque()
         self.exhausted_sites: deque[tuple[str, CallResult[Any]]] = deque()  # have caused too many losses
 
@@ -74,7 +74,7 @@ class Dispatcher:
         while self._fill_actors() or self.quarantined_sites or self.exhausted_sites or any(self.queues.values()):
             while self.exhausted_sites:
                 yield self.exhausted_sites.popleft()
-            # Actors that come up before results: in quick rounds there is always a result.
+            # New actors are listed before calls: in quick rounds, there is always a call that has returned.
             expected = [*self.pool.pending_starts, *self.in_flight]
             ready, _ = ray.wait(expected, num_returns=1, timeout=1.0) if expected else ([], [])
             self.fleet.check_stop()
@@ -85,7 +85,7 @@ class Dispatcher:
             for ref in ready:
                 if ref in self.pool.pending_starts:
                     self._finish_start(ref)
-                elif ref in self.in_flight:  # else its actor was lost in a call before it
+                elif ref in self.in_flight:  # otherwise its actor was lost in an earlier call
                     yield from self._handle_response(self.in_flight.pop(ref))
             self._expire_hung_calls()
 
@@ -94,7 +94,7 @@ class Dispatcher:
             self.fleet.record_dropped(*dropped)
 
     def _fill_actors(self) -> bool:
-        """Send every available actor as much as it may have at a time; whether any call is in flight."""
+        """Send calls to every available actor, up to its limit. Returns whether any call is in flight."""
         load: Counter[str] = Counter()
         for sent in self.in_flight.values():
             load[sent.actor] += CALLS_AHEAD if sent.quarantined else self._call_load(sent.sites)
@@ -107,7 +107,7 @@ class Dispatcher:
             while load[actor] < CALLS_AHEAD and (sites := take_batch(self.queues[actor], seconds)):
                 self._send_call(actor, sites)
                 load[actor] += self._call_load(sites)
-        for actor in available:  # only now: each has taken from its own queue first
+        for actor in available:  # after each actor has taken sites from its queue
             if not load[actor]:
                 longest = max(self.open_queues[actor].values(), key=len)
                 if sites := take_batch(longest, seconds, last=True):
@@ -116,11 +116,11 @@ class Dispatcher:
         return bool(self.in_flight)
 
     def _call_load(self, sites: Sequence[str]) -> int:
-        """The share of CALLS_AHEAD that a call takes: all of it, unless it is known to be quick."""
+        """The share of CALLS_AHEAD that a call uses: all of it, unless the call is known to be quick."""
         return 1 if sum(self.fleet.call_seconds.get(site, QUICK_S) for site in sites) < QUICK_S else CALLS_AHEAD
 
     def _take_quarantined(self, actor: str) -> str | None:
-        """Take out the next quarantined site that `actor` may serve."""
+        """Remove and return the next quarantined site that `actor` may run."""
         site_to_actor = self.pool.site_to_actor
         site = next((s for s in self.quarantined_sites if site_to_actor[s] in self.open_queues[actor]), None)
         if site is not None:
@@ -174,9 +174,11 @@ class Dispatcher:
         self._replace_and_requeue(sent, ActorLoss.DIED, summarize(error))
 
     def _expire_hung_calls(self) -> None:
-        """Give up the actors that have not responded for too long: they hang, or their work never ends."""
+        """Replace the actors that have not responded for too long: they hang, or their work never ends."""
         now, timeout_s = time.monotonic(), self.fleet.options.site_timeout_s
-        current = {sent.actor: ref for ref, sent in reversed(self.in_flight.items())}  # the others wait in the actor
+        current = {
+            sent.actor: ref for ref, sent in reversed(self.in_flight.items())
+        }  # the other calls are queued in the actor
         for actor, ref in current.items():
             if now - self.last_response_at[actor] > timeout_s * len(self.in_flight[ref].sites):
                 cause = f"no result for {timeout_s:g} s (site_timeout_s)"
@@ -201,22 +203,20 @@ class Dispatcher:
     def _no_actor_message(self) -> str:
         left = len(self.quarantined_sites) + sum(map(len, self.queues.values()))
         return (
-            f"round {self.fleet.accounting.number}: no client actor has come back for "
-            f"{self.fleet.no_actor_timeout_s:g} s, and {left} sites wait; the cluster has no room for one. When it "
-            "has, `raysim resume` continues from the last checkpoint"
+            f"round {self.fleet.accounting.number}: no client actor has restarted for "
+            f"{self.fleet.no_actor_timeout_s:g} s, and {left} sites wait; the cluster has no free resources for one. "
+            "When it has, `raysim resume` continues from the last checkpoint"
         )
 
 
 def _exhausted_message(loss: ActorLoss, cause: str) -> str:
-    return (
-        f"the actor that ran only this site was lost, {MAX_LOSSES} losses in all, last because: {cause}. {loss.value}"
-    )
+    return f"the actor that ran only this site was lost, {MAX_LOSSES} losses in all; last cause: {cause}. {loss.value}"
 
 
 def take_batch(queue: deque[str], seconds: Mapping[str, float], last: bool = False) -> list[str]:
-    """Take the next sites of a queue for one call, or its `last` ones, which are the cheapest.
+    """Take the next sites of a queue for one call, or its `last` sites, which are the cheapest.
 
-    One site, or as many quick ones (by the `seconds` of their last calls) as make BATCH_S of work, or none.
+    Returns one site, or as many quick ones (by the `seconds` of their last calls) as add up to BATCH_S, or none.
     """
     take = deque[str].pop if last else deque[str].popleft
     sites: list[str] = []

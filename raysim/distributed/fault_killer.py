@@ -1,4 +1,4 @@
-"""Fault injection on Ray: kills client actors and nodes in the rounds that a fault plan names."""
+"""Fault injection on Ray: kills client actors and nodes in the rounds of a fault plan."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from raysim.distributed.timeouts import KILL_TIMEOUT_S
 
 
 class FaultKiller:
-    """Kills the processes of actors, and of nodes, for real."""
+    """Kills the processes of actors and nodes."""
 
     def __init__(self, plan: FaultPlan, pool: ActorPool) -> None:
         self._pool = pool
         self._kills = dict(plan.kills)  # by round, from 1
 
     def kill_due(self, round: int) -> None:
-        """Kill what is planned for this round; what is not up yet, in the next."""
+        """Kill the victims that are planned for this round. A victim that is not up yet is killed in the next round."""
         killed: list[ActorPlacement] = []
         for victim in self._kills.pop(round, ()):
             placement = self._kill(victim, killed)
@@ -37,11 +37,11 @@ class FaultKiller:
                 killed.append(placement)
 
     def remaining(self) -> list[Victim]:
-        """What has not been killed."""
+        """The planned victims that have not been killed."""
         return [victim for victims in self._kills.values() for victim in victims]
 
     def killable_nodes(self) -> list[ActorPlacement]:
-        """The available actors on nodes other than this process's and the head, with which the run would be lost."""
+        """The available actors on nodes that the run can lose: neither the node of this process nor the head."""
         heads = {node["NodeID"] for node in ray.nodes() if ray_compat.is_head(node)}
         spared = {ray.get_runtime_context().get_node_id(), *heads}
         return [placement for placement in self._pool.placements(available=True) if placement.node not in spared]
@@ -72,5 +72,5 @@ class FaultKiller:
 
 
 def _kill_process(pid: int | None) -> None:
-    """Kill this process, or the node on which the task runs."""
+    """Kill the process with this id, or without an id the node on which the task runs."""
     os.kill(ray_compat.raylet_pid() if pid is None else pid, signal.SIGKILL)

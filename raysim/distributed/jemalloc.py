@@ -1,4 +1,4 @@
-"""The memory allocator of client actors: freed memory is kept for the next step, and returned every few seconds."""
+"""The memory allocator of client actors: it keeps freed memory for the next step, and returns it at intervals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ALL_ARENAS = 4096  # jemalloc's number for all its arenas at once
 class JemallocPurger:
     """Sets when jemalloc returns memory to the system; does nothing if this process uses another allocator.
 
-    By default jemalloc returns a network's activations during the step that needs them again, which costs a third of
-    the time of 192 x 192 images. If it never returns them, the process grows with every call.
+    By default jemalloc returns the memory of activations although the next step needs it. With 192 x 192 images this
+    costs a third of the time. If jemalloc never returns memory, the process grows with every call.
     """
 
     def __init__(self) -> None:
@@ -23,10 +23,10 @@ class JemallocPurger:
         if self._control is not None:
             self._write("arenas.dirty_decay_ms", -1)
             for arena in range(self._arena_count()):
-                self._write(f"arena.{arena}.dirty_decay_ms", -1)  # arenas that are not in use yet take the value above
+                self._write(f"arena.{arena}.dirty_decay_ms", -1)  # arenas that are not in use yet get the value above
 
     def settle(self) -> None:
-        """Return free memory, unless that was done within the last interval."""
+        """Return free memory to the system, unless that was done within the last interval."""
         if self._control is not None and time.monotonic() - self._purged_at > MEMORY_PURGE_INTERVAL_S:
             self._control(f"arena.{ALL_ARENAS}.purge".encode(), None, None, None, ctypes.c_size_t(0))
             self._purged_at = time.monotonic()

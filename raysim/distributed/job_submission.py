@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster, by its dashboard: submit a command, follow its output, fetch the directory of its run."""
+"""Jobs of a Ray cluster, through its dashboard: submit a command, follow its output, fetch its run directory."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from raysim.distributed.timeouts import (
 from raysim.distributed.waiter import Waiter
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-DIRECTORY_FIELD = "raysim_folder"  # of a job's metadata: the run's directory, as the cluster's shell writes it
-STATUS_CHECKS = 20  # of a job, after which its log stream is opened again
-CONNECTION_ERRORS = (RuntimeError, OSError, aiohttp.ClientError)  # that Ray's client raises when it gets no answer
+DIRECTORY_FIELD = "raysim_folder"  # field of a job's metadata: the run directory, quoted for the cluster's shell
+STATUS_CHECKS = 20  # status checks of a job after which its log stream is opened again
+CONNECTION_ERRORS = (RuntimeError, OSError, aiohttp.ClientError)  # errors that Ray's client raises without an answer
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """The end of a job: its exit code, and the bundle of its run's directory; empty without one."""
+    """The result of a job: its exit code, and the bundle of its run directory, empty without one."""
 
     exit_code: int
     bundle: str
@@ -46,7 +46,7 @@ class ClusterJobs:
         self.client = _connect(address or DEFAULT_ADDRESS)
 
     def submit(self, job: str, command: str, directory: str, working_dir: Path, environment: dict[str, str]) -> None:
-        """Start `command` in a copy of `working_dir`. `directory` is that of its run on the cluster, if it has one."""
+        """Start `command` in a copy of `working_dir`. `directory` is its run directory on the cluster, or empty."""
         with _reported_errors(job):
             _start(
                 self.client,
@@ -75,7 +75,7 @@ def _connect(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except Exception as error:
         message = " ".join(str(error).split()).partition(". Ensure")[0].rstrip(".")
-        cure = "is its dashboard forwarded to this machine (ray dashboard cluster/gpu.yaml), and its token here?"
+        cure = "forward its dashboard to this machine (ray dashboard cluster/gpu.yaml), and copy its token here"
         raise PlacementError(f"cannot reach the cluster at {address}: {message}; {cure}") from error
 
 
@@ -88,11 +88,11 @@ def _reported_errors(job: str) -> Iterator[None]:
         message = " ".join(str(error).split()) or type(error).__name__
         if ray_compat.lacks_job_agent(error):
             raise PlacementError(
-                f"the cluster takes no jobs: {message[:300]}; another Ray on the head's machine may hold the port of "
-                "the agent that takes them: start the head with ray start --head --dashboard-agent-listen-port=0"
+                f"the cluster accepts no jobs: {message[:300]}; another Ray on the head's machine may use the port of "
+                "the job agent: start the head with ray start --head --dashboard-agent-listen-port=0"
             ) from error
         raise PlacementError(
-            f"the cluster no longer answers: {message[:300]}; what it has begun goes on: raysim submit --attach {job}"
+            f"the cluster no longer answers: {message[:300]}; a started job continues: raysim submit --attach {job}"
         ) from error
 
 
@@ -104,7 +104,7 @@ def _check_exists(client: Any, job: str) -> None:
 
 
 def _start(client: Any, **job: Any) -> str:
-    """The id of the job, once the cluster has accepted it: the agent of a new head starts late."""
+    """Submit a job and return its id. Retries until the cluster accepts it: the agent of a new head starts late."""
     waiter = Waiter(JOB_REPLY_TIMEOUT_S)
     while True:
         try:
@@ -116,12 +116,12 @@ def _start(client: Any, **job: Any) -> str:
 
 
 def follow_output(client: Any, job: str) -> Any:
-    """Print the output of a job until it ends; its status. A lost connection is opened again, without a gap.
+    """Print the output of a job until it ends, and return its status. Reopens a lost connection without a gap.
 
     Raises the error of the connection if it stays lost for JOB_REPLY_TIMEOUT_S.
     """
     printed = 0  # characters
-    silence: Waiter | None = None  # since the first of the connection's errors in a row
+    silence: Waiter | None = None  # since the first connection error in a row
 
     async def print_output() -> None:
         nonlocal printed, silence
@@ -136,7 +136,9 @@ def follow_output(client: Any, job: str) -> Any:
             asyncio.run(_print_or_reconnect(print_output, client, job))
             status = client.get_job_status(job)
             if status.is_terminal():
-                print(client.get_job_logs(job)[printed:], end="", flush=True)  # what a dead connection held back
+                print(
+                    client.get_job_logs(job)[printed:], end="", flush=True
+                )  # output that a dead connection did not send
                 return status
         except CONNECTION_ERRORS:
             silence = silence or Waiter(JOB_REPLY_TIMEOUT_S)
@@ -148,7 +150,7 @@ def follow_output(client: Any, job: str) -> Any:
 
 
 async def _print_or_reconnect(print_output: Callable[[], Coroutine[Any, Any, None]], client: Any, job: str) -> None:
-    """Print until the output ends. A dead connection does not report itself, so it is closed after a while."""
+    """Print until the output ends. A dead connection raises no error, so the connection is closed after a while."""
     task = asyncio.create_task(print_output())
     try:
         for _ in range(STATUS_CHECKS):
@@ -162,15 +164,15 @@ async def _print_or_reconnect(print_output: Callable[[], Coroutine[Any, Any, Non
 
 
 def _fetch(client: Any, directory: str) -> str:
-    """The bundle of `directory`, which a job prints: a cluster returns output only. Empty if it does not exist."""
+    """The bundle of `directory`, printed by a job, because a cluster returns only output. Empty without a directory."""
     module = artifact_bundle.__name__
     job = _start(client, entrypoint=f"test ! -d {directory} || exec python -m {module} {directory}")
     waiter = Waiter(JOB_FETCH_TIMEOUT_S)
     while not (status := client.get_job_status(job)).is_terminal():
         if waiter.expired:
             raise RunError(
-                f"the results in {directory} were not sent within {JOB_FETCH_TIMEOUT_S:g} s; they stay there, and "
-                "raysim submit --attach fetches them"
+                f"the results in {directory} were not sent within {JOB_FETCH_TIMEOUT_S:g} s; they are kept on the "
+                "cluster; to fetch them: raysim submit --attach JOB"
             )
         time.sleep(POLL_INTERVAL_S)
     if status != JobStatus.SUCCEEDED:

@@ -1,6 +1,6 @@
 """`raysim.run` and `raysim.resume`: the stages of a run, from its configuration to its report.
 
-Imports Ray only for a run on Ray: a local run does without it.
+Imports Ray only for a run on Ray, because a local run does not need it.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def run(
     out: str | Path | None = None,
     on_event: EventCallback | None = None,
 ) -> RunResult:
-    """The result of a new run of `config`, with the same files as that of `raysim run`.
+    """Run the federation of `config` and return its result. Writes the same files as `raysim run`.
 
-    `config` holds keys as in a configuration file, dotted or nested. `backend` takes precedence over its own. `out` is
-    the run directory, which must not exist; by default the next free one under `runs`. `on_event` gets every event of
-    the run as it happens; without it, the run is quiet.
+    `config` contains keys as in a configuration file, dotted or nested. `backend` takes precedence over its `backend`.
+    `out` is the run directory, which must not exist; the default is the next free one under `runs`. `on_event` gets
+    every event of the run as it happens; without it, the run prints nothing.
 
-    Raises ConfigError or PlacementError, before anything is written, for a run that cannot work; RunError for one that
-    fails; KeyboardInterrupt after a clean end. What was recorded until then is kept.
+    Raises ConfigError or PlacementError, before anything is written, if the run cannot start; RunError if it fails;
+    KeyboardInterrupt after an interrupted run has ended cleanly. Everything that was recorded is kept.
     """
     config = load_config(config)
     config = config if backend is None else replace(config, backend=backend)
@@ -66,9 +66,10 @@ def run(
 def resume(
     directory: str | Path, *, ray_address: str | None = None, on_event: EventCallback | None = None
 ) -> RunResult:
-    """The result of the run in `directory`, continued after its last checkpoint; equal to that without the stop.
+    """Continue the run in `directory` after its last checkpoint. The result equals that of an uninterrupted run.
 
-    Raises ConfigError if `directory` holds no run, or one that is done or still running, and what `run` raises.
+    Raises ConfigError if `directory` contains no run, or a run that is done or still active. Also raises what `run`
+    raises.
     """
     directory = Path(directory).absolute()
     config = read_run_config(directory, ray_address)
@@ -78,9 +79,9 @@ def resume(
 
 
 def read_run_config(directory: Path, ray_address: str | None = None) -> RunConfig:
-    """The configuration of the run in `directory`, at another Ray address if one is given."""
+    """The configuration of the run in `directory`, with another Ray address if one is given."""
     if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"{directory} is no run's folder: it holds no config.yaml; see what is in runs/")
+        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml; give a directory in runs/")
     config = resolve(read_file(str(directory / "config.yaml")))
     return replace(config, ray_address=ray_address or config.ray_address)
 
@@ -121,19 +122,19 @@ def _run_on_ray(plan: Plan) -> Generator[Event]:
     import ray
 
     from raysim.distributed.admission import admit
-    from raysim.distributed.connection import connect
+    from raysim.distributed.connection import connect, connected_message
     from raysim.distributed.control_actor import NAMESPACE
     from raysim.distributed.run_driver import stream_events
 
     pickle_by_value(*classes_of(config.algorithm), type(config.task))
     yield Message("starting Ray")
     with connect(config.ray_address) as dashboard:
-        yield Message(f"Ray is up; dashboard: {dashboard or 'none'}")
+        yield Message(connected_message(dashboard))
         joined = target_address(config.ray_address) is not None
         request = yield from admit(plan, joined=joined)
         with closing(stream_events(plan, request, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")) as events:
             for event in events:
-                if isinstance(event, ActorsPlaced):  # the first, or one after an actor has moved
+                if isinstance(event, ActorsPlaced):  # at the start, or after an actor has moved
                     _commit(plan, event, ray.cluster_resources())
                 yield event
 
@@ -144,9 +145,9 @@ def _commit(plan: Plan, placement: ActorsPlaced, cluster: Mapping[str, float] | 
 
 
 def _follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
-    """Pass on the events; returns the summary of the run. Raises the error of a run that failed."""
+    """Pass the events to `emit`, and return the summary of the run. Raises the error of a run that failed."""
     summary: Mapping[str, Any] | None = None
-    # Closed, not left to the garbage collector: Ctrl-C may come in `emit`, and the run must end before Ray does.
+    # Closed explicitly, not by the garbage collector: after Ctrl-C in `emit`, the run must end before Ray does.
     with closing(events):
         for event in events:
             if isinstance(event, RunFailed):
@@ -160,13 +161,13 @@ def _follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
 
 @contextmanager
 def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
-    """At the end of the block, write report.html, also after a failure, which is reported with the way to resume."""
+    """At the end of the block, write report.html, also after a failure. Reports how to resume a failed run."""
     try:
         yield
     except (RunError, PlacementError, KeyboardInterrupt) as error:
         if (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
-            cure = f"; raysim resume {plan.directory} continues it" if has_checkpoint(plan.directory) else ""
-            emit(Message(f"what was recorded until then is in {plan.directory}{cure}"))
+            cure = f"; to continue: raysim resume {plan.directory}" if has_checkpoint(plan.directory) else ""
+            emit(Message(f"the records of the run are in {plan.directory}{cure}"))
         raise
     finally:
         _write_report(plan.directory, emit)
@@ -174,11 +175,11 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
 
 def _write_report(directory: Path, emit: EventCallback) -> None:
     """Write report.html in this process, because the server actor may be lost."""
-    if not (directory / SUMMARY_FILE).exists():  # the run has not begun, or its server was lost
+    if not (directory / SUMMARY_FILE).exists():  # the run has not started, or its server was lost
         return
     try:
         text = f"report: {write_report(directory)}"
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it must not change how the run ends
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it must not change the outcome of the run
         reason = " ".join(str(error).split())
         text = f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}"
     emit(Message(text))

@@ -1,12 +1,12 @@
-"""Load balancing: which client actor gets which sites. The longest first, then exchanges that shorten the round."""
+"""Load balancing: assigns sites to client actors, the longest first, then by exchanges that shorten the round."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-MAX_EXCHANGE_SITES = 32  # with more sites, single moves leave nothing for exchanges to gain
+MAX_EXCHANGE_SITES = 32  # with more sites, exchanges gain nothing over single moves
 TOLERANCE = 1e-6
-BALANCED = 0.995  # fraction of an even distribution from which sites are not moved any more
+BALANCED = 0.995  # even load / largest load, from which sites are no longer moved
 MIN_GAIN = 0.97  # a site stays with the actor that has its data open, unless a move shortens the round to this fraction
 
 Assignment = dict[str, str]  # site -> actor
@@ -17,7 +17,7 @@ def assign(
 ) -> Assignment:
     """The actor of each site in `costs` (seconds): the costliest first, each to the actor with the least load.
 
-    Sites in `dedicated_actors` go to their actor there, which gets nothing else.
+    Sites in `dedicated_actors` are assigned to their dedicated actor, which gets no other site.
     """
     dedicated_actors = dedicated_actors or {}
     load = dict.fromkeys((actor for actor in actors if actor not in dedicated_actors.values()), 0.0)
@@ -36,7 +36,7 @@ def rebalance(
     actors: Sequence[str],
     dedicated_actors: Mapping[str, str],
 ) -> Assignment:
-    """The actors of the sites in `costs` (seconds): those of `site_to_actor`, unless moves shorten the round."""
+    """The actor of each site in `costs` (seconds): that of `site_to_actor`, unless moves shorten the round."""
     fixed = {site: actor for site, actor in dedicated_actors.items() if site in costs}
     current = {site: site_to_actor[site] for site in costs if site not in dedicated_actors}
     load = {actor: 0.0 for actor in actors if actor not in dedicated_actors.values()}
@@ -47,7 +47,7 @@ def rebalance(
         return current | fixed
     best = current
     candidates = [_improve(current, shared, load)]
-    if len(shared) <= MAX_EXCHANGE_SITES:  # with more, it would move nearly all
+    if len(shared) <= MAX_EXCHANGE_SITES:  # with more, a new assignment would move nearly all
         candidates.append(assign(shared, list(load)))
     for candidate in candidates:
         if makespan(candidate, costs) < MIN_GAIN * makespan(best, costs):
@@ -76,15 +76,15 @@ def _improve(site_to_actor: Assignment, costs: Mapping[str, float], load: Mappin
 def _exchange(
     site_to_actor: Assignment, load: dict[str, float], costs: Mapping[str, float], shared: Sequence[str]
 ) -> bool:
-    """Move a site away from the busiest actor, or exchange it for a cheaper one, whichever gains most; False: none."""
+    """Move a site from the busiest actor, or exchange it for a cheaper one: the largest gain. False if none gains."""
     busiest = max(load, key=load.__getitem__)
-    epsilon = TOLERANCE * load[busiest]  # rounding errors might undo and redo a smaller gain for ever
+    epsilon = TOLERANCE * load[busiest]  # rounding errors could undo and redo a smaller gain forever
     best = None
     best_gain = epsilon
     for site in (site for site in shared if site_to_actor[site] == busiest):
         for other, actor in _partners(site_to_actor, load, shared, busiest):
             moved = costs[site] - (costs[other] if other is not None else 0.0)
-            gain = min(moved, load[busiest] - load[actor] - moved)  # seconds by which the later of the two ends earlier
+            gain = min(moved, load[busiest] - load[actor] - moved)  # seconds by which the later one ends earlier
             if gain > best_gain + (epsilon if best else 0.0):
                 best_gain, best = gain, (site, other, actor, moved)
     if best is None:
@@ -101,7 +101,7 @@ def _exchange(
 def _partners(
     site_to_actor: Assignment, load: Mapping[str, float], shared: Sequence[str], busiest: str
 ) -> Iterator[tuple[str | None, str]]:
-    """What the busiest actor may get in exchange, and the actor that gives it: None, or a site."""
+    """The sites that the busiest actor may get in exchange (None: no site), each with its actor."""
     yield from ((None, actor) for actor in load if actor != busiest)
     if len(shared) <= MAX_EXCHANGE_SITES:
         yield from ((site, site_to_actor[site]) for site in shared if site_to_actor[site] != busiest)

@@ -1,4 +1,4 @@
-"""Which Ray a command uses, and the variables of a local one. This module imports neither Ray nor torch."""
+"""The address of the Ray that a command uses, and the environment variables of a local Ray. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ def target_address(address: str | None) -> str | None:
 
 
 def set_local_ray_variables(address: str | None) -> None:
-    """Prepare the environment for a local Ray; to be called before Ray is imported.
+    """Set the environment variables of a local Ray; call it before `import ray`.
 
-    Does nothing if a cluster will be joined, by `address` or RAY_ADDRESS.
+    Does nothing if the command joins a cluster, by `address` or RAY_ADDRESS.
     """
     if target_address(address) is None:
-        # A local Ray serves this machine only. In spite of its name, this variable keeps every port on the loopback
+        # Only this machine uses a local Ray. In spite of its name, this variable keeps every port on the loopback
         # address on Linux too.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # Workers use jemalloc, which Ray ships for its own processes: malloc is a tenth of a small training step.
+        # Workers use jemalloc, which Ray ships for its processes: malloc takes a tenth of a small training step.
         os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")

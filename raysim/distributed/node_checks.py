@@ -1,4 +1,4 @@
-"""The checks of nodes, for `raysim doctor` and before a run: a line with a verdict for each thing that was found."""
+"""The checks of nodes, for `raysim doctor` and before a run: a line with a verdict for each finding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from raysim.core.formatting import format_bytes, join_names, pluralize
 from raysim.distributed.node_probe import differences, existing, token_file, unwritable
 
-FULL = 0.95  # share of a disk in use from which Ray spills nothing to it
+FULL = 0.95  # used share of a disk above which Ray spills no objects to it
 
 
 class Verdict(StrEnum):
@@ -39,12 +39,12 @@ class Check:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """A node as Ray lists it, and what it reports itself (`node_probe.probe`), or the `error` that prevented it."""
+    """A node as Ray lists it, with its report (`node_probe.probe`), or with the `error` that prevented the report."""
 
     name: str
     cpus: float
     gpus: float
-    memory: float  # bytes, beside the object store
+    memory: float  # bytes, without the object store
     store: float  # bytes
     facts: Mapping[str, Any] | None
     error: str = ""
@@ -56,35 +56,37 @@ class NodeReport:
 
 
 def probed_facts(nodes: Sequence[NodeReport]) -> dict[str, Mapping[str, Any]]:
-    """By name, the facts of the nodes that answered."""
+    """The facts of the nodes that answered, by name."""
     return {node.name: node.facts for node in nodes if node.facts is not None}
 
 
 def of_nodes(nodes: Sequence[NodeReport]) -> Iterator[Check]:
-    """A line for each node: what it has."""
+    """A line for each node, with its resources."""
     for node in nodes:
         has = f"{node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU, {format_bytes(node.memory)} memory"
         has += f", object store {format_bytes(node.store)}" if node.store else ""
         if node.facts is None:
-            cure = "look at `ray status` and at that node's logs, or take it out of the cluster"
+            cure = "look at `ray status` and at that node's logs, or remove it from the cluster"
             yield Check("node", Verdict.WRONG, f"{has}; {node.error}", cure)
         else:
             yield Check("node", Verdict.OK, has)
 
 
 def of_gpus(nodes: Sequence[NodeReport]) -> Iterator[Check]:
-    """A line for each node with a GPU: what torch can use, and what Ray was started with. The others are counted."""
+    """A line for each node with a GPU: the GPUs that torch can use, and those of Ray. Other nodes are counted."""
     bare = 0
     for node in nodes:
         if node.facts is None:
             continue
         found = [f"{name} {format_bytes(total)}" for name, total in node.facts["gpus"]]
-        has = f"{node.name}: " + (f"{join_names(found)}, CUDA {node.facts['cuda']}" if found else "torch can use none")
+        has = f"{node.name}: " + (
+            f"{join_names(found)}, CUDA {node.facts['cuda']}" if found else "torch can use no GPU"
+        )
         if node.facts["fault"]:
-            yield Check("torch", Verdict.WRONG, f"{node.name}: {node.facts['fault']}", "install it there anew")
+            yield Check("torch", Verdict.WRONG, f"{node.name}: {node.facts['fault']}", "reinstall torch on that node")
         elif node.gpus > len(found):
-            cure = "start that node with the GPUs it has, or install a torch that has CUDA there"
-            yield Check("GPU", Verdict.WRONG, f"{has}; Ray assigns {node.gpus:g}: actors there would use the CPU", cure)
+            cure = "start that node with its real number of GPUs, or install a torch build with CUDA on it"
+            yield Check("GPU", Verdict.WRONG, f"{has}; Ray assigns {node.gpus:g}: actors would use the CPU", cure)
         elif node.gpus < len(found):
             yield Check(
                 "GPU", Verdict.NOTE, f"{has}; Ray assigns {node.gpus:g}", "start the node with --num-gpus=N to use more"
@@ -97,21 +99,21 @@ def of_gpus(nodes: Sequence[NodeReport]) -> Iterator[Check]:
 
 
 def of_versions(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, str]) -> Iterator[Check]:
-    """Whether every node has what the command has."""
+    """Whether every node has the versions of the command."""
     other = differences(own, {name: node["versions"] for name, node in facts.items()})
     mine = ", ".join(f"{package} {number}" for package, number in own.items())
     if not other:
         yield Check("versions", Verdict.OK, f"{mine}; the same on {_nodes(facts)}" if facts else mine)
         return
-    yield Check("versions", Verdict.OK, f"{mine}: here")
+    yield Check("versions", Verdict.OK, f"{mine} on this machine")
     for name, packages in other.items():
         found = ", ".join(f"{package} {number} (here {own[package]})" for package, number in packages.items())
-        cure = "install there what is installed here, from constraints.txt"
+        cure = "install the versions of this machine on that node, from constraints.txt"
         yield Check("versions", Verdict.WRONG, f"{name}: {found}", cure)
 
 
 def of_listening(facts: Mapping[str, Mapping[str, Any]], local: bool) -> Iterator[Check]:
-    """The addresses on which Ray listens. `local` is whether it was started for this command."""
+    """The addresses on which Ray listens. `local` is whether Ray was started for this command."""
     found = [address for node in facts.values() for address in node["listens"] or ()]
     if not found:
         yield Check(
@@ -124,24 +126,27 @@ def of_listening(facts: Mapping[str, Mapping[str, Any]], local: bool) -> Iterato
     open_addresses = sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})
     listens = f"Ray listens on {join_names(sorted(set(found)))}"
     if not open_addresses:
-        yield Check("ports", Verdict.OK, f"{listens}, which only this machine reaches")
+        yield Check("ports", Verdict.OK, f"{listens}, which only this machine can reach")
     elif local:
-        cure = "unset RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER; a Ray of this command's own needs no other machine"
+        cure = "unset RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER; a local Ray needs no other machine"
         yield Check("ports", Verdict.WRONG, f"{listens}: open to the network", cure)
     else:
         yield Check(
-            "ports", Verdict.NOTE, f"{listens}: open to the network", "let only the cluster's nodes reach its ports"
+            "ports",
+            Verdict.NOTE,
+            f"{listens}: open to the network",
+            "allow only the cluster's nodes to reach its ports",
         )
 
 
 def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check:
     """Whether Ray requires a token, and its source. The token itself is not read.
 
-    `open_to_all` is whether Ray has accepted a client without one.
+    `open_to_all` is whether Ray has accepted a client without a token.
     """
     if open_to_all:
-        cure = "set RAY_AUTH_MODE=token, here and on the nodes; `ray get-auth-token --generate` makes one"
-        return Check("token", Verdict.NOTE, "off: who reaches Ray can run code", cure)
+        cure = "set RAY_AUTH_MODE=token, here and on the nodes; `ray get-auth-token --generate` creates a token"
+        return Check("token", Verdict.NOTE, "off: every user who can reach Ray can run code", cure)
     if "RAY_AUTH_TOKEN" in environ:
         return Check("token", Verdict.OK, "on, from RAY_AUTH_TOKEN")
     given = environ.get("RAY_AUTH_TOKEN_PATH")
@@ -149,10 +154,10 @@ def of_token(environ: Mapping[str, str], home: Path, open_to_all: bool) -> Check
     source = f"on, from {path}" + (" (RAY_AUTH_TOKEN_PATH)" if given else "")
     if not path.exists():
         return Check(
-            "token", Verdict.WRONG, f"required, and {path} is not there", "ray get-auth-token --generate, or copy it"
+            "token", Verdict.WRONG, f"required, but {path} does not exist", "ray get-auth-token --generate, or copy it"
         )
     if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        return Check("token", Verdict.NOTE, f"{source}, which others of this machine can read", f"chmod 600 {path}")
+        return Check("token", Verdict.NOTE, f"{source}, which other users can read", f"chmod 600 {path}")
     return Check("token", Verdict.OK, source)
 
 
@@ -162,8 +167,8 @@ def of_disks(nodes: Sequence[NodeReport]) -> Iterator[Check]:
     disks = {node.name: node.facts["disk"] for node in known if node.facts is not None}
     full = {name: free for name, (total, used, free) in disks.items() if used > FULL * total}
     for name, free in full.items():
-        found = f"{name}: {format_bytes(free)} free, over {FULL:.0%} full: Ray spills nothing to it"
-        yield Check("Ray's disk", Verdict.WRONG, found, "free some space there")
+        found = f"{name}: {format_bytes(free)} free, over {FULL:.0%} full: Ray spills no objects to it"
+        yield Check("Ray's disk", Verdict.WRONG, found, "free some space on it")
     if disks and not full:
         least = min(free for _, _, free in disks.values())
         yield Check(
@@ -174,9 +179,8 @@ def of_disks(nodes: Sequence[NodeReport]) -> Iterator[Check]:
     shared = {node.name: (node.facts["shm"], node.store) for node in known if node.facts and node.facts["shm"]}
     small = {name: (has, needs) for name, (has, needs) in shared.items() if has < needs}
     for name, (has, needs) in small.items():
-        found = (
-            f"{name}: {format_bytes(has)} for an object store of {format_bytes(needs)}: the disk takes it, and is slow"
-        )
+        sizes = f"{format_bytes(has)} for an object store of {format_bytes(needs)}"
+        found = f"{name}: {sizes}; Ray uses the disk, which is slow"
         cure = f"docker run --shm-size={math.ceil(needs * 1.1 / 1e9)}g, or a smaller object store"
         yield Check("/dev/shm", Verdict.NOTE, found, cure)
     if shared and not small:
@@ -188,7 +192,7 @@ def _nodes(named: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def of_folder(folder: Path) -> Check:
-    """Whether a run could create its directory: this one, or one in it."""
+    """Whether a run can create its directory: `folder`, or a directory in it."""
     above = existing(str(folder))
     if why := unwritable(str(folder)):
         return Check("run folder", Verdict.WRONG, f"{folder}: {why}", "choose another folder with --out")
@@ -198,9 +202,9 @@ def of_folder(folder: Path) -> Check:
 
 
 def of_paths(facts: Mapping[str, Mapping[str, Any]], reads: Sequence[str], writes: Sequence[str]) -> Iterator[Check]:
-    """Whether every node sees the data and can keep what it prepares."""
+    """Whether every node can read the data and write to the cache."""
     kinds = (
-        ("data", "unreadable", "read", reads, "mount it there at the same path, or put the data behind a URL"),
+        ("data", "unreadable", "read", reads, "mount it on that node at the same path, or use a URL"),
         ("cache", "unwritable", "written to", writes, "choose another folder with task.data.cache=DIR or RAYSIM_CACHE"),
     )
     for name, kind, verb, paths, cure in kinds:

@@ -1,7 +1,7 @@
-"""What one machine reports about itself: versions, GPUs, usable paths, disk, ports.
+"""The report of one machine: versions, GPUs, usable paths, disk, ports.
 
-It is sent to the nodes as source and needs nothing but Python, so that a node without raysim, or with another version
-of it, answers.
+This module is sent to the nodes as source and needs only Python, so that a node without raysim, or with another
+version of it, can also report.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SHARED_MEMORY = "/dev/shm"
 
 
 def probe(reads: Sequence[str], writes: Sequence[str], ports: Sequence[int], session: str) -> dict[str, Any]:
-    """Versions, GPUs, the paths that cannot be used and why, free disk, and the addresses that listen at these ports.
+    """Versions, GPUs, unusable paths with the reasons, free disk, and the addresses that listen at these ports.
 
-    `session` is the directory of Ray's session on this machine, empty where there is no Ray.
+    `session` is the directory of Ray's session on this machine, empty without Ray.
     """
     return {
         "versions": versions(),
@@ -37,7 +37,7 @@ def probe(reads: Sequence[str], writes: Sequence[str], ports: Sequence[int], ses
 
 
 def probe_without_torch(reads: Sequence[str], writes: Sequence[str], _: Sequence[int], __: str) -> dict[str, Any]:
-    """Only what a run must know before it starts: versions and paths, without the import of torch."""
+    """The facts that a run needs before it starts: versions and paths. Does not import torch."""
     return {
         "versions": versions(),
         "unreadable": {path: why for path in reads if (why := unreadable(path))},
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(expected: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """By node: its packages whose versions differ from the `expected` ones."""
+    """For each node, the packages with versions that differ from the `expected` ones."""
     found = {
         name: {
             package: installed.get(package, "missing")
@@ -70,10 +70,10 @@ def differences(expected: Mapping[str, str], nodes: Mapping[str, Mapping[str, st
 
 
 def incompatibility(expected: Mapping[str, str], reads: Sequence[str]) -> str:
-    """Why this node cannot serve a run: other versions than `expected`, or an unreadable path; empty if it can."""
+    """The reason why this node is unfit for a run: versions that are not `expected`, an unreadable path; else empty."""
     if other := differences(expected, {"": versions()}):
         found = ", ".join(f"{package} {number}, not {expected[package]}" for package, number in other[""].items())
-        return f"has {found}: install there what the command's node has, from constraints.txt"
+        return f"has {found}: install the versions of the command's node on it, from constraints.txt"
     return next((f"cannot read {path}: {why}" for path in reads if (why := unreadable(path))), "")
 
 
@@ -86,7 +86,7 @@ def gpus(hidden: bool) -> dict[str, Any]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = [torch.cuda.get_device_properties(i) for i in range(count)]
         return {"cuda": torch.version.cuda, "gpus": [(gpu.name, gpu.total_memory) for gpu in found], "fault": ""}
-    except Exception as error:  # noqa: BLE001 - whatever keeps torch from working here is the result
+    except Exception as error:  # noqa: BLE001 - any error that prevents the use of torch is the result
         return {"cuda": None, "gpus": [], "fault": f"{type(error).__name__}: {error}"}
 
 
@@ -97,36 +97,36 @@ def token_file(environ: Mapping[str, str], home: Path) -> Path:
 
 
 def unreadable(path: str) -> str:
-    """Why this file, folder or URL cannot be read here; empty if it can."""
+    """The reason why this file, folder or URL cannot be read on this machine; empty if it can."""
     try:
         if "://" in path:
             filesystem, name = import_module("fsspec.core").url_to_fs(path)
-            return "" if filesystem.exists(name) else "it is not there"
+            return "" if filesystem.exists(name) else "it does not exist"
         with os.scandir(path) if os.path.isdir(path) else open(path, "rb"):
             return ""
     except OSError as error:
         return error.strerror or str(error)
-    except Exception as error:  # noqa: BLE001 - each file system has its own errors
+    except Exception as error:  # noqa: BLE001 - each file system has different errors
         return f"{type(error).__name__}: {error}"
 
 
 def unwritable(path: str) -> str:
-    """Why nothing can be written into this folder, which is made where it is missing; empty if it can."""
+    """The reason why this folder, which may not exist yet, cannot be written to; empty if it can."""
     there = existing(path)
     if not os.path.isdir(there):
-        return f"{there} is no folder"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not yours to write in"
+        return f"{there} is not a folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"this user may not write to {there}"
 
 
 def existing(path: str) -> str:
-    """`path`, or the nearest above it that exists."""
+    """`path`, or the nearest parent folder that exists."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path
 
 
 def listening_addresses(ports: Sequence[int]) -> list[str] | None:
-    """The addresses on which this machine listens at these ports; None where that cannot be seen."""
+    """The addresses on which this machine listens at these ports; None if they cannot be read."""
     psutil: Any = import_module("psutil")  # installed with Ray
     try:
         connections = psutil.net_connections("tcp")

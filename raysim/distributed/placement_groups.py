@@ -20,12 +20,12 @@ class ActorSlot:
     strategy: PlacementGroupSchedulingStrategy
 
     def is_allocated(self) -> bool:
-        """Whether a node has reserved the slot: where the cluster may grow, it may be that of a node still to come."""
+        """Whether a node has reserved the slot. If the cluster can grow, its node may not have joined yet."""
         return is_group_ready(self.strategy.placement_group)
 
 
 def actor_slots(groups: Sequence[PlacementGroup], actors: Sequence[ActorResources]) -> list[ActorSlot]:
-    """A slot for each actor: a bundle of its size where there is one, for the groups may have more and larger ones."""
+    """A slot for each actor: a bundle of its size if there is one. The groups may have more and larger bundles."""
     bundles = [
         (group.bundle_specs[i], PlacementGroupSchedulingStrategy(group, i))
         for group in groups
@@ -41,5 +41,5 @@ def actor_slots(groups: Sequence[PlacementGroup], actors: Sequence[ActorResource
 
 
 def is_group_ready(group: PlacementGroup) -> bool:
-    """Whether all bundles of the group are reserved. `group.wait(0)` at times denies it of a group that is ready."""
+    """Whether all bundles of the group are reserved. `group.wait(0)` is sometimes False for a group that is ready."""
     return bool(placement_group_table(group)["state"] == "CREATED")

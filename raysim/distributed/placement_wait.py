@@ -26,11 +26,11 @@ from raysim.distributed.waiter import Waiter
 
 
 def reserve(groups: list[PlacementGroup], request: ResourceRequest) -> Iterator[Event]:
-    """Add the placement groups of the client actors to `groups`; progress and notices until they can start.
+    """Add the placement groups of the client actors to `groups`. Yields progress and notices until they can start.
 
-    On a cluster of fixed size it is one group, which Ray allocates as a whole: two runs that need the whole cluster
-    never hold half of it each. Where nodes may join, each actor that does not fit at once has a group of its own.
-    Raises PlacementError if it takes too long.
+    On a cluster of fixed size there is one group, which Ray allocates as a whole, so that two runs that need the whole
+    cluster never reserve half of it each. If nodes may join and the group does not fit at once, each actor has a
+    separate group. Raises PlacementError if the wait takes too long.
     """
     bundles = [actor.resources for actor in request.actors]
     groups.append(placement_group(bundles))
@@ -49,10 +49,10 @@ def _wait_for_group(group: PlacementGroup, request: ResourceRequest) -> Iterator
         if waiter.expired:
             raise PlacementError(
                 f"{request} would fit this cluster but is not free after {PLACEMENT_TIMEOUT_S:g} s; free now: "
-                f"{free_resources()}. Wait for other work to end, or ask for less"
+                f"{free_resources()}. Wait until other runs end, or request less (resources.client_actors)"
             )
         if waiter.notice_due():
-            yield Notice(f"waiting for {request}, which others hold; free now: {free_resources()}")
+            yield Notice(f"waiting for {request}, which other runs use; free now: {free_resources()}")
         yield Progress(phase=f"waiting for {request}")
 
 
@@ -67,12 +67,12 @@ def _wait_for_autoscaler(groups: Sequence[PlacementGroup], request: ResourceRequ
         yield Progress(phase=text)
         if waiter.notice_due():
             yield Notice(text)
-    if not all(map(is_group_ready, groups)):  # Ray needs a moment for those that fit at once
+    if not all(map(is_group_ready, groups)):  # Ray needs some time for the groups that fit at once
         time.sleep(ALLOCATION_TIMEOUT_S)
     ready = sum(map(is_group_ready, groups))
     if ready < len(groups):
-        placed = f"{ready} of {len(groups)} client actors have room"
-        yield Notice(f"asked for {request}: {placed}; the others join with their nodes")
+        placed = f"{ready} of {len(groups)} client actors can start"
+        yield Notice(f"requested {request}: {placed}; the others start when their nodes join")
 
 
 def _autoscaling_notice(request: str, max_nodes: int, waiter: Waiter) -> str:
@@ -80,21 +80,21 @@ def _autoscaling_notice(request: str, max_nodes: int, waiter: Waiter) -> str:
     alive, new = len(live_nodes(ray.nodes())), nodes_starting()
     if waiter.expired:
         raise PlacementError(
-            f"asked for {request}; after {waiter.timeout_s:g} s there are {alive} nodes of {max_nodes}: "
+            f"requested {request}; after {waiter.timeout_s:g} s the cluster has {alive} nodes of {max_nodes}: "
             "see `ray status`"
         )
     starting = "" if new is None else f"{new} nodes starting, "
-    return f"asked for {request}: {alive} nodes of at most {max_nodes}, {starting}{waiter.elapsed_s:.0f} s"
+    return f"requested {request}: {alive} nodes of at most {max_nodes}, {starting}{waiter.elapsed_s:.0f} s"
 
 
 def free_resources() -> str:
-    """The resources of the cluster that nobody uses now."""
+    """The free resources of the cluster as text."""
     free = ray.available_resources()
     return ", ".join(f"{free[kind]:g} {kind}" for kind in ("CPU", "GPU") if free.get(kind)) or "nothing"
 
 
 class TrialWait:
-    """The wait of a search while none of its trials runs, each of which needs `bundles`."""
+    """The wait of a search while none of its trials runs. Each trial needs `bundles`."""
 
     def __init__(self, bundles: Sequence[Mapping[str, float]], growing: bool) -> None:
         self.request = describe_bundles(bundles)
@@ -102,7 +102,7 @@ class TrialWait:
         self.waiter = Waiter(AUTOSCALING_TIMEOUT_S, AUTOSCALING_NOTICE_S)
 
     def due_notice(self, running: int) -> str | None:
-        """A notice if it is time for one; `running` trials end the wait. Raises PlacementError if it has expired."""
+        """A notice if one is due; `running` trials end the wait. Raises PlacementError if the wait has expired."""
         if running:
             self.waiter.reset()
             return None
@@ -112,8 +112,8 @@ class TrialWait:
             return _autoscaling_notice(self.request, self.max_nodes, self.waiter)
         if self.waiter.expired:
             raise PlacementError(
-                f"no trial has run for {self.waiter.timeout_s:g} s: asked for {self.request}, free now: "
-                f"{free_resources()}; ask for less"
+                f"no trial has run for {self.waiter.timeout_s:g} s: requested {self.request}, free now: "
+                f"{free_resources()}; request less (resources)"
             )
         waited = f"{self.waiter.elapsed_s:.0f} s"
-        return f"no trial is running: asked for {self.request}, free now: {free_resources()}; {waited}"
+        return f"no trial is running: requested {self.request}, free now: {free_resources()}; {waited}"

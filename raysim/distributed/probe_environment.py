@@ -40,7 +40,7 @@ class ProbeEnvironment:
 def open_probe_environment(
     config: RunConfig, reads: Sequence[str], writes: Sequence[str]
 ) -> AbstractContextManager[ProbeEnvironment]:
-    """The environment in which `config` would run, with a check of these paths on its nodes.
+    """The environment in which `config` would run. Its nodes have checked whether they can use these paths.
 
     Raises PlacementError if Ray cannot be joined or started.
     """
@@ -64,7 +64,7 @@ def _ray_environment(config: RunConfig, reads: Sequence[str], writes: Sequence[s
     with connect(config.ray_address) as dashboard:
         gcs = ray.get_runtime_context().gcs_address
         found = f"{ray.__version__} at {gcs}, {'joined' if address else 'started for this command'}; dashboard "
-        cure = "" if dashboard else "install ray[default], and start it with its dashboard"
+        cure = "" if dashboard else "install ray[default], and start Ray with its dashboard"
         check = Check("Ray", Verdict.OK if dashboard else Verdict.NOTE, found + (dashboard or "none"), cure)
         head_ports = [int(each.rpartition(":")[2]) for each in (gcs, dashboard) if each]
         nodes = probe_nodes(node_probe.probe, reads, writes, head_ports)
@@ -73,7 +73,7 @@ def _ray_environment(config: RunConfig, reads: Sequence[str], writes: Sequence[s
 
 def _call_on_ray(arguments: Sequence[Any], cpus: float, gpus: float) -> BatchProbe | Failure:
     remote: Any = ray.remote(max_calls=1)(measure_batches)
-    # A new process: one that has done other work would count memory that this does not need.
+    # A new process, because the memory of earlier work in the same process would be counted.
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}
     ref = remote.options(**options).remote(*arguments)
     try:
@@ -89,7 +89,7 @@ def _call_on_ray(arguments: Sequence[Any], cpus: float, gpus: float) -> BatchPro
 
 
 def _call_in_process(arguments: Sequence[Any]) -> BatchProbe | Failure:
-    """The same without Ray, in a new process of this machine."""
+    """Measure without Ray, in a new process on this machine."""
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_send_result, args=(sender, ray.cloudpickle.dumps(arguments)), daemon=True)
@@ -102,7 +102,7 @@ def _call_in_process(arguments: Sequence[Any]) -> BatchProbe | Failure:
         return probe
     except EOFError:
         process.join(NODE_PROBE_TIMEOUT_S)
-        return Failure(f"the process died with exit code {process.exitcode}: was it out of memory?", "")
+        return Failure(f"the process died with exit code {process.exitcode}; it may have run out of memory", "")
     finally:
         process.kill()
 

@@ -15,13 +15,13 @@ from ray.util.metrics import Counter, Gauge
 from raysim.core.results import FailureAction, Round
 from raysim.distributed.timeouts import MEMORY_GAUGE_INTERVAL_S
 
-# Description, and the labels beside `run` (raysim_trials: beside `search`).
+# Description, and the labels in addition to `run` (for raysim_trials, in addition to `search`).
 GAUGES = {
     "raysim_round": ("the last round that has ended", ()),
     "raysim_rounds": ("rounds of the run", ()),
     "raysim_round_seconds": ("seconds of the last round", ()),
-    "raysim_phase_seconds": ("seconds of the last round, by what they went into", ("phase",)),
-    "raysim_sites_done": ("sites that have answered the call under way", ()),
+    "raysim_phase_seconds": ("seconds of the last round, by phase", ("phase",)),
+    "raysim_sites_done": ("sites that have replied in the current call", ()),
     "raysim_sites_called": ("sites of the current call", ()),
     "raysim_loss": ("training loss of the last round, weighted mean over the cohort", ()),
     "raysim_score": ("the chosen metric at the last evaluation: mean, weighted, worst", ("metric", "of")),
@@ -33,8 +33,8 @@ COUNTERS = {
     "raysim_bytes": ("bytes that would cross the network: up, down, between sites", ("way",)),
     "raysim_failures": ("failures, by the action that was taken", ("action",)),
 }
-MAX_SITES = 1000  # with more, sites get no curves: each is a series that Prometheus stores
-FLUSH_FACTOR = 500  # the values of sites are set so rarely that this takes at most 1/500 of the time
+MAX_SITES = 1000  # sites up to which each site has curves: Prometheus stores a series for each curve
+FLUSH_FACTOR = 500  # setting the values of sites takes at most 1/500 of the time
 
 
 class RunMetrics:
@@ -75,7 +75,7 @@ class RunMetrics:
             _counter("raysim_failures").inc(1, {**self.run, "action": action})
 
     def set_progress(self, done: int, total: int) -> None:
-        """Set how many sites of the present call have answered."""
+        """Set the number of sites that have replied in the current call."""
         _gauge("raysim_sites_done").set(done, self.run)
         _gauge("raysim_sites_called").set(total, self.run)
 
@@ -121,7 +121,7 @@ class MemoryGauge:
 
 
 def report_trials(search: str, counts: Mapping[str, int]) -> None:
-    """Set how many trials of a search have each status."""
+    """Set the number of trials of a search with each status."""
     for status, count in counts.items():
         _trials().set(count, {"search": search, "status": status})
 

@@ -1,4 +1,4 @@
-"""Every private API of Ray that raysim uses, one function each: there is no public way to what they do."""
+"""Every private API of Ray that raysim uses, one function each. Ray has no public API for them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 
 def resolve_auto_address() -> str:
-    """HOST:PORT of the Ray that `auto` means. Raises ConnectionError if there is none.
+    """HOST:PORT of the Ray that the address `auto` selects. Raises ConnectionError if there is none.
 
-    `ray.init("auto")` resolves it too, but only while it connects, and the token mode must be set before that.
+    `ray.init("auto")` also resolves it, but only while it connects, and the token mode must be set before that.
     """
     return str(canonicalize_bootstrap_address_or_die("auto"))
 
@@ -45,7 +45,7 @@ def accepts_token(address: str, token: str, timeout_s: float) -> bool:
 def started_here() -> bool:
     """Whether this process has started the Ray that it uses, instead of joining one.
 
-    The context that `ray.init` returns does not contain it, and another caller may have called `ray.init`.
+    The context that `ray.init` returns does not contain this, and another caller may have called `ray.init`.
     """
     node: Any = ray._private.worker._global_node
     return node is not None and bool(node.is_head())
@@ -57,7 +57,7 @@ def is_head(node: Mapping[str, Any]) -> bool:
 
 
 def session_directory(node: Mapping[str, Any]) -> Path:
-    """Ray's session directory on this node of `ray.nodes()`, which only the path of its object store's socket shows."""
+    """Ray's session directory on this node of `ray.nodes()`, derived from the path of its object store's socket."""
     return Path(node["ObjectStoreSocketName"]).parent.parent
 
 
@@ -67,7 +67,7 @@ def raylet_pid() -> int:
 
 
 def pending_node_count() -> int | None:
-    """How many nodes the autoscaler is starting; None where it does not report it, as its first version does not.
+    """The number of nodes that the autoscaler is starting; None for its first version, which does not report it.
 
     `ray status` prints it, and no public function returns it.
     """
@@ -78,9 +78,9 @@ def pending_node_count() -> int | None:
 
 
 def is_no_node(error: Exception) -> bool:
-    """Whether `ray.init` failed because this machine is no node of the cluster that it was to join.
+    """Whether `ray.init` failed because this machine is not a node of the cluster.
 
-    Ray raises a RuntimeError or an exception of its own, depending on the step that fails.
+    Ray raises a RuntimeError or an exception type of Ray, depending on the step that fails.
     """
     return "node info" in str(error).lower()
 
@@ -88,6 +88,6 @@ def is_no_node(error: Exception) -> bool:
 def lacks_job_agent(error: Exception) -> bool:
     """Whether a cluster refused a job because no agent of its head accepts jobs (yet).
 
-    The dashboard answers with text alone: its client raises the same RuntimeError for every refusal.
+    The dashboard answers only with text: its client raises the same RuntimeError for every refusal.
     """
     return "No available agent" in str(error)

@@ -1,4 +1,4 @@
-"""Errors of Ray as one line for people, and the full object store as a RunError."""
+"""Errors of Ray as one readable line, and a full object store as a RunError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raysim.core.errors import RunError
 
 STORAGE_FULL = (
     "there is no space left for the payloads of the sites: give Ray a larger object store "
-    "(ray start --object-store-memory) or a larger disk to spill to, or have fewer sites in a round (cohort)"
+    "(ray start --object-store-memory) or a larger disk for spilled objects, or use fewer sites in a round (cohort)"
 )
 ID_LINE = r"(\w+_)?(id|name|pid|ip|namespace): "  # the lines in which Ray names actor, process and node
 GENERIC_ADVICE = "Some common causes"  # starts a paragraph that is the same for every cause
@@ -19,7 +19,7 @@ GENERIC_ADVICE = "Some common causes"  # starts a paragraph that is the same for
 def summarize(error: BaseException) -> str:
     """The cause in one line: type and message, without the ids of actors and processes.
 
-    Of an exception in a remote task it is the last line of the traceback.
+    For an exception in a remote task, it is the last line of the traceback.
     """
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, RayTaskError) and any(lines):

@@ -1,4 +1,4 @@
-"""The fleet on Ray: runs client functions at sites by the client actors of a pool."""
+"""The fleet on Ray: runs client functions at sites with the client actors of a pool."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ P = TypeVar("P")
 
 
 class RayFleet(BaseFleet):
-    """Sites on the client actors of `pool`. A site stays with the actor that has its data open, unless another is idle.
+    """Runs sites on the client actors of `pool`.
 
-    A round waits for `no_actor_timeout_s` if no actor is available.
+    A site stays on the actor that has its data open, unless another actor is idle.
+    If no actor is available, a round waits for at most `no_actor_timeout_s`.
     """
 
     def __init__(

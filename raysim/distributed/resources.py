@@ -1,4 +1,4 @@
-"""Resources of client actors and nodes: which actors fit onto a cluster, and which settings would fit otherwise."""
+"""Resources of client actors and nodes: the actors that fit onto a cluster, and settings that would fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from raysim.config.schema import Resources
 from raysim.core.errors import ConfigError, PlacementError
 
-TOLERANCE = 1e-6  # ten shares of 0.1 are one
+TOLERANCE = 1e-6  # so that ten shares of 0.1 add up to 1
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ActorResources:
 
     @property
     def resources(self) -> dict[str, float]:
-        """By Ray's names, as a bundle of a placement group."""
+        """The resources by Ray's names, as a bundle of a placement group."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
@@ -51,7 +51,9 @@ class NodeCapacity:
         if self.cpus + TOLERANCE < actor.cpus or len(free) < max(whole, math.ceil(fraction)):
             return False
         self.cpus -= actor.cpus
-        for i in sorted(free, key=self.gpus.__getitem__)[: whole or math.ceil(fraction)]:  # the fullest that suffices
+        for i in sorted(free, key=self.gpus.__getitem__)[
+            : whole or math.ceil(fraction)
+        ]:  # the fullest GPU that suffices
             self.gpus[i] -= 1.0 if whole else fraction
         return True
 
@@ -61,9 +63,9 @@ class FitReport:
     """Which of the requested client actors fit onto a cluster."""
 
     dedicated: tuple[ActorResources, ...]  # the actors of single sites
-    unplaced: tuple[ActorResources, ...]  # those of them that do not fit
-    required: int  # shared client actors, at the least
-    available: int  # shared client actors that fit, up to as many as would be started
+    unplaced: tuple[ActorResources, ...]  # dedicated actors that do not fit
+    required: int  # smallest number of shared client actors
+    available: int  # shared client actors that fit, up to the number to start
 
     @property
     def ok(self) -> bool:
@@ -71,7 +73,7 @@ class FitReport:
 
 
 def live_nodes(listed: Sequence[Mapping[str, Any]]) -> list[NodeResources]:
-    """The live nodes of `ray.live_nodes()`."""
+    """The live nodes among the entries of `ray.nodes()`."""
     return [
         NodeResources(n["NodeManagerAddress"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
         for n in listed
@@ -96,7 +98,7 @@ def plan_actors(
 def check_fit(
     resources: Resources, sites: Sequence[str], cluster: Sequence[NodeResources], outside: Sequence[str] = ()
 ) -> FitReport:
-    """Which of the client actors fit onto the cluster. Raises ConfigError for a share that no GPU can give."""
+    """Which of the client actors fit onto the cluster. Raises ConfigError for a share that Ray cannot assign."""
     dedicated = [ActorResources(*resources.of(site), site) for site in sorted(resources.sites)]
     shared = ActorResources(resources.cpus_per_client, resources.gpus_per_client)
     for actor in (shared, *dedicated):
@@ -129,13 +131,13 @@ def _refusal_message(
     if fit.required > fit.available:
         shared = ActorResources(resources.cpus_per_client, resources.gpus_per_client)
         requests.append(f"{fit.required} client actor{'s' * (fit.required > 1)} of {_describe(shared)} each")
-        beside = " beside those of single sites" if fit.dedicated else ""
-        requests[-1] += f"; the cluster has room for {fit.available}{beside}"
+        dedicated = " in addition to the dedicated actors of single sites" if fit.dedicated else ""
+        requests[-1] += f"; {fit.available} fit onto the cluster{dedicated}"
     else:
-        requests[-1] += "; the cluster has no room for it"
+        requests[-1] += "; it does not fit onto the cluster"
     cures = list(dict.fromkeys(_fitting_settings(resources, fit, sites, cluster, outside)))[:3]
     cure = ", or ".join(cures) or "nothing on this cluster"
-    return f"asked for {', '.join(requests)} ({nodes}). What would fit: {cure}"
+    return f"requested {', '.join(requests)} ({nodes}). What would fit: {cure}"
 
 
 def _describe(actor: ActorResources) -> str:
@@ -145,7 +147,7 @@ def _describe(actor: ActorResources) -> str:
 def _fitting_settings(
     resources: Resources, fit: FitReport, sites: Sequence[str], cluster: Sequence[NodeResources], outside: Sequence[str]
 ) -> Iterator[str]:
-    """Settings with which the run fits, each by itself."""
+    """Settings with which the run fits; each one alone is sufficient."""
 
     def fits(changed: Resources) -> bool:
         return check_fit(changed, sites, cluster, outside).ok
@@ -162,7 +164,7 @@ def _fitting_settings(
 
 
 def _smaller_shares(resources: Resources, site: str | None, most: int, fits: Callable[[Resources], bool]) -> str | None:
-    """The largest shares, of `site` or of all, with which the run fits, as one setting; None if no share suffices."""
+    """The largest shares, of `site` or of all, with which the run fits, as one setting; None if no share is enough."""
     cpus = _largest_share(_with_share(resources, site, "gpus", 0.0), site, "cpus", most, fits)
     if cpus is None:
         return None
@@ -180,7 +182,7 @@ def _largest_share(
     """The largest share of one kind, not above the requested one, with which the run fits."""
     requested = _shares(resources, site)[("cpus", "gpus").index(kind)]
     whole = range(math.ceil(requested) - 1, 0, -1)
-    fractions = (math.floor(10_000 / n) / 10_000 for n in range(2, most + 1))  # rounded down: fits as it is printed
+    fractions = (math.floor(10_000 / n) / 10_000 for n in range(2, most + 1))  # rounded down: the printed value fits
     shares = [share for share in (requested, *whole, *fractions) if share <= requested]
     first = bisect_left(shares, True, key=lambda share: fits(_with_share(resources, site, kind, share)))
     return shares[first] if first < len(shares) else None

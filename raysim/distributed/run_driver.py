@@ -41,9 +41,9 @@ from raysim.storage.run_directory import LOG_FILE
 
 
 def stream_events(plan: Plan, request: ResourceRequest, namespace: str) -> Generator[Event]:
-    """Every event of an admitted run on the Ray that is joined, as it happens, with Progress in between.
+    """Yield every event of an admitted run on the connected Ray as it happens, with Progress in between.
 
-    Raises RunError if the server actor is lost. An exception thrown in (Ctrl-C) lets the run end cleanly first.
+    Raises RunError if the server actor is lost. After an exception that is thrown in (Ctrl-C), the run ends cleanly.
     """
     groups = list[PlacementGroup]()
     status = StatusPublisher(plan, run_name(namespace))
@@ -53,7 +53,7 @@ def stream_events(plan: Plan, request: ResourceRequest, namespace: str) -> Gener
                 raise KeyboardInterrupt
             yield event
         slots = actor_slots(groups, request.actors)
-        # An autoscaler replaces a lost node, which takes its time.
+        # An autoscaler replaces a lost node, which may take minutes.
         no_actor_timeout_s = AUTOSCALING_TIMEOUT_S if has_autoscaler() else NO_ACTOR_TIMEOUT_S
         server = _start_server(server_spec(plan, slots, namespace, no_actor_timeout_s))
         try:
@@ -71,8 +71,8 @@ def _start_server(spec: ServerSpec) -> Any:
         "name": f"{run_name(spec.namespace)}/server",
         "namespace": spec.namespace,
         "num_cpus": 0,
-        # Beside the command: the loss of another node must not end the server. With soft=True Ray would at times
-        # choose another node for an actor that needs no CPU.
+        # On the node of the command: the loss of another node must not end the server. With soft=True, Ray sometimes
+        # chooses another node for an actor that needs no CPU.
         "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
     }
     decorate: Any = ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # its stub lacks it
@@ -80,7 +80,7 @@ def _start_server(spec: ServerSpec) -> Any:
 
 
 def _run_server(server: Any, plan: Plan, status: StatusPublisher) -> Iterator[Event]:
-    """The events from the start of the client actors to the end of the run."""
+    """Yield the events from the start of the client actors to the end of the run."""
     try:
         for event in _wait_for_actors(server):
             if status.update(event):
@@ -101,10 +101,10 @@ def _run_server(server: Any, plan: Plan, status: StatusPublisher) -> Iterator[Ev
 
 
 def _server_lost(plan: Plan, number: int, error: RayError) -> RunError:
-    """The error that ends the run, which is recorded too: the server, which records all others, is gone."""
+    """The error that ends the run. Records it as a failure, because the server, which records all others, is lost."""
     event = "does not answer" if isinstance(error, GetTimeoutError) else "was lost"
     cause = f"the server actor {event}: {summarize(error)}"
-    if (plan.directory / LOG_FILE).exists():  # else the run had not begun
+    if (plan.directory / LOG_FILE).exists():  # otherwise the run had not started
         failure = FailureEvent(number, "", (), "server", cause, FailureAction.RUN_ENDED, remote=str(error))
         with suppress(OSError):
             append_failures(plan.directory, [failure])
@@ -133,7 +133,7 @@ class StatusPublisher:
         return self._status.done or 0
 
     def update(self, event: Event) -> bool:
-        """Note an event, and publish the status if it is time; whether a stop was requested."""
+        """Update the status by an event, and publish it if it is due. Returns whether a stop was requested."""
         if isinstance(event, RoundEvent):
             value, seconds = event.values.get(f"{self._metric}/mean"), event.values.get("seconds")
             self._status = replace(self._status, done=event.number, value=value, round_seconds=seconds)
@@ -148,7 +148,7 @@ class StatusPublisher:
 
 
 def _wait_for_actors(server: Any) -> Iterator[Event]:
-    """Progress until the client actors are up, then ActorsPlaced. Raises the error if one of them does not start."""
+    """Yield Progress until the client actors are up, then ActorsPlaced. Raises the error if one does not start."""
     started = server.wait_for_actors.remote()
     reply, done, silence = server.progress.remote(), -1, Waiter(SERVER_START_TIMEOUT_S)
     while not ray.wait([started], timeout=POLL_INTERVAL_S)[0]:
@@ -167,34 +167,34 @@ def _wait_for_actors(server: Any) -> Iterator[Event]:
     yield placed
     if without := [place.actor for place in placed.places if place.gpus and place.device == "cpu"]:
         yield Notice(
-            f"torch finds no GPU at {join_names(without)}, although Ray has assigned one: they work on their CPUs"
+            f"torch finds no GPU at {join_names(without)}, although Ray has assigned one: these actors use their CPUs"
         )
 
 
 class SilenceNotice:
-    """Reports the sites that a round waits for, when none has answered for a minute, then for two, four, ..."""
+    """Reports the sites that a round waits for, after a minute without a reply, then after two, four, ... minutes."""
 
     def __init__(self) -> None:
         self._position: tuple[int, str, int] | None = None
         self._waiter = Waiter(notify_after_s=SILENT_ROUND_NOTICE_S)
 
     def due_notice(self, progress: Progress) -> Notice | None:
-        """A notice, if it is time for one."""
+        """A notice if one is due."""
         position = (progress.round, progress.phase, progress.done)
         if position != self._position:
             self._position = position
             self._waiter.reset()
         if not progress.total or not self._waiter.notice_due():
             return None
-        active = f"at work: {join_names(progress.active_sites)}" if progress.active_sites else "no client actor is up"
-        active = "the server is at work" if progress.done == progress.total else active
+        active = f"running: {join_names(progress.active_sites)}" if progress.active_sites else "no client actor is up"
+        active = "the server is running" if progress.done == progress.total else active
         done = f"{progress.done} of {progress.total} sites done"
         seconds = f"{self._waiter.elapsed_s:.0f} s"
-        return Notice(f"round {progress.round + 1}, {progress.phase}: nothing for {seconds}; {done}; {active}")
+        return Notice(f"round {progress.round + 1}, {progress.phase}: no reply for {seconds}; {done}; {active}")
 
 
 def _server_events(server: Any, rounds: Any) -> Iterator[Event]:
-    """The events that the server streams, with its progress while none comes."""
+    """Yield the events that the server streams, and its progress while there are none."""
     silence = SilenceNotice()
     while True:
         if ray.wait([rounds], timeout=POLL_INTERVAL_S)[0]:
@@ -210,7 +210,7 @@ def _server_events(server: Any, rounds: Any) -> Iterator[Event]:
 
 
 def _drain(events: Iterator[Event]) -> None:
-    """Let an interrupted run end, if it does in time."""
+    """Wait until an interrupted run has ended, up to the time limit."""
     waiter = Waiter(SHUTDOWN_TIMEOUT_S)
     with suppress(RayError):
         for _ in events:

@@ -1,6 +1,6 @@
-"""The environment of a run: variables of a local Ray, versions for env.json, user modules on other nodes.
+"""The environment of a run: versions for env.json, and user modules for other nodes.
 
-Imports Ray only where it is used: a local Ray must find its variables when it is imported.
+Imports Ray only where it is used, because the environment variables of a local Ray must be set before `import ray`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "p
 
 
 def pickle_by_value(*classes: type) -> None:
-    """Let the modules of these classes travel with the run if they are the user's: other nodes may not have them."""
+    """Send the modules of these classes with the run if they are the user's, because other nodes may not have them."""
     from ray import cloudpickle
 
     for cls in classes:
@@ -30,7 +30,7 @@ def pickle_by_value(*classes: type) -> None:
 def describe_environment(cluster: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Versions, hardware and the command: the content of env.json, without environment variables.
 
-    `cluster` holds the resources of Ray's cluster, if the run is on one.
+    `cluster` contains the resources of the Ray cluster, if the run uses one.
     """
     found = {}
     for package in PACKAGES:

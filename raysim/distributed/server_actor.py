@@ -1,4 +1,4 @@
-"""The server actor: starts the client actors, runs the rounds and streams their events, and reports its progress."""
+"""The server actor: starts the client actors, runs the rounds, streams their events and reports progress."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from raysim.federation.runner import run_federation
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """All that a server needs, in an actor of its own or in this process."""
+    """The input of a server, which runs as an actor or in this process."""
 
     plan: list[Any]  # the reference of the Plan, in a list so that Ray does not resolve it
-    costs: Mapping[str, float]  # of each site, for the first distribution to actors
+    costs: Mapping[str, float]  # of each site, for the first assignment to actors
     slots: Sequence[ActorSlot]
     namespace: str
     no_actor_timeout_s: float = NO_ACTOR_TIMEOUT_S
@@ -37,19 +37,19 @@ class ServerSpec:
 def server_spec(
     plan: Plan, slots: Sequence[ActorSlot], namespace: str, no_actor_timeout_s: float = NO_ACTOR_TIMEOUT_S
 ) -> ServerSpec:
-    """The server of `plan`, which is put into the object store, with a client actor in each slot."""
+    """The input of a server that runs `plan` with a client actor in each slot. Puts `plan` into the object store."""
     sizes = plan.task.sizes
     costs = {site: 1.0 + sizes[site].get("train", 0) for site in plan.sites}
     return ServerSpec([ray.put(plan)], costs, slots, namespace, no_actor_timeout_s)
 
 
 class ServerActor:
-    """Hosts the server half of a run and its client actors. Runs as an actor, or in a trial's process."""
+    """Runs the server side of a run, with its client actors. It is an actor, or an object in a trial's process."""
 
     def __init__(self, spec: ServerSpec) -> None:
         slots = {f"client-{number:02}": slot for number, slot in enumerate(spec.slots, start=1)}
         self.starter = ClientStarter(spec.plan, slots, spec.namespace)
-        # Before the plan is opened, which imports torch: so the clients start while this process does.
+        # Before the plan is opened, which imports torch, so that the client actors start at the same time.
         self.pool = self.starter.start_pool(spec.costs)
         self._open(spec)
 
@@ -64,7 +64,7 @@ class ServerActor:
         self.metrics = RunMetrics(run_name(spec.namespace), plan.config.rounds, plan.metric)
 
     def renew(self, spec: ServerSpec) -> None:
-        """Serve the plan of `spec` from now on, with the same client actors. Raises RayError if one of them is lost."""
+        """Run the plan of `spec` from now on, with the same client actors. Raises RayError if one of them is lost."""
         self.pool.renew(spec.plan, spec.costs)
         self.starter.plan = spec.plan
         self._open(spec)
@@ -73,9 +73,9 @@ class ServerActor:
         return "server"
 
     def wait_for_actors(self) -> ActorsPlaced | RunFailed:
-        """Where all client actors are whose slots are allocated, once they are up; or why one cannot start.
+        """The placements of the client actors with allocated slots, when they are up; RunFailed if one cannot start.
 
-        The others join when their nodes have, as a replaced actor does.
+        The other actors start when their nodes have joined, like replaced actors.
         """
         fleet, pool = self.fleet, self.pool
         try:
@@ -94,7 +94,7 @@ class ServerActor:
     def run(self) -> Generator[Event]:
         """The events of the run; the last one is RunFinished or RunFailed.
 
-        ActorsPlaced follows a round in which actors were lost or have come up, and the next one, in which the new
+        ActorsPlaced follows a round in which actors were lost or have started, and the next round, in which the new
         actors get sites.
         """
         changes, repeat = 0, False
@@ -113,10 +113,10 @@ class ServerActor:
         self.metrics.flush()
 
     def _final_reports(self, changed: bool) -> Iterator[Event]:
-        """What was not killed as planned, and where the actors are at the end, if late ones got sites or never came."""
+        """The planned kills that did not happen, and the final placements if they changed or actors never started."""
         if remaining := self.fleet.fault_killer.remaining():
             names = join_names(remaining)
-            yield Notice(f"chaos: not killed, for the run ended before there was one to kill: {names}")
+            yield Notice(f"chaos: not killed, because the run ended before there was one to kill: {names}")
         if changed or self.pool.has_late_actors:
             yield self._placed()
 
@@ -126,7 +126,7 @@ class ServerActor:
             self.metrics.count_failures([event.action])
         if isinstance(event, RoundEvent) and event.round is not None:
             self.metrics.add_round(event.round, event.values)
-            self._set_progress()  # nobody reads the progress of short rounds
+            self._set_progress()  # the progress of short rounds is never requested
             return replace(event, round=None)
         return event
 
@@ -136,7 +136,7 @@ class ServerActor:
 
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:
-        """The progress of the present round."""
+        """The progress of the current round."""
         self._set_progress()
         return self.fleet.progress
 

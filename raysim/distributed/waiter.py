@@ -1,4 +1,4 @@
-"""A wait with a deadline and with notices that become rarer: used wherever raysim waits for a cluster."""
+"""A wait with a deadline and with increasingly rare notices, for all waits for a cluster."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 class Waiter:
     """Measures one wait from its creation, or from the last `reset`.
 
-    `timeout_s` ends the wait (never, if infinite). The first notice is due after `notify_after_s`, the next ones after
-    `backoff` times as long each.
+    `timeout_s` ends the wait (never, if infinite). The first notice is due after `notify_after_s`, and each next one
+    after `backoff` times the time of the one before.
     """
 
     def __init__(self, timeout_s: float = math.inf, notify_after_s: float = math.inf, backoff: float = 2.0) -> None:
@@ -18,7 +18,7 @@ class Waiter:
         self.reset()
 
     def reset(self) -> None:
-        """Start again: what was waited for has happened."""
+        """Start the wait again, because the awaited event has happened."""
         self._start, self._next_notice_s = time.monotonic(), self.notify_after_s
 
     @property
@@ -32,7 +32,7 @@ class Waiter:
         return self.elapsed_s > self.timeout_s
 
     def notice_due(self) -> bool:
-        """Whether it is time for a notice; True once for each."""
+        """Whether a notice is due; True once for each notice."""
         if self.elapsed_s < self._next_notice_s:
             return False
         self._next_notice_s *= self.backoff

@@ -17,16 +17,16 @@ from raysim.federation.plan import Plan
 
 
 class ActorSession:
-    """A server in this process, whose client actors stay for the next trial."""
+    """A server in this process. Its client actors are kept for the next trial."""
 
     def __init__(self, name: str) -> None:
         self.name, self._starts = name, 0
         self.server: ServerActor | None = None
 
     def perform(self, plan: Plan) -> Generator[RoundEvent | Notice | RunFinished]:
-        """The events of a run. Raises what ends it early."""
+        """The events of a run. Raises the error of a run that fails."""
         server = self._server(plan)
-        # A run that is closed between two rounds leaves its actors idle; it must write its records at once.
+        # Closed explicitly: a run that is stopped between two rounds must write its records at once.
         with closing(server.run()) as events:
             for event in events:
                 if isinstance(event, RunFailed):
@@ -36,7 +36,7 @@ class ActorSession:
                     yield event
 
     def _server(self, plan: Plan) -> ServerActor:
-        """The server of this run: the last one with its actors, or a new one if an actor is lost."""
+        """The server of this run: the server of the last run with its actors, or a new one if an actor was lost."""
         if self.server is not None:
             with suppress(RayError):
                 self.server.renew(server_spec(plan, self.server.spec.slots, self.server.spec.namespace))

@@ -1,4 +1,4 @@
-"""A search, from a request to its report: new, resumed, or as a dry run. The stages are listed in `_run_stages`."""
+"""Run a search, from its request to its report: new, resumed, or as a dry run. `_run_stages` contains the stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysim.config.merge import expand_short_keys, merge, nested_keys
 from raysim.config.resolve import build, resolve
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.distributed.cluster_checks import check_cluster
-from raysim.distributed.connection import connect
+from raysim.distributed.connection import connect, connected_message
 from raysim.distributed.local_ray import target_address
 from raysim.distributed.placement_wait import TrialWait
 from raysim.distributed.run_environment import pickle_by_value
@@ -58,12 +58,13 @@ def tune(
     quiet: bool = False,
     **options: Any,
 ) -> ResultGrid:
-    """Run a search as `raysim tune` does; returns Ray Tune's result, with a row per trial in `get_dataframe()`.
+    """Run a search, like `raysim tune`. Returns Ray Tune's result, with a row per trial in `get_dataframe()`.
 
-    `space` maps dotted keys to distributions, as text such as "loguniform(1e-4, 1e-2)" or as those of `ray.tune`;
-    plain values are fixed. A string names a space of `search_spaces` or a Python file. `task` is the name of a task
-    or its keys, and takes precedence over the space; `keys` are further dotted keys of a run; `points` are values to
-    try first. `out` is the directory of the search, by default a new one in runs/. `quiet` suppresses the console.
+    `space` maps dotted keys to distributions: text such as "loguniform(1e-4, 1e-2)", or distributions of `ray.tune`.
+    Plain values are fixed. If `space` is a string, it is the name of a space in `search_spaces`, or a Python file.
+    `task` is the name of a task or its keys, and takes precedence over the space. `keys` are further dotted keys of a
+    run. `points` are values to try first. `out` is the directory of the search; by default it is a new one in runs/.
+    `quiet` suppresses the console.
 
     The options are those of the command: trials, metric, scheduler, searcher, max_concurrent, seeds, holdout,
     keep_checkpoints, tracker, and budget in seconds.
@@ -92,7 +93,7 @@ def _read_space(space: Mapping[str, Any] | str, points: Sequence[Mapping[str, An
 def start_search(
     request: SearchRequest, out: str | None, console: SearchConsole, *, keep_tune_log: bool = False
 ) -> ResultGrid:
-    """Run a new search into the directory `out`, or the next free one in `runs_directory`.
+    """Run a new search in the directory `out`, or in the next free one in `runs_directory`.
 
     Raises what `tune` raises. The result is complete only with `keep_tune_log`.
     """
@@ -116,22 +117,27 @@ def resume_search(
 ) -> ResultGrid:
     """Resume the search in `directory`: ended trials are kept, unfinished ones continue, and new ones may be added.
 
-    `changes` are options; `ray_address` is the Ray cluster to join, if it is another than before.
+    `changes` are the options that change; `ray_address` is the Ray cluster to join, if it has changed.
     """
     if not (directory / SEARCH_FILE).is_file():
-        raise ConfigError(f"{directory} is no search's folder: it holds no {SEARCH_FILE}")
+        raise ConfigError(
+            f"{directory} is not the directory of a search: it has no {SEARCH_FILE}; the default is runs/tune-001"
+        )
     if fixed := [f"--{name}" for name in changes if name not in RESUME_OPTIONS]:
-        raise ConfigError(f"{', '.join(fixed)}: of a search that goes on only {', '.join(RESUME_OPTIONS)} may change")
+        raise ConfigError(f"{', '.join(fixed)}: a resumed search may change only {', '.join(RESUME_OPTIONS)}")
     request = _changed_request(read_request(directory / SEARCH_FILE), changes, ray_address)
-    if not os.path.isdir(request.cwd):  # that of a job is removed with its Ray cluster
-        console.say(f"the search began in {request.cwd}, which is no folder here: its paths start in {os.getcwd()} now")
+    if not os.path.isdir(request.cwd):  # the directory of a job is removed with its Ray cluster
+        console.say(
+            f"the search was started in {request.cwd}, which does not exist here: relative paths now start from "
+            f"{os.getcwd()}"
+        )
         request = replace(request, cwd=os.getcwd())
     with exclusive_lock(directory), chdir(request.cwd):
         spec = build_search_spec(request, directory, console, boundaries_checked=True)
         records = load_records(directory)
         if not any(record.unfinished for record in records) and not new_trial_numbers(spec, records):
-            more = request.fixed_trial_count_reason or f"for more: --trials {2 * request.options.trials}"
-            raise ConfigError(f"{directory} is done, all {len(records)} trials; {more}")
+            more = request.fixed_trial_count_reason or f"to add trials: --trials {2 * request.options.trials}"
+            raise ConfigError(f"{directory} is done, all {len(records)} trials have ended; {more}")
         return _run_stages(request, replace(spec, out=directory), records, console)
 
 
@@ -157,11 +163,13 @@ def _run_stages(
     pickle_by_value(type(spec.task_config), type(resolve(request.base).algorithm))
     console.say("starting Ray")
     with connect(request.base.get("ray_address")) as dashboard:
-        console.say(f"Ray is up; dashboard: {dashboard or 'none'}")
+        console.say(connected_message(dashboard))
         _check_nodes(request, spec, console)
         placement = plan_trials(spec, options)
         if placement.growing:
-            console.say("the cluster may grow: its autoscaler is asked for nodes for the trials that have no room yet")
+            console.say(
+                "the cluster can grow: raysim requests nodes from its autoscaler for the trials that do not fit"
+            )
         write_request(spec.out, request)
         results = SearchResults(spec, records, options.keep_checkpoints)
         resumed, new_numbers = resumable_trials(spec, records), new_trial_numbers(spec, records)
@@ -197,17 +205,20 @@ def report_search(results: SearchResults, console: SearchConsole) -> None:
 
 
 def raise_outcome(results: SearchResults, stopper: SearchStopper, console: SearchConsole) -> None:
-    """Raise for a search that was interrupted, could not run its trials, or found nothing; return for any other."""
+    """Raise if the search was interrupted, could not run its trials, or has no best trial."""
     out, records = results.spec.out, list(results.records.values())
     if stopper.stop_requested:
-        console.say(f"interrupted; raysim tune --resume {out} goes on with it")
+        console.say(f"interrupted; to continue: raysim tune --resume {out}")
         raise KeyboardInterrupt
     if stopper.cannot_run:
-        raise PlacementError(f"{stopper.cannot_run}; then raysim tune --resume {out} goes on with the search")
+        raise PlacementError(f"{stopper.cannot_run}; then continue the search: raysim tune --resume {out}")
     if stopper.budget_spent and any(record.unfinished for record in records):
-        console.say(f"the time is up; raysim tune --resume {out} goes on with it")
+        console.say(f"the time budget is spent; to continue: raysim tune --resume {out}")
     if records and all(record.failed for record in records):
-        raise RunError(f"every trial has failed; the first: {records[0].cause}")
+        raise RunError(f"all trials have failed; the first one: {records[0].cause}")
     if not results.best() and any(record.done for record in records):
         wanted = " and ".join(each.column for each in results.spec.objectives)
-        raise RunError(f"there is no best: no trial has a value of {wanted}; see in {out / 'rounds.parquet'} what has")
+        raise RunError(
+            f"there is no best trial: no trial has a value of {wanted}; {out / 'rounds.parquet'} has the values of all "
+            "rounds"
+        )

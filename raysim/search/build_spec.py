@@ -1,4 +1,4 @@
-"""From a request to the specification of a search: the data opened, all configurations checked."""
+"""Builds the specification of a search from its request: opens the data and checks all configurations."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from raysim.search.spec import FederationVariant, SearchSpec
 def build_search_spec(
     request: SearchRequest, out: Path, console: SearchConsole, *, boundaries_checked: bool = False
 ) -> SearchSpec:
-    """The specification of the search in `out`. Raises ConfigError for what the data or the task refuse.
+    """The specification of the search in `out`. Raises ConfigError for a value that is invalid for the data or task.
 
-    `boundaries_checked`: an earlier session has tried the bounds of the space.
+    `boundaries_checked`: whether an earlier session has checked the bounds of the space.
     """
     options, config = request.options, resolve(request.base)
     with console.live():
@@ -64,7 +64,10 @@ def _held_out_sites(holdout: str | None, config: RunConfig, task: Task) -> tuple
     if holdout is None:
         return ()
     if not hasattr(getattr(config.task, "data", None), "table"):
-        raise ConfigError("--holdout: only sites of a table can be held out; this task draws its own")
+        raise ConfigError(
+            "--holdout: only the sites of a table can be held out, but this task generates its data; use a task with "
+            "task.data.table"
+        )
     if holdout == "each":
         return task.inside
     if holdout not in task.inside:
@@ -77,7 +80,7 @@ def _space_and_variants(
 ) -> tuple[Space, tuple[FederationVariant, ...]]:
     """The space, and the federations of each trial: one per seed and held-out site.
 
-    Where nothing else is searched, the held-out sites are the space, and each is a trial.
+    If no other key is searched, the held-out sites are the space, and each site is a trial.
     """
     seeds = range(seed, seed + request.options.seeds)
     if request.space.domains:
@@ -88,7 +91,7 @@ def _space_and_variants(
 
 
 def _check_federations(spec: SearchSpec, sites: Sequence[str]) -> list[Task]:
-    """The task of each held-out site, or the one of the search. Raises ConfigError for a run that cannot be planned."""
+    """The task of each held-out site, or the task of the search. Raises ConfigError if a run cannot be planned."""
     seed, tasks = spec.variants[0].seed, []
     for site in sites or (None,):
         config = spec.config({}, FederationVariant(seed, site))

@@ -1,4 +1,4 @@
-"""Distributions of a search: those of Ray Tune, parsed from text, written as text, with their bounds."""
+"""The distributions of a search: parse those of Ray Tune from text, write them as text, and compute their bounds."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ CHOICE_TYPES = (bool, int, float, str, type(None))  # and tuples of them
 
 
 def parse_distribution(text: str, key: str) -> Domain:
-    """The distribution that `text` describes, such as `uniform(0.2, 1)`. Raises ConfigError, naming `key`, if none.
+    """The distribution that `text` describes, such as `uniform(0.2, 1)`.
 
-    The text is parsed as syntax and never evaluated.
+    The text is parsed as syntax and never evaluated. Raises ConfigError, with `key`, if it is not a distribution.
     """
     try:
         call = ast.parse(text.strip(), mode="eval").body
@@ -46,24 +46,26 @@ def parse_distribution(text: str, key: str) -> Domain:
 def _range(name: str, values: list[Any], text: str, key: str) -> Domain:
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) != len(values) or not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{key}: {text} takes numbers, as in {name}({', '.join(['1', '9', '2'][: len(values)])})")
+        example = f"{name}({', '.join(['1', '9', '2'][: len(values)])})"
+        raise ConfigError(f"{key}: {text}: expected numbers, such as {example}")
     if "int" in name and not all(float(value).is_integer() for value in values):
-        raise ConfigError(f"{key}: {text} takes whole numbers; for others: {name.replace('randint', 'uniform')}")
+        other = name.replace("randint", "uniform")
+        raise ConfigError(f"{key}: {text}: expected whole numbers; for other numbers use {other}(...)")
     if values[0] >= values[1]:
-        raise ConfigError(f"{key}: {text} has no value: its first end must be below its second")
+        raise ConfigError(f"{key}: {text} is an empty range: the lower bound must be below the upper bound")
     if "log" in name and values[0] <= 0:
-        raise ConfigError(f"{key}: {text}: a logarithmic range begins above 0")
+        raise ConfigError(f"{key}: {text}: the lower bound of a logarithmic range must be above 0")
     if name.startswith("q") and values[2] <= 0:
-        raise ConfigError(f"{key}: {text}: the last number is a step, above 0")
+        raise ConfigError(f"{key}: {text}: the last number is the step and must be above 0")
     try:
         domain: Domain = getattr(tune, name)(*values)
-    except ValueError as error:  # bounds that are no multiples of the step
+    except ValueError as error:  # bounds that are not multiples of the step
         raise ConfigError(f"{key}: {text}: {error}") from error
     return domain
 
 
 def listed_choices(values: list[Any], key: str, *, grid: bool) -> Categorical:
-    """A choice among `values`, or with `grid` each of them in turn. Raises ConfigError for values without a text."""
+    """A choice among `values`, or a grid over them. Raises ConfigError for values that cannot be written as text."""
     if not values:
         raise ConfigError(f"{key}: a {'grid' if grid else 'choice'} needs at least one value")
     domain = Categorical([_checked_choice(to_python_value(value), key) for value in values])
@@ -72,12 +74,12 @@ def listed_choices(values: list[Any], key: str, *, grid: bool) -> Categorical:
 
 
 def _checked_choice(value: PlainValue, key: str) -> PlainValue:
-    """`value`, unchanged. Raises ConfigError for one that cannot be parsed again from its text."""
+    """`value`, unchanged. Raises ConfigError for a value that cannot be parsed again from its text."""
     if isinstance(value, tuple):
         return tuple(_checked_choice(item, key) for item in value)
     if type(value) not in CHOICE_TYPES or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(
-            f"{key}: {value!r} ({type(value).__name__}) cannot be one of a choice: expected finite numbers, text, "
+            f"{key}: {value!r} ({type(value).__name__}) cannot be a value of a choice: expected finite numbers, text, "
             "True, False, None, or lists of them"
         )
     return value
@@ -86,7 +88,7 @@ def _checked_choice(value: PlainValue, key: str) -> PlainValue:
 def from_value(value: Any, key: str) -> Domain | PlainValue:
     """The entry of a space under `key`: a distribution of Ray Tune, or a plain value that is not searched.
 
-    Raises ConfigError for a distribution without known bounds: all of them are checked before the first trial.
+    Raises ConfigError for a distribution without known bounds, because bounds are checked before the first trial.
     """
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
         return listed_choices(list(value["grid_search"]), key, grid=True)
@@ -95,7 +97,7 @@ def from_value(value: Any, key: str) -> Domain | PlainValue:
     if isinstance(value, Categorical):
         return listed_choices(list(value.categories), key, grid=value.is_grid())
     if not isinstance(value, Float | Integer) or not isinstance(_base_sampler(value), Uniform | LogUniform):
-        raise ConfigError(f"{key}: {type(value).__name__} has no ends that could be checked; use {EXAMPLES}")
+        raise ConfigError(f"{key}: {type(value).__name__} has no bounds to check; use {EXAMPLES}")
     return parse_distribution(to_text(value), key)  # so that a range from Python passes the same checks as text
 
 
@@ -106,7 +108,7 @@ def _base_sampler(domain: Domain) -> Any:
 
 
 def to_text(domain: Any) -> str:
-    """The text that `parse_distribution` reads back as the same distribution."""
+    """The distribution as text, which `parse_distribution` parses to the same distribution."""
     if isinstance(domain, Categorical):
         listed = ", ".join(map(_literal, domain.categories))
         if len(domain.categories) == 1 and isinstance(domain.categories[0], tuple):
@@ -135,9 +137,9 @@ def bounds(domain: Any) -> list[Any]:
 
 
 def validation_values(domain: Any) -> list[Any]:
-    """The values to validate before a search: all of a choice; of a range its bounds and one between them.
+    """The values to validate before a search: all values of a choice, or the bounds of a range and a value between.
 
-    The one between them finds a key that takes whole numbers only.
+    The value between the bounds detects a key that accepts whole numbers only.
     """
     ends = bounds(domain)
     return ends if isinstance(domain, Categorical) else [*ends, clip(domain, ends[0] + 0.37 * (ends[1] - ends[0]))]
@@ -150,8 +152,8 @@ def grid_values(domain: Domain, key: str) -> list[Any]:
     step = step_of(domain) or (1 if isinstance(domain, Integer) else None)
     if step is None:
         raise ConfigError(
-            f"{key}: {to_text(domain)} has values without number, and a grid needs them one by one: "
-            f"give choice(...) or quniform(low, high, step), or another --searcher"
+            f"{key}: {to_text(domain)} is continuous, but a grid needs single values: "
+            f"use choice(...) or quniform(low, high, step), or another --searcher"
         )
     first, last = bounds(domain)
     count = round((last - first) / step) + 1
@@ -176,7 +178,7 @@ def clip(domain: Domain, value: Any) -> Any:
 
 
 def contains(domain: Domain, value: Any) -> bool:
-    """Whether the distribution can give `value`."""
+    """Whether the distribution contains `value`."""
     if isinstance(domain, Categorical):
         return value in domain.categories
     number = isinstance(value, int | float) and not isinstance(value, bool)

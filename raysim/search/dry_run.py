@@ -27,27 +27,27 @@ MAX_TRIALS_SHOWN = 20
 def print_dry_run(placement: TrialPlacement, trials: Sequence[Mapping[str, Any]], console: SearchConsole) -> None:
     """Print the trials with these values, their resources and the estimated time.
 
-    Two rounds of the first trial run in this process, to measure the time.
+    Runs two rounds of the first trial in this process to measure the time.
     """
     spec, table = placement.spec, Table("trial", "keys", box=SIMPLE_HEAD)
     for number, values in enumerate(trials[:MAX_TRIALS_SHOWN], 1):
         table.add_row(str(number), Text(format_values(values)))
     console.console.print(table)
     if len(trials) > MAX_TRIALS_SHOWN:
-        console.say(f"and {len(trials) - MAX_TRIALS_SHOWN} more")
+        console.say(f"and {len(trials) - MAX_TRIALS_SHOWN} more trials")
     variants, seconds, actors = spec.variants_of(trials[0]), _measure_round(placement, trials[0]), _actors(placement)
     rounds = [values.get("rounds", spec.rounds) for values in trials]
     total = seconds * sum(rounds) * len(variants) / placement.concurrent_trials / actors
-    federations = f", {len(variants)} federations in each" if len(variants) > 1 else ""
+    federations = f", with {len(variants)} federations each" if len(variants) > 1 else ""
     most = f"{'up to ' if min(rounds) < max(rounds) else ''}{pluralize(max(rounds), 'round')}"
     console.say(f"{pluralize(len(trials), 'trial')} of {most}{federations}; {placement.description}")
     console.say(
-        f"{placement.concurrent_trials} at once; a round takes {seconds:.2f} s in one process, "
+        f"{pluralize(placement.concurrent_trials, 'concurrent trial')}; a round takes {seconds:.2f} s in one process, "
         "measured on the first trial"
     )
-    shared = ", client actors share its work evenly" if actors > 1 else ""
+    shared = " and client actors share its work evenly" if actors > 1 else ""
     console.say(
-        f"about {format_duration(total)} in all if every trial goes through all its rounds{shared}; nothing was started"
+        f"estimated time: {format_duration(total)} if every trial runs all its rounds{shared}; nothing was started"
     )
 
 
@@ -58,12 +58,12 @@ def _actors(placement: TrialPlacement) -> int:
 
 
 def _measure_round(placement: TrialPlacement, values: Mapping[str, Any]) -> float:
-    """Seconds of a round with its share of the evaluation: of the second one, because the first opens the data."""
+    """Seconds of the second round with its share of the evaluation. The first round also opens the data."""
     spec = placement.spec
     variant = next(iter(spec.variants_of(values).values()))
     config = spec.config(values, variant)
     task = spec.task if spec.task is not None and config.task == spec.task_config else config.task.build(None)
-    # All sites of the cohort, and an evaluation in each round, whose share is subtracted below.
+    # All sites of the cohort, and an evaluation in each round; the excess time of evaluation is subtracted below.
     timed = replace(config, evaluate_every=1, cohort=Cohort(size=config.cohort.size))
     plan = build_plan(timed, Path.cwd(), task=task)
     validate(plan)

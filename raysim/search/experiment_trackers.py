@@ -1,4 +1,4 @@
-"""Experiment trackers that receive the trials beside the search's own files: MLflow, Weights & Biases."""
+"""Experiment trackers that also record the trials of a search: MLflow, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_tracker(name: TrackerName | None) -> None:
         raise ConfigError(f"--tracker {name} needs the package {name}: pip install {name}")
     online = name == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled")
     if online and not import_module("wandb").login(prompt=False):
-        raise ConfigError("--tracker wandb: no account is known; log in by `wandb login`, or set WANDB_MODE=offline")
+        raise ConfigError("--tracker wandb: no account is configured; run: wandb login, or set WANDB_MODE=offline")
     if name == "mlflow" and (uri := os.environ.get("MLFLOW_TRACKING_URI")):
         _check_mlflow(uri)
 
@@ -35,10 +35,10 @@ def _check_mlflow(uri: str) -> None:
 
 
 def build_trackers(name: TrackerName | None, spec: SearchSpec) -> list[Any]:
-    """Ray Tune's callbacks for the tracker; empty without one. Raises ConfigError if MLflow's server refuses.
+    """Ray Tune's callbacks for the tracker; empty without one. Raises ConfigError if MLflow's server cannot be used.
 
-    MLflow writes to MLFLOW_TRACKING_URI, or a database in the search's directory; Weights & Biases to the user's
-    account, or, offline, that directory.
+    MLflow writes to MLFLOW_TRACKING_URI, or to a database in the search directory. Weights & Biases writes to the
+    user's account, or to the search directory if it is offline.
     """
     if name == "mlflow":
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{spec.out / 'mlflow.db'}"

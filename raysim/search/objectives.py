@@ -1,4 +1,4 @@
-"""The objectives of a search: columns of a round's row, each with the direction in which it improves."""
+"""The objectives of a search: columns of a round's row, each with its direction (higher or lower is better)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SHORT_METRICS = ("mean", "weighted", "worst", "outside", *COST_COLUMNS)
 
 @dataclass(frozen=True)
 class Objective:
-    """A column of a round's row, and the direction in which it improves."""
+    """A column of a round's row, and its direction (higher or lower is better)."""
 
     column: str
     better: Literal["higher", "lower"]
 
     @property
     def mode(self) -> str:
-        """The direction as Ray Tune names it."""
+        """The direction in the terms of Ray Tune: max or min."""
         return "max" if self.better == "higher" else "min"
 
     def is_better(self, value: float, other: float) -> bool:
@@ -42,19 +42,20 @@ def parse_objectives(
 ) -> tuple[Objective, ...]:
     """The objectives in `text`, separated by commas: `worst`, `mean,worst,bytes`, `outside/test/dice/worst`.
 
-    `tasks` are those of a trial's federations. `metric` is that of the run, role/split/metric, which short names
-    refer to; where a site is held out it is that of the outside sites. Raises ConfigError for one that no site has.
+    `tasks` are those of a trial's federations. Short names refer to `metric`, the metric of the run
+    (role/split/metric), or to the metric of the outside sites if a site is held out. Raises ConfigError for a metric
+    that no site has.
     """
     main = chosen_metric(tasks[0], metric)
     if held_out and metric is None:
         main = _outside_metric(tasks, main)
     objectives = tuple(_parse_objective(part.strip(), tasks, main) for part in (text or "mean").split(","))
     if len({each.column for each in objectives}) < len(objectives):
-        raise ConfigError(f"--metric {text}: the same thing twice")
+        raise ConfigError(f"--metric {text}: an objective is given twice; remove one of them")
     if held_out and (inside := [each.column for each in objectives if each.column.startswith("inside/")]):
         raise ConfigError(
-            f"{inside[0]} judges the sites that train, and --holdout those held out: give --metric outside, or "
-            f"outside/{inside[0].split('/', 1)[1]}, and no metric of inside sites"
+            f"{inside[0]} evaluates the sites that train, but --holdout evaluates held-out sites: use --metric outside "
+            f"or outside/{inside[0].split('/', 1)[1]}, and no metric of inside sites"
         )
     return objectives
 
@@ -72,7 +73,7 @@ def _parse_objective(name: str, tasks: Sequence[Task], main: str) -> Objective:
     if stem.count("/") != 2:
         raise ConfigError(
             f"--metric {name!r}{did_you_mean(name, SHORT_METRICS)}: expected {', '.join(SHORT_METRICS)}, or "
-            f"role/split/metric such as {main}, with /worst or /weighted after it"
+            f"role/split/metric such as {main}, followed by /worst or /weighted if needed"
         )
     chosen = [chosen_metric(task, stem) for task in tasks]  # raises for a metric that no site of a task has
     return _with_direction(f"{chosen[0]}/{aggregate}", tasks[0])
@@ -81,26 +82,28 @@ def _parse_objective(name: str, tasks: Sequence[Task], main: str) -> Objective:
 def _with_direction(column: str, task: Task) -> Objective:
     better = direction(column.rpartition("/")[0], task.score.better)
     if better is None:
-        raise ConfigError(f"--metric {column}: it has no better and no worse")
+        raise ConfigError(f"--metric {column}: neither higher nor lower values are better; use another metric")
     return Objective(column, better)
 
 
 def _outside_metric(tasks: Sequence[Task], main: str) -> str:
-    """The metric `main` at the outside sites, on the first split that those of every task have."""
+    """The metric `main` at the outside sites, on the first split that the outside sites of every task have."""
     metric = main.split("/", 2)[2]
     for split in ("val", "test"):
         if all(any(task.sizes[site].get(split, 0) for site in task.outside) for task in tasks):
             return f"outside/{split}/{metric}"
     if not tasks[0].outside:
-        raise ConfigError("--metric outside: there is no outside site; name one: task.data.outside=[...]")
+        raise ConfigError("--metric outside: there is no outside site; add one: task.data.outside=[...]")
     sites = ", ".join(dict.fromkeys(site for task in tasks for site in task.outside))
-    raise ConfigError(f"neither val rows nor test rows are at all outside sites to judge by ({sites}); add some")
+    raise ConfigError(
+        f"no split is present at all outside sites ({sites}): expected val rows, or test rows, at each; add the rows"
+    )
 
 
 def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """The records that no other dominates, the best by the first objective first.
+    """The records that no other record dominates, sorted by the first objective, the best first.
 
-    One dominates another if it is as good in every objective and better in one.
+    A record dominates another if it is at least as good in every objective and better in one.
     """
 
     def is_dominated(one: TrialRecord, other: TrialRecord) -> bool:
@@ -114,10 +117,10 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]
 
 
 def combine_rows(rows: Sequence[tuple[int, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:
-    """One row for the federations of a trial, each given with its seed.
+    """Combine the rows of a trial's federations, each given with its seed, into one row.
 
-    Over held-out sites the mean, and of a column `worst` the worst; then the mean over seeds. A column is averaged
-    over the rows that have it: a site may lack a metric.
+    First combines the held-out sites of a seed: the mean of each column, and the worst value of a column `worst`. Then
+    takes the mean over the seeds. A mean is over the rows that have the column, because a site may lack a metric.
     """
     by_seed: dict[int, list[Mapping[str, Any]]] = {}
     for seed, row in rows:

@@ -1,4 +1,4 @@
-"""The options of a search, as `raysim tune` and `raysim.tune` take them. Imports no Ray: the parser reads it."""
+"""The options of a search, for `raysim tune` and `raysim.tune`. Does not import Ray, because the parser needs them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ RESUME_OPTIONS: tuple[ResumeOption, ...] = get_args(ResumeOption)  # the options
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How a search samples, schedules, judges and stores its trials."""
+    """How a search samples, schedules, compares and stores its trials."""
 
-    trials: Annotated[int, Gt(0), "number of trials; a grid has a fixed number"] = 16
-    metric: Annotated[str | None, "the objectives, several with commas: worst, outside, bytes, ..."] = None
-    scheduler: Annotated[SchedulerName, "what stops trials early or changes them"] = "fifo"
-    searcher: Annotated[SamplerName, "what samples the values of a trial"] = "random"
+    trials: Annotated[int, Gt(0), "number of trials; a grid determines it"] = 16
+    metric: Annotated[str | None, "the objectives, separated by commas: worst, outside, bytes, ..."] = None
+    scheduler: Annotated[SchedulerName, "the scheduler, which stops trials early or changes them"] = "fifo"
+    searcher: Annotated[SamplerName, "the sampler, which draws the values of a trial"] = "random"
     max_concurrent: Annotated[int | None, Gt(0), "concurrent trials; by default as many as fit"] = None
     seeds: Annotated[int, Gt(0), "seeds of each trial; the objective is their mean"] = 1
-    holdout: Annotated[str | None, "a site to exclude from training and evaluate on, or each in turn"] = None
+    holdout: Annotated[str | None, "a site that does not train and is evaluated; 'each' holds out every site once"] = (
+        None
+    )
     keep_checkpoints: Annotated[CheckpointRetention, "the ended trials whose last checkpoints are kept"] = "best"
-    tracker: Annotated[TrackerName | None, "an experiment tracker that receives the trials too"] = None
+    tracker: Annotated[TrackerName | None, "an experiment tracker that also records the trials"] = None
     budget: Annotated[float | None, Ge(0), "seconds after which the search ends"] = None

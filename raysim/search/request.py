@@ -27,19 +27,19 @@ from raysim.search.trial_store import SEARCH_FILE
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What a user asks for: the content of search.yaml."""
+    """The search that a user requests: the content of search.yaml."""
 
     base: Mapping[str, Any]
     space: Space
     options: SearchOptions
-    cwd: str = ""  # of the command that made the request: relative paths in `base` start there
+    cwd: str = ""  # working directory of the command that made the request: relative paths in `base` start from it
 
     @property
     def fixed_trial_count_reason(self) -> str:
-        """Why the space determines the number of trials; empty where the user chooses it."""
+        """The reason why the space determines the number of trials; empty if the user chooses it."""
         if not self.space.domains:
             return "each site is held out once"
-        return "a grid is gone through whole" if self.options.searcher == "grid" else ""
+        return "a grid runs every combination once" if self.options.searcher == "grid" else ""
 
     @property
     def samples_whole_grid(self) -> bool:
@@ -47,7 +47,7 @@ class SearchRequest:
         return bool(self.fixed_trial_count_reason)
 
     def trial_count(self, space: Space) -> int:
-        """The number of trials over `space`: the request's own, or that of the held-out sites."""
+        """The number of trials over `space`, which is the space of the request or that of the held-out sites."""
         if self.samples_whole_grid:
             return len(space.grid())
         return self.options.trials * len(space.grid(all_keys=False))
@@ -56,10 +56,10 @@ class SearchRequest:
 def build_request(
     space: Space, file_keys: Mapping[str, Any], overrides: Mapping[str, Any], options: Mapping[str, Any]
 ) -> SearchRequest:
-    """The request for a search of `space`. Raises ConfigError for all that can be checked without the data.
+    """The request for a search of `space`. Raises ConfigError for every fault that can be found without the data.
 
-    Keys of the space take precedence over `file_keys`, those of a config file; `overrides`, those of the command
-    line, take precedence over the space and are not searched.
+    Keys of the space take precedence over `file_keys`, which are from a config file. `overrides`, which are from the
+    command line, take precedence over the space and are not searched.
     """
     space = space.for_algorithm(name) if (name := _algorithm_name(overrides)) else space
     overrides, conditional = space.split_conditional(overrides)
@@ -100,40 +100,49 @@ def _contains_key(overrides: Mapping[str, Any], key: str) -> bool:
 
 
 def check_options(request: SearchRequest) -> None:
-    """Raises ConfigError for options that do not go with one another, with the space or with the installation."""
+    """Raises ConfigError for options that contradict each other, the space or the installation."""
     space, options = request.space, request.options
     check_tracker(options.tracker)
     _check_searcher(request)
     if not space.domains and options.holdout is None:
-        raise ConfigError("nothing is searched: name a space, or give --space KEY=uniform(low, high)")
+        raise ConfigError("no key is searched: name a space, or use --space KEY=uniform(low, high)")
     if "seed" in space.domains and options.seeds > 1:
-        raise ConfigError("--seeds repeats every trial, and the space searches seed too; keep one of them")
+        raise ConfigError(
+            "--seeds repeats every trial with other seeds, but the space also searches seed; keep one of them"
+        )
     if options.scheduler != "fifo":
         _check_scheduler(request)
 
 
 def check_trial_count(request: SearchRequest, options: Mapping[str, Any]) -> None:
-    """Raises ConfigError if `options` give a number of trials where the space determines it."""
+    """Raises ConfigError if `options` contain a number of trials although the space determines it."""
     if "trials" in options and (reason := request.fixed_trial_count_reason):
-        raise ConfigError(f"--trials {options['trials']}: {reason}, whatever is asked; leave --trials out")
+        raise ConfigError(f"--trials {options['trials']}: {reason}, so the number is fixed; remove --trials")
 
 
 def _check_scheduler(request: SearchRequest) -> None:
     config, scheduler = resolve(request.base), request.options.scheduler
     if "rounds" in request.space.domains:
-        raise ConfigError(f"rounds is searched, and --scheduler {scheduler} compares trials round by round; use fifo")
+        raise ConfigError(
+            f"rounds is searched, but --scheduler {scheduler} compares trials round by round; use --scheduler fifo"
+        )
     if SCHEDULERS[scheduler].waits_for_all and request.options.max_concurrent:
-        raise ConfigError(f"--max-concurrent: under {scheduler} trials wait for one another; use asha")
+        raise ConfigError(
+            f"--max-concurrent: the trials of --scheduler {scheduler} wait for one another; remove it, or use "
+            "--scheduler asha"
+        )
     if not request.space.domains:
-        raise ConfigError(f"--scheduler {scheduler} would compare one held-out site with another; use fifo")
+        raise ConfigError(
+            f"--scheduler {scheduler} would compare trials with different held-out sites; use --scheduler fifo"
+        )
     if SCHEDULERS[scheduler].compares_any_round and config.evaluate_every > 1:
         raise ConfigError(
-            f"--scheduler {scheduler} chooses the rounds in which it compares trials; give evaluate_every=1"
+            f"--scheduler {scheduler} chooses the rounds in which it compares trials; set evaluate_every=1"
         )
     if config.rounds <= config.evaluate_every:
         raise ConfigError(
-            f"--scheduler {scheduler} compares trials on their way, and of {config.rounds} rounds with "
-            f"evaluate_every={config.evaluate_every} only the last is judged; give evaluate_every=1"
+            f"--scheduler {scheduler} compares trials before they end, but of {config.rounds} rounds with "
+            f"evaluate_every={config.evaluate_every} only the last one is evaluated; set evaluate_every=1"
         )
     if SCHEDULERS[scheduler].transfers_state:
         _check_pbt(request)
@@ -144,7 +153,10 @@ def _check_pbt(request: SearchRequest) -> None:
         raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
     for key in request.space.domains:
         if not key.startswith("algorithm.") or key.startswith("algorithm.finetune"):
-            raise ConfigError(f"--scheduler pbt changes keys in the middle of a run, and {key} cannot change there")
+            raise ConfigError(
+                f"--scheduler pbt changes keys during a run, but {key} cannot change during a run; remove it from the "
+                "space, or use another --scheduler"
+            )
 
 
 def _check_searcher(request: SearchRequest) -> None:
@@ -154,7 +166,7 @@ def _check_searcher(request: SearchRequest) -> None:
     if options.searcher == "random":
         _check_grids(request.space)
     if options.searcher == "optuna" and any(domain.is_grid() for domain in request.space.domains.values()):
-        raise ConfigError("grid(...) is for --searcher random or grid; Optuna chooses by itself: choice(...)")
+        raise ConfigError("grid(...) needs --searcher random or grid; with --searcher optuna use choice(...)")
 
 
 def _check_grids(space: Space) -> None:
@@ -162,8 +174,8 @@ def _check_grids(space: Space) -> None:
     for key, domain in space.domains.items():
         if domain.is_grid() and space.run_key(key) != key and not of_all:
             raise ConfigError(
-                f"{key} is a grid, to be gone through in the trials of one algorithm alone; make algorithm a grid(...) "
-                "too, or take choice(...)"
+                f"{key} is a grid of one algorithm, but algorithm is not a grid; use algorithm=grid(...), or "
+                f"{key}=choice(...)"
             )
 
 

@@ -25,7 +25,7 @@ from raysim.search.trial_tables import write_tables, write_tensorboard_hparams
 from raysim.storage import checkpoint
 from raysim.storage.run_directory import CHECKPOINTS
 
-MAX_TABLE_SHARE = 0.02  # of the time of a search that rewriting its tables may take
+MAX_TABLE_SHARE = 0.02  # largest share of a search's time that may be spent on rewriting its tables
 
 
 class SearchResults:
@@ -39,7 +39,7 @@ class SearchResults:
 
     def start_trial(self, number: int, values: Mapping[str, Any]) -> None:
         """Record a new trial."""
-        # Left by a trial whose trial.json was torn; it may have had other values.
+        # Files of an earlier trial with a torn trial.json, which may have had other values.
         _remove_directory(trial_directory(self.spec.out, number))
         self.records[number] = TrialRecord(number, values)
         save_record(self.spec.out, self.records[number])
@@ -47,7 +47,7 @@ class SearchResults:
     def add_round(self, number: int, result: Mapping[str, Any]) -> None:
         """Record a round of the trial, or its failure."""
         record = self.records[number]
-        # Not from Tune: under PBT it has the new values before the trial has the state that belongs to them.
+        # Not the values from Tune: under PBT, Tune has the new values before the trial has the matching state.
         apply_lineage(record, trial_directory(self.spec.out, number))
         status = result.get("status")  # with the result that ends the trial
         if status == TrialStatus.FAILED:
@@ -91,7 +91,7 @@ class SearchResults:
         return pool[:1]
 
     def pareto_front(self, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-        """The records that no other dominates, the best by the first objective first."""
+        """The records that no other record dominates, sorted by the first objective, the best first."""
         return pareto_front(records, objectives)
 
     def _has_objectives(self, record: TrialRecord) -> bool:
@@ -118,7 +118,7 @@ class SearchResults:
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a round, without those that Tune adds."""
+    """The metrics of a round, without the numbers that Tune adds."""
     costs = ("loss", "bytes", "spent")
     return {k: v for k, v in result.items() if (k in costs or k.startswith(("inside/", "outside/"))) and is_number(v)}
 

@@ -1,6 +1,6 @@
 """The samplers of a search: random, grid, Optuna. A new one is added to SamplerName and `build_sampler`.
 
-A sampler gives the values of a trial by its number, so that a search that resumes samples the same trials.
+A sampler maps the number of a trial to its values, so that a resumed search samples the same trials.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TrialValues = dict[str, Any]
 
 
 class Sampler:
-    """Gives the values of a new trial by its number, None after the last one, and may learn from results."""
+    """Samples the values of a new trial by its number, None after the last one. May learn from results."""
 
     def __init__(self, sample: Callable[[int], TrialValues | None]) -> None:
         self.sample = sample
@@ -77,7 +77,7 @@ class OptunaSampler(Sampler):
         self.optuna = _import_optuna()
         self.space, self.objectives = space, objectives
         directions = ["maximize" if objective.better == "higher" else "minimize" for objective in objectives]
-        # By the number of ended trials: a search that resumes must not repeat its first samples.
+        # The seed depends on the number of ended trials: a resumed search must not repeat its first samples.
         optuna_seed = stable_seed(seed, "optuna", len(ended)) % 2**31
         sampler = self.optuna.samplers.TPESampler(seed=optuna_seed, constant_liar=len(directions) == 1)
         self.study = self.optuna.create_study(directions=directions, sampler=sampler)

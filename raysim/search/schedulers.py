@@ -1,6 +1,6 @@
-"""The schedulers of a search: Ray Tune's, over rounds.
+"""The schedulers of a search: those of Ray Tune, with rounds as the unit of time.
 
-A new one is an entry of SCHEDULERS, and its name in SchedulerName.
+To add one, add an entry to SCHEDULERS and its name to SchedulerName.
 """
 
 from __future__ import annotations
@@ -72,6 +72,6 @@ def _mutation(domain: Any) -> Any:
 
 
 def _clip(spec: SearchSpec, config: dict[str, Any]) -> dict[str, Any]:
-    """`config` within the bounds: PBT multiplies values by 0.8 or 1.2 and may leave them."""
+    """`config` clipped to the bounds of the space: PBT multiplies values by 0.8 or 1.2 and may exceed them."""
     domains = spec.space.domains
     return {key: distributions.clip(domains[key], value) if key in domains else value for key, value in config.items()}

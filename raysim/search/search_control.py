@@ -15,14 +15,14 @@ from raysim.search.results import SearchResults
 
 
 class SearchControl:
-    """Publishes the status of a search of `total` trials, and learns whether a stop was requested."""
+    """Publishes the status of a search of `total` trials, and reads whether a stop was requested."""
 
     def __init__(self, results: SearchResults, total: int) -> None:
         self.results, self.total = results, total
         self.control = RunControl(f"{results.spec.out.name}-{token_hex(3)}")
 
     def publish(self, running: int) -> bool:
-        """Publish the status if it is time, with the number of `running` trials; whether a stop was requested."""
+        """Publish the status if it is due. Returns whether a stop was requested. `running` is a number of trials."""
         if not self.control.due():
             return False
         report_trials(self.results.spec.out.name, self._counts(running))

@@ -47,7 +47,7 @@ class Space:
         return next((name for name in self.algorithm_names if key.startswith(f"algorithm.{name}.")), None)
 
     def override(self, domains: Mapping[str, Domain]) -> Space:
-        """The space with these distributions in place of its own; points outside of them are dropped."""
+        """The space with these distributions added or replaced; points outside of them are dropped."""
         removed = set(self.algorithm_names) - set(Space(domains).algorithm_names) if "algorithm" in domains else set()
         kept = {key: domain for key, domain in self.domains.items() if self._algorithm_of(key) not in removed}
         points = [
@@ -63,7 +63,7 @@ class Space:
         return key.replace(f".{name}.", ".", 1) if name else key
 
     def split_conditional(self, overrides: Values) -> tuple[dict[str, Any], dict[str, Domain]]:
-        """`overrides` without their conditional keys, and those, each as a choice of the one value given."""
+        """`overrides` without conditional keys, and the conditional keys, each as a choice of its single value."""
         given = overrides.get("algorithm")
         algorithm = dict(given) if isinstance(given, Mapping) else {}
         conditional = {
@@ -171,13 +171,13 @@ def from_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: 
 def parse_points(points: Any, searched: Mapping[str, Domain], name: str) -> tuple[dict[str, Any], ...]:
     """The points to try first, by long keys. Raises ConfigError for a key that is not searched."""
     if isinstance(points, str | Mapping) or not all(isinstance(point, Mapping) for point in points):
-        raise ConfigError(f"{name}: its points are {points!r}; expected a list of them: [{{'algorithm.lr': 0.01}}]")
+        raise ConfigError(f"{name}: points={points!r}: expected a list of points, such as [{{'algorithm.lr': 0.01}}]")
     parsed = []
     for point in points:
         values = {key: to_python_value(value) for key, value in _with_long_keys(point, name).items()}
         for key in values:
             if key not in searched:
-                raise ConfigError(f"{name}: a point gives {key}, which is not searched{did_you_mean(key, searched)}")
+                raise ConfigError(f"{name}: a point sets {key}, which is not searched{did_you_mean(key, searched)}")
         parsed.append(values)
     return tuple(parsed)
 
@@ -187,7 +187,7 @@ def _with_long_keys(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
         if (long := _long_key(str(key))) in result:
-            raise ConfigError(f"{name}: {long} is given twice, in its short form too; keep one of them")
+            raise ConfigError(f"{name}: {long} is given twice, also in its short form; keep one of them")
         result[long] = value
     return result
 
@@ -207,7 +207,7 @@ def from_cli(arguments: Iterable[str]) -> dict[str, Domain]:
         key, equals, text = argument.partition("=")
         if not equals:
             raise ConfigError(
-                f"cannot read --space {argument!r}: expected KEY=DISTRIBUTION, as in "
+                f"cannot read --space {argument!r}: expected KEY=DISTRIBUTION, such as "
                 f"algorithm.lr={distributions.EXAMPLES}"
             )
         key = _long_key(key)
@@ -218,5 +218,5 @@ def from_cli(arguments: Iterable[str]) -> dict[str, Domain]:
 
 
 def contains(domain: Domain, value: Any) -> bool:
-    """Whether the distribution can give `value`, which may hold numbers of numpy."""
+    """Whether the distribution contains `value`, which may contain NumPy numbers."""
     return distributions.contains(domain, to_python_value(value))

@@ -1,4 +1,4 @@
-"""Spaces in Python files: a user's own, and those that are installed in the package `search_spaces`."""
+"""Search spaces in Python files: files of the user, and those installed in the package `search_spaces`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGE = "search_spaces"
 
 
 def read_space(name: str) -> Space:
-    """The space in a Python file (`my_space.py`), or of this short name in `search_spaces`.
+    """The space in a Python file (`my_space.py`), or the space with this short name in `search_spaces`.
 
     Raises ConfigError if there is no such file or it defines no space.
     """
@@ -26,7 +26,8 @@ def read_space(name: str) -> Space:
         variables = runpy.run_path(str(path))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"there is no search space {name}; see `raysim list spaces`, or give a file of yours"
+            f"the search space {name} does not exist; give the path of a Python file, or a name that "
+            "`raysim list spaces` shows"
         ) from error
     except Exception as error:  # any error in the user's file
         raise ConfigError(f"the search space {name} cannot be read: {type(error).__name__}: {error}") from error
@@ -45,7 +46,7 @@ def installed_spaces() -> dict[str, str]:
 
 
 def space_docstring(name: str) -> str:
-    """The docstring of the space of this short name, or in this file."""
+    """The docstring of the space with this short name, or of this file."""
     return _docstring(Path(name) if name.endswith(".py") else _installed_file(name))
 
 
@@ -56,7 +57,7 @@ def _docstring(path: Path) -> str:
 def _package_directory() -> Path:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"the package {PACKAGE!r} is not installed; install raysim whole (`pip install .`)")
+        raise ConfigError(f"the package {PACKAGE!r} is not installed; install all packages of raysim: pip install .")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -65,6 +66,6 @@ def _installed_file(name: str) -> Path:
     if name not in known:
         raise ConfigError(
             f"unknown search space '{name}'{did_you_mean(name, known)}; valid: {', '.join(sorted(known))}, "
-            "or a file of yours that ends with .py"
+            "or the path of a Python file that ends with .py"
         )
     return _package_directory() / f"{name}.py"

@@ -20,17 +20,18 @@ from raysim.search.spec import SearchSpec
 UNSEARCHABLE = {  # keys that a search does not vary, and why
     **dict.fromkeys(("resources", "backend", "ray_address"), "it changes no result"),
     **dict.fromkeys(
-        ("metric", "evaluate_every", "checkpoint_every"), "it says how trials are judged, not what they do"
+        ("metric", "evaluate_every", "checkpoint_every"),
+        "it defines how trials are evaluated and stored, not how they train",
     ),
-    "chaos": "it makes trouble, which is the same for all trials",
+    "chaos": "it injects faults, which are the same in all trials",
 }
-MAX_SAMPLES = 32  # samples of the task's other keys, before a value counts as invalid
+MAX_SAMPLES = 32  # samples of the task's other keys that are tried before a value counts as invalid
 
 
 def check_space(space: Space, base: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an unknown key, a bound that its key refuses, and a point out of range.
+    """Raises ConfigError for an unknown key, a bound that is invalid for its key, and a point out of range.
 
-    Needs no data: the configurations are resolved, and no task is built.
+    Needs no data: resolves the configurations and builds no task.
     """
     for key in space.domains:
         reason = UNSEARCHABLE.get(key.split(".")[0])
@@ -54,16 +55,16 @@ def _check_algorithm_names(space: Space) -> None:
         name = key.split(".")[1] if key.startswith("algorithm.") else ""
         if name in known:
             raise ConfigError(
-                f"{key}: a key of one algorithm among several needs algorithm=choice({name}, ...) beside it; "
-                f"else write algorithm.{key.split('.', 2)[2]}"
+                f"{key} is a key of the algorithm {name} and needs algorithm=choice({name}, ...); for a single "
+                f"algorithm write algorithm.{key.split('.', 2)[2]}"
             )
 
 
 def _check_point(space: Space, key: str, value: Any) -> None:
     if key not in space.domains:
-        raise ConfigError(f"a point gives {key}, which is not searched{did_you_mean(key, space.domains)}")
+        raise ConfigError(f"a point sets {key}, which is not searched{did_you_mean(key, space.domains)}")
     if not contains(space.domains[key], value):
-        raise ConfigError(f"a point gives {format_setting(key, value)}, outside of {space.text(key)}")
+        raise ConfigError(f"a point sets {format_setting(key, value)}, outside of {space.text(key)}")
 
 
 def _try_resolve(space: Space, base: Mapping[str, Any], values: Values, what: str) -> None:
@@ -74,9 +75,9 @@ def _try_resolve(space: Space, base: Mapping[str, Any], values: Values, what: st
 
 
 def check_boundaries_on_task(spec: SearchSpec, task: Task) -> None:
-    """Raises ConfigError for a bound of the space that the task, its network or an algorithm refuses.
+    """Raises ConfigError for a bound of the space that is invalid for the task, its network or an algorithm.
 
-    Keys under task.data are left to the trials: each of their values may need hours of data preparation.
+    Keys under task.data are not checked, because each of their values may need hours of data preparation.
     """
     for key, values in spec.space.boundary_points():
         if key.startswith("task.data.") or key == "holdout":
@@ -97,7 +98,7 @@ def _check_boundary(spec: SearchSpec, task: Task, key: str, values: Values) -> N
 
 
 def _check_task_value(spec: SearchSpec, values: Values) -> None:
-    """Raises the first error if the value is valid with no combination of the task's other searched keys."""
+    """Raises the first error if no combination of the task's other searched keys makes the value valid."""
     errors: list[ConfigError] = []
     for combination in _combinations(spec.space, values):
         config = spec.config(combination, spec.variants[0])
@@ -111,7 +112,7 @@ def _check_task_value(spec: SearchSpec, values: Values) -> None:
 
 
 def _combinations(space: Space, values: Values) -> Iterator[dict[str, Any]]:
-    """The value with other keys of the task as trials sample them: the space's points first, then random ones."""
+    """The value with samples of the other keys of the task: first the points of the space, then random ones."""
     for number in range(1, MAX_SAMPLES + 1):
         sampled = {key: value for key, value in space.sample(0, number).items() if _is_task_key(key)}
         combination = {**sampled, **values}

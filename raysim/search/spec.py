@@ -32,10 +32,10 @@ class FederationVariant:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec:
-    """All that the trials of a search share. It is sent to every trial process."""
+    """The data that all trials of a search share. It is sent to every trial process."""
 
     out: Path
-    base: Mapping[str, Any]  # the keys of config file and command line, with those that the space fixes
+    base: Mapping[str, Any]  # the keys of the config file and the command line, and the fixed keys of the space
     space: Space
     variants: tuple[FederationVariant, ...]
     objectives: tuple[Objective, ...]
@@ -45,17 +45,17 @@ class SearchSpec:
     scheduler: SchedulerName = "fifo"
     backend: Literal["local", "ray"] = "local"
     session: str = ""  # id of the driving process: a trial restarted in the same session has reported rounds already
-    task: Task | None = None  # that of `base`, built
+    task: Task | None = None  # the built task of `base`
     task_config: Any = None  # the configuration of `task`
     cwd: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the command's packages
+    versions: Mapping[str, str] = field(default_factory=dict)  # versions of the packages of the command
     data_paths: Sequence[str] = ()  # the paths that every node must be able to read
 
     def node_incompatibility(self) -> str:
-        """Why this node, which may have joined after the start, cannot run trials; empty if it can."""
+        """The reason why this node cannot run trials; empty if it can. The node may have joined after the start."""
         if not (self.out / SEARCH_FILE).exists():
             here = ray.util.get_node_ip_address()
-            return unfit_node(f"{self.out} cannot be seen from {here}; give an --out that all nodes share")
+            return unfit_node(f"{here} cannot read {self.out}; use an --out in a folder that all nodes share")
         reason = node_probe.incompatibility(self.versions, self.data_paths) or self._missing_modules()
         return reason and unfit_node(f"{ray.util.get_node_ip_address()} {reason}")
 
@@ -65,7 +65,7 @@ class SearchSpec:
             for name in self.space.algorithm_names or (None,):
                 resolve(self.space.apply(self.base, {"algorithm": name} if name else {}))
         except ConfigError as error:
-            return f"has not all that the search names: {error}; put it there, where Python finds it"
+            return f"lacks the task or an algorithm of the search: {error}; copy it there, where Python finds it"
         return ""
 
     def config(self, values: Values, variant: FederationVariant) -> RunConfig:
@@ -80,7 +80,7 @@ class SearchSpec:
         if variant.holdout is None:
             return config
         data = config.task.data
-        # The outside sites of `base` are excluded: a trial is judged by its held-out site only, and they remain unseen.
+        # The outside sites of `base` are excluded: a trial is evaluated on its held-out site only.
         held_out = replace(data, outside=(variant.holdout,), exclude_sites=(*data.exclude_sites, *data.outside))
         return replace(config, task=replace(config.task, data=held_out))
 
@@ -95,7 +95,7 @@ class SearchSpec:
 
 
 def unfit_node(reason: str) -> str:
-    """The cause of a failure that no trial is to blame for: it ends the search, or every trial would fail there."""
+    """The cause of a failure that the node causes, not the trial. It ends the search: other trials would fail too."""
     return f"a node cannot run trials: {reason}"
 
 

@@ -40,8 +40,8 @@ def import_state(
 ) -> int | None:
     """Copy the state in `source` into `directory` of trial `number`, which continues with `values`; returns its round.
 
-    None if the state is the trial's own, or it has imported it before: then its process was lost since, and the
-    rounds in its directory are its own.
+    Returns None if the state is from the trial itself, or if the trial has imported it before. In the second case its
+    process was lost after the import, and the later rounds in its directory are valid.
     """
     pointer = json.loads((source / POINTER_FILE).read_text())
     note = {"round": pointer["round"], "from": pointer["trial"], "values": dict(values)}
@@ -51,14 +51,14 @@ def import_state(
     copies = directory / IMPORT_DIRECTORY
     for name in federations:
         shutil.copytree(source / (name or SINGLE_FEDERATION), copies / (name or SINGLE_FEDERATION))
-    # Written last: with this file the copy is complete, and any process may put it in place.
+    # Written last: with this file the copy is complete, and any process may move it to its place.
     write_text(copies / PENDING_LINEAGE_FILE, json.dumps(note))
     complete_import(directory, federations)
     return int(pointer["round"])
 
 
 def complete_import(directory: Path, federations: Collection[str]) -> None:
-    """Put a complete copy in `directory` in place, or remove an incomplete one.
+    """Move a complete copy in `directory` to its place, or remove an incomplete copy.
 
     The process or the whole search may be lost at any point; the next one calls this again and completes the import.
     """
@@ -74,7 +74,7 @@ def complete_import(directory: Path, federations: Collection[str]) -> None:
 def _replace_run(run: Path, copy: Path) -> None:
     _remove(run / SUMMARY_FILE)
     for part in (LOG_FILE, CHECKPOINTS):
-        if (copy / part).exists():  # else it was moved before the process was lost
+        if (copy / part).exists():  # otherwise it was moved before the process was lost
             _remove(run / part)
             run.mkdir(parents=True, exist_ok=True)
             (copy / part).rename(run / part)

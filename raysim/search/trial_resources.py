@@ -18,7 +18,7 @@ from raysim.federation.plan import model_bytes
 from raysim.search.options import SearchOptions
 from raysim.search.spec import SearchSpec
 
-MAX_PROCESS_MODEL_BYTES = 2 * 2**30  # of the models of all sites; a larger trial does not run in one process
+MAX_PROCESS_MODEL_BYTES = 2 * 2**30  # bytes of the models of all sites up to which a trial runs in one process
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class TrialPlacement:
 
 
 def plan_trials(spec: SearchSpec, options: SearchOptions) -> TrialPlacement:
-    """The placement of the trials: in a process each if they are small, else on client actors in a placement group.
+    """The placement of the trials: in one process each if they are small, else on client actors in a placement group.
 
-    Settings of the user (backend, resources.client_actors, resources.sites) are kept. Raises PlacementError for
-    trials that never fit.
+    Settings of the user (backend, resources.client_actors, resources.sites) are kept. Raises PlacementError if a trial
+    can never fit.
     """
     wanted = min(spec.trial_count, options.max_concurrent or spec.trial_count)
     nodes, provisionable = live_nodes(ray.nodes()), provisionable_nodes()
@@ -61,7 +61,7 @@ def _plan_on(spec: SearchSpec, wanted: int, nodes: Sequence[NodeResources]) -> T
             resources = replace(resources, client_actors=max(1, min(len(task.inside), capacity // wanted)))
         return _plan_client_actors(spec, resources, wanted, largest, nodes)
     single = Resources(cpus_per_client=largest.cpus, gpus_per_client=largest.gpus, client_actors=1)
-    plan_actors(single, task.inside[:1], nodes)  # raises for what fits on no node
+    plan_actors(single, task.inside[:1], nodes)  # raises if it fits on no node
     description = f"each in a process of {largest.cpus:g} CPU and {largest.gpus:g} GPU"
     concurrent = min(wanted, max(1, capacity))
     return TrialPlacement(replace(spec, backend="local"), [largest.resources], concurrent, description)
@@ -77,8 +77,8 @@ def _plan_client_actors(
     """Up to `wanted` concurrent trials on client actors, the largest of which has `largest`."""
     if len(spec.variants) > 1:
         raise ConfigError(
-            "several federations in a trial (--seeds, --holdout) run in its own process, and client actors are asked "
-            "for; leave backend and resources.client_actors, or search seed=grid(0, 1, 2) instead"
+            "a trial with several federations (--seeds, --holdout) runs in one process, but client actors are "
+            "requested; remove backend, resources.client_actors and resources.sites, or search seed=grid(0, 1, 2)"
         )
     task = spec.task
     assert task is not None
@@ -94,7 +94,7 @@ def _plan_client_actors(
 
 
 def _runs_in_one_process(spec: SearchSpec, resources: Resources, capacity: int, wanted: int) -> bool:
-    """Whether a trial runs in its own process, without client actors."""
+    """Whether a trial runs in a single process, without client actors."""
     backend = spec.base.get("backend")
     if backend is not None:
         return bool(backend == "local")
@@ -108,7 +108,7 @@ def _runs_in_one_process(spec: SearchSpec, resources: Resources, capacity: int, 
 
 
 def _count_fitting(actors: Sequence[ActorResources], nodes: Sequence[NodeResources]) -> int:
-    """How many times all of `actors` fit on the nodes."""
+    """The number of times that all of `actors` fit on the nodes together."""
     capacities, count = [NodeCapacity(node) for node in nodes], 0
     if all(actor.cpus <= TOLERANCE and actor.gpus <= TOLERANCE for actor in actors):
         return 1

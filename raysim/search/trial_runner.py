@@ -1,7 +1,7 @@
 """One trial: its federations, round by round, in a process that continues with the next trial and keeps the data open.
 
-TrialCache is what the process keeps between trials, TrialRounds the rounds of one trial, FederationTrainable the
-class that Ray Tune runs.
+`TrialCache` keeps data and actors between trials, `TrialRounds` runs the rounds of one trial, and Ray Tune runs
+`FederationTrainable`.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ Row = Mapping[str, Any]  # the metrics of a round
 
 
 class TrialCache:
-    """What a process keeps between trials: tasks with their data open, and the client actors of large trials."""
+    """The state of a process between trials: tasks with open data, and the client actors of large trials."""
 
     def __init__(self, spec: SearchSpec) -> None:
         self.tasks: dict[str, tuple[Task, SiteDataCache]] = {}  # the most recently used last
-        self.max_tasks = len(spec.variants) + 1  # those of one trial, and the one that the other trials share
+        self.max_tasks = len(spec.variants) + 1  # the tasks of one trial, and the task that the other trials share
         self.session_actors = ActorSession(token_hex(3))
         if spec.task is not None:
             self.tasks[_task_key(spec.task_config)] = (spec.task, SiteDataCache(spec.task))
@@ -87,7 +87,7 @@ def _task_key(task_config: Any) -> str:
 
 
 class TrialRounds:
-    """The rounds of a trial, combined over its federations. A trial that was started before continues."""
+    """The rounds of a trial, combined over its federations. A trial that was started before is continued."""
 
     def __init__(self, spec: SearchSpec, number: int, values: Mapping[str, Any], cache: TrialCache) -> None:
         self.spec, self.number, self.values, self.cache = spec, number, values, cache
@@ -99,7 +99,7 @@ class TrialRounds:
         self._rows: Generator[dict[str, Any]] | None = None
 
     def _join_session(self) -> int:
-        """Record this session; returns the round up to which Tune has the results. Later ones are read or computed."""
+        """Record this session. Returns the last round whose result Tune has; later rounds are read or computed."""
         path, completed = self.directory / SESSION_FILE, self._completed_round()
         same_session = path.exists() and path.read_text() == self.spec.session
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ class TrialRounds:
             self._rows = None
 
     def _combined_rows(self) -> Generator[dict[str, Any]]:
-        """The rows of the trial: each combines the same round of all federations, which advance together."""
+        """The rows of the trial. Each row combines the same round of all federations, which advance together."""
         last_round, variants = self._last_round(), self.variants.values()
         federations = [self._federation_rows(name, variant) for name, variant in self.variants.items()]
         try:
@@ -167,7 +167,7 @@ class TrialRounds:
     def _federation_rows(
         self, name: str, variant: FederationVariant
     ) -> Generator[tuple[dict[str, Any], str | None], None, None]:
-        """The row of each round with the cumulative columns; with the last one the digest of the final state."""
+        """The row of each round with the cumulative columns; the last row has the digest of the final state."""
         directory, config = self.directory / name, self.spec.config(self.values, variant)
         (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         write_text(directory / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
@@ -179,7 +179,7 @@ class TrialRounds:
                 yield {column: value for column, value in row.items() if value is not None} | total, digest
 
     def _rounds(self, config: RunConfig, directory: Path) -> Generator[tuple[Row, str | None], None, None]:
-        """The logged rows up to the last checkpoint, then those that are computed; the last one with its digest."""
+        """The logged rows up to the last checkpoint, then the computed rows; the last row has the digest."""
         logged, digest = list(logged_rounds(directory)), _final_digest(directory)
         if self.ended is not None and not self.ended.done:
             yield from ((row, None) for row in logged if row["round"] <= self.ended.rounds)
@@ -192,7 +192,7 @@ class TrialRounds:
             yield from self._run(config, directory, logged[-1] if logged else {})
 
     def _run(self, config: RunConfig, directory: Path, last: Row) -> Generator[tuple[Row, str | None], None, None]:
-        """The rows of the rounds that are still to run; `last` is the newest logged row."""
+        """The rows of the remaining rounds, which are computed; `last` is the newest logged row."""
         digest = None
         with closing(self.cache.run(config, directory)) as events:
             for event in events:
@@ -210,7 +210,7 @@ class TrialRounds:
         self.reported = self.reported if imported is None else imported
 
     def export_state(self, target: Path) -> None:
-        """Write to `target` the trial's round, and, if the scheduler transfers states, its state for another trial."""
+        """Write the trial's round to `target`, and its state if the scheduler transfers states between trials."""
         with_state = SCHEDULERS[self.spec.scheduler].transfers_state
         export_state(target, self.number, self.directory, self.reported, with_state=with_state)
 
@@ -226,7 +226,7 @@ def unfit_node_result(cause: str, round: int = 0) -> dict[str, Any]:
 
 
 def _checkpointed_round(directory: Path) -> int:
-    """The round of the newest checkpoint; that of the end for a finished run without one; else 0."""
+    """The round of the newest checkpoint; the last round of a finished run without checkpoints; else 0."""
     newest = next(checkpoint.newest_first(directory / CHECKPOINTS), None)
     if newest is not None:
         return int(newest.name.rpartition("_")[2])
@@ -247,8 +247,8 @@ class FederationTrainable(Trainable):
         assert spec is not None
         silence_tune_loggers()
         if os.path.isdir(spec.cwd):
-            os.chdir(spec.cwd)  # so that relative paths mean the same as for the command
-            sys.path.insert(0, spec.cwd)  # so that a module of the user is found
+            os.chdir(spec.cwd)  # so that relative paths are the same as for the command
+            sys.path.insert(0, spec.cwd)  # so that modules of the user are found
         self.spec, self.cannot_run = spec, spec.node_incompatibility()
         if self.cannot_run:
             return
@@ -261,7 +261,7 @@ class FederationTrainable(Trainable):
 
     def _start(self, config: Mapping[str, Any]) -> None:
         values = {key: value for key, value in config.items() if key != TRIAL_NUMBER}
-        # The number is in the name: PBT copies the configuration of another trial, and the number in it.
+        # The number is read from the name, because PBT copies the configuration of another trial with its number.
         self.rounds = TrialRounds(self.spec, int(self.trial_name), values, self.cache)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -72,7 +72,7 @@ class TrialRecord:
 
     @property
     def reported_status(self) -> str:
-        """The status in tables and reports, where nothing may be running any more: unfinished instead of running."""
+        """The status in tables and reports: unfinished instead of running, because the search may have ended."""
         return "unfinished" if self.unfinished else self.status.value
 
 
@@ -101,7 +101,7 @@ def load_records(out: Path) -> list[TrialRecord]:
             continue
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{path} is not as this raysim writes it ({error}); go on with the one that did"
+                f"{path} was written by another version of raysim ({error}); resume with the version in {out}/env.json"
             ) from error
     return sorted(records, key=lambda record: record.number)
 
@@ -122,7 +122,7 @@ def finished_record(directory: Path) -> TrialRecord | None:
 
 
 def apply_lineage(record: TrialRecord, directory: Path) -> None:
-    """Give the record of a trial that took over another's state the values with which it continued."""
+    """Set the record's values to those with which the trial continued, if it took over another trial's state."""
     notes = lineage(directory)
     record.lineage = bool(notes)
     if notes:
@@ -130,7 +130,7 @@ def apply_lineage(record: TrialRecord, directory: Path) -> None:
 
 
 def lineage(directory: Path) -> list[dict[str, Any]]:
-    """The states that the trial in `directory` has taken over: their round, donor, and the values it continued with."""
+    """The states that the trial in `directory` has taken over: the round, the donor, and the new values."""
     path, pending_path = directory / LINEAGE_FILE, directory / IMPORT_DIRECTORY / PENDING_LINEAGE_FILE
     notes = list(read_jsonl(path))
     pending = [json.loads(pending_path.read_text())] if pending_path.exists() else []
@@ -138,7 +138,7 @@ def lineage(directory: Path) -> list[dict[str, Any]]:
 
 
 def federation_directories(directory: Path) -> dict[str, Path]:
-    """The run directories of a trial by federation: its own for a single federation, else subdirectories."""
+    """The run directories of a trial by federation: `directory` for a single federation, else subdirectories."""
     if (directory / LOG_FILE).exists():
         return {"": directory}
     return {path.parent.name: path.parent for path in sorted(directory.glob(f"*/{LOG_FILE}"))}

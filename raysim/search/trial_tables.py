@@ -28,7 +28,7 @@ CUMULATIVE_COLUMNS = ("round", "spent", "bytes")  # of a record's last metrics; 
 
 
 def write_tables(spec: SearchSpec, records: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> None:
-    """Write trials.parquet, rounds.parquet and best.yaml; a reader finds the old ones or the new."""
+    """Write trials.parquet, rounds.parquet and best.yaml, each atomically."""
     _write_parquet(spec.out / "trials.parquet", [_trial_row(record) for record in records])
     _write_parquet(spec.out / "rounds.parquet", list(_round_rows(spec, records)))
     if best:
@@ -64,16 +64,16 @@ def _best_config(spec: SearchSpec, record: TrialRecord) -> str:
     variants = spec.variants_of(record.values)
     name, variant = next(iter(variants.items()))
     held_out = any(each.holdout for each in variants.values())
-    if held_out:  # a model for use is trained on all sites
+    if held_out:  # the final model is trained on all sites
         config = resolve(spec.space.apply(spec.base, {k: v for k, v in record.values.items() if k != "holdout"}))
     else:
         config = spec.config(record.values, variant)
     lines = [f"# Trial {record.number} of the search: {record.status} after {record.rounds} rounds."]
     lines += [f"# {each.column}: {record.last[each.column]:.6g}" for each in spec.objectives]
     if record.lineage:
-        lines.append("# It took over another trial's state on the way (lineage.jsonl): these are its last values only.")
+        lines.append("# It continued from another trial's state (lineage.jsonl): these are only its last values.")
     elif held_out:
-        lines.append("# Judged with sites held out; this run trains on all of them.")
+        lines.append("# Evaluated on held-out sites; this run trains on all sites.")
     elif record.done:
         lines.append(f"# digest{f' ({name})' if name else ''}: {record.digests[name]}")
     metric = None if held_out else spec.base.get("metric")  # without a held-out site there may be no outside site

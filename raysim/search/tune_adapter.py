@@ -1,4 +1,4 @@
-"""The adapter to Ray Tune: a planned search runs as a Tuner, whose events go to results, console and control."""
+"""The adapter to Ray Tune: runs a planned search as a Tuner, and forwards its events to results and console."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from raysim.search.tune_searcher import TRIAL_NUMBER, TuneSearcher
 if TYPE_CHECKING:
     from raysim.reporting.search_console import SearchConsole
 
-MAX_PROCESS_LOSSES = 2  # times that a trial whose process was lost restarts from its last checkpoint
+MAX_PROCESS_LOSSES = 2  # times that a trial restarts from its last checkpoint after its process was lost
 
 
 class SearchStopper(Stopper):
@@ -46,7 +46,7 @@ class SearchStopper(Stopper):
     def __init__(self, budget: float | None) -> None:
         self.deadline = None if budget is None else time.monotonic() + budget
         self.stop_requested = False
-        self.cannot_run = ""  # why a node is unfit, or why no trial starts
+        self.cannot_run = ""  # the reason why a node is unfit, or why no trial starts
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return False
@@ -73,10 +73,10 @@ class TuneCallback(Callback):
     ) -> None:
         self.results, self.console, self.control = results, console, control
         self.stopper, self.trial_wait = stopper, trial_wait
-        self.rejected = set[int]()  # trials that an unfit node took and did not run
+        self.rejected = set[int]()  # trials that were placed on an unfit node and did not run
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune would store it for a restore, which a search does not use."""
+        """Empty: Tune would store this object for a restore, which a search does not use."""
         return {}
 
     def on_trial_result(
@@ -100,7 +100,7 @@ class TuneCallback(Callback):
         self._end(trial_number(trial), error_summary(trial))
 
     def _end(self, number: int, cause: str = "") -> None:
-        # A trial that ended in an earlier session only reports its rounds again.
+        # A trial that ended in an earlier session only repeats the reports of its rounds.
         if number not in self.results.ended_earlier and number not in self.rejected:
             self.results.end_trial(number, cause)
             self.console.on_trial_end(self.results.records[number])
@@ -127,7 +127,7 @@ def run_tuner(
 ) -> ResultGrid:
     """Run the search on the connected Ray until its trials have ended or its stopper ends it.
 
-    The result is complete only with `keep_tune_log`: Tune reads it from a log that raysim does not need.
+    The result is complete only with `keep_tune_log`, because Tune reads it from a log that raysim does not need.
     """
     silence_tune_loggers()
     spec, stopper = placement.spec, callback.stopper
@@ -164,7 +164,7 @@ def run_tuner(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
         ),
     )
-    # The autoscaler adds nodes for pending trials, so all must be pending; else one is enough, because Optuna
+    # The autoscaler adds nodes for pending trials, so all must be pending. Without it one is enough, because Optuna
     # should have the results of other trials before it samples the next one.
     pending = placement.concurrent_trials if placement.growing else 1
     with tune_environment(pending), _signals_stop(stopper):
@@ -173,7 +173,7 @@ def run_tuner(
 
 @contextmanager
 def _signals_stop(stopper: SearchStopper) -> Iterator[None]:
-    """Within the block, the first SIGINT or SIGTERM ends the search in order, the second at once."""
+    """Within the block, the first SIGINT or SIGTERM ends the search cleanly, the second one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
-"""Private and fragile parts of Ray Tune, each in one place. Checked against Ray 2.60; each has a test of its own.
+"""Uses of private and fragile parts of Ray Tune, each in one place and with a test. Checked against Ray 2.60.
 
-Public features of Ray Tune are used where they are needed; this file has only what a new version of Ray may break.
+Public features of Ray Tune are used where they are needed. This file contains what a new version of Ray may break.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TUNE_VARIABLES = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # a search resumes from its trials' directories, not from Tune's pickles
     "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # a running round does not delay the end of a search
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the console prints them
-    "RAY_AIR_NEW_OUTPUT": "0",  # no output of Tune beside the console's
+    "RAY_AIR_NEW_OUTPUT": "0",  # only the console prints, not Tune
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths start in the directory of the command
 }
-PENDING_TRIALS_VARIABLE = "TUNE_MAX_PENDING_TRIALS_PG"  # trials that Tune asks resources for at a time
+PENDING_TRIALS_VARIABLE = "TUNE_MAX_PENDING_TRIALS_PG"  # trials for which Tune requests resources at a time
 
 
 class FailureTolerantHyperBand(HyperBandScheduler):
@@ -44,7 +44,7 @@ class FailureTolerantHyperBand(HyperBandScheduler):
 class FailureTolerantMedian(MedianStoppingRule):
     """Median stopping that ignores a trial's last result if it lacks the metric.
 
-    Tune adds the result of every ended trial, and fails with KeyError on that of a failed one.
+    Tune adds the result of every ended trial. The result of a failed trial lacks the metric, and raises KeyError.
     """
 
     def __init__(self, column: str, **settings: Any) -> None:
@@ -57,9 +57,9 @@ class FailureTolerantMedian(MedianStoppingRule):
 
 
 class PBTSearchAlgorithm(SearchAlgorithm):
-    """A searcher for PBT, which refuses Tune's SearchGenerator because PBT changes sampled values.
+    """The search algorithm for PBT, which rejects Tune's SearchGenerator because PBT changes sampled values.
 
-    The samples of this package do not depend on results, so the change does no harm.
+    The samples of this package do not depend on results, so the change is harmless.
     """
 
     def __init__(self, searcher: Searcher) -> None:
@@ -87,13 +87,13 @@ class PBTSearchAlgorithm(SearchAlgorithm):
         return bool(self.generator.is_finished()) or bool(super().is_finished())
 
     def save_to_dir(self, dirpath: str, **kwargs: Any) -> None:
-        """Nothing: a search resumes from its trials' directories."""
+        """Do nothing: a search resumes from its trials' directories."""
 
 
 def trial_number(trial: Any) -> int:
-    """The number of a trial, from its name, which is set by `trial_name_creator` and given by `str` only.
+    """The number of a trial, from its name, which `trial_name_creator` sets and only `str` returns.
 
-    Not from its configuration: PBT copies that of another trial, and the number with it.
+    The configuration is not used, because PBT copies that of another trial with its number.
     """
     return int(str(trial))
 
@@ -112,7 +112,7 @@ def error_summary(trial: Any) -> str:
 def mlflow_callback(**settings: Any) -> Any:
     """Tune's callback for MLflow. Metric names with @ (raysim's mark for the global model) are logged with a colon.
 
-    MLflow refuses @ in names. `ray.air` is being dissolved; the class has no other public place yet.
+    MLflow rejects @ in names. `ray.air` is being removed; the class has no other public module yet.
     """
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
@@ -124,7 +124,7 @@ def mlflow_callback(**settings: Any) -> Any:
 
 
 def wandb_callback(**settings: Any) -> Any:
-    """Tune's callback for Weights & Biases. `ray.air` is being dissolved; the class has no other public place yet."""
+    """Tune's callback for Weights & Biases. `ray.air` is being removed; the class has no other public module yet."""
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     return WandbLoggerCallback(**settings)
@@ -138,7 +138,7 @@ def silence_tune_loggers() -> None:
 
 @contextmanager
 def tune_environment(max_pending_trials: int) -> Iterator[None]:
-    """Within the block, the environment variables that configure Tune are set; it has no arguments for them."""
+    """Within the block, the environment variables that configure Tune are set. Tune has no arguments for them."""
     settings = {**TUNE_VARIABLES, PENDING_TRIALS_VARIABLE: str(max_pending_trials)}
     previous = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

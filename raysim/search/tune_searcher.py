@@ -1,4 +1,4 @@
-"""The order of the trials: those of an earlier session that continue, then new ones, as Ray Tune requests them."""
+"""The order of the trials that Ray Tune requests: first those of an earlier session that continue, then new ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRIAL_NUMBER = "trial"  # the key of Tune's configuration that holds the trial's
 def resumable_trials(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The trials of an earlier session that are started again: the unfinished ones.
 
-    Where the scheduler compares trials by all their rounds, also those that have ended, which come first and report
+    If the scheduler compares trials by all their rounds, the ended trials are included. They start first and report
     their rounds again. Failed trials are not repeated.
     """
     replays = SCHEDULERS[spec.scheduler].replays_rounds
@@ -34,7 +34,7 @@ def new_trial_numbers(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[
 
 
 class TuneSearcher(Searcher):
-    """Ray Tune's view of a sampler: first the trials that continue, then those of `new_numbers`."""
+    """A sampler as a searcher of Ray Tune: first the trials that continue, then the trials of `new_numbers`."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class TuneSearcher(Searcher):
         self.sampler.on_trial_end(self.numbers[trial_id], result, status)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune would store it for a restore, which a search does not use."""
+        """Empty: Tune would store this object for a restore, which a search does not use."""
         return {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
@@ -85,10 +85,10 @@ class TuneSearcher(Searcher):
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a search resumes from its trials' directories."""
+        """Do nothing: a search resumes from its trials' directories."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing."""
+        """Do nothing."""

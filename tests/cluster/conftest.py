@@ -1,4 +1,4 @@
-"""One Ray with a dashboard for all tests of this folder; each test adds the nodes that it needs."""
+"""One Ray cluster with a dashboard for all tests of this folder; each test adds the nodes that it needs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def nodes(cluster: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="session")
 def namespaces() -> None:
-    """Skip tests that need hosts where this machine can have none."""
+    """Skip tests that need hosts if this machine cannot create them."""
     if reason := why_not():
         pytest.skip(reason)
 

@@ -1,4 +1,4 @@
-"""What a cluster may grow by, as its files tell it, and what waits for it to grow."""
+"""Runs and searches on a cluster with an autoscaler, which wait until the cluster has grown."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ WORK = (
 KIND = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 3}
 
 
-FAKE = {  # Ray's own provider of nodes that are processes of this machine
+FAKE = {  # Ray's provider of nodes that are processes of this machine
     "cluster_name": "fake",
     "max_workers": 3,
     "idle_timeout_minutes": 0.2,
     "upscaling_speed": 8.0,
-    # By its module: of the kind fake_multinode the wheel lacks the defaults.
+    # Given by its module, because the wheel lacks the defaults of the type fake_multinode.
     "provider": {
         "type": "external",
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
@@ -64,30 +64,30 @@ def test_a_run_and_a_search_wait_for_the_nodes_that_an_autoscaler_starts(tmp_pat
     (tmp_path / "fake.yaml").write_text(json.dumps(FAKE))
     with hosts(tmp_path, 1) as (_, (head,)):
 
-        def raysim(*words: str) -> str:
-            done = head.run(sys.executable, "-m", "raysim", *words, env=SETTINGS, timeout=250)
+        def raysim(*arguments: str) -> str:
+            done = head.run(sys.executable, "-m", "raysim", *arguments, env=SETTINGS, timeout=250)
             assert done.returncode == 0, done.stdout
             return str(done.stdout)
 
         where = ["--node-ip-address=10.77.0.1", "--include-dashboard=false", "--object-store-memory=200000000"]
-        words = ["ray", "start", "--head", "--num-cpus=1", f"--autoscaling-config={tmp_path / 'fake.yaml'}", *where]
-        started = head.run(*words, env=SETTINGS)
+        arguments = ["ray", "start", "--head", "--num-cpus=1", f"--autoscaling-config={tmp_path / 'fake.yaml'}", *where]
+        started = head.run(*arguments, env=SETTINGS)
         assert started.returncode == 0, started.stdout
-        said = raysim("run", *WORK, "resources.client_actors=3", "--out", str(tmp_path / "run"))
-        assert "asked for 3 x 2 CPU: 1 nodes of at most 4" in said
-        assert re.search("[0-3] nodes starting, [0-9]+ s", said)
-        places = json.loads((tmp_path / "run" / "placement.json").read_text())  # of those that came in time
+        output = raysim("run", *WORK, "resources.client_actors=3", "--out", str(tmp_path / "run"))
+        assert "requested 3 x 2 CPU: 1 nodes of at most 4" in output
+        assert re.search("[0-3] nodes starting, [0-9]+ s", output)
+        places = json.loads((tmp_path / "run" / "placement.json").read_text())  # of the actors that started in time
         assert {place["node"] for place in places if "node" in place}
         until_alone(head)  # so that the search finds no node but the head
         search = ["--space", "algorithm.lr=grid(0.001,0.01)", "--searcher", "grid", "--out", str(tmp_path / "search")]
-        assert "its autoscaler is asked for nodes" in raysim("tune", *WORK, *search)
+        assert "raysim requests nodes from its autoscaler" in raysim("tune", *WORK, *search)
         assert list(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"]) == ["done"] * 2
 
 
 def until_alone(head: Host) -> None:
-    """Wait until the idle workers are gone."""
+    """Wait until the idle workers have stopped."""
     code = "import ray; ray.init('auto', logging_level=40); print('alive', sum(n['Alive'] for n in ray.nodes()))"
     end = time.monotonic() + 180
-    while "alive 1" not in (said := head.run(sys.executable, "-c", code, env=SETTINGS).stdout):
-        assert time.monotonic() < end, said
+    while "alive 1" not in (output := head.run(sys.executable, "-c", code, env=SETTINGS).stdout):
+        assert time.monotonic() < end, output
         time.sleep(2)

@@ -22,22 +22,22 @@ from algorithms.fedavg import FedAvg
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(FedAvg):
-    'FedAvg by another name.'
+    'FedAvg with another name.'
 """
 
 
 @pytest.fixture
 def submit(cluster: Any, address: str, tmp_path: Path) -> Callable[..., Any]:
-    """`raysim submit` in a folder of its own, where results come back to `here`."""
+    """`raysim submit` in a separate folder; results are fetched into `here`."""
     line = command("submit", "--address", f"http://{cluster.head_node.webui_url}")
     env = {**os.environ, "RAYSIM_RUNS": str(tmp_path / "here"), "COLUMNS": "300"}
     how: dict[str, Any] = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "check": False}
-    return lambda *words: subprocess.run([*line, *words], **how, timeout=200)
+    return lambda *arguments: subprocess.run([*line, *arguments], **how, timeout=200)
 
 
 @pytest.mark.slow
 @pytest.mark.smoke
-def test_a_submitted_run_is_followed_and_its_results_come_back(
+def test_a_submitted_run_is_followed_and_its_results_are_fetched(
     address: str, submit: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)
@@ -47,10 +47,10 @@ def test_a_submitted_run_is_followed_and_its_results_come_back(
     assert first.returncode == 0, first.stdout + first.stderr
     assert "round 2/2" in first.stdout.replace("  ", " ")
     (job,) = re.findall(r"^job (\S+):", first.stdout, re.M)
-    mine = tmp_path / "here" / job
-    assert json.loads((mine / "summary.json").read_text())["status"] == "done"
+    fetched = tmp_path / "here" / job
+    assert json.loads((fetched / "summary.json").read_text())["status"] == "done"
     assert (out / "checkpoints").is_dir()
-    assert not (mine / "checkpoints").exists()
+    assert not (fetched / "checkpoints").exists()
 
     again = submit("--attach", job)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -58,17 +58,17 @@ def test_a_submitted_run_is_followed_and_its_results_come_back(
     wrong = submit("run", *short, "algorithm.lr=-1")
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
     assert "Traceback" not in wrong.stdout + wrong.stderr
-    nobody = submit("--attach", "raysim-nobody")
-    assert nobody.returncode == 2
-    assert "no job raysim-nobody" in nobody.stderr
+    missing = submit("--attach", "raysim-missing")
+    assert missing.returncode == 2
+    assert "no job raysim-missing" in missing.stderr
 
 
 @pytest.mark.slow
-def test_a_submitted_run_is_watched_and_ended_from_where_it_was_sent(
+def test_a_submitted_run_is_watched_and_stopped_from_the_submitting_machine(
     address: str, submit: Callable[..., Any], tmp_path: Path
 ) -> None:
-    begun = submit("--detach", "run", *LONG, f"ray_address={address}", "--out", str(tmp_path / "there"))
-    (job,) = re.findall(r"^job (\S+):", begun.stdout, re.M)
+    started = submit("--detach", "run", *LONG, f"ray_address={address}", "--out", str(tmp_path / "there"))
+    (job,) = re.findall(r"^job (\S+):", started.stdout, re.M)
     assert until(lambda: lines_of(tmp_path / "there" / "log.jsonl") > 1, 150)
     assert until(lambda: re.search(r"there-\w+ .* [1-9]\d*/100000", submit("status", "there").stdout), 150)
     ended = submit("stop", "there")

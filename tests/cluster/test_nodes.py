@@ -1,4 +1,4 @@
-"""Several nodes on one machine: GPUs that are declared, nodes that are killed, objects that go with them. Real Ray."""
+"""Several nodes of real Ray on one machine: declared GPUs, killed nodes, and objects that are lost with a node."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SMALL = (
 )
 
 
-# Above the size from which Ray keeps objects where they were made: so that they go with the node.
+# Above the size from which Ray keeps objects on the node that created them, so that they are lost with the node.
 LARGE = "network={name: unet, channels: [32, 64], strides: [2], num_res_units: 2}"
 
 
-def run(folder: Path, *words: str) -> Any:
-    """The summary of `raysim run`, which has to be done."""
-    command = [sys.executable, "-m", "raysim", "run", *SMALL, *words, "--out", str(folder)]
+def run(folder: Path, *arguments: str) -> Any:
+    """The summary and the output of `raysim run`, which must succeed."""
+    command = [sys.executable, "-m", "raysim", "run", *SMALL, *arguments, "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {"said": done.stdout, **json.loads((folder / "summary.json").read_text())}
+    return {"output": done.stdout, **json.loads((folder / "summary.json").read_text())}
 
 
 def places(folder: Path) -> list[dict[str, Any]]:
@@ -44,24 +44,24 @@ def failures(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_shares_of_declared_gpus_hold_and_are_shown(cluster: Any, nodes: Any, tmp_path: Path) -> None:
+def test_shares_of_declared_gpus_are_respected_and_shown(cluster: Any, nodes: Any, tmp_path: Path) -> None:
     nodes(num_cpus=4, num_gpus=2)
     nodes(num_cpus=4, num_gpus=1)
     out = tmp_path / "run"
-    words = ("resources.gpus_per_client=0.5", "resources.cpus_per_client=0.5", "resources.sites.site-03.gpus=1")
-    found = run(out, f"ray_address={cluster.address}", "rounds=1", *words)
+    arguments = ("resources.gpus_per_client=0.5", "resources.cpus_per_client=0.5", "resources.sites.site-03.gpus=1")
+    found = run(out, f"ray_address={cluster.address}", "rounds=1", *arguments)
     by_site = {place["site"]: place for place in places(out)}
     assert by_site["site-03"]["gpus"] == 1
     assert [place["actor"] for place in by_site.values()].count(by_site["site-03"]["actor"]) == 1
     actors = {place["actor"]: place for place in places(out)}
-    assert len(actors) == 5  # four that share, and one alone: 4 x 0.5 + 1 of 3 GPUs
+    assert len(actors) == 5  # four shared ones and a dedicated one: 4 x 0.5 + 1 of 3 GPUs
     load: dict[tuple[str, str], float] = {}
     for place in actors.values():
         (gpu,) = place["gpu_ids"]
         load[place["node"], gpu] = load.get((place["node"], gpu), 0.0) + place["gpus"]
     assert sorted(load.values()) == [1.0, 1.0, 1.0]
-    assert "1 of GPU" in found["said"]
-    assert "torch finds no GPU" in found["said"]
+    assert "1 of GPU" in found["output"]
+    assert "torch finds no GPU" in found["output"]
 
 
 @pytest.mark.slow
@@ -77,10 +77,10 @@ def test_more_gpus_than_the_nodes_have_are_refused(cluster: Any, nodes: Any, tmp
         "--out",
         str(tmp_path / "x"),
     ]
-    words = ("resources.gpus_per_client=0.7", "resources.client_actors=3")
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False)
+    arguments = ("resources.gpus_per_client=0.7", "resources.client_actors=3")
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 3
-    assert "asked for 3 client actors of 1 CPU and 0.7 GPU each; the cluster has room for 2" in done.stderr
+    assert "requested 3 client actors of 1 CPU and 0.7 GPU each; 2 fit onto the cluster" in done.stderr
     assert "4 CPU, 2 GPU" in done.stderr
     assert (
         "What would fit: resources.client_actors=2, or resources.client_actors=auto, or resources.gpus_per_client=0.5"
@@ -94,15 +94,15 @@ def test_more_gpus_than_the_nodes_have_are_refused(cluster: Any, nodes: Any, tmp
 def test_a_killed_node_changes_no_bit(cluster: Any, nodes: Any, algorithm: str, tmp_path: Path) -> None:
     nodes(num_cpus=2)
     nodes(num_cpus=2)
-    words = (f"algorithm={algorithm}", LARGE, "checkpoint_every=2", "rounds=6")
-    calm = run(tmp_path / "calm", "backend=local", *words)
+    arguments = (f"algorithm={algorithm}", LARGE, "checkpoint_every=2", "rounds=6")
+    calm = run(tmp_path / "calm", "backend=local", *arguments)
     out = tmp_path / "run"
-    found = run(out, f"ray_address={cluster.address}", "resources.client_actors=3", 'chaos="kill node@4"', *words)
+    found = run(out, f"ray_address={cluster.address}", "resources.client_actors=3", 'chaos="kill node@4"', *arguments)
     assert found["digest"] == calm["digest"]
     actions = {failure["action"] for failure in failures(out)}
     assert actions
     assert actions <= {FailureAction.RETRIED, FailureAction.ROLLED_BACK}
-    # What the sites kept in round 3 lay on the node and nowhere else: the run goes back to where all of it is.
+    # The client states of round 3 were only on the lost node: the run returns to the last checkpoint.
     assert algorithm == "fedavg" or FailureAction.ROLLED_BACK in actions
     assert found["failures"]["incidents"] == len(failures(out))
     alive = {node["NodeID"] for node in living(cluster)}
@@ -110,7 +110,7 @@ def test_a_killed_node_changes_no_bit(cluster: Any, nodes: Any, algorithm: str, 
 
 
 def living(cluster: Any) -> list[dict[str, Any]]:
-    """The nodes that are up, as another process sees them."""
+    """The live nodes, listed by another process."""
     code = "import json, ray, sys; ray.init(sys.argv[1], logging_level=40); print(json.dumps(ray.nodes()))"
     done = subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True, check=True)
     return [node for node in json.loads(done.stdout.splitlines()[-1]) if node["Alive"]]
@@ -124,7 +124,7 @@ def test_a_node_with_another_version_is_refused_by_name(cluster: Any, nodes: Any
     command = [sys.executable, "-m", "raysim", "run", *SMALL, f"ray_address={cluster.address}", "--out"]
     done = subprocess.run([*command, tmp_path / "run"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 3, done.stdout + done.stderr
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("raysim: ")]
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("raysim: ")]
     (worker,) = cluster.worker_nodes
-    assert f"({worker.node_id[:6]}): monai 0.0.1 (here {version('monai')})" in said
+    assert f"({worker.node_id[:6]}): monai 0.0.1 (here {version('monai')})" in error
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Runs and searches on a cluster, watched and stopped from outside; metrics at the port of a node."""
+"""Runs and searches on a cluster, watched and stopped by another process; metrics at the port of a node."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.commands import LONG, execute, lines_of, running, until
 
 
 def exported(address: str) -> dict[str, dict[str, set[str]]]:
-    """The metrics of raysim at the ports that Ray tells Prometheus of, each with its labels and their values."""
+    """The metrics of raysim at the ports that Ray announces to Prometheus, each with its labels and their values."""
     code = (
         "import ray, sys; ray.init(sys.argv[1], logging_level=40)\n"
         "print(*[n['MetricsExportPort'] for n in ray.nodes() if n['Alive']])"
@@ -36,15 +36,15 @@ def exported(address: str) -> dict[str, dict[str, set[str]]]:
 
 @pytest.mark.slow
 @pytest.mark.smoke
-def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
+def test_a_run_on_a_cluster_is_watched_and_stopped(address: str, tmp_path: Path) -> None:
     out = tmp_path / "eyes"
-    words = (*LONG, f"ray_address={address}", 'chaos="kill client@2"', "--out", str(out))
-    with running(*words) as run:
+    arguments = (*LONG, f"ray_address={address}", 'chaos="kill client@2"', "--out", str(out))
+    with running(*arguments) as run:
         assert until(lambda: run.poll() is not None or lines_of(out / "log.jsonl") > 4)
         shown = execute("status", "--address", address, cwd=tmp_path).stdout
         row = re.search(rf"(eyes-\w+) +fedavg on synthetic +\d+/100000 +.*{out}", shown)
         assert row, shown
-        assert execute("status", "nobody", "--address", address, cwd=tmp_path).returncode == 2
+        assert execute("status", "missing", "--address", address, cwd=tmp_path).returncode == 2
 
         names = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS}
         seen = until(lambda: found if names <= set(found := exported(address)) else None)
@@ -56,24 +56,24 @@ def test_a_run_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -
 
         ended = execute("stop", row[1], "--address", address, cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
-        _, said = run.communicate(timeout=60)
+        _, output = run.communicate(timeout=60)
         assert run.returncode == 130
-        assert re.search(r"raysim: stopped in round \d+$", said.strip())
+        assert re.search(r"raysim: stopped in round \d+$", output.strip())
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
-    assert "no run is alive" in execute("status", "--address", address, cwd=tmp_path).stdout
+    assert "no run is active" in execute("status", "--address", address, cwd=tmp_path).stdout
     assert re.search(r"eyes .* interrupted ", execute("status", str(out), cwd=tmp_path).stdout)
 
 
 @pytest.mark.slow
-def test_a_search_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path) -> None:
+def test_a_search_on_a_cluster_is_watched_and_stopped(address: str, tmp_path: Path) -> None:
     out = tmp_path / "wide"
-    words = (*LONG[:-1], "--space", "algorithm.lr=loguniform(1e-4, 1e-1)", "--trials", "5", "--max-concurrent", "2")
-    with running(*words, "--address", address, "--out", str(out), verb="tune") as search:
+    arguments = (*LONG[:-1], "--space", "algorithm.lr=loguniform(1e-4, 1e-1)", "--trials", "5", "--max-concurrent", "2")
+    with running(*arguments, "--address", address, "--out", str(out), verb="tune") as search:
         assert until(lambda: search.poll() is not None or len(list(out.glob("trials/*/log.jsonl"))) == 2)
-        asked = ("status", "--address", address)
+        command = ("status", "--address", address)
         row = until(
             lambda: re.search(
-                r"(wide-\w+) +search over 1 key on.* 2 running, 3 wait", execute(*asked, cwd=tmp_path).stdout
+                r"(wide-\w+) +search over 1 key on.* 2 running, 3 wait", execute(*command, cwd=tmp_path).stdout
             )
         )
         assert row
@@ -81,14 +81,14 @@ def test_a_search_on_a_cluster_is_watched_and_ended(address: str, tmp_path: Path
         assert re.search(r"wide +search +0/", execute("status", str(out), cwd=tmp_path).stdout)
         ended = execute("stop", row[1], "--address", address, cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr
-        said, _ = search.communicate(timeout=60)
+        output, _ = search.communicate(timeout=60)
         assert search.returncode == 130
-        assert f"raysim tune --resume {out} goes on with it" in said
+        assert f"to continue: raysim tune --resume {out}" in output
     assert len(pd.read_parquet(out / "trials.parquet")) == 2
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
+def test_a_run_starts_on_present_nodes_and_uses_nodes_that_join(
     address: str, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 2, resources: {CPU: 2}}")
@@ -104,24 +104,24 @@ def test_a_run_begins_with_what_is_there_and_uses_nodes_as_they_come(
         assert until(lambda: run.poll() is not None or len(used()) == 2), used()
         assert run.poll() is None
         run.send_signal(signal.SIGINT)
-        said = "".join(run.communicate(timeout=60))
-    assert "1 of 2 client actors have room" in said
+        output = "".join(run.communicate(timeout=60))
+    assert "1 of 2 client actors can start" in output
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
 
 
 @pytest.mark.slow
-def test_a_run_that_waits_for_a_node_is_seen_and_ended(
+def test_a_run_that_waits_for_a_node_is_listed_and_stopped(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYSIM_AUTOSCALER", "{max_workers: 2, resources: {CPU: 64}}")
     monkeypatch.setenv("RAYSIM_RUNS", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", address)
-    words = (*LONG, "resources.cpus_per_client=64", "resources.client_actors=1", "--out", str(tmp_path / "patient"))
-    with running(*words) as run:
+    arguments = (*LONG, "resources.cpus_per_client=64", "resources.client_actors=1", "--out", str(tmp_path / "patient"))
+    with running(*arguments) as run:
         assert run.stdout
-        assert any("asked for 1 x 64 CPU: 2 nodes of at most 3" in line for line in run.stdout)
-        asked = r"(patient-\w+) +fedavg on synthetic .* asked for 1 x 64 CPU"
-        row = until(lambda: re.search(asked, execute("status", cwd=tmp_path).stdout))
+        assert any("requested 1 x 64 CPU: 2 nodes of at most 3" in line for line in run.stdout)
+        pattern = r"(patient-\w+) +fedavg on synthetic .* requested 1 x 64 CPU"
+        row = until(lambda: re.search(pattern, execute("status", cwd=tmp_path).stdout))
         assert row
         ended = execute("stop", "--all", cwd=tmp_path)
         assert (ended.returncode, ended.stdout.strip()) == (0, f"{row[1]} has ended"), ended.stderr

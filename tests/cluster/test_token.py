@@ -1,4 +1,4 @@
-"""Clusters that require a token: who joins, and that the token is written nowhere."""
+"""Clusters that require a token: only the right token joins, and no token is written anywhere."""
 
 from __future__ import annotations
 
@@ -26,16 +26,23 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: Path) -> None:
+def test_a_wrong_token_is_reported_in_one_line_and_no_token_is_shown(tmp_path: Path) -> None:
     right, wrong = secrets.token_hex(32), secrets.token_hex(32)
-    seen = list[str]()  # of the list of processes, while the commands are at work
+    seen = list[str]()  # lists of processes, while the commands run
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": right}
 
     def run(address: str, token: str) -> Any:
-        words = ["run", "rounds=1", "task.data.sites=2", f"ray_address={address}", "--out", str(tmp_path / token[:8])]
-        line = [sys.executable, "-m", "raysim", *words]
-        # That a token is wanted, the command finds out.
+        arguments = [
+            "run",
+            "rounds=1",
+            "task.data.sites=2",
+            f"ray_address={address}",
+            "--out",
+            str(tmp_path / token[:8]),
+        ]
+        line = [sys.executable, "-m", "raysim", *arguments]
+        # The command detects that a token is required.
         given = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
         given["RAY_AUTH_TOKEN"] = token
         process = subprocess.Popen(line, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -53,17 +60,17 @@ def test_a_wrong_token_is_told_in_one_line_and_the_right_one_nowhere(tmp_path: P
             False,
             True,
         )
-        refused, played = run(address, wrong), run(address, right)
+        refused, accepted = run(address, wrong), run(address, right)
         head.stdin.close()
-    assert (refused.returncode, played.returncode) == (3, 0), refused.stderr + played.stderr
+    assert (refused.returncode, accepted.returncode) == (3, 0), refused.stderr + accepted.stderr
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("raysim: ")]
-    assert f"cannot join Ray at {address}: it does not take the token in RAY_AUTH_TOKEN" in line
+    assert f"cannot join Ray at {address}: it rejects the token in RAY_AUTH_TOKEN" in line
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / wrong[:8]).exists()
     assert "ray::" in "".join(seen)
     files = [path for path in (tmp_path / right[:8]).rglob("*") if path.is_file()]
     written = "".join(path.read_bytes().decode(errors="replace") for path in files)
-    for text in (refused.stdout + refused.stderr, played.stdout + played.stderr, "".join(seen), written):
+    for text in (refused.stdout + refused.stderr, accepted.stdout + accepted.stderr, "".join(seen), written):
         assert right not in text
         assert wrong not in text
 
@@ -83,10 +90,10 @@ def test_a_process_joins_rays_with_a_token_and_without_one_after_the_other() -> 
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     env = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     env["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    words, addresses = [sys.executable, "-c", HEAD], []
+    arguments, addresses = [sys.executable, "-c", HEAD], []
     with ExitStack() as held:
         for mode in ("disabled", "token"):
-            head = held.enter_context(subprocess.Popen(words, env={**env, "RAY_AUTH_MODE": mode}, **pipes))
+            head = held.enter_context(subprocess.Popen(arguments, env={**env, "RAY_AUTH_MODE": mode}, **pipes))
             held.callback(head.stdin.close)
             addresses.append(next(line.split()[1] for line in head.stdout if line.startswith("address ")))
         line = [sys.executable, "-c", JOIN, addresses[0], addresses[1], addresses[0]]

@@ -1,4 +1,4 @@
-"""The command line: exit codes, messages, what a run leaves, and what a refused one does not."""
+"""The command line: exit codes, messages, and the files of a run; a refused run writes none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOCAL = (*SMALL, "backend=local")
 
 
 MINE = '''
-"""A user's own algorithm: FedAvg that meets trouble in the third round, if it is asked to."""
+"""An algorithm of a user: FedAvg that fails in the third round if `trouble` is set."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -79,9 +79,9 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     sys.modules.pop("my_algorithm", None)
 
 
-def shell(*words: str) -> subprocess.CompletedProcess[str]:
-    """The command as a person types it."""
-    return subprocess.run([raysim(), *words], capture_output=True, text=True, timeout=120, check=False)
+def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user types it."""
+    return subprocess.run([raysim(), *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 def raysim() -> str:
@@ -99,9 +99,9 @@ def test_the_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"raysim {__version__}\n")
 
 
-@pytest.mark.parametrize("words", [["rounds=0"], ["rounds=1", "algorithm=nope"]])
-def test_a_refusal_from_the_shell(words: list[str]) -> None:
-    done = shell("run", *words)
+@pytest.mark.parametrize("arguments", [["rounds=0"], ["rounds=1", "algorithm=nope"]])
+def test_a_refusal_from_the_shell(arguments: list[str]) -> None:
+    done = shell("run", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("raysim: ")
 
@@ -130,13 +130,13 @@ def test_a_run_leaves_its_files_and_repeats(capsys: pytest.CaptureFixture[str]) 
     assert summary("three")["digest"] != first["digest"]
 
 
-def test_folders_are_numbered_where_none_is_given() -> None:
+def test_default_run_directories_are_numbered() -> None:
     for _ in range(2):
         assert main(["run", *LOCAL, "rounds=1", "task.data.sites=1"]) == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["fedavg-synthetic-001", "fedavg-synthetic-002"]
 
 
-def test_ones_own_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *LOCAL, "algorithm=my_algorithm:Mine", "--out", "own"]) == 0
     assert summary("own")["algorithm"] == "my_algorithm:Mine"
     assert main(["run", "-c", "own/config.yaml", "--out", "again"]) == 0
@@ -145,22 +145,22 @@ def test_ones_own_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trouble" in capsys.readouterr().out
 
 
-def test_ones_own_network_lies_in_the_working_directory() -> None:
+def test_a_user_network_in_the_working_directory() -> None:
     lines = (
         "from torch import nn",
         "def net(in_channels, out_channels):",
         " return nn.Conv2d(in_channels, out_channels, 1)",
     )
     Path("my_network.py").write_text("\n".join(lines))
-    words = ("rounds=1", "task.data.sites=1", "backend=local", "network=my_network:net", "--out", "own")
-    done = shell("run", *words)
+    arguments = ("rounds=1", "task.data.sites=1", "backend=local", "network=my_network:net", "--out", "own")
+    done = shell("run", *arguments)
     assert done.returncode == 0, done.stderr
     assert summary("own")["bytes"]["up"] == 2 * 2 * 4  # two weights and two biases
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("algorithm=my_algorithm:Mine", "algorithm.trouble=nan", "rounds=5", "--out", "bad")
-    assert main(["run", *LOCAL, *words]) == 1
+    arguments = ("algorithm=my_algorithm:Mine", "algorithm.trouble=nan", "rounds=5", "--out", "bad")
+    assert main(["run", *LOCAL, *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("raysim: site 'site-02' failed in round 3: the loss is nan at step 1 of 2; lower the")
     assert pd.read_parquet("bad/rounds.parquet")["round"].tolist() == [1, 2]
@@ -169,18 +169,18 @@ def test_a_loss_that_is_not_finite_ends_the_run(capsys: pytest.CaptureFixture[st
     assert Path("bad/checkpoints/round_0002").is_dir()
 
 
-def test_a_bug_in_ones_own_algorithm_shows_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("algorithm=my_algorithm:Mine", "algorithm.trouble=bug", "rounds=5", "--out", "bad")
-    assert main(["run", *LOCAL, *words]) == 1
+def test_a_bug_in_a_user_algorithm_is_shown_with_its_location(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("algorithm=my_algorithm:Mine", "algorithm.trouble=bug", "rounds=5", "--out", "bad")
+    assert main(["run", *LOCAL, *arguments]) == 1
     error = capsys.readouterr().err
     assert error.endswith("raysim: site 'site-02' failed in round 3: LookupError: no such organ\n")
     assert 'my_algorithm.py", line' in error
     assert 'raise LookupError("no such organ")' in error
 
 
-def interrupted(*words: str, by: signal.Signals = signal.SIGINT) -> tuple[int, str]:
-    """The exit code and the messages of a run that a person stops with Ctrl-C, or a batch system, after round 1."""
-    command = [raysim(), "run", *SMALL, "rounds=100000", "--out", "stopped", *words]
+def interrupted(*arguments: str, by: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+    """The exit code and the messages of a run that Ctrl-C or a batch system stops after round 1."""
+    command = [raysim(), "run", *SMALL, "rounds=100000", "--out", "stopped", *arguments]
     run = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=unbuffered()
     )
@@ -189,7 +189,7 @@ def interrupted(*words: str, by: signal.Signals = signal.SIGINT) -> tuple[int, s
         if line.startswith("round "):
             break
     if by is signal.SIGINT:
-        os.killpg(run.pid, by)  # as a terminal does: to the command and all that it started
+        os.killpg(run.pid, by)  # like a terminal: to the command and all processes that it started
     else:
         run.send_signal(by)
     _, errors = run.communicate(timeout=60)
@@ -208,7 +208,7 @@ def test_an_interrupted_local_run_keeps_its_rounds(by: signal.Signals) -> None:
     assert (summary("stopped")["status"], summary("stopped")["rounds"]) == ("interrupted", len(rounds))
 
 
-def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
+def test_a_closed_output_pipe_does_not_end_the_run() -> None:
     command = shlex.join([raysim(), "run", *SMALL, "rounds=8", "backend=local", "--out", "piped"]) + " | head -n 3"
     subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL, env=unbuffered())
     wait = time.monotonic() + 60
@@ -230,47 +230,47 @@ def test_an_interrupted_run_on_ray_keeps_its_rounds(by: signal.Signals) -> None:
 
 @pytest.fixture
 def cluster(ray_started: None) -> str:
-    """The address of a Ray that is running already."""
+    """The address of a Ray that is already running."""
     import ray
 
     return f"ray_address={ray.get_runtime_context().gcs_address}"
 
 
 @pytest.mark.slow
-def test_ones_own_algorithm_on_a_cluster_as_in_one_process(cluster: str) -> None:
-    words = ("algorithm=my_algorithm:Mine", "resources.client_actors=2", "resources.cpus_per_client=0.5", "--out")
-    done = shell("run", *SMALL, cluster, *words, "on-ray")
+def test_a_user_algorithm_has_equal_results_on_a_cluster_and_in_one_process(cluster: str) -> None:
+    arguments = ("algorithm=my_algorithm:Mine", "resources.client_actors=2", "resources.cpus_per_client=0.5", "--out")
+    done = shell("run", *SMALL, cluster, *arguments, "on-ray")
     assert done.returncode == 0, done.stderr
-    assert main(["run", *LOCAL, *words, "local"]) == 0
+    assert main(["run", *LOCAL, *arguments, "local"]) == 0
     assert summary("on-ray")["digest"] == summary("local")["digest"]
     places = json.loads(Path("on-ray/placement.json").read_text())
     assert {place["actor"] for place in places} == {"client-01", "client-02"}
 
 
-def test_what_cannot_be_placed_leaves_nothing(cluster: str) -> None:
+def test_a_run_that_cannot_be_placed_writes_nothing(cluster: str) -> None:
     done = shell("run", *SMALL, cluster, "resources.cpus_per_client=999", "--out", "big")
     assert done.returncode == 3
-    assert re.search(r"raysim: asked for 1 client actor of 999 CPU .* What would fit: resources\.cpus", done.stderr)
+    assert re.search(r"raysim: requested 1 client actor of 999 CPU .* What would fit: resources\.cpus", done.stderr)
     assert not Path("big").exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "http://127.0.0.1:8265"])
-def test_a_cluster_that_is_not_there_is_refused(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_cluster_is_refused(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *SMALL, f"ray_address={address}", "--out", "far"]) == 3
     assert f"raysim: cannot join Ray at {address}: " in capsys.readouterr().err
     assert not Path("far").exists()
 
 
 def test_the_command_runs_records_and_resumes_it(tmp_path: Path, capsys: Any) -> None:
-    words = [
+    arguments = [
         "algorithm=fcl",
         "algorithm.pretrain_rounds=2",
         "algorithm.finetune=localonly",
         "rounds=3",
         "backend=local",
     ]
-    words += ["task.data.sites=2", "task.data.cases=4", "task.data.size=[16,16]", "task.batch_size=2"]
-    assert main(["run", *words, "--out", str(tmp_path / "out")]) == 0
+    arguments += ["task.data.sites=2", "task.data.cases=4", "task.data.size=[16,16]", "task.batch_size=2"]
+    assert main(["run", *arguments, "--out", str(tmp_path / "out")]) == 0
     assert "finetune:" in (tmp_path / "out" / "config.yaml").read_text()
     assert main(["run", "-c", str(tmp_path / "out" / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
     assert len({_digest(tmp_path / name) for name in ("out", "again")}) == 1

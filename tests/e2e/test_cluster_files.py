@@ -17,7 +17,7 @@ CLUSTER = ROOT / "cluster"
 
 
 def prepared(name: str) -> dict[str, Any]:
-    """The file as Ray completes and checks it before it starts anything."""
+    """The file after Ray has completed and checked it, before Ray starts anything."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     given = yaml.safe_load((CLUSTER / name).read_text())
@@ -28,10 +28,10 @@ def prepared(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["gpu.yaml", "onprem.yaml"])
-def test_ray_understands_what_ray_up_is_given(name: str) -> None:
+def test_ray_accepts_the_files_of_ray_up(name: str) -> None:
     config = prepared(name)
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token", "~/raysim-source": "."}
-    head, worker = (" ; ".join(config[f"{who}_start_ray_commands"]) for who in ("head", "worker"))
+    head, worker = (" ; ".join(config[f"{kind}_start_ray_commands"]) for kind in ("head", "worker"))
     assert "--dashboard-host=127.0.0.1" in head
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
     assert "--address=$RAY_HEAD_IP:6379" in worker
@@ -51,7 +51,7 @@ esac
 
 
 def slurm(home: Path, **more: str) -> tuple[list[str], dict[str, str]]:
-    """What to run for the script with commands that only tell that they were called."""
+    """The command that runs the script with stubs that only record their calls, and its environment."""
     (home / "raysim-env" / "bin").mkdir(parents=True)
     (home / "raysim-env" / "bin" / "activate").write_text("")
     for name in ("scontrol", "srun", "raysim"):
@@ -79,17 +79,17 @@ def test_slurm_starts_ray_on_all_nodes_and_the_command_on_the_first(code: int, t
     assert not list(tmp_path.glob(".raysim-token*"))
     start, _, entry = calls[-1].partition("symmetric-run ")[2].partition(" -- ")
     assert entry.startswith("raysim run")
-    # Ray's own words: that it has this command, and takes these options of `ray start`.
+    # Ray has this command and these options of `ray start`.
     from ray.scripts.scripts import start as ray_start
     from ray.scripts.symmetric_run import symmetric_run
 
     known = {
         option for command in (ray_start, symmetric_run) for parameter in command.params for option in parameter.opts
     }
-    assert {word for word in start.split() if word.startswith("--")} <= known
+    assert {option for option in start.split() if option.startswith("--")} <= known
 
 
-def test_slurm_ends_the_run_when_its_time_is_nearly_up(tmp_path: Path) -> None:
+def test_slurm_stops_the_run_before_its_time_limit(tmp_path: Path) -> None:
     command, env = slurm(tmp_path, SLOW="1")
     with subprocess.Popen(command, env=env) as process:
         while not (tmp_path / "running").exists():
@@ -97,19 +97,19 @@ def test_slurm_ends_the_run_when_its_time_is_nearly_up(tmp_path: Path) -> None:
         process.terminate()
         while "raysim stop --all" not in (tmp_path / "calls").read_text():
             assert process.poll() is None
-        subprocess.run(["pkill", "-P", str(process.pid)], check=False)  # as the run's end would
+        subprocess.run(["pkill", "-P", str(process.pid)], check=False)  # like the end of the run
     assert not list(tmp_path.glob(".raysim-token*"))
 
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A cloud in this process, and a client of it."""
+    """A client of a simulated cloud in this process."""
     import boto3
     from moto import mock_aws
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray leaves the key that it makes in ~/.ssh
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes its key to ~/.ssh
     (tmp_path / ".ssh").mkdir()
     monkeypatch.setattr("ray.autoscaler._private.aws.config.time.sleep", lambda seconds: None)
     with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
@@ -117,8 +117,8 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_the_cloud_starts_what_the_file_says(cloud: Any) -> None:
-    """As `ray up` does, up to the machines, and as Ray does on the head when workers are wanted."""
+def test_the_cloud_starts_the_machines_of_the_file(cloud: Any) -> None:
+    """Create the machines as `ray up` and the head's autoscaler create them."""
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
@@ -131,8 +131,8 @@ def test_the_cloud_starts_what_the_file_says(cloud: Any) -> None:
     named = [{"Name": "group-name", "Values": ["raysim-gpu"]}]
     (group,) = cloud.describe_security_groups(Filters=named)["SecurityGroups"]
     inner, ssh = group["IpPermissions"]
-    assert [each["GroupId"] for each in inner["UserIdGroupPairs"]] == [group["GroupId"]]  # from node to node, all
-    assert (inner["IpRanges"], ssh["FromPort"], ssh["ToPort"]) == ([], 22, 22)  # from elsewhere SSH alone
+    assert [each["GroupId"] for each in inner["UserIdGroupPairs"]] == [group["GroupId"]]  # between nodes, all ports
+    assert (inner["IpRanges"], ssh["FromPort"], ssh["ToPort"]) == ([], 22, 22)  # from other addresses only SSH
 
     image = cloud.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]  # the line marked FILL
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])

@@ -1,4 +1,4 @@
-"""The doctor: what it makes of what it found, by hand; and the command, on a Ray of two nodes and without."""
+"""The command `raysim doctor` without Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = (
 )
 
 
-MINE = """
+ALGORITHMS = """
 import os
 from dataclasses import dataclass
 from raysim import LocalTraining, weights
@@ -42,7 +42,7 @@ class Dies(Lost):
 
 @pytest.fixture
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "my_doctor_case.py").write_text(MINE)
+    (tmp_path / "my_doctor_case.py").write_text(ALGORITHMS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "200")
@@ -50,7 +50,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "line"),
+    ("arguments", "code", "line"),
     [
         ([], 0, r"Ray +ok +not used: backend=local"),
         pytest.param(
@@ -59,16 +59,16 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             marks=pytest.mark.slow,
         ),
         (["algorithm=my_doctor_case:Dies"], 1, r"batch +wrong +the process died with exit code -9"),
-        (["resources.gpus_per_client=1"], 3, r"resources +wrong +asked for 1 client actor of 1 CPU and 1 GPU"),
+        (["resources.gpus_per_client=1"], 3, r"resources +wrong +requested 1 client actor of 1 CPU and 1 GPU"),
     ],
 )
 def test_without_ray(
-    words: list[str], code: int, line: str, working_directory: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, line: str, working_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["doctor", *SMALL, "backend=local", *words]) == code
+    assert main(["doctor", *SMALL, "backend=local", *arguments]) == code
     shown = capsys.readouterr().out
     assert re.search(line, shown)
-    assert ("resources.cpus_per_client=" in shown) == ("algorithm=" not in "".join(words))
+    assert ("resources.cpus_per_client=" in shown) == ("algorithm=" not in "".join(arguments))
     assert "Traceback" not in shown
     assert not (working_directory / "runs").exists()
 
@@ -82,12 +82,12 @@ def test_tasks_on_classes_and_on_tables(working_directory: Path, capsys: pytest.
             lines.append(f"{site},{split},{site}{number}.png,{number % 2},{number}.5")
     (working_directory / "t.csv").write_text("\n".join(lines))
     given = ["backend=local", "task.data.table=t.csv", "task.data.cache=cache", "task.batch_size=3"]
-    for words, network in (
+    for arguments, network in (
         (["task=classification", "network={name: classifier, channels: [2, 2]}"], r"\d+ parameters"),
         (["task=tabular"], "4 parameters, 16 B as a model"),  # a weight and a bias for each of two classes
     ):
-        assert main(["doctor", *given, *words]) == 0
+        assert main(["doctor", *given, *arguments]) == 0
         shown = capsys.readouterr().out
-        assert re.search(rf"of +3 examples of b, .*\n +network +{network}", shown)
+        assert re.search(rf"batch +3 examples of b, .*\n +network +{network}", shown)
         assert re.search(r"data +ok +\S+ can be read", shown)
         assert re.search(r"cache +ok +\S+/cache can be written", shown)

@@ -1,4 +1,4 @@
-"""The documentation does what it says: its Python blocks run, its commands run or at least are valid commands."""
+"""The documentation is correct: its Python blocks run, and its commands run or at least are valid."""
 
 from __future__ import annotations
 
@@ -63,29 +63,29 @@ def test_every_python_block_names_its_file() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_is_a_valid_command(page: Path, folder: Path) -> None:
-    for words in commands(page):
-        args, rest = make_parser().parse_known_args(words)
-        assert not [word for word in rest if word.startswith("-")], words
+    for arguments in commands(page):
+        args, rest = make_parser().parse_known_args(arguments)
+        assert not [argument for argument in rest if argument.startswith("-")], arguments
         if args.command not in ("run", "tune", "doctor"):
-            assert not rest, words
+            assert not rest, arguments
             continue
         if args.config is not None and not Path(args.config).exists():
-            continue  # of a run that is made on the same page
+            continue  # the file of a run that an earlier command of the page creates
         given = merge(read_file(args.config) if args.config else {}, {})
-        keys = parse_pairs(word for word in rest if "=" in word)
+        keys = parse_pairs(argument for argument in rest if "=" in argument)
         if args.command != "tune":
             resolve(merge(given, keys))
         elif args.resume is None:
-            names = [word for word in rest if "=" not in word]
+            names = [argument for argument in rest if "=" not in argument]
             space = (read_space(names[0]) if names else Space()).override(from_cli(args.space))
             options = search_options(args)
             build_request(space, given, keys, options)
 
 
 def test_there_are_commands_to_check() -> None:
-    found = [words for page in PAGES for words in commands(page)]
-    assert sum(words[0] == "run" for words in found) > 30
-    assert sum(words[0] == "tune" for words in found) > 8
+    found = [arguments for page in PAGES for arguments in commands(page)]
+    assert sum(arguments[0] == "run" for arguments in found) > 30
+    assert sum(arguments[0] == "tune" for arguments in found) > 8
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_an_own_task_learns(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # ten commands, each with a start of Ray
 def test_get_started_runs_as_typed(folder: Path) -> None:
-    """Every command and script of the page, in its order; then the scripts of other pages that read its results."""
+    """Run every command and script of the page in order, then the scripts of other pages that read its results."""
     outputs = []
     for kind, text in FENCE.findall((ROOT / "docs" / "get-started.md").read_text()):
         lines = text.splitlines()
@@ -121,7 +121,9 @@ def test_get_started_runs_as_typed(folder: Path) -> None:
             outputs.append(run(folder, "python", lines[0].split()[1]))
         for line in lines if kind == "" else ():
             if line.startswith("raysim "):
-                expected = 2 if line == "raysim resume first" else 0  # it is done: the page says that it is refused
+                expected = (
+                    2 if line == "raysim resume first" else 0
+                )  # the run is done, and the page states that it is refused
                 outputs.append(run(folder, *shlex.split(line), expected=expected))
     assert any("torch.Size([1, 2, 64, 64])" in output for output in outputs)
     assert {"first", "unseen", "fedprox", "search"} <= {path.name for path in folder.iterdir()}
@@ -131,8 +133,8 @@ def test_get_started_runs_as_typed(folder: Path) -> None:
     run(folder, "raysim", "run", "-c", "search/best.yaml", "--out", "again")
 
 
-def run(folder: Path, program: str, *words: str, expected: int = 0) -> str:
+def run(folder: Path, program: str, *arguments: str, expected: int = 0) -> str:
     start = [sys.executable, *(["-m", "raysim"] if program == "raysim" else [])]
-    done = subprocess.run([*start, *words], capture_output=True, text=True, timeout=400, check=False, cwd=folder)
+    done = subprocess.run([*start, *arguments], capture_output=True, text=True, timeout=400, check=False, cwd=folder)
     assert done.returncode == expected, done.stdout + done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""The examples and the README's own lines work as they stand."""
+"""The examples and the commands of the README are valid."""
 
 import re
 
@@ -45,19 +45,19 @@ def test_an_example_trains_on_its_real_data(path, tmp_path):
     table = DATA / TABLES[path.stem] / "table.csv"
     if not table.exists():
         pytest.skip(f"no real data at {table.parent.name}/ beside the project")
-    words = [f"task.data.table={table}", f"task.data.cache={tmp_path}", *SMALL[path.stem]]
-    config = resolve(merge(read_file(str(path)), parse_pairs(words)))
+    arguments = [f"task.data.table={table}", f"task.data.cache={tmp_path}", *SMALL[path.stem]]
+    config = resolve(merge(read_file(str(path)), parse_pairs(arguments)))
     task = config.task.build()
     check_training(task)
     rounds = 2 if hasattr(config.algorithm, "pretrain_rounds") else 1
     *_, last = federate(config.algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds)
-    judged = {(score.site, score.split, score.metric) for score in last.scores}
+    evaluated = {(score.site, score.split, score.metric) for score in last.scores}
     _, split, metric = chosen_metric(task, config.metric).split("/")
-    assert any(found[1:] == (split, metric) for found in judged)
-    # What a site does not have is absent, not zero.
+    assert any(found[1:] == (split, metric) for found in evaluated)
+    # A split that a site does not have is absent, not zero.
     for site, sizes in task.sizes.items():
         for part in ("val", "test"):
-            assert any(found[:2] == (site, part) for found in judged) == (sizes[part] > 0), (site, part)
+            assert any(found[:2] == (site, part) for found in evaluated) == (sizes[part] > 0), (site, part)
 
 
 @pytest.mark.data
@@ -68,8 +68,8 @@ def test_an_example_learns_its_classes(name, rounds, least, tmp_path):
     table = DATA / TABLES[name] / "table.csv"
     if not table.exists():
         pytest.skip(f"no real data at {table.parent.name}/ beside the project")
-    words = [f"task.data.table={table}", f"task.data.cache={tmp_path}", *SMALL[name]]
-    config = resolve(merge(read_file(str(ROOT / "examples" / f"{name}.yaml")), parse_pairs(words)))
+    arguments = [f"task.data.table={table}", f"task.data.cache={tmp_path}", *SMALL[name]]
+    config = resolve(merge(read_file(str(ROOT / "examples" / f"{name}.yaml")), parse_pairs(arguments)))
     task = config.task.build()
     *_, last = federate(config.algorithm, task, LocalFleet(task, rounds=rounds), rounds=rounds, evaluate_every=rounds)
     found = [s.value for s in last.scores if (s.split, s.metric) == ("test", "balanced_accuracy")]

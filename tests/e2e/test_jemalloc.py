@@ -1,4 +1,4 @@
-"""Freed memory stays for the next step, and goes back to the system once it is settled."""
+"""The process keeps freed memory for the next step, and returns it to the system when it is settled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(json.dumps(sizes))
 
 
 def grown(preload: str) -> list[float]:
-    """MB beside those before: freed, settled too soon to count, freed again, settled."""
+    """Growth in MB: after memory was freed, after settling too early, after freeing again, after settling."""
     env = {**os.environ, "LD_PRELOAD": preload, "MALLOC_CONF": ""}
     done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=env, capture_output=True, text=True)
     sizes: list[float] = json.loads(done.stdout)
@@ -44,7 +44,7 @@ def grown(preload: str) -> list[float]:
 
 
 @pytest.mark.skipif(not JEMALLOC.exists(), reason="this Ray ships no jemalloc")
-def test_jemalloc_keeps_what_is_freed_until_it_is_settled() -> None:
+def test_jemalloc_keeps_freed_memory_until_it_is_settled() -> None:
     freed, early, again, settled = grown(str(JEMALLOC))
     assert freed > 150
     assert early > 150
@@ -52,5 +52,5 @@ def test_jemalloc_keeps_what_is_freed_until_it_is_settled() -> None:
     assert settled < -150
 
 
-def test_another_allocator_is_left_alone() -> None:
+def test_another_allocator_is_not_changed() -> None:
     assert max(grown("")) < 50

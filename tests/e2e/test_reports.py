@@ -29,7 +29,7 @@ EMPTY = {"meta", "br", "wbr", "hr", "img", "link", "input"}  # elements without 
 
 
 MINE = '''
-"""FedAvg that meets the trouble that a file in the working directory asks for, in the second round."""
+"""FedAvg that fails in the second round in the manner that a file in the working directory selects."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Mine(LocalTraining):
 
 
 class Page(HTMLParser):
-    """A page that is well formed, or an error: what it says, and where it leads."""
+    """The text and the links of a page; an error if the page is not well formed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.mark.usefixtures("working_directory")
-def test_a_run_that_left_replies_out_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_left_out_replies_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *LOCAL, "chaos=drop 0.3", "min_replies=0.3", "seed=1", "--out", "out"]) == 0
     shown = capsys.readouterr().out
     assert shown.endswith(f"report: {tmp_path / 'out' / 'report.html'}\n")
@@ -123,29 +123,29 @@ def test_a_run_that_left_replies_out_says_so(tmp_path: Path, capsys: pytest.Capt
     assert page.text.startswith("fedavg on synthetic: out fedavg on synthetic done run out rounds 3 of 3")
     assert summary["digest"] in page.text
     assert "inside/test/dice (chosen, higher is better)" in page.text
-    for text in ("reply dropped by chaos", "site-03", "training loss", "bytes per round", "batch_size: 2"):
-        assert text in page.text
+    for expected in ("reply dropped by chaos", "site-03", "training loss", "bytes per round", "batch_size: 2"):
+        assert expected in page.text
 
 
 @pytest.mark.usefixtures("working_directory")
-def test_a_failed_run_shows_its_error_and_a_full_disk_hides_it_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_shows_its_error_also_on_a_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bug").touch()
-    words = ["run", *LOCAL, "algorithm=my_algorithm:Mine"]
-    assert main([*words, "--out", "bad"]) == 1
+    arguments = ["run", *LOCAL, "algorithm=my_algorithm:Mine"]
+    assert main([*arguments, "--out", "bad"]) == 1
     page = Page(Path("bad/report.html"))
     assert "The run failed: site 'site-01' failed in round 2: LookupError: no <organ> & no $such$" in page.text
     assert "raise LookupError(" in page.text  # where it happened
     Path("full").touch()
     capsys.readouterr()
-    assert main([*words, "--out", "out"]) == 1
-    told = capsys.readouterr()
-    assert told.err.splitlines()[-1].startswith("raysim: site 'site-01' failed in round 2: LookupError")
-    assert told.out.splitlines()[-1].startswith("report.html was not written: IsADirectoryError")
+    assert main([*arguments, "--out", "out"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("raysim: site 'site-01' failed in round 2: LookupError")
+    assert printed.out.splitlines()[-1].startswith("report.html was not written: IsADirectoryError")
     assert not Path("out/report.html").exists()
 
 
 @pytest.mark.usefixtures("working_directory")
-def test_an_interrupted_run_has_a_page_and_a_resumed_one_another() -> None:
+def test_interrupted_and_resumed_runs_have_reports() -> None:
     Path("stop").touch()
     assert main(["run", *LOCAL, "algorithm=my_algorithm:Mine", "--out", "out"]) == 130
     assert "The run was interrupted after 1 round." in Page(Path("out/report.html")).text

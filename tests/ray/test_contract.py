@@ -1,4 +1,4 @@
-"""What holds for every algorithm on Ray: the bits of the local fleet, whatever actor is lost."""
+"""Every algorithm on Ray: results equal those of the local fleet bit by bit, also after the loss of an actor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUICK = [(name, 2) for name in algorithms()] + list(product(("fedavg", "localonl
 
 @pytest.fixture(scope="module")
 def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
-    """Three client actors for the task, as the server would start them."""
+    """Three client actors for the task, started as the server starts them."""
     import ray
 
     actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2, 3)}
@@ -34,7 +34,7 @@ def client_actors(ray_started: None) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("name", "count"), slow_except(product(sorted(algorithms()), (1, 2, 3)), QUICK))
-def test_ray_gives_the_bits_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
+def test_results_on_ray_equal_those_of_the_local_fleet(name: str, count: int, client_actors: dict[str, Any]) -> None:
     rounds, fleet = run(algorithm(name), on_ray(client_actors, count))
     assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
 
@@ -44,13 +44,13 @@ def on_ray(client_actors: dict[str, Any], count: int, chaos: FaultPlan | None = 
 
 
 def handles(fleet: Any) -> dict[str, Any]:
-    """The client actors by name, with those that have replaced others."""
+    """The client actors by name, including replacements."""
     return {name: fleet.pool.handle(name) for name in fleet.pool.names}
 
 
 @pytest.mark.parametrize("name", slow_except(sorted(algorithms()), ["fedavg", "ditto", "fcl", "gradient_alignment"]))
 def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_actors: dict[str, Any]) -> None:
-    fleet = on_ray(client_actors, 2, FaultPlan({3: ("client",)}))  # after the first answer of round 3
+    fleet = on_ray(client_actors, 2, FaultPlan({3: ("client",)}))  # after the first reply of round 3
     fleet.pool.wait_until_started(Progress(), {}, lambda _: True)
     *_, last = federate(algorithm(name), task(), fleet, rounds=ROUNDS)
     client_actors.update(handles(fleet))
@@ -79,13 +79,13 @@ def test_a_bank_and_a_momentum_encoder_survive_a_kill(ray_started: None) -> None
     from raysim.storage.digest import digest
     from tests.support import remote
 
-    mine = FCL(pretrain_rounds=3)
+    method = FCL(pretrain_rounds=3)
     fleets: list[Any] = [LocalFleet(task(), rounds=4)]
     actors = {f"client-{i}": remote.start_client(f"client-{i}", task()) for i in (1, 2)}
     fleets.append(remote.ray_fleet(task(), actors, rounds=4))
     found = []
     for fleet in fleets:
-        for last in federate(mine, task(), fleet, rounds=4):
+        for last in federate(method, task(), fleet, rounds=4):
             if last.number == 3:
                 assert {type(fleet.client_state(site)) for site in task().inside} == {ClientState}
                 found.append(digest(last.state, dict(fleet.client_states)))

@@ -22,13 +22,13 @@ def control() -> Iterator[RunControl]:
 
 
 def published(control: RunControl, status: RunStatus) -> bool:
-    """What `publish` returns once the control actor has answered it."""
+    """The result of `publish` after the control actor has replied to the previous one."""
     control.publish(status)
     ray.wait([control._reply], timeout=60)
     return control.publish(status)
 
 
-def test_a_status_is_read_and_a_stop_is_learned_of(control: RunControl) -> None:
+def test_a_status_and_a_stop_request_are_read(control: RunControl) -> None:
     status = RunStatus("watched-1f", "fedavg on toy", done=3, total=9)
     assert not published(control, status)
     assert control.name in active_runs.active_names()

@@ -1,4 +1,4 @@
-"""The private APIs of Ray that raysim uses: each still exists and returns what raysim expects of it."""
+"""The private APIs of Ray that raysim uses: each still exists and returns the expected value."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def test_reload_ray_settings_keeps_the_connection() -> None:
 
 def test_accepts_token_of_this_user() -> None:
     path = token_file(os.environ, Path.home())
-    token = path.read_text().strip() if path.is_file() else ""  # Ray requires none then
+    token = path.read_text().strip() if path.is_file() else ""  # then Ray requires no token
     assert ray_compat.accepts_token(gcs_address(), token, timeout_s=10)
 
 
-def test_started_here_is_true_for_the_ray_of_this_process_alone() -> None:
+def test_started_here_is_true_only_for_the_ray_of_this_process() -> None:
     assert ray_compat.started_here()
     assert not ray.get(ray.remote(ray_compat.started_here).remote())
 
@@ -59,7 +59,7 @@ def test_pending_node_count_is_unknown_without_an_autoscaler() -> None:
     assert ray_compat.pending_node_count() in (None, 0)
 
 
-def test_a_refusal_without_a_job_agent_is_told_from_others() -> None:
+def test_a_missing_job_agent_is_distinguished_from_other_errors() -> None:
     answer = "Request failed with status code 500: No available agent to submit job, please try again later."
     assert ray_compat.lacks_job_agent(RuntimeError(answer))
     assert not ray_compat.lacks_job_agent(RuntimeError("Request failed with status code 404: job does not exist"))

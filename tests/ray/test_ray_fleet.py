@@ -1,4 +1,4 @@
-"""The fleet on Ray: what crosses between processes, who is there, and how runs end. Real Ray, no stand-in."""
+"""The fleet on real Ray: transfers between processes, placement of actors, and the end of runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def task(names: tuple[str, ...] = NAMES) -> Task:
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[dict[str, Any]]:
-    """Three client actors, started from here as the server starts them: the test is the server."""
+    """Three client actors, started as the server starts them; the test replaces the server."""
     started = {f"c{i}": start_client(f"c{i}", task()) for i in range(3)}
     yield started
     for one in started.values():
@@ -67,7 +67,7 @@ def fleet(clients: dict[str, Any]) -> RayFleet:
 
 
 @pytest.mark.slow
-def test_an_actor_that_comes_late_to_an_unfit_node_is_left_out_where_others_play(clients: dict[str, Any]) -> None:
+def test_a_late_actor_on_an_unfit_node_is_dropped_if_others_are_up(clients: dict[str, Any]) -> None:
     costs = dict.fromkeys(NAMES, 1.0)
     late = start_client("late", task(), {"torch": "0.1"})
     site_to_actor = assign(costs, list(clients))
@@ -75,27 +75,27 @@ def test_an_actor_that_comes_late_to_an_unfit_node_is_left_out_where_others_play
     fleet.pool.add_late({(place := late.place.remote()): "late"}, costs)
     ray.wait([place])
     rounds = list(federate(FedAvg(**SGD), task(), fleet, rounds=3))
-    (incident,) = [incident for each in rounds for incident in each.failures]
-    assert (incident.actor, incident.action, incident.sites) == ("late", FailureAction.ACTOR_DROPPED, ())
-    assert "has torch" in incident.cause
+    (failure,) = [failure for each in rounds for failure in each.failures]
+    assert (failure.actor, failure.action, failure.sites) == ("late", FailureAction.ACTOR_DROPPED, ())
+    assert "has torch" in failure.cause
     assert set(fleet.pool.names) == clients.keys()
     calm = list(federate(FedAvg(**SGD), task(), LocalFleet(task(), rounds=3), rounds=3))
     assert digest(rounds[-1].state, dict(fleet.client_states)) == digest(calm[-1].state, {})
 
-    nobody = ray_fleet(task(), {"late": late}, rounds=3)
-    nobody.pool.add_late({late.place.remote(): "late"}, costs)
+    alone = ray_fleet(task(), {"late": late}, rounds=3)
+    alone.pool.add_late({late.place.remote(): "late"}, costs)
     with pytest.raises(NodeError, match="has torch"):
-        list(federate(FedAvg(**SGD), task(), nobody, rounds=3))
+        list(federate(FedAvg(**SGD), task(), alone, rounds=3))
     ray.kill(late)
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])
-def test_what_sites_exchange_never_enters_the_server(fleet: RayFleet, size: int) -> None:
+def test_exchanged_payloads_never_enter_the_server(fleet: RayFleet, size: int) -> None:
     sizes = {name: size + number for number, name in enumerate(NAMES)}
     OPENED.clear()
     held = fleet.exchange(offer, sizes)
     places = ray.experimental.get_object_locations(list(held._held.values()))
-    # What Ray keeps in the owner's memory, as it does with anything small, has no node.
+    # Ray keeps small objects in the owner's memory; they have no node.
     assert all(place["node_ids"] for place in places.values())
     with pytest.raises(RuntimeError, match="the server cannot read an exchange"):
         held["a"]
@@ -105,21 +105,21 @@ def test_what_sites_exchange_never_enters_the_server(fleet: RayFleet, size: int)
     sums = [ord(name) * sizes[name] for name in NAMES]
     assert [reply.payload[:-2] for reply in replies.values()] == [sums] * 6
     assert [reply.payload[-2] for reply in replies.values()] == [0] * 6
-    assert any(reply.payload[-1] for reply in replies.values())  # the marks are left where payloads are opened
-    assert OPENED == []  # and none here
+    assert any(reply.payload[-1] for reply in replies.values())  # payloads leave marks where they are opened
+    assert OPENED == []  # none was opened in this process
     total = sum(sizes.values())
     assert fleet.accounting.traffic().between == {name: total - sizes[name] for name in NAMES}
-    assert sum(fleet.accounting.traffic().up.values()) == 6 * 8 * 8  # eight numbers of each site; no payload
+    assert sum(fleet.accounting.traffic().up.values()) == 6 * 8 * 8  # eight numbers of each site, no payload
 
 
-def test_a_small_payload_that_is_not_exchanged_does_come_to_the_server(fleet: RayFleet) -> None:
+def test_a_small_payload_that_is_not_exchanged_is_sent_to_the_server(fleet: RayFleet) -> None:
     OPENED.clear()
     fleet.map(offer, dict.fromkeys(NAMES, 10))
     assert OPENED == [10] * 6
 
 
 @pytest.mark.parametrize("sites", [NAMES[:1], NAMES])
-def test_one_put_of_the_model_whatever_the_number_of_sites(
+def test_the_model_is_put_once_for_any_number_of_sites(
     fleet: RayFleet, sites: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     puts: list[Any] = []
@@ -134,14 +134,14 @@ def test_one_put_of_the_model_whatever_the_number_of_sites(
     assert len(puts) == 1
 
 
-def test_sites_read_the_model_where_it_lies(fleet: RayFleet) -> None:
+def test_sites_read_the_model_without_a_copy(fleet: RayFleet) -> None:
     model = Model.of({"w": np.zeros(500_000, np.float32)})
     replies = fleet.map(where, model)
     assert {reply.payload[0] for reply in replies.values()} == {False}
     assert all("plasma" in reply.payload[1] for reply in replies.values())  # Ray's shared memory, not a copy
 
 
-def test_memories_stay_out_and_can_be_collected(fleet: RayFleet) -> None:
+def test_client_states_stay_in_the_object_store_and_can_be_read(fleet: RayFleet) -> None:
     for _ in range(3):
         assert all(reply.payload for reply in fleet.map(keep).values())
     assert isinstance(fleet.client_states.held["a"], ray.ObjectRef)
@@ -151,7 +151,7 @@ def test_memories_stay_out_and_can_be_collected(fleet: RayFleet) -> None:
     assert (fleet.client_state("a")[0], fleet.client_state("b")[0]) == (8, 3)
 
 
-def test_a_failure_names_the_site_and_the_others_can_go_on(fleet: RayFleet) -> None:
+def test_a_failure_names_the_site_and_the_others_can_continue(fleet: RayFleet) -> None:
     fleet.accounting.open_round(4)
     with pytest.raises(SiteError, match="site 'd' failed in round 5: LookupError: no such organ") as caught:
         fleet.map(fails_at_d)
@@ -160,13 +160,13 @@ def test_a_failure_names_the_site_and_the_others_can_go_on(fleet: RayFleet) -> N
     assert [reply.payload for reply in fleet.at(others).map(fails_at_d).values()] == others
 
 
-def test_sites_get_only_their_own(fleet: RayFleet) -> None:
+def test_sites_get_only_their_arguments(fleet: RayFleet) -> None:
     replies = fleet.map(lambda site, shared, own: Reply((site.name, own)), per_site={name: name * 2 for name in NAMES})
     assert [reply.payload for reply in replies.values()] == [(name, name * 2) for name in NAMES]
     assert fleet.accounting.traffic().down == dict.fromkeys(NAMES, 2)
 
 
-# Whole runs, with the server in an actor of its own.
+# Whole runs, with a server actor.
 
 
 def plan(out: Path, algorithm: Any, rounds: int, names: tuple[str, ...] = NAMES[:3], **resources: Any) -> Plan:
@@ -174,12 +174,12 @@ def plan(out: Path, algorithm: Any, rounds: int, names: tuple[str, ...] = NAMES[
 
 
 def alive() -> set[str]:
-    """The titles of all actors that are up or coming up, without the run before them."""
+    """The titles of all actors that are up or starting, without the name of the run before the title."""
     return {actor["name"].partition("/")[2] for actor in ray.util.list_named_actors(all_namespaces=True)} - {""}
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    """Whether the condition comes to hold: Ray takes actors down in the background."""
+    """Whether the condition becomes true in time: Ray ends actors in the background."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
@@ -222,7 +222,7 @@ def test_a_run_from_its_placement_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
+def test_sites_that_share_an_actor_are_in_its_title(tmp_path: Path) -> None:
     events = run_on_ray(plan(tmp_path, FedAvg(**SGD), 1, NAMES, client_actors=1), "test-shared")
     placed = next(event for event in events if isinstance(event, ActorsPlaced))
     events.close()
@@ -231,11 +231,11 @@ def test_several_sites_share_an_actor_and_say_so(tmp_path: Path) -> None:
     assert eventually(lambda: not alive() & {"server", "client-01[a,b,c,d,+2]"})
 
 
-@pytest.mark.parametrize(("at", "who"), [("b", "site 'b'"), ("server", "the server")])
-def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, who: str) -> None:
+@pytest.mark.parametrize(("at", "place"), [("b", "site 'b'"), ("server", "the server")])
+def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, place: str) -> None:
     *_, last = run_on_ray(plan(tmp_path, Breaking(at=at, **SGD), 5, client_actors=1), f"test-failing-{at}")
     assert isinstance(last, RunFailed)
-    assert str(last.error) == f"{who} failed in round 3: LookupError: no such organ"
+    assert str(last.error) == f"{place} failed in round 3: LookupError: no such organ"
     assert last.error.exit_code == 1
     assert 'raise LookupError("no such organ")' in last.error.remote
     assert pd.read_parquet(tmp_path / "rounds.parquet")["round"].tolist() == [1, 2]
@@ -243,7 +243,7 @@ def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, wh
     assert eventually(lambda: "server" not in alive())
 
 
-def test_a_client_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_a_client_actor_that_cannot_start_reports_the_cause(tmp_path: Path) -> None:
     broken = replace(plan(tmp_path, FedAvg(), 1, client_actors=1), task=replace(task(), network=fails_at_clients))
     with pytest.raises(RunError, match=r"^client-01 has not started: ActorDiedError") as caught:
         list(run_on_ray(broken, "test-broken"))
@@ -259,9 +259,9 @@ class Reading:
 
 
 @pytest.mark.slow
-def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> None:
+def test_a_client_actor_with_other_versions_is_refused(tmp_path: Path) -> None:
     other = replace(plan(tmp_path, FedAvg(), 1, client_actors=1), versions={"torch": "0.1"})
-    with pytest.raises(PlacementError, match=r"^node \S+ has torch \S+, not 0\.1: install there"):
+    with pytest.raises(PlacementError, match=r"^node \S+ has torch \S+, not 0\.1: install the versions"):
         list(run_on_ray(other, "test-versions"))
     other = replace(other, versions={}, config=replace(other.config, task=Reading("/nowhere/table.csv")))
     with pytest.raises(PlacementError, match=r"^node \S+ cannot read /nowhere/table\.csv: No such file"):
@@ -269,7 +269,7 @@ def test_a_client_actor_with_other_versions_is_given_no_work(tmp_path: Path) -> 
     assert eventually(lambda: "server" not in alive())
 
 
-def test_whoever_stops_listening_interrupts_the_run(tmp_path: Path) -> None:
+def test_closing_the_events_interrupts_the_run(tmp_path: Path) -> None:
     events = run_on_ray(plan(tmp_path, FedAvg(**SGD), 100_000, client_actors=1), "test-interrupted")
     seen = next(event for event in events if isinstance(event, RoundEvent))
     events.close()
@@ -280,7 +280,7 @@ def test_whoever_stops_listening_interrupts_the_run(tmp_path: Path) -> None:
     assert eventually(lambda: "server" not in alive())
 
 
-def test_what_can_never_be_placed_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_run_that_can_never_be_placed_is_refused_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(
         PlacementError, match=r"3 client actors of 99 CPU .*What would fit: resources.cpus_per_client=2$"
@@ -290,7 +290,7 @@ def test_what_can_never_be_placed_is_refused_at_once(tmp_path: Path) -> None:
     assert "server" not in alive()
 
 
-def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"0 GPU\).*What would fit: resources.gpus_per_client=0$"):
         next(run_on_ray(plan(tmp_path, FedAvg(), 1, gpus_per_client=0.5), "test-no-gpu"))
 

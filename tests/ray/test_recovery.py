@@ -1,4 +1,4 @@
-"""Actors that are killed, that hang, or that have resources of one site: the run continues, to the same bits."""
+"""Killed, hanging and dedicated actors: the run continues, and its results are equal bit by bit."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ from tests.support.toy_runs import NAMES, SGD, digest, failures, on_local, plan,
 
 @pytest.fixture
 def fleet(ray_started: None) -> Iterator[RayFleet]:
-    """Two client actors of its own: they are killed."""
+    """A fleet with two client actors that only this test uses, because it kills them."""
     actors = {name: start_client(name, task()) for name in ("x", "y")}
     made = ray_fleet(task(), actors, rounds=4)
     yield made
     made.pool.close()
 
 
-def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_play_again(fleet: RayFleet, tmp_path: Path) -> None:
+def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_run_again(fleet: RayFleet, tmp_path: Path) -> None:
     replies = fleet.map(dies_once, str(tmp_path))
     assert list(replies) == list(NAMES)
-    (incident,) = fleet.accounting.failures
-    assert "c" in incident.sites
-    assert incident.action == FailureAction.RETRIED
-    assert incident.actor in ("x", "y")
+    (failure,) = fleet.accounting.failures
+    assert "c" in failure.sites
+    assert failure.action == FailureAction.RETRIED
+    assert failure.actor in ("x", "y")
     tries = {name: len((tmp_path / name).read_text()) for name in NAMES}
     assert tries["c"] == 2
-    assert {name: count for name, count in tries.items() if name not in incident.sites} == dict.fromkeys(
-        set(NAMES) - set(incident.sites), 1
+    assert {name: count for name, count in tries.items() if name not in failure.sites} == dict.fromkeys(
+        set(NAMES) - set(failure.sites), 1
     )
-    assert list(fleet.map(dies_once, str(tmp_path))) == list(NAMES)  # and the fleet works on
+    assert list(fleet.map(dies_once, str(tmp_path))) == list(NAMES)  # the fleet can be used again
 
 
 def test_a_site_that_kills_every_actor_ends_the_run(fleet: RayFleet) -> None:
@@ -68,12 +68,12 @@ def test_a_site_that_kills_every_actor_ends_the_run(fleet: RayFleet) -> None:
 
 
 @pytest.mark.slow
-def test_a_site_that_kills_every_actor_is_left_out_where_enough_answer(fleet: RayFleet) -> None:
+def test_a_site_that_kills_every_actor_is_left_out_if_enough_sites_reply(fleet: RayFleet) -> None:
     fleet.options = replace(fleet.options, min_replies=0.8)
     assert list(fleet.map(dies_always)) == ["a", "b", "d", "e", "f"]
     last = fleet.accounting.failures[-1]
     assert (last.sites, last.action) == (("c",), FailureAction.LEFT_OUT)
-    assert [incident.action for incident in fleet.accounting.failures[:-1]] == [FailureAction.RETRIED] * 2
+    assert [failure.action for failure in fleet.accounting.failures[:-1]] == [FailureAction.RETRIED] * 2
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_quick_sites_spread_over_all_actors(ray_started: None, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_every_site_may_have_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
+def test_every_site_may_have_a_dedicated_actor(ray_started: None, tmp_path: Path) -> None:
     own = {name: SiteResources(cpus=0.5) for name in NAMES}
     dedicated = plan(tmp_path / "ray", FedAvg(**SGD), cohort=0.5, resources=Resources(sites=own))
     events = list(run_on_ray(dedicated, "all-alone"))
@@ -95,7 +95,7 @@ def test_every_site_may_have_an_actor_to_itself(ray_started: None, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_run_with_a_killed_actor_has_the_bits_of_one_without(fleet: RayFleet, tmp_path: Path) -> None:
+def test_a_run_with_a_killed_actor_equals_a_run_without(fleet: RayFleet, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     events = list(run_federation(plan(tmp_path / "run", Dying(**SGD, marks=str(tmp_path))), fleet))
     assert digest(events) == digest(calm)
@@ -107,22 +107,22 @@ def test_a_run_with_a_killed_actor_has_the_bits_of_one_without(fleet: RayFleet, 
     assert next(event.text for event in events if isinstance(event, Notice)).startswith("round 3, call 1: ")
 
 
-def test_a_site_that_hangs_is_given_up_and_plays_again(fleet: RayFleet, tmp_path: Path) -> None:
+def test_a_hanging_actor_is_replaced_and_its_site_runs_again(fleet: RayFleet, tmp_path: Path) -> None:
     fleet.map(keep)  # the actors are up
     fleet.options = replace(fleet.options, site_timeout_s=3.0)
     assert list(fleet.map(hangs_once, str(tmp_path))) == list(NAMES)
-    (incident,) = fleet.accounting.failures
-    assert "c" in incident.sites
-    assert (incident.cause, incident.action) == ("no result for 3 s (site_timeout_s)", FailureAction.RETRIED)
+    (failure,) = fleet.accounting.failures
+    assert "c" in failure.sites
+    assert (failure.cause, failure.action) == ("no result for 3 s (site_timeout_s)", FailureAction.RETRIED)
 
 
 @pytest.mark.slow
-def test_a_round_that_waits_says_for_whom(ray_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_round_reports_its_sites(ray_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raysim.distributed.run_driver.SILENT_ROUND_NOTICE_S", 2.0)
     waiting = plan(tmp_path, Sleeping(**SGD, seconds=7.0), rounds=1, resources=Resources(client_actors=2))
     events = list(run_on_ray(waiting, "waiting"))
     notes = [event.text for event in events if isinstance(event, Notice)]
-    assert any(re.match(r"round 1, call 1: nothing for \d+ s; 5 of 6 sites done; at work: b$", note) for note in notes)
+    assert any(re.match(r"round 1, call 1: no reply for \d+ s; 5 of 6 sites done; running: b$", note) for note in notes)
 
 
 def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: None, tmp_path: Path) -> None:
+def test_a_site_with_separate_resources_has_a_dedicated_actor(ray_started: None, tmp_path: Path) -> None:
     own = {"b": SiteResources(cpus=2.0), "d": SiteResources(cpus=0.5)}
     resources = Resources(client_actors=2, cpus_per_client=0.5, sites=own)
     telling = plan(tmp_path / "ray", ReportsProcess(**SGD), rounds=3, chaos="kill client@2", resources=resources)
@@ -154,7 +154,7 @@ def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: No
     assert pids["b"].isdisjoint(pids["d"])
     threads = table[table["metric"] == "threads"].groupby("site")["value"].agg(set).to_dict()
     assert threads == {site: {2.0} if site == "b" else {1.0} for site in NAMES}
-    # In one process the same number of threads belongs to each site, so that the bits are the same.
+    # In one process each site has the same number of threads, so that the results are equal bit by bit.
     local = plan(tmp_path / "local", ReportsProcess(**SGD), rounds=3)
     here = list(run_federation(local, LocalFleet(local.task, rounds=3, own_threads={"b": 2})))
     assert digest(events) == digest(here)
@@ -162,7 +162,7 @@ def test_a_site_with_resources_of_its_own_has_an_actor_to_itself(ray_started: No
     assert table[table["metric"] == "threads"].groupby("site")["value"].agg(set).to_dict() == threads
 
 
-def test_chaos_kills_a_client_and_the_bits_stay(ray_started: None, tmp_path: Path) -> None:
+def test_chaos_kills_a_client_and_results_are_equal(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     two = Resources(client_actors=2)
     troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos="kill client@2", resources=two)
@@ -172,7 +172,7 @@ def test_chaos_kills_a_client_and_the_bits_stay(ray_started: None, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_chaos_kills_two_clients_where_it_is_asked_to(ray_started: None, tmp_path: Path) -> None:
+def test_chaos_kills_two_clients(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     chaos = "kill client@2; kill client@2; kill client@4; kill client@4"
     troubled = plan(tmp_path / "run", FedAvg(**SGD), chaos=chaos, resources=Resources(client_actors=2))

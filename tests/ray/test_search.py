@@ -1,4 +1,4 @@
-"""Searches on real Ray: trials give the bits of runs, stop, fail, go on, and leave nothing behind."""
+"""Searches on real Ray: trials equal runs, stop, fail and continue, and leave no actor or process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("ray_started")
 LOST = "algorithm.lr=choice(1e30)"
 
 
-def test_the_best_trial_again_is_the_same_to_the_bit_and_nothing_is_left(tmp_path, capsys):
+def test_the_best_trial_repeats_exactly_and_no_actor_is_left(tmp_path, capsys):
     out = tmp_path / "out"
     assert tune(out, "--space", LR, "--space", "algorithm.epochs=choice(1,2)", "rounds=2", "--trials", "3", *ONE) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"3 trials of 2 rounds", said)
-    assert said.count("done     round 2") == 3
-    assert "Trial" not in said.replace("trial", "")  # not a word of Tune's
+    output = capsys.readouterr().out
+    assert re.search(r"3 trials of 2 rounds", output)
+    assert output.count("done     round 2") == 3
+    assert "Trial" not in output.replace("trial", "")  # no output of Tune
     table = trials(out)
     assert list(table["status"]) == ["done"] * 3
     assert list(table["rounds"]) == [2, 2, 2]
@@ -46,17 +46,17 @@ def test_the_best_trial_again_is_the_same_to_the_bit_and_nothing_is_left(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_path, capsys):
+def test_a_finished_search_continues_with_more_trials(tmp_path, capsys):
     out = tmp_path / "out"
     assert tune(out, "--space", LR, "rounds=1", "--trials", "1") == 0
     assert main(["tune", "--resume", str(out)]) == 2
     before = trials(out)
     assert main(["tune", "--resume", str(out), "--trials", "3", "--address", "127.0.0.1:1"]) == 3
     assert "cannot join Ray at 127.0.0.1:1" in capsys.readouterr().err
-    asked = out / "search.yaml"  # as of a job, whose folder is gone with its Ray
-    asked.write_text(asked.read_text().replace(f"cwd: {os.getcwd()}", "cwd: /nowhere"))
+    request = out / "search.yaml"  # like the request of a job, whose folder is removed with its Ray cluster
+    request.write_text(request.read_text().replace(f"cwd: {os.getcwd()}", "cwd: /nowhere"))
     assert main(["tune", "--resume", str(out), "--trials", "3", *ONE]) == 0
-    assert "began in /nowhere, which is no folder here: its paths start in" in capsys.readouterr().out
+    assert "started in /nowhere, which does not exist here: relative paths now start from" in capsys.readouterr().out
     after = trials(out)
     assert len(after) == 3
     assert after.loc[1, "digest"] == before.loc[1, "digest"]
@@ -64,20 +64,20 @@ def test_a_finished_search_goes_on_with_more_trials_and_keeps_the_others(tmp_pat
     assert list(trials(tmp_path / "whole")["digest"]) == list(after["digest"])
 
 
-def test_client_actors_in_a_placement_group_give_the_same_bits_and_go(tmp_path):
-    # The base has seven sites, and room for three client actors; the first trial has work for two.
-    words = ["tune", *TINY[1:], "--space", "task.data.sites=grid(2,3)", "rounds=2", "--searcher", "grid", *ONE]
-    assert main([*words, "backend=ray", "resources.client_actors=3", "--out", str(tmp_path / "ray")]) == 0
+def test_client_actors_in_a_placement_group_give_equal_results_and_end(tmp_path):
+    # The base has seven sites and three client actors; the first trial has two sites.
+    arguments = ["tune", *TINY[1:], "--space", "task.data.sites=grid(2,3)", "rounds=2", "--searcher", "grid", *ONE]
+    assert main([*arguments, "backend=ray", "resources.client_actors=3", "--out", str(tmp_path / "ray")]) == 0
     assert left_behind() == []
-    assert main([*words, "--out", str(tmp_path / "local")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "local")]) == 0
     assert list(trials(tmp_path / "ray")["digest"]) == list(trials(tmp_path / "local")["digest"])
 
 
 def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
     out = tmp_path / "out"
     spaces = ["--space", "algorithm.lr=grid(0.02,0.01,0.0002,0.0001)", "--space", "algorithm.momentum=choice(0.0)"]
-    words = [*spaces, "algorithm.optimizer=sgd", "rounds=4", "--seeds", "2", "--trials", "1"]
-    assert tune(out, *words, "--scheduler", "asha", "--metric", "worst", *ONE) == 0
+    arguments = [*spaces, "algorithm.optimizer=sgd", "rounds=4", "--seeds", "2", "--trials", "1"]
+    assert tune(out, *arguments, "--scheduler", "asha", "--metric", "worst", *ONE) == 0
     table = trials(out)
     assert next(iter(table["status"])) == "done"
     assert "stopped" in set(table["status"])
@@ -90,19 +90,19 @@ def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
     assert table.loc[1, "bytes"] == rounds[rounds["trial"] == 1].filter(like="bytes_").to_numpy().sum()
     assert main(["tune", "--resume", str(out), "--trials", "2"]) == 0
     more = pd.read_parquet(out / "rounds.parquet")
-    pd.testing.assert_frame_equal(more[more["trial"] <= 4].reset_index(drop=True), rounds)  # nobody played again
+    pd.testing.assert_frame_equal(more[more["trial"] <= 4].reset_index(drop=True), rounds)  # no trial ran again
     assert list(trials(out)["status"])[:4] == list(table["status"])
     assert len(trials(out)) == 8
 
 
 @pytest.mark.slow
-def test_what_the_time_cut_off_goes_on_and_all_checkpoints_stay_where_asked(tmp_path, capsys):
+def test_a_search_with_a_spent_budget_continues_and_keeps_all_checkpoints(tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["--space", "algorithm.lr=choice(0.001)", "backend=ray", "resources.client_actors=2", *ONE]
-    assert tune(out, *words, "rounds=100000", "checkpoint_every=100", "--trials", "1", "--budget", "12s") == 0
-    assert left_behind() == []  # of client actors in the middle of a round
+    arguments = ["--space", "algorithm.lr=choice(0.001)", "backend=ray", "resources.client_actors=2", *ONE]
+    assert tune(out, *arguments, "rounds=100000", "checkpoint_every=100", "--trials", "1", "--budget", "12s") == 0
+    assert left_behind() == []  # also client actors in the middle of a round have ended
     assert not (out / "tune").exists()
-    assert "the time is up" in capsys.readouterr().out
+    assert "the time budget is spent; to continue: raysim tune --resume" in capsys.readouterr().out
     out = tmp_path / "short"
     assert tune(out, "--space", LR, *ONE, "rounds=2", "--trials", "2", "--budget", "0") == 0
     assert main(["tune", "--resume", str(out), "--budget", "1h", "--keep-checkpoints", "all"]) == 0
@@ -112,10 +112,10 @@ def test_what_the_time_cut_off_goes_on_and_all_checkpoints_stay_where_asked(tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt"])
-def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
+def test_the_other_schedulers_end(tmp_path, scheduler):
     out = tmp_path / "out"
     limit = ONE if scheduler == "median" else []
-    # One that fails among them: the others are not to wait for it, nor to fail with it.
+    # One trial fails: the other trials must neither wait for it nor fail.
     space = ["--space", "algorithm.lr=grid(0.001,0.002,1e30,0.003,0.004,0.005)", "algorithm.optimizer=sgd"]
     space = ["--space", LR, "--trials", "3"] if scheduler == "pbt" else [*space, "--searcher", "grid"]
     assert tune(out, *space, "rounds=5", "--scheduler", scheduler, *limit) == 0
@@ -127,16 +127,16 @@ def test_the_other_schedulers_come_to_an_end(tmp_path, scheduler):
         assert set(table["status"]) <= {"done", "stopped", "failed"}
         assert table.loc[table["status"] == "done", "rounds"].eq(5).all()
     if scheduler == "hyperband":
-        assert set(table.loc[table["rounds"] > 2, "status"]) == {"done"}  # who is left goes through all rounds
+        assert set(table.loc[table["rounds"] > 2, "status"]) == {"done"}  # the remaining trials run all rounds
     assert "done" in set(table["status"])
     assert left_behind() == []
 
 
 @pytest.mark.slow
-def test_optuna_asks_for_the_keys_of_the_algorithm_and_several_objectives(tmp_path):
+def test_optuna_samples_the_keys_of_the_algorithm_for_several_objectives(tmp_path):
     out = tmp_path / "out"
     space = ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=loguniform(0.01,1)", LR]
-    spaces = [word for each in space for word in ("--space", each)]
+    spaces = [argument for each in space for argument in ("--space", each)]
     assert (
         tune(out, *spaces, "rounds=1", "--searcher", "optuna", "--metric", "mean,worst,bytes", "--trials", "5", *ONE)
         == 0
@@ -149,20 +149,20 @@ def test_optuna_asks_for_the_keys_of_the_algorithm_and_several_objectives(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_trial_that_fails_is_marked_with_its_cause_and_the_search_goes_on(tmp_path, capsys):
+def test_a_failed_trial_has_its_cause_and_the_search_continues(tmp_path, capsys):
     out = tmp_path / "out"
     spaces = ["--space", "algorithm.lr=grid(0.001,1e30)", "--space", "algorithm.momentum=choice(0.0)"]
-    words = [*spaces, "--scheduler", "asha", "--trials", "1", "algorithm.optimizer=sgd", "rounds=2"]
-    assert tune(out, *words, *ONE) == 0
+    arguments = [*spaces, "--scheduler", "asha", "--trials", "1", "algorithm.optimizer=sgd", "rounds=2"]
+    assert tune(out, *arguments, *ONE) == 0
     table = trials(out)
     assert list(table["status"]) == ["done", "failed"]
     assert "not finite" in table.loc[2, "cause"]
     assert "trial 2/2  failed" in capsys.readouterr().out
     failures = out / "trials" / "0002" / "failures.jsonl"
-    assert len(failures.read_text().splitlines()) == 2  # once, and once again
+    assert len(failures.read_text().splitlines()) == 2  # the first attempt and one retry
     assert main(["tune", "--resume", str(out), "--trials", "2"]) == 0
     assert list(trials(out)["status"])[1:] == ["failed", "done", "failed"]
-    assert len(failures.read_text().splitlines()) == 2  # and not when the search goes on
+    assert len(failures.read_text().splitlines()) == 2  # not repeated when the search continues
     assert tune(tmp_path / "all", "--space", LOST, "--trials", "2", *ONE, "algorithm.optimizer=sgd", "rounds=1") == 1
 
 
@@ -172,26 +172,28 @@ def test_a_node_with_other_versions_ends_the_search_and_fails_no_trial(tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr("raysim.distributed.node_probe.versions", lambda: {"torch": "0.1"})
         assert tune(out, "--space", LR, "--trials", "2", "rounds=1", *ONE) == 3
-    assert re.search(r"a node cannot run trials: \S+ has torch \S+, not 0.1: install there", capsys.readouterr().err)
+    assert re.search(
+        r"a node cannot run trials: \S+ has torch \S+, not 0.1: install the versions", capsys.readouterr().err
+    )
     assert list(trials(out)["status"]) == ["unfinished"]
     assert main(["tune", "--resume", str(out)]) == 0
     assert list(trials(out)["status"]) == ["done", "done"]
 
 
-def test_a_search_whose_trials_wait_says_so_and_ends_after_all():
+def test_a_search_with_waiting_trials_reports_it_and_ends():
     wait = TrialWait([{}, {"CPU": 2.0}], growing=False)
     assert wait.due_notice(0) is None
     wait.waiter._start -= 25
-    assert re.fullmatch(r"no trial is running: asked for 1 x 2 CPU, free now: .*CPU; 25 s", wait.due_notice(0) or "")
+    assert re.fullmatch(r"no trial is running: requested 1 x 2 CPU, free now: .*CPU; 25 s", wait.due_notice(0) or "")
     assert wait.due_notice(0) is None  # not yet again
     wait.waiter._start -= 2000
-    with pytest.raises(PlacementError, match="no trial has run for 1800 s: asked for 1 x 2 CPU"):
+    with pytest.raises(PlacementError, match="no trial has run for 1800 s: requested 1 x 2 CPU"):
         wait.due_notice(0)
     assert wait.due_notice(1) is None
     assert wait.due_notice(0) is None
 
 
-def test_what_never_fits_is_refused_before_the_first_trial(tmp_path, capsys):
+def test_trials_that_never_fit_are_refused_before_the_first_trial(tmp_path, capsys):
     out = tmp_path / "out"
     assert tune(out, "--space", LR, "rounds=1", "resources.cpus_per_client=64") == 3
     assert "What would fit" in capsys.readouterr().err
@@ -200,20 +202,20 @@ def test_what_never_fits_is_refused_before_the_first_trial(tmp_path, capsys):
     assert not out.exists()
 
 
-def test_a_dry_run_tells_and_starts_nothing(tmp_path, capsys):
+def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
     assert tune(tmp_path / "out", "fedsm", "rounds=3", "--trials", "4", "--seeds", "2", "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert re.search(r"4 trials of 3 rounds, 2 federations in each; each in a process", said)
-    assert re.search(r"4 at once; a round takes \d", said)
-    words = ["--space", "algorithm.lr=grid(0.1,0.01,0.001)", "--searcher", "grid", "--max-concurrent", "2"]
-    assert tune(tmp_path / "out", *words, "--dry-run") == 0
-    assert re.search(r"2 at once; a round takes \d", capsys.readouterr().out)
+    output = capsys.readouterr().out
+    assert re.search(r"4 trials of 3 rounds, with 2 federations each; each in a process", output)
+    assert re.search(r"4 concurrent trials; a round takes \d", output)
+    arguments = ["--space", "algorithm.lr=grid(0.1,0.01,0.001)", "--searcher", "grid", "--max-concurrent", "2"]
+    assert tune(tmp_path / "out", *arguments, "--dry-run") == 0
+    assert re.search(r"2 concurrent trials; a round takes \d", capsys.readouterr().out)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+def test_a_trial_with_a_killed_process_continues_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = [
+    arguments = [
         "--space",
         "algorithm.lr=choice(0.001)",
         "--trials",
@@ -221,9 +223,9 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, m
         "rounds=3",
         "algorithm=tests.support.dying:Dying",
     ]
-    assert tune(tmp_path / "calm", *words) == 0
-    assert tune(tmp_path / "killed", *words, f"algorithm.marker={tmp_path / 'struck'}") == 0
-    assert (tmp_path / "struck").exists()
+    assert tune(tmp_path / "calm", *arguments) == 0
+    assert tune(tmp_path / "killed", *arguments, f"algorithm.marker={tmp_path / 'marker'}") == 0
+    assert (tmp_path / "marker").exists()
     assert trials(tmp_path / "killed").loc[1, "digest"] == trials(tmp_path / "calm").loc[1, "digest"]
     assert rounds_done(tmp_path / "killed") == 3
     assert left_behind() == []
@@ -234,18 +236,18 @@ def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
     table = ["site,split,label,a,b"]
     splits = ("train", "train", "test") * 4
     table += [f"{s},{split},{i % 2},{i % 2 + 0.1 * i},{i}" for s in "wxyz" for i, split in enumerate(splits)]
-    table += ["x,val,0,0.1,3", "x,val,1,1.1,4"]  # the others have none, so test rows judge
+    table += ["x,val,0,0.1,3", "x,val,1,1.1,4"]  # the other sites have no val rows, so test rows are used
     (tmp_path / "table.csv").write_text("\n".join(table))
-    words = ["task=tabular", f"task.data.table={tmp_path / 'table.csv'}", "network=logistic", "rounds=2"]
-    words += ["evaluate_every=1", f"task.data.cache={tmp_path / 'cache'}", "task.data.outside=[w]", *ONE]
-    assert main(["tune", *words, "--holdout", "each", "--out", str(tmp_path / "alone")]) == 0
+    arguments = ["task=tabular", f"task.data.table={tmp_path / 'table.csv'}", "network=logistic", "rounds=2"]
+    arguments += ["evaluate_every=1", f"task.data.cache={tmp_path / 'cache'}", "task.data.outside=[w]", *ONE]
+    assert main(["tune", *arguments, "--holdout", "each", "--out", str(tmp_path / "alone")]) == 0
     alone = trials(tmp_path / "alone")
     assert list(alone["holdout"]) == ["x", "y", "z"]
     each = alone["outside/test/balanced_accuracy/mean"]
     held = yaml.safe_load((tmp_path / "alone" / "trials" / "0001" / "config.yaml").read_text())["task"]["data"]
-    assert (held["outside"], held["exclude_sites"]) == (["x"], ["w"])  # w is not what trials are judged by
+    assert (held["outside"], held["exclude_sites"]) == (["x"], ["w"])  # trials are not evaluated on w
     space = ["--space", "algorithm.lr=choice(0.001)", "--trials", "1"]
-    assert main(["tune", *words, *space, "--holdout", "each", "--out", str(tmp_path / "together")]) == 0
+    assert main(["tune", *arguments, *space, "--holdout", "each", "--out", str(tmp_path / "together")]) == 0
     together = trials(tmp_path / "together")
     assert together.loc[1, "outside/test/balanced_accuracy/mean"] == pytest.approx(each.mean())
     assert together.loc[1, "outside/test/balanced_accuracy/worst"] == pytest.approx(each.min())

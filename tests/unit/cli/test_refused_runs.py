@@ -1,4 +1,4 @@
-"""Runs that are refused: exit code, message, and nothing is written."""
+"""Refused runs: the exit code, the message, and that nothing is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCAL = (*SMALL, "backend=local")
 
 
 MINE = '''
-"""A user's own algorithm: FedAvg that meets trouble in the third round, if it is asked to."""
+"""An algorithm of a user: FedAvg that fails in the third round if `trouble` is set."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -84,16 +84,16 @@ def test_help_of_run_shows_every_key_with_its_default(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["frun"], "invalid choice: 'frun'"),
         (["run", "--config"], "expected one argument"),
         (["list", "hospitals"], "invalid choice: 'hospitals'"),
     ],
 )
-def test_a_wrong_command_is_wrong_usage(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_is_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(words)
+        main(arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -119,12 +119,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words[-1] for words, _ in REFUSED])
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[arguments[-1] for arguments, _ in REFUSED])
 def test_wrong_input_is_refused_and_nothing_written(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    assert main(["run", *LOCAL, *words]) == 2
+    assert main(["run", *LOCAL, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("raysim: ")
     assert message in error
@@ -133,7 +133,7 @@ def test_wrong_input_is_refused_and_nothing_written(
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_an_output_that_exists_is_refused_and_left_alone(
+def test_an_output_that_exists_is_refused_and_not_changed(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = tmp_path / "old"

@@ -13,7 +13,7 @@ from raysim.core.errors import ConfigError
 
 
 class Jobs:
-    """A client of a cluster whose connection is lost twice in the middle of what a job says."""
+    """A client of a cluster that loses its connection twice during the output of a job."""
 
     def __init__(self) -> None:
         self.tails = 0
@@ -32,7 +32,7 @@ class Jobs:
         return "one\ntwo\nthree\nfour\n"
 
 
-def test_a_lost_connection_to_a_job_is_taken_up_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_connection_to_a_job_is_reopened_without_a_gap(capsys: pytest.CaptureFixture[str]) -> None:
     from raysim.distributed.job_submission import follow_output
 
     jobs = Jobs()
@@ -41,7 +41,7 @@ def test_a_lost_connection_to_a_job_is_taken_up_where_it_was(capsys: pytest.Capt
     assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
 
 
-def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_submit_sends_the_command_and_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from raysim.cli.submit import RUNS_ON_CLUSTER, JobCommand, copy_files, job_command
 
@@ -54,15 +54,15 @@ def test_what_is_asked_of_a_cluster_by_submit(monkeypatch: pytest.MonkeyPatch, t
     assert (resumed.directory, resumed.command) == ("/shared/x", "python -m raysim tune --resume /shared/x")
     assert job_command(["doctor"], "job").directory == ""
     long = JobCommand(["run", "-c", f"{'x' * 300}.yaml"])
-    copy_files(long, tmp_path)  # no file has such a name, and that is not the cluster's silence
+    copy_files(long, tmp_path)  # a name that is too long for a file is not a connection error
     assert long.arguments[2].startswith("xxx")
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "mine.py").touch()
     (tmp_path / "held").mkdir()
     copy_files(JobCommand(["run", "algorithm=methods.mine:Mine"]), tmp_path / "held")
-    assert (tmp_path / "held" / "methods" / "mine.py").exists()  # a folder that is no package travels by its name
-    for words in (["resume", "runs/x"], ["tune", "--resume=x"]):
+    assert (tmp_path / "held" / "methods" / "mine.py").exists()  # a folder that is not a package is sent if it is named
+    for arguments in (["resume", "runs/x"], ["tune", "--resume=x"]):
         with pytest.raises(ConfigError, match="full path"):
-            job_command(words, "job")
+            job_command(arguments, "job")
     for secret in ("run", "tune"):
         assert main(["submit", secret, "task.data.table=https://me:word@host/t.csv"]) == 2

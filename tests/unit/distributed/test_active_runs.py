@@ -1,4 +1,4 @@
-"""The status of a run by its files, and the refusals to stop one that is not active here."""
+"""The status of a run, read from its files, and refusals to stop a run that is not active on this machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from raysim.storage.run_directory import exclusive_lock
 
 
 def test_a_run_is_shown_by_its_files(tmp_path: Path) -> None:
-    assert directory_status(tmp_path).state == "not begun"
+    assert directory_status(tmp_path).state == "not started"
     (tmp_path / "config.yaml").write_text("{algorithm: {name: fedavg}, task: {name: toy}, rounds: 9}")
     rows = [json.dumps([{"round": number, "loss": 1 / number, "seconds": 0.5}, []]) for number in (1, 2)]
-    (tmp_path / "log.jsonl").write_text("\n".join([*rows, '[{"round": 3']))  # a crash has left the last line torn
+    (tmp_path / "log.jsonl").write_text("\n".join([*rows, '[{"round": 3']))  # the last line is torn by a crash
     early = directory_status(tmp_path)
     assert early == RunStatus(
         name=tmp_path.name,
@@ -42,7 +42,7 @@ def test_only_active_runs_are_listed_and_stopped(tmp_path: Path) -> None:
         assert listed.name == "active"
         assert listed.state.startswith("process ")
         (tmp_path / "active" / ".process").write_text('{"pid": 1, "host": "elsewhere"}')
-        with pytest.raises(ConfigError, match="runs on elsewhere: there, or by its name"):
+        with pytest.raises(ConfigError, match="runs on elsewhere: stop it on that machine, or by its name"):
             stop_local_run(tmp_path / "active")
-    with pytest.raises(ConfigError, match="no process is at work"):
+    with pytest.raises(ConfigError, match="no process runs in"):
         stop_local_run(tmp_path / "ended")

@@ -1,4 +1,4 @@
-"""Which actor has which sites, and what becomes of them when an actor is dropped or late. No actor is started."""
+"""The assignment of sites to actors, also after an actor was dropped or is late. No actor is started."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def pool(dedicated: dict[str, str] | None = None) -> ActorPool:
     return ActorPool(actors, SITES, actors.__getitem__, dedicated)
 
 
-def test_a_dropped_actor_leaves_its_sites_to_another() -> None:
+def test_the_sites_of_a_dropped_actor_move_to_another() -> None:
     actors = pool(DEDICATED)
-    actors.drop("x", NodeError("no data there"))
+    actors.drop("x", NodeError("no data on its node"))
     assert actors.site_to_actor == {"a": "y", "b": "y", "c": "y", "d": "z"}
     assert (actors.names, actors.available_actors(), actors.changes) == (["y", "z"], ["y", "z"], 1)
-    with pytest.raises(NodeError, match="neither there"):  # the last one that is not dedicated
-        actors.drop("y", NodeError("neither there"))
+    with pytest.raises(NodeError, match="no data on this node either"):  # the last shared actor
+        actors.drop("y", NodeError("no data on this node either"))
 
 
 @pytest.mark.parametrize(("actor", "cause"), [("z", NodeError("of its node")), ("x", RunError("of the run"))])

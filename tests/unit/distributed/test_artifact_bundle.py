@@ -1,4 +1,4 @@
-"""What a cluster sends back: all but the checkpoints, and into its folder only."""
+"""Bundles of results from a cluster: without checkpoints, and unpacked only into their folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raysim.distributed import artifact_bundle
 
 
 def sent(*members: tuple[str, bytes]) -> str:
-    """What a cluster would send: a parcel of these files."""
+    """The output of a cluster with a bundle of these files."""
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w:gz") as archive:
         for name, content in members:
@@ -24,7 +24,7 @@ def sent(*members: tuple[str, bytes]) -> str:
     return f"noise\n{artifact_bundle.BEGIN}\n{encodebytes(held.getvalue()).decode()}{artifact_bundle.END}\n"
 
 
-def test_what_a_cluster_sends_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_is_unpacked_only_into_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifact_bundle, "MAX_BYTES", 1000)
     with pytest.raises(RunError, match="cannot be read"):
         artifact_bundle.unpack(sent(("../outside", b"x")), tmp_path / "up")
@@ -35,7 +35,7 @@ def test_what_a_cluster_sends_stays_in_its_folder(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "bomb").exists()
 
 
-def test_a_parcel_brings_all_but_the_checkpoints(tmp_path: Path) -> None:
+def test_a_bundle_contains_no_checkpoints(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "large").touch()
@@ -46,7 +46,7 @@ def test_a_parcel_brings_all_but_the_checkpoints(tmp_path: Path) -> None:
         artifact_bundle.unpack("nothing", tmp_path / "there")
 
 
-def test_a_search_comes_back_without_the_checkpoints_of_its_trials(tmp_path: Path) -> None:
+def test_the_bundle_of_a_search_contains_no_checkpoints_of_trials(tmp_path: Path) -> None:
     from raysim.distributed.artifact_bundle import pack, unpack
 
     held = tmp_path / "search" / "trials" / "0001"

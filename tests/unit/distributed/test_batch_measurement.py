@@ -1,4 +1,4 @@
-"""What the doctor proposes for a measured batch, worked out by hand."""
+"""The resources that the doctor proposes for a measured batch, computed by hand."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def proposed(machines: list[Machine], probe: BatchProbe = PROBE, steps: Any = ST
     return given.client_actors, given.cpus_per_client, given.gpus_per_client, pytest.approx(found.seconds)
 
 
-def test_few_cpus_go_to_one_actor_each() -> None:
-    # 2 CPUs: two actors of one thread, 10 steps and 5 + 5 steps, 4 s; one actor of two would take 20 x 0.2 = 4 s too.
+def test_few_cpus_are_used_by_one_actor_each() -> None:
+    # 2 CPUs: two actors with one thread each, 10 and 5 + 5 steps, 4 s; one with two threads takes 20 x 0.2 = 4 s too.
     assert proposed([Machine(2, 100 * GB)]) == (2, 1.0, 0.0, 4.0)
 
 
-def test_cpus_that_are_left_become_threads_where_they_gain() -> None:
-    # 12 CPUs, three sites: with two threads 10 x 0.2 = 2 s; four threads gain less than a twentieth.
+def test_spare_cpus_become_threads_if_that_is_faster() -> None:
+    # 12 CPUs, three sites: with two threads 10 x 0.2 = 2 s; four threads are less than 5% faster.
     assert proposed([Machine(12, 100 * GB)]) == (3, 2.0, 0.0, 2.0)
 
 
@@ -65,13 +65,13 @@ def test_never_more_actors_than_sites_or_than_are_allowed() -> None:
 
 
 def test_memory_leaves_a_fifth_free() -> None:
-    # 0.8 x 2.6 GB hold two actors of 1 GB. Ray would put eight on 8 CPUs: 4 threads each let it put two.
+    # 0.8 x 2.6 GB suffice for two actors of 1 GB. Ray could place eight on 8 CPUs, so only two are requested.
     assert proposed([Machine(8, 2.6 * GB)], replace(PROBE, seconds={1: 0.4})) == (2, 1.0, 0.0, 4.0)
     assert proposed([Machine(8, 0.9 * GB)]) is None
 
 
 def test_two_nodes_with_little_memory_are_both_filled_by_larger_actors() -> None:
-    # With one CPU each Ray might put all on one node, which holds two: so two. With 3 of 8 CPUs, two go onto each.
+    # With one CPU each, Ray may place all on one node with memory for two: so two. With 3 of 8 CPUs, two fit on each.
     nodes, probe = [Machine(8, 2.6 * GB)] * 2, replace(PROBE, seconds={1: 0.4})
     assert actors(nodes, 1, None, GB, 4) == 2
     assert actors(nodes, 3, None, GB, 4) == 4
@@ -85,7 +85,7 @@ def test_data_that_an_actor_keeps_count_for_every_site_up_to_a_limit() -> None:
 
 def test_the_share_of_a_gpu_follows_its_memory() -> None:
     probe = replace(PROBE, device="cuda", seconds={1: 0.1}, reserved=3 * GB - CUDA_CONTEXT_BYTES)
-    # 10 GB hold three of 3 GB; the two GPUs six, of which three sites need three.
+    # 10 GB suffice for three actors of 3 GB, two GPUs for six; three sites need three.
     nodes = [Machine(16, 100 * GB, 2, 10 * GB)]
     assert actors_per_gpu(nodes, probe) == 3
     assert proposed(nodes, probe) == (3, 1.0, 0.3333, 1.0)

@@ -1,4 +1,4 @@
-"""The files of cluster/, each checked by what reads it, as far as that is possible without a cloud or Kubernetes."""
+"""The files of cluster/, each checked by the program that reads it, without a cloud or Kubernetes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = ("gpu.yaml", "onprem.yaml", "kuberay.yaml", "slurm.sh")
 
 
 def prepared(name: str) -> dict[str, Any]:
-    """The file as Ray completes and checks it before it starts anything."""
+    """The file after Ray has completed and checked it, before Ray starts anything."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     given = yaml.safe_load((CLUSTER / name).read_text())
@@ -45,7 +45,7 @@ def test_each_begins_with_the_command_that_uses_it_and_keeps_the_token_on(name: 
     assert "RAY_ADDRESS" in text
 
 
-def test_the_cloud_has_its_gpus_on_spot_and_only_when_they_are_wanted() -> None:
+def test_the_cloud_starts_gpus_on_spot_instances_and_only_on_request() -> None:
     config = prepared("gpu.yaml")
     head, gpu = (config["available_node_types"][name] for name in ("head", "gpu"))
     assert config["head_node_type"] == "head"
@@ -56,14 +56,14 @@ def test_the_cloud_has_its_gpus_on_spot_and_only_when_they_are_wanted() -> None:
     assert config["docker"]["image"] == f"rayproject/ray:{PINS['ray']}-py311-gpu"
 
 
-def test_own_machines_all_come_at_once() -> None:
+def test_on_premise_machines_all_start_at_once() -> None:
     config = prepared("onprem.yaml")
     (kind,) = config["available_node_types"].values()
     assert (kind["min_workers"], kind["max_workers"]) == (2, 2)
 
 
-# KubeRay's definition of ray.io/v1 (helm-chart/kuberay-operator/crds of its repository), cut to the fields used
-# here: its types, its enumerations, and what it requires. Of the pods, Kubernetes' own schema tells.
+# KubeRay's definition of ray.io/v1 (helm-chart/kuberay-operator/crds of its repository), reduced to the fields of the
+# file: types, enumerations and required fields. The pods are checked with the schema of Kubernetes.
 TEXT, WHOLE = {"type": "string"}, {"type": "integer", "minimum": 0}
 
 
@@ -115,7 +115,7 @@ RAYJOB = fields(
 )
 
 
-def test_kubernetes_and_kuberay_would_take_it() -> None:
+def test_the_file_is_valid_for_kubernetes_and_kuberay() -> None:
     claim, cluster, job = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
     pods = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
     pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **pod["template"]} for pod in pods]
@@ -131,7 +131,7 @@ def test_kubernetes_and_kuberay_would_take_it() -> None:
         kubernetes_validate.validate(pods[0], "1.37", strict=True)
 
 
-def test_the_two_ways_of_kuberay_are_one_cluster() -> None:
+def test_both_documents_of_kuberay_define_the_same_cluster() -> None:
     claim, cluster, job = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
     assert (claim["kind"], cluster["kind"], job["kind"]) == ("PersistentVolumeClaim", "RayCluster", "RayJob")
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
@@ -155,13 +155,13 @@ def queries(node: Any) -> list[str]:
     return [query for value in node for query in queries(value)] if isinstance(node, list) else []
 
 
-def test_the_dashboard_asks_for_nothing_but_what_raysim_exports() -> None:
+def test_the_dashboard_queries_exactly_the_metrics_of_raysim() -> None:
     from raysim.distributed.prometheus import COUNTERS, GAUGES
 
     board = json.loads((CLUSTER / "grafana" / "raysim.json").read_text())
-    asked = {name for query in queries(board) for name in re.findall(r"\bray_\w+", query)}
-    told = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS} | {"ray_raysim_trials"}
-    assert asked == told
+    queried = {name for query in queries(board) for name in re.findall(r"\bray_\w+", query)}
+    exported = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS} | {"ray_raysim_trials"}
+    assert queried == exported
     assert [panel["repeat"] for panel in board["panels"] if panel["type"] == "row"] == ["run", "search"]
     for panel in board["panels"]:
         for target in panel.get("targets", []):

@@ -1,4 +1,4 @@
-"""How many sites an actor gets in one call."""
+"""The number of sites that an actor gets in one call."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from raysim.distributed.dispatcher import take_batch
 SITES = [f"s{i}" for i in range(8)]
 
 
-def test_sites_not_timed_yet_come_one_by_one() -> None:
+def test_sites_without_a_time_are_sent_one_by_one() -> None:
     assert take_batch(deque(SITES), {}) == ["s0"]
 
 
-def test_sites_of_half_a_second_come_one_by_one() -> None:
+def test_sites_of_half_a_second_are_sent_one_by_one() -> None:
     assert take_batch(deque(SITES), dict.fromkeys(SITES, 0.5)) == ["s0"]
 
 
-def test_quick_sites_come_together_until_half_a_second_is_full() -> None:
+def test_quick_sites_are_batched_up_to_half_a_second() -> None:
     waiting = deque(SITES)
-    # 0.2 + 0.2 is less than 0.5, the third fills it
+    # 0.2 + 0.2 is less than 0.5, the third site exceeds it
     assert take_batch(waiting, dict.fromkeys(SITES, 0.2)) == ["s0", "s1", "s2"]
     assert waiting == deque(SITES[3:])
 
 
-def test_no_more_than_two_thirds_of_what_waits_goes_in_one_call() -> None:
+def test_one_call_takes_at_most_two_thirds_of_the_queue() -> None:
     waiting, seconds = deque(SITES), dict.fromkeys(SITES, 0.001)
     taken = []
     while sites := take_batch(waiting, seconds):

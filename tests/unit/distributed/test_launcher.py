@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return run(TINY, backend="local", out=tmp_path_factory.mktemp("finished") / "run")
 
 
-def test_the_result_is_what_the_files_hold(finished: RunResult) -> None:
+def test_the_result_equals_the_files(finished: RunResult) -> None:
     summary = json.loads((finished.path / "summary.json").read_text())
     assert (finished.path.name, finished.status) == ("run", "done")
     assert (finished.digest, finished.metric) == (summary["digest"], "inside/val/dice")
@@ -50,7 +50,7 @@ def test_a_configuration_and_its_keys_give_the_same_run_which_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_events_come_in_order(tmp_path: Path) -> None:
+def test_events_are_in_order(tmp_path: Path) -> None:
     events: list[Event] = []
     run(TINY, backend="local", out=tmp_path / "run", on_event=events.append)
     kinds = [type(event) for event in events if not isinstance(event, Progress)]

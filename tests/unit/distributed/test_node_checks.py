@@ -1,4 +1,4 @@
-"""Verdicts of the doctor on given facts, without a cluster."""
+"""Verdicts of the doctor for given facts, without a cluster."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def test_versions_that_differ_are_named_with_their_node() -> None:
     own = {"torch": "2.7", "numpy": "2.0"}
     other = {"x": {"torch": "2.7", "numpy": "2.0"}, "y": {"torch": "2.6"}}
     assert node_probe.differences(own, other) == {"y": {"torch": "2.6", "numpy": "missing"}}
-    told = list(node_checks.of_versions({name: {"versions": of} for name, of in other.items()}, own))
-    assert [check.verdict for check in told] == ["ok", "wrong"]
-    assert told[1].found == "y: torch 2.6 (here 2.7), numpy missing (here 2.0)"
+    checks = list(node_checks.of_versions({name: {"versions": of} for name, of in other.items()}, own))
+    assert [check.verdict for check in checks] == ["ok", "wrong"]
+    assert checks[1].found == "y: torch 2.6 (here 2.7), numpy missing (here 2.0)"
 
 
-def test_a_node_that_is_silent_is_named() -> None:
-    silent = node_report("10.0.0.7", {"CPU": 4.0}, None, ready=False)
-    (check,) = node_checks.of_nodes([silent])
+def test_a_node_that_does_not_answer_is_named() -> None:
+    late = node_report("10.0.0.7", {"CPU": 4.0}, None, ready=False)
+    (check,) = node_checks.of_nodes([late])
     assert (check.verdict, check.found) == (
         "wrong",
         "10.0.0.7: 4 CPU, 0 GPU, 0 B memory; no answer within 20 s",
     )
-    assert not list(node_checks.of_gpus([silent]))
+    assert not list(node_checks.of_gpus([late]))
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_gpus_that_ray_and_torch_do_not_agree_on(declared: int, found: int, verd
         (None, True, "note"),
     ],
 )
-def test_a_ray_of_one_s_own_is_not_open_to_the_network(listens: Any, own: bool, verdict: str) -> None:
+def test_a_local_ray_is_not_open_to_the_network(listens: Any, own: bool, verdict: str) -> None:
     (check,) = node_checks.of_listening({"x": facts(listens=listens)}, own)
     assert check.verdict == verdict
 
 
-def test_an_address_of_ipv4_in_the_clothes_of_ipv6() -> None:
+def test_an_ipv4_address_mapped_into_ipv6_is_shown_as_ipv4() -> None:
     assert [node_probe.plain_address(of) for of in ("::ffff:127.0.0.1", "::", "10.0.0.1")] == [
         "127.0.0.1",
         "::",
@@ -77,13 +77,13 @@ def test_an_address_of_ipv4_in_the_clothes_of_ipv6() -> None:
     ]
 
 
-def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
+def test_a_token_is_found_and_never_shown(tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     token = tmp_path / ".ray" / "auth_token"
     token.write_text("s3cret")
     token.chmod(0o644)
-    nobody_asks = node_checks.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=True)
-    assert (nobody_asks.verdict, nobody_asks.found[:3]) == ("note", "off")
+    not_required = node_checks.of_token({"RAY_AUTH_TOKEN": "s3cret"}, tmp_path, open_to_all=True)
+    assert (not_required.verdict, not_required.found[:3]) == ("note", "off")
     readable = node_checks.of_token({}, tmp_path, open_to_all=False)
     token.chmod(0o600)
     mine = node_checks.of_token({}, tmp_path, open_to_all=False)
@@ -92,9 +92,9 @@ def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:
     assert [c.verdict for c in (readable, mine, given, path)] == ["note", "ok", "ok", "ok"]
     assert given.found == "on, from RAY_AUTH_TOKEN"
     assert path.found == f"on, from {token} (RAY_AUTH_TOKEN_PATH)"
-    assert "s3cret" not in str([nobody_asks, readable, mine, given, path])
+    assert "s3cret" not in str([not_required, readable, mine, given, path])
     missing = node_checks.of_token({}, tmp_path / "other", open_to_all=False)
-    assert (missing.verdict, "is not there" in missing.found) == ("wrong", True)
+    assert (missing.verdict, "does not exist" in missing.found) == ("wrong", True)
 
 
 def test_full_disks_and_small_shared_memory() -> None:
@@ -108,12 +108,12 @@ def test_full_disks_and_small_shared_memory() -> None:
     assert (small.verdict, small.cure[:25]) == ("note", "docker run --shm-size=3g,")
 
 
-def test_a_node_that_does_not_see_the_data_is_named(tmp_path: Path) -> None:
+def test_a_node_that_cannot_read_the_data_is_named(tmp_path: Path) -> None:
     assert node_probe.unreadable(str(tmp_path)) == ""
     assert node_probe.unreadable(str(tmp_path / "gone")) == "No such file or directory"
-    assert node_probe.unreadable("memory://gone/table.csv") == "it is not there"
+    assert node_probe.unreadable("memory://gone/table.csv") == "it does not exist"
     (tmp_path / "file").touch()
-    assert node_probe.unwritable(str(tmp_path / "file")) == f"{tmp_path / 'file'} is no folder"
+    assert node_probe.unwritable(str(tmp_path / "file")) == f"{tmp_path / 'file'} is not a folder"
     there = {"x": facts(), "y": facts(unreadable={"/data/eyes": "No such file or directory"})}
     data, cache = node_checks.of_paths(there, ["/data/eyes", "/data/masks"], ["/cache"])
     assert (data.verdict, data.found) == ("wrong", "y: /data/eyes: No such file or directory")
@@ -122,7 +122,7 @@ def test_a_node_that_does_not_see_the_data_is_named(tmp_path: Path) -> None:
     assert both.found == "2 folders under /data can be read on 1 node"
 
 
-def test_the_paths_of_a_task_are_those_its_fields_say() -> None:
+def test_the_paths_of_a_task_follow_from_its_fields() -> None:
     kind = task_class("segmentation")
     data = replace(kind().data, table="/tables/eyes.csv", root="/images")
     task = task_class("synthetic")().build()

@@ -20,7 +20,7 @@ def test_ids_and_general_advice_are_left_out() -> None:
     assert summarize(ValueError(LOST)) == expected
 
 
-def test_of_a_remote_exception_the_last_line_is_shown() -> None:
+def test_the_last_line_of_a_remote_exception_is_shown() -> None:
     cause = LookupError("no such organ")
     error = RayTaskError("execute", "Traceback:\n  in fit\nLookupError: no such organ\n", cause)
     assert summarize(error) == "LookupError: no such organ"

@@ -1,4 +1,4 @@
-"""What fits where, counted by hand, and refusals that name what would fit."""
+"""The actors that fit on nodes, counted by hand, and refusals with settings that would fit."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def names(count: int) -> list[str]:
     return [f"s{i:02}" for i in range(count)]
 
 
-def asking(**fields: Any) -> Resources:
+def requested(**fields: Any) -> Resources:
     return Resources(**fields)
 
 
 @pytest.mark.parametrize(
-    ("resources", "cpus", "gpus", "room"),
+    ("resources", "cpus", "gpus", "count"),
     [
-        (asking(), 4, 0, 4),
-        (asking(cpus_per_client=0.5), 3, 0, 6),
-        (asking(cpus_per_client=0.1), 1, 0, 10),  # 1 / 0.1 is a hair less than 10 in floating point
-        (asking(cpus_per_client=3), 8, 0, 2),
-        (asking(gpus_per_client=0.5), 16, 2, 4),
-        (asking(gpus_per_client=0.6), 16, 2, 2),  # the 0.4 left over on each are not 0.6 together
-        (asking(gpus_per_client=0.1), 4, 1, 4),
-        (asking(gpus_per_client=2), 16, 5, 2),
-        (asking(gpus_per_client=1), 16, 0, 0),
+        (requested(), 4, 0, 4),
+        (requested(cpus_per_client=0.5), 3, 0, 6),
+        (requested(cpus_per_client=0.1), 1, 0, 10),  # 1 / 0.1 is slightly less than 10 in floating point
+        (requested(cpus_per_client=3), 8, 0, 2),
+        (requested(gpus_per_client=0.5), 16, 2, 4),
+        (requested(gpus_per_client=0.6), 16, 2, 2),  # the 0.4 left on each GPU cannot be combined
+        (requested(gpus_per_client=0.1), 4, 1, 4),
+        (requested(gpus_per_client=2), 16, 5, 2),
+        (requested(gpus_per_client=1), 16, 0, 0),
     ],
 )
-def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: int) -> None:
-    left, seat = NodeCapacity(node(cpus, gpus)), ActorResources(resources.cpus_per_client, resources.gpus_per_client)
-    assert sum(left.take(seat) for _ in range(99)) == room
+def test_how_many_actors_fit_on_a_node(resources: Resources, cpus: float, gpus: float, count: int) -> None:
+    free, actor = NodeCapacity(node(cpus, gpus)), ActorResources(resources.cpus_per_client, resources.gpus_per_client)
+    assert sum(free.take(actor) for _ in range(99)) == count
 
 
 @pytest.mark.parametrize(
@@ -56,30 +56,30 @@ def test_room_on_a_node(resources: Resources, cpus: float, gpus: float, room: in
         ("per_site", 3, [node(2), node(1)], 3),
         (2, 30, [node(8)], 2),
         (8, 3, [node(8)], 3),
-        (8, 3, [node(4)], 3),  # more than sites are not started, so there need not be room for them
+        (8, 3, [node(4)], 3),  # at most one actor per site is started, so more need not fit
     ],
 )
 def test_how_many_clients(clients: Any, sites: int, cluster: list[NodeResources], count: int) -> None:
-    assert plan_actors(asking(client_actors=clients), names(sites), cluster) == [ActorResources(1.0, 0.0)] * count
+    assert plan_actors(requested(client_actors=clients), names(sites), cluster) == [ActorResources(1.0, 0.0)] * count
 
 
 @pytest.mark.parametrize(
     ("resources", "sites", "cluster"),
     [
-        (asking(cpus_per_client=99), 3, [node(4)]),
-        (asking(client_actors="per_site"), 9, [node(4)]),
-        (asking(client_actors=5, cpus_per_client=2), 9, [node(4), node(4)]),
-        (asking(gpus_per_client=0.5, client_actors=4), 9, [node(16, 1)]),
-        (asking(gpus_per_client=1), 9, [node(16, 0)]),
-        (asking(client_actors="per_site", gpus_per_client=0.5), 9, [node(4, 2)]),
-        (asking(client_actors="per_site", cpus_per_client=3), 3, [node(4), node(4)]),
+        (requested(cpus_per_client=99), 3, [node(4)]),
+        (requested(client_actors="per_site"), 9, [node(4)]),
+        (requested(client_actors=5, cpus_per_client=2), 9, [node(4), node(4)]),
+        (requested(gpus_per_client=0.5, client_actors=4), 9, [node(16, 1)]),
+        (requested(gpus_per_client=1), 9, [node(16, 0)]),
+        (requested(client_actors="per_site", gpus_per_client=0.5), 9, [node(4, 2)]),
+        (requested(client_actors="per_site", cpus_per_client=3), 3, [node(4), node(4)]),
         (
-            asking(client_actors=4, cpus_per_client=3),
+            requested(client_actors=4, cpus_per_client=3),
             9,
             [node(1), node(7)],
-        ),  # 2 each would be 8, as there are, but for one
-        (asking(client_actors=64, gpus_per_client=1), 99, [node(16, 1)]),
-        (asking(client_actors=3, gpus_per_client=0.7), 9, [node(16, 1), node(16, 1)]),
+        ),  # 4 x 2 CPUs equal the total of 8, but the node with one CPU fits none
+        (requested(client_actors=64, gpus_per_client=1), 99, [node(16, 1)]),
+        (requested(client_actors=3, gpus_per_client=0.7), 9, [node(16, 1), node(16, 1)]),
     ],
 )
 def test_each_setting_that_a_refusal_names_fits(resources: Resources, sites: int, cluster: list[NodeResources]) -> None:
@@ -98,21 +98,21 @@ def own(**fields: Any) -> SiteResources:
     return SiteResources(**fields)
 
 
-def test_a_site_may_have_an_actor_of_its_own() -> None:
-    wish = asking(gpus_per_client=0.25, sites={"s01": own(gpus=0.5, cpus=2.0), "s00": own()})
-    # GPU 1: s01's half and two quarters; GPU 2: s00's quarter and three more. Nine CPUs: 2 + 1 + six others at most.
+def test_a_site_may_have_a_dedicated_actor() -> None:
+    wish = requested(gpus_per_client=0.25, sites={"s01": own(gpus=0.5, cpus=2.0), "s00": own()})
+    # GPU 1: s01's half and two quarters; GPU 2: s00's quarter and three more. Nine CPUs: 2 + 1 + at most six others.
     expected = [*[ActorResources(1.0, 0.25)] * 5, ActorResources(1.0, 0.25, "s00"), ActorResources(2.0, 0.5, "s01")]
     assert plan_actors(wish, names(40), [node(9, 2)]) == expected
     assert plan_actors(replace(wish, client_actors=2), names(40), [node(9, 2)]) == expected[3:]
     assert plan_actors(replace(wish, client_actors="per_site"), names(4), [node(9, 2)]) == expected[3:]
 
 
-def test_where_every_site_has_its_own_actor_there_is_no_other_unless_one_outside_needs_it() -> None:
-    wish = asking(sites={"s00": own(), "s01": own()})
+def test_shared_actors_start_only_for_sites_without_a_dedicated_actor() -> None:
+    wish = requested(sites={"s00": own(), "s01": own()})
     alone = [ActorResources(1.0, 0.0, "s00"), ActorResources(1.0, 0.0, "s01")]
     assert plan_actors(wish, names(2), [node(8)]) == alone
     assert plan_actors(wish, names(2), [node(8)], outside=["far"]) == [ActorResources(1.0, 0.0), *alone]
-    two = asking(client_actors=3, sites={"far": own()})
+    two = requested(client_actors=3, sites={"far": own()})
     assert plan_actors(two, names(3), [node(8)], outside=["far"]) == [
         *[ActorResources(1.0, 0.0)] * 3,
         ActorResources(1.0, 0.0, "far"),
@@ -123,34 +123,38 @@ def test_where_every_site_has_its_own_actor_there_is_no_other_unless_one_outside
     ("wish", "cluster", "message"),
     [
         (
-            asking(sites={"s01": own(gpus=1.0)}),
+            requested(sites={"s01": own(gpus=1.0)}),
             [node(8, 0)],
-            r"of 1 CPU and 1 GPU for site 's01'; .*no room.* resources\.sites\.s01\.gpus=0, or no resources\.sites$",
+            r"of 1 CPU and 1 GPU for site 's01'; .*not fit.* resources\.sites\.s01\.gpus=0, or no resources\.sites$",
         ),
-        (asking(sites={"s01": own(cpus=9.0)}), [node(8)], r"9 CPU and 0 GPU .* resources\.sites\.s01\.cpus=7"),
-        (asking(sites={"s01": own(cpus=2.0)}), [node(2)], r"asked for 1 client .* room for 0 beside those of single"),
+        (requested(sites={"s01": own(cpus=9.0)}), [node(8)], r"9 CPU and 0 GPU .* resources\.sites\.s01\.cpus=7"),
+        (
+            requested(sites={"s01": own(cpus=2.0)}),
+            [node(2)],
+            r"requested 1 client .*; 0 fit .* in addition to the dedicated",
+        ),
     ],
 )
-def test_what_a_single_site_asks_for_is_refused_with_its_name(
+def test_a_request_of_one_site_is_refused_with_its_name(
     wish: Resources, cluster: list[NodeResources], message: str
 ) -> None:
     with pytest.raises(PlacementError, match=message):
         plan_actors(wish, names(3), cluster)
 
 
-def test_shares_that_no_gpu_can_give_are_refused() -> None:
+def test_invalid_gpu_shares_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"1\.5 GPUs .* a fraction up to 1, or a whole number"):
-        plan_actors(asking(gpus_per_client=1.5), names(3), [node(8, 4)])
+        plan_actors(requested(gpus_per_client=1.5), names(3), [node(8, 4)])
 
 
-def test_a_thousand_sites_are_refused_with_what_would_fit() -> None:
+def test_a_thousand_sites_are_refused_with_settings_that_fit() -> None:
     with pytest.raises(
         PlacementError, match=r"What would fit: resources\.client_actors=512, or resources\.client_actors=auto"
     ):
-        plan_actors(asking(client_actors="per_site", gpus_per_client=0.25), names(1000), [node(64, 8)] * 16)
+        plan_actors(requested(client_actors="per_site", gpus_per_client=0.25), names(1000), [node(64, 8)] * 16)
 
 
-def test_dead_nodes_have_no_room() -> None:
+def test_dead_nodes_are_not_counted() -> None:
     listed = [
         {"NodeManagerAddress": "a", "Alive": True, "Resources": {"CPU": 4.0}},
         {"NodeManagerAddress": "b", "Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}},
@@ -159,20 +163,20 @@ def test_dead_nodes_have_no_room() -> None:
     assert live_nodes(listed) == [NodeResources("a", 4, 0), NodeResources("c", 0, 2)]
 
 
-def test_sites_are_shared_out_longest_first() -> None:
-    # 5 to the first; 4 and 3 to the second; then 2 to the first (5 against 7), 1 to either at 7: the first named.
+def test_sites_are_assigned_longest_first() -> None:
+    # 5 to x; 4 and 3 to y; then 2 to x (5 is less than 7); 1 to x, the first of two actors with equal load 7.
     costs = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0}
     site_to_actor = assign(costs, ["x", "y"])
     assert site_to_actor == {"e": "x", "d": "y", "c": "y", "b": "x", "a": "x"}
 
 
-def test_sharing_out_does_not_depend_on_order() -> None:
+def test_the_assignment_does_not_depend_on_order() -> None:
     costs = {"a": 1.0, "b": 1.0, "c": 1.0}
     assert assign(costs, ["x", "y"]) == assign(dict(reversed(costs.items())), ["x", "y"])
 
 
-def test_exchanges_shorten_what_the_longest_first_leaves() -> None:
-    # The longest first gives 16 + 9 and 13 + 9 + 9 = 31; 16 + 13 = 29 and 3 x 9 = 27 is better, and the best.
+def test_exchanges_improve_an_assignment_by_the_longest_first() -> None:
+    # The longest first gives 16 + 9 and 13 + 9 + 9 = 31; 16 + 13 = 29 and 3 x 9 = 27 is the best.
     costs = {"a": 16.0, "b": 13.0, "c": 9.0, "d": 9.0, "e": 9.0}
     site_to_actor = assign(costs, ["x", "y"])
     assert makespan(site_to_actor, costs) == 29
@@ -180,8 +184,8 @@ def test_exchanges_shorten_what_the_longest_first_leaves() -> None:
     assert site_to_actor["c"] == site_to_actor["d"] == site_to_actor["e"]
 
 
-def test_a_site_is_moved_where_that_helps() -> None:
-    # The longest first: 6 + 5 + 1 and 6 + 4 + ... : moving cannot leave one actor with more than the best, 13.
+def test_a_site_is_moved_if_that_shortens_the_round() -> None:
+    # The sum is 26, so that 13 for each actor is the best.
     costs = {"a": 6.0, "b": 6.0, "c": 5.0, "d": 4.0, "e": 4.0, "f": 1.0}
     assert makespan(assign(costs, ["x", "y"]), costs) == 13
 
@@ -189,18 +193,18 @@ def test_a_site_is_moved_where_that_helps() -> None:
 def test_sites_stay_unless_a_move_shortens_the_round() -> None:
     costs = {"a": 10.0, "b": 10.0, "c": 1.0}
     swapped = {"a": "y", "b": "x", "c": "x"}
-    assert rebalance(swapped, costs, ["x", "y"], {}) == swapped  # as good as any other
+    assert rebalance(swapped, costs, ["x", "y"], {}) == swapped  # already the best
     assert rebalance(dict.fromkeys("abc", "x"), costs, ["x", "y"], {}) != dict.fromkeys("abc", "x")
-    nearly = {"a": "x", "b": "x", "c": "y", "d": "y"}  # 20.2 and 20: a better one saves half a hundredth
+    nearly = {"a": "x", "b": "x", "c": "y", "d": "y"}  # 20.2 and 20: a better assignment saves 0.5%
     assert rebalance(nearly, {"a": 10.1, "b": 10.1, "c": 10.0, "d": 10.0}, ["x", "y"], {}) == nearly
 
 
-def test_sites_alone_are_left_alone() -> None:
+def test_dedicated_sites_are_never_moved() -> None:
     costs = {"a": 9.0, "b": 1.0, "c": 1.0}
     site_to_actor = assign(costs, ["x", "y", "z"], {"b": "z"})
     assert site_to_actor == {"a": "x", "b": "z", "c": "y"}
     assert rebalance(site_to_actor, {"b": 1.0, "c": 1.0}, ["x", "y", "z"], {"b": "z"}) == {"b": "z", "c": "y"}
-    # Where b is away its actor stays idle: what it played would have its threads.
+    # If b is absent, its actor stays idle: another site would get the threads of b.
     crowded = {"a": "x", "c": "x", "d": "x"}
     found = rebalance(crowded, {"a": 1.0, "c": 1.0, "d": 1.0}, ["x", "y", "z"], {"b": "z"})
     assert set(found.values()) == {"x", "y"}
@@ -208,14 +212,14 @@ def test_sites_alone_are_left_alone() -> None:
     assert assign({"b": 1.0}, ["z"], {"b": "z"}) == {"b": "z"}
 
 
-def test_few_sites_move_where_that_will_do() -> None:
-    # x has 12, y 8: b moves, and no other, though the longest first would have them all elsewhere.
+def test_as_few_sites_as_possible_are_moved() -> None:
+    # x has 12, y 8: only b moves, although the longest first would move all sites.
     costs = {"a": 5.0, "b": 2.0, "c": 5.0, "d": 4.0, "e": 4.0}
     site_to_actor = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "y"}
     assert rebalance(site_to_actor, costs, ["x", "y"], {}) == site_to_actor | {"b": "y"}
 
 
-def test_exchanges_come_to_an_end_whatever_the_seconds() -> None:
+def test_exchanges_end_for_any_costs() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         costs = {

@@ -1,4 +1,4 @@
-"""The wait: its deadline, and notices that become rarer."""
+"""The wait: its deadline, and its increasingly rare notices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_notices_come_at_20_40_and_80_seconds(clock: list[float]) -> None:
+def test_notices_are_due_at_20_40_and_80_seconds(clock: list[float]) -> None:
     waiter, due = Waiter(notify_after_s=20), list[float]()
     for second in range(100):
         clock[0] = 100.0 + second
@@ -36,7 +36,7 @@ def test_a_reset_starts_the_deadline_and_the_notices_again(clock: list[float]) -
     assert waiter.notice_due()
 
 
-def test_one_notice_alone(clock: list[float]) -> None:
+def test_a_single_notice(clock: list[float]) -> None:
     waiter = Waiter(notify_after_s=5, backoff=float("inf"))
     clock[0] += 6
     assert waiter.notice_due()

@@ -1,4 +1,4 @@
-"""Searches that are prepared and not started: what is refused, what is held out, what a dry run estimates."""
+"""Searches that are prepared and not started: refusals, held-out sites, and the estimate of a dry run."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from tests.support.searches import searched
         ("task.loss=choice(dice,nonsense)", "nonsense"),
     ],
 )
-def test_an_end_that_the_task_refuses_is_refused_before_the_first_trial(tmp_path, space, match):
+def test_a_bound_that_is_invalid_for_the_task_is_refused_before_the_first_trial(tmp_path, space, match):
     with pytest.raises(ConfigError, match=rf"the search space: \S+ is choice\(.*?\): .*{match}"):
         searched(tmp_path, space=[space])
 
 
 def test_keys_of_the_network_are_tried_together(tmp_path):
-    # Its filters alone would be those of the default network, which has none.
+    # Checked alone, the filters would be a key of the default network, which has no such key.
     space = ["task.network=choice(segresnet)", "network.init_filters=choice(8)", "task.batch_size=choice(2,4)"]
     assert searched(tmp_path, space=space)
-    # What goes only with one value of another key, and with none of the base.
+    # Values that are valid only with one value of another key, and with none of the base.
     space = ["network.channels=choice([4,8,16],[4,8])", "network.strides=choice([2],[2,2])"]
     space += ["network.norm=choice(batch,instance)", "network.act=choice(relu,prelu,elu,swish)"]
     assert searched(tmp_path, space=space)
 
 
-def held_out(folder: Path, metric: str | None = None, *words: str):
+def held_out(folder: Path, metric: str | None = None, *arguments: str):
     """Leave-one-out over the cameras of a table of two hospitals, prepared and not started."""
     table = ["site,split,label,camera,a,b"]
     for camera, site in (("c1", "x"), ("c1", "y"), ("c2", "x"), ("c3", "y"), ("c1", "z")):
@@ -54,7 +54,7 @@ def held_out(folder: Path, metric: str | None = None, *words: str):
         table += [f"{site},{split},{i % 2},{camera},{i % 2 + 0.1 * i},{i}" for i, split in splits]
     (folder / "table.csv").write_text("\n".join(table))
     given = ["task=tabular", f"task.data.table={folder / 'table.csv'}", "rounds=1", "task.data.partition.by=camera"]
-    given += [f"task.data.cache={folder / 'cache'}", "task.data.outside=[z]", *words]
+    given += [f"task.data.cache={folder / 'cache'}", "task.data.outside=[z]", *arguments]
     options = {"holdout": "each"} | ({"metric": metric} if metric else {})
     return build_search_spec(
         build_request(Space(), {}, parse_pairs(given), options), folder, SearchConsole(Terminal(quiet=True))
@@ -80,14 +80,14 @@ def test_a_site_that_is_excluded_is_not_held_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "words"), [("inside/val/auc", []), (None, ["metric=inside/val/auc"])], ids=("option", "key")
+    ("metric", "arguments"), [("inside/val/auc", []), (None, ["metric=inside/val/auc"])], ids=("option", "key")
 )
-def test_sites_that_train_do_not_judge_what_is_held_out(tmp_path, metric, words):
-    with pytest.raises(ConfigError, match=r"judges the sites that train.* give --metric outside, or outside/"):
-        held_out(tmp_path, metric, *words)
+def test_a_metric_of_training_sites_is_refused_with_held_out_sites(tmp_path, metric, arguments):
+    with pytest.raises(ConfigError, match=r"evaluates the sites that train.* use --metric outside or outside/"):
+        held_out(tmp_path, metric, *arguments)
 
 
-def test_held_out_sites_are_judged_by_the_outside_metric(tmp_path):
+def test_held_out_sites_are_evaluated_by_the_outside_metric(tmp_path):
     assert held_out(tmp_path, "outside").objectives == held_out(tmp_path).objectives
 
 
@@ -96,7 +96,7 @@ def test_a_node_without_the_algorithm_s_module_is_unfit(tmp_path):
     (tmp_path / "search.yaml").touch()
     assert search.node_incompatibility() == ""
     missing = replace(search, base={"algorithm": "nowhere.at_all:Mine"}).node_incompatibility()
-    assert re.match(r"a node cannot run trials: \S+ has not all that the search names: .*nowhere", missing)
+    assert re.match(r"a node cannot run trials: \S+ lacks the task or an algorithm of the search: .*nowhere", missing)
     space = Space(from_cli(["algorithm=choice(fedavg,'nowhere:Mine')"]))
     assert "nowhere" in replace(search, space=space).node_incompatibility()
 
@@ -117,6 +117,6 @@ def test_the_time_that_a_search_takes_counts_its_rounds_and_client_actors(tmp_pa
     monkeypatch.setattr(dry_run, "_measure_round", lambda *_: 2.0)
     need = TrialPlacement(search, [{}, {"CPU": 1.0}, {"CPU": 1.0}], 2, "each with 2 client actors")
     dry_run.print_dry_run(need, [{"rounds": 3}, {"rounds": 5}], SearchConsole(Terminal()))
-    said = capsys.readouterr().out
-    assert "2 trials of up to 5 rounds; each with 2 client actors" in said
-    assert "about 4 s in all" in said  # 8 rounds of 2 s, two trials at once, two client actors in each
+    output = capsys.readouterr().out
+    assert "2 trials of up to 5 rounds; each with 2 client actors" in output
+    assert "estimated time: 4 s if every" in output  # 8 rounds of 2 s, two trials at once, two client actors in each

@@ -53,7 +53,7 @@ def record(number: int, dice: float, rounds: int = 4, status: str = "done", size
     return TrialRecord(number, values, status, rounds, 1.0, {DICE.column: dice, "bytes": size})
 
 
-def test_the_best_went_through_all_rounds():
+def test_the_best_trial_has_run_all_rounds():
     results = SearchResults(spec(Path()), [record(1, 0.6), record(2, 0.9, 1, "stopped"), record(3, 0.7)], "best")
     assert [each.number for each in results.best()] == [3]
     assert [each.number for each in SearchResults(spec(Path()), [record(2, 0.9, 1, "stopped")], "best").best()] == [2]
@@ -64,13 +64,13 @@ def test_the_best_went_through_all_rounds():
     ]
 
 
-def test_the_front_is_what_no_other_beats():
+def test_the_front_contains_the_records_that_no_other_dominates():
     records = [record(1, 0.6, size=1), record(2, 0.7, size=2), record(3, 0.65, size=3), record(4, 0.7, size=5)]
     assert [each.number for each in pareto_front(records, [DICE, BYTES])] == [2, 1]
     assert [each.number for each in SearchResults(spec(Path(), DICE, BYTES), records, "best").best()] == [2, 1]
 
 
-def test_federations_are_joined_by_mean_and_by_the_worst_of_what_is_held_out():
+def test_federations_are_combined_by_mean_and_by_the_worst_held_out_site():
     rows = [
         (0, {"outside/val/dice/worst": 0.5, "outside/val/hd95/worst": 3.0, "loss": 1.0}),
         (0, {"outside/val/dice/worst": 0.7, "outside/val/hd95/worst": 5.0, "loss": 3.0}),
@@ -81,11 +81,11 @@ def test_federations_are_joined_by_mean_and_by_the_worst_of_what_is_held_out():
     assert found == {
         "outside/val/dice/worst": pytest.approx(0.55),
         "outside/val/hd95/worst": pytest.approx(5.5),
-        "loss": pytest.approx(1.5),  # where there is one
+        "loss": pytest.approx(1.5),  # over the rows that have one
     }
 
 
-def test_a_federation_without_the_metric_takes_it_from_no_other():
+def test_a_federation_without_the_metric_is_not_averaged():
     rows = [(0, {"loss": 1.0}), (0, {"loss": 1.0, "outside/val/dice/mean": 0.4, "outside/val/dice/worst": 0.3})]
     rows += [(1, {"outside/val/dice/mean": 0.8, "outside/val/dice/worst": 0.5}), (1, {})]
     found = combine_rows(rows, BETTER)
@@ -110,17 +110,17 @@ def test_a_key_with_an_effect_has_importance_and_one_without_has_none():
     assert importance(spec(Path()), records[:3], pd.DataFrame(rows)) == ({}, 2)
 
 
-def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tmp_path):
+def test_a_torn_record_is_skipped_and_tables_contain_choices_of_several_types(tmp_path):
     results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
     results.start_trial(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
     results.add_round(1, result)
     results.add_round(1, result | {"round": 2, DICE.column: 0.4})
-    known = load_records(tmp_path)[0]  # what a search that is killed now goes on with
+    known = load_records(tmp_path)[0]  # a search that is killed now continues with this record
     assert (known.rounds, known.last[DICE.column], known.best[DICE.column]) == (2, 0.4, 0.5)
     results.end_trial(1)
-    results.add_round(2, failed_result("it was too hot", 0))
+    results.add_round(2, failed_result("out of memory", 0))
     results.end_trial(2)
     results.write_tables()
     (tmp_path / "trials" / "0003").mkdir()
@@ -132,7 +132,7 @@ def test_a_torn_entry_is_passed_over_and_tables_hold_choices_of_several_kinds(tm
     table = pd.read_parquet(tmp_path / "trials.parquet").set_index("trial")
     assert list(table["task.network.norm"]) == ["two", "2"]
     assert (table.loc[1, DICE.column], table.loc[1, f"best {DICE.column}"]) == (0.4, 0.5)
-    assert table.loc[2, "cause"] == "it was too hot"
+    assert table.loc[2, "cause"] == "out of memory"
     assert not [name for name in table.columns if "time" in name]
 
 
@@ -151,14 +151,14 @@ class TuneTrial(SimpleNamespace):
         return str(self.config["trial"])
 
     def get_error(self) -> str:
-        return "its node went away"
+        return "its node was lost"
 
 
 def callback(results: SearchResults) -> TuneCallback:
     return TuneCallback(results, SilentConsole(), None, SearchStopper(None), None)
 
 
-def test_new_values_of_pbt_count_only_when_the_state_is_taken_too(tmp_path):
+def test_new_values_of_pbt_are_recorded_only_with_the_new_state(tmp_path):
     results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(2, {"algorithm.lr": 0.001, "task.network.channels": (4, 8)})
     given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5}
@@ -181,7 +181,7 @@ def test_an_ended_trial_that_reports_its_rounds_again_cannot_fail(tmp_path):
     for number in (1, 2):
         callback(results).on_trial_error(0, [], TuneTrial(config={"trial": number}))
     assert results.records[1].status == "done"
-    assert (results.records[2].status, results.records[2].cause) == ("failed", "its node went away")
+    assert (results.records[2].status, results.records[2].cause) == ("failed", "its node was lost")
 
 
 def test_a_value_that_is_not_finite_is_never_the_best(tmp_path):
@@ -191,7 +191,7 @@ def test_a_value_that_is_not_finite_is_never_the_best(tmp_path):
     results.add_round(1, result)
     assert results.records[1].best == {}
     older = load_records(tmp_path)[0]
-    older.best = {DICE.column: None}  # as JSON holds what is not finite
+    older.best = {DICE.column: None}  # JSON contains null for a value that is not finite
     again = SearchResults(spec(tmp_path), [older], "best")
     assert again.best() == []
     again.end_trial(1)
@@ -200,13 +200,13 @@ def test_a_value_that_is_not_finite_is_never_the_best(tmp_path):
     assert SearchResults(spec(tmp_path), [record(2, math.inf)], "best").best() == []
 
 
-def test_a_trial_whose_file_is_torn_runs_first_and_from_its_beginning(tmp_path):
+def test_a_trial_with_a_torn_file_runs_first_and_from_its_start(tmp_path):
     results = SearchResults(spec(tmp_path), [], "best")
     for number in (1, 2, 3):
         results.start_trial(number, {"algorithm.lr": 0.001 * number})
     folder = trial_directory(tmp_path, 2)
     (folder / "trial.json").write_text('{"number": 2, "val')
-    (folder / "log.jsonl").write_text("of other values, for all that is known")
+    (folder / "log.jsonl").write_text("possibly the log of other values")
     new = new_trial_numbers(spec(tmp_path, trials=5), load_records(tmp_path))
     assert new == [2, 4, 5]
     assert new_trial_numbers(spec(tmp_path, trials=1), load_records(tmp_path)) == [2]
@@ -218,19 +218,19 @@ def test_a_trial_whose_file_is_torn_runs_first_and_from_its_beginning(tmp_path):
     assert not (folder / "log.jsonl").exists()
 
 
-def test_a_search_whose_trials_were_never_judged_says_so_and_fails(tmp_path, capsys):
+def test_a_search_without_evaluated_trials_fails(tmp_path, capsys):
     done = TrialRecord(1, {"algorithm.lr": 1e-3}, "done", 4, 1.0, {"loss": 0.5})
     results, console = SearchResults(spec(tmp_path), [done], "best"), SearchConsole(Terminal())
     report_search(results, console)
-    with pytest.raises(RunError, match=r"no trial has a value of inside/val/dice/mean; see in .*rounds.parquet"):
+    with pytest.raises(RunError, match=r"no trial has a value of inside/val/dice/mean; .*rounds.parquet has"):
         raise_outcome(results, SearchStopper(None), console)
     assert "no trial has started" not in capsys.readouterr().out
 
 
-def test_what_is_open_or_has_not_begun_leaves_a_search_unfinished(tmp_path):
-    done, begun = record(1, 0.6), record(2, 0.5, 1, "running")
+def test_unfinished_or_missing_trials_leave_a_search_unfinished(tmp_path):
+    done, started = record(1, 0.6), record(2, 0.5, 1, "running")
     done.digests = {"": "0"}
-    for records, total, status in (([done, begun], 2, "unfinished"), ([done], 2, "unfinished"), ([done], 1, "done")):
+    for records, total, status in (([done, started], 2, "unfinished"), ([done], 2, "unfinished"), ([done], 1, "done")):
         results = SearchResults(spec(tmp_path, trials=total), records, "best")
         results.write_tables()
         page = write_search_report(results).read_text()
@@ -240,7 +240,7 @@ def test_what_is_open_or_has_not_begun_leaves_a_search_unfinished(tmp_path):
         assert list(pd.read_parquet(tmp_path / "trials.parquet")["status"]) == ["done", "unfinished"][: len(records)]
 
 
-def test_a_failed_trial_keeps_no_checkpoint_either(tmp_path):
+def test_a_failed_trial_keeps_no_checkpoint(tmp_path):
     records = []
     for number, status in ((1, "done"), (2, "failed"), (3, "running")):
         folder = trial_directory(tmp_path, number)

@@ -1,4 +1,4 @@
-"""Spaces of a search: distributions as text, their ends, conditions, and what is refused before the first trial."""
+"""Search spaces: distributions as text, their bounds, conditional keys, and refusals before the first trial."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_and_tune_s_distribution_are_one(text):
+def test_text_and_distribution_of_tune_are_equal(text):
     domain = distributions.parse_distribution(text, "k")
     assert distributions.bounds(domain) == TEXTS[text]
     assert distributions.bounds(distributions.parse_distribution(distributions.to_text(domain), "k")) == TEXTS[text]
@@ -43,7 +43,7 @@ def test_text_and_tune_s_distribution_are_one(text):
     assert all(distributions.contains(domain, distributions.sample(domain, rng)) for _ in range(50))
 
 
-def test_bare_words_are_text_and_nothing_is_run(tmp_path):
+def test_bare_names_are_text_and_no_code_is_run(tmp_path):
     assert distributions.bounds(distributions.parse_distribution("choice(fedprox, fedsm, true)", "k")) == [
         "fedprox",
         "fedsm",
@@ -64,27 +64,27 @@ def test_bare_words_are_text_and_nothing_is_run(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("uniform(1, 0)", "first end must be below"),
-        ("loguniform(0, 1)", "begins above 0"),
+        ("uniform(1, 0)", "lower bound must be below"),
+        ("loguniform(0, 1)", "lower bound of a logarithmic range must be above 0"),
         ("randint(0.5, 2)", "whole numbers"),
-        ("uniform(0, nan)", "takes numbers"),
+        ("uniform(0, nan)", "expected numbers"),
         ("choice()", "at least one value"),
-        ("quniform(0, 1, 0)", "a step, above 0"),
+        ("quniform(0, 1, 0)", "the step and must be above 0"),
     ],
 )
-def test_a_range_that_is_none_is_refused(text, match):
+def test_an_invalid_range_is_refused(text, match):
     with pytest.raises(ConfigError, match=match):
         distributions.parse_distribution(text, "k")
 
 
-def test_what_has_no_ends_is_refused():
+def test_a_distribution_without_bounds_is_refused():
     for domain in (tune.randn(0, 1), tune.sample_from(lambda spec: 1)):
-        with pytest.raises(ConfigError, match="no ends that could be checked"):
+        with pytest.raises(ConfigError, match="no bounds to check"):
             from_mapping({"algorithm.lr": domain})
 
 
 @pytest.mark.parametrize(
-    ("words", "match"),
+    ("arguments", "match"),
     [
         (["algorithm.lrr=uniform(0.1,1)"], r"unknown key 'algorithm.lrr' \(did you mean 'algorithm.lr'\?\)"),
         (["algorithm.lr=uniform(0,1)"], "algorithm.lr is uniform.*expected > 0|algorithm.lr=0.0"),
@@ -96,9 +96,9 @@ def test_what_has_no_ends_is_refused():
         (["resources.client_actors=choice(1,2)"], "changes no result"),
     ],
 )
-def test_a_wrong_key_or_end_is_refused(words, match):
+def test_a_wrong_key_or_bound_is_refused(arguments, match):
     with pytest.raises(ConfigError, match=match):
-        check_space(Space(from_cli(words)), {})
+        check_space(Space(from_cli(arguments)), {})
 
 
 def test_a_point_out_of_range_is_refused():
@@ -116,7 +116,7 @@ CONDITIONAL = [
 ]
 
 
-def test_a_key_of_one_algorithm_counts_with_it_alone():
+def test_a_conditional_key_is_active_only_with_its_algorithm():
     space = Space(from_cli([*CONDITIONAL, "algorithm.lr=loguniform(1e-4,1e-2)"]))
     check_space(space, {})
     for number in range(1, 20):
@@ -133,13 +133,13 @@ def test_a_key_of_one_algorithm_counts_with_it_alone():
     assert [row["algorithm"] for row in grid].count("fedsm") == 2
 
 
-def test_draws_hang_on_seed_and_number_alone():
+def test_samples_depend_only_on_seed_and_number():
     space = Space(from_cli(["algorithm.lr=loguniform(1e-4,1e-2)", "algorithm.epochs=randint(1,5)"]))
     assert space.sample(3, 7) == space.sample(3, 7)
     assert len({space.sample(3, n)["algorithm.lr"] for n in range(1, 9)} | {space.sample(4, 7)["algorithm.lr"]}) == 9
 
 
-def test_a_word_takes_its_key_out_of_the_space():
+def test_an_argument_removes_its_key_from_the_space():
     searched = {"algorithm.pull": tune.uniform(0.5, 1), "algorithm.lr": tune.loguniform(1e-4, 1e-2)}
     space = from_mapping({"algorithm": "fedsm", **searched}, [{"algorithm.pull": 0.7, "algorithm.lr": 1e-3}])
     found = build_request(space, {}, parse_pairs(["algorithm.pull=0.9"]), {})
@@ -150,38 +150,41 @@ def test_a_word_takes_its_key_out_of_the_space():
 
 
 @pytest.mark.parametrize(
-    ("options", "words", "match"),
+    ("options", "arguments", "match"),
     [
         ({"metric": "mean,bytes"}, [], "need --searcher optuna"),
         ({"scheduler": "pbt"}, ["rounds=choice(2,3)"], "rounds"),
-        ({"scheduler": "asha"}, ["rounds=choice(2,3)"], "use fifo"),
-        ({"searcher": "optuna"}, ["algorithm.epochs=grid(1,2)"], "Optuna chooses by itself"),
-        ({"scheduler": "hyperband", "max_concurrent": 2}, [], "use asha"),
+        ({"scheduler": "asha"}, ["rounds=choice(2,3)"], "use --scheduler fifo"),
+        ({"searcher": "optuna"}, ["algorithm.epochs=grid(1,2)"], "with --searcher optuna use choice"),
+        ({"scheduler": "hyperband", "max_concurrent": 2}, [], "use --scheduler asha"),
         ({"seeds": 2}, ["seed=choice(0,1)"], "keep one of them"),
         ({"trials": 0}, [], "trials"),
-        ({"trials": 5, "searcher": "grid"}, [], "a grid is gone through whole"),
-        ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last is judged"),
+        ({"trials": 5, "searcher": "grid"}, [], "a grid runs every combination once.*remove --trials"),
+        ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last one is evaluated"),
         ({"scheduler": "hyperband"}, ["evaluate_every=2"], "evaluate_every=1"),
-        ({}, ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=grid(0.1,1)"], "of one algorithm alone"),
+        ({}, ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=grid(0.1,1)"], "a grid of one algorithm"),
         ({"tracker": "mlflow"}, [], "pip install mlflow"),
     ],
 )
-def test_what_does_not_go_together_is_refused(options, words, match):
-    space = ["algorithm.lr=loguniform(1e-4,1e-2)", *(word for word in words if word.endswith(")"))]
+def test_contradicting_options_are_refused(options, arguments, match):
+    space = ["algorithm.lr=loguniform(1e-4,1e-2)", *(argument for argument in arguments if argument.endswith(")"))]
     with pytest.raises(ConfigError, match=match):
         build_request(
-            Space(from_cli(space)), {}, parse_pairs(word for word in words if not word.endswith(")")), options
+            Space(from_cli(space)),
+            {},
+            parse_pairs(argument for argument in arguments if not argument.endswith(")")),
+            options,
         )
 
 
 def test_early_stopping_of_held_out_sites_and_a_number_of_them_are_refused():
-    with pytest.raises(ConfigError, match="one held-out site with another"):
+    with pytest.raises(ConfigError, match="different held-out sites; use --scheduler fifo"):
         build_request(Space(), {}, {}, {"holdout": "each", "scheduler": "asha"})
     with pytest.raises(ConfigError, match="each site is held out once"):
         build_request(Space(), {}, {}, {"holdout": "each", "trials": 3})
 
 
-def test_a_word_for_a_key_of_the_algorithm_leaves_the_algorithm_searched():
+def test_an_argument_for_a_key_of_the_algorithm_keeps_the_algorithm_searched():
     methods = read_space("methods")
     found = build_request(methods, {}, parse_pairs(["algorithm.epochs=2", "algorithm.fedsm.pull=0.7"]), {})
     assert found.space.algorithm_names == methods.algorithm_names
@@ -192,7 +195,7 @@ def test_a_word_for_a_key_of_the_algorithm_leaves_the_algorithm_searched():
         assert getattr(config.algorithm, "pull", 0.7) == 0.7
     more = build_request(
         methods, {}, parse_pairs(["algorithm.fedsm.selector_lr=0.5"]), {}
-    ).space  # which the space does not search
+    ).space  # a key that the space does not search
     assert distributions.bounds(more.domains["algorithm.fedsm.selector_lr"]) == [0.5]
     fixed = build_request(methods, {}, parse_pairs(["algorithm.lr=0.01"]), {}).space
     assert not [key for key in fixed.domains if key.endswith(".lr")]
@@ -202,15 +205,15 @@ def test_a_word_for_a_key_of_the_algorithm_leaves_the_algorithm_searched():
 
 def test_points_are_checked_and_lists_in_them_are_values():
     lr = {"algorithm.lr": tune.loguniform(1e-4, 1e-2), "network.channels": tune.choice([[4, 8], [8, 16]])}
-    with pytest.raises(ConfigError, match=r"a point gives algorithm.lrr, which is not searched .did you mean"):
+    with pytest.raises(ConfigError, match=r"a point sets algorithm.lrr, which is not searched .did you mean"):
         from_mapping(lr, [{"algorithm.lrr": 0.1}])
-    with pytest.raises(ConfigError, match="expected a list of them"):
+    with pytest.raises(ConfigError, match="expected a list of points"):
         from_mapping(lr, {"algorithm.lr": 0.1})
     found = build_request(from_mapping(lr, [{"network.channels": [8, 16]}]), {}, {}, {}).space
     assert found.sample(0, 1)["task.network.channels"] == (8, 16)
 
 
-def test_a_choice_of_one_list_stays_one():
+def test_a_choice_of_one_list_is_kept():
     domain = distributions.from_value(tune.choice([[16, 32]]), "k")
     assert distributions.bounds(distributions.parse_distribution(distributions.to_text(domain), "k")) == [(16, 32)]
 
@@ -221,14 +224,14 @@ def test_a_space_of_several_algorithms_is_narrowed_to_some_or_one():
     assert set(one.space.domains) == {"algorithm.lr", "algorithm.mu"}
     assert one.space.points == ({"algorithm.lr": 1e-3, "algorithm.mu": 0.01},)
     assert resolve(one.space.apply(one.base, one.space.sample(0, 1))).algorithm.mu == 0.01
-    words = from_cli(["algorithm=choice(fedprox,ditto)", "algorithm.ditto.lam=uniform(1,2)"])
-    two = build_request(methods.override(words), {}, {}, {}).space
+    arguments = from_cli(["algorithm=choice(fedprox,ditto)", "algorithm.ditto.lam=uniform(1,2)"])
+    two = build_request(methods.override(arguments), {}, {}, {}).space
     assert two.algorithm_names == ("fedprox", "ditto")
     assert not [key for key in two.domains if "fedsm" in key or "scaffold" in key]
-    assert two.points[1] == {"algorithm": "ditto", "algorithm.ditto.lr": 1e-3}  # its lam lies outside now
+    assert two.points[1] == {"algorithm": "ditto", "algorithm.ditto.lr": 1e-3}  # its lam is out of the new range
 
 
-def test_keys_of_what_fine_tunes_and_short_keys_are_searched():
+def test_keys_of_finetune_and_short_keys_are_searched():
     space = Space(from_cli(["algorithm.finetune.lr=loguniform(1e-4,1e-2)", "network.channels=choice([4,8],[8,16])"]))
     found = build_request(space, {"algorithm": "fcl"}, {}, {})
     values = found.space.sample(0, 1)
@@ -238,8 +241,8 @@ def test_keys_of_what_fine_tunes_and_short_keys_are_searched():
     assert list(fixed.space.domains) == ["algorithm.finetune.lr"]
 
 
-def test_a_grid_of_a_range_is_refused_and_of_steps_is_counted():
-    with pytest.raises(ConfigError, match="a grid needs them one by one"):
+def test_a_grid_over_a_continuous_range_is_refused_and_over_steps_is_expanded():
+    with pytest.raises(ConfigError, match="a grid needs single values"):
         Space(from_cli(["algorithm.lr=uniform(0.1,1)"])).grid()
     rows = Space(from_cli(["algorithm.momentum=quniform(0,0.6,0.3)", "algorithm.epochs=randint(1,4)"])).grid()
     assert len(rows) == 9
@@ -272,7 +275,7 @@ def test_the_command_lists_spaces(capsys):
     assert main(["tune", "nothing.py"]) == 2
 
 
-def test_numpy_s_numbers_are_python_s():
+def test_numpy_numbers_become_python_numbers():
     space = from_mapping(
         {
             "algorithm.lr": tune.choice(list(np.logspace(-4, -2, 3))),
@@ -291,11 +294,11 @@ def test_numpy_s_numbers_are_python_s():
     assert [type(value) for value in kept] == [int, *[float] * 4]
 
 
-def test_a_choice_that_cannot_be_read_again_is_refused():
+def test_a_choice_that_cannot_be_parsed_again_is_refused():
     for value in ({"name": "unet"}, math.inf, 1j, [1, {2}], Path("x")):
-        with pytest.raises(ConfigError, match=r"algorithm.lr: .* cannot be one of a choice"):
+        with pytest.raises(ConfigError, match=r"algorithm.lr: .* cannot be a value of a choice"):
             from_mapping({"algorithm.lr": tune.choice([0.1, value])})
-    with pytest.raises(ConfigError, match="cannot be one of a choice"):
+    with pytest.raises(ConfigError, match="cannot be a value of a choice"):
         distributions.parse_distribution("choice(1, 1e999)", "k")
 
 
@@ -314,18 +317,18 @@ def test_lists_in_lists_are_the_same_from_python_text_and_json():
 
 def test_a_key_in_its_short_and_its_long_form_is_refused():
     for short, long in (("cohort", "cohort.size"), ("network.norm", "task.network.norm")):
-        with pytest.raises(ConfigError, match=f"{long} is given twice, in its short form too"):
+        with pytest.raises(ConfigError, match=f"{long} is given twice, also in its short form"):
             from_mapping({short: tune.choice([1, 2]), long: 1})
         with pytest.raises(ConfigError, match="given twice"):
             from_mapping({long: tune.choice([1, 2])}, [{long: 1, short: 2}])
 
 
-def test_a_key_of_a_class_of_the_user_s_own_is_searched():
-    words = [
+def test_a_key_of_a_user_class_is_searched():
+    arguments = [
         "algorithm=choice(fedavg,'tests.support.dying:Dying')",
         "algorithm.tests.support.dying:Dying.lr=choice(0.5)",
     ]
-    space = build_request(Space(from_cli(words)), {}, {}, {}).space
+    space = build_request(Space(from_cli(arguments)), {}, {}, {}).space
     lr = {resolve(space.apply({}, row)).algorithm.lr for row in space.grid() if row["algorithm"] != "fedavg"}
     assert lr == {0.5}
     assert len(space.grid()) == 2

@@ -1,4 +1,4 @@
-"""A trial in one process: its rounds, its checkpoints, and the state that it takes over from another."""
+"""A trial in one process: its rounds, its checkpoints, and the state that it takes over from another trial."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
     assert [json.loads(line)[0]["round"] for line in logged] == [1, 2, 3, 4]
 
 
-def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
+def test_a_trial_that_takes_over_a_state_continues_exactly_from_it(tmp_path):
     search = searched(tmp_path, "algorithm=ditto", "rounds=4", "algorithm.schedule=cosine", scheduler="pbt")
     cache = TrialCache(search)
     donor, other = (TrialRounds(search, n, {"algorithm.lr": lr}, cache) for n, lr in ((1, 0.01), (2, 0.0003)))
@@ -33,30 +33,32 @@ def test_a_trial_that_takes_another_s_state_goes_on_exactly_from_it(tmp_path):
     assert other.step()["round"] == 1
     (tmp_path / "given").mkdir()
     donor.export_state(tmp_path / "given")
-    donor.step()  # and goes on itself, which changes nothing of what it has given
+    donor.step()  # the donor continues, which does not change the exported state
     other.close()
     other = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache)
     other.import_state(tmp_path / "given")
     assert other.step()["round"] == 3
     last = other.step()
     assert last["done"]
-    # The same by hand: two rounds with the one's rate, then two with the new one.
+    # The same by hand: two rounds with the rate of the donor, then two with the new rate.
     start = checkpoint.read(tmp_path / "given" / "federation" / "checkpoints" / "round_0002")
     config = search.config({"algorithm.lr": 0.005}, search.variants[0])
     fleet = LocalFleet(search.task, seed=0, rounds=4)
     *_, final = federate(config.algorithm, search.task, fleet, rounds=4, start=start)
     assert last["digests"] == {"": digest(final.state, fleet.client_states)}
     save_record(tmp_path, TrialRecord(2, {"algorithm.lr": 0.0003}))
-    assert load_records(tmp_path)[0].values == {"algorithm.lr": 0.005}  # with what a search that ends now goes on
+    assert load_records(tmp_path)[0].values == {
+        "algorithm.lr": 0.005
+    }  # a search that ends now continues with these values
     assert load_records(tmp_path)[0].lineage
     lineage = json.loads((tmp_path / "trials" / "0002" / "lineage.jsonl").read_text())
     assert lineage == {"round": 2, "from": 1, "values": {"algorithm.lr": 0.005}}
-    # Its process is lost before Tune has heard of the last round: it is reported again, and not run again.
+    # The process is lost before Tune has the last round: the round is reported again, but not run again.
     again = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache).step()
     assert again == last
 
 
-def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp_path):
+def test_a_trial_that_gets_the_same_state_again_keeps_its_rounds(tmp_path):
     search = searched(tmp_path, "rounds=4", scheduler="pbt")
     cache, folder = TrialCache(search), tmp_path / "trials" / "0002"
     donor = TrialRounds(search, 1, {"algorithm.lr": 0.01}, cache)
@@ -64,7 +66,7 @@ def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp
     (tmp_path / "given").mkdir()
     donor.export_state(tmp_path / "given")
 
-    def given() -> TrialRounds:  # as Tune gives it to a new process
+    def given() -> TrialRounds:  # like Tune in a new process
         found = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache)
         found.import_state(tmp_path / "given")
         return found
@@ -77,12 +79,12 @@ def test_a_trial_that_is_given_the_same_state_once_more_keeps_its_own_rounds(tmp
     assert len(lineage(folder)) == 1
 
     copies = folder / "adopted"
-    copies.mkdir()  # lost before it was whole: it is as if it had not begun
+    copies.mkdir()  # an incomplete copy is ignored
     assert given().step()["round"] == 4
     assert not copies.exists()
     shutil.copytree(tmp_path / "given" / "federation", copies / "federation")
     (copies / "lineage.json").write_text(json.dumps({"round": 2, "from": 1, "values": {"algorithm.lr": 0.01}}))
-    shutil.rmtree(folder / "checkpoints")  # lost while it was put in its place, the whole search too
+    shutil.rmtree(folder / "checkpoints")  # the process and the search were lost during the move
     assert lineage(folder)[-1]["values"] == {"algorithm.lr": 0.01}
     again = TrialRounds(search, 2, {"algorithm.lr": 0.01}, cache)
     assert [again.step()["round"] for _ in range(2)] == [3, 4]

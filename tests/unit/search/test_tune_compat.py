@@ -1,4 +1,4 @@
-"""The private and fragile parts of Ray Tune that raysim depends on: each does what it is used for."""
+"""The private and fragile parts of Ray Tune that raysim depends on: each works as expected."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def test_trials_in_a_process_are_counted():
 def test_the_error_of_a_lost_process_is_its_last_line():
     class Lost:
         def get_error(self) -> str:
-            return "Traceback\n  File\nActorDiedError: its node went away\n\n"
+            return "Traceback\n  File\nActorDiedError: its node was lost\n\n"
 
     assert callable(Trial.get_error)
-    assert tune_compat.error_summary(Lost()) == "ActorDiedError: its node went away"
+    assert tune_compat.error_summary(Lost()) == "ActorDiedError: its node was lost"
     assert tune_compat.error_summary(trial()) == "its process was lost"
 
 
@@ -113,8 +113,8 @@ def test_tune_s_loggers_are_silent():
 @pytest.mark.parametrize(
     ("build", "package"), [(tune_compat.mlflow_callback, "mlflow"), (tune_compat.wandb_callback, "wandb")]
 )
-def test_the_callbacks_of_trackers_are_where_they_were(build, package):
-    if find_spec(package) is None:  # then the class is found, and needs the package
+def test_the_callbacks_of_trackers_can_be_imported(build, package):
+    if find_spec(package) is None:  # then the class can be imported but requires the package
         with pytest.raises((RuntimeError, ModuleNotFoundError), match=f"(?i){package}"):
             build()
     else:
