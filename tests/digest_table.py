@@ -52,11 +52,11 @@ def table(scratch: Path, data: Path | None) -> dict[str, str]:
     cases["resumed"] = resumed
     cases["killed actor"] = lambda out: run(out, "algorithm=fedsm", "chaos=kill client@2", *ON_RAY, *SYNTHETIC)
     cases["best trial of a search"] = searched
-    for name, (folder, *words) in EXAMPLES.items() if data is not None else ():
+    for name, (folder, *arguments) in EXAMPLES.items() if data is not None else ():
         config = str(Path(__file__).parents[1] / "examples" / f"{name}.yaml")
         where = f"task.data.table={data / folder / 'table.csv'}"
-        cases[f"example {name}"] = lambda out, config=config, where=where, words=words: run(
-            out, "-c", config, where, f"{BACKEND}=local", *words
+        cases[f"example {name}"] = lambda out, config=config, where=where, arguments=arguments: run(
+            out, "-c", config, where, f"{BACKEND}=local", *arguments
         )
     found = {}
     for number, (name, case) in enumerate(cases.items()):
@@ -65,8 +65,8 @@ def table(scratch: Path, data: Path | None) -> dict[str, str]:
     return found
 
 
-def run(out: Path, *words: str) -> str:
-    command("run", *words, "--out", str(out))
+def run(out: Path, *arguments: str) -> str:
+    command("run", *arguments, "--out", str(out))
     return str(json.loads((out / "summary.json").read_text())["digest"])
 
 
@@ -86,15 +86,15 @@ def searched(out: Path) -> str:
     return next(line.removeprefix("# digest: ") for line in lines if line.startswith("# digest: "))
 
 
-def command(*words: str) -> None:
+def command(*arguments: str) -> None:
     with open(os.devnull, "w") as nowhere:
         shown, sys.stdout = sys.stdout, nowhere
         try:
-            code = main(words)
+            code = main(arguments)
         finally:
             sys.stdout = shown
     if code != 0:
-        raise SystemExit(f"raysim {' '.join(words)} ended with exit code {code}")
+        raise SystemExit(f"raysim {' '.join(arguments)} ended with exit code {code}")
 
 
 def compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
@@ -102,12 +102,12 @@ def compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     return [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", metavar="FILE", type=Path, help="write the table here, as JSON")
     parser.add_argument("--compare", metavar="FILE", type=Path, help="compare the table with this one")
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder of retina_vessels and heart_disease")
-    return parser.parse_args(words)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

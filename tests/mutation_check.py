@@ -1,4 +1,7 @@
-"""Small deliberate defects, one at a time: the named tests have to notice each. `make mutations`, or with words: those.
+"""Small deliberate defects, one at a time: the named tests have to notice each. `make mutations`.
+
+With arguments, only the mutations whose file or tests contain one of them.
+
 
 tests/mutations.toml lists them: `file`, the exact text `old` (once in the file), the text `new` in its place, and the
 `tests` that have to fail. The tests are those of `make test`; where only a slow test notices, `only` states the reason.
@@ -42,11 +45,12 @@ class Mutation:
         return parts[1] if parts[0] == "raysim" else parts[0]
 
 
-def read_mutations(path: Path, words: list[str]) -> list[Mutation]:
-    """The mutations whose file, or whose tests, contain one of the words; all without words."""
+def read_mutations(path: Path, patterns: list[str]) -> list[Mutation]:
+    """The mutations whose file, or whose tests, contain one of the patterns; all if there are none."""
     entries = tomllib.loads(path.read_text())["mutation"]
     found = [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
-    return [one for one in found if not words or any(word in " ".join((one.file, *one.tests)) for word in words)]
+    texts = [(one, " ".join((one.file, *one.tests))) for one in found]
+    return [one for one, text in texts if not patterns or any(pattern in text for pattern in patterns)]
 
 
 @contextmanager
@@ -85,8 +89,8 @@ def outcome(one: Mutation, tree: Path) -> tuple[bool, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="only mutations whose file or tests contain one of these")
-    mutations = read_mutations(Path(__file__).with_suffix(".toml").with_stem("mutations"), parser.parse_args().words)
+    parser.add_argument("patterns", nargs="*", help="only mutations whose file or tests contain one of these")
+    mutations = read_mutations(Path(__file__).with_suffix(".toml").with_stem("mutations"), parser.parse_args().patterns)
     survived = 0
     with copied_tree() as tree:
         for number, one in enumerate(mutations, start=1):
