@@ -116,6 +116,8 @@ def living(cluster: Any) -> list[dict[str, Any]]:
     return [node for node in json.loads(done.stdout.splitlines()[-1]) if node["Alive"]]
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_a_node_with_another_version_is_refused_by_name(cluster: Any, nodes: Any, tmp_path: Path) -> None:
     other = tmp_path / "other" / "monai-0.0.1.dist-info"
     other.mkdir(parents=True)

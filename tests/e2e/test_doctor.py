@@ -59,7 +59,11 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             marks=pytest.mark.slow,
         ),
         (["algorithm=my_doctor_case:Dies"], 1, r"batch +wrong +the process died with exit code -9"),
-        (["resources.gpus_per_client=1"], 3, r"resources +wrong +requested 1 client actor of 1 CPU and 1 GPU"),
+        pytest.param(
+            ["resources.gpus_per_client=1"],
+            *(3, r"resources +wrong +requested 1 client actor of 1 CPU and 1 GPU"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_without_ray(

@@ -42,6 +42,7 @@ from tests.support.remote import (
     start_client,
     where,
 )
+from tests.support.slow import slow_except
 
 pytestmark = pytest.mark.usefixtures("ray_started")
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -231,7 +232,9 @@ def test_sites_that_share_an_actor_are_in_its_title(tmp_path: Path) -> None:
     assert eventually(lambda: not alive() & {"server", "client-01[a,b,c,d,+2]"})
 
 
-@pytest.mark.parametrize(("at", "place"), [("b", "site 'b'"), ("server", "the server")])
+@pytest.mark.parametrize(
+    ("at", "place"), slow_except([("b", "site 'b'"), ("server", "the server")], [("b", "site 'b'")])
+)
 def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, place: str) -> None:
     *_, last = run_on_ray(plan(tmp_path, Breaking(at=at, **SGD), 5, client_actors=1), f"test-failing-{at}")
     assert isinstance(last, RunFailed)

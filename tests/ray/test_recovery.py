@@ -125,6 +125,8 @@ def test_a_waiting_round_reports_its_sites(ray_started: None, tmp_path: Path, mo
     assert any(re.match(r"round 1, call 1: no reply for \d+ s; 5 of 6 sites done; running: b$", note) for note in notes)
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_the_server_can_be_killed_and_the_run_resumed(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", Sharing(**SGD)))
     killed = plan(tmp_path / "run", Sharing(**SGD), resources=Resources(client_actors=2))

@@ -64,6 +64,8 @@ def test_a_finished_search_continues_with_more_trials(tmp_path, capsys):
     assert list(trials(tmp_path / "whole")["digest"]) == list(after["digest"])
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_client_actors_in_a_placement_group_give_equal_results_and_end(tmp_path):
     # The base has seven sites and three client actors; the first trial has two sites.
     arguments = ["tune", *TINY[1:], "--space", "task.data.sites=grid(2,3)", "rounds=2", "--searcher", "grid", *ONE]

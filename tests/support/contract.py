@@ -41,7 +41,12 @@ def client_states(fleet: Any) -> dict[str, Any]:
 
 
 @cache
+def reference_run(name: str) -> tuple[list[Any], Any]:
+    """The rounds of an uninterrupted run, and their fleet; shared by tests that only read them."""
+    return run(algorithm(name))
+
+
 def whole(name: str) -> str:
     """The digest of an uninterrupted run."""
-    rounds, fleet = run(algorithm(name))
+    rounds, fleet = reference_run(name)
     return digest(rounds[-1].state, client_states(fleet))
