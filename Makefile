@@ -6,6 +6,8 @@ PEERS := flower nvflare pfl
 # Tests that share a Ray or a cluster stay on one of the two workers.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=30
 
+TEXTS := raysim algorithms search_spaces cluster tests docs examples studies benchmarks $(wildcard *.md *.toml) Makefile
+
 .PHONY: help demo check format docs test test-all test-smoke mutations bench bench-peers clean
 
 help:  ## what there is to make
@@ -14,10 +16,11 @@ help:  ## what there is to make
 demo: $(VENV)/installed  ## a federation of seven synthetic hospitals, in about a minute
 	$(BIN)/raysim run
 
-check: $(VENV)/installed  ## lint, format, spelling, import contracts, types
+check: $(VENV)/installed  ## lint, format, spelling, private terms, import contracts, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
+	! grep -rnIwiE -f tests/forbidden_terms.txt --exclude=forbidden_terms.txt --exclude-dir=__pycache__ $(TEXTS)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
