@@ -6,7 +6,7 @@ PEERS := flower nvflare pfl
 # Tests that share a Ray or a cluster stay on one of the two workers.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=30
 
-TEXTS := raysim algorithms search_spaces cluster tests docs examples studies benchmarks $(wildcard *.md *.toml) Makefile
+TEXTS := raysim algorithms search_spaces cluster tests docs examples studies benchmarks $(wildcard *.md) Makefile
 
 .PHONY: help demo check format docs test test-all test-smoke mutations bench bench-peers clean
 
