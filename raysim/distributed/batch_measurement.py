@@ -16,7 +16,8 @@ from raysim.config.schema import Resources
 from raysim.core.contracts import Reply, Site, Task
 from raysim.core.model import weights
 from raysim.distributed.load_balancing import assign, makespan
-from raysim.federation.site_executor import DATA_CACHE_BYTES, CallKey, CallResult, Failure, SiteExecutor
+from raysim.federation.site_data import DATA_CACHE_BYTES
+from raysim.federation.site_executor import CallKey, CallResult, Failure, SiteExecutor
 from raysim.training.local_training import LocalTraining
 
 TIMED_S = 2.0  # seconds of steps that are timed for each number of threads, or one step if it takes longer

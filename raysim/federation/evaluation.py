@@ -23,6 +23,7 @@ from raysim.core.contracts import (
 )
 from raysim.core.model import weights
 from raysim.core.results import Score
+from raysim.federation.answer_checks import check_predictor
 from raysim.federation.fleet import BaseFleet
 
 
@@ -38,6 +39,7 @@ def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple
 def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[tuple[Score, ...]]:
     algorithm, state = broadcast
     predictor = algorithm.predictor(site, state)
+    check_predictor(predictor, type(algorithm).__name__)
     single = None if predictor is None or isinstance(predictor, PredictionSet) else PredictionSet(predictor)
     predictions = predictor if isinstance(predictor, PredictionSet) else single
     scores = [] if predictions is None else _scores(site, predictions.main, "")

@@ -18,6 +18,7 @@ from raysim.core.pytree import make_readonly, nbytes
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.core.seeding import preserve_rng
 from raysim.federation.accounting import ClientStateStore, FleetOptions, RoundAccounting
+from raysim.federation.site_data import SiteDataCache
 from raysim.federation.site_executor import (
     EVALUATION_CALL,
     NOT_GIVEN,
@@ -26,7 +27,6 @@ from raysim.federation.site_executor import (
     Client,
     ExchangeHandle,
     Failure,
-    SiteDataCache,
     SiteExecutor,
 )
 

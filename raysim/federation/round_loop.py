@@ -9,6 +9,7 @@ from raysim.core.contracts import Algorithm, S, Task
 from raysim.core.results import ResumePoint, Round, Score
 from raysim.core.seeding import seeded
 from raysim.federation.accounting import RoundAccounting
+from raysim.federation.answer_checks import check_round, check_state
 from raysim.federation.cohort import apply_dropout, sample_cohort
 from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import BaseFleet
@@ -35,6 +36,7 @@ def federate(
     if start is None:
         with seeded(seed, "init"):
             start = ResumePoint(0, algorithm.init(task))
+        check_state(start.state, f"{type(algorithm).__name__}.init")
     state = start.state
     fleet.client_states.restore(start.client_states)
     for index in range(start.number, rounds):
@@ -43,7 +45,7 @@ def federate(
         drawn = sample_cohort(task.inside, cohort, seed, index)
         sites = apply_dropout(drawn, dropout, seed, index)
         with seeded(seed, index, "server"):
-            state, metrics = algorithm.round(fleet.at(sites), state)
+            state, metrics = check_round(algorithm.round(fleet.at(sites), state), type(algorithm).__name__)
         due = (index + 1) % evaluate_every == 0 or index + 1 == rounds
         scores = evaluate_sites(algorithm, state, fleet) if due else ()
         seconds, phases = time.perf_counter() - began, dict(fleet.accounting.phases)

@@ -27,7 +27,8 @@ from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round,
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
-from raysim.federation.site_executor import SiteDataCache, torch_threads
+from raysim.federation.site_data import SiteDataCache
+from raysim.federation.site_executor import torch_threads
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder

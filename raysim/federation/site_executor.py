@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 
-from raysim.core.contracts import SPLITS, UNCHANGED, Data, Metrics, Reply, Site, Task
-from raysim.core.errors import LostObjectError, RaysimError
+from raysim.core.contracts import UNCHANGED, Metrics, Reply, Site, Task
+from raysim.core.errors import LostObjectError, RaysimError, SiteError
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.pytree import make_readonly, nbytes
 from raysim.core.seeding import seed_all
+from raysim.federation.answer_checks import check_reply
+from raysim.federation.site_data import SiteDataCache, fingerprint, write_message
 
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
 NOT_GIVEN: Any = object()
 EVALUATION_CALL = "judge"  # the index of an evaluation; part of its seed, so another value would change results
-DATA_CACHE_BYTES = 256 * 2**20  # limit of a process's cached data; memory-mapped data are not counted
 
 # The site whose client function is running, and the bytes that it has read from other sites; None at the server.
 _reader: ContextVar[tuple[str, dict[tuple[int, str], int]] | None] = ContextVar("reader", default=None)
@@ -97,27 +97,6 @@ def torch_threads(cpus: float) -> int:
     return max(1, int(cpus))
 
 
-class SiteDataCache:
-    """The open data of a task's sites in this process. The runs of a search share it and open the data once."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self._data: dict[str, Data] = {}
-        self.held = 0
-
-    def __getitem__(self, name: str) -> Data:
-        if name not in self._data:
-            self._data[name] = self.task.open(name)
-            self.held += _in_memory(self._data[name])
-        while self.held > DATA_CACHE_BYTES and len(self._data) > 1:
-            oldest = next(site for site in self._data if site != name)
-            self.held -= _in_memory(self._data.pop(oldest))
-        return self._data[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._data)
-
-
 class SiteExecutor:
     """Executes calls at any of the task's sites, one at a time; keeps their data open between calls.
 
@@ -153,8 +132,19 @@ class SiteExecutor:
         """The result of the client function at `site`. An exception in the function becomes `CallResult.failure`.
 
         Does not restore the global random generators. Raises LostObjectError if a payload or a client state was lost
-        with a node.
+        with a node, and SiteError if the function has changed one of its arguments, which other sites get too.
         """
+        received = {"the broadcast": broadcast, "its value of per_site": per_site, "site.client_state": client_state}
+        before = {name: fingerprint(value) for name, value in received.items()}
+        result = self._call(client, site, call, broadcast, per_site, client_state)
+        for name, value in received.items():
+            if fingerprint(value) != before[name]:
+                raise SiteError(site, call.round + 1, write_message(name))
+        return result
+
+    def _call(
+        self, client: Client[P], site: str, call: CallKey, broadcast: Any, per_site: Any, client_state: Any
+    ) -> CallResult[P]:
         start, read = time.perf_counter(), dict[tuple[int, str], int]()
         # The number of threads affects the result: torch splits a sum among its threads.
         if (threads := self.own_threads.get(site, self.threads)) != torch.get_num_threads():
@@ -163,9 +153,11 @@ class SiteExecutor:
         try:
             seed_all(call.seed, call.round, call.index, site)
             view = self._site(site, call, client_state)
-            reply = client(view, broadcast) if per_site is NOT_GIVEN else client(view, broadcast, per_site)
-            if not isinstance(reply, Reply):
-                raise TypeError(f"a client function must return a Reply, not {type(reply).__name__}")
+            try:
+                reply = client(view, broadcast) if per_site is NOT_GIVEN else client(view, broadcast, per_site)
+            finally:
+                self.data_cache.check_unchanged(site)
+            check_reply(reply)
             make_readonly((reply.payload, reply.client_state))
             size = nbytes(reply.payload)  # raises TypeError for a payload that cannot be sent
         except LostObjectError:  # not a failure of the client function
@@ -186,12 +178,6 @@ class SiteExecutor:
     def _site(self, name: str, call: CallKey, client_state: Any) -> Site[Any]:
         data = self.data_cache[name]
         return Site(name, self.task, data, client_state, self.device, self.seed, call.round, call.rounds, self.template)
-
-
-def _in_memory(data: Data) -> int:
-    """The bytes of `data` in memory; memory-mapped arrays do not count."""
-    arrays = (array for split in SPLITS for array in vars(data[split]).values())
-    return sum(array.nbytes for array in arrays if array is not None and not isinstance(array, np.memmap))
 
 
 def _failed_result(failure: Failure, seconds: float) -> CallResult[Any]:

@@ -68,7 +68,7 @@ def check_last_batch(task: Task) -> None:
     single = [site for site in task.inside if size == 1 or task.sizes[site]["train"] % size == 1]
     if not single:
         return
-    example = torch.from_numpy(task.open(single[0]).train.inputs[:1])
+    example = torch.tensor(task.open(single[0]).train.inputs[:1])
     try:
         with torch.no_grad():
             task.start(0).train()(example)

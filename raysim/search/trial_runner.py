@@ -30,7 +30,7 @@ from raysim.core.results import RunOutcome
 from raysim.distributed import node_probe
 from raysim.federation.plan import build_plan
 from raysim.federation.runner import local_fleet, run_federation
-from raysim.federation.site_executor import SiteDataCache
+from raysim.federation.site_data import SiteDataCache
 from raysim.federation.validation import validate
 from raysim.search.actor_session import ActorSession
 from raysim.search.objectives import combine_rows

@@ -11,7 +11,7 @@ import torch
 
 from raysim.core.contracts import Metrics, Predictor, Split
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
-from raysim.tasks.segmentation_metrics import predict_batches
+from raysim.tasks.prediction import predict_batches
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DEFAULT_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1")
@@ -92,7 +92,7 @@ class ClassificationScore:
         """The value of each metric that can be computed; empty for a split without examples or labels."""
         if not len(split) or split.labels is None:
             return {}
-        batches = predict_batches(predict, split, self.batch_size, device)
+        batches = predict_batches(predict, split, self.batch_size, self.classes, device)
         logits, labels = _average_over_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
         values = {metric.name: metric(logits, labels) for metric in self._metrics}
         return {name: value for name, value in values.items() if value is not None}

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from raysim.core.contracts import Metrics, Predictor, Split
-from raysim.core.network_outputs import full_resolution
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
+from raysim.tasks.prediction import predict_batches
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # MONAI warns about an argument that its own code passes.
@@ -118,16 +118,8 @@ class SegmentationScore:
 
     def _predict_classes(self, predict: Predictor, split: Split, device: torch.device) -> Array:
         """Class indices (N, *space), predicted in batches."""
-        batches = predict_batches(predict, split, self.batch_size, device)
+        batches = predict_batches(predict, split, self.batch_size, len(self.classes), device)
         return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy() for logits in batches])
-
-
-@torch.no_grad()  # not inference_mode: a predictor that adapts at test time enables gradients
-def predict_batches(predict: Predictor, split: Split, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """The logits (B, K, *space) of each batch of the split, in order."""
-    for start in range(0, len(split), batch_size):
-        inputs = torch.from_numpy(np.ascontiguousarray(split.inputs[start : start + batch_size]))
-        yield full_resolution(predict(inputs.to(device)), inputs.ndim)
 
 
 def _to_batch(mask: Array) -> torch.Tensor:

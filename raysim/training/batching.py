@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from raysim.core.arrays import shared_tensor
 from raysim.core.contracts import Augment, Batch, Split
 from raysim.core.errors import RunError
 from raysim.core.seeding import stable_seed
@@ -57,7 +58,7 @@ def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     """The inputs and labels of the split as tensors. On a GPU, if they fit, they stay there as long as the split."""
     if split in _resident:
         return _resident[split]
-    tensors = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
+    tensors = shared_tensor(split.inputs), shared_tensor(split.labels)
     if device.type == "cuda" and sum(t.nbytes for t in tensors) <= RESIDENT_FRACTION * _free_memory(device):
         tensors = _resident[split] = (tensors[0].to(device), tensors[1].to(device))
     return tensors

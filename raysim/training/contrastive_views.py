@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
+from raysim.core.arrays import shared_tensor
 from raysim.core.contracts import Array, Data, Split, Task
 from raysim.core.errors import ConfigError
 
@@ -71,7 +72,7 @@ class ImagePool:
 
     @classmethod
     def of(cls, data: Data) -> ImagePool:
-        return cls(torch.from_numpy(data.train.inputs), torch.from_numpy(data.unlabelled.inputs))
+        return cls(shared_tensor(data.train.inputs), shared_tensor(data.unlabelled.inputs))
 
     def __len__(self) -> int:
         return len(self.train) + len(self.unlabelled)

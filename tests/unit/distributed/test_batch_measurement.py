@@ -18,7 +18,8 @@ from raysim.distributed.batch_measurement import (
     propose_resources,
     steps_of,
 )
-from raysim.federation.site_executor import DATA_CACHE_BYTES, Failure
+from raysim.federation.site_data import DATA_CACHE_BYTES
+from raysim.federation.site_executor import Failure
 
 GB = 10**9
 

@@ -105,7 +105,7 @@ def test_data_that_cannot_be_opened_fail_their_site(executor: SiteExecutor) -> N
 @pytest.mark.parametrize(
     ("reply", "cause"),
     [
-        (5, "TypeError: a client function must return a Reply, not int"),
+        (5, "a client function must return a Reply, not int; write return Reply(...)"),
         (Reply(torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients cannot be sent"),
         (Reply({1, 2}), "TypeError: a set cannot be sent"),
         (Reply(None, client_state=torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients"),
@@ -164,7 +164,7 @@ def test_old_data_are_dropped_when_the_cache_is_full(executor: SiteExecutor, mon
     assert executor.data_cache.held == sum(
         a.nbytes for split in ("train", "test") for a in vars(executor.data_cache["a"][split]).values() if a is not None
     )
-    monkeypatch.setattr("raysim.federation.site_executor.DATA_CACHE_BYTES", executor.data_cache.held)
+    monkeypatch.setattr("raysim.federation.site_data.DATA_CACHE_BYTES", executor.data_cache.held)
     alone = executor.data_cache.held
     drawn_number(executor, site="b")
     assert list(executor.data_cache) == ["b"]

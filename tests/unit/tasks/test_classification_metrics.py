@@ -31,7 +31,7 @@ def score(logits: np.ndarray, labels: list[int] | None, cases: list[int] | None 
     number = len(logits)
     given = None if labels is None else np.array(labels, np.uint8).reshape(-1, 1)
     split = Split(np.float32(logits), given, np.array(cases or range(number)), np.zeros((number, 0)))
-    return ClassificationScore(batch_size=2, **options)(lambda inputs: inputs, split, CPU)  # type: ignore[arg-type]
+    return ClassificationScore(batch_size=2, classes=logits.shape[1], **options)(lambda inputs: inputs, split, CPU)  # type: ignore[arg-type]
 
 
 def test_four_of_six_cases_are_correct() -> None:

@@ -1,0 +1,72 @@
+"""Checks of what the methods of an algorithm return. Each error states the cure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from raysim.core.contracts import Metrics, PredictionSet, Reply
+from raysim.core.errors import RunError
+from raysim.core.model import Model
+
+
+def check_reply(reply: Any) -> None:
+    """Raises RunError if `reply` is not what a client function must return."""
+    if not isinstance(reply, Reply):
+        raise RunError(f"a client function must return a Reply, not {type(reply).__name__}; write return Reply(...)")
+    if hasattr(reply.payload, "_metadata"):  # torch marks the result of state_dict() with it
+        raise RunError("a client function must not send net.state_dict(); write Reply(weights(net), ...), a Model")
+    if not math.isfinite(weight := _number(reply.weight, "Reply.weight")) or weight < 0:
+        raise RunError(f"Reply.weight={weight}: expected a finite number of at least 0, such as len(site.data.train)")
+    check_metrics(reply.metrics, "Reply.metrics")
+
+
+def check_round(result: Any, name: str) -> tuple[Any, Metrics]:
+    """State and metrics that `name`, the class of the algorithm, returned from `round`. Raises RunError if wrong."""
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise RunError(
+            f"{name}.round must return the state and a dictionary of metrics, not {found}; write return state, {{}}"
+        )
+    check_state(result[0], f"{name}.round")
+    check_metrics(result[1], f"the metrics of {name}.round")
+    return result[0], dict(result[1])
+
+
+def check_state(state: Any, where: str) -> None:
+    """Raises RunError if `state` has no property `model` that is a Model or None."""
+    if not hasattr(state, "model") or not isinstance(state.model, Model | None):
+        raise RunError(
+            f"{where} must return a Model, such as weights(net), or a frozen dataclass with a property `model` that is "
+            f"a Model or None, not {type(state).__name__}"
+        )
+
+
+def check_metrics(metrics: Any, where: str) -> None:
+    """Raises RunError if `metrics` is not a mapping of names to numbers."""
+    if not isinstance(metrics, Mapping):
+        raise RunError(f"{where} must be a dictionary such as {{'loss': 0.5}}, not {type(metrics).__name__}")
+    for name, value in metrics.items():
+        if not isinstance(name, str):
+            raise RunError(f"{where} has the name {name!r}: expected text")
+        _number(value, f"{where}[{name!r}]")
+
+
+def check_predictor(predictor: Any, name: str) -> None:
+    """Raises RunError if `predictor`, returned by the algorithm class `name`, is not one, a set of them, or None."""
+    found = predictor.main if isinstance(predictor, PredictionSet) else predictor
+    if found is not None and not callable(found):
+        raise RunError(
+            f"{name}.predictor must return a network or a function that returns logits, not {type(found).__name__}; "
+            "write return site.predict_module(model)"
+        )
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise RunError(f"{where} is {value!r:.80}: expected a single number") from None
