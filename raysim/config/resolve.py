@@ -6,7 +6,7 @@ Imports neither torch nor Ray. The module of a task or an algorithm is imported 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -41,7 +41,30 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     _check_run_keys(values)
     # The run's own keys are checked first: importing the module of a task or an algorithm takes seconds.
     run: RunConfig = build(RunConfig, {**values, "task": None, "algorithm": None}, "")
-    return replace(run, **{key: build(*_component(values, key), key) for key in COMPONENTS})
+    return _checked_for_yaml(replace(run, **{key: build(*_component(values, key), key) for key in COMPONENTS}))
+
+
+def _checked_for_yaml(run: RunConfig) -> RunConfig:
+    """`run`. Raises ConfigError for a value that config.yaml cannot hold, so that the run could not be repeated."""
+    for path, value in _plain_values("", to_mapping(run)):
+        if value is not None and type(value) not in (bool, int, float, str):
+            raise ConfigError(
+                f"{path}={value!r:.80}: config.yaml cannot hold a {type(value).__name__}; expected a number, text, "
+                "true, false, or a list or keys of these (for a function: its name as text, module:name)"
+            )
+    return run
+
+
+def _plain_values(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each value in nested lists and mappings, with its dotted key."""
+    if type(value) is dict:
+        for key, item in value.items():
+            yield from _plain_values(f"{path}.{key}" if path else key, item)
+    elif type(value) is list:
+        for item in value:
+            yield from _plain_values(path, item)
+    else:
+        yield path, value
 
 
 def load_config(source: RunConfig | Mapping[str, Any]) -> RunConfig:
@@ -49,7 +72,9 @@ def load_config(source: RunConfig | Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError for unknown keys and invalid values.
     """
-    return source if isinstance(source, RunConfig) else resolve(expand_dotted_keys(source, "the configuration"))
+    if isinstance(source, RunConfig):
+        return _checked_for_yaml(source)
+    return resolve(expand_dotted_keys(source, "the configuration"))
 
 
 def to_mapping(run: RunConfig) -> dict[str, Any]:

@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Array = np.ndarray[Any, np.dtype[Any]]
+FLOATS = (torch.float16, torch.float32, torch.float64)
+DTYPES = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # of tensors in a model
+SUPPORTED_DTYPES = (
+    "float32, float16, float64, integers or bool; keep the parameters in float32 and set algorithm.amp=true to compute "
+    "in bfloat16"
+)
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,20 @@ def _layout(net: nn.Module) -> tuple[Schema, dict[str, Tensor]]:
     tensors = net.state_dict(keep_vars=True)
     specs = ((name, t.shape, t.dtype, isinstance(t, nn.Parameter)) for name, t in tensors.items())
     return _schema(tuple(specs)), tensors
+
+
+def describe_unsupported(net: nn.Module) -> str:
+    """The first entry of `net.state_dict()` that a model cannot hold, with the cure; empty if there is none."""
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            return f"'{name}' is a {type(tensor).__name__} (get_extra_state): expected tensors only; remove it"
+        if is_lazy(tensor):
+            return f"'{name}' has no shape before the first batch (a lazy layer); use a layer with given sizes"
+        if tensor.dtype not in DTYPES:
+            return f"'{name}' is {_dtype_name(tensor.dtype)}: expected {SUPPORTED_DTYPES}"
+        if tensor.is_meta or tensor.layout != torch.strided:
+            return f"'{name}' has no values, or is sparse; use dense tensors on the CPU"
+    return ""
 
 
 @torch.no_grad()

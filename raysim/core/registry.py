@@ -18,6 +18,7 @@ from raysim.core.suggestions import did_you_mean
 ALGORITHMS = "algorithms"
 TASKS = "raysim.tasks"
 METHODS = ("init", "round", "predictor")
+DECORATOR = "@dataclass(frozen=True, kw_only=True)"
 SUPPLIED = {"SelfSupervised": METHODS}  # methods that a subclass inherits, by the name of the base class
 
 
@@ -110,9 +111,27 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
     cls = getattr(_import(module_name, what, name), class_name, None)
     if cls is None:
         raise ConfigError(f"{what} {name!r}: the module {module_name} has no {class_name}")
-    if not _has_methods(cls, methods):
-        raise ConfigError(f"{what} {name!r}: expected a dataclass with the methods {', '.join(methods)}")
+    _check_class(cls, f"{what} {name!r}", methods)
     return cls
+
+
+def _check_class(cls: Any, subject: str, methods: tuple[str, ...]) -> None:
+    """Raises ConfigError if `cls` is not a frozen dataclass with these methods."""
+    if not isinstance(cls, type):
+        raise ConfigError(f"{subject} is a {type(cls).__name__}: expected a frozen dataclass, the class itself")
+    if missing := [method for method in methods if not callable(getattr(cls, method, None))]:
+        raise ConfigError(f"{subject} has no {' and no '.join(missing)}: expected the methods {', '.join(methods)}")
+    decorated = "__dataclass_fields__" in vars(cls)
+    # A subclass without the decorator would silently ignore the fields that it adds.
+    if not is_dataclass(cls) or (not decorated and vars(cls).get("__annotations__")):
+        raise ConfigError(
+            f"{subject} is not a dataclass, so its fields are not keys; write {DECORATOR} above class {cls.__name__}"
+        )
+    if not cls.__dataclass_params__.frozen:
+        raise ConfigError(
+            f"{subject} is not frozen, so a method could change its fields; write {DECORATOR} above class "
+            f"{cls.__name__}"
+        )
 
 
 def _import(module: str, what: str, name: str) -> Any:

@@ -11,11 +11,13 @@ import torch
 
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Algorithm, Task
-from raysim.core.errors import ConfigError, PlacementError
+from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.formatting import format_bytes, join_names
+from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
+from raysim.federation.answer_checks import check_state
 from raysim.federation.plan import Plan, chosen_metric
 from raysim.storage.run_directory import has_checkpoint
 
@@ -29,6 +31,7 @@ def validate(plan: Plan) -> None:
     """
     config, task = plan.config, plan.task
     check_faults(plan.faults, config, task)
+    check_network(task)
     check_training(task)
     check_last_batch(task)
     check_algorithm(config.algorithm, task, config.seed, config.rounds)
@@ -47,6 +50,12 @@ def check_faults(faults: FaultPlan, config: RunConfig, task: Task) -> None:
             f"chaos drops replies, but min_replies={config.min_replies} requires a reply from every site, so the first "
             "dropped reply would end the run; set for example min_replies=0.5"
         )
+
+
+def check_network(task: Task) -> None:
+    """Raises ConfigError if a model cannot hold the network of the task."""
+    if problem := describe_unsupported(task.start(0)):
+        raise ConfigError(f"the network of the task cannot be sent between server and sites: {problem}")
 
 
 def check_training(task: Task) -> None:
@@ -81,7 +90,7 @@ def check_last_batch(task: Task) -> None:
 
 
 def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: int) -> None:
-    """Raises ConfigError for a task or a number of rounds that the algorithm refuses.
+    """Raises ConfigError for a task or a number of rounds that the algorithm refuses, and for a wrong first state.
 
     Other exceptions are ignored here; the run raises them again and reports them with a traceback. An algorithm that
     restricts the number of rounds has a method `check_rounds(rounds)`.
@@ -90,11 +99,15 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
         if check := getattr(algorithm, "check_rounds", None):
             check(rounds)
         with seeded(seed, "init"):
-            algorithm.init(task)
+            state = algorithm.init(task)
     except ConfigError:
         raise
     except Exception:  # noqa: BLE001 - the run reports it with its traceback
         return
+    try:
+        check_state(state, f"{type(algorithm).__name__}.init")
+    except RunError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_cohort(task: Task, cohort: float | int) -> None:

@@ -94,10 +94,11 @@ def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str,
 
     When a run is resumed, or its actors have moved, only placement.json changes.
     """
+    text = yaml.safe_dump(config, sort_keys=False)  # before anything is written, because it may fail
     (directory / CHECKPOINTS).mkdir(exist_ok=True)
     if not (directory / "config.yaml").exists():
         write_json(directory / "env.json", environment)
-        write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(directory / "config.yaml", text)
     places = {place.actor: asdict(place) for place in placement.places}
     sites = sorted(placement.site_to_actor.items())
     write_json(directory / "placement.json", [{"site": s, **places.get(a, {"actor": a})} for s, a in sites])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from raysim.core.errors import ConfigError
+from raysim.core.model import describe_unsupported
 from raysim.core.network_outputs import full_resolution
 from raysim.core.seeding import seeded
 from raysim.tasks.factory_lookup import Factory, check_arguments, factory_parameters, find_factory
@@ -83,6 +84,8 @@ def check_network(
         except Exception as error:  # constructors raise errors of many types
             advice = advice or "check task.network"
             raise ConfigError(f"network {name} cannot be created: {format_error(error)}; {advice}") from error
+        if problem := describe_unsupported(net):
+            raise ConfigError(f"network {name} cannot be sent between server and sites: {problem}")
         try:
             shape = tuple(full_resolution(net(torch.zeros(2, in_channels, *size)), len(expected)).shape)
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
 from raysim.config.introspection import field_docs
 from raysim.config.merge import merge, parse_pairs, read_file
-from raysim.config.resolve import build, resolve, to_mapping
+from raysim.config.resolve import build, load_config, resolve, to_mapping
 from raysim.config.schema import Cohort, Resources, RunConfig, SiteResources
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
@@ -474,3 +474,22 @@ def test_a_dot_in_a_user_defined_name_is_kept(tmp_path: Path) -> None:
     task = resolved(file=file, folder=tmp_path).task
     assert task.data.classes == {"background": 0, "grade.3": 3}
     assert task.network["a.b"] == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithFunction(FedAvg):
+    convert: Any = abs
+    names: tuple[Any, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (WithFunction(), r"algorithm\.convert=<built-in function abs>: config\.yaml cannot hold a builtin_function"),
+        (WithFunction(convert=1, names=("a", {2})), r"algorithm\.names=\{2\}: config\.yaml cannot hold a set"),
+    ],
+)
+def test_a_value_that_the_configuration_file_cannot_hold_is_refused(algorithm: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(replace(resolved(), algorithm=algorithm))
+    assert load_config(replace(resolved(), algorithm=WithFunction(convert=None)))

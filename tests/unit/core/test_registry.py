@@ -28,6 +28,17 @@ class Incomplete:
     def init(self, task): ...
 
 class Subclass(Complete): ...
+
+class Undecorated(Complete):
+    mu: float = 0.1
+
+@dataclass
+class Mutable:
+    init = round = predictor = lambda *_: None
+
+class Plain:
+    init = round = predictor = lambda *_: None
+
 number = 5
 """
 
@@ -76,8 +87,11 @@ def test_a_user_defined_algorithm_is_found_in_the_working_directory(
         (":Complete", "cannot be imported: ValueError"),
         ("own_wrong:Other", "the module own_wrong has no Other"),
         ("own_wrong:", "the module own_wrong has no "),
-        ("own_wrong:Incomplete", "expected a dataclass with the methods init, round, predictor"),
-        ("own_wrong:number", "expected a dataclass"),
+        ("own_wrong:Incomplete", "has no round and no predictor: expected the methods init, round, predictor"),
+        ("own_wrong:number", "is a int: expected a frozen dataclass"),
+        ("own_wrong:Undecorated", "write @dataclass(frozen=True, kw_only=True) above class Undecorated"),
+        ("own_wrong:Plain", "write @dataclass(frozen=True, kw_only=True) above class Plain"),
+        ("own_wrong:Mutable", "is not frozen, so a method could change its fields; write @dataclass(frozen=True"),
         ("own_broken:Complete", "cannot be imported: SyntaxError"),
         ("own_failing:Complete", "cannot be imported: ZeroDivisionError: division by zero"),
         ("own_wrong.py:Complete", "; use own_wrong:Complete (module without .py)"),

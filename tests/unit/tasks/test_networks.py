@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch import nn
 
 from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
@@ -99,6 +100,31 @@ def test_a_classifier_is_not_a_segmentation_network(name):
 def test_a_wrong_number_of_classes_is_refused():
     with pytest.raises(ConfigError, match=r"\(2, 2, 32, 32\), not \(2, 3, 32, 32\)"):
         check_network(factory_of({"name": "unet"}), 1, (32, 32), 3)
+
+
+class WithState(nn.Conv2d):
+    def get_extra_state(self):
+        return {"steps": 3}
+
+    def set_extra_state(self, state): ...
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            lambda: nn.Conv2d(1, 2, 1).to(torch.bfloat16),
+            "'weight' is bfloat16: expected float32, .* algorithm.amp=true",
+        ),
+        (lambda: nn.Conv2d(1, 2, 1).to(torch.complex64), "'weight' is complex64: expected float32"),
+        (lambda: nn.LazyConv2d(2, 1), "'weight' has no shape before the first batch"),
+        (lambda: WithState(1, 2, 1), "'_extra_state' is a dict .get_extra_state.: expected tensors only"),
+        (lambda: nn.Conv2d(1, 2, 1, device="meta"), "'weight' has no values"),
+    ],
+)
+def test_a_network_that_a_model_cannot_hold_is_refused(network, message):
+    with pytest.raises(ConfigError, match=f"cannot be sent between server and sites: {message}"):
+        check_network(network, 1, (8, 8), 2)
 
 
 def test_a_check_does_not_change_the_global_generator():

@@ -31,7 +31,7 @@ def predict(predictor: Predictor) -> list[torch.Tensor]:
         ),
         (
             lambda x: logits(x).argmax(1, keepdim=True),
-            r"got the shape \(2, 1, 4, 5\); return the logits without argmax",
+            r"got the shape \(2, 1, 4, 5\); .* without argmax",
         ),
         (lambda x: logits(x)[..., :3], r"got the shape \(2, 2, 4, 3\); return the logits for every class"),
         (lambda x: logits(x).long(), r"got torch.int64; return the logits without argmax"),
