@@ -29,8 +29,6 @@ def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
 def test_a_trial_continues_after_the_last_round_that_all_federations_have(tmp_path):
     variants = (FederationVariant(0), FederationVariant(1))
     search = replace(searched(tmp_path, "rounds=5"), session="one", variants=variants)
-        searched(tmp_path, "rounds=5"), session="one", variants=(FederationVariant(0), FederationVariant(1))
-    )
     trial = TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search))
     assert [trial.step()["round"] for _ in range(3)] == [1, 2, 3]
     trial.close()
