@@ -30,9 +30,11 @@ EXPECTED_BY_ERROR_TYPE = {  # the messages of pydantic name Python types
     **dict.fromkeys(("float_type", "float_parsing"), "a number such as 0.5"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "string_type": "text",
-    "tuple_type": "a list, as in [a, b]",
-    **dict.fromkeys(("dict_type", "dataclass_type"), "keys and values, as in {key: value}"),
+    "tuple_type": "a list, as in [a,b]",
+    **dict.fromkeys(("dict_type", "dataclass_type"), "keys and values, as in '{key: value}'"),
 }
+
+NUMBER_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -209,6 +211,6 @@ def _expectation(error: Any) -> str:
         bound, limit = ("least", limits["min_length"]) if kind == "too_short" else ("most", limits["max_length"])
         return f"at {bound} {limit} item{'s' * (limit != 1)}, not {limits['actual_length']}"
     if kind == "string_type" and isinstance(error["input"], bool):
-        return "text, in quotes"
-    message: str = error["msg"]
-    return EXPECTED_BY_ERROR_TYPE.get(kind, message.removeprefix("Input should be ").removeprefix("Value error, "))
+        return "text; for the text 'true' write '\"true\"'"
+    message: str = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return EXPECTED_BY_ERROR_TYPE.get(kind, f"a number {message}" if kind in NUMBER_LIMITS else message)
