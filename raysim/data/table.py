@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from io import BytesIO, StringIO
 from typing import IO
 
@@ -17,7 +17,10 @@ import pyarrow.parquet as pq
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import MAX_NAMED, join_names
 from raysim.core.suggestions import did_you_mean
+from raysim.data.column_types import is_missing_marker
 from raysim.data.file_paths import join_path, missing_files, parent_folder
+from raysim.data.file_roles import role_problems
+from raysim.data.patient_columns import patient_columns
 
 COLUMNS = ("site", "split", "image", "label")
 SPLITS = (
@@ -26,9 +29,6 @@ SPLITS = (
     "test",
     "unlabelled",
 )  # as in raysim.core.contracts, which is not imported because it loads torch
-# The first of these columns that exists identifies the patient.
-PATIENT_COLUMNS = ("patient", "subject", "case", "group")
-RESERVED_COLUMNS = (*COLUMNS, *PATIENT_COLUMNS)
 PATH_PATTERN = re.compile(r"/|\.\w+$")  # with a folder or a file extension
 MAX_TABLE_BYTES = 1_000_000_000  # uncompressed: a small compressed file may expand to more than memory
 SITE_NAME_PATTERN = re.compile(r"\w[\w. -]*")  # a site name is used as a file name and in dotted keys
@@ -42,12 +42,14 @@ def read_table(
     needs_image: bool = True,
     check_files: bool = True,
     label_files: bool | None = None,
+    classes: Collection[str] = (),
 ) -> pd.DataFrame:
     """The rows of a CSV or Parquet table, sorted by (site, split, image) whatever their order in the file.
 
     Every cell is a string or NA, so that site `007` stays `007`. Images, and labels that are files, become absolute
     paths or full URLs; relative ones start at `root`, or at the table's folder. `label_files`: whether labels are
     files; with None, their spelling decides. A label that is a class is unchanged, and an unlabelled row has no label.
+    A label or a patient such as `NA` is a missing value, except for the labels in `classes`.
     A column that is not needed may be absent or have empty cells; an absent label column is added.
     Raises ConfigError, naming the table, for anything invalid.
     """
@@ -61,13 +63,16 @@ def read_table(
     _raise_first(path, _column_problems(table, needed))
     _raise_first(path, _root_problems(root))
     base = os.path.expanduser(root) if root else parent_folder(path)
-    table = _normalize_cells(table)
+    written = table.get("label", pd.Series(dtype="string"))
+    table = _normalize_cells(table, classes)
     columns = ["image", *["label"] * (labels_are_files(table) if label_files is None else label_files)]
     files = [name for name in columns if name in table]
     table = _resolve_paths(table, files, base)
-    _raise_first(path, _row_problems(table, needed))
+    _raise_first(path, _row_problems(table, needed, written))
     if check_files:
         _raise_first(path, _file_problems(table, files, base))
+    if "label" in files:
+        _raise_first(path, role_problems(_file_pairs(table)))
     return sort_rows(table)
 
 
@@ -176,10 +181,8 @@ def _column_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str
     absent = [name for name in needed if name not in names]
     if len(names) == 1 and re.search("[;\t]", names[0]):
         yield f"its cells must be separated by commas; the header is {names[0]!r}"
-    # Such columns would be ignored: labels would be missing, and patients would be split.
-    miscased = [
-        n for n in names if n not in RESERVED_COLUMNS and n.lower() in RESERVED_COLUMNS and n.lower() not in names
-    ]
+    # Such columns would be ignored: labels would be missing.
+    miscased = [n for n in names if n not in COLUMNS and n.lower() in COLUMNS and n.lower() not in names]
     if miscased:
         suggestions = _quote_names(name.lower() for name in miscased)
         yield f"its columns {_quote_names(miscased)} are not read (did you mean {suggestions}?); rename them"
@@ -190,23 +193,35 @@ def _column_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str
         )
 
 
-def _normalize_cells(table: pd.DataFrame) -> pd.DataFrame:
+def _normalize_cells(table: pd.DataFrame, classes: Collection[str]) -> pd.DataFrame:
     """The table with a label column, cells without surrounding blanks, and unlabelled rows without a label."""
     table = table if "label" in table else table.assign(label=pd.Series(pd.NA, table.index, dtype="string"))
-    for name in set(RESERVED_COLUMNS) & set(table.columns):
+    patients = patient_columns(map(str, table.columns))
+    for name in {*COLUMNS, *patients} & set(table.columns):
         cells = table[name].str.strip()
-        table = table.assign(**{name: cells.mask(cells == "")})
+        is_missing = is_missing_marker(cells) & ~cells.isin(classes) if name in ("label", *patients) else cells == ""
+        table = table.assign(**{name: cells.mask(is_missing.fillna(False))})
     labels = table["label"].str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     return table.assign(label=labels.mask((table["split"] == "unlabelled").fillna(False)))
 
 
-def _row_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
+def _file_pairs(table: pd.DataFrame) -> list[tuple[str, str | None]]:
+    pairs = table[["image", "label"]].dropna(subset="image").itertuples(index=False)
+    return [(str(image), None if pd.isna(label) else str(label)) for image, label in pairs]
+
+
+def _row_problems(table: pd.DataFrame, needed: Iterable[str], written: pd.Series) -> Iterator[str]:
+    """`written` are the labels as in the file."""
     empty = table.isna()
     empty["label"] &= table["split"] != "unlabelled"
     for name in needed:
         if empty[name].any():
             exception = " unless its split is 'unlabelled'" if name == "label" else ""
-            yield f"empty {name} cells in {_format_rows(empty[name])}; every row needs a value for {name}{exception}"
+            markers = _marker_advice(written[empty[name]]) if name == "label" else ""
+            yield (
+                f"empty {name} cells in {_format_rows(empty[name])}; "
+                f"every row needs a value for {name}{exception}{markers}"
+            )
     for split in table["split"][~table["split"].isin(SPLITS)]:
         rows = _format_rows(table["split"] == split)
         suggestion = did_you_mean(split, SPLITS)
@@ -214,6 +229,15 @@ def _row_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
     yield from site_name_problems(table["site"].unique())
     if "image" in table:
         yield from _duplicate_image_problems(table["image"])
+
+
+def _marker_advice(labels: pd.Series) -> str:
+    """The end of the message for empty labels if some are written as a marker for a missing value."""
+    markers = labels.dropna().str.strip()
+    markers = markers[markers != ""].unique()
+    if not len(markers):
+        return ""
+    return f". {_quote_names(markers)} marks a missing value; if it is a class, list all classes in task.data.classes"
 
 
 def _duplicate_image_problems(images: pd.Series) -> Iterator[str]:
