@@ -233,9 +233,8 @@ def _row_problems(table: pd.DataFrame, needed: Iterable[str], written: pd.Series
 
 def _marker_advice(labels: pd.Series) -> str:
     """The end of the message for empty labels if some are written as a marker for a missing value."""
-    markers = labels.dropna().str.strip()
-    markers = markers[markers != ""].unique()
-    if not len(markers):
+    markers = sorted({str(label).strip() for label in labels.dropna()} - {""})
+    if not markers:
         return ""
     return f". {_quote_names(markers)} marks a missing value; if it is a class, list all classes in task.data.classes"
 

@@ -33,7 +33,7 @@ def build_task(
     score: Scorer,
     augment: Augment | None,
     per_voxel: bool,
-    summary: str,
+    summary: str = "",
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 

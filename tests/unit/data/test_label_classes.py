@@ -76,7 +76,7 @@ def test_labels_that_cannot_be_classes_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [("0", "1", "01"), ("Yes", "no", "yes"), ("1", "1.50", "1.5"), ("a b", "a_b", "c"), ("\u0422umor", "Tumor")],
+    [("0", "1", "01"), ("Yes", "no", "yes"), ("1", "1.50", "1.5"), ("a b", "a_b"), ("\u0422umor", "Tumor")],
 )
 def test_labels_that_seem_to_be_one_class_are_refused_and_the_cure_makes_them_classes(labels: tuple[str, ...]) -> None:
     message = refused(None, *labels)
