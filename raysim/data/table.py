@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from io import BytesIO, StringIO
@@ -142,6 +143,7 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     content = file.read(MAX_TABLE_BYTES + 1)
     if len(content) > MAX_TABLE_BYTES:
         raise ValueError(f"it has more than {MAX_TABLE_BYTES:,} bytes; expected one row per case, with names of files")
+    _check_encoding(content, path)
     _check_duplicate_columns(_csv_header(content))
     table = pd.read_csv(
         BytesIO(content),
@@ -155,6 +157,22 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError("its rows have more cells than its header has names")
     return table.rename(columns=str.strip)
+
+
+def _check_encoding(content: bytes, path: str) -> None:
+    """Raises ValueError, with a command that converts the file, for text that is not UTF-8."""
+    try:
+        content.decode("utf-8-sig")
+        is_utf8 = b"\0" not in content
+    except UnicodeDecodeError:
+        is_utf8 = False
+    if not is_utf8:
+        encoding = "UTF-16" if b"\0" in content else "WINDOWS-1252"
+        converted = f"{path.removesuffix('.csv')}-utf8.csv"
+        raise ValueError(
+            f"its text is not UTF-8, but probably {encoding}; save it as 'CSV UTF-8', or convert it: "
+            f"iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > {shlex.quote(converted)}"
+        )
 
 
 def _csv_header(content: bytes) -> list[str]:
@@ -276,6 +294,11 @@ def _file_problems(table: pd.DataFrame, files: Iterable[str], base: str) -> Iter
         yield (
             f"labels that are not files: {join_names(classes)}. In segmentation a label is the path of a mask; "
             "if the labels are classes, use task=classification"
+        )
+    if backslashes := [path for path in absent if "\\" in path]:
+        yield (
+            f"files that do not exist: {join_names(backslashes)}. Their names have backslashes: write folders with /, "
+            "as in images/a.png"
         )
     if absent:
         yield (

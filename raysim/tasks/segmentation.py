@@ -85,8 +85,8 @@ def _summarize_classes(values: MaskClasses, arrays: Mapping[str, Mapping[str, Ar
     absent = [f"{name} ({found[name]})" for name, count in zip(values, voxels, strict=True) if not count]
     if absent and voxels.any():
         warnings.warn(
-            f"classes that no prepared mask has: {join_names(absent)}; the network has an output for each of them. Remove them "
-            "from task.data.classes, or correct their values",
+            f"classes that no prepared mask has: {join_names(absent)}; the network has an output for each of them. "
+            "Remove them from task.data.classes, or correct their values",
             stacklevel=3,
         )
     shares = 100 * voxels / max(1, voxels.sum())

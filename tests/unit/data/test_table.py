@@ -264,3 +264,22 @@ def test_numbered_images_that_all_have_a_mask_are_cases(tmp_path: Path) -> None:
     files = ("k_0000.png", "k_0001.png", "m.png", "n.png")
     path = written(tmp_path, HEADER + "s,train,k_0000.png,m.png\ns,train,k_0001.png,n.png\n", files=files)
     assert len(read_table(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("cp1252", "WINDOWS-1252"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16")]
+)
+def test_another_encoding_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, encoding: str, name: str
+) -> None:
+    path = written(tmp_path, "")
+    Path(path).write_bytes((HEADER + "Zürich,train,a.png,1\n").encode(encoding))
+    message = refused(path)
+    assert f"probably {name}" in message
+    assert message.endswith(f"iconv -f {name} -t UTF-8 {path} > {path[:-4]}-utf8.csv")
+    assert Path(path).read_bytes().decode(name).lstrip("\ufeff").startswith("site,split")
+
+
+def test_backslashes_in_paths_are_named(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, HEADER + "s,train,images\\a.png,1\n"))
+    assert "Their names have backslashes: write folders with /, as in images/a.png" in message
