@@ -15,16 +15,14 @@ KEY_HINTS: Mapping[str, str] = {
     **dict.fromkeys(("earlystopping", "earlystop", "patience"), NO_EARLY_STOPPING),
     **dict.fromkeys(("patchsize", "patch", "cropsize", "roisize"), NO_PATCHES),
     **dict.fromkeys(("augment", "augmentation", "augmentations", "transforms"), AUGMENT),
-    **dict.fromkeys(("lr", "learningrate"), "use algorithm.lr=0.01"),
     **dict.fromkeys(("cpus", "numcpus", "workers", "numworkers"), "use resources.cpus_per_client=2"),
-    **dict.fromkeys(("batchsize", "batch"), "use task.batch_size=8"),
     **dict.fromkeys(("clients", "numclients", "numsites"), "use cohort.size for the sites of a round, and "
                     "task.data.partition.sites for the number of sites made from one table"),
 }  # fmt: skip
 
 
 def key_hint(key: str) -> str:
-    """` (use algorithm.lr=0.01)` for a key such as `lr`; empty for a key without a hint."""
+    """` (use resources.cpus_per_client=2)` for a key such as `cpus`; empty for a key without a hint."""
     hint = KEY_HINTS.get(squash(key.rpartition(".")[2]))
     return f" ({hint})" if hint else ""
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-import shlex
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from io import BytesIO, StringIO
-from typing import IO
 
-import fsspec
 import pandas as pd
-import pyarrow.parquet as pq
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import MAX_NAMED, join_names
@@ -22,6 +15,7 @@ from raysim.data.column_types import is_missing_marker
 from raysim.data.file_paths import join_path, missing_files, parent_folder
 from raysim.data.file_roles import role_problems
 from raysim.data.patient_columns import patient_columns
+from raysim.data.table_file import load_table
 
 COLUMNS = ("site", "split", "image", "label")
 SPLITS = (
@@ -31,7 +25,6 @@ SPLITS = (
     "unlabelled",
 )  # as in raysim.core.contracts, which is not imported because it loads torch
 PATH_PATTERN = re.compile(r"/|\.\w+$")  # with a folder or a file extension
-MAX_TABLE_BYTES = 1_000_000_000  # uncompressed: a small compressed file may expand to more than memory
 SITE_NAME_PATTERN = re.compile(r"\w[\w. -]*")  # a site name is used as a file name and in dotted keys
 
 
@@ -59,7 +52,7 @@ def read_table(
             "task.data.table is not set; use task.data.table=FILE, a CSV or Parquet table with a row for each case"
         )
     path = os.path.expanduser(path)
-    table = _load_table(path)
+    table = load_table(path)
     needed = ["site", "split", *["image"] * needs_image, *["label"] * needs_label]
     _raise_first(path, _column_problems(table, needed))
     _raise_first(path, _root_problems(root))
@@ -106,92 +99,6 @@ def site_name_problems(sites: Iterable[str]) -> Iterator[str]:
 def _raise_first(path: str, problems: Iterator[str]) -> None:
     for problem in problems:
         raise ConfigError(f"table {path}: {problem}")
-
-
-def _load_table(path: str) -> pd.DataFrame:
-    """The cells of the file as text, without blank rows; the index has the line numbers that an editor shows."""
-    try:
-        with fsspec.open(path, "rb") as file:
-            table = _parse_table(file, path)
-    except FileNotFoundError:
-        raise ConfigError(f"table {path} does not exist (working directory: {os.getcwd()}); check its path") from None
-    except IsADirectoryError:
-        raise ConfigError(f"table {path} is a folder; create its table with `raysim data scan {path}`") from None
-    except Exception as reason:
-        raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {reason}") from reason
-    # Blank rows are dropped only after numbering: the header is row 1, as in an editor.
-    table = table.set_axis(range(2, len(table) + 2)).dropna(how="all")
-    if table.empty:
-        raise ConfigError(f"table {path} has no rows; expected one row per case")
-    return table
-
-
-def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
-    name = path.partition("::")[0].lower()
-    if name.endswith((".parquet", ".pq")):
-        metadata = pq.ParquetFile(file).metadata
-        if metadata.num_rows * metadata.num_columns > MAX_TABLE_BYTES // 10:
-            raise ValueError(
-                f"it has {metadata.num_rows:,} rows and {metadata.num_columns} columns, which is too large; "
-                "expected one row per case"
-            )
-        table = pd.read_parquet(file).rename(columns=lambda column: str(column).strip())
-        _check_duplicate_columns(table.columns)
-        return table.reset_index(drop=True).apply(_to_text)
-    if not name.endswith(".csv"):
-        raise ValueError("its name must end in .csv, .parquet or .pq")
-    content = file.read(MAX_TABLE_BYTES + 1)
-    if len(content) > MAX_TABLE_BYTES:
-        raise ValueError(f"it has more than {MAX_TABLE_BYTES:,} bytes; expected one row per case, with names of files")
-    _check_encoding(content, path)
-    _check_duplicate_columns(_csv_header(content))
-    table = pd.read_csv(
-        BytesIO(content),
-        dtype="string",
-        keep_default_na=False,
-        na_values=[""],
-        encoding="utf-8-sig",
-        skip_blank_lines=False,
-        skipinitialspace=True,
-    )
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError("its rows have more cells than its header has names")
-    return table.rename(columns=str.strip)
-
-
-def _check_encoding(content: bytes, path: str) -> None:
-    """Raises ValueError, with a command that converts the file, for text that is not UTF-8."""
-    try:
-        content.decode("utf-8-sig")
-        is_utf8 = b"\0" not in content
-    except UnicodeDecodeError:
-        is_utf8 = False
-    if not is_utf8:
-        encoding = "UTF-16" if b"\0" in content else "WINDOWS-1252"
-        converted = f"{path.removesuffix('.csv')}-utf8.csv"
-        raise ValueError(
-            f"its text is not UTF-8, but probably {encoding}; save it as 'CSV UTF-8', or convert it: "
-            f"iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > {shlex.quote(converted)}"
-        )
-
-
-def _csv_header(content: bytes) -> list[str]:
-    """The column names as written: pandas renames a second `image` to `image.1`."""
-    lines = csv.reader(StringIO(content.decode("utf-8-sig")), skipinitialspace=True)
-    return [name.strip() for name in next(lines, [])]
-
-
-def _check_duplicate_columns(names: Iterable[str]) -> None:
-    for name, count in Counter(names).items():
-        if name and count > 1:
-            raise ValueError(f"its header has '{name}' {count} times; keep one column of that name")
-
-
-def _to_text(column: pd.Series) -> pd.Series:
-    # Many Parquet writers store integers with missing values as floats: 1.0 was the integer 1.
-    if pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all()):
-        column = column.astype("Int64")
-    return column.astype("string")
 
 
 def _column_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from raysim.core.errors import ConfigError
         ("early_stopping=true", "a run has a fixed number of rounds"),
         ("patch_size=[64,64]", "task.data.size"),
         ("augment=flip", "use task.augment"),
-        ("lr=0.1", "use algorithm.lr=0.01"),
+        ("lr=0.1", "did you mean 'algorithm.lr'"),
     ],
 )
 def test_keys_of_other_programs(pair: str, hint: str) -> None:
