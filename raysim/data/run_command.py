@@ -28,13 +28,13 @@ def run_command(path: str, task: str) -> str:
     Raises ConfigError for a table or a file that cannot be used, and for masks that have no classes.
     """
     table = read_table(path, label_files=task == "segmentation")
-    words = ["raysim", "run", f"task={task}", f"task.data.table={path}"]
+    command = ["raysim", "run", f"task={task}", f"task.data.table={path}"]
     arguments = [*_class_arguments(table["label"].dropna().tolist())] if task == "segmentation" else []
     with ThreadPoolExecutor(READER_THREADS) as pool:
         shapes = list(pool.map(_shape, table["image"].tolist()[:MAX_FILES]))
     size = _common_size(shapes)
     arguments += [] if size is None else [shlex.quote(f"task.data.size=[{','.join(map(str, size))}]")]
-    return " ".join([shlex.join(words), *arguments])
+    return " ".join([shlex.join(command), *arguments])
 
 
 def _class_arguments(masks: Sequence[str]) -> Iterator[str]:

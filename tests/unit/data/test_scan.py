@@ -341,7 +341,7 @@ def test_names_that_may_have_patients_are_reported(tmp_path: Path) -> None:
 
 
 def scanned_command(folder: Path) -> list[str]:
-    """The words of the run command that `raysim data scan` prints, as a shell reads them."""
+    """The arguments of the run command that `raysim data scan` prints, as a shell reads them."""
     console = Console(file=io.StringIO(), width=500)
     data.scan(str(folder), None, "1,0,0", 0, None, console)
     assert isinstance(console.file, io.StringIO)
