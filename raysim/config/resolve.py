@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from raysim.config.introspection import default_value, field_docs, format_setting, nested_dataclass, to_plain
+from raysim.config.key_hints import key_hint
 from raysim.config.merge import SHORT_KEYS, expand_dotted_keys, expand_short_keys
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError
@@ -88,7 +89,7 @@ def _check_run_keys(values: Mapping[str, Any]) -> None:
             for row in field_docs(_component(values, component)[0]):
                 candidates.setdefault(squash(row.name.rpartition(".")[2]), f"{component}.{row.name}")
         close = get_close_matches(squash(str(key)), candidates, n=1)
-        suggestion = f" (did you mean '{candidates[close[0]]}'?)" if close else ""
+        suggestion = key_hint(str(key)) or (f" (did you mean '{candidates[close[0]]}'?)" if close else "")
         raise ConfigError(
             f"unknown key '{key}'{suggestion}; valid keys of a run: {', '.join(sorted(run_keys.values()))}; "
             "keys of the task begin with task., keys of the algorithm with algorithm."
@@ -127,7 +128,8 @@ def _check_fields(cls: Any, values: Mapping[str, Any], prefix: str) -> dict[str,
     for key, value in values.items():
         path = f"{prefix}.{key}" if prefix else key
         if key not in defaults:
-            suggestion, valid = did_you_mean(str(key), defaults, f"{prefix}."), ", ".join(sorted(defaults))
+            suggestion = did_you_mean(str(key), defaults, f"{prefix}.") or key_hint(str(key))
+            valid = ", ".join(sorted(defaults))
             raise ConfigError(f"unknown key '{path}'{suggestion}; valid under {prefix}: {valid}")
         if _is_nested_algorithm(annotated_hints[key]):
             result[key] = build(*_class_and_fields(algorithm_class, value, path, defaults[key]), path)

@@ -5,7 +5,7 @@ MONAI takes longer to import than torch, so it is imported where it is used: cli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,6 +16,7 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.image_formats import MAX_VOXELS, Image
 from raysim.data.image_reader import read_image
+from raysim.data.mask_values import IGNORED, MaskClasses, class_indices
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,6 +64,7 @@ class Case:
     spacing  mm between voxels; for slices followed by the distance between them
     lost     fraction of labelled voxels that cropping removed
     erased   whether resampling removed all labelled voxels
+    foreground  mask value of the class whose value is None; 0 without one
     """
 
     inputs: Array
@@ -70,40 +72,31 @@ class Case:
     spacing: tuple[float, ...]
     lost: float
     erased: bool
-
-
-class UnknownMaskValues(ConfigError):
-    """A label file has `values` that are not a class; `classes` are the values of the classes by name."""
-
-    def __init__(self, path: str, values: Sequence[float], classes: Mapping[str, int]) -> None:
-        shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
-        super().__init__(
-            f"{path}: has the values {shown}, which are not a class; the classes are {list(classes.values())}"
-        )
-        self.values, self.classes = values, classes
+    foreground: int = 0
 
 
 @dataclass(frozen=True)
 class CasePreparation:
     """The preprocessing of cases; `classes` are the values in label files by class name, background first.
 
-    `classes` is None if labels are class indices and not files.
+    `classes` is None if labels are class indices and not files. `ignore` is the mask value that is left out.
     """
 
-    classes: Mapping[str, int] | None
+    classes: MaskClasses | None
     intensity: Intensity
     fit: Literal["resize", "pad"]
     size: tuple[int, ...] | None
     spacing: tuple[float, ...] | None
     slices: bool
     channels: int | None
+    ignore: int | None = None
 
     def __call__(self, image: str, label: str | int | None) -> Case:
         """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
         scan = read_image(image)
         self._check_image(image, scan)
-        mask = self._read_mask(label, scan, image) if isinstance(label, str) else None
-        has_foreground = mask is not None and bool(mask.array.any())
+        mask, foreground = self._read_mask(label, scan, image) if isinstance(label, str) else (None, 0)
+        has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
         if self.spacing is not None:
             scan = _resample(scan, self.spacing, "bilinear")
             mask = None if mask is None else _resample(mask, self.spacing, "nearest")
@@ -114,9 +107,10 @@ class CasePreparation:
             return Case(inputs, index, self._example_spacing(scan), 0.0, False)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)
-        lost = 1 - (labels > 0).sum() / max(1, (original > 0).sum()) if self.fit == "pad" and original.any() else 0.0
-        erased = has_foreground and not (original if self.fit == "pad" else labels).any()
-        return Case(inputs, labels, self._example_spacing(scan), float(lost), erased)
+        before, after = (self._is_foreground(array) for array in (original, labels))
+        lost = 1 - after.sum() / max(1, before.sum()) if self.fit == "pad" and before.any() else 0.0
+        erased = has_foreground and not (before if self.fit == "pad" else after).any()
+        return Case(inputs, labels, self._example_spacing(scan), float(lost), bool(erased), foreground)
 
     def _check_image(self, path: str, scan: Image) -> None:
         if self.channels is not None and len(scan.array) != self.channels:
@@ -135,8 +129,8 @@ class CasePreparation:
             found = f"{scan.array.min():g} to {scan.array.max():g}"
             raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit expects 0 to 255")
 
-    def _read_mask(self, path: str, scan: Image, image: str) -> Image:
-        """The mask as class indices. Raises ConfigError if it does not fit its image."""
+    def _read_mask(self, path: str, scan: Image, image: str) -> tuple[Image, int]:
+        """The result of `class_indices` as an image. Raises ConfigError if the mask does not fit its image."""
         mask = read_image(path, mask=True)
         if mask.array.shape != (1, *scan.space):
             raise ConfigError(
@@ -145,18 +139,11 @@ class CasePreparation:
             )
         if not np.allclose(mask.affine, scan.affine, atol=0.1):
             raise ConfigError(f"{path}: its position differs from that of its image {image}; resample it to the image")
-        return Image(self._class_indices(path, mask.array), mask.affine)
+        indices, foreground = class_indices(path, mask.array, self.classes or {}, self.ignore)
+        return Image(indices, mask.affine), foreground
 
-    def _class_indices(self, path: str, mask: Array) -> Array:
-        """The class index of each voxel. Raises UnknownMaskValues for values that are not a class."""
-        classes = self.classes or {}
-        unknown = np.setdiff1d(mask, list(classes.values()))
-        if len(unknown):
-            raise UnknownMaskValues(path, unknown.tolist(), classes)
-        indices = np.zeros(mask.shape, np.float32)
-        for index, value in enumerate(classes.values()):
-            indices[mask == value] = index
-        return indices
+    def _is_foreground(self, labels: Array) -> Any:
+        return (labels > 0) & ((labels != IGNORED) | (self.ignore is None))
 
     def _to_examples(self, array: Array) -> Array:
         """(C, *space) as examples (n, C, *space): one, or the axial slices."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from raysim.core.errors import ConfigError
-from raysim.data.case_preparation import UnknownMaskValues
-from raysim.data.file_inspection import MAX_LABEL_VALUES
+from raysim.data.mask_values import UnknownMaskValues, mask_value_advice
 
 MAX_LISTED = 5  # problems listed in one error
 
@@ -14,32 +13,27 @@ MAX_LISTED = 5  # problems listed in one error
 class InvalidDataError(ConfigError):
     """Files that cannot be used; `problems` has an error or a line of text for each file."""
 
-    def __init__(self, problems: Sequence[ConfigError | str]) -> None:
+    def __init__(self, problems: Sequence[ConfigError | str], mask_values: Collection[float] = ()) -> None:
+        """`mask_values` are the values of all masks; by default those in `problems`."""
         more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-        lines = [*map(str, problems[:MAX_LISTED]), *more, *_mask_value_advice(problems)]
+        lines = [*map(str, problems[:MAX_LISTED]), *more, *_advice(problems, mask_values)]
         super().__init__("the data cannot be used:\n  " + "\n  ".join(lines))
         self.problems = problems
 
 
-def _mask_value_advice(problems: Sequence[ConfigError | str]) -> Iterator[str]:
-    """The value of `task.data.classes` that would cover every unknown mask value, or how to store masks."""
+def _advice(problems: Sequence[ConfigError | str], mask_values: Collection[float]) -> Iterator[str]:
     unknown = [problem for problem in problems if isinstance(problem, UnknownMaskValues)]
-    values = sorted({value for problem in unknown for value in problem.values})
-    if len(values) > MAX_LABEL_VALUES or any(value % 1 for value in values):
-        yield (
-            "expected masks with few values, all whole numbers; JPEG compression and interpolation add other values: "
-            "save masks without both"
-        )
-    elif unknown:
-        classes = {**unknown[0].classes, **{f"NAME{int(value)}": int(value) for value in values}}
-        pairs = ", ".join(f"{name}: {value}" for name, value in classes.items())
-        yield f"name every value and put the argument in quotes: 'task.data.classes={{{pairs}}}'"
+    if unknown:
+        classes = unknown[0].classes
+        listed = {value for problem in unknown for value in problem.values}
+        listed |= {value for value in classes.values() if value is not None}
+        yield from mask_value_advice(classes, mask_values or listed)
 
 
-def raise_problems(problems: Sequence[ConfigError | str]) -> None:
+def raise_problems(problems: Sequence[ConfigError | str], mask_values: Collection[float] = ()) -> None:
     """Raises InvalidDataError if there are any problems."""
     if problems:
-        raise InvalidDataError(problems)
+        raise InvalidDataError(problems, mask_values)
 
 
 def describe_shape_mismatch(name: str, shape: tuple[int, ...], other: str, expected: tuple[int, ...]) -> str:

@@ -12,9 +12,11 @@ from raysim.data.column_types import non_numeric_values, to_numbers
 from raysim.data.dataset_summary import DatasetKind, DatasetSummary
 from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics, inspect_case
 from raysim.data.label_classes import class_names
+from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
 from raysim.data.partition import patient_leak_warning
+from raysim.data.patient_columns import patient_columns
 from raysim.data.summary_tables import format_value
-from raysim.data.table import PATIENT_COLUMNS, labels_are_files, sort_rows
+from raysim.data.table import labels_are_files, sort_rows
 
 READER_THREADS = 8
 
@@ -39,7 +41,8 @@ def summarize(table: pd.DataFrame) -> DatasetSummary:
     features = _feature_statistics(table if kind == "tabular" else table[["site"]])
     problems = (
         *_table_problems(cases),
-        *filter(None, [patient_leak_warning(table)]),
+        *filter(None, [patient_leak_warning(table), near_equal_sites_warning(table["site"].unique())]),
+        *_near_equal_labels(table["label"] if kind in ("classification", "tabular") else table["label"][:0]),
         *(problem for inspection in inspections for problem in inspection.problems),
         *_site_problems(labels, features),
     )
@@ -90,7 +93,9 @@ def _class_counts(table: pd.DataFrame) -> pd.DataFrame:
 def _feature_statistics(table: pd.DataFrame) -> pd.DataFrame:
     """The missing cells of each numeric column at each site, and the mean of the others."""
     found = []
-    for name in table.columns.difference(["site", "split", "label", *PATIENT_COLUMNS], sort=False):
+    for name in table.columns.difference(
+        ["site", "split", "label", *patient_columns(map(str, table.columns))], sort=False
+    ):
         values = to_numbers(table[name])
         if values.notna().any() and not non_numeric_values(table[name]):
             found += [
@@ -113,6 +118,11 @@ def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
         if len(firsts) > 1:
             found = ", ".join(f"{channels:.0f} in {image}" for channels, image in firsts.items())
             yield f"images differ in their number of channels: {found}"
+
+
+def _near_equal_labels(labels: pd.Series) -> Iterator[str]:
+    for group in near_equal_names(map(str, labels.dropna().unique())):
+        yield f"labels that seem to be one class: {' and '.join(map(repr, group))}; write each class in one way"
 
 
 def _site_problems(labels: pd.DataFrame, features: pd.DataFrame) -> Iterator[str]:

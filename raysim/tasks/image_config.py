@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -17,6 +16,7 @@ from raysim.data.case_preparation import CasePreparation, Intensity
 from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
 from raysim.data.image_formats import is_volume
 from raysim.data.image_sites import CaseRow, ImageSites, make_image_sites
+from raysim.data.mask_values import MaskClasses
 from raysim.data.scanner_shift import ScannerShift
 from raysim.tasks.table_config import TableData
 
@@ -72,10 +72,11 @@ class ImageData(TableData):
             raise ConfigError(f"task.data.spacing={list(self.spacing)}: expected a number per axis, only for volumes")
         return dims
 
-    def make_sites(self, table: pd.DataFrame, masks: Mapping[str, int] | None) -> ImageSites:
+    def make_sites(self, table: pd.DataFrame, masks: MaskClasses | None, ignore: int | None = None) -> ImageSites:
         """The opener of this table's sites.
 
-        `masks` are the values in label files by class name; None if the column `label` has class indices.
+        `masks` are the values in label files by class name; None if the column `label` has class indices. `ignore` is
+        the mask value that is left out.
         """
         root = self.root or parent_folder(os.path.expanduser(self.table))
         base = join_path(os.getcwd(), os.path.expanduser(root))
@@ -85,7 +86,7 @@ class ImageData(TableData):
             case_label = None if pd.isna(label) else label if masks else int(label)
             rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level))
         preparation = CasePreparation(
-            masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels
+            masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels, ignore
         )
         return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
 

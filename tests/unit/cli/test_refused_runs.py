@@ -99,7 +99,7 @@ def test_a_wrong_command_is_wrong_usage(arguments: list[str], message: str, caps
 
 
 REFUSED = [
-    (["--rounds=3"], "unknown argument '--rounds=3'; see raysim run --help"),
+    (["--rounds=3"], "unknown argument '--rounds=3'; keys are written without dashes: rounds=3; see raysim run --help"),
     (["rounds"], "cannot read 'rounds': expected key=value"),
     (["rondus=3"], "unknown key 'rondus' (did you mean 'rounds'?)"),
     (["algorithm.lrr=3"], "unknown key 'algorithm.lrr' (did you mean 'algorithm.lr'?)"),

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from raysim.core.errors import ConfigError
-from raysim.data import file_inspection, image_reader, table
+from raysim.data import file_inspection, image_reader, table_file
 from raysim.data.file_inspection import inspect_case
 from raysim.data.table import read_table
 
@@ -34,7 +34,7 @@ class Bomb:
 def test_tables_that_are_too_large_when_decompressed_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "MAX_TABLE_BYTES", 1_000_000)
+    monkeypatch.setattr(table_file, "MAX_TABLE_BYTES", 1_000_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("table.csv", "site,split,image,label\n" + "a,train,x.png,y.png\n" * 200_000)
     assert (tmp_path / "bomb.zip").stat().st_size < 50_000
