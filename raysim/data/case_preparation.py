@@ -6,7 +6,7 @@ MONAI takes longer to import than torch, so it is imported where it is used: cli
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,11 +14,13 @@ import torch
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
-from raysim.data.image_formats import MAX_VOXELS, Image
-from raysim.data.image_reader import read_image
+from raysim.data.image_formats import MAX_VOXELS, Colour, Image, is_volume
+from raysim.data.image_reader import position_problem, read_image
+from raysim.data.mask_colours import classes_from_colours, palette_entries
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
+LUMA = (0.299, 0.587, 0.114)  # grey from red, green and blue; equal channels keep their value
 Intensity = Literal["zscore", "minmax", "percentile", "unit", "none"]
 
 
@@ -63,6 +65,8 @@ class Case:
     spacing  mm between voxels; for slices followed by the distance between them
     lost     fraction of labelled voxels that cropping removed
     erased   whether resampling removed all labelled voxels
+    notes    what the reader of the image or of the mask decided, each phrase on its own line
+    palette  the `palette_entries` of the mask of a picture, (n, 5)
     """
 
     inputs: Array
@@ -70,13 +74,16 @@ class Case:
     spacing: tuple[float, ...]
     lost: float
     erased: bool
+    notes: str
+    palette: Array
 
 
 class UnknownMaskValues(ConfigError):
     """A label file has `values` that are not a class; `classes` are the values of the classes by name."""
 
     def __init__(self, path: str, values: Sequence[float], classes: Mapping[str, int]) -> None:
-        shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
+        digits = [str(np.float32(value)).removesuffix(".0") for value in values[:8]]  # all digits: 0.99 is not 1
+        shown = ", ".join(digits) + (", ..." if len(values) > 8 else "")
         super().__init__(
             f"{path}: has the values {shown}, which are not a class; the classes are {list(classes.values())}"
         )
@@ -87,7 +94,8 @@ class UnknownMaskValues(ConfigError):
 class CasePreparation:
     """The preprocessing of cases; `classes` are the values in label files by class name, background first.
 
-    `classes` is None if labels are class indices and not files.
+    `classes` is None if labels are class indices and not files. With `colours`, masks are pictures that have the colour
+    of each class, in the order of `classes`.
     """
 
     classes: Mapping[str, int] | None
@@ -97,12 +105,17 @@ class CasePreparation:
     spacing: tuple[float, ...] | None
     slices: bool
     channels: int | None
+    colours: Mapping[str, Colour] | None = None
 
     def __call__(self, image: str, label: str | int | None) -> Case:
         """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
-        scan = read_image(image)
+        scan = self._convert_channels(image, read_image(image))
         self._check_image(image, scan)
         mask = self._read_mask(label, scan, image) if isinstance(label, str) else None
+        notes = "\n".join(sorted({*scan.notes, *(mask.notes if mask else ())}))
+        palette = self._palette(mask)
+        if mask is not None:
+            mask = replace(mask, array=self._class_indices(str(label), mask.array))
         has_foreground = mask is not None and bool(mask.array.any())
         if self.spacing is not None:
             scan = _resample(scan, self.spacing, "bilinear")
@@ -111,12 +124,28 @@ class CasePreparation:
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
             index = None if label is None else np.full((len(inputs), 1), label, np.uint8)
-            return Case(inputs, index, self._example_spacing(scan), 0.0, False)
+            return Case(inputs, index, self._example_spacing(scan), 0.0, False, notes, palette)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)
         lost = 1 - (labels > 0).sum() / max(1, (original > 0).sum()) if self.fit == "pad" and original.any() else 0.0
         erased = has_foreground and not (original if self.fit == "pad" else labels).any()
-        return Case(inputs, labels, self._example_spacing(scan), float(lost), erased)
+        return Case(inputs, labels, self._example_spacing(scan), float(lost), erased, notes, palette)
+
+    def _convert_channels(self, path: str, scan: Image) -> Image:
+        """A picture with `channels` channels: grey is repeated, and colour becomes grey (ITU-R 601 luma)."""
+        found = len(scan.array)
+        if is_volume(path) or self.channels in (None, found):
+            return scan
+        if self.channels == 3:
+            return replace(scan, array=np.repeat(scan.array, 3, axis=0))
+        if self.channels == 1:
+            grey = np.tensordot(LUMA, scan.array.astype(np.float64), 1)
+            return replace(scan, array=grey.astype(np.float32)[None])
+        return scan
+
+    def _palette(self, mask: Image | None) -> Array:
+        no_values = mask is None or self.colours is not None or mask.array.ndim > 3
+        return np.zeros((0, 5), np.int64) if no_values or mask is None else palette_entries(mask.array, mask.palette)
 
     def _check_image(self, path: str, scan: Image) -> None:
         if self.channels is not None and len(scan.array) != self.channels:
@@ -136,19 +165,26 @@ class CasePreparation:
             raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit expects 0 to 255")
 
     def _read_mask(self, path: str, scan: Image, image: str) -> Image:
-        """The mask as class indices. Raises ConfigError if it does not fit its image."""
-        mask = read_image(path, mask=True)
-        if mask.array.shape != (1, *scan.space):
+        """The mask with its values, or its colours. Raises ConfigError if it does not fit its image."""
+        mask = read_image(path, mask=True, colours=self.colours is not None)
+        if mask.array.shape != (3 if self.colours else 1, *scan.space):
             raise ConfigError(
                 f"{path}: has the shape {mask.array.shape}, but its image {image} has {scan.array.shape}; "
                 "a mask needs one channel and the size of its image"
             )
-        if not np.allclose(mask.affine, scan.affine, atol=0.1):
-            raise ConfigError(f"{path}: its position differs from that of its image {image}; resample it to the image")
-        return Image(self._class_indices(path, mask.array), mask.affine)
+        if difference := position_problem(scan, mask):
+            raise ConfigError(
+                f"{path}: its position differs from that of its image {image} {difference}; resample it to the image"
+            )
+        return mask
 
     def _class_indices(self, path: str, mask: Array) -> Array:
         """The class index of each voxel. Raises UnknownMaskValues for values that are not a class."""
+        if self.colours is not None:
+            try:
+                return classes_from_colours(mask, self.colours)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from error
         classes = self.classes or {}
         unknown = np.setdiff1d(mask, list(classes.values()))
         if len(unknown):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import pluralize
 from raysim.data.case_preparation import UnknownMaskValues
 from raysim.data.file_inspection import MAX_LABEL_VALUES
 
@@ -36,6 +37,23 @@ def _mask_value_advice(problems: Sequence[ConfigError | str]) -> Iterator[str]:
         yield f"name every value and put the argument in quotes: 'task.data.classes={{{pairs}}}'"
 
 
+def channels_cure(channels: Iterable[int]) -> str:
+    """What to do about images with different numbers of channels."""
+    cure = "all images need the same number of channels"
+    if set(channels) != {1, 3}:
+        return cure
+    return f"{cure}: task.data.channels=3 repeats the channel of grey pictures, task.data.channels=1 makes all grey"
+
+
+def summarize_notes(notes: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """A line for each note, with the number of files and the first of them; `notes` are pairs of file and note."""
+    files: dict[str, list[str]] = {}
+    for file, note in notes:
+        files.setdefault(note, []).append(file)
+    for note, found in files.items():
+        yield f"{pluralize(len(set(found)), 'image')}, such as {found[0]}: {note}"
+
+
 def raise_problems(problems: Sequence[ConfigError | str]) -> None:
     """Raises InvalidDataError if there are any problems."""
     if problems:
@@ -45,5 +63,5 @@ def raise_problems(problems: Sequence[ConfigError | str]) -> None:
 def describe_shape_mismatch(name: str, shape: tuple[int, ...], other: str, expected: tuple[int, ...]) -> str:
     """The message for two images, or sites, whose examples (C, *space) differ in shape and cannot share a batch."""
     same_channels = shape[0] == expected[0]
-    cure = "set one size with task.data.size" if same_channels else "all images need the same number of channels"
+    cure = "set one size with task.data.size" if same_channels else channels_cure([shape[0], expected[0]])
     return f"{name}: its prepared shape is {shape} (channels, then space), but that of {other} is {expected}; {cure}"

@@ -18,8 +18,9 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.cache import cache_key, fingerprint, load_or_create
 from raysim.data.case_preparation import Case, CasePreparation
-from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems
+from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems, summarize_notes
 from raysim.data.file_paths import parent_folder
+from raysim.data.mask_colours import palette_conflicts
 from raysim.data.scanner_shift import ScannerShift, make_scanner
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,7 +62,9 @@ class ImageSites:
         return list(dict.fromkeys(map(parent_folder, files))), [str(self.cache_folder)]
 
     def arrays(self, site: str, on_case_done: Callable[[], None] = lambda: None) -> dict[str, Array]:
-        """`<split>.<field>` of each split, `lost` and `erased` of each row.
+        """`<split>.<field>` of each split, `lost`, `erased` and `notes` of each row, and `palettes` of all rows.
+
+        `palettes` is (n, 6): the number of the row, and an entry of `palette_entries`.
 
         `on_case_done` is called after each case that is prepared, not for those in the cache.
         """
@@ -77,7 +80,10 @@ class ImageSites:
                 else:
                     problems.append(case)
         raise_problems(problems or list(_shape_problems(rows, cases)))
-        arrays = {name: np.array([getattr(case, name) for case in cases]) for name in ("lost", "erased")}
+        arrays = {name: np.array([getattr(case, name) for case in cases]) for name in ("lost", "erased", "notes")}
+        arrays["palettes"] = np.concatenate(
+            [np.insert(case.palette, 0, number, axis=1) for number, case in enumerate(cases)]
+        )
         has_masks = self.preparation.classes is not None
         for split in SPLITS:
             split_cases = [case for row, case in zip(rows, cases, strict=True) if row.split == split]
@@ -150,9 +156,32 @@ def prepare_images(sites: ImageSites, progress: ProgressCallback | None = None) 
             problems += error.problems
         for _ in rows[done - before :]:  # cases from the cache
             count_case()
-    raise_problems(problems)
+    raise_problems(problems or list(_palette_problems(sites, arrays)))
+    _warn_about_notes(sites, arrays)
     _warn_about_erased_labels(sites, arrays)
     return arrays
+
+
+def _palette_problems(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> Iterator[str]:
+    """A line for the first mask of any site whose palette contradicts that of another mask."""
+    entries = {
+        str(row.label): palettes[palettes[:, 0] == number, 1:]
+        for site in arrays
+        for palettes in [np.asarray(arrays[site]["palettes"])]
+        for number, row in enumerate(sites.rows[site])
+    }
+    return palette_conflicts(entries)
+
+
+def _warn_about_notes(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
+    notes = [
+        (row.image, note)
+        for site in arrays
+        for row, notes in zip(sites.rows[site], arrays[site]["notes"], strict=True)
+        for note in str(notes).splitlines()
+    ]
+    for line in summarize_notes(notes):
+        warnings.warn(line, stacklevel=3)
 
 
 def _warn_about_erased_labels(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:

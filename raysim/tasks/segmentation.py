@@ -54,7 +54,7 @@ class Segmentation:
             SegmentationScore(tuple(values), self.metrics, self.batch_size, 3 if self.data.slices else dims),
         )
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
-        sites = self.data.make_sites(table, values)
+        sites = self.data.make_sites(table, values, self.data.colours)
         arrays = prepare_images(sites, progress)
         _warn_about_cropping(sites, arrays)
         channels, *size = common_shape(arrays)
