@@ -32,7 +32,7 @@ def format_colours_option(colours: Iterable[Colour]) -> str:
     found = sorted(set(colours))
     if len(found) > MAX_COLOURS:
         return (
-            f"There are {len(found)} colours, such as {list(found[-1])}: JPEG compression and smooth edges add colours; "
+            f"There are {len(found)} colours, such as {list(found[-1])}: JPEG compression and smooth edges add them; "
             "save masks without both"
         )
     names = ["background", *(f"NAME{number}" for number in range(1, len(found)))]

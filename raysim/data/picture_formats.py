@@ -120,7 +120,7 @@ def _is_deep(file: str, picture: Any) -> bool:
     if picture.format == "JPEG2000":
         return any(depth != 7 for depth in _jpeg2000_depths(Path(file).read_bytes()))
     if picture.format == "PPM" and picture.tile and picture.tile[0].codec_name != "raw":
-        raise ConfigError("is a PPM picture whose highest value is not 255; store it as PNG or TIFF")
+        raise ConfigError("is a PPM picture in plain text, or its highest value is not 255; store it as PNG or TIFF")
     return False
 
 
