@@ -55,7 +55,8 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
         check_palette(image.palette)
         _check_exact(image)
     # A volume keeps the memory order of its file: the rounding of sums over voxels depends on it.
-    array = image.array.astype(np.float32, order="K" if is_volume(path) else "C")
+    with np.errstate(over="ignore"):  # infinite values are refused
+        array = image.array.astype(np.float32, order="K" if is_volume(path) else "C")
     return replace(image, array=round_labels(array) if mask else array)
 
 

@@ -72,14 +72,16 @@ def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[in
     """(C, height, width), the palette if it is `indexed`, and whether it was turned upright."""
     from PIL import ImageOps
 
-    if _is_deep(file, picture):
-        if _orientation(picture) != 1:
-            raise ConfigError(
-                f"has an EXIF orientation of {_orientation(picture)} and more than 8 bits per channel; turn it upright "
-                "and store it without this tag"
-            )
-        return _decode_deep(file, picture), {}, False
+    deep = _is_deep(file, picture)
     orientation = _orientation(picture)  # before it is loaded: Pillow turns a TIFF and removes the tag
+    # Pillow mixes up the rows of an uncompressed TIFF that it turns by 90 degrees.
+    if (deep and orientation != 1) or (picture.format == "TIFF" and orientation > 4):
+        raise ConfigError(
+            f"has an orientation tag of {orientation}, which is not supported for a TIFF by 90 degrees, nor with more "
+            "than 8 bits per channel; turn it upright and store it without this tag"
+        )
+    if deep:
+        return _decode_deep(file, picture), {}, False
     picture.load()
     orientation = max(orientation, _orientation(picture))  # the tag of a PNG may follow the pixels
     upright = ImageOps.exif_transpose(picture)

@@ -44,6 +44,7 @@ def test_a_voxel_has_the_value_and_the_position_that_nibabel_gives(
     stored.header["srow_x"], stored.header["srow_y"], stored.header["srow_z"] = sform[:3]
     stored.header["sform_code"], stored.header["qform_code"] = codes
     stored.header["quatern_b"], stored.header["xyzt_units"] = rng.random() / 2, units
+    stored.header["vox_offset"], stored.header["magic"] = 352, b"n+1"
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "x.nii"))
         Path(path).write_bytes(stored.header.binaryblock + bytes(4) + values.tobytes("F"))
@@ -55,11 +56,11 @@ def test_a_voxel_has_the_value_and_the_position_that_nibabel_gives(
             assert units > 3 or (codes[0] > 0 and abs(determinant) < 1e-3)
             return
         expected, spacing = nibabel.load(path), inspect_case(path, None).statistics
+        data = np.asanyarray(expected.dataobj)
     assert spacing is not None
     assert spacing.spacing == image.spacing
     affine = np.diag([UNIT_MM[units]] * 3 + [1]) @ expected.affine
     assert sorted(image.spacing) == pytest.approx(sorted(np.linalg.norm(affine[:3, :3], axis=0)))
-    data = np.asanyarray(expected.dataobj)
     for index in np.ndindex(*image.space):
         source = np.rint(np.linalg.solve(affine, image.affine @ [*index, 1])[:3]).astype(int)
         assert image.array[(0, *index)] == data[tuple(source)]
