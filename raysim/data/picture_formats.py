@@ -77,8 +77,8 @@ def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[in
     # Pillow mixes up the rows of an uncompressed TIFF that it turns by 90 degrees.
     if (deep and orientation != 1) or (picture.format == "TIFF" and orientation > 4):
         raise ConfigError(
-            f"has an orientation tag of {orientation}, which is not supported for a TIFF by 90 degrees, nor with more "
-            "than 8 bits per channel; turn it upright and store it without this tag"
+            f"has an orientation tag of {orientation}; pictures with more than 8 bits per channel need 1, other TIFF 1 "
+            "to 4. Turn it upright and store it without this tag"
         )
     if deep:
         return _decode_deep(file, picture), {}, False
