@@ -15,7 +15,7 @@ from raysim.core.errors import ConfigError
 from raysim.data.image_formats import Array, Colour, Image
 from raysim.data.mask_colours import format_colours_option, unique_colours
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "WEBP", "MPO")  # Pillow's names
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "WEBP")  # Pillow's names
 PLAIN_MODES = {  # Pillow's modes with a palette, alpha or another colour space, and the mode after conversion
     "P": "RGB",
     "PA": "RGB",
