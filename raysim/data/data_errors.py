@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import pluralize
 from raysim.data.mask_values import UnknownMaskValues, mask_value_advice
 
 MAX_LISTED = 5  # problems listed in one error
@@ -30,6 +31,23 @@ def _advice(problems: Sequence[ConfigError | str], mask_values: Collection[float
         yield from mask_value_advice(classes, mask_values or listed)
 
 
+def channels_cure(channels: Iterable[int]) -> str:
+    """What to do about images with different numbers of channels."""
+    cure = "all images need the same number of channels"
+    if set(channels) != {1, 3}:
+        return cure
+    return f"{cure}: task.data.channels=3 repeats the channel of grey pictures, task.data.channels=1 makes all grey"
+
+
+def summarize_notes(notes: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """A line for each note, with the number of files and the first of them; `notes` are pairs of file and note."""
+    files: dict[str, list[str]] = {}
+    for file, note in notes:
+        files.setdefault(note, []).append(file)
+    for note, found in files.items():
+        yield f"{pluralize(len(set(found)), 'image')}, such as {found[0]}: {note}"
+
+
 def raise_problems(problems: Sequence[ConfigError | str], mask_values: Collection[float] = ()) -> None:
     """Raises InvalidDataError if there are any problems."""
     if problems:
@@ -39,5 +57,5 @@ def raise_problems(problems: Sequence[ConfigError | str], mask_values: Collectio
 def describe_shape_mismatch(name: str, shape: tuple[int, ...], other: str, expected: tuple[int, ...]) -> str:
     """The message for two images, or sites, whose examples (C, *space) differ in shape and cannot share a batch."""
     same_channels = shape[0] == expected[0]
-    cure = "set one size with task.data.size" if same_channels else "all images need the same number of channels"
+    cure = "set one size with task.data.size" if same_channels else channels_cure([shape[0], expected[0]])
     return f"{name}: its prepared shape is {shape} (channels, then space), but that of {other} is {expected}; {cure}"

@@ -18,9 +18,10 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.cache import cache_key, fingerprint, load_or_create
 from raysim.data.case_preparation import Case, CasePreparation
-from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems
+from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems, summarize_notes
 from raysim.data.file_paths import parent_folder
 from raysim.data.image_reader import read_image
+from raysim.data.mask_colours import palette_conflicts
 from raysim.data.mask_values import UnknownMaskValues
 from raysim.data.scanner_shift import ScannerShift, make_scanner
 
@@ -63,9 +64,10 @@ class ImageSites:
         return list(dict.fromkeys(map(parent_folder, files))), [str(self.cache_folder)]
 
     def arrays(self, site: str, on_case_done: Callable[[], None] = lambda: None) -> dict[str, Array]:
-        """`<split>.<field>` of each split; `lost`, `erased`, `foreground` and, with masks, `voxels` of each row.
+        """`<split>.<field>` of each split, and of each row `lost`, `erased`, `foreground`, `notes` and `voxels`.
 
-        `voxels` is (rows, 256), the number of voxels with each class index.
+        `voxels`, with masks, is (rows, 256), the number of voxels with each class index. `palettes`, of all rows, is
+        (n, 6): the number of the row, and an entry of `palette_entries`.
 
         `on_case_done` is called after each case that is prepared, not for those in the cache.
         """
@@ -81,7 +83,11 @@ class ImageSites:
                 else:
                     problems.append(case)
         raise_problems(problems or list(_shape_problems(rows, cases)))
-        arrays = {name: np.array([getattr(case, name) for case in cases]) for name in ("lost", "erased", "foreground")}
+        each = ("lost", "erased", "foreground", "notes")
+        arrays = {name: np.array([getattr(case, name) for case in cases]) for name in each}
+        arrays["palettes"] = np.concatenate(
+            [np.insert(case.palette, 0, number, axis=1) for number, case in enumerate(cases)]
+        )
         has_masks = self.preparation.classes is not None
         if has_masks:
             arrays["voxels"] = np.stack([_count_voxels(case.labels) for case in cases])
@@ -156,9 +162,11 @@ def prepare_images(sites: ImageSites, progress: ProgressCallback | None = None) 
             problems += error.problems
         for _ in rows[done - before :]:  # cases from the cache
             count_case()
+    problems = problems or list(_palette_problems(sites, arrays))
     unknown_values = any(isinstance(problem, UnknownMaskValues) for problem in problems)
     raise_problems(problems, read_mask_values(sites) if unknown_values else ())
     _check_foreground(sites, arrays)
+    _warn_about_notes(sites, arrays)
     _warn_about_erased_labels(sites, arrays)
     return arrays
 
@@ -192,6 +200,28 @@ def _check_foreground(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array
 
 def _count_voxels(labels: Array | None) -> Array:
     return np.bincount(labels.ravel() if labels is not None else [], minlength=256).astype(np.int64)
+
+
+def _palette_problems(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> Iterator[str]:
+    """A line for the first mask of any site whose palette contradicts that of another mask."""
+    entries = {
+        str(row.label): palettes[palettes[:, 0] == number, 1:]
+        for site in arrays
+        for palettes in [np.asarray(arrays[site]["palettes"])]
+        for number, row in enumerate(sites.rows[site])
+    }
+    return palette_conflicts(entries)
+
+
+def _warn_about_notes(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
+    notes = [
+        (row.image, note)
+        for site in arrays
+        for row, notes in zip(sites.rows[site], arrays[site]["notes"], strict=True)
+        for note in str(notes).splitlines()
+    ]
+    for line in summarize_notes(notes):
+        warnings.warn(line, stacklevel=3)
 
 
 def _warn_about_erased_labels(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:

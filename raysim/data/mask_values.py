@@ -20,7 +20,8 @@ class UnknownMaskValues(ConfigError):
     """A label file has `values` that are not a class; `classes` are the values of the classes by name."""
 
     def __init__(self, path: str, values: Sequence[float], classes: MaskClasses) -> None:
-        shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
+        digits = [str(np.float32(value)).removesuffix(".0") for value in values[:8]]  # all digits: 0.99 is not 1
+        shown = ", ".join(digits) + (", ..." if len(values) > 8 else "")
         expected = "expected 0 and one other value, the same in all masks"
         if None not in classes.values():
             expected = f"which are not a class; the classes are {list(classes.values())}"

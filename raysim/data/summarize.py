@@ -9,9 +9,11 @@ from dataclasses import fields
 import pandas as pd
 
 from raysim.data.column_types import non_numeric_values, to_numbers
+from raysim.data.data_errors import channels_cure, summarize_notes
 from raysim.data.dataset_summary import DatasetKind, DatasetSummary
 from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics, inspect_case
 from raysim.data.label_classes import class_names
+from raysim.data.mask_colours import palette_conflicts
 from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
 from raysim.data.partition import patient_leak_warning
 from raysim.data.patient_columns import patient_columns
@@ -44,6 +46,8 @@ def summarize(table: pd.DataFrame) -> DatasetSummary:
         *filter(None, [patient_leak_warning(table), near_equal_sites_warning(table["site"].unique())]),
         *_near_equal_labels(table["label"] if kind in ("classification", "tabular") else table["label"][:0]),
         *(problem for inspection in inspections for problem in inspection.problems),
+        *_palette_problems(table, inspections),
+        *summarize_notes(note for inspection in inspections for note in inspection.notes),
         *_site_problems(labels, features),
     )
     return DatasetSummary(kind, cases, labels, features, problems)
@@ -65,6 +69,14 @@ def _inspect_cases(table: pd.DataFrame, kind: DatasetKind) -> list[CaseInspectio
     masks = [None if pd.isna(path) or kind != "segmentation" else str(path) for path in table["label"]]
     with ThreadPoolExecutor(READER_THREADS) as pool:
         return list(pool.map(inspect_case, images, masks))
+
+
+def _palette_problems(table: pd.DataFrame, inspections: list[CaseInspection]) -> Iterator[str]:
+    """A line for the first mask whose palette contradicts that of another mask, as in a run."""
+    pairs = zip(table["label"], inspections, strict=True) if inspections else ()
+    return palette_conflicts(
+        {str(label): inspection.entries for label, inspection in pairs if inspection.entries is not None}
+    )
 
 
 def _mask_value_counts(table: pd.DataFrame, inspections: list[CaseInspection]) -> pd.DataFrame:
@@ -117,7 +129,7 @@ def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
         firsts = cases.dropna(subset="channels").groupby("channels")["image"].first()
         if len(firsts) > 1:
             found = ", ".join(f"{channels:.0f} in {image}" for channels, image in firsts.items())
-            yield f"images differ in their number of channels: {found}"
+            yield f"images differ in their number of channels: {found}; {channels_cure(map(int, firsts.index))}"
 
 
 def _near_equal_labels(labels: pd.Series) -> Iterator[str]:

@@ -57,7 +57,7 @@ class Segmentation:
             tuple(values), self.metrics, self.batch_size, 3 if self.data.slices else dims, ignored
         )
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
-        sites = self.data.make_sites(table, values, self.data.ignore)
+        sites = self.data.make_sites(table, values, self.data.colours, self.data.ignore)
         arrays = prepare_images(sites, progress)
         _warn_about_cropping(sites, arrays)
         summary = _summarize_classes(values, arrays)

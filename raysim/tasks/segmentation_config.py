@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import pandas as pd
-from annotated_types import Ge, Len
+from annotated_types import Ge, Le, Len
 
 from raysim.core.errors import ConfigError
+from raysim.data.image_formats import Colour, is_volume
 from raysim.data.mask_values import IGNORED, MaskClasses
 from raysim.data.table import read_table
 from raysim.tasks.image_config import ImageData
+
+ColourValue = Annotated[int, Ge(0), Le(65535)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +32,19 @@ class SegmentationData(ImageData):
         int | None, Ge(0), "value in the label files that loss and metrics leave out; by default none"
     ] = None
 
+    colours: Annotated[
+        dict[str, tuple[ColourValue, ColourValue, ColourValue]] | None,
+        Len(2, 256),
+        "red, green and blue of each class in masks that are pictures, background first; instead of `classes`",
+    ] = None
+
     def values(self) -> dict[str, int | None]:
         """The value of each class in the label files, background first; None for the only value besides 0.
 
         Raises ConfigError for duplicates.
         """
+        if self.colours is not None:
+            return self._values_of_colours(self.colours)
         classes = ("background", "foreground") if self.classes is None else self.classes
         pairs: list[tuple[str, int | None]]
         if isinstance(classes, Mapping):
@@ -60,6 +71,26 @@ class SegmentationData(ImageData):
         if len(values) > IGNORED:
             raise ConfigError(f"task.data.ignore={self.ignore}: expected at most {IGNORED} classes, not {len(values)}")
 
+    def _values_of_colours(self, colours: Mapping[str, Colour]) -> dict[str, int | None]:
+        """The index of each class. Raises ConfigError for equal colours, and for `classes` with other names."""
+        if len(set(colours.values())) < len(colours):
+            raise ConfigError(f"task.data.colours={dict(colours)}: every class needs a distinct colour")
+        if self.ignore is not None:
+            raise ConfigError(f"task.data.ignore={self.ignore} needs mask values, not task.data.colours; remove one")
+        if self.classes is not None and tuple(self.classes) != tuple(colours):
+            raise ConfigError(
+                f"task.data.classes has {list(self.classes)}, but task.data.colours has {list(colours)}; "
+                "remove task.data.classes"
+            )
+        return {name: index for index, name in enumerate(colours)}
+
     def read(self) -> pd.DataFrame:
         """The rows that this task uses, with sites, splits and labels."""
-        return self.select_rows(read_table(self.table, self.root, label_files=True))
+        table = self.select_rows(read_table(self.table, self.root, label_files=True))
+        volumes = table["label"].dropna().map(is_volume)
+        if self.colours is not None and volumes.any():
+            raise ConfigError(
+                f"{table['label'].dropna()[volumes].iloc[0]}: a volume has no colours; use task.data.classes and not "
+                "task.data.colours"
+            )
+        return table

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image as Pillow
 from pydantic import TypeAdapter
 
@@ -118,6 +119,68 @@ def test_intensities(tmp_path, intensity, expected):
     write_table(tmp_path, [["a", "train", "x.png", "mask.png"]])
     built = task(tmp_path, classes=CLASSES, intensity=intensity)
     assert built.open("a").train.inputs[0, 0, ::4, ::4] == pytest.approx(np.array(expected))
+
+
+def test_colours_of_masks_are_classes_and_other_colours_are_refused(pictures):
+    for site, order in {"a": [0, 0, 0, 255, 0, 0], "b": [255, 0, 0, 0, 0, 0]}.items():
+        for number in range(4):
+            stored = np.asarray(Pillow.open(pictures / f"{site}{number}_mask.png")) > 0
+            packed = Pillow.fromarray((stored if site == "a" else ~stored).astype(np.uint8), "P")
+            packed.putpalette(order)
+            packed.save(pictures / f"{site}{number}_mask.png")
+    message = refused(pictures, classes=["x", "y"])
+    assert "b0_mask.png: its palette is in another order than its colours" in message
+    cure = yaml.safe_load(message.splitlines()[-1].partition("colours=")[2].rstrip("'"))
+    assert cure == {"background": [0, 0, 0], "NAME1": [255, 0, 0]}
+    for site in "ab":
+        labels = task(pictures, colours=cure).open(site).train.labels
+        assert labels.mean() == 8 / 48  # 4 x 2 of 8 x 6 pixels
+    with pytest.raises(ConfigError, match="every class needs a distinct colour"):
+        task(pictures, colours={"a": [1, 1, 1], "b": [1, 1, 1]})
+    with pytest.raises(ConfigError, match=r"remove task\.data\.classes"):
+        task(pictures, colours=cure, classes=["x", "y"])
+
+
+def test_masks_whose_palettes_differ_between_sites_are_refused(pictures):
+    for site, colour in {"a": [255, 0, 0], "b": [0, 255, 0]}.items():
+        for number in range(4):
+            packed = Pillow.fromarray((np.arange(48).reshape(8, 6) % 2).astype(np.uint8), "P")
+            packed.putpalette([0, 0, 0, *colour])
+            packed.save(pictures / f"{site}{number}_mask.png")
+    message = refused(pictures, classes=["x", "y"])
+    assert "b3_mask.png: stores the colour [0, 255, 0] as 1, but" in message  # the first row of the sorted table
+    assert refused(pictures, classes=["x", "y"]) == message  # also with the cache
+
+
+def test_grey_and_colour_pictures_are_converted(pictures):
+    grey = np.asarray(Pillow.open(pictures / "a0.png"))
+    Pillow.fromarray(np.stack([grey, grey + 1, grey], -1)).save(pictures / "a0.png")
+    assert "task.data.channels=3 repeats the channel of grey pictures" in refused(pictures, classes=CLASSES)
+    three = task(pictures, classes=CLASSES, channels=3, intensity="none").open("a").train.inputs
+    assert np.array_equal(three[1], np.repeat(three[1][:1], 3, 0))
+    assert three[0, :, 7, 0].tolist() == [0, 1, 0]
+    one = task(pictures, classes=CLASSES, channels=1, intensity="none").open("a").train.inputs
+    assert one.shape == (2, 1, 8, 6)
+    assert one[0, 0, 7, 0] == pytest.approx(0.587)
+    assert one[1, 0, 0, 5] == 128
+
+
+def test_equal_channels_keep_their_value_as_grey(tmp_path):
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    picture(tmp_path / "x.png", np.stack([values] * 3, -1))
+    picture(tmp_path / "y.png", values > 9)
+    write_table(tmp_path, [["a", "train", "x.png", "y.png"]])
+    built = task(tmp_path, channels=1, intensity="none")
+    assert np.array_equal(built.open("a").train.inputs[0, 0], values)
+
+
+def test_float_labels_near_a_whole_number_are_classes(tmp_path):
+    volume(tmp_path / "x.nii", np.zeros((4, 4, 4), np.float32))
+    volume(tmp_path / "y.nii", np.full((4, 4, 4), 0.99999994, np.float32))
+    write_table(tmp_path, [["a", "train", "x.nii", "y.nii"]])
+    assert (task(tmp_path).open("a").train.labels == 1).all()
+    volume(tmp_path / "y.nii", np.full((4, 4, 4), 0.9876543, np.float32))
+    assert "has the values 0.9876543, which are not a class" in refused(tmp_path)
 
 
 def test_resizing_keeps_class_indices_and_scales_the_spacing(pictures):
@@ -391,7 +454,7 @@ def test_wrong_settings_are_refused_with_the_cure(pictures):
     assert "only for volumes" in refused(pictures, spacing=[1, 1])
     assert "is not a NIfTI volume, but task.data.slices=true needs volumes" in refused(pictures, slices=True)
     assert "a distinct value" in refused(pictures, classes={"x": 0, "y": 0})
-    assert "has 1 channel, but task.data.channels=3" in refused(pictures, channels=3)
+    assert "has 1 channel, but task.data.channels=2" in refused(pictures, channels=2)
     assert "did you mean 'UNet'" in refused(pictures, network={"name": "unnet"})
     assert "has the values 255" in refused(pictures, classes=["background", "rim", "corner"])
 
