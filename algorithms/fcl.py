@@ -177,7 +177,7 @@ class Bank:
         return self.vectors[index], self.levels[index]
 
     def push(self, vectors: Tensor, levels: Tensor) -> None:
-        """Append features to the site's own. If the bank is full, they replace the oldest."""
+        """Append features to the site's own features. If the bank is full, they replace the oldest."""
         vectors, levels = vectors[-self.size :], levels[-self.size :]
         slots = self.foreign + (self.next + torch.arange(len(levels), device=levels.device)) % self.size
         self.vectors[slots], self.levels[slots] = vectors, levels

@@ -127,7 +127,7 @@ class GradientAlignment(LocalTraining):
         return Reply(h, weight=len(site.data.train), client_state=first.between_rounds)
 
     def _scale(self, site: Site[Any]) -> float:
-        """The factor from the payload to the gradient. In local mode: -1 / (lr steps), for the displacement w_k - w."""
+        """The factor that converts the payload to the gradient; in local mode -1 / (lr steps), for w_k - w."""
         steps = self.count_steps(site.data.train, site.task.batch_size)
         return 1.0 if self.mode == "gradient" else -1 / (self.lr_at(site) * steps)
 

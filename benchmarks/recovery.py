@@ -40,7 +40,7 @@ def main() -> int:
     """Measure, print, and write JSON if requested; 1 if a limit is missed or the digests differ."""
     options = parser("seconds that a killed client actor costs a run")
     options.add_argument(
-        "--repeats", type=int, default=3, help="runs with a kill, after an undisturbed run (default: 3)"
+        "--repeats", type=int, default=3, help="runs with a kill; an undisturbed run comes first (default: 3)"
     )
     options.add_argument("--cases", type=int, default=CASES, help=f"images at a site (default: {CASES})")
     args = options.parse_args()

@@ -1,6 +1,6 @@
 """Hooks of MkDocs: collect the pages of the repository, and write the API reference from the published names.
 
-The pages are those that a code host shows, unchanged but for links to files that are not pages: they become text.
+The pages are those that a code host shows, without changes, except that links to files that are not pages become text.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
+from raysim.data.run_command import run_command
 from raysim.data.scan import write_scan
 from raysim.data.summarize import summarize
 from raysim.data.table import read_table
@@ -27,9 +29,17 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     rows = ", ".join(f"{split} {count}" for split, count in counts.items())
     sites = pluralize(table["site"].nunique(), "site")
     console.print(f"{target}: {sites}, {pluralize(len(table), 'row')} ({rows})", highlight=False, markup=False)
+    recognised = f"  layout: {table.attrs['layout']}; task: {table.attrs['task']}"
+    console.print(recognised, highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
-    console.print(f"to show it: raysim data describe {target}", style="dim", highlight=False, markup=False)
+    lines = [f"to show it: raysim data describe {shlex.quote(target)}"]
+    try:
+        lines.append(f"to train on it: {run_command(target, table.attrs['task'])}")
+    except ConfigError as error:
+        lines.append(f"no command to train on it: {error}")
+    for line in lines:
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(table: str, root: str | None, console: Console) -> None:

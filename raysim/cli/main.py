@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raysim.cli.parser import make_parser
+from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
 
 
@@ -18,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and (args.command not in ("run", "tune", "doctor") or any(each.startswith("-") for each in rest)):
         wrong = next((each for each in rest if each.startswith("-")), rest[0])
-        print(f"raysim: unknown argument {wrong!r}; see raysim {args.command or ''} --help", file=sys.stderr)
+        hint = option_hint(rest) if wrong.startswith("--") and args.command in ("run", "tune", "doctor") else ""
+        print(f"raysim: unknown argument {wrong!r}{hint}; see raysim {args.command or ''} --help", file=sys.stderr)
         return 2
     if args.command is None:
         parser.print_help()

@@ -70,7 +70,7 @@ def _add_data(commands: Any) -> None:
     )
     scan.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
     scan.add_argument(
-        "--group", metavar="REGEX", help="regular expression; its first group in the path of a file is the patient"
+        "--group", metavar="REGEX", help="a regular expression on file paths; its part in ( ) is the patient"
     )
     describe = data.add_parser("describe", help="show sites, splits, sizes, intensities, labels and problems")
     describe.add_argument("table")

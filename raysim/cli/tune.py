@@ -23,8 +23,8 @@ from raysim.storage.run_directory import check_new_directory
 EXAMPLES = """\
 SPACE is a Python file that ends with .py, or one of `raysim list spaces`:
   raysim tune fedsm -c examples/retina.yaml task.data.table=retina/table.csv --trials 32 --scheduler asha --metric worst
-  raysim tune --space algorithm.lr=loguniform(1e-4,1e-1) --space algorithm.epochs=choice(1,2,4) rounds=10
-  raysim tune --space algorithm=choice(fedprox,fedsm) --space algorithm.fedsm.pull=uniform(0.5,1) --searcher optuna
+  raysim tune --space 'algorithm.lr=loguniform(1e-4,1e-1)' --space 'algorithm.epochs=choice(1,2,4)' rounds=10
+  raysim tune --space 'algorithm=choice(fedprox,fedsm)' --space 'algorithm.fedsm.pull=uniform(0.5,1)' --searcher optuna
   raysim tune -c examples/wbc.yaml task.data.table=wbc/table.csv --holdout each
   raysim tune --resume runs/tune-001 --trials 100
 A key=value argument gives a key a fixed value and removes it from the space.
@@ -48,7 +48,7 @@ def add_tune_command(commands: Any) -> None:
         metavar="KEY=DIST",
         action="append",
         default=[],
-        help="add a key to the space: algorithm.lr=loguniform(1e-4, 1e-1)",
+        help="add a key to the space: --space 'algorithm.lr=loguniform(1e-4, 1e-1)'",
     )
     add("--trials", type=int, metavar="N", help="number of trials (default: 16; a grid determines it)")
     add(

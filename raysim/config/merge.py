@@ -91,6 +91,6 @@ def expand_dotted_keys(values: Mapping[Any, Any], path: str, prefix: str = "") -
             value = expand_dotted_keys(value, path, full_key)
         expanded = nested_keys(key, value) if prefix else expand_short_keys(nested_keys(key, value))
         if merge(result, expanded) != merge(expanded, result):
-            raise ConfigError(f"{path}: {full_key} sets a key that has another value above it; keep one of the two")
+            raise ConfigError(f"{path}: {full_key} contradicts another entry of the file; keep one of the two")
         result = merge(result, expanded)
     return result

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from raysim.config.introspection import default_value, field_docs, format_setting, nested_dataclass, to_plain
+from raysim.config.key_hints import key_hint
 from raysim.config.merge import SHORT_KEYS, expand_dotted_keys, expand_short_keys
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError
@@ -30,9 +31,11 @@ EXPECTED_BY_ERROR_TYPE = {  # the messages of pydantic name Python types
     **dict.fromkeys(("float_type", "float_parsing"), "a number such as 0.5"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "string_type": "text",
-    "tuple_type": "a list, as in [a, b]",
-    **dict.fromkeys(("dict_type", "dataclass_type"), "keys and values, as in {key: value}"),
+    "tuple_type": "a list, as in [a,b]",
+    **dict.fromkeys(("dict_type", "dataclass_type"), "keys and values, as in '{key: value}'"),
 }
+
+NUMBER_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -111,7 +114,7 @@ def _check_run_keys(values: Mapping[str, Any]) -> None:
             for row in field_docs(_component(values, component)[0]):
                 candidates.setdefault(squash(row.name.rpartition(".")[2]), f"{component}.{row.name}")
         close = get_close_matches(squash(str(key)), candidates, n=1)
-        suggestion = f" (did you mean '{candidates[close[0]]}'?)" if close else ""
+        suggestion = key_hint(str(key)) or (f" (did you mean '{candidates[close[0]]}'?)" if close else "")
         raise ConfigError(
             f"unknown key '{key}'{suggestion}; valid keys of a run: {', '.join(sorted(run_keys.values()))}; "
             "keys of the task begin with task., keys of the algorithm with algorithm."
@@ -150,7 +153,8 @@ def _check_fields(cls: Any, values: Mapping[str, Any], prefix: str) -> dict[str,
     for key, value in values.items():
         path = f"{prefix}.{key}" if prefix else key
         if key not in defaults:
-            suggestion, valid = did_you_mean(str(key), defaults, f"{prefix}."), ", ".join(sorted(defaults))
+            suggestion = did_you_mean(str(key), defaults, f"{prefix}.") or key_hint(str(key))
+            valid = ", ".join(sorted(defaults))
             raise ConfigError(f"unknown key '{path}'{suggestion}; valid under {prefix}: {valid}")
         if _is_nested_algorithm(annotated_hints[key]):
             result[key] = build(*_class_and_fields(algorithm_class, value, path, defaults[key]), path)
@@ -234,6 +238,6 @@ def _expectation(error: Any) -> str:
         bound, limit = ("least", limits["min_length"]) if kind == "too_short" else ("most", limits["max_length"])
         return f"at {bound} {limit} item{'s' * (limit != 1)}, not {limits['actual_length']}"
     if kind == "string_type" and isinstance(error["input"], bool):
-        return "text, in quotes"
-    message: str = error["msg"]
-    return EXPECTED_BY_ERROR_TYPE.get(kind, message.removeprefix("Input should be ").removeprefix("Value error, "))
+        return "text; for the text 'true' write '\"true\"'"
+    message: str = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return EXPECTED_BY_ERROR_TYPE.get(kind, f"a number {message}" if kind in NUMBER_LIMITS else message)

@@ -62,18 +62,19 @@ class RunConfig:
     cohort: Annotated[Cohort, "the sites of a round"] = field(default_factory=Cohort)
     min_replies: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0), Le(1)],
-        "sites that must reply to a call: a fraction (1.0 is all), or a whole number; failed sites are left out",
+        "sites of the cohort that must reply: a fraction (1.0 is all), or a whole number; failed sites are left out",
     ] = 1.0
     site_timeout_s: Annotated[
         float, Gt(0), "seconds that a call may take at a site before its actor is replaced; a call has three attempts"
     ] = 21_600.0
     seed: Annotated[int, Ge(0), "seed of all randomness, except in the data (task.data.seed)"] = 0
-    evaluate_every: Annotated[int, Gt(0), "rounds between two evaluations; the last round is always evaluated"] = 1
-    checkpoint_every: Annotated[int, Gt(0), "rounds between two checkpoints; the last round always has one"] = 1
+    evaluate_every: Annotated[int, Gt(0), "evaluate the sites every N rounds, and after the last round"] = 1
+    checkpoint_every: Annotated[int, Gt(0), "write a checkpoint every N rounds, and after the last round"] = 1
     metric: Annotated[str | None, "main metric, e.g. inside/val/dice; by default the first metric of the task"] = None
     chaos: Annotated[
         str | None,
-        "faults to inject, e.g. 'kill client@3; kill node@5; slow site-02 x4; drop 0.1'; by default none",
+        "faults to inject: 'kill client@3' or 'kill node@3' in round 3, 'slow site-02 x4' (four times slower), "
+        "'drop 0.1' (a tenth of the replies); separate several by ';'",
     ] = None
     backend: Annotated[
         Literal["ray", "local"], "where sites run; ray: on Ray, in parallel; local: in this process, one after another"

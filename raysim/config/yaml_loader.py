@@ -42,4 +42,5 @@ def load_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"cannot read {source}{line}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
         reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot read {source}: it is not valid YAML ({reason}); put text in quotes") from error
+        cure = "put text in quotes; on a command line, quote the whole argument: 'key=[a, b]'"
+        raise ConfigError(f"cannot read {source}: it is not valid YAML ({reason}); {cure}") from error

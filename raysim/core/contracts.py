@@ -118,6 +118,7 @@ class Task:
     sizes: number of examples by site and split, for all inside and outside sites.
     shape: shape of an example, (C, *space) or (F,).
     classes: number of logits of an example.
+    summary: a line about the classes, shown at the start of a run; empty without one.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Task:
     score: Scorer
     batch_size: int
     augment: Augment | None = None
+    summary: str = ""
 
     def start(self, seed: int) -> nn.Module:
         """A new network with the initial weights, which are the same for every method in a run with this seed."""

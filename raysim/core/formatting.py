@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
+
+import yaml
 
 MAX_NAMED = 5  # rows, files or sites named in one message
 
@@ -16,6 +20,12 @@ def join_names(items: Sequence[object]) -> str:
     """`a, b, c, d, e and 2 more`."""
     more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
     return ", ".join(map(str, items[:MAX_NAMED])) + more
+
+
+def format_argument(key: str, value: object) -> str:
+    """`key=value` as an argument of a command line: the value as YAML, quoted for the shell where that is needed."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize, sort_keys=False).removesuffix("\n...\n")
+    return shlex.quote(f"{key}={text.strip()}")
 
 
 def format_bytes(count: float) -> str:

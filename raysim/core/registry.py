@@ -104,7 +104,7 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
             valid = ", ".join(sorted(known))
             raise ConfigError(
                 f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, "
-                "or your own as package.module:Class"
+                f"or your own as package.module:Class{import_cure(name)}"
             )
         module = importlib.import_module(f"{package}.{name}")
         return next(c for c in vars(module).values() if _has_methods(c, methods) and c.__module__ == module.__name__)
@@ -147,8 +147,14 @@ def _has_methods(cls: Any, methods: tuple[str, ...]) -> bool:
 
 
 def import_cure(name: str) -> str:
-    """The end of the message for a failed import of `file.py:Name`: the correct name. Empty for other names."""
-    return f"; use {name.replace('.py:', ':', 1)} (module without .py)" if ".py:" in name else ""
+    """The end of the message for a failed import of `folder/file.py:Name`: the correct name. Empty for other names."""
+    file, _, attribute = name.partition(":")
+    if not file.endswith(".py"):
+        return ""
+    path = Path(file.removesuffix(".py"))
+    if path.is_absolute() or ".." in path.parts:
+        return f"; change to the folder {path.parent} and use {path.name}:{attribute or 'CLASS'} (module without .py)"
+    return f"; use {'.'.join(path.parts)}:{attribute or 'CLASS'} (module without .py)"
 
 
 def import_by_name(name: str) -> Any:

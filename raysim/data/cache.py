@@ -17,7 +17,7 @@ import numpy as np
 from raysim.core.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FORMAT_VERSION = 2  # part of every key: increase it when the stored arrays, or their computation, change
+FORMAT_VERSION = 3  # part of every key: increase it when the stored arrays, or their computation, change
 
 
 def cache_folder(path: str | None = None) -> Path:
@@ -25,7 +25,10 @@ def cache_folder(path: str | None = None) -> Path:
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = str(path or os.environ.get("RAYSIM_CACHE") or user_cache / "raysim")
     if "://" in folder:
-        raise ConfigError(f"the cache {folder}: expected a local folder of each node, because arrays are memory-mapped")
+        raise ConfigError(
+            f"task.data.cache or RAYSIM_CACHE is {folder}; expected a local folder of each node, because arrays are "
+            "memory-mapped"
+        )
     return Path(folder).expanduser().absolute()
 
 

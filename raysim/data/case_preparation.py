@@ -5,8 +5,8 @@ MONAI takes longer to import than torch, so it is imported where it is used: cli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,11 +14,14 @@ import torch
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
-from raysim.data.image_formats import MAX_VOXELS, Image
-from raysim.data.image_reader import read_image
+from raysim.data.image_formats import MAX_VOXELS, Colour, Image, is_volume
+from raysim.data.image_reader import position_problem, read_image
+from raysim.data.mask_colours import classes_from_colours, palette_entries
+from raysim.data.mask_values import IGNORED, MaskClasses, class_indices
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
+LUMA = (0.299, 0.587, 0.114)  # grey from red, green and blue; equal channels keep their value
 Intensity = Literal["zscore", "minmax", "percentile", "unit", "none"]
 
 
@@ -63,6 +66,9 @@ class Case:
     spacing  mm between voxels; for slices followed by the distance between them
     lost     fraction of labelled voxels that cropping removed
     erased   whether resampling removed all labelled voxels
+    foreground  mask value of the class whose value is None; 0 without one
+    notes    what the reader of the image or of the mask decided, each phrase on its own line
+    palette  the `palette_entries` of the mask of a picture, (n, 5)
     """
 
     inputs: Array
@@ -70,40 +76,40 @@ class Case:
     spacing: tuple[float, ...]
     lost: float
     erased: bool
-
-
-class UnknownMaskValues(ConfigError):
-    """A label file has `values` that are not a class; `classes` are the values of the classes by name."""
-
-    def __init__(self, path: str, values: Sequence[float], classes: Mapping[str, int]) -> None:
-        shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
-        super().__init__(
-            f"{path}: has the values {shown}, which are not a class; the classes are {list(classes.values())}"
-        )
-        self.values, self.classes = values, classes
+    notes: str
+    palette: Array
+    foreground: int = 0
 
 
 @dataclass(frozen=True)
 class CasePreparation:
     """The preprocessing of cases; `classes` are the values in label files by class name, background first.
 
-    `classes` is None if labels are class indices and not files.
+    `classes` is None if labels are class indices and not files. With `colours`, masks are pictures that have the colour
+    of each class, in the order of `classes`. `ignore` is the mask value that is left out.
     """
 
-    classes: Mapping[str, int] | None
+    classes: MaskClasses | None
     intensity: Intensity
     fit: Literal["resize", "pad"]
     size: tuple[int, ...] | None
     spacing: tuple[float, ...] | None
     slices: bool
     channels: int | None
+    colours: Mapping[str, Colour] | None = None
+    ignore: int | None = None
 
     def __call__(self, image: str, label: str | int | None) -> Case:
         """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
-        scan = read_image(image)
+        scan = self._convert_channels(image, read_image(image))
         self._check_image(image, scan)
         mask = self._read_mask(label, scan, image) if isinstance(label, str) else None
-        has_foreground = mask is not None and bool(mask.array.any())
+        notes = "\n".join(sorted({*scan.notes, *(mask.notes if mask else ())}))
+        palette, foreground = self._palette(mask), 0
+        if mask is not None:
+            indices, foreground = self._class_indices(str(label), mask.array)
+            mask = replace(mask, array=indices)
+        has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
         if self.spacing is not None:
             scan = _resample(scan, self.spacing, "bilinear")
             mask = None if mask is None else _resample(mask, self.spacing, "nearest")
@@ -111,12 +117,30 @@ class CasePreparation:
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
             index = None if label is None else np.full((len(inputs), 1), label, np.uint8)
-            return Case(inputs, index, self._example_spacing(scan), 0.0, False)
+            return Case(inputs, index, self._example_spacing(scan), 0.0, False, notes, palette)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)
-        lost = 1 - (labels > 0).sum() / max(1, (original > 0).sum()) if self.fit == "pad" and original.any() else 0.0
-        erased = has_foreground and not (original if self.fit == "pad" else labels).any()
-        return Case(inputs, labels, self._example_spacing(scan), float(lost), erased)
+        before, after = (self._is_foreground(array) for array in (original, labels))
+        lost = 1 - after.sum() / max(1, before.sum()) if self.fit == "pad" and before.any() else 0.0
+        erased = has_foreground and not (before if self.fit == "pad" else after).any()
+        spacing = self._example_spacing(scan)
+        return Case(inputs, labels, spacing, float(lost), bool(erased), notes, palette, foreground)
+
+    def _convert_channels(self, path: str, scan: Image) -> Image:
+        """A picture with `channels` channels: grey is repeated, and colour becomes grey (ITU-R 601 luma)."""
+        found = len(scan.array)
+        if is_volume(path) or self.channels in (None, found):
+            return scan
+        if self.channels == 3:
+            return replace(scan, array=np.repeat(scan.array, 3, axis=0))
+        if self.channels == 1:
+            grey = np.tensordot(LUMA, scan.array.astype(np.float64), 1)
+            return replace(scan, array=grey.astype(np.float32)[None])
+        return scan
+
+    def _palette(self, mask: Image | None) -> Array:
+        no_values = mask is None or self.colours is not None or mask.array.ndim > 3
+        return np.zeros((0, 5), np.int64) if no_values or mask is None else palette_entries(mask.array, mask.palette)
 
     def _check_image(self, path: str, scan: Image) -> None:
         if self.channels is not None and len(scan.array) != self.channels:
@@ -136,27 +160,30 @@ class CasePreparation:
             raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit expects 0 to 255")
 
     def _read_mask(self, path: str, scan: Image, image: str) -> Image:
-        """The mask as class indices. Raises ConfigError if it does not fit its image."""
-        mask = read_image(path, mask=True)
-        if mask.array.shape != (1, *scan.space):
+        """The mask with its values, or its colours. Raises ConfigError if it does not fit its image."""
+        mask = read_image(path, mask=True, colours=self.colours is not None)
+        if mask.array.shape != (3 if self.colours else 1, *scan.space):
             raise ConfigError(
                 f"{path}: has the shape {mask.array.shape}, but its image {image} has {scan.array.shape}; "
                 "a mask needs one channel and the size of its image"
             )
-        if not np.allclose(mask.affine, scan.affine, atol=0.1):
-            raise ConfigError(f"{path}: its position differs from that of its image {image}; resample it to the image")
-        return Image(self._class_indices(path, mask.array), mask.affine)
+        if difference := position_problem(scan, mask):
+            raise ConfigError(
+                f"{path}: its position differs from that of its image {image} {difference}; resample it to the image"
+            )
+        return mask
 
-    def _class_indices(self, path: str, mask: Array) -> Array:
-        """The class index of each voxel. Raises UnknownMaskValues for values that are not a class."""
-        classes = self.classes or {}
-        unknown = np.setdiff1d(mask, list(classes.values()))
-        if len(unknown):
-            raise UnknownMaskValues(path, unknown.tolist(), classes)
-        indices = np.zeros(mask.shape, np.float32)
-        for index, value in enumerate(classes.values()):
-            indices[mask == value] = index
-        return indices
+    def _class_indices(self, path: str, mask: Array) -> tuple[Array, int]:
+        """The result of `class_indices`, by value or by colour. Raises ConfigError for what is not a class."""
+        if self.colours is None:
+            return class_indices(path, mask, self.classes or {}, self.ignore)
+        try:
+            return classes_from_colours(mask, self.colours), 0
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def _is_foreground(self, labels: Array) -> Any:
+        return (labels > 0) & ((labels != IGNORED) | (self.ignore is None))
 
     def _to_examples(self, array: Array) -> Array:
         """(C, *space) as examples (n, C, *space): one, or the axial slices."""

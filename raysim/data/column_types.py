@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import pandas as pd
 
-MISSING_MARKERS = ("?", "NA", "N/A", "nan", "NaN", "null", "-")
+MISSING_MARKERS = ("", "?", "na", "n/a", "#n/a", "#na", "<na>", "nan", "null", "none", "-")  # in lower case
+
+
+def is_missing_marker(cells: pd.Series) -> pd.Series:
+    """Whether each cell is a marker for a missing value, in upper or lower case; false for NA."""
+    return cells.astype("string").str.strip().str.casefold().isin(MISSING_MARKERS)
 
 
 def mask_missing(cells: pd.Series) -> pd.Series:
     """The cells with NA instead of markers for a missing value."""
-    return cells.mask(cells.isin(MISSING_MARKERS))
+    return cells.mask(is_missing_marker(cells))
+
+
+def mask_missing_categories(cells: pd.Series) -> pd.Series:
+    """Like `mask_missing`, but `None` remains, because it may be a category."""
+    return cells.mask(is_missing_marker(cells) & (cells.astype("string").str.casefold() != "none").fillna(True))
 
 
 def to_numbers(cells: pd.Series) -> pd.Series:
@@ -26,7 +36,7 @@ def non_numeric_values(cells: pd.Series) -> list[str]:
 
 def to_categories(cells: pd.Series) -> pd.Series:
     """The cells as category names, NA for a missing cell; `1`, `1.0` and `1.00` are one category."""
-    return mask_missing(cells).astype("string").str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+    return mask_missing_categories(cells).astype("string").str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
 
 
 def sort_naturally(values: pd.Series) -> list[str]:

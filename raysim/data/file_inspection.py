@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from raysim.core.errors import ConfigError
-from raysim.data.image_formats import MAX_VOXELS, Image, decode_image, is_volume
+from raysim.data.image_formats import Image, is_volume
+from raysim.data.image_reader import load_image, position_problem
+from raysim.data.mask_colours import palette_entries
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_LABEL_VALUES = 32  # the values of a mask or a column with more distinct values are not classes
-MAX_FILE_BYTES = 8 * MAX_VOXELS  # uncompressed: MAX_VOXELS as float64
 PERCENTILE_SAMPLE = 1_000_000  # voxels from which percentiles are computed
 
 
@@ -36,11 +36,17 @@ class ImageStatistics:
 
 @dataclass(frozen=True)
 class CaseInspection:
-    """The result of reading one case; `counts` has the number of pixels of each label value."""
+    """The result of reading one case.
+
+    `counts` has the number of pixels of each label value, `entries` the `palette_entries` of a picture's mask, and
+    `notes` the file and a phrase for each decision of the reader.
+    """
 
     statistics: ImageStatistics | None = None
     counts: dict[float, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    entries: Array | None = None
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def inspect_case(image: str | None, label: str | None) -> CaseInspection:
@@ -52,7 +58,9 @@ def inspect_case(image: str | None, label: str | None) -> CaseInspection:
         problems += [f"{problem}: {image}, {label}" for problem in _geometry_problems(scan, mask)]
     counts = _count_values(mask.array, f"label {label}", problems) if mask else {}
     statistics = _compute_statistics(scan, is_volume(str(image))) if scan else None
-    return CaseInspection(statistics, counts, tuple(problems))
+    entries = palette_entries(mask.array, mask.palette) if counts and mask and not is_volume(str(label)) else None
+    notes = tuple((str(path), note) for path, read in ((image, scan), (label, mask)) if read for note in read.notes)
+    return CaseInspection(statistics, counts, tuple(problems), entries, notes)
 
 
 def _geometry_problems(scan: Image, mask: Image) -> list[str]:
@@ -60,9 +68,8 @@ def _geometry_problems(scan: Image, mask: Image) -> list[str]:
     if scan.space != mask.space:
         shapes = " and ".join(" x ".join(map(str, image.space)) for image in (scan, mask))
         return [f"image and label differ in shape, {shapes}"]
-    if np.allclose(scan.affine, mask.affine, atol=0.1):
-        return []
-    return ["image and label differ in position"]
+    difference = position_problem(scan, mask)
+    return [] if difference is None else [f"image and label differ in position {difference}"]
 
 
 def _count_values(mask: Array, name: str, problems: list[str]) -> dict[float, int]:
@@ -85,27 +92,16 @@ def _read_or_report(path: str | None, role: str, problems: list[str]) -> Image |
     if path is None:
         return None
     try:
-        image = _read(path, mask=role == "label")
+        image = load_image(path, mask=role == "label")
     except FileNotFoundError:
         problems.append(f"{role} {path} does not exist")
         return None
     except ConfigError as reason:
         problems.append(f"{role} {path} {reason}")
         return None
-    except Exception as reason:  # noqa: BLE001 - a damaged file may raise any error; the other files are still read
-        problems.append(f"{role} {path} cannot be read: {type(reason).__name__}: {reason}")
-        return None
     if not np.isfinite(image.array).all():
         problems.append(f"{role} {path} contains NaN or infinity")
     return image
-
-
-def _read(path: str, mask: bool) -> Image:
-    with fsspec.open(path, "rb", compression="infer") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"has more than {MAX_FILE_BYTES:,} bytes when decompressed, which is the limit")
-    return decode_image(content, is_volume(path), mask)
 
 
 def _compute_statistics(image: Image, volume: bool) -> ImageStatistics:

@@ -19,8 +19,8 @@ def absolute_path(path: str | None) -> str | None:
     Raises ConfigError for a URL with a password or a key, because paths are written to files that users share.
     """
     if path and contains_secret(path):
-        cure = "put it into the configuration of the store, on every node"
-        raise ConfigError(f"a URL must not contain a password or a key; {cure}")
+        cure = "store it in the configuration of the storage library (such as ~/.aws/credentials) on every node"
+        raise ConfigError(f"a URL must not contain a password or a key; remove it from the URL, and {cure}")
     return join_path(os.getcwd(), os.path.expanduser(path)) if path else path
 
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from raysim.core.errors import ConfigError
 from raysim.data.file_paths import missing_files
+from raysim.data.file_roles import CHANNEL_ADVICE, channel_case, role_problems
 from raysim.data.image_formats import IMAGE_SUFFIX
 
 LAYOUT_HELP = """raysim supports three layouts:
-  SITE/images/* with SITE/masks/* or SITE/labels/*, or these folders at the top for a single site;
+  SITE/images/* with SITE/masks/*, or these folders at the top for a single site; also named image, imgs or img,
+  and mask, labels, label, gt, annotations, annotation, seg, segmentation or groundtruth;
   imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon, with or without its dataset.json;
   SITE/CLASS/* or CLASS/*, a folder of images for each class"""
-FOLDER_PAIRS = (("images", "masks"), ("images", "labels"), ("imagestr", "labelstr"))
+IMAGE_FOLDERS = {"images", "image", "imgs", "img", "imagestr"}
+MASK_FOLDERS = {
+    *("masks", "mask", "labels", "label", "labelstr", "gt", "gts", "annotations", "annotation"),
+    *("seg", "segs", "segmentation", "segmentations", "groundtruth", "ground_truth"),
+}
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -35,7 +42,9 @@ def find_decathlon_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
     if not file.is_file():
         return []
     try:
-        cases = _parse_dataset_json(root, _read_json(file))
+        content = _read_json(file)
+        _reject_channels(file, content)
+        cases = _parse_dataset_json(root, content)
     except (OSError, ValueError) as reason:
         notes.append(f"{file} is ignored: {reason}")
         return []
@@ -46,6 +55,14 @@ def find_decathlon_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
             "add them, or remove dataset.json to read the folders without it"
         )
     return cases
+
+
+def _reject_channels(file: Path, content: object) -> None:
+    """Raises ConfigError for a data set of nnU-Net with several channels, which has a file for each channel."""
+    names = content.get("channel_names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and len(names) > 1:
+        listed = ", ".join(map(str, names.values()))
+        raise ConfigError(f"{file}: each case has {len(names)} files, one for each of {listed}. {CHANNEL_ADVICE}")
 
 
 def _read_json(file: Path) -> object:
@@ -104,12 +121,19 @@ def find_masked_images(root: Path, notes: list[str]) -> list[ScannedCase]:
     ]
 
 
+def reject_shared_files(cases: Iterable[ScannedCase]) -> None:
+    """Raises ConfigError for a file with two roles, and for several files of one case."""
+    pairs = [(str(case.image), str(case.label) if isinstance(case.label, Path) else None) for case in cases]
+    for problem in role_problems(pairs):
+        raise ConfigError(problem)
+
+
 def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
     """The images in a folder per class; the label is the index of the class in the sorted names of all classes."""
     root_folders = _images_by_class(root)
     sites = {root: root_folders} if root_folders else {site: _images_by_class(site) for site in _subfolders(root)}
     names = sorted({name for found in sites.values() for name in found})
-    if len(names) < 2 or "images" in names:
+    if len(names) < 2 or {name.lower() for name in names} & (IMAGE_FOLDERS | MASK_FOLDERS):
         return []
     _reject_split_folders(root, names)
     _reject_split_folders(root, [site.name for site in sites])
@@ -168,13 +192,13 @@ def _images_by_class(folder: Path) -> dict[str, list[Path]]:
 def _image_and_mask_folders(site: Path) -> tuple[list[Path], list[Path]]:
     """The folders of images and of masks of a site."""
     folders = {path.name.lower(): path for path in _subfolders(site)}
-    present = [pair for pair in FOLDER_PAIRS if folders.keys() >= set(pair)]
-    if len(present) > 1:
-        names = sorted({name for pair in present for name in pair})
-        raise ConfigError(f"{site} has the folders {', '.join(names)}; keep one of images and one of labels")
-    images, masks = present[0] if present else ("images", "masks")
-    inputs = [folders[name] for name in (images, "imagests") if name in folders]
-    return inputs, [folders[masks]] if present else []
+    images, masks = (sorted(folders.keys() & known) for known in (IMAGE_FOLDERS, MASK_FOLDERS))
+    if images and masks and len(images) + len(masks) > 2:
+        raise ConfigError(
+            f"{site} has the folders {', '.join([*images, *masks])}; keep one of images and one of labels"
+        )
+    inputs = [folders[name] for name in (*images, "imagests") if name in folders]
+    return inputs, [folders[name] for name in masks] if images else []
 
 
 def _match_masks(images: list[Path], masks: list[Path], notes: list[str]) -> dict[Path, Path | None]:
@@ -197,6 +221,7 @@ def _match_masks(images: list[Path], masks: list[Path], notes: list[str]) -> dic
             raise ConfigError(f"{image_of_stem[name]} has several masks, {closest.name} and {mask.name}; keep one")
         else:
             found[image_of_stem[name]] = mask
+    _reject_channel_files(images, unmatched)
     if masks and images and not any(found.values()):
         raise ConfigError(
             f"no mask has the name of an image: for example, {masks[0]} does not match {images[0].name}; rename them"
@@ -204,6 +229,17 @@ def _match_masks(images: list[Path], masks: list[Path], notes: list[str]) -> dic
     if unmatched:
         notes.append(f"masks without an image, left out: {len(unmatched)}, such as {unmatched[0]}")
     return found
+
+
+def _reject_channel_files(images: Sequence[Path], unmatched: Sequence[Path]) -> None:
+    """Raises ConfigError if a mask without an image has the name of a case that has several images."""
+    files: dict[str, list[Path]] = {}
+    for image in images:
+        if (case := channel_case(str(image))) is not None:
+            files.setdefault(os.path.basename(case), []).append(image)
+    for mask in unmatched:
+        if len(found := files.get(_stem(mask), [])) > 1:
+            raise ConfigError(f"several files for one case: {found[0]} and {found[1]} of {mask}. {CHANNEL_ADVICE}")
 
 
 def _stem(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Reads one image from a local path or a URL, as float32, for training."""
+"""Reads one image from a local path or a URL, for training and for `raysim data describe`."""
 
 from __future__ import annotations
 
@@ -6,28 +6,71 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import fsspec.core
 import numpy as np
 
 from raysim.core.errors import ConfigError
-from raysim.data.image_formats import Image, decode_image, is_volume
+from raysim.data.image_formats import Image, decode_image, grid_distance, is_volume, voxels_text
+from raysim.data.mask_colours import check_palette, round_labels
+
+MAX_EXACT = 2**24  # larger whole numbers are rounded as float32
+POSITION_TOLERANCE = 0.1  # voxels between the corners of an image and of its mask
 
 
-def read_image(path: str, mask: bool = False) -> Image:
-    """The image with its stored values as float32, all finite. Raises ConfigError naming the file."""
+class NotFiniteError(ConfigError):
+    """An image has values that are NaN or infinite."""
+
+
+def read_image(path: str, mask: bool = False, colours: bool = False) -> Image:
+    """The image with its stored values as float32, all finite. Raises ConfigError naming the file.
+
+    A mask is (1, *space) with its values, or (3, height, width) with its colours.
+    """
     try:
-        with _local_copy(path) as file:
-            decoded = decode_image(file, is_volume(path), mask)
-            # A volume keeps the memory order of its file: the rounding of sums over voxels depends on it.
-            image = Image(decoded.array.astype(np.float32, order="K" if is_volume(path) else "C"), decoded.affine)
+        image = load_image(path, mask, colours)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: does not exist") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:  # nibabel and Pillow raise errors of many types for a damaged file
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
     if not np.isfinite(image.array).all():
-        raise ConfigError(f"{path}: has values that are NaN or infinite; replace them with numbers in the file")
+        raise NotFiniteError(f"{path}: has values that are NaN or infinite; replace them with numbers in the file")
     return image
+
+
+def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
+    """As `read_image`, with values that may be NaN or infinite. Raises ConfigError without the name of the file.
+
+    Raises FileNotFoundError if there is no file.
+    """
+    try:
+        with _local_copy(path) as file:
+            image = decode_image(file, mask, colours)
+    except (ConfigError, FileNotFoundError):
+        raise
+    except Exception as error:  # the decoders raise errors of many types for a damaged file
+        raise ConfigError(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if mask:
+        check_palette(image.palette)
+        _check_exact(image)
+    # A volume keeps the memory order of its file: the rounding of sums over voxels depends on it.
+    with np.errstate(over="ignore"):  # infinite values are refused
+        array = image.array.astype(np.float32, order="K" if is_volume(path) else "C")
+    return replace(image, array=round_labels(array) if mask else array)
+
+
+def position_problem(image: Image, mask: Image) -> str | None:
+    """How far the mask is from its image, if this is more than POSITION_TOLERANCE; None for the same place."""
+    if (distance := grid_distance(image, mask)) <= POSITION_TOLERANCE:
+        return None
+    return f"by up to {voxels_text(distance)} at the corners; at most {POSITION_TOLERANCE:g} is the same place"
+
+
+def _check_exact(mask: Image) -> None:
+    largest = float(np.abs(mask.array).max(initial=0))
+    if np.isfinite(largest) and largest > MAX_EXACT:
+        raise ConfigError(f"has the label value {largest:.0f}; label values are supported up to {MAX_EXACT}")
 
 
 @contextmanager

@@ -18,8 +18,11 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.cache import cache_key, fingerprint, load_or_create
 from raysim.data.case_preparation import Case, CasePreparation
-from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems
+from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems, summarize_notes
 from raysim.data.file_paths import parent_folder
+from raysim.data.image_reader import read_image
+from raysim.data.mask_colours import palette_conflicts
+from raysim.data.mask_values import UnknownMaskValues
 from raysim.data.scanner_shift import ScannerShift, make_scanner
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,7 +64,10 @@ class ImageSites:
         return list(dict.fromkeys(map(parent_folder, files))), [str(self.cache_folder)]
 
     def arrays(self, site: str, on_case_done: Callable[[], None] = lambda: None) -> dict[str, Array]:
-        """`<split>.<field>` of each split, `lost` and `erased` of each row.
+        """`<split>.<field>` of each split, and of each row `lost`, `erased`, `foreground`, `notes` and `voxels`.
+
+        `voxels`, with masks, is (rows, 256), the number of voxels with each class index. `palettes`, of all rows, is
+        (n, 6): the number of the row, and an entry of `palette_entries`.
 
         `on_case_done` is called after each case that is prepared, not for those in the cache.
         """
@@ -77,8 +83,14 @@ class ImageSites:
                 else:
                     problems.append(case)
         raise_problems(problems or list(_shape_problems(rows, cases)))
-        arrays = {name: np.array([getattr(case, name) for case in cases]) for name in ("lost", "erased")}
+        each = ("lost", "erased", "foreground", "notes")
+        arrays = {name: np.array([getattr(case, name) for case in cases]) for name in each}
+        arrays["palettes"] = np.concatenate(
+            [np.insert(case.palette, 0, number, axis=1) for number, case in enumerate(cases)]
+        )
         has_masks = self.preparation.classes is not None
+        if has_masks:
+            arrays["voxels"] = np.stack([_count_voxels(case.labels) for case in cases])
         for split in SPLITS:
             split_cases = [case for row, case in zip(rows, cases, strict=True) if row.split == split]
             fields = _concatenate_cases(split_cases, cases[0], has_masks)
@@ -150,9 +162,66 @@ def prepare_images(sites: ImageSites, progress: ProgressCallback | None = None) 
             problems += error.problems
         for _ in rows[done - before :]:  # cases from the cache
             count_case()
-    raise_problems(problems)
+    problems = problems or list(_palette_problems(sites, arrays))
+    unknown_values = any(isinstance(problem, UnknownMaskValues) for problem in problems)
+    raise_problems(problems, read_mask_values(sites) if unknown_values else ())
+    _check_foreground(sites, arrays)
+    _warn_about_notes(sites, arrays)
     _warn_about_erased_labels(sites, arrays)
     return arrays
+
+
+def read_mask_values(sites: ImageSites) -> list[float]:
+    """All values in the masks that can be read, sorted."""
+    masks = [row.label for rows in sites.rows.values() for row in rows if isinstance(row.label, str)]
+
+    def values(mask: str) -> list[float]:
+        try:
+            found: list[float] = np.unique(read_image(mask, mask=True).array).tolist()
+        except ConfigError:
+            return []
+        return found
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sorted({value for found in pool.map(values, masks) for value in found})
+
+
+def _check_foreground(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
+    """Raises ConfigError if the class without a value has another value in some masks than in others."""
+    files: dict[int, ConfigError | str] = {}
+    classes = sites.preparation.classes or {}
+    for site, fields in arrays.items():
+        for row, value in zip(sites.rows[site], fields["foreground"].tolist(), strict=True):
+            if value:
+                files.setdefault(value, UnknownMaskValues(str(row.label), [value], classes))
+    if len(files) > 1:
+        raise_problems([files[value] for value in sorted(files)], read_mask_values(sites))
+
+
+def _count_voxels(labels: Array | None) -> Array:
+    return np.bincount(labels.ravel() if labels is not None else [], minlength=256).astype(np.int64)
+
+
+def _palette_problems(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> Iterator[str]:
+    """A line for the first mask of any site whose palette contradicts that of another mask."""
+    entries = {
+        str(row.label): palettes[palettes[:, 0] == number, 1:]
+        for site in arrays
+        for palettes in [np.asarray(arrays[site]["palettes"])]
+        for number, row in enumerate(sites.rows[site])
+    }
+    return palette_conflicts(entries)
+
+
+def _warn_about_notes(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
+    notes = [
+        (row.image, note)
+        for site in arrays
+        for row, notes in zip(sites.rows[site], arrays[site]["notes"], strict=True)
+        for note in str(notes).splitlines()
+    ]
+    for line in summarize_notes(notes):
+        warnings.warn(line, stacklevel=3)
 
 
 def _warn_about_erased_labels(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:

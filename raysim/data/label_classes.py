@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import pandas as pd
@@ -14,6 +16,7 @@ from raysim.core.formatting import MAX_NAMED, join_names, pluralize
 from raysim.core.suggestions import did_you_mean
 from raysim.data.column_types import sort_naturally
 from raysim.data.file_inspection import MAX_LABEL_VALUES
+from raysim.data.near_equal import near_equal_names
 
 ClassName = StrictInt | str  # strict: YAML's yes and no are booleans, which would be converted to 1 and 0
 ClassSpec = dict[str, ClassName] | tuple[ClassName, ...]
@@ -44,10 +47,25 @@ def resolve_classes(table: pd.DataFrame, spec: ClassSpec | None, path: str) -> d
     return names
 
 
+def label_values(spec: ClassSpec | None) -> list[str]:
+    """All names and values of the classes in `spec`."""
+    if isinstance(spec, Mapping):
+        return [str(part) for pair in spec.items() for part in pair]
+    return [str(name) for name in spec or ()]
+
+
 def encode_labels(table: pd.DataFrame, classes: Mapping[str, str]) -> pd.DataFrame:
     """The table with the class index as `label`, NA for a missing label; `classes` as from `resolve_classes`."""
     index = {value: number for number, value in enumerate(classes)}
     return table.assign(label=table["label"].map(index, na_action="ignore").astype("Int64"))
+
+
+def class_counts(table: pd.DataFrame, names: Sequence[str]) -> str:
+    """`classes: healthy 12, ill 3`: the labelled rows of each class; `table` as from `encode_labels`."""
+    counts = table["label"].value_counts()
+    shown = [f"{name} {int(counts.get(index, 0))}" for index, name in enumerate(names)]
+    more = f" and {len(shown) - MAX_LABEL_VALUES} more" if len(shown) > MAX_LABEL_VALUES else ""
+    return f"classes: {', '.join(shown[:MAX_LABEL_VALUES])}{more} (labelled cases)"
 
 
 def class_names(table: pd.DataFrame, values: pd.Series) -> pd.Series:
@@ -65,8 +83,21 @@ def _classes_from_labels(table: pd.DataFrame, labels: pd.Series, path: str) -> d
             f"table {path}: its labels have {len(values)} different values ({join_names(values)}), so they seem to be "
             "measurements or files, not classes; if they are classes, list all of them in task.data.classes"
         )
+    _check_near_equal(labels, path)
     names = dict(zip(labels, class_names(table, labels), strict=True))
     return {value: str(names[value]) for value in values}
+
+
+def _check_near_equal(labels: pd.Series, path: str) -> None:
+    """Raises ConfigError for labels that are probably one class in two spellings, such as `1` and `01`."""
+    counts, values = labels.value_counts(), sort_naturally(labels)
+    for group in near_equal_names(values):
+        found = " and ".join(f"{value!r} in {pluralize(int(counts[value]), 'row')}" for value in group)
+        listed = shlex.quote(f"task.data.classes={json.dumps(values, ensure_ascii=False)}")
+        raise ConfigError(
+            f"table {path}: labels that seem to be one class: {found}; write each class in one way. "
+            f"If all of them are classes, list them: {listed}"
+        )
 
 
 def _classes_from_spec(spec: ClassSpec, labels: pd.Series) -> dict[str, str]:

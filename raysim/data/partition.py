@@ -15,7 +15,8 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names, pluralize
 from raysim.core.seeding import numpy_generator
 from raysim.core.suggestions import did_you_mean
-from raysim.data.table import PATIENT_COLUMNS, SPLITS, site_name_problems, sort_rows
+from raysim.data.patient_columns import patient_columns
+from raysim.data.table import SPLITS, site_name_problems, sort_rows
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -42,8 +43,8 @@ class Partition:
 def partition(table: pd.DataFrame, spec: Partition, seed: int) -> pd.DataFrame:
     """The table with new sites, sorted: `site-01`, ... or the values of the column `by`.
 
-    'iid' and 'dirichlet' partition each split separately, keep the rows of a patient (the first of the columns
-    patient, subject, case, group) at one site, and give every site a training row. 'dirichlet' draws the shares
+    'iid' and 'dirichlet' partition each split separately, keep the rows of a patient (the first column
+    of `patient_columns`) at one site, and give every site a training row. 'dirichlet' draws the shares
     p ~ Dir(alpha) of the sites for each class, or once if `by` is not given; they apply to every split (Hsu et al.,
     2019, https://arxiv.org/abs/1909.06335). Raises ConfigError if `spec` does not fit the table.
     """
@@ -150,7 +151,7 @@ def _spec_problems(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[
 
 
 def _patient_column(table: pd.DataFrame) -> str | None:
-    return next((name for name in PATIENT_COLUMNS if name in table), None)
+    return next(iter(patient_columns(map(str, table.columns))), None)
 
 
 def _patient_groups(table: pd.DataFrame) -> pd.Series[str]:

@@ -11,17 +11,33 @@ import pandas as pd
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names, pluralize
-from raysim.data.folder_layouts import LAYOUT_HELP, find_class_folders, find_decathlon_cases, find_masked_images
+from raysim.data.folder_layouts import (
+    LAYOUT_HELP,
+    ScannedCase,
+    find_class_folders,
+    find_decathlon_cases,
+    find_masked_images,
+    reject_shared_files,
+)
+from raysim.data.near_equal import near_equal_sites_warning
 from raysim.data.partition import assign_splits
+from raysim.data.patient_names import numbered_series, patients_of_images
 from raysim.data.table import site_name_problems, sort_rows
 
+# The folder layouts, in the order in which they are tried: their task, and the function that finds their cases.
+LAYOUTS = {
+    "dataset.json of the Medical Segmentation Decathlon": ("segmentation", find_decathlon_cases),
+    "folders of images and of masks": ("segmentation", find_masked_images),
+    "a folder of images for each class": ("classification", find_class_folders),
+}
 FRACTIONS = (0.7, 0.1, 0.2)  # of train, val and test
 
 
 def scan(
     folder: str, fractions: Sequence[float] = FRACTIONS, seed: int = 0, *, group: str | None = None
 ) -> pd.DataFrame:
-    """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files.
+    """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files;
+    `layout` and `task` are what was recognised.
 
     The labelled images of each site are assigned to train, val and test at random, by `fractions`. `group` is a
     regular expression: its first capture in the path of an image is the patient, and all images of a patient get the
@@ -69,9 +85,33 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
     if seed < 0:
         raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; omit --seed for 0")
     notes: list[str] = []
-    cases = find_decathlon_cases(root, notes) or find_masked_images(root, notes) or find_class_folders(root, notes)
-    if not cases:
-        raise ConfigError("; ".join([*notes, f"{root} has no images in a supported layout", LAYOUT_HELP]))
+    layout, task, cases = _find_cases(root, notes)
+    table = _table_of_cases(cases, base)
+    for problem in site_name_problems(table["site"].unique()):
+        raise ConfigError(f"{root}: {problem}")
+    images = [str(_relative_path(case.image, root)) for case in cases]
+    if group is not None:
+        table["group"] = _capture_patients(images, group)
+    else:
+        table = _group_by_name(table, images, notes)
+    if warning := near_equal_sites_warning(table["site"].unique()):
+        notes.append(warning)
+    table = _draw_splits(table, fractions, seed, notes)
+    table.attrs |= {"notes": notes, "layout": layout, "task": task}
+    return table
+
+
+def _find_cases(root: Path, notes: list[str]) -> tuple[str, str, list[ScannedCase]]:
+    """The layout of `root`, its task and its cases. Raises ConfigError for a folder without cases."""
+    for layout, (task, find_cases) in LAYOUTS.items():
+        if cases := find_cases(root, notes):
+            reject_shared_files(cases)
+            return layout, task, cases
+    raise ConfigError("; ".join([*notes, f"{root} has no images in a supported layout", LAYOUT_HELP]))
+
+
+def _table_of_cases(cases: Sequence[ScannedCase], base: Path) -> pd.DataFrame:
+    """The table of unassigned cases, with paths relative to `base`."""
     table = pd.DataFrame(
         {
             "site": [case.site for case in cases],
@@ -81,14 +121,26 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
         },
         dtype="string",
     )
-    for problem in site_name_problems(table["site"].unique()):
-        raise ConfigError(f"{root}: {problem}")
     if any(case.class_name for case in cases):
         table["class"] = [case.class_name for case in cases]
-    if group is not None:
-        table["group"] = _capture_patients([str(_relative_path(case.image, root)) for case in cases], group)
-    table = _draw_splits(table, fractions, seed, notes)
-    table.attrs["notes"] = notes
+    return table
+
+
+def _group_by_name(table: pd.DataFrame, images: Sequence[str], notes: list[str]) -> pd.DataFrame:
+    """The table with a column `patient` if names of images have patients; else a note if they may have."""
+    patients = patients_of_images(images)
+    if patients is not None:
+        first = next(index for index, patient in enumerate(patients) if patient is not None)
+        notes.append(
+            f"images of a patient, by their names, are in one split: {patients[first]} for {images[first]}; "
+            "use --group REGEX for another rule, --group '(.+)' for none"
+        )
+        return table.assign(patient=pd.Series(patients, table.index, dtype="string"))
+    if numbered := numbered_series(images):
+        notes.append(
+            f"no patients were found in the names of images; if images such as {numbered} have others of the same "
+            "patient, use --group REGEX, which keeps them in one split"
+        )
     return table
 
 

@@ -9,12 +9,16 @@ from dataclasses import fields
 import pandas as pd
 
 from raysim.data.column_types import non_numeric_values, to_numbers
+from raysim.data.data_errors import channels_cure, summarize_notes
 from raysim.data.dataset_summary import DatasetKind, DatasetSummary
 from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics, inspect_case
 from raysim.data.label_classes import class_names
+from raysim.data.mask_colours import palette_conflicts
+from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
 from raysim.data.partition import patient_leak_warning
+from raysim.data.patient_columns import patient_columns
 from raysim.data.summary_tables import format_value
-from raysim.data.table import PATIENT_COLUMNS, labels_are_files, sort_rows
+from raysim.data.table import labels_are_files, sort_rows
 
 READER_THREADS = 8
 
@@ -39,8 +43,11 @@ def summarize(table: pd.DataFrame) -> DatasetSummary:
     features = _feature_statistics(table if kind == "tabular" else table[["site"]])
     problems = (
         *_table_problems(cases),
-        *filter(None, [patient_leak_warning(table)]),
+        *filter(None, [patient_leak_warning(table), near_equal_sites_warning(table["site"].unique())]),
+        *_near_equal_labels(table["label"] if kind in ("classification", "tabular") else table["label"][:0]),
         *(problem for inspection in inspections for problem in inspection.problems),
+        *_palette_problems(table, inspections),
+        *summarize_notes(note for inspection in inspections for note in inspection.notes),
         *_site_problems(labels, features),
     )
     return DatasetSummary(kind, cases, labels, features, problems)
@@ -62,6 +69,14 @@ def _inspect_cases(table: pd.DataFrame, kind: DatasetKind) -> list[CaseInspectio
     masks = [None if pd.isna(path) or kind != "segmentation" else str(path) for path in table["label"]]
     with ThreadPoolExecutor(READER_THREADS) as pool:
         return list(pool.map(inspect_case, images, masks))
+
+
+def _palette_problems(table: pd.DataFrame, inspections: list[CaseInspection]) -> Iterator[str]:
+    """A line for the first mask whose palette contradicts that of another mask, as in a run."""
+    pairs = zip(table["label"], inspections, strict=True) if inspections else ()
+    return palette_conflicts(
+        {str(label): inspection.entries for label, inspection in pairs if inspection.entries is not None}
+    )
 
 
 def _mask_value_counts(table: pd.DataFrame, inspections: list[CaseInspection]) -> pd.DataFrame:
@@ -90,7 +105,9 @@ def _class_counts(table: pd.DataFrame) -> pd.DataFrame:
 def _feature_statistics(table: pd.DataFrame) -> pd.DataFrame:
     """The missing cells of each numeric column at each site, and the mean of the others."""
     found = []
-    for name in table.columns.difference(["site", "split", "label", *PATIENT_COLUMNS], sort=False):
+    for name in table.columns.difference(
+        ["site", "split", "label", *patient_columns(map(str, table.columns))], sort=False
+    ):
         values = to_numbers(table[name])
         if values.notna().any() and not non_numeric_values(table[name]):
             found += [
@@ -112,7 +129,12 @@ def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
         firsts = cases.dropna(subset="channels").groupby("channels")["image"].first()
         if len(firsts) > 1:
             found = ", ".join(f"{channels:.0f} in {image}" for channels, image in firsts.items())
-            yield f"images differ in their number of channels: {found}"
+            yield f"images differ in their number of channels: {found}; {channels_cure(map(int, firsts.index))}"
+
+
+def _near_equal_labels(labels: pd.Series) -> Iterator[str]:
+    for group in near_equal_names(map(str, labels.dropna().unique())):
+        yield f"labels that seem to be one class: {' and '.join(map(repr, group))}; write each class in one way"
 
 
 def _site_problems(labels: pd.DataFrame, features: pd.DataFrame) -> Iterator[str]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from io import BytesIO, StringIO
-from typing import IO
+from collections.abc import Collection, Iterable, Iterator
 
-import fsspec
 import pandas as pd
-import pyarrow.parquet as pq
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import MAX_NAMED, join_names
 from raysim.core.suggestions import did_you_mean
+from raysim.data.column_types import is_missing_marker
 from raysim.data.file_paths import join_path, missing_files, parent_folder
+from raysim.data.file_roles import role_problems
+from raysim.data.patient_columns import patient_columns
+from raysim.data.table_file import load_table
 
 COLUMNS = ("site", "split", "image", "label")
 SPLITS = (
@@ -26,11 +24,7 @@ SPLITS = (
     "test",
     "unlabelled",
 )  # as in raysim.core.contracts, which is not imported because it loads torch
-# The first of these columns that exists identifies the patient.
-PATIENT_COLUMNS = ("patient", "subject", "case", "group")
-RESERVED_COLUMNS = (*COLUMNS, *PATIENT_COLUMNS)
 PATH_PATTERN = re.compile(r"/|\.\w+$")  # with a folder or a file extension
-MAX_TABLE_BYTES = 1_000_000_000  # uncompressed: a small compressed file may expand to more than memory
 SITE_NAME_PATTERN = re.compile(r"\w[\w. -]*")  # a site name is used as a file name and in dotted keys
 
 
@@ -42,12 +36,14 @@ def read_table(
     needs_image: bool = True,
     check_files: bool = True,
     label_files: bool | None = None,
+    classes: Collection[str] = (),
 ) -> pd.DataFrame:
     """The rows of a CSV or Parquet table, sorted by (site, split, image) whatever their order in the file.
 
     Every cell is a string or NA, so that site `007` stays `007`. Images, and labels that are files, become absolute
     paths or full URLs; relative ones start at `root`, or at the table's folder. `label_files`: whether labels are
     files; with None, their spelling decides. A label that is a class is unchanged, and an unlabelled row has no label.
+    A label or a patient such as `NA` is a missing value, except for the labels in `classes`.
     A column that is not needed may be absent or have empty cells; an absent label column is added.
     Raises ConfigError, naming the table, for anything invalid.
     """
@@ -56,18 +52,21 @@ def read_table(
             "task.data.table is not set; use task.data.table=FILE, a CSV or Parquet table with a row for each case"
         )
     path = os.path.expanduser(path)
-    table = _load_table(path)
+    table = load_table(path)
     needed = ["site", "split", *["image"] * needs_image, *["label"] * needs_label]
     _raise_first(path, _column_problems(table, needed))
     _raise_first(path, _root_problems(root))
     base = os.path.expanduser(root) if root else parent_folder(path)
-    table = _normalize_cells(table)
+    written = table.get("label", pd.Series(dtype="string"))
+    table = _normalize_cells(table, classes)
     columns = ["image", *["label"] * (labels_are_files(table) if label_files is None else label_files)]
     files = [name for name in columns if name in table]
     table = _resolve_paths(table, files, base)
-    _raise_first(path, _row_problems(table, needed))
+    _raise_first(path, _row_problems(table, needed, written))
     if check_files:
         _raise_first(path, _file_problems(table, files, base))
+    if "label" in files:
+        _raise_first(path, role_problems(_file_pairs(table)))
     return sort_rows(table)
 
 
@@ -102,84 +101,13 @@ def _raise_first(path: str, problems: Iterator[str]) -> None:
         raise ConfigError(f"table {path}: {problem}")
 
 
-def _load_table(path: str) -> pd.DataFrame:
-    """The cells of the file as text, without blank rows; the index has the line numbers that an editor shows."""
-    try:
-        with fsspec.open(path, "rb") as file:
-            table = _parse_table(file, path)
-    except FileNotFoundError:
-        raise ConfigError(f"table {path} does not exist (working directory: {os.getcwd()}); check its path") from None
-    except IsADirectoryError:
-        raise ConfigError(f"table {path} is a folder; create its table with `raysim data scan {path}`") from None
-    except Exception as reason:
-        raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {reason}") from reason
-    # Blank rows are dropped only after numbering: the header is row 1, as in an editor.
-    table = table.set_axis(range(2, len(table) + 2)).dropna(how="all")
-    if table.empty:
-        raise ConfigError(f"table {path} has no rows; expected one row per case")
-    return table
-
-
-def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
-    name = path.partition("::")[0].lower()
-    if name.endswith((".parquet", ".pq")):
-        metadata = pq.ParquetFile(file).metadata
-        if metadata.num_rows * metadata.num_columns > MAX_TABLE_BYTES // 10:
-            raise ValueError(
-                f"it has {metadata.num_rows:,} rows and {metadata.num_columns} columns, which is too large; "
-                "expected one row per case"
-            )
-        table = pd.read_parquet(file).rename(columns=lambda column: str(column).strip())
-        _check_duplicate_columns(table.columns)
-        return table.reset_index(drop=True).apply(_to_text)
-    if not name.endswith(".csv"):
-        raise ValueError("its name must end in .csv, .parquet or .pq")
-    content = file.read(MAX_TABLE_BYTES + 1)
-    if len(content) > MAX_TABLE_BYTES:
-        raise ValueError(f"it has more than {MAX_TABLE_BYTES:,} bytes; expected one row per case, with names of files")
-    _check_duplicate_columns(_csv_header(content))
-    table = pd.read_csv(
-        BytesIO(content),
-        dtype="string",
-        keep_default_na=False,
-        na_values=[""],
-        encoding="utf-8-sig",
-        skip_blank_lines=False,
-        skipinitialspace=True,
-    )
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError("its rows have more cells than its header has names")
-    return table.rename(columns=str.strip)
-
-
-def _csv_header(content: bytes) -> list[str]:
-    """The column names as written: pandas renames a second `image` to `image.1`."""
-    lines = csv.reader(StringIO(content.decode("utf-8-sig")), skipinitialspace=True)
-    return [name.strip() for name in next(lines, [])]
-
-
-def _check_duplicate_columns(names: Iterable[str]) -> None:
-    for name, count in Counter(names).items():
-        if name and count > 1:
-            raise ValueError(f"its header has '{name}' {count} times; keep one column of that name")
-
-
-def _to_text(column: pd.Series) -> pd.Series:
-    # Many Parquet writers store integers with missing values as floats: 1.0 was the integer 1.
-    if pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all()):
-        column = column.astype("Int64")
-    return column.astype("string")
-
-
 def _column_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
     names = [str(name) for name in table.columns]
     absent = [name for name in needed if name not in names]
     if len(names) == 1 and re.search("[;\t]", names[0]):
         yield f"its cells must be separated by commas; the header is {names[0]!r}"
-    # Such columns would be ignored: labels would be missing, and patients would be split.
-    miscased = [
-        n for n in names if n not in RESERVED_COLUMNS and n.lower() in RESERVED_COLUMNS and n.lower() not in names
-    ]
+    # Such columns would be ignored: labels would be missing.
+    miscased = [n for n in names if n not in COLUMNS and n.lower() in COLUMNS and n.lower() not in names]
     if miscased:
         suggestions = _quote_names(name.lower() for name in miscased)
         yield f"its columns {_quote_names(miscased)} are not read (did you mean {suggestions}?); rename them"
@@ -190,23 +118,35 @@ def _column_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str
         )
 
 
-def _normalize_cells(table: pd.DataFrame) -> pd.DataFrame:
+def _normalize_cells(table: pd.DataFrame, classes: Collection[str]) -> pd.DataFrame:
     """The table with a label column, cells without surrounding blanks, and unlabelled rows without a label."""
     table = table if "label" in table else table.assign(label=pd.Series(pd.NA, table.index, dtype="string"))
-    for name in set(RESERVED_COLUMNS) & set(table.columns):
+    patients = patient_columns(map(str, table.columns))
+    for name in {*COLUMNS, *patients} & set(table.columns):
         cells = table[name].str.strip()
-        table = table.assign(**{name: cells.mask(cells == "")})
+        is_missing = is_missing_marker(cells) & ~cells.isin(classes) if name in ("label", *patients) else cells == ""
+        table = table.assign(**{name: cells.mask(is_missing.fillna(False))})
     labels = table["label"].str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     return table.assign(label=labels.mask((table["split"] == "unlabelled").fillna(False)))
 
 
-def _row_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
+def _file_pairs(table: pd.DataFrame) -> list[tuple[str, str | None]]:
+    pairs = table[["image", "label"]].dropna(subset="image").itertuples(index=False)
+    return [(str(image), None if pd.isna(label) else str(label)) for image, label in pairs]
+
+
+def _row_problems(table: pd.DataFrame, needed: Iterable[str], written: pd.Series) -> Iterator[str]:
+    """`written` are the labels as in the file."""
     empty = table.isna()
     empty["label"] &= table["split"] != "unlabelled"
     for name in needed:
         if empty[name].any():
             exception = " unless its split is 'unlabelled'" if name == "label" else ""
-            yield f"empty {name} cells in {_format_rows(empty[name])}; every row needs a value for {name}{exception}"
+            markers = _marker_advice(written[empty[name]]) if name == "label" else ""
+            yield (
+                f"empty {name} cells in {_format_rows(empty[name])}; "
+                f"every row needs a value for {name}{exception}{markers}"
+            )
     for split in table["split"][~table["split"].isin(SPLITS)]:
         rows = _format_rows(table["split"] == split)
         suggestion = did_you_mean(split, SPLITS)
@@ -214,6 +154,14 @@ def _row_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str]:
     yield from site_name_problems(table["site"].unique())
     if "image" in table:
         yield from _duplicate_image_problems(table["image"])
+
+
+def _marker_advice(labels: pd.Series) -> str:
+    """The end of the message for empty labels if some are written as a marker for a missing value."""
+    markers = sorted({str(label).strip() for label in labels.dropna()} - {""})
+    if not markers:
+        return ""
+    return f". {_quote_names(markers)} marks a missing value; if it is a class, list all classes in task.data.classes"
 
 
 def _duplicate_image_problems(images: pd.Series) -> Iterator[str]:
@@ -253,6 +201,11 @@ def _file_problems(table: pd.DataFrame, files: Iterable[str], base: str) -> Iter
         yield (
             f"labels that are not files: {join_names(classes)}. In segmentation a label is the path of a mask; "
             "if the labels are classes, use task=classification"
+        )
+    if backslashes := [path for path in absent if "\\" in path]:
+        yield (
+            f"files that do not exist: {join_names(backslashes)}. Their names have backslashes: write folders with /, "
+            "as in images/a.png"
         )
     if absent:
         yield (

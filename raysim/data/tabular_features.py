@@ -13,7 +13,15 @@ import pandas as pd
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names, pluralize
 from raysim.core.suggestions import did_you_mean
-from raysim.data.column_types import mask_missing, non_numeric_values, sort_naturally, to_categories, to_numbers
+from raysim.data.column_types import (
+    mask_missing,
+    mask_missing_categories,
+    non_numeric_values,
+    sort_naturally,
+    to_categories,
+    to_numbers,
+)
+from raysim.data.near_equal import near_equal_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_CATEGORIES = 256  # of one column
@@ -46,7 +54,12 @@ class Features:
         """The one-hot encoded categories and the indicators, (N, categories + indicators) float64."""
         cells = {name: to_categories(table[name]) for name in self.categories}
         one_hot = [(cells[name] == value).fillna(False) for name, values in self.categories.items() for value in values]
-        return _stack_columns([*one_hot, *(mask_missing(table[name]).isna() for name in self.indicators)], len(table))
+        missing = (_is_missing(table[name], name in self.categories) for name in self.indicators)
+        return _stack_columns([*one_hot, *missing], len(table))
+
+
+def _is_missing(cells: pd.Series, categorical: bool) -> pd.Series:
+    return (mask_missing_categories(cells) if categorical else mask_missing(cells)).isna()
 
 
 def _stack_columns(columns: Sequence[pd.Series], rows: int) -> Array:
@@ -112,7 +125,11 @@ class FeatureSelection:
         for problem in self._problems(table, numeric, table[is_training]):
             raise ConfigError(f"table {path}: {problem}")
         training_cells = {name: table[name][is_training] for name in (*numeric, *self.categorical)}
-        incomplete = [name for name, cells in training_cells.items() if mask_missing(cells).isna().any()]
+        incomplete = [
+            name for name, cells in training_cells.items() if _is_missing(cells, name in self.categorical).any()
+        ]
+        for name in self.categorical:
+            _warn_about_near_equal_values(name, training_cells[name])
         categories = {name: tuple(sort_naturally(to_categories(training_cells[name]))) for name in self.categorical}
         return Features(tuple(numeric), categories, tuple(incomplete) if self.indicators else ())
 
@@ -166,10 +183,20 @@ def _non_numeric_problems(name: str, cells: pd.Series) -> Iterator[str]:
 
 
 def _content_problems(name: str, cells: pd.Series, categorical: bool) -> Iterator[str]:
-    if mask_missing(cells).isna().all():
+    if _is_missing(cells, categorical).all():
         yield f"column '{name}' is empty in all training rows of inside sites; leave it out"
     if categorical and (number := to_categories(cells).nunique()) > MAX_CATEGORIES:
         yield f"column '{name}' has {number} different values; a categorical column has at most {MAX_CATEGORIES}"
+
+
+def _warn_about_near_equal_values(name: str, cells: pd.Series) -> None:
+    groups = near_equal_names(to_categories(cells).dropna().unique())
+    if groups:
+        found = join_names([" and ".join(map(repr, group)) for group in groups])
+        warnings.warn(
+            f"column '{name}' has values that seem to be one category: {found}; write each category in one way",
+            stacklevel=5,
+        )
 
 
 def _looks_like_row_number(values: pd.Series) -> bool:

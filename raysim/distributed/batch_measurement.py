@@ -181,7 +181,7 @@ def _slots(machine: Machine, cpus: int, per_gpu: int | None) -> int:
 
 
 def _memory_bound_cpus(machines: Sequence[Machine], need: float) -> set[int]:
-    """For each node, the smallest number of CPUs per actor with which its memory is not the limit."""
+    """For each node, the smallest number of CPUs per actor at which its memory no longer limits the actors."""
     return {
         int(machine.cpus / (int(MEMORY_SHARE * machine.memory / need) + 1)) + 1
         for machine in machines

@@ -52,8 +52,8 @@ def connect(address: str | None) -> Iterator[str]:
 def connected_message(dashboard: str) -> str:
     """The message after `connect`, with the URL of the dashboard at this address (empty if there is none)."""
     if not dashboard:
-        return "Ray is up; dashboard: none"
-    return f"Ray is up; dashboard: http://{dashboard} (if it requires a token, run: ray get-auth-token)"
+        return "Ray is up. Dashboard: none"
+    return f"Ray is up. Dashboard: http://{dashboard} (token: run `ray get-auth-token`)"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from raysim.distributed.waiter import Waiter
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DIRECTORY_FIELD = "raysim_folder"  # field of a job's metadata: the run directory, quoted for the cluster's shell
 STATUS_CHECKS = 20  # status checks of a job after which its log stream is opened again
-CONNECTION_ERRORS = (RuntimeError, OSError, aiohttp.ClientError)  # errors that Ray's client raises without an answer
+CONNECTION_ERRORS = (RuntimeError, OSError, aiohttp.ClientError)  # errors of Ray's client if the cluster does not reply
 
 
 @dataclass(frozen=True)

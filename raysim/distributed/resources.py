@@ -10,6 +10,7 @@ from typing import Any
 
 from raysim.config.schema import Resources
 from raysim.core.errors import ConfigError, PlacementError
+from raysim.core.formatting import format_argument
 
 TOLERANCE = 1e-6  # so that ten shares of 0.1 add up to 1
 
@@ -103,7 +104,7 @@ def check_fit(
     shared = ActorResources(resources.cpus_per_client, resources.gpus_per_client)
     for actor in (shared, *dedicated):
         if actor.gpus > 1 and actor.gpus != int(actor.gpus):
-            raise ConfigError(f"{actor.gpus:g} GPUs for a client actor: expected a fraction up to 1, or a whole number")
+            raise ConfigError(f"GPUs of a client actor: {actor.gpus:g}; expected a fraction up to 1, or a whole number")
     nodes = [NodeCapacity(node) for node in cluster]
     largest_first = sorted(dedicated, key=lambda actor: (-actor.gpus, -actor.cpus))
     unplaced = [actor for actor in largest_first if not any(node.take(actor) for node in nodes)]
@@ -160,7 +161,7 @@ def _fitting_settings(
         if cure := _smaller_shares(resources, site, max(fit.required, len(sites)), fits):
             yield cure
     if resources.sites and fits(replace(resources, sites={})):
-        yield "no resources.sites"
+        yield "the same run without resources.sites"
 
 
 def _smaller_shares(resources: Resources, site: str | None, most: int, fits: Callable[[Resources], bool]) -> str | None:
@@ -171,9 +172,12 @@ def _smaller_shares(resources: Resources, site: str | None, most: int, fits: Cal
     fitting = _with_share(resources, site, "cpus", cpus)
     gpus = _largest_share(fitting, site, "gpus", most, fits) or 0.0
     requested = {"cpus": _shares(resources, site)[0], "gpus": _shares(resources, site)[1]}
-    key = "resources.{}_per_client" if site is None else f"resources.sites.{site}.{{}}"
     found = {"cpus": cpus, "gpus": gpus}
-    return " ".join(f"{key.format(kind)}={share:g}" for kind, share in found.items() if share != requested[kind])
+    changed = {kind: float(f"{share:g}") for kind, share in found.items() if share != requested[kind]}
+    if site is not None and not site.replace("-", "_").isidentifier():  # a dotted key cannot name this site
+        return format_argument("resources.sites", {site: changed})
+    key = "resources.{}_per_client" if site is None else f"resources.sites.{site}.{{}}"
+    return " ".join(f"{key.format(kind)}={share:g}" for kind, share in changed.items())
 
 
 def _largest_share(

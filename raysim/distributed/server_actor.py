@@ -75,7 +75,7 @@ class ServerActor:
     def wait_for_actors(self) -> ActorsPlaced | RunFailed:
         """The placements of the client actors with allocated slots, when they are up; RunFailed if one cannot start.
 
-        The other actors start when their nodes have joined, like replaced actors.
+        The other actors start when their nodes have joined, in the same way as replacements.
         """
         fleet, pool = self.fleet, self.pool
         try:

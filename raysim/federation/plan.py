@@ -84,13 +84,15 @@ def build_plan(
 
 
 def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:
-    """The task of `config` with prepared data. `emit` receives the progress, and each warning as a notice."""
+    """The task of `config` with prepared data. `emit` receives progress and summary, and each warning as a notice."""
     emit(Message("preparing the data"))
     with warnings.catch_warnings(record=True) as caught:
         task = config.build(lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total)))
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             emit(Notice(str(warning.message)))
+    if task.summary:
+        emit(Message(task.summary))
     return task
 
 

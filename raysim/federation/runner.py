@@ -94,7 +94,7 @@ def _fail(recorder: Recorder, fleet: BaseFleet, facts: Mapping[str, Any], error:
 def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Generator[RoundEvent | Notice, None, Any]:
     """The state after the last round. If an object is lost, the run returns to its last checkpoint."""
     start, furthest, rollbacks = None, -1, 0
-    dropped = fleet.accounting.take_failures()  # of actors that failed at their start
+    dropped = fleet.accounting.take_failures()  # failures of actors at their start
     recorder.add_failures(dropped)
     yield from _notices(dropped)
     if plan.resume:

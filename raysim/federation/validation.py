@@ -13,7 +13,7 @@ from raysim.config.schema import RunConfig
 from raysim.core.contracts import Algorithm, Task
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.core.fault_injection import FaultPlan
-from raysim.core.formatting import format_bytes, join_names
+from raysim.core.formatting import format_argument, format_bytes, join_names
 from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
@@ -67,7 +67,7 @@ def check_training(task: Task) -> None:
         named = join_names([repr(site) for site in empty])
         raise ConfigError(
             f"no training rows at {named}, but every inside site trains. Add rows with split train, or make it an "
-            f"outside site: task.data.outside=[{', '.join([*task.outside, *empty][:8])}]"
+            f"outside site: {format_argument('task.data.outside', [*task.outside, *empty])}"
         )
 
 
@@ -85,7 +85,7 @@ def check_last_batch(task: Task) -> None:
         raise ConfigError(
             f"task.batch_size={size}: the last batch at '{single[0]}' ({task.sizes[single[0]]['train']} training "
             f"examples) has one example, and the network cannot train on a single example: {error}. "
-            "Choose another batch size, a network with fewer levels, or another norm"
+            "Set another task.batch_size, task.network.norm=instance, or a network with fewer downsampling steps"
         ) from error
 
 

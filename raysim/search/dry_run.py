@@ -58,7 +58,7 @@ def _actors(placement: TrialPlacement) -> int:
 
 
 def _measure_round(placement: TrialPlacement, values: Mapping[str, Any]) -> float:
-    """Seconds of the second round with its share of the evaluation. The first round also opens the data."""
+    """Seconds of the second round plus 1 / evaluate_every of an evaluation. The first round also opens the data."""
     spec = placement.spec
     variant = next(iter(spec.variants_of(values).values()))
     config = spec.config(values, variant)

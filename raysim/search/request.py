@@ -76,12 +76,22 @@ def build_request(
     base = merge(base, overrides)
     points = [{key: value for key, value in point.items() if key in searched} for point in space.points]
     space = Space(searched, {}, tuple(point for point in points if point))
-    request = SearchRequest(base, space, build(SearchOptions, options, "search"))
+    request = SearchRequest(base, space, build_options(options))
     resolve(base)
     check_space(space, base)
     check_options(request)
     check_trial_count(request, options)
     return request
+
+
+def build_options(options: Mapping[str, Any]) -> SearchOptions:
+    """The options of a search. Raises ConfigError, with the name that the command line uses, for an invalid value."""
+    try:
+        built: SearchOptions = build(SearchOptions, options, "")
+    except ConfigError as error:
+        name, separator, rest = str(error).partition("=")
+        raise ConfigError(f"--{name.replace('_', '-')}{separator}{rest}") from error
+    return built
 
 
 def _algorithm_name(overrides: Mapping[str, Any]) -> str | None:
@@ -105,7 +115,9 @@ def check_options(request: SearchRequest) -> None:
     check_tracker(options.tracker)
     _check_searcher(request)
     if not space.domains and options.holdout is None:
-        raise ConfigError("no key is searched: name a space, or use --space KEY=uniform(low, high)")
+        raise ConfigError(
+            "no key is searched: name a space (raysim list spaces), or use --space 'algorithm.lr=loguniform(1e-4,1e-1)'"
+        )
     if "seed" in space.domains and options.seeds > 1:
         raise ConfigError(
             "--seeds repeats every trial with other seeds, but the space also searches seed; keep one of them"
@@ -128,8 +140,8 @@ def _check_scheduler(request: SearchRequest) -> None:
         )
     if SCHEDULERS[scheduler].waits_for_all and request.options.max_concurrent:
         raise ConfigError(
-            f"--max-concurrent: the trials of --scheduler {scheduler} wait for one another; remove it, or use "
-            "--scheduler asha"
+            f"--max-concurrent: the trials of --scheduler {scheduler} wait for one another; remove "
+            "--max-concurrent, or use --scheduler asha"
         )
     if not request.space.domains:
         raise ConfigError(
@@ -137,12 +149,14 @@ def _check_scheduler(request: SearchRequest) -> None:
         )
     if SCHEDULERS[scheduler].compares_any_round and config.evaluate_every > 1:
         raise ConfigError(
-            f"--scheduler {scheduler} chooses the rounds in which it compares trials; set evaluate_every=1"
+            f"--scheduler {scheduler} may compare trials in any round, so every round needs an evaluation; set "
+            "evaluate_every=1"
         )
     if config.rounds <= config.evaluate_every:
         raise ConfigError(
             f"--scheduler {scheduler} compares trials before they end, but of {config.rounds} rounds with "
-            f"evaluate_every={config.evaluate_every} only the last one is evaluated; set evaluate_every=1"
+            f"evaluate_every={config.evaluate_every} only the last one is evaluated; set evaluate_every=1 and "
+            "rounds=2 or more"
         )
     if SCHEDULERS[scheduler].transfers_state:
         _check_pbt(request)
@@ -174,8 +188,8 @@ def _check_grids(space: Space) -> None:
     for key, domain in space.domains.items():
         if domain.is_grid() and space.run_key(key) != key and not of_all:
             raise ConfigError(
-                f"{key} is a grid of one algorithm, but algorithm is not a grid; use algorithm=grid(...), or "
-                f"{key}=choice(...)"
+                f"{key} is a grid of one algorithm, but algorithm is not a grid; use --space "
+                f"'algorithm=grid(...)', or --space '{key}=choice(...)'"
             )
 
 
@@ -200,4 +214,4 @@ def read_request(path: Path) -> SearchRequest:
     content = load_yaml(path.read_text(encoding="utf-8"), str(path))
     domains = {key: distributions.parse_distribution(text, key) for key, text in content["space"].items()}
     space = from_mapping(domains, content["points"])
-    return SearchRequest(content["base"], space, build(SearchOptions, content["options"], "search"), content["cwd"])
+    return SearchRequest(content["base"], space, build_options(content["options"]), content["cwd"])

@@ -60,7 +60,7 @@ def import_state(
 def complete_import(directory: Path, federations: Collection[str]) -> None:
     """Move a complete copy in `directory` to its place, or remove an incomplete copy.
 
-    The process or the whole search may be lost at any point; the next one calls this again and completes the import.
+    The process or the whole search may be lost at any point. The next process calls this again and completes it.
     """
     copies = directory / IMPORT_DIRECTORY
     if (copies / PENDING_LINEAGE_FILE).exists():

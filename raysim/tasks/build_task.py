@@ -33,6 +33,7 @@ def build_task(
     score: Scorer,
     augment: Augment | None,
     per_voxel: bool,
+    summary: str = "",
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
@@ -57,4 +58,5 @@ def build_task(
         score=score,
         batch_size=config.batch_size,
         augment=augment,
+        summary=summary,
     )

@@ -11,7 +11,7 @@ from annotated_types import Gt, Len
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError
 from raysim.data.image_sites import common_shape, prepare_images, split_sizes
-from raysim.data.label_classes import ClassesOption, encode_labels, resolve_classes
+from raysim.data.label_classes import ClassesOption, class_counts, encode_labels, label_values, resolve_classes
 from raysim.data.table import labels_are_files, read_table
 from raysim.tasks.augmentation import make_augmentation
 from raysim.tasks.build_task import build_task
@@ -29,7 +29,7 @@ class ClassificationData(ImageData):
 
     def read(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
         """The rows that this task uses, with the class index as `label`, and the names of the classes."""
-        table = read_table(self.table, self.root, label_files=False)
+        table = read_table(self.table, self.root, label_files=False, classes=label_values(self.classes))
         if self.classes is None and labels_are_files(table):
             first = table["label"].dropna().iloc[0]
             raise ConfigError(
@@ -85,4 +85,5 @@ class Classification:
             score=score,
             augment=make_augmentation(self.augment, channels, size, mask=False),
             per_voxel=False,
+            summary=class_counts(table, names),
         )

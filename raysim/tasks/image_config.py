@@ -15,8 +15,9 @@ from raysim.core.formatting import pluralize
 from raysim.data.cache import cache_folder
 from raysim.data.case_preparation import CasePreparation, Intensity
 from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
-from raysim.data.image_formats import is_volume
+from raysim.data.image_formats import Colour, is_volume
 from raysim.data.image_sites import CaseRow, ImageSites, make_image_sites
+from raysim.data.mask_values import MaskClasses
 from raysim.data.scanner_shift import ScannerShift
 from raysim.tasks.table_config import TableData
 
@@ -54,7 +55,10 @@ class ImageData(TableData):
         "percentile: 1st to 99th percentile become 0 to 1; unit: divided by 255; none: as in the file",
     ] = "zscore"
     channels: Annotated[
-        int | None, Gt(0), "number of channels that every image must have; by default that of the first image"
+        int | None,
+        Gt(0),
+        "channels of every image; by default those of the first. 3 repeats the channel of grey pictures, 1 converts "
+        "pictures to grey; other images must have this number",
     ] = None
 
     def dimensions(self, table: pd.DataFrame) -> int:
@@ -72,10 +76,17 @@ class ImageData(TableData):
             raise ConfigError(f"task.data.spacing={list(self.spacing)}: expected a number per axis, only for volumes")
         return dims
 
-    def make_sites(self, table: pd.DataFrame, masks: Mapping[str, int] | None) -> ImageSites:
+    def make_sites(
+        self,
+        table: pd.DataFrame,
+        masks: MaskClasses | None,
+        colours: Mapping[str, Colour] | None = None,
+        ignore: int | None = None,
+    ) -> ImageSites:
         """The opener of this table's sites.
 
-        `masks` are the values in label files by class name; None if the column `label` has class indices.
+        `masks` are the values in label files by class name, and `colours` their colours if classes are colours; `masks`
+        is None if the column `label` has class indices. `ignore` is the mask value that is left out.
         """
         root = self.root or parent_folder(os.path.expanduser(self.table))
         base = join_path(os.getcwd(), os.path.expanduser(root))
@@ -85,7 +96,7 @@ class ImageData(TableData):
             case_label = None if pd.isna(label) else label if masks else int(label)
             rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level))
         preparation = CasePreparation(
-            masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels
+            masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels, colours, ignore
         )
         return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
 

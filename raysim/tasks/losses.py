@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.core.suggestions import squash
+from raysim.data.mask_values import IGNORED
 from raysim.tasks.factory_lookup import Factory, check_arguments, factory_parameters, find_factory
 from raysim.tasks.networks import format_error
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+# MONAI's losses that are sums over voxels, in any order.
+LOSSES_OF_VOXELS = {
+    *("DiceLoss", "GeneralizedDiceLoss", "DiceCELoss", "DiceFocalLoss", "GeneralizedDiceFocalLoss"),
+    *("FocalLoss", "TverskyLoss"),
+}
 
 
 class CrossEntropyLoss(nn.Module):
@@ -32,9 +38,21 @@ class CrossEntropyLoss(nn.Module):
         return value
 
 
-def make_segmentation_loss(spec: Mapping[str, Any]) -> Loss:
-    """The loss of this name: picklable, (logits (B, K, *space), class indices (B, 1, *space)) -> scalar."""
-    return _make_loss(spec, _segmentation_losses())
+def make_segmentation_loss(spec: Mapping[str, Any], ignored: bool = False) -> Loss:
+    """The loss of this name: picklable, (logits (B, K, *space), class indices (B, 1, *space)) -> scalar.
+
+    `ignored`: whether voxels with the label IGNORED are left out. Raises ConfigError if the loss cannot leave them out.
+    """
+    loss = _make_loss(spec, _segmentation_losses())
+    if not ignored:
+        return loss
+    if type(loss.measure).__name__ not in LOSSES_OF_VOXELS:
+        valid = ", ".join(sorted(LOSSES_OF_VOXELS))
+        raise ConfigError(
+            f"task.data.ignore has no effect on the loss {type(loss.measure).__name__}, which needs whole images; use "
+            f"one of {valid}, or remove task.data.ignore"
+        )
+    return KnownVoxelsLoss(loss)
 
 
 def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
@@ -44,7 +62,7 @@ def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
     return _make_loss(spec, {factory.__name__: factory for factory in (CrossEntropyLoss, FocalLoss)})
 
 
-def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> Loss:
+def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> OutputLoss:
     """The loss that `spec` names, with arguments that make it accept logits and class indices."""
     name = spec.get("name")
     short = {key.removesuffix("Loss"): factory for key, factory in factories.items()}
@@ -82,6 +100,25 @@ class OutputLoss:
         # Class weights are buffers of the loss, and the process that built the task may have no GPU.
         value: Tensor = self.measure.to(logits.device)(logits, labels)
         return value
+
+
+@dataclass(frozen=True)
+class KnownVoxelsLoss:
+    """The mean of a loss over the examples of a batch, each without its voxels that have the label IGNORED.
+
+    An example without other voxels is left out; a batch without other voxels has the loss 0.
+    """
+
+    loss: OutputLoss
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        logits = full_resolution(outputs, labels.ndim)
+        values = []
+        for example, label in zip(logits, labels, strict=True):
+            known = label[0] != IGNORED
+            if known.any():
+                values.append(self.loss(example[:, known][None], label[:, known][None]))
+        return torch.stack(values).mean() if values else 0 * logits.sum()
 
 
 def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:

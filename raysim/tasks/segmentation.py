@@ -11,8 +11,10 @@ import numpy as np
 from annotated_types import Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
-from raysim.core.formatting import pluralize
+from raysim.core.formatting import join_names, pluralize
+from raysim.data.file_inspection import MAX_LABEL_VALUES
 from raysim.data.image_sites import ImageSites, common_shape, prepare_images, split_sizes
+from raysim.data.mask_values import MaskClasses
 from raysim.tasks.augmentation import make_augmentation
 from raysim.tasks.build_task import build_task
 from raysim.tasks.losses import make_segmentation_loss
@@ -49,14 +51,16 @@ class Segmentation:
         values = self.data.values()
         table = self.data.read()
         dims = self.data.dimensions(table)
-        criterion, score = (
-            make_segmentation_loss(self.loss),
-            SegmentationScore(tuple(values), self.metrics, self.batch_size, 3 if self.data.slices else dims),
+        ignored = self.data.ignore is not None
+        criterion = make_segmentation_loss(self.loss, ignored)
+        score = SegmentationScore(
+            tuple(values), self.metrics, self.batch_size, 3 if self.data.slices else dims, ignored
         )
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
-        sites = self.data.make_sites(table, values)
+        sites = self.data.make_sites(table, values, self.data.colours, self.data.ignore)
         arrays = prepare_images(sites, progress)
         _warn_about_cropping(sites, arrays)
+        summary = _summarize_classes(values, arrays)
         channels, *size = common_shape(arrays)
         return build_task(
             self,
@@ -69,7 +73,26 @@ class Segmentation:
             score=score,
             augment=make_augmentation(self.augment, channels, size),
             per_voxel=True,
+            summary=summary,
         )
+
+
+def _summarize_classes(values: MaskClasses, arrays: Mapping[str, Mapping[str, Array]]) -> str:
+    """`classes: background 0 (95.0 % of voxels), disc 255 (5.0 %)`. Warns of classes that no mask has."""
+    voxels = sum((fields["voxels"].sum(0) for fields in arrays.values()), np.zeros(256, np.int64))[: len(values)]
+    foreground = max((int(fields["foreground"].max()) for fields in arrays.values()), default=0)
+    found = {name: value if value is not None else foreground or "without a value" for name, value in values.items()}
+    absent = [f"{name} ({found[name]})" for name, count in zip(values, voxels, strict=True) if not count]
+    if absent and voxels.any():
+        warnings.warn(
+            f"classes that no prepared mask has: {join_names(absent)}; the network has an output for each of them. "
+            "Remove them from task.data.classes, or correct their values",
+            stacklevel=3,
+        )
+    shares = 100 * voxels / max(1, voxels.sum())
+    shown = [f"{name} {found[name]} ({share:.1f} %)" for name, share in zip(values, shares, strict=True)]
+    more = f" and {len(shown) - MAX_LABEL_VALUES} more" if len(shown) > MAX_LABEL_VALUES else ""
+    return f"classes, mask values and shares of voxels: {', '.join(shown[:MAX_LABEL_VALUES])}{more}"
 
 
 def _warn_about_cropping(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from raysim.core.contracts import Metrics, Predictor, Split
+from raysim.data.mask_values import IGNORED
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 from raysim.tasks.prediction import predict_batches
 
@@ -66,13 +67,14 @@ class SegmentationScore:
 
     The same holds for `hd95` and `asd`, in mm. `classes` starts with the background. A class that is not in the label
     of a case is not evaluated for that case, and a metric without any value is left out. Slices of one case are
-    evaluated together, as one volume.
+    evaluated together, as one volume. Voxels with the label IGNORED count as background in label and prediction.
     """
 
     classes: tuple[str, ...]
     metrics: tuple[str, ...] = ("dice",)
     batch_size: int = 8
     dims: int = 2  # of a case
+    ignored: bool = False  # whether labels have voxels that are left out
     better: Mapping[str, Direction] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +110,10 @@ class SegmentationScore:
     ) -> Iterator[tuple[Array, Array, tuple[float, ...]]]:
         """Prediction, label (both *space, slices stacked on the last axis) and spacing of each case."""
         predicted = self._predict_classes(predict, split, device)
+        if self.ignored:
+            is_ignored = labels[:, 0] == IGNORED
+            predicted = np.where(is_ignored, 0, predicted)
+            labels = np.where(is_ignored[:, None], 0, labels)
         for case in np.unique(split.cases):
             (indices,) = np.nonzero(split.cases == case)
             spacing = tuple(float(mm) for mm in split.spacing[indices[0]])

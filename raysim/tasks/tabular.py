@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 from annotated_types import Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.data.cache import cache_folder
-from raysim.data.label_classes import ClassesOption, encode_labels, resolve_classes
-from raysim.data.table import RESERVED_COLUMNS, read_table
+from raysim.data.label_classes import ClassesOption, class_counts, encode_labels, label_values, resolve_classes
+from raysim.data.patient_columns import patient_columns
+from raysim.data.table import COLUMNS, read_table
 from raysim.data.tabular_features import FeatureSelection
 from raysim.data.tabular_sites import StandardisationScope, TabularDataset, is_training_row, prepare_tabular_sites
 from raysim.tasks.build_task import build_task
@@ -41,19 +43,21 @@ class TabularData(TableData):
 
     def read(self) -> tuple[TabularDataset, tuple[str, ...]]:
         """The rows that this task uses, with their features, and the names of the classes."""
-        table = read_table(self.table, needs_image=False, check_files=False, label_files=False)
+        table = read_table(
+            self.table, needs_image=False, check_files=False, label_files=False, classes=label_values(self.classes)
+        )
         found = resolve_classes(table, self.classes, self.table)  # before labels are removed
         rows = self.select_rows(table)
-        selection = FeatureSelection(self.features, self.categorical, self._reserved_columns(), self.indicators)
+        selection = FeatureSelection(self.features, self.categorical, self._reserved_columns(table), self.indicators)
         features = selection.select(rows, is_training_row(rows, self.outside), self.table)
         dataset = TabularDataset(encode_labels(rows, found), features, self.standardise, self.outside)
         return dataset, tuple(found.values())
 
-    def _reserved_columns(self) -> tuple[str, ...]:
+    def _reserved_columns(self, table: pd.DataFrame) -> tuple[str, ...]:
         """The columns that are not features. The column of the partition is one, because it would reveal the site."""
         spec = self.partition
         by = [spec.by] if spec is not None and spec.by is not None and spec.name != "dirichlet" else []
-        return (*RESERVED_COLUMNS, "class", *by)
+        return (*COLUMNS, *patient_columns(map(str, table.columns)), "class", *by)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,7 @@ class Tabular:
             score=score,
             augment=None,
             per_voxel=False,
+            summary=class_counts(dataset.table, names),
         )
 
 

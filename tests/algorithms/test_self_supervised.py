@@ -247,9 +247,12 @@ def test_the_resolved_configuration_has_every_default_and_reproduces_itself() ->
     [
         ("algorithm.finetune=localonli", "did you mean 'localonly'"),
         ("algorithm.finetune.lrr=1", "unknown key 'algorithm.finetune.lrr' .did you mean 'algorithm.finetune.lr'"),
-        ("algorithm.finetune.lr=-1", "algorithm.finetune.lr=-1: expected greater than 0"),
+        ("algorithm.finetune.lr=-1", "algorithm.finetune.lr=-1: expected a number greater than 0"),
         ("algorithm.finetune=3", "algorithm.finetune=3: expected a name, or keys"),
-        ("algorithm.pretrain_rounds=1.5", "algorithm.pretrain_rounds=1.5: expected a whole number, or less than 1"),
+        (
+            "algorithm.pretrain_rounds=1.5",
+            "algorithm.pretrain_rounds=1.5: expected a whole number, or a number less than 1",
+        ),
     ],
 )
 def test_an_error_in_the_keys_of_fine_tuning_is_refused_early(pair: str, message: str) -> None:

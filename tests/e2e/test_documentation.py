@@ -110,6 +110,31 @@ def test_an_own_task_learns(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert float(mean[1]) > 0.6
 
 
+def runs_on_synthetic_data(arguments: list[str]) -> bool:
+    """Whether one machine without a GPU can run this command; commands on tables run in other tests."""
+    needs_more = any(
+        part in " ".join(arguments) for part in ("table", "gpus", "-c ", "--resume", "--address", "my_task")
+    )
+    return arguments[0] in ("run", "list", "tune") and not needs_more
+
+
+SYNTHETIC = {" ".join(each): each for page in PAGES for each in commands(page) if runs_on_synthetic_data(each)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(SYNTHETIC))
+def test_a_command_on_synthetic_data_runs(command: str, folder: Path) -> None:
+    arguments = list(SYNTHETIC[command])
+    if arguments[0] == "tune":
+        arguments += ["--trials", "2", *SMALL[:-1], "rounds=2", "--out", "search"]
+    elif arguments[0] == "run":
+        given = {argument.partition("=")[0] for argument in arguments}
+        local = [] if any("kill" in argument for argument in arguments) else ["backend=local"]
+        small = ["task.data.sites=3", "task.data.cases=4", "task.data.size=[16,16]", *local]
+        arguments += [key for key in small if key.partition("=")[0] not in given] + ["rounds=4", "--out", "run"]
+    run(folder, "raysim", *arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # ten commands, each with a start of Ray
 def test_get_started_runs_as_typed(folder: Path) -> None:

@@ -99,18 +99,18 @@ def test_a_wrong_command_is_wrong_usage(arguments: list[str], message: str, caps
 
 
 REFUSED = [
-    (["--rounds=3"], "unknown argument '--rounds=3'; see raysim run --help"),
+    (["--rounds=3"], "unknown argument '--rounds=3'; keys are written without dashes: rounds=3; see raysim run --help"),
     (["rounds"], "cannot read 'rounds': expected key=value"),
     (["rondus=3"], "unknown key 'rondus' (did you mean 'rounds'?)"),
     (["algorithm.lrr=3"], "unknown key 'algorithm.lrr' (did you mean 'algorithm.lr'?)"),
-    (["algorithm.lr=-1"], "algorithm.lr=-1: expected greater than 0"),
+    (["algorithm.lr=-1"], "algorithm.lr=-1: expected a number greater than 0"),
     (["algorithm=fedavgg"], "unknown algorithm 'fedavgg' (did you mean 'fedavg'?)"),
     (["algorithm=my_algorithm:Yours"], "the module my_algorithm has no Yours"),
     (["task=synthetik"], "unknown task 'synthetik' (did you mean 'synthetic'?)"),
     (["network=unett"], "unknown network 'unett'"),
     (["network.chanels=[4,8]"], "'chanels'"),
     (["network={name: unet, channels: [2, 4, 8, 16, 32, 64], strides: [2, 2, 2, 2, 2]}"], "fails on an image"),
-    (["task.data.sites=0"], "task.data.sites=0: expected greater than 0"),
+    (["task.data.sites=0"], "task.data.sites=0: expected a number greater than 0"),
     (["task.data.outside=[site-01]"], "expected a distinct name for each outside site"),
     (["cohort=4"], "cohort=4: expected a fraction up to 1.0, or 1 to 3 sites"),
     (["cohort=1.5"], "cohort=1.5: expected a fraction up to 1.0, or 1 to 3 sites"),

@@ -172,11 +172,11 @@ def test_the_message_for_an_unknown_name_lists_the_valid_names() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("rounds=0", "rounds=0: expected greater than 0"),
+        ("rounds=0", "rounds=0: expected a number greater than 0"),
         ("rounds=ten", "rounds='ten': expected a whole number"),
         ("rounds=2.5", "rounds=2.5: expected a whole number"),
         ("rounds=true", "rounds=true: expected a number"),
-        ("cohort.dropout=1", "cohort.dropout=1: expected less than 1"),
+        ("cohort.dropout=1", "cohort.dropout=1: expected a number less than 1"),
         (
             "cohort.drop=1",
             "unknown key 'cohort.drop' (did you mean 'cohort.dropout'?); valid under cohort: dropout, size",
@@ -186,33 +186,33 @@ def test_the_message_for_an_unknown_name_lists_the_valid_names() -> None:
             "unknown key 'resources.sites.a.gpu' (did you mean 'resources.sites.a.gpus'?); "
             "valid under resources.sites.a: cpus, gpus",
         ),
-        ("resources.sites.a.cpus=0", "resources.sites.a.cpus=0: expected greater than 0"),
-        ("resources.sites.a=2", "resources.sites.a=2: expected keys and values, as in {key: value}"),
-        ("site_timeout_s=0", "site_timeout_s=0: expected greater than 0"),
+        ("resources.sites.a.cpus=0", "resources.sites.a.cpus=0: expected a number greater than 0"),
+        ("resources.sites.a=2", "resources.sites.a=2: expected keys and values, as in '{key: value}'"),
+        ("site_timeout_s=0", "site_timeout_s=0: expected a number greater than 0"),
         ("cohort=true", "cohort.size=true: expected a number"),
         ("rounds=", "rounds has no value: expected a whole number"),
         ("rounds=[3]", "rounds=[3]: expected a whole number"),
         ("rounds.x=3", "rounds={'x': 3}: expected a whole number"),
-        ("cohort=0.0", "cohort.size=0.0: expected greater than 0"),
-        ("seed=-1", "seed=-1: expected greater than or equal to 0"),
+        ("cohort=0.0", "cohort.size=0.0: expected a number greater than 0"),
+        ("seed=-1", "seed=-1: expected a number greater than or equal to 0"),
         ("backend=spark", "backend='spark': expected 'ray' or 'local'"),
-        ("algorithm.lr=0", "algorithm.lr=0: expected greater than 0"),
+        ("algorithm.lr=0", "algorithm.lr=0: expected a number greater than 0"),
         ("algorithm.lr=fast", "algorithm.lr='fast': expected a number such as 0.5"),
-        ("algorithm.momentum=1", "algorithm.momentum=1: expected less than 1"),
+        ("algorithm.momentum=1", "algorithm.momentum=1: expected a number less than 1"),
         ("algorithm.optimizer=lion", "algorithm.optimizer='lion': expected 'sgd', 'adam' or 'adamw'"),
-        ("algorithm.steps=0", "algorithm.steps=0: expected greater than 0"),
+        ("algorithm.steps=0", "algorithm.steps=0: expected a number greater than 0"),
         ("algorithm.steps=true", "algorithm.steps=true: expected a number"),
         ("algorithm.amp=maybe", "algorithm.amp='maybe': expected true or false"),
-        ("task.data.severity=2", "task.data.severity=2: expected less than or equal to 1"),
-        ("task.data.size=[16,4]", "task.data.size.1=4: expected greater than or equal to 8"),
-        ("resources.cpus_per_client=0", "resources.cpus_per_client=0: expected greater than 0"),
-        ("resources=3", "resources=3: expected keys and values, as in {key: value}"),
+        ("task.data.severity=2", "task.data.severity=2: expected a number less than or equal to 1"),
+        ("task.data.size=[16,4]", "task.data.size.1=4: expected a number greater than or equal to 8"),
+        ("resources.cpus_per_client=0", "resources.cpus_per_client=0: expected a number greater than 0"),
+        ("resources=3", "resources=3: expected keys and values, as in '{key: value}'"),
         ("algorithm=3", "algorithm=3: expected a name, or keys such as algorithm.name=fedavg"),
         ("task.name=3", "task.name=3: expected a name such as synthetic"),
         ("task=", "task has no value: expected a name, or keys such as task.name=synthetic"),
         ("seed=1e40", "seed=1e+40: expected a whole number; write a large number with all its digits"),
         ("cohort=all", "cohort.size='all': expected a whole number, or a number such as 0.5"),
-        ("metric=true", "metric=true: expected text, in quotes"),
+        ("metric=true", "metric=true: expected text; for the text 'true' write '\"true\"'"),
         ("task.metrics=[]", "task.metrics=[]: expected at least 1 item, not 0"),
         ("task.network={3: 4}", "the key 3 of task.network: expected text"),
     ],
@@ -228,8 +228,8 @@ def test_a_value_of_a_union_is_refused_under_its_key() -> None:
 
 def test_one_message_lists_all_wrong_values_of_a_part() -> None:
     assert refused("algorithm.lr=0", "algorithm.epochs=0").splitlines() == [
-        "algorithm.lr=0: expected greater than 0",
-        "algorithm.epochs=0: expected greater than 0",
+        "algorithm.lr=0: expected a number greater than 0",
+        "algorithm.epochs=0: expected a number greater than 0",
     ]
 
 
@@ -315,7 +315,7 @@ def test_nested_dataclasses_by_name_or_by_keys() -> None:
         build(Own, {"inner": "six"}, "task")
     with pytest.raises(ConfigError, match=r"unknown key 'task.inner.dept' \(did you mean 'task.inner.depth'\?\)"):
         build(Own, {"inner": {"dept": 5}}, "task")
-    with pytest.raises(ConfigError, match=r"task\.inner\.depth=0: expected greater than 0"):
+    with pytest.raises(ConfigError, match=r"task\.inner\.depth=0: expected a number greater than 0"):
         build(Own, {"inner": {"depth": 0}}, "task")
 
 
@@ -371,7 +371,7 @@ def test_a_duplicate_key_in_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_list_is_expected_in_yaml_notation() -> None:
-    assert refused("task.data.outside=lesav") == "task.data.outside='lesav': expected a list, as in [a, b]"
+    assert refused("task.data.outside=lesav") == "task.data.outside='lesav': expected a list, as in [a,b]"
     assert refused("task.data.size=[8]") == "task.data.size=[8]: expected at least 2 items, not 1"
 
 
@@ -465,7 +465,7 @@ def test_keys_of_a_file_may_be_dotted(tmp_path: Path, file: str) -> None:
     ],
 )
 def test_two_values_of_one_key_in_a_file_are_refused(tmp_path: Path, file: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"run.yaml: {key} sets a key that has another value above it; keep one"):
+    with pytest.raises(ConfigError, match=rf"run.yaml: {key} contradicts another entry of the file; keep one"):
         resolved(file=file, folder=tmp_path)
 
 

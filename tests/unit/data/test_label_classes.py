@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from raysim.config.merge import parse_pairs
 from raysim.core.errors import ConfigError
-from raysim.data.label_classes import encode_labels, resolve_classes
+from raysim.data.label_classes import class_counts, encode_labels, resolve_classes
 
 
 def table(*labels: str | None, **columns: list[str]) -> pd.DataFrame:
@@ -69,3 +72,25 @@ def test_labels_that_cannot_be_classes_are_refused() -> None:
     )
     for given in (("a", "a"), {"a": 0, "b": "0"}):
         assert "every class needs a distinct name and a distinct value" in refused(given, "0")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("0", "1", "01"), ("Yes", "no", "yes"), ("1", "1.50", "1.5"), ("a b", "a_b"), ("\u0422umor", "Tumor")],
+)
+def test_labels_that_seem_to_be_one_class_are_refused_and_the_cure_makes_them_classes(labels: tuple[str, ...]) -> None:
+    message = refused(None, *labels)
+    assert "labels that seem to be one class: " in message
+    (cure,) = shlex.split(re.search(r"list them: (.*)$", message)[1])
+    classes = parse_pairs([cure])["task"]["data"]["classes"]
+    assert set(resolve_classes(table(*labels), tuple(classes), "t.csv")) == set(labels)
+
+
+def test_labels_that_differ_are_classes() -> None:
+    labels = ("1", "10", "1.05", "1.5", "wolf", "Wolfe", "0")
+    assert len(resolve_classes(table(*labels), None, "t.csv")) == 7
+
+
+def test_the_counts_of_classes_in_one_line() -> None:
+    given = encode_labels(table("b", None, "a", "b"), {"a": "ill", "b": "healthy", "c": "other"})
+    assert class_counts(given, ("ill", "healthy", "other")) == "classes: ill 1, healthy 2, other 0 (labelled cases)"

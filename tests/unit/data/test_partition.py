@@ -149,6 +149,7 @@ def test_patients_in_several_splits_give_a_warning() -> None:
     assert patient_leak_warning(cases(train=2, test=2, subject=list("aabb"))) is None
     message = patient_leak_warning(cases(train=7, test=7, subject=list("abcdefg" * 2)))
     assert message is not None
+    assert "(column 'PatientID')" in str(patient_leak_warning(cases(train=2, test=2, PatientID=list("abab"))))
     assert "train, val and test: 7, a of one (train, test), b of one" in message
     assert "e of one (train, test) and 2 more; keep each patient in one split" in message
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from raysim.cli import data
@@ -278,6 +281,91 @@ def test_wrong_fractions_seeds_and_folders_are_refused(tmp_path: Path) -> None:
         scan(folder, seed=-1)
     with pytest.raises(ConfigError, match="not a folder"):
         scan(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("img", "gt"), ("image", "annotations"), ("Images", "seg"), ("imgs", "Label")],
+)
+def test_names_of_folders_of_images_and_masks(tmp_path: Path, images: str, masks: str) -> None:
+    table = scan(made(tmp_path, *(f"H1/{kind}/{n}.png" for kind in (images, masks) for n in "ab")))
+    assert labels(table) == {f"H1/{images}/{n}.png": f"H1/{masks}/{n}.png" for n in "ab"}
+    assert (table.attrs["layout"], table.attrs["task"]) == ("folders of images and of masks", "segmentation")
+
+
+def test_folders_of_images_are_not_classes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="supported layout"):
+        scan(made(tmp_path, "H1/gt/a.png", "H1/other/a.png"))
+    table = scan(made(tmp_path / "classes", "cat/1.png", "dog/1.png"))
+    assert (table.attrs["layout"], table.attrs["task"]) == ("a folder of images for each class", "classification")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["imagesTr/k_0000.nii.gz", "imagesTr/k_0001.nii.gz", "labelsTr/k.nii.gz"],
+        ["images/k_t1.nii.gz", "images/k_flair.nii.gz", "masks/k.nii.gz"],
+        ["images/k.nii.gz", "images/k_T2.nii.gz", "masks/k.nii.gz"],
+    ],
+)
+def test_several_files_of_one_case_are_refused(tmp_path: Path, files: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"several files for one case.*raysim reads one file for each case"):
+        scan(made(tmp_path, *files))
+
+
+def test_the_channels_of_nnunet_are_refused(tmp_path: Path) -> None:
+    folder = made(tmp_path, "imagesTr/k_0000.nii.gz", "labelsTr/k.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {}}))
+    with pytest.raises(ConfigError, match="each case has 2 files, one for each of T1, T2"):
+        scan(folder)
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "labels": {}}))
+    assert len(scan(folder)) == 1
+
+
+def test_slices_of_a_patient_stay_together_without_an_option(tmp_path: Path) -> None:
+    names = [f"patient{patient}_slice{number}" for patient in range(6) for number in range(3)]
+    table = scan(made(tmp_path, *(f"{kind}/{name}.png" for kind in KINDS for name in names)), (0.5, 0.0, 0.5))
+    assert sorted(table["patient"].unique()) == [f"patient{patient}" for patient in range(6)]
+    assert (table.groupby("patient")["split"].nunique() == 1).all()
+    assert "images of a patient, by their names, are in one split: patient0 for images/" in table.attrs["notes"][0]
+    assert len(scan(str(tmp_path), group="(.+)")["group"].unique()) == 18
+
+
+def test_names_that_may_have_patients_are_reported(tmp_path: Path) -> None:
+    names = ("anna_1", "anna_2", "bert_1", "bert_2")
+    table = scan(made(tmp_path / "a", *(f"{kind}/{name}.png" for kind in KINDS for name in names)))
+    assert "patient" not in table
+    assert "no patients were found in the names of images; if images such as images/anna_1.png" in str(table.attrs)
+    plain = scan(made(tmp_path / "b", *(f"{kind}/img_{n}.png" for kind in KINDS for n in range(4))))
+    assert "patients" not in str(plain.attrs)
+
+
+def scanned_command(folder: Path) -> list[str]:
+    """The arguments of the run command that `raysim data scan` prints, as a shell reads them."""
+    console = Console(file=io.StringIO(), width=500)
+    data.scan(str(folder), None, "1,0,0", 0, None, console)
+    assert isinstance(console.file, io.StringIO)
+    return shlex.split(console.file.getvalue().partition("to train on it: ")[2])
+
+
+@pytest.mark.parametrize(
+    ("values", "shape", "expected"),
+    [
+        ((0, 255), (32, 48), []),
+        ((0, 1), (30, 50), ["task.data.size=[32,48]"]),
+        ((0, 1, 4), (32, 32), ["task.data.classes={background: 0, NAME1: 1, NAME4: 4}"]),
+        ((3, 9), (32, 32), ["task.data.classes={background: 3, foreground: 9}"]),
+    ],
+)
+def test_the_printed_command_has_the_values_that_were_found(
+    tmp_path: Path, values: tuple[int, ...], shape: tuple[int, int], expected: list[str]
+) -> None:
+    folder = tmp_path / "my data"
+    made(folder, "images/a.png", "masks/a.png")
+    Image.fromarray(np.zeros(shape, np.uint8)).save(folder / "images" / "a.png")
+    Image.fromarray(np.resize(np.array(values, np.uint8), shape)).save(folder / "masks" / "a.png")
+    table = f"task.data.table={folder}/table.csv"
+    assert scanned_command(folder) == ["raysim", "run", "task=segmentation", table, *expected]
 
 
 @pytest.mark.data

@@ -18,7 +18,7 @@ HEADER = "site,split,image,label\n"
 
 
 def written(
-    folder: Path, rows: str, name: str = "t.csv", files: tuple[str, ...] = ("a.png", "b.png", "c.png", "m.png")
+    folder: Path, rows: str, name: str = "t.csv", files: tuple[str, ...] = ("a.png", "b.png", "c.png", "m.png", "n.png")
 ) -> str:
     for file in files:
         (folder / file).touch()
@@ -34,7 +34,7 @@ def refused(path: str, **options: bool) -> str:
 
 
 def test_rows_are_sorted_and_paths_absolute(tmp_path: Path) -> None:
-    rows = ["007,train,b.png,m.png", "007,train,./a.png,m.png", "006,unlabelled,c.png,"]
+    rows = ["007,train,b.png,m.png", "007,train,./a.png,n.png", "006,unlabelled,c.png,"]
     one = read_table(written(tmp_path, HEADER + "\n".join(rows)))
     two = read_table(written(tmp_path, HEADER + "\n".join(rows[::-1]) + "\n\n"))
     pd.testing.assert_frame_equal(one, two)
@@ -152,7 +152,6 @@ def test_invalid_rows_are_refused(tmp_path: Path, rows: str, parts: list[str]) -
             "'SITE', 'Split' are not read (did you mean 'site', 's",
         ),
         ("t.csv", HEADER.replace("label", "Label") + "s,train,a.png,1\n", "did you mean 'label'?"),
-        ("t.csv", HEADER[:-1] + ",Patient\ns,train,a.png,1,p\n", "did you mean 'patient'?"),
         ("t.csv", "site,split,image, image\ns,train,a.png,b.png\n", "its header has 'image' 2 times"),
         ("t.csv", "", "cannot be read"),
         ("t.parquet", "this is not parquet", "cannot be read"),
@@ -223,3 +222,64 @@ def test_real_tables_are_read() -> None:
         for name in ("retina_vessels", "hippocampus_3d", "spinal_gm_3d", "wbc_classification", "heart_disease")
     }
     assert list(rows.values()) == [95, 100, 9, 751, 920]
+
+
+@pytest.mark.parametrize("marker", ["NA", "?", "nan", "N/A", "#N/A", "null", "NULL", "None", "-"])
+def test_a_label_that_marks_a_missing_value_is_an_empty_label_unless_it_is_a_class(tmp_path: Path, marker: str) -> None:
+    path = written(tmp_path, HEADER + f"s,train,a.png,{marker}\ns,val,b.png,ill\n")
+    message = refused(path)
+    assert "empty label cells in row 2" in message
+    assert f"'{marker}' marks a missing value; if it is a class, list all classes in task.data.classes" in message
+    assert read_table(path, label_files=False, classes=[marker, "ill"])["label"].tolist() == [marker, "ill"]
+
+
+def test_a_patient_that_marks_a_missing_value_is_no_patient(tmp_path: Path) -> None:
+    path = written(tmp_path, "site,split,image,label,PatientID\ns,train,a.png,1,NA\ns,val,b.png,1, p1\n")
+    assert read_table(path)["PatientID"].fillna("none").tolist() == ["none", "p1"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ("s,train,a.png,m.png\ns,val,b.png,./m.png\n", ["masks that are the label of more than one image", "m.png of"]),
+        ("s,train,a.png,m.png\ns,val,m.png,n.png\n", ["both an image and a mask", "m.png"]),
+        ("s,train,a.png,a.png\n", ["both an image and a mask", "a.png"]),
+        ("s,train,a.png,m.png\ns,val,link.png,n.png\ns,val,b.png,linked.png\n", ["more than one image", "m.png of"]),
+        (
+            "s,train,k_0000.png,k.png\ns,unlabelled,k_0001.png,\n",
+            ["several files for one case: 1 image without a mask", "k_0001.png of case k.", "axis=3"],
+        ),
+        ("s,train,k_t1.png,m.png\ns,unlabelled,k_t1_flair.png,\n", ["several files for one case", "of case k_t1."]),
+    ],
+)
+def test_a_file_with_two_roles_is_refused(tmp_path: Path, rows: str, parts: list[str]) -> None:
+    names = ("a", "b", "m", "n", "link", "k", "k_0000", "k_0001", "k_t1", "k_t1_flair")
+    path = written(tmp_path, HEADER + rows, files=tuple(f"{name}.png" for name in names))
+    (tmp_path / "linked.png").symlink_to(tmp_path / "m.png")
+    message = refused(path)
+    assert all(part in message for part in parts)
+
+
+def test_numbered_images_that_all_have_a_mask_are_cases(tmp_path: Path) -> None:
+    files = ("k_0000.png", "k_0001.png", "m.png", "n.png")
+    path = written(tmp_path, HEADER + "s,train,k_0000.png,m.png\ns,train,k_0001.png,n.png\n", files=files)
+    assert len(read_table(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("cp1252", "WINDOWS-1252"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16")]
+)
+def test_another_encoding_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, encoding: str, name: str
+) -> None:
+    path = written(tmp_path, "")
+    Path(path).write_bytes((HEADER + "Zürich,train,a.png,1\n").encode(encoding))
+    message = refused(path)
+    assert f"probably {name}" in message
+    assert message.endswith(f"iconv -f {name} -t UTF-8 {path} > {path[:-4]}-utf8.csv")
+    assert Path(path).read_bytes().decode(name).lstrip("\ufeff").startswith("site,split")
+
+
+def test_backslashes_in_paths_are_named(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, HEADER + "s,train,images\\a.png,1\n"))
+    assert "Their names have backslashes: write folders with /, as in images/a.png" in message

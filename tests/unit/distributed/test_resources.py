@@ -125,7 +125,7 @@ def test_shared_actors_start_only_for_sites_without_a_dedicated_actor() -> None:
         (
             requested(sites={"s01": own(gpus=1.0)}),
             [node(8, 0)],
-            r"of 1 CPU and 1 GPU for site 's01'; .*not fit.* resources\.sites\.s01\.gpus=0, or no resources\.sites$",
+            r"of 1 CPU and 1 GPU for site 's01'; .*not fit.* resources\.sites\.s01\.gpus=0, or the same run without",
         ),
         (requested(sites={"s01": own(cpus=9.0)}), [node(8)], r"9 CPU and 0 GPU .* resources\.sites\.s01\.cpus=7"),
         (
@@ -143,7 +143,9 @@ def test_a_request_of_one_site_is_refused_with_its_name(
 
 
 def test_invalid_gpu_shares_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"1\.5 GPUs .* a fraction up to 1, or a whole number"):
+    with pytest.raises(
+        ConfigError, match=r"GPUs of a client actor: 1\.5; expected a fraction up to 1, or a whole number"
+    ):
         plan_actors(requested(gpus_per_client=1.5), names(3), [node(8, 4)])
 
 

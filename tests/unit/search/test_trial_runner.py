@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 from raysim.federation.fleet import LocalFleet
 from raysim.federation.round_loop import federate
+from raysim.search.spec import FederationVariant
 from raysim.search.trial_runner import TrialCache, TrialRounds
 from raysim.search.trial_store import TrialRecord, lineage, load_records, save_record
 from raysim.storage import checkpoint
@@ -22,6 +24,17 @@ def test_a_trial_without_a_checkpoint_starts_again_with_an_empty_log(tmp_path):
     assert [again.step()["round"] for _ in range(4)] == [1, 2, 3, 4]
     logged = (tmp_path / "trials" / "0001" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)[0]["round"] for line in logged] == [1, 2, 3, 4]
+
+
+def test_a_trial_continues_after_the_last_round_that_all_federations_have(tmp_path):
+    variants = (FederationVariant(0), FederationVariant(1))
+    search = replace(searched(tmp_path, "rounds=5"), session="one", variants=variants)
+    trial = TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search))
+    assert [trial.step()["round"] for _ in range(3)] == [1, 2, 3]
+    trial.close()
+    shutil.rmtree(tmp_path / "trials" / "0001" / "seed-1" / "checkpoints" / "round_0003")
+    again = TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search))
+    assert [again.step()["round"] for _ in range(3)] == [3, 4, 5]
 
 
 def test_a_trial_that_takes_over_a_state_continues_exactly_from_it(tmp_path):

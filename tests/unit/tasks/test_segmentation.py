@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 import shutil
 import warnings
 
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image as Pillow
 from pydantic import TypeAdapter
 
+from raysim.config.merge import parse_pairs
 from raysim.core.errors import ConfigError
 from raysim.data.image_reader import read_image
 from raysim.data.scanner_shift import ScannerShift
@@ -113,9 +115,72 @@ def test_masks_keep_the_numbers_of_their_palette_and_must_be_grey(tmp_path):
 )
 def test_intensities(tmp_path, intensity, expected):
     picture(tmp_path / "x.png", np.kron([[0, 0], [255, 255]], np.ones((4, 4))))
-    write_table(tmp_path, [["a", "train", "x.png", "x.png"]])
+    shutil.copy(tmp_path / "x.png", tmp_path / "mask.png")
+    write_table(tmp_path, [["a", "train", "x.png", "mask.png"]])
     built = task(tmp_path, classes=CLASSES, intensity=intensity)
     assert built.open("a").train.inputs[0, 0, ::4, ::4] == pytest.approx(np.array(expected))
+
+
+def test_colours_of_masks_are_classes_and_other_colours_are_refused(pictures):
+    for site, order in {"a": [0, 0, 0, 255, 0, 0], "b": [255, 0, 0, 0, 0, 0]}.items():
+        for number in range(4):
+            stored = np.asarray(Pillow.open(pictures / f"{site}{number}_mask.png")) > 0
+            packed = Pillow.fromarray((stored if site == "a" else ~stored).astype(np.uint8), "P")
+            packed.putpalette(order)
+            packed.save(pictures / f"{site}{number}_mask.png")
+    message = refused(pictures, classes=["x", "y"])
+    assert "b0_mask.png: its palette is in another order than its colours" in message
+    cure = yaml.safe_load(message.splitlines()[-1].partition("colours=")[2].rstrip("'"))
+    assert cure == {"background": [0, 0, 0], "NAME1": [255, 0, 0]}
+    for site in "ab":
+        labels = task(pictures, colours=cure).open(site).train.labels
+        assert labels.mean() == 8 / 48  # 4 x 2 of 8 x 6 pixels
+    with pytest.raises(ConfigError, match="every class needs a distinct colour"):
+        task(pictures, colours={"a": [1, 1, 1], "b": [1, 1, 1]})
+    with pytest.raises(ConfigError, match=r"remove task\.data\.classes"):
+        task(pictures, colours=cure, classes=["x", "y"])
+
+
+def test_masks_whose_palettes_differ_between_sites_are_refused(pictures):
+    for site, colour in {"a": [255, 0, 0], "b": [0, 255, 0]}.items():
+        for number in range(4):
+            packed = Pillow.fromarray((np.arange(48).reshape(8, 6) % 2).astype(np.uint8), "P")
+            packed.putpalette([0, 0, 0, *colour])
+            packed.save(pictures / f"{site}{number}_mask.png")
+    message = refused(pictures, classes=["x", "y"])
+    assert "b3_mask.png: stores the colour [0, 255, 0] as 1, but" in message  # the first row of the sorted table
+    assert refused(pictures, classes=["x", "y"]) == message  # also with the cache
+
+
+def test_grey_and_colour_pictures_are_converted(pictures):
+    grey = np.asarray(Pillow.open(pictures / "a0.png"))
+    Pillow.fromarray(np.stack([grey, grey + 1, grey], -1)).save(pictures / "a0.png")
+    assert "task.data.channels=3 repeats the channel of grey pictures" in refused(pictures, classes=CLASSES)
+    three = task(pictures, classes=CLASSES, channels=3, intensity="none").open("a").train.inputs
+    assert np.array_equal(three[1], np.repeat(three[1][:1], 3, 0))
+    assert three[0, :, 7, 0].tolist() == [0, 1, 0]
+    one = task(pictures, classes=CLASSES, channels=1, intensity="none").open("a").train.inputs
+    assert one.shape == (2, 1, 8, 6)
+    assert one[0, 0, 7, 0] == pytest.approx(0.587)
+    assert one[1, 0, 0, 5] == 128
+
+
+def test_equal_channels_keep_their_value_as_grey(tmp_path):
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    picture(tmp_path / "x.png", np.stack([values] * 3, -1))
+    picture(tmp_path / "y.png", values > 9)
+    write_table(tmp_path, [["a", "train", "x.png", "y.png"]])
+    built = task(tmp_path, channels=1, intensity="none")
+    assert np.array_equal(built.open("a").train.inputs[0, 0], values)
+
+
+def test_float_labels_near_a_whole_number_are_classes(tmp_path):
+    volume(tmp_path / "x.nii", np.zeros((4, 4, 4), np.float32))
+    volume(tmp_path / "y.nii", np.full((4, 4, 4), 0.99999994, np.float32))
+    write_table(tmp_path, [["a", "train", "x.nii", "y.nii"]])
+    assert (task(tmp_path).open("a").train.labels == 1).all()
+    volume(tmp_path / "y.nii", np.full((4, 4, 4), 0.9876543, np.float32))
+    assert "has the values 0.9876543, which are not a class" in refused(tmp_path)
 
 
 def test_resizing_keeps_class_indices_and_scales_the_spacing(pictures):
@@ -239,25 +304,97 @@ def test_one_error_has_all_invalid_files_and_names_the_first_five(pictures):
     with pytest.raises(ConfigError) as error:
         task(pictures, classes=CLASSES)
     text = str(error.value)
-    assert text.count("\n") == 7
+    assert text.count("\n") == 9
     assert "a0.png: cannot be read" in text
     assert "a1_mask.png: has the shape (1, 6, 8)" in text
     assert "b0_mask.png: has the values 7, which are not a class; the classes are [0, 255]" in text
     assert "and 1 more" in text
     assert text.endswith(
-        "name every value and put the argument in quotes: 'task.data.classes={background: 0, corner: 255, NAME7: 7}'"
+        "name every value and put the argument in quotes: 'task.data.classes={background: 0, corner: 255, NAME7: 7}'\n"
+        "  if masks differ only in the value of one class, save them with one value\n"
+        "  if 255 marks voxels without a label, leave it out of the classes and add task.data.ignore=255"
     )
 
 
-def test_the_suggested_classes_have_every_value(pictures):
+def suggested_classes(message):
+    """The classes of the argument that a message suggests, read as the command line reads it."""
+    (argument,) = [word for word in shlex.split(message) if word.startswith("task.data.classes=")]
+    return parse_pairs([argument])["task"]["data"]["classes"]
+
+
+def test_the_suggested_classes_have_every_value_and_fit(pictures):
     for number, value in enumerate([7, 9, 200]):
         picture(pictures / f"b{number}_mask.png", np.full((8, 6), value))
-    cure = refused(pictures).splitlines()[-1]
-    suggested = yaml.safe_load(cure.partition("classes=")[2].rstrip("'"))
+    suggested = suggested_classes(refused(pictures, classes=CLASSES))
     assert suggested == {"background": 0, "corner": 255, "NAME7": 7, "NAME9": 9, "NAME200": 200}
     assert task(pictures, classes=suggested).open("b").train.labels.max() == 3
     picture(pictures / "b0_mask.png", np.arange(48).reshape(8, 6))
     assert refused(pictures).splitlines()[-1].strip().startswith("expected masks with few values, all whole numbers")
+
+
+@pytest.mark.parametrize("classes", [None, ("background", "corner"), CLASSES])
+def test_two_values_are_background_and_foreground(pictures, classes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built = task(pictures, classes=classes)
+    assert built.open("a").train.labels[0, 0].sum() == 4 * 2
+    name = "foreground" if classes is None else "corner"
+    assert f"background 0 (83.3 %), {name} 255 (16.7 %)" in built.summary  # 8 of 48 pixels
+
+
+def test_an_empty_mask_has_no_foreground_and_a_full_mask_is_foreground(pictures):
+    picture(pictures / "a0_mask.png", np.zeros((8, 6)))
+    picture(pictures / "a1_mask.png", np.full((8, 6), 255))
+    assert task(pictures).open("a").train.labels.sum((1, 2, 3)).tolist() == [0, 48]
+
+
+def test_masks_with_different_values_of_the_foreground_are_refused(pictures):
+    picture(pictures / "b1_mask.png", np.pad(np.ones((2, 2)), ((0, 6), (0, 4))))
+    message = refused(pictures, classes=None)
+    assert "b1_mask.png: has the values 1, expected 0 and one other value, the same in all masks" in message
+    assert "a3_mask.png: has the values 255" in message
+    assert suggested_classes(message) == {"background": 0, "NAME1": 1, "NAME255": 255}
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (CLASSES | {"background": 9}, {"background": 0, "corner": 255}),
+        ({"background": 0, "corner": 1}, {"background": 0, "corner": 255}),
+        ({"background": 0, "corner": 1, "other": 2}, {"background": 0, "NAME255": 255}),
+    ],
+)
+def test_the_suggested_classes_have_no_value_that_no_mask_has(pictures, classes, expected):
+    suggested = suggested_classes(refused(pictures, classes=classes))
+    assert suggested == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task(pictures, classes=suggested)
+
+
+def test_a_class_that_no_mask_has_gives_a_warning(pictures):
+    with pytest.warns(UserWarning, match=r"classes that no prepared mask has: vein \(3\); the network has"):
+        task(pictures, classes={**CLASSES, "vein": 3})
+
+
+def test_ignored_voxels_are_in_neither_loss_nor_metrics(pictures):
+    for number in range(4):
+        mask = np.zeros((8, 6))
+        mask[:4, 4:], mask[4:, :2] = 255, 100
+        picture(pictures / f"a{number}_mask.png", mask)
+    assert "100" in refused(pictures, classes=None)
+    built = task(pictures, ignore=100)
+    labels = torch.from_numpy(np.array(built.open("a").train.labels))
+    assert labels.unique().tolist() == [0, 1, 255]
+    logits = torch.stack([labels[:, 0] != 1, labels[:, 0] == 1], 1).float()
+    logits[:, :, 4:, :2] += torch.tensor([0.0, 50.0])[None, :, None, None]  # wrong, if these voxels counted
+    other = logits.clone()
+    other[:, :, 4:, :2] = 0
+    assert built.loss(logits, labels) == built.loss(other, labels) > 0
+    assert built.loss(logits, torch.full_like(labels, 255)) == 0
+    scores = built.score(lambda _: logits[:1], built.open("a").val, torch.device("cpu"))
+    assert scores == {"dice": 1.0}
+    assert "task.data.ignore=255 is the value of class 'corner'" in refused(pictures, classes=CLASSES, ignore=255)
 
 
 def test_new_names_of_classes_do_not_prepare_images_again(pictures):
@@ -317,9 +454,9 @@ def test_wrong_settings_are_refused_with_the_cure(pictures):
     assert "only for volumes" in refused(pictures, spacing=[1, 1])
     assert "is not a NIfTI volume, but task.data.slices=true needs volumes" in refused(pictures, slices=True)
     assert "a distinct value" in refused(pictures, classes={"x": 0, "y": 0})
-    assert "has 1 channel, but task.data.channels=3" in refused(pictures, channels=3)
+    assert "has 1 channel, but task.data.channels=2" in refused(pictures, channels=2)
     assert "did you mean 'UNet'" in refused(pictures, network={"name": "unnet"})
-    assert "has the values 255" in refused(pictures, classes=["background", "corner"])
+    assert "has the values 255" in refused(pictures, classes=["background", "rim", "corner"])
 
 
 def test_images_of_several_sizes_or_channels_are_refused(pictures):
@@ -356,7 +493,8 @@ def test_a_damaged_volume_is_reported_in_one_line(tmp_path, damage):
 
 def test_a_spacing_that_would_fill_the_memory_is_refused(tmp_path):
     volume(tmp_path / "x.nii.gz", np.zeros((4, 4, 4), np.float32))
-    write_table(tmp_path, [["a", "train", "x.nii.gz", "x.nii.gz"]])
+    shutil.copy(tmp_path / "x.nii.gz", tmp_path / "mask.nii.gz")
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "mask.nii.gz"]])
     assert "6e+10 voxels; set a larger spacing" in refused(tmp_path, spacing=[0.001] * 3)
 
 

@@ -166,7 +166,8 @@ def test_the_command_refuses_images_without_levels_before_ray_starts(tmp_path: P
         "task=segmentation",
     ]
     arguments += ["task.network={name: unet, channels: [2, 4], strides: [2]}", "algorithm=fcl"]
-    test = image_rows(tmp_path, None)[0] | {"split": "test", "image": image_file(tmp_path, "t.png")}
+    files = {"image": image_file(tmp_path, "t.png"), "label": image_file(tmp_path, "tl.png")}
+    test = {"site": "a", "split": "test"} | files
     pd.DataFrame([*image_rows(tmp_path, None), test]).to_csv(tmp_path / "table.csv", index=False)
     assert main(["run", *arguments, "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()

@@ -1,0 +1,74 @@
+"""Finds files with two roles: a mask of two images, an image that is a mask, several files of one case."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from raysim.core.formatting import join_names, pluralize
+from raysim.data.image_formats import IMAGE_SUFFIX
+
+Pair = tuple[str, str | None]  # an image and its mask, None without one
+# The ends of the names of files that are one channel of a case: of nnU-Net, or the name of a sequence.
+CHANNEL = re.compile(
+    r"^(.+)[_-]"
+    r"(\d{4}|ch(?:annel)?_?\d+|t1|t2|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|flair|pd|adc|dwi|swi|bold|ct|pet)$",
+    re.IGNORECASE,
+)
+CHANNEL_ADVICE = (
+    "raysim reads one file for each case: merge the channels into one volume with a fourth axis, for example with "
+    "nibabel.concat_images([FILE, FILE], axis=3), or keep one channel. Rename images that are cases of their own"
+)
+
+
+def role_problems(pairs: Sequence[Pair]) -> Iterator[str]:
+    """A message for each file that has two roles; a link is the file that it points to."""
+    images = {real_path(image): image for image, _ in pairs}
+    images_of_mask: dict[str, list[str]] = {}
+    for image, mask in pairs:
+        if mask is not None:
+            images_of_mask.setdefault(real_path(mask), []).append(image)
+    both = [images[path] for path in images_of_mask if path in images]
+    if both:
+        yield f"files that are both an image and a mask: {join_names(both)}. Name the mask of each image as its label"
+    yield from channel_problems(pairs)
+    shared = [f"{mask} of {' and '.join(sorted(names)[:3])}" for mask, names in images_of_mask.items() if names[1:]]
+    if shared:
+        yield (
+            f"masks that are the label of more than one image: {join_names(shared)}. Each image needs its own mask; "
+            "several channels of one case must be merged into one file"
+        )
+
+
+def channel_problems(pairs: Sequence[Pair]) -> Iterator[str]:
+    """A message if images without a mask seem to be further channels of a case that has a mask."""
+    masked = {name for image, mask in pairs if mask is not None for name in (stem(image), _case_of_mask(image, mask))}
+    extra = [image for image, mask in pairs if mask is None and channel_case(image) in masked]
+    if extra:
+        case = os.path.basename(str(channel_case(extra[0])))
+        yield (
+            f"several files for one case: {pluralize(len(extra), 'image')} without a mask, such as {extra[0]} of case "
+            f"{case}. {CHANNEL_ADVICE}"
+        )
+
+
+def channel_case(image: str) -> str | None:
+    """The path of a case without the end of the name that numbers its channel; None if there is none."""
+    channel = CHANNEL.match(stem(image))
+    return channel[1] if channel else None
+
+
+def _case_of_mask(image: str, mask: str) -> str:
+    """`images/case_1` for the image `images/case_1_0000` with the mask `labels/case_1`."""
+    return os.path.join(os.path.dirname(image), os.path.basename(stem(mask)))
+
+
+def stem(path: str) -> str:
+    """The path without the suffix of an image format."""
+    return IMAGE_SUFFIX.sub("", path.partition("::")[0])
+
+
+def real_path(path: str) -> str:
+    """The local file that a path or a link leads to; a URL is unchanged."""
+    return path if "://" in path else os.path.realpath(path)

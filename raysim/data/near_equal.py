@@ -1,0 +1,41 @@
+"""Finds names that differ only in case, spelling of a number, separators, accents or letters that look alike."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from raysim.core.formatting import join_names
+
+# Cyrillic and Greek letters that look like a Latin letter, after conversion to lower case.
+LOOK_ALIKES = str.maketrans("аеорсухіјѕԁһԛԝвкмнтαεικνορτυχ", "aeopcyxijsdhqwbkmhtaeikvoptux")
+
+
+def near_equal_names(names: Iterable[str]) -> list[list[str]]:
+    """The groups of distinct names that are easily mistaken for each other, such as `01`, `1` and `1.0`; sorted."""
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        groups.setdefault(_skeleton(name), set()).add(name)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def near_equal_sites_warning(sites: Iterable[str]) -> str | None:
+    """A warning about sites that may be one hospital with two spellings; None if there are none."""
+    groups = [" and ".join(map(repr, group)) for group in near_equal_names(map(str, sites))]
+    if not groups:
+        return None
+    return (
+        f"sites with nearly equal names, each used as a site of its own: {join_names(groups)}; "
+        "if they are one hospital, write its name in one way"
+    )
+
+
+def _skeleton(name: str) -> str:
+    """The name without what readers overlook; numbers of equal value have equal skeletons."""
+    plain = unicodedata.normalize("NFKD", name)
+    visible = "".join(letter for letter in plain if unicodedata.category(letter) not in ("Mn", "Cf"))
+    text = re.sub(r"(?<=\S)[\s_-]+", " ", visible.casefold().translate(LOOK_ALIKES)).strip() or name
+    if re.fullmatch(r"\+?\d+(\.\d*)?(e\+?\d+)?", text) and len(text) < 20:
+        return repr(float(text))
+    return re.sub(r"(?<![\d.,])0+(?=\d)", "", text)

@@ -1,0 +1,91 @@
+"""Decodes NIfTI volumes: array, orientation and spacing, by the rules of the NIfTI standard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from raysim.core.errors import ConfigError
+from raysim.data.image_formats import MAX_VOXELS, Array, Image, grid_distance
+
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by the code in `xyzt_units`: unknown, metre, mm, micrometre
+UNIT_NAMES = {1: "metres", 3: "micrometres"}
+MAX_DISAGREEMENT = 0.5  # voxels between two positions in one header that are not worth a note
+
+
+def decode_nifti(file: str) -> Image:
+    """The volume with its axes reordered and flipped to right, anterior, superior, and its affine in mm.
+
+    The affine is the sform if it has a code, else the qform if it has a code, else that of the voxel sizes `pixdim`.
+    """
+    import nibabel  # not at the top: tables are read without it
+
+    volume: Any = nibabel.load(file)
+    _check_size(volume.shape)
+    header, affine = volume.header, _affine_in_mm(volume)
+    if header.get_data_dtype().kind not in "iufb":
+        raise ConfigError(f"its data type is {_type_name(header)}; expected one real number per voxel")
+    array = np.asanyarray(volume.dataobj)
+    extra_axes = tuple(axis for axis in range(3, array.ndim) if array.shape[axis] == 1)
+    array = array.squeeze(extra_axes)
+    if array.ndim not in (3, 4):
+        raise ConfigError(f"a volume must have three spatial axes, this one has {array.ndim - (array.ndim > 3)}")
+    notes = tuple(_header_notes(header, array.shape[:3]))
+    to_ras = nibabel.io_orientation(affine)
+    affine = affine @ nibabel.orientations.inv_ornt_aff(to_ras, array.shape[:3])
+    array = nibabel.apply_orientation(array, to_ras)
+    return Image(np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None], affine, notes)
+
+
+def _affine_in_mm(volume: Any) -> Array:
+    """The affine of the volume. Raises ConfigError for an unknown unit, and for an affine that maps axes onto one."""
+    unit = int(volume.header["xyzt_units"]) & 7
+    if unit not in MM_PER_UNIT:
+        raise ConfigError(
+            f"its header has the unit of length {unit} (xyzt_units), which does not exist; expected 1 (metre), "
+            "2 (mm) or 3 (micrometre)"
+        )
+    affine = np.asarray(volume.affine, np.float64).copy()
+    affine[:3] *= MM_PER_UNIT[unit]
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    volume_per_voxel = abs(np.linalg.det(affine[:3, :3] / np.where(sizes > 0, sizes, 1)))
+    if not np.isfinite(affine).all() or not sizes.all() or volume_per_voxel < 1e-3:
+        raise ConfigError(
+            f"its affine {np.round(affine[:3], 4).tolist()} gives no position to each voxel; correct the sform or the "
+            "qform in its header"
+        )
+    return affine
+
+
+def _header_notes(header: Any, shape: tuple[int, ...]) -> Iterator[str]:
+    unit = int(header["xyzt_units"]) & 7
+    if unit in UNIT_NAMES:
+        yield f"its unit of length is {UNIT_NAMES[unit]}, which are converted to mm"
+    sform, sform_code = header.get_sform(coded=True)
+    qform, qform_code = header.get_qform(coded=True)
+    if not sform_code and not qform_code:
+        yield "it has neither an sform nor a qform with a code; only its voxel sizes are known, not its orientation"
+    sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    if sform_code and not np.allclose(np.linalg.norm(sform[:3, :3], axis=0), sizes, rtol=0.01):
+        yield "its sform and its voxel sizes (pixdim) differ; the sform has a code and is used"
+    elif sform_code and qform_code and _distance(sform, qform, shape) > MAX_DISAGREEMENT:
+        yield "its sform and its qform differ; both have a code, and the sform is used"
+
+
+def _distance(sform: Array, qform: Array, shape: tuple[int, ...]) -> float:
+    grids = [Image(np.broadcast_to(np.float32(0), (1, *shape)), affine) for affine in (sform, qform)]
+    return grid_distance(*grids)
+
+
+def _type_name(header: Any) -> str:
+    kind = header.get_data_dtype()
+    return "RGB" if kind.fields else str(kind)
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    """Raises ConfigError for a volume whose header declares more voxels than fit in memory."""
+    if (voxels := math.prod(shape)) > MAX_VOXELS:
+        raise ConfigError(f"its header declares {voxels:,} voxels; at most {MAX_VOXELS:,} are supported")

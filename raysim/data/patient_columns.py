@@ -1,0 +1,36 @@
+"""Recognises the columns of a table that identify patients, by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from raysim.core.suggestions import squash
+
+# The first kind of column that a table has identifies the patient.
+PATIENT_COLUMNS = ("patient", "subject", "participant", "person", "case", "group")
+SHORT_FORMS = {
+    **dict.fromkeys(("pat", "pid", "ptid", "mrn", "medicalrecordnumber"), "patient"),
+    **dict.fromkeys(("subj", "sub", "usubj", "eid"), "subject"),
+}
+IDENTIFIER = re.compile(r"(uid|id|ids|identifier|no|nr|num|number|code|key|name|pseudonym|hash)$")
+OWNER = re.compile(r"(?:^|^.*[\s_.-])(patient|subject|participant|person)$", re.IGNORECASE)
+
+
+def patient_columns(names: Iterable[str]) -> list[str]:
+    """The columns that identify patients, such as `patient`, `PatientID` or `subject_id`; the one to use first."""
+    kinds = {name: kind for name in names if (kind := _kind(str(name))) is not None}
+    return sorted(kinds, key=lambda name: (PATIENT_COLUMNS.index(kinds[name]), name != kinds[name], name))
+
+
+def _kind(name: str) -> str | None:
+    """The entry of PATIENT_COLUMNS that a column is; None for a column that does not identify patients."""
+    squashed = re.sub(r"[\s.#]", "", squash(name))
+    without_suffix = IDENTIFIER.sub("", squashed)
+    for form in (squashed, without_suffix):
+        form = SHORT_FORMS.get(form, form)
+        if form in PATIENT_COLUMNS:
+            return form
+    # anonymised_patient_id, but not patients_at_hospital_id
+    owner = OWNER.match(re.sub(r"[\s_.-]*(uid|id|identifier)$", "", name, flags=re.IGNORECASE))
+    return owner[1].lower() if owner and without_suffix != squashed else None

@@ -1,0 +1,166 @@
+"""Decodes pictures: PNG, JPEG, TIFF, BMP, GIF, JPEG 2000 and 8-bit PPM, upright and with all bits of their values.
+
+Pillow keeps 8 bits of each channel of a colour picture, and scales or wraps some values, so tifffile and imagecodecs
+decode the files that Pillow cannot hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysim.core.errors import ConfigError
+from raysim.data.image_formats import Array, Colour, Image
+from raysim.data.mask_colours import format_colours_option, unique_colours
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "WEBP")  # Pillow's names
+PLAIN_MODES = {  # Pillow's modes with a palette, alpha or another colour space, and the mode after conversion
+    "P": "RGB",
+    "PA": "RGB",
+    "RGBA": "RGB",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "LA": "L",
+    "1": "L",
+}
+VALUE_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")  # Pillow's modes whose values are those of the file
+ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
+TIFF_UNSIGNED, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 1, 2  # their values
+PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # bytes of the file
+JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # start of the code stream, and of its segment that has the depth of the channels
+
+
+def decode_picture(file: str, mask: bool, colours: bool) -> Image:
+    """(1 or 3, height, width) without alpha, in the file's data type; a mask is (1, height, width).
+
+    A mask with `colours` is (3, height, width). Raises ConfigError for a picture whose values cannot be read exactly.
+    """
+    from PIL import Image as PillowImage, UnidentifiedImageError  # not at the top: tables are read without it
+
+    try:
+        with PillowImage.open(file, formats=FORMATS) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                raise ConfigError("has several pages; store each page as a separate picture")
+            array, palette, turned = _read_pixels(file, picture, mask and not colours)
+    except UnidentifiedImageError:  # its message names the stream, not the file
+        raise ConfigError(
+            "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"
+        ) from None
+    array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
+    notes = ("its EXIF orientation is applied, as viewers do",) if turned else ()
+    if mask:
+        array = np.repeat(array, 3, axis=0)[:3] if colours and len(array) == 1 else array
+        array = array if colours else _single_channel(array)
+    return Image(array, np.eye(3), notes, palette)
+
+
+def _single_channel(mask: Array) -> Array:
+    """A mask (1, height, width). Raises ConfigError with a value for `task.data.colours` if it is coloured."""
+    if (mask != mask[0]).any():
+        raise ConfigError(
+            "a mask must be grey, one value per class, unless the colours of the classes are named; this one is "
+            f"coloured. {format_colours_option(unique_colours(mask))}"
+        )
+    return mask[:1]
+
+
+def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[int, Colour], bool]:
+    """(C, height, width), the palette if it is `indexed`, and whether it was turned upright."""
+    from PIL import ImageOps
+
+    deep = _is_deep(file, picture)
+    orientation = _orientation(picture)  # before it is loaded: Pillow turns a TIFF and removes the tag
+    # Pillow mixes up the rows of an uncompressed TIFF that it turns by 90 degrees.
+    if (deep and orientation != 1) or (picture.format == "TIFF" and orientation > 4):
+        raise ConfigError(
+            f"has an orientation tag of {orientation}; pictures with more than 8 bits per channel need 1, other TIFF 1 "
+            "to 4. Turn it upright and store it without this tag"
+        )
+    if deep:
+        return _decode_deep(file, picture), {}, False
+    picture.load()
+    orientation = max(orientation, _orientation(picture))  # the tag of a PNG may follow the pixels
+    upright = ImageOps.exif_transpose(picture)
+    if indexed and upright.mode in ("P", "PA", "1"):
+        array = np.atleast_3d(np.asarray(upright)).transpose(2, 0, 1)[:1].astype(np.uint8)
+        return array, _used_palette(upright, array), orientation != 1
+    plain = upright.convert(PLAIN_MODES[upright.mode]) if upright.mode in PLAIN_MODES else upright
+    if plain.mode not in VALUE_MODES:
+        raise ConfigError(f"has the colour space {plain.mode}; store it as grey or RGB")
+    return np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1), {}, orientation != 1
+
+
+def _orientation(picture: Any) -> int:
+    """The orientation tag, 1 to 8; 1 for none and for a value that has no meaning."""
+    tags = picture.tag_v2 if picture.format == "TIFF" else picture.getexif()
+    value = tags.get(ORIENTATION_TAG, 1)
+    return value if value in range(1, 9) else 1
+
+
+def _used_palette(picture: Any, indices: Array) -> dict[int, Colour]:
+    """The colour of each index that occurs. Raises ConfigError for an index without a colour."""
+    flat = picture.getpalette("RGB") if picture.mode != "1" else [0, 0, 0, 255, 255, 255]
+    colours = np.asarray(flat, int).reshape(-1, 3)
+    used = np.unique(indices)
+    if used[-1] >= len(colours):
+        raise ConfigError(f"has the palette index {used[-1]}, but its palette has {len(colours)} colours")
+    return {int(index): tuple(colours[index].tolist()) for index in used}
+
+
+def _is_deep(file: str, picture: Any) -> bool:
+    """Whether Pillow cannot hold the values of the file. Raises ConfigError if no decoder keeps them."""
+    if picture.format == "PNG":
+        head = _head(file, 26)
+        return head[PNG_DEPTH] == 16 and head[PNG_COLOUR_TYPE] != 0
+    if picture.format == "TIFF":
+        unsigned = set(picture.tag_v2.get(TIFF_SAMPLE_FORMAT, (1,))) <= {TIFF_UNSIGNED, 4}  # 4: not declared
+        return max(picture.tag_v2.get(TIFF_BITS, (1,))) > 8 or not unsigned
+    if picture.format == "JPEG2000":
+        return any(depth != 7 for depth in _jpeg2000_depths(Path(file).read_bytes()))
+    if picture.format == "PPM" and picture.tile and picture.tile[0].codec_name != "raw":
+        raise ConfigError("is a PPM picture in plain text, or its highest value is not 255; store it as PNG or TIFF")
+    return False
+
+
+def _head(file: str, count: int) -> bytes:
+    with open(file, "rb") as stream:
+        return stream.read(count)
+
+
+def _jpeg2000_depths(content: bytes) -> list[int]:
+    """Bits - 1 of each channel, with 128 added for signed values."""
+    start = content.index(JPEG2000_SIZE)
+    count = int.from_bytes(content[start + 40 : start + 42], "big")
+    return [content[start + 42 + 3 * channel] for channel in range(count)]
+
+
+def _decode_deep(file: str, picture: Any) -> Array:
+    """(C, height, width) in the file's data type, from a decoder that keeps all bits."""
+    import imagecodecs  # not at the top: few files need it
+
+    if picture.format == "TIFF":
+        return _decode_tiff(file, picture)
+    content = Path(file).read_bytes()
+    decode = imagecodecs.png_decode if picture.format == "PNG" else imagecodecs.jpeg2k_decode
+    return np.atleast_3d(decode(content)).transpose(2, 0, 1)
+
+
+def _decode_tiff(file: str, picture: Any) -> Array:
+    import tifffile
+
+    photometric = picture.tag_v2.get(TIFF_PHOTOMETRIC)
+    if photometric not in (TIFF_MIN_IS_BLACK, TIFF_RGB):
+        raise ConfigError(
+            f"is a TIFF with more than 8 bits per channel and the photometric interpretation {photometric}; expected "
+            "1 (grey, black is 0) or 2 (RGB)"
+        )
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        array = np.asarray(page.asarray())
+        if page.dtype is not None and page.dtype.kind == "c":
+            raise ConfigError("has complex values; expected one real number per channel")
+        return array[None] if array.ndim == 2 else np.moveaxis(array, page.axes.index("S"), 0)

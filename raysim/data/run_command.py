@@ -1,0 +1,88 @@
+"""The `raysim run` command that fits a table of images: the sizes of the images and the values of the masks."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from raysim.core.errors import ConfigError
+from raysim.data.file_inspection import MAX_LABEL_VALUES
+from raysim.data.image_formats import is_volume
+from raysim.data.image_reader import read_image
+from raysim.data.mask_values import fitting_classes, format_classes
+from raysim.data.table import read_table
+
+MAX_FILES = 1000  # images, and masks, that are opened
+STEP = 16  # sizes are multiples of it, because the default networks halve images several times
+SMALLEST = 32
+READER_THREADS = 8
+
+
+def run_command(path: str, task: str) -> str:
+    """The command that trains on the table at `path`, quoted for a shell.
+
+    Raises ConfigError for a table or a file that cannot be used, and for masks that have no classes.
+    """
+    table = read_table(path, label_files=task == "segmentation")
+    command = ["raysim", "run", f"task={task}", f"task.data.table={path}"]
+    arguments = [*_class_arguments(table["label"].dropna().tolist())] if task == "segmentation" else []
+    with ThreadPoolExecutor(READER_THREADS) as pool:
+        shapes = list(pool.map(_shape, table["image"].tolist()[:MAX_FILES]))
+    size = _common_size(shapes)
+    arguments += [] if size is None else [shlex.quote(f"task.data.size=[{','.join(map(str, size))}]")]
+    return " ".join([shlex.join(command), *arguments])
+
+
+def _class_arguments(masks: Sequence[str]) -> Iterator[str]:
+    """`task.data.classes=...` if the masks have other values than 0 and one more."""
+
+    def values(mask: str) -> set[float]:
+        found = np.unique(read_image(mask, mask=True).array)
+        if len(found) > MAX_LABEL_VALUES or (found % 1).any():
+            raise ConfigError(
+                f"{mask}: has {len(found)} values, such as {found[1]:g}; masks have at most {MAX_LABEL_VALUES} whole "
+                "numbers, and JPEG compression and interpolation add others"
+            )
+        return set(found.tolist())
+
+    with ThreadPoolExecutor(READER_THREADS) as pool:
+        found = set[float]().union(*pool.map(values, masks[:MAX_FILES]))
+    if len(found | {0.0}) > 2 or min(found, default=0) < 0:
+        yield format_classes(fitting_classes({"background": 0, "foreground": None}, found))
+
+
+def _shape(path: str) -> tuple[int, ...]:
+    """The number of pixels or voxels along each axis, from the header of the file."""
+    try:
+        return _volume_shape(path) if is_volume(path) else _picture_shape(path)
+    except Exception as reason:  # a damaged file may raise any error
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(reason).split())}") from reason
+
+
+def _picture_shape(path: str) -> tuple[int, ...]:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return picture.size if turned else picture.size[::-1]
+
+
+def _volume_shape(path: str) -> tuple[int, ...]:
+    import nibabel
+
+    volume: Any = nibabel.load(path)
+    axes = nibabel.io_orientation(volume.affine)[:, 0].astype(int)
+    return tuple(int(volume.shape[list(axes).index(axis)]) for axis in range(3))
+
+
+def _common_size(shapes: Sequence[tuple[int, ...]]) -> list[int] | None:
+    """The median shape in multiples of STEP; None if all images have that shape."""
+    if len({len(shape) for shape in shapes}) > 1:
+        raise ConfigError("some images are pictures and others are volumes; write a table for each kind")
+    median = np.median(np.array(shapes), axis=0)
+    size = [max(SMALLEST, STEP * round(float(length) / STEP)) for length in median]
+    return None if set(shapes) == {tuple(size)} else size

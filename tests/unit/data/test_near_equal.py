@@ -1,0 +1,42 @@
+"""Names that are easily mistaken for each other are found; others are not."""
+
+from __future__ import annotations
+
+from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
+
+CYRILLIC = "\u0412\u0435rn"  # the first two letters look like Be
+
+
+def test_names_that_differ_only_in_what_readers_overlook() -> None:
+    names = [
+        "Basel",
+        "basel",
+        "Zürich",
+        "Zurich",
+        "Bern",
+        CYRILLIC,
+        "site-1",
+        "site 01",
+        "1",
+        "01",
+        "1.0",
+        "Genf\u200b",
+        "Genf",
+    ]
+    assert near_equal_names(names) == [
+        ["01", "1", "1.0"],
+        ["Basel", "basel"],
+        ["Bern", CYRILLIC],
+        ["Genf", "Genf\u200b"],
+        ["Zurich", "Zürich"],
+        ["site 01", "site-1"],
+    ]
+
+
+def test_different_names_are_no_pair() -> None:
+    assert near_equal_names(["site-1", "site-10", "site-11", "1.05", "1.5", "-1", "1", "+", "-", "a", "b"]) == []
+    assert near_equal_sites_warning(["a", "b"]) is None
+
+
+def test_the_warning_about_sites() -> None:
+    assert "'Basel' and 'basel'; if they are one hospital" in str(near_equal_sites_warning(["basel", "Basel", "Bern"]))

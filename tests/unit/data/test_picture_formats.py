@@ -1,0 +1,104 @@
+"""Pictures keep all bits of their values, are upright, or are refused. Values by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from raysim.core.errors import ConfigError
+from raysim.data.image_reader import read_image
+
+COLOUR = np.array([[[40, 300, 65535], [190, 256, 0]]], np.uint16)  # 1 x 2 pixels
+
+
+def test_sixteen_bit_colour_keeps_its_values(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(COLOUR))
+    tifffile.imwrite(tmp_path / "x.tif", COLOUR, photometric="rgb")
+    tifffile.imwrite(tmp_path / "lzw.tif", COLOUR, photometric="rgb", compression="lzw")
+    tifffile.imwrite(tmp_path / "planes.tif", COLOUR.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    (tmp_path / "x.jp2").write_bytes(imagecodecs.jpeg2k_encode(np.tile(COLOUR, (8, 8, 1)), level=0, reversible=True))
+    for name in ("x.png", "x.tif", "lzw.tif", "planes.tif"):
+        array = read_image(str(tmp_path / name)).array
+        assert array.tolist() == [[[40, 190]], [[300, 256]], [[65535, 0]]], name
+    assert read_image(str(tmp_path / "x.jp2")).array[:, 0, 0].tolist() == [40, 300, 65535]
+
+
+def test_alpha_of_sixteen_bits_is_removed(tmp_path: Path) -> None:
+    alpha = np.full((1, 2, 1), 65535, np.uint16)
+    (tmp_path / "rgba.png").write_bytes(imagecodecs.png_encode(np.concatenate([COLOUR, alpha], axis=2)))
+    (tmp_path / "grey.png").write_bytes(imagecodecs.png_encode(np.concatenate([COLOUR[..., :1], alpha], axis=2)))
+    assert read_image(str(tmp_path / "rgba.png")).array[:, 0, 0].tolist() == [40, 300, 65535]
+    assert read_image(str(tmp_path / "grey.png")).array.tolist() == [[[40, 190]]]
+
+
+def test_twelve_bits_are_not_scaled(tmp_path: Path) -> None:
+    values = np.arange(170, dtype=np.uint16).reshape(10, 17) + 3900
+    content = imagecodecs.jpeg2k_encode(values, bitspersample=12, level=0, reversible=True)
+    (tmp_path / "x.jp2").write_bytes(content)
+    assert read_image(str(tmp_path / "x.jp2")).array[0].tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    "values", [np.int8([[-3, 5]]), np.int16([[-300, 5]]), np.uint32([[2**31, 5]]), np.float32([[0.5, -2]])]
+)
+def test_other_types_of_tiff_keep_their_values(tmp_path: Path, values: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="minisblack")
+    assert read_image(str(tmp_path / "x.tif")).array[0].tolist() == values.tolist()
+
+
+def test_pictures_that_cannot_be_read_exactly_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "white.tif", COLOUR[..., 0], photometric="miniswhite")
+    (tmp_path / "x.ppm").write_bytes(b"P6 1 1 4095\n" + bytes(6))
+    Image.new("LAB", (2, 2)).save(tmp_path / "lab.tif")
+    for name, message in {
+        "white.tif": "photometric interpretation 0",
+        "x.ppm": "highest value is not 255",
+        "lab.tif": "colour space LAB",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            read_image(str(tmp_path / name))
+    (tmp_path / "plain.ppm").write_bytes(b"P6 1 1 255\n" + bytes([1, 2, 3]))
+    assert read_image(str(tmp_path / "plain.ppm")).array.ravel().tolist() == [1, 2, 3]
+
+
+STORED = [[0, 50, 100], [150, 200, 250]]
+UPRIGHT = {  # what a viewer shows of STORED
+    1: STORED,
+    2: [[100, 50, 0], [250, 200, 150]],
+    3: [[250, 200, 150], [100, 50, 0]],
+    4: [[150, 200, 250], [0, 50, 100]],
+    5: [[0, 150], [50, 200], [100, 250]],
+    6: [[150, 0], [200, 50], [250, 100]],
+    7: [[250, 100], [200, 50], [150, 0]],
+    8: [[100, 250], [50, 200], [0, 150]],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("mask", [True, False])
+def test_the_orientation_is_applied_to_images_and_masks(
+    tmp_path: Path, orientation: int, suffix: str, mask: bool
+) -> None:
+    picture = Image.fromarray(np.array(STORED, np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / f"x.{suffix}", exif=exif)
+    if suffix == "tif" and orientation > 4:  # Pillow mixes up the rows of such a TIFF
+        with pytest.raises(ConfigError, match=f"orientation tag of {orientation}"):
+            read_image(str(tmp_path / f"x.{suffix}"), mask=mask)
+        return
+    image = read_image(str(tmp_path / f"x.{suffix}"), mask=mask)
+    assert image.array[0].tolist() == UPRIGHT[orientation]
+    assert image.notes == (() if orientation == 1 else ("its EXIF orientation is applied, as viewers do",))
+
+
+def test_the_orientation_of_a_deep_picture_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", COLOUR, photometric="rgb", extratags=[(274, "H", 1, 3, True)])
+    with pytest.raises(ConfigError, match="orientation tag of 3"):
+        read_image(str(tmp_path / "x.tif"))
