@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
 from raysim.training import proximal_term
@@ -36,9 +36,14 @@ class Ditto(LocalTraining):
     personal_epochs: Annotated[
         int | None, Gt(0), "epochs of the personal model per round; default: as for the global model"
     ] = None
+    lr_floor: Annotated[float, Ge(0), Le(1), "lowest learning rate of the schedule, as a fraction of lr"] = 0.1
 
     def init(self, task: Task) -> Model:
         return self.make_update(task.network())[0]
+
+    def check_rounds(self, rounds: int) -> None:
+        """Warns if the schedule ends with a rate at which personal models are no longer renewed."""
+        self.warn_of_small_rate(rounds)
 
     # at each site
     def client(self, site: Site[ClientState], model: Model) -> Reply[Model]:

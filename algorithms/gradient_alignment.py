@@ -7,12 +7,13 @@ fraction of the examples, g = sum_k p_k g_k, and H_k its Hessian:
 
     L(w) = sum_k p_k ||g_k - g||^2 = 1/2 sum_ij p_i p_j ||g_i - g_j||^2      an MMD of sites, kernel <grad, grad>
     dL/dw = 2 sum_k p_k h_k,   h_k = H_k (g_k - g)                           a second call: g down, h_k up
-    d = g + weight ||g|| / ||sum_k p_k h_k|| sum_k p_k h_k                   the direction of the server's descent
+    d = g + strength dL/dw                     the server descends F + strength L, F = sum_k p_k F_k the training loss
 
-`mode="local"`: g_k is the displacement of a site's local training, (w - w_k) / (lr steps). h_k is the difference of
-two local trainings on the same batches, from w and from w + beta (g_k - g), over beta. Weight 0 is FedAvg.
-`mode="gradient"`: g_k is the gradient over `epochs` passes or `steps` batches; h_k by double backward or difference.
-`mode="server"`: one call; d moves from g towards the densest point of the g_k, by mean shift with a Gaussian kernel.
+The correction strength dL/dw is clipped to `limit` ||g||. `mode="local"`: g_k is the displacement of a site's local
+training by plain SGD, (w - w_k) / (lr steps). h_k is the difference of two local trainings on the same batches, from w
+and from w + beta (g_k - g), over beta. `mode="gradient"`: g_k is the gradient over `epochs` passes or `steps` batches;
+h_k by double backward or difference. `mode="server"`: one call; d moves from g by the fraction `shift` of the way to
+the densest point of the g_k, found by mean shift with a Gaussian kernel. Strength 0 and shift 0 are FedAvg.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from raysim import (
     UNCHANGED,
+    ConfigError,
     Fleet,
     LocalTraining,
     Metrics,
@@ -80,9 +82,7 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAlignment(LocalTraining):
-    weight: Annotated[float, Ge(0), "ratio of the norm of the correction to that of the mean step; 0: no alignment"] = (
-        0.1
-    )
+    strength: Annotated[float, Ge(0), "lambda, weight of the alignment loss; unused in server mode"] = 10.0
     mode: Annotated[
         Literal["local", "gradient", "server"],
         "local: g_k from local training; gradient: g_k from gradients; server: one call, only the server aligns",
@@ -91,13 +91,27 @@ class GradientAlignment(LocalTraining):
         Literal["exact", "difference"], "h_k in gradient mode: by double backward, or by a finite difference"
     ] = "exact"
     beta: Annotated[float, Gt(0), "step of the finite difference, relative to the norm of the weights"] = 0.01
-    limit: Annotated[float | None, Gt(0), "largest ratio of the norm of h_k to that of g_k; null: no limit"] = 1.0
+    limit: Annotated[
+        float | None, Ge(1), "largest ratio of the norm of the correction to that of the mean step; null: no limit"
+    ] = 2.0
+    shift: Annotated[float, Ge(0), Le(1), "server mode: fraction of the way to the densest point"] = 1.0
     bandwidth: Annotated[float, Gt(0), "kernel width in server mode, relative to the median distance from the mean"] = (
         1.0
     )
+    lr: Annotated[float, Gt(0), "learning rate of the local sgd"] = 0.05
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "local optimiser: must be sgd in local mode"] = "sgd"
+    momentum: Annotated[float, Ge(0), Lt(1), "momentum of the local sgd: must be 0 in local mode"] = 0.0
     server_optimizer: Annotated[Literal["sgd", "adam"], "optimiser of the server"] = "sgd"
     server_lr: Annotated[float, Gt(0), "learning rate of the server; gradient mode uses only this one"] = 1.0
     server_momentum: Annotated[float, Ge(0), Lt(1), "momentum of the server's sgd"] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode == "local" and self.strength and (self.optimizer != "sgd" or self.momentum):
+            raise ConfigError(
+                f"gradient_alignment: algorithm.optimizer={self.optimizer}, algorithm.momentum={self.momentum:g}: "
+                "expected plain sgd in local mode, because only then is (w - w_k) / (lr steps) a mean gradient; set "
+                "algorithm.optimizer=sgd algorithm.momentum=0, and an algorithm.lr for sgd, or algorithm.mode=gradient"
+            )
 
     def init(self, task: Task) -> ServerState:
         return ServerState(self.make_update(task.network())[0])
@@ -109,21 +123,19 @@ class GradientAlignment(LocalTraining):
         start = weights(net)
         loss = self._gradient(net, site) if self.mode == "gradient" else self.fit(net, site)
         update, client_state = self.make_update(net)
-        if self.weight > 0 and self.mode != "server":  # needed by the second call
+        if self.strength and self.mode != "server":  # needed by the second call
             buffers = None if client_state is UNCHANGED else client_state
             client_state = ClientState(start, self._site_gradient(site, start, net), buffers)
         metrics = {"loss": loss, "scale": self._scale(site)}
         return Reply(update, weight=len(site.data.train), metrics=metrics, client_state=client_state)
 
     def second(self, site: Site[ClientState], average: Model) -> Reply[Model]:
-        """h_k on the batches of the first call. Its norm is at most `limit` times that of g_k."""
+        """h_k on the batches of the first call."""
         first = site.client_state
         assert first is not None
         v = combine([first.gradient, average], [1, -1])
         exact = self.mode == "gradient" and self.product == "exact"
         h = self._product(site, first.start, v) if exact else self._difference(site, first, v)
-        if self.limit is not None and model_norm(h) > self.limit * model_norm(first.gradient):
-            h = combine([h], [self.limit * model_norm(first.gradient) / model_norm(h)])
         return Reply(h, weight=len(site.data.train), client_state=first.between_rounds)
 
     def _scale(self, site: Site[Any]) -> float:
@@ -185,7 +197,8 @@ class GradientAlignment(LocalTraining):
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
-        aligned = self if len(fleet.sites) > 1 else replace(self, weight=0.0)  # one site alone cannot be aligned
+        # One site alone cannot be aligned.
+        aligned = self if len(fleet.sites) > 1 else replace(self, strength=0.0, shift=0.0)
         model, replies = state.model, fleet.map(aligned.first, state.model)
         sites, average, origin = list(replies), mean(replies), None if self.mode == "gradient" else model.parameters
         share = np.array([replies[site].weight for site in sites]) / sum(reply.weight for reply in replies.values())
@@ -196,10 +209,10 @@ class GradientAlignment(LocalTraining):
         correction, spread = None, weighted_variance(products, share)
         # If not, the gradients are equal up to rounding errors.
         differ = spread > ROUNDING**2 * float(share @ products @ share)
-        if self.weight and differ and self.mode == "server":
+        if self.mode == "server" and aligned.shift and differ:
             towards = share - mean_shift(products, share, self.bandwidth)
-            correction = combine(payloads, (self.weight * towards).tolist())
-        elif self.weight and differ:
+            correction = combine(payloads, (self.shift * towards).tolist())
+        elif self.mode != "server" and aligned.strength and differ:
             factors = share * scale
             mean_gradient = (
                 combine(payloads, factors)
@@ -207,12 +220,9 @@ class GradientAlignment(LocalTraining):
                 else combine([origin, *payloads], [-factors.sum(), *factors])
             )
             second = fleet.at(sites).map(self.second, mean_gradient)
-            product, longest = mean(second), max(model_norm(reply.payload) for reply in second.values())
-            # If the products cancel each other, only rounding errors remain, which must not be scaled up. If a site is
-            # missing, the products do not even cancel.
-            usable = model_norm(product) > ROUNDING * longest and len(second) == len(sites)
-            length = self.weight * model_norm(mean_step) / model_norm(product) if usable else 0.0
-            correction = combine([product], [length])
+            if len(second) == len(sites):  # without a site, the products do not cancel where the gradients agree
+                step = float(share @ np.abs(1 / scale))  # from gradients to the mean step; 1 in gradient mode
+                correction = self._clipped(mean(second), 2 * self.strength * step, model_norm(mean_step))
         metrics = {"alignment_loss": spread, "gradient_cosine": mean_cosine(products), "correction_ratio": 0.0}
         if correction is not None and model_norm(mean_step):
             metrics["correction_ratio"] = model_norm(correction) / model_norm(mean_step)
@@ -220,6 +230,13 @@ class GradientAlignment(LocalTraining):
             return ServerState(average if correction is None else translate(average, correction, -1.0)), metrics
         direction = mean_step if correction is None else translate(mean_step, correction, 1.0)
         return self._descend(average | model.parameters, direction, state.moments), metrics
+
+    def _clipped(self, product: Model, factor: float, mean_step: float) -> Model:
+        """`factor` times `product`, not longer than `limit` times the norm `mean_step`."""
+        length = factor * model_norm(product)
+        if self.limit is not None and length > self.limit * mean_step:
+            factor *= self.limit * mean_step / length
+        return combine([product], [factor])
 
     def _descend(self, model: Model, direction: Model, moments: OptimizerState) -> ServerState:
         """The state after one step of the server's optimiser with `direction` as the gradient."""

@@ -52,7 +52,7 @@ def doctor(config: RunConfig, out: str | None, display: RunConsole) -> int:
     folder = Path(out).absolute() if out else runs_directory()
     with display.live():
         plan = build_plan(config, Path(node_probe.existing(str(folder))), emit=display.show)
-        validate(plan)
+        validate(plan, display.show)
     reads, writes = required_paths(plan.task, config.task)
     display.say("checking this machine" if config.backend == "local" else "starting Ray and checking the nodes")
     with open_probe_environment(config, reads, writes) as environment:

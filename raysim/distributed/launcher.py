@@ -98,7 +98,7 @@ def _check_unfinished(directory: Path) -> None:
 def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None, resume: bool) -> RunResult:
     """The stages of a run: plan, validate, start and run on a backend, report."""
     plan = build_plan(config, directory, resume=resume, versions=node_probe.versions(), emit=on_event)
-    validate(plan)
+    validate(plan, on_event)
     emit: EventCallback = on_event or (lambda _: None)
     emit(RunPlanned(directory, config.rounds, plan.metric))
     with _reported(plan, emit):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -86,14 +87,24 @@ def build_plan(
 def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:
     """The task of `config` with prepared data. `emit` receives progress and summary, and each warning as a notice."""
     emit(Message("preparing the data"))
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings_as_notices(emit):
         task = config.build(lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total)))
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            emit(Notice(str(warning.message)))
     if task.summary:
         emit(Message(task.summary))
     return task
+
+
+@contextmanager
+def warnings_as_notices(emit: EventCallback | None) -> Iterator[None]:
+    """Pass each user warning of the block to `emit` as a notice at its end; without `emit` they remain warnings."""
+    if emit is None:
+        yield
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            emit(Notice(str(warning.message)))
 
 
 def chosen_metric(task: Task, requested: str | None) -> str:

@@ -12,23 +12,29 @@ import torch
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Algorithm, Task
 from raysim.core.errors import ConfigError, PlacementError, RunError
+from raysim.core.events import EventCallback
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.formatting import format_argument, format_bytes, join_names
 from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
 from raysim.federation.answer_checks import check_state
-from raysim.federation.plan import Plan, chosen_metric
+from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
 from raysim.storage.run_directory import has_checkpoint
 
 CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and the one being written
 
 
-def validate(plan: Plan) -> None:
+def validate(plan: Plan, emit: EventCallback | None = None) -> None:
     """Raises ConfigError or PlacementError for the first problem that would prevent the run.
 
-    `admit` checks the cluster later, when Ray is up.
+    `emit` receives warnings as notices. `admit` checks the cluster later, when Ray is up.
     """
+    with warnings_as_notices(emit):
+        _validate(plan)
+
+
+def _validate(plan: Plan) -> None:
     config, task = plan.config, plan.task
     check_faults(plan.faults, config, task)
     check_network(task)
@@ -93,7 +99,7 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
     """Raises ConfigError for a task or a number of rounds that the algorithm refuses, and for a wrong first state.
 
     Other exceptions are ignored here; the run raises them again and reports them with a traceback. An algorithm that
-    restricts the number of rounds has a method `check_rounds(rounds)`.
+    restricts the number of rounds has a method `check_rounds(rounds)`, which may also warn.
     """
     try:
         if check := getattr(algorithm, "check_rounds", None):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from raysim.core.contracts import UNCHANGED, Array, Batch, BatchNorm, Site, Split
@@ -26,6 +27,7 @@ from raysim.training.test_time_adaptation import (
 )
 
 GradientCorrection = Callable[[list[nn.Parameter]], None]  # changes the gradients in place, before clipping
+SMALL_RATE = 0.1  # fraction of the first learning rate below which personal models are no longer renewed
 OptimizerState = dict[str, Array]  # the moments of an optimiser, as arrays by parameter and name
 
 
@@ -43,6 +45,7 @@ class LocalTraining:
         Literal["constant", "cosine", "linear", "poly"],
         "schedule of the learning rate over the configured rounds; poly: (1 - round/rounds)^0.9",
     ] = "constant"
+    lr_floor: Annotated[float, Ge(0), Le(1), "lowest learning rate of the schedule, as a fraction of lr"] = 0.0
     clip: Annotated[float | None, Gt(0), "gradients are clipped to this L2 norm; default: no clipping"] = None
     amp: Annotated[bool | None, "bfloat16 autocast; default: off"] = None
     buffers: Annotated[
@@ -174,7 +177,24 @@ class LocalTraining:
 
     def lr_at(self, site: Site[Any]) -> float:
         """The learning rate of the site's current round."""
-        return self.lr * lr_factor(self.schedule, site.round, site.rounds)
+        return self.lr * self._lr_factor(site.round, site.rounds)
+
+    def _lr_factor(self, round: int, rounds: int) -> float:
+        return self.lr_floor + (1 - self.lr_floor) * lr_factor(self.schedule, round, rounds)
+
+    def warn_of_small_rate(self, rounds: int) -> None:
+        """Warns if the learning rate of the last round is below a tenth of the first.
+
+        For algorithms that pull personal models to the global one in every round. Only training renews the difference
+        of a personal model, so with a rate near 0 the personal models become equal to the global one.
+        """
+        last = self._lr_factor(rounds - 1, rounds)
+        if last < SMALL_RATE:
+            warnings.warn(
+                f"algorithm.schedule={self.schedule}: the learning rate of the last round is {last:.2g} of the first, "
+                "so personal models approach the global one; set algorithm.lr_floor=0.1 or algorithm.schedule=constant",
+                stacklevel=2,
+            )
 
     def count_steps(self, split: Sized, batch_size: int, epochs: int | None = None) -> int:
         """The number of optimiser steps per round of training on `split`."""

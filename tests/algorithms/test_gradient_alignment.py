@@ -14,7 +14,7 @@ from torch import nn
 
 from algorithms.fedavg import FedAvg
 from algorithms.gradient_alignment import GradientAlignment, ServerState
-from raysim import LocalFleet, Model, SiteError, Task, federate
+from raysim import ConfigError, LocalFleet, Model, SiteError, Task, federate
 from raysim.training.model_geometry import gram_matrix, weighted_variance
 from tests.support import toy
 
@@ -62,13 +62,13 @@ def one_round(algorithm: GradientAlignment, start: ServerState, task: Task | Non
 
 
 def plain(**fields: Any) -> GradientAlignment:
-    """Gradient mode with one step of plain gradient descent, without limit on products."""
-    return GradientAlignment(**{"mode": "gradient", "limit": None, "server_lr": 0.1, "weight": 0.5} | fields)
+    """Gradient mode with one step of plain gradient descent, without limit on the correction."""
+    return GradientAlignment(**{"mode": "gradient", "limit": None, "server_lr": 0.1, "strength": 0.5} | fields)
 
 
-def test_without_weight_gradient_mode_is_fedsgd() -> None:
+def test_without_strength_gradient_mode_is_fedsgd() -> None:
     theta = np.array([0.3, -0.2])
-    after, metrics = one_round(plain(weight=0.0), at(*theta))
+    after, metrics = one_round(plain(strength=0.0), at(*theta))
     assert after == pytest.approx(theta - 0.1 * by_hand(theta)[0], rel=1e-6)
     assert metrics["correction_ratio"] == 0
     assert metrics["alignment_loss"] == pytest.approx(by_hand(theta)[2], rel=1e-5)
@@ -76,10 +76,10 @@ def test_without_weight_gradient_mode_is_fedsgd() -> None:
 
 @pytest.mark.parametrize("mode", ["local", "server"])
 @pytest.mark.parametrize("network", [toy.Line, toy.Scaled])
-def test_without_weight_it_is_bit_identical_to_fedavg(mode: Any, network: type[nn.Module]) -> None:
+def test_without_correction_it_is_bit_identical_to_fedavg(mode: Any, network: type[nn.Module]) -> None:
     task = toy.task(POINTS, network=network, batch_size=2)
     last = []
-    for algorithm in (FedAvg(), GradientAlignment(weight=0.0, mode=mode)):
+    for algorithm in (FedAvg(**SGD), GradientAlignment(strength=0.0, shift=0.0, mode=mode, **SGD)):
         *_, end = federate(algorithm, task, LocalFleet(task, rounds=3), rounds=3)
         last.append(end.state.model)
     assert last[0] == last[1]
@@ -90,9 +90,9 @@ def test_the_correction_is_the_gradient_of_the_alignment_loss(product: Any) -> N
     theta = np.array([0.3, -0.2])
     mean, along, _ = by_hand(theta)
     after, metrics = one_round(plain(product=product), at(*theta))
-    step = mean + 0.5 * np.linalg.norm(mean) * along / np.linalg.norm(along)
-    assert after == pytest.approx(theta - 0.1 * step, rel=1e-3 if product == "difference" else 1e-5)
-    assert metrics["correction_ratio"] == pytest.approx(0.5, rel=1e-5)
+    tolerance = 1e-3 if product == "difference" else 1e-5
+    assert after == pytest.approx(theta - 0.1 * (mean + 2 * 0.5 * along), rel=tolerance)
+    assert metrics["correction_ratio"] == pytest.approx(np.linalg.norm(along) / np.linalg.norm(mean), rel=tolerance)
     # Central differences of the loss give 2 sum_k p_k H_k (g_k - g).
     losses = [[by_hand(theta + sign * 1e-4 * axis)[2] for sign in (1, -1)] for axis in np.eye(2)]
     assert [(up - down) / 2e-4 for up, down in losses] == pytest.approx(2 * along, rel=1e-6)
@@ -100,20 +100,47 @@ def test_the_correction_is_the_gradient_of_the_alignment_loss(product: Any) -> N
 
 def test_local_mode_with_one_step_of_sgd_is_gradient_mode() -> None:
     theta = np.array([0.3, -0.2])
-    local = GradientAlignment(mode="local", limit=None, weight=0.5, **SGD)
+    local = GradientAlignment(mode="local", limit=None, strength=0.5, **SGD)
     assert one_round(local, at(*theta))[0] == pytest.approx(one_round(plain(), at(*theta))[0], rel=1e-3)
 
 
-def test_a_product_is_at_most_as_long_as_the_limit() -> None:
-    theta = np.array([0.3, -0.2])
-    fleet = LocalFleet(toy.task(POINTS), rounds=1)
-    fleet.accounting.open_round(0)
-    mine = plain(limit=0.01)
-    replies = fleet.map(mine.first, at(*theta).model)
-    middle = at(*by_hand(theta)[0]).model
-    lengths = [np.linalg.norm(vector(reply.payload)) for reply in fleet.map(mine.second, middle).values()]
-    own = [np.linalg.norm(vector(reply.payload)) for reply in replies.values()]
-    assert lengths == pytest.approx([0.01 * length for length in own], rel=1e-5)
+@pytest.mark.parametrize("mode", ["local", "gradient"])
+def test_a_correction_is_at_most_limit_times_as_long_as_the_mean_step(mode: Any) -> None:
+    mine = GradientAlignment(mode=mode, strength=100, limit=1.5, server_lr=0.1 if mode == "gradient" else 1.0, **SGD)
+    after, metrics = one_round(mine, at(0.3, -0.2))
+    mean, along, _ = by_hand(theta := np.array([0.3, -0.2]))
+    correction = 1.5 * np.linalg.norm(mean) * along / np.linalg.norm(along)
+    assert metrics["correction_ratio"] == pytest.approx(1.5, rel=1e-5)
+    assert after == pytest.approx(theta - 0.1 * (mean + correction), rel=1e-3)
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("fields", [{"mode": "gradient"}, {"mode": "local", **SGD, "lr": 0.02}], ids=["R1", "R2"])
+def test_rounds_converge_to_the_minimum_of_training_loss_plus_alignment_loss(
+    strength: float, fields: dict[str, Any]
+) -> None:
+    weights, squares, linear = SHARE, [hessian(p) for p in POINTS.values()], []
+    for points in POINTS.values():
+        linear.append(-gradient(points, np.zeros(2)))  # g_k = H_k theta - linear_k
+    mean_hessian = np.tensordot(weights, squares, 1)
+    mean_linear = weights @ np.array(linear)
+    left, right = mean_hessian.copy(), mean_linear.copy()
+    for p, h, c in zip(weights, squares, linear, strict=True):  # the gradient of strength L is linear in theta too
+        left += 2 * strength * p * h @ (h - mean_hessian)
+        right += 2 * strength * p * h @ (c - mean_linear)
+    server_lr = 0.02 if fields["mode"] == "gradient" else 1.0
+    mine = GradientAlignment(strength=strength, product="exact", **({"server_lr": server_lr} | fields))
+    task = toy.task(POINTS)
+    *_, last = federate(mine, task, LocalFleet(task, rounds=2000), rounds=2000)
+    assert vector(last.state.model) == pytest.approx(np.linalg.solve(left, right), abs=1e-4)
+
+
+def test_adam_or_momentum_at_the_sites_is_refused_in_local_mode() -> None:
+    for fields in ({"optimizer": "adam"}, {"momentum": 0.9}):
+        with pytest.raises(ConfigError, match="expected plain sgd in local mode"):
+            GradientAlignment(**fields)
+        GradientAlignment(mode="gradient", **fields)
+        GradientAlignment(strength=0.0, **fields)
 
 
 @pytest.mark.parametrize("start", [(0.3, -0.2), (0.1, 0.7), (-1.3, 0.4)])
@@ -123,8 +150,10 @@ def test_equal_gradients_are_not_corrected(mode: Any, start: tuple[float, float]
     points = ((1.0, 2), (3.0, 1), (2.3, 0), (-1.7, 3), (0.53, 1), (1.1, 1), (0.9, 2))
     task = toy.task(dict.fromkeys("abc", points))
     fields = SGD | {"mode": mode, "server_lr": 0.1 if mode == "gradient" else 1.0}
-    aligned, metrics = one_round(GradientAlignment(weight=0.5, **fields), at(*start), task)
-    assert aligned == pytest.approx(one_round(GradientAlignment(weight=0.0, **fields), at(*start), task)[0], rel=1e-5)
+    aligned, metrics = one_round(GradientAlignment(strength=0.5, shift=0.5, **fields), at(*start), task)
+    assert aligned == pytest.approx(
+        one_round(GradientAlignment(strength=0.0, shift=0.0, **fields), at(*start), task)[0], rel=1e-5
+    )
     assert metrics["alignment_loss"] == pytest.approx(0, abs=1e-10)
     assert metrics["gradient_cosine"] == pytest.approx(1)
 
@@ -132,14 +161,14 @@ def test_equal_gradients_are_not_corrected(mode: Any, start: tuple[float, float]
 def test_equal_hessians_are_not_corrected() -> None:
     task = toy.task(SAME_X)
     aligned, metrics = one_round(plain(), at(0.3, -0.2), task)
-    assert aligned == pytest.approx(one_round(plain(weight=0.0), at(0.3, -0.2), task)[0], rel=1e-6)
+    assert aligned == pytest.approx(one_round(plain(strength=0.0), at(0.3, -0.2), task)[0], rel=1e-6)
     assert metrics["alignment_loss"] > 0.1
-    assert metrics["correction_ratio"] == 0
+    assert metrics["correction_ratio"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["local", "gradient", "server"])
 def test_the_names_of_sites_are_irrelevant(mode: Any) -> None:
-    mine = GradientAlignment(mode=mode, weight=0.5, server_lr=0.1 if mode == "gradient" else 1.0, **SGD)
+    mine = GradientAlignment(mode=mode, strength=0.5, shift=0.5, server_lr=0.1 if mode == "gradient" else 1.0, **SGD)
     three = POINTS | {"c": ((1.5, 1),)}
     renamed = {"a": three["c"], "b": three["a"], "c": three["b"]}
     found = [one_round(mine, at(0.3, -0.2), toy.task(points))[0] for points in (three, renamed)]
@@ -149,7 +178,7 @@ def test_the_names_of_sites_are_irrelevant(mode: Any) -> None:
 @pytest.mark.parametrize("mode", ["local", "gradient", "server"])
 def test_a_single_site_is_not_aligned(mode: Any) -> None:
     task = toy.task({"a": POINTS["a"]})
-    _, metrics = one_round(GradientAlignment(mode=mode, weight=0.5, **SGD), at(0.3, -0.2), task)
+    _, metrics = one_round(GradientAlignment(mode=mode, strength=0.5, shift=0.5, **SGD), at(0.3, -0.2), task)
     assert metrics["alignment_loss"] == pytest.approx(0, abs=1e-10)
     assert (metrics["gradient_cosine"], metrics["correction_ratio"]) == (1, 0)
 
@@ -190,8 +219,8 @@ def test_the_distance_of_gradients_is_a_maximum_mean_discrepancy() -> None:
 def test_server_mode_moves_away_from_an_outlier() -> None:
     points = {"a": ((1.0, 1),), "b": ((1.0, 1), (1.1, 1)), "c": ((0.9, 1),), "d": ((1.0, 90),)}
     task = toy.task(points)
-    mean_step, _ = one_round(GradientAlignment(mode="server", weight=0.0, **SGD), at(0, 0), task)
-    turned, _ = one_round(GradientAlignment(mode="server", weight=1.0, bandwidth=0.3, **SGD), at(0, 0), task)
+    mean_step, _ = one_round(GradientAlignment(mode="server", shift=0.0, **SGD), at(0, 0), task)
+    turned, _ = one_round(GradientAlignment(mode="server", bandwidth=0.3, **SGD), at(0, 0), task)
     assert mean_step[0] > 1
     assert 0 < turned[0] < 0.2
 
@@ -200,22 +229,22 @@ def test_alignment_reduces_the_spread_of_gradients_at_equal_loss() -> None:
     points = {"a": ((3.0, 3), (1.0, 1)), "b": ((0.2, 3), (-0.5, 1)), "c": ((1.0, 0), (-2.0, 2))}
     task = toy.task(points)
 
-    def spread(weight: float) -> list[float]:
+    def spread(strength: float) -> list[float]:
         """The alignment loss at the rounds in which the training loss falls below 1.6, 1.2 and 0.8."""
-        mine = plain(weight=weight, server_lr=0.06)
-        rounds = list(federate(mine, task, LocalFleet(task, rounds=30), rounds=30))
+        mine = plain(strength=strength, server_lr=0.01)
+        rounds = list(federate(mine, task, LocalFleet(task, rounds=200), rounds=200))
         losses, spreads = [-(r.loss or 0.0) for r in rounds], [r.metrics["alignment_loss"] for r in rounds]
         assert losses == sorted(losses)
         return [float(np.interp(-level, losses, spreads)) for level in (1.6, 1.2, 0.8)]
 
-    courses = [spread(weight) for weight in (0.0, 0.1, 0.3)]
+    courses = [spread(strength) for strength in (0.0, 0.01, 0.03)]
     assert all(later < before for one, other in pairwise(courses) for before, later in zip(one, other, strict=True))
 
 
 def test_the_server_may_use_momentum_and_adam() -> None:
     task = toy.task(POINTS)
     for fields in ({"server_momentum": 0.9}, {"server_optimizer": "adam", "server_lr": 0.05}):
-        mine: GradientAlignment = replace(plain(weight=0.0), **fields)
+        mine: GradientAlignment = replace(plain(strength=0.0), **fields)
         rounds = list(federate(mine, task, LocalFleet(task, rounds=3), rounds=3))
         theta, vectors = torch.zeros(2, requires_grad=True), []
         optimizer = (
@@ -254,7 +283,7 @@ def test_no_correction_if_a_site_fails_in_the_second_call() -> None:
     mine = FailsInSecondCall(**SGD)
     rounds = list(federate(mine, task, fleet, rounds=2))
     assert [r.metrics["correction_ratio"] for r in rounds] == [0, 0]
-    plain, _ = one_round(GradientAlignment(weight=0.0, **SGD), mine.init(task))
+    plain, _ = one_round(GradientAlignment(strength=0.0, **SGD), mine.init(task))
     assert vector(rounds[0].state.model) == pytest.approx(plain)
     assert len(rounds[1].failures) == 1
 
