@@ -55,6 +55,7 @@ ORDER = (
     "ray",
     "ray-search",
     "e2e",
+    "claims",
     "algorithms",
     "unit",
 )  # the longest first, so that the workers end together
@@ -64,6 +65,8 @@ ORDER = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(folder_of(item))
+        if folder_of(item) == "claims":
+            item.add_marker("slow")
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
     items.sort(key=lambda item: ORDER.index(group_of(item) if group_of(item) in ORDER else folder_of(item)))
 
