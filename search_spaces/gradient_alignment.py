@@ -1,20 +1,22 @@
-"""Gradient alignment: weight of the correction, learning rate.
+"""Gradient alignment: strength of the alignment loss, learning rate of the local SGD.
 
-The papers report no weight. The points are fractions of the mean step: 0, 0.01, 0.05, 0.1, 0.3 and 1.
+The paper's values are not known to us. On a problem with a spurious feature (tests/claims/) the effect on an unseen
+site begins near a strength of 10 and is large from 100 on. The first point, strength 0, is FedAvg.
 """
 
 from ray import tune
 
 SPACE = {
     "algorithm": "gradient_alignment",
-    "algorithm.weight": tune.uniform(0.0, 1.0),
-    "algorithm.lr": tune.loguniform(1e-4, 1e-2),
+    "algorithm.optimizer": "sgd",
+    "algorithm.momentum": 0.0,
+    "algorithm.strength": tune.loguniform(1e-1, 1e3),
+    "algorithm.lr": tune.loguniform(1e-3, 1e-1),
 }
 POINTS = [
-    {"algorithm.weight": 0.0, "algorithm.lr": 1e-3},
-    {"algorithm.weight": 0.01, "algorithm.lr": 1e-3},
-    {"algorithm.weight": 0.05, "algorithm.lr": 1e-3},
-    {"algorithm.weight": 0.1, "algorithm.lr": 1e-3},
-    {"algorithm.weight": 0.3, "algorithm.lr": 1e-3},
-    {"algorithm.weight": 1.0, "algorithm.lr": 1e-3},
+    {"algorithm.strength": 0.0, "algorithm.lr": 5e-2},
+    {"algorithm.strength": 1.0, "algorithm.lr": 5e-2},
+    {"algorithm.strength": 10.0, "algorithm.lr": 5e-2},
+    {"algorithm.strength": 100.0, "algorithm.lr": 5e-2},
+    {"algorithm.strength": 1000.0, "algorithm.lr": 5e-2},
 ]
