@@ -72,11 +72,12 @@ def check_arguments(kind: str, factory: Factory, arguments: Mapping[str, Any], s
 
 
 def doc_summary(factory: Factory) -> str:
-    """The first sentence of the documentation, without reStructuredText roles; empty if there is none."""
+    """The first sentence of the documentation as plain text, without links; empty if there is none."""
     text = inspect.cleandoc(factory.__doc__ or getattr(vars(factory).get("__init__"), "__doc__", None) or "")
     paragraph = " ".join(text.split("\n\n")[0].split())
-    sentence = re.split(r"(?<=[.:]) (?=[A-Z`])", paragraph)[0]
-    return re.sub(r"(:[\w:]+:)?`+([^`]*)`+", r"\2", sentence)
+    sentence = re.split(r"(?<=\.) (?=[A-Z`])| [(<]?https?:|Args:", paragraph)[0]
+    plain = re.sub(r":[\w:]+:(?=`)", "", sentence).replace("`", "")
+    return re.sub(r"(,? (defined in|based on))?[:,]?$", "", plain)
 
 
 def _constructor_chain(factory: Factory) -> Sequence[Factory]:

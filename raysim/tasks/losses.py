@@ -16,7 +16,7 @@ from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.core.suggestions import squash
 from raysim.data.mask_values import IGNORED
-from raysim.tasks.factory_lookup import Factory, check_arguments, factory_parameters, find_factory
+from raysim.tasks.factory_lookup import Factory, check_arguments, doc_summary, factory_parameters, find_factory
 from raysim.tasks.networks import format_error
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -62,14 +62,20 @@ def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
     return _make_loss(spec, _classification_losses())
 
 
-def list_losses() -> dict[str, dict[str, Factory]]:
-    """The losses by name, of segmentations and of classifications."""
-    return {"segmentation": _segmentation_losses(), "classification": _classification_losses()}
+def list_losses() -> dict[str, dict[str, str]]:
+    """Every loss of segmentations and of classifications, with the first sentence of its documentation."""
+    return {
+        task: {name: doc_summary(loss) for name, loss in losses.items()} for task, losses in _losses_by_task().items()
+    }
 
 
 def find_loss(name: object) -> Factory:
     """The loss with this name, of any task. Raises ConfigError, with the nearest name, if there is none."""
-    return _find_loss(name, {key: loss for losses in list_losses().values() for key, loss in losses.items()})
+    return _find_loss(name, {key: loss for losses in _losses_by_task().values() for key, loss in losses.items()})
+
+
+def _losses_by_task() -> dict[str, dict[str, Factory]]:
+    return {"segmentation": _segmentation_losses(), "classification": _classification_losses()}
 
 
 def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> OutputLoss:
@@ -81,7 +87,8 @@ def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> Out
     given = {key: value for key, value in spec.items() if key != "name"}
     if not inspect.isclass(factory):
         check_arguments("loss", factory, given, supplied=list(inspect.signature(factory).parameters)[:2])
-        return OutputLoss(partial(factory, **given))
+        function: Loss = partial(factory, **given)
+        return OutputLoss(function)
     accepted = factory_parameters(factory)
     arguments: dict[str, Any] = {key: True for key in ("to_onehot_y", "softmax", "use_softmax") if key in accepted}
     arguments |= given
@@ -153,7 +160,7 @@ def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
         value = loss(logits, labels)
         if problem := _describe_wrong_loss(value):
             raise ConfigError(f"the loss of a batch {problem}")
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
     except ConfigError:
         raise
     except Exception as error:  # losses raise errors of many types

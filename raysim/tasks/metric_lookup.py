@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from raysim.core.errors import ConfigError, RunError
 from raysim.core.numeric import is_finite_number, is_number
-from raysim.tasks.factory_lookup import Factory, find_factory
+from raysim.tasks.factory_lookup import find_factory
 from raysim.tasks.networks import format_error
 
 Direction = Literal["higher", "lower"]
@@ -69,7 +69,7 @@ def find_metrics(names: Sequence[str], shipped: Mapping[str, Metric], example: S
     Raises ConfigError for an unknown or repeated name, and for a metric of yours that fails, has no direction, or has a
     wrong range.
     """
-    metrics = tuple(shipped[name] if name in shipped else _own_metric(name, shipped, example) for name in names)
+    metrics = tuple(_tried_metric(name, shipped, example) for name in names)
     columns = [metric.name for metric in metrics]
     for column in columns:
         if columns.count(column) > 1:
@@ -78,22 +78,33 @@ def find_metrics(names: Sequence[str], shipped: Mapping[str, Metric], example: S
     return metrics
 
 
-def _own_metric(name: str, shipped: Mapping[str, Metric], example: Sequence[Any]) -> Metric:
-    factories: dict[str, Factory] = {key: metric.function for key, metric in shipped.items()}
-    found: Any = find_factory("metric", name, factories)
-    if ":" not in name:  # a shipped one, in another spelling
-        return next(metric for metric in shipped.values() if metric.function is found)
+def _tried_metric(name: str, shipped: Mapping[str, Metric], example: Sequence[Any]) -> Metric:
+    metric = find_metric(name, shipped)
+    if ":" not in name:
+        return metric
     try:
-        function: Any = found() if inspect.isclass(found) else found
-        metric = Metric(found.__name__, _direction(name, found, function), function, _range(name, found, function))
         metric(*example)
-    except ConfigError:
-        raise
-    except RunError as error:
+    except RunError as error:  # its message is complete
         raise ConfigError(f"metric '{name}' fails on an example: {error}") from error
     except Exception as error:  # user code may raise anything
         raise ConfigError(f"metric '{name}' fails on an example: {format_error(error)}") from error
     return metric
+
+
+def find_metric(name: str, shipped: Mapping[str, Metric]) -> Metric:
+    """The metric of `shipped` with this name, or `module:Name`, a function or a class.
+
+    Raises ConfigError for an unknown name, and for a wrong direction or range.
+    """
+    found: Any = find_factory("metric", name, {key: metric.function for key, metric in shipped.items()})
+    if ":" not in name:
+        return next(metric for metric in shipped.values() if metric.function is found)
+    try:
+        function: Any = found() if inspect.isclass(found) else found
+    except Exception as error:  # user code may raise anything
+        reason = f"{format_error(error)}; expected a constructor without required arguments"
+        raise ConfigError(f"metric '{name}' cannot be created: {reason}") from error
+    return Metric(found.__name__, _direction(name, found, function), function, _range(name, found, function))
 
 
 def _direction(name: str, found: Any, function: Any) -> Direction:

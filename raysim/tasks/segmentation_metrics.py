@@ -49,7 +49,7 @@ def volume_error(predicted: Array, label: Array, spacing: tuple[float, ...]) -> 
 
 
 def surface_dice(predicted: Array, label: Array, spacing: tuple[float, ...], tolerance_mm: float = 1.0) -> float:
-    """The fraction of both surfaces within `tolerance_mm` of the other surface, 0 to 1; 0 if nothing is predicted.
+    """The fraction of both surfaces within task.surface_tolerance_mm of the other surface; 0 if nothing is predicted.
 
     Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head and neck anatomy for
     radiotherapy", 2018, https://arxiv.org/abs/1809.04430. MONAI's version counts the voxels of each surface.

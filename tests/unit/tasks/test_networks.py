@@ -198,7 +198,7 @@ def test_a_loss_without_a_gradient_is_refused():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (lambda logits: float(logits.sum()), "is a float: expected a tensor; return it without float"),
+        (lambda logits: logits.sum().item(), "is a float: expected a tensor; return it without float"),
         (lambda logits: None, "is a NoneType: expected a tensor"),
         (lambda logits: logits.sum() * float("nan"), "is nan for logits from -1 to 1: expected a finite number"),
         (lambda logits: logits.mean(0), r"has the shape \(2, 8, 8\): expected a single number; .* or return the mean"),
