@@ -119,11 +119,11 @@ class GradientAlignment(LocalTraining):
         """h_k on the batches of the first call. Its norm is at most `limit` times that of g_k."""
         first = site.client_state
         assert first is not None
-        v = combine([first.gradient, average], [1, -1])
+        v = first.gradient - average
         exact = self.mode == "gradient" and self.product == "exact"
         h = self._product(site, first.start, v) if exact else self._difference(site, first, v)
         if self.limit is not None and model_norm(h) > self.limit * model_norm(first.gradient):
-            h = combine([h], [self.limit * model_norm(first.gradient) / model_norm(h)])
+            h = h * (self.limit * model_norm(first.gradient) / model_norm(h))
         return Reply(h, weight=len(site.data.train), client_state=first.between_rounds)
 
     def _scale(self, site: Site[Any]) -> float:
@@ -192,7 +192,7 @@ class GradientAlignment(LocalTraining):
         scale = np.array([replies[site].metrics["scale"] for site in sites])  # from payloads to gradients
         payloads = [replies[site].payload.parameters for site in sites]
         products = gram_matrix(payloads, origin) * np.outer(scale, scale)
-        mean_step = average.parameters if origin is None else combine([origin, average.parameters], [1, -1])
+        mean_step = average.parameters if origin is None else origin - average.parameters
         correction, spread = None, weighted_variance(products, share)
         # If not, the gradients are equal up to rounding errors.
         differ = spread > ROUNDING**2 * float(share @ products @ share)
@@ -212,7 +212,7 @@ class GradientAlignment(LocalTraining):
             # missing, the products do not even cancel.
             usable = model_norm(product) > ROUNDING * longest and len(second) == len(sites)
             length = self.weight * model_norm(mean_step) / model_norm(product) if usable else 0.0
-            correction = combine([product], [length])
+            correction = length * product
         metrics = {"alignment_loss": spread, "gradient_cosine": mean_cosine(products), "correction_ratio": 0.0}
         if correction is not None and model_norm(mean_step):
             metrics["correction_ratio"] = model_norm(correction) / model_norm(mean_step)
