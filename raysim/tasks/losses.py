@@ -85,10 +85,9 @@ def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> Out
     """
     factory = _find_loss(spec.get("name"), factories)
     given = {key: value for key, value in spec.items() if key != "name"}
-    if not inspect.isclass(factory):
+    if inspect.isfunction(factory):
         check_arguments("loss", factory, given, supplied=list(inspect.signature(factory).parameters)[:2])
-        function: Loss = partial(factory, **given)
-        return OutputLoss(function)
+        return OutputLoss(partial(factory, **given))
     accepted = factory_parameters(factory)
     arguments: dict[str, Any] = {key: True for key in ("to_onehot_y", "softmax", "use_softmax") if key in accepted}
     arguments |= given
