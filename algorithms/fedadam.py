@@ -70,8 +70,8 @@ class FedAdam(LocalTraining):
                 v[name] = self._next_second_moment(second[name].astype(np.float64), np.square(change))
                 step = m[name] / (np.sqrt(v[name]) + self.tau)
             x[name] = before + self.server_lr * step
-        model = average | like(first, x)
-        return ServerState(model, like(first, m), None if second is None else like(second, v)), {}
+        model = average | first.like(x)
+        return ServerState(model, first.like(m), None if second is None else second.like(v)), {}
 
     def _next_second_moment(self, v: Any, square: Any) -> Any:
         if self.server_optimizer == "adam":
@@ -85,8 +85,3 @@ class FedAdam(LocalTraining):
 def filled(model: Model, value: float) -> Model:
     """A model with the shapes and dtypes of `model`; all entries are `value`."""
     return Model.of({name: np.full_like(array, value) for name, array in model.items()})
-
-
-def like(model: Model, arrays: dict[str, Any]) -> Model:
-    """The float64 `arrays`, converted to the dtypes of `model`."""
-    return Model.of({name: array.astype(model[name].dtype) for name, array in arrays.items()})

@@ -133,7 +133,7 @@ class GradientAlignment(LocalTraining):
         """h_k on the batches of the first call."""
         first = site.client_state
         assert first is not None
-        v = combine([first.gradient, average], [1, -1])
+        v = first.gradient - average
         exact = self.mode == "gradient" and self.product == "exact"
         h = self._product(site, first.start, v) if exact else self._difference(site, first, v)
         return Reply(h, weight=len(site.data.train), client_state=first.between_rounds)
@@ -205,7 +205,7 @@ class GradientAlignment(LocalTraining):
         scale = np.array([replies[site].metrics["scale"] for site in sites])  # from payloads to gradients
         payloads = [replies[site].payload.parameters for site in sites]
         products = gram_matrix(payloads, origin) * np.outer(scale, scale)
-        mean_step = average.parameters if origin is None else combine([origin, average.parameters], [1, -1])
+        mean_step = average.parameters if origin is None else origin - average.parameters
         correction, spread = None, weighted_variance(products, share)
         # If not, the gradients are equal up to rounding errors.
         differ = spread > ROUNDING**2 * float(share @ products @ share)
@@ -236,7 +236,7 @@ class GradientAlignment(LocalTraining):
         length = factor * model_norm(product)
         if self.limit is not None and length > self.limit * mean_step:
             factor *= self.limit * mean_step / length
-        return combine([product], [factor])
+        return product * factor
 
     def _descend(self, model: Model, direction: Model, moments: OptimizerState) -> ServerState:
         """The state after one step of the server's optimiser with `direction` as the gradient."""

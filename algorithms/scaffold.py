@@ -100,14 +100,14 @@ class Scaffold(LocalTraining):
         model, c = broadcast.model, broadcast.control
         c_k = zeros_like(c) if site.client_state is None else site.client_state.control
         net = self.load_global(site, model)
-        loss = self.fit(net, site, correct=add_to_gradients(combine([c, c_k], [1, -1]), net))
+        loss = self.fit(net, site, correct=add_to_gradients(c - c_k, net))
         steps = self.count_steps(site.data.train, site.task.batch_size)
         per_step = 1 / (steps * self.lr_at(site))
         x, y = model.parameters, weights(net).parameters
         new_c_k = combine([c_k, c, x, y], [1, -1, per_step, -per_step])
         update, buffers = self.make_update(net)
         return Reply(
-            Update(update, combine([new_c_k, c_k], [1, -1])),
+            Update(update, new_c_k - c_k),
             weight=self._weight(len(site.data.train)),
             metrics={"loss": loss},
             client_state=ClientState(new_c_k, None if buffers is UNCHANGED else buffers),
@@ -130,7 +130,7 @@ class Scaffold(LocalTraining):
 
 
 def zeros_like(model: Model) -> Model:
-    return combine([model], [0.0])
+    return 0.0 * model
 
 
 def add_to_gradients(drift: Model, net: nn.Module) -> GradientCorrection:

@@ -1,33 +1,71 @@
-"""`raysim list`: prints the algorithms, tasks, networks and search spaces, or the keys of one of them."""
+"""`raysim list`: prints what can be listed, the names of one kind, or the keys of one entry."""
 
 from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raysim.cli.parser import KINDS
 from raysim.config.introspection import field_docs
 from raysim.core import registry
+
+TASKS_OF = {"segmentation": "segmentation, synthetic", "classification": "classification, tabular"}
+SUPPLIED = {
+    "networks": "The task fills in dimensions, channels and image size.",
+    "losses": "raysim sets to_onehot_y, softmax and use_softmax, and calls the loss with logits and labels.",
+    "transforms": "raysim sets keys, and mode for masks.",
+}
+
+
+def print_kinds(console: Console) -> None:
+    """Print what can be listed."""
+    _print_rows(KINDS.items(), console)
+    _print_hint(
+        "To show the names: raysim list KIND; to show one of them with its keys: raysim list KIND NAME", console
+    )
 
 
 def print_names(kind: str, console: Console) -> None:
     """Print every name of this kind with a one-line description."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, description in _descriptions(kind).items():
-        table.add_row(f"[bold]{name}[/]", description)
-    console.print(table)
-    console.print(f"\nTo show the keys of one: raysim list {kind} NAME", style="dim", highlight=False)
+    for title, header, rows in _tables(kind):
+        _print_rows(rows, console, header, title)
+    _print_hint(f"To show one of them with its keys: raysim list {kind} NAME", console)
+    if kind != "spaces":
+        _print_hint("NAME may also be your own, module:Name (docs/own-parts.md)", console)
 
 
 def print_details(kind: str, name: str, console: Console) -> None:
     """Print the description of one entry, its paper, and its keys with defaults and units."""
-    if kind in ("networks", "spaces"):
-        (_print_network if kind == "networks" else _print_space)(name, console)
-        return
+    if kind == "spaces":
+        _print_space(name, console)
+    elif kind == "metrics":
+        _print_metric(name, console)
+    elif kind in SUPPLIED:
+        _print_factory(kind, name, console)
+    else:
+        _print_dataclass(kind, name, console)
+
+
+def _print_rows(
+    rows: Iterable[tuple[str, ...]], console: Console, header: tuple[str, ...] = (), title: str | None = None
+) -> None:
+    table = Table(*header, box=None, padding=(0, 2, 0, 0), show_header=bool(header), title=title, title_justify="left")
+    for name, *cells in rows:
+        table.add_row(Text(name, "bold"), *map(Text, cells))  # as Text, because a list would be parsed as markup
+    console.print(table)
+
+
+def _print_hint(text: str, console: Console) -> None:
+    console.print(f"\n{text}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _print_dataclass(kind: str, name: str, console: Console) -> None:
     cls = registry.algorithm_class(name) if kind == "algorithms" else registry.task_class(name)
     module = sys.modules[cls.__module__]
     console.print(inspect.getdoc(module) or cls.__doc__ or "", highlight=False, markup=False, soft_wrap=True)
@@ -38,22 +76,38 @@ def print_details(kind: str, name: str, console: Console) -> None:
         table.add_column(column, overflow="fold")
     for row in field_docs(cls):
         if row.name != "name":
-            # As Text, because a list in a string would be parsed as markup.
             table.add_row(*map(Text, (row.name, row.kind, row.default, row.doc)))
     console.print(table)
 
 
-def _print_network(name: str, console: Console) -> None:
+def _print_factory(kind: str, name: str, console: Console) -> None:
+    from raysim.tasks.augmentation import find_transform
+    from raysim.tasks.losses import find_loss
     from raysim.tasks.networks import find_network
 
-    cls = find_network(name)
-    console.print(inspect.getdoc(cls) or cls.__name__, highlight=False, markup=False)
-    table = Table("key", "default", title="\nkeys under task.network.", title_justify="left", box=SIMPLE_HEAD)
-    for parameter in list(inspect.signature(cls).parameters.values()):
+    find, key = {
+        "networks": (find_network, "task.network."),
+        "losses": (find_loss, "task.loss."),
+        "transforms": (find_transform, "an entry of task.augment"),
+    }[kind]
+    factory = find(name)
+    console.print(inspect.getdoc(factory) or factory.__name__, highlight=False, markup=False)
+    table = Table("key", "default", title=f"\nkeys under {key}", title_justify="left", box=SIMPLE_HEAD)
+    for parameter in inspect.signature(factory).parameters.values():
         default = "required" if parameter.default is parameter.empty else repr(parameter.default)
         table.add_row(Text(parameter.name), Text(default))
     console.print(table)
-    console.print("The task fills in dimensions, channels and image size.", style="dim", highlight=False)
+    _print_hint(SUPPLIED[kind], console)
+
+
+def _print_metric(name: str, console: Console) -> None:
+    from raysim.tasks.classification_metrics import METRICS as CLASSIFICATION
+    from raysim.tasks.metric_lookup import find_metric, format_range
+    from raysim.tasks.segmentation_metrics import METRICS as SEGMENTATION
+
+    metric = find_metric(name, SEGMENTATION | CLASSIFICATION)
+    console.print(inspect.getdoc(metric.function) or metric.name, highlight=False, markup=False)
+    _print_rows([("better", metric.better), ("range", format_range(metric.range))], console)
 
 
 def _print_space(name: str, console: Console) -> None:
@@ -68,6 +122,32 @@ def _print_space(name: str, console: Console) -> None:
     console.print(table)
 
 
+def _tables(kind: str) -> Iterable[tuple[str | None, tuple[str, ...], Iterable[tuple[str, ...]]]]:
+    """Title, header and rows of each table of names; the last cell of a row is a description."""
+    if kind == "metrics":
+        yield from _metric_tables()
+    elif kind == "losses":
+        from raysim.tasks.losses import list_losses
+
+        for task, losses in list_losses().items():
+            yield f"\n{TASKS_OF[task]}", (), sorted(losses.items())
+    else:
+        yield None, (), _descriptions(kind).items()
+
+
+def _metric_tables() -> Iterable[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]]]:
+    from raysim.tasks import classification_metrics, segmentation_metrics
+    from raysim.tasks.factory_lookup import doc_summary
+    from raysim.tasks.metric_lookup import format_range
+
+    for task, module in (("segmentation", segmentation_metrics), ("classification", classification_metrics)):
+        rows = [
+            (metric.name, metric.better, format_range(metric.range), doc_summary(metric.function))
+            for metric in module.METRICS.values()
+        ]
+        yield f"\n{TASKS_OF[task]}", ("name", "better", "range", "meaning"), rows
+
+
 def _descriptions(kind: str) -> dict[str, str]:
     """Every name of this kind with its one-line description."""
     if kind == "spaces":
@@ -78,4 +158,8 @@ def _descriptions(kind: str) -> dict[str, str]:
         from raysim.tasks.networks import list_networks
 
         return list_networks()
+    if kind == "transforms":
+        from raysim.tasks.augmentation import list_transforms
+
+        return list_transforms()
     return registry.algorithms() if kind == "algorithms" else registry.tasks()

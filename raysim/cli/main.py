@@ -118,7 +118,9 @@ def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
     from raysim.cli import list
 
     console = Console()
-    if args.name is None:
+    if args.what is None:
+        list.print_kinds(console)
+    elif args.name is None:
         list.print_names(args.what, console)
     else:
         list.print_details(args.what, args.name, console)

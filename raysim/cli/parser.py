@@ -17,6 +17,17 @@ Keys are dotted. They are the same in a config file and on the command line:
 """
 
 
+KINDS = {  # of `raysim list`
+    "algorithms": "federated methods, for algorithm=NAME",
+    "tasks": "learning problems, for task=NAME",
+    "networks": "networks, for task.network=NAME",
+    "losses": "losses, for task.loss=NAME",
+    "transforms": "random transforms, for 'task.augment=[{name: NAME}]'",
+    "metrics": "metrics, for 'task.metrics=[NAME]'",
+    "spaces": "search spaces, for raysim tune NAME",
+}
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -47,8 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, as for `raysim run`")
 
     _add_cluster(commands)
-    list_parser = commands.add_parser("list", help="list algorithms, tasks, networks or spaces")
-    list_parser.add_argument("what", choices=("algorithms", "tasks", "networks", "spaces"))
+    list_parser = commands.add_parser(
+        "list", help="list algorithms, tasks, networks, losses, transforms, metrics, spaces"
+    )
+    list_parser.add_argument("what", nargs="?", choices=tuple(KINDS), help="default: show what can be listed")
     list_parser.add_argument("name", nargs="?", help="show the keys of this one")
 
     _add_data(commands)

@@ -8,10 +8,12 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
 from math import prod
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -80,10 +82,12 @@ def _schema_from_text(text: str) -> Schema:
 class Model(Mapping[str, Array]):
     """Read-only weights by name in one contiguous buffer, which is pickled without a copy and summed in one operation.
 
-    Two models are equal if their names, shapes, dtypes and bits are equal.
+    `a + b`, `a - b` and `2 * a` are the sums of `raysim.combine`: computed in float64, converted to the dtypes of the
+    models, integers rounded. Two models are equal if their names, shapes, dtypes and bits are equal.
     """
 
     __slots__ = ("buffer", "schema")
+    __array_ufunc__ = None  # a numpy number times a model is a model, not an array of objects
 
     def __init__(self, schema: Schema, buffer: Array) -> None:
         self.schema, self.buffer = schema, buffer.view()
@@ -100,6 +104,21 @@ class Model(Mapping[str, Array]):
             array = np.ascontiguousarray(tensors[spec.name]).reshape(-1)
             buffer[schema.slices[spec.name]] = array.view(np.uint8)
         return cls(schema, buffer)
+
+    def like(self, arrays: Mapping[str, ArrayLike]) -> Model:
+        """A model of `arrays` with the names, dtypes and kinds (parameter or buffer) of this one.
+
+        Integers, such as the counters of BatchNorm, are rounded to the nearest. Raises ValueError if a name or a shape
+        differs, and for a value that an integer tensor cannot hold.
+        """
+        given = {name: np.asarray(array) for name, array in arrays.items()}
+        for name in [*self, *given]:
+            if name not in given or name not in self:
+                raise ValueError(f"the arrays {'have no' if name in self else 'have an unexpected'} '{name}'")
+            if given[name].shape != self[name].shape:
+                raise ValueError(f"'{name}' has the shape {given[name].shape}: expected {self[name].shape}")
+        converted = {name: _convert(name, array, self[name].dtype) for name, array in given.items()}
+        return Model.of(converted, self.parameters)
 
     @property
     def model(self) -> Model:
@@ -145,6 +164,23 @@ class Model(Mapping[str, Array]):
         parameters = {spec.name for model in (self, other) for spec in model.schema.specs if spec.parameter}
         return Model.of({**self, **other}, parameters)
 
+    def __add__(self, other: Model) -> Model:
+        if not isinstance(other, Model):
+            return NotImplemented
+        return _combine([self, other], [1, 1])
+
+    def __sub__(self, other: Model) -> Model:
+        if not isinstance(other, Model):
+            return NotImplemented
+        return _combine([self, other], [1, -1])
+
+    def __mul__(self, factor: float) -> Model:
+        if not isinstance(factor, Real):
+            return NotImplemented
+        return _combine([self], [float(factor)])
+
+    __rmul__ = __mul__
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Model) or self.schema.specs != other.schema.specs:
             return False
@@ -157,6 +193,21 @@ class Model(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         return f"Model({len(self)} tensors, {self.nbytes} bytes)"
+
+
+def _convert(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    if dtype.kind not in "iu":
+        return array.astype(dtype)
+    rounded, limits = np.rint(array) if array.dtype.kind == "f" else array, np.iinfo(dtype)
+    if not ((rounded >= limits.min) & (rounded <= limits.max)).all():  # NaN is in no range
+        raise ValueError(f"'{name}' has values outside the range of {dtype}, {limits.min} to {limits.max}")
+    return rounded.astype(dtype)
+
+
+def _combine(models: Iterable[Model], factors: Iterable[float]) -> Model:
+    from raysim.core.aggregation import combine  # here, because that module imports this one
+
+    return combine(models, factors)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -237,4 +288,7 @@ def describe_difference(given: Schema, expected: Schema) -> str:
             return f"it has no '{spec.name}'"
         if (other.shape, other.dtype) != (spec.shape, spec.dtype):
             return f"'{spec.name}' is {other.dtype}{other.shape}, not {spec.dtype}{spec.shape}"
+        if other.parameter != spec.parameter:
+            kinds = ("a parameter", "a buffer") if other.parameter else ("a buffer", "a parameter")
+            return f"'{spec.name}' is {kinds[0]}, not {kinds[1]}; create the model with Model.like"
     return f"it has unexpected tensors: {sorted(set(given.index) - set(expected.index))[:3]}"

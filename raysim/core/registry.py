@@ -127,7 +127,7 @@ def _check_class(cls: Any, subject: str, methods: tuple[str, ...]) -> None:
         raise ConfigError(
             f"{subject} is not a dataclass, so its fields are not keys; write {DECORATOR} above class {cls.__name__}"
         )
-    if not cls.__dataclass_params__.frozen:
+    if not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # missing in the stub
         raise ConfigError(
             f"{subject} is not frozen, so a method could change its fields; write {DECORATOR} above class "
             f"{cls.__name__}"

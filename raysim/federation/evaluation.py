@@ -23,7 +23,7 @@ from raysim.core.contracts import (
 )
 from raysim.core.model import weights
 from raysim.core.results import Score
-from raysim.federation.answer_checks import check_predictor
+from raysim.federation.answer_checks import check_metrics, check_predictor
 from raysim.federation.fleet import BaseFleet
 
 
@@ -86,6 +86,8 @@ def _evaluated_splits(site: Site[Any]) -> list[str]:
 def _as_scores(site: Site[Any], found: Mapping[str, Metrics]) -> list[Score]:
     role: Literal["inside", "outside"] = "inside" if site.name in site.task.inside else "outside"
     cases = {split: len(set(site.data[split].cases.tolist())) for split in found}
+    for metrics in found.values():
+        check_metrics(metrics, "the metrics of a split")
     return [
         Score(site.name, role, split, metric, float(value), cases[split])
         for split, metrics in found.items()

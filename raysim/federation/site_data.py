@@ -64,7 +64,7 @@ def fingerprint(tree: Any) -> int:
     result = 0
     for leaf in leaves(tree):
         if isinstance(leaf, Model):
-            result = zlib.crc32(leaf.buffer, result)
+            result = zlib.crc32(leaf.buffer.data, result)
         elif isinstance(leaf, np.ndarray):
             result = hash((result, _array_fingerprint(leaf)))
         elif isinstance(leaf, Tensor):
@@ -96,7 +96,7 @@ def _array_fingerprint(array: Array) -> int:
         return _changed_pages(array)
     if array.dtype.hasobject:
         return 0
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _changed_pages(array: Array) -> int:

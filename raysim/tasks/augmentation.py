@@ -21,7 +21,7 @@ from raysim.core.contracts import Augment, Batch
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import squash
-from raysim.tasks.factory_lookup import Factory, check_arguments, factory_parameters, find_factory
+from raysim.tasks.factory_lookup import Factory, check_arguments, doc_summary, factory_parameters, find_factory
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,29 @@ def make_augmentation(
     return Augmentation(tuple(_make_transform(spec, mask) for spec in specs))
 
 
+def list_transforms() -> dict[str, str]:
+    """Every random dictionary transform of MONAI, with the first sentence of the documentation of its array version."""
+    from monai import transforms
+
+    found = sorted(_random_transforms().items())
+    return {name: doc_summary(getattr(transforms, name.removesuffix("d"), factory)) for name, factory in found}
+
+
+def find_transform(name: object) -> Factory:
+    """The transform with this name, with or without its last letter d. Raises ConfigError if there is none."""
+    names = _random_transforms()
+    if isinstance(name, str) and squash(f"{name}d") in map(squash, names):
+        name += "d"
+    return find_factory("transform", name, names)
+
+
 def _make_transform(spec: Mapping[str, Any], mask: bool, always: bool = False) -> Any:
     from monai.transforms.spatial import dictionary as spatial
 
-    names = _random_transforms()
     given = {key: value for key, value in spec.items() if key != "name"}
     if not mask and "keys" in given:
         raise ConfigError(f"task.augment: keys={given['keys']!r}: remove keys; in this task only the image may change")
-    name = spec.get("name")
-    if isinstance(name, str) and squash(f"{name}d") in map(squash, names):
-        name += "d"
-    factory = find_factory("transform", name, names)
+    factory = find_transform(spec.get("name"))
     both = mask and factory.__module__ == spatial.__name__
     filled: dict[str, Any] = {"keys": ["image", "label"] if both else ["image"]}
     default = factory_parameters(factory).get("mode")

@@ -50,10 +50,10 @@ class Classification:
         default_factory=lambda: {"name": "resnet"}
     )
     loss: Annotated[
-        dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Class, and its arguments"
+        dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Name, and its arguments"
     ] = field(default_factory=lambda: {"name": "cross_entropy"})
     metrics: Annotated[
-        tuple[str, ...], Len(1), "the main one first: accuracy, balanced_accuracy, auc, f1, or module:Name"
+        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
     ] = DEFAULT_METRICS
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 16
     augment: Annotated[

@@ -1,4 +1,4 @@
-"""Classification metrics over the cases of a split: accuracy, balanced accuracy, area under the ROC curve, F1."""
+"""Classification metrics over the cases of a split: accuracy, balanced accuracy, AUC, F1; calibration: ECE, Brier."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from raysim.core.contracts import Metrics, Predictor, Split
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 from raysim.tasks.prediction import predict_batches
 
 Array = np.ndarray[Any, np.dtype[Any]]
+ECE_BINS = 15
 DEFAULT_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1")
 
 
@@ -64,9 +66,35 @@ def _log_odds(logits: Array, k: int) -> Array:
     return odds
 
 
+def ece(logits: Array, labels: Array) -> float:
+    """Expected calibration error: sum_b n_b / N |accuracy_b - confidence_b| over 15 bins of equal width.
+
+    The confidence is the probability of the predicted class; bin b is ((b - 1) / 15, b / 15]. Guo et al., "On
+    Calibration of Modern Neural Networks", ICML 2017, Equation 3. https://arxiv.org/abs/1706.04599
+    """
+    confidence = softmax(logits, axis=1).max(1)
+    excess = confidence - (logits.argmax(1) == labels)
+    bins = np.ceil(confidence * ECE_BINS).astype(int)
+    return float(np.abs(np.bincount(bins, excess)).sum() / len(labels))
+
+
+def brier(logits: Array, labels: Array) -> float:
+    """Brier score: the mean over the cases of sum_k (p_k - y_k)^2, with y one-hot: 0 is perfect, 2 the worst.
+
+    Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    """
+    error = softmax(logits, axis=1) - np.eye(logits.shape[1])[labels]
+    return float(np.square(error).sum(1).mean())
+
+
+FRACTION = (0.0, 1.0)
 METRICS = {
-    function.__name__: Metric(function.__name__, "higher", function)
-    for function in (accuracy, balanced_accuracy, auc, f1)
+    "accuracy": Metric("accuracy", "higher", accuracy, FRACTION),
+    "balanced_accuracy": Metric("balanced_accuracy", "higher", balanced_accuracy, FRACTION),
+    "auc": Metric("auc", "higher", auc, FRACTION),
+    "f1": Metric("f1", "higher", f1, FRACTION),
+    "ece": Metric("ece", "lower", ece, FRACTION),
+    "brier": Metric("brier", "lower", brier, (0.0, 2.0)),
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from raysim.core.errors import ConfigError
@@ -54,9 +55,12 @@ def factory_parameters(factory: Factory) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in found.items() if p.kind not in variadic}
 
 
-def check_arguments(kind: str, factory: Factory, arguments: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an argument that the factory does not accept, and for a missing required one."""
-    accepted = factory_parameters(factory)
+def check_arguments(kind: str, factory: Factory, arguments: Mapping[str, Any], supplied: Collection[str] = ()) -> None:
+    """Raises ConfigError for an argument that the factory does not accept, and for a missing required one.
+
+    `supplied` are parameters that raysim sets.
+    """
+    accepted = {name: p for name, p in factory_parameters(factory).items() if name not in supplied}
     for argument in arguments:
         if argument not in accepted:
             raise unknown_name_error(f"argument of {kind} {factory.__name__}:", argument, accepted)
@@ -65,6 +69,15 @@ def check_arguments(kind: str, factory: Factory, arguments: Mapping[str, Any]) -
     missing = [name for name in required if name not in arguments]
     if missing:
         raise ConfigError(f"{kind} {factory.__name__} needs {', '.join(missing)}; add it next to 'name'")
+
+
+def doc_summary(factory: Factory) -> str:
+    """The first sentence of the documentation as plain text, without links; empty if there is none."""
+    text = inspect.cleandoc(factory.__doc__ or getattr(vars(factory).get("__init__"), "__doc__", None) or "")
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    sentence = re.split(r"(?<=\.) (?=[A-Z`])| [(<]?https?:|Args:", paragraph)[0]
+    plain = re.sub(r":[\w:]+:(?=`)", "", sentence).replace("`", "")
+    return re.sub(r"(,? (defined in|based on))?[:,]?$", "", plain)
 
 
 def _constructor_chain(factory: Factory) -> Sequence[Factory]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from math import prod
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.core.suggestions import squash
 from raysim.data.mask_values import IGNORED
-from raysim.tasks.factory_lookup import Factory, check_arguments, factory_parameters, find_factory
+from raysim.tasks.factory_lookup import Factory, check_arguments, doc_summary, factory_parameters, find_factory
 from raysim.tasks.networks import format_error
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+NO_GRADIENT = "has no gradient; compute it from the logits with torch, without argmax, detach or numpy"
 # MONAI's losses that are sums over voxels, in any order.
 LOSSES_OF_VOXELS = {
     *("DiceLoss", "GeneralizedDiceLoss", "DiceCELoss", "DiceFocalLoss", "GeneralizedDiceFocalLoss"),
@@ -49,29 +51,46 @@ def make_segmentation_loss(spec: Mapping[str, Any], ignored: bool = False) -> Lo
     if type(loss.measure).__name__ not in LOSSES_OF_VOXELS:
         valid = ", ".join(sorted(LOSSES_OF_VOXELS))
         raise ConfigError(
-            f"task.data.ignore has no effect on the loss {type(loss.measure).__name__}, which needs whole images; use "
-            f"one of {valid}, or remove task.data.ignore"
+            f"task.data.ignore has no effect on the loss {spec.get('name')}, which may need whole images; use one of "
+            f"{valid}, or remove task.data.ignore"
         )
     return KnownVoxelsLoss(loss)
 
 
 def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
     """Cross-entropy or MONAI's focal loss: picklable, (logits (B, K), class indices (B, 1)) -> scalar."""
-    from monai.losses.focal_loss import FocalLoss  # here, because MONAI takes longer to import than torch
+    return _make_loss(spec, _classification_losses())
 
-    return _make_loss(spec, {factory.__name__: factory for factory in (CrossEntropyLoss, FocalLoss)})
+
+def list_losses() -> dict[str, dict[str, str]]:
+    """Every loss of segmentations and of classifications, with the first sentence of its documentation."""
+    return {
+        task: {name: doc_summary(loss) for name, loss in losses.items()} for task, losses in _losses_by_task().items()
+    }
+
+
+def find_loss(name: object) -> Factory:
+    """The loss with this name, of any task. Raises ConfigError, with the nearest name, if there is none."""
+    return _find_loss(name, {key: loss for losses in _losses_by_task().values() for key, loss in losses.items()})
+
+
+def _losses_by_task() -> dict[str, dict[str, Factory]]:
+    return {"segmentation": _segmentation_losses(), "classification": _classification_losses()}
 
 
 def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> OutputLoss:
-    """The loss that `spec` names, with arguments that make it accept logits and class indices."""
-    name = spec.get("name")
-    short = {key.removesuffix("Loss"): factory for key, factory in factories.items()}
-    without_suffix = isinstance(name, str) and not squash(name).endswith("loss")
-    factory = find_factory("loss", name, short if without_suffix else factories)
-    arguments: dict[str, Any] = {
-        key: True for key in ("to_onehot_y", "softmax", "use_softmax") if key in factory_parameters(factory)
-    }
-    arguments |= {key: value for key, value in spec.items() if key != "name"}
+    """The loss that `spec` names, with arguments that make it accept logits and class indices.
+
+    A class is created with the arguments; a function `f(logits, labels, **arguments)` is itself the loss.
+    """
+    factory = _find_loss(spec.get("name"), factories)
+    given = {key: value for key, value in spec.items() if key != "name"}
+    if inspect.isfunction(factory):
+        check_arguments("loss", factory, given, supplied=list(inspect.signature(factory).parameters)[:2])
+        return OutputLoss(partial(factory, **given))
+    accepted = factory_parameters(factory)
+    arguments: dict[str, Any] = {key: True for key in ("to_onehot_y", "softmax", "use_softmax") if key in accepted}
+    arguments |= given
     check_arguments("loss", factory, arguments)
     if arguments.get("weight") is not None:
         arguments["weight"] = _to_weight_tensor(arguments["weight"])
@@ -79,6 +98,12 @@ def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> Out
         return OutputLoss(factory(**arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"loss {factory.__name__} does not accept {dict(spec)}: {error}") from error
+
+
+def _find_loss(name: object, factories: Mapping[str, Factory]) -> Factory:
+    short = {key.removesuffix("Loss"): factory for key, factory in factories.items()}
+    without_suffix = isinstance(name, str) and not squash(name).endswith("loss")
+    return find_factory("loss", name, short if without_suffix else factories)
 
 
 def _to_weight_tensor(given: Any) -> Tensor:
@@ -93,13 +118,14 @@ def _to_weight_tensor(given: Any) -> Tensor:
 class OutputLoss:
     """A loss on the training output of a network, which may be a list of resolutions (deep supervision)."""
 
-    measure: nn.Module
+    measure: Loss
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         logits = full_resolution(outputs, labels.ndim)
-        # Class weights are buffers of the loss, and the process that built the task may have no GPU.
-        value: Tensor = self.measure.to(logits.device)(logits, labels)
-        return value
+        if isinstance(self.measure, nn.Module):
+            # Class weights are buffers of the loss, and the process that built the task may have no GPU.
+            self.measure.to(logits.device)
+        return self.measure(logits, labels)
 
 
 @dataclass(frozen=True)
@@ -122,18 +148,47 @@ class KnownVoxelsLoss:
 
 
 def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
-    """Raises ConfigError if the loss fails on logits of `classes` classes, or is not a scalar with a gradient."""
-    logits = torch.zeros(2, classes, *size, requires_grad=True)
+    """Raises ConfigError if the loss fails on an example that has all classes, or is no finite scalar with a gradient.
+
+    The example has logits from -1 to 1.
+    """
+    shape = (2 if size else max(2, classes), 1, *size)
+    labels = (torch.arange(prod(shape)) % min(classes, 256)).to(torch.uint8).reshape(shape)
+    logits = torch.linspace(-1, 1, prod(shape) * classes).reshape(shape[0], classes, *size).requires_grad_()
     try:
-        value = loss(logits, torch.zeros(2, 1, *size, dtype=torch.uint8))
-        value.sum().backward()
+        value = loss(logits, labels)
+        if problem := _describe_wrong_loss(value):
+            raise ConfigError(f"the loss of a batch {problem}")
+        value.backward()
+    except ConfigError:
+        raise
     except Exception as error:  # losses raise errors of many types
         raise ConfigError(f"the loss fails on {classes} classes: {format_error(error)}; check task.loss") from error
+    if logits.grad is None:
+        raise ConfigError(f"the loss of a batch {NO_GRADIENT}")
+
+
+def _describe_wrong_loss(value: Any) -> str:
+    """What is wrong with the loss of a batch, with the cure; empty if it can be used for training."""
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}: expected a tensor; return it without float() or .item()"
     if value.ndim:
-        raise ConfigError(
-            f"the loss of a batch has the shape {tuple(value.shape)}: expected a single number; "
-            "remove reduction from task.loss"
+        return (
+            f"has the shape {tuple(value.shape)}: expected a single number; remove reduction from task.loss, or return "
+            "the mean"
         )
+    if not value.requires_grad:
+        return NO_GRADIENT
+    if not value.isfinite():
+        return f"is {value.item()} for logits from -1 to 1: expected a finite number; check task.loss"
+    return ""
+
+
+@cache
+def _classification_losses() -> dict[str, Factory]:
+    from monai.losses.focal_loss import FocalLoss  # here, because MONAI takes longer to import than torch
+
+    return {factory.__name__: factory for factory in (CrossEntropyLoss, FocalLoss)}
 
 
 @cache

@@ -13,7 +13,7 @@ from raysim.core.errors import ConfigError
 from raysim.core.model import describe_unsupported
 from raysim.core.network_outputs import full_resolution
 from raysim.core.seeding import seeded
-from raysim.tasks.factory_lookup import Factory, check_arguments, factory_parameters, find_factory
+from raysim.tasks.factory_lookup import Factory, check_arguments, doc_summary, factory_parameters, find_factory
 from raysim.tasks.tabular_networks import logistic, mlp
 
 NetworkFactory = Callable[[], nn.Module]
@@ -62,8 +62,8 @@ def find_network(name: object) -> Factory:
 
 
 def list_networks() -> dict[str, str]:
-    """Every network for the data of a task, with the first line of its documentation."""
-    return {name: _doc_summary(network) for name, network in sorted(_networks().items())}
+    """Every network for the data of a task, with the first sentence of its documentation."""
+    return {name: doc_summary(network) for name, network in sorted(_networks().items())}
 
 
 def check_network(
@@ -159,13 +159,6 @@ def _per_level(given: Mapping[str, Any], key: str, default: Sequence[int]) -> Se
     if not isinstance(levels, list | tuple):
         raise ConfigError(f"task.network.{key}={levels!r}: expected a number for each level, as in {list(default)}")
     return levels
-
-
-def _doc_summary(network: Factory) -> str:
-    return next(
-        (line.strip() for line in (network.__doc__ or network.__init__.__doc__ or "").splitlines() if line.strip()),
-        "",
-    )
 
 
 def format_error(error: Exception) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Gt, Len
+from annotated_types import Ge, Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.formatting import join_names, pluralize
@@ -34,10 +34,15 @@ class Segmentation:
     network: Annotated[dict[str, Any], "name of a MONAI network or module:Class, and its arguments"] = field(
         default_factory=lambda: {"name": "unet"}
     )
-    loss: Annotated[dict[str, Any], "name of a MONAI loss or module:Class, and its arguments"] = field(
+    loss: Annotated[dict[str, Any], "name of `raysim list losses` or module:Name, and its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
-    metrics: Annotated[tuple[str, ...], Len(1), "the main one first: dice, hd95, asd, or module:Name"] = ("dice",)
+    metrics: Annotated[
+        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
+    ] = ("dice",)
+    surface_tolerance_mm: Annotated[
+        float, Ge(0), "mm: surface_dice counts the surface within this distance of the other surface"
+    ] = 1.0
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 8
     augment: Annotated[
         tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
@@ -54,7 +59,12 @@ class Segmentation:
         ignored = self.data.ignore is not None
         criterion = make_segmentation_loss(self.loss, ignored)
         score = SegmentationScore(
-            tuple(values), self.metrics, self.batch_size, 3 if self.data.slices else dims, ignored
+            classes=tuple(values),
+            metrics=self.metrics,
+            batch_size=self.batch_size,
+            dims=3 if self.data.slices else dims,
+            ignored=ignored,
+            surface_tolerance_mm=self.surface_tolerance_mm,
         )
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
         sites = self.data.make_sites(table, values, self.data.colours, self.data.ignore)

@@ -1,10 +1,11 @@
-"""Segmentation metrics per case: Dice overlap, and surface distances in mm."""
+"""Segmentation metrics per case: overlap, volume error, surface Dice, and surface distances in mm."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,42 @@ def dice(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     from monai.metrics.meandice import compute_dice
 
     return float(compute_dice(_to_batch(predicted), _to_batch(label)))
+
+
+def iou(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
+    """Intersection over union (Jaccard index) of two masks, 0 to 1; `label` must not be empty."""
+    return float((predicted & label).sum() / (predicted | label).sum())
+
+
+def sensitivity(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
+    """Recall, TP / (TP + FN): the fraction of the label that is predicted; `label` must not be empty."""
+    return float((predicted & label).sum() / label.sum())
+
+
+def precision(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
+    """TP / (TP + FP): the fraction of the prediction that is in the label; 0 if nothing is predicted."""
+    return float((predicted & label).sum() / max(1, predicted.sum()))
+
+
+def volume_error(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
+    """|V - L| / L with the volumes V of the prediction and L of the label; 1 if nothing is predicted."""
+    return float(abs(int(predicted.sum()) - int(label.sum())) / label.sum())
+
+
+def surface_dice(predicted: Array, label: Array, spacing: tuple[float, ...], tolerance_mm: float = 1.0) -> float:
+    """The fraction of both surfaces within task.surface_tolerance_mm of the other surface; 0 if nothing is predicted.
+
+    Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head and neck anatomy for
+    radiotherapy", 2018, https://arxiv.org/abs/1809.04430. MONAI's version counts the voxels of each surface.
+    """
+    if not predicted.any():
+        return 0.0
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    fraction = compute_surface_dice(
+        _to_batch(predicted), _to_batch(label), [tolerance_mm], include_background=True, spacing=list(spacing)
+    )
+    return float(fraction)
 
 
 def hd95(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
@@ -54,10 +91,16 @@ def asd(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     return float(distance)
 
 
+FRACTION, NOT_NEGATIVE = (0.0, 1.0), (0.0, float("inf"))
 METRICS = {
-    "dice": Metric("dice", "higher", dice),
-    "hd95": Metric("hd95", "lower", hd95),
-    "asd": Metric("asd", "lower", asd),
+    "dice": Metric("dice", "higher", dice, FRACTION),
+    "iou": Metric("iou", "higher", iou, FRACTION),
+    "sensitivity": Metric("sensitivity", "higher", sensitivity, FRACTION),
+    "precision": Metric("precision", "higher", precision, FRACTION),
+    "surface_dice": Metric("surface_dice", "higher", surface_dice, FRACTION),
+    "hd95": Metric("hd95", "lower", hd95, NOT_NEGATIVE),
+    "asd": Metric("asd", "lower", asd, NOT_NEGATIVE),
+    "volume_error": Metric("volume_error", "lower", volume_error, NOT_NEGATIVE),
 }
 
 
@@ -65,7 +108,7 @@ METRICS = {
 class SegmentationScore:
     """Scorer: `dice` is the mean over foreground classes, then over cases; `dice_<class>` is the mean of one class.
 
-    The same holds for `hd95` and `asd`, in mm. `classes` starts with the background. A class that is not in the label
+    The same holds for the other metrics. `classes` starts with the background. A class that is not in the label
     of a case is not evaluated for that case, and a metric without any value is left out. Slices of one case are
     evaluated together, as one volume. Voxels with the label IGNORED count as background in label and prediction.
     """
@@ -75,12 +118,15 @@ class SegmentationScore:
     batch_size: int = 8
     dims: int = 2  # of a case
     ignored: bool = False  # whether labels have voxels that are left out
+    surface_tolerance_mm: float = 1.0
     better: Mapping[str, Direction] = field(init=False)
 
     def __post_init__(self) -> None:
         example = np.zeros((8,) * self.dims, bool)
         example[2:5, 2:6] = True
-        self._metrics = find_metrics(self.metrics, METRICS, (example, example, (1.0,) * self.dims))
+        with_tolerance = partial(surface_dice, tolerance_mm=self.surface_tolerance_mm)
+        shipped = METRICS | {"surface_dice": replace(METRICS["surface_dice"], function=with_tolerance)}
+        self._metrics = find_metrics(self.metrics, shipped, (example, example, (1.0,) * self.dims))
         suffixes = ["", *(f"_{name}" for name in self.classes[1:] if len(self.classes) > 2)]
         self.better = {f"{metric.name}{suffix}": metric.better for metric in self._metrics for suffix in suffixes}
 

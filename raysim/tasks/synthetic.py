@@ -65,10 +65,15 @@ class Synthetic:
     network: Annotated[dict[str, Any], "name of a MONAI network or module:Class, and its arguments"] = field(
         default_factory=lambda: {"name": "unet", "channels": (12, 24, 48), "num_res_units": 1}
     )
-    loss: Annotated[dict[str, Any], "name of a MONAI loss or module:Class, and its arguments"] = field(
+    loss: Annotated[dict[str, Any], "name of `raysim list losses` or module:Name, and its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
-    metrics: Annotated[tuple[str, ...], Len(1), "the main one first: dice, hd95, asd, or module:Name"] = ("dice",)
+    metrics: Annotated[
+        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
+    ] = ("dice",)
+    surface_tolerance_mm: Annotated[
+        float, Ge(0), "mm: surface_dice counts the surface within this distance of the other surface"
+    ] = 1.0
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 4
     augment: Annotated[
         tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
@@ -91,7 +96,13 @@ class Synthetic:
             shape=(data.channels, *data.size),
             classes=classes,
             loss=make_segmentation_loss(self.loss),
-            score=SegmentationScore(CLASSES, self.metrics, self.batch_size, len(data.size)),
+            score=SegmentationScore(
+                CLASSES,
+                self.metrics,
+                self.batch_size,
+                dims=len(data.size),
+                surface_tolerance_mm=self.surface_tolerance_mm,
+            ),
             augment=make_augmentation(self.augment, data.channels, data.size),
             per_voxel=True,
         )

@@ -70,10 +70,10 @@ class Tabular:
         dict[str, Any], "logistic, mlp (hidden, norm: none | batch, dropout) or module:Class, and its arguments"
     ] = field(default_factory=lambda: {"name": "logistic"})
     loss: Annotated[
-        dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Class, and its arguments"
+        dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Name, and its arguments"
     ] = field(default_factory=lambda: {"name": "cross_entropy"})
     metrics: Annotated[
-        tuple[str, ...], Len(1), "the main one first: accuracy, balanced_accuracy, auc, f1, or module:Name"
+        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
     ] = DEFAULT_METRICS
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 32
 

@@ -58,6 +58,7 @@ def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     """The inputs and labels of the split as tensors. On a GPU, if they fit, they stay there as long as the split."""
     if split in _resident:
         return _resident[split]
+    assert split.labels is not None
     tensors = shared_tensor(split.inputs), shared_tensor(split.labels)
     if device.type == "cuda" and sum(t.nbytes for t in tensors) <= RESIDENT_FRACTION * _free_memory(device):
         tensors = _resident[split] = (tensors[0].to(device), tensors[1].to(device))

@@ -92,14 +92,16 @@ def test_there_are_commands_to_check() -> None:
     "keys",
     [
         ["algorithm=my_algorithm:Median"],
+        ["algorithm=my_algorithm:Median", "network.norm=batch", "rounds=2"],
         ["network=my_parts:SmallNet", "network.width=16", "task.loss=my_parts:SquaredError"],
+        ["task.loss=my_parts:focal", "task.loss.gamma=3"],
         ["task.augment=[{name: my_transforms:RandInvertd, prob: 0.3}]"],
-        ["task.metrics=[my_metrics:volume_error, dice]"],
+        ["task.metrics=[my_metrics:missed_volume, dice]"],
     ],
-    ids=lambda keys: keys[0].partition("=")[0],
+    ids=lambda keys: "-".join(key.partition("=")[0] for key in keys),
 )
 def test_own_parts_run(keys: list[str], folder: Path) -> None:
-    assert main(["run", *keys, *SMALL, "--out", "own"]) == 0
+    assert main(["run", *SMALL, *keys, "--out", "own"]) == 0
     assert (folder / "own" / "summary.json").exists()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +193,75 @@ def test_combine_over_more_than_one_block() -> None:
 def test_combine_refuses_models_of_different_networks() -> None:
     with pytest.raises(ValueError, match="models of different networks: it has no 'w'"):
         combine([model(w=[1]), model(v=[1])], [1, 1])
+
+
+def test_operators_are_the_sums_of_combine() -> None:
+    a, b = model(w=[1, 2]), model(w=[10, 0])
+    assert a + b == model(w=[11, 2])
+    assert a - b == model(w=[-9, 2])
+    for factor in (3, 3.0, np.float32(3), np.float64(3), np.int64(3)):
+        assert a * factor == factor * a == model(w=[3, 6])
+    assert a + 0.5 * (b - a) == combine([a, b], [0.5, 0.5])
+
+
+def test_operators_keep_dtypes_and_kinds_and_round_counters() -> None:
+    net = network()
+    net[1].num_batches_tracked.fill_(5)  # type: ignore[operator, index, union-attr]
+    made = 0.3 * weights(net)
+    assert made.schema is weights(net).schema
+    assert made["1.num_batches_tracked"] == 2  # 1.5 is rounded to even, not truncated
+
+
+@pytest.mark.parametrize("compute", [lambda a: a + 1, lambda a: 1 - a, lambda a: a * a, lambda a: a * "2"])
+def test_operators_refuse_other_types(compute: Callable[[Model], object]) -> None:
+    with pytest.raises(TypeError, match="Model"):
+        compute(model(w=[1]))
+
+
+def test_a_buffer_that_became_a_parameter_is_named() -> None:
+    made = weights(network())
+    with pytest.raises(ValueError, match=r"'1\.num_batches_tracked' is a parameter, not a buffer; .* Model\.like"):
+        made + Model.of(made)
+
+
+def test_operators_refuse_models_of_different_networks() -> None:
+    with pytest.raises(ValueError, match="models of different networks: it has no 'w'"):
+        model(w=[1]) + model(v=[1])
+
+
+def test_like_keeps_dtypes_and_kinds_and_rounds_integers() -> None:
+    example = weights(network())
+    values = {name: np.full(array.shape, 1.7) for name, array in example.items()}
+    made = example.like(values)
+    assert made.schema is example.schema
+    assert made["1.num_batches_tracked"] == 2
+    assert made["0.bias"].tolist() == [np.float32(1.7)] * 3
+    assert example.like(example) == example
+    load(network(), made)
+    assert model(w=[1, 2]).like({"w": [3, 4]}) == model(w=[3, 4])
+
+
+def test_like_is_the_median_of_networks_with_batch_norm() -> None:
+    models = [weights(network()) for _ in range(3)]
+    made = models[0].like({name: np.median([each[name] for each in models], axis=0) for name in models[0]})
+    load(network(), made)
+    assert made["0.bias"][1] == sorted(each["0.bias"][1] for each in models)[1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"w": np.zeros(2)}, "the arrays have no 'n'"),
+        ({"w": np.zeros(2), "n": 0, "x": 0}, "the arrays have an unexpected 'x'"),
+        ({"w": np.zeros((2, 1)), "n": 0}, r"'w' has the shape \(2, 1\): expected \(2,\)"),
+        ({"w": np.zeros(2), "n": float("nan")}, "'n' has values outside the range of uint8, 0 to 255"),
+        ({"w": np.zeros(2), "n": 256}, "'n' has values outside the range of uint8, 0 to 255"),
+    ],
+)
+def test_like_names_the_tensor_that_does_not_fit(arrays: dict[str, Any], message: str) -> None:
+    example = Model.of({"w": np.zeros(2, np.float32), "n": np.array(0, np.uint8)})
+    with pytest.raises(ValueError, match=message):
+        example.like(arrays)
 
 
 def test_mean_is_weighted() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,20 @@ import torch
 import raysim
 from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
-from raysim import Fleet, LocalFleet, Metrics, Model, Predictor, Reply, ResumePoint, Site, Task, federate, weights
+from raysim import (
+    Fleet,
+    LocalFleet,
+    Metrics,
+    Model,
+    Predictor,
+    Reply,
+    ResumePoint,
+    Site,
+    Split,
+    Task,
+    federate,
+    weights,
+)
 from raysim.core.errors import SiteError
 from raysim.federation.cohort import sample_cohort
 from tests.support import toy
@@ -63,6 +76,22 @@ def test_rounds_are_numbered_from_one_and_have_their_cohort() -> None:
 def test_sites_are_evaluated_when_due_and_at_the_end() -> None:
     evaluated = [any(s.split == "test" for s in r.scores) for r in run(FEDAVG, rounds=5, evaluate_every=2)]
     assert evaluated == [False, True, False, True, True]
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """A scorer that returns text."""
+
+    better: Mapping[str, Any]
+
+    def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Any:
+        return {"distance": "0.5"}
+
+
+def test_a_text_as_metric_of_a_scorer_is_refused() -> None:
+    task = replace(toy.two_sites(), score=TextScore({"distance": "lower"}))
+    with pytest.raises(SiteError, match=r"the metrics of a split\['distance'\] is '0.5': expected a single number"):
+        run(FEDAVG, task=task)
 
 
 def test_evaluation_changes_no_result() -> None:

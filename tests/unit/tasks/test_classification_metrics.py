@@ -1,7 +1,8 @@
-"""Accuracy, balanced accuracy, F1 and the area under the ROC, by hand."""
+"""Accuracy, balanced accuracy, F1, the area under the ROC and calibration, by hand."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import log
 
 import numpy as np
@@ -15,6 +16,8 @@ from raysim.tasks.classification_metrics import (
     accuracy,
     auc,
     balanced_accuracy,
+    brier,
+    ece,
     f1,
 )
 
@@ -90,6 +93,41 @@ def test_slices_of_a_case_are_evaluated_together() -> None:
     logits = np.array([[3.0, 0], [0, 1], [0, 1]])
     assert score(logits, [0, 0, 1], cases=[0, 0, 1], metrics=("accuracy", "auc")) == {"accuracy": 1, "auc": 1}
     assert score(logits, [0, 0, 1], metrics=("accuracy",)) == {"accuracy": pytest.approx(2 / 3)}
+
+
+def test_calibration_of_four_cases() -> None:
+    # Confidences 0.9, 0.92, 0.6, 0.6: the first two share bin 14, (0.867, 0.933]; the others bin 9, (0.533, 0.6].
+    probabilities = np.array([[0.9, 0.1], [0.08, 0.92], [0.6, 0.4], [0.6, 0.4]])
+    labels = np.array([0, 0, 0, 1])
+    assert ece(np.log(probabilities), labels) == pytest.approx((abs(1 - 1.82) + abs(1 - 1.2)) / 4)
+    # 2 (1 - p)^2 with the probability p of the label: 0.9, 0.08, 0.6, 0.4
+    assert brier(np.log(probabilities), labels) == pytest.approx(2 * (0.1**2 + 0.92**2 + 0.4**2 + 0.6**2) / 4)
+
+
+def test_calibration_equals_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = 2 * rng.normal(size=(500, 4)), rng.integers(0, 4, 500)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    expected = 0.0
+    for low, high in pairwise(np.linspace(0, 1, 16)):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert ece(logits, labels) == pytest.approx(expected)
+    squares = [
+        sum((p - (k == label)) ** 2 for k, p in enumerate(row))
+        for row, label in zip(probabilities, labels, strict=True)
+    ]
+    assert brier(logits, labels) == pytest.approx(np.mean(squares))
+
+
+def test_calibration_of_certain_predictions() -> None:
+    logits = np.array([[1000.0, -1000], [1000, -1000]])
+    assert ece(logits, np.array([0, 0])) == brier(logits, np.array([0, 0])) == 0
+    assert ece(logits, np.array([1, 1])) == 1
+    assert brier(logits, np.array([1, 1])) == 2
+    assert ClassificationScore(("ece", "brier")).better == {"ece": "lower", "brier": "lower"}
 
 
 def test_the_first_metric_is_the_main_one_and_all_are_better_when_higher() -> None:

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from raysim.core.contracts import Split
-from raysim.core.errors import ConfigError
+from raysim.core.errors import ConfigError, RunError
 from raysim.tasks.classification_metrics import ClassificationScore
 from raysim.tasks.segmentation_metrics import SegmentationScore
 
 MODULE = """
+import numpy as np
+
 def missed(predicted, label, spacing):
     return int((label & ~predicted).sum()) * spacing[0]
 missed.better = "lower"
@@ -25,6 +27,28 @@ undefined.better = "higher"
 def infinite(predicted, label, spacing):
     return 1.0 if predicted.sum() == 12 else float("inf")
 infinite.better = "higher"
+
+def growing(predicted, label, spacing):
+    return 1 if predicted.sum() == 12 else 2.0
+growing.better = "lower"
+growing.range = (0, 1)
+
+def text(predicted, label, spacing):
+    return "0.5"
+text.better = "higher"
+
+def of_numpy(predicted, label, spacing):
+    return np.array([1.0000005], np.float32)
+of_numpy.better = "higher"
+of_numpy.range = [0, 1]
+
+def wrong_range(predicted, label, spacing):
+    return 1.0
+wrong_range.better, wrong_range.range = "higher", (1, 0)
+
+def named_range(predicted, label, spacing):
+    return 1.0
+named_range.better, named_range.range = "higher", "0 to 1"
 
 def no_direction(predicted, label, spacing):
     return 1.0
@@ -75,8 +99,17 @@ def test_a_class_is_a_metric_of_a_classification() -> None:
 
 
 def test_a_value_that_is_not_finite_is_an_error() -> None:
-    with pytest.raises(ValueError, match="metric infinite returned inf; expected a finite number"):
+    with pytest.raises(RunError, match="metric infinite returned inf: expected a finite number"):
         scores("own_metrics:infinite")
+
+
+def test_a_value_outside_the_range_is_an_error() -> None:
+    with pytest.raises(RunError, match=r"metric growing returned 2: expected 0 to 1; correct .* growing\.range"):
+        scores("own_metrics:growing")
+
+
+def test_a_value_may_be_an_array_of_one_number_that_float32_rounds_up() -> None:
+    assert scores("own_metrics:of_numpy")["of_numpy"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +117,11 @@ def test_a_value_that_is_not_finite_is_an_error() -> None:
     [
         ("own_metrics:no_direction", r"has better=None; expected 'higher' or 'lower'.*no_direction\.better = 'higher'"),
         ("own_metrics:fails", r"fails on an example: KeyError: 'organ'"),
+        ("own_metrics:text", r"fails on an example: metric text returned '0.5': expected a finite number"),
+        ("own_metrics:wrong_range", r"has range=\(1, 0\); expected .* \(0, 1\).*wrong_range\.range"),
+        ("own_metrics:named_range", r"has range='0 to 1'; expected the lowest and the highest value"),
         ("own_metrics:missing", r"metric 'own_metrics:missing' cannot be imported"),
-        ("dise", r"unknown metric 'dise' \(did you mean 'dice'\?\); valid: asd, dice, hd95"),
+        ("dise", r"unknown metric 'dise' \(did you mean 'dice'\?\); valid: asd, dice, hd95, iou, precision"),
     ],
 )
 def test_what_cannot_work_is_refused(name: str, message: str) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.tasks.augmentation import make_augmentation
-from raysim.tasks.losses import check_loss, make_segmentation_loss
+from raysim.tasks.losses import check_loss, make_classification_loss, make_segmentation_loss
 from raysim.tasks.networks import check_network, list_networks, network_factory
 from tests.support.slow import slow_except
 
@@ -186,8 +186,81 @@ def test_a_loss_is_a_single_number():
 
 
 def test_a_loss_without_a_gradient_is_refused():
-    with pytest.raises(ConfigError, match=r"the loss fails on 2 classes: .*does not require grad"):
+    with pytest.raises(
+        ConfigError, match=r"the loss of a batch has no gradient; compute it from the logits with torch"
+    ):
         check_loss(lambda logits, labels: (logits.argmax(1) != labels[:, 0]).float().mean(), 2, (8, 8))
+    parameter = nn.Parameter(torch.ones(()))
+    with pytest.raises(ConfigError, match="the loss of a batch has no gradient"):
+        check_loss(lambda logits, labels: parameter * 2, 2, (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda logits: logits.sum().item(), "is a float: expected a tensor; return it without float"),
+        (lambda logits: None, "is a NoneType: expected a tensor"),
+        (lambda logits: logits.sum() * float("nan"), "is nan for logits from -1 to 1: expected a finite number"),
+        (lambda logits: logits.mean(0), r"has the shape \(2, 8, 8\): expected a single number; .* or return the mean"),
+    ],
+)
+def test_a_wrong_loss_value_is_refused(value, message):
+    with pytest.raises(ConfigError, match=rf"the loss of a batch {message}"):
+        check_loss(lambda logits, labels: value(logits), 2, (8, 8))
+
+
+def test_the_example_of_a_loss_has_every_class():
+    check_loss(make_classification_loss({"name": "cross_entropy", "weight": [0, 0, 0, 1]}), 4, ())
+    check_loss(make_segmentation_loss({"name": "dice_ce", "weight": [0, 0, 1]}), 3, (8, 8))
+
+
+LOSSES = """
+from torch import nn
+
+def power(logits, labels, exponent=2.0, *, scale=1.0):
+    return scale * (logits[:, 1:] - labels).abs().pow(exponent).mean()
+
+def needs_more(logits, labels, margin):
+    return margin * logits.mean()
+
+def factory():
+    return nn.L1Loss()
+
+class Callable:
+    def __call__(self, logits, labels):
+        return (logits[:, 1:] - labels).square().mean()
+"""
+
+
+@pytest.fixture
+def own_losses(tmp_path, monkeypatch):
+    (tmp_path / "own_losses.py").write_text(LOSSES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.parametrize("make", [make_segmentation_loss, make_classification_loss])
+def test_a_function_is_a_loss(own_losses, make):
+    logits, labels = torch.tensor([[0.0, 3.0], [0.0, 1.0]]), torch.tensor([[1], [0]], dtype=torch.uint8)
+    assert make({"name": "own_losses:power"})(logits, labels) == (4 + 1) / 2
+    cubed = make({"name": "own_losses:power", "exponent": 3, "scale": 2})
+    assert pickle.loads(pickle.dumps(cubed))(logits, labels) == 2 * (8 + 1) / 2
+    assert cubed([logits, logits], labels) == 9  # deep supervision: the first is the full resolution
+    check_loss(cubed, 2, ())
+    assert make({"name": "own_losses:Callable"})(logits, labels) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "own_losses:power", "exponnt": 3}, "unknown argument of loss power: 'exponnt'.*'exponent'"),
+        ({"name": "own_losses:power", "logits": 3}, "unknown argument of loss power: 'logits'.*valid: exponent, scale"),
+        ({"name": "own_losses:needs_more"}, "loss needs_more needs margin; add it next to 'name'"),
+        ({"name": "own_losses:factory"}, r"the loss fails on 2 classes: TypeError: factory\(\) takes 0 positional"),
+    ],
+)
+def test_a_wrong_function_is_refused(own_losses, spec, message):
+    with pytest.raises(ConfigError, match=message):
+        check_loss(make_segmentation_loss(spec), 2, (8, 8))
 
 
 def test_full_resolution_is_the_first_output_of_a_list_or_a_stack():

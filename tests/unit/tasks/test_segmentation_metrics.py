@@ -1,14 +1,17 @@
-"""Dice and surface distances, by hand."""
+"""Overlap, volumes and surface distances, by hand and by their definitions."""
 
 from __future__ import annotations
+
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from raysim.core.contracts import Split
 from raysim.core.errors import ConfigError
-from raysim.tasks.segmentation_metrics import SegmentationScore
+from raysim.tasks.segmentation_metrics import METRICS, SegmentationScore
 
 CPU = torch.device("cpu")
 
@@ -131,3 +134,72 @@ def test_better_has_every_metric_with_the_main_one_first():
 def test_a_duplicate_metric_is_refused():
     with pytest.raises(ConfigError, match=r"task.metrics=\[dice, dice\]: expected each metric once"):
         SegmentationScore(("background", "a"), ("dice", "dice"))
+
+
+def random_masks(shape):
+    """A prediction and a label that overlap in part, with irregular surfaces."""
+    rng = np.random.default_rng(3)
+    label = ndimage.gaussian_filter(rng.normal(size=shape), 2) > 0.02
+    return ndimage.gaussian_filter(label + rng.normal(0, 0.8, shape), 1) > 0.5, label
+
+
+def surface(mask):
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def distances(one, other, spacing):
+    """The distance in mm from each surface voxel of `one` to the nearest of `other`, by comparing all pairs."""
+    a, b = (np.argwhere(surface(mask)) * np.array(spacing) for mask in (one, other))
+    return np.sqrt(np.square(a[:, None] - b[None]).sum(-1).min(1))
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (14, 16, 12)])
+def test_every_metric_equals_its_definition(shape):
+    predicted, label = random_masks(shape)
+    spacing, tolerance = (0.5, 1.5, 0.8)[: len(shape)], 0.45
+    both = np.concatenate([distances(predicted, label, spacing), distances(label, predicted, spacing)])
+    tp, fp, fn = (predicted & label).sum(), (predicted & ~label).sum(), (~predicted & label).sum()
+    ends = [np.percentile(distances(*pair, spacing), 95) for pair in ((predicted, label), (label, predicted))]
+    expected = {
+        "dice": 2 * tp / (2 * tp + fp + fn),
+        "iou": tp / (tp + fp + fn),
+        "sensitivity": tp / (tp + fn),
+        "precision": tp / (tp + fp),
+        "surface_dice": (both <= tolerance).mean(),
+        "hd95": max(ends),
+        "asd": both.mean(),
+        "volume_error": abs(fp - fn) / (tp + fn),
+    }
+    score = SegmentationScore(("background", "a"), tuple(METRICS), dims=len(shape), surface_tolerance_mm=tolerance)
+    result = score(predictor([predicted.astype(int)], 2), split([label], spacing=[spacing]), CPU)
+    assert 0.1 < expected["surface_dice"] < 0.9
+    assert result == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_overlap_of_three_labelled_and_two_predicted_pixels():
+    # TP 1, FP 1, FN 2: 1/4, 1/3, 1/2, |2 - 3| / 3
+    names = ("iou", "sensitivity", "precision", "volume_error")
+    score = SegmentationScore(("background", "a"), names)
+    result = score(predictor([[[1, 0], [0, 1], [0, 0]]], 2), split([[[1, 1], [1, 0], [0, 0]]]), CPU)
+    assert result == pytest.approx({"iou": 1 / 4, "sensitivity": 1 / 3, "precision": 1 / 2, "volume_error": 1 / 3})
+
+
+def test_without_a_prediction_overlaps_are_zero_and_the_volume_error_is_one():
+    label = np.zeros((4, 4), int)
+    label[1, 1] = 1
+    names = ("iou", "sensitivity", "precision", "surface_dice", "volume_error")
+    result = SegmentationScore(("background", "a"), names)(predictor([label * 0], 2), split([label]), CPU)
+    assert result == {"iou": 0, "sensitivity": 0, "precision": 0, "surface_dice": 0, "volume_error": 1}
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(2.9, 0.0), (3.0, 1.0)])
+def test_the_tolerance_of_surface_dice_is_in_mm(tolerance, expected):
+    label, found = np.zeros((5, 5), int), np.zeros((5, 5), int)
+    label[1, 1], found[2, 1] = 1, 1
+    score = SegmentationScore(("background", "spot"), ("surface_dice",), surface_tolerance_mm=tolerance)
+    assert score(predictor([found], 2), split([label], spacing=[[3.0, 1.0]]), CPU) == {"surface_dice": expected}
+
+
+def test_a_scorer_with_every_metric_can_be_sent():
+    score = SegmentationScore(("background", "a"), tuple(METRICS), surface_tolerance_mm=2.0)
+    assert pickle.loads(pickle.dumps(score)).better == score.better
