@@ -22,6 +22,7 @@ from raysim.data.folder_layouts import (
 from raysim.data.near_equal import near_equal_sites_warning
 from raysim.data.partition import assign_splits
 from raysim.data.patient_names import numbered_series, patients_of_images
+from raysim.data.patient_warnings import patient_warnings
 from raysim.data.table import site_name_problems, sort_rows
 
 # The folder layouts, in the order in which they are tried: their task, and the function that finds their cases.
@@ -97,6 +98,7 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
     if warning := near_equal_sites_warning(table["site"].unique()):
         notes.append(warning)
     table = _draw_splits(table, fractions, seed, notes)
+    notes += patient_warnings(table)
     table.attrs |= {"notes": notes, "layout": layout, "task": task}
     return table
 

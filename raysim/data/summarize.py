@@ -15,8 +15,8 @@ from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageS
 from raysim.data.label_classes import class_names
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
-from raysim.data.partition import patient_leak_warning
 from raysim.data.patient_columns import patient_columns
+from raysim.data.patient_warnings import patient_warnings
 from raysim.data.summary_tables import format_value
 from raysim.data.table import labels_are_files, sort_rows
 
@@ -43,7 +43,8 @@ def summarize(table: pd.DataFrame) -> DatasetSummary:
     features = _feature_statistics(table if kind == "tabular" else table[["site"]])
     problems = (
         *_table_problems(cases),
-        *filter(None, [patient_leak_warning(table), near_equal_sites_warning(table["site"].unique())]),
+        *patient_warnings(table),
+        *filter(None, [near_equal_sites_warning(table["site"].unique())]),
         *_near_equal_labels(table["label"] if kind in ("classification", "tabular") else table["label"][:0]),
         *(problem for inspection in inspections for problem in inspection.problems),
         *_palette_problems(table, inspections),
