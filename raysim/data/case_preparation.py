@@ -145,7 +145,8 @@ class CasePreparation:
     def _check_image(self, path: str, scan: Image) -> None:
         if self.channels is not None and len(scan.array) != self.channels:
             raise ConfigError(
-                f"{path}: has {pluralize(len(scan.array), 'channel')}, but task.data.channels={self.channels}"
+                f"{path}: has {pluralize(len(scan.array), 'channel')}, but task.data.channels={self.channels}; set the "
+                "number of channels of the files, or remove the key"
             )
         voxels = scan.array[0].size * np.prod(
             [old / new for old, new in zip(scan.spacing, self.spacing or (), strict=False)]
@@ -157,7 +158,9 @@ class CasePreparation:
             )
         if self.intensity == "unit" and (scan.array.min() < 0 or scan.array.max() > 255):
             found = f"{scan.array.min():g} to {scan.array.max():g}"
-            raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit expects 0 to 255")
+            raise ConfigError(
+                f"{path}: has values from {found}, but task.data.intensity=unit expects 0 to 255; use another intensity"
+            )
 
     def _read_mask(self, path: str, scan: Image, image: str) -> Image:
         """The mask with its values, or its colours. Raises ConfigError if it does not fit its image."""

@@ -120,7 +120,7 @@ def _spec_problems(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[
     if name == "iid":
         yield f"by={by} has no effect with name=iid; remove one of the two"
     if by not in table:
-        yield f"the table has no column '{by}'{did_you_mean(by, table.columns)}; its columns are {columns}"
+        yield f"the table has no column '{by}'{did_you_mean(by, table.columns)}; use one of its columns: {columns}"
     empty = table[by].isna() & ((name == "by") | (table["split"] != "unlabelled"))
     if empty.any():
         rows = pluralize(len(table), "row")

@@ -71,7 +71,9 @@ class ImageData(TableData):
         dims = 3 if volumes.any() and not self.slices else 2
         if self.size is not None and len(self.size) != dims:
             count = pluralize(len(self.size), "number")
-            raise ConfigError(f"task.data.size={list(self.size)} has {count}, but images have {dims} axes")
+            raise ConfigError(
+                f"task.data.size={list(self.size)} has {count}, but images have {dims} axes; write one number per axis"
+            )
         if self.spacing is not None and (not volumes.all() or len(self.spacing) < dims):
             raise ConfigError(f"task.data.spacing={list(self.spacing)}: expected a number per axis, only for volumes")
         return dims
