@@ -46,7 +46,8 @@ def network_factory(
     data_arguments = _data_arguments(spatial_dims, in_channels, out_channels, size) | {"pretrained": False}
     given = {key: value for key, value in spec.items() if key != "name"}
     arguments = {key: value for key, value in data_arguments.items() if key in accepted} | given
-    arguments = _default_sizes(network.__name__, arguments) | arguments
+    if network in _networks().values():  # your own network may have the name of one of these
+        arguments = _default_sizes(network.__name__, arguments) | arguments
     check_arguments("network", network, arguments)
     return partial(network, **arguments)
 
