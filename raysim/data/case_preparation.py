@@ -82,6 +82,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class CaseFiles:
+    """The files of a case as read, before they are resampled and scaled.
+
+    image  with the configured number of channels
+    mask   with class indices; None without a mask
+    palette, foreground  as in Case
+    """
+
+    image: Image
+    mask: Image | None
+    palette: Array
+    foreground: int = 0
+
+
+@dataclass(frozen=True)
 class CasePreparation:
     """The preprocessing of cases; `classes` are the values in label files by class name, background first.
 
@@ -99,16 +114,21 @@ class CasePreparation:
     colours: Mapping[str, Colour] | None = None
     ignore: int | None = None
 
-    def __call__(self, image: str, label: str | int | None) -> Case:
-        """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
+    def read(self, image: str, label: str | int | None) -> CaseFiles:
+        """The files of a case; the label is a mask file or a class index. Raises ConfigError that names the file."""
         scan = self._convert_channels(image, read_image(image))
         self._check_image(image, scan)
-        mask = self._read_mask(label, scan, image) if isinstance(label, str) else None
+        if not isinstance(label, str):
+            return CaseFiles(scan, None, self._palette(None))
+        mask = self._read_mask(label, scan, image)
+        indices, foreground = self._class_indices(label, mask.array)
+        return CaseFiles(scan, replace(mask, array=indices), self._palette(mask), foreground)
+
+    def __call__(self, image: str, label: str | int | None) -> Case:
+        """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
+        files = self.read(image, label)
+        scan, mask, palette, foreground = files.image, files.mask, files.palette, files.foreground
         notes = "\n".join(sorted({*scan.notes, *(mask.notes if mask else ())}))
-        palette, foreground = self._palette(mask), 0
-        if mask is not None:
-            indices, foreground = self._class_indices(str(label), mask.array)
-            mask = replace(mask, array=indices)
         has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
         if self.spacing is not None:
             scan = _resample(scan, self.spacing, "bilinear")

@@ -97,10 +97,16 @@ class ImageData(TableData):
         for (site, split, image, label), level in zip(cells, self._body_levels(table), strict=True):
             case_label = None if pd.isna(label) else label if masks else int(label)
             rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level))
-        preparation = CasePreparation(
+        preparation = self.preparation(masks, colours, ignore)
+        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
+
+    def preparation(
+        self, masks: MaskClasses | None, colours: Mapping[str, Colour] | None = None, ignore: int | None = None
+    ) -> CasePreparation:
+        """The preparation of a case; the arguments are as in `make_sites`."""
+        return CasePreparation(
             masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels, colours, ignore
         )
-        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
 
     def _body_levels(self, table: pd.DataFrame) -> list[int] | list[None]:
         """The rank, from 1, of each picture's value in column `partition`; None without the column, or for volumes."""
