@@ -19,7 +19,7 @@ CHANNEL = re.compile(
 )
 CHANNEL_ADVICE = (
     "raysim reads one file for each case: merge the channels into one volume with a fourth axis, for example with "
-    "nibabel.concat_images([FILE, FILE], axis=3), or keep one channel. Rename images that are cases of their own"
+    "nibabel.concat_images([FILE, FILE]), or keep one channel. Rename images that are cases of their own"
 )
 
 
