@@ -26,10 +26,8 @@ def patient_warnings(table: pd.DataFrame) -> Iterator[str]:
 def _several_splits(rows: pd.DataFrame, column: str) -> Iterator[str]:
     """A warning about patients of one site in more than one of train, val and test."""
     splits = rows[rows["split"] != "unlabelled"].groupby(["site", "patient"])["split"].unique()
-    leaks = [
-        f"{patient} of {site} ({', '.join(sorted(found, key=SPLITS.index))})"
-        for (site, patient), found in splits[splits.map(len) > 1].items()
-    ]
+    leaking = splits[splits.map(len) > 1].reset_index().itertuples(index=False)
+    leaks = [f"{patient} of {site} ({', '.join(sorted(found, key=SPLITS.index))})" for site, patient, found in leaking]
     if leaks:
         yield (
             f"patients (column '{column}') in more than one of train, val and test: {len(leaks)}, {join_names(leaks)}; "

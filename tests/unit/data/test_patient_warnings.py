@@ -1,4 +1,4 @@
-"""Warnings about patients in several splits, at several sites, or written in two ways."""
+"""Warnings about patients in several splits, at several sites, or in two spellings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_patients_at_several_sites() -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("P1", "p1"), ("01", "1"), ("1.0", "1"), ("p_1", "p-1")])
-def test_patients_that_are_written_in_two_ways(one: str, other: str) -> None:
+def test_patients_with_two_spellings(one: str, other: str) -> None:
     (message,) = warnings_of("aaa", ["train", "test", "val"], [one, other, "p27"])
     assert message.startswith("patients (column 'patient') with nearly equal identifiers, each used as a patient")
     assert repr(one) in message
