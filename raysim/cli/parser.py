@@ -87,6 +87,8 @@ def _add_data(commands: Any) -> None:
     )
     describe = data.add_parser("describe", help="show sites, splits, sizes, intensities, labels and problems")
     describe.add_argument("table")
+    describe.usage = "raysim data describe [-h] [-c FILE] [--root ROOT] table [key=value ...]"
+    describe.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys, as for `raysim run`")
     describe.add_argument("--root", help="the folder that relative paths start from (default: that of the table)")
 
 

@@ -205,7 +205,7 @@ def _is_number(hint: Any) -> bool:
 
 
 def _format_errors(errors: Iterable[Any]) -> str:
-    """The validation errors of pydantic: one line per key, with its value and everything that was expected."""
+    """The validation errors of pydantic: a phrase for each key, with its value and everything that was expected."""
     located = [(_key_path(error["loc"]), error) for error in errors]
     # An error in an item of a list also makes the list too short. Only the error of the item is shown.
     parents = {path[:depth] for path, _ in located for depth in range(len(path))}
@@ -213,7 +213,7 @@ def _format_errors(errors: Iterable[Any]) -> str:
     for path, error in located:
         if path not in parents:
             expected.setdefault(_format_subject(path, error), {})[_expectation(error)] = None
-    return "\n".join(f"{subject}: expected {', or '.join(options)}" for subject, options in expected.items())
+    return "; ".join(f"{subject}: expected {', or '.join(options)}" for subject, options in expected.items())
 
 
 def _key_path(loc: Sequence[int | str]) -> tuple[str, ...]:

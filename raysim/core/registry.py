@@ -110,7 +110,11 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
         return next(c for c in vars(module).values() if _has_methods(c, methods) and c.__module__ == module.__name__)
     cls = getattr(_import(module_name, what, name), class_name, None)
     if cls is None:
-        raise ConfigError(f"{what} {name!r}: the module {module_name} has no {class_name}")
+        classes = [key for key, value in vars(sys.modules[module_name]).items() if isinstance(value, type)]
+        raise ConfigError(
+            f"{what} {name!r}: the module {module_name} has no {class_name}{did_you_mean(class_name, classes)}; "
+            "expected the name of a class in that module"
+        )
     _check_class(cls, f"{what} {name!r}", methods)
     return cls
 
@@ -147,10 +151,13 @@ def _has_methods(cls: Any, methods: tuple[str, ...]) -> bool:
 
 
 def import_cure(name: str) -> str:
-    """The end of the message for a failed import of `folder/file.py:Name`: the correct name. Empty for other names."""
-    file, _, attribute = name.partition(":")
+    """The end of the message for a failed import of `name`: for `folder/file.py:Name` the correct name.
+
+    Empty for a short name.
+    """
+    file, colon, attribute = name.partition(":")
     if not file.endswith(".py"):
-        return ""
+        return "; correct the module, which must be in the working directory or installed" if colon else ""
     path = Path(file.removesuffix(".py"))
     if path.is_absolute() or ".." in path.parts:
         return f"; change to the folder {path.parent} and use {path.name}:{attribute or 'CLASS'} (module without .py)"

@@ -33,6 +33,7 @@ from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
 from raysim.storage.run_directory import CHECKPOINTS
+from raysim.storage.score_notes import NOTHING_EVALUATED
 
 MAX_ROLLBACKS = 5  # the run fails after so many in a row without a new round between them
 
@@ -145,6 +146,7 @@ def _run_rounds(
 ) -> Generator[RoundEvent | Notice, None, Any]:
     """Run, record and checkpoint the rounds after `start`; returns the last state."""
     state = start.state if start else None
+    first_evaluation = min(plan.config.evaluate_every, plan.config.rounds)
     for ended in federate_plan(plan, fleet, start):
         began = time.perf_counter()
         with disk_errors_named(plan.directory):
@@ -154,6 +156,8 @@ def _run_rounds(
                 checkpoint.write(plan.directory / CHECKPOINTS, ended.number, ended.state, fleet.client_states)
         for failure in ended.failures:
             yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
+        if ended.number == first_evaluation < plan.config.rounds and not recorder.scores:
+            yield Notice(NOTHING_EVALUATED)  # now, because the run may take hours; at its end it is in the summary
         phases = {**ended.phases, "recording": time.perf_counter() - began}
         yield RoundEvent(ended.number, row, replace(ended, phases=phases))
         state = ended.state

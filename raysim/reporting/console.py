@@ -118,6 +118,8 @@ class RunConsole:
         folder = self.plan.directory
         for table in site_tables(values, self.console.width):
             self.console.print(table)
+        for note in values["notes"]:
+            self.console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         total, rounds = values["bytes"], pluralize(values["rounds"], "round")
         self.say(
             f"{rounds} in {values['seconds']:.1f} s; up {format_bytes(total['up'])}, "
@@ -190,7 +192,7 @@ def equals_global(name: str, sites: Any) -> bool:
 
 
 def format_score(value: float | None) -> str:
-    """`value` with four decimals, or two if it is at least 10 in magnitude; empty for None."""
+    """`value` with four decimals, or two if it is at least 10 in magnitude; `-` for None."""
     if value is None:
-        return ""
+        return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

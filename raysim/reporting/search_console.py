@@ -60,7 +60,7 @@ class SearchConsole(RunConsole):
         """Print the line of a trial that has ended."""
         assert self.results is not None
         spec = self.results.spec
-        metrics = "  ".join(f"{o.column} {format_score(record.last.get(o.column)) or '-'}" for o in spec.objectives)
+        metrics = "  ".join(f"{o.column} {format_score(record.last.get(o.column))}" for o in spec.objectives)
         cause = f": {record.cause.splitlines()[0]}" if record.cause else ""
         line = f"trial {record.number:{len(str(spec.trial_count))}}/{spec.trial_count}  {record.status:<7}"
         line += f"  round {record.rounds}  {metrics}  {record.seconds:.1f} s  {format_values(record.values)}{cause}"

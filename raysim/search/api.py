@@ -121,7 +121,7 @@ def resume_search(
     """
     if not (directory / SEARCH_FILE).is_file():
         raise ConfigError(
-            f"{directory} is not the directory of a search: it has no {SEARCH_FILE}; the default is runs/tune-001"
+            f"{directory} is not the directory of a search: it has no {SEARCH_FILE}; give one, such as runs/tune-001"
         )
     if fixed := [f"--{name}" for name in changes if name not in RESUME_OPTIONS]:
         raise ConfigError(f"{', '.join(fixed)}: a resumed search may change only {', '.join(RESUME_OPTIONS)}")

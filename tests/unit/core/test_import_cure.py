@@ -15,7 +15,8 @@ from raysim.core.registry import algorithm_class, import_cure
         ("./my/forgot.py:Forgot", "; use my.forgot:Forgot (module without .py)"),
         ("forgot.py", "; use forgot:CLASS (module without .py)"),
         ("/x/y/forgot.py:Forgot", "; change to the folder /x/y and use forgot:Forgot (module without .py)"),
-        ("forgot:Forgot", ""),
+        ("forgot:Forgot", "; correct the module, which must be in the working directory or installed"),
+        ("fedavgg", ""),
     ],
 )
 def test_the_name_to_write(name: str, cure: str) -> None:

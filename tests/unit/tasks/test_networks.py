@@ -282,3 +282,10 @@ def test_prob_of_a_transform_is_a_probability(prob):
     with pytest.raises(ConfigError, match=r"task.augment: prob=.*: expected a probability, 0 to 1"):
         make_augmentation([{"name": "rand_flip", "prob": prob}], 1, (8, 8))
     assert make_augmentation([{"name": "rand_flip", "prob": 1}], 1, (8, 8)) is not None
+
+
+def test_your_own_network_with_the_name_of_a_shipped_one_gets_no_defaults_of_it(tmp_path, monkeypatch):
+    (tmp_path / "own_unet.py").write_text("from torch import nn\nclass UNet(nn.Conv2d): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = factory_of({"name": "own_unet:UNet", "kernel_size": 1})()
+    assert (made.in_channels, made.out_channels) == (1, 2)
