@@ -58,7 +58,7 @@ def run(
     config = config if backend is None else replace(config, backend=backend)
     out = None if out is None else str(out)
     check_new_directory(out, "a run")
-    stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
+    stem = "-".join(Path(name_of(type(part))).name for part in (config.algorithm, config.task))
     with reserve_directory(out, stem) as directory, exclusive_lock(directory):
         return _execute(config, directory, on_event, resume=False)
 

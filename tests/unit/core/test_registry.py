@@ -94,7 +94,6 @@ def test_a_user_defined_algorithm_is_found_in_the_working_directory(
         ("own_wrong:Mutable", "is not frozen, so a method could change its fields; write @dataclass(frozen=True"),
         ("own_broken:Complete", "cannot be imported: SyntaxError"),
         ("own_failing:Complete", "cannot be imported: ZeroDivisionError: division by zero"),
-        ("own_wrong.py:Complete", "; use own_wrong:Complete (module without .py)"),
         ("FedAvgg", "(did you mean 'fedavg'?)"),
     ],
 )
