@@ -6,6 +6,7 @@ import ast
 import importlib
 import pkgutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -24,6 +25,8 @@ TASKS = "raysim.tasks"
 METHODS = ("init", "round", "predictor")
 DECORATOR = "@dataclass(frozen=True, kw_only=True)"
 SUPPLIED = {"SelfSupervised": METHODS}  # methods that a subclass inherits, by the name of the base class
+
+BASES = {"LocalTraining": "raysim.training.local_training", "SelfSupervised": "raysim.training.self_supervised"}
 
 
 class NestedAlgorithm:
@@ -67,9 +70,40 @@ def short_names(package: str, methods: tuple[str, ...]) -> dict[str, str]:
 
 def _method_names(node: ast.ClassDef) -> set[str]:
     """The methods that a class defines, or inherits from a base class in `SUPPLIED`."""
-    bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
-    inherited = [name for base in bases for name in SUPPLIED.get(base, ())]
+    inherited = [name for base in _base_names(node) for name in SUPPLIED.get(base, ())]
     return {*inherited, *(item.name for item in node.body if isinstance(item, ast.FunctionDef))}
+
+
+def _base_names(node: ast.ClassDef) -> list[str]:
+    """The names of the base classes, without their packages and type arguments."""
+    return [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+
+
+@cache
+def declared_algorithm_fields(name: str) -> Sequence[str]:
+    """The fields of the built-in algorithm with this short name, from its source; empty for any other algorithm.
+
+    Raises ConfigError for an unknown short name.
+    """
+    if ":" in name:
+        return ()
+    _check_short_name(name, ALGORITHMS, "algorithm", METHODS)
+    return tuple(_declared_fields(f"{ALGORITHMS}.{name}"))
+
+
+def _declared_fields(module: str, class_name: str | None = None) -> Sequence[str]:
+    """The fields of a class in the source of `module`, inherited fields first; by default those of its algorithm."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for cls in classes:
+        if cls.name == class_name or (class_name is None and set(METHODS) <= _method_names(cls)):
+            inherited = [n for base in _base_names(cls) if base in BASES for n in _declared_fields(BASES[base], base)]
+            own = (item.target for item in cls.body if isinstance(item, ast.AnnAssign))
+            return list(dict.fromkeys([*inherited, *(name.id for name in own if isinstance(name, ast.Name))]))
+    return []
 
 
 def algorithms() -> dict[str, str]:
@@ -109,13 +143,7 @@ def _folder(package: str) -> list[str]:
 def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
     module_name, colon, class_name = name.partition(":")
     if not colon:
-        known = short_names(package, methods)
-        if name not in known:
-            valid = ", ".join(sorted(known))
-            raise ConfigError(
-                f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, "
-                f"or your own as package.module:Class or folder/file.py:Class{class_advice(name)}"
-            )
+        _check_short_name(name, package, what, methods)
         module = importlib.import_module(f"{package}.{name}")
         return next(c for c in vars(module).values() if _has_methods(c, methods) and c.__module__ == module.__name__)
     cls = getattr(_import(module_name, what, name), class_name, None)
@@ -123,6 +151,16 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
         raise ConfigError(f"{what} {name!r}: the module {module_name} has no {class_name}")
     _check_class(cls, f"{what} {name!r}", methods)
     return cls
+
+
+def _check_short_name(name: str, package: str, what: str, methods: tuple[str, ...]) -> None:
+    known = short_names(package, methods)
+    if name not in known:
+        valid = ", ".join(sorted(known))
+        raise ConfigError(
+            f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, "
+            f"or your own as package.module:Class or folder/file.py:Class{class_advice(name)}"
+        )
 
 
 def _check_class(cls: Any, subject: str, methods: tuple[str, ...]) -> None:

@@ -26,7 +26,8 @@ def unknown_name_error(kind: str, given: str, valid: Iterable[str]) -> ConfigErr
 def find_factory(kind: str, name: object, factories: Mapping[str, Factory]) -> Factory:
     """The factory with this name; case, underscores and dashes are ignored.
 
-    `package.module:Class` or `folder/file.py:Class` is imported. Raises ConfigError for an unknown name and for an import that fails.
+    `package.module:Class` or `folder/file.py:Class` is imported. Raises ConfigError for an unknown name and for an
+    import that fails.
     """
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{kind} has no name (it is {name!r}); use one of: {', '.join(sorted(factories))}")

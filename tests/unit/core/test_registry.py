@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from raysim.core.errors import ConfigError
-from raysim.core.registry import algorithm_class, algorithms, name_of, task_class, tasks
+from raysim.core.registry import algorithm_class, algorithms, declared_algorithm_fields, name_of, task_class, tasks
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "algorithms"
@@ -60,6 +61,11 @@ def test_the_short_name_of_an_algorithm_is_the_name_of_its_class(name: str) -> N
     assert cls.__name__.lower() == name.replace("_", "")
     assert name_of(cls) == name
     assert algorithm_class(f"algorithms.{name}:{cls.__name__}") is cls
+
+
+@pytest.mark.parametrize("name", sorted(algorithms()))
+def test_the_fields_of_an_algorithm_are_known_without_its_import(name: str) -> None:
+    assert sorted(declared_algorithm_fields(name)) == sorted(f.name for f in fields(algorithm_class(name)) if f.init)
 
 
 def test_the_short_name_of_a_task_is_the_name_of_its_class() -> None:
