@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import pluralize
+from raysim.core.formatting import pluralize, quote_path
 from raysim.data.run_command import run_command
 from raysim.data.scan import write_scan
 from raysim.data.summarize import summarize
@@ -33,7 +32,7 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     console.print(recognised, highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
-    lines = [f"to show it: raysim data describe {shlex.quote(target)}"]
+    lines = [f"to show it: raysim data describe {quote_path(target)}"]
     try:
         lines.append(f"to train on it: {run_command(target, table.attrs['task'])}")
     except ConfigError as error:

@@ -17,6 +17,7 @@ from raysim.config.resolve import load_config, resolve, to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError
 from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, RunFailed, RunFinished, RunPlanned
+from raysim.core.formatting import quote_path
 from raysim.core.registry import classes_of, name_of
 from raysim.core.results import RunOutcome, RunResult
 from raysim.distributed import node_probe
@@ -91,7 +92,7 @@ def _check_unfinished(directory: Path) -> None:
     if summary.get("status") == RunOutcome.DONE:
         raise ConfigError(
             f"{directory} is done, all {summary['rounds']} rounds; for more rounds start a new run "
-            f"(raysim run -c {directory / 'config.yaml'} rounds=...)"
+            f"(raysim run -c {quote_path(directory / 'config.yaml')} rounds=...)"
         )
 
 
@@ -166,7 +167,9 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
         yield
     except (RunError, PlacementError, KeyboardInterrupt) as error:
         if (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
-            cure = f"; to continue: raysim resume {plan.directory}" if has_checkpoint(plan.directory) else ""
+            cure = (
+                f"; to continue: raysim resume {quote_path(plan.directory)}" if has_checkpoint(plan.directory) else ""
+            )
             emit(Message(f"the records of the run are in {plan.directory}{cure}"))
         raise
     finally:

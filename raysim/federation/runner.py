@@ -22,6 +22,7 @@ from raysim.core.errors import (
     ServerError,
 )
 from raysim.core.events import Notice, RoundEvent, RunFinished
+from raysim.core.formatting import quote_path
 from raysim.core.registry import classes_of
 from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round, RunOutcome
 from raysim.federation.fleet import BaseFleet, LocalFleet
@@ -74,7 +75,7 @@ def disk_errors_named(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise ResumableError(
             f"cannot write to {directory}: {error.strerror or error}; files written before are intact. "
-            f"Free some space there, then run: raysim resume {directory}"
+            f"Free some space there, then run: raysim resume {quote_path(directory)}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskI
 from rich.table import Table
 
 from raysim.core.events import ActorsPlaced, Event, Message, Notice, Progress, RoundEvent, RunFinished, RunPlanned
-from raysim.core.formatting import format_bytes, pluralize
+from raysim.core.formatting import format_bytes, pluralize, quote_path
 
 WIDTH = 11  # characters of a column of numbers
 MAX_SITES_SHOWN = 40  # sites in the table at the end; if there are more, the worst are shown
@@ -126,8 +126,8 @@ class RunConsole:
         self._failures(values["failures"], folder)
         self.say(f"digest {values['digest']}")
         self.say(f"results: {folder}")
-        self.say(f"curves:  tensorboard --logdir {folder}")
-        self.say(f"rerun:   raysim run -c {folder / 'config.yaml'}")
+        self.say(f"curves:  tensorboard --logdir {quote_path(folder)}")
+        self.say(f"rerun:   raysim run -c {quote_path(folder / 'config.yaml')}")
 
     def _failures(self, failures: Any, folder: Path) -> None:
         """Print the totals of the failures, if there were any."""
