@@ -12,11 +12,13 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
 
+import torch
+
 from raysim.config.merge import read_file
 from raysim.config.resolve import load_config, resolve, to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError
-from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, RunFailed, RunFinished, RunPlanned
+from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Progress, RunFailed, RunFinished, RunPlanned
 from raysim.core.formatting import quote_path
 from raysim.core.registry import classes_of, name_of
 from raysim.core.results import RunOutcome, RunResult
@@ -24,7 +26,7 @@ from raysim.distributed import node_probe
 from raysim.distributed.local_ray import set_local_ray_variables, target_address
 from raysim.distributed.run_environment import describe_environment, pickle_by_value
 from raysim.federation.plan import Plan, build_plan
-from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
+from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_fleet, run_federation
 from raysim.federation.validation import validate
 from raysim.reporting.html_report import write_report
 from raysim.storage.run_directory import (
@@ -110,6 +112,8 @@ def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None,
 def _run_locally(plan: Plan) -> Generator[Event]:
     """The events of a run in this process."""
     fleet = local_fleet(plan)
+    requested = max(plan.config.resources.of(site)[1] for site in plan.sites)
+    yield from idle_gpu_notices(requested, torch.cuda.device_count())
     placement = ActorsPlaced([], dict.fromkeys(plan.sites, "local"))
     _commit(plan, placement)
     yield placement
@@ -132,6 +136,8 @@ def _run_on_ray(plan: Plan) -> Generator[Event]:
     with connect(config.ray_address) as dashboard:
         yield Message(connected_message(dashboard))
         joined = target_address(config.ray_address) is not None
+        if joined:
+            yield Progress(phase="checking the nodes of the cluster")
         request = yield from admit(plan, joined=joined)
         with closing(stream_events(plan, request, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")) as events:
             for event in events:
