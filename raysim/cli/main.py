@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
-        commands |= {"status": _status, "stop": _stop, "submit": _submit}
+        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -122,6 +122,15 @@ def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
         list.print_names(args.what, console)
     else:
         list.print_details(args.what, args.name, console)
+    return 0
+
+
+def _schema(args: argparse.Namespace, _: Sequence[str]) -> int:
+    import json
+
+    from raysim.config.json_schema import run_schema
+
+    print(json.dumps(run_schema(args.task, args.algorithm), indent=2))
     return 0
 
 

@@ -51,6 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
     list_parser.add_argument("what", choices=("algorithms", "tasks", "networks", "spaces"))
     list_parser.add_argument("name", nargs="?", help="show the keys of this one")
 
+    schema = commands.add_parser("schema", help="print the JSON schema of a config file, for editors")
+    schema.add_argument("task", nargs="?", help="a task, also module:Class (default: all of raysim)")
+    schema.add_argument("algorithm", nargs="?", help="an algorithm, also module:Class (default: all of raysim)")
     _add_data(commands)
     return parser
 

@@ -208,7 +208,7 @@ def _expand_value(value: Any, hint: Any, default: Any, path: str) -> Any:
         value = {"name": value}
     if inner is not None and isinstance(value, Mapping):
         return _check_fields(inner, value, path)
-    if (item_class := _mapping_item_class(hint)) is not None and isinstance(value, Mapping):
+    if (item_class := mapping_item_class(hint)) is not None and isinstance(value, Mapping):
         return {
             key: _check_fields(item_class, item, f"{path}.{key}") if isinstance(item, Mapping) else item
             for key, item in value.items()
@@ -220,7 +220,7 @@ def _is_nested_algorithm(hint: Any) -> bool:
     return get_origin(hint) is Annotated and NESTED_ALGORITHM in get_args(hint)
 
 
-def _mapping_item_class(hint: Any) -> Any:
+def mapping_item_class(hint: Any) -> Any:
     """The dataclass of a mapping's values; None for any other type."""
     return nested_dataclass(get_args(hint)[1]) if get_origin(hint) in (Mapping, dict) else None
 
