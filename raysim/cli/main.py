@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from raysim.cli.completion import complete
 from raysim.cli.parser import make_parser
 from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
@@ -16,6 +17,7 @@ from raysim.core.errors import ConfigError, RaysimError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
     parser = make_parser()
+    complete(parser)
     args, rest = parser.parse_known_args(argv)
     if rest and (args.command not in ("run", "tune", "doctor") or any(each.startswith("-") for each in rest)):
         wrong = next((each for each in rest if each.startswith("-")), rest[0])
