@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from raysim.config.introspection import default_value, nested_dataclass, to_plain
 from raysim.config.merge import FIELD_MAPPINGS
-from raysim.config.resolve import COMPONENTS, NESTED_ALGORITHM, mapping_item_class
+from raysim.config.resolve import COMPONENTS, mapping_item_class
 from raysim.config.schema import RunConfig
 from raysim.core import registry
 
@@ -91,7 +91,9 @@ def _field_schema(name: str, hint: Any, default: Any) -> Schema:
     base, notes = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
     doc = next((note for note in notes if isinstance(note, str)), "")
     schema = (
-        {"$ref": "#/properties/algorithm"} if NESTED_ALGORITHM in notes else _value_schema(name, hint, base, default)
+        {"$ref": "#/properties/algorithm"}
+        if registry.NESTED_ALGORITHM in notes
+        else _value_schema(name, hint, base, default)
     )
     described = {"description": doc, **schema} if doc else schema
     return described if default is MISSING else described | {"default": to_plain(default)}

@@ -41,7 +41,7 @@ REFUSED = [
     "{algorithm: {name: fedavg, mu: 0.1}}",
     "{algorithm: {mu: 0.1}}",
     "{algorithm: {name: fcl, finetune: {name: fedavg, mu: 0.1}}}",
-    "{task: {name: segmentation, data: {tabel: t.csv}}}",
+    "{task: {name: segmentation, data: {tables: t.csv}}}",
     "{task: {name: segmentation, data: {size: [32]}}}",
     "{task: {name: tabular, augment: []}}",
     "{resources: {gpus: 1}}",
