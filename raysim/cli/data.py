@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from rich.console import Console
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import pluralize
+from raysim.core.formatting import pluralize, quote_path
 from raysim.data.run_command import run_command
 from raysim.data.scan import write_scan
 from raysim.data.summarize import dataset_kind, summarize
@@ -42,7 +41,7 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     console.print(recognised, highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
-    lines = [f"to show it: raysim data describe {shlex.quote(target)}"]
+    lines = [f"to show it: raysim data describe {quote_path(target)}"]
     try:
         lines.append(f"to train on it: {run_command(target, table.attrs['task'], table.attrs['classes'])}")
     except ConfigError as error:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from raysim.cli.completion import complete
 from raysim.cli.parser import make_parser
 from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
@@ -16,6 +17,7 @@ from raysim.core.errors import ConfigError, RaysimError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
     parser = make_parser()
+    complete(parser)
     args, rest = parser.parse_known_args(argv)
     takes_keys = args.command in ("run", "tune", "doctor") or getattr(args, "data_command", None) == "describe"
     if rest and (not takes_keys or any(each.startswith("-") for each in rest)):
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
-        commands |= {"status": _status, "stop": _stop, "submit": _submit}
+        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -125,6 +127,15 @@ def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
         list.print_names(args.what, console)
     else:
         list.print_details(args.what, args.name, console)
+    return 0
+
+
+def _schema(args: argparse.Namespace, _: Sequence[str]) -> int:
+    import json
+
+    from raysim.config.json_schema import run_schema
+
+    print(json.dumps(run_schema(args.task, args.algorithm), indent=2))
     return 0
 
 

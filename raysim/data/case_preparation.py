@@ -1,6 +1,7 @@
 """The preprocessing of one case: reads image and label, resamples, scales intensities and fits the size.
 
-MONAI takes longer to import than torch, so it is imported where it is used: client actors read prepared cases.
+Imports torch and MONAI where they are used: they are slow, tables are checked without them, and client actors read
+prepared cases.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
@@ -219,6 +219,7 @@ class CasePreparation:
             return np.ascontiguousarray(examples)
         if self.fit == "resize" and mode == "linear":
             return resize_image(examples, self.size)
+        import torch
         from monai.transforms.croppad.array import ResizeWithPadOrCrop
         from monai.transforms.spatial.array import Resize
 
@@ -240,6 +241,7 @@ class CasePreparation:
 
 def _resample(image: Image, spacing: tuple[float, ...], mode: str) -> Image:
     """A volume resampled to `spacing`, mm between voxels; further axes keep their spacing."""
+    import torch
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.spatial.array import Spacing
 

@@ -22,6 +22,7 @@ from raysim.core.errors import (
     ServerError,
 )
 from raysim.core.events import Notice, RoundEvent, RunFinished
+from raysim.core.formatting import pluralize, quote_path
 from raysim.core.registry import classes_of
 from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round, RunOutcome
 from raysim.federation.fleet import BaseFleet, LocalFleet
@@ -75,7 +76,7 @@ def disk_errors_named(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise ResumableError(
             f"cannot write to {directory}: {error.strerror or error}; files written before are intact. "
-            f"Free some space there, then run: raysim resume {directory}"
+            f"Free some space there, then run: raysim resume {quote_path(directory)}"
         ) from error
 
 
@@ -185,6 +186,15 @@ def describe_failure(failure: FailureEvent) -> str:
     sites = ", ".join(failure.sites[:4]) + (f" and {len(failure.sites) - 4} more" if failure.sites[4:] else "")
     who = f"{failure.actor} was lost with {sites}" if failure.actor and sites else failure.actor or sites
     return f"round {failure.round}, {failure.call}: {who}: {failure.cause} -> {failure.action}"
+
+
+def idle_gpu_notices(requested: float, available: float) -> Iterator[Notice]:
+    """A notice if GPUs are `available` and the client actors, or this process, requested none."""
+    if available and not requested:
+        yield Notice(
+            f"the run uses no GPU, but {pluralize(round(available), 'GPU')} can be used: set "
+            "resources.gpus_per_client=1, or a fraction such as 0.5 with which client actors share a GPU"
+        )
 
 
 def local_fleet(plan: Plan, data_cache: SiteDataCache | None = None) -> LocalFleet:

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysim.core.formatting import pluralize
+from raysim.core.formatting import pluralize, quote_path
 from raysim.reporting.console import RunConsole, format_score
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class SearchConsole(RunConsole):
         self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has started")
         self.say(f"results: {out}")
         if best:
-            self.say(f"rerun the best trial: raysim run -c {out / 'best.yaml'}")
+            self.say(f"rerun the best trial: raysim run -c {quote_path(out / 'best.yaml')}")
 
 
 def format_values(values: Mapping[str, Any]) -> str:
