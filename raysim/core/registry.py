@@ -146,9 +146,10 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
         _check_short_name(name, package, what, methods)
         module = importlib.import_module(f"{package}.{name}")
         return next(c for c in vars(module).values() if _has_methods(c, methods) and c.__module__ == module.__name__)
-    cls = getattr(_import(module_name, what, name), class_name, None)
+    module = _import(module_name, what, name)
+    cls = getattr(module, class_name, None)
     if cls is None:
-        classes = [key for key, value in vars(sys.modules[module_name]).items() if isinstance(value, type)]
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
         raise ConfigError(
             f"{what} {name!r}: the module {module_name} has no {class_name}{did_you_mean(class_name, classes)}; "
             "expected the name of a class in that module"

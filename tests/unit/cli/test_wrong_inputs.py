@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from raysim.cli.main import main
+from tests.support.own_modules import forget_modules
 from tests.support.paths import ROOT
 from tests.support.wrong_files import WRONG_FILES, write_data_sets
 
@@ -45,11 +46,8 @@ def working_directory(data_sets: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # submit would set it for later tests
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    before = set(sys.modules)
     yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
+    forget_modules(tmp_path)
 
 
 def prepare(wrong: dict[str, Any]) -> list[str]:
