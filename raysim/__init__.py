@@ -7,6 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from raysim._version import __version__
+from raysim.core.builtin_packages import install_finder
+
+install_finder()
 
 if TYPE_CHECKING:
     from raysim.config.resolve import load_config

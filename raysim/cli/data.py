@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from raysim.config.merge import merge, parse_pairs, read_file
+from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import pluralize
+from raysim.core.formatting import pluralize, quote_path
 from raysim.data.run_command import run_command
 from raysim.data.scan import write_scan
-from raysim.data.summarize import summarize
+from raysim.data.summarize import dataset_kind, summarize
 from raysim.data.table import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raysim.data.case_preparation import CasePreparation
 
 
 def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | None, console: Console) -> None:
@@ -33,15 +41,31 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     console.print(recognised, highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
-    lines = [f"to show it: raysim data describe {shlex.quote(target)}"]
+    lines = [f"to show it: raysim data describe {quote_path(target)}"]
     try:
-        lines.append(f"to train on it: {run_command(target, table.attrs['task'])}")
+        lines.append(f"to train on it: {run_command(target, table.attrs['task'], table.attrs['classes'])}")
     except ConfigError as error:
         lines.append(f"no command to train on it: {error}")
     for line in lines:
         console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
-def describe(table: str, root: str | None, console: Console) -> None:
-    """Print the contents of the table by site, and its faults."""
-    summarize(read_table(table, root, needs_label=False, needs_image=False, check_files=False)).print(console)
+def describe(table: str, root: str | None, config: str | None, overrides: Sequence[str], console: Console) -> None:
+    """Print the contents of the table by site, and its faults; with keys of a run, as that run reads the files."""
+    rows = read_table(table, root, needs_label=False, needs_image=False, check_files=False)
+    keys = merge(read_file(config) if config else {}, parse_pairs(overrides))
+    summarize(rows, _preparation(rows, table, root, keys) if keys else None).print(console)
+
+
+def _preparation(rows: pd.DataFrame, table: str, root: str | None, keys: Mapping[str, Any]) -> CasePreparation | None:
+    """How a run with these keys reads the images; None for a table without images."""
+    kind = dataset_kind(rows)
+    keys = merge({"task": {"name": "segmentation" if kind == "unlabelled" else kind}}, keys)
+    keys = merge(keys, {"task": {"data": {"table": table} | ({"root": root} if root else {})}})
+    data = resolve(keys).task.data
+    from raysim.tasks.image_config import ImageData
+    from raysim.tasks.segmentation_config import SegmentationData
+
+    if isinstance(data, SegmentationData):
+        return data.preparation(data.values(), data.colours, data.ignore)
+    return data.preparation(None) if isinstance(data, ImageData) else None

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from raysim.cli.completion import complete
 from raysim.cli.parser import make_parser
 from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
@@ -16,10 +17,12 @@ from raysim.core.errors import ConfigError, RaysimError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 cannot be placed, 130 interrupted."""
     parser = make_parser()
+    complete(parser)
     args, rest = parser.parse_known_args(argv)
-    if rest and (args.command not in ("run", "tune", "doctor") or any(each.startswith("-") for each in rest)):
+    takes_keys = args.command in ("run", "tune", "doctor") or getattr(args, "data_command", None) == "describe"
+    if rest and (not takes_keys or any(each.startswith("-") for each in rest)):
         wrong = next((each for each in rest if each.startswith("-")), rest[0])
-        hint = option_hint(rest) if wrong.startswith("--") and args.command in ("run", "tune", "doctor") else ""
+        hint = option_hint(rest) if wrong.startswith("--") and takes_keys else ""
         print(f"raysim: unknown argument {wrong!r}{hint}; see raysim {args.command or ''} --help", file=sys.stderr)
         return 2
     if args.command is None:
@@ -27,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
-        commands |= {"status": _status, "stop": _stop, "submit": _submit}
+        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -127,7 +130,16 @@ def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-def _data(args: argparse.Namespace, _: Sequence[str]) -> int:
+def _schema(args: argparse.Namespace, _: Sequence[str]) -> int:
+    import json
+
+    from raysim.config.json_schema import run_schema
+
+    print(json.dumps(run_schema(args.task, args.algorithm), indent=2))
+    return 0
+
+
+def _data(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
     from raysim.cli import data
@@ -136,5 +148,5 @@ def _data(args: argparse.Namespace, _: Sequence[str]) -> int:
     if args.data_command == "scan":
         data.scan(args.folder, args.out, args.fractions, args.seed, args.group, console)
     else:
-        data.describe(args.table, args.root, console)
+        data.describe(args.table, args.root, args.config, overrides, console)
     return 0

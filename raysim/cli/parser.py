@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from raysim._version import __version__
+from raysim.cli.completion import add_keys
 from raysim.cli.tune import add_tune_command
 
 KEY_SYNTAX = """\
@@ -64,7 +65,11 @@ def make_parser() -> argparse.ArgumentParser:
     list_parser.add_argument("what", nargs="?", choices=tuple(KINDS), help="default: show what can be listed")
     list_parser.add_argument("name", nargs="?", help="show the keys of this one")
 
+    schema = commands.add_parser("schema", help="print the JSON schema of a config file, for editors")
+    schema.add_argument("task", nargs="?", help="a task, also module:Class (default: all of raysim)")
+    schema.add_argument("algorithm", nargs="?", help="an algorithm, also module:Class (default: all of raysim)")
     _add_data(commands)
+    add_keys(commands.choices)
     return parser
 
 
@@ -87,6 +92,8 @@ def _add_data(commands: Any) -> None:
     )
     describe = data.add_parser("describe", help="show sites, splits, sizes, intensities, labels and problems")
     describe.add_argument("table")
+    describe.usage = "raysim data describe [-h] [-c FILE] [--root ROOT] table [key=value ...]"
+    describe.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys, as for `raysim run`")
     describe.add_argument("--root", help="the folder that relative paths start from (default: that of the table)")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from raysim.config.merge import merge, parse_pairs, read_file
-from raysim.config.resolve import resolve
+from raysim.config.resolve import resolve, resolve_task
 from raysim.config.schema import RunConfig
 from raysim.distributed.local_ray import set_local_ray_variables
 from raysim.storage.run_directory import check_new_directory
@@ -41,15 +43,27 @@ def resume(args: argparse.Namespace) -> int:
 def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig:
     """The configuration from the config file and the overrides, which take precedence.
 
-    Also prepares this process for the run. Imports neither torch nor Ray, so that a wrong key is reported at once.
+    Also prepares this process for the run. What keys and table alone decide is checked before torch is imported.
     """
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
     check_new_directory(args.out, "a run")
+    check_task(values)
     config = resolve(values)
     end_cleanly_on_sigterm()
     set_local_ray_variables(config.ray_address)
     return config
+
+
+def check_task(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for what is wrong in the keys of the task or in its table, if the task can check it.
+
+    The run reads the table again and reports its warnings, so they are ignored here.
+    """
+    task = resolve_task(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        getattr(task, "check", lambda: None)()
 
 
 def end_cleanly_on_sigterm() -> None:

@@ -128,4 +128,7 @@ def _searched(address: str | None) -> str:
     target = target_address(address)
     if target:
         return f"searched the Ray cluster at {target}"
-    return f"searched {runs_directory()}; to search a Ray cluster, use --address HOST:PORT or set RAY_ADDRESS"
+    return (
+        f"searched {runs_directory()}; for a run in another folder, give its directory; to search a Ray cluster, use "
+        "--address HOST:PORT or set RAY_ADDRESS"
+    )

@@ -128,6 +128,7 @@ def copy_files(command: JobCommand, target: Path) -> None:
         path for path in Path().iterdir() if _is_module(path) or (path.name in named - {*INSTALLED} and path.is_dir())
     ]
     modules = [path for path in needed if not (target / path.name).exists()]
+    modules += _named_files(text)
     if (total := sum(map(_size, [*target.iterdir(), *modules]))) > MAX_SENT_BYTES:
         raise ConfigError(
             f"the modules in {Path.cwd()} have {format_bytes(total)}, more than {format_bytes(MAX_SENT_BYTES)}; submit "
@@ -137,7 +138,16 @@ def copy_files(command: JobCommand, target: Path) -> None:
         if path.is_dir():
             shutil.copytree(path, target / path.name, ignore=_ignored)
         else:
-            shutil.copy(path, target)
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target / path)
+
+
+def _named_files(text: str) -> list[Path]:
+    """The files in folders that `text` names as folder/file.py:Class. A path outside this directory is not sent."""
+    paths = {Path(name) for name in re.findall(r"([\w./-]+\.py):[A-Za-z_]\w*", text)}
+    return sorted(
+        path for path in paths if len(path.parts) > 1 and path.is_file() and not {"/", ".."} & set(path.parts)
+    )
 
 
 def _is_module(path: Path) -> bool:

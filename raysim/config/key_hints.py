@@ -9,7 +9,7 @@ from raysim.core.suggestions import squash
 GPUS = "resources.gpus_per_client=1 gives each client actor a GPU"
 NO_EARLY_STOPPING = "a run has a fixed number of rounds: set rounds, or end it with `raysim stop`; it can be resumed"
 NO_PATCHES = "images are used whole: set task.data.size, with task.data.fit=pad to crop, or task.data.slices=true"
-AUGMENT = "use task.augment, for example task.augment=[{name: RandFlip, prob: 0.5, spatial_axis: 0}]"
+AUGMENT = "use task.augment, for example 'task.augment=[{name: RandFlip, prob: 0.5, spatial_axis: 0}]'"
 KEY_HINTS: Mapping[str, str] = {
     **dict.fromkeys(("gpu", "gpus", "numgpus", "device", "devices", "cuda", "accelerator"), GPUS),
     **dict.fromkeys(("earlystopping", "earlystop", "patience"), NO_EARLY_STOPPING),

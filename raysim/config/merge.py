@@ -22,7 +22,7 @@ def read_file(path: str) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
+        raise ConfigError(f"cannot read the configuration {path}: {reason}; check its path") from error
     value = load_yaml(text, path)
     if value is None:
         return {}

@@ -19,7 +19,8 @@ from raysim.config.key_hints import key_hint
 from raysim.config.merge import SHORT_KEYS, expand_dotted_keys, expand_short_keys
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError
-from raysim.core.registry import NESTED_ALGORITHM, algorithm_class, name_of, task_class
+from raysim.core.fault_injection import parse_faults
+from raysim.core.registry import NESTED_ALGORITHM, algorithm_class, declared_algorithm_fields, name_of, task_class
 from raysim.core.suggestions import did_you_mean, squash
 
 # The keys of a run that name a class: the function that finds the class, and the default name.
@@ -41,10 +42,32 @@ NUMBER_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_e
 def resolve(values: Mapping[str, Any]) -> RunConfig:
     """The run configuration, every key and value checked. Raises ConfigError for unknown keys and invalid values."""
     values = expand_short_keys(values)
-    _check_run_keys(values)
-    # The run's own keys are checked first: importing the module of a task or an algorithm takes seconds.
-    run: RunConfig = build(RunConfig, {**values, "task": None, "algorithm": None}, "")
+    run = _resolve_run_keys(values)
     return _checked_for_yaml(replace(run, **{key: build(*_component(values, key), key) for key in COMPONENTS}))
+
+
+def resolve_task(values: Mapping[str, Any]) -> Any:
+    """The configuration of the task of a run, without its algorithm, whose module imports torch.
+
+    Raises ConfigError as `resolve` does, but not for the values of the algorithm's keys.
+    """
+    values = expand_short_keys(values)
+    _resolve_run_keys(values)
+    return build(*_component(values, "task"), "task")
+
+
+def _resolve_run_keys(values: Mapping[str, Any]) -> RunConfig:
+    """The run without task and algorithm. Raises ConfigError for unknown keys, also of a built-in algorithm."""
+    _check_run_keys(values)
+    run: RunConfig = build(RunConfig, {**values, "task": None, "algorithm": None}, "")
+    parse_faults(run.chaos)
+    default = COMPONENTS["algorithm"][1]
+    algorithm = _with_name(values.get("algorithm", default), "algorithm", default)
+    if names := declared_algorithm_fields(algorithm["name"]):
+        for key in algorithm:
+            if key not in ("name", *names):
+                raise _unknown_key(str(key), names, "algorithm")
+    return run
 
 
 def _checked_for_yaml(run: RunConfig) -> RunConfig:
@@ -111,14 +134,22 @@ def _check_run_keys(values: Mapping[str, Any]) -> None:
     for key in (key for key in values if key not in run_keys.values()):
         candidates = run_keys | {squash(short): short for short in SHORT_KEYS}
         for component in COMPONENTS:
-            for row in field_docs(_component(values, component)[0]):
-                candidates.setdefault(squash(row.name.rpartition(".")[2]), f"{component}.{row.name}")
+            for name in _field_names(values, component):
+                candidates.setdefault(squash(name.rpartition(".")[2]), f"{component}.{name}")
         close = get_close_matches(squash(str(key)), candidates, n=1)
         suggestion = key_hint(str(key)) or (f" (did you mean '{candidates[close[0]]}'?)" if close else "")
         raise ConfigError(
             f"unknown key '{key}'{suggestion}; valid keys of a run: {', '.join(sorted(run_keys.values()))}; "
             "keys of the task begin with task., keys of the algorithm with algorithm."
         )
+
+
+def _field_names(values: Mapping[str, Any], component: str) -> Sequence[str]:
+    """The names of the keys of the run's task or algorithm, without an import of the algorithm if it is built in."""
+    default = COMPONENTS[component][1]
+    name = _with_name(values.get(component, default), component, default)["name"]
+    declared = declared_algorithm_fields(name) if component == "algorithm" else ()
+    return declared or [row.name for row in field_docs(_component(values, component)[0])]
 
 
 def _component(values: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
@@ -153,14 +184,17 @@ def _check_fields(cls: Any, values: Mapping[str, Any], prefix: str) -> dict[str,
     for key, value in values.items():
         path = f"{prefix}.{key}" if prefix else key
         if key not in defaults:
-            suggestion = did_you_mean(str(key), defaults, f"{prefix}.") or key_hint(str(key))
-            valid = ", ".join(sorted(defaults))
-            raise ConfigError(f"unknown key '{path}'{suggestion}; valid under {prefix}: {valid}")
+            raise _unknown_key(str(key), defaults, prefix)
         if _is_nested_algorithm(annotated_hints[key]):
             result[key] = build(*_class_and_fields(algorithm_class, value, path, defaults[key]), path)
         else:
             result[key] = _expand_value(value, hints[key], defaults[key], path)
     return result
+
+
+def _unknown_key(key: str, valid: Iterable[str], prefix: str) -> ConfigError:
+    suggestion = did_you_mean(key, valid, f"{prefix}.") or key_hint(key)
+    return ConfigError(f"unknown key '{prefix}.{key}'{suggestion}; valid under {prefix}: {', '.join(sorted(valid))}")
 
 
 def _expand_value(value: Any, hint: Any, default: Any, path: str) -> Any:
@@ -174,7 +208,7 @@ def _expand_value(value: Any, hint: Any, default: Any, path: str) -> Any:
         value = {"name": value}
     if inner is not None and isinstance(value, Mapping):
         return _check_fields(inner, value, path)
-    if (item_class := _mapping_item_class(hint)) is not None and isinstance(value, Mapping):
+    if (item_class := mapping_item_class(hint)) is not None and isinstance(value, Mapping):
         return {
             key: _check_fields(item_class, item, f"{path}.{key}") if isinstance(item, Mapping) else item
             for key, item in value.items()
@@ -186,7 +220,7 @@ def _is_nested_algorithm(hint: Any) -> bool:
     return get_origin(hint) is Annotated and NESTED_ALGORITHM in get_args(hint)
 
 
-def _mapping_item_class(hint: Any) -> Any:
+def mapping_item_class(hint: Any) -> Any:
     """The dataclass of a mapping's values; None for any other type."""
     return nested_dataclass(get_args(hint)[1]) if get_origin(hint) in (Mapping, dict) else None
 
@@ -205,7 +239,7 @@ def _is_number(hint: Any) -> bool:
 
 
 def _format_errors(errors: Iterable[Any]) -> str:
-    """The validation errors of pydantic: one line per key, with its value and everything that was expected."""
+    """The validation errors of pydantic: a phrase for each key, with its value and everything that was expected."""
     located = [(_key_path(error["loc"]), error) for error in errors]
     # An error in an item of a list also makes the list too short. Only the error of the item is shown.
     parents = {path[:depth] for path, _ in located for depth in range(len(path))}
@@ -213,7 +247,7 @@ def _format_errors(errors: Iterable[Any]) -> str:
     for path, error in located:
         if path not in parents:
             expected.setdefault(_format_subject(path, error), {})[_expectation(error)] = None
-    return "\n".join(f"{subject}: expected {', or '.join(options)}" for subject, options in expected.items())
+    return "; ".join(f"{subject}: expected {', or '.join(options)}" for subject, options in expected.items())
 
 
 def _key_path(loc: Sequence[int | str]) -> tuple[str, ...]:

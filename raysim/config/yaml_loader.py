@@ -19,7 +19,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for index, (key, value) in enumerate(node.value):
             if key.value in [other.value for other, _ in node.value[:index]]:
-                raise ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+                raise ConstructorError(None, None, f"key {key.value!r} is given twice; keep one", key.start_mark)
             if node.flow_style and value.value == "" and ":" in key.value and not key.style:
                 cure = f"expected a space after ':', as in {key.value.replace(':', ': ', 1)}"
                 raise ConstructorError(None, None, f"{key.value!r} has no value; {cure}", key.start_mark)

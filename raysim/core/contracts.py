@@ -1,29 +1,33 @@
-"""The contracts between algorithms, tasks and the engine: Algorithm, Fleet, Site, Reply, Task, Split and Data."""
+"""The contracts between algorithms, tasks and the engine: Algorithm, Fleet, Site, Reply, Task, Split and Data.
+
+Imports torch only where it is used, so that tables and configurations are checked without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from raysim.core.model import Model, load
-from raysim.core.module_copy import copy_module
 from raysim.core.seeding import seed_all, seeded
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from raysim.core.model import Model
 
 M = TypeVar("M")
 P = TypeVar("P")
 P_co = TypeVar("P_co", covariant=True)
 Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
-Predictor = Callable[[Tensor], Tensor]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
-Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
+Predictor = Callable[["Tensor"], "Tensor"]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
+Batch = tuple["Tensor", "Tensor"]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
 PerSite = Mapping[str, Any] | None  # a further argument of a client function, by site
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
+Augment = Callable[["Tensor", "Tensor", np.random.RandomState], Batch]
 SPLITS = ("train", "val", "test", "unlabelled")
 EVALUATED_SPLITS = ("val", "test")
 
@@ -92,7 +96,11 @@ class PredictionSet:
 
 
 class TaskConfig(Protocol):
-    """A frozen dataclass of the keys under `task.`, which builds the task."""
+    """A frozen dataclass of the keys under `task.`, which builds the task.
+
+    It may also have a method `check()`, which raises ConfigError for what is wrong in the keys or the table. `check`
+    imports no torch, so that `raysim run` refuses such a run at once.
+    """
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task with prepared data; `progress` is called per case. Raises ConfigError for wrong keys or data."""
@@ -166,6 +174,9 @@ class Site(Generic[M]):
         Buffers that the model lacks are as in a new network. Without a model, the network has the initial weights of
         the run's seed, which are the same at every site.
         """
+        from raysim.core.model import load
+        from raysim.core.module_copy import copy_module
+
         net = copy_module(self.template)
         if model is not None:
             load(net, model)
@@ -181,6 +192,8 @@ class Site(Generic[M]):
 
     def predict_module(self, model: Model) -> nn.Module:
         """Like `load`, in evaluation mode; BatchNorm layers without running statistics in the model use the batch's."""
+        from raysim.core.model import BatchNorm
+
         net = self.load(model).eval()
         for name, layer in net.named_modules():
             if isinstance(layer, BatchNorm) and f"{name}.running_mean" not in model:

@@ -51,7 +51,7 @@ class FaultPlan:
         """Raises ConfigError for a site or a round that the run does not have."""
         for site in self.slow:
             if site not in sites:
-                raise ConfigError(f"chaos: there is no site {site!r}; sites: {', '.join(sites[:8])}")
+                raise ConfigError(f"chaos: there is no site {site!r}; expected one of {', '.join(sites[:8])}")
         for number in self.kills:
             if not 1 <= number <= rounds:
                 raise ConfigError(f"chaos: there is no round {number}; expected 1 to {rounds}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from os import PathLike
 
 import yaml
 
@@ -26,6 +27,11 @@ def format_argument(key: str, value: object) -> str:
     """`key=value` as an argument of a command line: the value as YAML, quoted for the shell where that is needed."""
     text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize, sort_keys=False).removesuffix("\n...\n")
     return shlex.quote(f"{key}={text.strip()}")
+
+
+def quote_path(path: str | PathLike[str]) -> str:
+    """The path as an argument of a command line, quoted for the shell where that is needed."""
+    return shlex.quote(str(path))
 
 
 def format_bytes(count: float) -> str:

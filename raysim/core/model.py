@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 Array = np.ndarray[Any, np.dtype[Any]]
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 FLOATS = (torch.float16, torch.float32, torch.float64)
 DTYPES = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # of tensors in a model
 SUPPORTED_DTYPES = (

@@ -1,4 +1,4 @@
-"""Look-up of algorithms and tasks by short name, which is the name of a module, or by `package.module:Class`."""
+"""Look-up of algorithms and tasks by short name (that of a module), by `package.module:Class` or by `file.py:Class`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import ast
 import importlib
 import pkgutil
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from raysim.core.builtin_packages import BUILTIN_PACKAGES
 from raysim.core.errors import ConfigError
 from raysim.core.suggestions import did_you_mean
 
@@ -20,6 +25,8 @@ TASKS = "raysim.tasks"
 METHODS = ("init", "round", "predictor")
 DECORATOR = "@dataclass(frozen=True, kw_only=True)"
 SUPPLIED = {"SelfSupervised": METHODS}  # methods that a subclass inherits, by the name of the base class
+
+BASES = {"LocalTraining": "raysim.training.local_training", "SelfSupervised": "raysim.training.self_supervised"}
 
 
 class NestedAlgorithm:
@@ -30,12 +37,18 @@ NESTED_ALGORITHM = NestedAlgorithm()
 
 
 def algorithm_class(name: str) -> Any:
-    """The algorithm class with this short name or `package.module:Class`. Raises ConfigError for an unknown one."""
+    """The algorithm class with this short name, `package.module:Class` or `folder/file.py:Class`.
+
+    Raises ConfigError for an unknown one.
+    """
     return _find(name, ALGORITHMS, "algorithm", METHODS)
 
 
 def task_class(name: str) -> Any:
-    """The task class with this short name or `package.module:Class`. Raises ConfigError for an unknown one."""
+    """The task class with this short name, `package.module:Class` or `folder/file.py:Class`.
+
+    Raises ConfigError for an unknown one.
+    """
     return _find(name, TASKS, "task", ("build",))
 
 
@@ -57,9 +70,40 @@ def short_names(package: str, methods: tuple[str, ...]) -> dict[str, str]:
 
 def _method_names(node: ast.ClassDef) -> set[str]:
     """The methods that a class defines, or inherits from a base class in `SUPPLIED`."""
-    bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
-    inherited = [name for base in bases for name in SUPPLIED.get(base, ())]
+    inherited = [name for base in _base_names(node) for name in SUPPLIED.get(base, ())]
     return {*inherited, *(item.name for item in node.body if isinstance(item, ast.FunctionDef))}
+
+
+def _base_names(node: ast.ClassDef) -> list[str]:
+    """The names of the base classes, without their packages and type arguments."""
+    return [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+
+
+@cache
+def declared_algorithm_fields(name: str) -> Sequence[str]:
+    """The fields of the built-in algorithm with this short name, from its source; empty for any other algorithm.
+
+    Raises ConfigError for an unknown short name.
+    """
+    if ":" in name:
+        return ()
+    _check_short_name(name, ALGORITHMS, "algorithm", METHODS)
+    return tuple(_declared_fields(f"{ALGORITHMS}.{name}"))
+
+
+def _declared_fields(module: str, class_name: str | None = None) -> Sequence[str]:
+    """The fields of a class in the source of `module`, inherited fields first; by default those of its algorithm."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for cls in classes:
+        if cls.name == class_name or (class_name is None and set(METHODS) <= _method_names(cls)):
+            inherited = [n for base in _base_names(cls) if base in BASES for n in _declared_fields(BASES[base], base)]
+            own = (item.target for item in cls.body if isinstance(item, ast.AnnAssign))
+            return list(dict.fromkeys([*inherited, *(name.id for name in own if isinstance(name, ast.Name))]))
+    return []
 
 
 def algorithms() -> dict[str, str]:
@@ -99,20 +143,29 @@ def _folder(package: str) -> list[str]:
 def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
     module_name, colon, class_name = name.partition(":")
     if not colon:
-        known = short_names(package, methods)
-        if name not in known:
-            valid = ", ".join(sorted(known))
-            raise ConfigError(
-                f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, "
-                f"or your own as package.module:Class{import_cure(name)}"
-            )
+        _check_short_name(name, package, what, methods)
         module = importlib.import_module(f"{package}.{name}")
         return next(c for c in vars(module).values() if _has_methods(c, methods) and c.__module__ == module.__name__)
-    cls = getattr(_import(module_name, what, name), class_name, None)
+    module = _import(module_name, what, name)
+    cls = getattr(module, class_name, None)
     if cls is None:
-        raise ConfigError(f"{what} {name!r}: the module {module_name} has no {class_name}")
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError(
+            f"{what} {name!r}: the module {module_name} has no {class_name}{did_you_mean(class_name, classes)}; "
+            "expected the name of a class in that module"
+        )
     _check_class(cls, f"{what} {name!r}", methods)
     return cls
+
+
+def _check_short_name(name: str, package: str, what: str, methods: tuple[str, ...]) -> None:
+    known = short_names(package, methods)
+    if name not in known:
+        valid = ", ".join(sorted(known))
+        raise ConfigError(
+            f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, "
+            f"or your own as package.module:Class or folder/file.py:Class{class_advice(name)}"
+        )
 
 
 def _check_class(cls: Any, subject: str, methods: tuple[str, ...]) -> None:
@@ -138,7 +191,7 @@ def _import(module: str, what: str, name: str) -> Any:
     try:
         return import_by_name(module)
     except Exception as error:  # any error in a user's module is reported to the user
-        reason = f"{type(error).__name__}: {error}{import_cure(name)}"
+        reason = f"{type(error).__name__}: {error}{import_advice(name)}"
         raise ConfigError(f"{what} {name!r} cannot be imported: {reason}") from error
 
 
@@ -146,19 +199,61 @@ def _has_methods(cls: Any, methods: tuple[str, ...]) -> bool:
     return isinstance(cls, type) and is_dataclass(cls) and all(callable(getattr(cls, m, None)) for m in methods)
 
 
-def import_cure(name: str) -> str:
-    """The end of the message for a failed import of `folder/file.py:Name`: the correct name. Empty for other names."""
-    file, _, attribute = name.partition(":")
-    if not file.endswith(".py"):
-        return ""
-    path = Path(file.removesuffix(".py"))
-    if path.is_absolute() or ".." in path.parts:
-        return f"; change to the folder {path.parent} and use {path.name}:{attribute or 'CLASS'} (module without .py)"
-    return f"; use {'.'.join(path.parts)}:{attribute or 'CLASS'} (module without .py)"
+def class_advice(name: str) -> str:
+    """The end of the message for the name of a file without a class; empty for other names."""
+    return f"; write {name}:CLASS, with the name of its class" if name.endswith(".py") else ""
+
+
+def import_advice(name: str) -> str:
+    """The end of the message for a failed import of `name`; empty for a short name.
+
+    A module in a user's folder with the name of a built-in package has to be given by its path.
+    """
+    module, _, attribute = name.partition(":")
+    file = Path(*module.split(".")).with_suffix(".py") if module else Path()
+    if file.parts[:1] and file.parts[0] in BUILTIN_PACKAGES and file.is_file():
+        return f"; the package {file.parts[0]} is that of raysim: write {file}:{attribute}"
+    return "; correct the module, which must be in the working directory or installed" if attribute else ""
 
 
 def import_by_name(name: str) -> Any:
-    """The module `package.module`, or the object `package.module:Name`, also from the working directory."""
+    """The module `package.module` or `folder/file.py`, or an object in it, as in `package.module:Name`.
+
+    Modules and relative paths may also be in the working directory.
+    """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    return pkgutil.resolve_name(name)
+    module, _, attribute = name.partition(":")
+    if not module.endswith(".py"):
+        return pkgutil.resolve_name(name)
+    loaded = _import_file(module)
+    return attrgetter(attribute)(loaded) if attribute else loaded
+
+
+def _import_file(file: str) -> ModuleType:
+    """The module in this file. It has its dotted name if that leads to the file, as in other processes; else its path.
+
+    The path is needed for a file in a user's folder `algorithms`, because the package of that name is raysim's.
+    """
+    path, dotted = Path(file), ".".join(Path(file).with_suffix("").parts)
+    with suppress(ImportError, ValueError):  # a path such as ../file.py has no dotted name
+        spec = find_spec(dotted)
+        if spec is not None and spec.origin is not None and path.resolve() == Path(spec.origin).resolve():
+            return importlib.import_module(dotted)
+    if file not in sys.modules:
+        spec = spec_from_file_location(file, path)
+        assert spec is not None  # None only for a file that does not end with .py
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        sys.modules[file] = module  # before it runs, because the decorator `dataclass` looks it up
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[file]
+            raise
+    return sys.modules[file]
+
+
+def modules_from_paths() -> list[ModuleType]:
+    """The modules that `import_by_name` has loaded under their paths. Another process cannot import them by name."""
+    return [module for name, module in list(sys.modules.items()) if name.endswith(".py")]

@@ -1,6 +1,7 @@
 """The preprocessing of one case: reads image and label, resamples, scales intensities and fits the size.
 
-MONAI takes longer to import than torch, so it is imported where it is used: client actors read prepared cases.
+Imports torch and MONAI where they are used: they are slow, tables are checked without them, and client actors read
+prepared cases.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
@@ -82,6 +82,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class CaseFiles:
+    """The files of a case as read, before they are resampled and scaled.
+
+    image  with the configured number of channels
+    mask   with class indices; None without a mask
+    palette, foreground  as in Case
+    """
+
+    image: Image
+    mask: Image | None
+    palette: Array
+    foreground: int = 0
+
+
+@dataclass(frozen=True)
 class CasePreparation:
     """The preprocessing of cases; `classes` are the values in label files by class name, background first.
 
@@ -99,16 +114,21 @@ class CasePreparation:
     colours: Mapping[str, Colour] | None = None
     ignore: int | None = None
 
-    def __call__(self, image: str, label: str | int | None) -> Case:
-        """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
+    def read(self, image: str, label: str | int | None) -> CaseFiles:
+        """The files of a case; the label is a mask file or a class index. Raises ConfigError that names the file."""
         scan = self._convert_channels(image, read_image(image))
         self._check_image(image, scan)
-        mask = self._read_mask(label, scan, image) if isinstance(label, str) else None
+        if not isinstance(label, str):
+            return CaseFiles(scan, None, self._palette(None))
+        mask = self._read_mask(label, scan, image)
+        indices, foreground = self._class_indices(label, mask.array)
+        return CaseFiles(scan, replace(mask, array=indices), self._palette(mask), foreground)
+
+    def __call__(self, image: str, label: str | int | None) -> Case:
+        """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
+        files = self.read(image, label)
+        scan, mask, palette, foreground = files.image, files.mask, files.palette, files.foreground
         notes = "\n".join(sorted({*scan.notes, *(mask.notes if mask else ())}))
-        palette, foreground = self._palette(mask), 0
-        if mask is not None:
-            indices, foreground = self._class_indices(str(label), mask.array)
-            mask = replace(mask, array=indices)
         has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
         if self.spacing is not None:
             scan = _resample(scan, self.spacing, "bilinear")
@@ -145,7 +165,8 @@ class CasePreparation:
     def _check_image(self, path: str, scan: Image) -> None:
         if self.channels is not None and len(scan.array) != self.channels:
             raise ConfigError(
-                f"{path}: has {pluralize(len(scan.array), 'channel')}, but task.data.channels={self.channels}"
+                f"{path}: has {pluralize(len(scan.array), 'channel')}, but task.data.channels={self.channels}; set the "
+                "number of channels of the files, or remove the key"
             )
         voxels = scan.array[0].size * np.prod(
             [old / new for old, new in zip(scan.spacing, self.spacing or (), strict=False)]
@@ -157,7 +178,9 @@ class CasePreparation:
             )
         if self.intensity == "unit" and (scan.array.min() < 0 or scan.array.max() > 255):
             found = f"{scan.array.min():g} to {scan.array.max():g}"
-            raise ConfigError(f"{path}: has values from {found}, but task.data.intensity=unit expects 0 to 255")
+            raise ConfigError(
+                f"{path}: has values from {found}, but task.data.intensity=unit expects 0 to 255; use another intensity"
+            )
 
     def _read_mask(self, path: str, scan: Image, image: str) -> Image:
         """The mask with its values, or its colours. Raises ConfigError if it does not fit its image."""
@@ -196,6 +219,7 @@ class CasePreparation:
             return np.ascontiguousarray(examples)
         if self.fit == "resize" and mode == "linear":
             return resize_image(examples, self.size)
+        import torch
         from monai.transforms.croppad.array import ResizeWithPadOrCrop
         from monai.transforms.spatial.array import Resize
 
@@ -217,6 +241,7 @@ class CasePreparation:
 
 def _resample(image: Image, spacing: tuple[float, ...], mode: str) -> Image:
     """A volume resampled to `spacing`, mm between voxels; further axes keep their spacing."""
+    import torch
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.spatial.array import Spacing
 

@@ -12,13 +12,17 @@ MAX_LISTED = 5  # problems listed in one error
 
 
 class InvalidDataError(ConfigError):
-    """Files that cannot be used; `problems` has an error or a line of text for each file."""
+    """Files that cannot be used; `problems` has an error or a line of text for each file.
+
+    The message of several files has a line for each.
+    """
 
     def __init__(self, problems: Sequence[ConfigError | str], mask_values: Collection[float] = ()) -> None:
         """`mask_values` are the values of all masks; by default those in `problems`."""
         more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
         lines = [*map(str, problems[:MAX_LISTED]), *more, *_advice(problems, mask_values)]
-        super().__init__("the data cannot be used:\n  " + "\n  ".join(lines))
+        listed = "\n  ".join(["", *lines]) if len(problems) > 1 else f" {'; '.join(lines)}"
+        super().__init__(f"the data cannot be used:{listed}")
         self.problems = problems
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from raysim.core.errors import ConfigError
 from raysim.data.image_formats import Image, is_volume
 from raysim.data.image_reader import load_image, position_problem
 from raysim.data.mask_colours import palette_entries
+
+if TYPE_CHECKING:  # it imports torch, which a description without keys does not need
+    from raysim.data.case_preparation import CasePreparation
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_LABEL_VALUES = 32  # the values of a mask or a column with more distinct values are not classes
@@ -38,19 +41,26 @@ class ImageStatistics:
 class CaseInspection:
     """The result of reading one case.
 
-    `counts` has the number of pixels of each label value, `entries` the `palette_entries` of a picture's mask, and
-    `notes` the file and a phrase for each decision of the reader.
+    `counts` has the number of pixels of each label value or class, `entries` the `palette_entries` of a picture's mask,
+    `notes` the file and a phrase for each decision of the reader, and `foreground` the value of the class whose value
+    is None, 0 without one.
     """
 
     statistics: ImageStatistics | None = None
-    counts: dict[float, int] = field(default_factory=dict)
+    counts: dict[float | str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     entries: Array | None = None
     notes: tuple[tuple[str, str], ...] = ()
+    foreground: int = 0
 
 
-def inspect_case(image: str | None, label: str | None) -> CaseInspection:
-    """The statistics of an image and of its mask. A file that cannot be read is added to `problems`."""
+def inspect_case(image: str | None, label: str | None, preparation: CasePreparation | None = None) -> CaseInspection:
+    """The statistics of an image and of its mask. A file that cannot be read is added to `problems`.
+
+    With the `preparation` of a run, files are read and checked as in that run, and masks have its classes.
+    """
+    if preparation is not None and image is not None:
+        return _inspect_prepared(image, label, preparation)
     problems: list[str] = []
     scan = _read_or_report(image, "image", problems)
     mask = _read_or_report(label, "label", problems)
@@ -59,8 +69,28 @@ def inspect_case(image: str | None, label: str | None) -> CaseInspection:
     counts = _count_values(mask.array, f"label {label}", problems) if mask else {}
     statistics = _compute_statistics(scan, is_volume(str(image))) if scan else None
     entries = palette_entries(mask.array, mask.palette) if counts and mask and not is_volume(str(label)) else None
-    notes = tuple((str(path), note) for path, read in ((image, scan), (label, mask)) if read for note in read.notes)
-    return CaseInspection(statistics, counts, tuple(problems), entries, notes)
+    return CaseInspection(statistics, counts, tuple(problems), entries, _notes((image, scan), (label, mask)))
+
+
+def _inspect_prepared(image: str, label: str | None, preparation: CasePreparation) -> CaseInspection:
+    try:
+        case = preparation.read(image, label)
+    except ConfigError as reason:
+        return CaseInspection(problems=(str(reason),))
+    counts = dict[float | str, int]()
+    for index, (name, value) in enumerate((preparation.classes or {}).items()):
+        count = 0 if case.mask is None else int((case.mask.array == index).sum())
+        if count:
+            counts[f"{case.foreground if value is None else value} {name}"] = count
+    statistics = _compute_statistics(case.image, is_volume(image))
+    entries = case.palette if len(case.palette) else None
+    notes = _notes((image, case.image), (label, case.mask))
+    return CaseInspection(statistics, counts, (), entries, notes, case.foreground)
+
+
+def _notes(*files: tuple[str | None, Image | None]) -> tuple[tuple[str, str], ...]:
+    """Each file with each of its notes."""
+    return tuple((str(path), note) for path, read in files if read for note in read.notes)
 
 
 def _geometry_problems(scan: Image, mask: Image) -> list[str]:
@@ -72,7 +102,7 @@ def _geometry_problems(scan: Image, mask: Image) -> list[str]:
     return [] if difference is None else [f"image and label differ in position {difference}"]
 
 
-def _count_values(mask: Array, name: str, problems: list[str]) -> dict[float, int]:
+def _count_values(mask: Array, name: str, problems: list[str]) -> dict[float | str, int]:
     """The number of pixels of each value of a mask; empty, with a problem added, for an image that is not a mask."""
     if len(mask) > 1:
         problems.append(f"{name} has {len(mask)} channels; a mask has one")

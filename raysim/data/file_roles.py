@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from raysim.core.formatting import join_names, pluralize
@@ -18,7 +19,7 @@ CHANNEL = re.compile(
 )
 CHANNEL_ADVICE = (
     "raysim reads one file for each case: merge the channels into one volume with a fourth axis, for example with "
-    "nibabel.concat_images([FILE, FILE], axis=3), or keep one channel. Rename images that are cases of their own"
+    "nibabel.concat_images([FILE, FILE]), or keep one channel. Rename images that are cases of their own"
 )
 
 
@@ -44,6 +45,7 @@ def role_problems(pairs: Sequence[Pair]) -> Iterator[str]:
 def channel_problems(pairs: Sequence[Pair]) -> Iterator[str]:
     """A message if images without a mask seem to be further channels of a case that has a mask."""
     masked = {name for image, mask in pairs if mask is not None for name in (stem(image), _case_of_mask(image, mask))}
+    masked |= _cases_of_first_channels([image for image, mask in pairs if mask is not None])
     extra = [image for image, mask in pairs if mask is None and channel_case(image) in masked]
     if extra:
         case = os.path.basename(str(channel_case(extra[0])))
@@ -57,6 +59,13 @@ def channel_case(image: str) -> str | None:
     """The path of a case without the end of the name that numbers its channel; None if there is none."""
     channel = CHANNEL.match(stem(image))
     return channel[1] if channel else None
+
+
+def _cases_of_first_channels(images: Sequence[str]) -> set[str]:
+    """The cases with one of these images, which has the name of a sequence or the number 0000: no series of cases."""
+    counts = Counter(case for image in images if (case := channel_case(image)) is not None)
+    first = (image for image in images if stem(image).endswith("0000") or not stem(image)[-4:].isdigit())
+    return {case for image in first if (case := channel_case(image)) is not None and counts[case] == 1}
 
 
 def _case_of_mask(image: str, mask: str) -> str:

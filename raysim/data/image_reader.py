@@ -50,7 +50,8 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
     except (ConfigError, FileNotFoundError):
         raise
     except Exception as error:  # the decoders raise errors of many types for a damaged file
-        raise ConfigError(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"cannot be read: {reason}; replace it with an intact file") from error
     if mask:
         check_palette(image.palette)
         _check_exact(image)

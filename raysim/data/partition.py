@@ -12,7 +12,7 @@ import pandas as pd
 from annotated_types import Ge, Gt
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import join_names, pluralize
+from raysim.core.formatting import pluralize
 from raysim.core.seeding import numpy_generator
 from raysim.core.suggestions import did_you_mean
 from raysim.data.patient_columns import patient_columns
@@ -111,25 +111,6 @@ def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float], seed: int
     return sort_rows(table.assign(split=splits))
 
 
-def patient_leak_warning(table: pd.DataFrame) -> str | None:
-    """A warning about patients with rows in more than one of train, val and test; None if there are none.
-
-    A patient is identified within its site: several sites may use the same numbers.
-    """
-    column = _patient_column(table)
-    if column is None:
-        return None
-    splits = table[table["split"] != "unlabelled"].groupby(["site", column])["split"].unique()
-    rows = splits[splits.map(len) > 1].reset_index().itertuples(index=False)
-    leaks = [f"{patient} of {site} ({', '.join(sorted(held, key=SPLITS.index))})" for site, patient, held in rows]
-    if not leaks:
-        return None
-    return (
-        f"patients (column '{column}') in more than one of train, val and test: {len(leaks)}, {join_names(leaks)}; "
-        "keep each patient in one split, otherwise the scores are too high"
-    )
-
-
 def _spec_problems(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[str]:
     by, columns = spec.by, ", ".join(map(str, table.columns))
     if by is None:
@@ -139,7 +120,7 @@ def _spec_problems(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[
     if name == "iid":
         yield f"by={by} has no effect with name=iid; remove one of the two"
     if by not in table:
-        yield f"the table has no column '{by}'{did_you_mean(by, table.columns)}; its columns are {columns}"
+        yield f"the table has no column '{by}'{did_you_mean(by, table.columns)}; use one of its columns: {columns}"
     empty = table[by].isna() & ((name == "by") | (table["split"] != "unlabelled"))
     if empty.any():
         rows = pluralize(len(table), "row")

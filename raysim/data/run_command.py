@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import format_argument
 from raysim.data.file_inspection import MAX_LABEL_VALUES
 from raysim.data.image_formats import is_volume
 from raysim.data.image_reader import read_image
@@ -20,16 +21,17 @@ MAX_FILES = 1000  # images, and masks, that are opened
 STEP = 16  # sizes are multiples of it, because the default networks halve images several times
 SMALLEST = 32
 READER_THREADS = 8
+IGNORE = "ignore"  # name of nnU-Net for the value of voxels without a label
 
 
-def run_command(path: str, task: str) -> str:
-    """The command that trains on the table at `path`, quoted for a shell.
+def run_command(path: str, task: str, names: Mapping[str, int]) -> str:
+    """The command that trains on the table at `path`, quoted for a shell; `names` are known names of mask values.
 
     Raises ConfigError for a table or a file that cannot be used, and for masks that have no classes.
     """
     table = read_table(path, label_files=task == "segmentation")
     command = ["raysim", "run", f"task={task}", f"task.data.table={path}"]
-    arguments = [*_class_arguments(table["label"].dropna().tolist())] if task == "segmentation" else []
+    arguments = [*_class_arguments(table["label"].dropna().tolist(), names)] if task == "segmentation" else []
     with ThreadPoolExecutor(READER_THREADS) as pool:
         shapes = list(pool.map(_shape, table["image"].tolist()[:MAX_FILES]))
     size = _common_size(shapes)
@@ -37,8 +39,8 @@ def run_command(path: str, task: str) -> str:
     return " ".join([shlex.join(command), *arguments])
 
 
-def _class_arguments(masks: Sequence[str]) -> Iterator[str]:
-    """`task.data.classes=...` if the masks have other values than 0 and one more."""
+def _class_arguments(masks: Sequence[str], names: Mapping[str, int]) -> Iterator[str]:
+    """`task.data.classes=...` if the masks have other values than 0 and one more, or if their values have `names`."""
 
     def values(mask: str) -> set[float]:
         found = np.unique(read_image(mask, mask=True).array)
@@ -51,7 +53,12 @@ def _class_arguments(masks: Sequence[str]) -> Iterator[str]:
 
     with ThreadPoolExecutor(READER_THREADS) as pool:
         found = set[float]().union(*pool.map(values, masks[:MAX_FILES]))
-    if len(found | {0.0}) > 2 or min(found, default=0) < 0:
+    named = {name: value for name, value in names.items() if value in found | {0.0} and name != IGNORE}
+    ignored = {float(value) for name, value in names.items() if name == IGNORE} & found
+    if 0 in named.values() and len(named) > 1 and found <= {*named.values()} | ignored:
+        yield format_argument("task.data.classes", dict(sorted(named.items(), key=lambda pair: pair[1])))
+        yield from (f"task.data.ignore={value:.0f}" for value in ignored)
+    elif len(found | {0.0}) > 2 or min(found, default=0) < 0:
         yield format_classes(fitting_classes({"background": 0, "foreground": None}, found))
 
 

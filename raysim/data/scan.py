@@ -11,17 +11,18 @@ import pandas as pd
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names, pluralize
+from raysim.data.dataset_json import find_class_names, find_decathlon_cases
 from raysim.data.folder_layouts import (
     LAYOUT_HELP,
     ScannedCase,
     find_class_folders,
-    find_decathlon_cases,
     find_masked_images,
     reject_shared_files,
 )
 from raysim.data.near_equal import near_equal_sites_warning
 from raysim.data.partition import assign_splits
 from raysim.data.patient_names import numbered_series, patients_of_images
+from raysim.data.patient_warnings import patient_warnings
 from raysim.data.table import site_name_problems, sort_rows
 
 # The folder layouts, in the order in which they are tried: their task, and the function that finds their cases.
@@ -37,7 +38,7 @@ def scan(
     folder: str, fractions: Sequence[float] = FRACTIONS, seed: int = 0, *, group: str | None = None
 ) -> pd.DataFrame:
     """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files;
-    `layout` and `task` are what was recognised.
+    `layout` and `task` are what was recognised, `classes` the mask values by the names in dataset.json.
 
     The labelled images of each site are assigned to train, val and test at random, by `fractions`. `group` is a
     regular expression: its first capture in the path of an image is the patient, and all images of a patient get the
@@ -97,7 +98,8 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
     if warning := near_equal_sites_warning(table["site"].unique()):
         notes.append(warning)
     table = _draw_splits(table, fractions, seed, notes)
-    table.attrs |= {"notes": notes, "layout": layout, "task": task}
+    notes += patient_warnings(table)
+    table.attrs |= {"notes": notes, "layout": layout, "task": task, "classes": find_class_names(root)}
     return table
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
-from scipy import ndimage
 
 from raysim.core.seeding import numpy_generator, stable_seed
 from raysim.data.resize import resize_image
@@ -76,8 +75,11 @@ class Scanner:
             field.set_random_state(stable_seed("bias", *self.key) % 2**32)
             ones = np.ones((1, *space), np.float32)
             images = images * np.asarray(field(ones), np.float32)
-        # scipy, because its sums do not depend on the number of threads, as those of torch's convolutions may.
-        images = ndimage.gaussian_filter(images, (0, 0, *[self.blur] * len(space))) if self.blur else images
+        if self.blur:
+            # scipy, because its sums do not depend on the number of threads, as those of torch's convolutions may.
+            from scipy.ndimage import gaussian_filter  # here, because tables are checked without it
+
+            images = gaussian_filter(images, (0, 0, *[self.blur] * len(space)))
         coarse = [max(2, round(length / self.resolution)) for length in space]
         return resize_image(resize_image(images, coarse), space)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -15,23 +17,28 @@ from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageS
 from raysim.data.label_classes import class_names
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
-from raysim.data.partition import patient_leak_warning
 from raysim.data.patient_columns import patient_columns
+from raysim.data.patient_warnings import patient_warnings
 from raysim.data.summary_tables import format_value
 from raysim.data.table import labels_are_files, sort_rows
+
+if TYPE_CHECKING:  # it imports torch, which a description without keys does not need
+    from raysim.data.case_preparation import CasePreparation
 
 READER_THREADS = 8
 
 
-def summarize(table: pd.DataFrame) -> DatasetSummary:
+def summarize(table: pd.DataFrame, preparation: CasePreparation | None = None) -> DatasetSummary:
     """The summary of a table from `read_table`; every image and mask is read once.
+
+    With the `preparation` of a run, files are read and checked as in that run.
 
     If `read_table` had `check_files`, `needs_label` and `needs_image` set to False, missing and damaged files become
     lines of `problems` and raise no error.
     """
     table = sort_rows(table)
-    kind = _dataset_kind(table)
-    inspections = _inspect_cases(table, kind)
+    kind = dataset_kind(table)
+    inspections = _inspect_cases(table, kind, preparation)
     cases = table[[name for name in ("site", "split", "image", "label") if name in table]]
     if inspections:
         columns = {
@@ -43,17 +50,20 @@ def summarize(table: pd.DataFrame) -> DatasetSummary:
     features = _feature_statistics(table if kind == "tabular" else table[["site"]])
     problems = (
         *_table_problems(cases),
-        *filter(None, [patient_leak_warning(table), near_equal_sites_warning(table["site"].unique())]),
+        *patient_warnings(table),
+        *filter(None, [near_equal_sites_warning(table["site"].unique())]),
         *_near_equal_labels(table["label"] if kind in ("classification", "tabular") else table["label"][:0]),
         *(problem for inspection in inspections for problem in inspection.problems),
         *_palette_problems(table, inspections),
+        *_foreground_problems(table, inspections),
         *summarize_notes(note for inspection in inspections for note in inspection.notes),
         *_site_problems(labels, features),
     )
     return DatasetSummary(kind, cases, labels, features, problems)
 
 
-def _dataset_kind(table: pd.DataFrame) -> DatasetKind:
+def dataset_kind(table: pd.DataFrame) -> DatasetKind:
+    """What the table describes, by its columns and labels."""
     if "image" not in table:
         return "tabular"
     if table["label"].isna().all():
@@ -61,14 +71,14 @@ def _dataset_kind(table: pd.DataFrame) -> DatasetKind:
     return "segmentation" if labels_are_files(table) else "classification"
 
 
-def _inspect_cases(table: pd.DataFrame, kind: DatasetKind) -> list[CaseInspection]:
+def _inspect_cases(table: pd.DataFrame, kind: DatasetKind, preparation: CasePreparation | None) -> list[CaseInspection]:
     """The inspection of each case, in the order of the table; empty without images."""
     if kind == "tabular":
         return []
     images = [None if pd.isna(path) else str(path) for path in table["image"]]
     masks = [None if pd.isna(path) or kind != "segmentation" else str(path) for path in table["label"]]
     with ThreadPoolExecutor(READER_THREADS) as pool:
-        return list(pool.map(inspect_case, images, masks))
+        return list(pool.map(partial(inspect_case, preparation=preparation), images, masks))
 
 
 def _palette_problems(table: pd.DataFrame, inspections: list[CaseInspection]) -> Iterator[str]:
@@ -77,6 +87,15 @@ def _palette_problems(table: pd.DataFrame, inspections: list[CaseInspection]) ->
     return palette_conflicts(
         {str(label): inspection.entries for label, inspection in pairs if inspection.entries is not None}
     )
+
+
+def _foreground_problems(table: pd.DataFrame, inspections: list[CaseInspection]) -> Iterator[str]:
+    """A line if the class without a value has another value in some masks than in others, which a run refuses."""
+    pairs = zip(inspections, table["label"], strict=True) if inspections else ()
+    files = {inspection.foreground: str(label) for inspection, label in pairs if inspection.foreground}
+    if len(files) > 1:
+        found = ", ".join(f"{value} in {files[value]}" for value in sorted(files))
+        yield f"masks differ in the value of the foreground: {found}; name every value in task.data.classes"
 
 
 def _mask_value_counts(table: pd.DataFrame, inspections: list[CaseInspection]) -> pd.DataFrame:

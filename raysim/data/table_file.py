@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import quote_path
 
 MAX_TABLE_BYTES = 1_000_000_000  # uncompressed: a small compressed file may expand to more than memory
 
@@ -30,7 +31,8 @@ def load_table(path: str) -> pd.DataFrame:
     except FileNotFoundError:
         raise ConfigError(f"table {path} does not exist (working directory: {os.getcwd()}); check its path") from None
     except IsADirectoryError:
-        raise ConfigError(f"table {path} is a folder; create its table with `raysim data scan {path}`") from None
+        cure = f"create its table with `raysim data scan {quote_path(path)}`"
+        raise ConfigError(f"table {path} is a folder; {cure}") from None
     except Exception as reason:
         raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {reason}") from reason
     # Blank rows are dropped only after numbering: the header is row 1, as in an editor.

@@ -116,16 +116,18 @@ def directory_status(directory: Path) -> RunStatus:
         config = yaml.safe_load((directory / "config.yaml").read_text())
     last = deque(read_jsonl(directory / LOG_FILE), maxlen=1)
     row = last[0][0] if last else dict[str, Any]()
-    ended = read_summary(directory).get("status", "ended early" if config else "not started")
-    algorithm, task = (config.get(part, {}).get("name", "?") for part in ("algorithm", "task"))
+    if owner is None:
+        state = read_summary(directory).get("status", "ended early" if config else "not started")
+    else:
+        state = f"{'running' if row else 'starting' if config else 'being set up'}, process {owner.get('pid')}"
     return RunStatus(
         name=directory.name,
-        description=f"{algorithm} on {task}",
+        description=" on ".join(config[part]["name"] for part in ("algorithm", "task")) if config else "",
         directory=str(directory.absolute()),
         host=(owner or {}).get("host", ""),
         done=row.get("round", 0),
         total=config.get("rounds"),
-        state=ended if owner is None else f"process {owner.get('pid')}",
+        state=state,
         metric="loss",
         value=row.get("loss"),
         round_seconds=row.get("seconds"),

@@ -88,7 +88,7 @@ class ActorPool:
         late = {ref: name for ref, name in starts.items() if not is_allocated(name)}
         for ref in late:
             del starts[ref]
-        progress.phase, progress.total = "starting actors", len(starts)
+        progress.phase, progress.total = "starting client actors", len(starts)
         dropped = dict[str, RaysimError]()
         while starts:
             ready, _ = ray.wait(list(starts), timeout=ACTOR_START_TIMEOUT_S)

@@ -18,6 +18,7 @@ from raysim.distributed.cluster_checks import check_cluster
 from raysim.distributed.resources import ActorResources, live_nodes, plan_actors
 from raysim.federation.cohort import cohort_size
 from raysim.federation.plan import Plan
+from raysim.federation.runner import idle_gpu_notices
 
 DISK_SHARE = 0.9  # share of the free disk that a suggested cohort may fill
 
@@ -49,6 +50,8 @@ def admit(plan: Plan, *, joined: bool = False) -> Generator[Notice, None, Resour
     if joined:
         yield from check_cluster(plan.task, plan.config.task)
     request = request_actors(plan)
+    gpus = sum(actor.gpus for actor in request.actors)
+    yield from idle_gpu_notices(gpus, sum(node.gpus for node in live_nodes(ray.nodes())))
     yield from check_object_store(plan)
     return request
 

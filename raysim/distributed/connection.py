@@ -41,6 +41,8 @@ def connect(address: str | None) -> Iterator[str]:
             signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the process at once
     except Exception as error:  # Ray raises many types here, also a bare Exception
         cure = "; from a machine outside the cluster use raysim submit" if ray_compat.is_no_node(error) else ""
+        if isinstance(error, ConnectionError):
+            cure = "; check the address, and that the head is up (ray status)"
         action = f"join Ray at {target}" if target else "start Ray"
         raise PlacementError(f"cannot {action}: {error}{cure}") from error
     try:

@@ -12,18 +12,21 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
 
+import torch
+
 from raysim.config.merge import read_file
 from raysim.config.resolve import load_config, resolve, to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError
-from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, RunFailed, RunFinished, RunPlanned
+from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Progress, RunFailed, RunFinished, RunPlanned
+from raysim.core.formatting import quote_path
 from raysim.core.registry import classes_of, name_of
 from raysim.core.results import RunOutcome, RunResult
 from raysim.distributed import node_probe
 from raysim.distributed.local_ray import set_local_ray_variables, target_address
 from raysim.distributed.run_environment import describe_environment, pickle_by_value
 from raysim.federation.plan import Plan, build_plan
-from raysim.federation.runner import disk_errors_named, local_fleet, run_federation
+from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_fleet, run_federation
 from raysim.federation.validation import validate
 from raysim.reporting.html_report import write_report
 from raysim.storage.run_directory import (
@@ -58,7 +61,7 @@ def run(
     config = config if backend is None else replace(config, backend=backend)
     out = None if out is None else str(out)
     check_new_directory(out, "a run")
-    stem = f"{name_of(type(config.algorithm))}-{name_of(type(config.task))}"
+    stem = "-".join(Path(name_of(type(part))).name for part in (config.algorithm, config.task))
     with reserve_directory(out, stem) as directory, exclusive_lock(directory):
         return _execute(config, directory, on_event, resume=False)
 
@@ -91,7 +94,7 @@ def _check_unfinished(directory: Path) -> None:
     if summary.get("status") == RunOutcome.DONE:
         raise ConfigError(
             f"{directory} is done, all {summary['rounds']} rounds; for more rounds start a new run "
-            f"(raysim run -c {directory / 'config.yaml'} rounds=...)"
+            f"(raysim run -c {quote_path(directory / 'config.yaml')} rounds=...)"
         )
 
 
@@ -109,6 +112,8 @@ def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None,
 def _run_locally(plan: Plan) -> Generator[Event]:
     """The events of a run in this process."""
     fleet = local_fleet(plan)
+    requested = max(plan.config.resources.of(site)[1] for site in plan.sites)
+    yield from idle_gpu_notices(requested, torch.cuda.device_count())
     placement = ActorsPlaced([], dict.fromkeys(plan.sites, "local"))
     _commit(plan, placement)
     yield placement
@@ -131,6 +136,8 @@ def _run_on_ray(plan: Plan) -> Generator[Event]:
     with connect(config.ray_address) as dashboard:
         yield Message(connected_message(dashboard))
         joined = target_address(config.ray_address) is not None
+        if joined:
+            yield Progress(phase="checking the nodes of the cluster")
         request = yield from admit(plan, joined=joined)
         with closing(stream_events(plan, request, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")) as events:
             for event in events:
@@ -166,7 +173,9 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
         yield
     except (RunError, PlacementError, KeyboardInterrupt) as error:
         if (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
-            cure = f"; to continue: raysim resume {plan.directory}" if has_checkpoint(plan.directory) else ""
+            cure = (
+                f"; to continue: raysim resume {quote_path(plan.directory)}" if has_checkpoint(plan.directory) else ""
+            )
             emit(Message(f"the records of the run are in {plan.directory}{cure}"))
         raise
     finally:

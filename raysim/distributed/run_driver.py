@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.core.errors import RunError
 from raysim.core.events import ActorsPlaced, Event, Notice, Progress, RoundEvent, RunFailed
-from raysim.core.formatting import join_names
+from raysim.core.formatting import join_names, pluralize
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.distributed.admission import ResourceRequest
 from raysim.distributed.autoscaling import has_autoscaler
@@ -55,6 +55,7 @@ def stream_events(plan: Plan, request: ResourceRequest, namespace: str) -> Gener
         slots = actor_slots(groups, request.actors)
         # An autoscaler replaces a lost node, which may take minutes.
         no_actor_timeout_s = AUTOSCALING_TIMEOUT_S if has_autoscaler() else NO_ACTOR_TIMEOUT_S
+        yield Progress(phase=f"starting the server and {pluralize(len(request.actors), 'client actor')}")
         server = _start_server(server_spec(plan, slots, namespace, no_actor_timeout_s))
         try:
             yield from _run_server(server, plan, status)

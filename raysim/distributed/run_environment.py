@@ -14,17 +14,23 @@ from typing import Any
 import torch
 
 from raysim import __version__
+from raysim.core.registry import modules_from_paths
 
 PACKAGES = ("ray", "torch", "monai", "numpy", "pandas", "pyarrow", "nibabel", "pillow", "scipy", "pydantic")
 
 
 def pickle_by_value(*classes: type) -> None:
-    """Send the modules of these classes with the run if they are the user's, because other nodes may not have them."""
+    """Send the modules of these classes with the run if they are the user's, because other nodes may not have them.
+
+    Modules that have their path as name are sent too, because no other process can import them by name.
+    """
     from ray import cloudpickle
 
     for cls in classes:
         if cls.__module__.partition(".")[0] not in ("raysim", "algorithms"):
             cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
+    for module in modules_from_paths():
+        cloudpickle.register_pickle_by_value(module)
 
 
 def describe_environment(cluster: Mapping[str, float] | None = None) -> dict[str, Any]:

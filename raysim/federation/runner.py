@@ -22,6 +22,7 @@ from raysim.core.errors import (
     ServerError,
 )
 from raysim.core.events import Notice, RoundEvent, RunFinished
+from raysim.core.formatting import pluralize, quote_path
 from raysim.core.registry import classes_of
 from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round, RunOutcome
 from raysim.federation.fleet import BaseFleet, LocalFleet
@@ -33,6 +34,7 @@ from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
 from raysim.storage.run_directory import CHECKPOINTS
+from raysim.storage.score_notes import NOTHING_EVALUATED
 
 MAX_ROLLBACKS = 5  # the run fails after so many in a row without a new round between them
 
@@ -74,7 +76,7 @@ def disk_errors_named(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise ResumableError(
             f"cannot write to {directory}: {error.strerror or error}; files written before are intact. "
-            f"Free some space there, then run: raysim resume {directory}"
+            f"Free some space there, then run: raysim resume {quote_path(directory)}"
         ) from error
 
 
@@ -145,6 +147,7 @@ def _run_rounds(
 ) -> Generator[RoundEvent | Notice, None, Any]:
     """Run, record and checkpoint the rounds after `start`; returns the last state."""
     state = start.state if start else None
+    first_evaluation = min(plan.config.evaluate_every, plan.config.rounds)
     for ended in federate_plan(plan, fleet, start):
         began = time.perf_counter()
         with disk_errors_named(plan.directory):
@@ -154,6 +157,8 @@ def _run_rounds(
                 checkpoint.write(plan.directory / CHECKPOINTS, ended.number, ended.state, fleet.client_states)
         for failure in ended.failures:
             yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
+        if ended.number == first_evaluation < plan.config.rounds and not recorder.scores:
+            yield Notice(NOTHING_EVALUATED)  # now, because the run may take hours; at its end it is in the summary
         phases = {**ended.phases, "recording": time.perf_counter() - began}
         yield RoundEvent(ended.number, row, replace(ended, phases=phases))
         state = ended.state
@@ -181,6 +186,15 @@ def describe_failure(failure: FailureEvent) -> str:
     sites = ", ".join(failure.sites[:4]) + (f" and {len(failure.sites) - 4} more" if failure.sites[4:] else "")
     who = f"{failure.actor} was lost with {sites}" if failure.actor and sites else failure.actor or sites
     return f"round {failure.round}, {failure.call}: {who}: {failure.cause} -> {failure.action}"
+
+
+def idle_gpu_notices(requested: float, available: float) -> Iterator[Notice]:
+    """A notice if GPUs are `available` and the client actors, or this process, requested none."""
+    if available and not requested:
+        yield Notice(
+            f"the run uses no GPU, but {pluralize(round(available), 'GPU')} can be used: set "
+            "resources.gpus_per_client=1, or a fraction such as 0.5 with which client actors share a GPU"
+        )
 
 
 def local_fleet(plan: Plan, data_cache: SiteDataCache | None = None) -> LocalFleet:

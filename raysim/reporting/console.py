@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskI
 from rich.table import Table
 
 from raysim.core.events import ActorsPlaced, Event, Message, Notice, Progress, RoundEvent, RunFinished, RunPlanned
-from raysim.core.formatting import format_bytes, pluralize
+from raysim.core.formatting import format_bytes, pluralize, quote_path
 
 WIDTH = 11  # characters of a column of numbers
 MAX_SITES_SHOWN = 40  # sites in the table at the end; if there are more, the worst are shown
@@ -39,6 +39,7 @@ class RunConsole:
         self.bars: Bars | None = None
         self.task: TaskID | None = None
         self.placed = False
+        self.steps = {Progress().phase}  # of the start, those that were shown
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -80,12 +81,21 @@ class RunConsole:
             self.task = self.bars.add_task("starting", total=None)
 
     def _progress(self, progress: Progress) -> None:
+        """Update the bar. Without a terminal, print a line per step of the start, between Ray's and the actors'."""
+        if not self.console.is_terminal:
+            self._print_step(progress.phase)
         if self.bars is None or self.task is None:
             return
         text = progress.phase
-        if progress.total and self.plan is not None:
+        if progress.total and self.plan is not None and self.placed:
             text = f"round {progress.round + 1}/{self.plan.rounds}  {progress.phase}"
         self.bars.update(self.task, description=text, completed=progress.done, total=progress.total or None)
+
+    def _print_step(self, phase: str) -> None:
+        step = phase.partition(":")[0]  # a state that changes all the time may follow
+        if self.plan is not None and not self.placed and step not in self.steps:
+            self.steps.add(step)
+            self.say(phase)
 
     def _placed(self, placed: ActorsPlaced) -> None:
         if self.placed:  # an actor has moved; a notice has reported it
@@ -95,7 +105,8 @@ class RunConsole:
         if not placed.places:
             self.say(f"{len(sites)} sites in this process")
             return
-        self.say(f"{len(sites)} sites on {len(placed.places)} client actors")
+        actors = pluralize(len(placed.places), "client actor")
+        self.say(f"{pluralize(len(sites), 'site')} on {actors}; each opens its data in the first round")
         for place in placed.places[:MAX_SITES_SHOWN]:
             gpu = f", {place.gpus:g} of GPU {','.join(place.gpu_ids)} ({place.device})" if place.gpus else ""
             self.say(f"  {place.title}  node {place.node[:8]}, {place.threads} torch thread(s){gpu}")
@@ -118,6 +129,8 @@ class RunConsole:
         folder = self.plan.directory
         for table in site_tables(values, self.console.width):
             self.console.print(table)
+        for note in values["notes"]:
+            self.console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         total, rounds = values["bytes"], pluralize(values["rounds"], "round")
         self.say(
             f"{rounds} in {values['seconds']:.1f} s; up {format_bytes(total['up'])}, "
@@ -126,8 +139,8 @@ class RunConsole:
         self._failures(values["failures"], folder)
         self.say(f"digest {values['digest']}")
         self.say(f"results: {folder}")
-        self.say(f"curves:  tensorboard --logdir {folder}")
-        self.say(f"rerun:   raysim run -c {folder / 'config.yaml'}")
+        self.say(f"curves:  tensorboard --logdir {quote_path(folder)}")
+        self.say(f"rerun:   raysim run -c {quote_path(folder / 'config.yaml')}")
 
     def _failures(self, failures: Any, folder: Path) -> None:
         """Print the totals of the failures, if there were any."""
@@ -190,7 +203,7 @@ def equals_global(name: str, sites: Any) -> bool:
 
 
 def format_score(value: float | None) -> str:
-    """`value` with four decimals, or two if it is at least 10 in magnitude; empty for None."""
+    """`value` with four decimals, or two if it is at least 10 in magnitude; `-` for None."""
     if value is None:
-        return ""
+        return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

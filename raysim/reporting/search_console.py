@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysim.core.formatting import pluralize
+from raysim.core.formatting import pluralize, quote_path
 from raysim.reporting.console import RunConsole, format_score
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class SearchConsole(RunConsole):
         """Print the line of a trial that has ended."""
         assert self.results is not None
         spec = self.results.spec
-        metrics = "  ".join(f"{o.column} {format_score(record.last.get(o.column)) or '-'}" for o in spec.objectives)
+        metrics = "  ".join(f"{o.column} {format_score(record.last.get(o.column))}" for o in spec.objectives)
         cause = f": {record.cause.splitlines()[0]}" if record.cause else ""
         line = f"trial {record.number:{len(str(spec.trial_count))}}/{spec.trial_count}  {record.status:<7}"
         line += f"  round {record.rounds}  {metrics}  {record.seconds:.1f} s  {format_values(record.values)}{cause}"
@@ -123,7 +123,7 @@ class SearchConsole(RunConsole):
         self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has started")
         self.say(f"results: {out}")
         if best:
-            self.say(f"rerun the best trial: raysim run -c {out / 'best.yaml'}")
+            self.say(f"rerun the best trial: raysim run -c {quote_path(out / 'best.yaml')}")
 
 
 def format_values(values: Mapping[str, Any]) -> str:

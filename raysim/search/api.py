@@ -15,6 +15,7 @@ from ray.tune import ResultGrid
 from raysim.config.merge import expand_short_keys, merge, nested_keys
 from raysim.config.resolve import build, resolve
 from raysim.core.errors import ConfigError, PlacementError, RunError
+from raysim.core.formatting import quote_path
 from raysim.distributed.cluster_checks import check_cluster
 from raysim.distributed.connection import connect, connected_message
 from raysim.distributed.local_ray import target_address
@@ -121,7 +122,7 @@ def resume_search(
     """
     if not (directory / SEARCH_FILE).is_file():
         raise ConfigError(
-            f"{directory} is not the directory of a search: it has no {SEARCH_FILE}; the default is runs/tune-001"
+            f"{directory} is not the directory of a search: it has no {SEARCH_FILE}; give one, such as runs/tune-001"
         )
     if fixed := [f"--{name}" for name in changes if name not in RESUME_OPTIONS]:
         raise ConfigError(f"{', '.join(fixed)}: a resumed search may change only {', '.join(RESUME_OPTIONS)}")
@@ -208,12 +209,12 @@ def raise_outcome(results: SearchResults, stopper: SearchStopper, console: Searc
     """Raise if the search was interrupted, could not run its trials, or has no best trial."""
     out, records = results.spec.out, list(results.records.values())
     if stopper.stop_requested:
-        console.say(f"interrupted; to continue: raysim tune --resume {out}")
+        console.say(f"interrupted; to continue: raysim tune --resume {quote_path(out)}")
         raise KeyboardInterrupt
     if stopper.cannot_run:
-        raise PlacementError(f"{stopper.cannot_run}; then continue the search: raysim tune --resume {out}")
+        raise PlacementError(f"{stopper.cannot_run}; then continue the search: raysim tune --resume {quote_path(out)}")
     if stopper.budget_spent and any(record.unfinished for record in records):
-        console.say(f"the time budget is spent; to continue: raysim tune --resume {out}")
+        console.say(f"the time budget is spent; to continue: raysim tune --resume {quote_path(out)}")
     if records and all(record.failed for record in records):
         raise RunError(f"all trials have failed; the first one: {records[0].cause}")
     if not results.best() and any(record.done for record in records):

@@ -18,6 +18,7 @@ from raysim.core.contracts import EVALUATED_SPLITS, Task
 from raysim.core.results import FailureAction, FailureEvent, Round, RunOutcome, Score
 from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failures, summarize_failures
 from raysim.storage.run_directory import SUMMARY_FILE
+from raysim.storage.score_notes import score_notes
 
 Better = Mapping[str, Literal["higher", "lower"]]
 AGGREGATES = ("mean", "weighted", "worst")  # mean over sites, mean weighted by cases, worst site
@@ -180,12 +181,19 @@ class Recorder:
             "direction": direction(self.chosen, self.task.score.better),
             "metrics": self.latest,
             "sites": self._last_of_sites(),
+            "notes": self._notes(outcome),
             "bytes": {"up": totals.up, "down": totals.down, "between_sites": totals.between},
             "seconds": round(totals.seconds, 3),
             "failures": summarize_failures(self.directory),
         }
         write_json(self.directory / SUMMARY_FILE, summary)
         return summary
+
+    def _notes(self, outcome: RunOutcome) -> list[str]:
+        """The sentences about metrics without a value; empty before the first evaluation."""
+        if not self.scores and outcome is not RunOutcome.DONE:
+            return []
+        return score_notes(self.task, self.scores, self.chosen, has_chosen=self.chosen in self.latest)
 
     def _last_of_sites(self) -> dict[str, dict[str, Any]]:
         sites: dict[str, dict[str, Any]] = {s: {"role": "inside"} for s in self.task.inside}

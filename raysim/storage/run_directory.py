@@ -17,6 +17,7 @@ import yaml
 
 from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import quote_path
 
 if TYPE_CHECKING:  # importing events imports torch, which is slow
     from raysim.core.events import ActorsPlaced
@@ -123,7 +124,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     try:
         handle = _open_locked(owner)
     except BlockingIOError as error:
-        cure = f"wait until it ends, or run: raysim stop {folder}"
+        cure = f"wait until it ends, or run: raysim stop {quote_path(folder)}"
         raise ConfigError(f"another process is using {folder}; {cure}") from error
     try:
         with suppress(OSError):  # the disk is full; only `raysim stop` reads this content

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raysim.core.model import Array, Model
+from raysim.core.registry import import_by_name
 
 SUPPORTED = "None, bool, int, float, str, arrays, models, or dataclasses, lists, tuples and mappings of these"
 TRUSTED_PACKAGES = ("raysim", "algorithms")
@@ -95,7 +96,7 @@ def _dataclass(name: str, trusted: Collection[str]) -> Any:
     module, _, qualname = name.partition(":")
     if module.split(".")[0] not in TRUSTED_PACKAGES and module not in trusted:
         raise ValueError(f"the checkpoint names {name}, which is not in a module of raysim or of the run's algorithm")
-    found: Any = import_module(module)
+    found: Any = import_by_name(module) if module in trusted else import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
     if not (isinstance(found, type) and is_dataclass(found)):

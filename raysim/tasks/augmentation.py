@@ -63,7 +63,10 @@ def make_augmentation(
                 images, labels = always_applied(image, label, np.random.RandomState(attempt))
             except Exception as error:  # transforms raise errors of many types
                 cause = error.__cause__ or error
-                raise ConfigError(f"task.augment fails on an image of size {tuple(size)}: {cause}") from error
+                raise ConfigError(
+                    f"task.augment fails on an image of size {tuple(size)}: {cause}; correct the arguments of the "
+                    "transform, or remove it"
+                ) from error
         if images.shape != image.shape or labels.shape != label.shape:
             raise ConfigError(
                 f"task.augment changes the shape of an image from {tuple(image.shape[1:])} "

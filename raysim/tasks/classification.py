@@ -1,4 +1,7 @@
-"""Classification of pictures or volumes that a table lists with their classes."""
+"""Classification of pictures or volumes that a table lists with their classes.
+
+Imports torch and MONAI when the task is built, so that `check` is fast.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,8 @@ from raysim.core.errors import ConfigError
 from raysim.data.image_sites import common_shape, prepare_images, split_sizes
 from raysim.data.label_classes import ClassesOption, class_counts, encode_labels, label_values, resolve_classes
 from raysim.data.table import labels_are_files, read_table
-from raysim.tasks.augmentation import make_augmentation
-from raysim.tasks.build_task import build_task
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
 from raysim.tasks.image_config import ImageData
-from raysim.tasks.losses import make_classification_loss
-from raysim.tasks.networks import check_network_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +59,23 @@ class Classification:
         tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
     ] = ()
 
+    def check(self) -> None:
+        """Raises ConfigError for what the table and the keys alone show to be wrong."""
+        self._read()
+
     def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
 
         Labels are (N, 1), the class index of each example. Raises ConfigError for anything invalid in the
         configuration, the table or the images.
         """
-        table, names = self.data.read()
-        dims = self.data.dimensions(table)
+        from raysim.tasks.augmentation import make_augmentation
+        from raysim.tasks.build_task import build_task
+        from raysim.tasks.losses import make_classification_loss
+        from raysim.tasks.networks import check_network_spec
+
+        table, names, dims, score = self._read()
         criterion = make_classification_loss(self.loss)
-        score = ClassificationScore(self.metrics, self.batch_size, len(names))
         check_network_spec(self.network, dims, len(names))  # before images are read: it is fast
         sites = self.data.make_sites(table, None)
         arrays = prepare_images(sites, progress)
@@ -87,3 +93,9 @@ class Classification:
             per_voxel=False,
             summary=class_counts(table, names),
         )
+
+    def _read(self) -> tuple[pd.DataFrame, tuple[str, ...], int, ClassificationScore]:
+        """The rows of the table, the names of the classes, the number of spatial axes, and the metrics."""
+        table, names = self.data.read()
+        dims = self.data.dimensions(table)
+        return table, names, dims, ClassificationScore(self.metrics, self.batch_size, len(names))

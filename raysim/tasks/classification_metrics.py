@@ -1,18 +1,22 @@
-"""Classification metrics over the cases of a split: accuracy, balanced accuracy, AUC, F1; calibration: ECE, Brier."""
+"""Classification metrics over the cases of a split: accuracy, balanced accuracy, AUC, F1; calibration: ECE, Brier.
+
+Imports torch and MONAI where they are used, so that names of metrics are checked without them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy.special import softmax
 
 from raysim.core.contracts import Metrics, Predictor, Split
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
-from raysim.tasks.prediction import predict_batches
+
+if TYPE_CHECKING:
+    import torch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ECE_BINS = 15
@@ -53,7 +57,8 @@ def auc(logits: Array, labels: Array) -> float | None:
 
 
 def _roc_area(scores: Array, positive: Array) -> float:
-    from monai.metrics.rocauc import compute_roc_auc  # here, because MONAI takes longer to import than torch
+    import torch
+    from monai.metrics.rocauc import compute_roc_auc
 
     area: Any = compute_roc_auc(torch.from_numpy(scores), torch.from_numpy(positive).int())
     return float(area)
@@ -120,6 +125,8 @@ class ClassificationScore:
         """The value of each metric that can be computed; empty for a split without examples or labels."""
         if not len(split) or split.labels is None:
             return {}
+        from raysim.tasks.prediction import predict_batches
+
         batches = predict_batches(predict, split, self.batch_size, self.classes, device)
         logits, labels = _average_over_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
         values = {metric.name: metric(logits, labels) for metric in self._metrics}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from raysim.core.errors import ConfigError
-from raysim.core.registry import import_by_name, import_cure
+from raysim.core.registry import class_advice, import_advice, import_by_name
 from raysim.core.suggestions import did_you_mean, squash
 
 Factory = Callable[..., Any]
@@ -18,13 +18,17 @@ Factory = Callable[..., Any]
 def unknown_name_error(kind: str, given: str, valid: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist, with the nearest name and all valid ones."""
     names = sorted(valid)
-    return ConfigError(f"unknown {kind} '{given}'{did_you_mean(given, names)}; valid: {', '.join(names) or '(none)'}")
+    return ConfigError(
+        f"unknown {kind} '{given}'{did_you_mean(given, names)}; valid: {', '.join(names) or '(none)'}"
+        f"{class_advice(given)}"
+    )
 
 
 def find_factory(kind: str, name: object, factories: Mapping[str, Factory]) -> Factory:
-    """The factory with this name; case, underscores and dashes are ignored. `package.module:Class` is imported.
+    """The factory with this name; case, underscores and dashes are ignored.
 
-    Raises ConfigError for an unknown name and for an import that fails.
+    `package.module:Class` or `folder/file.py:Class` is imported. Raises ConfigError for an unknown name and for an
+    import that fails.
     """
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{kind} has no name (it is {name!r}); use one of: {', '.join(sorted(factories))}")
@@ -32,7 +36,7 @@ def find_factory(kind: str, name: object, factories: Mapping[str, Factory]) -> F
         try:
             factory: Factory = import_by_name(name)
         except Exception as error:  # user code may raise anything
-            reason = f"{type(error).__name__}: {error}{import_cure(name)}"
+            reason = f"{type(error).__name__}: {error}{import_advice(name)}"
             raise ConfigError(f"{kind} '{name}' cannot be imported: {reason}") from error
         if not inspect.isclass(factory) and not inspect.isfunction(factory):
             raise ConfigError(f"{kind} '{name}' is a {type(factory).__name__}; expected a class or a function")

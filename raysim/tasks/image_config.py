@@ -71,7 +71,9 @@ class ImageData(TableData):
         dims = 3 if volumes.any() and not self.slices else 2
         if self.size is not None and len(self.size) != dims:
             count = pluralize(len(self.size), "number")
-            raise ConfigError(f"task.data.size={list(self.size)} has {count}, but images have {dims} axes")
+            raise ConfigError(
+                f"task.data.size={list(self.size)} has {count}, but images have {dims} axes; write one number per axis"
+            )
         if self.spacing is not None and (not volumes.all() or len(self.spacing) < dims):
             raise ConfigError(f"task.data.spacing={list(self.spacing)}: expected a number per axis, only for volumes")
         return dims
@@ -95,10 +97,16 @@ class ImageData(TableData):
         for (site, split, image, label), level in zip(cells, self._body_levels(table), strict=True):
             case_label = None if pd.isna(label) else label if masks else int(label)
             rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level))
-        preparation = CasePreparation(
+        preparation = self.preparation(masks, colours, ignore)
+        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
+
+    def preparation(
+        self, masks: MaskClasses | None, colours: Mapping[str, Colour] | None = None, ignore: int | None = None
+    ) -> CasePreparation:
+        """The preparation of a case; the arguments are as in `make_sites`."""
+        return CasePreparation(
             masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels, colours, ignore
         )
-        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
 
     def _body_levels(self, table: pd.DataFrame) -> list[int] | list[None]:
         """The rank, from 1, of each picture's value in column `partition`; None without the column, or for volumes."""

@@ -46,7 +46,8 @@ def network_factory(
     data_arguments = _data_arguments(spatial_dims, in_channels, out_channels, size) | {"pretrained": False}
     given = {key: value for key, value in spec.items() if key != "name"}
     arguments = {key: value for key, value in data_arguments.items() if key in accepted} | given
-    arguments = _default_sizes(network.__name__, arguments) | arguments
+    if network in _networks().values():  # your own network may have the name of one of these
+        arguments = _default_sizes(network.__name__, arguments) | arguments
     check_arguments("network", network, arguments)
     return partial(network, **arguments)
 
@@ -89,14 +90,17 @@ def check_network(
         try:
             shape = tuple(full_resolution(net(torch.zeros(2, in_channels, *size)), len(expected)).shape)
         except Exception as error:
-            advice = advice or _other_network_advice(size)
+            advice = advice or _other_network_advice(factory, size)
             raise ConfigError(f"network {name} fails on {example}: {format_error(error)}; {advice}") from error
     if shape != expected:
-        advice = _wrong_output_advice(shape, per_voxel) or advice or _other_network_advice(size)
+        advice = _wrong_output_advice(shape, per_voxel) or advice or _other_network_advice(factory, size)
         raise ConfigError(f"network {name} returns the shape {shape}, not {expected}, for {example}; {advice}")
 
 
-def _other_network_advice(size: Sequence[int]) -> str:
+def _other_network_advice(factory: NetworkFactory, size: Sequence[int]) -> str:
+    module = getattr(getattr(factory, "func", factory), "__module__", "")
+    if module.partition(".")[0] not in ("monai", "raysim"):
+        return "correct your network, or use another task.network"
     return SMALLER_NETWORK_ADVICE if size else "use a network for tables: logistic, mlp, or your own"
 
 

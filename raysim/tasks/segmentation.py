@@ -1,4 +1,7 @@
-"""Segmentation of pictures, volumes, or slices of volumes that a table lists."""
+"""Segmentation of pictures, volumes, or slices of volumes that a table lists.
+
+Imports torch and MONAI when the task is built, so that `check` is fast.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pandas as pd
 from annotated_types import Ge, Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
@@ -15,10 +19,6 @@ from raysim.core.formatting import join_names, pluralize
 from raysim.data.file_inspection import MAX_LABEL_VALUES
 from raysim.data.image_sites import ImageSites, common_shape, prepare_images, split_sizes
 from raysim.data.mask_values import MaskClasses
-from raysim.tasks.augmentation import make_augmentation
-from raysim.tasks.build_task import build_task
-from raysim.tasks.losses import make_segmentation_loss
-from raysim.tasks.networks import check_network_spec
 from raysim.tasks.segmentation_config import SegmentationData
 from raysim.tasks.segmentation_metrics import SegmentationScore
 
@@ -48,24 +48,22 @@ class Segmentation:
         tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
     ] = ()
 
+    def check(self) -> None:
+        """Raises ConfigError for what the table and the keys alone show to be wrong."""
+        self._read()
+
     def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
 
         Raises ConfigError for anything invalid in the configuration, the table or the images.
         """
-        values = self.data.values()
-        table = self.data.read()
-        dims = self.data.dimensions(table)
-        ignored = self.data.ignore is not None
-        criterion = make_segmentation_loss(self.loss, ignored)
-        score = SegmentationScore(
-            classes=tuple(values),
-            metrics=self.metrics,
-            batch_size=self.batch_size,
-            dims=3 if self.data.slices else dims,
-            ignored=ignored,
-            surface_tolerance_mm=self.surface_tolerance_mm,
-        )
+        from raysim.tasks.augmentation import make_augmentation
+        from raysim.tasks.build_task import build_task
+        from raysim.tasks.losses import make_segmentation_loss
+        from raysim.tasks.networks import check_network_spec
+
+        table, values, dims, score = self._read()
+        criterion = make_segmentation_loss(self.loss, score.ignored)
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
         sites = self.data.make_sites(table, values, self.data.colours, self.data.ignore)
         arrays = prepare_images(sites, progress)
@@ -84,6 +82,26 @@ class Segmentation:
             augment=make_augmentation(self.augment, channels, size),
             per_voxel=True,
             summary=summary,
+        )
+
+    def _read(self) -> tuple[pd.DataFrame, dict[str, int | None], int, SegmentationScore]:
+        """The rows of the table, the value of each class in masks, the number of spatial axes, and the metrics."""
+        values = self.data.values()
+        table = self.data.read()
+        dims, ignored = self.data.dimensions(table), self.data.ignore is not None
+        axes = 3 if self.data.slices else dims
+        return (
+            table,
+            values,
+            dims,
+            SegmentationScore(
+                classes=tuple(values),
+                metrics=self.metrics,
+                batch_size=self.batch_size,
+                dims=axes,
+                ignored=ignored,
+                surface_tolerance_mm=self.surface_tolerance_mm,
+            ),
         )
 
 

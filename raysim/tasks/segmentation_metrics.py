@@ -1,4 +1,7 @@
-"""Segmentation metrics per case: overlap, volume error, surface Dice, and surface distances in mm."""
+"""Segmentation metrics per case: overlap, volume error, surface Dice, and surface distances in mm.
+
+Imports torch and MONAI where they are used, so that names of metrics are checked without them.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from raysim.core.contracts import Metrics, Predictor, Split
 from raysim.data.mask_values import IGNORED
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
-from raysim.tasks.prediction import predict_batches
+
+if TYPE_CHECKING:
+    import torch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # MONAI warns about an argument that its own code passes.
@@ -170,11 +174,15 @@ class SegmentationScore:
 
     def _predict_classes(self, predict: Predictor, split: Split, device: torch.device) -> Array:
         """Class indices (N, *space), predicted in batches."""
+        from raysim.tasks.prediction import predict_batches
+
         batches = predict_batches(predict, split, self.batch_size, len(self.classes), device)
-        return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy() for logits in batches])
+        return np.concatenate([logits.argmax(1).byte().cpu().numpy() for logits in batches])
 
 
 def _to_batch(mask: Array) -> torch.Tensor:
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
 
 

@@ -1,7 +1,7 @@
 """Segmentation of random synthetic organs, with any number of sites and no download.
 
 Every site has a different scanner. The organ is a textured blob among smooth blobs, darker and brighter ones, so
-brightness does not identify it.
+brightness does not identify it. Torch and MONAI are imported when the task is built, so that `check` is fast.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from raysim.core.errors import ConfigError
 from raysim.core.seeding import numpy_generator
 from raysim.data.scanner_shift import ScannerShift, make_scanner
 from raysim.data.table import site_name_problems
-from raysim.tasks.augmentation import make_augmentation
-from raysim.tasks.build_task import build_task
-from raysim.tasks.losses import make_segmentation_loss
 from raysim.tasks.segmentation_metrics import SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -79,32 +76,45 @@ class Synthetic:
         tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
     ] = ()
 
-    def build(self, progress: ProgressCallback | None = None) -> Task:
-        """The task; the cases of a site are generated when it is opened."""
-        data, classes = self.data, len(CLASSES)
+    def check(self) -> None:
+        """Raises ConfigError for wrong names of outside sites and of metrics."""
+        data = self.data
         clash = set(data.inside) & set(data.outside)
         if clash or len(set(data.outside)) < len(data.outside) or any(site_name_problems(data.outside)):
             raise ConfigError(
                 f"task.data.outside={list(data.outside)}: expected a distinct name for each outside site, "
                 f"of letters, digits, '_' and '-', and different from {data.inside[0]} to {data.inside[-1]}"
             )
+        self._score()
+
+    def build(self, progress: ProgressCallback | None = None) -> Task:
+        """The task; the cases of a site are generated when it is opened."""
+        from raysim.tasks.augmentation import make_augmentation
+        from raysim.tasks.build_task import build_task
+        from raysim.tasks.losses import make_segmentation_loss
+
+        self.check()
+        data = self.data
         return build_task(
             self,
             open=partial(draw_site, data),
             sizes={site: data.counts(site) for site in (*data.inside, *sorted(data.outside))},
             outside=data.outside,
             shape=(data.channels, *data.size),
-            classes=classes,
+            classes=len(CLASSES),
             loss=make_segmentation_loss(self.loss),
-            score=SegmentationScore(
-                CLASSES,
-                self.metrics,
-                self.batch_size,
-                dims=len(data.size),
-                surface_tolerance_mm=self.surface_tolerance_mm,
-            ),
+            score=self._score(),
             augment=make_augmentation(self.augment, data.channels, data.size),
             per_voxel=True,
+        )
+
+    def _score(self) -> SegmentationScore:
+        return SegmentationScore(
+            CLASSES,
+            self.metrics,
+            self.batch_size,
+            dims=len(self.data.size),
+            surface_tolerance_mm=self.surface_tolerance_mm,
         )
 
 

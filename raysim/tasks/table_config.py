@@ -13,7 +13,8 @@ from annotated_types import Ge
 from raysim.core.errors import ConfigError
 from raysim.data.file_paths import ABSOLUTE_PATH
 from raysim.data.near_equal import near_equal_sites_warning
-from raysim.data.partition import Partition, keep_labelled, partition, patient_leak_warning
+from raysim.data.partition import Partition, keep_labelled, partition
+from raysim.data.patient_warnings import patient_warnings
 from raysim.tasks.factory_lookup import unknown_name_error
 
 
@@ -42,19 +43,18 @@ class TableData:
     def select_rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of `table` with the sites, splits and labels that this task uses.
 
-        Warns of patients in several splits, and of sites with nearly equal names. Raises ConfigError if
+        Warns of patients in several splits or at several sites, and of nearly equal names. Raises ConfigError if
         these fields do not fit the table.
         """
-        if warning := patient_leak_warning(table):
-            warnings.warn(warning, stacklevel=4)
         all_sites = set(table["site"])
         table = _drop_sites(table, self.exclude_sites)
         if self.partition is not None:
             table = self._partition_sites(table, self.partition)
             partitioned = set(table["site"])
             table, all_sites = _drop_sites(table, set(self.exclude_sites) - all_sites), all_sites | partitioned
-        if warning := near_equal_sites_warning(table["site"].unique()):
-            warnings.warn(warning, stacklevel=4)
+        for warning in (near_equal_sites_warning(table["site"].unique()), *patient_warnings(table)):
+            if warning is not None:
+                warnings.warn(warning, stacklevel=4)
         _check_sites("exclude_sites", self.exclude_sites, all_sites)
         if self.labelled is not None:
             table = keep_labelled(table, self.labelled, self.seed)

@@ -1,4 +1,7 @@
-"""Classification of the rows of a table, with its columns as features."""
+"""Classification of the rows of a table, with its columns as features.
+
+Imports torch and MONAI when the task is built, so that `check` is fast.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,7 @@ from raysim.data.patient_columns import patient_columns
 from raysim.data.table import COLUMNS, read_table
 from raysim.data.tabular_features import FeatureSelection
 from raysim.data.tabular_sites import StandardisationScope, TabularDataset, is_training_row, prepare_tabular_sites
-from raysim.tasks.build_task import build_task
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
-from raysim.tasks.losses import make_classification_loss
 from raysim.tasks.table_config import TableData
 
 
@@ -77,14 +78,20 @@ class Tabular:
     ] = DEFAULT_METRICS
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 32
 
+    def check(self) -> None:
+        """Raises ConfigError for what the table and the keys alone show to be wrong."""
+        self._read()
+
     def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task: inputs (N, F) float32, labels (N, 1), the class index of each row.
 
         Raises ConfigError for anything invalid in the configuration or the table.
         """
+        from raysim.tasks.build_task import build_task
+        from raysim.tasks.losses import make_classification_loss
+
+        dataset, names, score = self._read()
         criterion = make_classification_loss(self.loss)
-        dataset, names = self.data.read()
-        score = ClassificationScore(self.metrics, self.batch_size, len(names))
         load_dataset = partial(_load_dataset, self.data)
         sites = prepare_tabular_sites(dataset, load_dataset, self.data.table, cache_folder(self.data.cache))
         if progress:
@@ -102,6 +109,11 @@ class Tabular:
             per_voxel=False,
             summary=class_counts(dataset.table, names),
         )
+
+    def _read(self) -> tuple[TabularDataset, tuple[str, ...], ClassificationScore]:
+        """The rows of the table with their features, the names of the classes, and the metrics."""
+        dataset, names = self.data.read()
+        return dataset, names, ClassificationScore(self.metrics, self.batch_size, len(names))
 
 
 def _load_dataset(data: TabularData) -> TabularDataset:

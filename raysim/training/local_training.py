@@ -13,9 +13,9 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
-from raysim.core.contracts import UNCHANGED, Array, Batch, BatchNorm, Site, Split
+from raysim.core.contracts import UNCHANGED, Array, Batch, Site, Split
 from raysim.core.errors import RunError
-from raysim.core.model import Model, load, weights
+from raysim.core.model import BatchNorm, Model, load, weights
 from raysim.training.batching import batches
 from raysim.training.test_time_adaptation import (
     TENT_LR,

@@ -19,8 +19,9 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from raysim.core.contracts import Array, BatchNorm
+from raysim.core.contracts import Array
 from raysim.core.errors import RunError
+from raysim.core.model import BatchNorm
 from raysim.core.seeding import numpy_generator
 
 BatchOrInstanceNorm = BatchNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d

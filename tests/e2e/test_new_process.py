@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from raysim.core.seeding import stable_seed
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["data", "scan", "--help"], []])
@@ -43,3 +46,51 @@ def test_status_and_stop_import_neither_torch_nor_pandas() -> None:
     code = "import sys, raysim.cli.status; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+REFUSED_AT_ONCE = {
+    ("task=segmentation", "task.data.table=gone.csv"): "gone.csv",
+    ("task=segmentation", "task.data.table=no_label.csv"): "it has no column 'label'",
+    ("task=segmentation", "task.data.table=no_files.csv"): "files that do not exist: ",
+    ("task=classification", "task.data.table=classes.csv", "task.data.classes=[a]"): "expected at least 2 items",
+    ("task=classification", "task.data.table=classes.csv", "task.data.classes=[a,c]"): "'b'",
+    ("task=tabular", "task.data.table=classes.csv", "task.data.features=[age]"): "age",
+    ("task=tabular", "task.data.table=classes.csv", "task.data.outside=[C]"): "unknown site in task.data.outside: 'C'",
+    ("rondus=3",): "did you mean 'rounds'",
+    ("mu=3", "algorithm=fedprox"): "did you mean 'algorithm.mu'",
+    ("nonsense=3",): "unknown key 'nonsense'",
+    ("algorithm.lrr=3",): "did you mean 'algorithm.lr'",
+    ("algorithm=fedavgg",): "did you mean 'fedavg'",
+    ("task=synthetik",): "did you mean 'synthetic'",
+    ("task.metrics=[dise]",): "did you mean 'dice'",
+    ("chaos=explode",): "explode",
+}
+
+
+def test_what_keys_and_tables_decide_is_refused_without_torch_or_ray(tmp_path: Path) -> None:
+    (tmp_path / "image.png").touch()
+    (tmp_path / "no_label.csv").write_text("site,split,image\nA,train,image.png\n")
+    (tmp_path / "no_files.csv").write_text("site,split,image,label\nA,train,gone.png,gone_mask.png\n")
+    (tmp_path / "classes.csv").write_text("site,split,image,label,x\nA,train,image.png,a,1\nA,test,image2.png,b,2\n")
+    (tmp_path / "image2.png").touch()
+    code = (
+        "import sys\nfrom raysim.cli.main import main\n"
+        "for line in sys.stdin.read().splitlines():\n"
+        "    assert main(['run', *line.split()]) == 2\n"
+        "    print('heavy', [m for m in ('torch', 'ray', 'monai') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="\n".join(map(" ".join, REFUSED_AT_ONCE)),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("heavy")] == ["heavy []"] * len(REFUSED_AT_ONCE)
+    errors = [line for line in lines if line.startswith("raysim: ")]
+    for arguments, error in zip(REFUSED_AT_ONCE, errors, strict=True):
+        assert REFUSED_AT_ONCE[arguments] in error, arguments
+    assert not list(tmp_path.glob("runs"))

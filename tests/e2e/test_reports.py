@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raysim.cli.main import main
+from tests.support.wrong_files import save_picture, write_data_sets
 
 LOCAL = (
     *(
@@ -152,3 +154,32 @@ def test_interrupted_and_resumed_runs_have_reports() -> None:
     Path("stop").unlink()
     assert main(["resume", "out"]) == 0
     assert "done run out rounds 3 of 3" in Page(Path("out/report.html")).text
+
+
+DATA = ("run", "backend=local", "rounds=1", "task.batch_size=2", "task.data.cache=cache", "--out", "out")
+MASKS = ("task=segmentation", "task.data.table=table.csv", "task.network.channels=[2,4]", "task.metrics=[dice,hd95]")
+CLASSES = ("task=classification", "task.data.table=classes.csv", "network={name: resnet}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "note", "cell"),
+    [
+        (MASKS, "val/dice, val/hd95: no value at b", "val/dice"),
+        (CLASSES, "val/auc: no value at any site", "val/auc"),
+    ],
+)
+@pytest.mark.usefixtures("working_directory")
+def test_a_metric_that_some_cases_do_not_define_has_a_note(
+    keys: tuple[str, ...], note: str, cell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The masks of site b in val are empty; each site has one case in val, so AUC has one class."""
+    write_data_sets(Path.cwd())
+    save_picture(Path("5_m.png"), np.zeros((16, 16), np.uint8))
+    assert main([*DATA, *keys]) == 0
+    shown = capsys.readouterr().out
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert cell not in summary["sites"]["b"]
+    assert note in summary["notes"]
+    assert summary["notes"][-1].endswith("Means are over the other sites")
+    assert f"note: {note}\n" in shown
+    assert f"{note}." in Page(Path("out/report.html")).text

@@ -61,6 +61,11 @@ def test_submit_sends_the_command_and_its_files(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "held").mkdir()
     copy_files(JobCommand(["run", "algorithm=methods.mine:Mine"]), tmp_path / "held")
     assert (tmp_path / "held" / "methods" / "mine.py").exists()  # a folder that is not a package is sent if it is named
+    (tmp_path / "algorithms").mkdir()
+    (tmp_path / "algorithms" / "mine.py").touch()
+    (tmp_path / "sent").mkdir()
+    copy_files(JobCommand(["run", "algorithm=algorithms/mine.py:Mine"]), tmp_path / "sent")
+    assert (tmp_path / "sent" / "algorithms" / "mine.py").exists()
     for arguments in (["resume", "runs/x"], ["tune", "--resume=x"]):
         with pytest.raises(ConfigError, match="full path"):
             job_command(arguments, "job")

@@ -227,10 +227,9 @@ def test_a_value_of_a_union_is_refused_under_its_key() -> None:
 
 
 def test_one_message_lists_all_wrong_values_of_a_part() -> None:
-    assert refused("algorithm.lr=0", "algorithm.epochs=0").splitlines() == [
-        "algorithm.lr=0: expected a number greater than 0",
-        "algorithm.epochs=0: expected a number greater than 0",
-    ]
+    assert refused("algorithm.lr=0", "algorithm.epochs=0") == (
+        "algorithm.lr=0: expected a number greater than 0; algorithm.epochs=0: expected a number greater than 0"
+    )
 
 
 @pytest.mark.parametrize("argument", ["rounds", "=3", ".rounds=3", "a..b=3", "a b=3", "rounds:3"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from raysim.core.errors import ConfigError
-from raysim.core.registry import algorithm_class, algorithms, name_of, task_class, tasks
+from raysim.core.registry import algorithm_class, algorithms, declared_algorithm_fields, name_of, task_class, tasks
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "algorithms"
@@ -62,6 +63,11 @@ def test_the_short_name_of_an_algorithm_is_the_name_of_its_class(name: str) -> N
     assert algorithm_class(f"algorithms.{name}:{cls.__name__}") is cls
 
 
+@pytest.mark.parametrize("name", sorted(algorithms()))
+def test_the_fields_of_an_algorithm_are_known_without_its_import(name: str) -> None:
+    assert sorted(declared_algorithm_fields(name)) == sorted(f.name for f in fields(algorithm_class(name)) if f.init)
+
+
 def test_the_short_name_of_a_task_is_the_name_of_its_class() -> None:
     assert name_of(task_class("synthetic")) == "synthetic"
 
@@ -94,7 +100,6 @@ def test_a_user_defined_algorithm_is_found_in_the_working_directory(
         ("own_wrong:Mutable", "is not frozen, so a method could change its fields; write @dataclass(frozen=True"),
         ("own_broken:Complete", "cannot be imported: SyntaxError"),
         ("own_failing:Complete", "cannot be imported: ZeroDivisionError: division by zero"),
-        ("own_wrong.py:Complete", "; use own_wrong:Complete (module without .py)"),
         ("FedAvgg", "(did you mean 'fedavg'?)"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from raysim.core.errors import ConfigError
-from raysim.data.partition import Partition, assign_splits, keep_labelled, partition, patient_leak_warning
+from raysim.data.partition import Partition, assign_splits, keep_labelled, partition
 
 
 def cases(train: int, test: int = 0, unlabelled: int = 0, **columns: list[str]) -> pd.DataFrame:
@@ -142,16 +142,6 @@ def test_partitions_that_do_not_fit_the_table_are_refused(spec: Partition, part:
     with pytest.raises(ConfigError) as refusal:
         partition(table, spec, seed=0)
     assert part in str(refusal.value)
-
-
-def test_patients_in_several_splits_give_a_warning() -> None:
-    assert patient_leak_warning(cases(train=4)) is None
-    assert patient_leak_warning(cases(train=2, test=2, subject=list("aabb"))) is None
-    message = patient_leak_warning(cases(train=7, test=7, subject=list("abcdefg" * 2)))
-    assert message is not None
-    assert "(column 'PatientID')" in str(patient_leak_warning(cases(train=2, test=2, PatientID=list("abab"))))
-    assert "train, val and test: 7, a of one (train, test), b of one" in message
-    assert "e of one (train, test) and 2 more; keep each patient in one split" in message
 
 
 def test_the_configuration_is_checked_by_its_annotations() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,11 @@ def test_only_active_runs_are_listed_and_stopped(tmp_path: Path) -> None:
     with exclusive_lock(tmp_path / "active"):
         (listed,) = local_statuses(tmp_path, directory_status)
         assert listed.name == "active"
-        assert listed.state.startswith("process ")
+        assert (listed.state, listed.description) == (f"being set up, process {os.getpid()}", "")
+        (tmp_path / "active" / "config.yaml").write_text("{algorithm: {name: fedavg}, task: {name: toy}, rounds: 9}")
+        assert directory_status(tmp_path / "active").state == f"starting, process {os.getpid()}"
+        (tmp_path / "active" / "log.jsonl").write_text('[{"round": 1, "loss": 1, "seconds": 1}, []]\n')
+        assert directory_status(tmp_path / "active").state == f"running, process {os.getpid()}"
         (tmp_path / "active" / ".process").write_text('{"pid": 1, "host": "elsewhere"}')
         with pytest.raises(ConfigError, match="runs on elsewhere: stop it on that machine, or by its name"):
             stop_local_run(tmp_path / "active")

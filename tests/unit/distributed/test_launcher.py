@@ -13,7 +13,8 @@ import pytest
 
 from raysim import ConfigError, RunResult, SiteError, resume, run
 from raysim.config.resolve import load_config
-from raysim.core.events import ActorsPlaced, Event, Message, Progress, RoundEvent, RunFinished, RunPlanned
+from raysim.core.events import ActorsPlaced, Event, Message, Notice, Progress, RoundEvent, RunFinished, RunPlanned
+from raysim.federation.runner import idle_gpu_notices
 
 TINY: dict[str, Any] = {
     "rounds": 2,
@@ -53,7 +54,8 @@ def test_a_configuration_and_its_keys_give_the_same_run_which_prints_nothing(
 def test_events_are_in_order(tmp_path: Path) -> None:
     events: list[Event] = []
     run(TINY, backend="local", out=tmp_path / "run", on_event=events.append)
-    kinds = [type(event) for event in events if not isinstance(event, Progress)]
+    # A notice: on a machine with a GPU, that it is idle.
+    kinds = [type(event) for event in events if not isinstance(event, Progress | Notice)]
     assert kinds == [Message, RunPlanned, ActorsPlaced, RoundEvent, RoundEvent, RunFinished, Message]
     planned = next(event for event in events if isinstance(event, RunPlanned))
     assert planned == RunPlanned(tmp_path / "run", 2, "inside/val/dice")
@@ -102,3 +104,9 @@ def test_a_failed_run_raises_and_has_a_report(tmp_path: Path) -> None:
 def test_a_local_run_does_not_import_ray(tmp_path: Path) -> None:
     lines = ["import sys", "from raysim import run", f"run({TINY!r}, backend='local', out={str(tmp_path / 'run')!r})"]
     subprocess.run([sys.executable, "-c", "; ".join([*lines, "assert 'ray' not in sys.modules"])], check=True)
+
+
+def test_idle_gpus_are_reported() -> None:
+    assert not [*idle_gpu_notices(requested=0.5, available=2), *idle_gpu_notices(requested=0, available=0)]
+    (notice,) = idle_gpu_notices(requested=0, available=2)
+    assert notice.text.startswith("the run uses no GPU, but 2 GPUs can be used: set resources.gpus_per_client=1")

@@ -1,10 +1,37 @@
-"""The tables at the end of a run."""
+"""The steps at the start of a run, and the tables at its end."""
 
 from __future__ import annotations
 
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
-from raysim.reporting.console import site_tables
+from rich.console import Console
+
+from raysim.core.events import ActorPlacement, ActorsPlaced, Progress, RunPlanned
+from raysim.reporting.console import RunConsole, site_tables
+
+PLACE = ActorPlacement("client-01", "client-01[A]", "node", 1, 1.0, 0.0, [], "cpu", 1)
+
+
+def test_the_steps_of_the_start_are_printed_once_without_a_terminal() -> None:
+    out = StringIO()
+    console = RunConsole(Console(file=out, width=100))
+    console.show(Progress(phase="preparing cases", done=1, total=2))
+    console.show(RunPlanned(Path("run"), 2, "inside/val/dice"))
+    for phase in ("starting", "starting the server", "starting client actors", "starting client actors"):
+        console.show(Progress(phase=phase))
+    for seconds in (1, 2):
+        console.show(Progress(phase=f"requested 2 x 1 CPU: 1 nodes of at most 2, {seconds} s"))
+    console.show(ActorsPlaced([PLACE], {"A": "client-01"}))
+    console.show(Progress(round=0, phase="client", done=0, total=1))
+    assert out.getvalue().splitlines()[:4] == [
+        "starting the server",
+        "starting client actors",
+        "requested 2 x 1 CPU: 1 nodes of at most 2, 1 s",
+        "1 site on 1 client actor; each opens its data in the first round",
+    ]
+    assert len(out.getvalue().splitlines()) == 5
 
 
 def headings(**sites: dict[str, float]) -> list[list[Any]]:

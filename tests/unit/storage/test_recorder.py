@@ -113,6 +113,7 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
             "b": {"role": "inside", "train/loss": 2.0, "test/distance": near, "test/distance@global": near},
             "x": {"role": "outside", "test/distance": near, "test/distance@global": near},
         },
+        "notes": [],
         "bytes": {"up": 16, "down": 16, "between_sites": 0},
         "failures": {"incidents": 0, "left_out": 0, "seconds_lost": 0},
     }

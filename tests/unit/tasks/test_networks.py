@@ -49,7 +49,7 @@ def test_networks_of_the_user_are_found_by_module():
         ({"name": "unet", "chanels": [4, 8]}, ["'chanels'", "did you mean 'channels'", "num_res_units"]),
         ({"channels": [4, 8]}, ["no name"]),
         ({"name": "torch.nn:Nothing"}, ["cannot be imported"]),
-        ({"name": "own.py:Net"}, ["cannot be imported", "; use own:Net (module without .py)"]),
+        ({"name": "own.py:Net"}, ["cannot be imported: FileNotFoundError"]),
         ({"name": "ViT"}, ["needs patch_size"]),
         ({"name": "os:path"}, ["is a module", "expected a class or a function"]),
         ({"name": "unet", "channels": 4}, ["task.network.channels=4: expected a number for each level, as in [16,"]),
@@ -282,3 +282,10 @@ def test_prob_of_a_transform_is_a_probability(prob):
     with pytest.raises(ConfigError, match=r"task.augment: prob=.*: expected a probability, 0 to 1"):
         make_augmentation([{"name": "rand_flip", "prob": prob}], 1, (8, 8))
     assert make_augmentation([{"name": "rand_flip", "prob": 1}], 1, (8, 8)) is not None
+
+
+def test_your_own_network_with_the_name_of_a_shipped_one_gets_no_defaults_of_it(tmp_path, monkeypatch):
+    (tmp_path / "own_unet.py").write_text("from torch import nn\nclass UNet(nn.Conv2d): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = factory_of({"name": "own_unet:UNet", "kernel_size": 1})()
+    assert (made.in_channels, made.out_channels) == (1, 2)

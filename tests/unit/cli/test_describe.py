@@ -1,0 +1,93 @@
+"""`raysim data describe` with keys of a run reads files as that run does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raysim.cli.main import main
+from tests.support.wrong_files import WRONG_FILES, write_data_sets
+
+COLOURS = "task.data.colours={background: [0, 0, 0], disc: [255, 0, 0]}"
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data_sets(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def described(capsys: pytest.CaptureFixture[str], *keys: str) -> str:
+    assert main(["data", "describe", "table.csv", *keys]) == 0
+    return capsys.readouterr().out
+
+
+def shares(shown: str) -> list[str]:
+    """The shares in the row of all sites."""
+    return re.findall(r"[\d.]+%", shown[shown.index("Labels, share of pixels") :].split(" all ")[1].splitlines()[0])
+
+
+def test_values_have_the_names_of_their_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, named = described(capsys), described(capsys, "task.data.classes=[background, disc]")
+    assert "0 background" in named
+    assert "1 disc" in named
+    assert shares(named) == shares(plain)
+
+
+def test_an_ignored_value_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in Path.cwd().glob("*_m.png"):
+        mask = np.asarray(Image.open(path)).copy()
+        mask[:8] = np.where(mask[:8], mask[:8], 255)
+        Image.fromarray(mask).save(path)
+    shown = described(capsys, "task.data.ignore=255")
+    known = [np.asarray(Image.open(path)) for path in Path.cwd().glob("*_m.png")]
+    disc = np.mean(np.concatenate([mask[mask != 255] for mask in known]))
+    assert shares(shown) == [f"{1 - disc:.2%}", f"{disc:.2%}"]
+    assert "no problems found" in shown
+
+
+def test_colours_and_channels(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in Path.cwd().glob("*_m.png"):
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([mask * 255, 0 * mask, 0 * mask], -1)).save(path)
+    WRONG_FILES["colour_image"]()
+    assert "is coloured" in described(capsys)
+    shown = described(capsys, COLOURS, "task.data.channels=3")
+    assert "1 disc" in shown
+    assert "no problems found" in shown
+
+
+@pytest.mark.parametrize(
+    ("wrong", "keys"),
+    [
+        ("three_values", ["task.data.classes={background: 0, disc: 1}"]),
+        ("other_mask_size", ["task.data.channels=1"]),
+        ("truncated", ["task.data.channels=1"]),
+        ("coloured_mask", ["task.data.colours={background: [0, 0, 0], disc: [0, 0, 255]}"]),
+    ],
+)
+def test_a_problem_has_the_message_of_the_run(wrong: str, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    WRONG_FILES[wrong]()
+    shown = " ".join(described(capsys, *keys).split())
+    arguments = ["run", "task=segmentation", "backend=local", "task.data.table=table.csv", "task.data.cache=cache"]
+    assert main([*arguments, "network={name: unet, channels: [2, 4], strides: [2]}", *keys]) == 2
+    refusal = capsys.readouterr().err.removeprefix("raysim: the data cannot be used:").strip()
+    assert refusal.splitlines()[0].split("; name every value")[0].split("\n")[0] in shown
+
+
+def test_masks_with_several_values_of_the_foreground(capsys: pytest.CaptureFixture[str]) -> None:
+    WRONG_FILES["two_foregrounds"]()
+    shown = " ".join(described(capsys, "task.data.channels=1").split())
+    assert "masks differ in the value of the foreground: 1 in " in shown
+
+
+def test_wrong_keys_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "describe", "table.csv", "task.data.colors={a: 1}"]) == 2
+    assert "did you mean 'task.data.colours'" in capsys.readouterr().err
+    assert main(["data", "describe", "table.csv", "--channels", "3"]) == 2
+    assert "keys are written without dashes: channels=3" in capsys.readouterr().err

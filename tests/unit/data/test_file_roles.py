@@ -1,0 +1,34 @@
+"""Several files of one case in a table, and series of cases that are none."""
+
+from __future__ import annotations
+
+import pytest
+
+from raysim.data.file_roles import channel_problems
+
+Pairs = list[tuple[str, str | None]]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("k_0000.png", "k_mask.png"), ("k_0001.png", None)],
+        [("k_t1.nii", "k_seg.nii"), ("k_flair.nii", None)],
+        [("k_0000.nii", "labels/k.nii"), ("k_0001.nii", None)],
+    ],
+)
+def test_a_further_channel_is_no_unlabelled_case(pairs: Pairs) -> None:
+    (problem,) = channel_problems(pairs)
+    assert "several files for one case: 1 image without a mask" in problem
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("film_0007.png", "film_0007_m.png"), ("film_0008.png", None)],
+        [("film_0000.png", "film_0000_m.png"), ("film_0001.png", "film_0001_m.png"), ("film_0002.png", None)],
+        [("k_t1.nii", "k_seg.nii"), ("q_flair.nii", None)],
+    ],
+)
+def test_images_of_a_series_are_cases(pairs: Pairs) -> None:
+    assert list(channel_problems(pairs)) == []
