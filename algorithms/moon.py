@@ -6,9 +6,10 @@ Li, He, Song, "Model-Contrastive Federated Learning", CVPR 2021, Algorithm 1. ht
     l(x) = -log exp(s(z, z_glob) / tau) / (exp(s(z, z_glob) / tau) + exp(s(z, z_prev) / tau))
     z, z_glob, z_prev: features of x by w, by the global model w^t and by the site's model after its last round
 
-s is the cosine. Our reading: the features are the whole input of the network's last layer; the paper adds a projection
-head to the network. In the site's first round z_prev = z_glob, so the term has no gradient. The two fixed models have
-no dropout, and their layers with running statistics use those of the batch, as the trained network does.
+s is the cosine. Our reading: the features are the whole input of the network's head, which is its last layer by
+default; the paper adds a projection head to the network. In the site's first round z_prev = z_glob, so the term has no
+gradient. The two fixed models have no dropout, and their layers with running statistics use those of the batch, as the
+trained network does.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
-from raysim.training import batches, last_layer, use_batch_statistics
+from raysim.training import batches, head_layer, use_batch_statistics
 
 GROUP = "global"
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """The global model, and the name of the last layer."""
+    """The global model, and the name of the layer whose input is the features."""
 
     model: Model
-    layer: str
+    head: str
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,20 @@ class ClientState:
 class MOON(LocalTraining):
     mu: Annotated[float, Ge(0), "weight of the contrastive term; 0 is FedAvg"] = 1.0
     temperature: Annotated[float, Gt(0), "tau: divisor of the similarities"] = 0.5
+    head: Annotated[str | None, "layer or block of layers whose input is the features; default: the last layer"] = None
 
     def init(self, task: Task) -> ServerState:
         net = task.network()
-        return ServerState(self.make_update(net)[0], last_layer(net, task.shape))
+        head = head_layer(net, task.shape, self.head)
+        is_layer = head in dict(net.named_modules())  # otherwise a parameter
+        return ServerState(self.make_update(net)[0], head if is_layer else head.rpartition(".")[0])
 
     # at each site
     def client(self, site: Site[ClientState], broadcast: ServerState) -> Reply[Model]:
         net = self.load_global(site, broadcast.model)
         previous = broadcast.model if site.client_state is None else site.client_state.previous
-        fixed = [FeatureExtractor(fixed_network(site, model), broadcast.layer) for model in (broadcast.model, previous)]
-        loss = self.optimize(net, site, self._losses(FeatureExtractor(net, broadcast.layer), fixed, site))
+        fixed = [FeatureExtractor(fixed_network(site, model), broadcast.head) for model in (broadcast.model, previous)]
+        loss = self.optimize(net, site, self._losses(FeatureExtractor(net, broadcast.head), fixed, site))
         update, buffers = self.make_update(net)
         client_state = ClientState(weights(net).parameters, None if buffers is UNCHANGED else buffers)
         return Reply(update, weight=len(site.data.train), metrics={"loss": loss}, client_state=client_state)
@@ -78,7 +82,7 @@ class MOON(LocalTraining):
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
-        return ServerState(mean(fleet.map(self.client, state)), state.layer), {}
+        return ServerState(mean(fleet.map(self.client, state)), state.head), {}
 
     def predictor(self, site: Site[ClientState], state: ServerState) -> Predictor:
         return self.predict_module(site, state.model)

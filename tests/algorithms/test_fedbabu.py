@@ -54,6 +54,12 @@ def test_only_the_body_is_trained_and_averaged_by_examples() -> None:
     assert end.traffic.up == end.traffic.down == {"a": 4, "b": 4}
 
 
+def test_the_head_is_fixed_in_all_local_steps() -> None:
+    # a: u = 1.1, r = -0.9. b: u = 1.4, r = -1.2, du = -1.2 * 2.
+    end, _ = run(steps=2)
+    assert end.state.shared["0.weight"].item() == pytest.approx((1.19 + 3 * 1.64) / 4)
+
+
 def test_an_inside_site_is_evaluated_after_fine_tuning_of_all_layers() -> None:
     # u = 1.325. a: r = -0.675, du = r, dw = r u, db = r.
     end, _ = run(finetune_epochs=1)

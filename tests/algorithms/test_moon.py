@@ -12,8 +12,9 @@ from torch import nn
 
 from algorithms.fedavg import FedAvg
 from algorithms.moon import MOON, FeatureExtractor, contrast, fixed_network
-from raysim import LocalFleet, Model, federate, weights
+from raysim import ConfigError, LocalFleet, Model, federate, weights
 from tests.support import toy
+from tests.support.contract import task as contract_task
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 START = np.array([1.0, -0.5, 0.2, 0.4, 0.3, 0.6, 0.1])  # u, c, v, b below
@@ -101,6 +102,18 @@ def test_features_are_the_input_of_the_layer() -> None:
     outputs, found = FeatureExtractor(net, "2")(x)
     assert outputs.equal(net(x))
     assert found.equal(net[1](net[0](x)).flatten(1))
+
+
+def test_features_may_be_the_input_of_a_block() -> None:
+    task = contract_task()
+    heads = {
+        head: MOON(head=head).init(task).head for head in ("model.2", "model.2.1.conv", "model.0.conv.unit0.conv.bias")
+    }
+    assert list(heads.values()) == ["model.2", "model.2.1.conv", "model.0.conv.unit0.conv"]
+    with pytest.raises(ConfigError, match="matches some layers, but not all"):
+        MOON(head="model.9").init(task)
+    *_, end = federate(MOON(head="model.2"), task, LocalFleet(task, rounds=2), rounds=2)
+    assert end.loss is not None
 
 
 def test_a_fixed_network_uses_the_statistics_of_the_batch() -> None:
