@@ -35,7 +35,7 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class FedNova(LocalTraining):
-    lr: Annotated[float, Gt(0), "learning rate of the local sgd"] = 0.01
+    lr: Annotated[float, Gt(0), "learning rate of the local sgd"] = 0.05
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw"], "local optimiser: must be sgd, because a_k is the sum of the steps of sgd"
     ] = "sgd"

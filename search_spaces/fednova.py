@@ -13,5 +13,5 @@ SPACE = {
 }
 POINTS = [
     {"algorithm.lr": 0.05, "algorithm.epochs": 2, "algorithm.momentum": 0.0},
-    {"algorithm.lr": 0.01, "algorithm.epochs": 2, "algorithm.momentum": 0.9},
+    {"algorithm.lr": 0.05, "algorithm.epochs": 2, "algorithm.momentum": 0.9},
 ]
