@@ -1,9 +1,13 @@
-"""FedBN: FedAvg without the normalisation layers, which stay at each site with their parameters and statistics.
+"""FedBN, SiloBN: FedAvg without the normalisation layers, or without their statistics, which stay at each site.
 
 Li, Jiang, Zhang, Kamp, Dou, "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR 2021,
 Algorithm 1. https://arxiv.org/abs/2102.07623
 
     w_k = (u_k, v_k), v_k the normalisation layers of site k        u <- sum_k (n_k / n) u_k,  v_k stays
+
+`local=statistics` is SiloBN: v_k are only the running statistics, and scales and shifts are shared. Andreux, Ogier du
+Terrail, Beguier, Tramel, "Siloed Federated Learning for Multi-Centric Histopathology Datasets", DCL workshop of MICCAI
+2020. https://arxiv.org/abs/2008.07424
 
 Normalisation layers are batch, instance, group, layer and RMS norm. Our reading: the server has no v_k, so an outside
 site and the global model use u with the first scales and shifts of the run and the statistics of each batch.
@@ -13,11 +17,14 @@ site and the global model use u with the first scales and shifts of the run and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from torch import nn
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
 from raysim.training import norm_layers
+
+GROUP = "personal"
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,15 @@ class ServerState:
 
 @dataclass(frozen=True, kw_only=True)
 class FedBN(LocalTraining):
+    local: Annotated[
+        Literal["layers", "statistics"],
+        "what stays at each site. layers: normalisation layers, FedBN; statistics: their running statistics, SiloBN",
+    ] = "layers"
+
     def init(self, task: Task) -> ServerState:
         net = task.network()
         model, _ = self.make_update(net)
-        local = norm_names(model, net)
+        local = self.local_names(model, net)
         return ServerState(model.only(model.keys() - local), model.parameters.only(local & model.parameters.keys()))
 
     # at each site
@@ -47,9 +59,13 @@ class FedBN(LocalTraining):
         net = self.load_global(site, local | broadcast)
         loss = self.fit(net, site)
         trained, (update, _) = weights(net), self.make_update(net)
-        sent = update.keys() - norm_names(update, net)
+        sent = update.keys() - self.local_names(update, net)
         client_state = trained.only(trained.keys() - sent)
         return Reply(update.only(sent), weight=len(site.data.train), metrics={"loss": loss}, client_state=client_state)
+
+    def local_names(self, model: Model, net: nn.Module) -> set[str]:
+        """The names in `model` of the tensors that stay at the site."""
+        return norm_names(model if self.local == "layers" else model.buffers, net)
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:

@@ -1,6 +1,7 @@
 """FedBN: learning rate, local epochs, the model at outside sites.
 
-FedBN needs normalisation layers with parameters, such as task.network.norm=batch; otherwise it equals FedAvg.
+FedBN needs normalisation layers with parameters, such as task.network.norm=batch; otherwise it equals FedAvg. To search
+SiloBN, add algorithm.local=statistics.
 """
 
 from ray import tune

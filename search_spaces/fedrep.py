@@ -1,6 +1,7 @@
 """FedRep: learning rate, epochs of the head, epochs of the other layers.
 
 First points: ten epochs of the head, and one or five of the other layers, near the values of Collins et al. 2021.
+To search FedPer, add algorithm.joint=true algorithm.head_epochs=1, which FedPer does not use.
 """
 
 from ray import tune

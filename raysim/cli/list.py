@@ -131,6 +131,10 @@ def _tables(kind: str) -> Iterable[tuple[str | None, tuple[str, ...], Iterable[t
 
         for task, losses in list_losses().items():
             yield f"\n{TASKS_OF[task]}", (), sorted(losses.items())
+    elif kind == "algorithms":
+        descriptions = registry.algorithms()
+        for group, names in registry.algorithm_groups().items():
+            yield f"\n{group}", (), [(name, descriptions[name]) for name in names]
     else:
         yield None, (), _descriptions(kind).items()
 
@@ -162,4 +166,4 @@ def _descriptions(kind: str) -> dict[str, str]:
         from raysim.tasks.augmentation import list_transforms
 
         return list_transforms()
-    return registry.algorithms() if kind == "algorithms" else registry.tasks()
+    return registry.tasks()

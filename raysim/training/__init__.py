@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raysim.training.batching import batches
     from raysim.training.contrastive_views import ImagePool, Views, check_levels, pool_levels, sample_batches
+    from raysim.training.heads import head_layer, last_layer, within
     from raysim.training.local_training import (
         GradientCorrection,
         OptimizerState,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _HOME = {
     "raysim.training.contrastive_views": ("ImagePool", "Views", "check_levels", "pool_levels", "sample_batches"),
     "raysim.training.batching": ("batches",),
+    "raysim.training.heads": ("head_layer", "last_layer", "within"),
     "raysim.training.local_training": (
         *("GradientCorrection", "OptimizerState", "dump_optimizer_state", "load_optimizer_state", "proximal_term"),
     ),
@@ -69,6 +71,8 @@ __all__ = [
     "extrapolate_distance",
     "from_vector",
     "gram_matrix",
+    "head_layer",
+    "last_layer",
     "load_optimizer_state",
     "mean_cosine",
     "mean_entropy",
@@ -87,6 +91,7 @@ __all__ = [
     "translate",
     "use_batch_statistics",
     "weighted_variance",
+    "within",
 ]
 
 

@@ -79,6 +79,29 @@ def test_without_normalisation_it_is_bit_identical_to_fedavg() -> None:
     assert len(fleet.client_state("a")) == 0
 
 
+@pytest.mark.parametrize("cohort", [1.0, 1])
+def test_silobn_is_bit_identical_to_fedavg_with_local_statistics(cohort: float | int) -> None:
+    # The buffers of the toy network are all running statistics.
+    end, fleet = run(rounds=3, local="statistics", epochs=2, cohort=cohort)
+    task = toy.task({"a": NEAR, "b": FAR, "x": FAR}, outside=["x"], network=toy.Scaled)
+    other = LocalFleet(task, rounds=3)
+    *_, plain = federate(FedAvg(**SGD, epochs=2, buffers="local"), task, other, rounds=3, cohort=cohort)
+    assert end.state.model == end.state.shared == plain.state
+    assert [fleet.client_state(site) for site in "ab"] == [other.client_state(site) for site in "ab"]
+    assert end.scores == plain.scores
+    assert set(end.traffic.up.values()) == {16}
+
+
+def test_silobn_shares_scales_and_shifts() -> None:
+    # The gradients of the second round are those of the test of FedBN, weighted 1 : 1.
+    end, fleet = run(local="statistics")
+    scale, shift = 0.1 * 0.075 * (0.425 + 0.925) / 2, 0.1 * 0.075 * (0.375 + 1.875) / 2
+    assert end.state.shared["0.weight"].item() == pytest.approx(1 + scale, rel=1e-4)
+    assert end.state.shared["0.bias"].item() == pytest.approx(shift, rel=1e-4)
+    assert set(fleet.client_state("a")) == NORM - {"0.weight", "0.bias"}
+    assert fleet.client_state("b")["0.running_mean"].item() == pytest.approx(0.1 * 6 + 0.9 * 0.6)
+
+
 def test_a_site_that_was_never_sampled_predicts_with_the_global_model() -> None:
     end, fleet = run(rounds=1, cohort=1)
     (sampled,) = end.cohort

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from algorithms.fedrep import FedRep, last_layer, within
+from algorithms.fedrep import FedRep
+from algorithms.localonly import LocalOnly
 from raysim import ConfigError, LocalFleet, federate
 from tests.support import toy
 
@@ -85,6 +86,25 @@ def test_no_predictor_without_a_head() -> None:
     assert [site for site in "ab" if fleet.client_state(site) is not None] == list(end.cohort)
 
 
+def test_joint_is_fedper_and_takes_one_step_of_both_parts() -> None:
+    # From u = 1, w = b = 0 the gradient of u is zero, so round 1 moves the heads only, to (0.2, 0.2) and (0.4, 0.2).
+    # Round 2: a: r = -1.6, dw = -1.6, db = -1.6, du = -1.6 * 0.2. b: r = -1, dw = -1 * 2, db = -1, du = -1 * 0.4 * 2.
+    end, fleet = run(joint=True)
+    assert toy.line(fleet.client_state("a")) == pytest.approx((0.36, 0.36))
+    assert toy.line(fleet.client_state("b")) == pytest.approx((0.6, 0.3))
+    assert end.state.shared["0.weight"].item() == pytest.approx((1.032 + 3 * 1.08) / 4)
+    assert {s.metric for s in end.scores if s.split == "train"} == {"loss"}
+    assert end.traffic.up == end.traffic.down == {"a": 4, "b": 4}
+
+
+def test_fedper_with_one_site_is_bit_identical_to_local_training() -> None:
+    task = toy.task({"b": toy.B}, network=Two, batch_size=2)
+    end, fleet = run(rounds=3, task=task, joint=True, epochs=2)
+    alone = LocalFleet(task, rounds=3)
+    list(federate(LocalOnly(optimizer="sgd", momentum=0.0, lr=0.1, epochs=2), task, alone, rounds=3))
+    assert fleet.client_state("b") | end.state.shared == alone.client_state("b")
+
+
 def test_the_head_may_be_named() -> None:
     # The first layer stays at the site and has no gradient at w = 0, so the line equals FedAvg after a step at u = 1.
     end, fleet = run(rounds=1, head="0")
@@ -102,34 +122,6 @@ def test_an_unknown_head_is_refused_with_the_names_of_layers(head: str) -> None:
 def test_a_head_of_all_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match="matches some layers, but not all; layers of the network: "):
         FedRep().init(toy.two_sites())
-
-
-def test_a_name_ends_at_a_dot() -> None:
-    assert within("fc.weight", "fc")
-    assert within("fc", "fc")
-    assert within("model.2.conv.bias", "model.2")
-    assert not within("fc2.weight", "fc")
-
-
-class DeeplySupervised(nn.Module):
-    """Its last layer affects only an output for training. The first output has the full resolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.out, self.side = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1)
-
-    def forward(self, x: Tensor) -> Any:
-        h = self.body(x)
-        return [self.out(h), self.side(h)] if self.training else [self.out(h)]
-
-
-def test_the_last_layer_is_the_last_that_affects_the_output() -> None:
-    assert last_layer(DeeplySupervised(), (1, 4, 4)) == "out"
-    net = DeeplySupervised()
-    net.out.requires_grad_(False)
-    assert last_layer(net, (1, 4, 4)) == "body"
-    with pytest.raises(ConfigError, match="no trained layer affects the network's output"):
-        last_layer(net.requires_grad_(False), (1, 4, 4))
 
 
 def test_frozen_layers_stay_frozen() -> None:

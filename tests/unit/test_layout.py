@@ -144,6 +144,8 @@ PUBLISHED_TRAINING = [
     "extrapolate_distance",
     "from_vector",
     "gram_matrix",
+    "head_layer",
+    "last_layer",
     "load_optimizer_state",
     "mean_cosine",
     "mean_entropy",
@@ -162,6 +164,7 @@ PUBLISHED_TRAINING = [
     "translate",
     "use_batch_statistics",
     "weighted_variance",
+    "within",
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from raysim.cli.main import main
 from raysim.cli.parser import KINDS
+from raysim.core.registry import algorithm_groups
 from tests.support.own_modules import forget_modules
 
 
@@ -90,3 +91,9 @@ def test_an_unknown_name_is_refused(kind: str, capsys: pytest.CaptureFixture[str
     assert (
         f"unknown {kind.removesuffix('es' if kind == 'losses' else 's')} 'nothing_like_it'" in capsys.readouterr().err
     )
+
+
+def test_algorithms_are_listed_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    first = [line.split("  ")[0] for line in shown(capsys, "algorithms").splitlines() if line[:1].strip()]
+    expected = [name for group, names in algorithm_groups().items() for name in (group, *names)]
+    assert first[: len(expected)] == expected

@@ -1,0 +1,19 @@
+"""FedDyn: learning rate, local epochs, weight of the regulariser.
+
+The local optimiser is SGD, so its learning rates differ from those of Adam. First points: alpha 0.01 and 0.1, of the
+order of the values in Acar et al. 2021, and 1 for few local steps.
+"""
+
+from ray import tune
+
+SPACE = {
+    "algorithm": "feddyn",
+    "algorithm.lr": tune.loguniform(1e-3, 0.3),
+    "algorithm.epochs": tune.randint(1, 11),
+    "algorithm.alpha": tune.loguniform(1e-3, 3.0),
+}
+POINTS = [
+    {"algorithm.lr": 0.05, "algorithm.epochs": 5, "algorithm.alpha": 0.01},
+    {"algorithm.lr": 0.05, "algorithm.epochs": 5, "algorithm.alpha": 0.1},
+    {"algorithm.lr": 0.05, "algorithm.epochs": 5, "algorithm.alpha": 1.0},
+]
