@@ -14,6 +14,8 @@ import numpy as np
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Split, Task, weights
 
+GROUP = "references"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Centralized(LocalTraining):

@@ -21,6 +21,8 @@ from annotated_types import Ge, Gt
 from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
 from raysim.training import proximal_term
 
+GROUP = "personal"
+
 
 @dataclass(frozen=True)
 class ClientState:

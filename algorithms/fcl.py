@@ -30,6 +30,8 @@ from torch.nn.functional import normalize, softplus
 from raysim import UNCHANGED, Array, Exchange, Fleet, Metrics, Model, Reply, Site, Task, load, mean, weights
 from raysim.training import ImagePool, SelfSupervised, check_levels, ema_update, pool_levels, projector, sample_batches
 
+GROUP = "self-supervised"
+
 MASKED = -1e30  # a logit with no effect; minus infinity would give NaN gradients
 
 

@@ -41,6 +41,8 @@ from raysim.training import (
     total_distance,
 )
 
+GROUP = "self-supervised"
+
 
 @dataclass(frozen=True)
 class ServerState:

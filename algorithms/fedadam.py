@@ -21,6 +21,8 @@ from annotated_types import Ge, Gt, Lt
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
 
+GROUP = "global"
+
 
 @dataclass(frozen=True)
 class ServerState:

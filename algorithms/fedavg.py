@@ -13,6 +13,8 @@ from typing import Any
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
 
+GROUP = "global"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FedAvg(LocalTraining):

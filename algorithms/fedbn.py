@@ -19,6 +19,8 @@ from torch import nn
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
 from raysim.training import norm_layers
 
+GROUP = "personal"
+
 
 @dataclass(frozen=True)
 class ServerState:

@@ -17,6 +17,8 @@ from torch import nn
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
 from raysim.training import GradientCorrection, proximal_term
 
+GROUP = "global"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FedProx(LocalTraining):

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from raysim import ConfigError, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
 
+GROUP = "personal"
+
 
 @dataclass(frozen=True)
 class ServerState:

@@ -24,6 +24,8 @@ from torch.nn.functional import cross_entropy
 from raysim import Fleet, Metrics, Model, Reply, Site, Task, mean
 from raysim.training import ImagePool, SelfSupervised, Views, sample_batches
 
+GROUP = "self-supervised"
+
 
 @dataclass(frozen=True, kw_only=True)
 class UprightViews(Views):

@@ -21,6 +21,8 @@ from torch.nn.functional import cross_entropy, normalize
 from raysim import Fleet, Metrics, Model, Reply, Site, Task, mean
 from raysim.training import ImagePool, SelfSupervised, projector, sample_batches
 
+GROUP = "self-supervised"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FedSimCLR(SelfSupervised[Model]):

@@ -45,6 +45,8 @@ from raysim import (
 )
 from raysim.training import OptimizerState, dump_optimizer_state, load_optimizer_state
 
+GROUP = "personal"
+
 
 @dataclass(frozen=True)
 class ServerState:

@@ -58,6 +58,8 @@ from raysim.training import (
     weighted_variance,
 )
 
+GROUP = "domain generalisation"
+
 ROUNDING = 1e-5  # relative error of float32 sums, with a margin
 
 

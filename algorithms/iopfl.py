@@ -42,6 +42,7 @@ from raysim import (
 )
 from raysim.training import mean_entropy, norm_layers, use_batch_statistics
 
+GROUP = "personal"
 TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | TransposedConvolution
 Gate = Literal["sigmoid", "softmax"]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, weights
 
+GROUP = "references"
+
 
 @dataclass(frozen=True)
 class ServerState:

@@ -38,6 +38,8 @@ from raysim import (
 )
 from raysim.training import GradientCorrection
 
+GROUP = "global"
+
 
 @dataclass(frozen=True)
 class ServerState:

@@ -15,11 +15,17 @@ from raysim.core import registry
 
 
 def print_names(kind: str, console: Console) -> None:
-    """Print every name of this kind with a one-line description."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, description in _descriptions(kind).items():
-        table.add_row(f"[bold]{name}[/]", description)
-    console.print(table)
+    """Print every name of this kind with a one-line description; algorithms by group."""
+    descriptions = _descriptions(kind)
+    groups = registry.algorithm_groups() if kind == "algorithms" else {"": list(descriptions)}
+    for group, names in groups.items():
+        table = Table(
+            title=group and f"\n{group}", title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False
+        )
+        table.add_column(min_width=max(map(len, descriptions)))
+        for name in names:
+            table.add_row(f"[bold]{name}[/]", descriptions[name])
+        console.print(table)
     console.print(f"\nTo show the keys of one: raysim list {kind} NAME", style="dim", highlight=False)
 
 

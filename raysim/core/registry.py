@@ -6,7 +6,7 @@ import ast
 import importlib
 import pkgutil
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ ALGORITHMS = "algorithms"
 TASKS = "raysim.tasks"
 METHODS = ("init", "round", "predictor")
 DECORATOR = "@dataclass(frozen=True, kw_only=True)"
+GROUPS = ("global", "personal", "self-supervised", "domain generalisation", "references")  # of algorithms, as listed
 SUPPLIED = {"SelfSupervised": METHODS}  # methods that a subclass inherits, by the name of the base class
 
 
@@ -39,9 +40,17 @@ def task_class(name: str) -> Any:
     return _find(name, TASKS, "task", ("build",))
 
 
+@dataclass(frozen=True)
+class Entry:
+    """The first docstring line of a module, and its constant GROUP; empty without one."""
+
+    description: str
+    group: str
+
+
 @cache
-def short_names(package: str, methods: tuple[str, ...]) -> dict[str, str]:
-    """The first docstring line of each module of `package` with a class that has `methods`, by module name.
+def _entries(package: str, methods: tuple[str, ...]) -> dict[str, Entry]:
+    """Each module of `package` that has a class with `methods`, by module name.
 
     The source is parsed and not imported, because the import of torch is slow.
     """
@@ -51,8 +60,15 @@ def short_names(package: str, methods: tuple[str, ...]) -> dict[str, str]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
         if any(set(methods) <= _method_names(node) for node in classes):
-            found[module.name] = (ast.get_docstring(tree) or "").split("\n")[0]
+            found[module.name] = Entry((ast.get_docstring(tree) or "").split("\n")[0], _group(tree))
     return found
+
+
+def _group(tree: ast.Module) -> str:
+    """The value of the line `GROUP = "..."`; empty without one."""
+    assignments = [node for node in tree.body if isinstance(node, ast.Assign)]
+    values = [ast.literal_eval(node.value) for node in assignments if ast.unparse(node.targets[0]) == "GROUP"]
+    return str(values[0]) if values else ""
 
 
 def _method_names(node: ast.ClassDef) -> set[str]:
@@ -64,12 +80,18 @@ def _method_names(node: ast.ClassDef) -> set[str]:
 
 def algorithms() -> dict[str, str]:
     """Short names of the algorithms, each with its one-line description."""
-    return short_names(ALGORITHMS, METHODS)
+    return {name: entry.description for name, entry in _entries(ALGORITHMS, METHODS).items()}
+
+
+def algorithm_groups() -> dict[str, list[str]]:
+    """Short names of the algorithms by group, in the order of GROUPS. A module states its group as `GROUP = "..."`."""
+    entries = _entries(ALGORITHMS, METHODS)
+    return {group: [name for name, entry in entries.items() if entry.group == group] for group in GROUPS}
 
 
 def tasks() -> dict[str, str]:
     """Short names of the tasks, each with its one-line description."""
-    return short_names(TASKS, ("build",))
+    return {name: entry.description for name, entry in _entries(TASKS, ("build",)).items()}
 
 
 def classes_of(algorithm: Any) -> list[type]:
@@ -99,7 +121,7 @@ def _folder(package: str) -> list[str]:
 def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
     module_name, colon, class_name = name.partition(":")
     if not colon:
-        known = short_names(package, methods)
+        known = _entries(package, methods)
         if name not in known:
             valid = ", ".join(sorted(known))
             raise ConfigError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raysim.core.registry import algorithm_groups
 from tests.support.paths import ROOT
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -60,6 +61,12 @@ def test_every_decision_is_in_the_index() -> None:
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == ["README.md"]
+
+
+def test_every_algorithm_is_in_the_section_of_its_group() -> None:
+    sections = re.split(r"^## ", (ROOT / "docs" / "algorithms.md").read_text(), flags=re.M)
+    listed = {text.split("\n")[0].lower(): set(re.findall(r"\[`(\w+)`\]\(algorithms/", text)) for text in sections}
+    assert {group: listed[group] for group in algorithm_groups()} == {g: set(n) for g, n in algorithm_groups().items()}
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysim.core.errors import ConfigError
-from raysim.core.registry import algorithm_class, algorithms, name_of, task_class, tasks
+from raysim.core.registry import GROUPS, algorithm_class, algorithm_groups, algorithms, name_of, task_class, tasks
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "algorithms"
@@ -47,6 +47,14 @@ def test_every_module_of_algorithms_is_an_algorithm() -> None:
     assert set(algorithms()) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
     assert {"fedavg", "fedprox", "localonly", "centralized"} <= set(algorithms())
     assert all(line.endswith(".") or ":" in line for line in algorithms().values())
+
+
+def test_every_algorithm_has_one_group() -> None:
+    groups = algorithm_groups()
+    assert tuple(groups) == GROUPS
+    assert sorted(name for names in groups.values() for name in names) == sorted(algorithms())
+    assert groups["references"] == ["centralized", "localonly"]
+    assert {"fedavg", "scaffold"} <= set(groups["global"])
 
 
 def test_tasks_are_those_that_can_be_built() -> None:
