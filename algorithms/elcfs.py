@@ -7,10 +7,9 @@ in Continuous Frequency Space", CVPR 2021. https://arxiv.org/abs/2103.06030
     t has the phase P and the amplitude  (1 - lambda) A + lambda A'  at low frequencies,  A at the others
     step:  theta' = theta - meta_lr grad L(x; theta)      minimise  L(x; theta) + L(t; theta')      w <- sum (n_k/n) w_k
 
-Included are the exchange, the interpolation and the episode, with the first-order gradient of the authors' code. Not
-included is the boundary loss, which needs contours and features of one network. Our reading: in each round each site of
-the cohort sends the low frequencies of some images, drawn at random, instead of all spectra once; t is made after the
-augmentation; high frequencies keep A, as in the code; the printed equation scales them by 1 - lambda.
+The episode has the first-order gradient of the authors' code. Not included is the boundary loss, which needs contours
+and features of one network. Our reading: in each round each site of the cohort sends the low frequencies of random
+images, instead of all spectra once; t follows the augmentation; high frequencies are as in the code, not as printed.
 """
 
 from __future__ import annotations
@@ -27,38 +26,23 @@ from torch import Tensor, nn
 from torch.fft import fftn, fftshift, ifftn, ifftshift
 from torch.func import functional_call
 
-from raysim import (
-    Array,
-    ConfigError,
-    Exchange,
-    Fleet,
-    LocalTraining,
-    Metrics,
-    Model,
-    Predictor,
-    Reply,
-    Site,
-    Task,
-    mean,
-)
+from raysim import ConfigError, Exchange, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
 
 GROUP = "domain generalisation"
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """The global model, and the amplitudes (n, C, *window) of each site at low frequencies."""
+    """The global model, and the amplitudes of images of each site at low frequencies."""
 
     model: Model
-    amplitudes: Exchange[Array]
+    amplitudes: Exchange[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ELCFS(LocalTraining):
     spectra: Annotated[int, Gt(0), "images of which a site sends the amplitudes, in each round"] = 8
-    window: Annotated[
-        float, Ge(0), Lt(0.5), "largest exchanged frequency, as a fraction of the shortest side; 0 is the mean alone"
-    ] = 0.01
+    window: Annotated[float, Ge(0), Lt(0.5), "highest exchanged frequency / shortest side; 0: the mean alone"] = 0.01
     meta_lr: Annotated[float, Ge(0), "step size of the episode; 0 trains on x and t alike"] = 1e-3
 
     def init(self, task: Task) -> Model:
@@ -70,11 +54,10 @@ class ELCFS(LocalTraining):
         return self.make_update(task.network())[0]
 
     # at each site
-    def publish(self, site: Site[Any], _: None) -> Reply[Array]:
-        """Amplitudes of random training images, as payload for the other sites."""
-        inputs = site.data.train.inputs
-        index = torch.randperm(len(inputs))[: self.spectra].sort().values.numpy()
-        images = torch.from_numpy(np.array(inputs[index])).to(site.device)
+    def publish(self, site: Site[Any], _: None) -> Reply[Any]:
+        """Amplitudes (n, C, *window) of random training images, as payload for the other sites."""
+        index = torch.randperm(len(site.data.train))[: self.spectra].sort().values.numpy()
+        images = torch.from_numpy(np.array(site.data.train.inputs[index])).to(site.device)
         return Reply(low_frequencies(spectrum(images), self.window).abs().cpu().numpy())
 
     def client(self, site: Site[Any], broadcast: Broadcast) -> Reply[Model]:
@@ -117,20 +100,21 @@ def step_ahead(net: nn.Module, loss: Tensor, lr: float) -> dict[str, Tensor]:
 def spectrum(images: Tensor) -> Tensor:
     """The Fourier transform of images (B, C, *space) along space, with frequency 0 in the centre."""
     axes = tuple(range(2, images.ndim))
-    return fftshift(fftn(images.float(), dim=axes), dim=axes)
+    centred: Tensor = fftshift(fftn(images.float(), dim=axes), dim=axes)
+    return centred
 
 
 def low_frequencies(centred: Tensor, window: float) -> Tensor:
     """The view (B, C, *window) of a centred spectrum with frequencies up to `window` times the shortest side."""
-    sides = centred.shape[2:]
-    reach = math.floor(window * min(sides))
-    return centred[(..., *(slice(side // 2 - reach, side // 2 + reach + 1) for side in sides))]
+    reach = math.floor(window * min(centred.shape[2:]))
+    for axis, side in enumerate(centred.shape[2:], start=2):
+        centred = centred.narrow(axis, side // 2 - reach, 2 * reach + 1)
+    return centred
 
 
 def interpolate(images: Tensor, amplitudes: Tensor, lam: Tensor, window: float) -> Tensor:
     """The images (B, C, *space) with the low frequencies' amplitudes moved by lam (B,) to those in `amplitudes`."""
     centred, axes = spectrum(images), tuple(range(2, images.ndim))
-    low = low_frequencies(centred, window)
-    share = lam.view(-1, *[1] * (images.ndim - 1))
-    low.copy_(torch.polar(low.abs().lerp(amplitudes, share), low.angle()))
-    return ifftn(ifftshift(centred, dim=axes), dim=axes).real.to(images.dtype)
+    low, lam = low_frequencies(centred, window), lam.view(-1, *[1] * (images.ndim - 1))
+    low.copy_(torch.polar(low.abs().lerp(amplitudes, lam), low.angle()))
+    return torch.real(ifftn(ifftshift(centred, dim=axes), dim=axes)).to(images.dtype)

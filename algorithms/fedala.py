@@ -16,8 +16,9 @@ training, and running statistics follow `buffers`. Outside sites, and sites that
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Annotated
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -64,27 +65,18 @@ class FedALA(LocalTraining):
         """The start of the round, and the new W_k."""
         net = self.load_global(site, model)
         names = last_parameters(net, self.layers)
-        net.requires_grad_(False)
-        w = {name: parameter for name, parameter in net.named_parameters() if name in names}
-        theta, mixing = (
-            on_device(state.personal.only(names), site.device),
-            {n: torch.ones_like(p) for n, p in w.items()},
-        )
-        if state.mixing is not None:
-            mixing = on_device(state.mixing, site.device)
-        epochs = self.start_epochs if state.mixing is None else 1
-        for inputs, labels in self.training_batches(site, split=random_part(site.data.train, self.part), epochs=epochs):
-            learned = [mixing[name].requires_grad_() for name in names]
-            start = {name: torch.lerp(theta[name], w[name], mixing[name]) for name in names}
+        w, theta = [net.get_parameter(name).detach() for name in names], tensors(state.personal, names, site.device)
+        mixing = [torch.ones_like(p) for p in w] if state.mixing is None else tensors(state.mixing, names, site.device)
+        part, epochs = random_part(site.data.train, self.part), self.start_epochs if state.mixing is None else 1
+        for inputs, labels in self.training_batches(site, split=part, epochs=epochs):
+            start = map(torch.lerp, theta, w, [m.requires_grad_() for m in mixing])
             with self.precision(site):
-                loss = site.task.loss(functional_call(net, start, (inputs,)), labels)
-            gradients = torch.autograd.grad(loss, learned)
-            mixing = {
-                name: (mixing[name].detach() - self.weight_lr * gradient).clamp(0, 1)
-                for name, gradient in zip(names, gradients, strict=True)
-            }
-        start = {name: torch.lerp(theta[name], w[name], mixing[name]) for name in names}
-        return model | as_model(start), as_model(mixing)
+                outputs = functional_call(net, dict(zip(names, start, strict=True)), (inputs,))
+                loss = site.task.loss(outputs, labels)
+            gradients = torch.autograd.grad(loss, mixing, materialize_grads=True)
+            steps = zip(mixing, gradients, strict=True)
+            mixing = [(m.detach() - self.weight_lr * gradient).clamp(0, 1) for m, gradient in steps]
+        return model | as_model(names, map(torch.lerp, theta, w, mixing)), as_model(names, mixing)
 
     # at the server
     def round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
@@ -98,30 +90,22 @@ class FedALA(LocalTraining):
 
 def last_parameters(net: nn.Module, layers: int) -> list[str]:
     """The names of the trained parameters of the last layers, in the order of `named_modules`."""
-    named = {
-        name: [key for key, p in layer.named_parameters(name, recurse=False) if p.requires_grad]
-        for name, layer in net.named_modules()
-    }
-    return [key for keys in [keys for keys in named.values() if keys][-layers:] for key in keys]
+    own = (layer.named_parameters(name, recurse=False) for name, layer in net.named_modules())
+    named = [[key for key, parameter in parameters if parameter.requires_grad] for parameters in own]
+    return [key for keys in [keys for keys in named if keys][-layers:] for key in keys]
 
 
 def random_part(split: Split, fraction: float) -> Split:
     """A random part of the examples, at least one."""
     index = torch.randperm(len(split))[: max(1, math.floor(fraction * len(split)))].sort().values.numpy()
-    labels = None if split.labels is None else split.labels[index]
-    return replace(
-        split,
-        inputs=split.inputs[index],
-        labels=labels,
-        cases=split.cases[index],
-        spacing=split.spacing[index],
-        levels=None,
-    )
+    arrays = {field.name: getattr(split, field.name) for field in fields(split)}
+    chosen: dict[str, Any] = {name: None if array is None else array[index] for name, array in arrays.items()}
+    return Split(**chosen)
 
 
-def on_device(model: Model, device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array.copy()).to(device) for name, array in model.items()}
+def tensors(model: Model, names: Iterable[str], device: torch.device) -> list[Tensor]:
+    return [torch.from_numpy(model[name].copy()).to(device) for name in names]
 
 
-def as_model(tensors: dict[str, Tensor]) -> Model:
-    return Model.of({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
+def as_model(names: Iterable[str], values: Iterable[Tensor]) -> Model:
+    return Model.of({name: value.cpu().numpy() for name, value in zip(names, values, strict=True)})

@@ -152,7 +152,10 @@ def _adapted_parameters(net: nn.Module) -> list[nn.Parameter]:
     """The scales and shifts of `net`. They are then its only parameters with gradients; dropout is off."""
     use_batch_statistics(net)
     net.eval().requires_grad_(False)
-    return [parameter.requires_grad_() for parameter in affine_parameters(net)]
+    parameters = affine_parameters(net)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    return parameters
 
 
 def _check_finite(parameters: list[nn.Parameter], passes: int, lr: float) -> None:
