@@ -70,6 +70,7 @@ class FedALA(LocalTraining):
         part, epochs = random_part(site.data.train, self.part), self.start_epochs if state.mixing is None else 1
         for inputs, labels in self.training_batches(site, split=part, epochs=epochs):
             start = map(torch.lerp, theta, w, [m.requires_grad_() for m in mixing])
+            net.train(len(inputs) > 1)  # a single example may have no batch statistics
             with self.precision(site):
                 outputs = functional_call(net, dict(zip(names, start, strict=True)), (inputs,))
                 loss = site.task.loss(outputs, labels)

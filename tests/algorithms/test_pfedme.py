@@ -30,7 +30,7 @@ def gradient(model: Any, site: str) -> Any:
 
 def test_one_round_by_hand() -> None:
     # lam = 2, outer_lr = 0.25. a: theta = 0, residual -2, to (0.2, 0.2); residual -1.6, pull 2 * 0.2, to (0.32, 0.32).
-    # w to half of it, (0.16, 0.16). b: residual -2, to (0.4, 0.2); residual -1, to (0.4 + 0.2 - 0.08, 0.2 + 0.1 - 0.04).
+    # w to half of it, (0.16, 0.16). b: residual -2, to (0.4, 0.2); residual -1, pull 2 * (0.4, 0.2), to (0.52, 0.26).
     end, fleet = run(PFedMe(lam=2.0, outer_lr=0.25, inner_steps=2, **SGD), rounds=1)
     assert toy.line(fleet.client_state("a").personal) == pytest.approx((0.32, 0.32))
     assert toy.line(fleet.client_state("b").personal) == pytest.approx((0.52, 0.26))

@@ -151,9 +151,7 @@ def test_the_last_batch_of_a_pass_is_not_a_single_image() -> None:
 
 def test_weights_that_are_not_finite_raise_an_error() -> None:
     images = np.array([[1.0], [np.inf]], np.float32)
-    with pytest.raises(
-        RunError, match=r"after 1 pass.* weights are not finite; lower .*outside.lr=0.1"
-    ):
+    with pytest.raises(RunError, match=r"after 1 pass.* weights are not finite; lower .*outside.lr=0.1"):
         tent(Logits(), images, lr=0.1, passes=1, batch=4, key=(0,))
 
 
@@ -308,9 +306,7 @@ def test_the_key_outside_is_checked() -> None:
     tent = resolve(parse_pairs(["algorithm.outside=tent", "algorithm.outside.lr=1e-2"])).algorithm.outside
     assert tent == OutsideAdaptation(name="tent", lr=0.01)
     assert resolve(parse_pairs(["rounds=1"])).algorithm.outside == OutsideAdaptation()
-    with pytest.raises(
-        ConfigError, match=r"outside.name='bn': expected 'global', 'batch_stats', 'tent' or 'sar'"
-    ):
+    with pytest.raises(ConfigError, match=r"outside.name='bn': expected 'global', 'batch_stats', 'tent' or 'sar'"):
         resolve(parse_pairs(["algorithm.outside=bn"]))
 
 
@@ -318,9 +314,7 @@ def test_the_key_outside_is_checked() -> None:
 @pytest.mark.parametrize("prefix", ["algorithm", "algorithm.finetune"])
 def test_options_of_tent_without_tent_are_refused(prefix: str, pairs: list[str]) -> None:
     algorithm = "algorithm=fcl" if prefix == "algorithm.finetune" else "algorithm=fedavg"
-    with pytest.raises(
-        ConfigError, match=rf"{prefix}\.outside={{.*}}: expected name=tent or name=sar with"
-    ):
+    with pytest.raises(ConfigError, match=rf"{prefix}\.outside={{.*}}: expected name=tent or name=sar with"):
         resolve(parse_pairs([algorithm, *(f"{prefix}.{pair}" for pair in pairs)]))
 
 
