@@ -71,10 +71,12 @@ class FedRDN(LocalTraining):
         replies = fleet.at(new).map(self.measure) if new else {}
         known = {**state.statistics, **{site: reply.payload for site, reply in replies.items()}}
         broadcast = ServerState(state.model, {site: known[site] for site in sorted(known)})
-        return replace(broadcast, model=mean(fleet.map(self.client, broadcast))), {}
+        model = mean(fleet.map(self.client, broadcast))
+        return replace(broadcast, model=model), {"shift": shift(list(known.values()))}
 
     def predictor(self, site: Site[Any], state: ServerState) -> Predictor:
-        own = state.statistics.get(site.name) or measured(first_images(site))
+        first = next((split for split in (site.data.train, site.data.test) if len(split)), site.data.val)
+        own = state.statistics.get(site.name) or measured(first)
         if site.name in site.task.outside:  # the images by which `outside` adapts the model
             data = replace(site.data, **{name: normalized(site.data[name], own) for name in ("val", "test")})
             site = replace(site, data=data)
@@ -113,6 +115,7 @@ def measured(split: Split) -> Statistics:
     return Statistics(mu.astype(np.float32), np.where(sigma > 0, sigma, 1).astype(np.float32))
 
 
-def first_images(site: Site[Any]) -> Split:
-    """The first split with images of training, test and validation."""
-    return next((site.data[name] for name in ("train", "test") if len(site.data[name])), site.data.val)
+def shift(statistics: list[Statistics]) -> float:
+    """The largest difference of the means of two sites, in mean deviations; 0 if images are normalised already."""
+    mu, sigma = (np.stack([getattr(entry, name) for entry in statistics]) for name in ("mean", "deviation"))
+    return float((np.ptp(mu, axis=0) / sigma.mean(axis=0)).max())

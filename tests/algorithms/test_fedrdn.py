@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.fedrdn import FedRDN, RandomNormalization, Statistics, measured, normalize
+from algorithms.fedrdn import FedRDN, RandomNormalization, Statistics, measured, normalize, shift
 from raysim import ConfigError, Data, LocalFleet, Split, Task, federate
 from raysim.training import OutsideAdaptation
 from tests.support import toy
@@ -65,6 +65,12 @@ def test_statistics_are_means_over_images() -> None:
     assert (found.mean.tolist(), found.deviation.tolist()) == ([4], [3])
     constant = measured(split([((5, 5), 0)]))
     assert (constant.mean.tolist(), constant.deviation.tolist()) == ([5], [1])
+
+
+def test_the_shift_between_sites_is_logged() -> None:
+    # Means 2 and 4, deviations 1 and 3.
+    assert shift([measured(split(images)) for images in IMAGES.values()]) == 1
+    assert run(FedRDN(**SGD))[0].metrics == {"shift": 1}
 
 
 def test_channels_are_normalised_separately_and_images_by_their_index() -> None:
