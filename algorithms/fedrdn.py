@@ -8,8 +8,7 @@ Yan, Fu, Li, Xie, Ma, Yang, Zhu, "A Simple Data Augmentation for Feature Distrib
     prediction:  x <- (x - mu_k) / sigma_k
 
 Our reading: images are normalised after the task's preparation and augmentation. The statistics of a site are known
-from its first round on. An outside site uses those of its own test images, without labels, or of its validation images
-if it has none. `metric@global` is the global model on images that are not normalised.
+from its first round on. An outside site uses those of its test (else validation) images; `metric@global` uses none.
 """
 
 from __future__ import annotations

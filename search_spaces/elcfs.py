@@ -1,7 +1,7 @@
 """ELCFS: learning rate, exchanged frequencies, step size of the episode.
 
-First points: windows 0.01, 0.05 and 0.1 with the step size of the authors' code, 0.001. A window below 1 / (shortest side)
-changes only the mean, which images with task.data.intensity=zscore do not have.
+First points: windows 0.01, 0.05 and 0.1 with the step size of the authors' code, 0.001. A window below 1 divided by the
+shortest side changes only the mean, which images with task.data.intensity=zscore do not have.
 """
 
 from ray import tune
