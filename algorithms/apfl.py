@@ -7,10 +7,10 @@ Deng, Kamani, Mahdavi, "Adaptive Personalized Federated Learning", 2020, Algorit
     alpha_k <- clip(alpha_k - alpha_lr <grad F_k(m_k), v_k - w_k>, 0, 1)
     server:  w <- sum_k (n_k / n) w_k;  v_k and alpha_k stay at the site
 
-w is as in FedAvg, with `clip` and dropout excepted: the norm is that of both gradients, and the networks share the
-random numbers. v_k starts from the first global model that the site receives. Our reading: alpha_k has a step size of
-its own, since lr may be that of Adam; inside sites predict with v_k and the new global w; m_k has running statistics,
-which stay at the site. Means are weighted by examples. Outside sites, and sites never sampled, predict with w.
+w is that of FedAvg up to rounding, except with `clip` and dropout: the norm is that of both gradients, and the networks
+share the random numbers. v_k starts from the first global model that the site receives. Our reading: alpha_k has its
+own step size, since lr may be that of Adam; inside sites predict with v_k and the new global w; m_k has its own running
+statistics. Means are weighted by examples. Outside sites, and sites that were never sampled, predict with w.
 """
 
 from __future__ import annotations

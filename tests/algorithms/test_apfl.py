@@ -12,6 +12,7 @@ from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
 from raysim import LocalFleet, federate
 from tests.support import toy
+from tests.support.by_hand import assert_close
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
 POINTS = {"a": (1.0, 2.0), "b": (2.0, 2.0)}  # b has its point three times
@@ -62,11 +63,11 @@ def test_losses_are_logged_separately() -> None:
 
 
 @pytest.mark.parametrize("fields", [SGD, {"optimizer": "adam", "lr": 0.01}])
-def test_the_global_model_is_bit_identical_to_fedavg(fields: dict[str, Any]) -> None:
+def test_the_global_model_is_that_of_fedavg(fields: dict[str, Any]) -> None:
     for network in (toy.Line, toy.Scaled):
         task = toy.task({"a": ((1, 2), (3, 1)), "b": ((2, 2), (0, 1), (1, 0), (3, 2))}, network=network, batch_size=2)
         ours, _ = run(APFL(epochs=3, **fields), task=task)
-        assert ours.state == run(FedAvg(epochs=3, **fields), task=task)[0].state
+        assert_close(ours.state, run(FedAvg(epochs=3, **fields), task=task)[0].state, 1e-6)
 
 
 def test_with_weight_0_inside_sites_predict_with_the_global_model() -> None:
