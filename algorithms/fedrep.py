@@ -27,6 +27,8 @@ from raysim.training import head_layer, within
 
 GROUP = "personal"
 
+GROUP = "personal"
+
 
 @dataclass(frozen=True)
 class ServerState:

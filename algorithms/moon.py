@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
-from raysim.training import batches, head_layer, use_batch_statistics
+from raysim.training import head_layer, use_batch_statistics
 
 GROUP = "global"
 
@@ -70,9 +70,7 @@ class MOON(LocalTraining):
     def _losses(
         self, trained: FeatureExtractor, fixed: list[FeatureExtractor], site: Site[ClientState]
     ) -> Iterator[Tensor]:
-        split, batch = site.data.train, site.task.batch_size
-        steps = self.count_steps(split, batch)
-        for inputs, labels in batches(split, min(batch, len(split)), steps, site.device, site.task.augment):
+        for inputs, labels in self.training_batches(site):
             with self.precision(site):
                 outputs, features = trained(inputs)
                 with torch.no_grad():

@@ -18,11 +18,11 @@ from raysim.core.errors import RunError
 from raysim.core.model import BatchNorm, Model, load, weights
 from raysim.training.batching import batches
 from raysim.training.test_time_adaptation import (
-    TENT_LR,
-    TENT_PASSES,
+    ADAPTATIONS,
+    LR,
+    PASSES,
     OutsideAdaptation,
     affine_parameters,
-    tent,
     use_batch_statistics,
 )
 
@@ -59,10 +59,10 @@ class LocalTraining:
     def load_global(self, site: Site[Any], model: Model) -> nn.Module:
         """A network with the global model, and with this site's buffers according to `buffers`.
 
-        Raises RunError before training if Tent cannot adapt the network.
+        Raises RunError before training if Tent or SAR cannot adapt the network.
         """
         net = self.load_site_buffers(site.load(), site, model)
-        if self.outside.name == "tent" and site.task.outside:
+        if self.outside.name in ADAPTATIONS and site.task.outside:
             affine_parameters(net)
         return net
 
@@ -91,10 +91,11 @@ class LocalTraining:
             return net
         use_batch_statistics(net)
         images = (site.data.test if len(site.data.test) else site.data.val).inputs
-        if self.outside.name == "tent" and len(images):
-            key = (site.seed, "tent", site.name)
-            lr, passes = self.outside.lr or TENT_LR, self.outside.passes or TENT_PASSES
-            tent(net, images, lr=lr, passes=passes, batch=site.task.batch_size, key=key)
+        adapt = ADAPTATIONS.get(self.outside.name)
+        if adapt is not None and len(images):
+            key = (site.seed, self.outside.name, site.name)
+            lr, passes = self.outside.lr or LR, self.outside.passes or PASSES
+            adapt(net, images, lr=lr, passes=passes, batch=site.task.batch_size, key=key)
         return net
 
     def _with_site_buffers(self, site: Site[Any], model: Model) -> Model:
@@ -115,8 +116,7 @@ class LocalTraining:
 
         `epochs` overrides the fields `epochs` and `steps`. `optimizer_state` is as in `optimize`.
         """
-        batches = self._batches(site, site.data.train if split is None else split, epochs)
-        losses = self._supervised(net, site, batches)
+        losses = self._supervised(net, site, self.training_batches(site, split=split, epochs=epochs))
         return self.optimize(net, site, losses, correct=correct, optimizer_state=optimizer_state)
 
     def _supervised(self, net: nn.Module, site: Site[Any], batches: Iterable[Batch]) -> Iterator[Tensor]:
@@ -202,10 +202,16 @@ class LocalTraining:
             return self.steps
         return (epochs or self.epochs) * math.ceil(len(split) / min(batch_size, max(len(split), 1)))
 
-    def _batches(self, site: Site[Any], split: Split, epochs: int | None) -> Iterator[Batch]:
-        batch = min(site.task.batch_size, max(len(split), 1))
+    def training_batches(
+        self, site: Site[Any], *, split: Split | None = None, epochs: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches of one round of training on `split` (default: the training data), shuffled and augmented.
+
+        `epochs` overrides the fields `epochs` and `steps`.
+        """
+        split = site.data.train if split is None else split
         steps = self.count_steps(split, site.task.batch_size, epochs)
-        return batches(split, batch, steps, site.device, site.task.augment)
+        return batches(split, min(site.task.batch_size, max(len(split), 1)), steps, site.device, site.task.augment)
 
 
 def proximal_term(w: list[Tensor], weight: float) -> GradientCorrection:

@@ -1,4 +1,4 @@
-"""Outside sites: batch statistics and Tent by hand, with a normalisation layer before two logits z and -z."""
+"""Outside sites: batch statistics, Tent and SAR by hand, with a normalisation layer before two logits z and -z."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from raysim.training.test_time_adaptation import (
     affine_parameters,
     mean_entropy,
     norm_layers,
+    sar,
     tent,
     use_batch_statistics,
 )
@@ -150,7 +151,7 @@ def test_the_last_batch_of_a_pass_is_not_a_single_image() -> None:
 
 def test_weights_that_are_not_finite_raise_an_error() -> None:
     images = np.array([[1.0], [np.inf]], np.float32)
-    with pytest.raises(RunError, match=r"after 1 pass\(es\) of Tent, weights are not finite; lower .*outside.lr=0.1"):
+    with pytest.raises(RunError, match=r"after 1 pass.* weights are not finite; lower .*outside.lr=0.1"):
         tent(Logits(), images, lr=0.1, passes=1, batch=4, key=(0,))
 
 
@@ -165,6 +166,61 @@ def test_a_network_without_norm_parameters_is_refused_with_the_cure(norm: Any) -
 def test_norm_layers_are_found_by_name() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.GroupNorm(1, 2), nn.InstanceNorm2d(2)))
     assert list(norm_layers(net)) == ["1.0", "1.1"]
+
+
+Z = np.array([-math.sqrt(2), 1 / math.sqrt(2), 1 / math.sqrt(2)])  # IMAGES, normalised
+
+
+def entropies(v: Any) -> Any:
+    """The entropy at each of Z for scale and shift v."""
+    p = 1 / (1 + np.exp(-2 * (v[0] * Z + v[1])))
+    return -p * np.log(p) - (1 - p) * np.log(1 - p)
+
+
+def slope(v: Any, chosen: Any) -> Any:
+    """The derivative of the mean of the chosen entropies with respect to v, by central differences."""
+    steps = 1e-5 * np.eye(2)
+    return np.array([(entropies(v + s)[chosen].mean() - entropies(v - s)[chosen].mean()) / 2e-5 for s in steps])
+
+
+def test_two_steps_of_sar() -> None:
+    # Entropies at first: 0.215 and twice 0.494. Only the first is below 0.4 ln 2 = 0.277.
+    v, momentum, reliable = np.array([1.0, 0.0]), np.zeros(2), np.array([True, False, False])
+    for _ in range(2):
+        g = slope(v, reliable)
+        raised = v + 0.05 * g / np.linalg.norm(g)
+        assert ((entropies(v) < 0.4 * math.log(2)) == reliable).all()
+        assert ((entropies(raised) < 0.4 * math.log(2)) == reliable).all()
+        momentum = 0.9 * momentum + slope(raised, reliable)
+        v = v - 0.1 * momentum
+    net = Logits()
+    sar(net, IMAGES, lr=0.1, passes=2, batch=8, key=(0,))
+    assert (net[0].weight.item(), net[0].bias.item()) == pytest.approx(tuple(v), abs=1e-4)
+    assert net[1].weight.flatten().tolist() == [1, -1]
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_sar_changes_nothing_without_a_reliable_prediction() -> None:
+    net = Logits()
+    net[0].weight.data.fill_(0.1)
+    before = weights(net).parameters
+    sar(net, IMAGES, lr=0.1, passes=2, batch=8, key=(0,))
+    assert weights(net).parameters == before
+
+
+def test_the_predictions_of_sar_are_voxels() -> None:
+    with seeded(0):
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+    images = np.random.default_rng(0).normal(3, 2, (6, 1, 8, 8)).astype(np.float32)
+    logits = net(torch.from_numpy(images)).detach() * 10
+    net[3].weight.data *= 10
+    net[3].bias.data *= 10
+    certain = -(logits.softmax(1) * logits.log_softmax(1)).sum(1) < 0.4 * math.log(3)
+    assert 0 < certain.float().mean() < 1
+    before = -(logits.softmax(1) * logits.log_softmax(1)).sum(1)[certain].mean()
+    sar(net, images, lr=0.01, passes=10, batch=6, key=(0,))
+    after = net(torch.from_numpy(images)).detach()
+    assert -(after.softmax(1) * after.log_softmax(1)).sum(1)[certain].mean() < before
 
 
 # The field `outside` takes effect at outside sites only.
@@ -197,7 +253,7 @@ def test_batch_statistics_at_an_outside_site() -> None:
     torch.testing.assert_close(predict(place("x"), outside=BATCH_STATS), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("outside", ["batch_stats", "tent"])
+@pytest.mark.parametrize("outside", ["batch_stats", "tent", "sar"])
 def test_an_inside_site_gets_the_global_model(outside: Any) -> None:
     assert torch.equal(predict(place("a"), outside=OutsideAdaptation(name=outside)), predict(place("a")))
     assert not torch.equal(predict(place("x"), outside=OutsideAdaptation(name=outside)), predict(place("x")))
@@ -238,9 +294,10 @@ def test_only_scores_of_outside_sites_change(kind: Any, outside: Any) -> None:
     assert after["x", "distance"] != before["x", "distance"] == after["x", "distance@global"]
 
 
-def test_a_network_that_tent_cannot_adapt_is_refused_before_it_is_trained() -> None:
-    with pytest.raises(SiteError, match=r"site 'a' failed in round 1: algorithm.outside=tent adapts"):
-        scores(FedAvg(**SGD, outside=TENT), toy.Line)
+@pytest.mark.parametrize("name", ["tent", "sar"])
+def test_a_network_without_scales_is_refused_before_it_is_trained(name: Any) -> None:
+    with pytest.raises(SiteError, match=r"site 'a' failed in round 1: algorithm.outside=tent or sar adapts"):
+        scores(FedAvg(**SGD, outside=OutsideAdaptation(name=name)), toy.Line)
     alone = toy.two_sites()  # without outside sites there is nothing to adapt
     assert len(list(federate(FedAvg(**SGD, outside=TENT), alone, LocalFleet(alone, rounds=1), rounds=1))) == 1
 
@@ -249,7 +306,7 @@ def test_the_key_outside_is_checked() -> None:
     tent = resolve(parse_pairs(["algorithm.outside=tent", "algorithm.outside.lr=1e-2"])).algorithm.outside
     assert tent == OutsideAdaptation(name="tent", lr=0.01)
     assert resolve(parse_pairs(["rounds=1"])).algorithm.outside == OutsideAdaptation()
-    with pytest.raises(ConfigError, match=r"algorithm.outside.name='bn': expected 'global', 'batch_stats' or 'tent'"):
+    with pytest.raises(ConfigError, match=r"outside.name='bn': expected 'global', 'batch_stats', 'tent' or 'sar'"):
         resolve(parse_pairs(["algorithm.outside=bn"]))
 
 
@@ -257,7 +314,7 @@ def test_the_key_outside_is_checked() -> None:
 @pytest.mark.parametrize("prefix", ["algorithm", "algorithm.finetune"])
 def test_options_of_tent_without_tent_are_refused(prefix: str, pairs: list[str]) -> None:
     algorithm = "algorithm=fcl" if prefix == "algorithm.finetune" else "algorithm=fedavg"
-    with pytest.raises(ConfigError, match=rf"{prefix}\.outside={{.*}}: expected name=tent with lr or passes"):
+    with pytest.raises(ConfigError, match=rf"{prefix}\.outside={{.*}}: expected name=tent or name=sar with"):
         resolve(parse_pairs([algorithm, *(f"{prefix}.{pair}" for pair in pairs)]))
 
 
