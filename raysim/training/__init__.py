@@ -10,13 +10,7 @@ if TYPE_CHECKING:
     from raysim.training.batching import batches
     from raysim.training.contrastive_views import ImagePool, Views, check_levels, pool_levels, sample_batches
     from raysim.training.heads import head_layer, last_layer, within
-    from raysim.training.local_training import (
-        GradientCorrection,
-        OptimizerState,
-        dump_optimizer_state,
-        load_optimizer_state,
-        proximal_term,
-    )
+    from raysim.training.local_training import GradientCorrection, proximal_term
     from raysim.training.model_geometry import (
         extrapolate_distance,
         from_vector,
@@ -31,6 +25,7 @@ if TYPE_CHECKING:
         translate,
         weighted_variance,
     )
+    from raysim.training.optimizers import OptimizerState, dump_optimizer_state, load_optimizer_state
     from raysim.training.self_supervised import SelfSupervised, ema_update, mlp, projector
     from raysim.training.test_time_adaptation import (
         OutsideAdaptation,
@@ -43,13 +38,12 @@ _HOME = {
     "raysim.training.contrastive_views": ("ImagePool", "Views", "check_levels", "pool_levels", "sample_batches"),
     "raysim.training.batching": ("batches",),
     "raysim.training.heads": ("head_layer", "last_layer", "within"),
-    "raysim.training.local_training": (
-        *("GradientCorrection", "OptimizerState", "dump_optimizer_state", "load_optimizer_state", "proximal_term"),
-    ),
+    "raysim.training.local_training": ("GradientCorrection", "proximal_term"),
     "raysim.training.model_geometry": (
         *("extrapolate_distance", "from_vector", "gram_matrix", "mean_cosine", "mean_shift", "model_norm"),
         *("move_to_distance", "tensor_distances", "to_vector", "total_distance", "translate", "weighted_variance"),
     ),
+    "raysim.training.optimizers": ("OptimizerState", "dump_optimizer_state", "load_optimizer_state"),
     "raysim.training.self_supervised": ("SelfSupervised", "ema_update", "mlp", "projector"),
     "raysim.training.test_time_adaptation": (
         *("OutsideAdaptation", "mean_entropy", "norm_layers", "use_batch_statistics"),

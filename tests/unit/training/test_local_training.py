@@ -17,7 +17,8 @@ from raysim.core.contracts import Batch
 from raysim.core.errors import RunError
 from raysim.core.seeding import seeded
 from raysim.training.batching import batches
-from raysim.training.local_training import fuse_parameters, lr_factor
+from raysim.training.local_training import lr_factor
+from raysim.training.optimizers import fuse_parameters
 from tests.support.toy import A, Line, Points, Scaled, line, site, split
 
 CPU = torch.device("cpu")
