@@ -158,7 +158,10 @@ def import_cure(name: str) -> str:
 
 
 def import_by_name(name: str) -> Any:
-    """The module `package.module`, or the object `package.module:Name`, also from the working directory."""
+    """The module `package.module`, or the object `package.module:Name`, also from the working directory.
+
+    The working directory is searched last: a file in it, which may be shared, must not replace an installed module.
+    """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     return pkgutil.resolve_name(name)

@@ -9,19 +9,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray.exceptions import RayError
 
+from raysim.config.merge import read_file
 from raysim.core.errors import ConfigError, RunError
 from raysim.distributed.control_actor import CONTROL, NAMESPACE, RunStatus, run_name
 from raysim.distributed.timeouts import POLL_INTERVAL_S, STATUS_REPLY_TIMEOUT_S, STOP_TIMEOUT_S
 from raysim.distributed.waiter import Waiter
 from raysim.storage.json_lines import read_jsonl
-from raysim.storage.run_directory import LOG_FILE, lock_owner, read_summary
+from raysim.storage.run_directory import LOCK_FILE, LOG_FILE, lock_owner, read_summary
 
 
 def active_names() -> set[str]:
@@ -74,7 +75,8 @@ def stop_runs(names: set[str]) -> Iterator[str]:
 def stop_local_run(directory: Path) -> None:
     """Stop the run in this directory by a signal to its command, like Ctrl-C. Returns when it has ended.
 
-    Raises ConfigError if no process of this user on this machine runs it, RunError if it does not end in time.
+    Raises ConfigError if no process of this user on this machine runs it, or if the process that the directory names
+    is not the one that holds its lock; RunError if it does not end in time.
     """
     owner = lock_owner(directory)
     if owner is None:
@@ -84,14 +86,10 @@ def stop_local_run(directory: Path) -> None:
         raise ConfigError(
             f"the command of {directory} runs on {where}: stop it on that machine, or by its name with --address"
         )
-    try:
-        os.kill(owner["pid"], signal.SIGTERM)
-    except PermissionError as error:
-        raise ConfigError(
-            f"process {owner['pid']}, which runs in {directory}, belongs to another user; only that user can stop it"
-        ) from error
-    except ProcessLookupError:  # it has ended meanwhile
-        pass
+    pid = owner.get("pid")
+    _check_lock_holder(directory, pid)
+    with suppress(ProcessLookupError):  # it has ended meanwhile
+        os.kill(pid, signal.SIGTERM)
     waiter = Waiter(STOP_TIMEOUT_S)
     while lock_owner(directory) is not None:
         if waiter.expired:
@@ -100,6 +98,24 @@ def stop_local_run(directory: Path) -> None:
                 "again"
             )
         time.sleep(0.1)
+
+
+def _check_lock_holder(directory: Path, pid: Any) -> None:
+    """Raises ConfigError unless this process holds the lock of `directory` and belongs to the owner of the directory.
+
+    Whoever can write to the directory may have named any process.
+    """
+    psutil: Any = import_module("psutil")  # installed with Ray
+    user, holds_lock = directory.stat().st_uid, False
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # another user's files cannot be listed
+        process = psutil.Process(pid if isinstance(pid, int) and pid > 0 else 0)
+        files = {file.path for file in process.open_files()}
+        holds_lock = process.uids().real == user and str((directory / LOCK_FILE).resolve()) in files
+    if not holds_lock and lock_owner(directory) is not None:  # else it has ended meanwhile
+        raise ConfigError(
+            f"{directory / LOCK_FILE} names process {pid}, but a process of user {user}, who owns the directory, must "
+            "hold this lock; end the command itself, with Ctrl-C or kill"
+        )
 
 
 def local_statuses(runs: Path, read: Callable[[Path], RunStatus]) -> Iterator[RunStatus]:
@@ -112,12 +128,12 @@ def local_statuses(runs: Path, read: Callable[[Path], RunStatus]) -> Iterator[Ru
 def directory_status(directory: Path) -> RunStatus:
     """The status of a run, active or not, read from its files."""
     owner, config = lock_owner(directory), dict[str, Any]()
-    with suppress(OSError, ValueError):
-        config = yaml.safe_load((directory / "config.yaml").read_text())
-    last = deque(read_jsonl(directory / LOG_FILE), maxlen=1)
-    row = last[0][0] if last else dict[str, Any]()
+    with suppress(ConfigError):
+        config = read_file(str(directory / "config.yaml"))
+    row = _last_round(directory)
     ended = read_summary(directory).get("status", "ended early" if config else "not started")
-    algorithm, task = (config.get(part, {}).get("name", "?") for part in ("algorithm", "task"))
+    parts = (config.get(part) for part in ("algorithm", "task"))
+    algorithm, task = (part.get("name", "?") if isinstance(part, dict) else "?" for part in parts)
     return RunStatus(
         name=directory.name,
         description=f"{algorithm} on {task}",
@@ -130,3 +146,12 @@ def directory_status(directory: Path) -> RunStatus:
         value=row.get("loss"),
         round_seconds=row.get("seconds"),
     )
+
+
+def _last_round(directory: Path) -> dict[str, Any]:
+    """The row of the last round in the log; empty without one, and for a line that raysim did not write."""
+    last = deque(read_jsonl(directory / LOG_FILE), maxlen=1)
+    match last:
+        case [[{"round": int()} as row, *_]]:
+            return row
+    return {}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 import ray
 from ray._common.utils import get_ray_address_file
 from ray._private.services import canonicalize_bootstrap_address_or_die, resolve_ip_for_localhost
@@ -38,6 +37,7 @@ def resolve_auto_address() -> str:
 
 def users_naming(address: str) -> set[int]:
     """The users who own the file with this address, or a raylet with it on its command line."""
+    psutil: Any = import_module("psutil")  # installed with Ray
     users = set[int]()
     file = Path(get_ray_address_file(None))
     with suppress(OSError):
