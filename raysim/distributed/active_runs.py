@@ -87,9 +87,14 @@ def stop_local_run(directory: Path) -> None:
             f"the command of {directory} runs on {where}: stop it on that machine, or by its name with --address"
         )
     pid = owner.get("pid")
-    _check_lock_holder(directory, pid)
-    with suppress(ProcessLookupError):  # it has ended meanwhile
-        os.kill(pid, signal.SIGTERM)
+    if _holds_lock(directory, pid):
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, signal.SIGTERM)
+    elif lock_owner(directory) is not None:
+        raise ConfigError(
+            f"{directory / LOCK_FILE} names process {pid}, but a process of user {directory.stat().st_uid}, who owns "
+            "the directory, must hold this lock; end the command itself, with Ctrl-C or kill"
+        )
     waiter = Waiter(STOP_TIMEOUT_S)
     while lock_owner(directory) is not None:
         if waiter.expired:
@@ -100,22 +105,18 @@ def stop_local_run(directory: Path) -> None:
         time.sleep(0.1)
 
 
-def _check_lock_holder(directory: Path, pid: Any) -> None:
-    """Raises ConfigError unless this process holds the lock of `directory` and belongs to the owner of the directory.
+def _holds_lock(directory: Path, pid: Any) -> bool:
+    """Whether this process holds the lock of `directory` and belongs to the owner of the directory.
 
-    Whoever can write to the directory may have named any process.
+    The file of the lock may name any process, written by anyone who may write to the directory.
     """
     psutil: Any = import_module("psutil")  # installed with Ray
-    user, holds_lock = directory.stat().st_uid, False
-    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # another user's files cannot be listed
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # the files of another user's process cannot be listed
         process = psutil.Process(pid if isinstance(pid, int) and pid > 0 else 0)
         files = {file.path for file in process.open_files()}
-        holds_lock = process.uids().real == user and str((directory / LOCK_FILE).resolve()) in files
-    if not holds_lock and lock_owner(directory) is not None:  # else it has ended meanwhile
-        raise ConfigError(
-            f"{directory / LOCK_FILE} names process {pid}, but a process of user {user}, who owns the directory, must "
-            "hold this lock; end the command itself, with Ctrl-C or kill"
-        )
+        owned = process.uids().real == directory.stat().st_uid
+        return bool(owned) and str((directory / LOCK_FILE).resolve()) in files
+    return False
 
 
 def local_statuses(runs: Path, read: Callable[[Path], RunStatus]) -> Iterator[RunStatus]:
