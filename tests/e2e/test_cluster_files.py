@@ -74,7 +74,7 @@ def test_slurm_starts_ray_on_all_nodes_and_the_command_on_the_first(code: int, t
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == code, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
-    _, made, started, removed = calls
+    made, _, started, removed = calls
     folder = made.rpartition(" ")[2]
     assert (made, removed) == (
         f"srun --nodes=2 --ntasks=2 mkdir -m 700 {folder}",
@@ -136,18 +136,20 @@ def test_the_cloud_starts_the_machines_of_the_file(cloud: Any) -> None:
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     config = prepared("gpu.yaml")
+    group = cloud.create_security_group(GroupName="own", Description="own")["GroupId"]
+    for kind in config["available_node_types"].values():
+        kind["node_config"]["SecurityGroupIds"] = [group]  # the line marked FILL
     config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
     kinds = config["available_node_types"]
     assert (kinds["head"]["resources"], kinds["gpu"]["resources"]["GPU"]) == ({"CPU": 4}, 1)
     assert ":instance-profile/" in config["head_node"]["IamInstanceProfile"]["Arn"]  # the head starts machines itself
 
-    group = cloud.create_security_group(GroupName="own", Description="own")["GroupId"]
-    image = cloud.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]  # the lines marked FILL
+    image = cloud.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]  # the line marked FILL
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     for kind, count in (("head", 1), ("gpu", 1)):
         tags = {"ray-node-kind": "head" if kind == "head" else "worker", "ray-user-node-type": kind}
         tags |= {"ray-node-name": kind, "ray-launch-config": "0", "ray-node-status": "up-to-date"}
-        provider.create_node({**kinds[kind]["node_config"], "ImageId": image, "SecurityGroupIds": [group]}, tags, count)
+        provider.create_node({**kinds[kind]["node_config"], "ImageId": image}, tags, count)
     machines = [each for made in cloud.describe_instances()["Reservations"] for each in made["Instances"]]
     found = sorted((each["InstanceType"], each.get("InstanceLifecycle", "on demand")) for each in machines)
     assert found == [("g5.2xlarge", "spot"), ("m6i.xlarge", "on demand")]
