@@ -11,7 +11,7 @@ from pathlib import Path
 from raysim.cli.parser import make_parser
 from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
-from raysim.core.formatting import printable
+from raysim.core.formatting import printable, redact
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
-            print(printable(error.remote), file=sys.stderr)
-        print(printable(f"raysim: {error}"), file=sys.stderr)
+            print(printable(redact(error.remote)), file=sys.stderr)
+        print(printable(redact(f"raysim: {error}")), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("raysim: interrupted", file=sys.stderr)

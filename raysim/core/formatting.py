@@ -43,3 +43,8 @@ def format_bytes(count: float) -> str:
 def printable(text: str) -> str:
     """`text` with control characters as escapes such as `\\x1b`: text of files and of other programs is output so."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def redact(text: str) -> str:
+    """`text` without user names and passwords in URLs, and without the values of their queries, such as signatures."""
+    return re.sub(r"([?&][\w.-]+=)[^&\s'\"]+", r"\1***", re.sub(r"://[^/@\s]*@", "://***@", text))
