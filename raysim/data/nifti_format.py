@@ -48,15 +48,15 @@ def check_header(file: str) -> None:
 
     nibabel reads everything before the voxels when it opens a file: 0.4 MB may decompress to 800 MB.
     """
-    from nibabel import Nifti1Header, Nifti2Header
+    import nibabel
 
     with open(file, "rb") as stream:
         is_compressed = stream.read(2) == b"\x1f\x8b"
     with gzip.open(file) if is_compressed else open(file, "rb") as stream:
-        head = stream.read(Nifti2Header.sizeof_hdr)
-    second = Nifti2Header.sizeof_hdr in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
-    kind = Nifti2Header if second else Nifti1Header
-    header: Any = kind(head[: kind.sizeof_hdr], check=False)
+        head = stream.read(nibabel.Nifti2Header.sizeof_hdr)
+    second = nibabel.Nifti2Header.sizeof_hdr in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
+    kind: Any = nibabel.Nifti2Header if second else nibabel.Nifti1Header
+    header = kind(head[: kind.sizeof_hdr], check=False)
     if not (offset := float(header["vox_offset"])) <= MAX_OFFSET:
         raise ConfigError(f"its header declares {offset:g} bytes before the voxels; at most {MAX_OFFSET} are supported")
 
@@ -68,7 +68,7 @@ def _read_values(stored: Any) -> Array:
     """
     from nibabel.volumeutils import apply_read_scaling
 
-    array = np.asanyarray(stored.get_unscaled())
+    array: Array = np.asanyarray(stored.get_unscaled())
     slope, inter = np.asanyarray(stored.slope), np.asanyarray(stored.inter)
     if (slope == 1 and inter == 0) or not array.ndim:
         return array

@@ -36,7 +36,8 @@ def load_table(path: str) -> pd.DataFrame:
     except IsADirectoryError:
         raise ConfigError(f"table {path} is a folder; create its table with `raysim data scan {path}`") from None
     except Exception as reason:
-        raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {reason}") from reason
+        problem = " ".join(str(reason).split())
+        raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {problem}") from reason
     # Blank rows are dropped only after numbering: the header is row 1, as in an editor.
     table = table.set_axis(range(2, len(table) + 2)).dropna(how="all")
     if table.empty:

@@ -86,7 +86,7 @@ def stop_local_run(directory: Path) -> None:
         raise ConfigError(
             f"the command of {directory} runs on {where}: stop it on that machine, or by its name with --address"
         )
-    pid = owner.get("pid")
+    pid: Any = owner.get("pid")
     if _holds_lock(directory, pid):
         with suppress(ProcessLookupError):  # it has ended meanwhile
             os.kill(pid, signal.SIGTERM)
@@ -151,8 +151,7 @@ def directory_status(directory: Path) -> RunStatus:
 
 def _last_round(directory: Path) -> dict[str, Any]:
     """The row of the last round in the log; empty without one, and for a line that raysim did not write."""
-    last = deque(read_jsonl(directory / LOG_FILE), maxlen=1)
-    match last:
+    match deque(read_jsonl(directory / LOG_FILE), maxlen=1):
         case [[{"round": int()} as row, *_]]:
-            return row
+            return dict(row)
     return {}

@@ -45,8 +45,8 @@ def users_naming(address: str) -> set[int]:
         if stat.S_ISREG(info.st_mode) and _same_address(file.read_text().strip(), address):
             users.add(info.st_uid)
     for process in psutil.process_iter(["uids", "cmdline"]):
-        words = " ".join(process.info["cmdline"] or ()).split()
-        named = [word.partition("=")[2] for word in words if word.startswith("--gcs-address=")]
+        arguments = " ".join(process.info["cmdline"] or ()).split()
+        named = [each.partition("=")[2] for each in arguments if each.startswith("--gcs-address=")]
         if process.info["uids"] and any(_same_address(each, address) for each in named):
             users.add(process.info["uids"].real)
     return users

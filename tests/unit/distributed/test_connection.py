@@ -48,7 +48,7 @@ def test_the_users_who_name_an_address_own_the_file_of_ray(monkeypatch: pytest.M
     assert users_naming("10.9.8.7:6379") == {os.getuid()}
     assert users_naming("10.9.8.7:6380") == set()
     file.rename(tmp_path / "moved")
-    file.symlink_to(tmp_path / "moved")  # whoever made the link names the address
+    file.symlink_to(tmp_path / "moved")  # the owner of the link, not of the file, names it
     assert users_naming("10.9.8.7:6379") == set()
 
 
