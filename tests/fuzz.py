@@ -1,7 +1,7 @@
 """Feeds damaged files to every reader of files of others: `python tests/fuzz.py --minutes 60 [READER ...]`.
 
 A reader may return a value or raise a RaysimError. Any other exception, and more than MAX_MEMORY for a file below 1 MB,
-is a defect: its input is kept in build/fuzz, and the exit code is 1. Each reader runs in its own process.
+is a defect: its input is kept in /tmp/raysim-fuzz, and the exit code is 1. Each reader runs in its own process.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from raysim.core.errors import RaysimError
 
 MAX_MEMORY = 1_000_000_000  # bytes above those of the idle process
-KEPT = Path("build/fuzz")
+KEPT = Path(tempfile.gettempdir()) / "raysim-fuzz"
 Reader = Callable[[Path, bytes], object]
 Edits = list[tuple[int, int, bytes]]  # position, kind, piece
 
 
 def a_table() -> bytes:
-    return b"site,split,image,label,age\na,train,x.png,1,3\nb,test,y.png,0,4.5\n" * 3
+    return b"site,split,image,label,age\na,train,x.png,1,3\nb,test,y.png,0,4.5\nb,val,z.png,1,5\n"
 
 
 def read_csv(folder: Path, content: bytes) -> object:
@@ -193,6 +193,7 @@ class Fuzzer:
         self.name, self.origin, self.idle = name, make(), 0
         self.files, self.refused, self.defects = 0, 0, set[str]()
         self.attempt([])  # imports the libraries
+        assert not self.refused, "the undamaged file is valid"
         self.idle = memory()
 
     def attempt(self, edits: Edits) -> None:
