@@ -102,9 +102,10 @@ def read_checkpoint(folder: Path, content: bytes) -> object:
     path = checkpoint.write(folder, 1, Model.of({"w": np.ones(3, np.float32)}), {"a": {"n": 1}})
     text, _, arrays = content.partition(b"\0SPLIT\0")
     index = json.loads((path / "checkpoint.json").read_text())
-    for name, part in (("state.json", text), ("state.safetensors", arrays), ("client_states/a.json", text)):
-        (path / name).write_bytes(part)
-        index["sha256"][name] = hashlib.sha256(part).hexdigest()
+    for name in ("state", "client_states/a"):
+        for file, part in ((f"{name}.json", text), (f"{name}.safetensors", arrays)):
+            (path / file).write_bytes(part)
+            index["sha256"][file] = hashlib.sha256(part).hexdigest()
     (path / "checkpoint.json").write_text(json.dumps(index))
     try:
         return checkpoint.read(path).client_states["a"]
