@@ -28,8 +28,8 @@ def unique_colours(mask: Array) -> list[Colour]:
     if mask.dtype.kind != "u" or mask.dtype.itemsize > 2:
         return [tuple(int(part) for part in colour) for colour in np.unique(pixels, axis=1).T]
     bits = 8 * mask.dtype.itemsize  # one number for each pixel: to sort the columns of a large mask takes minutes
-    red, green, blue = pixels.astype(np.uint32 if bits == 8 else np.uint64)
-    codes = np.unique(red << 2 * bits | green << bits | blue)
+    parts: Any = pixels.astype(np.uint32 if bits == 8 else np.uint64)
+    codes = np.unique(parts[0] << 2 * bits | parts[1] << bits | parts[2])
     return [tuple(int(code) >> shift & 2**bits - 1 for shift in (2 * bits, bits, 0)) for code in codes]
 
 
