@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations
 
 TEXTS := raysim algorithms search_spaces cluster tests docs examples studies benchmarks $(wildcard *.md) Makefile
 
-.PHONY: help demo check format docs test test-all test-smoke mutations bench bench-peers clean
+.PHONY: help demo check format docs test test-all test-smoke mutations fuzz audit bench bench-peers clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,14 @@ test-smoke: $(VENV)/installed  ## of the slow tests the few that .ci/run adds to
 
 mutations: $(VENV)/installed  ## small defects one at a time: make test has to notice each, in about 20 minutes
 	$(BIN)/python tests/mutation_check.py
+
+fuzz: $(VENV)/installed  ## damaged files for every reader of files of others, for MINUTES (60)
+	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),60)
+
+audit:  ## the pinned versions against the known vulnerabilities of PyPI; fails if it cannot ask for one of them
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data
 	@missed=0; for script in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py search.py; do \

@@ -18,16 +18,20 @@ source "$HOME/raysim-env/bin/activate" # FILL: the environment with raysim, visi
 
 # A token for this job, because others may have jobs on the same nodes. It is in a file that only you can read, never in a command.
 token=$(mktemp "$HOME/.raysim-token.XXXXXX")
-trap 'rm -f "$token"' EXIT
+nodes=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES")
+trap 'rm -f "$token"; srun "${nodes[@]}" rm -rf "$RAY_TMPDIR"' EXIT
 python -c 'import secrets; print(secrets.token_hex(32))' > "$token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
+# Ray opens its temporary folder to all users of a node, so the folder above it is yours alone: a new one on each node.
+export RAY_TMPDIR=/tmp/raysim-${token##*.}
+srun "${nodes[@]}" mkdir -m 700 "$RAY_TMPDIR"
 export RAYSIM_AUTOSCALER='{max_workers: 0, resources: {CPU: 1}}' # the job cannot grow
 export RAY_ADDRESS=auto RAYSIM_RUNS=${RAYSIM_RUNS:-$PWD/runs} RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${head%%$'\n'*}                  # the first node; with `| head`, a SIGPIPE of scontrol could end the script
 port=$((20000 + SLURM_JOB_ID % 10000)) # different for two jobs on one node
-srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 \
+srun "${nodes[@]}" --kill-on-bad-exit=1 \
   --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "${SLURM_CPUS_PER_TASK:-1}" \
   ${SLURM_GPUS_ON_NODE:+--num-gpus "$SLURM_GPUS_ON_NODE"} --dashboard-host 127.0.0.1 --dashboard-agent-listen-port 0 \

@@ -12,6 +12,7 @@ from raysim.cli.completion import complete
 from raysim.cli.parser import make_parser
 from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
+from raysim.core.formatting import printable, redact
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
-            print(error.remote, file=sys.stderr)
-        print(f"raysim: {error}", file=sys.stderr)
+            print(printable(redact(error.remote)), file=sys.stderr)
+        print(printable(redact(f"raysim: {error}")), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("raysim: interrupted", file=sys.stderr)
@@ -59,7 +60,8 @@ def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     config = read_config(args, overrides)
     from raysim.cli.doctor import doctor
-    from raysim.reporting.console import RunConsole, Terminal
+    from raysim.reporting.console import RunConsole
+    from raysim.reporting.terminal import Terminal
 
     return doctor(config, args.out, RunConsole(Terminal()))
 
@@ -71,22 +73,20 @@ def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from rich.console import Console
-
     from raysim.cli import status
+    from raysim.reporting.terminal import Terminal
 
-    status.status(args.run, args.address, Console())
+    status.status(args.run, args.address, Terminal())
     return 0
 
 
 def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from rich.console import Console
-
     from raysim.cli import status
+    from raysim.reporting.terminal import Terminal
 
     if (args.run is None) != args.all:
         raise ConfigError("raysim stop needs a RUN (raysim status lists the active runs), or --all")
-    status.stop(args.run, args.address, Console())
+    status.stop(args.run, args.address, Terminal())
     return 0
 
 
@@ -95,15 +95,14 @@ def _submit(args: argparse.Namespace, _: Sequence[str]) -> int:
 
     if os.environ.get("RAY_AUTH_TOKEN") or token_file(os.environ, Path.home()).is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's job client sends the token only in this mode
-    from rich.console import Console
-
     from raysim.cli import submit
+    from raysim.reporting.terminal import Terminal
 
     if args.attach:
-        return submit.attach(args.attach, args.address, Console())
+        return submit.attach(args.attach, args.address, Terminal())
     if args.arguments[:1] == ["run"]:
         _check_run_arguments(args.arguments[1:])
-    return submit.submit(args.arguments, args.address, args.detach, Console())
+    return submit.submit(args.arguments, args.address, args.detach, Terminal())
 
 
 def _check_run_arguments(arguments: Sequence[str]) -> None:
@@ -116,11 +115,10 @@ def _check_run_arguments(arguments: Sequence[str]) -> None:
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from rich.console import Console
-
     from raysim.cli import list
+    from raysim.reporting.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     if args.what is None:
         list.print_kinds(console)
     elif args.name is None:
@@ -140,11 +138,10 @@ def _schema(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _data(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from rich.console import Console
-
     from raysim.cli import data
+    from raysim.reporting.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     if args.data_command == "scan":
         data.scan(args.folder, args.out, args.fractions, args.seed, args.group, console)
     else:

@@ -20,7 +20,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Run the federation that the arguments describe."""
     config = read_config(args, overrides)
     from raysim.distributed import launcher
-    from raysim.reporting.console import RunConsole, Terminal
+    from raysim.reporting.console import RunConsole
+    from raysim.reporting.terminal import Terminal
 
     console = RunConsole(Terminal())
     with console.live():
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 def resume(args: argparse.Namespace) -> int:
     """Continue a run after its last checkpoint."""
     from raysim.distributed import launcher
-    from raysim.reporting.console import RunConsole, Terminal
+    from raysim.reporting.console import RunConsole
+    from raysim.reporting.terminal import Terminal
 
     end_cleanly_on_sigterm()
     console = RunConsole(Terminal())

@@ -113,8 +113,8 @@ def _base(args: argparse.Namespace, file_keys: Mapping[str, Any]) -> Mapping[str
 def _start(
     args: argparse.Namespace, names: Sequence[str], file_keys: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> None:
-    from raysim.reporting.console import Terminal
     from raysim.reporting.search_console import SearchConsole
+    from raysim.reporting.terminal import Terminal
     from raysim.search import api
     from raysim.search.request import build_request
     from raysim.search.space import Space, from_cli
@@ -134,8 +134,8 @@ def _start(
 
 
 def _resume(args: argparse.Namespace, names: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    from raysim.reporting.console import Terminal
     from raysim.reporting.search_console import SearchConsole
+    from raysim.reporting.terminal import Terminal
     from raysim.search import api
 
     changed = args.space or args.out or args.config or args.dry_run or names or overrides.keys() - {"ray_address"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from os import PathLike
 
 import yaml
 
+# Characters that a terminal interprets, but tab and newline; those that reverse the order of text; lone surrogates.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MAX_NAMED = 5  # rows, files or sites named in one message
 
 
@@ -41,3 +44,13 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as escapes such as `\\x1b`: text of files and of other programs is output so."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def redact(text: str) -> str:
+    """`text` without user names and passwords in URLs, and without the values of their queries, such as signatures."""
+    return re.sub(r"([?&][\w.-]+=)[^&\s'\"]+", r"\1***", re.sub(r"://[^/@\s]*@", "://***@", text))

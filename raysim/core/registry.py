@@ -241,10 +241,11 @@ def import_advice(name: str) -> str:
 def import_by_name(name: str) -> Any:
     """The module `package.module` or `folder/file.py`, or an object in it, as in `package.module:Name`.
 
-    Modules and relative paths may also be in the working directory.
+    Modules and relative paths may also be in the working directory. It is searched last: a file in it, which may be
+    shared, must not replace an installed module.
     """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     module, _, attribute = name.partition(":")
     if not module.endswith(".py"):
         return pkgutil.resolve_name(name)

@@ -11,6 +11,18 @@ import fsspec.core
 from pydantic import AfterValidator
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import redact
+
+PROTOCOLS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "az", "https", "memory", "zip", "tar")  # fsspec's names
+SECRET = re.compile(
+    r"://[^/@\s]*:[^/@\s]*@|https?://[^/@\s]*@"
+    r"|[?&]([\w.-]*(signature|credential|token|password|secret|accesskey|accesskeyid|api[_-]?key)|sig|key)=",
+    re.IGNORECASE,
+)
+SECRET_CURE = (
+    "remove it from the URL, and store it in the configuration of the storage library (such as ~/.aws/credentials) on "
+    "every node"
+)
 
 
 def absolute_path(path: str | None) -> str | None:
@@ -18,15 +30,29 @@ def absolute_path(path: str | None) -> str | None:
 
     Raises ConfigError for a URL with a password or a key, because paths are written to files that users share.
     """
-    if path and contains_secret(path):
-        cure = "store it in the configuration of the storage library (such as ~/.aws/credentials) on every node"
-        raise ConfigError(f"a URL must not contain a password or a key; remove it from the URL, and {cure}")
-    return join_path(os.getcwd(), os.path.expanduser(path)) if path else path
+    return join_path(os.getcwd(), os.path.expanduser(check_url(path))) if path else path
 
 
 def contains_secret(text: str) -> bool:
-    """Whether `text` has a URL with a password, or a web address with a user name, which is often an access key."""
-    return re.search(r"://[^/@\s]*:[^/@\s]*@|https?://[^/@\s]*@", text) is not None
+    """Whether `text` has a URL with a password, a token or a signature, or a web address with a user name."""
+    return SECRET.search(text) is not None
+
+
+def check_url(path: str) -> str:
+    """`path`, unless it is a URL of an unsupported protocol or with a secret: raises ConfigError without the secret.
+
+    fsspec supports many more protocols; some of them run code or commands, or connect to any address.
+    """
+    if contains_secret(path):
+        raise ConfigError(f"{redact(path)} contains a password, a token or a signature; {SECRET_CURE}")
+    *outer, last = path.split("::")
+    protocols = [part.partition("://")[0] for part in outer] + ([last.partition("://")[0]] if "://" in last else [])
+    if unknown := [each for each in protocols if each not in PROTOCOLS]:
+        raise ConfigError(
+            f"{path}: the protocol {unknown[0]} is not supported; use file, s3, gs, abfs or https, and zip or tar for "
+            "a file in an archive, or copy the files to a folder"
+        )
+    return path
 
 
 # For configuration fields: a run may be repeated from another working directory.
@@ -75,10 +101,12 @@ def _list_folder(folder: str) -> set[str]:
     try:
         if "://" not in folder:  # is_file: a folder or a broken link may have the name of a file
             return {entry.path for entry in os.scandir(folder) if entry.is_file()}
-        store, name = fsspec.core.url_to_fs(folder)
+        store, name = fsspec.core.url_to_fs(check_url(folder))
         return set(store.ls(name, detail=False))
     except (OSError, NotImplementedError):
         return set()
+    except ConfigError:
+        raise
     except Exception as reason:
         raise ConfigError(f"cannot list the files in {folder}: {reason}") from reason
 

@@ -12,6 +12,7 @@ import fsspec.core
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.data.file_paths import check_url
 from raysim.data.image_formats import Image, decode_image, grid_distance, is_volume, voxels_text
 from raysim.data.mask_colours import check_palette, round_labels
 
@@ -80,7 +81,7 @@ def _local_copy(path: str) -> Iterator[str]:
     if "://" not in path:
         yield path
         return
-    store, name = fsspec.core.url_to_fs(path)
+    store, name = fsspec.core.url_to_fs(check_url(path))
     with tempfile.TemporaryDirectory(prefix="raysim-") as folder:
         copy = os.path.join(folder, os.path.basename(name))
         store.get_file(name, copy)

@@ -24,7 +24,13 @@ def round_labels(mask: Array) -> Array:
 
 def unique_colours(mask: Array) -> list[Colour]:
     """The colours of a mask (3, height, width), sorted; black is first."""
-    return [tuple(int(part) for part in colour) for colour in np.unique(mask.reshape(len(mask), -1), axis=1).T]
+    pixels = mask.reshape(len(mask), -1)
+    if mask.dtype.kind != "u" or mask.dtype.itemsize > 2:
+        return [tuple(int(part) for part in colour) for colour in np.unique(pixels, axis=1).T]
+    bits = 8 * mask.dtype.itemsize  # one number for each pixel: to sort the columns of a large mask takes minutes
+    parts: Any = pixels.astype(np.uint32 if bits == 8 else np.uint64)
+    codes = np.unique(parts[0] << 2 * bits | parts[1] << bits | parts[2])
+    return [tuple(int(code) >> shift & 2**bits - 1 for shift in (2 * bits, bits, 0)) for code in codes]
 
 
 def format_colours_option(colours: Iterable[Colour]) -> str:

@@ -15,6 +15,8 @@ from raysim.data.file_inspection import MAX_LABEL_VALUES
 from raysim.data.image_formats import is_volume
 from raysim.data.image_reader import read_image
 from raysim.data.mask_values import fitting_classes, format_classes
+from raysim.data.nifti_format import check_header
+from raysim.data.picture_formats import FORMATS
 from raysim.data.table import read_table
 
 MAX_FILES = 1000  # images, and masks, that are opened
@@ -73,7 +75,7 @@ def _shape(path: str) -> tuple[int, ...]:
 def _picture_shape(path: str) -> tuple[int, ...]:
     from PIL import Image
 
-    with Image.open(path) as picture:
+    with Image.open(path, formats=FORMATS) as picture:
         turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return picture.size if turned else picture.size[::-1]
 
@@ -81,6 +83,7 @@ def _picture_shape(path: str) -> tuple[int, ...]:
 def _volume_shape(path: str) -> tuple[int, ...]:
     import nibabel
 
+    check_header(path)
     volume: Any = nibabel.load(path)
     axes = nibabel.io_orientation(volume.affine)[:, 0].astype(int)
     return tuple(int(volume.shape[list(axes).index(axis)]) for axis in range(3))

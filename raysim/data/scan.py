@@ -61,8 +61,21 @@ def write_scan(
     if target.suffix != ".csv" or not target.parent.is_dir():
         raise ConfigError(f"{out} cannot be written; name a .csv file in a folder that exists")
     table = _build_table(root, target.parent, fractions, seed, group)
+    _check_formulas(table)
     _write(table, target)
     return table
+
+
+def _check_formulas(table: pd.DataFrame) -> None:
+    """Raises ConfigError for a cell that a spreadsheet would execute as a formula: the name of a folder or a file."""
+    for name in table.select_dtypes(exclude="number"):
+        cells = table[name].dropna().astype(str)
+        formulas = cells[cells.str.match(r"[=+\-@\t\r]") & pd.to_numeric(cells, errors="coerce").isna()]
+        if len(formulas):
+            raise ConfigError(
+                f"{name} {formulas.iloc[0]!r} would be a formula in a spreadsheet; rename the folder or file so that "
+                "its name begins with a letter, a digit or '_'"
+            )
 
 
 def _write(table: pd.DataFrame, target: Path) -> None:

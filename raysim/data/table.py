@@ -12,7 +12,7 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import MAX_NAMED, join_names
 from raysim.core.suggestions import did_you_mean
 from raysim.data.column_types import is_missing_marker
-from raysim.data.file_paths import join_path, missing_files, parent_folder
+from raysim.data.file_paths import check_url, join_path, missing_files, parent_folder
 from raysim.data.file_roles import role_problems
 from raysim.data.patient_columns import patient_columns
 from raysim.data.table_file import load_table
@@ -61,6 +61,7 @@ def read_table(
     table = _normalize_cells(table, classes)
     columns = ["image", *["label"] * (labels_are_files(table) if label_files is None else label_files)]
     files = [name for name in columns if name in table]
+    _raise_first(path, _url_problems(table, files))
     table = _resolve_paths(table, files, base)
     _raise_first(path, _row_problems(table, needed, written))
     if check_files:
@@ -183,6 +184,17 @@ def _resolve_paths(table: pd.DataFrame, files: Iterable[str], base: str) -> pd.D
     return table.assign(
         **{name: table[name].map(lambda cell: join_path(base, cell), na_action="ignore") for name in files}
     )
+
+
+def _url_problems(table: pd.DataFrame, files: Iterable[str]) -> Iterator[str]:
+    """URLs with a secret, or of an unsupported protocol."""
+    for name in files:
+        for row, cell in table[name].dropna().items():
+            if "::" in cell or "://" in cell:
+                try:
+                    check_url(cell)
+                except ConfigError as error:
+                    yield f"row {row}, column {name}: {error}"
 
 
 def _root_problems(root: str | None) -> Iterator[str]:

@@ -12,12 +12,15 @@ from typing import IO
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
+from raysim.data.file_paths import check_url
 
-MAX_TABLE_BYTES = 1_000_000_000  # uncompressed: a small compressed file may expand to more than memory
+MAX_TABLE_BYTES = 250_000_000  # uncompressed: a small file may unfold to more than memory, and cells are copied
 
 
 def load_table(path: str) -> pd.DataFrame:
@@ -25,6 +28,7 @@ def load_table(path: str) -> pd.DataFrame:
 
     Raises ConfigError for a file that is not a table.
     """
+    check_url(path)
     try:
         with fsspec.open(path, "rb") as file:
             table = _parse_table(file, path)
@@ -34,7 +38,8 @@ def load_table(path: str) -> pd.DataFrame:
         cure = f"create its table with `raysim data scan {quote_path(path)}`"
         raise ConfigError(f"table {path} is a folder; {cure}") from None
     except Exception as reason:
-        raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {reason}") from reason
+        problem = " ".join(str(reason).split())
+        raise ConfigError(f"table {path} cannot be read as a table in CSV or Parquet: {problem}") from reason
     # Blank rows are dropped only after numbering: the header is row 1, as in an editor.
     table = table.set_axis(range(2, len(table) + 2)).dropna(how="all")
     if table.empty:
@@ -45,20 +50,13 @@ def load_table(path: str) -> pd.DataFrame:
 def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     name = path.partition("::")[0].lower()
     if name.endswith((".parquet", ".pq")):
-        metadata = pq.ParquetFile(file).metadata
-        if metadata.num_rows * metadata.num_columns > MAX_TABLE_BYTES // 10:
-            raise ValueError(
-                f"it has {metadata.num_rows:,} rows and {metadata.num_columns} columns, which is too large; "
-                "expected one row per case"
-            )
-        table = pd.read_parquet(file).rename(columns=lambda column: str(column).strip())
+        table = _read_parquet(file).rename(columns=lambda column: str(column).strip())
         _check_duplicate_columns(table.columns)
         return table.reset_index(drop=True).apply(_to_text)
     if not name.endswith(".csv"):
         raise ValueError("its name must end in .csv, .parquet or .pq")
     content = file.read(MAX_TABLE_BYTES + 1)
-    if len(content) > MAX_TABLE_BYTES:
-        raise ValueError(f"it has more than {MAX_TABLE_BYTES:,} bytes; expected one row per case, with names of files")
+    _check_size(len(content))
     _check_encoding(content, path)
     _check_duplicate_columns(_csv_header(content))
     table = pd.read_csv(
@@ -73,6 +71,43 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError("its rows have more cells than its header has names")
     return table.rename(columns=str.strip)
+
+
+def _read_parquet(file: IO[bytes]) -> pd.DataFrame:
+    """The columns of a Parquet file without lists and structures. Raises ValueError if the cells have too many bytes.
+
+    A dictionary stores a text once for all cells that repeat it, so texts are read as dictionaries and the bytes of the
+    cells are counted before they are copied.
+    """
+    schema = pq.read_schema(file)
+    file.seek(0)
+    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    parquet = pq.ParquetFile(file, read_dictionary=texts)
+    metadata = parquet.metadata
+    _check_size(sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)))
+    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    batches, size = [], metadata.num_rows * len(flat)  # at least a byte for each cell
+    _check_size(size)
+    for batch in parquet.iter_batches(columns=flat):
+        size += sum(map(_cell_bytes, batch.columns))
+        _check_size(size)
+        batches.append(batch)
+    table: pd.DataFrame = pa.Table.from_batches(batches, None if batches else schema).to_pandas()
+    return table
+
+
+def _cell_bytes(column: pa.Array) -> int:
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    lengths = pc.fill_null(pc.binary_length(column.dictionary), 0)
+    return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"it has more than {MAX_TABLE_BYTES:,} bytes uncompressed; expected one row per case, with names of files"
+        )
 
 
 def _check_encoding(content: bytes, path: str) -> None:

@@ -9,19 +9,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray.exceptions import RayError
 
+from raysim.config.merge import read_file
 from raysim.core.errors import ConfigError, RunError
 from raysim.distributed.control_actor import CONTROL, NAMESPACE, RunStatus, run_name
 from raysim.distributed.timeouts import POLL_INTERVAL_S, STATUS_REPLY_TIMEOUT_S, STOP_TIMEOUT_S
 from raysim.distributed.waiter import Waiter
 from raysim.storage.json_lines import read_jsonl
-from raysim.storage.run_directory import LOG_FILE, lock_owner, read_summary
+from raysim.storage.run_directory import LOCK_FILE, LOG_FILE, lock_owner, read_summary
 
 
 def active_names() -> set[str]:
@@ -74,7 +75,8 @@ def stop_runs(names: set[str]) -> Iterator[str]:
 def stop_local_run(directory: Path) -> None:
     """Stop the run in this directory by a signal to its command, like Ctrl-C. Returns when it has ended.
 
-    Raises ConfigError if no process of this user on this machine runs it, RunError if it does not end in time.
+    Raises ConfigError if no process of this user on this machine runs it, or if the process that the directory names
+    is not the one that holds its lock; RunError if it does not end in time.
     """
     owner = lock_owner(directory)
     if owner is None:
@@ -84,14 +86,15 @@ def stop_local_run(directory: Path) -> None:
         raise ConfigError(
             f"the command of {directory} runs on {where}: stop it on that machine, or by its name with --address"
         )
-    try:
-        os.kill(owner["pid"], signal.SIGTERM)
-    except PermissionError as error:
+    pid: Any = owner.get("pid")
+    if _holds_lock(directory, pid):
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, signal.SIGTERM)
+    elif lock_owner(directory) is not None:
         raise ConfigError(
-            f"process {owner['pid']}, which runs in {directory}, belongs to another user; only that user can stop it"
-        ) from error
-    except ProcessLookupError:  # it has ended meanwhile
-        pass
+            f"{directory / LOCK_FILE} names process {pid}, but a process of user {directory.stat().st_uid}, who owns "
+            "the directory, must hold this lock; end the command itself, with Ctrl-C or kill"
+        )
     waiter = Waiter(STOP_TIMEOUT_S)
     while lock_owner(directory) is not None:
         if waiter.expired:
@@ -100,6 +103,20 @@ def stop_local_run(directory: Path) -> None:
                 "again"
             )
         time.sleep(0.1)
+
+
+def _holds_lock(directory: Path, pid: Any) -> bool:
+    """Whether this process holds the lock of `directory` and belongs to the owner of the directory.
+
+    The file of the lock may name any process, written by anyone who may write to the directory.
+    """
+    psutil: Any = import_module("psutil")  # installed with Ray
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # the files of another user's process cannot be listed
+        process = psutil.Process(pid if isinstance(pid, int) and pid > 0 else 0)
+        files = {file.path for file in process.open_files()}
+        owned = process.uids().real == directory.stat().st_uid
+        return bool(owned) and str((directory / LOCK_FILE).resolve()) in files
+    return False
 
 
 def local_statuses(runs: Path, read: Callable[[Path], RunStatus]) -> Iterator[RunStatus]:
@@ -112,17 +129,18 @@ def local_statuses(runs: Path, read: Callable[[Path], RunStatus]) -> Iterator[Ru
 def directory_status(directory: Path) -> RunStatus:
     """The status of a run, active or not, read from its files."""
     owner, config = lock_owner(directory), dict[str, Any]()
-    with suppress(OSError, ValueError):
-        config = yaml.safe_load((directory / "config.yaml").read_text())
-    last = deque(read_jsonl(directory / LOG_FILE), maxlen=1)
-    row = last[0][0] if last else dict[str, Any]()
+    with suppress(ConfigError):
+        config = read_file(str(directory / "config.yaml"))
+    row = _last_round(directory)
     if owner is None:
-        state = read_summary(directory).get("status", "ended early" if config else "not started")
+        state = str(read_summary(directory).get("status", "ended early" if config else "not started"))
     else:
         state = f"{'running' if row else 'starting' if config else 'being set up'}, process {owner.get('pid')}"
+    parts = (config.get(part) for part in ("algorithm", "task"))
+    names = [part.get("name", "?") if isinstance(part, dict) else "?" for part in parts]
     return RunStatus(
         name=directory.name,
-        description=" on ".join(config[part]["name"] for part in ("algorithm", "task")) if config else "",
+        description=" on ".join(names) if config else "",
         directory=str(directory.absolute()),
         host=(owner or {}).get("host", ""),
         done=row.get("round", 0),
@@ -132,3 +150,11 @@ def directory_status(directory: Path) -> RunStatus:
         value=row.get("loss"),
         round_seconds=row.get("seconds"),
     )
+
+
+def _last_round(directory: Path) -> dict[str, Any]:
+    """The row of the last round in the log; empty without one, and for a line that raysim did not write."""
+    match deque(read_jsonl(directory / LOG_FILE), maxlen=1):
+        case [[{"round": int()} as row, *_]]:
+            return dict(row)
+    return {}

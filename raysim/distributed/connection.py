@@ -8,8 +8,9 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -17,6 +18,7 @@ from raysim.core.errors import PlacementError
 from raysim.distributed import ray_compat
 from raysim.distributed.local_ray import target_address
 from raysim.distributed.node_probe import token_file
+from raysim.distributed.private_files import ensure_token, local_ray_folder, restrict_token
 from raysim.distributed.timeouts import HEAD_REPLY_TIMEOUT_S
 
 TOKEN_MODE_VARIABLE = "RAY_AUTH_MODE"  # whether Ray sends its token
@@ -33,10 +35,10 @@ def connect(address: str | None) -> Iterator[str]:
         yield str(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url or "")
         return
     target = target_address(address)
+    mode = os.environ.get(TOKEN_MODE_VARIABLE)
     try:
         handler = signal.getsignal(signal.SIGTERM)
-        with _token_mode(target) if target else nullcontext():
-            context = ray.init(address=target or "local", logging_level=logging.ERROR)
+        context = _join(target) if target else _start()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the process at once
     except Exception as error:  # Ray raises many types here, also a bare Exception
@@ -49,6 +51,18 @@ def connect(address: str | None) -> Iterator[str]:
         yield str(context.dashboard_url or "")
     finally:
         ray.shutdown()
+        _set_token_mode(mode)  # a local Ray sets it, and the next Ray of this process may require the other mode
+
+
+def _start() -> Any:
+    """Start a local Ray: its token, and the folder of its sessions, belong to this user alone."""
+    ensure_token()
+    return ray.init(address="local", logging_level=logging.ERROR, _temp_dir=str(local_ray_folder()))
+
+
+def _join(address: str) -> Any:
+    with _token_mode(address) as resolved:
+        return ray.init(address=resolved, logging_level=logging.ERROR)
 
 
 def connected_message(dashboard: str) -> str:
@@ -59,12 +73,13 @@ def connected_message(dashboard: str) -> str:
 
 
 @contextmanager
-def _token_mode(address: str) -> Iterator[None]:
-    """In the block, Ray sends its token if and only if the Ray at HOST:PORT or auto requires one.
+def _token_mode(address: str) -> Iterator[str]:
+    """In the block, Ray sends its token if and only if the Ray at HOST:PORT or auto requires one. Yields HOST:PORT.
 
     By default Ray sends no token to HOST:PORT, and sends one to auto, although a Ray that requires no token cannot
     answer then. Raises OSError if nothing listens at the address (Ray itself would retry for minutes), and
-    PermissionError for a wrong token (Ray itself reports it late).
+    PermissionError for a wrong token (Ray itself reports it late), for a Ray that contradicts RAY_AUTH_MODE, and for
+    auto if another user has started the Ray.
     """
     if "://" in address:
         raise ValueError("expected HOST:PORT of the head, or auto; the dashboard's URL is for raysim submit --address")
@@ -72,25 +87,46 @@ def _token_mode(address: str) -> Iterator[None]:
         address = ray_compat.resolve_auto_address()
     host, colon, port = address.rpartition(":")
     if ray.is_initialized() or not (colon and port.isdigit()):  # `ray.init` reports both
-        yield
+        yield address
         return
     socket.create_connection((host, int(port)), timeout=HEAD_REPLY_TIMEOUT_S).close()
-    if required := not accepts_token(address):
-        _check_token(address)
     before = os.environ.get(TOKEN_MODE_VARIABLE)
-    os.environ[TOKEN_MODE_VARIABLE] = "token" if required else "disabled"
+    required = not accepts_token(address)
+    _check_mode(before, required)
+    if required:
+        _check_token(address)
+    _set_token_mode("token" if required else "disabled")
     ray_compat.reload_ray_settings()
     try:
-        yield
-    finally:  # the next Ray of this process may require the other mode
-        os.environ.pop(TOKEN_MODE_VARIABLE)
-        os.environ.update({TOKEN_MODE_VARIABLE: before} if before is not None else {})
+        yield address
+    finally:
+        _set_token_mode(before)
+
+
+def _set_token_mode(mode: str | None) -> None:
+    os.environ.pop(TOKEN_MODE_VARIABLE, None)
+    os.environ.update({TOKEN_MODE_VARIABLE: mode} if mode is not None else {})
+
+
+def _check_mode(mode: str | None, required: bool) -> None:
+    """Raises PermissionError if the user's RAY_AUTH_MODE contradicts what the Ray requires."""
+    mode = (mode or "").lower()
+    if mode == "token" and not required:
+        raise PermissionError(
+            f"RAY_AUTH_MODE=token, but it accepts clients without a token; if you trust it: unset {TOKEN_MODE_VARIABLE}"
+        )
+    if mode == "disabled" and required:
+        raise PermissionError(
+            f"it requires a token, and RAY_AUTH_MODE=disabled sends none; to send yours: unset {TOKEN_MODE_VARIABLE}"
+        )
 
 
 def _check_token(address: str) -> None:
     """Raises PermissionError if the Ray at HOST:PORT rejects the token of this user."""
     environ = os.environ
     path = token_file(environ, Path.home())
+    if not environ.get("RAY_AUTH_TOKEN"):
+        restrict_token(path)
     token = environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
     if not token or not accepts_token(address, token):
         source = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else path

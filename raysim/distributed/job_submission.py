@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.distributed import artifact_bundle, ray_compat
+from raysim.distributed.private_files import users_listening
 from raysim.distributed.timeouts import (
     JOB_FETCH_TIMEOUT_S,
     JOB_REPLY_TIMEOUT_S,
@@ -25,7 +27,8 @@ from raysim.distributed.timeouts import (
 )
 from raysim.distributed.waiter import Waiter
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+DEFAULT_PORT = 8265
+DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 DIRECTORY_FIELD = "raysim_folder"  # field of a job's metadata: the run directory, quoted for the cluster's shell
 STATUS_CHECKS = 20  # status checks of a job after which its log stream is opened again
 CONNECTION_ERRORS = (RuntimeError, OSError, aiohttp.ClientError)  # errors of Ray's client if the cluster does not reply
@@ -43,6 +46,8 @@ class ClusterJobs:
     """The jobs of the cluster whose dashboard is at `address`. Raises PlacementError if it cannot be reached."""
 
     def __init__(self, address: str | None) -> None:
+        if address is None:
+            _check_default_address()
         self.client = _connect(address or DEFAULT_ADDRESS)
 
     def submit(self, job: str, command: str, directory: str, working_dir: Path, environment: dict[str, str]) -> None:
@@ -67,6 +72,16 @@ class ClusterJobs:
         if status == JobStatus.STOPPED:
             return JobResult(130, bundle)
         return JobResult(int(info.driver_exit_code or (0 if status == JobStatus.SUCCEEDED else 1)), bundle)
+
+
+def _check_default_address() -> None:
+    """Raises PlacementError if another user serves the default port: the client would send the token to that user."""
+    users = users_listening(DEFAULT_PORT)
+    if users and not users & {os.getuid(), 0}:
+        raise PlacementError(
+            f"user {min(users)} of this machine serves {DEFAULT_ADDRESS}, where the forwarded dashboard is expected; "
+            f"forward yours to another port, or give the address if you trust that user: --address {DEFAULT_ADDRESS}"
+        )
 
 
 def _connect(address: str) -> JobSubmissionClient:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import grpc
 import ray
-from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._common.utils import get_ray_address_file
+from ray._private.services import canonicalize_bootstrap_address_or_die, resolve_ip_for_localhost
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
@@ -18,9 +21,41 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 def resolve_auto_address() -> str:
     """HOST:PORT of the Ray that the address `auto` selects. Raises ConnectionError if there is none.
 
-    `ray.init("auto")` also resolves it, but only while it connects, and the token mode must be set before that.
+    `ray.init("auto")` also resolves it, but only while it connects, and the token mode must be set before that. It
+    reads a file that every user of the machine can write, and the command lines of all processes. Raises
+    PermissionError if neither this user nor root named the address.
     """
-    return str(canonicalize_bootstrap_address_or_die("auto"))
+    address = str(canonicalize_bootstrap_address_or_die("auto"))
+    given = os.environ.get("RAY_ADDRESS") or "auto"
+    if given == "auto" and not {os.getuid(), 0} & users_naming(address):
+        raise PermissionError(
+            f"another user of this machine has started the Ray at {address}, which auto selects; if you trust that "
+            f"user with your token and your data, give the address: ray_address={address}, or --address {address}"
+        )
+    return address
+
+
+def users_naming(address: str) -> set[int]:
+    """The users who own the file with this address, or a raylet with it on its command line."""
+    psutil: Any = import_module("psutil")  # installed with Ray
+    users = set[int]()
+    file = Path(get_ray_address_file(None))
+    with suppress(OSError):
+        info = file.lstat()
+        if stat.S_ISREG(info.st_mode) and _same_address(file.read_text().strip(), address):
+            users.add(info.st_uid)
+    for process in psutil.process_iter(["uids", "cmdline"]):
+        arguments = " ".join(process.info["cmdline"] or ()).split()
+        named = [each.partition("=")[2] for each in arguments if each.startswith("--gcs-address=")]
+        if process.info["uids"] and any(_same_address(each, address) for each in named):
+            users.add(process.info["uids"].real)
+    return users
+
+
+def _same_address(given: str, resolved: str) -> bool:
+    """Whether HOST:PORT `given` is `resolved`, in which Ray replaces the loopback address by that of the node."""
+    host, _, port = given.rpartition(":")
+    return given == resolved or (host != "" and f"{resolve_ip_for_localhost(host)}:{port}" == resolved)
 
 
 def reload_ray_settings() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +17,6 @@ from raysim.core.formatting import format_bytes, pluralize, quote_path
 
 WIDTH = 11  # characters of a column of numbers
 MAX_SITES_SHOWN = 40  # sites in the table at the end; if there are more, the worst are shown
-
-
-class Terminal(Console):
-    """A console that tolerates a closed pipe (`raysim run | head`): the run continues without output."""
-
-    def on_broken_pipe(self) -> None:
-        """Discard all further output."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class RunConsole:

@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from raysim.core.atomic_io import write_text
-from raysim.core.formatting import format_bytes, join_names, pluralize
+from raysim.core.formatting import format_bytes, join_names, pluralize, printable
 from raysim.core.results import FailureAction, RunOutcome
 from raysim.reporting.console import column_heading, equals_global, format_score
 from raysim.reporting.plots import plots
@@ -62,7 +62,8 @@ def write_report(out: Path) -> Path:
 
 def template(path: Path) -> Any:
     """The template in `path`, with the filters of all report pages."""
-    made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    made = Environment(autoescape=True, finalize=_finalize, **options)
     made.filters |= {
         "counted": pluralize,
         "heading": column_heading,
@@ -73,6 +74,11 @@ def template(path: Path) -> Any:
     made.filters["value"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     made.globals |= {"SHOWN": SHOWN, "CAUSES": CAUSES}
     return made.from_string(path.read_text(encoding="utf-8"))
+
+
+def _finalize(value: Any) -> Any:
+    """A value as it is shown: without control characters, which a page must not contain either."""
+    return printable(value) if type(value) is str else value  # not the Markup that the template is made of
 
 
 def page_style() -> str:

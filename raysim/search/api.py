@@ -21,9 +21,9 @@ from raysim.distributed.connection import connect, connected_message
 from raysim.distributed.local_ray import target_address
 from raysim.distributed.placement_wait import TrialWait
 from raysim.distributed.run_environment import pickle_by_value
-from raysim.reporting.console import Terminal
 from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.search_html_report import write_search_report
+from raysim.reporting.terminal import Terminal
 from raysim.search import distributions
 from raysim.search.build_spec import build_search_spec
 from raysim.search.dry_run import print_dry_run

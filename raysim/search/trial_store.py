@@ -99,7 +99,7 @@ def load_records(out: Path) -> list[TrialRecord]:
             records.append(_load_record(path.parent))
         except (json.JSONDecodeError, UnicodeDecodeError):
             continue
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise ConfigError(
                 f"{path} was written by another version of raysim ({error}); resume with the version in {out}/env.json"
             ) from error

@@ -18,6 +18,8 @@ from raysim.core.errors import RunError
 from raysim.core.results import ResumePoint
 from raysim.storage.serialization import decode, encode
 
+# What a file that raysim did not write may raise.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError, SafetensorError)
 CHECKPOINTS_KEPT = 2  # the last one, and the previous one in case the last is damaged
 
 
@@ -56,10 +58,10 @@ def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
         for name, expected in index["sha256"].items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != expected:
                 raise RunError(f"checkpoint {path} is damaged: {name} has changed since it was written")
-        state = _read_tree(path, "state", trusted)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        number, state = int(index["round"]), _read_tree(path, "state", trusted)
+    except UNREADABLE as error:
         raise RunError(f"checkpoint {path} cannot be read: {error}") from error
-    return ResumePoint(index["round"], state, _ClientStates(path, index["sites"], trusted))
+    return ResumePoint(number, state, _ClientStates(path, index["sites"], trusted))
 
 
 def _inside(path: Path, names: Sequence[str]) -> None:
@@ -78,7 +80,10 @@ class _ClientStates(Mapping[str, Any]):
     def __getitem__(self, site: str) -> Any:
         if site not in self._sites:
             raise KeyError(site)
-        return _read_tree(self._path, f"client_states/{site}", self._trusted)
+        try:
+            return _read_tree(self._path, f"client_states/{site}", self._trusted)
+        except UNREADABLE as error:
+            raise RunError(f"the state of site {site} in checkpoint {self._path} cannot be read: {error}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sites)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysim.core.atomic_io import replacing, write_text
+from raysim.core.errors import RunError
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.storage.json_lines import read_jsonl
 from raysim.storage.run_directory import FAILURES_FILE, LOG_FILE
@@ -43,8 +44,13 @@ class EventLog:
         os.fsync(self._file.fileno())
 
     def __iter__(self) -> Iterator[tuple[RoundRow, list[SiteRow]]]:
-        """Yields each round with its rows of sites."""
-        return read_jsonl(self.path)
+        """Yields each round with its rows of sites. Raises RunError for a line of another kind."""
+        for entry in read_jsonl(self.path):
+            match entry:
+                case [{"round": int()} as row, list(sites)]:
+                    yield row, sites
+                case _:
+                    raise RunError(f"{self.path} has the line {str(entry)[:60]!r}, which is not a round; remove it")
 
     def rewind(self, number: int) -> None:
         """Delete the rounds after `number`."""

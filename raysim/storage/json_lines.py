@@ -19,5 +19,5 @@ def read_jsonl(path: Path) -> Iterator[Any]:
     with path.open() as file:
         for line in file:
             if line.endswith("\n"):
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     yield json.loads(line)

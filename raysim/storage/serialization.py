@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
@@ -73,7 +74,7 @@ def decode(value: Any, arrays: Mapping[str, Array], trusted: Collection[str] = (
     """The tree that was passed to `encode`.
 
     Dataclasses are imported from raysim, from `algorithms` and from the modules in `trusted`. Raises ValueError for
-    other modules, because an import runs code.
+    other modules, because an import runs code, and for a class that the module only imports.
     """
     if not isinstance(value, dict):
         return value
@@ -98,7 +99,9 @@ def _dataclass(name: str, trusted: Collection[str]) -> Any:
         raise ValueError(f"the checkpoint names {name}, which is not in a module of raysim or of the run's algorithm")
     found: Any = import_by_name(module) if module in trusted else import_module(module)
     for part in qualname.split("."):
-        found = getattr(found, part)
+        found = vars(found).get(part) if isinstance(found, type | ModuleType) else None
     if not (isinstance(found, type) and is_dataclass(found)):
         raise ValueError(f"the checkpoint names {name}, which is not a dataclass")
+    if (found.__module__, found.__qualname__) != (module, qualname):  # imported there, such as a class of a library
+        raise ValueError(f"the checkpoint names {name}, which is defined in {found.__module__}: not a class of a state")
     return found

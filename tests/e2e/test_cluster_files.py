@@ -30,6 +30,7 @@ def prepared(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["gpu.yaml", "onprem.yaml"])
 def test_ray_accepts_the_files_of_ray_up(name: str) -> None:
     config = prepared(name)
+    assert {".env", "*.pem", "*.key", ".git"} <= set(config["rsync_exclude"])
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token", "~/raysim-source": "."}
     head, worker = (" ; ".join(config[f"{kind}_start_ray_commands"]) for kind in ("head", "worker"))
     assert "--dashboard-host=127.0.0.1" in head
@@ -45,7 +46,11 @@ echo "$(basename $0) $*" >> $HOME/calls
 stat -c %a "$RAY_AUTH_TOKEN_PATH" >> $HOME/modes 2>/dev/null
 case $(basename $0) in
   scontrol) echo node-a; echo node-b ;;
-  srun) if [ -n "$SLOW" ]; then touch $HOME/running; sleep 30; fi; exit ${CODE:-0} ;;
+  srun) case "$*" in *symmetric-run*)
+    stat -c "%a" "$RAY_TMPDIR" >> $HOME/folders
+    if [ -n "$SLOW" ]; then touch $HOME/running; sleep 30; fi; exit ${CODE:-0} ;;
+  *mkdir*) mkdir -m 700 "$RAY_TMPDIR" ;; *rm*) rm -r "$RAY_TMPDIR" ;;
+  esac ;;
 esac
 """
 
@@ -69,7 +74,15 @@ def test_slurm_starts_ray_on_all_nodes_and_the_command_on_the_first(code: int, t
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == code, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[-1] == (
+    made, _, started, removed = calls
+    folder = made.rpartition(" ")[2]
+    assert (made, removed) == (
+        f"srun --nodes=2 --ntasks=2 mkdir -m 700 {folder}",
+        f"srun --nodes=2 --ntasks=2 rm -rf {folder}",
+    )
+    assert (tmp_path / "folders").read_text().split() == ["700"]
+    assert not Path(folder).exists()
+    assert started == (
         "srun --nodes=2 --ntasks=2 --kill-on-bad-exit=1 --cpus-per-task=32 "
         "ray symmetric-run --address node-a:20123 --min-nodes 2 "
         "--num-cpus 32 --num-gpus 4 --dashboard-host 127.0.0.1 --dashboard-agent-listen-port 0 "
@@ -77,7 +90,7 @@ def test_slurm_starts_ray_on_all_nodes_and_the_command_on_the_first(code: int, t
     )
     assert set((tmp_path / "modes").read_text().split()) == {"600"}
     assert not list(tmp_path.glob(".raysim-token*"))
-    start, _, entry = calls[-1].partition("symmetric-run ")[2].partition(" -- ")
+    start, _, entry = started.partition("symmetric-run ")[2].partition(" -- ")
     assert entry.startswith("raysim run")
     # Ray has this command and these options of `ray start`.
     from ray.scripts.scripts import start as ray_start
@@ -123,16 +136,13 @@ def test_the_cloud_starts_the_machines_of_the_file(cloud: Any) -> None:
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     config = prepared("gpu.yaml")
+    group = cloud.create_security_group(GroupName="own", Description="own")["GroupId"]
+    for kind in config["available_node_types"].values():
+        kind["node_config"]["SecurityGroupIds"] = [group]  # the line marked FILL
     config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
     kinds = config["available_node_types"]
     assert (kinds["head"]["resources"], kinds["gpu"]["resources"]["GPU"]) == ({"CPU": 4}, 1)
     assert ":instance-profile/" in config["head_node"]["IamInstanceProfile"]["Arn"]  # the head starts machines itself
-
-    named = [{"Name": "group-name", "Values": ["raysim-gpu"]}]
-    (group,) = cloud.describe_security_groups(Filters=named)["SecurityGroups"]
-    inner, ssh = group["IpPermissions"]
-    assert [each["GroupId"] for each in inner["UserIdGroupPairs"]] == [group["GroupId"]]  # between nodes, all ports
-    assert (inner["IpRanges"], ssh["FromPort"], ssh["ToPort"]) == ([], 22, 22)  # from other addresses only SSH
 
     image = cloud.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]  # the line marked FILL
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
@@ -144,4 +154,5 @@ def test_the_cloud_starts_the_machines_of_the_file(cloud: Any) -> None:
     found = sorted((each["InstanceType"], each.get("InstanceLifecycle", "on demand")) for each in machines)
     assert found == [("g5.2xlarge", "spot"), ("m6i.xlarge", "on demand")]
     assert {each["Placement"]["AvailabilityZone"] for each in machines} == {"eu-central-1a"}
-    assert {each["SecurityGroups"][0]["GroupName"] for each in machines} == {"raysim-gpu"}
+    assert {each["SecurityGroups"][0]["GroupName"] for each in machines} == {"own"}  # not Ray's, which is open to all
+    assert {each["MetadataOptions"]["HttpTokens"] for each in machines} == {"required"}

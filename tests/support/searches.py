@@ -55,8 +55,8 @@ def rounds_done(out: Path) -> int:
 def searched(out: Path, *pairs: str, space: Sequence[str] = (LR,), scheduler: str = "fifo") -> Any:
     """The specification of a search in `out`, which is not started."""
     from raysim.config.merge import parse_pairs
-    from raysim.reporting.console import Terminal
     from raysim.reporting.search_console import SearchConsole
+    from raysim.reporting.terminal import Terminal
     from raysim.search.build_spec import build_search_spec
     from raysim.search.request import build_request
     from raysim.search.space import Space, from_cli

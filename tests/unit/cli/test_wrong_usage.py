@@ -22,7 +22,7 @@ def test_a_password_in_a_url_is_refused_before_it_is_written(
     argument = f"task.data.table=https://{user}@store/table.csv"
     assert main(["run", "task=tabular", argument, "--out", str(tmp_path / "run")]) == 2
     output = capsys.readouterr().err
-    assert "must not contain a password" in output
+    assert "contains a password, a token or a signature; remove it" in output
     assert "s3cret" not in output
     assert not (tmp_path / "run").exists()
 

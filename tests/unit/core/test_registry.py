@@ -15,6 +15,7 @@ from raysim.core.registry import (
     algorithm_groups,
     algorithms,
     declared_algorithm_fields,
+    import_by_name,
     name_of,
     task_class,
     tasks,
@@ -129,3 +130,15 @@ def test_the_reason_is_given_for_a_class_that_is_not_an_algorithm(
     with pytest.raises(ConfigError) as caught:
         algorithm_class(name)
     assert message in str(caught.value)
+
+
+def test_a_file_of_the_working_directory_does_not_replace_an_installed_module(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("pyclbr", "my_own_module"):
+        (tmp_path / f"{name}.py").write_text("HERE = True\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.delitem(sys.modules, "pyclbr", raising=False)
+    assert import_by_name("my_own_module:HERE")
+    assert not hasattr(import_by_name("pyclbr"), "HERE")

@@ -17,6 +17,7 @@ from raysim.data.mask_colours import (
     palette_conflicts,
     palette_entries,
     round_labels,
+    unique_colours,
 )
 
 BLACK, WHITE, RED, GREEN = (0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0)
@@ -93,3 +94,16 @@ def test_masks_of_black_and_white_and_of_ink(tmp_path: Path) -> None:
     assert read_image(str(tmp_path / "one.png"), mask=True, colours=True).array.tolist() == [[[0, 255]]] * 3
     Image.fromarray(np.array([[[0, 0, 0, 0], [0, 0, 0, 255]]], np.uint8), "CMYK").save(tmp_path / "cmyk.tif")
     assert read_image(str(tmp_path / "cmyk.tif"), mask=True).array.tolist() == [[[255, 0]]]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
+def test_unique_colours_are_sorted_whatever_their_type(kind: type) -> None:
+    mask = np.random.default_rng(0).integers(0, 200, (3, 30, 40)).astype(kind)
+    mask[:, :20] = mask[:, :1]
+    assert unique_colours(mask) == sorted({tuple(pixel) for pixel in mask.reshape(3, -1).T.tolist()})
+
+
+def test_the_colours_of_a_large_mask_are_found_quickly() -> None:
+    mask = np.zeros((3, 2000, 2000), np.uint8)
+    mask[0] = np.arange(2000) // 8
+    assert len(unique_colours(mask)) == 250

@@ -373,3 +373,13 @@ def test_the_printed_command_has_the_values_that_were_found(
 def test_real_folders_are_scanned() -> None:
     counts = {name: len(scan(str(DATA / name))) for name in ("retina_vessels", "hippocampus_3d", "spinal_gm_3d")}
     assert counts == {"retina_vessels": 95, "hippocampus_3d": 100, "spinal_gm_3d": 8}
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1+1", "@SUM(A1)", "-2+3"])
+def test_a_folder_with_the_name_of_a_formula_is_refused(name: str, tmp_path: Path) -> None:
+    for folder in (name, "normal"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (2, 2)).save(tmp_path / folder / "a.png")
+    with pytest.raises(ConfigError, match="would be a formula in a spreadsheet; rename the folder"):
+        write_scan(str(tmp_path), str(tmp_path / "t.csv"))
+    assert not (tmp_path / "t.csv").exists()

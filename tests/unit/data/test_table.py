@@ -165,7 +165,7 @@ def test_files_that_are_not_a_table_are_refused(tmp_path: Path, name: str, text:
 def test_a_missing_table_a_folder_and_an_unknown_protocol_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refused(str(tmp_path / "none.csv"))
     assert "raysim data scan" in refused(str(tmp_path))
-    assert "Protocol not known" in refused("nowhere://t.csv")
+    assert "the protocol nowhere is not supported; use file, s3, gs" in refused("nowhere://t.csv")
 
 
 def test_blanks_around_names_and_patients_are_ignored(tmp_path: Path) -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,7 @@ import pytest
 from raysim.core.errors import ConfigError
 from raysim.distributed.active_runs import directory_status, local_statuses, stop_local_run
 from raysim.distributed.control_actor import RunStatus
-from raysim.storage.run_directory import exclusive_lock
+from raysim.storage.run_directory import exclusive_lock, lock_owner
 
 
 def test_a_run_is_shown_by_its_files(tmp_path: Path) -> None:
@@ -51,3 +56,55 @@ def test_only_active_runs_are_listed_and_stopped(tmp_path: Path) -> None:
             stop_local_run(tmp_path / "active")
     with pytest.raises(ConfigError, match="no process runs in"):
         stop_local_run(tmp_path / "ended")
+
+
+@pytest.mark.parametrize("line", ["7", "[]", '{"a": 1}', '[{"loss": 1}]'])
+def test_odd_files_of_a_run_show_as_a_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(f"{line}\n")
+    (tmp_path / "summary.json").write_text(line)
+    for config in ("algorithm: [1]", "- 1", "!x 1", "a: &a [*a]", "\x1b"):
+        (tmp_path / "config.yaml").write_text(config)
+        assert directory_status(tmp_path).done == 0
+
+
+def wait_for_lock(directory: Path) -> None:
+    while lock_owner(directory) is None:
+        time.sleep(0.01)
+
+
+LOCK = """
+import sys, time
+from pathlib import Path
+from raysim.storage.run_directory import exclusive_lock
+with exclusive_lock(Path(sys.argv[1])):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("forged", ["own", 0, -1, 10**30, "x", None])
+def test_only_the_process_that_holds_the_lock_is_stopped(forged: object, tmp_path: Path) -> None:
+    """The directory names another process: this one, all processes, or none."""
+    with exclusive_lock(tmp_path):
+        other = subprocess.Popen(["sleep", "60"])
+        pid = other.pid if forged == "own" else forged
+        (tmp_path / ".process").write_text(json.dumps({"pid": pid, "host": socket.gethostname()}))
+        with pytest.raises(ConfigError, match=r"names process .* must hold this lock"):
+            stop_local_run(tmp_path)
+        assert other.poll() is None
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can create a directory of another user")
+def test_a_process_of_another_user_than_the_directorys_is_not_stopped(tmp_path: Path) -> None:
+    with exclusive_lock(tmp_path):  # this process, which must survive
+        os.chown(tmp_path, 12345, 12345)
+        with pytest.raises(ConfigError, match="but a process of user 12345, who owns the directory"):
+            stop_local_run(tmp_path)
+
+
+def test_the_process_that_holds_the_lock_is_stopped(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", LOCK, str(tmp_path)]) as process:
+        wait_for_lock(tmp_path)
+        stop_local_run(tmp_path)
+        assert process.wait(10) == -signal.SIGTERM

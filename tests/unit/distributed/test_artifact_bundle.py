@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from base64 import encodebytes
@@ -55,3 +56,29 @@ def test_the_bundle_of_a_search_contains_no_checkpoints_of_trials(tmp_path: Path
     (held / "trial.json").write_text("{}")
     unpack(pack(tmp_path / "search"), tmp_path / "back")
     assert sorted(path.name for path in (tmp_path / "back").rglob("*")) == ["0001", "trial.json", "trials"]
+
+
+def test_too_many_members_and_too_much_text_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact_bundle, "MAX_MEMBERS", 2)
+    with pytest.raises(RunError, match="more than 2 files and folders"):
+        artifact_bundle.unpack(sent(*((name, b"") for name in "abc")), tmp_path / "many")
+    monkeypatch.setattr(artifact_bundle, "MAX_TEXT", 100)
+    with pytest.raises(RunError, match="characters; at most 100 are fetched"):
+        artifact_bundle.unpack(sent(("a", b"x")), tmp_path / "long")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_that_claims_much_memory_is_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 2**30
+    packed = gzip.compress(header.tobuf() + bytes(1000))
+    text = f"{artifact_bundle.BEGIN}\n{encodebytes(packed).decode()}{artifact_bundle.END}"
+    with pytest.raises(RunError, match="cannot be read: a header claims"):
+        artifact_bundle.unpack(text, tmp_path / "pax")
+
+
+@pytest.mark.parametrize("packed", [b"not gzip", gzip.compress(b"x" * 600)])
+def test_a_damaged_bundle_is_refused(packed: bytes, tmp_path: Path) -> None:
+    text = f"{artifact_bundle.BEGIN}\n{encodebytes(packed).decode()}{artifact_bundle.END}"
+    with pytest.raises(RunError, match="cannot be read"):
+        artifact_bundle.unpack(text, tmp_path / "bad")

@@ -52,8 +52,13 @@ def test_the_cloud_starts_gpus_on_spot_instances_and_only_on_request() -> None:
     assert "InstanceMarketOptions" not in head["node_config"]
     assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert (gpu["min_workers"], gpu["max_workers"], config["max_workers"]) == (0, 8, 8)
-    assert set(config["provider"]["security_group"]) == {"GroupName"}  # no port but SSH
-    assert config["docker"]["image"] == f"rayproject/ray:{PINS['ray']}-py311-gpu"
+    assert "security_group" not in config["provider"]  # Ray would open SSH to all addresses
+    for node in (head["node_config"], gpu["node_config"]):
+        assert node["SecurityGroupIds"][0].startswith("sg-")
+        assert node["MetadataOptions"] == {"HttpTokens": "required"}
+        assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"])
+    image, digest = config["docker"]["image"].split("@sha256:")
+    assert (image, len(digest)) == (f"rayproject/ray:{PINS['ray']}-py311-gpu", 64)
 
 
 def test_on_premise_machines_all_start_at_once() -> None:
@@ -116,10 +121,10 @@ RAYJOB = fields(
 
 
 def test_the_file_is_valid_for_kubernetes_and_kuberay() -> None:
-    claim, cluster, job = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
+    claim, policy, cluster, job = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
     pods = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
     pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **pod["template"]} for pod in pods]
-    for each in (claim, *pods):
+    for each in (claim, policy, *pods):
         kubernetes_validate.validate(each, "1.37", strict=True)
     for each, schema in ((cluster, RAYCLUSTER), (job, RAYJOB)):
         assert each["apiVersion"] == "ray.io/v1"
@@ -132,8 +137,10 @@ def test_the_file_is_valid_for_kubernetes_and_kuberay() -> None:
 
 
 def test_both_documents_of_kuberay_define_the_same_cluster() -> None:
-    claim, cluster, job = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
-    assert (claim["kind"], cluster["kind"], job["kind"]) == ("PersistentVolumeClaim", "RayCluster", "RayJob")
+    claim, policy, cluster, job = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
+    kinds = [each["kind"] for each in (claim, policy, cluster, job)]
+    assert kinds == ["PersistentVolumeClaim", "NetworkPolicy", "RayCluster", "RayJob"]
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
     spec = cluster["spec"]
     (group,) = spec["workerGroupSpecs"]
@@ -143,6 +150,9 @@ def test_both_documents_of_kuberay_define_the_same_cluster() -> None:
     for template in (spec["headGroupSpec"]["template"], group["template"]):
         volumes = {volume["name"] for volume in template["spec"]["volumes"]}
         (container,) = template["spec"]["containers"]
+        assert template["spec"]["securityContext"]["runAsNonRoot"]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert re.search(r"@sha256:[0-9a-f]{64}$", container["image"])
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes
         assert container["resources"]["requests"] == container["resources"]["limits"]
 

@@ -11,8 +11,8 @@ import pytest
 from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
-from raysim.reporting.console import Terminal
 from raysim.reporting.search_console import SearchConsole
+from raysim.reporting.terminal import Terminal
 from raysim.search import dry_run
 from raysim.search.api import tune as search_from_python
 from raysim.search.build_spec import build_search_spec

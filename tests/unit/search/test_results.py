@@ -14,10 +14,10 @@ import pytest
 from ray.tune.search import Searcher
 
 from raysim.core.errors import RunError
-from raysim.reporting.console import Terminal
 from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.search_html_report import write_search_report
 from raysim.reporting.search_plots import importance
+from raysim.reporting.terminal import Terminal
 from raysim.search.api import raise_outcome, report_search
 from raysim.search.objectives import Objective, combine_rows, pareto_front
 from raysim.search.results import SearchResults

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from raysim.core.errors import RunError
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.storage.event_log import EventLog, append_failures, summarize_failures
 from raysim.storage.json_lines import read_jsonl
@@ -36,3 +39,15 @@ def test_failures_add_up(tmp_path: Path) -> None:
     append_failures(tmp_path, [left_out, retried])
     assert summarize_failures(tmp_path) == {"incidents": 2, "left_out": 2, "seconds_lost": 1.75}
     assert [line["action"] for line in read_jsonl(tmp_path / "failures.jsonl")] == ["left out", "retried"]
+
+
+@pytest.mark.parametrize("line", ["7", "[]", '[{"round": "x"}, []]', '["x", "y"]', "[" * 100_000])
+def test_a_line_that_is_no_round_is_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(f"{line}\n")
+    log = EventLog(tmp_path)
+    if line.endswith("[["):  # too deep for JSON: as a line that was cut off
+        assert list(log) == []
+    else:
+        with pytest.raises(RunError, match="which is not a round; remove it"):
+            log.rewind(0)
+    log.close()

@@ -66,3 +66,38 @@ def test_names_outside_the_checkpoint_are_refused(written: Path, tmp_path: Path)
         (written / "checkpoint.json").write_text(json.dumps({**index, **forged}))
         with pytest.raises(RunError, match="outside its folder, so raysim did not write it"):
             checkpoint.read(written)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "raysim.core.model:np.random.mtrand.RandomState",
+        "raysim.storage.recorder:asdict.__globals__",
+        "raysim.config.resolve:RunConfig",  # a dataclass of raysim, but of another module
+        "raysim.storage.serialization:import_module",
+        "raysim.missing:State",
+        "raysim.core.model:",
+    ],
+)
+def test_only_classes_of_the_named_module_are_loaded(written: Path, named: str) -> None:
+    forge(written, "state.json", json.dumps({"dataclass": named, "fields": {}}).encode())
+    with pytest.raises(RunError, match=r"not a dataclass|which is defined in raysim.config.schema|No module named"):
+        checkpoint.read(written)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"tuple": 3}', b'{"array": []}', b'{"model": [1], "at": ""}'])
+def test_odd_states_are_refused(written: Path, content: bytes) -> None:
+    for name in ("state.json", "client_states/a.json"):
+        forge(written, name, content)
+    with pytest.raises(RunError, match="cannot be read"):
+        checkpoint.read(written)
+
+
+def test_an_odd_client_state_and_index_are_refused(written: Path) -> None:
+    forge(written, "client_states/a.json", b'{"array": 3, "tensor": true}')
+    with pytest.raises(RunError, match=r"the state of site a in checkpoint .* cannot be read"):
+        checkpoint.read(written).client_states["a"]
+    for content in ("[]", "7", '{"sha256": {}, "sites": []}'):
+        (written / "checkpoint.json").write_text(content)
+        with pytest.raises(RunError, match="cannot be read"):
+            checkpoint.read(written)
