@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def forget_modules(folder: Path) -> None:
-    """Remove the modules whose files are in `folder` from `sys.modules`."""
+    """Remove the modules and packages whose files are in `folder` from `sys.modules`."""
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+        paths = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        if any(str(path).startswith(str(folder)) for path in paths):
             del sys.modules[name]
