@@ -28,7 +28,7 @@ def key_hint(key: str) -> str:
 
 
 def option_hint(arguments: list[str]) -> str:
-    """`; write rounds=3` for the arguments `--rounds 3` or `--rounds=3`: keys are no options."""
+    """`; write rounds=3` for the arguments `--rounds 3` or `--rounds=3`: keys are not options."""
     position = next(index for index, argument in enumerate(arguments) if argument.startswith("-"))
     name, equals, value = arguments[position].lstrip("-").partition("=")
     following = arguments[position + 1 : position + 2]

@@ -75,8 +75,8 @@ def _checked_for_yaml(run: RunConfig) -> RunConfig:
     for path, value in _plain_values("", to_mapping(run)):
         if value is not None and type(value) not in (bool, int, float, str):
             raise ConfigError(
-                f"{path}={value!r:.80}: config.yaml cannot hold a {type(value).__name__}; expected a number, text, "
-                "true, false, or a list or keys of these (for a function: its name as text, module:name)"
+                f"{path}={value!r:.80}: config.yaml cannot store a {type(value).__name__}; expected a number, text, "
+                "true, false, or a list or mapping of these (for a function: its name as text, module:name)"
             )
     return run
 

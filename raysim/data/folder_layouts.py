@@ -127,7 +127,7 @@ def _image_and_mask_folders(site: Path) -> tuple[list[Path], list[Path]]:
     images, masks = (sorted(folders.keys() & known) for known in (IMAGE_FOLDERS, MASK_FOLDERS))
     if images and masks and len(images) + len(masks) > 2:
         raise ConfigError(
-            f"{site} has the folders {', '.join([*images, *masks])}; keep one of images and one of labels"
+            f"{site} has the folders {', '.join([*images, *masks])}; keep one folder of images and one folder of masks"
         )
     inputs = [folders[name] for name in (*images, "imagests") if name in folders]
     return inputs, [folders[name] for name in masks] if images else []

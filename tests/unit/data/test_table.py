@@ -233,7 +233,7 @@ def test_a_label_that_marks_a_missing_value_is_an_empty_label_unless_it_is_a_cla
     assert read_table(path, label_files=False, classes=[marker, "ill"])["label"].tolist() == [marker, "ill"]
 
 
-def test_a_patient_that_marks_a_missing_value_is_no_patient(tmp_path: Path) -> None:
+def test_a_marker_of_a_missing_value_is_not_a_patient(tmp_path: Path) -> None:
     path = written(tmp_path, "site,split,image,label,PatientID\ns,train,a.png,1,NA\ns,val,b.png,1, p1\n")
     assert read_table(path)["PatientID"].fillna("none").tolist() == ["none", "p1"]
 
@@ -282,4 +282,4 @@ def test_another_encoding_is_refused_with_the_command_that_converts_it(
 
 def test_backslashes_in_paths_are_named(tmp_path: Path) -> None:
     message = refused(written(tmp_path, HEADER + "s,train,images\\a.png,1\n"))
-    assert "Their names have backslashes: write folders with /, as in images/a.png" in message
+    assert "Their names have backslashes: use / between folders, as in images/a.png" in message
