@@ -193,7 +193,8 @@ def _check_fields(cls: Any, values: Mapping[str, Any], prefix: str) -> dict[str,
 
 
 def _unknown_key(key: str, valid: Iterable[str], prefix: str) -> ConfigError:
-    suggestion = did_you_mean(key, valid, f"{prefix}.") or key_hint(key)
+    start = f"{prefix}."
+    suggestion = did_you_mean(key, valid, start, cutoff=0.8) or key_hint(key) or did_you_mean(key, valid, start)
     return ConfigError(f"unknown key '{prefix}.{key}'{suggestion}; valid under {prefix}: {', '.join(sorted(valid))}")
 
 

@@ -262,6 +262,7 @@ def test_a_table_is_written_only_to_a_csv_file_in_a_folder_that_exists(tmp_path:
         (["train/cat/1.png", "test/dog/1.png"], "are splits"),
         (["train/1.png", "test/1.png"], "are splits"),
         ([f"{split}/{kind}/1.png" for split in ("Train", "test") for kind in KINDS], "Train, test in"),
+        ([f"{kind}/{site}/1.png" for site in "ab" for kind in KINDS], "images/a to a/images, and masks/a to a/masks"),
         (["a&b/images/1.png", "a&b/masks/1.png"], "'a&b'"),
     ],
 )

@@ -165,7 +165,14 @@ def test_files_that_are_not_a_table_are_refused(tmp_path: Path, name: str, text:
 def test_a_missing_table_a_folder_and_an_unknown_protocol_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refused(str(tmp_path / "none.csv"))
     assert "raysim data scan" in refused(str(tmp_path))
+    (tmp_path / "table.csv").touch()
+    assert f"task.data.table={tmp_path / 'table.csv'}" in refused(str(tmp_path))
     assert "Protocol not known" in refused("nowhere://t.csv")
+
+
+def test_semicolons_with_decimal_commas_are_refused_with_the_cure(tmp_path: Path) -> None:
+    path = written(tmp_path, "site;split;label;age\ns;train;1;60,5\n")
+    assert "separate cells by commas, with decimal points" in refused(path)
 
 
 def test_blanks_around_names_and_patients_are_ignored(tmp_path: Path) -> None:
