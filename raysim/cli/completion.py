@@ -12,14 +12,14 @@ KEY_COMMANDS = ("run", "tune", "doctor")  # their other arguments are key=value
 
 
 def add_keys(commands: Mapping[str, argparse.ArgumentParser]) -> None:
-    """Add the keys as arguments of the commands that have them, if the shell asks for completions."""
+    """Add the keys as arguments of the commands that have them, if the shell requests completions."""
     for name in KEY_COMMANDS if VARIABLE in os.environ else ():
         keys: Any = commands[name].add_argument("keys", nargs="*")
         keys.completer = complete_keys
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Print the completions and exit, if the shell asks for them."""
+    """Print the completions and exit, if the shell requests them."""
     if VARIABLE in os.environ:
         import argcomplete
 
@@ -33,7 +33,7 @@ def complete_keys(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> lis
 
 
 def _arguments(prefix: str, given: Mapping[str, str]) -> Iterator[str]:
-    """`key=`, and `key=name` for tasks and algorithms. Keys of the task, whose import is slow, only if they are due."""
+    """`key=`, and `key=name` for tasks and algorithms. Keys of the task need the prefix `task.`: its import is slow."""
     from raysim.config.introspection import field_docs
     from raysim.config.schema import RunConfig
     from raysim.core.registry import algorithms, declared_algorithm_fields, task_class, tasks

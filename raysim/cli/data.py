@@ -41,24 +41,24 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     console.print(recognised, highlight=False, markup=False)
     for note in table.attrs.get("notes", ()):
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
-    lines = [f"to show it: raysim data describe {quote_path(target)}"]
+    lines = [f"to inspect the table: raysim data describe {quote_path(target)}"]
     try:
-        lines.append(f"to train on it: {run_command(target, table.attrs['task'], table.attrs['classes'])}")
+        lines.append(f"to train on the table: {run_command(target, table.attrs['task'], table.attrs['classes'])}")
     except ConfigError as error:
-        lines.append(f"no command to train on it: {error}")
+        lines.append(f"no command to train on the table: {error}")
     for line in lines:
         console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(table: str, root: str | None, config: str | None, overrides: Sequence[str], console: Console) -> None:
-    """Print the contents of the table by site, and its faults; with keys of a run, as that run reads the files."""
+    """Print the contents of the table by site, and its problems. With keys of a run, files are read as in that run."""
     rows = read_table(table, root, needs_label=False, needs_image=False, check_files=False)
     keys = merge(read_file(config) if config else {}, parse_pairs(overrides))
     summarize(rows, _preparation(rows, table, root, keys) if keys else None).print(console)
 
 
 def _preparation(rows: pd.DataFrame, table: str, root: str | None, keys: Mapping[str, Any]) -> CasePreparation | None:
-    """How a run with these keys reads the images; None for a table without images."""
+    """The preparation of images in a run with these keys; None for a table without images."""
     kind = dataset_kind(rows)
     keys = merge({"task": {"name": "segmentation" if kind == "unlabelled" else kind}}, keys)
     keys = merge(keys, {"task": {"data": {"table": table} | ({"root": root} if root else {})}})

@@ -45,7 +45,7 @@ def resume(args: argparse.Namespace) -> int:
 def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig:
     """The configuration from the config file and the overrides, which take precedence.
 
-    Also prepares this process for the run. What keys and table alone decide is checked before torch is imported.
+    Also prepares this process for the run. Errors in keys and table are found before torch is imported.
     """
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
@@ -58,7 +58,7 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
 
 
 def check_task(values: Mapping[str, Any]) -> None:
-    """Raises ConfigError for what is wrong in the keys of the task or in its table, if the task can check it.
+    """Raises ConfigError for an error in the keys of the task or in its table, if the task has a check.
 
     The run reads the table again and reports its warnings, so they are ignored here.
     """

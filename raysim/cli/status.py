@@ -120,7 +120,7 @@ def _cells(each: RunStatus) -> Sequence[str]:
         each.state,
         "" if each.value is None else f"{each.metric} {each.value:.4f}",
         "" if each.round_seconds is None else f"{each.round_seconds:.2f} s",
-        f"{each.host}:{each.directory}",
+        f"{each.host}:{each.directory}" if each.host else each.directory,
     )
 
 

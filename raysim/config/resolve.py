@@ -75,8 +75,8 @@ def _checked_for_yaml(run: RunConfig) -> RunConfig:
     for path, value in _plain_values("", to_mapping(run)):
         if value is not None and type(value) not in (bool, int, float, str):
             raise ConfigError(
-                f"{path}={value!r:.80}: config.yaml cannot hold a {type(value).__name__}; expected a number, text, "
-                "true, false, or a list or keys of these (for a function: its name as text, module:name)"
+                f"{path}={value!r:.80}: config.yaml cannot store a {type(value).__name__}; expected a number, text, "
+                "true, false, or a list or mapping of these (for a function: its name as text, module:name)"
             )
     return run
 
@@ -193,7 +193,8 @@ def _check_fields(cls: Any, values: Mapping[str, Any], prefix: str) -> dict[str,
 
 
 def _unknown_key(key: str, valid: Iterable[str], prefix: str) -> ConfigError:
-    suggestion = did_you_mean(key, valid, f"{prefix}.") or key_hint(key)
+    start = f"{prefix}."
+    suggestion = did_you_mean(key, valid, start, cutoff=0.8) or key_hint(key) or did_you_mean(key, valid, start)
     return ConfigError(f"unknown key '{prefix}.{key}'{suggestion}; valid under {prefix}: {', '.join(sorted(valid))}")
 
 

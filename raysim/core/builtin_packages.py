@@ -1,4 +1,4 @@
-"""Finds the packages `algorithms` and `search_spaces` beside raysim, whatever the working directory contains."""
+"""Finds the packages `algorithms` and `search_spaces` beside raysim, independent of the working directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARENT_FOLDER = str(Path(__file__).parents[2])  # of raysim and of these package
 class BuiltinPackageFinder:
     """A finder of `sys.meta_path` that precedes the search of `sys.path`, which may begin with the working directory.
 
-    It is installed when raysim is imported, so it holds in the processes of Ray too.
+    It is installed when raysim is imported, so it is also active in the processes of Ray.
     """
 
     @staticmethod

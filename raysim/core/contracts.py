@@ -98,8 +98,8 @@ class PredictionSet:
 class TaskConfig(Protocol):
     """A frozen dataclass of the keys under `task.`, which builds the task.
 
-    It may also have a method `check()`, which raises ConfigError for what is wrong in the keys or the table. `check`
-    imports no torch, so that `raysim run` refuses such a run at once.
+    It may also have a method `check()`, which raises ConfigError for an error in the keys or the table. `check`
+    must not import torch, so that `raysim run` refuses such a run within a second.
     """
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
@@ -126,7 +126,7 @@ class Task:
     sizes: number of examples by site and split, for all inside and outside sites.
     shape: shape of an example, (C, *space) or (F,).
     classes: number of logits of an example.
-    summary: a line about the classes, shown at the start of a run; empty without one.
+    summary: a line about the classes that is shown at the start of a run; empty for no line.
     """
 
     name: str

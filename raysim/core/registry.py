@@ -254,7 +254,7 @@ def import_by_name(name: str) -> Any:
 
 
 def _import_file(file: str) -> ModuleType:
-    """The module in this file. It has its dotted name if that leads to the file, as in other processes; else its path.
+    """The module in this file. Its name is its dotted name if that finds this file, otherwise its path.
 
     The path is needed for a file in a user's folder `algorithms`, because the package of that name is raysim's.
     """

@@ -11,8 +11,8 @@ def squash(name: str) -> str:
     return name.replace("_", "").replace("-", "").lower()
 
 
-def did_you_mean(given: str, valid: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(given: str, valid: Iterable[str], prefix: str = "", cutoff: float = 0.5) -> str:
     """` (did you mean '...'?)` if one of `valid` is close to `given`, else empty; `prefix` precedes the name."""
     by_name = {squash(name): name for name in valid}
-    close = get_close_matches(squash(given), by_name, n=1, cutoff=0.5)
+    close = get_close_matches(squash(given), by_name, n=1, cutoff=cutoff)
     return f" (did you mean '{prefix}{by_name[close[0]]}'?)" if close else ""

@@ -197,7 +197,7 @@ class CasePreparation:
         return mask
 
     def _class_indices(self, path: str, mask: Array) -> tuple[Array, int]:
-        """The result of `class_indices`, by value or by colour. Raises ConfigError for what is not a class."""
+        """The result of `class_indices`, by value or by colour. Raises ConfigError for a value that is not a class."""
         if self.colours is None:
             return class_indices(path, mask, self.classes or {}, self.ignore)
         try:

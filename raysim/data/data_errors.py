@@ -40,7 +40,7 @@ def channels_cure(channels: Iterable[int]) -> str:
     cure = "all images need the same number of channels"
     if set(channels) != {1, 3}:
         return cure
-    return f"{cure}: task.data.channels=3 repeats the channel of grey pictures, task.data.channels=1 makes all grey"
+    return f"{cure}: task.data.channels=3 repeats the channel of grey pictures, task.data.channels=1 converts to grey"
 
 
 def summarize_notes(notes: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -111,7 +111,7 @@ def _count_values(mask: Array, name: str, problems: list[str]) -> dict[float | s
     if len(values) > MAX_LABEL_VALUES:
         problems.append(
             f"{name} has {len(values)} different values; a mask has at most {MAX_LABEL_VALUES} "
-            "(JPEG compression adds values: save masks without it)"
+            "(JPEG compression adds values: save masks as PNG)"
         )
         return {}
     return dict(zip(values.astype(float).tolist(), counts.tolist(), strict=True))

@@ -19,7 +19,7 @@ CHANNEL = re.compile(
 )
 CHANNEL_ADVICE = (
     "raysim reads one file for each case: merge the channels into one volume with a fourth axis, for example with "
-    "nibabel.concat_images([FILE, FILE]), or keep one channel. Rename images that are cases of their own"
+    "nibabel.concat_images([FILE, FILE]), or keep one channel. If these images are separate cases, rename them"
 )
 
 
@@ -32,7 +32,7 @@ def role_problems(pairs: Sequence[Pair]) -> Iterator[str]:
             images_of_mask.setdefault(real_path(mask), []).append(image)
     both = [images[path] for path in images_of_mask if path in images]
     if both:
-        yield f"files that are both an image and a mask: {join_names(both)}. Name the mask of each image as its label"
+        yield f"files that are both an image and a mask: {join_names(both)}. Store images and masks in separate files"
     yield from channel_problems(pairs)
     shared = [f"{mask} of {' and '.join(sorted(names)[:3])}" for mask, names in images_of_mask.items() if names[1:]]
     if shared:
@@ -62,7 +62,7 @@ def channel_case(image: str) -> str | None:
 
 
 def _cases_of_first_channels(images: Sequence[str]) -> set[str]:
-    """The cases with one of these images, which has the name of a sequence or the number 0000: no series of cases."""
+    """The cases with exactly one of these images whose name ends with a sequence or 0000; not a series of cases."""
     counts = Counter(case for image in images if (case := channel_case(image)) is not None)
     first = (image for image in images if stem(image).endswith("0000") or not stem(image)[-4:].isdigit())
     return {case for image in first if (case := channel_case(image)) is not None and counts[case] == 1}

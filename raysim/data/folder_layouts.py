@@ -62,6 +62,7 @@ def reject_shared_files(cases: Iterable[ScannedCase]) -> None:
 
 def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
     """The images in a folder per class; the label is the index of the class in the sorted names of all classes."""
+    _reject_sites_below_masks(root)
     root_folders = _images_by_class(root)
     sites = {root: root_folders} if root_folders else {site: _images_by_class(site) for site in _subfolders(root)}
     names = sorted({name for found in sites.values() for name in found})
@@ -76,6 +77,17 @@ def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
         for name, images in found.items()
         for image in images
     ]
+
+
+def _reject_sites_below_masks(root: Path) -> None:
+    """Raises ConfigError for images/NAME/* with masks/NAME/*, which are no sites with the classes NAME."""
+    images, masks = _image_and_mask_folders(root)
+    if masks and (names := sorted(_images_by_class(masks[0]))):
+        image_folder, mask_folder, name = images[0].name, masks[0].name, names[0]
+        raise ConfigError(
+            f"{mask_folder} in {root} has folders of masks, such as {name}; if these are sites, move them: "
+            f"{image_folder}/{name} to {name}/{image_folder}, and {mask_folder}/{name} to {name}/{mask_folder}"
+        )
 
 
 def _reject_split_folders(root: Path, names: list[str]) -> None:
@@ -127,7 +139,7 @@ def _image_and_mask_folders(site: Path) -> tuple[list[Path], list[Path]]:
     images, masks = (sorted(folders.keys() & known) for known in (IMAGE_FOLDERS, MASK_FOLDERS))
     if images and masks and len(images) + len(masks) > 2:
         raise ConfigError(
-            f"{site} has the folders {', '.join([*images, *masks])}; keep one of images and one of labels"
+            f"{site} has the folders {', '.join([*images, *masks])}; keep one folder of images and one folder of masks"
         )
     inputs = [folders[name] for name in (*images, "imagests") if name in folders]
     return inputs, [folders[name] for name in masks] if images else []

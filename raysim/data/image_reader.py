@@ -66,7 +66,7 @@ def position_problem(image: Image, mask: Image) -> str | None:
     """How far the mask is from its image, if this is more than POSITION_TOLERANCE; None for the same place."""
     if (distance := grid_distance(image, mask)) <= POSITION_TOLERANCE:
         return None
-    return f"by up to {voxels_text(distance)} at the corners; at most {POSITION_TOLERANCE:g} is the same place"
+    return f"by up to {voxels_text(distance)} at the corners; expected at most {POSITION_TOLERANCE:g}"
 
 
 def _check_exact(mask: Image) -> None:

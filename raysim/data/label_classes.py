@@ -95,7 +95,7 @@ def _check_near_equal(labels: pd.Series, path: str) -> None:
         found = " and ".join(f"{value!r} in {pluralize(int(counts[value]), 'row')}" for value in group)
         listed = shlex.quote(f"task.data.classes={json.dumps(values, ensure_ascii=False)}")
         raise ConfigError(
-            f"table {path}: labels that seem to be one class: {found}; write each class in one way. "
+            f"table {path}: labels that seem to be one class: {found}; use one spelling for each class. "
             f"If all of them are classes, list them: {listed}"
         )
 

@@ -1,4 +1,4 @@
-"""What the values of a mask mean: palettes of all masks agree, colours map to classes, near whole numbers are whole."""
+"""Converts values of masks to classes: checks palettes, maps colours, rounds values near whole numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def format_colours_option(colours: Iterable[Colour]) -> str:
     if len(found) > MAX_COLOURS:
         return (
             f"There are {len(found)} colours, such as {list(found[-1])}: JPEG compression and smooth edges add them; "
-            "save masks without both"
+            "save masks as PNG or NIfTI, and resample them with nearest neighbour"
         )
     names = ["background", *(f"NAME{number}" for number in range(1, len(found)))]
     pairs = ", ".join(f"{name}: {list(colour)}" for name, colour in zip(names, found, strict=False))
@@ -71,7 +71,7 @@ def classes_from_colours(mask: Array, colours: Mapping[str, Colour]) -> Array:
 
 
 def check_palette(palette: Mapping[int, Colour]) -> None:
-    """Raises ConfigError if the order of a mask's palette contradicts its colours, which may come from a packer.
+    """Raises ConfigError if the order of a mask's palette is ambiguous: the program that wrote it may have sorted it.
 
     Classes are the indices of a palette, background first. Greys must become lighter with the index, and black, if it
     occurs, must be first.
@@ -81,7 +81,7 @@ def check_palette(palette: Mapping[int, Colour]) -> None:
     if greys != sorted(greys) or (BLACK in colours and colours[0] != BLACK):
         order = ", ".join(f"{index} is {list(colour)}" for index, colour in sorted(palette.items())[:MAX_COLOURS])
         raise ConfigError(
-            f"its palette is in another order than its colours ({order}), so its classes are not certain. "
+            f"the order of its palette is ambiguous ({order}); expected black first, and greys from dark to light. "
             f"{format_colours_option(colours)}"
         )
 

@@ -53,13 +53,14 @@ def mask_value_advice(classes: MaskClasses, values: Collection[float]) -> Iterat
     """The argument `task.data.classes` that fits masks with these values, or how to store masks."""
     if len(values) > MAX_LABEL_VALUES or any(value % 1 for value in values):
         yield (
-            "expected masks with few values, all whole numbers; JPEG compression and interpolation add other values: "
-            "save masks without both"
+            "masks need few values, all whole numbers; JPEG compression and interpolation add other values: "
+            "save masks as PNG or NIfTI, and resample them with nearest neighbour"
         )
         return
-    yield f"name every value and put the argument in quotes: {format_classes(fitting_classes(classes, values))}"
+    argument = format_classes(fitting_classes(classes, values))
+    yield f"give each value a class name, and put the argument in quotes: {argument}"
     if len(values) > 2:
-        yield "if masks differ only in the value of one class, save them with one value"
+        yield "if several values mean the same class, save all masks with one value for it"
     if IGNORED in values and len(values) > 2:
         yield "if 255 marks voxels without a label, leave it out of the classes and add task.data.ignore=255"
 

@@ -26,13 +26,13 @@ def near_equal_sites_warning(sites: Iterable[str]) -> str | None:
     if not groups:
         return None
     return (
-        f"sites with nearly equal names, each used as a site of its own: {join_names(groups)}; "
-        "if they are one hospital, write its name in one way"
+        f"sites with nearly equal names, each used as a separate site: {join_names(groups)}; "
+        "if they are one hospital, use one spelling of its name"
     )
 
 
 def _skeleton(name: str) -> str:
-    """The name without what readers overlook; numbers of equal value have equal skeletons."""
+    """The name without differences that readers overlook; numbers of equal value have equal skeletons."""
     plain = unicodedata.normalize("NFKD", name)
     visible = "".join(letter for letter in plain if unicodedata.category(letter) not in ("Mn", "Cf"))
     text = re.sub(r"(?<=\S)[\s_-]+", " ", visible.casefold().translate(LOOK_ALIKES)).strip() or name

@@ -15,7 +15,7 @@ from raysim.data.image_formats import MAX_VOXELS, Array, Image, grid_distance
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by the code in `xyzt_units`: unknown, metre, mm, micrometre
 UNIT_NAMES = {1: "metres", 3: "micrometres"}
 MAX_OFFSET = 2**24  # bytes of the header and its extensions
-MAX_DISAGREEMENT = 0.5  # voxels between two positions in one header that are not worth a note
+MAX_DISAGREEMENT = 0.5  # voxels between two positions in one header; a smaller difference is not noted
 
 
 def decode_nifti(file: str) -> Image:
@@ -80,7 +80,7 @@ def _read_values(stored: Any) -> Array:
 
 
 def _affine_in_mm(volume: Any) -> Array:
-    """The affine of the volume. Raises ConfigError for an unknown unit, and for an affine that maps axes onto one."""
+    """The affine of the volume. Raises ConfigError for an unknown unit, and for a singular affine."""
     unit = int(volume.header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
         raise ConfigError(
@@ -93,8 +93,8 @@ def _affine_in_mm(volume: Any) -> Array:
     volume_per_voxel = abs(np.linalg.det(affine[:3, :3] / np.where(sizes > 0, sizes, 1)))
     if not np.isfinite(affine).all() or not sizes.all() or volume_per_voxel < 1e-3:
         raise ConfigError(
-            f"its affine {np.round(affine[:3], 4).tolist()} gives no position to each voxel; correct the sform or the "
-            "qform in its header"
+            f"its affine {np.round(affine[:3], 4).tolist()} does not give each voxel a position; correct the sform or "
+            "the qform in its header"
         )
     return affine
 

@@ -41,8 +41,8 @@ def _several_sites(rows: pd.DataFrame, column: str) -> Iterator[str]:
     if shared:
         yield (
             f"patients (column '{column}') at more than one site: {len(shared)}, {join_names(shared)}; keep each "
-            "patient at one site, otherwise the scores are too high. If each site has its own numbers, write the site "
-            "into the identifiers"
+            "patient at one site, otherwise the scores are too high. If each site has its own numbers, add the site "
+            "to the identifiers"
         )
 
 
@@ -50,6 +50,6 @@ def _near_equal_patients(rows: pd.DataFrame, column: str) -> Iterator[str]:
     groups = [" and ".join(map(repr, group)) for group in near_equal_names(rows["patient"].unique())]
     if groups:
         yield (
-            f"patients (column '{column}') with nearly equal identifiers, each used as a patient of its own: "
-            f"{join_names(groups)}; if they are one patient, write its identifier in one way"
+            f"patients (column '{column}') with nearly equal identifiers, each used as a separate patient: "
+            f"{join_names(groups)}; if they are one patient, use one spelling of its identifier"
         )

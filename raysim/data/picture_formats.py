@@ -51,7 +51,7 @@ def decode_picture(file: str, mask: bool, colours: bool) -> Image:
             "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"
         ) from None
     array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
-    notes = ("its EXIF orientation is applied, as viewers do",) if turned else ()
+    notes = ("its EXIF orientation is applied, as in image viewers",) if turned else ()
     if mask:
         array = np.repeat(array, 3, axis=0)[:3] if colours and len(array) == 1 else array
         array = array if colours else _single_channel(array)
@@ -69,7 +69,7 @@ def _single_channel(mask: Array) -> Array:
 
 
 def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[int, Colour], bool]:
-    """(C, height, width), the palette if it is `indexed`, and whether it was turned upright."""
+    """(C, height, width), the palette if it is `indexed`, and whether it was rotated upright."""
     from PIL import ImageOps
 
     deep = _is_deep(file, picture)
@@ -77,8 +77,8 @@ def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[in
     # Pillow mixes up the rows of an uncompressed TIFF that it turns by 90 degrees.
     if (deep and orientation != 1) or (picture.format == "TIFF" and orientation > 4):
         raise ConfigError(
-            f"has an orientation tag of {orientation}; pictures with more than 8 bits per channel need 1, other TIFF 1 "
-            "to 4. Turn it upright and store it without this tag"
+            f"has the orientation tag {orientation}; pictures with more than 8 bits per channel need 1, other TIFF "
+            "files need 1 to 4. Rotate it upright and store it without this tag"
         )
     if deep:
         return _decode_deep(file, picture), {}, False

@@ -48,8 +48,8 @@ def _class_arguments(masks: Sequence[str], names: Mapping[str, int]) -> Iterator
         found = np.unique(read_image(mask, mask=True).array)
         if len(found) > MAX_LABEL_VALUES or (found % 1).any():
             raise ConfigError(
-                f"{mask}: has {len(found)} values, such as {found[1]:g}; masks have at most {MAX_LABEL_VALUES} whole "
-                "numbers, and JPEG compression and interpolation add others"
+                f"{mask}: has {len(found)} values, such as {found[1]:g}; masks need at most {MAX_LABEL_VALUES} "
+                "values, all whole numbers; JPEG compression and interpolation add others"
             )
         return set(found.tolist())
 

@@ -38,7 +38,7 @@ def scan(
     folder: str, fractions: Sequence[float] = FRACTIONS, seed: int = 0, *, group: str | None = None
 ) -> pd.DataFrame:
     """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files;
-    `layout` and `task` are what was recognised, `classes` the mask values by the names in dataset.json.
+    `layout` and `task` are the recognised ones, `classes` the mask values by the names in dataset.json.
 
     The labelled images of each site are assigned to train, val and test at random, by `fractions`. `group` is a
     regular expression: its first capture in the path of an image is the patient, and all images of a patient get the
@@ -147,13 +147,13 @@ def _group_by_name(table: pd.DataFrame, images: Sequence[str], notes: list[str])
     if patients is not None:
         first = next(index for index, patient in enumerate(patients) if patient is not None)
         notes.append(
-            f"images of a patient, by their names, are in one split: {patients[first]} for {images[first]}; "
+            f"images with the same patient in their names are in one split: {patients[first]} for {images[first]}; "
             "use --group REGEX for another rule, --group '(.+)' for none"
         )
         return table.assign(patient=pd.Series(patients, table.index, dtype="string"))
     if numbered := numbered_series(images):
         notes.append(
-            f"no patients were found in the names of images; if images such as {numbered} have others of the same "
+            f"no patients were found in the names of images; if several images, such as {numbered}, show one "
             "patient, use --group REGEX, which keeps them in one split"
         )
     return table

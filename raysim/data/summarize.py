@@ -95,7 +95,7 @@ def _foreground_problems(table: pd.DataFrame, inspections: list[CaseInspection])
     files = {inspection.foreground: str(label) for inspection, label in pairs if inspection.foreground}
     if len(files) > 1:
         found = ", ".join(f"{value} in {files[value]}" for value in sorted(files))
-        yield f"masks differ in the value of the foreground: {found}; name every value in task.data.classes"
+        yield f"masks differ in the value of the foreground: {found}; give each value a class name in task.data.classes"
 
 
 def _mask_value_counts(table: pd.DataFrame, inspections: list[CaseInspection]) -> pd.DataFrame:
@@ -153,7 +153,7 @@ def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
 
 def _near_equal_labels(labels: pd.Series) -> Iterator[str]:
     for group in near_equal_names(map(str, labels.dropna().unique())):
-        yield f"labels that seem to be one class: {' and '.join(map(repr, group))}; write each class in one way"
+        yield f"labels that seem to be one class: {' and '.join(map(repr, group))}; use one spelling for each class"
 
 
 def _site_problems(labels: pd.DataFrame, features: pd.DataFrame) -> Iterator[str]:

@@ -216,8 +216,8 @@ def _file_problems(table: pd.DataFrame, files: Iterable[str], base: str) -> Iter
         )
     if backslashes := [path for path in absent if "\\" in path]:
         yield (
-            f"files that do not exist: {join_names(backslashes)}. Their names have backslashes: write folders with /, "
-            "as in images/a.png"
+            f"files that do not exist: {join_names(backslashes)}. Their names have backslashes: use / between "
+            "folders, as in images/a.png"
         )
     if absent:
         yield (

@@ -35,7 +35,10 @@ def load_table(path: str) -> pd.DataFrame:
     except FileNotFoundError:
         raise ConfigError(f"table {path} does not exist (working directory: {os.getcwd()}); check its path") from None
     except IsADirectoryError:
+        table_inside = os.path.join(path, "table.csv")
         cure = f"create its table with `raysim data scan {quote_path(path)}`"
+        if os.path.isfile(table_inside):
+            cure = f"it has a table: task.data.table={quote_path(table_inside)}"
         raise ConfigError(f"table {path} is a folder; {cure}") from None
     except Exception as reason:
         problem = " ".join(str(reason).split())
@@ -69,7 +72,8 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
         skipinitialspace=True,
     )
     if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError("its rows have more cells than its header has names")
+        cure = "; separate cells by commas, with decimal points" if ";" in _csv_header(content)[0] else ""
+        raise ValueError(f"its rows have more cells than its header has names{cure}")
     return table.rename(columns=str.strip)
 
 

@@ -194,7 +194,7 @@ def _warn_about_near_equal_values(name: str, cells: pd.Series) -> None:
     if groups:
         found = join_names([" and ".join(map(repr, group)) for group in groups])
         warnings.warn(
-            f"column '{name}' has values that seem to be one category: {found}; write each category in one way",
+            f"column '{name}' has values that seem to be one category: {found}; use one spelling for each category",
             stacklevel=5,
         )
 

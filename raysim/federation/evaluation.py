@@ -23,8 +23,8 @@ from raysim.core.contracts import (
 )
 from raysim.core.model import weights
 from raysim.core.results import Score
-from raysim.federation.answer_checks import check_metrics, check_predictor
 from raysim.federation.fleet import BaseFleet
+from raysim.federation.return_checks import check_metrics, check_predictor
 
 
 def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:

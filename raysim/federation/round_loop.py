@@ -9,10 +9,10 @@ from raysim.core.contracts import Algorithm, S, Task
 from raysim.core.results import ResumePoint, Round, Score
 from raysim.core.seeding import seeded
 from raysim.federation.accounting import RoundAccounting
-from raysim.federation.answer_checks import check_round, check_state
 from raysim.federation.cohort import apply_dropout, sample_cohort
 from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import BaseFleet
+from raysim.federation.return_checks import check_round, check_state
 
 
 def federate(

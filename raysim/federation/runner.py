@@ -192,8 +192,8 @@ def idle_gpu_notices(requested: float, available: float) -> Iterator[Notice]:
     """A notice if GPUs are `available` and the client actors, or this process, requested none."""
     if available and not requested:
         yield Notice(
-            f"the run uses no GPU, but {pluralize(round(available), 'GPU')} can be used: set "
-            "resources.gpus_per_client=1, or a fraction such as 0.5 with which client actors share a GPU"
+            f"the run uses no GPU; available: {pluralize(round(available), 'GPU')}. Set "
+            "resources.gpus_per_client=1, or a fraction such as 0.5, so that client actors share a GPU"
         )
 
 

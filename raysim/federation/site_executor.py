@@ -16,7 +16,7 @@ from raysim.core.errors import LostObjectError, RaysimError, SiteError
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.pytree import make_readonly, nbytes
 from raysim.core.seeding import seed_all
-from raysim.federation.answer_checks import check_reply
+from raysim.federation.return_checks import check_reply
 from raysim.federation.site_data import SiteDataCache, fingerprint, write_message
 
 P = TypeVar("P")

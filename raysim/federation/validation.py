@@ -18,8 +18,8 @@ from raysim.core.formatting import format_argument, format_bytes, join_names
 from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
-from raysim.federation.answer_checks import check_state
 from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
+from raysim.federation.return_checks import check_state
 from raysim.storage.run_directory import has_checkpoint
 
 CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and the one being written

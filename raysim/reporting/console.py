@@ -81,7 +81,7 @@ class RunConsole:
         self.bars.update(self.task, description=text, completed=progress.done, total=progress.total or None)
 
     def _print_step(self, phase: str) -> None:
-        step = phase.partition(":")[0]  # a state that changes all the time may follow
+        step = phase.partition(":")[0]  # text that changes often may follow
         if self.plan is not None and not self.placed and step not in self.steps:
             self.steps.add(step)
             self.say(phase)
@@ -95,7 +95,7 @@ class RunConsole:
             self.say(f"{len(sites)} sites in this process")
             return
         actors = pluralize(len(placed.places), "client actor")
-        self.say(f"{pluralize(len(sites), 'site')} on {actors}; each opens its data in the first round")
+        self.say(f"{pluralize(len(sites), 'site')} on {actors}; the data of each site are opened in the first round")
         for place in placed.places[:MAX_SITES_SHOWN]:
             gpu = f", {place.gpus:g} of GPU {','.join(place.gpu_ids)} ({place.device})" if place.gpus else ""
             self.say(f"  {place.title}  node {place.node[:8]}, {place.threads} torch thread(s){gpu}")

@@ -154,8 +154,8 @@ def _check_scheduler(request: SearchRequest) -> None:
         )
     if config.rounds <= config.evaluate_every:
         raise ConfigError(
-            f"--scheduler {scheduler} compares trials before they end, but of {config.rounds} rounds with "
-            f"evaluate_every={config.evaluate_every} only the last one is evaluated; set evaluate_every=1 and "
+            f"--scheduler {scheduler} compares trials before they end, but with rounds={config.rounds} and "
+            f"evaluate_every={config.evaluate_every} only the last round is evaluated; set evaluate_every=1 and "
             "rounds=2 or more"
         )
     if SCHEDULERS[scheduler].transfers_state:

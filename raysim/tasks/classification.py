@@ -60,7 +60,7 @@ class Classification:
     ] = ()
 
     def check(self) -> None:
-        """Raises ConfigError for what the table and the keys alone show to be wrong."""
+        """Raises ConfigError for an error in the keys or the table. Reads no images."""
         self._read()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:

@@ -39,7 +39,7 @@ def find_factory(kind: str, name: object, factories: Mapping[str, Factory]) -> F
             reason = f"{type(error).__name__}: {error}{import_advice(name)}"
             raise ConfigError(f"{kind} '{name}' cannot be imported: {reason}") from error
         if not inspect.isclass(factory) and not inspect.isfunction(factory):
-            raise ConfigError(f"{kind} '{name}' is a {type(factory).__name__}; expected a class or a function")
+            raise ConfigError(f"{kind} '{name}' has the type {type(factory).__name__}; expected a class or a function")
         return factory
     by_name = {squash(key): factory for key, factory in factories.items()}
     if squash(name) not in by_name:
@@ -82,6 +82,11 @@ def doc_summary(factory: Factory) -> str:
     sentence = re.split(r"(?<=\.) (?=[A-Z`])| [(<]?https?:|Args:", paragraph)[0]
     plain = re.sub(r":[\w:]+:(?=`)", "", sentence).replace("`", "")
     return re.sub(r"(,? (defined in|based on))?[:,]?$", "", plain)
+
+
+def format_error(error: Exception) -> str:
+    """The type and the first line of an error: MONAI appends installation pages and tracebacks."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def _constructor_chain(factory: Factory) -> Sequence[Factory]:

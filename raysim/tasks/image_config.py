@@ -58,7 +58,7 @@ class ImageData(TableData):
         int | None,
         Gt(0),
         "channels of every image; by default those of the first. 3 repeats the channel of grey pictures, 1 converts "
-        "pictures to grey; other images must have this number",
+        "pictures to grey; other images must have this number of channels",
     ] = None
 
     def dimensions(self, table: pd.DataFrame) -> int:
@@ -87,7 +87,7 @@ class ImageData(TableData):
     ) -> ImageSites:
         """The opener of this table's sites.
 
-        `masks` are the values in label files by class name, and `colours` their colours if classes are colours; `masks`
+        `masks` are the mask values by class name, and `colours` their colours if classes are colours; `masks`
         is None if the column `label` has class indices. `ignore` is the mask value that is left out.
         """
         root = self.root or parent_folder(os.path.expanduser(self.table))

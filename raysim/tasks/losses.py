@@ -16,8 +16,14 @@ from raysim.core.errors import ConfigError
 from raysim.core.network_outputs import full_resolution
 from raysim.core.suggestions import squash
 from raysim.data.mask_values import IGNORED
-from raysim.tasks.factory_lookup import Factory, check_arguments, doc_summary, factory_parameters, find_factory
-from raysim.tasks.networks import format_error
+from raysim.tasks.factory_lookup import (
+    Factory,
+    check_arguments,
+    doc_summary,
+    factory_parameters,
+    find_factory,
+    format_error,
+)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 NO_GRADIENT = "has no gradient; compute it from the logits with torch, without argmax, detach or numpy"
@@ -51,8 +57,8 @@ def make_segmentation_loss(spec: Mapping[str, Any], ignored: bool = False) -> Lo
     if type(loss.measure).__name__ not in LOSSES_OF_VOXELS:
         valid = ", ".join(sorted(LOSSES_OF_VOXELS))
         raise ConfigError(
-            f"task.data.ignore has no effect on the loss {spec.get('name')}, which may need whole images; use one of "
-            f"{valid}, or remove task.data.ignore"
+            f"task.data.ignore is not supported for the loss {spec.get('name')}, which may need whole images; use "
+            f"one of {valid}, or remove task.data.ignore"
         )
     return KnownVoxelsLoss(loss)
 
@@ -148,7 +154,7 @@ class KnownVoxelsLoss:
 
 
 def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
-    """Raises ConfigError if the loss fails on an example that has all classes, or is no finite scalar with a gradient.
+    """Raises ConfigError if the loss fails on an example with all classes, or returns no finite scalar with a gradient.
 
     The example has logits from -1 to 1.
     """

@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args
 
 from raysim.core.errors import ConfigError, RunError
 from raysim.core.numeric import is_finite_number, is_number
-from raysim.tasks.factory_lookup import find_factory
-from raysim.tasks.networks import format_error
+from raysim.tasks.factory_lookup import find_factory, format_error
 
 Direction = Literal["higher", "lower"]
 UNLIMITED = (-math.inf, math.inf)
@@ -66,8 +65,8 @@ def _to_float(value: Any) -> float | None:
 def find_metrics(names: Sequence[str], shipped: Mapping[str, Metric], example: Sequence[Any]) -> tuple[Metric, ...]:
     """The metrics with these names: of `shipped`, or imported as `module:Name` and tried on the `example` arguments.
 
-    Raises ConfigError for an unknown or repeated name, and for a metric of yours that fails, has no direction, or has a
-    wrong range.
+    Raises ConfigError for an unknown or repeated name, and for an imported metric that fails, has no direction, or
+    has a wrong range.
     """
     metrics = tuple(_tried_metric(name, shipped, example) for name in names)
     columns = [metric.name for metric in metrics]

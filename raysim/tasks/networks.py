@@ -13,7 +13,14 @@ from raysim.core.errors import ConfigError
 from raysim.core.model import describe_unsupported
 from raysim.core.network_outputs import full_resolution
 from raysim.core.seeding import seeded
-from raysim.tasks.factory_lookup import Factory, check_arguments, doc_summary, factory_parameters, find_factory
+from raysim.tasks.factory_lookup import (
+    Factory,
+    check_arguments,
+    doc_summary,
+    factory_parameters,
+    find_factory,
+    format_error,
+)
 from raysim.tasks.tabular_networks import logistic, mlp
 
 NetworkFactory = Callable[[], nn.Module]
@@ -163,8 +170,3 @@ def _per_level(given: Mapping[str, Any], key: str, default: Sequence[int]) -> Se
     if not isinstance(levels, list | tuple):
         raise ConfigError(f"task.network.{key}={levels!r}: expected a number for each level, as in {list(default)}")
     return levels
-
-
-def format_error(error: Exception) -> str:
-    """The type and the first line of an error: MONAI appends installation pages and tracebacks."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -20,7 +20,7 @@ def predict_batches(
 ) -> Iterator[Tensor]:
     """The logits (B, K, *space), or (B, K) for labels (B, 1), of each batch of a labelled split, in order.
 
-    Raises RunError for an answer of another shape, and for values that are not finite floats.
+    Raises RunError for an output of another shape, and for values that are not finite floats.
     """
     assert split.labels is not None
     for start in range(0, len(split), batch_size):
@@ -36,18 +36,18 @@ def _checked_logits(outputs: Any, expected: tuple[int, ...]) -> Tensor:
     while isinstance(first, list | tuple) and first:
         first = first[0]
     if not isinstance(first, Tensor):
-        raise _answer_error(f"a {type(first).__name__}", expected, "return the output of the network, a tensor")
+        raise _output_error(f"a {type(first).__name__}", expected, "return the output of the network, a tensor")
     logits = full_resolution(outputs, len(expected))
     if tuple(logits.shape) != expected:
         without_classes = (expected[0], *expected[2:])
         of_classes = tuple(logits.shape) in (without_classes, (expected[0], 1, *expected[2:]))
         cure = "without argmax" if of_classes else "for every class"
-        raise _answer_error(f"the shape {_format(logits.shape)}", expected, f"return the logits {cure}")
+        raise _output_error(f"the shape {_format(logits.shape)}", expected, f"return the logits {cure}")
     if not logits.is_floating_point():
-        raise _answer_error(str(logits.dtype), expected, "return the logits without argmax")
+        raise _output_error(str(logits.dtype), expected, "return the logits without argmax")
     if not logits.isfinite().all():
         bad = int((~logits.isfinite()).sum())
-        raise _answer_error(
+        raise _output_error(
             f"{bad} of {logits.numel()} values that are not finite",
             expected,
             "lower the learning rate (algorithm.lr), clip the gradient (algorithm.clip=1), or check the site's data",
@@ -55,7 +55,7 @@ def _checked_logits(outputs: Any, expected: tuple[int, ...]) -> Tensor:
     return logits
 
 
-def _answer_error(found: str, expected: tuple[int, ...], cure: str) -> RunError:
+def _output_error(found: str, expected: tuple[int, ...], cure: str) -> RunError:
     symbols = "(B, K, *space)" if len(expected) > 2 else "(B, K)"
     return RunError(f"the predictor must return logits {symbols} = {_format(expected)}, got {found}; {cure}")
 

@@ -49,7 +49,7 @@ class Segmentation:
     ] = ()
 
     def check(self) -> None:
-        """Raises ConfigError for what the table and the keys alone show to be wrong."""
+        """Raises ConfigError for an error in the keys or the table. Reads no images."""
         self._read()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
@@ -106,7 +106,7 @@ class Segmentation:
 
 
 def _summarize_classes(values: MaskClasses, arrays: Mapping[str, Mapping[str, Array]]) -> str:
-    """`classes: background 0 (95.0 % of voxels), disc 255 (5.0 %)`. Warns of classes that no mask has."""
+    """`classes, ...: background 0 (95.0 %), disc 255 (5.0 %)`. Warns of classes that no mask has."""
     voxels = sum((fields["voxels"].sum(0) for fields in arrays.values()), np.zeros(256, np.int64))[: len(values)]
     foreground = max((int(fields["foreground"].max()) for fields in arrays.values()), default=0)
     found = {name: value if value is not None else foreground or "without a value" for name, value in values.items()}

@@ -25,12 +25,10 @@ class SegmentationData(ImageData):
     classes: Annotated[
         dict[str, int] | tuple[str, ...] | None,
         Len(2, 256),
-        "classes, background first: each name with its value in the label files, or names of 0, 1, ...; by default, "
-        "and for two names, 0 is the first class and the only other value the second",
+        "classes, background first: each name with its value in the masks, or names of 0, 1, ...; by default, "
+        "and for two names, 0 is the first class and the only other value is the second",
     ] = None
-    ignore: Annotated[
-        int | None, Ge(0), "value in the label files that loss and metrics leave out; by default none"
-    ] = None
+    ignore: Annotated[int | None, Ge(0), "mask value that loss and metrics leave out; by default none"] = None
 
     colours: Annotated[
         dict[str, tuple[ColourValue, ColourValue, ColourValue]] | None,
@@ -39,7 +37,7 @@ class SegmentationData(ImageData):
     ] = None
 
     def values(self) -> dict[str, int | None]:
-        """The value of each class in the label files, background first; None for the only value besides 0.
+        """The value of each class in the masks, background first; None for the only value besides 0.
 
         Raises ConfigError for duplicates.
         """

@@ -79,7 +79,7 @@ class Tabular:
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 32
 
     def check(self) -> None:
-        """Raises ConfigError for what the table and the keys alone show to be wrong."""
+        """Raises ConfigError for an error in the keys or the table. Reads no images."""
         self._read()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:

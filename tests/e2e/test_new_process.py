@@ -67,7 +67,7 @@ REFUSED_AT_ONCE = {
 }
 
 
-def test_what_keys_and_tables_decide_is_refused_without_torch_or_ray(tmp_path: Path) -> None:
+def test_errors_in_keys_and_tables_are_found_without_torch_or_ray(tmp_path: Path) -> None:
     (tmp_path / "image.png").touch()
     (tmp_path / "no_label.csv").write_text("site,split,image\nA,train,image.png\n")
     (tmp_path / "no_files.csv").write_text("site,split,image,label\nA,train,gone.png,gone_mask.png\n")

@@ -95,7 +95,9 @@ def test_the_commands_of_a_scan(layout: Callable[[], None], arguments: str, caps
     layout()
     assert main(["data", "scan", "data", "--fractions", "0.4,0.3,0.3"]) == 0
     shown = capsys.readouterr().out
-    show, train = (re.search(rf"^to {what} it: raysim (.*)$", shown, re.MULTILINE) for what in ("show", "train on"))
+    show, train = (
+        re.search(rf"^to {what} the table: raysim (.*)$", shown, re.MULTILINE) for what in ("inspect", "train on")
+    )
     assert show is not None
     assert train is not None
     assert train[1] == f"run {arguments}"

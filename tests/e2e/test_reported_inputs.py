@@ -63,7 +63,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
             "grey_and_colour",
             (*RUN, *SMALL),
             "the data cannot be used:(\n  DIR/[ab]_[02].png: its prepared shape is .* task.data.channels=3 repeats the "
-            "channel of grey pictures, task.data.channels=1 makes all grey){4}",
+            "channel of grey pictures, task.data.channels=1 converts to grey){4}",
         ),
         (
             "label_NA",
@@ -74,13 +74,13 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         (
             "lambda_field",
             (*RUN, "algorithm=algos:Lambda"),
-            r"algorithm.f=<function Lambda.<lambda> at 0x\w+>: config.yaml cannot hold a function; expected .*",
+            r"algorithm.f=<function Lambda.<lambda> at 0x\w+>: config.yaml cannot store a function; expected .*",
         ),
         (
             "nifti_other_grid",
             (*RUN, *SMALL),
             "the data cannot be used:(\n  DIR/._._m.nii.gz: its position differs from that of its image DIR/._..nii.gz "
-            "by up to 9 voxels at the corners; at most 0.1 is the same place; resample it to the image){5}\n  and 3 "
+            "by up to 9 voxels at the corners; expected at most 0.1; resample it to the image){5}\n  and 3 "
             "more",
         ),
         (
@@ -92,7 +92,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         (
             "palette_order",
             (*RUN, *SMALL),
-            "the data cannot be used:(\n  DIR/._[02]_m.png: its palette is in another order than its colours .*){4}",
+            "the data cannot be used:(\n  DIR/._[02]_m.png: the order of its palette is ambiguous .*){4}",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and "_" in value and " " not in value else "",
@@ -148,7 +148,7 @@ def test_all_background(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_exif_orientation(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = printed(capsys, *RUN, *SMALL)
-    assert "note: 4 images, such as DIR/a_3.jpg: its EXIF orientation is applied, as viewers do" in shown.replace(
+    assert "note: 4 images, such as DIR/a_3.jpg: its EXIF orientation is applied, as in image viewers" in shown.replace(
         str(case), "DIR"
     )
     task = Segmentation(data=SegmentationData(table="table.csv", cache="cache"), batch_size=2).build()

@@ -19,6 +19,8 @@ from raysim.core.errors import ConfigError
         ("early_stopping=true", "a run has a fixed number of rounds"),
         ("patch_size=[64,64]", "task.data.size"),
         ("augment=flip", "use task.augment"),
+        ("algorithm.batch_size=4", "use task.batch_size"),
+        ("algorithm.lrr=0.1", "did you mean 'algorithm.lr'"),
         ("lr=0.1", "did you mean 'algorithm.lr'"),
     ],
 )
@@ -49,3 +51,11 @@ def test_keys_with_dashes(arguments: list[str], written: str, capsys: pytest.Cap
     assert option_hint(arguments).endswith(f": {written}")
     assert main(["run", *arguments]) == 2
     assert f"{written}; see raysim run --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [(["--resume", "my runs/a"], "raysim resume 'my runs/a'"), (["--continue"], "raysim resume DIR")],
+)
+def test_options_that_continue_a_run(arguments: list[str], command: str) -> None:
+    assert option_hint(arguments).endswith(f"continues with: {command}")

@@ -484,8 +484,8 @@ class WithFunction(FedAvg):
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
-        (WithFunction(), r"algorithm\.convert=<built-in function abs>: config\.yaml cannot hold a builtin_function"),
-        (WithFunction(convert=1, names=("a", {2})), r"algorithm\.names=\{2\}: config\.yaml cannot hold a set"),
+        (WithFunction(), r"algorithm\.convert=<built-in function abs>: config\.yaml cannot store a builtin_function"),
+        (WithFunction(convert=1, names=("a", {2})), r"algorithm\.names=\{2\}: config\.yaml cannot store a set"),
     ],
 )
 def test_a_value_that_the_configuration_file_cannot_hold_is_refused(algorithm: Any, message: str) -> None:

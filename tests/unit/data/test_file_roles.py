@@ -17,7 +17,7 @@ Pairs = list[tuple[str, str | None]]
         [("k_0000.nii", "labels/k.nii"), ("k_0001.nii", None)],
     ],
 )
-def test_a_further_channel_is_no_unlabelled_case(pairs: Pairs) -> None:
+def test_a_further_channel_is_not_an_unlabelled_case(pairs: Pairs) -> None:
     (problem,) = channel_problems(pairs)
     assert "several files for one case: 1 image without a mask" in problem
 

@@ -36,7 +36,7 @@ def entries(palette: dict[int, tuple[int, ...]] | None, *values: int) -> np.ndar
         (entries(None, 0, 255), entries(None, 0, 1)),
     ],
 )
-def test_equal_meanings(one: np.ndarray, other: np.ndarray) -> None:
+def test_palettes_with_equal_classes_are_accepted(one: np.ndarray, other: np.ndarray) -> None:
     assert list(palette_conflicts({"one": one, "other": other})) == []
 
 
@@ -50,7 +50,7 @@ def test_equal_meanings(one: np.ndarray, other: np.ndarray) -> None:
         (entries({0: BLACK}), entries({0: WHITE})),
     ],
 )
-def test_contradictions(one: np.ndarray, other: np.ndarray) -> None:
+def test_contradicting_palettes_are_refused(one: np.ndarray, other: np.ndarray) -> None:
     (problem,) = palette_conflicts({"one": one, "other": other})
     assert problem.startswith("other: stores the colour")
     assert "'task.data.colours={background: [" in problem
@@ -60,7 +60,7 @@ def test_the_order_of_a_palette() -> None:
     check_palette({0: BLACK, 1: RED, 2: (128, 128, 128), 3: WHITE})
     check_palette({0: (9, 9, 9), 1: RED, 2: GREEN})
     for palette in ({0: WHITE, 1: BLACK}, {0: RED, 1: BLACK}, {0: BLACK, 1: WHITE, 2: (128, 128, 128)}):
-        with pytest.raises(ConfigError, match="in another order"):
+        with pytest.raises(ConfigError, match="order of its palette is ambiguous"):
             check_palette(palette)
 
 

@@ -33,7 +33,7 @@ def test_names_that_differ_only_in_what_readers_overlook() -> None:
     ]
 
 
-def test_different_names_are_no_pair() -> None:
+def test_different_names_are_not_grouped() -> None:
     assert near_equal_names(["site-1", "site-10", "site-11", "1.05", "1.5", "-1", "1", "+", "-", "a", "b"]) == []
     assert near_equal_sites_warning(["a", "b"]) is None
 

@@ -23,7 +23,7 @@ def save(path: Path, affine: np.ndarray, dtype: type = np.uint8, **header: objec
     return str(path)
 
 
-def test_a_coded_sform_holds_and_the_disagreement_is_noted(tmp_path: Path) -> None:
+def test_a_coded_sform_is_used_and_the_disagreement_is_noted(tmp_path: Path) -> None:
     affine = np.diag([-1.4, -1.4, 10, 1])
     image = nibabel.Nifti1Image(np.arange(120, dtype=np.int16).reshape(4, 5, 6), affine)
     image.header.set_sform(affine, 2)
@@ -38,7 +38,7 @@ def test_a_coded_sform_holds_and_the_disagreement_is_noted(tmp_path: Path) -> No
     assert statistics.spacing == read.spacing
 
 
-def test_the_qform_holds_without_a_coded_sform_and_pixdim_without_both(tmp_path: Path) -> None:
+def test_the_qform_is_used_without_a_coded_sform_and_pixdim_without_both(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), None)
     image.header.set_qform(np.diag([-2.0, 3, 4, 1]), 1)
     image.header.set_sform(np.diag([9.0, 9, 9, 1]), 0)
@@ -62,7 +62,7 @@ def test_lengths_are_converted_to_mm(tmp_path: Path, unit: int, mm: float) -> No
 def test_invalid_headers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unit of length 5 \(xyzt_units\)"):
         read_image(save(tmp_path / "unit.nii", np.eye(4), xyzt_units=5))
-    with pytest.raises(ConfigError, match="gives no position"):
+    with pytest.raises(ConfigError, match="does not give each voxel a position"):
         read_image(save(tmp_path / "flat.nii", np.eye(4), srow_z=(0, 0, 0, 0), sform_code=1))
     with pytest.raises(ConfigError, match="its data type is complex64"):
         read_image(save(tmp_path / "complex.nii", np.eye(4), np.complex64))

@@ -31,13 +31,14 @@ def test_patients_at_several_sites() -> None:
     (message,) = warnings_of("abb", ["train", "test", "test"], ["p1", "p1", "p2"])
     assert message == (
         "patients (column 'patient') at more than one site: 1, p1 (a, b); keep each patient at one site, otherwise the "
-        "scores are too high. If each site has its own numbers, write the site into the identifiers"
+        "scores are too high. If each site has its own numbers, add the site to the identifiers"
     )
 
 
 @pytest.mark.parametrize(("one", "other"), [("P1", "p1"), ("01", "1"), ("1.0", "1"), ("p_1", "p-1")])
 def test_patients_with_two_spellings(one: str, other: str) -> None:
     (message,) = warnings_of("aaa", ["train", "test", "val"], [one, other, "p27"])
-    assert message.startswith("patients (column 'patient') with nearly equal identifiers, each used as a patient")
+    start = "patients (column 'patient') with nearly equal identifiers, each used as a separate patient"
+    assert message.startswith(start)
     assert repr(one) in message
     assert repr(other) in message

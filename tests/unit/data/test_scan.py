@@ -251,7 +251,7 @@ def test_a_table_is_written_only_to_a_csv_file_in_a_folder_that_exists(tmp_path:
         ([], "raysim supports three layouts"),
         (["a.png", "b.png"], "raysim supports three layouts"),
         (["images/a.png"], "raysim supports three layouts"),
-        (["images/a.png", "masks/a.png", "labels/a.png"], "keep one of images"),
+        (["images/a.png", "masks/a.png", "labels/a.png"], "keep one folder of images"),
         (
             ["images/01.png", "masks/01_manual1.png", "masks/01_manual2.png"],
             "several masks, 01_manual1.png and 01_manual2",
@@ -262,6 +262,7 @@ def test_a_table_is_written_only_to_a_csv_file_in_a_folder_that_exists(tmp_path:
         (["train/cat/1.png", "test/dog/1.png"], "are splits"),
         (["train/1.png", "test/1.png"], "are splits"),
         ([f"{split}/{kind}/1.png" for split in ("Train", "test") for kind in KINDS], "Train, test in"),
+        ([f"{kind}/{site}/1.png" for site in "ab" for kind in KINDS], "images/a to a/images, and masks/a to a/masks"),
         (["a&b/images/1.png", "a&b/masks/1.png"], "'a&b'"),
     ],
 )
@@ -327,7 +328,9 @@ def test_slices_of_a_patient_stay_together_without_an_option(tmp_path: Path) -> 
     table = scan(made(tmp_path, *(f"{kind}/{name}.png" for kind in KINDS for name in names)), (0.5, 0.0, 0.5))
     assert sorted(table["patient"].unique()) == [f"patient{patient}" for patient in range(6)]
     assert (table.groupby("patient")["split"].nunique() == 1).all()
-    assert "images of a patient, by their names, are in one split: patient0 for images/" in table.attrs["notes"][0]
+    assert (
+        "images with the same patient in their names are in one split: patient0 for images/" in table.attrs["notes"][0]
+    )
     assert len(scan(str(tmp_path), group="(.+)")["group"].unique()) == 18
 
 
@@ -335,7 +338,8 @@ def test_names_that_may_have_patients_are_reported(tmp_path: Path) -> None:
     names = ("anna_1", "anna_2", "bert_1", "bert_2")
     table = scan(made(tmp_path / "a", *(f"{kind}/{name}.png" for kind in KINDS for name in names)))
     assert "patient" not in table
-    assert "no patients were found in the names of images; if images such as images/anna_1.png" in str(table.attrs)
+    note = "no patients were found in the names of images; if several images, such as images/anna_1.png, show"
+    assert note in str(table.attrs)
     plain = scan(made(tmp_path / "b", *(f"{kind}/img_{n}.png" for kind in KINDS for n in range(4))))
     assert "patients" not in str(plain.attrs)
 
@@ -345,7 +349,7 @@ def scanned_command(folder: Path) -> list[str]:
     console = Console(file=io.StringIO(), width=500)
     data.scan(str(folder), None, "1,0,0", 0, None, console)
     assert isinstance(console.file, io.StringIO)
-    return shlex.split(console.file.getvalue().partition("to train on it: ")[2])
+    return shlex.split(console.file.getvalue().partition("to train on the table: ")[2])
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,7 @@ def test_only_images_that_a_run_refuses_are_problems(tmp_path: Path) -> None:
     moved = volume(tmp_path / "moved.nii", turned, (2.0, 1.0, 1.0))
     (problem,) = summarize(table(("s", "train", image, moved))).problems
     assert problem == (
-        "image and label differ in position by up to 1 voxels at the corners; at most 0.1 is the same place: "
-        f"{image}, {moved}"
+        f"image and label differ in position by up to 1 voxels at the corners; expected at most 0.1: {image}, {moved}"
     )
 
 

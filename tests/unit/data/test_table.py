@@ -166,6 +166,13 @@ def test_a_missing_table_a_folder_and_an_unknown_protocol_are_refused(tmp_path: 
     assert "does not exist" in refused(str(tmp_path / "none.csv"))
     assert "raysim data scan" in refused(str(tmp_path))
     assert "the protocol nowhere is not supported; use file, s3, gs" in refused("nowhere://t.csv")
+    (tmp_path / "table.csv").touch()
+    assert f"task.data.table={tmp_path / 'table.csv'}" in refused(str(tmp_path))
+
+
+def test_semicolons_with_decimal_commas_are_refused_with_the_cure(tmp_path: Path) -> None:
+    path = written(tmp_path, "site;split;label;age\ns;train;1;60,5\n")
+    assert "separate cells by commas, with decimal points" in refused(path)
 
 
 def test_blanks_around_names_and_patients_are_ignored(tmp_path: Path) -> None:
@@ -233,7 +240,7 @@ def test_a_label_that_marks_a_missing_value_is_an_empty_label_unless_it_is_a_cla
     assert read_table(path, label_files=False, classes=[marker, "ill"])["label"].tolist() == [marker, "ill"]
 
 
-def test_a_patient_that_marks_a_missing_value_is_no_patient(tmp_path: Path) -> None:
+def test_a_marker_of_a_missing_value_is_not_a_patient(tmp_path: Path) -> None:
     path = written(tmp_path, "site,split,image,label,PatientID\ns,train,a.png,1,NA\ns,val,b.png,1, p1\n")
     assert read_table(path)["PatientID"].fillna("none").tolist() == ["none", "p1"]
 
@@ -282,4 +289,4 @@ def test_another_encoding_is_refused_with_the_command_that_converts_it(
 
 def test_backslashes_in_paths_are_named(tmp_path: Path) -> None:
     message = refused(written(tmp_path, HEADER + "s,train,images\\a.png,1\n"))
-    assert "Their names have backslashes: write folders with /, as in images/a.png" in message
+    assert "Their names have backslashes: use / between folders, as in images/a.png" in message

@@ -109,4 +109,4 @@ def test_a_local_run_does_not_import_ray(tmp_path: Path) -> None:
 def test_idle_gpus_are_reported() -> None:
     assert not [*idle_gpu_notices(requested=0.5, available=2), *idle_gpu_notices(requested=0, available=0)]
     (notice,) = idle_gpu_notices(requested=0, available=2)
-    assert notice.text.startswith("the run uses no GPU, but 2 GPUs can be used: set resources.gpus_per_client=1")
+    assert notice.text.startswith("the run uses no GPU; available: 2 GPUs. Set resources.gpus_per_client=1")

@@ -29,7 +29,7 @@ def test_the_steps_of_the_start_are_printed_once_without_a_terminal() -> None:
         "starting the server",
         "starting client actors",
         "requested 2 x 1 CPU: 1 nodes of at most 2, 1 s",
-        "1 site on 1 client actor; each opens its data in the first round",
+        "1 site on 1 client actor; the data of each site are opened in the first round",
     ]
     assert len(out.getvalue().splitlines()) == 5
 

@@ -33,7 +33,7 @@ def test_nothing_evaluated() -> None:
     assert notes() == notes(a={"train/loss": 2.0}) == [NOTHING_EVALUATED]
 
 
-def test_a_metric_that_some_sites_lack() -> None:
+def test_a_metric_without_a_value_at_some_sites() -> None:
     every = {"test/distance": 1.0, "test/distance@global": 1.0}
     last = f"{REASONS}. Means are over the other sites"
     assert notes(a=every, b={}, x=every) == ["test/distance: no value at b", last]

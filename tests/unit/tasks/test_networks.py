@@ -51,7 +51,7 @@ def test_networks_of_the_user_are_found_by_module():
         ({"name": "torch.nn:Nothing"}, ["cannot be imported"]),
         ({"name": "own.py:Net"}, ["cannot be imported: FileNotFoundError"]),
         ({"name": "ViT"}, ["needs patch_size"]),
-        ({"name": "os:path"}, ["is a module", "expected a class or a function"]),
+        ({"name": "os:path"}, ["has the type module", "expected a class or a function"]),
         ({"name": "unet", "channels": 4}, ["task.network.channels=4: expected a number for each level, as in [16,"]),
         ({"name": "unet", "channels": "abc"}, ["task.network.channels='abc'"]),
         ({"name": "dynunet", "strides": 2}, ["task.network.strides=2: expected a number for each level, as in [1, 2"]),

@@ -1,4 +1,4 @@
-"""The answers of a predictor: shape, dtype and finiteness."""
+"""The outputs of a predictor: shape, dtype and finiteness."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def predict(predictor: Predictor) -> list[torch.Tensor]:
         (lambda x: logits(x) / x, r"got 80 of 80 values that are not finite; lower the learning rate"),
     ],
 )
-def test_a_wrong_answer_is_refused(predictor: Predictor, message: str) -> None:
+def test_a_wrong_output_is_refused(predictor: Predictor, message: str) -> None:
     with pytest.raises(RunError, match=message):
         predict(predictor)
 

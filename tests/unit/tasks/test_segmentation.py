@@ -129,7 +129,7 @@ def test_colours_of_masks_are_classes_and_other_colours_are_refused(pictures):
             packed.putpalette(order)
             packed.save(pictures / f"{site}{number}_mask.png")
     message = refused(pictures, classes=["x", "y"])
-    assert "b0_mask.png: its palette is in another order than its colours" in message
+    assert "b0_mask.png: the order of its palette is ambiguous" in message
     cure = yaml.safe_load(message.splitlines()[-1].partition("colours=")[2].rstrip("'"))
     assert cure == {"background": [0, 0, 0], "NAME1": [255, 0, 0]}
     for site in "ab":
@@ -310,8 +310,9 @@ def test_one_error_has_all_invalid_files_and_names_the_first_five(pictures):
     assert "b0_mask.png: has the values 7, which are not a class; the classes are [0, 255]" in text
     assert "and 1 more" in text
     assert text.endswith(
-        "name every value and put the argument in quotes: 'task.data.classes={background: 0, corner: 255, NAME7: 7}'\n"
-        "  if masks differ only in the value of one class, save them with one value\n"
+        "give each value a class name, and put the argument in quotes: "
+        "'task.data.classes={background: 0, corner: 255, NAME7: 7}'\n"
+        "  if several values mean the same class, save all masks with one value for it\n"
         "  if 255 marks voxels without a label, leave it out of the classes and add task.data.ignore=255"
     )
 
@@ -329,7 +330,7 @@ def test_the_suggested_classes_have_every_value_and_fit(pictures):
     assert suggested == {"background": 0, "corner": 255, "NAME7": 7, "NAME9": 9, "NAME200": 200}
     assert task(pictures, classes=suggested).open("b").train.labels.max() == 3
     picture(pictures / "b0_mask.png", np.arange(48).reshape(8, 6))
-    assert refused(pictures).splitlines()[-1].strip().startswith("expected masks with few values, all whole numbers")
+    assert refused(pictures).splitlines()[-1].strip().startswith("masks need few values, all whole numbers")
 
 
 @pytest.mark.parametrize("classes", [None, ("background", "corner"), CLASSES])

@@ -152,11 +152,11 @@ def test_reserved_columns_are_not_features(table):
     assert (made.inside, made.shape) == (("0", "1"), (3 + 2,))  # ward is the site
 
 
-def test_a_patient_column_is_no_feature_and_sites_with_nearly_equal_names_are_noted(table):
+def test_a_patient_column_is_not_a_feature_and_sites_with_nearly_equal_names_are_noted(table):
     numbered = "\n".join(f"{line},{row}.5" for row, line in enumerate(ROWS.splitlines()))
     write_table(table, numbered.replace("a,train", "A,train", 1), f"{HEADER},subject_id")
     data = {"features": None, "categorical": ["colour"], "outside": []}
-    with pytest.warns(UserWarning, match="sites with nearly equal names, each used as a site of its own: 'A' and 'a'"):
+    with pytest.warns(UserWarning, match="sites with nearly equal names, each used as a separate site: 'A' and 'a'"):
         made = task(table, data)
     assert made.shape == (4,)  # x, code; blue, red
     assert made.summary.startswith("classes: ")

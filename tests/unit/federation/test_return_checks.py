@@ -12,7 +12,7 @@ from torch import nn
 
 from raysim import Model
 from raysim.core.errors import RunError
-from raysim.federation.answer_checks import check_predictor, check_round, check_state
+from raysim.federation.return_checks import check_predictor, check_round, check_state
 
 MODEL = Model.of({"a": np.zeros(1), "b": np.zeros(1)})  # two tensors: it could be unpacked as state and metrics
 
