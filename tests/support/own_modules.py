@@ -9,6 +9,7 @@ from pathlib import Path
 def forget_modules(folder: Path) -> None:
     """Remove the modules and packages whose files are in `folder` from `sys.modules`."""
     for name, module in list(sys.modules.items()):
-        paths = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        spec = getattr(module, "__spec__", None)
+        paths = [getattr(module, "__file__", None), *(getattr(spec, "submodule_search_locations", None) or ())]
         if any(str(path).startswith(str(folder)) for path in paths):
             del sys.modules[name]
