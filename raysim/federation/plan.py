@@ -87,6 +87,7 @@ def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:
     """The task of `config` with prepared data. `emit` receives progress and summary, and each warning as a notice."""
     emit(Message("preparing the data"))
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)  # also those that another run in this process has caused
         task = config.build(lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total)))
     for warning in caught:
         if issubclass(warning.category, UserWarning):
