@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -47,9 +47,10 @@ def _leaf_bytes(leaf: Any) -> int:
         return 8
     if hasattr(leaf, "nbytes"):
         return int(leaf.nbytes)
+    advice = "; write Reply(weights(net), ...)" if isinstance(leaf, nn.Module) else ""
     raise TypeError(
         f"a {type(leaf).__name__} cannot be sent: a payload may contain models, arrays, numbers, text, "
-        "and dataclasses, mappings or sequences of these"
+        f"and dataclasses, mappings or sequences of these{advice}"
     )
 
 

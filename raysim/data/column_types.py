@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-MISSING_MARKERS = ("", "?", "na", "n/a", "#n/a", "#na", "<na>", "nan", "null", "none", "-")  # in lower case
+MISSING_MARKERS = (  # in lower case
+    *("", "?", "-", "--", "na", "n/a", "n.a.", "#na", "#n/a", "#n/a n/a", "<na>", "nan", "-nan", "null", "none"),
+    *("#value!", "#div/0!", "#ref!", "#name?", "#num!", "#null!"),  # errors of a spreadsheet
+)
 
 
 def is_missing_marker(cells: pd.Series) -> pd.Series:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.data.file_roles import CHANNEL_ADVICE, channel_case, role_problems
 from raysim.data.image_formats import IMAGE_SUFFIX
+from raysim.data.image_reader import read_image
 
 LAYOUT_HELP = """raysim supports three layouts:
   SITE/images/* with SITE/masks/*, or these folders at the top for a single site; also named image, imgs or img,
@@ -22,6 +26,7 @@ MASK_FOLDERS = {
     *("masks", "mask", "labels", "label", "labelstr", "gt", "gts", "annotations", "annotation"),
     *("seg", "segs", "segmentation", "segmentations", "groundtruth", "ground_truth"),
 }
+MAX_MASK_VALUES, INSPECTED_FILES = 8, 4
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -70,6 +75,8 @@ def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
         return []
     _reject_split_folders(root, names)
     _reject_split_folders(root, [site.name for site in sites])
+    for site, found in sites.items():
+        _reject_masks_as_class(site, found)
     notes += _skipped_entries(site / name for site, found in sites.items() for name in found)
     return [
         ScannedCase(site.name, image, names.index(name), name)
@@ -88,6 +95,28 @@ def _reject_sites_below_masks(root: Path) -> None:
             f"{mask_folder} in {root} has folders of masks, such as {name}; if these are sites, move them: "
             f"{image_folder}/{name} to {name}/{image_folder}, and {mask_folder}/{name} to {name}/{mask_folder}"
         )
+
+
+def _reject_masks_as_class(site: Path, images: Mapping[str, Sequence[Path]]) -> None:
+    """Raises ConfigError for a class with pictures of few values whose names are those of the images of another class.
+
+    `images` are those of each class at `site`.
+    """
+    for mask, name in permutations(images, 2):
+        matched = _assign_images(list(images[mask]), list(map(_stem, images[name])))
+        if None not in matched.values() and _look_like_masks(images[mask]) and not _look_like_masks(images[name]):
+            raise ConfigError(
+                f"{site / mask} seems to have the masks of the images in {site / name}: the files have the same names, "
+                f"and those of {mask} have at most {MAX_MASK_VALUES} values. Rename the folders to masks and images; "
+                "if both are classes, rename the files of one"
+            )
+
+
+def _look_like_masks(files: Sequence[Path]) -> bool:
+    try:
+        return all(len(np.unique(read_image(str(file)).array)) <= MAX_MASK_VALUES for file in files[:INSPECTED_FILES])
+    except ConfigError:  # reported when the table is used
+        return False
 
 
 def _reject_split_folders(root: Path, names: list[str]) -> None:

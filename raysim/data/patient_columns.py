@@ -10,10 +10,15 @@ from raysim.core.suggestions import squash
 # The first kind of column that a table has identifies the patient.
 PATIENT_COLUMNS = ("patient", "subject", "participant", "person", "case", "group")
 SHORT_FORMS = {
-    **dict.fromkeys(("pat", "pid", "ptid", "mrn", "medicalrecordnumber"), "patient"),
+    **dict.fromkeys(("patienten", "pat", "pid", "ptid", "mrn", "medicalrecordnumber"), "patient"),
     **dict.fromkeys(("subj", "sub", "usubj", "eid"), "subject"),
 }
-IDENTIFIER = re.compile(r"(uid|id|ids|identifier|no|nr|num|number|code|key|name|pseudonym|hash)$")
+IDENTIFIER = re.compile(r"(uid|id|ids|identifier|no|nr|num|number|nummer|code|key|name|pseudonym|hash)$")
+LEADING = re.compile(  # patient_id_hash, anonymised_patient
+    r"(?:(?:anon|pseudo|hashed|deidentified)[a-z]*[\s_.-]+(?=[a-z]+$)|(?=[a-z]+[\s_.-]*(?:uid|id|identifier)[^a-z]))"
+    r"(patient|subject|participant|person)",
+    re.IGNORECASE,
+)
 OWNER = re.compile(r"(?:^|^.*[\s_.-])(patient|subject|participant|person)$", re.IGNORECASE)
 
 
@@ -31,6 +36,8 @@ def _kind(name: str) -> str | None:
         form = SHORT_FORMS.get(form, form)
         if form in PATIENT_COLUMNS:
             return form
+    if leading := LEADING.match(name):
+        return leading[1].lower()
     # anonymised_patient_id, but not patients_at_hospital_id
     owner = OWNER.match(re.sub(r"[\s_.-]*(uid|id|identifier)$", "", name, flags=re.IGNORECASE))
     return owner[1].lower() if owner and without_suffix != squashed else None

@@ -15,7 +15,7 @@ PATTERNS = (
     re.compile(r"^(.*\d.*?)[ _.-]+(?:slice|slc|frame|tile|patch|crop|view|visit|scan|z|s)[ _-]?\d+$", re.IGNORECASE),
     re.compile(r"^(.*\d.*?)[ _-](?:left|right|l|r|od|os)$", re.IGNORECASE),
 )
-NUMBERED = re.compile(r"^(.*[^\d _-].*?)[ _-]\d+$")
+NUMBERED = re.compile(r"^(.*[^ _-].*?)[ _-]\d+$")
 
 
 def patients_of_images(images: Sequence[str]) -> list[str | None] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from raysim.data.near_equal import near_equal_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_CATEGORIES = 256  # of one column
+IDENTIFIER_NAME = re.compile(r"(?i:(^|[\s_.-])(id|uid|identifier)$)|[a-z](ID|Id)$")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,11 @@ class FeatureSelection:
             cure = "list columns of names or codes in task.data.categorical"
             warnings.warn(
                 f"columns left out because they are not numeric: {join_names(left_out)}; {cure}", stacklevel=6
+            )
+        for name in filter(IDENTIFIER_NAME.search, numeric):
+            cure = "if it identifies cases, leave it out: list all other columns in task.data.features"
+            warnings.warn(
+                f"column '{name}' has the name of an identifier and is used as a feature; {cure}", stacklevel=6
             )
         for name in (name for name in numeric if _looks_like_row_number(to_numbers(table[name]))):
             cure = "if it numbers the cases, leave it out: list all other columns in task.data.features"

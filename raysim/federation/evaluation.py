@@ -21,6 +21,7 @@ from raysim.core.contracts import (
     Split,
     State,
 )
+from raysim.core.errors import RunError
 from raysim.core.model import weights
 from raysim.core.results import Score
 from raysim.federation.fleet import BaseFleet
@@ -52,7 +53,7 @@ def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[
         for name, predict in predictions.others.items():
             scores += _scores(site, predict, f"@{name}")
         if predictions.notes is not None:
-            scores += _note_scores(site, predictions.notes)
+            scores += _note_scores(site, predictions.notes, type(algorithm).__name__)
     return Reply(tuple(scores))
 
 
@@ -75,8 +76,15 @@ def _scores(site: Site[Any], predict: Predictor, suffix: str) -> list[Score]:
 
 
 @torch.no_grad()
-def _note_scores(site: Site[Any], notes: Callable[[Split], Metrics]) -> list[Score]:
-    return _as_scores(site, {split: notes(site.data[split]) for split in _evaluated_splits(site)})
+def _note_scores(site: Site[Any], notes: Callable[[Split], Metrics], name: str) -> list[Score]:
+    scores = _as_scores(site, {split: notes(site.data[split]) for split in _evaluated_splits(site)})
+    for score in scores:
+        if score.metric.partition("@")[0] in site.task.score.better:
+            raise RunError(
+                f"the notes in the PredictionSet of {name}.predictor have '{score.metric}', the name of a metric of "
+                "the task; use another name"
+            )
+    return scores
 
 
 def _evaluated_splits(site: Site[Any]) -> list[str]:

@@ -101,6 +101,7 @@ def warnings_as_notices(emit: EventCallback | None) -> Iterator[None]:
         yield
         return
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)  # also those that another run in this process has caused
         yield
     for warning in caught:
         if issubclass(warning.category, UserWarning):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from raysim.core.contracts import Metrics, PredictionSet, Reply
 from raysim.core.errors import RunError
 from raysim.core.model import Model
@@ -55,12 +57,24 @@ def check_metrics(metrics: Any, where: str) -> None:
 
 def check_predictor(predictor: Any, name: str) -> None:
     """Raises RunError if `predictor`, returned by the algorithm class `name`, is not one, a set of them, or None."""
-    found = predictor.main if isinstance(predictor, PredictionSet) else predictor
-    if found is not None and not callable(found):
-        raise RunError(
-            f"{name}.predictor must return a network or a function that returns logits, not {type(found).__name__}; "
-            "write return site.predict_module(model)"
-        )
+    found = [predictor.main, *predictor.others.values()] if isinstance(predictor, PredictionSet) else [predictor]
+    if isinstance(predictor, PredictionSet) and "global" in predictor.others:
+        raise RunError(f"{name}.predictor: 'global' is the name of the global model; use another name in others")
+    for predict in found:
+        if predict is not None and not callable(predict):
+            raise RunError(
+                f"{name}.predictor must return a network or a function that returns logits, not "
+                f"{type(predict).__name__}; write return site.predict_module(model)"
+            )
+        if isinstance(predict, nn.Module) and any(map(_is_active_dropout, predict.modules())):
+            raise RunError(
+                f"{name}.predictor returned a network in training mode, whose dropout makes predictions random; write "
+                "return site.predict_module(model), or call net.eval()"
+            )
+
+
+def _is_active_dropout(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Dropout | nn.Dropout2d | nn.Dropout3d) and layer.training and layer.p > 0
 
 
 def _number(value: Any, where: str) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from raysim.core.contracts import SPLITS, Array, Data, Task
@@ -60,7 +61,7 @@ class SiteDataCache:
 
 
 def fingerprint(tree: Any) -> int:
-    """A number that differs after a write to an array, a model or a tensor in `tree`."""
+    """A number that differs after a write to `tree`: to an array, a model or a tensor, or to a list or a mapping."""
     result = 0
     for leaf in leaves(tree):
         if isinstance(leaf, Model):
@@ -68,16 +69,17 @@ def fingerprint(tree: Any) -> int:
         elif isinstance(leaf, np.ndarray):
             result = hash((result, _array_fingerprint(leaf)))
         elif isinstance(leaf, Tensor):
-            result = hash((result, 0 if leaf.is_inference() else leaf._version))  # torch counts the writes
+            result = hash((result, _tensor_fingerprint(leaf)))
+        elif leaf is None or isinstance(leaf, bool | int | float | str | bytes):
+            result = hash((result, leaf))
     return result
 
 
 def write_message(name: str) -> str:
     """The error for a client function that has changed `name`, with the cure."""
-    return (
-        f"the client function has changed {name} in place, but what it receives is read-only; work on a copy: "
-        "torch.tensor(array) instead of torch.from_numpy(array), or array.copy()"
-    )
+    copy = "torch.tensor(array) instead of torch.from_numpy(array), array.copy() or copy.deepcopy(value)"
+    copy = "net = site.load()" if name == "site.template" else copy
+    return f"the client function has changed {name} in place, but what it receives is read-only; work on a copy: {copy}"
 
 
 def _fingerprints(data: Data) -> dict[str, int]:
@@ -97,6 +99,13 @@ def _array_fingerprint(array: Array) -> int:
     if array.dtype.hasobject:
         return 0
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _tensor_fingerprint(tensor: Tensor) -> int:
+    """The checksum of a dense tensor on the CPU; of others the number of writes, which torch counts."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        return 0 if tensor.is_inference() else tensor._version
+    return zlib.crc32(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _changed_pages(array: Array) -> int:

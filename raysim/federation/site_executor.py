@@ -12,12 +12,13 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from raysim.core.contracts import UNCHANGED, Metrics, Reply, Site, Task
-from raysim.core.errors import LostObjectError, RaysimError, SiteError
+from raysim.core.errors import LostObjectError, RaysimError, RunError, SiteError
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.pytree import make_readonly, nbytes
 from raysim.core.seeding import seed_all
 from raysim.federation.return_checks import check_reply
 from raysim.federation.site_data import SiteDataCache, fingerprint, write_message
+from raysim.storage.serialization import encode
 
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
@@ -117,6 +118,7 @@ class SiteExecutor:
         torch.set_num_threads(threads)
         self.task, self.seed, self.device = task, seed, torch.device(device)
         self.template = task.start(seed).to(self.device)
+        self._template_fingerprint = fingerprint(self.template.state_dict())
         self.data_cache = SiteDataCache(task) if data_cache is None else data_cache
         self.chaos = chaos or FaultPlan()
 
@@ -140,6 +142,8 @@ class SiteExecutor:
         for name, value in received.items():
             if fingerprint(value) != before[name]:
                 raise SiteError(site, call.round + 1, write_message(name))
+        if fingerprint(self.template.state_dict()) != self._template_fingerprint:
+            raise SiteError(site, call.round + 1, write_message("site.template"))
         return result
 
     def _call(
@@ -159,6 +163,7 @@ class SiteExecutor:
                 self.data_cache.check_unchanged(site)
             check_reply(reply)
             make_readonly((reply.payload, reply.client_state))
+            _check_storable(reply.client_state)
             size = nbytes(reply.payload)  # raises TypeError for a payload that cannot be sent
         except LostObjectError:  # not a failure of the client function
             raise
@@ -178,6 +183,14 @@ class SiteExecutor:
     def _site(self, name: str, call: CallKey, client_state: Any) -> Site[Any]:
         data = self.data_cache[name]
         return Site(name, self.task, data, client_state, self.device, self.seed, call.round, call.rounds, self.template)
+
+
+def _check_storable(client_state: Any) -> None:
+    """Raises RunError for a client state that a checkpoint cannot store."""
+    try:
+        encode(None if client_state is UNCHANGED else client_state)
+    except TypeError as error:
+        raise RunError(f"the client state of a reply: {error}") from error
 
 
 def _failed_result(failure: Failure, seconds: float) -> CallResult[Any]:

@@ -21,6 +21,7 @@ from raysim.core.suggestions import did_you_mean
 from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
 from raysim.federation.return_checks import check_state
 from raysim.storage.run_directory import has_checkpoint
+from raysim.storage.serialization import encode
 
 CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and the one being written
 
@@ -112,8 +113,11 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
         return
     try:
         check_state(state, f"{type(algorithm).__name__}.init")
+        encode(state)
     except RunError as error:
         raise ConfigError(str(error)) from error
+    except TypeError as error:
+        raise ConfigError(f"the state that {type(algorithm).__name__}.init returned: {error}") from error
 
 
 def check_cohort(task: Task, cohort: float | int) -> None:

@@ -35,6 +35,7 @@ def _encode(tree: Any, at: str, arrays: dict[str, Array]) -> Any:
     if isinstance(tree, Model):
         return _encode_model(tree, at, arrays)
     if isinstance(tree, np.ndarray | np.generic | Tensor):
+        _check_dtype(tree, at)
         arrays[at or "value"] = np.asarray(tree)
         return {"array": at or "value", "tensor": isinstance(tree, Tensor)}
     if is_dataclass(tree) and not isinstance(tree, type):
@@ -47,6 +48,18 @@ def _encode(tree: Any, at: str, arrays: dict[str, Array]) -> Any:
         items = [_encode(value, array_name(at, str(i)), arrays) for i, value in enumerate(tree)]
         return {"tuple" if isinstance(tree, tuple) else "list": items}
     raise TypeError(f"a checkpoint cannot store the {type(tree).__name__} at '{at}'; use {SUPPORTED}")
+
+
+def _check_dtype(array: np.ndarray[Any, Any] | np.generic | Tensor, at: str) -> None:
+    """Raises TypeError for values that numpy does not have, such as bfloat16, or would pickle."""
+    if isinstance(array, Tensor):
+        try:
+            torch.empty(0, dtype=array.dtype).numpy()
+        except TypeError:
+            kind = str(array.dtype).removeprefix("torch.")
+            raise TypeError(f"a checkpoint cannot store the {kind} tensor at '{at}'; convert it to float32") from None
+    elif array.dtype.hasobject:
+        raise TypeError(f"a checkpoint cannot store the array of Python objects at '{at}'; use a list")
 
 
 def _encode_model(model: Model, at: str, arrays: dict[str, Array]) -> Any:

@@ -15,7 +15,7 @@ from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError
 from raysim.data.image_sites import common_shape, prepare_images, split_sizes
 from raysim.data.label_classes import ClassesOption, class_counts, encode_labels, label_values, resolve_classes
-from raysim.data.table import labels_are_files, read_table
+from raysim.data.table import PATH_PATTERN, labels_are_files, read_table
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
 from raysim.tasks.image_config import ImageData
 
@@ -30,7 +30,7 @@ class ClassificationData(ImageData):
         """The rows that this task uses, with the class index as `label`, and the names of the classes."""
         table = read_table(self.table, self.root, label_files=False, classes=label_values(self.classes))
         if self.classes is None and labels_are_files(table):
-            first = table["label"].dropna().iloc[0]
+            first = table["label"][table["label"].str.contains(PATH_PATTERN).fillna(False)].iloc[0]
             raise ConfigError(
                 f"table {self.table}: its labels look like files, such as {first!r}; classification needs a class for "
                 "each image (masks need task=segmentation). If the labels are classes, list all in task.data.classes"

@@ -383,7 +383,6 @@ def test_classes_of_an_override_replace_the_classes_of_the_file(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("argument", "key"),
     [
-        ("batch_size=4", "task.batch_size"),
         ("metrics=[dice]", "task.metrics"),
         ("metrcs=[dice]", "task.metrics"),
         ("sites=3", "task.data.sites"),

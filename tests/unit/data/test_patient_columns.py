@@ -23,6 +23,7 @@ from raysim.data.patient_columns import patient_columns
         ),
         *("subject", "subject_id", "SubjectID", "subj_id", "USUBJID", "sub_id", "participant_id", "ParticipantNumber"),
         *("case", "case_id", "CaseID", "person_id", "group", "MRN", "pid", "pat_id", "eid", "anon_patient_id"),
+        *("patient_id_hash", "PatientID_anon", "patient id (hash)", "anonymized_patient", "Patientennummer"),
     ],
 )
 def test_columns_of_patients(name: str) -> None:
@@ -40,6 +41,8 @@ def test_columns_of_patients(name: str) -> None:
         "age",
         "image_id",
         "patients_per_year",
+        "patient_identity",
+        "anonymised_patient_age",
         "groups",
         "no",
         "number",

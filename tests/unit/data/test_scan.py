@@ -387,3 +387,26 @@ def test_a_folder_with_the_name_of_a_formula_is_refused(name: str, tmp_path: Pat
     with pytest.raises(ConfigError, match="would be a formula in a spreadsheet; rename the folder"):
         write_scan(str(tmp_path), str(tmp_path / "t.csv"))
     assert not (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.parametrize("ending", ["", "_roi"])
+def test_masks_in_a_folder_of_another_name_are_no_class(tmp_path: Path, ending: str) -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for site in ("H1", "H2"):
+        for folder in ("raw", "roi"):
+            (tmp_path / site / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(pixels).save(tmp_path / site / "raw" / f"{number}.png")
+            Image.fromarray(pixels // 200).save(tmp_path / site / "roi" / f"{number}{ending}.png")
+    message = r"H1/roi seems to have the masks of the images in .*/H1/raw: .* Rename the folders to masks and images"
+    with pytest.raises(ConfigError, match=message):
+        scan(str(tmp_path))
+    for site in ("H1", "H2"):
+        for file in (tmp_path / site / "roi").iterdir():
+            file.rename(file.with_name(f"roi-{file.name}"))
+    assert scan(str(tmp_path)).attrs["task"] == "classification"
+
+
+def test_numbers_without_a_name_are_reported_as_a_series(tmp_path: Path) -> None:
+    table = scan(made(tmp_path, *(f"H/images/{p}_{n}.png" for p in range(3) for n in range(2)), "H/masks/0_0.png"))
+    assert any(note.startswith("no patients were found in the names of images") for note in table.attrs["notes"])

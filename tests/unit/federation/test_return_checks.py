@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from raysim import Model
+from raysim import Model, PredictionSet
 from raysim.core.errors import RunError
 from raysim.federation.return_checks import check_predictor, check_round, check_state
 
@@ -53,3 +53,17 @@ def test_a_predictor_can_be_called() -> None:
     check_predictor(nn.Linear(1, 1), "Median")
     with pytest.raises(RunError, match=r"Median\.predictor must return a network or a function that returns"):
         check_predictor(MODEL, "Median")
+
+
+def test_a_network_with_active_dropout_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    for predictor in (net, PredictionSet(nn.Linear(1, 1), {"local": net})):
+        with pytest.raises(RunError, match=r"Median\.predictor returned a network in training mode"):
+            check_predictor(predictor, "Median")
+    check_predictor(net.eval(), "Median")
+    check_predictor(nn.Sequential(nn.BatchNorm1d(1)), "Median")  # a method may use the statistics of the batch
+
+
+def test_the_name_of_the_global_model_is_refused_for_another_predictor() -> None:
+    with pytest.raises(RunError, match=r"Median\.predictor: 'global' is the name of the global model"):
+        check_predictor(PredictionSet(nn.Linear(1, 1), {"global": nn.Linear(1, 1)}), "Median")

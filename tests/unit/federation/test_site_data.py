@@ -67,6 +67,50 @@ def test_a_changed_broadcast_ends_the_run_because_other_sites_receive_it_too(bro
         execute(change_broadcast, broadcast)
 
 
+def append(site: Site[Any], broadcast: Any) -> Reply[None]:
+    broadcast["seen"].append(site.name)
+    return Reply(None)
+
+
+def write_without_count(site: Site[Any], broadcast: Any) -> Reply[None]:
+    broadcast.data.numpy()[0] = 1
+    return Reply(None)
+
+
+@pytest.mark.parametrize(("client", "broadcast"), [(append, {"seen": []}), (write_without_count, torch.zeros(2))])
+def test_changes_of_lists_and_uncounted_writes_to_tensors_are_found(client: Client, broadcast: Any) -> None:
+    with pytest.raises(SiteError, match="has changed the broadcast in place"):
+        execute(client, broadcast)
+
+
+def test_a_changed_number_in_the_client_state_is_found() -> None:
+    def count(site: Site[Any], _: Any, __: Any) -> Reply[None]:
+        site.client_state["calls"] += 1
+        return Reply(None)
+
+    executor = SiteExecutor(two_sites(), seed=3, device="cpu", threads=1)
+    with pytest.raises(SiteError, match=r"has changed site\.client_state in place"):
+        executor.execute(count, "a", CALL, None, None, {"calls": 1})
+
+
+def test_a_change_of_the_network_that_all_calls_share_is_found() -> None:
+    def train(site: Site[Any], _: Any) -> Reply[None]:
+        with torch.no_grad():
+            next(site.template.parameters()).add_(1)
+        return Reply(None)
+
+    with pytest.raises(SiteError, match=r"has changed site\.template in place.*net = site\.load\(\)"):
+        execute(train, None)
+
+
+@pytest.mark.parametrize("state", [{1, 2}, torch.zeros(2, dtype=torch.bfloat16), np.array([None])])
+def test_a_client_state_that_no_checkpoint_can_store_is_refused_in_its_call(state: Any) -> None:
+    failure = execute(lambda site, _: Reply(None, client_state=state), None).failure
+    assert failure is not None
+    assert failure.cause.startswith("the client state of a reply: a checkpoint cannot store the ")
+    assert not failure.traceback
+
+
 def test_one_changed_byte_of_a_memory_mapped_array_is_found(tmp_path: Path) -> None:
     array = load_or_create(tmp_path, "key", lambda: {"x": np.zeros((3, 5000))})["x"]
     before = fingerprint(array)
