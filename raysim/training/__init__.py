@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raysim.training.batching import batches
     from raysim.training.contrastive_views import ImagePool, Views, check_levels, pool_levels, sample_batches
+    from raysim.training.image_routing import RoutedPredictor, example_losses, routing_ceiling
     from raysim.training.local_training import (
         GradientCorrection,
         OptimizerState,
@@ -24,12 +25,23 @@ if TYPE_CHECKING:
         mean_shift,
         model_norm,
         move_to_distance,
+        relative_distance,
         tensor_distances,
         to_vector,
         total_distance,
         translate,
         weighted_variance,
     )
+    from raysim.training.model_selection import BestModels, validation_score
+    from raysim.training.routed_convolutions import (
+        Gate,
+        RoutedConvolution,
+        Router,
+        has_convolution,
+        route_convolutions,
+        routers,
+    )
+    from raysim.training.selector_networks import SelectorKind, pooled_inputs, selector_network
     from raysim.training.self_supervised import SelfSupervised, ema_update, mlp, projector
     from raysim.training.test_time_adaptation import (
         OutsideAdaptation,
@@ -41,13 +53,27 @@ if TYPE_CHECKING:
 _HOME = {
     "raysim.training.contrastive_views": ("ImagePool", "Views", "check_levels", "pool_levels", "sample_batches"),
     "raysim.training.batching": ("batches",),
+    "raysim.training.image_routing": ("RoutedPredictor", "example_losses", "routing_ceiling"),
     "raysim.training.local_training": (
         *("GradientCorrection", "OptimizerState", "dump_optimizer_state", "load_optimizer_state", "proximal_term"),
     ),
     "raysim.training.model_geometry": (
         *("extrapolate_distance", "from_vector", "gram_matrix", "mean_cosine", "mean_shift", "model_norm"),
-        *("move_to_distance", "tensor_distances", "to_vector", "total_distance", "translate", "weighted_variance"),
+        *(
+            "move_to_distance",
+            "relative_distance",
+            "tensor_distances",
+            "to_vector",
+            "total_distance",
+            "translate",
+            "weighted_variance",
+        ),
     ),
+    "raysim.training.model_selection": ("BestModels", "validation_score"),
+    "raysim.training.routed_convolutions": (
+        *("Gate", "RoutedConvolution", "Router", "has_convolution", "route_convolutions", "routers"),
+    ),
+    "raysim.training.selector_networks": ("SelectorKind", "pooled_inputs", "selector_network"),
     "raysim.training.self_supervised": ("SelfSupervised", "ema_update", "mlp", "projector"),
     "raysim.training.test_time_adaptation": (
         *("OutsideAdaptation", "mean_entropy", "norm_layers", "use_batch_statistics"),
@@ -56,19 +82,27 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "BestModels",
+    "Gate",
     "GradientCorrection",
     "ImagePool",
     "OptimizerState",
     "OutsideAdaptation",
+    "RoutedConvolution",
+    "RoutedPredictor",
+    "Router",
+    "SelectorKind",
     "SelfSupervised",
     "Views",
     "batches",
     "check_levels",
     "dump_optimizer_state",
     "ema_update",
+    "example_losses",
     "extrapolate_distance",
     "from_vector",
     "gram_matrix",
+    "has_convolution",
     "load_optimizer_state",
     "mean_cosine",
     "mean_entropy",
@@ -78,14 +112,21 @@ __all__ = [
     "move_to_distance",
     "norm_layers",
     "pool_levels",
+    "pooled_inputs",
     "projector",
     "proximal_term",
+    "relative_distance",
+    "route_convolutions",
+    "routers",
+    "routing_ceiling",
     "sample_batches",
+    "selector_network",
     "tensor_distances",
     "to_vector",
     "total_distance",
     "translate",
     "use_batch_statistics",
+    "validation_score",
     "weighted_variance",
 ]
 

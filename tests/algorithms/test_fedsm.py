@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import fedsm
 from algorithms.fedavg import FedAvg
-from algorithms.fedsm import Broadcast, FedSM, RoutedPredictor, Update, count_parameters, softpull, vgg11
+from algorithms.fedsm import Broadcast, FedSM, Update, softpull
 from algorithms.localonly import LocalOnly
-from raysim import ConfigError, LocalFleet, Model, Task, federate, weights
+from raysim import ConfigError, LocalFleet, Model, Task, federate, load, weights
 from raysim.tasks.synthetic import Synthetic, SyntheticData
+from raysim.training import RoutedPredictor, selector_network
 from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -163,16 +163,13 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
 
 
 def site_selector(task: Task, model: Model) -> nn.Module:
-    from algorithms.fedsm import new_selector
-    from raysim import load
-
-    load(net := new_selector.__wrapped__(task, "small"), model)
+    load(net := selector_network.__wrapped__(task, "small", 32, 3), model)
     return net
 
 
 def test_shared_moments_are_equal_at_all_sites_and_are_sent() -> None:
     task = small_task()
-    rounds = list(federate(FedSM(), task, LocalFleet(task, rounds=2), rounds=2))
+    rounds = list(federate(FedSM(selector_epochs=1), task, LocalFleet(task, rounds=2), rounds=2))
     state = rounds[-1].state
     assert state.moments["0/step"].item() == 2
     assert state.moments["0/exp_avg"].shape == state.selector[first_parameter_name(state.selector)].shape
@@ -232,13 +229,6 @@ def test_the_global_model_gets_the_whole_batch_and_may_have_several_resolutions(
         assert mine(torch.tensor([[1.0], [0.0], [1.0]]))[:, 0].tolist() == pytest.approx([1 / 3, 0, 1 / 3])
 
 
-def test_vgg11_refuses_vectors() -> None:
-    with pytest.raises(
-        ConfigError, match=r"needs images, and examples have shape \(1,\); set algorithm\.selector=small"
-    ):
-        FedSM(selector="vgg11").init(toy.two_sites())
-
-
 @pytest.mark.parametrize("sites", [3, 49, 107])
 def test_a_pull_to_the_plain_mean_is_allowed(sites: int) -> None:
     task = toy.task({f"s{n:03}": toy.A for n in range(sites)})
@@ -261,7 +251,9 @@ def test_inside_sites_have_scores_of_routed_personal_and_global_models() -> None
 
 
 def test_a_selector_below_the_threshold_predicts_with_the_global_model() -> None:
-    scores = {(s.site, s.split, s.metric): s.value for s in ended(FedSM(threshold=1.0), small_task()).scores}
+    scores = {
+        (s.site, s.split, s.metric): s.value for s in ended(FedSM(threshold=1.0, keep="last"), small_task()).scores
+    }
     plain = {key: value for key, value in scores.items() if key[2] == "dice"}
     assert plain == {(a, b, "dice"): scores[a, b, "dice@global"] for a, b, _ in plain}
 
@@ -272,14 +264,6 @@ def test_the_selector_learns_the_sites() -> None:
     end = ended(mine, task, rounds=40, evaluate_every=40)
     right = [s.value for s in end.scores if (s.split, s.metric) == ("test", "selector_accuracy")]
     assert np.mean(right) > 0.6
-
-
-def test_vgg11_as_selector(monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch.device("meta"):
-        assert 4 * count_parameters(vgg11((1, 16, 16), 3)) > 4e8
-    monkeypatch.setattr(fedsm, "VGG11_HIDDEN", 2)  # the full size takes seconds
-    task = replace(small_task(), sizes={})
-    assert FedSM(selector="vgg11").init(task).selector.schema is weights(vgg11(task.shape, 3)).schema
 
 
 def test_one_step_and_softpull_converge_to_the_minimum_of_the_penalised_loss() -> None:
