@@ -111,11 +111,11 @@ class SoftPullTraining(LocalTraining):
     pull: Annotated[float, Gt(0), Le(1), "weight of the site's own model in its personal model; 1 / sites: mean"] = 0.7
     keep: Annotated[Literal["best", "last"], "models that predict: the best on validation data, or the last"] = "best"
     keep_moments: Annotated[bool, "whether the optimisers of both models keep their moments between rounds"] = True
-    selector: Annotated[SelectorKind, "selector; small: about as many parameters as the network"] = "small"
+    selector: Annotated[SelectorKind, "selector; small: four convolutions, 0.1 M parameters"] = "small"
     selector_size: Annotated[
         int | None, Gt(0), "the selector's images are averaged to at most this many pixels per side; null: full size"
     ] = 32
-    selector_lr: Annotated[float, Gt(0), "learning rate of the selector's Adam"] = 1e-3
+    selector_lr: Annotated[float, Gt(0), "learning rate of the selector's Adam"] = 3e-3
     lr_floor: Annotated[float, Ge(0), Le(1), "lowest learning rate of the schedule, as a fraction of lr"] = 0.1
 
     def check_pull(self, task: Task) -> None:
@@ -185,6 +185,35 @@ class SoftPullTraining(LocalTraining):
         for inputs in pooled_inputs(split, self.selector_size, site.device).split(size):
             yield inputs.to(site.device)
 
+    def fit_selector(
+        self, net: nn.Module, site: Site[Any], labels: Mapping[str, Tensor], moments: Model | None, steps: int
+    ) -> tuple[Model, Metrics]:
+        """Train the selector in place, with one step of Adam per pass over all images of the splits in `labels`.
+
+        Returns its moments, and its loss and accuracy before the training.
+        """
+        load_optimizer_state(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr, fused=True), moments)
+        count, losses, correct = sum(len(of_split) for of_split in labels.values()), list[float](), 0
+        for step in range(steps):
+            optimizer.zero_grad()
+            losses.append(0.0)
+            for inputs, label in self._labelled_batches(site, labels):
+                loss = nn.functional.cross_entropy(logits := net(inputs), label, reduction="sum")
+                (loss / count).backward()
+                losses[-1] += loss.item() / count
+                correct += int((logits.argmax(1) == label).sum()) if step == 0 else 0
+            optimizer.step()
+        optimizer.zero_grad()
+        moments = Model.of(dump_optimizer_state(optimizer))
+        return moments, {"selector_loss": losses[0], "selector_accuracy": correct / count}
+
+    def _labelled_batches(self, site: Site[Any], labels: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for name, of_split in labels.items():
+            start = 0
+            for inputs in self.selector_batches(site, site.data[name]):
+                yield inputs, of_split[start : start + len(inputs)].to(site.device)
+                start += len(inputs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FedSM(SoftPullTraining):
@@ -212,38 +241,21 @@ class FedSM(SoftPullTraining):
         net = self.load_selector(site, broadcast.selector, len(site.task.inside))
         if scores:
             scores["val_selector"] = self._selector_accuracy(net.eval(), site, site.data.val)
-        moments, of_selector = self._fit_selector(
-            net.train(), site, broadcast.moments if self.average_moments else before
-        )
+        labels = {"train": torch.full((len(site.data.train),), site.task.inside.index(site.name))}
+        steps = self.selector_epochs or math.ceil(SELECTOR_STEPS / site.rounds)
+        moments = broadcast.moments if self.average_moments else before
+        moments, of_selector = self.fit_selector(net.train(), site, labels, moments, steps)
         payload = Update(update, personal_update, weights(net), moments if self.average_moments else None)
         if not self.average_moments:
             client_state = replace(client_state, selector_moments=moments)
         metrics |= of_selector | scores
-        return Reply(payload, weight=len(site.data.train), metrics=metrics, client_state=client_state)
+        return Reply(payload, len(site.data.train), metrics, client_state)
 
     @torch.no_grad()
     def _selector_accuracy(self, net: nn.Module, site: Site[Any], split: Split) -> float:
         """The fraction of the images of an inside site for which the selector predicts this site."""
         predicted = torch.cat([net(inputs).argmax(1) for inputs in self.selector_batches(site, split)])
         return float((predicted == site.task.inside.index(site.name)).float().mean())
-
-    def _fit_selector(self, net: nn.Module, site: Site[Any], moments: Model | None) -> tuple[Model, Metrics]:
-        """Train the selector in place on this site's label: its moments, and loss and accuracy before the training."""
-        load_optimizer_state(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr, fused=True), moments)
-        label, count, losses, correct = site.task.inside.index(site.name), len(site.data.train), list[float](), 0.0
-        for step in range(self.selector_epochs or math.ceil(SELECTOR_STEPS / site.rounds)):
-            optimizer.zero_grad()
-            losses.append(0.0)
-            for inputs in self.selector_batches(site, site.data.train):
-                labels = torch.full((len(inputs),), label, device=site.device)
-                loss = nn.functional.cross_entropy(logits := net(inputs), labels, reduction="sum")
-                (loss / count).backward()
-                losses[-1] += loss.item() / count
-                correct += float((logits.argmax(1) == label).sum()) if step == 0 else 0.0
-            optimizer.step()
-        optimizer.zero_grad()
-        metrics = {"selector_loss": losses[0], "selector_accuracy": correct / count}
-        return Model.of(dump_optimizer_state(optimizer)), metrics
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:

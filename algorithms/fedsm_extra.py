@@ -5,7 +5,7 @@ Medical Image Segmentation", CVPR 2022, https://arxiv.org/abs/2203.10144. Our re
 
     stage 1:  w by FedAvg and w_p^k by SoftPull, as in FedSM, without a selector
     then      at site k, once, for each image x:  z(x) = argmin over {w, w_p^1 .. w_p^K} of its loss; of equal ones, w
-    stage 2:  a selector with K + 1 classes by FedAvg, with cross-entropy on z(x), weighted by images
+    stage 2:  a selector with K + 1 classes by FedAvg, with cross-entropy on z(x), and the moments of its Adam averaged
     an image is predicted by the model of the most likely class
 
 Labels z are computed in evaluation mode without augmentation, and stay at the site. Stage 1 ends with the best or the
@@ -14,7 +14,6 @@ last models (`keep`), as in FedSM. In stage 1 inside sites predict with their pe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -28,11 +27,10 @@ from annotated_types import Gt, Lt
 from torch import nn
 
 from algorithms import fedsm
-from algorithms.fedsm import SELECTOR_STEPS, SoftPullTraining, personal_model, softpull
+from algorithms.fedsm import SoftPullTraining, personal_model, softpull
 from raysim import Array, ConfigError, Fleet, Metrics, Model, PredictionSet, Predictor, Reply, Site, Task, mean, weights
-from raysim.training import BestModels, example_losses, pooled_inputs, routing_ceiling, selector_network
+from raysim.training import BestModels, example_losses, routing_ceiling, selector_network
 
-BATCH = 32  # images of a step of the selector
 LABELLED_SPLITS = {"train": ("train",), "val": ("val",), "both": ("train", "val")}
 
 
@@ -48,12 +46,20 @@ class TrainingState:
 
 
 @dataclass(frozen=True)
+class Selector:
+    """The selector, and the moments of its Adam."""
+
+    model: Model
+    moments: Model | None = None
+
+
+@dataclass(frozen=True)
 class SelectionState:
     """Stage 2: the models of stage 1, which do not change, the selector, and the sites that have their labels z."""
 
     model: Model
     personal: Mapping[str, Model]
-    selector: Model
+    selector: Selector
     labelled_sites: tuple[str, ...] = ()
 
 
@@ -86,10 +92,8 @@ class FedSMExtra(SoftPullTraining):
     selector_rounds: Annotated[
         Annotated[int, Gt(0)] | Annotated[float, Gt(0), Lt(1)],
         "rounds of the selector after those of the models: a number, or a fraction of the run's rounds",
-    ] = 0.2
-    selector_epochs: Annotated[
-        int | None, Gt(0), "the selector's epochs per round; default: at least 200 steps in all its rounds"
-    ] = None
+    ] = 0.5
+    selector_epochs: Annotated[int, Gt(0), "steps of the selector per round, each over all images of the site"] = 4
     label_on: Annotated[
         Literal["train", "val", "both"],
         "images that the selector learns from; on training images the site's own model has an advantage",
@@ -112,7 +116,7 @@ class FedSMExtra(SoftPullTraining):
         if self.model_rounds(rounds) < 1:
             raise ConfigError(
                 f"algorithm.selector_rounds={self.selector_rounds} leaves no round for the models in a run of "
-                f"rounds={rounds}; set fewer, or a fraction such as algorithm.selector_rounds=0.2, or more rounds"
+                f"rounds={rounds}; set fewer, or a fraction such as algorithm.selector_rounds=0.5, or more rounds"
             )
         self.warn_of_small_rate(self.model_rounds(rounds))
 
@@ -134,16 +138,19 @@ class FedSMExtra(SoftPullTraining):
             client_state=ClientState(client_state),
         )
 
-    def select(self, site: Site[ClientState], selector: Model, models: AllModels | None) -> Reply[Model]:
+    def select(self, site: Site[ClientState], broadcast: Selector, models: AllModels | None) -> Reply[Selector]:
         """Train the selector on the labels z, which are computed if the site receives `models`."""
         client_state = site.client_state or ClientState()
         if models is not None:
             client_state = replace(client_state, labels=self.label(site, models))
-        net = self.load_selector(site, selector, len(site.task.inside) + 1)
-        labels = client_state.labels
-        metrics = self._fit_selector(net, site, labels)
-        count = sum(len(z) for z in labels.values())
-        return Reply(weights(net), weight=count, metrics=metrics, client_state=client_state)
+        labels = {name: torch.from_numpy(z.copy()) for name, z in client_state.labels.items()}
+        net = self.load_selector(site, broadcast.model, len(site.task.inside) + 1)
+        moments, metrics = self.fit_selector(net, site, labels, broadcast.moments, self.selector_epochs)
+        z = torch.cat(list(labels.values()))
+        for name, label in (("own", site.task.inside.index(site.name)), ("global", len(site.task.inside))):
+            metrics[f"labelled_{name}"] = float((z == label).float().mean())
+        metrics["loss"] = metrics["selector_loss"]
+        return Reply(Selector(weights(net), moments), weight=len(z), metrics=metrics, client_state=client_state)
 
     def label(self, site: Site[ClientState], models: AllModels) -> dict[str, Array]:
         """The labels z of the site's images by split."""
@@ -161,28 +168,6 @@ class FedSMExtra(SoftPullTraining):
         nets = (view.predict_module(personal_model(view, personal[name])) for name in site.task.inside)
         return [self.predict_module(view, model), *nets]
 
-    def _fit_selector(self, net: nn.Module, site: Site[Any], labels: Mapping[str, Array]) -> Metrics:
-        """Train the selector in place: its mean loss, the fraction of labels that are this site, and that are w."""
-        inputs = torch.cat([pooled_inputs(site.data[name], self.selector_size, site.device) for name in labels])
-        z = torch.from_numpy(np.concatenate(list(labels.values())))
-        optimizer, losses = torch.optim.Adam(net.parameters(), self.selector_lr, fused=True), list[float]()
-        rounds = site.rounds - self.model_rounds(site.rounds)
-        for _ in range(self.selector_epochs or math.ceil(SELECTOR_STEPS / rounds / math.ceil(len(z) / BATCH))):
-            for index in torch.randperm(len(z)).split(BATCH):
-                optimizer.zero_grad()
-                logits = net(inputs[index.to(inputs.device)].to(site.device))
-                loss = nn.functional.cross_entropy(logits, z[index].to(site.device))
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-        optimizer.zero_grad()
-        own, count = site.task.inside.index(site.name), len(site.task.inside)
-        fractions = {
-            "labelled_own": float((z == own).float().mean()),
-            "labelled_global": float((z == count).float().mean()),
-        }
-        return {"loss": sum(losses) / len(losses)} | fractions
-
     # at the server
     def round(self, fleet: Fleet, state: Any) -> tuple[Any, Metrics]:
         """One round of the current stage."""
@@ -190,12 +175,14 @@ class FedSMExtra(SoftPullTraining):
         if isinstance(state, TrainingState):
             if state.rounds_done < self.model_rounds(fleet.rounds):
                 return self._train_round(fleet, state), {}
-            state = SelectionState(*state.best.or_latest(state.model, state.personal, state.selector))
+            model, personal, selector = state.best.or_latest(state.model, state.personal, state.selector)
+            state = SelectionState(model, personal, Selector(selector))
         models = AllModels(state.model, state.personal)
         per_site = {site: None if site in state.labelled_sites else models for site in fleet.sites}
         replies = fleet.map(self.select, state.selector, per_site)
         labelled = tuple(sorted({*state.labelled_sites, *replies}))
-        return replace(state, selector=mean(replies), labelled_sites=labelled), {}
+        selector = Selector(*(mean(replies, attrgetter(name)) for name in ("model", "moments")))
+        return replace(state, selector=selector, labelled_sites=labelled), {}
 
     def _train_round(self, fleet: Fleet, state: TrainingState) -> TrainingState:
         replies = fleet.map(self.train, state.model, {site: state.personal[site] for site in fleet.sites})
@@ -217,7 +204,7 @@ class FedSMExtra(SoftPullTraining):
             if site.name not in site.task.inside:
                 return self.predict_module(view, model)
             return site.predict_module(personal_model(view, personal[site.name]))
-        net = deepcopy(self.load_selector(site, state.selector, len(state.personal) + 1)).eval()
+        net = deepcopy(self.load_selector(site, state.selector.model, len(state.personal) + 1)).eval()
         ceiling = partial(routing_ceiling, site, predictors=self.experts(site, state.model, state.personal))
         return self.routed_predictions(view, net, state.model, state.personal, 0.0, ceiling)
 

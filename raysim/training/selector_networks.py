@@ -16,6 +16,7 @@ from raysim.core.errors import ConfigError
 from raysim.core.seeding import preserve_rng
 
 SelectorKind = Literal["small", "vgg11"]
+SMALL = (16, 32, 64, 128)  # channels of convolutions
 VGG11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)  # channels of convolutions, 0 for pooling
 VGG11_HIDDEN = 4096
 SLOPE = 0.1  # of the small selector's LeakyReLU
@@ -30,10 +31,7 @@ def selector_network(task: Task, kind: SelectorKind, size: int | None, classes: 
     """
     shape = pooled_shape(task.shape, size)
     with preserve_rng():
-        if kind == "vgg11":
-            net = vgg11(shape, classes)
-        else:
-            net = small_selector(shape, classes, count_parameters(task.network()))
+        net = (vgg11 if kind == "vgg11" else small_selector)(shape, classes)
     return net if shape == task.shape else nn.Sequential(_pool(len(shape) - 1)(shape[1:]), net)
 
 
@@ -61,19 +59,22 @@ def pooled_inputs(split: Split, size: int | None, device: torch.device) -> Tenso
     return cached[shape]
 
 
-def small_selector(shape: Sequence[int], classes: int, parameters: int) -> nn.Module:
-    """A network with about `parameters` parameters: four convolutions of stride 2, mean over space, a linear layer.
+def small_selector(shape: Sequence[int], classes: int) -> nn.Module:
+    """Four convolutions of stride 2, mean over space, and a linear layer; for vectors (F,), one hidden layer.
 
-    `shape` is (C, *space), or (F,) for vectors, for which the network has one hidden layer. There is no normalisation,
-    because the brightness and the contrast of an image indicate its site.
+    There is no normalisation, because the brightness and the contrast of an image indicate its site.
     """
     if len(shape) == 1:
-        width = max(4, round(parameters / (shape[0] + classes + 1)))
-        return nn.Sequential(nn.Linear(shape[0], width), nn.ReLU(), nn.Linear(width, classes))
-    width = 1
-    while count_parameters(_convolutions(shape, classes, width + 1)) <= parameters:
-        width += 1
-    return _convolutions(shape, classes, width)
+        return nn.Sequential(nn.Linear(shape[0], SMALL[-1]), nn.ReLU(), nn.Linear(SMALL[-1], classes))
+    dims, channels, layers = len(shape) - 1, shape[0], list[nn.Module]()
+    for width in SMALL:
+        convolution = _conv(dims)(channels, width, 3, stride=2, padding=1)
+        # With torch's default, differences between images nearly vanish after four layers without normalisation.
+        nn.init.kaiming_normal_(convolution.weight, SLOPE)
+        nn.init.zeros_(convolution.bias)
+        layers += [convolution, nn.LeakyReLU(SLOPE)]
+        channels = width
+    return nn.Sequential(*layers, _pool(dims)(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
 def vgg11(shape: Sequence[int], classes: int) -> nn.Module:
@@ -95,22 +96,6 @@ def vgg11(shape: Sequence[int], classes: int) -> nn.Module:
     head = [nn.Linear(channels * 7**dims, VGG11_HIDDEN), nn.ReLU(inplace=True), nn.Dropout()]
     head += [nn.Linear(VGG11_HIDDEN, VGG11_HIDDEN), nn.ReLU(inplace=True), nn.Dropout()]
     return nn.Sequential(*layers, _pool(dims)(7), nn.Flatten(), *head, nn.Linear(VGG11_HIDDEN, classes))
-
-
-def count_parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def _convolutions(shape: Sequence[int], classes: int, width: int) -> nn.Module:
-    dims, channels, layers = len(shape) - 1, shape[0], list[nn.Module]()
-    for out_channels in (width, 2 * width, 4 * width, 8 * width):
-        convolution = _conv(dims)(channels, out_channels, 3, stride=2, padding=1)
-        # With torch's default, differences between images nearly vanish after four layers without normalisation.
-        nn.init.kaiming_normal_(convolution.weight, SLOPE)
-        nn.init.zeros_(convolution.bias)
-        layers += [convolution, nn.LeakyReLU(SLOPE)]
-        channels = out_channels
-    return nn.Sequential(*layers, _pool(dims)(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
 def _conv(dims: int) -> Any:
