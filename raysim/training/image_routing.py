@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,29 +78,24 @@ def example_losses(site: Site[Any], split: Split, predictors: Sequence[Predictor
 
 @torch.no_grad()
 def routing_ceiling(site: Site[Any], split: Split, predictors: Sequence[Predictor]) -> Metrics:
-    """`routing_ceiling`: the task's main metric if each example has the predictor with the lowest loss for it.
+    """`routing_ceiling`: the mean over cases of the task's main metric by the best of the predictors for each case.
 
-    No routing to one of the predictors can have a lower loss. Without labels there is no metric.
+    No routing of cases to one of the predictors can be better. Each case is predicted alone. There is no metric without
+    labels, or if it is undefined for a single case.
     """
-    if split.labels is None or not len(split):
+    if split.labels is None:
         return {}
-    best = example_losses(site, split, predictors).argmin(1)
-    name = next(iter(site.task.score.better))
-    choice = dict(zip(map(_key, split.inputs), best.tolist(), strict=True))
-    scores = site.task.score(_predict_with(choice, predictors), split, site.device)
-    return {"routing_ceiling": scores[name]} if name in scores else {}
+    (name, direction), *_ = site.task.score.better.items()
+    best = []
+    for case in np.unique(split.cases):
+        part = _examples(split, np.flatnonzero(split.cases == case))
+        scores = [site.task.score(predict, part, site.device) for predict in predictors]
+        values = [found[name] for found in scores if name in found]
+        if values:
+            best.append(max(values) if direction == "higher" else min(values))
+    return {"routing_ceiling": float(np.mean(best))} if best else {}
 
 
-def _predict_with(choice: Mapping[int, int], predictors: Sequence[Predictor]) -> Predictor:
-    """Predicts each example with the predictor that `choice` has for its values."""
-
-    def predict(inputs: Tensor) -> Tensor:
-        chosen = np.array([choice[_key(example)] for example in inputs.cpu().numpy()])
-        parts = {int(index): full_resolution(predictors[index](inputs), inputs.ndim) for index in np.unique(chosen)}
-        return torch.stack([parts[int(index)][row] for row, index in enumerate(chosen)])
-
-    return predict
-
-
-def _key(example: Array) -> int:
-    return hash(np.ascontiguousarray(example).tobytes())
+def _examples(split: Split, rows: Array) -> Split:
+    parts = {name: getattr(split, name) for name in ("inputs", "labels", "cases", "spacing", "levels")}
+    return Split(**{name: None if part is None else part[rows] for name, part in parts.items()})

@@ -56,13 +56,13 @@ def scaled_features(seed: int) -> Task:
 def other_relations(seed: int) -> Task:
     """The class is the sign of w_k x with w_k = w + difference of site k; sites have few examples."""
     rng = np.random.default_rng(seed)
-    common, own = rng.normal(size=FEATURES), rng.normal(0, 0.6, (SITES, FEATURES))
+    common, own = rng.normal(size=FEATURES), rng.normal(0, 0.8, (SITES, FEATURES))
 
     def draw(site: int, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
         x = rng.normal(size=(count, FEATURES))
         return x, x @ (common + own[site]) > 0
 
-    return build(draw, lambda: nn.Linear(FEATURES, 2), 20, seed)
+    return build(draw, lambda: nn.Linear(FEATURES, 2), 30, seed)
 
 
 @cache
