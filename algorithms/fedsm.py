@@ -270,16 +270,12 @@ class FedSM(SoftPullTraining):
     def predictor(self, site: Site[ClientState], state: ServerState) -> PredictionSet:
         model, personal, selector = state.best.or_latest(state.model, state.personal, state.selector)
         net = deepcopy(self.load_selector(site, selector, len(personal))).eval()
-        accuracy = partial(self._selector_accuracy, net, site)
+        notes = partial(self._notes, net, site)
+        return self.routed_predictions(site, net, model, personal, self.threshold, notes)
+
+    def _notes(self, net: nn.Module, site: Site[Any], split: Split) -> Metrics:
         inside = site.name in site.task.inside
-        return self.routed_predictions(
-            site,
-            net,
-            model,
-            personal,
-            self.threshold,
-            lambda split: {"selector_accuracy": accuracy(split)} if inside else {},
-        )
+        return {"selector_accuracy": self._selector_accuracy(net, site, split)} if inside else {}
 
 
 def personal_model(site: Site[Any], model: Model) -> Model:

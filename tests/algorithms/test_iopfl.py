@@ -208,3 +208,21 @@ def test_an_inside_site_that_has_not_trained_predicts_with_the_global_model() ->
     net = IOPFL().predictor(place(task, "a"), state)
     assert isinstance(net, nn.Module)
     assert Model.of({n: p.detach().numpy() for n, p in net.named_parameters()}) == state.model
+
+
+def test_the_best_expert_per_image_is_logged_where_labels_are() -> None:
+    task = small_task()
+    rounds, _ = rounds_of(IOPFL(passes=0), task, 2)
+    ceiling = {(s.site, s.split): s.value for s in rounds[-1].scores if s.metric == "routing_ceiling"}
+    assert set(ceiling) == {("far", "val"), ("far", "test")}
+    state, far = rounds[-1].state, place(task, "far")
+    predictions: Any = IOPFL(passes=0).predictor(far, state)
+    single = task.score(far.predict_module(state.model), far.data.test, far.device)["dice"]
+    assert ceiling["far", "test"] >= single
+    assert predictions.notes(replace(far.data.test, labels=None)) == {}
+
+
+def test_a_schedule_that_ends_near_zero_warns() -> None:
+    IOPFL(schedule="cosine").check_rounds(30)
+    with pytest.warns(UserWarning, match=r"set algorithm\.lr_floor=0\.1 or algorithm\.schedule=constant"):
+        IOPFL(schedule="linear", lr_floor=0).check_rounds(30)
