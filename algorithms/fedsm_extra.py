@@ -175,8 +175,8 @@ class FedSMExtra(SoftPullTraining):
         if isinstance(state, TrainingState):
             if state.rounds_done < self.model_rounds(fleet.rounds):
                 return self._train_round(fleet, state), {}
-            model, personal, selector = state.best.or_latest(state.model, state.personal, state.selector)
-            state = SelectionState(model, personal, Selector(selector))
+            model, personal, first = state.best.or_latest(state.model, state.personal, state.selector)
+            state = SelectionState(model, personal, Selector(first))
         models = AllModels(state.model, state.personal)
         per_site = {site: None if site in state.labelled_sites else models for site in fleet.sites}
         replies = fleet.map(self.select, state.selector, per_site)

@@ -2,10 +2,10 @@
 
 python benchmarks/selector.py [--repeats N] [--json FILE]
 
-The second is a round of the first stage of FedSM-extra, which trains the same models without a selector. Both run in one
-process, with one thread and one epoch, at two sites with 24 images of 128 x 128 and a U-Net of 0.1 M parameters. The
-selector has its default steps for a run of 30 rounds. validated: with keep=best, both models and the selector are also
-evaluated on 4 validation images per site.
+The second is a round of the first stage of FedSM-extra, which trains the same models without a selector. Both run in
+one process, with one thread and one epoch, at two sites with 24 images of 128 x 128 and a U-Net of 0.1 M parameters.
+The selector has its default steps for a run of 30 rounds. validated: with keep=best, both models and the selector are
+also evaluated on 4 validation images per site.
 """
 
 from __future__ import annotations

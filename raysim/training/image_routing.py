@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,4 +98,4 @@ def routing_ceiling(site: Site[Any], split: Split, predictors: Sequence[Predicto
 
 def _examples(split: Split, rows: Array) -> Split:
     parts = {name: getattr(split, name) for name in ("inputs", "labels", "cases", "spacing", "levels")}
-    return Split(**{name: None if part is None else part[rows] for name, part in parts.items()})
+    return replace(split, **{name: None if part is None else part[rows] for name, part in parts.items()})
