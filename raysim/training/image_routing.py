@@ -97,5 +97,6 @@ def routing_ceiling(site: Site[Any], split: Split, predictors: Sequence[Predicto
 
 
 def _examples(split: Split, rows: Array) -> Split:
-    parts = {name: getattr(split, name) for name in ("inputs", "labels", "cases", "spacing", "levels")}
-    return replace(split, **{name: None if part is None else part[rows] for name, part in parts.items()})
+    arrays = ((name, getattr(split, name)) for name in ("inputs", "labels", "cases", "spacing", "levels"))
+    parts: dict[str, Any] = {name: None if array is None else array[rows] for name, array in arrays}
+    return replace(split, **parts)
