@@ -19,7 +19,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
-from raysim.training import proximal_term
+from raysim.training import proximal_term, relative_distance
 
 GROUP = "personal"
 
@@ -56,11 +56,13 @@ class Ditto(LocalTraining):
         update, buffers = self.make_update(net)
         personal_net = self.load_global(replace(site, client_state=None), personal)  # v_k includes its buffers
         personal_loss = self.fit(personal_net, site, correct=proximal_term(w, self.lam), epochs=self.personal_epochs)
+        personal = weights(personal_net)
+        distance = relative_distance(personal, model)
         return Reply(
             update,
             weight=len(site.data.train),
-            metrics={"loss": loss, "personal_loss": personal_loss},
-            client_state=ClientState(weights(personal_net), None if buffers is UNCHANGED else buffers),
+            metrics={"loss": loss, "personal_loss": personal_loss, "personal_distance": distance},
+            client_state=ClientState(personal, None if buffers is UNCHANGED else buffers),
         )
 
     # at the server

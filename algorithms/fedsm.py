@@ -9,14 +9,19 @@ Medical Image Segmentation", CVPR 2022, https://arxiv.org/abs/2203.10144; follow
     SoftPull: w_p^k <- pull v_k + (1 - pull)/(K-1) sum_(j != k) v_j
                     = v + mu (v_k - v)  with the plain mean v and mu = (K pull - 1)/(K-1)
     an image x is routed to w_p^k, k = argmax softmax(s(x)), if that softmax is above `threshold`, otherwise to w
+
+With keep=best, predictions use the models with the best validation scores; each is chosen separately. A site scores the
+models that it receives, at the start of the next round, so the models of the last round are not candidates. The latest
+model is used until there is a score. w and s are scored only in rounds in which all inside sites reply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
@@ -37,32 +42,46 @@ from raysim import (
     Split,
     Task,
     combine,
-    full_resolution,
     load,
     mean,
-    preserve_rng,
     weights,
 )
-from raysim.training import OptimizerState, dump_optimizer_state, load_optimizer_state
+from raysim.training import (
+    BestModels,
+    OptimizerState,
+    RoutedPredictor,
+    SelectorKind,
+    dump_optimizer_state,
+    load_optimizer_state,
+    pooled_inputs,
+    relative_distance,
+    selector_network,
+    validation_score,
+)
+
+SELECTOR_STEPS = 200  # of the selector over all rounds, at least, by default
+SELECTOR_BATCH = 256  # images at the selector's resolution, computed at a time
 
 GROUP = "personal"
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """The global model, each site's personal model, the selector, and the moments of the selector's Adam."""
+    """The global model, each site's personal model, the selector, the moments of its Adam, and the best models."""
 
     model: Model
     personal: Mapping[str, Model]
     selector: Model
     moments: Model | None = None
+    best: BestModels = field(default_factory=BestModels)
 
 
 @dataclass(frozen=True)
 class ClientState:
-    """The site's buffers if they are local, and the moments of its optimisers."""
+    """The buffers of the global and of the personal model if they are local, and the moments of the optimisers."""
 
     buffers: Model | None = None
+    personal_buffers: Model | None = None
     model_moments: OptimizerState = field(default_factory=dict)
     personal_moments: OptimizerState = field(default_factory=dict)
     selector_moments: Model | None = None
@@ -88,121 +107,183 @@ class Update:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedSM(LocalTraining):
-    pull: Annotated[float, Gt(0), Le(1), "weight of the site's own model in its personal model; 1 / sites: mean"] = 0.7
-    threshold: Annotated[float, Ge(0), Le(1), "confidence above which an image is routed to a personal model"] = 0.9
-    selector: Annotated[Literal["small", "vgg11"], "selector; small: about as many parameters as the network"] = "small"
-    selector_lr: Annotated[float, Gt(0), "learning rate of the selector's Adam"] = 1e-3
-    selector_epochs: Annotated[int, Gt(0), "steps of the selector per round, each over all images of the site"] = 1
-    average_moments: Annotated[bool, "whether the moments of the selector's Adam are also averaged"] = True
-    keep_moments: Annotated[bool, "whether the other two optimisers keep their moments between rounds"] = True
+class SoftPullTraining(LocalTraining):
+    """Base class of FedSM and FedSM-extra: training of a global and a personal model, and the selector's network."""
 
-    def init(self, task: Task) -> ServerState:
+    pull: Annotated[float, Gt(0), Le(1), "weight of the site's own model in its personal model; 1 / sites: mean"] = 0.7
+    keep: Annotated[Literal["best", "last"], "models that predict: the best on validation data, or the last"] = "best"
+    keep_moments: Annotated[bool, "whether the optimisers of both models keep their moments between rounds"] = True
+    selector: Annotated[SelectorKind, "selector; small: four convolutions, 0.1 M parameters"] = "small"
+    selector_size: Annotated[
+        int | None, Gt(0), "the selector's images are averaged to at most this many pixels per side; null: full size"
+    ] = 32
+    selector_lr: Annotated[float, Gt(0), "learning rate of the selector's Adam"] = 3e-3
+    lr_floor: Annotated[float, Ge(0), Le(1), "lowest learning rate of the schedule, as a fraction of lr"] = 0.1
+
+    def check_pull(self, task: Task) -> None:
         if len(task.inside) > 1 and self.pull * len(task.inside) < 1 - 1e-6:
             least = f"{1 / len(task.inside):g} (the plain mean of {len(task.inside)} inside sites)"
             raise ConfigError(f"algorithm.pull={self.pull:g}: expected {least} to 1; less would overshoot the mean")
-        model = self.make_update(net := task.network())[0]
-        selector = weights(new_selector.__wrapped__(task, self.selector))
-        return ServerState(model, dict.fromkeys(task.inside, weights(net)), selector)
 
-    # at each site
-    def client(self, site: Site[ClientState], broadcast: Broadcast, personal: Model) -> Reply[Update]:
+    def train_models(self, site: Site[Any], model: Model, personal: Model) -> tuple[Model, Model, ClientState, Metrics]:
+        """The trained global and personal model, the site's client state, and the metrics of the training."""
         before = site.client_state or ClientState()
         model_moments, personal_moments = dict(before.model_moments), dict(before.personal_moments)
-        net = self.load_global(site, broadcast.model)
+        net = self.load_global(site, model)
         # The global model is trained first, so that it uses the same random numbers as FedAvg.
         loss = self.fit(net, site, optimizer_state=model_moments if self.keep_moments else None)
         update, buffers = self.make_update(net)
-        personal_net = site.load(personal)
+        personal_net = self.load_global(replace(site, client_state=before.personal_buffers), personal)
         personal_loss = self.fit(personal_net, site, optimizer_state=personal_moments if self.keep_moments else None)
-        moments = broadcast.moments if self.average_moments else before.selector_moments
-        selector, moments, metrics = self._fit_selector(site, broadcast.selector, moments)
-        payload = Update(update, weights(personal_net), selector, moments if self.average_moments else None)
+        personal_update, personal_buffers = self.make_update(personal_net)
         client_state = ClientState(
-            before.buffers if buffers is UNCHANGED else buffers,
+            None if buffers is UNCHANGED else buffers,
+            None if personal_buffers is UNCHANGED else personal_buffers,
             model_moments,
             personal_moments,
-            None if self.average_moments else moments,
         )
-        metrics = {"loss": loss, "personal_loss": personal_loss} | metrics
-        return Reply(payload, weight=len(site.data.train), metrics=metrics, client_state=client_state)
+        metrics = {"loss": loss, "personal_loss": personal_loss}
+        metrics["personal_distance"] = relative_distance(personal_update, model)
+        return update, personal_update, client_state, metrics
 
-    def _fit_selector(self, site: Site[Any], model: Model, moments: Model | None) -> tuple[Model, Model, Metrics]:
-        """The selector trained on this site's label, its moments, and its loss and accuracy before the training."""
-        net = self._load_selector(site, model).train()
-        load_optimizer_state(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr), moments)
-        label, count, losses, correct = site.task.inside.index(site.name), len(site.data.train), list[float](), 0.0
-        for epoch in range(self.selector_epochs):
+    def score_models(self, site: Site[Any], model: Model, personal: Model) -> Metrics:
+        """The validation scores of the models that the site receives; none in its first call."""
+        if self.keep == "last" or site.client_state is None:
+            return {}
+        nets = {
+            "val_global": self.predict_module(site, model),
+            "val_personal": site.predict_module(personal_model(site, personal)),
+        }
+        scores = {name: validation_score(site, net) for name, net in nets.items()}
+        return {name: score for name, score in scores.items() if score is not None}
+
+    def routed_predictions(
+        self,
+        site: Site[Any],
+        selector: nn.Module,
+        model: Model,
+        personal: Mapping[str, Model],
+        threshold: float,
+        notes: Callable[[Split], Metrics],
+    ) -> PredictionSet:
+        """Routed predictions and, at an inside site, those of its personal model; `notes` and the routed fractions."""
+        models = [personal_model(site, personal[name]) for name in site.task.inside]
+        own = site.task.inside.index(site.name) if site.name in site.task.inside else None
+        nets = self.predict_module(site, model), site.predict_module(models[0])
+        routed = RoutedPredictor(selector, models, *nets, threshold)
+        others = {} if own is None else {"personal": site.predict_module(models[own])}
+        batches = partial(self.selector_batches, site)
+        return PredictionSet(routed, others, lambda split: routed.shares(batches(split), own) | notes(split))
+
+    def load_selector(self, site: Site[Any], model: Model, classes: int) -> nn.Module:
+        """The selector in training mode, on the site's device; the next call loads its weights into the same module."""
+        net = selector_network(site.task, self.selector, self.selector_size, classes).to(site.device)
+        load(net, model)
+        return net.train()
+
+    def selector_batches(self, site: Site[Any], split: Split) -> Iterator[Tensor]:
+        """All inputs of the split, in order, at the selector's resolution."""
+        size = site.task.batch_size if self.selector_size is None else SELECTOR_BATCH
+        for inputs in pooled_inputs(split, self.selector_size, site.device).split(size):
+            yield inputs.to(site.device)
+
+    def fit_selector(
+        self, net: nn.Module, site: Site[Any], labels: Mapping[str, Tensor], moments: Model | None, steps: int
+    ) -> tuple[Model, Metrics]:
+        """Train the selector in place, with one step of Adam per pass over all images of the splits in `labels`.
+
+        Returns its moments, and its loss and accuracy before the training.
+        """
+        load_optimizer_state(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr, fused=True), moments)
+        count, losses, correct = sum(len(of_split) for of_split in labels.values()), list[float](), 0
+        for step in range(steps):
             optimizer.zero_grad()
             losses.append(0.0)
-            for inputs in batched_inputs(site.data.train, site):
-                labels = torch.full((len(inputs),), label, device=site.device)
-                loss = nn.functional.cross_entropy(logits := net(inputs), labels, reduction="sum")
+            for inputs, label in self._labelled_batches(site, labels):
+                loss = nn.functional.cross_entropy(logits := net(inputs), label, reduction="sum")
                 (loss / count).backward()
                 losses[-1] += loss.item() / count
-                correct += float((logits.argmax(1) == label).sum()) if epoch == 0 else 0.0
+                correct += int((logits.argmax(1) == label).sum()) if step == 0 else 0
             optimizer.step()
         optimizer.zero_grad()
-        metrics = {"selector_loss": losses[0], "selector_accuracy": correct / count}
-        return weights(net), Model.of(dump_optimizer_state(optimizer)), metrics
+        moments = Model.of(dump_optimizer_state(optimizer))
+        return moments, {"selector_loss": losses[0], "selector_accuracy": correct / count}
 
-    def _load_selector(self, site: Site[Any], model: Model) -> nn.Module:
-        load(net := new_selector(site.task, self.selector).to(site.device), model)
-        return net
+    def _labelled_batches(self, site: Site[Any], labels: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for name, of_split in labels.items():
+            start = 0
+            for inputs in self.selector_batches(site, site.data[name]):
+                yield inputs, of_split[start : start + len(inputs)].to(site.device)
+                start += len(inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedSM(SoftPullTraining):
+    threshold: Annotated[float, Ge(0), Le(1), "confidence above which an image is routed to a personal model"] = 0.9
+    selector_epochs: Annotated[
+        int | None, Gt(0), "steps of the selector per round, each over all images of the site; default: 200 / rounds"
+    ] = None
+    average_moments: Annotated[bool, "whether the moments of the selector's Adam are also averaged"] = True
+
+    def init(self, task: Task) -> ServerState:
+        self.check_pull(task)
+        model = self.make_update(task.network())[0]
+        selector = selector_network.__wrapped__(task, self.selector, self.selector_size, len(task.inside))
+        return ServerState(model, dict.fromkeys(task.inside, model), weights(selector))
+
+    def check_rounds(self, rounds: int) -> None:
+        """Warns if the schedule ends with a rate at which personal models are no longer renewed."""
+        self.warn_of_small_rate(rounds)
+
+    # at each site
+    def client(self, site: Site[ClientState], broadcast: Broadcast, personal: Model) -> Reply[Update]:
+        scores = self.score_models(site, broadcast.model, personal)
+        update, personal_update, client_state, metrics = self.train_models(site, broadcast.model, personal)
+        before = site.client_state.selector_moments if site.client_state else None
+        net = self.load_selector(site, broadcast.selector, len(site.task.inside))
+        if scores:
+            scores["val_selector"] = self._selector_accuracy(net.eval(), site, site.data.val)
+        labels = {"train": torch.full((len(site.data.train),), site.task.inside.index(site.name))}
+        steps = self.selector_epochs or math.ceil(SELECTOR_STEPS / site.rounds)
+        moments = broadcast.moments if self.average_moments else before
+        moments, of_selector = self.fit_selector(net.train(), site, labels, moments, steps)
+        payload = Update(update, personal_update, weights(net), moments if self.average_moments else None)
+        if not self.average_moments:
+            client_state = replace(client_state, selector_moments=moments)
+        metrics |= of_selector | scores
+        return Reply(payload, len(site.data.train), metrics, client_state)
+
+    @torch.no_grad()
+    def _selector_accuracy(self, net: nn.Module, site: Site[Any], split: Split) -> float:
+        """The fraction of the images of an inside site for which the selector predicts this site."""
+        predicted = torch.cat([net(inputs).argmax(1) for inputs in self.selector_batches(site, split)])
+        return float((predicted == site.task.inside.index(site.name)).float().mean())
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
         broadcast = Broadcast(state.model, state.selector, state.moments)
         replies = fleet.map(self.client, broadcast, {site: state.personal[site] for site in fleet.sites})
+        best = state.best.update(fleet.task, replies, state.model, state.personal, state.selector)
         pulled = softpull({site: reply.payload.personal for site, reply in replies.items()}, self.pull)
         model, selector = (mean(replies, attrgetter(name)) for name in ("model", "selector"))
         moments = mean(replies, attrgetter("moments")) if self.average_moments else None
-        return ServerState(model, {**state.personal, **pulled}, selector, moments), {}
+        return ServerState(model, {**state.personal, **pulled}, selector, moments, best), {}
 
     def predictor(self, site: Site[ClientState], state: ServerState) -> PredictionSet:
-        personal = [state.personal[name] for name in site.task.inside]
-        global_net = self.predict_module(site, state.model)
-        selector = deepcopy(self._load_selector(site, state.selector)).eval()
-        routed = RoutedPredictor(selector, personal, global_net, site.predict_module(personal[0]), self.threshold)
-        own = site.task.inside.index(site.name) if site.name in site.task.inside else None
-        others = {} if own is None else {"personal": site.predict_module(personal[own])}
-        return PredictionSet(routed, others, lambda split: routed.shares(split, site, own))
+        model, personal, selector = state.best.or_latest(state.model, state.personal, state.selector)
+        net = deepcopy(self.load_selector(site, selector, len(personal))).eval()
+        notes = partial(self._notes, net, site)
+        return self.routed_predictions(site, net, model, personal, self.threshold, notes)
+
+    def _notes(self, net: nn.Module, site: Site[Any], split: Split) -> Metrics:
+        inside = site.name in site.task.inside
+        return {"selector_accuracy": self._selector_accuracy(net, site, split)} if inside else {}
 
 
-@dataclass(frozen=True)
-class RoutedPredictor:
-    """The super model: the selector routes each image of a batch to a personal model or to the global model."""
-
-    selector: nn.Module
-    personal: Sequence[Model]
-    global_net: nn.Module
-    personal_net: nn.Module  # the weights of the personal models are loaded into it in turn
-    threshold: float
-
-    def route(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """For each image (B,): the site that the selector predicts, and the model to use, -1 for the global model."""
-        confidence, predicted = self.selector(inputs).softmax(1).max(1)
-        return predicted, torch.where(confidence > self.threshold, predicted, -1)
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        routes, parts, order = self.route(inputs)[1], list[Tensor](), list[Tensor]()
-        for route in routes.unique().tolist():
-            order.append((routes == route).nonzero()[:, 0])
-            if route < 0:  # the whole batch, because the global model may use batch statistics
-                parts.append(full_resolution(self.global_net(inputs), inputs.ndim)[order[-1]])
-            else:
-                load(self.personal_net, self.personal[route])
-                parts.append(full_resolution(self.personal_net(inputs[order[-1]]), inputs.ndim))
-        return torch.cat(parts)[torch.cat(order).argsort()]
-
-    def shares(self, split: Split, site: Site[Any], own: int | None) -> Metrics:
-        """The fraction of images routed to each kind of model and, at inside sites, the selector's accuracy."""
-        routed = [self.route(inputs) for inputs in batched_inputs(split, site)]
-        predicted, routes = (torch.cat(part).cpu().numpy() for part in zip(*routed, strict=True))
-        shares = {"routed_global": (routes < 0).mean(), "routed_other": ((routes >= 0) & (routes != own)).mean()}
-        if own is not None:
-            shares |= {"routed_own": (routes == own).mean(), "selector_accuracy": (predicted == own).mean()}
-        return {name: float(share) for name, share in shares.items()}
+def personal_model(site: Site[Any], model: Model) -> Model:
+    """A personal model; with local buffers, it has those of the site's own personal model."""
+    buffers = site.client_state.personal_buffers if site.client_state else None
+    return model if buffers is None else model | buffers
 
 
 def softpull(models: Mapping[str, Model], pull: float) -> dict[str, Model]:
@@ -216,85 +297,3 @@ def softpull(models: Mapping[str, Model], pull: float) -> dict[str, Model]:
     mu, average = max(0.0, (count * pull - 1) / (count - 1)), combine(models.values(), [1 / count] * count)
     floats = [name for name in average if average[name].dtype.kind == "f"]
     return {site: model | combine([average, model], [1 - mu, mu]).only(floats) for site, model in models.items()}
-
-
-def batched_inputs(split: Split, site: Site[Any]) -> Iterator[Tensor]:
-    """Yields all inputs in order, in batches."""
-    for start in range(0, len(split), site.task.batch_size):
-        yield torch.from_numpy(split.inputs[start : start + site.task.batch_size].copy()).to(site.device)
-
-
-# Selector networks
-
-
-@lru_cache(maxsize=4)
-def new_selector(task: Task, kind: str) -> nn.Module:
-    """A new selector among the inside sites. It is cached, because creating it is slow."""
-    shape, sites = task.shape, len(task.inside)
-    with preserve_rng():
-        return vgg11(shape, sites) if kind == "vgg11" else small(shape, sites, count_parameters(task.network()))
-
-
-VGG11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)  # channels of convolutions, 0 for pooling
-VGG11_HIDDEN = 4096
-SLOPE = 0.1  # of the small selector's LeakyReLU
-
-
-def small(shape: Sequence[int], classes: int, parameters: int) -> nn.Module:
-    """A network with about `parameters` parameters: four convolutions of stride 2, mean over space, a linear layer.
-
-    `shape` is (C, *space), or (F,) for vectors, for which the network has one hidden layer. There is no normalisation,
-    because the brightness and the contrast of an image indicate its site.
-    """
-    if len(shape) == 1:
-        width = max(4, round(parameters / (shape[0] + classes + 1)))
-        return nn.Sequential(nn.Linear(shape[0], width), nn.ReLU(), nn.Linear(width, classes))
-    width = 1
-    while count_parameters(_convolutions(shape, classes, width + 1)) <= parameters:
-        width += 1
-    return _convolutions(shape, classes, width)
-
-
-def vgg11(shape: Sequence[int], classes: int) -> nn.Module:
-    """VGG-11 without normalisation (Simonyan, Zisserman, ICLR 2015), with as many dimensions as the examples.
-
-    Pooling stops when a side of the image has size 1. Raises ConfigError for vectors.
-    """
-    dims = len(shape) - 1
-    if dims < 1:
-        raise ConfigError(f"vgg11 needs images, and examples have shape {tuple(shape)}; set algorithm.selector=small")
-    layers, channels, size = list[nn.Module](), shape[0], min(shape[1:])
-    for width in VGG11:
-        if width:
-            layers += [_conv(dims)(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
-            channels = width
-        elif size > 1:
-            layers.append((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[dims - 1](2))
-            size //= 2
-    head = [nn.Linear(channels * 7**dims, VGG11_HIDDEN), nn.ReLU(inplace=True), nn.Dropout()]
-    head += [nn.Linear(VGG11_HIDDEN, VGG11_HIDDEN), nn.ReLU(inplace=True), nn.Dropout()]
-    return nn.Sequential(*layers, _pool(dims)(7), nn.Flatten(), *head, nn.Linear(VGG11_HIDDEN, classes))
-
-
-def count_parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def _convolutions(shape: Sequence[int], classes: int, width: int) -> nn.Module:
-    dims, channels, layers = len(shape) - 1, shape[0], list[nn.Module]()
-    for out_channels in (width, 2 * width, 4 * width, 8 * width):
-        convolution = _conv(dims)(channels, out_channels, 3, stride=2, padding=1)
-        # With torch's default, differences between images nearly vanish after four layers without normalisation.
-        nn.init.kaiming_normal_(convolution.weight, SLOPE)
-        nn.init.zeros_(convolution.bias)
-        layers += [convolution, nn.LeakyReLU(SLOPE)]
-        channels = out_channels
-    return nn.Sequential(*layers, _pool(dims)(1), nn.Flatten(), nn.Linear(channels, classes))
-
-
-def _conv(dims: int) -> Any:
-    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
-
-
-def _pool(dims: int) -> Any:
-    return (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dims - 1]

@@ -12,9 +12,9 @@ Jiang, Yang, Cheng, Dou, "IOP-FL: Inside-Outside Personalization for Federated M
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from raysim import (
     LocalTraining,
     Metrics,
     Model,
+    PredictionSet,
     Predictor,
     Reply,
     RunError,
@@ -40,12 +41,20 @@ from raysim import (
     mean,
     weights,
 )
-from raysim.training import mean_entropy, norm_layers, use_batch_statistics
+from raysim.training import (
+    Gate,
+    has_convolution,
+    mean_entropy,
+    norm_layers,
+    relative_distance,
+    route_convolutions,
+    routers,
+    routing_ceiling,
+    use_batch_statistics,
+    validation_score,
+)
 
 GROUP = "personal"
-TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | TransposedConvolution
-Gate = Literal["sigmoid", "softmax"]
 
 
 @dataclass(frozen=True)
@@ -78,17 +87,24 @@ class IOPFL(LocalTraining):
     dropout: Annotated[float, Ge(0), Lt(1), "dropout in the routers during adaptation"] = 0.2
     passes: Annotated[int, Ge(0), "adaptation: passes over an outside site's test images, without labels"] = 10
     outside_lr: Annotated[float, Ge(0), "learning rate of Adam at outside sites"] = 1e-3
-    entropy: Annotated[float, Ge(0), "weight of the mean entropy, relative to its largest value"] = 10.0
+    entropy: Annotated[
+        float, Ge(0), "weight of the mean entropy over its largest value; the authors' 10 is 10 x batch / classes here"
+    ] = 10.0
     consistency: Annotated[float, Ge(0), "weight of the consistency of an image and its rotated, noisy copy"] = 0.1
     shape: Annotated[float, Ge(0), "weight of the length of outlines"] = 1e-6
     noise: Annotated[float, Ge(0), "standard deviation of the noise in the copy"] = 0.5
     reach: Annotated[int, Gt(0), "half-width of an outline, in pixels"] = 10
+    lr_floor: Annotated[float, Ge(0), Le(1), "lowest learning rate of the schedule, as a fraction of lr"] = 0.1
 
     def init(self, task: Task) -> ServerState:
         net = task.network()
         if task.outside and not has_convolution(net):
             raise ConfigError(f"algorithm=iopfl needs convolutions for outside sites; {type(net).__name__} has none")
         return ServerState(self.make_update(net)[0], has_outside=bool(task.outside))
+
+    def check_rounds(self, rounds: int) -> None:
+        """Warns if the schedule ends with a rate at which personal models are no longer renewed."""
+        self.warn_of_small_rate(rounds)
 
     # at each inside site
     def client(self, site: Site[ClientState], model: Model) -> Reply[Model]:
@@ -97,21 +113,14 @@ class IOPFL(LocalTraining):
         update, buffers = self.make_update(net)
         trained, before = weights(net), site.client_state
         running = trained if before is None else running_mean(before.running, trained, self.alpha)
-        score = self._score(site, running) if self.keep == "best" else 0.0
+        score = (validation_score(site, site.predict_module(running)) or 0.0) if self.keep == "best" else 0.0
         better = before is None or not score < before.score
         best = (running, score) if before is None or better else (before.best, before.score)
         if buffers is UNCHANGED:
             buffers = before.buffers if before else None
-        metrics = {"loss": loss, "renewed": float(better)}
+        metrics = {"loss": loss, "renewed": float(better), "personal_distance": relative_distance(running, model)}
         client_state = ClientState(running, *best, buffers)
         return Reply(update, weight=len(site.data.train), metrics=metrics, client_state=client_state)
-
-    @torch.no_grad()
-    def _score(self, site: Site[Any], model: Model) -> float:
-        """The task's main metric on the validation data, signed so that higher is better; 0 without such data."""
-        (name, direction), *_ = site.task.score.better.items()
-        scores = site.task.score(site.predict_module(model), site.data.val, site.device) if len(site.data.val) else {}
-        return scores.get(name, 0.0) * (1 if direction == "higher" else -1)
 
     # at the server
     def round(self, fleet: Fleet, state: ServerState) -> tuple[ServerState, Metrics]:
@@ -123,7 +132,7 @@ class IOPFL(LocalTraining):
             best[site] = running[site] if reply.metrics["renewed"] else best[site]
         return ServerState(mean(replies), running, best, state.has_outside), {}
 
-    def predictor(self, site: Site[ClientState], state: ServerState) -> Predictor:
+    def predictor(self, site: Site[ClientState], state: ServerState) -> Predictor | PredictionSet:
         if site.name in site.task.inside:
             if site.client_state is None:
                 return self.predict_module(site, state.model)
@@ -131,11 +140,12 @@ class IOPFL(LocalTraining):
         images = (site.data.test if len(site.data.test) else site.data.val).inputs
         if not state.best or not len(images):
             return self.predict_module(site, state.model)
-        experts = (site.load(model).eval() for _, model in sorted(state.best.items()))
-        net = route([*experts, self.predict_module(site, state.model)], self.gate, self.dropout).to(site.device)
-        use_batch_statistics(net)
+        experts = [site.predict_module(model) for _, model in sorted(state.best.items())]
+        experts.append(self.predict_module(site, state.model))
+        net = route_convolutions([*experts[:-1], self.predict_module(site, state.model)], self.gate, self.dropout)
+        use_batch_statistics(net.to(site.device))
         self.adapt(net, images, site.task.batch_size, site.device)
-        return net
+        return PredictionSet(net, notes=lambda split: routing_ceiling(site, split, experts))
 
     @torch.enable_grad()
     def adapt(self, net: nn.Module, images: Array, batch: int, device: torch.device) -> None:
@@ -211,90 +221,3 @@ def turn_functions(turns: list[tuple[bool, int]]) -> tuple[Callable[[Tensor], Te
         return zip(x, turns, strict=True)
 
     return turn, turn_back
-
-
-# Routed convolutions
-
-
-class Router(nn.Module):
-    """Mixing weights (B, E) from the means over space (B, C), by two linear layers without an activation between them.
-
-    The initial weights are near 1/E, so that the first mixture is about the mean of the experts.
-    """
-
-    def __init__(self, channels: int, experts: int, gate: Gate, dropout: float) -> None:
-        super().__init__()
-        self.first, self.drop = nn.Linear(channels, 2 * channels), nn.Dropout(dropout)
-        self.second, self.gate = nn.Linear(2 * channels, experts), gate
-        nn.init.constant_(self.second.bias, -math.log(experts - 1) if gate == "sigmoid" and experts > 1 else 0.0)
-
-    def forward(self, means: Tensor) -> Tensor:
-        logits: Tensor = self.second(self.drop(self.first(means)))
-        return logits.sigmoid() if self.gate == "sigmoid" else logits.softmax(1)
-
-
-class RoutedConvolution(nn.Module):
-    """y_b = conv(x_b; sum_e r_be W_e, sum_e r_be b_e), as one grouped convolution per batch. The kernels are frozen."""
-
-    def __init__(self, experts: Sequence[Convolution], gate: Gate, dropout: float) -> None:
-        super().__init__()
-        like = experts[-1]
-        self.transposed, self.dims = isinstance(like, TransposedConvolution), len(like.kernel_size)
-        self.options: tuple[Any, ...] = (like.stride, like.padding, like.dilation, like.groups)
-        self.output_padding = like.output_padding
-        self.pad_input = None if like.padding_mode == "zeros" else (explicit_padding(like), like.padding_mode)
-        self.router = Router(like.in_channels, len(experts), gate, dropout).to(like.weight)
-        self.register_buffer("kernels", torch.stack([expert.weight.detach() for expert in experts]))
-        biases = [expert.bias.detach() for expert in experts if expert.bias is not None]
-        self.register_buffer("biases", torch.stack(biases) if biases else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        stride, padding, dilation, groups = self.options
-        weights = self.router(x.flatten(2).mean(2))
-        kernel = torch.einsum("be,e...->b...", weights, self.kernels).flatten(0, 1)
-        bias = None if self.biases is None else (weights @ self.biases).flatten()
-        if self.pad_input is not None:
-            x, padding = F.pad(x, *self.pad_input), 0
-        count, grouped = len(x), x.reshape(1, -1, *x.shape[2:])
-        if self.transposed:
-            convolve: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.dims - 1]
-            y = convolve(grouped, kernel, bias, stride, padding, self.output_padding, count * groups, dilation)
-        else:
-            convolve = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
-            y = convolve(grouped, kernel, bias, stride, padding, dilation, count * groups)
-        return torch.as_tensor(y).reshape(count, -1, *y.shape[2:])
-
-
-def explicit_padding(layer: Convolution) -> list[int]:
-    """The padding of `layer` as for `F.pad`: before and after each axis, starting with the last axis."""
-    spans = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if isinstance(layer.padding, str):
-        pairs = [(span // 2, span - span // 2) if layer.padding == "same" else (0, 0) for span in spans]
-    else:
-        pairs = [(amount, amount) for amount in layer.padding]
-    return [amount for pair in reversed(pairs) for amount in pair]
-
-
-def route(nets: Sequence[nn.Module], gate: Gate, dropout: float) -> nn.Module:
-    """The last of `nets`; each of its convolutions is replaced by a mix of the convolutions of all `nets`.
-
-    Everything is frozen except the routers. Raises ValueError for a network without a convolution.
-    """
-    convolutions = [{name: m for name, m in net.named_modules() if isinstance(m, Convolution)} for net in nets]
-    net = nets[-1].requires_grad_(False)
-    if not has_convolution(net):
-        raise ValueError("the network has no convolution to route")
-    for name in convolutions[-1]:
-        parent, _, last = name.rpartition(".")
-        layer = RoutedConvolution([layers[name] for layers in convolutions], gate, dropout)
-        setattr(net.get_submodule(parent), last, layer)
-    return net
-
-
-def has_convolution(net: nn.Module) -> bool:
-    return any(isinstance(module, Convolution) for module in net.modules())
-
-
-def routers(net: nn.Module) -> list[Router]:
-    """The routers of a network returned by `route`."""
-    return [module for module in net.modules() if isinstance(module, Router)]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from raysim.training.batching import batches
     from raysim.training.contrastive_views import ImagePool, Views, check_levels, pool_levels, sample_batches
     from raysim.training.heads import head_layer, last_layer, within
+    from raysim.training.image_routing import RoutedPredictor, example_losses, routing_ceiling
     from raysim.training.local_training import GradientCorrection, proximal_term
     from raysim.training.model_geometry import (
         extrapolate_distance,
@@ -19,13 +20,24 @@ if TYPE_CHECKING:
         mean_shift,
         model_norm,
         move_to_distance,
+        relative_distance,
         tensor_distances,
         to_vector,
         total_distance,
         translate,
         weighted_variance,
     )
+    from raysim.training.model_selection import BestModels, validation_score
     from raysim.training.optimizers import OptimizerState, dump_optimizer_state, load_optimizer_state
+    from raysim.training.routed_convolutions import (
+        Gate,
+        RoutedConvolution,
+        Router,
+        has_convolution,
+        route_convolutions,
+        routers,
+    )
+    from raysim.training.selector_networks import SelectorKind, pooled_inputs, selector_network
     from raysim.training.self_supervised import SelfSupervised, ema_update, mlp, projector
     from raysim.training.test_time_adaptation import (
         OutsideAdaptation,
@@ -38,12 +50,26 @@ _HOME = {
     "raysim.training.contrastive_views": ("ImagePool", "Views", "check_levels", "pool_levels", "sample_batches"),
     "raysim.training.batching": ("batches",),
     "raysim.training.heads": ("head_layer", "last_layer", "within"),
+    "raysim.training.image_routing": ("RoutedPredictor", "example_losses", "routing_ceiling"),
     "raysim.training.local_training": ("GradientCorrection", "proximal_term"),
     "raysim.training.model_geometry": (
         *("extrapolate_distance", "from_vector", "gram_matrix", "mean_cosine", "mean_shift", "model_norm"),
-        *("move_to_distance", "tensor_distances", "to_vector", "total_distance", "translate", "weighted_variance"),
+        *(
+            "move_to_distance",
+            "relative_distance",
+            "tensor_distances",
+            "to_vector",
+            "total_distance",
+            "translate",
+            "weighted_variance",
+        ),
     ),
+    "raysim.training.model_selection": ("BestModels", "validation_score"),
     "raysim.training.optimizers": ("OptimizerState", "dump_optimizer_state", "load_optimizer_state"),
+    "raysim.training.routed_convolutions": (
+        *("Gate", "RoutedConvolution", "Router", "has_convolution", "route_convolutions", "routers"),
+    ),
+    "raysim.training.selector_networks": ("SelectorKind", "pooled_inputs", "selector_network"),
     "raysim.training.self_supervised": ("SelfSupervised", "ema_update", "mlp", "projector"),
     "raysim.training.test_time_adaptation": (
         *("OutsideAdaptation", "mean_entropy", "norm_layers", "use_batch_statistics"),
@@ -52,19 +78,27 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "BestModels",
+    "Gate",
     "GradientCorrection",
     "ImagePool",
     "OptimizerState",
     "OutsideAdaptation",
+    "RoutedConvolution",
+    "RoutedPredictor",
+    "Router",
+    "SelectorKind",
     "SelfSupervised",
     "Views",
     "batches",
     "check_levels",
     "dump_optimizer_state",
     "ema_update",
+    "example_losses",
     "extrapolate_distance",
     "from_vector",
     "gram_matrix",
+    "has_convolution",
     "head_layer",
     "last_layer",
     "load_optimizer_state",
@@ -76,14 +110,21 @@ __all__ = [
     "move_to_distance",
     "norm_layers",
     "pool_levels",
+    "pooled_inputs",
     "projector",
     "proximal_term",
+    "relative_distance",
+    "route_convolutions",
+    "routers",
+    "routing_ceiling",
     "sample_batches",
+    "selector_network",
     "tensor_distances",
     "to_vector",
     "total_distance",
     "translate",
     "use_batch_statistics",
+    "validation_score",
     "weighted_variance",
     "within",
 ]

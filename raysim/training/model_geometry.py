@@ -96,6 +96,13 @@ def total_distance(distances: Array) -> float:
     return float(np.sqrt(np.square(np.float64(distances)).sum()))
 
 
+def relative_distance(model: Model, reference: Model) -> float:
+    """||model - reference|| / ||reference|| over the parameters; the distance itself if the reference is zero."""
+    names = [spec.name for spec in reference.schema.specs if spec.parameter]
+    squares = [np.square(np.float64(model[name]) - reference[name]).sum() for name in names]
+    return float(np.sqrt(np.sum(squares)) / (model_norm(reference.only(names)) or 1.0))
+
+
 def move_to_distance(origin: Model, towards: Model, distances: Array) -> Model:
     """origin + min(1, d / ||towards - origin||) (towards - origin), with d per tensor (T,) or for the model (1,)."""
     per_tensor = len(distances) == len(origin)

@@ -47,7 +47,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(name: str) -> None:
     assert (other.loss, digest(other.state)) != (first.loss, digest(first.state))
 
 
-CLIENT_STATES = ("fedbn", "ditto", "fedsm", "iopfl", "fcl", "scaffold")
+CLIENT_STATES = ("fedbn", "ditto", "fedsm", "fedsm_extra", "iopfl", "fcl", "scaffold")
 RESUMED_BUFFERS = [(name, "local") for name in CLIENT_STATES]
 
 

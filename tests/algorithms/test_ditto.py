@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -83,11 +84,14 @@ def test_only_the_global_model_is_sent() -> None:
     assert traffic.up == traffic.down == {"a": 8, "b": 8}
 
 
-def test_both_losses_are_reported() -> None:
-    # In round 2 the global model at a starts with r = -1.45, the personal model with r = -1.6.
+def test_both_losses_and_the_distance_of_the_personal_model_are_reported() -> None:
+    # In round 2 the global model at a starts with r = -1.45, the personal model with r = -1.6. The latter takes a step
+    # with gradient (-1.6 + 0.1 (0.2 - 0.35), -1.6) to (0.3615, 0.36).
     end, _ = run(Ditto(**SGD))
     metrics = {s.metric: s.value for s in end.scores if (s.site, s.split) == ("a", "train")}
-    assert metrics == {"loss": pytest.approx(1.45**2 / 2), "personal_loss": pytest.approx(1.6**2 / 2)}
+    distance = math.hypot(0.3615 - 0.35, 0.36 - 0.2) / math.hypot(0.35, 0.2)
+    losses = {"loss": pytest.approx(1.45**2 / 2), "personal_loss": pytest.approx(1.6**2 / 2)}
+    assert metrics == losses | {"personal_distance": pytest.approx(distance)}
 
 
 PAIR: toy.Points = ((1, 0), (3, 1))

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import fedsm
 from algorithms.fedavg import FedAvg
-from algorithms.fedsm import Broadcast, FedSM, RoutedPredictor, Update, count_parameters, softpull, vgg11
+from algorithms.fedsm import Broadcast, FedSM, Update, softpull
 from algorithms.localonly import LocalOnly
-from raysim import ConfigError, LocalFleet, Model, Task, federate, weights
+from raysim import ConfigError, LocalFleet, Model, Task, federate, load, weights
 from raysim.tasks.synthetic import Synthetic, SyntheticData
+from raysim.training import RoutedPredictor, selector_network
 from tests.support import toy
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
@@ -131,9 +131,9 @@ def test_an_absent_site_keeps_its_personal_model() -> None:
         before = each.state.personal
 
 
-def small_task(sites: int = 3) -> Task:
+def small_task(sites: int = 3, norm: str = "instance") -> Task:
     data = SyntheticData(sites=sites, outside=("far",), cases=6, val=2, test=4, size=(16, 16), severity=3)
-    network = {"name": "unet", "channels": [2, 4], "strides": [2]}
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": norm}
     return Synthetic(data=data, network=network, batch_size=4).build()
 
 
@@ -163,16 +163,13 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
 
 
 def site_selector(task: Task, model: Model) -> nn.Module:
-    from algorithms.fedsm import new_selector
-    from raysim import load
-
-    load(net := new_selector.__wrapped__(task, "small"), model)
+    load(net := selector_network.__wrapped__(task, "small", 32, 3), model)
     return net
 
 
 def test_shared_moments_are_equal_at_all_sites_and_are_sent() -> None:
     task = small_task()
-    rounds = list(federate(FedSM(), task, LocalFleet(task, rounds=2), rounds=2))
+    rounds = list(federate(FedSM(selector_epochs=1), task, LocalFleet(task, rounds=2), rounds=2))
     state = rounds[-1].state
     assert state.moments["0/step"].item() == 2
     assert state.moments["0/exp_avg"].shape == state.selector[first_parameter_name(state.selector)].shape
@@ -232,13 +229,6 @@ def test_the_global_model_gets_the_whole_batch_and_may_have_several_resolutions(
         assert mine(torch.tensor([[1.0], [0.0], [1.0]]))[:, 0].tolist() == pytest.approx([1 / 3, 0, 1 / 3])
 
 
-def test_vgg11_refuses_vectors() -> None:
-    with pytest.raises(
-        ConfigError, match=r"needs images, and examples have shape \(1,\); set algorithm\.selector=small"
-    ):
-        FedSM(selector="vgg11").init(toy.two_sites())
-
-
 @pytest.mark.parametrize("sites", [3, 49, 107])
 def test_a_pull_to_the_plain_mean_is_allowed(sites: int) -> None:
     task = toy.task({f"s{n:03}": toy.A for n in range(sites)})
@@ -261,25 +251,66 @@ def test_inside_sites_have_scores_of_routed_personal_and_global_models() -> None
 
 
 def test_a_selector_below_the_threshold_predicts_with_the_global_model() -> None:
-    scores = {(s.site, s.split, s.metric): s.value for s in ended(FedSM(threshold=1.0), small_task()).scores}
+    scores = {
+        (s.site, s.split, s.metric): s.value for s in ended(FedSM(threshold=1.0, keep="last"), small_task()).scores
+    }
     plain = {key: value for key, value in scores.items() if key[2] == "dice"}
     assert plain == {(a, b, "dice"): scores[a, b, "dice@global"] for a, b, _ in plain}
 
 
 def test_the_selector_learns_the_sites() -> None:
     # One batch per pass, and one step of the other two models, which are not tested here.
-    task, mine = replace(small_task(), batch_size=8), FedSM(selector_lr=3e-3, selector_epochs=5, steps=1)
+    task, mine = replace(small_task(), batch_size=8), FedSM(selector_epochs=5, steps=1)
     end = ended(mine, task, rounds=40, evaluate_every=40)
     right = [s.value for s in end.scores if (s.split, s.metric) == ("test", "selector_accuracy")]
     assert np.mean(right) > 0.6
 
 
-def test_vgg11_as_selector(monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch.device("meta"):
-        assert 4 * count_parameters(vgg11((1, 16, 16), 3)) > 4e8
-    monkeypatch.setattr(fedsm, "VGG11_HIDDEN", 2)  # the full size takes seconds
-    task = replace(small_task(), sizes={})
-    assert FedSM(selector="vgg11").init(task).selector.schema is weights(vgg11(task.shape, 3)).schema
+def test_the_selector_has_200_steps_over_the_rounds_by_default() -> None:
+    task, mine = toy.two_sites(), FedSM(**SGD)
+    assert ended(mine, task, 4).state.moments["0/step"].item() == 200
+    assert ended(mine, task, 3).state.moments["0/step"].item() == 3 * 67
+
+
+def test_local_statistics_are_not_sent() -> None:
+    task = small_task(norm="batch")
+    fleet = LocalFleet(task, rounds=2)
+    *_, end = federate(FedSM(buffers="local", keep="last", selector_epochs=1), task, fleet, rounds=2)
+    held = [end.state.model, *end.state.personal.values()]
+    assert all("running" not in name for model in held for name in model)
+    p, s, moments = end.state.model.nbytes, end.state.selector.nbytes, end.state.moments.nbytes
+    assert set(end.traffic.up.values()) == {2 * p + s + moments}
+    one, other = (fleet.client_state(site) for site in ("site-01", "site-02"))
+    assert any("running_mean" in name for name in one.personal_buffers)
+    assert one.personal_buffers != other.personal_buffers
+    assert one.personal_buffers != one.buffers
+
+
+def test_the_models_with_the_best_validation_scores_predict() -> None:
+    # The learning rate is so high that each round is worse than the previous one: the models after round 1 are the best
+    # of those that later rounds score, and those after round 3 have no score.
+    points = {"a": toy.B, "b": toy.B}
+    task = replace(toy.task(points), open=lambda site: replace(toy.data(toy.B), val=toy.split(toy.B)))
+    fields = SGD | {"lr": 0.5, "selector_epochs": 1}
+    first, end = (ended(FedSM(**fields), task, rounds).state for rounds in (1, 3))
+    assert end.best.model.model == first.model != end.model
+    assert end.best.model.score == -abs(2 * toy.line(first.model)[0] + toy.line(first.model)[1] - 2)
+    assert {site: found.model for site, found in end.best.personal.items()} == first.personal
+    assert first.best.model is None
+    assert ended(FedSM(keep="last", **fields), task, 3).state.best.model is None
+
+
+def test_the_distance_of_a_personal_model_is_logged() -> None:
+    # Both sites take a step of 0.1: to (0.2, 0.2) and (0.4, 0.2); the first global model is zero.
+    end = ended(FedSM(**SGD), toy.two_sites(), 1)
+    found = {s.site: s.value for s in end.scores if s.metric == "personal_distance"}
+    assert found == {"a": pytest.approx(np.hypot(0.2, 0.2)), "b": pytest.approx(np.hypot(0.4, 0.2))}
+
+
+def test_a_schedule_that_ends_near_zero_warns() -> None:
+    FedSM(schedule="cosine").check_rounds(30)
+    with pytest.warns(UserWarning, match=r"personal models approach the global one; set algorithm\.lr_floor=0\.1"):
+        FedSM(schedule="cosine", lr_floor=0).check_rounds(30)
 
 
 def test_one_step_and_softpull_converge_to_the_minimum_of_the_penalised_loss() -> None:

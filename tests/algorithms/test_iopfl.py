@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
-from algorithms.iopfl import IOPFL, ClientState, RoutedConvolution, outline_length, routers, turn_functions
+from algorithms.iopfl import IOPFL, ClientState, outline_length, turn_functions
 from raysim import ConfigError, Data, LocalFleet, Model, Site, Task, federate
 from raysim.tasks.synthetic import Synthetic, SyntheticData
+from raysim.training.routed_convolutions import RoutedConvolution, routers
 from raysim.training.test_time_adaptation import norm_layers
 from tests.support import toy
 
@@ -110,9 +111,9 @@ def test_outside_only_routers_scales_and_shifts_change_and_no_label_is_read(norm
     rounds, _ = rounds_of(IOPFL(passes=1), task, 1)
     state, far = rounds[-1].state, place(task, "far")
     mine = IOPFL(passes=2)
-    net: Any = mine.predictor(far, state)
+    net: Any = mine.predictor(far, state).main
     kernels = [layer.kernels for layer in net.modules() if isinstance(layer, RoutedConvolution)]
-    fresh: Any = replace(mine, passes=0).predictor(place(task, "far"), state)
+    fresh: Any = replace(mine, passes=0).predictor(place(task, "far"), state).main
     of_fresh = [layer.kernels for layer in fresh.modules() if isinstance(layer, RoutedConvolution)]
     assert all(torch.equal(one, other) for one, other in zip(kernels, of_fresh, strict=True))
     assert all(layer.shape[0] == 3 for layer in kernels)
@@ -123,7 +124,7 @@ def test_outside_only_routers_scales_and_shifts_change_and_no_label_is_read(norm
     data = far.data
     bare = replace(data, **{s: replace(data[s], labels=None) for s in ("train", "val", "test", "unlabelled")})
     torch.manual_seed(0)
-    blind: Any = mine.predictor(replace(place(task, "far"), data=bare), state)
+    blind: Any = mine.predictor(replace(place(task, "far"), data=bare), state).main
     x = torch.from_numpy(data.test.inputs)
     assert torch.equal(blind(x), net(x))
 
@@ -132,8 +133,8 @@ def test_without_a_learning_rate_passes_change_nothing() -> None:
     task = small_task()
     rounds, _ = rounds_of(IOPFL(passes=1), task, 1)
     x = torch.from_numpy(task.open("far").test.inputs)
-    answers = [IOPFL(passes=n, outside_lr=0.0).predictor(place(task, "far"), rounds[-1].state) for n in (1, 3)]
-    assert torch.equal(answers[0](x), answers[1](x))  # type: ignore[misc]  # there is a predictor
+    found: list[Any] = [IOPFL(passes=n, outside_lr=0.0).predictor(place(task, "far"), rounds[-1].state) for n in (1, 3)]
+    assert torch.equal(found[0].main(x), found[1].main(x))
 
 
 def test_a_network_without_convolutions_is_refused_before_it_trains() -> None:
@@ -207,3 +208,21 @@ def test_an_inside_site_that_has_not_trained_predicts_with_the_global_model() ->
     net = IOPFL().predictor(place(task, "a"), state)
     assert isinstance(net, nn.Module)
     assert Model.of({n: p.detach().numpy() for n, p in net.named_parameters()}) == state.model
+
+
+def test_the_best_expert_per_image_is_logged_where_labels_are() -> None:
+    task = small_task()
+    rounds, _ = rounds_of(IOPFL(passes=0), task, 2)
+    ceiling = {(s.site, s.split): s.value for s in rounds[-1].scores if s.metric == "routing_ceiling"}
+    assert set(ceiling) == {("far", "val"), ("far", "test")}
+    state, far = rounds[-1].state, place(task, "far")
+    predictions: Any = IOPFL(passes=0).predictor(far, state)
+    single = task.score(far.predict_module(state.model), far.data.test, far.device)["dice"]
+    assert ceiling["far", "test"] >= single
+    assert predictions.notes(replace(far.data.test, labels=None)) == {}
+
+
+def test_a_schedule_that_ends_near_zero_warns() -> None:
+    IOPFL(schedule="cosine").check_rounds(30)
+    with pytest.warns(UserWarning, match=r"set algorithm\.lr_floor=0\.1 or algorithm\.schedule=constant"):
+        IOPFL(schedule="linear", lr_floor=0).check_rounds(30)

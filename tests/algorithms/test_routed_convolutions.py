@@ -11,7 +11,7 @@ import torch
 from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 
-from algorithms.iopfl import RoutedConvolution, Router, route, routers
+from raysim.training.routed_convolutions import RoutedConvolution, Router, route_convolutions, routers
 from tests.support.slow import slow_except
 
 
@@ -72,7 +72,7 @@ def fixed(net: nn.Module, weights: Sequence[float]) -> nn.Module:
 def test_one_hot_weights_select_that_expert(kind: str, dims: int) -> None:
     nets, x = experts(kind, dims), images(dims)
     expected = [net(x) for net in nets]
-    routed = route(copy.deepcopy(nets), "sigmoid", 0.0)
+    routed = route_convolutions(copy.deepcopy(nets), "sigmoid", 0.0)
     for place, answer in enumerate(expected):
         one_hot = [float(place == e) for e in range(3)]
         assert torch.allclose(fixed(copy.deepcopy(routed), one_hot)(x), answer, atol=1e-5)
@@ -85,13 +85,13 @@ def test_equal_weights_average_the_kernels(kind: str, dims: int) -> None:
     mean = copy.deepcopy(nets[0])
     for name, parameter in mean.named_parameters():
         parameter.copy_(torch.stack([net.get_parameter(name) for net in nets]).mean(0))
-    assert torch.allclose(fixed(route(nets, "sigmoid", 0.0), [1 / 3] * 3)(x), mean(x), atol=1e-4)
+    assert torch.allclose(fixed(route_convolutions(nets, "sigmoid", 0.0), [1 / 3] * 3)(x), mean(x), atol=1e-4)
 
 
 @every_network
 @torch.no_grad()
 def test_a_batch_equals_single_images(kind: str, dims: int) -> None:
-    net = route(experts(kind, dims), "sigmoid", 0.2).eval()
+    net = route_convolutions(experts(kind, dims), "sigmoid", 0.2).eval()
     x = images(dims, 3)
     assert torch.allclose(net(x), torch.cat([net(one[None]) for one in x]), atol=1e-4)
 
@@ -100,16 +100,18 @@ def test_a_batch_equals_single_images(kind: str, dims: int) -> None:
 def test_with_equal_experts_only_the_sum_of_the_weights_matters() -> None:
     nets = [copy.deepcopy(net) for net in experts("unet-instance", 2, 1) * 3]
     expected, x = nets[0](images(2)), images(2)
-    assert torch.allclose(route(copy.deepcopy(nets), "softmax", 0.0).eval()(x), expected, atol=1e-5)
-    one, other = (fixed(route(copy.deepcopy(nets), "sigmoid", 0.0), w)(x) for w in ([0.7, 0.2, 0.1], [0.1, 0.1, 0.8]))
+    assert torch.allclose(route_convolutions(copy.deepcopy(nets), "softmax", 0.0).eval()(x), expected, atol=1e-5)
+    one, other = (
+        fixed(route_convolutions(copy.deepcopy(nets), "sigmoid", 0.0), w)(x) for w in ([0.7, 0.2, 0.1], [0.1, 0.1, 0.8])
+    )
     assert torch.allclose(one, other, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_order_of_experts_is_irrelevant() -> None:
     nets, x = experts("basicunet", 2), images(2)
-    one = route(copy.deepcopy(nets), "sigmoid", 0.0).eval()
-    other = route([copy.deepcopy(nets[e]) for e in (1, 0, 2)], "sigmoid", 0.0).eval()
+    one = route_convolutions(copy.deepcopy(nets), "sigmoid", 0.0).eval()
+    other = route_convolutions([copy.deepcopy(nets[e]) for e in (1, 0, 2)], "sigmoid", 0.0).eval()
     for here, there in zip(routers(one), routers(other), strict=True):
         there.load_state_dict(here.state_dict())
         there.second.weight.copy_(here.second.weight[[1, 0, 2]])
@@ -138,15 +140,15 @@ def test_unusual_convolutions_are_routed() -> None:
     ):
         x = torch.randn(3, 4, *(8,) * (layer.weight.ndim - 2))
         pair = [nn.Sequential(copy.deepcopy(layer)) for _ in range(2)]
-        net = fixed(route(pair, "sigmoid", 0.0), [0.0, 1.0])
+        net = fixed(route_convolutions(pair, "sigmoid", 0.0), [0.0, 1.0])
         with torch.no_grad():
             assert torch.allclose(net(x), layer(x), atol=1e-5)
 
 
 def test_only_routers_train_and_a_network_without_convolutions_is_refused() -> None:
-    net = route(experts("unet-batch", 2), "sigmoid", 0.0)
+    net = route_convolutions(experts("unet-batch", 2), "sigmoid", 0.0)
     assert {name.split(".router.")[-1] for name, p in net.named_parameters() if p.requires_grad} == {
         *("first.weight", "first.bias", "second.weight", "second.bias")
     }
     with pytest.raises(ValueError, match="no convolution to route"):
-        route([nn.Linear(2, 2)], "sigmoid", 0.0)
+        route_convolutions([nn.Linear(2, 2)], "sigmoid", 0.0)

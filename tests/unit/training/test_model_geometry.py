@@ -12,6 +12,7 @@ from raysim.training.model_geometry import (
     mean_cosine,
     mean_shift,
     model_norm,
+    relative_distance,
     to_vector,
     translate,
     weighted_variance,
@@ -77,3 +78,10 @@ def test_mean_shift_finds_the_majority_or_with_a_wide_kernel_the_mean() -> None:
 def test_mean_shift_of_equal_points_returns_the_shares() -> None:
     share = np.array([0.25, 0.75])
     assert mean_shift(gram_matrix([model(1, 2, 3), model(1, 2, 3)]), share, 1.0).tolist() == share.tolist()
+
+
+def test_relative_distance_is_over_parameters_and_absolute_from_zero() -> None:
+    tensors = {"w": np.float32([3, 4]), "mean": np.float32([7])}
+    reference, other = Model.of(tensors, ["w"]), Model.of(tensors | {"w": np.float32([3, 1])})
+    assert relative_distance(other, reference) == pytest.approx(3 / 5)
+    assert relative_distance(model(3, 4, 0), model(0, 0, 0)) == pytest.approx(5)

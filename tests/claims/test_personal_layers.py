@@ -1,0 +1,87 @@
+"""FedBN and Ditto: sites with other scales of their features, and sites with other relations of features and class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from algorithms.ditto import Ditto
+from algorithms.fedavg import FedAvg
+from algorithms.fedbn import FedBN
+from algorithms.localonly import LocalOnly
+from raysim import Data, Task
+from tests.claims.federations import Array, as_split, build_task, final_scores, mean_score
+
+FEATURES, ROUNDS, BATCH = 10, 30, 16
+SITES = 4
+
+
+def build(
+    draw: Callable[[int, int, np.random.Generator], tuple[Array, Array]], network: Any, train: int, seed: int
+) -> Task:
+    """A task of sites with `train` and 400 test examples; `draw(site, count, rng)` returns features and classes."""
+    rng = np.random.default_rng(seed)
+    none = as_split(np.empty((0, FEATURES), np.float32), np.empty((0, 1), np.int64))
+    sites = {}
+    for site in range(SITES):
+        of_train, of_test = (
+            as_split(x.astype(np.float32), y.astype(np.int64)[:, None])
+            for x, y in (draw(site, count, rng) for count in (train, 400))
+        )
+        sites[f"site-{site}"] = Data(train=of_train, val=none, test=of_test, unlabelled=none)
+    return build_task(sites, network, classes=2, batch_size=BATCH)
+
+
+@cache
+def scaled_features(seed: int) -> Task:
+    """The class depends on products of features; each site has another scale and offset of each feature."""
+    rng = np.random.default_rng(seed)
+    scale, offset = np.exp(rng.normal(0, 1, (SITES, FEATURES))), rng.normal(0, 3, (SITES, FEATURES))
+
+    def draw(site: int, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        x = rng.normal(size=(count, FEATURES))
+        return scale[site] * x + offset[site], x[:, 0] * x[:, 1] > 0
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    return build(draw, network, 200, seed)
+
+
+@cache
+def other_relations(seed: int) -> Task:
+    """The class is the sign of w_k x with w_k = w + difference of site k; sites have few examples."""
+    rng = np.random.default_rng(seed)
+    common, own = rng.normal(size=FEATURES), rng.normal(0, 0.8, (SITES, FEATURES))
+
+    def draw(site: int, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        x = rng.normal(size=(count, FEATURES))
+        return x, x @ (common + own[site]) > 0
+
+    return build(draw, lambda: nn.Linear(FEATURES, 2), 30, seed)
+
+
+@cache
+def accuracy(algorithm: Any, task: Callable[[int], Task], seed: int) -> float:
+    return mean_score(final_scores(algorithm, task(seed), ROUNDS, seed), "inside", "accuracy")
+
+
+def test_fedbn(claim: Callable[..., None]) -> None:
+    def measure(seed: int) -> tuple[float, float]:
+        return accuracy(FedBN(lr=0.01), scaled_features, seed), accuracy(FedAvg(lr=0.01), scaled_features, seed)
+
+    claim("FedBN: accuracy with other scales at each site, over FedAvg", measure, margin=5)
+
+
+def test_ditto(claim: Callable[..., None], beside: Callable[..., None]) -> None:
+    ditto = Ditto(lr=0.03, lam=0.1)
+
+    def over(other: Any) -> Callable[[int], tuple[float, float]]:
+        return lambda seed: (accuracy(ditto, other_relations, seed), accuracy(other, other_relations, seed))
+
+    claim("Ditto: accuracy with another relation at each site, over FedAvg", over(FedAvg(lr=0.03)), margin=3)
+    beside("Ditto: accuracy with another relation at each site, over LocalOnly", over(LocalOnly(lr=0.03)))
