@@ -24,6 +24,7 @@ Batch = tuple[Tensor, Tensor]  # inputs (B, C, *space) or (B, F), labels (B, 1, 
 PerSite = Mapping[str, Any] | None  # a further argument of a client function, by site
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 Augment = Callable[[Tensor, Tensor, np.random.RandomState], Batch]
+Sampling = Literal["uniform", "balanced", "sqrt"]
 SPLITS = ("train", "val", "test", "unlabelled")
 EVALUATED_SPLITS = ("val", "test")
 
@@ -118,6 +119,7 @@ class Task:
     sizes: number of examples by site and split, for all inside and outside sites.
     shape: shape of an example, (C, *space) or (F,).
     classes: number of logits of an example.
+    sampling: how local training samples examples: each once per epoch, or with probabilities by class.
     summary: a line about the classes, shown at the start of a run; empty without one.
     """
 
@@ -133,6 +135,7 @@ class Task:
     score: Scorer
     batch_size: int
     augment: Augment | None = None
+    sampling: Sampling = "uniform"
     summary: str = ""
 
     def start(self, seed: int) -> nn.Module:

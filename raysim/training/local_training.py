@@ -205,7 +205,7 @@ class LocalTraining:
     def _batches(self, site: Site[Any], split: Split, epochs: int | None) -> Iterator[Batch]:
         batch = min(site.task.batch_size, max(len(split), 1))
         steps = self.count_steps(split, site.task.batch_size, epochs)
-        return batches(split, batch, steps, site.device, site.task.augment)
+        return batches(split, batch, steps, site.device, site.task.augment, site.task.sampling)
 
 
 def proximal_term(w: list[Tensor], weight: float) -> GradientCorrection:
