@@ -4,8 +4,8 @@ A real federation cannot do this, because the data must not leave the sites. The
 to round, as in a training without rounds. The traffic counts model and moments as sent to one site and back. It does
 not count the data.
 
-    match_local_steps: a round has tau = sum_k n_k/n tau_k steps, tau_k those of site k in a round of FedAvg (the effective
-    number of local steps, Wang et al., NeurIPS 2020, https://arxiv.org/abs/2007.07481, section 3)
+    match_local_steps: a round has tau = sum_k n_k/n tau_k steps, tau_k those of site k in a round of FedAvg (the
+    effective number of local steps, Wang et al., NeurIPS 2020, https://arxiv.org/abs/2007.07481, section 3)
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raysim.training.batching import batches
     from raysim.training.contrastive_views import ImagePool, Views, check_levels, pool_levels, sample_batches
+    from raysim.training.encoders import mlp, projector
+    from raysim.training.feature_bank import Bank, Features
     from raysim.training.local_training import (
         GradientCorrection,
         OptimizerState,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
         translate,
         weighted_variance,
     )
-    from raysim.training.self_supervised import SelfSupervised, ema_update, mlp, projector
+    from raysim.training.self_supervised import SelfSupervised, ema_update
     from raysim.training.test_time_adaptation import (
         OutsideAdaptation,
         mean_entropy,
@@ -48,7 +50,9 @@ _HOME = {
         *("extrapolate_distance", "from_vector", "gram_matrix", "mean_cosine", "mean_shift", "model_norm"),
         *("move_to_distance", "tensor_distances", "to_vector", "total_distance", "translate", "weighted_variance"),
     ),
-    "raysim.training.self_supervised": ("SelfSupervised", "ema_update", "mlp", "projector"),
+    "raysim.training.encoders": ("mlp", "projector"),
+    "raysim.training.feature_bank": ("Bank", "Features"),
+    "raysim.training.self_supervised": ("SelfSupervised", "ema_update"),
     "raysim.training.test_time_adaptation": (
         *("OutsideAdaptation", "mean_entropy", "norm_layers", "use_batch_statistics"),
     ),
@@ -56,6 +60,8 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "Bank",
+    "Features",
     "GradientCorrection",
     "ImagePool",
     "OptimizerState",

@@ -131,6 +131,8 @@ PUBLISHED = [
     "weights",
 ]
 PUBLISHED_TRAINING = [
+    "Bank",
+    "Features",
     "GradientCorrection",
     "ImagePool",
     "OptimizerState",
