@@ -26,7 +26,8 @@ def level_accuracy(encoder: nn.Module, data: Data, groups: int, device: torch.de
     classes, targets = levels.unique(return_inverse=True)
     weights = _ridge((fitted - mean) / deviation, nn.functional.one_hot(targets).double())
     scores = _with_constant((_features(encoder, ImagePool.of_split(data.val), device) - mean) / deviation) @ weights
-    return 100 * (classes[scores.argmax(1)] == expected).double().mean().item()
+    correct: float = (classes[scores.argmax(1)] == expected).double().mean().item()
+    return 100 * correct
 
 
 @torch.no_grad()
@@ -41,7 +42,8 @@ def _ridge(x: Tensor, y: Tensor) -> Tensor:
     x = _with_constant(x)
     penalty = RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     penalty[-1, -1] = 0
-    return torch.linalg.solve(x.T @ x + penalty, x.T @ y)
+    weights: Tensor = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
+    return weights
 
 
 def _with_constant(x: Tensor) -> Tensor:

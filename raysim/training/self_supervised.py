@@ -145,7 +145,7 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
     def probe(self, site: Site[Any], model: Model) -> Reply[None]:
         """The level accuracy of the pre-trained encoder on the site's validation images, as a metric."""
         net = self.load_pretraining_network(site, model).eval()
-        accuracy = level_accuracy(net[0].encoder, site.data, self.levels, site.device)
+        accuracy = level_accuracy(net.get_submodule("0.encoder"), site.data, self.levels, site.device)
         return Reply(None, metrics={} if accuracy is None else {"level_accuracy": accuracy})
 
     # at the server
