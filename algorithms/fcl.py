@@ -27,20 +27,22 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from raysim import UNCHANGED, Array, Exchange, Fleet, Metrics, Model, Reply, Site, Task, load, mean, weights
-from raysim.training import ImagePool, SelfSupervised, check_levels, ema_update, pool_levels, projector, sample_batches
+from raysim import UNCHANGED, Exchange, Fleet, Metrics, Model, Reply, Site, Task, load, mean, weights
+from raysim.training import (
+    Bank,
+    Features,
+    ImagePool,
+    SelfSupervised,
+    check_levels,
+    ema_update,
+    pool_levels,
+    projector,
+    sample_batches,
+)
 
 GROUP = "self-supervised"
 
 MASKED = -1e30  # a logit with no effect; minus infinity would give NaN gradients
-
-
-@dataclass(frozen=True)
-class Features:
-    """Keys, the oldest first: unit vectors (n, d), and the levels (n,) of their slices."""
-
-    vectors: Array
-    levels: Array
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ class Broadcast:
 
 @dataclass(frozen=True, kw_only=True)
 class FCL(SelfSupervised[Model]):
-    levels: Annotated[int, Gt(1), "parts of a volume along its axis; levels in the table take precedence"] = 4
     features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
     temperature: Annotated[float, Gt(0), "tau: divisor of the similarities"] = 0.1
     bank: Annotated[int, Gt(0), "features that a site keeps and sends to other sites"] = 1024
@@ -103,15 +104,24 @@ class FCL(SelfSupervised[Model]):
         load(target, weights(net) if before is None or self.restart else before.momentum)
         others = [banks[name] for name in banks.sites if name != site.name] if banks is not None else []
         bank = Bank(self.bank, self.features, others, None if before is None else before.bank, site.device)
-        loss = self.optimize(net, site, self.losses(net, target.train(), site, pool, bank))
+        bounds = list[Tensor]()
+        loss = self.optimize(net, site, self.losses(net, target.train(), site, pool, bank, bounds))
         update, buffers = self.make_update(net)
+        best, equal = torch.stack(bounds).mean(0).tolist()
+        metrics = {"loss": loss} | ({"relative_loss": (loss - best) / (equal - best)} if equal > best else {})
         client_state = ClientState(weights(target), bank.own(), None if buffers is UNCHANGED else buffers)
-        return Reply(update, weight=len(pool), metrics={"loss": loss}, client_state=client_state)
+        return Reply(update, weight=len(pool), metrics=metrics, client_state=client_state)
 
     def losses(
-        self, net: nn.Module, target: nn.Module, site: Site[ClientState], pool: ImagePool, bank: Bank
+        self,
+        net: nn.Module,
+        target: nn.Module,
+        site: Site[ClientState],
+        pool: ImagePool,
+        bank: Bank,
+        bounds: list[Tensor],
     ) -> Iterator[Tensor]:
-        """Yields the loss of each step of a round."""
+        """Yields the loss of each step of a round, and appends its bounds to `bounds`."""
         image_levels = pool_levels(site.data, self.levels)
         for index in sample_batches(image_levels, self.batch_size, self.count_steps(pool, self.batch_size)):
             images, levels = pool.take(index, site.device), image_levels[index].to(site.device)
@@ -126,7 +136,9 @@ class FCL(SelfSupervised[Model]):
                 with torch.no_grad():
                     k = target(y)
             q, k = normalize(q.float()), normalize(k.float())
-            yield self.loss(q, k, levels, *bank.sample(self.sampled))
+            sampled, sampled_levels = bank.sample(self.sampled)
+            bounds.append(self.loss_bounds(levels, sampled_levels))
+            yield self.loss(q, k, levels, sampled, sampled_levels)
             ema_update(target, net, self.encoder_momentum)
             bank.push(k, levels)
 
@@ -147,48 +159,20 @@ class FCL(SelfSupervised[Model]):
             share = share[:, : len(k)]
         return (softplus(log_sum - similarity[:, : share.shape[1]]) * share).sum() / len(q)
 
+    def loss_bounds(self, levels: Tensor, sampled_levels: Tensor) -> Tensor:
+        """The loss (2,) if features of a level are equal and those of other levels far away, and if all are equal.
+
+        For the levels (B,) of the queries and (K,) of Q': |L| log(1 + p) and |L| log(1 + p + n), with |L| losses of a
+        query, p features of its level and n of other levels in the denominator.
+        """
+        same_level = levels[:, None] == sampled_levels
+        positives, others = same_level.sum(1), (~same_level).sum(1)
+        losses = 1 + (positives > 0) * self.matching  # a query always has its own key
+        if self.exclude_positives:
+            positives = torch.zeros_like(positives)
+        return torch.stack([(losses * count.float().log1p()).mean() for count in (positives, positives + others)])
+
     # at the server
     def pretrain_round(self, fleet: Fleet, model: Model) -> tuple[Model, Metrics]:
         banks = fleet.exchange(self.publish) if self.exchange else None
         return mean(fleet.map(self.client, Broadcast(model, banks))), {}
-
-
-class Bank:
-    """The features of the other sites, which do not change, followed by a ring buffer of the site's own features."""
-
-    def __init__(
-        self, size: int, features: int, others: Sequence[Features], own: Features | None, device: torch.device
-    ) -> None:
-        parts = [*others, *([] if own is None else [own])]
-        self.size, self.foreign = size, sum(len(part.levels) for part in others)
-        self.filled = 0 if own is None else len(own.levels)
-        self.next = self.filled % size
-        free = size - self.filled
-        # One copy, because arrays in the object store are read-only.
-        vectors = np.concatenate([*(part.vectors for part in parts), np.zeros((free, features), np.float32)])
-        levels = np.concatenate([*(part.levels for part in parts), np.zeros(free, np.int32)])
-        self.vectors = torch.from_numpy(vectors).to(device)
-        self.levels = torch.from_numpy(levels.astype(np.int64)).to(device)
-
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` features, drawn without replacement, and their levels; all features if there are fewer."""
-        total = self.foreign + self.filled
-        if count >= total:
-            return self.vectors[:total], self.levels[:total]
-        index = torch.randperm(total)[:count].to(self.vectors.device)
-        return self.vectors[index], self.levels[index]
-
-    def push(self, vectors: Tensor, levels: Tensor) -> None:
-        """Append features to the site's own features. If the bank is full, they replace the oldest."""
-        vectors, levels = vectors[-self.size :], levels[-self.size :]
-        slots = self.foreign + (self.next + torch.arange(len(levels), device=levels.device)) % self.size
-        self.vectors[slots], self.levels[slots] = vectors, levels
-        self.filled = min(self.size, self.filled + len(levels))
-        self.next = (self.next + len(levels)) % self.size
-
-    def own(self) -> Features:
-        """The site's own features, the oldest first."""
-        order = torch.arange(self.filled)
-        order = self.foreign + (order.roll(-self.next) if self.filled == self.size else order)
-        vectors, levels = (part[order.to(part.device)].cpu().numpy() for part in (self.vectors, self.levels))
-        return Features(vectors, levels.astype(np.int32))

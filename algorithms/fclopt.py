@@ -83,7 +83,6 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class FCLOpt(SelfSupervised[ServerState]):
-    levels: Annotated[int, Gt(1), "parts of a volume along its axis; levels in the table take precedence"] = 4
     features: Annotated[int, Gt(0), "dimensions of a feature"] = 128
     encoder_momentum: Annotated[float, Ge(0), Le(1), "m: momentum of the target per step"] = 0.99
     target: Annotated[

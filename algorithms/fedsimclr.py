@@ -9,6 +9,7 @@ https://arxiv.org/abs/2002.05709, equation 1, under FedAvg: the baseline of Wu e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -44,7 +45,9 @@ class FedSimCLR(SelfSupervised[Model]):
         net = self.load_pretraining_network(site, model)
         loss = self.optimize(net, site, self.losses(net, site, pool))
         update, client_state = self.make_update(net)
-        return Reply(update, weight=len(pool), metrics={"loss": loss}, client_state=client_state)
+        size = min(self.batch_size, len(pool))
+        metrics = {"loss": loss} | ({"relative_loss": loss / math.log(2 * size - 1)} if size > 1 else {})
+        return Reply(update, weight=len(pool), metrics=metrics, client_state=client_state)
 
     def losses(self, net: nn.Module, site: Site[Any], pool: ImagePool) -> Iterator[Tensor]:
         """Yields the loss of each step of a round."""

@@ -192,9 +192,10 @@ class GradientAlignment(LocalTraining):
         steps = self.count_steps(split, site.task.batch_size)
         passes, rest = divmod(steps, math.ceil(len(split) / size))
         count = passes * len(split) + min(rest * size, len(split))
-        for inputs, labels in batches(split, size, steps, site.device, site.task.augment):
+        task = site.task
+        for inputs, labels in batches(split, size, steps, site.device, task.augment, task.sampling):
             with torch.autocast(site.device.type, torch.bfloat16, enabled=bool(self.amp)):
-                loss = site.task.loss(net(inputs), labels)
+                loss = task.loss(net(inputs), labels)
             yield len(inputs) / count, loss
 
     # at the server

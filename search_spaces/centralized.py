@@ -1,6 +1,7 @@
 """Centralized training on the data of all sites: learning rate, weight decay, schedule.
 
-The upper reference of a comparison also needs a search.
+The upper reference of a comparison also needs a search. The optimizer continues over rounds, so a schedule matters more
+than in a federation.
 """
 
 from ray import tune

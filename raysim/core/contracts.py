@@ -28,6 +28,7 @@ Predictor = Callable[["Tensor"], "Tensor"]  # inputs (B, C, *space) or (B, F) ->
 Batch = tuple["Tensor", "Tensor"]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
 PerSite = Mapping[str, Any] | None  # a further argument of a client function, by site
 Augment = Callable[["Tensor", "Tensor", np.random.RandomState], Batch]
+Sampling = Literal["uniform", "balanced", "sqrt"]
 SPLITS = ("train", "val", "test", "unlabelled")
 EVALUATED_SPLITS = ("val", "test")
 
@@ -126,6 +127,7 @@ class Task:
     sizes: number of examples by site and split, for all inside and outside sites.
     shape: shape of an example, (C, *space) or (F,).
     classes: number of logits of an example.
+    sampling: how local training samples examples: each once per epoch, or with probabilities by class.
     summary: a line about the classes that is shown at the start of a run; empty for no line.
     """
 
@@ -141,6 +143,7 @@ class Task:
     score: Scorer
     batch_size: int
     augment: Augment | None = None
+    sampling: Sampling = "uniform"
     summary: str = ""
 
     def start(self, seed: int) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from raysim.core.contracts import Augment, Data, Scorer, Task
+from raysim.core.contracts import Augment, Data, Sampling, Scorer, Task
 from raysim.tasks.losses import Loss, check_loss
 from raysim.tasks.networks import check_network, network_factory
 
@@ -33,6 +33,7 @@ def build_task(
     score: Scorer,
     augment: Augment | None,
     per_voxel: bool,
+    sampling: Sampling = "uniform",
     summary: str = "",
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
@@ -58,5 +59,6 @@ def build_task(
         score=score,
         batch_size=config.batch_size,
         augment=augment,
+        sampling=sampling,
         summary=summary,
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from annotated_types import Gt, Len
 
-from raysim.core.contracts import ProgressCallback, Task
+from raysim.core.contracts import ProgressCallback, Sampling, Task
 from raysim.core.errors import ConfigError
 from raysim.data.image_sites import common_shape, prepare_images, split_sizes
 from raysim.data.label_classes import ClassesOption, class_counts, encode_labels, label_values, resolve_classes
@@ -25,6 +25,11 @@ class ClassificationData(ImageData):
     """Images, classes, sites and preprocessing."""
 
     classes: ClassesOption = None
+    sampling: Annotated[
+        Sampling,
+        "training examples of an epoch at a site. uniform: each once; balanced: drawn with equal probability for every "
+        "class that the site has; sqrt: with probability proportional to the square root of the class's size",
+    ] = "uniform"
 
     def read(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
         """The rows that this task uses, with the class index as `label`, and the names of the classes."""
@@ -91,6 +96,7 @@ class Classification:
             score=score,
             augment=make_augmentation(self.augment, channels, size, mask=False),
             per_voxel=False,
+            sampling=self.data.sampling,
             summary=class_counts(table, names),
         )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raysim.core.arrays import shared_tensor
-from raysim.core.contracts import Augment, Batch, Split
+from raysim.core.contracts import Augment, Batch, Sampling, Split
 from raysim.core.errors import RunError
 from raysim.core.seeding import stable_seed
 
@@ -18,9 +18,14 @@ RESIDENT_FRACTION = 0.25  # a split stays on the GPU if it takes at most this fr
 
 
 def batches(
-    split: Split, batch: int, steps: int, device: torch.device, augment: Augment | None = None
+    split: Split,
+    batch: int,
+    steps: int,
+    device: torch.device,
+    augment: Augment | None = None,
+    sampling: Sampling = "uniform",
 ) -> Iterator[Batch]:
-    """`steps` batches of labelled examples on `device`, shuffled in each epoch; the last of an epoch may be smaller.
+    """`steps` batches of labelled examples on `device`, sampled for each epoch; the last of an epoch may be smaller.
 
     Order and augmentation follow torch's global generator, which the engine seeds for each call at a site. Raises
     RunError for a split without labelled examples.
@@ -35,13 +40,27 @@ def batches(
     done = 0
     while done < steps:
         # One asynchronous copy per epoch: a copy in each step would make the CPU wait for the GPU.
-        order = torch.randperm(len(split)).to(inputs.device, non_blocking=True)
+        order = epoch_order(labels, sampling).to(inputs.device, non_blocking=True)
         for index in torch.split(order, batch)[: steps - done]:
             x, y = (t[index].to(device, non_blocking=True) for t in (inputs, labels))
             if augment is not None and random_state is not None:
                 x, y = augment(x, y, random_state)
             yield x, y.long()
             done += 1
+
+
+def epoch_order(labels: Tensor, sampling: Sampling) -> Tensor:
+    """Indices (N,) of the examples of one epoch, for labels (N, 1) if `sampling` is not uniform.
+
+    uniform: each example once, in random order. balanced, sqrt: drawn with replacement, so that the expected share of
+    a class is equal for all classes of the split, or proportional to the square root of its number of examples.
+    """
+    if sampling == "uniform":
+        return torch.randperm(len(labels))
+    _, class_index, counts = labels[:, 0].unique(return_inverse=True, return_counts=True)
+    share = {"balanced": 1.0, "sqrt": 0.5}[sampling]
+    probability = counts.double().pow(-share)[class_index].cpu()
+    return torch.multinomial(probability, len(labels), replacement=True)
 
 
 def seeded_state(seed: int) -> Any:

@@ -74,6 +74,12 @@ class ImagePool:
     def of(cls, data: Data) -> ImagePool:
         return cls(shared_tensor(data.train.inputs), shared_tensor(data.unlabelled.inputs))
 
+    @classmethod
+    def of_split(cls, split: Split) -> ImagePool:
+        """The images of one split."""
+        images = shared_tensor(split.inputs)
+        return cls(images, images[:0])
+
     def __len__(self) -> int:
         return len(self.train) + len(self.unlabelled)
 
@@ -87,7 +93,12 @@ class ImagePool:
 
 def pool_levels(data: Data, groups: int) -> Tensor:
     """The level (N,) of each image of the pool."""
-    return torch.from_numpy(np.concatenate([levels(data.train, groups), levels(data.unlabelled, groups)]).astype(int))
+    return torch.cat([split_levels(data.train, groups), split_levels(data.unlabelled, groups)])
+
+
+def split_levels(split: Split, groups: int) -> Tensor:
+    """The level (N,) of each image of the split."""
+    return torch.from_numpy(levels(split, groups).astype(np.int64))
 
 
 def sample_batches(groups: Tensor, batch: int, steps: int) -> Iterator[Tensor]:

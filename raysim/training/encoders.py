@@ -1,4 +1,4 @@
-"""The encoder of a segmentation network, for each supported class of MONAI networks."""
+"""The encoder of a segmentation network, for each supported class of MONAI networks, and heads for its features."""
 
 from __future__ import annotations
 
@@ -69,6 +69,17 @@ class PooledEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         outputs: Tensor = self.head(self.encoder(images).flatten(2).mean(2))
         return outputs
+
+
+def projector(channels: int, features: int) -> nn.Module:
+    """A projection head with one hidden layer: (B, channels) -> (B, features)."""
+    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, features))
+
+
+def mlp(inputs: int, features: int) -> nn.Module:
+    """A head with one hidden layer and batch normalisation: (B, inputs) -> (B, features)."""
+    hidden = 2 * features
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, features))
 
 
 @torch.no_grad()

@@ -211,7 +211,8 @@ class LocalTraining:
         """
         split = site.data.train if split is None else split
         steps = self.count_steps(split, site.task.batch_size, epochs)
-        return batches(split, min(site.task.batch_size, max(len(split), 1)), steps, site.device, site.task.augment)
+        batch = min(site.task.batch_size, max(len(split), 1))
+        return batches(split, batch, steps, site.device, site.task.augment, site.task.sampling)
 
 
 def proximal_term(w: list[Tensor], weight: float) -> GradientCorrection:

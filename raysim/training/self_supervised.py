@@ -35,8 +35,9 @@ from raysim.core.errors import ConfigError, RunError, SiteError
 from raysim.core.model import Model, load, weights
 from raysim.core.module_copy import copy_module
 from raysim.core.registry import NESTED_ALGORITHM, algorithm_class
-from raysim.training.contrastive_views import ImagePool, Views, check_images
+from raysim.training.contrastive_views import ImagePool, Views, check_images, check_levels
 from raysim.training.encoders import PooledEncoder, encoder, encoder_weights, feature_channels
+from raysim.training.linear_probe import level_accuracy
 from raysim.training.local_training import LocalTraining
 
 L = TypeVar("L")
@@ -80,6 +81,10 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
     ] = 0.5
     finetune: Annotated[Any, NESTED_ALGORITHM, "algorithm of the rounds after pre-training"] = "fedavg"
     batch_size: Annotated[int, Gt(1), "images in a batch of pre-training"] = 32
+    levels: Annotated[int, Gt(1), "parts of a volume along its axis; levels in the table take precedence"] = 4
+    probe_every: Annotated[
+        int | None, Gt(0), "rounds of pre-training between two linear probes for the level (level_accuracy); null: none"
+    ] = None
     views: Annotated[Views, "random changes that create a view of an image"] = field(default_factory=Views)
 
     def __post_init__(self) -> None:
@@ -137,6 +142,12 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
             return int(share)
         return max(1, int(share * rounds + 1e-9))  # in floating point 0.29 * 100 is slightly less than 29
 
+    def probe(self, site: Site[Any], model: Model) -> Reply[None]:
+        """The level accuracy of the pre-trained encoder on the site's validation images, as a metric."""
+        net = self.load_pretraining_network(site, model).eval()
+        accuracy = level_accuracy(net.get_submodule("0.encoder"), site.data, self.levels, site.device)
+        return Reply(None, metrics={} if accuracy is None else {"level_accuracy": accuracy})
+
     # at the server
     def init(self, task: Task) -> Any:
         """The first state. Without rounds of pre-training it is the state of the fine-tuning algorithm."""
@@ -148,6 +159,8 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         if self.pretrain_rounds == 0:
             return self._init_finetuning(task)
         self.check_data(task)
+        if self.probe_every is not None:
+            check_levels(task)
         start = weights(net := task.network())
         state = Pretraining(self.init_pretraining(self.build_network(net, task)), start)
         self._init_finetuning(task)  # raises its errors before any round runs
@@ -171,7 +184,10 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         rounds = self.pretraining_rounds(fleet.rounds)
         if isinstance(state, Pretraining) and state.rounds_done < rounds:
             pretrained, metrics = self.pretrain_round(fleet, state.state)
-            return replace(state, state=pretrained, rounds_done=state.rounds_done + 1), metrics
+            done = state.rounds_done + 1
+            if self.probe_every is not None and (done % self.probe_every == 0 or done == rounds):
+                fleet.map(self.probe, self.pretrained_weights(pretrained))
+            return replace(state, state=pretrained, rounds_done=done), metrics
         if isinstance(state, Pretraining):
             state = self.start_finetuning(state, fleet.task)
         if not isinstance(state, Finetuning):
@@ -201,17 +217,6 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         with finetune_key_names():
             predictor: Predictor | PredictionSet | None = self.finetune.predictor(site, state)
         return predictor
-
-
-def projector(channels: int, features: int) -> nn.Module:
-    """A projection head with one hidden layer: (B, channels) -> (B, features)."""
-    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, features))
-
-
-def mlp(inputs: int, features: int) -> nn.Module:
-    """A head with one hidden layer and batch normalisation: (B, inputs) -> (B, features)."""
-    hidden = 2 * features
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, features))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from tests.support.by_hand import POOLS, assert_close, at, averaged, first_stage
 CPU = torch.device("cpu")
 
 
-SWITCHES = [{"matching": m, "exclude_positives": e, "both_views": b} for m in (0, 1) for e in (0, 1) for b in (0, 1)]
+SWITCHES = [{"matching": m, "exclude_positives": e, "both_views": b} for b in (0, 1) for m in (0, 1) for e in (0, 1)]
 
 
 def unit(*shape: int) -> Tensor:
@@ -77,6 +77,36 @@ def test_the_loss_in_closed_form() -> None:
     assert aligned(8) - aligned(8, matching=False) == pytest.approx(math.log(9), rel=1e-5)
     assert aligned(1, exclude_positives=True) == 0
     assert aligned(8, exclude_positives=True) == 0
+
+
+def test_the_loss_relative_to_its_bounds() -> None:
+    # Queries of levels 1 and 2; Q' has three features of level 1, none of level 2, and one of level 3. Query 1 has both
+    # losses, with 3 positives and 1 negative in the denominator; query 2 has the first loss alone, with 4 negatives.
+    levels, theirs = torch.tensor([1, 2]), torch.tensor([1, 1, 1, 3])
+    log = math.log
+    assert FCL().loss_bounds(levels, theirs).tolist() == pytest.approx([(2 * log(4)) / 2, (2 * log(5) + log(5)) / 2])
+    alone = FCL(matching=False).loss_bounds(levels, theirs).tolist()
+    assert alone == pytest.approx([log(4) / 2, log(5)])
+    excluded = FCL(exclude_positives=True).loss_bounds(levels, theirs).tolist()
+    assert excluded == pytest.approx([0, (2 * log(2) + log(5)) / 2])
+    assert FCL().loss_bounds(levels, theirs[:0]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("switches", SWITCHES[:4], ids=str)
+def test_the_bounds_are_losses_of_perfect_and_of_equal_features(switches: dict[str, bool]) -> None:
+    mine, levels = FCL(temperature=0.01, **switches), torch.tensor([1, 2, 3, 3])
+    theirs = torch.tensor([3, 1, 2, 1, 1])
+    axes, (best, equal) = torch.eye(4), mine.loss_bounds(levels, theirs).tolist()
+    assert mine.loss(axes[levels], axes[levels], levels, axes[theirs], theirs).item() == pytest.approx(best, abs=1e-4)
+    one = torch.ones(5, 4) / 2
+    assert mine.loss(one[:4], one[:4], levels, one, theirs).item() == pytest.approx(equal, abs=1e-4)
+
+
+def test_the_relative_loss_is_logged_and_near_one_at_first() -> None:
+    rounds, _ = ended(FCL(lr=1e-9, batch_size=4), 2)
+    values = [score.value for score in rounds[-1].scores if score.metric == "relative_loss"]
+    assert len(values) == 3
+    assert values == pytest.approx([1.0] * 3, abs=0.2)
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -18,9 +18,10 @@ from algorithms.fedbn import FedBN
 from algorithms.fedrep import FedRep
 from algorithms.fedsimclr import FedSimCLR
 from algorithms.localonly import LocalOnly
-from raysim import ConfigError, LocalFleet, ResumePoint, SiteError, Task, federate, weights
+from raysim import ConfigError, Data, LocalFleet, ResumePoint, SiteError, Task, federate, weights
 from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve, to_mapping
+from raysim.core.contracts import SPLITS
 from raysim.core.registry import algorithm_class, algorithms, classes_of
 from raysim.federation.validation import check_algorithm
 from raysim.storage.checkpoint import read, write
@@ -189,6 +190,35 @@ def test_resumed_after_any_round_gives_the_same_bits(name: str, stop: int, tmp_p
     start = read(write(tmp_path, stop, half.state, dict(first.client_states)))
     assert isinstance(start, ResumePoint)
     assert run_digest(*run(mine, 5, start=start)) == run_digest(*whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_linear_probe_is_logged_at_an_interval_and_changes_nothing(name: str) -> None:
+    data = SyntheticData(sites=2, outside=(), cases=4, val=2, test=1, unlabelled=2, size=(16, 16))
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
+    probed = Synthetic(data=data, network=network, batch_size=2).build()
+    ends = []
+    for every in (None, 2):
+        mine = algorithm_class(name)(pretrain_rounds=3, probe_every=every, steps=1, batch_size=4)
+        rounds = list(federate(mine, probed, LocalFleet(probed, rounds=4), rounds=4))
+        ends.append(digest(rounds[-1].state))
+    assert ends[0] == ends[1]
+    values = {(r.number, s.site): s.value for r in rounds for s in r.scores if s.metric == "level_accuracy"}
+    assert set(values) == {(number, site) for number in (2, 3) for site in probed.inside}
+    assert all(0 <= value <= 100 for value in values.values())
+
+
+def test_a_linear_probe_needs_levels() -> None:
+    with pytest.raises(ConfigError, match="the images are not slices of volumes"):
+        FedSimCLR(probe_every=1).init(replace(task(), open=without_levels))
+
+
+def without_levels(name: str) -> Data:
+    """The data of a site whose images are not slices and have no levels in the table."""
+    data = task().open(name)
+    return replace(
+        data, **{split: replace(data[split], levels=None, cases=np.arange(len(data[split]))) for split in SPLITS}
+    )
 
 
 def test_a_fraction_of_the_rounds_is_rounded_down() -> None:

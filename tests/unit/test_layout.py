@@ -131,8 +131,10 @@ PUBLISHED = [
     "weights",
 ]
 PUBLISHED_TRAINING = [
-    "Gate",
+    "Bank",
     "BestModels",
+    "Features",
+    "Gate",
     "GradientCorrection",
     "ImagePool",
     "OptimizerState",

@@ -106,6 +106,15 @@ def test_a_site_may_have_no_case_of_a_class(pictures):
     assert metrics == {"accuracy": 1, "balanced_accuracy": 1, "f1": 1}  # and no area under a curve
 
 
+def test_sampling_by_class_is_a_key_of_this_task(pictures):
+    assert task(pictures).sampling == "uniform"
+    assert task(pictures, {"sampling": "balanced"}).sampling == "balanced"
+    with pytest.raises(ConfigError, match="task.data.sampling='even': expected 'uniform', 'balanced' or 'sqrt'"):
+        resolve(parse_pairs(["task=classification", "task.data.sampling=even"]))
+    with pytest.raises(ConfigError, match="unknown key 'task.data.sampling'"):
+        resolve(parse_pairs(["task=segmentation", "task.data.sampling=balanced"]))
+
+
 def test_a_class_without_remaining_labels_is_still_a_class(pictures):
     built = task(pictures, {"labelled": 1})
     assert built.classes == 2

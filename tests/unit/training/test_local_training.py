@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from raysim import LocalTraining, Model, weights
-from raysim.core.contracts import Batch
+from raysim.core.contracts import Batch, Sampling
 from raysim.core.errors import RunError
 from raysim.core.seeding import seeded
-from raysim.training.batching import batches
+from raysim.training.batching import batches, epoch_order
 from raysim.training.local_training import lr_factor
 from raysim.training.optimizers import fuse_parameters
 from tests.support.toy import A, Line, Points, Scaled, line, site, split
@@ -200,6 +200,39 @@ def test_order_follows_the_seed() -> None:
     def order(seed: int) -> list[list[int]]:
         with seeded(seed):
             return seen(batches(many, 50, 1, CPU))
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def class_counts(sampling: Sampling, labels: list[int], epochs: int = 1) -> list[float]:
+    """The mean number of examples of each class in an epoch."""
+    given = split(tuple((float(label), label) for label in labels))
+    with seeded(3):
+        drawn = [
+            x for epoch in seen(batches(given, 7, epochs * -(-len(labels) // 7), CPU, None, sampling)) for x in epoch
+        ]
+    assert len(drawn) == epochs * len(labels)
+    return [drawn.count(label) / epochs for label in range(max(labels) + 1)]
+
+
+def test_sampling_by_class() -> None:
+    # 16, 4 and 1 examples of 21: uniform keeps them, balanced draws 7 of each, sqrt 21 (4, 2, 1) / 7 = 12, 6 and 3.
+    # A class without examples is not drawn.
+    labels = [0] * 16 + [1] * 4 + [3]
+    assert class_counts("uniform", labels) == [16, 4, 0, 1]
+    assert class_counts("balanced", labels, 400) == pytest.approx([7, 7, 0, 7], abs=0.3)
+    assert class_counts("sqrt", labels, 400) == pytest.approx([12, 6, 0, 3], abs=0.3)
+    assert class_counts("balanced", [0, 2, 2, 2], 400) == pytest.approx([2, 0, 2], abs=0.2)
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "sqrt"])
+def test_sampling_by_class_follows_the_seed(sampling: Sampling) -> None:
+    labels = torch.arange(50)[:, None] % 7
+
+    def order(seed: int) -> list[int]:
+        with seeded(seed):
+            return epoch_order(labels, sampling).tolist()
 
     assert order(1) == order(1)
     assert order(1) != order(2)
