@@ -107,6 +107,13 @@ def declared_algorithm_fields(name: str) -> Sequence[str]:
     return tuple(_declared_fields(f"{ALGORITHMS}.{name}"))
 
 
+def _imported_names(tree: ast.Module) -> dict[str, str]:
+    """The module of each name that is imported from a package of algorithms."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    found = {alias.asname or alias.name: str(node.module) for node in imports for alias in node.names}
+    return {name: module for name, module in found.items() if module.startswith(f"{ALGORITHMS}.")}
+
+
 def _declared_fields(module: str, class_name: str | None = None) -> Sequence[str]:
     """The fields of a class in the source of `module`, inherited fields first; by default those of its algorithm."""
     spec = find_spec(module)
@@ -116,7 +123,8 @@ def _declared_fields(module: str, class_name: str | None = None) -> Sequence[str
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     for cls in classes:
         if cls.name == class_name or (class_name is None and set(METHODS) <= _method_names(cls)):
-            inherited = [n for base in _base_names(cls) if base in BASES for n in _declared_fields(BASES[base], base)]
+            homes = {**_imported_names(tree), **{other.name: module for other in classes}, **BASES}
+            inherited = [n for b in _base_names(cls) if b in homes for n in _declared_fields(homes[b], b)]
             own = (item.target for item in cls.body if isinstance(item, ast.AnnAssign))
             return list(dict.fromkeys([*inherited, *(name.id for name in own if isinstance(name, ast.Name))]))
     return []

@@ -160,7 +160,7 @@ def test_an_argument_removes_its_key_from_the_space():
         ({"seeds": 2}, ["seed=choice(0,1)"], "keep one of them"),
         ({"trials": 0}, [], "trials"),
         ({"trials": 5, "searcher": "grid"}, [], "a grid runs every combination once.*remove --trials"),
-        ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last one is evaluated"),
+        ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last round is evaluated"),
         ({"scheduler": "hyperband"}, ["evaluate_every=2"], "evaluate_every=1"),
         ({}, ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=grid(0.1,1)"], "a grid of one algorithm"),
         ({"tracker": "mlflow"}, [], "pip install mlflow"),
