@@ -1,7 +1,7 @@
 """Gradient alignment: strength of the alignment loss, learning rate of the local SGD.
 
 The paper's values are not known to us. On a problem with a spurious feature (tests/claims/) the effect on an unseen
-site begins near a strength of 10 and is large from 100 on. The first point has hardly an effect: it is FedAvg with local SGD.
+site begins near a strength of 10 and is large from 100 on. The first point is nearly FedAvg with local SGD.
 """
 
 from ray import tune
