@@ -109,9 +109,9 @@ def test_a_site_may_have_no_case_of_a_class(pictures):
 def test_sampling_by_class_is_a_key_of_this_task(pictures):
     assert task(pictures).sampling == "uniform"
     assert task(pictures, {"sampling": "balanced"}).sampling == "balanced"
-    with pytest.raises(ConfigError, match="task.data.sampling='even': expected 'uniform', 'balanced' or 'sqrt'"):
+    with pytest.raises(ConfigError, match=r"task\.data\.sampling='even': expected 'uniform', 'balanced' or 'sqrt'"):
         resolve(parse_pairs(["task=classification", "task.data.sampling=even"]))
-    with pytest.raises(ConfigError, match="unknown key 'task.data.sampling'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'task\.data\.sampling'"):
         resolve(parse_pairs(["task=segmentation", "task.data.sampling=balanced"]))
 
 
