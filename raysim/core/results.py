@@ -122,6 +122,15 @@ class RunResult:
         return found
 
     @property
+    def best(self) -> Mapping[str, Any]:
+        """The best round by its validation score: `round`, `metric`, `value`, `metrics` and `sites`.
+
+        `round` is None, with a `reason`, if no round was chosen.
+        """
+        found: Mapping[str, Any] = self.summary["best"]
+        return found
+
+    @property
     def sites(self) -> pd.DataFrame:
         """The last scores of each site: a row per site, columns `role` and `split/metric`; NaN without a score."""
         from pandas import DataFrame  # here, so that events can be read without pandas

@@ -49,6 +49,11 @@ class Plan:
         return chosen_metric(self.task, self.config.metric)
 
     @cached_property
+    def selection(self) -> str | None:
+        """The metric that chooses the best round, see `selection_metric`."""
+        return selection_metric(self.task, self.metric)
+
+    @cached_property
     def faults(self) -> FaultPlan:
         """The faults to inject. Raises ConfigError as `parse_run_faults` does."""
         return parse_run_faults(self.config)
@@ -129,6 +134,18 @@ def chosen_metric(task: Task, requested: str | None) -> str:
         names = ", ".join(possible) or "none"
         raise ConfigError(f"metric={requested!r}: expected one of {names}, each also with the suffix @global")
     return requested
+
+
+def selection_metric(task: Task, chosen: str) -> str | None:
+    """The metric that chooses the best round: `chosen` on validation cases, of the inside sites if its sites have none.
+
+    None if the inside sites have none either: a test score is never used for a choice.
+    """
+    role, _, metric = chosen.split("/", 2)
+    sites = {"inside": task.inside, "outside": task.outside}
+    possible = (each for each in (role, "inside") if any(task.sizes[site].get("val", 0) for site in sites[each]))
+    found = next(possible, None)
+    return None if found is None else f"{found}/val/{metric}"
 
 
 def parse_run_faults(config: RunConfig) -> FaultPlan:

@@ -33,7 +33,7 @@ from raysim.federation.site_executor import torch_threads
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
-from raysim.storage.run_directory import CHECKPOINTS
+from raysim.storage.run_directory import BEST, CHECKPOINTS
 from raysim.storage.score_notes import NOTHING_EVALUATED
 
 MAX_ROLLBACKS = 5  # the run fails after so many in a row without a new round between them
@@ -45,13 +45,14 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     If the run ends early, all finished rounds are on the disk, with a summary that has the reason.
     """
     with disk_errors_named(plan.directory):
-        recorder = Recorder(plan.directory, plan.task, plan.metric)
+        recorder = Recorder(plan.directory, plan.task, plan.metric, plan.selection)
     config = plan.config
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)
         with disk_errors_named(plan.directory):
+            checkpoint.keep_only(plan.directory / BEST, {recorder.best.number})
             summary = recorder.close(RunOutcome.DONE, facts, final_digest)
         yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
@@ -127,19 +128,30 @@ def _restore_checkpoint(
 ) -> Generator[Notice, None, tuple[ResumePoint[Any] | None, float]]:
     """The newest intact checkpoint (or None), and the seconds of the rounds after it.
 
-    Records are reset to that checkpoint. Client states are cleared; `federate` restores them.
+    Records are reset to that checkpoint. Client states are cleared; `federate` restores them. The checkpoint of the
+    best round until then must be intact too.
     """
-    start = None
+    start, seconds = None, 0.0
     for path in checkpoint.newest_first(plan.directory / CHECKPOINTS):
         try:
-            start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.config.algorithm)])
+            start = _read_checkpoint(plan, path)
+            seconds += recorder.rewind(start.number)
+            if recorder.best.number:
+                _read_checkpoint(plan, checkpoint.path_of(plan.directory / BEST, recorder.best.number))
             break
         except RunError as error:
+            start = None
             yield Notice(f"{error}; using the previous checkpoint")
+    if start is None:
+        seconds += recorder.rewind(0)
     number = start.number if start else 0
     yield Notice(f"resuming after round {number}" if number else "no intact checkpoint: starting from round 1")
     fleet.client_states.held.clear()
-    return start, recorder.rewind(number)
+    return start, seconds
+
+
+def _read_checkpoint(plan: Plan, path: Path) -> ResumePoint[Any]:
+    return checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.config.algorithm)])
 
 
 def _run_rounds(
@@ -152,17 +164,34 @@ def _run_rounds(
         began = time.perf_counter()
         with disk_errors_named(plan.directory):
             row = recorder.add(ended)
-            if ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds:
-                recorder.sync()  # a checkpoint needs the log of all rounds before it
-                checkpoint.write(plan.directory / CHECKPOINTS, ended.number, ended.state, fleet.client_states)
+            due = ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds
+            _write_checkpoints(plan, fleet, recorder, ended, due=due)
         for failure in ended.failures:
             yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
-        if ended.number == first_evaluation < plan.config.rounds and not recorder.scores:
+        if ended.number == first_evaluation < plan.config.rounds and not recorder.last.scores:
             yield Notice(NOTHING_EVALUATED)  # now, because the run may take hours; at its end it is in the summary
         phases = {**ended.phases, "recording": time.perf_counter() - began}
         yield RoundEvent(ended.number, row, replace(ended, phases=phases))
         state = ended.state
     return state
+
+
+def _write_checkpoints(plan: Plan, fleet: BaseFleet, recorder: Recorder, ended: Round[Any], *, due: bool) -> None:
+    """Write a checkpoint of the round if it is the best so far, and one in checkpoints/ if that is `due`.
+
+    The best rounds up to the checkpoints in checkpoints/ are kept too, because the run may return to one of these.
+    """
+    best, checkpoints = plan.directory / BEST, plan.directory / CHECKPOINTS
+    written = None
+    if recorder.best.number == ended.number:
+        kept = [recorder.tracker.best(checkpoint.round_of(path)) for path in checkpoint.newest_first(checkpoints)]
+        written = checkpoint.write(best, ended.number, ended.state, fleet.client_states, kept)
+    if due:
+        recorder.sync()  # a checkpoint needs the log of all rounds before it
+        if written is not None:
+            checkpoint.copy(written, checkpoints)
+        else:
+            checkpoint.write(checkpoints, ended.number, ended.state, fleet.client_states)
 
 
 def federate_plan(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None = None) -> Iterator[Round[Any]]:

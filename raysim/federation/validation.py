@@ -23,6 +23,7 @@ from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
 from raysim.storage.run_directory import has_checkpoint
 
 CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and the one being written
+BEST_ON_DISK = 2  # checkpoints in best/: of the best round, and of the best round up to the previous checkpoint
 
 
 def validate(plan: Plan, emit: EventCallback | None = None) -> None:
@@ -44,7 +45,8 @@ def _validate(plan: Plan) -> None:
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
     if not has_checkpoint(plan.directory):  # otherwise checkpoints occupy their space already
-        check_disk(plan.directory, plan.model_bytes)
+        copies = CHECKPOINTS_ON_DISK + (BEST_ON_DISK if plan.selection else 0)
+        check_disk(plan.directory, plan.model_bytes, copies)
     chosen_metric(task, config.metric)
 
 
@@ -133,9 +135,9 @@ def check_sites(task: Task, named: Collection[str]) -> None:
             )
 
 
-def check_disk(directory: Path, model: int) -> None:
-    """Raises PlacementError if the disk of `directory` has no space for checkpoints of a model of `model` bytes."""
-    free, needed = shutil.disk_usage(directory).free, CHECKPOINTS_ON_DISK * model
+def check_disk(directory: Path, model: int, copies: int = CHECKPOINTS_ON_DISK) -> None:
+    """Raises PlacementError if the disk of `directory` has no space for `copies` checkpoints of `model` bytes."""
+    free, needed = shutil.disk_usage(directory).free, copies * model
     if free < needed:
         raise PlacementError(
             f"the disk of {directory} has {format_bytes(free)} free, but checkpoints of this network need at least "
