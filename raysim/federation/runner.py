@@ -53,6 +53,8 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         final_digest = digest(state, fleet.client_states)
         with disk_errors_named(plan.directory):
             checkpoint.keep_only(plan.directory / BEST, {recorder.best.number})
+            if reason := _stopping_reason(plan, recorder):
+                facts["early_stopping"] = reason
             summary = recorder.close(RunOutcome.DONE, facts, final_digest)
         yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
@@ -159,13 +161,17 @@ def _run_rounds(
 ) -> Generator[RoundEvent | Notice, None, Any]:
     """Run, record and checkpoint the rounds after `start`; returns the last state."""
     state = start.state if start else None
+    if start and _stopping_reason(plan, recorder):  # all rounds had ended, but the summary is missing
+        fleet.client_states.restore(start.client_states)
+        return state
     first_evaluation = min(plan.config.evaluate_every, plan.config.rounds)
     for ended in federate_plan(plan, fleet, start):
         began = time.perf_counter()
         with disk_errors_named(plan.directory):
             row = recorder.add(ended)
+            reason = _stopping_reason(plan, recorder)
             due = ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds
-            _write_checkpoints(plan, fleet, recorder, ended, due=due)
+            _write_checkpoints(plan, fleet, recorder, ended, due=due or bool(reason))
         for failure in ended.failures:
             yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
         if ended.number == first_evaluation < plan.config.rounds and not recorder.last.scores:
@@ -173,7 +179,23 @@ def _run_rounds(
         phases = {**ended.phases, "recording": time.perf_counter() - began}
         yield RoundEvent(ended.number, row, replace(ended, phases=phases))
         state = ended.state
+        if reason:
+            yield Notice(reason)
+            break
     return state
+
+
+def _stopping_reason(plan: Plan, recorder: Recorder) -> str:
+    """The reason why the run ends after its last recorded round, before all rounds; empty if it continues."""
+    stopping, number = plan.config.early_stopping, recorder.number
+    if stopping is None or number == plan.config.rounds:
+        return ""
+    if recorder.tracker.evaluations_without_gain(stopping.min_gain) < stopping.patience:
+        return ""
+    return (
+        f"early stopping after round {number} of {plan.config.rounds}: {pluralize(stopping.patience, 'evaluation')} "
+        f"without a gain of more than {stopping.min_gain:g} in {plan.selection}"
+    )
 
 
 def _write_checkpoints(plan: Plan, fleet: BaseFleet, recorder: Recorder, ended: Round[Any], *, due: bool) -> None:

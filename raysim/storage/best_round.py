@@ -38,6 +38,15 @@ class BestRoundTracker:
         rounds = (number for number in reversed(self.improvements) if until is None or number <= until)
         return next(rounds, None)
 
+    def evaluations_without_gain(self, min_gain: float) -> int:
+        """The number of evaluated rounds since the last one that exceeded all before it by more than `min_gain`."""
+        reference, count = None, 0
+        for value in self.values.values():
+            count += 1
+            if reference is None or self._gain(value, reference) > min_gain:
+                reference, count = value, 0
+        return count
+
     def clear(self) -> None:
         """Remove all rounds."""
         self.values.clear()

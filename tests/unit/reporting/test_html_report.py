@@ -210,6 +210,6 @@ def test_the_best_and_the_last_round_are_labelled(tmp_path: Path) -> None:
     assert "Last evaluated round: 6 metric" in page.text
     assert "Best round by inside/val/distance: 3 metric" in page.text
     assert describe_best(end.values).startswith("best round 3: inside/val/distance 0.0")
-    assert "; last evaluated round 6: inside/val/distance 0.4" in describe_best(end.values)
+    assert "; last evaluated round 6: inside/val/distance 0.2" in describe_best(end.values)
     page = run(tmp_path / "without", sites)
     assert "No best round: no site that the metric refers to has val cases" in page.text
