@@ -21,7 +21,7 @@ from raysim.core.contracts import (
     Split,
     State,
 )
-from raysim.core.model import weights
+from raysim.core.model import BatchNorm, weights
 from raysim.core.results import Score
 from raysim.federation.answer_checks import check_metrics, check_predictor
 from raysim.federation.fleet import BaseFleet
@@ -54,6 +54,18 @@ def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[
         if predictions.notes is not None:
             scores += _note_scores(site, predictions.notes)
     return Reply(tuple(scores))
+
+
+def describe_predictor(predict: Predictor, site: Site[Any], state: State) -> str:
+    """`global` for the global model, `own` for another network, else the name of the function or of its class."""
+    if not isinstance(predict, nn.Module):
+        return str(getattr(predict, "__name__", type(predict).__name__))
+    return "global" if _is_global(predict, site, state) else "own"
+
+
+def has_batch_statistics(net: nn.Module) -> bool:
+    """Whether BatchNorm layers of a network in evaluation mode use the statistics of each batch."""
+    return any(layer.training for layer in net.modules() if isinstance(layer, BatchNorm))
 
 
 def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:

@@ -28,6 +28,7 @@ class Plan:
     directory: Path
     resume: bool = False  # continue from the newest checkpoint in `directory`
     versions: Mapping[str, str] = field(default_factory=dict)  # of packages in this process; nodes must have the same
+    writes_models: bool = True  # at the end of the run, into models/
 
     @property
     def algorithm_name(self) -> str:

@@ -23,9 +23,10 @@ from raysim.core.errors import (
 )
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.formatting import pluralize, quote_path
-from raysim.core.registry import classes_of
 from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round, RunOutcome
+from raysim.federation.checkpoints import read_checkpoint, restore_checkpoint, write_checkpoints
 from raysim.federation.fleet import BaseFleet, LocalFleet
+from raysim.federation.model_export import export_models
 from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
 from raysim.federation.site_data import SiteDataCache
@@ -33,7 +34,7 @@ from raysim.federation.site_executor import torch_threads
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
-from raysim.storage.run_directory import BEST, CHECKPOINTS
+from raysim.storage.run_directory import BEST
 from raysim.storage.score_notes import NOTHING_EVALUATED
 
 MAX_ROLLBACKS = 5  # the run fails after so many in a row without a new round between them
@@ -51,6 +52,8 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)
+        if plan.writes_models:
+            yield from _write_models(plan, fleet, recorder, state)
         with disk_errors_named(plan.directory):
             checkpoint.keep_only(plan.directory / BEST, {recorder.best.number})
             if reason := _stopping_reason(plan, recorder):
@@ -103,7 +106,7 @@ def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Gen
     recorder.add_failures(dropped)
     yield from _notices(dropped)
     if plan.resume:
-        start, _ = yield from _restore_checkpoint(plan, fleet, recorder)
+        start, _ = yield from restore_checkpoint(plan, fleet, recorder)
     while True:
         try:
             return (yield from _run_rounds(plan, fleet, recorder, start))
@@ -117,43 +120,12 @@ def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Gen
             yield from _notices(failures)
             action = FailureAction.ROLLED_BACK
             yield Notice(f"{error}; returning to the last checkpoint", action)
-            start, seconds = yield from _restore_checkpoint(plan, fleet, recorder)
+            start, seconds = yield from restore_checkpoint(plan, fleet, recorder)
             recorder.add_failures([FailureEvent(index + 1, "", (), "", str(error), action, seconds)])
 
 
 def _notices(failures: Iterable[FailureEvent]) -> Iterator[Notice]:
     return (Notice(describe_failure(failure), failure.action) for failure in failures)
-
-
-def _restore_checkpoint(
-    plan: Plan, fleet: BaseFleet, recorder: Recorder
-) -> Generator[Notice, None, tuple[ResumePoint[Any] | None, float]]:
-    """The newest intact checkpoint (or None), and the seconds of the rounds after it.
-
-    Records are reset to that checkpoint. Client states are cleared; `federate` restores them. The checkpoint of the
-    best round until then must be intact too.
-    """
-    start, seconds = None, 0.0
-    for path in checkpoint.newest_first(plan.directory / CHECKPOINTS):
-        try:
-            start = _read_checkpoint(plan, path)
-            seconds += recorder.rewind(start.number)
-            if recorder.best.number:
-                _read_checkpoint(plan, checkpoint.path_of(plan.directory / BEST, recorder.best.number))
-            break
-        except RunError as error:
-            start = None
-            yield Notice(f"{error}; using the previous checkpoint")
-    if start is None:
-        seconds += recorder.rewind(0)
-    number = start.number if start else 0
-    yield Notice(f"resuming after round {number}" if number else "no intact checkpoint: starting from round 1")
-    fleet.client_states.held.clear()
-    return start, seconds
-
-
-def _read_checkpoint(plan: Plan, path: Path) -> ResumePoint[Any]:
-    return checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.config.algorithm)])
 
 
 def _run_rounds(
@@ -171,7 +143,7 @@ def _run_rounds(
             row = recorder.add(ended)
             reason = _stopping_reason(plan, recorder)
             due = ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds
-            _write_checkpoints(plan, fleet, recorder, ended, due=due or bool(reason))
+            write_checkpoints(plan, fleet, recorder, ended, due=due or bool(reason))
         for failure in ended.failures:
             yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
         if ended.number == first_evaluation < plan.config.rounds and not recorder.last.scores:
@@ -198,22 +170,28 @@ def _stopping_reason(plan: Plan, recorder: Recorder) -> str:
     )
 
 
-def _write_checkpoints(plan: Plan, fleet: BaseFleet, recorder: Recorder, ended: Round[Any], *, due: bool) -> None:
-    """Write a checkpoint of the round if it is the best so far, and one in checkpoints/ if that is `due`.
+def _write_models(plan: Plan, fleet: BaseFleet, recorder: Recorder, state: Any) -> Iterator[Notice]:
+    """Write models/ after the best round, or after the last if no round was chosen. `state` is the last state.
 
-    The best rounds up to the checkpoints in checkpoints/ are kept too, because the run may return to one of these.
+    The client states of the fleet are then those of that round. A site that fails is reported and does not end the run.
     """
-    best, checkpoints = plan.directory / BEST, plan.directory / CHECKPOINTS
-    written = None
-    if recorder.best.number == ended.number:
-        kept = [recorder.tracker.best(checkpoint.round_of(path)) for path in checkpoint.newest_first(checkpoints)]
-        written = checkpoint.write(best, ended.number, ended.state, fleet.client_states, kept)
-    if due:
-        recorder.sync()  # a checkpoint needs the log of all rounds before it
-        if written is not None:
-            checkpoint.copy(written, checkpoints)
-        else:
-            checkpoint.write(checkpoints, ended.number, ended.state, fleet.client_states)
+    number = recorder.best.number or recorder.number
+    try:
+        if number != recorder.number:
+            best = read_checkpoint(plan, checkpoint.path_of(plan.directory / BEST, number))
+            state = best.state
+            fleet.client_states.held.clear()
+            fleet.client_states.restore(best.client_states)
+        fleet.accounting.open_round(number - 1)
+        with disk_errors_named(plan.directory):
+            export_models(plan, fleet, state, recorder.summarize_best())
+    except (Interrupted, ResumableError):
+        raise
+    except RaysimError as error:
+        yield Notice(f"models/ is not complete: {error}")
+    failures = fleet.accounting.take_failures()
+    recorder.add_failures(failures)
+    yield from _notices(failures)
 
 
 def federate_plan(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None = None) -> Iterator[Round[Any]]:

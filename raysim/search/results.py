@@ -23,7 +23,7 @@ from raysim.search.trial_store import (
 )
 from raysim.search.trial_tables import write_tables, write_tensorboard_hparams
 from raysim.storage import checkpoint
-from raysim.storage.run_directory import CHECKPOINTS
+from raysim.storage.run_directory import BEST, CHECKPOINTS
 
 MAX_TABLE_SHARE = 0.02  # largest share of a search's time that may be spent on rewriting its tables
 
@@ -113,8 +113,9 @@ class SearchResults:
         for record in self.records.values():
             if not record.unfinished and record.number not in best:
                 for directory in federation_directories(trial_directory(self.spec.out, record.number)).values():
-                    for path in checkpoint.newest_first(directory / CHECKPOINTS):
-                        _remove_directory(path)
+                    for folder in (CHECKPOINTS, BEST):
+                        for path in checkpoint.newest_first(directory / folder):
+                            _remove_directory(path)
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:

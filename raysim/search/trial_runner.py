@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -64,6 +65,7 @@ class TrialCache:
         task, data_cache = self._task(config)
         started = (directory / LOG_FILE).exists() or has_checkpoint(directory)
         plan = build_plan(config, directory, task=task, resume=started, versions=node_probe.versions())
+        plan = replace(plan, writes_models=False)  # best/ has them; hundreds of trials would fill the disk
         validate(plan)
         if config.backend == "ray":
             yield from self.session_actors.perform(plan)

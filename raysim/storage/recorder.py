@@ -198,7 +198,7 @@ class Recorder:
             "evaluated_round": self.last.number or None,
             "metrics": self.last.metrics,
             "sites": self._of_sites(self.last),
-            "best": self._best(),
+            "best": self.summarize_best(),
             "notes": self._notes(outcome),
             "bytes": {"up": totals.up, "down": totals.down, "between_sites": totals.between},
             "seconds": round(totals.seconds, 3),
@@ -214,7 +214,7 @@ class Recorder:
             return []
         return score_notes(self.task, scores, self.chosen, has_chosen=self.chosen in metrics)
 
-    def _best(self) -> dict[str, Any]:
+    def summarize_best(self) -> dict[str, Any]:
         """The scores in the best round, or the reason why there is none."""
         if self.selection is None:
             return {"round": None, "reason": NO_VALIDATION}

@@ -111,7 +111,7 @@ def test_a_run_leaves_its_files_and_repeats(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert {path.name for path in Path("one").iterdir()} == {
         *("config.yaml", "env.json", "placement.json", "rounds.parquet", "sites.parquet", "summary.json"),
-        *("best", "checkpoints", "tensorboard", "log.jsonl", "report.html"),
+        *("best", "checkpoints", "models", "tensorboard", "log.jsonl", "report.html"),
     }
     first = summary("one")
     assert (first["status"], first["algorithm"], first["task"], first["seed"]) == ("done", "fedprox", "synthetic", 3)

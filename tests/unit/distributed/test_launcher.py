@@ -39,7 +39,7 @@ def test_the_result_equals_the_files(finished: RunResult) -> None:
     assert finished.sites.loc["clinic", "val/dice"] == finished.metrics["outside/val/dice"]["mean"]
     assert {path.name for path in finished.path.iterdir()} == {
         *("config.yaml", "env.json", "placement.json", "summary.json", "rounds.parquet", "sites.parquet"),
-        *("best", "checkpoints", "tensorboard", "log.jsonl", "report.html"),
+        *("best", "checkpoints", "models", "tensorboard", "log.jsonl", "report.html"),
     }
 
 
