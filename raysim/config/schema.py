@@ -81,6 +81,9 @@ class RunConfig:
     evaluate_every: Annotated[int, Gt(0), "evaluate the sites every N rounds, and after the last round"] = 1
     checkpoint_every: Annotated[int, Gt(0), "write a checkpoint every N rounds, and after the last round"] = 1
     metric: Annotated[str | None, "main metric, e.g. inside/val/dice; by default the first metric of the task"] = None
+    anonymous_cases: Annotated[bool, "write hashes instead of the names of images and patients to cases.parquet"] = (
+        False
+    )
     early_stopping: Annotated[
         EarlyStopping | None, "ends the run when `metric` on val cases stops improving; by default all rounds run"
     ] = None

@@ -26,13 +26,14 @@ def write_checkpoints(plan: Plan, fleet: BaseFleet, recorder: Recorder, ended: R
     written = None
     if recorder.best.number == ended.number:
         kept = [recorder.tracker.best(checkpoint.round_of(path)) for path in checkpoint.newest_first(checkpoints)]
-        written = checkpoint.write(best, ended.number, ended.state, fleet.client_states, kept)
+        written = checkpoint.write(best, ended.number, ended.state, fleet.client_states, cases=ended.cases, kept=kept)
     if due:
         recorder.sync()  # a checkpoint needs the log of all rounds before it
         if written is not None:
             checkpoint.copy(written, checkpoints)
         else:
-            checkpoint.write(checkpoints, ended.number, ended.state, fleet.client_states)
+            cases = recorder.cases.get(recorder.last.number, ())
+            checkpoint.write(checkpoints, ended.number, ended.state, fleet.client_states, cases=cases)
 
 
 def restore_checkpoint(
@@ -48,8 +49,11 @@ def restore_checkpoint(
         try:
             start = read_checkpoint(plan, path)
             seconds += recorder.rewind(start.number)
+            recorder.cases[recorder.last.number] = checkpoint.read_cases(path)
             if recorder.best.number:
-                read_checkpoint(plan, checkpoint.path_of(plan.directory / BEST, recorder.best.number))
+                best = checkpoint.path_of(plan.directory / BEST, recorder.best.number)
+                read_checkpoint(plan, best)
+                recorder.cases[recorder.best.number] = checkpoint.read_cases(best)
             break
         except RunError as error:
             start = None

@@ -46,7 +46,9 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     If the run ends early, all finished rounds are on the disk, with a summary that has the reason.
     """
     with disk_errors_named(plan.directory):
-        recorder = Recorder(plan.directory, plan.task, plan.metric, plan.selection)
+        recorder = Recorder(
+            plan.directory, plan.task, plan.metric, plan.selection, anonymous_cases=plan.config.anonymous_cases
+        )
     config = plan.config
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
     try:

@@ -15,16 +15,22 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from raysim.core.errors import RunError
-from raysim.core.results import ResumePoint
+from raysim.core.results import CaseScores, ResumePoint
 from raysim.storage.serialization import decode, encode
 
 CHECKPOINTS_KEPT = 2  # the last one, and the previous one in case the last is damaged
 
 
 def write(
-    folder: Path, number: int, state: Any, client_states: Mapping[str, Any], kept: Collection[int | None] = ()
+    folder: Path,
+    number: int,
+    state: Any,
+    client_states: Mapping[str, Any],
+    *,
+    cases: Sequence[CaseScores] = (),
+    kept: Collection[int | None] = (),
 ) -> Path:
-    """Write `folder/round_NNNN` after round `number`; returns the path.
+    """Write `folder/round_NNNN` after round `number`; returns the path. `cases` are of the last evaluation.
 
     Then delete all other checkpoints except the newest and those of the rounds `kept`. The folder gets its final name
     when all of its files are on the disk. Each client state has its own file, so `client_states` may load them one at a
@@ -32,7 +38,7 @@ def write(
     """
     partial = _partial(folder, number)
     (partial / "client_states").mkdir(parents=True)
-    sums = _write_tree(partial, "state", state)
+    sums = _write_tree(partial, "state", state) | _write_tree(partial, "cases", tuple(cases))
     for site, client_state in client_states.items():
         sums |= _write_tree(partial, f"client_states/{site}", client_state)
     index = {"round": number, "sites": list(client_states), "sha256": sums}
@@ -94,6 +100,12 @@ def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"checkpoint {path} cannot be read: {error}") from error
     return ResumePoint(index["round"], state, _ClientStates(path, index["sites"], trusted))
+
+
+def read_cases(path: Path) -> tuple[CaseScores, ...]:
+    """The values by case in the checkpoint `path`, which `read` has found to be intact."""
+    found: tuple[CaseScores, ...] = _read_tree(path, "cases", ())
+    return found
 
 
 def _inside(path: Path, names: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.core.atomic_io import write_json
 from raysim.core.contracts import EVALUATED_SPLITS, Task
-from raysim.core.results import FailureAction, FailureEvent, Round, RunOutcome, Score
+from raysim.core.results import CaseScores, FailureAction, FailureEvent, Round, RunOutcome, Score
 from raysim.storage.best_round import BestRoundTracker
+from raysim.storage.case_table import write_cases
 from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failures, summarize_failures
 from raysim.storage.run_directory import SUMMARY_FILE
 from raysim.storage.score_notes import score_notes
@@ -87,9 +88,11 @@ class Recorder:
     task: Task
     chosen: str  # role/split/metric
     selection: str | None = None  # role/val/metric, by which the best round is chosen; None: no round is chosen
+    anonymous_cases: bool = False
     number: int = 0  # of the last round
     last: Evaluation = field(default_factory=Evaluation)
     best: Evaluation = field(default_factory=Evaluation)
+    cases: dict[int, tuple[CaseScores, ...]] = field(default_factory=dict)  # of the last and the best round
     totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self) -> None:
@@ -105,6 +108,8 @@ class Recorder:
         row = self._row(round) | {f"{n}/{kind}": v for n, three in aggregated.items() for kind, v in three.items()}
         sites = list(_site_rows(round))
         self._keep(row, sites)
+        evaluated = self.cases | {round.number: round.cases}
+        self.cases = {n: evaluated[n] for n in (self.last.number, self.best.number) if n in evaluated}
         row["best_round"] = self.tracker.best()
         self._log.append(row, sites)
         self.add_failures(round.failures)
@@ -163,6 +168,7 @@ class Recorder:
         self._log.rewind(number)
         self.number, self.last, self.best, self.totals = 0, Evaluation(), Evaluation(), Totals()
         self.tracker.clear()
+        self.cases.clear()
         for row, sites in self._log:
             self._keep(row, sites)
         self._board.close()
@@ -184,6 +190,8 @@ class Recorder:
     def close(self, outcome: RunOutcome, facts: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
         """Flush and write summary.json; returns its content."""
         self.flush()
+        last, best = self.last.number, self.best.number
+        write_cases(self.directory, self.task, self.cases, last=last, best=best, anonymous=self.anonymous_cases)
         self._board.close()
         self._log.close()
         totals = self.totals

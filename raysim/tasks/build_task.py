@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from raysim.core.contracts import Augment, Data, Scorer, Task
+from raysim.core.contracts import Augment, CaseName, Data, Scorer, Task
 from raysim.tasks.losses import Loss, check_loss
 from raysim.tasks.networks import check_network, network_factory
 
@@ -34,6 +34,7 @@ def build_task(
     augment: Augment | None,
     per_voxel: bool,
     summary: str = "",
+    case_names: Callable[[str, str], Sequence[CaseName]] | None = None,
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
@@ -59,4 +60,5 @@ def build_task(
         batch_size=config.batch_size,
         augment=augment,
         summary=summary,
+        case_names=case_names,
     )
