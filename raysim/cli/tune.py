@@ -13,6 +13,7 @@ from raysim.distributed.local_ray import set_local_ray_variables
 from raysim.search.options import (
     RESUME_OPTIONS,
     CheckpointRetention,
+    JudgedRound,
     SamplerName,
     SchedulerName,
     SearchOptions,
@@ -55,6 +56,11 @@ def add_tune_command(commands: Any) -> None:
         "--metric",
         metavar="M",
         help="the objective: mean, worst, outside, bytes, seconds or role/split/metric; separate several by commas",
+    )
+    add(
+        "--judge",
+        choices=get_args(JudgedRound),
+        help="the round of a trial that is compared: the best by its validation score (default), or the last",
     )
     add(
         "--scheduler",
