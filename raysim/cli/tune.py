@@ -57,11 +57,7 @@ def add_tune_command(commands: Any) -> None:
         metavar="M",
         help="the objective: mean, worst, outside, bytes, seconds or role/split/metric; separate several by commas",
     )
-    add(
-        "--judge",
-        choices=get_args(JudgedRound),
-        help="the round of a trial that is compared: the best by its validation score (default), or the last",
-    )
+    add("--judge", choices=get_args(JudgedRound), help="the round of a trial that is compared (default: best)")
     add(
         "--scheduler",
         choices=get_args(SchedulerName),
@@ -70,11 +66,7 @@ def add_tune_command(commands: Any) -> None:
     add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
-    add(
-        "--holdout",
-        metavar="SITE",
-        help="a site that does not train and is evaluated; 'each' holds out every site once",
-    )
+    add("--holdout", metavar="SITE", help="a site that is evaluated and does not train; 'each' takes every site once")
     add("--budget", metavar="TIME", help="time after which the search ends: 90s, 30m or 2h")
     add(
         "--keep-checkpoints",
