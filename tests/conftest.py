@@ -35,6 +35,15 @@ def ray_started() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture
+def no_ray() -> None:
+    """Ends the Ray of earlier tests in this process. The tests that need it come before the unit tests."""
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
 def folder_of(item: pytest.Item) -> str:
     return item.path.relative_to(HERE).parts[0]
 

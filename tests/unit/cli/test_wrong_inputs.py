@@ -38,7 +38,7 @@ def data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def working_directory(data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def working_directory(data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Iterator[Path]:
     shutil.copytree(data_sets, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory

@@ -19,6 +19,7 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
+@pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize(
     ("mode", "required", "message"),
     [
