@@ -17,12 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
-from raysim.training import GradientCorrection
+from raysim.training import GradientCorrection, add_to_gradients, proximal_term
 
 GROUP = "global"
 
@@ -56,12 +55,12 @@ class FedDyn(LocalTraining):
     def init(self, task: Task) -> ServerState:
         model = self.make_update(task.network())[0]
         examples = sum(task.sizes[site]["train"] for site in task.inside)
-        return ServerState(model, zeros_like(model.parameters), examples)
+        return ServerState(model, 0.0 * model.parameters, examples)
 
     # at each site
     def client(self, site: Site[ClientState], model: Model) -> Reply[Model]:
         start = model.parameters
-        gradient = zeros_like(start) if site.client_state is None else site.client_state.gradient
+        gradient = 0.0 * start if site.client_state is None else site.client_state.gradient
         net = self.load_global(site, model)
         loss = self.fit(net, site, correct=regularizer(net, gradient, self.alpha))
         end = weights(net).parameters
@@ -84,20 +83,13 @@ class FedDyn(LocalTraining):
         return self.predict_module(site, state.model)
 
 
-def zeros_like(model: Model) -> Model:
-    return combine([model], [0.0])
-
-
 def regularizer(net: nn.Module, gradient: Model, alpha: float) -> GradientCorrection:
     """A correction that adds `alpha (w_k - w) - g_k` to the gradients, where w are the current parameters of `net`."""
-    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    anchors = [p.detach().clone() for _, p in trained]
-    linear = [torch.from_numpy(gradient[name].copy()).to(p.device) for name, p in trained]
+    pull = proximal_term([p.detach().clone() for p in net.parameters() if p.requires_grad], alpha)
+    subtract = add_to_gradients(-1.0 * gradient, net)
 
-    @torch.no_grad()
     def correct(parameters: list[nn.Parameter]) -> None:
-        for parameter, anchor, g in zip(parameters, anchors, linear, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter - anchor, alpha=alpha).sub_(g)
+        pull(parameters)
+        subtract(parameters)
 
     return correct

@@ -47,7 +47,6 @@ from raysim import (
 )
 from raysim.training import (
     OptimizerState,
-    batches,
     dump_optimizer_state,
     from_vector,
     gram_matrix,
@@ -192,10 +191,9 @@ class GradientAlignment(LocalTraining):
         steps = self.count_steps(split, site.task.batch_size)
         passes, rest = divmod(steps, math.ceil(len(split) / size))
         count = passes * len(split) + min(rest * size, len(split))
-        task = site.task
-        for inputs, labels in batches(split, size, steps, site.device, task.augment, task.sampling):
-            with torch.autocast(site.device.type, torch.bfloat16, enabled=bool(self.amp)):
-                loss = task.loss(net(inputs), labels)
+        for inputs, labels in self.training_batches(site):
+            with self.precision(site):
+                loss = site.task.loss(net(inputs), labels)
             yield len(inputs) / count, loss
 
     # at the server

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt, Lt
-from torch import nn
 
 from raysim import (
     UNCHANGED,
@@ -36,7 +34,7 @@ from raysim import (
     mean,
     weights,
 )
-from raysim.training import GradientCorrection
+from raysim.training import add_to_gradients
 
 GROUP = "global"
 
@@ -95,12 +93,12 @@ class Scaffold(LocalTraining):
     def init(self, task: Task) -> ServerState:
         model = self.make_update(task.network())[0]
         total = sum(self._weight(task.sizes[site]["train"]) for site in task.inside)
-        return ServerState(model, zeros_like(model.parameters), total)
+        return ServerState(model, 0.0 * model.parameters, total)
 
     # at each site
     def client(self, site: Site[ClientState], broadcast: Broadcast) -> Reply[Update]:
         model, c = broadcast.model, broadcast.control
-        c_k = zeros_like(c) if site.client_state is None else site.client_state.control
+        c_k = 0.0 * c if site.client_state is None else site.client_state.control
         net = self.load_global(site, model)
         loss = self.fit(net, site, correct=add_to_gradients(c - c_k, net))
         steps = self.count_steps(site.data.train, site.task.batch_size)
@@ -129,21 +127,3 @@ class Scaffold(LocalTraining):
 
     def predictor(self, site: Site[ClientState], state: ServerState) -> Predictor:
         return self.predict_module(site, state.model)
-
-
-def zeros_like(model: Model) -> Model:
-    return 0.0 * model
-
-
-def add_to_gradients(drift: Model, net: nn.Module) -> GradientCorrection:
-    """A correction that adds `drift` = c - c_k to the gradients of `net`."""
-    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    drifts = [torch.from_numpy(drift[name].copy()).to(p.device) for name, p in trained]
-
-    @torch.no_grad()
-    def correct(parameters: list[nn.Parameter]) -> None:
-        for parameter, change in zip(parameters, drifts, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(change)
-
-    return correct

@@ -35,6 +35,23 @@ def ray_started() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Removes what a test's own modules leave: a run adds the working directory to `sys.path` and imports from it."""
+    path, before = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        spec = getattr(sys.modules[name], "__spec__", None)
+        places = [
+            getattr(sys.modules[name], "__file__", None),
+            *(getattr(spec, "submodule_search_locations", None) or ()),
+        ]
+        if any(str(place).startswith(folder) for place in places):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def no_ray() -> None:
     """Ends the Ray of earlier tests in this process. The tests that need it come before the unit tests."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from raysim.cli.completion import complete
+from raysim.cli.completion import KEY_COMMANDS, complete
 from raysim.cli.parser import make_parser
 from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     complete(parser)
     args, rest = parser.parse_known_args(argv)
-    takes_keys = args.command in ("run", "tune", "doctor") or getattr(args, "data_command", None) == "describe"
+    takes_keys = args.command in KEY_COMMANDS or getattr(args, "data_command", None) == "describe"
     if rest and (not takes_keys or any(each.startswith("-") for each in rest)):
         wrong = next((each for each in rest if each.startswith("-")), rest[0])
         hint = option_hint(rest) if wrong.startswith("--") and takes_keys else ""

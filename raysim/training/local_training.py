@@ -227,6 +227,20 @@ def proximal_term(w: list[Tensor], weight: float) -> GradientCorrection:
     return correct
 
 
+def add_to_gradients(change: Model, net: nn.Module) -> GradientCorrection:
+    """A correction that adds `change`, which has the parameters of `net`, to their gradients."""
+    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    changes = [torch.from_numpy(change[name].copy()).to(p.device) for name, p in trained]
+
+    @torch.no_grad()
+    def correct(parameters: list[nn.Parameter]) -> None:
+        for parameter, added in zip(parameters, changes, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(added)
+
+    return correct
+
+
 def lr_factor(schedule: str, round: int, rounds: int) -> float:
     """The learning rate of round `round` (zero-based) as a fraction of that of the first round."""
     left = 1 - round / rounds

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +31,16 @@ SMALL = ("task.network.channels=[4,8]", "task.network.num_res_units=0")
 
 
 @pytest.fixture
-def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory with the input that the test's parameter, or its name, names."""
     name = getattr(request, "param", None) or request.node.name.removeprefix("test_")
     (tmp_path / name).mkdir()
     for file in (CASES / "make.py", *(CASES / name).iterdir()):
         target = tmp_path / ("" if file.name == "make.py" else name) / file.name
         target.write_bytes(file.read_bytes())
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path / name)
-    before = set(sys.modules)
     runpy.run_path("make_data.py")
-    yield tmp_path / name
-    for module in set(sys.modules) - before:
-        if str(getattr(sys.modules[module], "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[module]
+    return tmp_path / name
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +40,10 @@ class Classifier(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "own_networks.py").write_text(NETWORKS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory
-    yield runpy.run_path("own_networks.py")
-    sys.modules.pop("own_networks", None)
+    return runpy.run_path("own_networks.py")
 
 
 def scene(seed: int, shape: tuple[int, ...]) -> tuple[Array, Array]:

@@ -145,6 +145,7 @@ PUBLISHED_TRAINING = [
     "SelectorKind",
     "SelfSupervised",
     "Views",
+    "add_to_gradients",
     "batches",
     "check_levels",
     "dump_optimizer_state",

@@ -9,7 +9,6 @@ import pytest
 from raysim.cli.main import main
 from raysim.cli.parser import KINDS
 from raysim.core.registry import algorithm_groups
-from tests.support.own_modules import forget_modules
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +80,6 @@ def test_one_entry(
     (tmp_path / "own.py").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(tmp_path))
     text = " ".join(shown(capsys, *arguments).split())
-    forget_modules(tmp_path)
     assert [part for part in parts if part not in text] == []
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,12 +57,9 @@ class Mine(LocalTraining):
 
 
 @pytest.fixture(autouse=True)
-def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_algorithm.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory
-    yield
-    sys.modules.pop("my_algorithm", None)
 
 
 def test_help_of_run_shows_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import sys
 import tomllib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raysim.cli.main import main
-from tests.support.own_modules import forget_modules
 from tests.support.paths import ROOT
 from tests.support.wrong_files import WRONG_FILES, write_data_sets
 
@@ -38,16 +35,14 @@ def data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def working_directory(data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Iterator[Path]:
+def working_directory(data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Path:
     shutil.copytree(data_sets, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # a run adds the working directory
     monkeypatch.setenv("RAYSIM_CACHE", str(data_sets / "cache"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # submit would set it for later tests
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    yield tmp_path
-    forget_modules(tmp_path)
+    return tmp_path
 
 
 def prepare(wrong: dict[str, Any]) -> list[str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithm_class, modules_from_paths, name_of
-from tests.support.own_modules import forget_modules
 from tests.support.paths import ROOT
 
 OWN = """
@@ -30,7 +28,7 @@ class Forgot:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a user's `algorithms`, `search_spaces` and modules."""
     for name in ("algorithms", "search_spaces", "my_methods"):
         (tmp_path / name).mkdir()
@@ -39,9 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for path in ("algorithms/forgot.py", "my_methods/forgot.py", "forgot_here.py"):
         (tmp_path / path).write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    forget_modules(tmp_path)
+    return tmp_path
 
 
 def test_the_packages_of_raysim_come_before_those_of_the_working_directory(folder: Path) -> None:
