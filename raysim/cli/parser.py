@@ -45,6 +45,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
     )
     run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
+    run.add_argument(
+        "--anonymous-cases",
+        action="store_true",
+        help="hash the names in cases.parquet; the same as anonymous_cases=true",
+    )
 
     resume = commands.add_parser("resume", help="continue a run that was interrupted or has failed")
     resume.add_argument("run", metavar="RUN_DIR", help="the run directory; the run continues after its last checkpoint")

@@ -48,6 +48,7 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
     Also prepares this process for the run. Errors in keys and table are found before torch is imported.
     """
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
+    overrides += ["anonymous_cases=true"] * getattr(args, "anonymous_cases", False)
     values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
     check_new_directory(args.out, "a run")
     check_task(values)

@@ -13,6 +13,7 @@ from raysim.distributed.local_ray import set_local_ray_variables
 from raysim.search.options import (
     RESUME_OPTIONS,
     CheckpointRetention,
+    JudgedRound,
     SamplerName,
     SchedulerName,
     SearchOptions,
@@ -56,6 +57,7 @@ def add_tune_command(commands: Any) -> None:
         metavar="M",
         help="the objective: mean, worst, outside, bytes, seconds or role/split/metric; separate several by commas",
     )
+    add("--judge", choices=get_args(JudgedRound), help="the round of a trial that is compared (default: best)")
     add(
         "--scheduler",
         choices=get_args(SchedulerName),
@@ -64,11 +66,7 @@ def add_tune_command(commands: Any) -> None:
     add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
-    add(
-        "--holdout",
-        metavar="SITE",
-        help="a site that does not train and is evaluated; 'each' holds out every site once",
-    )
+    add("--holdout", metavar="SITE", help="a site that is evaluated and does not train; 'each' takes every site once")
     add("--budget", metavar="TIME", help="time after which the search ends: 90s, 30m or 2h")
     add(
         "--keep-checkpoints",

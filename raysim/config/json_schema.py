@@ -51,6 +51,7 @@ def run_schema(task: str | None = None, algorithm: str | None = None) -> Schema:
     short = {key: {"description": f"short form of task.{key}"} for key in ("data", "network")}
     run["properties"] |= described | short
     run["properties"]["cohort"]["type"] = ["number", "object"]
+    run["properties"]["early_stopping"] |= {"type": ["integer", "object", "null"], "minimum": 1}
     return {"$schema": DIALECT, "title": "Configuration of raysim run", **run, "$defs": definitions}
 
 

@@ -1,4 +1,4 @@
-"""What to write instead of keys of other programs, such as `gpus` and `early_stopping`."""
+"""What to write instead of keys of other programs, such as `gpus` and `patience`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from raysim.core.formatting import quote_path
 from raysim.core.suggestions import squash
 
 GPUS = "resources.gpus_per_client=1 gives each client actor a GPU"
-NO_EARLY_STOPPING = "a run has a fixed number of rounds: set rounds, or end it with `raysim stop`; it can be resumed"
+EARLY_STOPPING = "use early_stopping.patience=5, a number of evaluations, and early_stopping.min_gain"
 NO_PATCHES = "images are used whole: set task.data.size, with task.data.fit=pad to crop, or task.data.slices=true"
 AUGMENT = "use task.augment, for example 'task.augment=[{name: RandFlip, prob: 0.5, spatial_axis: 0}]'"
 KEY_HINTS: Mapping[str, str] = {
     **dict.fromkeys(("gpu", "gpus", "numgpus", "device", "devices", "cuda", "accelerator"), GPUS),
-    **dict.fromkeys(("earlystopping", "earlystop", "patience"), NO_EARLY_STOPPING),
+    **dict.fromkeys(("earlystopping", "earlystop", "patience", "mindelta", "mingain"), EARLY_STOPPING),
     **dict.fromkeys(("patchsize", "patch", "cropsize", "roisize"), NO_PATCHES),
     **dict.fromkeys(("augment", "augmentation", "augmentations", "transforms"), AUGMENT),
     "batchsize": "use task.batch_size",

@@ -11,6 +11,7 @@ from raysim.config.yaml_loader import load_yaml
 from raysim.core.errors import ConfigError
 
 SHORT_KEYS = {"data": "task.data", "network": "task.network"}
+SHORT_FORMS = {"cohort": "size", "early_stopping": "patience"}  # a value of the key is the value of this field
 REPLACED_MAPPINGS = ("classes",)  # mappings with user-defined keys: the new mapping replaces the old one
 # The keys of these mappings are dataclass fields, so they may be dotted in a file.
 FIELD_MAPPINGS = ("task", "algorithm", "data", "task.data")
@@ -68,8 +69,9 @@ def expand_short_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     for short, path in SHORT_KEYS.items():
         if short in result:
             result = merge(result, nested_keys(path, result.pop(short)))
-    if "cohort" in result and not isinstance(result["cohort"], Mapping):
-        result["cohort"] = {"size": result["cohort"]}
+    for key, field in SHORT_FORMS.items():
+        if result.get(key) is not None and not isinstance(result[key], Mapping):
+            result[key] = {field: result[key]}
     return result
 
 

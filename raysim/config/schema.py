@@ -53,6 +53,16 @@ class Cohort:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """The end of a run whose validation score does not improve."""
+
+    patience: Annotated[
+        int, Gt(0), "evaluations without a gain after which the run ends; short form: early_stopping=5"
+    ] = 5
+    min_gain: Annotated[float, Ge(0), "a gain is larger than this, in the unit of the metric"] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The configuration of one federation."""
 
@@ -71,6 +81,12 @@ class RunConfig:
     evaluate_every: Annotated[int, Gt(0), "evaluate the sites every N rounds, and after the last round"] = 1
     checkpoint_every: Annotated[int, Gt(0), "write a checkpoint every N rounds, and after the last round"] = 1
     metric: Annotated[str | None, "main metric, e.g. inside/val/dice; by default the first metric of the task"] = None
+    anonymous_cases: Annotated[bool, "write hashes instead of the names of images and patients to cases.parquet"] = (
+        False
+    )
+    early_stopping: Annotated[
+        EarlyStopping | None, "ends the run when `metric` on val cases stops improving; by default all rounds run"
+    ] = None
     chaos: Annotated[
         str | None,
         "faults to inject: 'kill client@3' or 'kill node@3' in round 3, 'slow site-02 x4' (four times slower), "

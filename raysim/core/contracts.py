@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ P = TypeVar("P")
 P_co = TypeVar("P_co", covariant=True)
 Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
+CaseValues = Mapping[str, Array]  # (cases,) by metric
 Predictor = Callable[["Tensor"], "Tensor"]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
 Batch = tuple["Tensor", "Tensor"]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
 PerSite = Mapping[str, Any] | None  # a further argument of a client function, by site
@@ -119,6 +120,27 @@ class Scorer(Protocol):
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics: ...
 
 
+@runtime_checkable
+class CaseScorer(Scorer, Protocol):
+    """A scorer that also returns the values of each case, from the same predictions."""
+
+    def score_cases(self, predict: Predictor, split: Split, device: torch.device) -> tuple[Metrics, CaseValues]:
+        """The result of the scorer, and the values of each case in the order of `np.unique(split.cases)`.
+
+        A value is NaN where the case does not define the metric. A metric of the split is the mean of its values, or,
+        if it has none, a function of others.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CaseName:
+    """The image of a case as in the table, and its patient; None where the table has none."""
+
+    image: str | None = None
+    patient: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """The sites, the network, the loss and the metrics. It contains no data: `open` loads the data of a site.
@@ -129,6 +151,7 @@ class Task:
     classes: number of logits of an example.
     sampling: how local training samples examples: each once per epoch, or with probabilities by class.
     summary: a line about the classes that is shown at the start of a run; empty for no line.
+    case_names: the cases of a site (first argument) in a split (second), by case number; None if they have no names.
     """
 
     name: str
@@ -145,6 +168,7 @@ class Task:
     augment: Augment | None = None
     sampling: Sampling = "uniform"
     summary: str = ""
+    case_names: Callable[[str, str], Sequence[CaseName]] | None = None
 
     def start(self, seed: int) -> nn.Module:
         """A new network with the initial weights, which are the same for every method in a run with this seed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,11 @@ class ActorsPlaced:
 
 @dataclass(frozen=True)
 class RoundEvent:
-    """A finished round: its row in rounds.parquet."""
+    """A finished round: its row in rounds.parquet. `is_last`: the run ends after it."""
 
     number: int
     values: Mapping[str, Any]
+    is_last: bool = field(default=False, kw_only=True)
     round: Round[Any] | None = None  # only in the process that runs the rounds: it is too large to send
 
 

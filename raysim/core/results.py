@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
-from raysim.core.contracts import Metrics, S
+from raysim.core.contracts import Array, Metrics, S
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +44,22 @@ class Score:
     cases: int = 0
 
 
+@dataclass(frozen=True)
+class CaseScores:
+    """The values of one predictor at each case of a split at one site.
+
+    predictor: `global`, `own` (another network), or the name of the predictor's class.
+    cases: (C,) case numbers. metrics: M names, as in Score. values: (M, C), NaN where a case does not define a metric.
+    """
+
+    site: str
+    split: str
+    predictor: str
+    cases: Array
+    metrics: tuple[str, ...]
+    values: Array
+
+
 class FailureAction(StrEnum):
     """What the engine did about a failure: the column `action` of failures.jsonl."""
 
@@ -77,6 +93,7 @@ class Round(Generic[S]):
     loss: float | None  # training loss, weighted mean over the cohort
     metrics: Metrics  # of the server, as the algorithm names them
     scores: tuple[Score, ...]
+    cases: tuple[CaseScores, ...]  # those of the scores that are per case
     traffic: Traffic
     seconds: float
     cohort: tuple[str, ...]
@@ -119,6 +136,15 @@ class RunResult:
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """The last evaluation by `role/split/metric`: mean, weighted and, for a metric with a direction, worst."""
         found: Mapping[str, Mapping[str, float]] = self.summary["metrics"]
+        return found
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The best round by its validation score: `round`, `metric`, `value`, `metrics` and `sites`.
+
+        `round` is None, with a `reason`, if no round was chosen.
+        """
+        found: Mapping[str, Any] = self.summary["best"]
         return found
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from raysim.core.contracts import SPLITS, Data, ProgressCallback, Split
+from raysim.core.contracts import SPLITS, CaseName, Data, ProgressCallback
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.cache import cache_key, fingerprint, load_or_create
@@ -24,6 +24,7 @@ from raysim.data.image_reader import read_image
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.mask_values import UnknownMaskValues
 from raysim.data.scanner_shift import ScannerShift, make_scanner
+from raysim.data.site_arrays import data_from_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,6 +41,7 @@ class CaseRow:
     label: str | int | None
     key: str
     level: int | None = None  # number of the body region, if the table has one
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class ImageSites:
     def __call__(self, site: str) -> Data:
         """The data of the site. Raises ConfigError if its files must be read and cannot be used."""
         return data_from_arrays(self.arrays(site))
+
+    def case_names(self, site: str, split: str) -> Sequence[CaseName]:
+        """The cases of a site in a split: `key` as image, and the patient."""
+        return [CaseName(row.key, row.patient) for row in self.rows[site] if row.split == split]
 
     def paths(self) -> tuple[list[str], list[str]]:
         """The folders that are read from, and the folders that are written to."""
@@ -282,18 +288,3 @@ def _concatenate_cases(cases: Sequence[Case], example: Case, has_masks: bool) ->
     if len(labels) == len(cases):
         space = example.inputs.shape[2:] if has_masks else ()
         yield "labels", np.concatenate([np.zeros((0, 1, *space), np.uint8), *labels])
-
-
-def data_from_arrays(arrays: Mapping[str, Array]) -> Data:
-    """The data of a site from arrays named `<split>.<field>`; labels and levels are optional."""
-    return Data(**{split: _split_from_arrays(arrays, split) for split in SPLITS})
-
-
-def _split_from_arrays(arrays: Mapping[str, Array], split: str) -> Split:
-    return Split(
-        inputs=arrays[f"{split}.inputs"],
-        labels=arrays.get(f"{split}.labels"),
-        cases=arrays[f"{split}.cases"],
-        spacing=arrays[f"{split}.spacing"],
-        levels=arrays.get(f"{split}.levels"),
-    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+import pandas as pd
+
 from raysim.core.suggestions import squash
 
 # The first kind of column that a table has identifies the patient.
@@ -26,6 +28,14 @@ def patient_columns(names: Iterable[str]) -> list[str]:
     """The columns that identify patients, such as `patient`, `PatientID` or `subject_id`; the one to use first."""
     kinds = {name: kind for name in names if (kind := _kind(str(name))) is not None}
     return sorted(kinds, key=lambda name: (PATIENT_COLUMNS.index(kinds[name]), name != kinds[name], name))
+
+
+def patients_of(table: pd.DataFrame) -> list[str | None]:
+    """The patient of each row; None without one."""
+    columns = patient_columns(map(str, table.columns))
+    if not columns:
+        return [None] * len(table)
+    return [None if pd.isna(cell) else str(cell) for cell in table[columns[0]]]
 
 
 def _kind(name: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from raysim.core.contracts import SPLITS, Data
+from raysim.core.contracts import SPLITS, CaseName, Data
 from raysim.core.errors import ConfigError
 from raysim.data.cache import cache_key, load_or_create
-from raysim.data.image_sites import data_from_arrays
+from raysim.data.patient_columns import patients_of
+from raysim.data.site_arrays import data_from_arrays
 from raysim.data.tabular_features import Features, Standardizer
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,6 +59,17 @@ class TabularDataset:
             arrays |= {f"{split}.{name}": array for name, array in fields.items()}
         return arrays
 
+    def case_names(self) -> dict[tuple[str, str], list[CaseName]]:
+        """The rows of each site and split: their image, if the table has the column, and their patient."""
+        names: dict[tuple[str, str], list[CaseName]] = {}
+        images = self.table["image"] if "image" in self.table else [pd.NA] * len(self.table)
+        for site, split, image, patient in zip(
+            self.table["site"], self.table["split"], images, patients_of(self.table), strict=True
+        ):
+            name = CaseName(None if pd.isna(image) else str(image), patient)
+            names.setdefault((str(site), str(split)), []).append(name)
+        return names
+
     @cached_property
     def by_site(self) -> dict[str, pd.DataFrame]:
         """The rows of each site, sorted by site."""
@@ -87,11 +99,16 @@ class TabularSites:
     table: str
     cache_folder: Path
     cache_keys: Mapping[str, str]  # by site
+    names: Mapping[tuple[str, str], Sequence[CaseName]]  # of the cases, by site and split
 
     def __call__(self, site: str) -> Data:
         """The data of the site. Raises ConfigError if the table must be read and has changed."""
         arrays = load_or_create(self.cache_folder, self.cache_keys[site], lambda: self._prepare(site))
         return data_from_arrays(arrays)
+
+    def case_names(self, site: str, split: str) -> Sequence[CaseName]:
+        """The cases of a site in a split."""
+        return self.names.get((site, split), ())
 
     def paths(self) -> tuple[list[str], list[str]]:
         """The files that are read, and the folders that are written to."""
@@ -114,4 +131,4 @@ def prepare_tabular_sites(
     keys = dataset.cache_keys()
     for site, key in keys.items():
         load_or_create(cache_folder, key, partial(dataset.arrays, site))
-    return TabularSites(load_dataset, table, cache_folder, keys)
+    return TabularSites(load_dataset, table, cache_folder, keys, dataset.case_names())

@@ -13,7 +13,7 @@ from pathlib import Path
 from raysim.core.errors import RunError
 
 BEGIN, END = "--- artifacts ---", "--- end of artifacts ---"
-EXCLUDED = ("checkpoints", ".process")  # large files; the lock of the process on the cluster
+EXCLUDED = ("checkpoints", "best", "models", ".process")  # large files; the lock of the process on the cluster
 MAX_BYTES = 2 * 2**30  # largest size of an unpacked bundle
 MAX_TEXT = MAX_BYTES // 2  # characters of a bundle
 MAX_MEMBERS = 100_000  # files and folders
@@ -30,7 +30,7 @@ class _Decompressed(gzip.GzipFile):
 
 
 def pack(directory: Path) -> str:
-    """The bundle of all files in `directory`, without checkpoints of the run or of trials."""
+    """The bundle of all files in `directory`, without checkpoints and models of the run or of trials."""
 
     def select(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         return None if Path(member.name).name in EXCLUDED else member

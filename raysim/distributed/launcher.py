@@ -92,8 +92,9 @@ def read_run_config(directory: Path, ray_address: str | None = None) -> RunConfi
 def _check_unfinished(directory: Path) -> None:
     summary = read_summary(directory)
     if summary.get("status") == RunOutcome.DONE:
+        ended = "ended by early stopping after" if "early_stopping" in summary else "all"
         raise ConfigError(
-            f"{directory} is done, all {summary['rounds']} rounds; for more rounds start a new run "
+            f"{directory} is done, {ended} {summary['rounds']} rounds; for more rounds start a new run "
             f"(raysim run -c {quote_path(directory / 'config.yaml')} rounds=...)"
         )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from raysim.core.contracts import (
     EVALUATED_SPLITS,
     Algorithm,
+    CaseScorer,
     Metrics,
     PredictionSet,
     Predictor,
@@ -22,39 +24,71 @@ from raysim.core.contracts import (
     State,
 )
 from raysim.core.errors import RunError
-from raysim.core.model import weights
-from raysim.core.results import Score
+from raysim.core.model import BatchNorm, weights
+from raysim.core.results import CaseScores, Score
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.return_checks import check_metrics, check_predictor
 
 
-def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> tuple[Score, ...]:
+@dataclass(frozen=True)
+class SiteEvaluation:
+    """The scores of one or several sites, and the values of each case."""
+
+    scores: tuple[Score, ...] = ()
+    cases: tuple[CaseScores, ...] = ()
+
+    def __add__(self, other: SiteEvaluation) -> SiteEvaluation:
+        return SiteEvaluation(self.scores + other.scores, self.cases + other.cases)
+
+    def with_suffix(self, suffix: str) -> SiteEvaluation:
+        """The same with `suffix` at the end of the name of each metric."""
+        return SiteEvaluation(
+            tuple(replace(score, metric=f"{score.metric}{suffix}") for score in self.scores),
+            tuple(replace(each, metrics=tuple(f"{name}{suffix}" for name in each.metrics)) for each in self.cases),
+        )
+
+
+def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> SiteEvaluation:
     """The scores of all inside and outside sites.
 
     Metrics with the suffix `@global` score the global model. The others score the method's predictor.
     """
-    replies = fleet.evaluate(_evaluate_site, (algorithm, state))
-    return tuple(score for reply in replies.values() for score in reply.payload)
+    found = [reply.payload for reply in fleet.evaluate(_evaluate_site, (algorithm, state)).values()]
+    return SiteEvaluation(
+        tuple(score for each in found for score in each.scores), tuple(case for each in found for case in each.cases)
+    )
 
 
-def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[tuple[Score, ...]]:
+def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[SiteEvaluation]:
     algorithm, state = broadcast
     predictor = algorithm.predictor(site, state)
     check_predictor(predictor, type(algorithm).__name__)
     single = None if predictor is None or isinstance(predictor, PredictionSet) else PredictionSet(predictor)
     predictions = predictor if isinstance(predictor, PredictionSet) else single
-    scores = [] if predictions is None else _scores(site, predictions.main, "")
-    if state.model is not None:
-        if predictions is not None and _is_global(predictions.main, site, state):
-            scores += [replace(score, metric=f"{score.metric}@global") for score in scores]
-        else:
-            scores += _scores(site, site.predict_module(state.model), "@global")
+    kind = "" if predictions is None else describe_predictor(predictions.main, site, state)
+    found = SiteEvaluation() if predictions is None else _evaluate(site, predictions.main, kind)
+    if kind == "global":
+        found += found.with_suffix("@global")
+    elif state.model is not None:
+        found += _evaluate(site, site.predict_module(state.model), "global").with_suffix("@global")
     if predictions is not None:
         for name, predict in predictions.others.items():
-            scores += _scores(site, predict, f"@{name}")
+            found += _evaluate(site, predict, describe_predictor(predict, site, state)).with_suffix(f"@{name}")
         if predictions.notes is not None:
-            scores += _note_scores(site, predictions.notes, type(algorithm).__name__)
-    return Reply(tuple(scores))
+            found += SiteEvaluation(_note_scores(site, predictions.notes, type(algorithm).__name__))
+    return Reply(found)
+
+
+def describe_predictor(predict: Predictor, site: Site[Any], state: State) -> str:
+    """`global` for the global model, `own` for another network, else the name of the function or of its class."""
+    if not isinstance(predict, nn.Module):
+        return str(getattr(predict, "__name__", type(predict).__name__))
+    return "global" if _is_global(predict, site, state) else "own"
+
+
+def has_batch_statistics(net: nn.Module) -> bool:
+    """Whether BatchNorm layers of a network in evaluation mode use the statistics of each batch."""
+    return any(layer.training for layer in net.modules() if isinstance(layer, BatchNorm))
 
 
 def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:
@@ -70,13 +104,22 @@ def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:
 
 
 @torch.no_grad()
-def _scores(site: Site[Any], predict: Predictor, suffix: str) -> list[Score]:
-    found = {split: site.task.score(predict, site.data[split], site.device) for split in _evaluated_splits(site)}
-    return _as_scores(site, {split: {f"{n}{suffix}": v for n, v in of.items()} for split, of in found.items()})
+def _evaluate(site: Site[Any], predict: Predictor, kind: str) -> SiteEvaluation:
+    found, cases = dict[str, Metrics](), list[CaseScores]()
+    for split in _evaluated_splits(site):
+        data, score = site.data[split], site.task.score
+        if isinstance(score, CaseScorer):
+            found[split], values = score.score_cases(predict, data, site.device)
+            if values:
+                numbers, stacked = np.unique(data.cases), np.stack([*values.values()]).astype(np.float64)
+                cases.append(CaseScores(site.name, split, kind, numbers, tuple(values), stacked))
+        else:
+            found[split] = score(predict, data, site.device)
+    return SiteEvaluation(_as_scores(site, found), tuple(cases))
 
 
 @torch.no_grad()
-def _note_scores(site: Site[Any], notes: Callable[[Split], Metrics], name: str) -> list[Score]:
+def _note_scores(site: Site[Any], notes: Callable[[Split], Metrics], name: str) -> tuple[Score, ...]:
     scores = _as_scores(site, {split: notes(site.data[split]) for split in _evaluated_splits(site)})
     for score in scores:
         if score.metric.partition("@")[0] in site.task.score.better:
@@ -91,13 +134,13 @@ def _evaluated_splits(site: Site[Any]) -> list[str]:
     return [split for split in EVALUATED_SPLITS if len(site.data[split])]
 
 
-def _as_scores(site: Site[Any], found: Mapping[str, Metrics]) -> list[Score]:
+def _as_scores(site: Site[Any], found: Mapping[str, Metrics]) -> tuple[Score, ...]:
     role: Literal["inside", "outside"] = "inside" if site.name in site.task.inside else "outside"
     cases = {split: len(set(site.data[split].cases.tolist())) for split in found}
     for metrics in found.values():
         check_metrics(metrics, "the metrics of a split")
-    return [
+    return tuple(
         Score(site.name, role, split, metric, float(value), cases[split])
         for split, metrics in found.items()
         for metric, value in metrics.items()
-    ]
+    )

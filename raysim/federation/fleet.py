@@ -96,7 +96,7 @@ class BaseFleet(ABC):
         held = {site: result.payload for site, result in results.items()}
         return ExchangeHandle(held, {site: result.metrics for site, result in results.items()}, self._fetch)
 
-    def evaluate(self, client: Client[P], broadcast: Any) -> Replies[P]:
+    def evaluate(self, client: Client[P], broadcast: Any, phase: str = EVALUATION_PHASE) -> Replies[P]:
         """The replies of `client` at every inside and outside site.
 
         The traffic of an evaluation is not counted, because evaluation is not part of the method.
@@ -106,7 +106,7 @@ class BaseFleet(ABC):
             broadcast,
             None,
             self._call(EVALUATION_CALL),
-            phase=EVALUATION_PHASE,
+            phase=phase,
         )
         return Replies(results, self._fetch)
 

@@ -28,6 +28,7 @@ class Plan:
     directory: Path
     resume: bool = False  # continue from the newest checkpoint in `directory`
     versions: Mapping[str, str] = field(default_factory=dict)  # of packages in this process; nodes must have the same
+    writes_models: bool = True  # at the end of the run, into models/
 
     @property
     def algorithm_name(self) -> str:
@@ -47,6 +48,11 @@ class Plan:
     def metric(self) -> str:
         """The `role/split/metric` that the run is scored by. Raises ConfigError as `chosen_metric` does."""
         return chosen_metric(self.task, self.config.metric)
+
+    @cached_property
+    def selection(self) -> str | None:
+        """The metric that chooses the best round, see `selection_metric`."""
+        return selection_metric(self.task, self.metric)
 
     @cached_property
     def faults(self) -> FaultPlan:
@@ -130,6 +136,18 @@ def chosen_metric(task: Task, requested: str | None) -> str:
         names = ", ".join(possible) or "none"
         raise ConfigError(f"metric={requested!r}: expected one of {names}, each also with the suffix @global")
     return requested
+
+
+def selection_metric(task: Task, chosen: str) -> str | None:
+    """The metric that chooses the best round: `chosen` on validation cases, of the inside sites if its sites have none.
+
+    None if the inside sites have none either: a test score is never used for a choice.
+    """
+    role, _, metric = chosen.split("/", 2)
+    sites = {"inside": task.inside, "outside": task.outside}
+    possible = (each for each in (role, "inside") if any(task.sizes[site].get("val", 0) for site in sites[each]))
+    found = next(possible, None)
+    return None if found is None else f"{found}/val/{metric}"
 
 
 def parse_run_faults(config: RunConfig) -> FaultPlan:

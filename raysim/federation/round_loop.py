@@ -10,7 +10,7 @@ from raysim.core.results import ResumePoint, Round, Score
 from raysim.core.seeding import seeded
 from raysim.federation.accounting import RoundAccounting
 from raysim.federation.cohort import apply_dropout, sample_cohort
-from raysim.federation.evaluation import evaluate_sites
+from raysim.federation.evaluation import SiteEvaluation, evaluate_sites
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.return_checks import check_round, check_state
 
@@ -47,14 +47,15 @@ def federate(
         with seeded(seed, index, "server"):
             state, metrics = check_round(algorithm.round(fleet.at(sites), state), type(algorithm).__name__)
         due = (index + 1) % evaluate_every == 0 or index + 1 == rounds
-        scores = evaluate_sites(algorithm, state, fleet) if due else ()
+        evaluation = evaluate_sites(algorithm, state, fleet) if due else SiteEvaluation()
         seconds, phases = time.perf_counter() - began, dict(fleet.accounting.phases)
         yield Round(
             number=index + 1,
             state=state,
             loss=_mean_loss(fleet.accounting),
             metrics=metrics,
-            scores=(*_client_scores(fleet.accounting), *scores),
+            scores=(*_client_scores(fleet.accounting), *evaluation.scores),
+            cases=evaluation.cases,
             traffic=fleet.accounting.traffic(),
             seconds=seconds,
             cohort=tuple(sites),

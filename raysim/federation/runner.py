@@ -23,9 +23,10 @@ from raysim.core.errors import (
 )
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.formatting import pluralize, quote_path
-from raysim.core.registry import classes_of
 from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round, RunOutcome
+from raysim.federation.checkpoints import read_checkpoint, restore_checkpoint, write_checkpoints
 from raysim.federation.fleet import BaseFleet, LocalFleet
+from raysim.federation.model_export import export_models
 from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
 from raysim.federation.site_data import SiteDataCache
@@ -33,7 +34,7 @@ from raysim.federation.site_executor import torch_threads
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
-from raysim.storage.run_directory import CHECKPOINTS
+from raysim.storage.run_directory import BEST
 from raysim.storage.score_notes import NOTHING_EVALUATED
 
 MAX_ROLLBACKS = 5  # the run fails after so many in a row without a new round between them
@@ -45,13 +46,20 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     If the run ends early, all finished rounds are on the disk, with a summary that has the reason.
     """
     with disk_errors_named(plan.directory):
-        recorder = Recorder(plan.directory, plan.task, plan.metric)
+        recorder = Recorder(
+            plan.directory, plan.task, plan.metric, plan.selection, anonymous_cases=plan.config.anonymous_cases
+        )
     config = plan.config
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)
+        if plan.writes_models:
+            yield from _write_models(plan, fleet, recorder, state)
         with disk_errors_named(plan.directory):
+            checkpoint.keep_only(plan.directory / BEST, {recorder.best.number})
+            if reason := _stopping_reason(plan, recorder):
+                facts["early_stopping"] = reason
             summary = recorder.close(RunOutcome.DONE, facts, final_digest)
         yield RunFinished(summary)
     except (Interrupted, KeyboardInterrupt, GeneratorExit):
@@ -100,7 +108,7 @@ def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Gen
     recorder.add_failures(dropped)
     yield from _notices(dropped)
     if plan.resume:
-        start, _ = yield from _restore_checkpoint(plan, fleet, recorder)
+        start, _ = yield from restore_checkpoint(plan, fleet, recorder)
     while True:
         try:
             return (yield from _run_rounds(plan, fleet, recorder, start))
@@ -114,7 +122,7 @@ def _run_with_rollbacks(plan: Plan, fleet: BaseFleet, recorder: Recorder) -> Gen
             yield from _notices(failures)
             action = FailureAction.ROLLED_BACK
             yield Notice(f"{error}; returning to the last checkpoint", action)
-            start, seconds = yield from _restore_checkpoint(plan, fleet, recorder)
+            start, seconds = yield from restore_checkpoint(plan, fleet, recorder)
             recorder.add_failures([FailureEvent(index + 1, "", (), "", str(error), action, seconds)])
 
 
@@ -122,47 +130,71 @@ def _notices(failures: Iterable[FailureEvent]) -> Iterator[Notice]:
     return (Notice(describe_failure(failure), failure.action) for failure in failures)
 
 
-def _restore_checkpoint(
-    plan: Plan, fleet: BaseFleet, recorder: Recorder
-) -> Generator[Notice, None, tuple[ResumePoint[Any] | None, float]]:
-    """The newest intact checkpoint (or None), and the seconds of the rounds after it.
-
-    Records are reset to that checkpoint. Client states are cleared; `federate` restores them.
-    """
-    start = None
-    for path in checkpoint.newest_first(plan.directory / CHECKPOINTS):
-        try:
-            start = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(plan.config.algorithm)])
-            break
-        except RunError as error:
-            yield Notice(f"{error}; using the previous checkpoint")
-    number = start.number if start else 0
-    yield Notice(f"resuming after round {number}" if number else "no intact checkpoint: starting from round 1")
-    fleet.client_states.held.clear()
-    return start, recorder.rewind(number)
-
-
 def _run_rounds(
     plan: Plan, fleet: BaseFleet, recorder: Recorder, start: ResumePoint[Any] | None
 ) -> Generator[RoundEvent | Notice, None, Any]:
     """Run, record and checkpoint the rounds after `start`; returns the last state."""
     state = start.state if start else None
+    if start and _stopping_reason(plan, recorder):  # all rounds had ended, but the summary is missing
+        fleet.client_states.restore(start.client_states)
+        return state
     first_evaluation = min(plan.config.evaluate_every, plan.config.rounds)
     for ended in federate_plan(plan, fleet, start):
         began = time.perf_counter()
         with disk_errors_named(plan.directory):
             row = recorder.add(ended)
-            if ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds:
-                recorder.sync()  # a checkpoint needs the log of all rounds before it
-                checkpoint.write(plan.directory / CHECKPOINTS, ended.number, ended.state, fleet.client_states)
+            reason = _stopping_reason(plan, recorder)
+            due = ended.number % plan.config.checkpoint_every == 0 or ended.number == plan.config.rounds
+            write_checkpoints(plan, fleet, recorder, ended, due=due or bool(reason))
         for failure in ended.failures:
             yield Notice(describe_failure(failure))  # without the action: the RoundEvent carries the failure
-        if ended.number == first_evaluation < plan.config.rounds and not recorder.scores:
+        if ended.number == first_evaluation < plan.config.rounds and not recorder.last.scores:
             yield Notice(NOTHING_EVALUATED)  # now, because the run may take hours; at its end it is in the summary
         phases = {**ended.phases, "recording": time.perf_counter() - began}
-        yield RoundEvent(ended.number, row, replace(ended, phases=phases))
+        is_last = bool(reason) or ended.number == plan.config.rounds
+        yield RoundEvent(ended.number, row, replace(ended, phases=phases), is_last=is_last)
         state = ended.state
+        if reason:
+            yield Notice(reason)
+            break
     return state
+
+
+def _stopping_reason(plan: Plan, recorder: Recorder) -> str:
+    """The reason why the run ends after its last recorded round, before all rounds; empty if it continues."""
+    stopping, number = plan.config.early_stopping, recorder.number
+    if stopping is None or number == plan.config.rounds:
+        return ""
+    if recorder.tracker.evaluations_without_gain(stopping.min_gain) < stopping.patience:
+        return ""
+    return (
+        f"early stopping after round {number} of {plan.config.rounds}: {pluralize(stopping.patience, 'evaluation')} "
+        f"without a gain of more than {stopping.min_gain:g} in {plan.selection}"
+    )
+
+
+def _write_models(plan: Plan, fleet: BaseFleet, recorder: Recorder, state: Any) -> Iterator[Notice]:
+    """Write models/ after the best round, or after the last if no round was chosen. `state` is the last state.
+
+    The client states of the fleet are then those of that round. A site that fails is reported and does not end the run.
+    """
+    number = recorder.best.number or recorder.number
+    try:
+        if number != recorder.number:
+            best = read_checkpoint(plan, checkpoint.path_of(plan.directory / BEST, number))
+            state = best.state
+            fleet.client_states.held.clear()
+            fleet.client_states.restore(best.client_states)
+        fleet.accounting.open_round(number - 1)
+        with disk_errors_named(plan.directory):
+            export_models(plan, fleet, state, recorder.summarize_best())
+    except (Interrupted, ResumableError):
+        raise
+    except RaysimError as error:
+        yield Notice(f"models/ is not complete: {error}")
+    failures = fleet.accounting.take_failures()
+    recorder.add_failures(failures)
+    yield from _notices(failures)
 
 
 def federate_plan(plan: Plan, fleet: BaseFleet, start: ResumePoint[Any] | None = None) -> Iterator[Round[Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from raysim.core.contracts import Algorithm, Task
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.core.events import EventCallback
 from raysim.core.fault_injection import FaultPlan
-from raysim.core.formatting import format_argument, format_bytes, join_names
+from raysim.core.formatting import format_argument, format_bytes, join_names, pluralize
 from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
@@ -24,6 +26,7 @@ from raysim.storage.run_directory import has_checkpoint
 from raysim.storage.serialization import encode
 
 CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and the one being written
+BEST_ON_DISK = 2  # checkpoints in best/: of the best round, and of the best round up to the previous checkpoint
 
 
 def validate(plan: Plan, emit: EventCallback | None = None) -> None:
@@ -44,8 +47,10 @@ def _validate(plan: Plan) -> None:
     check_algorithm(config.algorithm, task, config.seed, config.rounds)
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
+    check_early_stopping(plan)
     if not has_checkpoint(plan.directory):  # otherwise checkpoints occupy their space already
-        check_disk(plan.directory, plan.model_bytes)
+        copies = CHECKPOINTS_ON_DISK + (BEST_ON_DISK if plan.selection else 0)
+        check_disk(plan.directory, plan.model_bytes, copies)
     chosen_metric(task, config.metric)
 
 
@@ -137,9 +142,28 @@ def check_sites(task: Task, named: Collection[str]) -> None:
             )
 
 
-def check_disk(directory: Path, model: int) -> None:
-    """Raises PlacementError if the disk of `directory` has no space for checkpoints of a model of `model` bytes."""
-    free, needed = shutil.disk_usage(directory).free, CHECKPOINTS_ON_DISK * model
+def check_early_stopping(plan: Plan) -> None:
+    """Raises ConfigError for early stopping without validation cases. Warns if there are too few evaluations."""
+    config, stopping = plan.config, plan.config.early_stopping
+    if stopping is None:
+        return
+    if plan.selection is None:
+        raise ConfigError(
+            f"early_stopping.patience={stopping.patience}: no site that {plan.metric} refers to has val cases, and a "
+            "test score never ends a run; give some rows the split val, or remove early_stopping"
+        )
+    evaluations = math.ceil(config.rounds / config.evaluate_every)
+    if stopping.patience > evaluations - 2:  # one evaluation before them, and one that is saved
+        warnings.warn(
+            f"early_stopping.patience={stopping.patience} has no effect: rounds={config.rounds} with "
+            f"evaluate_every={config.evaluate_every} are {pluralize(evaluations, 'evaluation')}; set a lower patience",
+            stacklevel=2,
+        )
+
+
+def check_disk(directory: Path, model: int, copies: int = CHECKPOINTS_ON_DISK) -> None:
+    """Raises PlacementError if the disk of `directory` has no space for `copies` checkpoints of `model` bytes."""
+    free, needed = shutil.disk_usage(directory).free, copies * model
     if free < needed:
         raise PlacementError(
             f"the disk of {directory} has {format_bytes(free)} free, but checkpoints of this network need at least "

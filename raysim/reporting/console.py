@@ -120,6 +120,7 @@ class RunConsole:
             self.console.print(table)
         for note in values["notes"]:
             self.console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self.say(describe_best(values))
         total, rounds = values["bytes"], pluralize(values["rounds"], "round")
         self.say(
             f"{rounds} in {values['seconds']:.1f} s; up {format_bytes(total['up'])}, "
@@ -138,6 +139,20 @@ class RunConsole:
             replies = f", {left_out} {'reply' if left_out == 1 else 'replies'} left out" if left_out else ""
             lost = f"{failures['seconds_lost']:.1f} s of work lost"
             self.say(f"{pluralize(failures['incidents'], 'failure')}{replies}, {lost}: see {folder / 'failures.jsonl'}")
+
+
+def describe_best(summary: Mapping[str, Any]) -> str:
+    """The best round with its score on validation and test cases, beside those of the last; or why there is none."""
+    best = summary["best"]
+    if best["round"] is None:
+        return f"no best round: {best['reason']}"
+    role, _, metric = best["metric"].split("/", 2)
+    names = [name for name in (best["metric"], f"{role}/test/{metric}") if name in best["metrics"]]
+    of_best, of_last = (
+        ", ".join(f"{name} {format_score(metrics.get(name, {}).get('mean'))}" for name in names)
+        for metrics in (best["metrics"], summary["metrics"])
+    )
+    return f"best round {best['round']}: {of_best}; last evaluated round {summary['evaluated_round']}: {of_last}"
 
 
 UNITS = {"hd95": "mm", "asd": "mm"}

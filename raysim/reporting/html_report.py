@@ -48,7 +48,7 @@ def write_report(out: Path) -> Path:
         causes=by_cause(failures),
         failures=failures,
         ended=next((failure for failure in reversed(failures) if failure["action"] == FailureAction.RUN_ENDED), None),
-        metrics=_metrics(summary),
+        evaluations=_evaluations(summary),
         columns=_columns(summary["sites"]),
         places={place["site"]: place for place in placement},
         worst=_worst(summary),
@@ -152,6 +152,17 @@ def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
         cause = group[0]["cause"] if same else cause
         found.append({"cause": cause, "failures": len(group), "sites": _sites(group), "seconds": seconds})
     return sorted(found, key=lambda row: (-row["seconds"], -row["failures"], row["cause"]))
+
+
+def _evaluations(summary: Any) -> list[dict[str, Any]]:
+    """The evaluations that are shown: the last one, and that of the best round if it is another one."""
+    best, number = summary["best"], summary["evaluated_round"]
+    also = f", also the best by {best['metric']}" if best["round"] == number and number else ""
+    last = {"title": f"Last evaluated round: {number}{also}", "metrics": _metrics(summary), "sites": summary["sites"]}
+    if best["round"] in (None, number):
+        return [last]
+    title = f"Best round by {best['metric']}: {best['round']}"
+    return [last, {"title": title, "metrics": _metrics(summary | {"metrics": best["metrics"]}), "sites": best["sites"]}]
 
 
 def _metrics(summary: Any) -> dict[str, Any]:

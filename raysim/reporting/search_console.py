@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from raysim.core.formatting import pluralize, quote_path
+from raysim.core.numeric import is_finite_number
 from raysim.reporting.console import RunConsole, format_score
 
 if TYPE_CHECKING:
+    from raysim.search.objectives import Objective
     from raysim.search.results import SearchResults
+    from raysim.search.spec import SearchSpec
     from raysim.search.trial_resources import TrialPlacement
     from raysim.search.trial_store import TrialRecord
 
@@ -119,11 +122,28 @@ class SearchConsole(RunConsole):
             table.add_row(str(record.number), record.status, str(record.rounds), *scores, keys)
         if best:
             self.console.print(table)
+        if best and (text := describe_judged_round(best[0], results.spec)):
+            self.say(text)
         counts = Counter(record.reported_status for record in results.records.values())
         self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has started")
         self.say(f"results: {out}")
         if best:
             self.say(f"rerun the best trial: raysim run -c {quote_path(out / 'best.yaml')}")
+
+
+def test_columns(record: TrialRecord, objectives: Sequence[Objective]) -> list[str]:
+    """The columns with the test scores of the objectives, in the round that is compared; those that have a value."""
+    columns = [each.column.replace("/val/", "/test/") for each in objectives if each.column.count("/") > 2]
+    return [column for column in columns if is_finite_number(record.last.get(column))]
+
+
+def describe_judged_round(record: TrialRecord, spec: SearchSpec) -> str:
+    """The round of the trial that was compared, and its test scores; empty if there are none."""
+    columns = test_columns(record, spec.objectives)
+    scores = ", ".join(f"{name.removeprefix('best/')} {format_score(record.last[name])}" for name in columns)
+    number = record.last.get("best/round")
+    named = f" in its best round, {number:g}" if spec.judge == "best" and number is not None else " in its last round"
+    return f"trial {record.number}{named}: {scores}" if scores else ""
 
 
 def format_values(values: Mapping[str, Any]) -> str:

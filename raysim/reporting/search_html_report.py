@@ -12,7 +12,7 @@ import pandas as pd
 from raysim.core.atomic_io import write_text
 from raysim.core.numeric import is_finite_number
 from raysim.reporting.html_report import page_style, template
-from raysim.reporting.search_console import format_duration
+from raysim.reporting.search_console import describe_judged_round, format_duration
 from raysim.reporting.search_plots import search_plots
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def write_search_report(results: SearchResults) -> Path:
         spec=spec,
         counts=counts | Counter({"not started": max(0, spec.trial_count - len(records))}),
         best=results.best(),
+        judged=[text for record in results.best() if (text := describe_judged_round(record, spec))],
         records=ranked[:MAX_TRIALS_SHOWN],
         trials=len(records),
         hidden=max(0, len(records) - MAX_TRIALS_SHOWN),

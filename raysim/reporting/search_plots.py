@@ -40,7 +40,7 @@ def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple
     pairs = partial(_pairs, results=results, scored=scored)
     weights, at = importance(spec, records, rounds)
     plots: tuple[tuple[str, Callable[[Axes], object], float], ...] = (
-        (f"{first.column} over rounds", partial(_curves, first, records, best, rounds), HEIGHT),
+        (f"{first.row_column} over rounds", partial(_curves, first, records, best, rounds), HEIGHT),
         ("values of the keys and scores", partial(_parallel, spec=spec, scored=scored), HEIGHT + 0.6),
         (
             f"importance of each key at round {at}",
@@ -63,7 +63,7 @@ def importance(spec: SearchSpec, records: Sequence[TrialRecord], rounds: pd.Data
     worse only because it was stopped early. Numeric values are divided into four groups. The share is omega squared,
     which is adjusted for the number of groups: a key without effect has a share of about 0.
     """
-    first = spec.objectives[0].column
+    first = spec.objectives[0].row_column
     started = [record for record in records if record.rounds and not record.failed]
     at = min((record.rounds for record in started), default=0)
     if len(started) < MIN_TRIALS or first not in rounds:
@@ -102,10 +102,10 @@ def _omega_squared(ranks: np.ndarray[Any, Any], groups: Sequence[Any]) -> float:
 def _curves(
     first: Objective, records: Sequence[TrialRecord], best: Sequence[TrialRecord], rounds: pd.DataFrame, axes: Axes
 ) -> None:
-    if first.column not in rounds:
+    if first.row_column not in rounds:
         return
     top = {record.number for record in best}
-    means = rounds.dropna(subset=[first.column]).groupby(["trial", "round"])[first.column].mean()
+    means = rounds.dropna(subset=[first.row_column]).groupby(["trial", "round"])[first.row_column].mean()
     for record in sorted(records[:MAX_CURVES], key=lambda record: record.number in top):
         if record.number not in means.index.get_level_values(0):
             continue

@@ -14,12 +14,13 @@ from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.data.required_paths import required_paths
 from raysim.distributed import node_probe
-from raysim.federation.plan import build_plan, prepare_task
+from raysim.federation.plan import build_plan, chosen_metric, prepare_task, selection_metric
 from raysim.federation.validation import validate
 from raysim.reporting.search_console import SearchConsole
 from raysim.search import distributions
 from raysim.search.objectives import parse_objectives
 from raysim.search.request import SearchRequest
+from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space
 from raysim.search.space_validation import check_boundaries_on_task
 from raysim.search.spec import FederationVariant, SearchSpec
@@ -57,7 +58,26 @@ def build_search_spec(
     tasks = _check_federations(spec, sites)
     if not boundaries_checked:
         check_boundaries_on_task(spec, tasks[0])
-    return replace(spec, objectives=parse_objectives(options.metric, tasks, config.metric, bool(sites)))
+    spec = replace(spec, objectives=parse_objectives(options.metric, tasks, config.metric, bool(sites)))
+    if any("/test/" in each.column for each in spec.objectives) and spec.space.domains.keys() - {"holdout"}:
+        console.say(
+            "the trials are compared by a test score, so the test score of the best trial is optimistic: use --metric "
+            "with a score on val cases"
+        )
+    return _judge_best_rounds(spec, tasks, sites, console) if options.judge == "best" else spec
+
+
+def _judge_best_rounds(
+    spec: SearchSpec, tasks: Sequence[Task], held_out: Sequence[str], console: SearchConsole
+) -> SearchSpec:
+    """The specification that compares the best rounds of the trials, or `spec` if no round can be chosen."""
+    if SCHEDULERS[spec.scheduler].transfers_state:  # it compares the states that it copies
+        return spec
+    metric = None if held_out else spec.metric
+    if not all(selection_metric(task, chosen_metric(task, metric)) for task in tasks):
+        console.say("there are no val cases to choose the best round of a trial by: last rounds are compared")
+        return spec
+    return replace(spec, judge="best", objectives=tuple(each.of_best_round for each in spec.objectives))
 
 
 def _held_out_sites(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysim.core.contracts import Task
@@ -20,12 +20,25 @@ COST_COLUMNS = {"bytes": "bytes", "seconds": "spent"}  # the cumulative costs of
 SHORT_METRICS = ("mean", "weighted", "worst", "outside", *COST_COLUMNS)
 
 
+BEST_PREFIX = "best/"  # of the columns with the values of the best round so far
+
+
 @dataclass(frozen=True)
 class Objective:
-    """A column of a round's row, and its direction (higher or lower is better)."""
+    """A column of a trial's result, and its direction (higher or lower is better)."""
 
     column: str
     better: Literal["higher", "lower"]
+
+    @property
+    def row_column(self) -> str:
+        """The column in the row of a round."""
+        return self.column.removeprefix(BEST_PREFIX)
+
+    @property
+    def of_best_round(self) -> Objective:
+        """The same in the best round so far; costs are always those of all rounds."""
+        return self if self.column in COST_COLUMNS.values() else replace(self, column=f"{BEST_PREFIX}{self.column}")
 
     @property
     def mode(self) -> str:
@@ -133,7 +146,7 @@ def _combine_held_out(rows: Sequence[Mapping[str, Any]], better: Mapping[str, An
     for column in combined:
         stem, _, aggregate = column.rpartition("/")
         if aggregate == "worst":
-            worst = max if direction(stem, better) == "lower" else min
+            worst = max if direction(stem.removeprefix(BEST_PREFIX), better) == "lower" else min
             combined[column] = worst(_numbers(rows, column))
     return combined
 

@@ -11,6 +11,7 @@ SchedulerName = Literal["fifo", "asha", "hyperband", "pbt", "median"]
 SamplerName = Literal["random", "grid", "optuna"]
 TrackerName = Literal["mlflow", "wandb"]
 CheckpointRetention = Literal["best", "all"]
+JudgedRound = Literal["best", "last"]
 ResumeOption = Literal["trials", "budget", "max_concurrent", "keep_checkpoints", "tracker"]
 RESUME_OPTIONS: tuple[ResumeOption, ...] = get_args(ResumeOption)  # the options that `--resume` may change
 
@@ -21,6 +22,9 @@ class SearchOptions:
 
     trials: Annotated[int, Gt(0), "number of trials; a grid determines it"] = 16
     metric: Annotated[str | None, "the objectives, separated by commas: worst, outside, bytes, ..."] = None
+    judge: Annotated[
+        JudgedRound, "the round of a trial that is compared: the best by its validation score, or the last"
+    ] = "best"
     scheduler: Annotated[SchedulerName, "the scheduler, which stops trials early or changes them"] = "fifo"
     searcher: Annotated[SamplerName, "the sampler, which draws the values of a trial"] = "random"
     max_concurrent: Annotated[int | None, Gt(0), "concurrent trials; by default as many as fit"] = None

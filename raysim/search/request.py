@@ -143,6 +143,11 @@ def _check_scheduler(request: SearchRequest) -> None:
             f"--max-concurrent: the trials of --scheduler {scheduler} wait for one another; remove "
             "--max-concurrent, or use --scheduler asha"
         )
+    if SCHEDULERS[scheduler].waits_for_all and config.early_stopping is not None:
+        raise ConfigError(
+            f"early_stopping: the trials of --scheduler {scheduler} wait for one another, so none may end before the "
+            "others; remove early_stopping, or use --scheduler asha"
+        )
     if not request.space.domains:
         raise ConfigError(
             f"--scheduler {scheduler} would compare trials with different held-out sites; use --scheduler fifo"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim.core.numeric import is_finite_number, is_number
-from raysim.search.objectives import Objective, pareto_front
+from raysim.search.objectives import BEST_PREFIX, Objective, pareto_front
 from raysim.search.options import CheckpointRetention
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import (
@@ -23,7 +23,7 @@ from raysim.search.trial_store import (
 )
 from raysim.search.trial_tables import write_tables, write_tensorboard_hparams
 from raysim.storage import checkpoint
-from raysim.storage.run_directory import CHECKPOINTS
+from raysim.storage.run_directory import BEST, CHECKPOINTS
 
 MAX_TABLE_SHARE = 0.02  # largest share of a search's time that may be spent on rewriting its tables
 
@@ -57,9 +57,9 @@ class SearchResults:
         record.last = {**record.last, **_metrics(result)}
         record.best = dict(record.best)
         for each in self.spec.objectives:
-            value, best = result.get(each.column), record.best.get(each.column)
+            value, best = result.get(each.row_column), record.best.get(each.row_column)
             if is_finite_number(value) and (best is None or each.is_better(value, best)):
-                record.best[each.column] = value
+                record.best[each.row_column] = value
         if status == TrialStatus.DONE:
             record.status, record.digests = TrialStatus.DONE, dict(result["digests"])
         save_record(self.spec.out, record)  # a search that is killed resumes with the best values so far
@@ -78,7 +78,7 @@ class SearchResults:
             self.write_tables()
 
     def best(self) -> list[TrialRecord]:
-        """The best trial by its last round; with several objectives the Pareto front.
+        """The best trial by its objective; with several objectives the Pareto front.
 
         Trials that finished all rounds rank before those that were stopped.
         """
@@ -113,14 +113,16 @@ class SearchResults:
         for record in self.records.values():
             if not record.unfinished and record.number not in best:
                 for directory in federation_directories(trial_directory(self.spec.out, record.number)).values():
-                    for path in checkpoint.newest_first(directory / CHECKPOINTS):
-                        _remove_directory(path)
+                    for folder in (CHECKPOINTS, BEST):
+                        for path in checkpoint.newest_first(directory / folder):
+                            _remove_directory(path)
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a round, without the numbers that Tune adds."""
-    costs = ("loss", "bytes", "spent")
-    return {k: v for k, v in result.items() if (k in costs or k.startswith(("inside/", "outside/"))) and is_number(v)}
+    names = ("loss", "bytes", "spent", f"{BEST_PREFIX}round")
+    stems = tuple(f"{prefix}{role}/" for prefix in ("", BEST_PREFIX) for role in ("inside", "outside"))
+    return {k: v for k, v in result.items() if (k in names or k.startswith(stems)) and is_number(v)}
 
 
 def _remove_directory(directory: Path) -> None:

@@ -16,7 +16,7 @@ from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.distributed import node_probe
 from raysim.search.objectives import Objective
-from raysim.search.options import SchedulerName
+from raysim.search.options import JudgedRound, SchedulerName
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, Values
 from raysim.search.trial_store import SEARCH_FILE
@@ -41,6 +41,7 @@ class SearchSpec:
     objectives: tuple[Objective, ...]
     better: Mapping[str, Literal["higher", "lower"]]  # the direction of each of the task's metrics
     rounds: int
+    judge: JudgedRound = "last"
     trial_count: int = 0
     scheduler: SchedulerName = "fifo"
     backend: Literal["local", "ray"] = "local"
@@ -71,7 +72,8 @@ class SearchSpec:
     def config(self, values: Values, variant: FederationVariant) -> RunConfig:
         """The configuration of a trial's federation; a held-out site is its only outside site."""
         values = {key: value for key, value in values.items() if key != "holdout"}
-        keys = merge(self.space.apply(self.base, values), {"backend": self.backend, "metric": None})
+        metric = self.metric if variant.holdout is None else None
+        keys = merge(self.space.apply(self.base, values), {"backend": self.backend, "metric": metric})
         if SCHEDULERS[self.scheduler].resumes_any_round:
             keys["checkpoint_every"] = 1
         if "seed" not in values:
@@ -83,6 +85,12 @@ class SearchSpec:
         # The outside sites of `base` are excluded: a trial is evaluated on its held-out site only.
         held_out = replace(data, outside=(variant.holdout,), exclude_sites=(*data.exclude_sites, *data.outside))
         return replace(config, task=replace(config.task, data=held_out))
+
+    @property
+    def metric(self) -> str | None:
+        """The key `metric` of the trials, which chooses their best rounds: that of the first objective with a score."""
+        stems = (each.row_column.rpartition("/")[0] for each in self.objectives)
+        return next((stem for stem in stems if stem), None)
 
     def variants_of(self, values: Values) -> dict[str, FederationVariant]:
         """The federations of a trial by name; a single federation has an empty name."""

@@ -18,7 +18,7 @@ from raysim.search.trial_store import (
     lineage,
 )
 from raysim.storage.json_lines import read_jsonl
-from raysim.storage.run_directory import CHECKPOINTS, LOG_FILE, SUMMARY_FILE
+from raysim.storage.run_directory import BEST, CHECKPOINTS, LOG_FILE, SUMMARY_FILE
 
 POINTER_FILE = "pointer.json"
 SINGLE_FEDERATION = "federation"  # the directory of a trial's only federation, which has no name
@@ -31,6 +31,8 @@ def export_state(target: Path, number: int, directory: Path, round: int, *, with
         copy = target / (name or SINGLE_FEDERATION)
         checkpoint = source / CHECKPOINTS / f"round_{round:04d}"
         shutil.copytree(checkpoint, copy / CHECKPOINTS / checkpoint.name)
+        if (source / BEST).exists():
+            shutil.copytree(source / BEST, copy / BEST)
         entries = (entry for entry in read_jsonl(source / LOG_FILE) if entry[0]["round"] <= round)
         write_text(copy / LOG_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))
 
@@ -73,7 +75,7 @@ def complete_import(directory: Path, federations: Collection[str]) -> None:
 
 def _replace_run(run: Path, copy: Path) -> None:
     _remove(run / SUMMARY_FILE)
-    for part in (LOG_FILE, CHECKPOINTS):
+    for part in (LOG_FILE, BEST, CHECKPOINTS):
         if (copy / part).exists():  # otherwise it was moved before the process was lost
             _remove(run / part)
             run.mkdir(parents=True, exist_ok=True)

@@ -1,89 +1,43 @@
 """One trial: its federations, round by round, in a process that continues with the next trial and keeps the data open.
 
-`TrialCache` keeps data and actors between trials, `TrialRounds` runs the rounds of one trial, and Ray Tune runs
+`TrialRounds` runs the rounds of one trial, and Ray Tune runs
 `FederationTrainable`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import torch
 import yaml
 from ray.tune import Trainable
 
-from raysim.config.introspection import to_plain
 from raysim.config.resolve import to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.atomic_io import write_text
-from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError, NodeError, RaysimError
-from raysim.core.events import Notice, RoundEvent, RunFinished
+from raysim.core.events import RoundEvent, RunFinished
 from raysim.core.results import RunOutcome
-from raysim.distributed import node_probe
-from raysim.federation.plan import build_plan
-from raysim.federation.runner import local_fleet, run_federation
-from raysim.federation.site_data import SiteDataCache
-from raysim.federation.validation import validate
-from raysim.search.actor_session import ActorSession
-from raysim.search.objectives import combine_rows
+from raysim.search.objectives import BEST_PREFIX, combine_rows
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.spec import FederationVariant, SearchSpec, unfit_node
 from raysim.search.state_transfer import complete_import, export_state, import_state
+from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_store import TrialStatus, finished_record, logged_rounds, trial_directory
 from raysim.search.tune_compat import silence_tune_loggers
 from raysim.search.tune_searcher import TRIAL_NUMBER
 from raysim.storage import checkpoint
-from raysim.storage.run_directory import CHECKPOINTS, LOG_FILE, has_checkpoint, read_summary
+from raysim.storage.run_directory import CHECKPOINTS, read_summary
 
 MAX_RETRIES = 1  # times that a failed round is repeated from the last checkpoint
 SESSION_FILE = "session"  # in a trial's directory: the id of the session that last ran it
 CUMULATIVE = ("bytes", "spent")  # columns that add up over rounds
 Row = Mapping[str, Any]  # the metrics of a round
-
-
-class TrialCache:
-    """The state of a process between trials: tasks with open data, and the client actors of large trials."""
-
-    def __init__(self, spec: SearchSpec) -> None:
-        self.tasks: dict[str, tuple[Task, SiteDataCache]] = {}  # the most recently used last
-        self.max_tasks = len(spec.variants) + 1  # the tasks of one trial, and the task that the other trials share
-        self.session_actors = ActorSession(token_hex(3))
-        if spec.task is not None:
-            self.tasks[_task_key(spec.task_config)] = (spec.task, SiteDataCache(spec.task))
-
-    def run(self, config: RunConfig, directory: Path) -> Generator[RoundEvent | Notice | RunFinished]:
-        """Run the federation of `config` in `directory`, from its last checkpoint."""
-        task, data_cache = self._task(config)
-        started = (directory / LOG_FILE).exists() or has_checkpoint(directory)
-        plan = build_plan(config, directory, task=task, resume=started, versions=node_probe.versions())
-        validate(plan)
-        if config.backend == "ray":
-            yield from self.session_actors.perform(plan)
-        else:
-            yield from run_federation(plan, local_fleet(plan, data_cache))
-
-    def _task(self, config: RunConfig) -> tuple[Task, SiteDataCache]:
-        key = _task_key(config.task)
-        cached = self.tasks.pop(key, None)
-        if cached is None:
-            task = config.task.build(None)
-            cached = (task, SiteDataCache(task))
-        self.tasks[key] = cached
-        while len(self.tasks) > self.max_tasks:
-            self.tasks.pop(next(iter(self.tasks)))
-        return cached
-
-
-def _task_key(task_config: Any) -> str:
-    return json.dumps([type(task_config).__qualname__, to_plain(task_config)], sort_keys=True, default=str)
 
 
 class TrialRounds:
@@ -109,7 +63,13 @@ class TrialRounds:
         return 0 if SCHEDULERS[self.spec.scheduler].replays_rounds else max(0, completed - 1)
 
     def _last_round(self) -> int:
-        """The number of the trial's last round. Raises ConfigError for values that are invalid together."""
+        """The last round: after early stopping in all federations that of the longest, otherwise the declared one.
+
+        Raises ConfigError for values that are invalid together.
+        """
+        summaries = [read_summary(self.directory / name) for name in self.variants]
+        if all(summary.get("status") == RunOutcome.DONE for summary in summaries):
+            return max(int(summary["rounds"]) for summary in summaries)
         return self.spec.config(self.values, self.spec.variants[0]).rounds
 
     def _completed_round(self) -> int:
@@ -146,18 +106,23 @@ class TrialRounds:
             self._rows = None
 
     def _combined_rows(self) -> Generator[dict[str, Any]]:
-        """The rows of the trial. Each row combines the same round of all federations, which advance together."""
-        last_round, variants = self._last_round(), self.variants.values()
+        """The rows of the trial. Each row combines the same round of all federations, which advance together.
+
+        A federation that was ended by early stopping takes part with its last row.
+        """
+        variants = self.variants.values()
         federations = [self._federation_rows(name, variant) for name, variant in self.variants.items()]
         try:
-            for results in zip(*federations, strict=True):
-                rows = [row for row, _ in results]
+            latest: list[tuple[dict[str, Any], str | None]] = [({}, None)] * len(federations)
+            while any(results := [next(federation, None) for federation in federations]):
+                latest = [new or old for new, old in zip(results, latest, strict=True)]
+                rows = [row for row, _ in latest]
                 by_seed = [(variant.seed, row) for variant, row in zip(variants, rows, strict=True)]
-                row = combine_rows(by_seed, self.spec.better) | {"round": rows[0]["round"]}
+                row = combine_rows(by_seed, self.spec.better) | {"round": max(row["round"] for row in rows)}
                 row |= {name: sum(each[name] for each in rows) for name in CUMULATIVE}  # the sum, not the mean
                 row["done"] = self.ended is not None and row["round"] == self.ended.rounds
-                if row["round"] == last_round:
-                    digests = {name: digest or "" for name, (_, digest) in zip(self.variants, results, strict=True)}
+                digests = {name: digest for name, (_, digest) in zip(self.variants, latest, strict=True)}
+                if all(digests.values()):
                     row |= {"done": True, "status": TrialStatus.DONE, "digests": digests}
                 yield row
         finally:
@@ -171,12 +136,14 @@ class TrialRounds:
         directory, config = self.directory / name, self.spec.config(self.values, variant)
         (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         write_text(directory / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
-        total = dict.fromkeys(CUMULATIVE, 0.0)
+        total, best = dict.fromkeys(CUMULATIVE, 0.0), dict[str, Any]()
         with closing(self._rounds(config, directory)) as rounds:
             for row, digest in rounds:
                 total["bytes"] += sum(row[column] for column in ("bytes_up", "bytes_down", "bytes_between"))
                 total["spent"] += row["seconds"]
-                yield {column: value for column, value in row.items() if value is not None} | total, digest
+                known = {column: value for column, value in row.items() if value is not None}
+                best = _best_columns(known) if row.get("best_round") == row["round"] else best
+                yield known | best | total, digest
 
     def _rounds(self, config: RunConfig, directory: Path) -> Generator[tuple[Row, str | None], None, None]:
         """The logged rows up to the last checkpoint, then the computed rows; the last row has the digest."""
@@ -187,22 +154,31 @@ class TrialRounds:
             yield from ((row, None) for row in logged[:-1])
             yield logged[-1], digest
         else:
-            completed = min(_checkpointed_round(directory), config.rounds - 1)
-            yield from ((row, None) for row in logged if row["round"] <= completed)
-            yield from self._run(config, directory, logged[-1] if logged else {})
+            completed = [row for row in logged if row["round"] <= _checkpointed_round(directory)]
+            # After the last one the run may have ended, without its summary: then its digest belongs to this row.
+            yield from ((row, None) for row in completed[:-1])
+            yield from self._run(config, directory, completed[-1] if completed else None)
 
-    def _run(self, config: RunConfig, directory: Path, last: Row) -> Generator[tuple[Row, str | None], None, None]:
-        """The rows of the remaining rounds, which are computed; `last` is the newest logged row."""
+    def _run(
+        self, config: RunConfig, directory: Path, pending: Row | None
+    ) -> Generator[tuple[Row, str | None], None, None]:
+        """The row `pending`, of the newest checkpoint, then those of the remaining rounds, which are computed."""
         digest = None
+        if pending is not None and pending["round"] < config.rounds and config.early_stopping is None:
+            yield pending, None  # the run continues after it
+            pending = None
         with closing(self.cache.run(config, directory)) as events:
             for event in events:
                 if isinstance(event, RunFinished):
                     digest = str(event.values["digest"])
                 elif isinstance(event, RoundEvent):
-                    last = event.values
-                    if event.number < config.rounds:
-                        yield last, None
-        yield last, digest  # after the run has ended: a run that is closed before its end counts as interrupted
+                    if pending is not None:
+                        yield pending, None
+                    pending = event.values if event.is_last else None
+                    if not event.is_last:
+                        yield event.values, None
+        assert pending is not None
+        yield pending, digest  # after the run has ended: a run that is closed before its end counts as interrupted
 
     def import_state(self, source: Path) -> None:
         """Continue from the state of another trial in `source`: its rounds, model and client states."""
@@ -231,6 +207,12 @@ def _checkpointed_round(directory: Path) -> int:
     if newest is not None:
         return int(newest.name.rpartition("_")[2])
     return max((row["round"] for row in logged_rounds(directory)), default=0) if _final_digest(directory) else 0
+
+
+def _best_columns(row: Row) -> dict[str, Any]:
+    """The round and the scores of a row, as those of the best round."""
+    scores = {name: value for name, value in row.items() if name.startswith(("inside/", "outside/"))}
+    return {f"{BEST_PREFIX}{name}": value for name, value in ({"round": row["round"]} | scores).items()}
 
 
 def _final_digest(directory: Path) -> str | None:

@@ -16,6 +16,7 @@ from tensorboardX.summary import hparams
 from raysim.config.resolve import resolve, to_mapping
 from raysim.core.atomic_io import replacing, write_text
 from raysim.core.numeric import is_finite_number
+from raysim.reporting.search_console import test_columns
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import (
     TrialRecord,
@@ -69,14 +70,17 @@ def _best_config(spec: SearchSpec, record: TrialRecord) -> str:
     else:
         config = spec.config(record.values, variant)
     lines = [f"# Trial {record.number} of the search: {record.status} after {record.rounds} rounds."]
-    lines += [f"# {each.column}: {record.last[each.column]:.6g}" for each in spec.objectives]
+    columns = dict.fromkeys([each.column for each in spec.objectives] + test_columns(record, spec.objectives))
+    lines += [f"# {column}: {record.last[column]:.6g}" for column in columns]
     if record.lineage:
         lines.append("# It continued from another trial's state (lineage.jsonl): these are only its last values.")
     elif held_out:
         lines.append("# Evaluated on held-out sites; this run trains on all sites.")
     elif record.done:
         lines.append(f"# digest{f' ({name})' if name else ''}: {record.digests[name]}")
-    metric = None if held_out else spec.base.get("metric")  # without a held-out site there may be no outside site
+    metric = (
+        None if held_out else spec.metric or spec.base.get("metric")
+    )  # without a held-out site there may be no outside site
     mapping = to_mapping(config) | {"backend": spec.base.get("backend", "ray"), "metric": metric}
     return "\n".join(lines) + "\n" + yaml.safe_dump(mapping, sort_keys=False)
 

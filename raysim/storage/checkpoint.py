@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from raysim.core.errors import RunError
-from raysim.core.results import ResumePoint
+from raysim.core.results import CaseScores, ResumePoint
 from raysim.storage.serialization import decode, encode
 
 # What a file that raysim did not write may raise.
@@ -23,28 +23,68 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Impor
 CHECKPOINTS_KEPT = 2  # the last one, and the previous one in case the last is damaged
 
 
-def write(folder: Path, number: int, state: Any, client_states: Mapping[str, Any]) -> Path:
-    """Write `folder/round_NNNN` after round `number`, then delete all but the newest two checkpoints; returns the path.
+def write(
+    folder: Path,
+    number: int,
+    state: Any,
+    client_states: Mapping[str, Any],
+    *,
+    cases: Sequence[CaseScores] = (),
+    kept: Collection[int | None] = (),
+) -> Path:
+    """Write `folder/round_NNNN` after round `number`; returns the path. `cases` are of the last evaluation.
 
-    The folder gets its final name when all of its files are on the disk. Each client state has its own file, so
-    `client_states` may load them one at a time.
+    Then delete all other checkpoints except the newest and those of the rounds `kept`. The folder gets its final name
+    when all of its files are on the disk. Each client state has its own file, so `client_states` may load them one at a
+    time.
     """
-    final = folder / f"round_{number:04d}"
-    partial = folder / f".{final.name}.{os.getpid()}"
-    for torn in folder.glob(".round_*"):  # left by a crash or a full disk
-        shutil.rmtree(torn, ignore_errors=True)
+    partial = _partial(folder, number)
     (partial / "client_states").mkdir(parents=True)
-    sums = _write_tree(partial, "state", state)
+    sums = _write_tree(partial, "state", state) | _write_tree(partial, "cases", tuple(cases))
     for site, client_state in client_states.items():
         sums |= _write_tree(partial, f"client_states/{site}", client_state)
     index = {"round": number, "sites": list(client_states), "sha256": sums}
     _write(partial / "checkpoint.json", json.dumps(index, indent=1).encode())
+    return _complete(partial, folder, number, kept)
+
+
+def copy(path: Path, folder: Path) -> Path:
+    """As `write`, with the content of the checkpoint `path`. The files are hard links if the file system has them."""
+    number = round_of(path)
+    partial = _partial(folder, number)
+    shutil.copytree(path, partial, copy_function=_link)
+    return _complete(partial, folder, number)
+
+
+def _partial(folder: Path, number: int) -> Path:
+    """The path at which a checkpoint is written before it gets its final name."""
+    for torn in folder.glob(".round_*"):  # left by a crash or a full disk
+        shutil.rmtree(torn, ignore_errors=True)
+    return folder / f".round_{number:04d}.{os.getpid()}"
+
+
+def _complete(partial: Path, folder: Path, number: int, kept: Collection[int | None] = ()) -> Path:
+    final = path_of(folder, number)
     shutil.rmtree(final, ignore_errors=True)  # exists, damaged, if the run resumed from an older checkpoint
     partial.rename(final)
     _sync(folder)
-    for old in sorted(folder.glob("round_*"), key=_number)[:-CHECKPOINTS_KEPT]:
-        shutil.rmtree(old)
+    newest = [round_of(path) for path in newest_first(folder)][:CHECKPOINTS_KEPT]
+    keep_only(folder, {*kept, *newest})
     return final
+
+
+def keep_only(folder: Path, kept: Collection[int | None]) -> None:
+    """Delete the checkpoints of all rounds that are not in `kept`."""
+    for path in newest_first(folder):
+        if round_of(path) not in kept:
+            shutil.rmtree(path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
@@ -62,6 +102,12 @@ def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
     except UNREADABLE as error:
         raise RunError(f"checkpoint {path} cannot be read: {error}") from error
     return ResumePoint(number, state, _ClientStates(path, index["sites"], trusted))
+
+
+def read_cases(path: Path) -> tuple[CaseScores, ...]:
+    """The values by case in the checkpoint `path`, which `read` has found to be intact."""
+    found: tuple[CaseScores, ...] = _read_tree(path, "cases", ())
+    return found
 
 
 def _inside(path: Path, names: Sequence[str]) -> None:
@@ -94,10 +140,16 @@ class _ClientStates(Mapping[str, Any]):
 
 def newest_first(folder: Path) -> Iterator[Path]:
     """Yields the complete checkpoints in `folder`, the newest first."""
-    yield from sorted(folder.glob("round_*"), key=_number, reverse=True)
+    yield from sorted(folder.glob("round_*"), key=round_of, reverse=True)
 
 
-def _number(path: Path) -> int:
+def path_of(folder: Path, number: int) -> Path:
+    """The path of the checkpoint after round `number`."""
+    return folder / f"round_{number:04d}"
+
+
+def round_of(path: Path) -> int:
+    """The round after which the checkpoint `path` was written."""
     return int(path.name.removeprefix("round_"))
 
 

@@ -15,12 +15,18 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.core.atomic_io import write_json
 from raysim.core.contracts import EVALUATED_SPLITS, Task
-from raysim.core.results import FailureAction, FailureEvent, Round, RunOutcome, Score
+from raysim.core.results import CaseScores, FailureAction, FailureEvent, Round, RunOutcome, Score
+from raysim.storage.best_round import BestRoundTracker
+from raysim.storage.case_table import write_cases
 from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failures, summarize_failures
 from raysim.storage.run_directory import SUMMARY_FILE
 from raysim.storage.score_notes import score_notes
 
 Better = Mapping[str, Literal["higher", "lower"]]
+NO_VALIDATION = (
+    "no site that the metric refers to has val cases, and no round is chosen by a test score; give some rows of the "
+    "table the split val"
+)
 AGGREGATES = ("mean", "weighted", "worst")  # mean over sites, mean weighted by cases, worst site
 Aggregate = dict[str, float]  # value by kind
 
@@ -59,6 +65,18 @@ def direction(name: str, better: Better) -> Literal["higher", "lower"] | None:
     return better.get(name.split("/", 2)[-1].partition("@")[0])
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation after round `number`; 0 before the first one.
+
+    metrics: the aggregates by role/split/metric. scores: the scores of each site by split/metric.
+    """
+
+    number: int = 0
+    metrics: dict[str, Aggregate] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
 @dataclass
 class Recorder:
     """Writes the records of a run into its directory, round by round; they are on the disk after `flush`.
@@ -69,12 +87,17 @@ class Recorder:
     directory: Path
     task: Task
     chosen: str  # role/split/metric
+    selection: str | None = None  # role/val/metric, by which the best round is chosen; None: no round is chosen
+    anonymous_cases: bool = False
     number: int = 0  # of the last round
-    latest: dict[str, Aggregate] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)  # last scores of each site, by split/metric
+    last: Evaluation = field(default_factory=Evaluation)
+    best: Evaluation = field(default_factory=Evaluation)
+    cases: dict[int, tuple[CaseScores, ...]] = field(default_factory=dict)  # of the last and the best round
     totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self) -> None:
+        better = direction(self.selection, self.task.score.better) if self.selection else None
+        self.tracker = BestRoundTracker(self.selection, better)
         self._board = _board(self.directory / "tensorboard")
         self._log = EventLog(self.directory)
         self._pause = self._flushed = 0.0
@@ -84,8 +107,11 @@ class Recorder:
         aggregated = aggregate(round.scores, self.task.score.better)
         row = self._row(round) | {f"{n}/{kind}": v for n, three in aggregated.items() for kind, v in three.items()}
         sites = list(_site_rows(round))
-        self._log.append(row, sites)
         self._keep(row, sites)
+        evaluated = self.cases | {round.number: round.cases}
+        self.cases = {n: evaluated[n] for n in (self.last.number, self.best.number) if n in evaluated}
+        row["best_round"] = self.tracker.best()
+        self._log.append(row, sites)
         self.add_failures(round.failures)
         self._plot(round, row)
         # A flush writes all rounds again. The pause between flushes keeps their share at 0.5 % of the run.
@@ -122,7 +148,7 @@ class Recorder:
         self._board.write_event(Event(wall_time=time.time(), step=round.number, summary=Summary(value=values)))
 
     def _keep(self, row: RoundRow, sites: Sequence[SiteRow]) -> None:
-        """Add a round to the totals and the latest scores."""
+        """Add a round to the totals, and its evaluation to the last and the best one."""
         self.number = row["round"]
         total = self.totals
         self.totals = Totals(
@@ -131,22 +157,18 @@ class Recorder:
             total.between + row["bytes_between"],
             total.seconds + row["seconds"],
         )
-        if not any(split in EVALUATED_SPLITS for _, _, _, split, *_ in sites):
-            return
-        self.scores, self.latest = {}, {}
-        for _, site, _, split, metric, value in sites:
-            if split is not None:
-                self.scores.setdefault(site, {})[f"{split}/{metric}"] = value
-        for column, value in row.items():
-            name, _, kind = column.rpartition("/")
-            if kind in AGGREGATES and name.startswith(("inside/", "outside/")):
-                self.latest.setdefault(name, {})[kind] = value
+        if any(split in EVALUATED_SPLITS for _, _, _, split, *_ in sites):
+            self.last = _evaluation(row, sites)
+            if self.tracker.add(row):
+                self.best = self.last
 
     def rewind(self, number: int) -> float:
         """Delete the records after round `number`; returns the seconds of these rounds. Failures are kept."""
         seconds = sum(row["seconds"] for row, _ in self._log if row["round"] > number)
         self._log.rewind(number)
-        self.number, self.latest, self.scores, self.totals = 0, {}, {}, Totals()
+        self.number, self.last, self.best, self.totals = 0, Evaluation(), Evaluation(), Totals()
+        self.tracker.clear()
+        self.cases.clear()
         for row, sites in self._log:
             self._keep(row, sites)
         self._board.close()
@@ -168,6 +190,8 @@ class Recorder:
     def close(self, outcome: RunOutcome, facts: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
         """Flush and write summary.json; returns its content."""
         self.flush()
+        last, best = self.last.number, self.best.number
+        write_cases(self.directory, self.task, self.cases, last=last, best=best, anonymous=self.anonymous_cases)
         self._board.close()
         self._log.close()
         totals = self.totals
@@ -179,8 +203,10 @@ class Recorder:
             "digest": digest,
             "metric": self.chosen,
             "direction": direction(self.chosen, self.task.score.better),
-            "metrics": self.latest,
-            "sites": self._last_of_sites(),
+            "evaluated_round": self.last.number or None,
+            "metrics": self.last.metrics,
+            "sites": self._of_sites(self.last),
+            "best": self.summarize_best(),
             "notes": self._notes(outcome),
             "bytes": {"up": totals.up, "down": totals.down, "between_sites": totals.between},
             "seconds": round(totals.seconds, 3),
@@ -191,14 +217,41 @@ class Recorder:
 
     def _notes(self, outcome: RunOutcome) -> list[str]:
         """The sentences about metrics without a value; empty before the first evaluation."""
-        if not self.scores and outcome is not RunOutcome.DONE:
+        scores, metrics = self.last.scores, self.last.metrics
+        if not scores and outcome is not RunOutcome.DONE:
             return []
-        return score_notes(self.task, self.scores, self.chosen, has_chosen=self.chosen in self.latest)
+        return score_notes(self.task, scores, self.chosen, has_chosen=self.chosen in metrics)
 
-    def _last_of_sites(self) -> dict[str, dict[str, Any]]:
+    def summarize_best(self) -> dict[str, Any]:
+        """The scores in the best round, or the reason why there is none."""
+        if self.selection is None:
+            return {"round": None, "reason": NO_VALIDATION}
+        if not self.best.number:
+            return {"round": None, "reason": f"{self.selection} has no value in any round"}
+        return {
+            "round": self.best.number,
+            "metric": self.selection,
+            "value": self.best.metrics[self.selection]["mean"],
+            "metrics": self.best.metrics,
+            "sites": self._of_sites(self.best),
+        }
+
+    def _of_sites(self, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
         sites: dict[str, dict[str, Any]] = {s: {"role": "inside"} for s in self.task.inside}
         sites |= {s: {"role": "outside"} for s in self.task.outside}
-        return {site: found | self.scores.get(site, {}) for site, found in sites.items()}
+        return {site: found | evaluation.scores.get(site, {}) for site, found in sites.items()}
+
+
+def _evaluation(row: RoundRow, sites: Iterable[SiteRow]) -> Evaluation:
+    evaluation = Evaluation(row["round"])
+    for _, site, _, split, metric, value in sites:
+        if split is not None:
+            evaluation.scores.setdefault(site, {})[f"{split}/{metric}"] = value
+    for column, value in row.items():
+        name, _, kind = column.rpartition("/")
+        if kind in AGGREGATES and name.startswith(("inside/", "outside/")):
+            evaluation.metrics.setdefault(name, {})[kind] = value
+    return evaluation
 
 
 def _board(folder: Path, first: int = 0) -> Any:

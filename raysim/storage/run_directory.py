@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # importing events imports torch, which is slow
 
 # In a run directory:
 LOG_FILE, FAILURES_FILE, SUMMARY_FILE, CHECKPOINTS = "log.jsonl", "failures.jsonl", "summary.json", "checkpoints"
+BEST = "best"  # the checkpoint of the best round
 LOCK_FILE = ".process"  # in a run directory: the process that holds its lock
 RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable with the parent of new run directories; default ./runs
 

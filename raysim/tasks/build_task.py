@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from raysim.core.contracts import Augment, Data, Sampling, Scorer, Task
+from raysim.core.contracts import Augment, CaseName, Data, Sampling, Scorer, Task
 from raysim.tasks.losses import Loss, check_loss
 from raysim.tasks.networks import check_network, network_factory
 
@@ -35,6 +35,7 @@ def build_task(
     per_voxel: bool,
     sampling: Sampling = "uniform",
     summary: str = "",
+    case_names: Callable[[str, str], Sequence[CaseName]] | None = None,
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
@@ -61,4 +62,5 @@ def build_task(
         augment=augment,
         sampling=sampling,
         summary=summary,
+        case_names=case_names,
     )

@@ -88,6 +88,7 @@ class Classification:
         return build_task(
             self,
             open=sites,
+            case_names=sites.case_names,
             sizes=split_sizes(arrays),
             outside=self.data.outside,
             shape=(channels, *size),

@@ -5,14 +5,14 @@ Imports torch and MONAI where they are used, so that names of metrics are checke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import softmax
 
-from raysim.core.contracts import Metrics, Predictor, Split
+from raysim.core.contracts import CaseValues, Metrics, Predictor, Split
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ DEFAULT_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1")
 
 def accuracy(logits: Array, labels: Array) -> float:
     """The fraction of cases, 0 to 1, whose class has the largest logit. logits (N, K), labels (N,)."""
-    return float((logits.argmax(1) == labels).mean())
+    return float(_correct(logits, labels).mean())
+
+
+def _correct(logits: Array, labels: Array) -> Array:
+    correct: Array = logits.argmax(1) == labels
+    return correct
 
 
 def balanced_accuracy(logits: Array, labels: Array) -> float:
@@ -88,8 +93,13 @@ def brier(logits: Array, labels: Array) -> float:
 
     Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
     """
+    return float(_squared_error(logits, labels).mean())
+
+
+def _squared_error(logits: Array, labels: Array) -> Array:
     error = softmax(logits, axis=1) - np.eye(logits.shape[1])[labels]
-    return float(np.square(error).sum(1).mean())
+    squares: Array = np.square(error).sum(1)
+    return squares
 
 
 FRACTION = (0.0, 1.0)
@@ -101,6 +111,8 @@ METRICS = {
     "ece": Metric("ece", "lower", ece, FRACTION),
     "brier": Metric("brier", "lower", brier, (0.0, 2.0)),
 }
+# The values by case of the metrics that are means over cases.
+CASE_VALUES: Mapping[Callable[..., Any], Callable[[Array, Array], Array]] = {accuracy: _correct, brier: _squared_error}
 
 
 @dataclass
@@ -123,14 +135,25 @@ class ClassificationScore:
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics:
         """The value of each metric that can be computed; empty for a split without examples or labels."""
+        return self.score_cases(predict, split, device)[0]
+
+    def score_cases(self, predict: Predictor, split: Split, device: torch.device) -> tuple[Metrics, CaseValues]:
+        """The value of each metric that can be computed, and values by case.
+
+        These are `label`, `logit_0`, `logit_1`, ..., from which every metric can be computed, and the metrics that are
+        means over cases.
+        """
         if not len(split) or split.labels is None:
-            return {}
+            return {}, {}
         from raysim.tasks.prediction import predict_batches
 
         batches = predict_batches(predict, split, self.batch_size, self.classes, device)
         logits, labels = _average_over_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
         values = {metric.name: metric(logits, labels) for metric in self._metrics}
-        return {name: value for name, value in values.items() if value is not None}
+        means = [metric for metric in self._metrics if metric.function in CASE_VALUES]
+        by_case = {metric.name: CASE_VALUES[metric.function](logits, labels) for metric in means}
+        by_case |= {"label": labels, **{f"logit_{k}": logits[:, k] for k in range(logits.shape[1])}}
+        return {name: value for name, value in values.items() if value is not None}, by_case
 
 
 def _average_over_cases(logits: Array, split: Split) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
 from raysim.data.image_formats import Colour, is_volume
 from raysim.data.image_sites import CaseRow, ImageSites, make_image_sites
 from raysim.data.mask_values import MaskClasses
+from raysim.data.patient_columns import patients_of
 from raysim.data.scanner_shift import ScannerShift
 from raysim.tasks.table_config import TableData
 
@@ -94,9 +95,10 @@ class ImageData(TableData):
         base = join_path(os.getcwd(), os.path.expanduser(root))
         rows: dict[str, list[CaseRow]] = {site: [] for site in sorted(set(table["site"]))}
         cells = table[["site", "split", "image", "label"]].itertuples(index=False)
-        for (site, split, image, label), level in zip(cells, self._body_levels(table), strict=True):
+        levels, patients = self._body_levels(table), patients_of(table)
+        for (site, split, image, label), level, patient in zip(cells, levels, patients, strict=True):
             case_label = None if pd.isna(label) else label if masks else int(label)
-            rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level))
+            rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level, patient))
         preparation = self.preparation(masks, colours, ignore)
         return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
 

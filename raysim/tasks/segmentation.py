@@ -73,6 +73,7 @@ class Segmentation:
         return build_task(
             self,
             open=sites,
+            case_names=sites.case_names,
             sizes=split_sizes(arrays),
             outside=self.data.outside,
             shape=(channels, *size),

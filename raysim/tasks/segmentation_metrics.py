@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysim.core.contracts import Metrics, Predictor, Split
+from raysim.core.contracts import CaseValues, Metrics, Predictor, Split
 from raysim.data.mask_values import IGNORED
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 
@@ -136,13 +136,22 @@ class SegmentationScore:
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics:
         """The value of each metric that can be computed; empty for a split without examples or labels."""
+        return self.score_cases(predict, split, device)[0]
+
+    def score_cases(self, predict: Predictor, split: Split, device: torch.device) -> tuple[Metrics, CaseValues]:
+        """The value of each metric that can be computed, and its values by case, NaN where it is not defined."""
         if not len(split) or split.labels is None:
-            return {}
-        values: dict[str, list[float]] = {name: [] for name in self.better}
-        for predicted, label, spacing in self._volumes(predict, split, split.labels, device):
-            for name, value in self._score_case(predicted, label, spacing):
-                values[name].append(value)
-        return {name: float(np.mean(listed)) for name, listed in values.items() if listed}
+            return {}, {}
+        found = [
+            dict(self._score_case(predicted, label, spacing))
+            for predicted, label, spacing in self._volumes(predict, split, split.labels, device)
+        ]
+        values = {
+            name: np.array([case.get(name, np.nan) for case in found])
+            for name in self.better
+            if any(name in case for case in found)
+        }
+        return {name: float(np.mean(each[~np.isnan(each)])) for name, each in values.items()}, values
 
     def _score_case(self, predicted: Array, label: Array, spacing: tuple[float, ...]) -> Iterator[tuple[str, float]]:
         """The values of one case, with the names in `better`."""

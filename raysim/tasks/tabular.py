@@ -99,6 +99,7 @@ class Tabular:
         return build_task(
             self,
             open=sites,
+            case_names=sites.case_names,
             sizes=dataset.split_sizes(),
             outside=self.data.outside,
             shape=(len(dataset.features.names),),

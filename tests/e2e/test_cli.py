@@ -106,8 +106,16 @@ def test_a_run_leaves_its_files_and_repeats(capsys: pytest.CaptureFixture[str]) 
     assert main(["run", *LOCAL, "seed=3", "algorithm=fedprox", "algorithm.mu=1e-1", "cohort=2", "--out", "one"]) == 0
     shown = capsys.readouterr().out
     assert {path.name for path in Path("one").iterdir()} == {
-        *("config.yaml", "env.json", "placement.json", "rounds.parquet", "sites.parquet", "summary.json"),
-        *("checkpoints", "tensorboard", "log.jsonl", "report.html"),
+        *(
+            "config.yaml",
+            "env.json",
+            "placement.json",
+            "rounds.parquet",
+            "sites.parquet",
+            "cases.parquet",
+            "summary.json",
+        ),
+        *("best", "checkpoints", "models", "tensorboard", "log.jsonl", "report.html"),
     }
     first = summary("one")
     assert (first["status"], first["algorithm"], first["task"], first["seed"]) == ("done", "fedprox", "synthetic", 3)

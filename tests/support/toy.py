@@ -35,10 +35,10 @@ def split(points: Points) -> Split:
     )
 
 
-def data(points: Points, test: Points | None = None) -> Data:
+def data(points: Points, test: Points | None = None, val: Points = ()) -> Data:
     """The data of a site that trains on `points`, and is tested on `test`, by default the same points."""
-    empty = split(())
-    return Data(train=split(points), val=empty, test=split(points if test is None else test), unlabelled=empty)
+    test = points if test is None else test
+    return Data(train=split(points), val=split(val), test=split(test), unlabelled=split(()))
 
 
 def half_squares(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ class Distance:
         return {"distance": float((outputs - torch.from_numpy(split.labels)).abs().mean())}
 
 
-def opened(points: Mapping[str, Points], site: str) -> Data:
-    return data(points[site])
+def opened(points: Mapping[str, Points], val: Mapping[str, Points], site: str) -> Data:
+    return data(points[site], val=val.get(site, ()))
 
 
 def counts(points: Points, trains: bool) -> dict[str, int]:
@@ -85,18 +85,21 @@ def task(
     outside: Sequence[str] = (),
     network: type[nn.Module] = Line,
     batch_size: int = 8,
+    val: Mapping[str, Points] | None = None,
 ) -> Task:
-    """The task of these sites; sites in `outside` are only evaluated."""
+    """The task of these sites; sites in `outside` are only evaluated. `val` has the validation points of some."""
+    val = dict(val or {})
     return Task(
         name="toy",
         inside=tuple(sorted(set(points) - set(outside))),
         outside=tuple(sorted(outside)),
         sizes={
-            s: dict(zip(SPLITS, (len(p) * (s not in outside), 0, len(p), 0), strict=True)) for s, p in points.items()
+            s: dict(zip(SPLITS, (len(p) * (s not in outside), len(val.get(s, ())), len(p), 0), strict=True))
+            for s, p in points.items()
         },
         shape=(1,),
         classes=1,
-        open=partial(opened, dict(points)),
+        open=partial(opened, dict(points), val),
         network=network,
         loss=half_squares,
         score=Distance(),

@@ -22,6 +22,8 @@ FILE = ROOT / "raysim" / "config" / "run_schema.json"
 ACCEPTED = [
     "{}",
     "{rounds: 3, cohort: 0.5, backend: local}",
+    "{early_stopping: 3}",
+    "{early_stopping: {patience: 3, min_gain: 0.01}}",
     "{cohort: {size: 3, dropout: 0.1}, resources: {client_actors: per_site, sites: {A: {gpus: 0.5}}}}",
     "{task: segmentation, algorithm: fedprox, network: unet, data: {table: t.csv}}",
     "{task.data.size: [32, 32], algorithm.lr: 1e-2, task.network.name: unet}",
@@ -35,6 +37,8 @@ ACCEPTED = [
 REFUSED = [
     "{rondus: 3}",
     "{rounds: 0}",
+    "{early_stopping: 0}",
+    "{early_stopping: true}",
     "{rounds: many}",
     "{backend: slurm}",
     "{algorithm: fedavgg}",

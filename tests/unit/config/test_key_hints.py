@@ -16,7 +16,7 @@ from raysim.core.errors import ConfigError
     [
         ("gpus=1", "resources.gpus_per_client=1"),
         ("device=cuda", "resources.gpus_per_client=1"),
-        ("early_stopping=true", "a run has a fixed number of rounds"),
+        ("patience=3", "use early_stopping.patience=5"),
         ("patch_size=[64,64]", "task.data.size"),
         ("augment=flip", "use task.augment"),
         ("algorithm.batch_size=4", "use task.batch_size"),

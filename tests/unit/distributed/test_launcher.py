@@ -38,8 +38,16 @@ def test_the_result_equals_the_files(finished: RunResult) -> None:
     assert finished.sites["role"].to_dict() == {"clinic": "outside", "site-01": "inside", "site-02": "inside"}
     assert finished.sites.loc["clinic", "val/dice"] == finished.metrics["outside/val/dice"]["mean"]
     assert {path.name for path in finished.path.iterdir()} == {
-        *("config.yaml", "env.json", "placement.json", "summary.json", "rounds.parquet", "sites.parquet"),
-        *("checkpoints", "tensorboard", "log.jsonl", "report.html"),
+        *(
+            "config.yaml",
+            "env.json",
+            "placement.json",
+            "summary.json",
+            "rounds.parquet",
+            "sites.parquet",
+            "cases.parquet",
+        ),
+        *("best", "checkpoints", "models", "tensorboard", "log.jsonl", "report.html"),
     }
 
 

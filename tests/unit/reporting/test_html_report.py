@@ -14,8 +14,10 @@ from typing import Any
 from algorithms.fedavg import FedAvg
 from raysim import PredictionSet
 from raysim.core.errors import SiteError
+from raysim.core.events import RunFinished
 from raysim.core.results import FailureAction, FailureEvent, RunOutcome
 from raysim.federation.runner import run_federation
+from raysim.reporting.console import describe_best
 from raysim.reporting.html_report import by_cause, failure_sentences, write_report
 from raysim.reporting.plots import render_svg
 from tests.support import toy
@@ -194,3 +196,20 @@ def test_no_label_of_an_axis_is_cut_off() -> None:
     labels = re.findall(r'text-anchor: end[^>]* x="([\d.]+)"[^>]*>([^<]+)<', render_svg("loss", draw, 2.5))
     assert "12.5" in {label for _, label in labels}
     assert all(float(x) > 5 * len(label) for x, label in labels), labels
+
+
+def test_the_best_and_the_last_round_are_labelled(tmp_path: Path) -> None:
+    sites = {"a": toy.A, "b": toy.B}
+    task = toy.task(sites, val={"a": ((1, 1),)})
+    algorithm = FedAvg(optimizer="sgd", momentum=0.0, lr=0.1)
+    plan = make_plan(tmp_path / "run", task, algorithm, rounds=6, metric="inside/val/distance")
+    *_, end = run_federation(plan, plain_fleet(plan))
+    assert isinstance(end, RunFinished)
+    assert end.values["best"]["round"] == 3
+    page = Page(write_report(tmp_path / "run"))
+    assert "Last evaluated round: 6 metric" in page.text
+    assert "Best round by inside/val/distance: 3 metric" in page.text
+    assert describe_best(end.values).startswith("best round 3: inside/val/distance 0.0")
+    assert "; last evaluated round 6: inside/val/distance 0.2" in describe_best(end.values)
+    page = run(tmp_path / "without", sites)
+    assert "No best round: no site that the metric refers to has val cases" in page.text

@@ -9,7 +9,8 @@ from dataclasses import replace
 from raysim.federation.fleet import LocalFleet
 from raysim.federation.round_loop import federate
 from raysim.search.spec import FederationVariant
-from raysim.search.trial_runner import TrialCache, TrialRounds
+from raysim.search.trial_cache import TrialCache
+from raysim.search.trial_runner import TrialRounds
 from raysim.search.trial_store import TrialRecord, lineage, load_records, save_record
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest

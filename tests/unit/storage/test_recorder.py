@@ -102,6 +102,7 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
         "rounds": 1,
         "metric": "inside/test/distance",
         "direction": "lower",
+        "evaluated_round": 1,
         "metrics": {
             "inside/test/distance": three,
             "inside/test/distance@global": three,
@@ -112,6 +113,11 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
             "a": {"role": "inside", "train/loss": 2.0, "test/distance": far, "test/distance@global": far},
             "b": {"role": "inside", "train/loss": 2.0, "test/distance": near, "test/distance@global": near},
             "x": {"role": "outside", "test/distance": near, "test/distance@global": near},
+        },
+        "best": {
+            "round": None,
+            "reason": "no site that the metric refers to has val cases, and no round is chosen by a test score; "
+            "give some rows of the table the split val",
         },
         "notes": [],
         "bytes": {"up": 16, "down": 16, "between_sites": 0},

@@ -1,0 +1,94 @@
+"""Writes models/: the global model, and the networks with which the inside sites predict if these are others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from raysim.core.contracts import Algorithm, PredictionSet, Predictor, Reply, S, Site, State
+from raysim.core.formatting import join_names
+from raysim.core.model import Model, weights
+from raysim.federation.evaluation import describe_predictor, has_batch_statistics
+from raysim.federation.fleet import BaseFleet
+from raysim.federation.plan import Plan
+from raysim.storage.model_files import GLOBAL_FILE, ModelFiles
+
+EXPORT_PHASE = "models"
+BATCH_STATISTICS = (
+    "BatchNorm layers have no running statistics, and were evaluated with the statistics of each batch. To do the "
+    'same: `for layer in network.modules(): layer.train("BatchNorm" in type(layer).__name__)`'
+)
+
+
+@dataclass(frozen=True)
+class SiteModel:
+    """A predictor of a site: `name` is empty for that of the method, else a name of `PredictionSet.others`.
+
+    model: the weights; None if the predictor is the global model, or not a network with the layers of the task's.
+    predictor: see `describe_predictor`.
+    batch_statistics: whether BatchNorm layers use the statistics of each batch.
+    """
+
+    name: str
+    model: Model | None
+    predictor: str
+    batch_statistics: bool = False
+
+
+def export_models(plan: Plan, fleet: BaseFleet, state: State, best: Mapping[str, Any]) -> None:
+    """Write models/ with the models of `state` and of the client states of the fleet.
+
+    `best` is the best round, as in summary.json. A predictor that is not one network has no file; README.md names it.
+    """
+    files, notes, other = ModelFiles(plan.directory), list[str](), dict[str, list[str]]()
+    initial = weights(plan.task.start(plan.config.seed))  # for buffers that stay at the sites
+    if state.model is not None and (initial | state.model).schema.specs == initial.schema.specs:
+        files.add(GLOBAL_FILE, initial | state.model, "the global model")
+        if len(state.model) < len(initial):
+            notes.append(f"`{GLOBAL_FILE}`: {BATCH_STATISTICS}")
+    for site, models in site_models(plan.config.algorithm, state, fleet):
+        for each in models:
+            file = f"sites/{site}@{each.name}.safetensors" if each.name else f"sites/{site}.safetensors"
+            if each.model is not None:
+                files.add(file, each.model, f"the {each.name or 'personal'} model of {site}")
+                notes += [f"`{file}`: {BATCH_STATISTICS}"] * each.batch_statistics
+            elif each.predictor != "global":
+                other.setdefault(each.predictor, []).append(site)
+    for kind, sites in other.items():
+        notes.append(f"No file has the predictor of {join_names(sites)}: a {kind}, which is not one network.")
+    files.close(plan.task, _describe_round(fleet.accounting.number, best), notes)
+
+
+def _describe_round(number: int, best: Mapping[str, Any]) -> str:
+    if best["round"] is None:
+        return f"After round {number}, the last one; no best round was chosen: {best['reason']}"
+    return f"After round {number}, the best by {best['metric']}: {best['value']:.4f}"
+
+
+def site_models(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> Iterator[tuple[str, tuple[SiteModel, ...]]]:
+    """Yields each inside site with its predictors. The models of one site are fetched at a time."""
+    replies = fleet.evaluate(_site_models, (algorithm, state), EXPORT_PHASE)
+    yield from ((site, replies[site].payload) for site in replies if site in fleet.task.inside)
+
+
+def _site_models(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[tuple[SiteModel, ...]]:
+    algorithm, state = broadcast
+    predictor = algorithm.predictor(site, state) if site.name in site.task.inside else None
+    if predictor is None:
+        return Reply(())
+    predictions = predictor if isinstance(predictor, PredictionSet) else PredictionSet(predictor)
+    named: dict[str, Predictor] = {"": predictions.main, **predictions.others}
+    return Reply(tuple(_site_model(name, predict, site, state) for name, predict in named.items()))
+
+
+def _site_model(name: str, predict: Predictor, site: Site[Any], state: Any) -> SiteModel:
+    kind = describe_predictor(predict, site, state)
+    if kind == "global" or not isinstance(predict, nn.Module):
+        return SiteModel(name, None, kind)
+    model = weights(predict)
+    if model.schema.specs != weights(site.template).schema.specs:
+        return SiteModel(name, None, type(predict).__name__)
+    return SiteModel(name, model, kind, has_batch_statistics(predict))

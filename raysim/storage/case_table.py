@@ -1,0 +1,76 @@
+"""The table cases.parquet: the values of each case in the last and in the best round."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from raysim.core.atomic_io import replacing
+from raysim.core.contracts import CaseName, Task
+from raysim.core.results import CaseScores
+
+CASES_FILE = "cases.parquet"
+COLUMNS = ("round", "last", "best", "site", "role", "split", "case", "image", "patient", "predictor", "metric", "value")
+HASH_CHARACTERS = 16
+
+
+def write_cases(
+    directory: Path,
+    task: Task,
+    cases: Mapping[int, Sequence[CaseScores]],
+    *,
+    last: int,
+    best: int,
+    anonymous: bool = False,
+) -> None:
+    """Write cases.parquet, with a row for each case and metric of the rounds in `cases`.
+
+    `last` and `best` are the rounds of the last and the best evaluation. With `anonymous`, images and patients are
+    replaced by the start of the SHA-256 of their names. A task without values by case has no such file.
+    """
+    frames = [
+        _frame(task, scores, anonymous).assign(round=number, last=number == last, best=number == best)
+        for number, scores in sorted(cases.items())
+        if scores
+    ]
+    if frames:
+        with replacing(directory / CASES_FILE) as partial:
+            pd.concat(frames, ignore_index=True)[list(COLUMNS)].to_parquet(partial, index=False)
+
+
+def _frame(task: Task, scores: Sequence[CaseScores], anonymous: bool) -> pd.DataFrame:
+    sizes = [each.values.size for each in scores]
+    names = [_names(task, each, anonymous) for each in scores]
+    roles = ["outside" if each.site in task.outside else "inside" for each in scores]
+    return pd.DataFrame(
+        {
+            "site": np.repeat([each.site for each in scores], sizes),
+            "role": np.repeat(roles, sizes),
+            "split": np.repeat([each.split for each in scores], sizes),
+            "case": np.concatenate([np.tile(each.cases, len(each.metrics)) for each in scores]),
+            "image": [name.image for each, of in zip(scores, names, strict=True) for name in of * len(each.metrics)],
+            "patient": [
+                name.patient for each, of in zip(scores, names, strict=True) for name in of * len(each.metrics)
+            ],
+            "predictor": np.repeat([each.predictor for each in scores], sizes),
+            "metric": np.concatenate([np.repeat(each.metrics, len(each.cases)) for each in scores]),
+            "value": np.concatenate([each.values.ravel() for each in scores]),
+        }
+    ).astype({"image": "string", "patient": "string"})
+
+
+def _names(task: Task, scores: CaseScores, anonymous: bool) -> list[CaseName]:
+    """The name of each case."""
+    if task.case_names is None:
+        return [CaseName()] * len(scores.cases)
+    names = task.case_names(scores.site, scores.split)
+    found = [names[case] for case in scores.cases]
+    return [CaseName(_hash(name.image), _hash(name.patient)) for name in found] if anonymous else found
+
+
+def _hash(name: str | None) -> str | None:
+    return None if name is None else hashlib.sha256(name.encode()).hexdigest()[:HASH_CHARACTERS]

@@ -1,0 +1,121 @@
+"""The round of a trial that is compared, its test score, and trials that early stopping ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysim.config.merge import parse_pairs
+from raysim.core.errors import ConfigError
+from raysim.reporting.terminal import Terminal
+from raysim.reporting.search_console import SearchConsole, describe_judged_round
+from raysim.search.build_spec import build_search_spec
+from raysim.search.objectives import Objective, combine_rows
+from raysim.search.request import build_request
+from raysim.search.results import SearchResults
+from raysim.search.space import Space, from_cli
+from raysim.search.spec import FederationVariant
+from raysim.search.trial_cache import TrialCache
+from raysim.search.trial_runner import TrialRounds
+from raysim.storage.run_directory import SUMMARY_FILE, read_summary
+from tests.support.searches import LR, TINY, searched
+
+VAL, TEST = "inside/val/dice/mean", "inside/test/dice/mean"
+RATE = {"algorithm.lr": 0.03}
+
+
+def rows(trial: TrialRounds) -> list[dict[str, Any]]:
+    found = [trial.step()]
+    while not found[-1]["done"]:
+        found.append(trial.step())
+    return found
+
+
+def test_a_trial_is_compared_by_its_best_round(tmp_path: Path) -> None:
+    search = searched(tmp_path, "rounds=6", "algorithm.epochs=3")
+    assert [each.column for each in search.objectives] == [f"best/{VAL}"]
+    assert search.judge == "best"
+    seen = rows(TrialRounds(search, 1, RATE, TrialCache(search)))
+    values = [row[VAL] for row in seen]
+    for count, row in enumerate(seen, 1):
+        best = max(range(count), key=lambda index: (values[index], -index))
+        assert (row["best/round"], row[f"best/{VAL}"]) == (best + 1, values[best])
+        assert row[f"best/{TEST}"] == seen[best][TEST]
+    assert seen[-1]["best/round"] == read_summary(tmp_path / "trials" / "0001")["best"]["round"] < 6
+    results = SearchResults(search, [], "best")
+    results.start_trial(1, RATE)
+    for row in seen:
+        results.add_round(1, row)
+    (record,) = results.best()
+    assert record.last[TEST] == seen[-1][TEST]
+    text = describe_judged_round(record, search)
+    assert text == f"trial 1 in its best round, {seen[-1]['best/round']:g}: {TEST} {seen[-1][f'best/{TEST}']:.4f}"
+
+
+def test_the_metric_of_the_objective_chooses_the_best_round(tmp_path: Path) -> None:
+    search = searched(tmp_path, "task.data.outside=[x]")
+    outside = replace(
+        search, objectives=(Objective("bytes", "lower"), Objective("best/outside/val/dice/worst", "higher"))
+    )
+    assert outside.config(RATE, outside.variants[0]).metric == "outside/val/dice"
+    assert replace(search, objectives=(Objective("bytes", "lower"),)).config(RATE, search.variants[0]).metric is None
+
+
+def test_without_validation_cases_the_last_round_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = build_request(Space(from_cli([LR])), {}, parse_pairs([*TINY, "task.data.val=0"]), {})
+    search = build_search_spec(request, tmp_path, SearchConsole(Terminal()))
+    output = capsys.readouterr().out
+    assert "compared by a test score" in output
+    assert "no val cases to choose the best round of a trial by: last rounds are compared" in output
+    assert [each.column for each in search.objectives] == [TEST]
+    assert search.judge == "last"
+
+
+def test_pbt_compares_the_states_that_it_copies(tmp_path: Path) -> None:
+    assert [each.column for each in searched(tmp_path, "rounds=4", scheduler="pbt").objectives] == [VAL]
+
+
+def test_the_worst_distance_of_best_rounds_is_the_longest() -> None:
+    found = combine_rows(
+        [(0, {"best/inside/val/hd95/worst": 3.0}), (0, {"best/inside/val/hd95/worst": 5.0})], {"hd95": "lower"}
+    )
+    assert found == {"best/inside/val/hd95/worst": 5.0}
+
+
+def test_early_stopping_ends_each_federation_of_a_trial(tmp_path: Path) -> None:
+    variants = (FederationVariant(0), FederationVariant(3))
+    search = replace(searched(tmp_path, "rounds=12", "algorithm.epochs=3", "early_stopping=1"), variants=variants)
+    cache = TrialCache(search)
+    seen = rows(TrialRounds(search, 1, RATE, cache))
+    summaries = [read_summary(tmp_path / "trials" / "0001" / f"seed-{seed}") for seed in (0, 3)]
+    lengths = [summary["rounds"] for summary in summaries]
+    assert min(lengths) < max(lengths) < 12
+    assert [row["round"] for row in seen] == list(range(1, max(lengths) + 1))
+    assert seen[-1]["status"] == "done"
+    assert seen[-1]["digests"] == {f"seed-{seed}": s["digest"] for seed, s in zip((0, 3), summaries, strict=True)}
+    assert seen[-1][f"best/{VAL}"] == pytest.approx(sum(summary["best"]["value"] for summary in summaries) / 2)
+    # The process is lost before Tune has the last round.
+    again = TrialRounds(search, 1, RATE, cache)
+    assert rows(again)[-1] == seen[-1]
+
+
+def test_a_stopped_federation_without_summary_is_not_run_again(tmp_path: Path) -> None:
+    search = replace(searched(tmp_path, "rounds=12", "algorithm.epochs=3", "early_stopping=1"), session="one")
+    cache = TrialCache(search)
+    seen = rows(TrialRounds(search, 1, RATE, cache))
+    assert len(seen) < 12
+    (tmp_path / "trials" / "0001" / SUMMARY_FILE).unlink()
+    again = TrialRounds(replace(search, session="two"), 1, RATE, cache)
+    assert again.step() == seen[-1]
+    assert read_summary(tmp_path / "trials" / "0001")["digest"] == seen[-1]["digests"][""]
+
+
+@pytest.mark.parametrize("scheduler", ["pbt", "hyperband"])
+def test_early_stopping_with_a_scheduler_that_waits_is_refused(scheduler: str) -> None:
+    with pytest.raises(ConfigError, match=r"early_stopping: the trials of --scheduler .* use --scheduler asha"):
+        build_request(Space(from_cli([LR])), {}, parse_pairs(["early_stopping=3"]), {"scheduler": scheduler})
