@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ BARS = 60  # largest number of sites shown as bars; more sites are shown as a hi
 NAME = 24  # characters of a site's name beside its bar
 DOTS = 40  # largest number of points of a line with markers
 MARKS = 500  # largest number of marked rounds, so that the page does not grow with the run
+CURVES, COLUMNS, SHORT_NAME = 24, 4, 16  # largest number of sites with a curve, curves in a row, characters of a name
 WIDTH, HEIGHT, BAR = 4.4, 2.5, 0.16  # inches
 
 # matplotlib cannot use the CSS variables of the page, so these colours are replaced by CSS variables in the SVG.
@@ -42,14 +44,20 @@ STYLE = {
 }
 
 
-def plots(summary: Any, rounds: pd.DataFrame, lost: Collection[int]) -> Iterator[tuple[str, str]]:
-    """Yields title and SVG of each plot that has data. `lost` has the rounds with failures."""
+def plots(
+    summary: Any, rounds: pd.DataFrame, site_rows: pd.DataFrame, lost: Collection[int]
+) -> Iterator[tuple[str, str]]:
+    """Yields title and SVG of each plot that has data. `lost` has the rounds with failures.
+
+    rounds, site_rows: the tables rounds.parquet and sites.parquet.
+    """
     sites, score = summary["sites"], summary["metric"].split("/", 1)[1]
     known = {site: found for site, found in sites.items() if found.get(score) is not None}
     each, height = (_bars, 0.8 + BAR * len(known)) if len(known) <= BARS else (_histogram, HEIGHT)
     higher = summary["direction"] == "higher"
     for title, draw, inches in (
         (f"{score} over rounds", partial(_scores, rounds=rounds, score=score), HEIGHT),
+        (f"{score} of each site over rounds", *_curves(site_rows, score, higher=higher)),
         (f"last {score} of the sites", partial(each, known=known, score=score, higher=higher), height),
         ("training loss", partial(_line, rounds=rounds, column="loss", label="", color=INSIDE), HEIGHT),
         ("seconds per round", partial(_seconds, rounds=rounds, lost=lost), HEIGHT),
@@ -79,7 +87,8 @@ def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return _with_css_colours(file.getvalue())
+    described = f'<svg role="img" aria-label="{html.escape(title)}"'
+    return _with_css_colours(file.getvalue()).replace("<svg", described, 1)
 
 
 def _with_css_colours(text: str) -> str:
@@ -95,6 +104,44 @@ def _scores(axes: Axes, rounds: pd.DataFrame, score: str) -> None:
         for column, label, line in ((worst, "worst", ":"), (plain, "mean @global", "--")):
             if mean not in rounds or column not in rounds or not rounds[column].equals(rounds[mean]):
                 _line(axes, rounds, column, f"{role}, {label}", color=colour, linestyle=line)
+
+
+def _curves(site_rows: pd.DataFrame, score: str, *, higher: bool) -> tuple[Callable[[Axes], object], float]:
+    """The function that plots the learning curve of each site, and the height of its plot."""
+    split, _, metric = score.partition("/")
+    known = site_rows[(site_rows["split"] == split) & (site_rows["metric"] == metric)]
+    curves = [(site, of) for site, of in known.groupby("site") if of["round"].nunique() > 1]
+    curves.sort(key=lambda curve: (curve[1]["value"].iloc[-1] * (1 if higher else -1), curve[0]))
+    rows = math.ceil(min(len(curves), CURVES) / COLUMNS)
+    return partial(_small_multiples, curves=curves), 0.5 + 0.75 * rows
+
+
+def _small_multiples(axes: Axes, curves: Sequence[tuple[Any, pd.DataFrame]]) -> None:
+    """Plot each learning curve on axes of its own, the worst sites first, with the same scales."""
+    if not curves:
+        return
+    shown = curves[:CURVES]
+    rows = math.ceil(len(shown) / COLUMNS)
+    values = pd.concat([of["value"] for _, of in shown])
+    last = max(of["round"].max() for _, of in shown)
+    for place in range(rows * COLUMNS):
+        column, row = place % COLUMNS, place // COLUMNS
+        small = axes.inset_axes((column / COLUMNS, 1 - (row + 0.85) / rows, 0.9 / COLUMNS, 0.62 / rows))
+        if place >= len(shown):
+            small.set_axis_off()
+            continue
+        site, of = shown[place]
+        small.plot(of["round"], of["value"], color=ROLES[of["role"].iloc[0]], linewidth=1.1)
+        small.set_title(site if len(site) <= SHORT_NAME else f"{site[: SHORT_NAME - 1]}…", fontsize=7, pad=2)
+        small.set_xlim(1, max(last, 2))
+        small.set_ylim(values.min(), max(values.max(), values.min() + 1e-9))
+        small.tick_params(labelsize=6, length=2, pad=1, labelleft=column == 0, labelbottom=row == rows - 1)
+        small.locator_params(nbins=3)
+    axes.plot([], [])
+    axes.update_datalim([(0, 0)])
+    axes.set_axis_off()
+    if len(curves) > CURVES:
+        axes.set_title(f"the {CURVES} worst of {len(curves)} sites", fontsize=8)
 
 
 def _line(axes: Axes, rounds: pd.DataFrame, column: str, label: str, **look: Any) -> None:
