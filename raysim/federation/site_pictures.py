@@ -135,12 +135,17 @@ def _summarize(split: Split, task: Task) -> SplitSummary:
     """The summary of a split, computed by example, so that memory does not grow with the split."""
     moments = np.array([(float(each.mean()), float(np.square(each, dtype=np.float64).mean())) for each in split.inputs])
     mean, square = moments.mean(0)
-    shares: tuple[float, ...] = ()
-    if split.labels is not None:
-        counts = np.zeros(task.classes, np.int64)
-        for label in split.labels:
-            counts += np.bincount(label[label != IGNORED].astype(np.int64).ravel(), minlength=task.classes)
-        shares = tuple(float(share) for share in counts / max(1, counts.sum()))
-    return SplitSummary(
-        len(np.unique(split.cases)), len(split), float(mean), float(np.sqrt(max(0.0, square - mean**2))), shares
-    )
+    shares = () if split.labels is None else _class_shares(split.labels, task.classes)
+    deviation = float(np.sqrt(max(0.0, square - mean**2)))
+    return SplitSummary(len(np.unique(split.cases)), len(split), float(mean), deviation, shares)
+
+
+def _class_shares(labels: Array, classes: int) -> tuple[float, ...]:
+    """The share of each class in the labels that are not ignored; none for labels that are not classes."""
+    counts = np.zeros(classes, np.int64)
+    for label in labels:
+        known = label[label != IGNORED] if label.ndim > 1 else label
+        if known.dtype.kind not in "iu" or (known.size and known.max() >= classes):
+            return ()
+        counts += np.bincount(known.ravel(), minlength=classes)
+    return tuple(float(share) for share in counts / max(1, counts.sum()))

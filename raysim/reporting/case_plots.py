@@ -56,7 +56,7 @@ def case_plots(cases: CaseValues, metric: str, classes: Sequence[str]) -> Iterat
     if values is not None:
         name, column = values
         sites = column.index.get_level_values("site").nunique()
-        draw, height = (_strips, 0.8 + 1.3 * BAR * sites) if sites <= BARS else (_histogram, HEIGHT)
+        draw, height = (_strips, 0.8 + 2 * BAR * sites) if sites <= BARS else (_histogram, HEIGHT)
         plots.append((f"{name} of each case, {cases.split}", partial(draw, column=column, name=name), height))
     if cases.logits:
         plots.append((f"ROC curves, {cases.split}", partial(_roc, cases=cases, classes=classes), WIDE))

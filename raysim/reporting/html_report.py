@@ -49,20 +49,20 @@ def write_report(out: Path) -> Path:
     Only summary.json must exist. Raises OSError if it does not or if the disk is full, ValueError if it is not JSON.
     """
     summary = json.loads((out / SUMMARY_FILE).read_text())
-    failures = _read(out / FAILURES_FILE, _failures, [])
-    config = _read(out / "config.yaml", Path.read_text, "")
-    placement = _read(out / "placement.json", _json, [])
-    rounds = _read(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
-    site_rows = _read(out / "sites.parquet", pd.read_parquet, SITES.empty_table().to_pandas())
-    cases = _read(out / CASES_FILE, lambda path: CaseValues(pd.read_parquet(path)), None)
+    failures = read_or(out / FAILURES_FILE, _failures, [])
+    config = read_or(out / "config.yaml", Path.read_text, "")
+    placement = read_or(out / "placement.json", _json, [])
+    rounds = read_or(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
+    site_rows = read_or(out / "sites.parquet", pd.read_parquet, SITES.empty_table().to_pandas())
+    cases = read_or(out / CASES_FILE, lambda path: CaseValues(pd.read_parquet(path)), None)
     shown = read_pictures(out)
-    declared = _read(out / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None) or {}
+    declared = read_or(out / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None) or {}
     page = template(TEMPLATE).render(
         name=out.name,
         summary=summary,
         declared=declared,
         config=config,
-        env=_read(out / "env.json", _json, {}),
+        env=read_or(out / "env.json", _json, {}),
         failure_sentences=failure_sentences(failures, RunOutcome(summary["status"]), declared.get("min_replies")),
         causes=by_cause(failures),
         failures=failures,
@@ -111,7 +111,7 @@ def page_style() -> str:
     return TEMPLATE.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
 
 
-def _read(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:
+def read_or(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:
     """The parsed file, or `otherwise`: if the run ended early, the file may be missing, empty or incomplete."""
     try:
         return parse(path)

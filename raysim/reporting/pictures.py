@@ -40,30 +40,34 @@ class ShownPictures:
             return "", ""
         names = [*self.classes, *map(str, range(len(self.classes), len(of["shares"])))]
         shares = (f"{name} {100 * share:.1f} %" for name, share in zip(names, of["shares"], strict=False))
-        return f"{of['mean']:.3g} ± {of['deviation']:.3g}", ", ".join(shares)
+        return f"{of['mean']:.2f} ± {of['deviation']:.2f}", ", ".join(shares)
 
 
-def read_pictures(out: Path) -> ShownPictures:
-    """The content of pictures/ of the run in `out`; empty if it is missing or incomplete."""
+def read_pictures(out: Path, max_bytes: int = MAX_BYTES) -> ShownPictures:
+    """The content of pictures/ of the run in `out`, with pictures of `max_bytes`; empty if it is incomplete."""
     try:
         found = json.loads((out / FOLDER / "pictures.json").read_text())
         sites: dict[str, list[dict[str, Any]]] = {}
         for each in found["pictures"]:
             sites.setdefault(each["site"], []).append(each)
-        return _within_limit(out / FOLDER, sites, found["data"], found["classes"])
+        return _within_limit(out / FOLDER, sites, found["data"], found["classes"], max_bytes)
     except (OSError, ValueError, KeyError):
         return ShownPictures()
 
 
 def _within_limit(
-    folder: Path, sites: Mapping[str, list[dict[str, Any]]], data: Mapping[str, Any], classes: Sequence[str]
+    folder: Path,
+    sites: Mapping[str, list[dict[str, Any]]],
+    data: Mapping[str, Any],
+    classes: Sequence[str],
+    max_bytes: int,
 ) -> ShownPictures:
     shown: dict[str, list[dict[str, Any]]] = {}
     size = 0
     for site in sorted(sites, key=lambda site: (sites[site][-1]["value"], site)):  # the last one is the worst case
         content = [(folder / each["file"]).read_bytes() for each in sites[site]]
         size += sum(map(len, content))
-        if size > MAX_BYTES:
+        if size > max_bytes:
             break
         sources = (f"data:image/jpeg;base64,{base64.b64encode(each).decode()}" for each in content)
         shown[site] = [each | {"source": source} for each, source in zip(sites[site], sources, strict=True)]

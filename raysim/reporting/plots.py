@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from raysim.core.formatting import format_bytes
@@ -25,6 +26,7 @@ DOTS = 40  # largest number of points of a line with markers
 MARKS = 500  # largest number of marked rounds, so that the page does not grow with the run
 CURVES, COLUMNS, SHORT_NAME = 24, 4, 16  # largest number of sites with a curve, curves in a row, characters of a name
 WIDTH, HEIGHT, BAR = 4.4, 2.5, 0.16  # inches
+LEGEND = 60  # characters in a row of the legend
 
 # matplotlib cannot use the CSS variables of the page, so these colours are replaced by CSS variables in the SVG.
 INK, INSIDE, OUTSIDE, LOST = "#000001", "#000002", "#000003", "#000004"
@@ -59,7 +61,7 @@ def plots(
         (f"{score} over rounds", partial(_scores, rounds=rounds, score=score), HEIGHT),
         (f"{score} of each site over rounds", *_curves(site_rows, score, higher=higher)),
         (f"last {score} of the sites", partial(each, known=known, score=score, higher=higher), height),
-        ("training loss", partial(_line, rounds=rounds, column="loss", label="", color=INSIDE), HEIGHT),
+        ("training loss", partial(plot_column, rounds=rounds, column="loss", label="", color=INSIDE), HEIGHT),
         ("seconds per round", partial(_seconds, rounds=rounds, lost=lost), HEIGHT),
         ("bytes per round", partial(_bytes, rounds=rounds), HEIGHT),
     ):
@@ -81,7 +83,7 @@ def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str
         if not axes.has_data():
             return ""
         if labels := axes.get_legend_handles_labels()[1]:
-            figure.legend(loc="outside upper left", ncols=2 if len(labels) > 3 else 3)
+            figure.legend(loc="outside upper left", ncols=max(1, min(3, LEGEND // (max(map(len, labels)) + 6))))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # a second layout, for SVG, could choose other ticks
         file = io.StringIO()
@@ -100,10 +102,10 @@ def _with_css_colours(text: str) -> str:
 def _scores(axes: Axes, rounds: pd.DataFrame, score: str) -> None:
     for role, colour in ROLES.items():
         mean, worst, plain = (f"{role}/{score}{end}" for end in ("/mean", "/worst", "@global/mean"))
-        _line(axes, rounds, mean, f"{role}, mean", color=colour)
+        plot_column(axes, rounds, mean, f"{role}, mean", color=colour)
         for column, label, line in ((worst, "worst", ":"), (plain, "mean @global", "--")):
             if mean not in rounds or column not in rounds or not rounds[column].equals(rounds[mean]):
-                _line(axes, rounds, column, f"{role}, {label}", color=colour, linestyle=line)
+                plot_column(axes, rounds, column, f"{role}, {label}", color=colour, linestyle=line)
 
 
 def _curves(site_rows: pd.DataFrame, score: str, *, higher: bool) -> tuple[Callable[[Axes], object], float]:
@@ -113,38 +115,42 @@ def _curves(site_rows: pd.DataFrame, score: str, *, higher: bool) -> tuple[Calla
     curves = [(site, of) for site, of in known.groupby("site") if of["round"].nunique() > 1]
     curves.sort(key=lambda curve: (curve[1]["value"].iloc[-1] * (1 if higher else -1), curve[0]))
     rows = math.ceil(min(len(curves), CURVES) / COLUMNS)
-    return partial(_small_multiples, curves=curves), 0.5 + 0.75 * rows
+    return partial(_small_multiples, curves=curves), 0.5 + rows
 
 
 def _small_multiples(axes: Axes, curves: Sequence[tuple[Any, pd.DataFrame]]) -> None:
-    """Plot each learning curve on axes of its own, the worst sites first, with the same scales."""
-    if not curves:
-        return
+    """Plot each learning curve in a frame of its own, the worst sites first, with the same scales.
+
+    All frames are on one pair of axes, because axes of their own take a second to draw.
+    """
     shown = curves[:CURVES]
-    rows = math.ceil(len(shown) / COLUMNS)
-    values = pd.concat([of["value"] for _, of in shown])
-    last = max(of["round"].max() for _, of in shown)
-    for place in range(rows * COLUMNS):
-        column, row = place % COLUMNS, place // COLUMNS
-        small = axes.inset_axes((column / COLUMNS, 1 - (row + 0.85) / rows, 0.9 / COLUMNS, 0.62 / rows))
-        if place >= len(shown):
-            small.set_axis_off()
-            continue
-        site, of = shown[place]
-        small.plot(of["round"], of["value"], color=ROLES[of["role"].iloc[0]], linewidth=1.1)
-        small.set_title(site if len(site) <= SHORT_NAME else f"{site[: SHORT_NAME - 1]}…", fontsize=7, pad=2)
-        small.set_xlim(1, max(last, 2))
-        small.set_ylim(values.min(), max(values.max(), values.min() + 1e-9))
-        small.tick_params(labelsize=6, length=2, pad=1, labelleft=column == 0, labelbottom=row == rows - 1)
-        small.locator_params(nbins=3)
-    axes.plot([], [])
-    axes.update_datalim([(0, 0)])
+    if not shown:
+        return
+    columns = min(len(shown), COLUMNS)
+    values = np.concatenate([of["value"].to_numpy() for _, of in shown])
+    low, high, last = values.min(), max(values.max(), values.min() + 1e-9), max(of["round"].max() for _, of in shown)
+    frame = np.array([(0, 0), (0, 1), (1, 1), (1, 0), (0, 0)]) * (0.86, 0.62)
+    small: dict[str, Any] = {"fontsize": 6.5, "clip_on": False}
+    for place, (site, of) in enumerate(shown):
+        left, bottom = corner = np.array([place % columns, -(place // columns)])
+        axes.plot(*(corner + frame).T, color=INK, alpha=0.25, linewidth=0.5)
+        at = np.column_stack([(of["round"] - 1) / max(last - 1, 1), 0.04 + 0.92 * (of["value"] - low) / (high - low)])
+        axes.plot(*(corner + at * frame[2]).T, color=ROLES[of["role"].iloc[0]], linewidth=1.2)
+        name = site if len(site) <= SHORT_NAME else f"{site[: SHORT_NAME - 1]}…"
+        axes.text(left, bottom + 0.66, name, **small)
+        if place % columns == 0:
+            for value, height in ((low, 0.02), (high, 0.6)):
+                axes.text(left - 0.03, bottom + height, f"{value:.3g}", ha="right", va="center", **small)
+        if place + columns >= len(shown):
+            axes.text(left, bottom - 0.02, "1", va="top", **small)
+            axes.text(left + 0.86, bottom - 0.02, f"{last}", ha="right", va="top", **small)
+    axes.set_xlim(-0.22, columns - 0.1)
     axes.set_axis_off()
     if len(curves) > CURVES:
         axes.set_title(f"the {CURVES} worst of {len(curves)} sites", fontsize=8)
 
 
-def _line(axes: Axes, rounds: pd.DataFrame, column: str, label: str, **look: Any) -> None:
+def plot_column(axes: Axes, rounds: pd.DataFrame, column: str, label: str, **look: Any) -> None:
     """Plot a column of rounds.parquet, if it exists, over the rounds with a value."""
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
@@ -184,7 +190,7 @@ def _histogram(axes: Axes, known: Mapping[str, Any], score: str, higher: bool) -
 
 
 def _seconds(axes: Axes, rounds: pd.DataFrame, lost: Collection[int]) -> None:
-    _line(axes, rounds, "seconds", "", color=INSIDE)
+    plot_column(axes, rounds, "seconds", "", color=INSIDE)
     marked = rounds[rounds["round"].isin(lost)]
     every = math.ceil(len(marked) / MARKS)
     if every:
@@ -196,7 +202,7 @@ def _seconds(axes: Axes, rounds: pd.DataFrame, lost: Collection[int]) -> None:
 def _bytes(axes: Axes, rounds: pd.DataFrame) -> None:
     for name, colour, line in (("up", INSIDE, "-"), ("down", OUTSIDE, "--"), ("between", INK, ":")):
         if f"bytes_{name}" in rounds and rounds[f"bytes_{name}"].any():
-            _line(axes, rounds, f"bytes_{name}", name, color=colour, linestyle=line)
+            plot_column(axes, rounds, f"bytes_{name}", name, color=colour, linestyle=line)
     _from_zero(axes)
     axes.locator_params(axis="y", integer=True)
     axes.yaxis.set_major_formatter(lambda value, _: format_bytes(value).replace(".0 ", " "))

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from raysim.core.atomic_io import replacing, write_json
 from raysim.core.contracts import Array, Task
 from raysim.storage.case_table import case_names
 
 PICTURES, PICTURES_FILE = "pictures", "pictures.json"
-SIDE = 240  # pixels of the longer side of a picture
+SIDE, WIDTH = 320, 2  # pixels of the longer side of a picture, and of an outline
 LABEL, PREDICTION, BOTH = (60, 190, 255), (255, 140, 0), (255, 255, 255)  # colours of the outlines
 JPEG_QUALITY = 80
 
@@ -108,8 +109,9 @@ def draw(picture: CasePicture) -> Image.Image:
 
 
 def _outline(classes: Array) -> Array:
-    """Whether a pixel has a class other than 0 and a neighbour of another class."""
+    """Whether a pixel has a class other than 0 and is WIDTH or fewer pixels from another class."""
     padded = np.pad(classes, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    outline: Array = (classes > 0) & np.any([classes != each for each in neighbours], axis=0)
+    edge = (classes > 0) & np.any([classes != each for each in neighbours], axis=0)
+    outline: Array = binary_dilation(edge, iterations=WIDTH - 1) & (classes > 0)
     return outline
