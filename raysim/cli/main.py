@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
-        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema}
+        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema, "report": _report}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -87,6 +87,13 @@ def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
     if (args.run is None) != args.all:
         raise ConfigError("raysim stop needs a RUN (raysim status lists the active runs), or --all")
     status.stop(args.run, args.address, Terminal())
+    return 0
+
+
+def _report(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.cli.report import report
+
+    print(f"report: {report([Path(run) for run in args.runs], args.out and Path(args.out))}")
     return 0
 
 

@@ -63,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--out", metavar="DIR", help="the run directory, as for `raysim run`")
     doctor.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, as for `raysim run`")
 
+    _add_report(commands)
     _add_cluster(commands)
     list_parser = commands.add_parser(
         "list", help="list algorithms, tasks, networks, losses, transforms, metrics, spaces"
@@ -100,6 +101,14 @@ def _add_data(commands: Any) -> None:
     describe.usage = "raysim data describe [-h] [-c FILE] [--root ROOT] table [key=value ...]"
     describe.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys, as for `raysim run`")
     describe.add_argument("--root", help="the folder that relative paths start from (default: that of the table)")
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="write report.html of a run again, or a page with several runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run that has ended")
+    report.add_argument(
+        "--out", metavar="PAGE", help="the page with several runs, which must not exist (default: side_by_side.html)"
+    )
 
 
 def _add_cluster(commands: Any) -> None:

@@ -84,6 +84,9 @@ class RunConfig:
     anonymous_cases: Annotated[bool, "write hashes instead of the names of images and patients to cases.parquet"] = (
         False
     )
+    pictures: Annotated[bool, "write pictures of cases to pictures/ and report.html; they show images of patients"] = (
+        True
+    )
     early_stopping: Annotated[
         EarlyStopping | None, "ends the run when `metric` on val cases stops improving; by default all rounds run"
     ] = None

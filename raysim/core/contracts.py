@@ -151,6 +151,7 @@ class Task:
     classes: number of logits of an example.
     sampling: how local training samples examples: each once per epoch, or with probabilities by class.
     summary: a line about the classes that is shown at the start of a run; empty for no line.
+    class_names: by class index; empty if the classes have no names.
     case_names: the cases of a site (first argument) in a split (second), by case number; None if they have no names.
     """
 
@@ -168,6 +169,7 @@ class Task:
     augment: Augment | None = None
     sampling: Sampling = "uniform"
     summary: str = ""
+    class_names: tuple[str, ...] = ()
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None
 
     def start(self, seed: int) -> nn.Module:

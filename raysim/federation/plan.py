@@ -28,7 +28,7 @@ class Plan:
     directory: Path
     resume: bool = False  # continue from the newest checkpoint in `directory`
     versions: Mapping[str, str] = field(default_factory=dict)  # of packages in this process; nodes must have the same
-    writes_models: bool = True  # at the end of the run, into models/
+    exports: bool = True  # whether models/ and pictures/ are written at the end of the run
 
     @property
     def algorithm_name(self) -> str:

@@ -31,6 +31,7 @@ from raysim.federation.plan import Plan
 from raysim.federation.round_loop import federate
 from raysim.federation.site_data import SiteDataCache
 from raysim.federation.site_executor import torch_threads
+from raysim.federation.site_pictures import save_pictures
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
@@ -54,8 +55,8 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)
-        if plan.writes_models:
-            yield from _write_models(plan, fleet, recorder, state)
+        if plan.exports:
+            yield from _export(plan, fleet, recorder, state)
         with disk_errors_named(plan.directory):
             checkpoint.keep_only(plan.directory / BEST, {recorder.best.number})
             if reason := _stopping_reason(plan, recorder):
@@ -173,10 +174,11 @@ def _stopping_reason(plan: Plan, recorder: Recorder) -> str:
     )
 
 
-def _write_models(plan: Plan, fleet: BaseFleet, recorder: Recorder, state: Any) -> Iterator[Notice]:
-    """Write models/ after the best round, or after the last if no round was chosen. `state` is the last state.
+def _export(plan: Plan, fleet: BaseFleet, recorder: Recorder, state: Any) -> Iterator[Notice]:
+    """Write models/ and pictures/ after the best round, or after the last if no round was chosen.
 
-    The client states of the fleet are then those of that round. A site that fails is reported and does not end the run.
+    `state` is the last state. The client states of the fleet are then those of the round of the export. A site that
+    fails is reported and does not end the run.
     """
     number = recorder.best.number or recorder.number
     try:
@@ -188,10 +190,11 @@ def _write_models(plan: Plan, fleet: BaseFleet, recorder: Recorder, state: Any) 
         fleet.accounting.open_round(number - 1)
         with disk_errors_named(plan.directory):
             export_models(plan, fleet, state, recorder.summarize_best())
+            save_pictures(plan, fleet, state, recorder.cases.get(number, ()))
     except (Interrupted, ResumableError):
         raise
     except RaysimError as error:
-        yield Notice(f"models/ is not complete: {error}")
+        yield Notice(f"models/ or pictures/ is not complete: {error}")
     failures = fleet.accounting.take_failures()
     recorder.add_failures(failures)
     yield from _notices(failures)

@@ -15,8 +15,12 @@ from jinja2 import Environment, StrictUndefined
 from raysim.core.atomic_io import write_text
 from raysim.core.formatting import format_bytes, join_names, pluralize, printable
 from raysim.core.results import FailureAction, RunOutcome
+from raysim.reporting.case_plots import CaseValues, case_plots, confusion_matrices
 from raysim.reporting.console import column_heading, equals_global, format_score
+from raysim.reporting.pictures import read_pictures
 from raysim.reporting.plots import plots
+from raysim.storage.case_table import CASES_FILE
+from raysim.storage.event_log import SITES
 from raysim.storage.json_lines import read_jsonl
 from raysim.storage.run_directory import FAILURES_FILE, SUMMARY_FILE
 
@@ -25,6 +29,18 @@ SHOWN = 50  # rows in the table of failures
 CAUSES = 12  # rows in the table of causes
 WORST = 5  # sites in the list of worst sites
 Failure = Mapping[str, Any]  # a line of failures.jsonl
+FILES = {  # in a run directory
+    "summary.json": "the scores of the last and the best round",
+    "cases.parquet": "the values of each case",
+    "rounds.parquet": "a row for each round",
+    "sites.parquet": "the scores and bytes of each site in each round",
+    "models/README.md": "the models, and the code that loads them",
+    "pictures/pictures.json": "the pictures of cases, and the summary of the data",
+    "failures.jsonl": "failures and lost time",
+    "config.yaml": "the configuration",
+    "env.json": "the versions of packages",
+    "placement.json": "the actor and node of each site",
+}
 
 
 def write_report(out: Path) -> Path:
@@ -33,17 +49,20 @@ def write_report(out: Path) -> Path:
     Only summary.json must exist. Raises OSError if it does not or if the disk is full, ValueError if it is not JSON.
     """
     summary = json.loads((out / SUMMARY_FILE).read_text())
-    failures = _read(out / FAILURES_FILE, _failures, [])
-    config = _read(out / "config.yaml", Path.read_text, "")
-    placement = _read(out / "placement.json", _json, [])
-    rounds = _read(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
-    declared = _read(out / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None) or {}
+    failures = read_or(out / FAILURES_FILE, _failures, [])
+    config = read_or(out / "config.yaml", Path.read_text, "")
+    placement = read_or(out / "placement.json", _json, [])
+    rounds = read_or(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
+    site_rows = read_or(out / "sites.parquet", pd.read_parquet, SITES.empty_table().to_pandas())
+    cases = read_or(out / CASES_FILE, lambda path: CaseValues(pd.read_parquet(path)), None)
+    shown = read_pictures(out)
+    declared = read_or(out / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None) or {}
     page = template(TEMPLATE).render(
         name=out.name,
         summary=summary,
         declared=declared,
         config=config,
-        env=_read(out / "env.json", _json, {}),
+        env=read_or(out / "env.json", _json, {}),
         failure_sentences=failure_sentences(failures, RunOutcome(summary["status"]), declared.get("min_replies")),
         causes=by_cause(failures),
         failures=failures,
@@ -52,7 +71,13 @@ def write_report(out: Path) -> Path:
         columns=_columns(summary["sites"]),
         places={place["site"]: place for place in placement},
         worst=_worst(summary),
-        plots=list(plots(summary, rounds, {failure["round"] for failure in failures})),
+        plots=list(plots(summary, rounds, site_rows, {failure["round"] for failure in failures})),
+        cases=cases,
+        case_plots=list(case_plots(cases, summary["metric"].split("/", 2)[-1], shown.classes)) if cases else [],
+        confusion=confusion_matrices(cases, shown.classes) if cases else [],
+        shown=shown,
+        traffic=_traffic(site_rows),
+        files={name: about for name, about in FILES.items() if (out / name).exists()},
     )
     path = out / "report.html"
     # ASCII with numeric character references does not depend on the locale and allows lone surrogates.
@@ -86,7 +111,7 @@ def page_style() -> str:
     return TEMPLATE.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
 
 
-def _read(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:
+def read_or(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:
     """The parsed file, or `otherwise`: if the run ended early, the file may be missing, empty or incomplete."""
     try:
         return parse(path)
@@ -184,6 +209,15 @@ def _columns(sites: Any) -> list[str]:
     plain = list(dict.fromkeys(name.removesuffix("@global") for name in names))
     kept = [name for name in names if not equals_global(name, sites)]
     return sorted(kept, key=lambda name: (plain.index(name.removesuffix("@global")), name))
+
+
+def _traffic(site_rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """For each `site` the number of `rounds` in which it sent or received bytes, and the bytes by direction."""
+    found = site_rows[site_rows["metric"].str.startswith("bytes_")]
+    rounds = found.groupby("site")["round"].nunique()
+    sizes = found.pivot_table("value", "site", "metric", "sum", fill_value=0.0)
+    rows: list[dict[str, Any]] = sizes.assign(rounds=rounds).reset_index().to_dict("records")  # type: ignore[assignment]
+    return rows
 
 
 def _worst(summary: Any) -> list[str]:

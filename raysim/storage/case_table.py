@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def write_cases(
 
 def _frame(task: Task, scores: Sequence[CaseScores], anonymous: bool) -> pd.DataFrame:
     sizes = [each.values.size for each in scores]
-    names = [_names(task, each, anonymous) for each in scores]
+    names = [case_names(task, each.site, each.split, each.cases.tolist(), anonymous=anonymous) for each in scores]
     roles = ["outside" if each.site in task.outside else "inside" for each in scores]
     return pd.DataFrame(
         {
@@ -63,12 +63,12 @@ def _frame(task: Task, scores: Sequence[CaseScores], anonymous: bool) -> pd.Data
     ).astype({"image": "string", "patient": "string"})
 
 
-def _names(task: Task, scores: CaseScores, anonymous: bool) -> list[CaseName]:
-    """The name of each case."""
+def case_names(task: Task, site: str, split: str, cases: Collection[int], *, anonymous: bool) -> list[CaseName]:
+    """The names of the cases with these numbers; with `anonymous` as in `write_cases`."""
     if task.case_names is None:
-        return [CaseName()] * len(scores.cases)
-    names = task.case_names(scores.site, scores.split)
-    found = [names[case] for case in scores.cases]
+        return [CaseName()] * len(cases)
+    names = task.case_names(site, split)
+    found = [names[case] for case in cases]
     return [CaseName(_hash(name.image), _hash(name.patient)) for name in found] if anonymous else found
 
 

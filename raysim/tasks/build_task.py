@@ -35,6 +35,7 @@ def build_task(
     per_voxel: bool,
     sampling: Sampling = "uniform",
     summary: str = "",
+    class_names: Sequence[str] = (),
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None,
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
@@ -62,5 +63,6 @@ def build_task(
         augment=augment,
         sampling=sampling,
         summary=summary,
+        class_names=tuple(class_names),
         case_names=case_names,
     )

@@ -99,6 +99,7 @@ class Classification:
             per_voxel=False,
             sampling=self.data.sampling,
             summary=class_counts(table, names),
+            class_names=names,
         )
 
     def _read(self) -> tuple[pd.DataFrame, tuple[str, ...], int, ClassificationScore]:

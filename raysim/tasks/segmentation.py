@@ -83,6 +83,7 @@ class Segmentation:
             augment=make_augmentation(self.augment, channels, size),
             per_voxel=True,
             summary=summary,
+            class_names=tuple(values),
         )
 
     def _read(self) -> tuple[pd.DataFrame, dict[str, int | None], int, SegmentationScore]:

@@ -109,6 +109,7 @@ class Tabular:
             augment=None,
             per_voxel=False,
             summary=class_counts(dataset.table, names),
+            class_names=names,
         )
 
     def _read(self) -> tuple[TabularDataset, tuple[str, ...], ClassificationScore]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from raysim.cli.main import main
+from tests.support.page import Page
 from tests.support.wrong_files import save_picture, write_data_sets
 
 LOCAL = (
@@ -23,9 +23,6 @@ LOCAL = (
     ),
     *("task.data.val=0", "network={name: unet, channels: [2, 4], strides: [2]}", "task.batch_size=2"),
 )
-
-
-EMPTY = {"meta", "br", "wbr", "hr", "img", "link", "input"}  # elements without an end
 
 
 MINE = '''
@@ -60,44 +57,6 @@ class Mine(LocalTraining):
 '''
 
 
-class Page(HTMLParser):
-    """The text and the links of a page; an error if the page is not well formed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.description: list[str] = []
-        self.links: list[str | None] = []
-        self.ids: list[str | None] = []
-        self.tags: set[str] = set()
-        self.feed(path.read_text())
-        self.close()
-        assert not self.open
-        assert len(self.ids) == len(set(self.ids))
-        assert all(str(link).startswith("#") for link in self.links)  # nothing is fetched
-        assert self.tags.isdisjoint({"script", "link", "img", "iframe", "object"})
-        self.text = " ".join(" ".join(self.description).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in EMPTY:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.description.append(data)
-
-
 @pytest.fixture
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_algorithm.py").write_text(MINE)
@@ -116,7 +75,7 @@ def test_left_out_replies_are_reported(tmp_path: Path, capsys: pytest.CaptureFix
     assert summary["failures"]["left_out"] == count > 1
     within = f"{rounds} round{'s' if rounds > 1 else ''}"
     assert f"{count} replies were left out in {within} (allowed by min_replies=0.3)." in page.text
-    assert page.text.index("replies were left out") < page.text.index("Scores")
+    assert page.text.index("replies were left out") < page.text.index("Last evaluated round")
     assert page.text.startswith("fedavg on synthetic: out fedavg on synthetic done run out rounds 3 of 3")
     assert summary["digest"] in page.text
     assert "inside/test/dice (chosen, higher is better)" in page.text
