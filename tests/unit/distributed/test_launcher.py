@@ -47,7 +47,7 @@ def test_the_result_equals_the_files(finished: RunResult) -> None:
             "sites.parquet",
             "cases.parquet",
         ),
-        *("best", "checkpoints", "models", "tensorboard", "log.jsonl", "report.html"),
+        *("best", "checkpoints", "models", "pictures", "tensorboard", "log.jsonl", "report.html"),
     }
 
 
