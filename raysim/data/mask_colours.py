@@ -18,7 +18,8 @@ PaletteEntry = tuple[int, Colour, bool]  # value, its colour, and whether the co
 
 def round_labels(mask: Array) -> None:
     """Round every value of the mask within LABEL_TOLERANCE of a whole number to it, in place."""
-    with np.nditer(mask, ["external_loop", "buffered"], [["readwrite"]], order="K", buffersize=2**16) as parts:
+    parts: Any = np.nditer(mask, ["external_loop", "buffered"], ["readwrite"], order="K", buffersize=2**16)
+    with parts:
         for part in parts:  # a large mask has no further copy
             whole = np.rint(part)
             np.copyto(part, whole, where=np.abs(part - whole) <= LABEL_TOLERANCE)

@@ -77,8 +77,8 @@ def _read_voxels(file: str, stored: int, proxy: Any, shape: tuple[int, ...], sig
 
     slope, inter = np.asanyarray(proxy.slope), np.asanyarray(proxy.inter)
     dtype = decoded_type(proxy.dtype if (slope, inter) == (1, 0) else slope.dtype, mask)
-    per_slice = math.prod(shape[:-1])
-    check_memory(math.prod(shape) * max(4, 2 * dtype.itemsize) + per_slice * 24, stored)
+    per_slice, per_voxel = math.prod(shape[:-1]), dtype.itemsize * (2 if mask else 1)  # the values of a mask are sorted
+    check_memory(math.prod(shape) * per_voxel + per_slice * 24, stored)
     array = np.empty(shape, dtype, order="F")
     in_file = array[tuple(slice(None, None, int(sign)) for sign in signs)]
     size = per_slice * proxy.dtype.itemsize

@@ -104,7 +104,7 @@ def _read_pixels(file: str, stored: int, picture: Any, indexed: bool) -> tuple[A
 
 def _decoding_bytes(file: str, picture: Any, indexed: bool) -> int:
     """The bytes of memory that decoding takes at most, by the header; those of a deep TIFF are counted later."""
-    pixels = picture.width * picture.height
+    pixels: int = picture.width * picture.height
     if picture.format == "JPEG2000":
         return max(pixels, _jpeg2000_values(file)) * JPEG2000_VALUE_BYTES
     if picture.format == "TIFF":
@@ -202,8 +202,8 @@ def _decode_tiff(file: str, stored: int, picture: Any) -> Array:
             raise ConfigError("has complex or unknown values; expected one real number per channel")
         if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:  # the size of their pictures is not that of the header
             raise ConfigError(
-                f"is a TIFF with more than 8 bits per channel and the compression {page.compression.name}; store it "
-                "uncompressed, or with LZW or Deflate"
+                f"is a TIFF with more than 8 bits per channel and {tifffile.COMPRESSION(page.compression).name} "
+                "compression; store it uncompressed, or with LZW or Deflate"
             )
         segment = math.prod(page.chunks) * page.dtype.itemsize
         check_memory(page.nbytes + 4 * page.size + 3 * segment, stored)

@@ -39,7 +39,7 @@ def peak():
 warnings.simplefilter("ignore")
 imagecodecs.png_decode, imagecodecs.jpeg2k_decode, imagecodecs.lzw_decode  # imported on first use
 PIL.Image.init()
-idle, path, result = peak(), sys.argv[1], "read"
+idle, path, results = peak(), sys.argv[1], []
 actions = [lambda: read_image(path), lambda: read_image(path, mask=True), lambda: inspect_case(None, path)]
 if path.endswith(("csv", "parquet", "zip")):
     url = f"zip://table.csv::{path}" if path.endswith("zip") else path
@@ -47,15 +47,16 @@ if path.endswith(("csv", "parquet", "zip")):
 for action in actions:
     try:
         action()
+        results.append("read")
     except ConfigError as error:
-        result = str(error)
-print(json.dumps([peak() - idle, result]))
+        results.append(str(error))
+print(json.dumps([peak() - idle, results[0]]))
 """
 Bomb = Callable[[Path, int], object]  # writes a file with about this number of pixels or voxels
 
 
 def measure(path: Path) -> tuple[int, str]:
-    """The bytes of memory that reading the file took, and the last error, or `read`."""
+    """The bytes of memory that reading the file took, and `read`, or the error of the first way to read it."""
     output = subprocess.run([sys.executable, "-c", READ, str(path)], check=True, capture_output=True, text=True).stdout
     peak, result = json.loads(output)
     return peak, result
@@ -108,37 +109,42 @@ def tables(path: Path, rows: int) -> None:
 
 
 def parquet(path: Path, rows: int) -> None:
-    pq.write_table(pa.table({name: pa.array(["a"]).take(np.zeros(rows, int)) for name in ("site", "image")}), path)
+    cells = pa.array(["a"]).take(np.zeros(rows, int))
+    pq.write_table(pa.table(dict.fromkeys(("site", "split", "image", "label"), cells)), path)
 
 
 TIFF = ("tiff_lzw", "tiff_adobe_deflate", "zstd")
-BOMBS: dict[str, tuple[Bomb, int]] = {  # and the largest size that is read, in millions
-    "grey.png": (picture("L"), 124),
-    "colour.png": (picture("RGB"), 46),
-    "palette.png": (picture("P"), 46),
-    "deep.png": (deep(lambda path, array: path.write_bytes(imagecodecs.png_encode(array, level=9))), 31),
-    "colour.jpg": (picture("RGB", quality=20), 46),
-    "progressive.jpg": (picture("RGB", quality=20, progressive=True), 46),
-    **{f"{name}.tif": (picture("RGB", compression=name), 46) for name in TIFF},
-    "packbits.tif": (picture("L", compression="packbits"), 46),
-    "deep.tif": (deep(lambda path, array: tifffile.imwrite(path, array, compression="zstd", photometric="rgb")), 20),
-    "tile.tif": (large_tile, 100),
-    "colour.jp2": (picture("RGB"), 20),
-    "deep.jp2": (deep(lambda path, array: path.write_bytes(imagecodecs.jpeg2k_encode(array, level=0))), 20),
-    "rle.bmp": (rle_bmp, 46),
-    "frame.gif": (picture("P"), 46),
-    "webp.png": (picture("RGBA", format="WEBP", lossless=True), 31),
-    "bytes.nii.gz": (volume(np.uint8), 180),
-    "scaled.nii.gz": (volume(np.int16, 2.5), 180),
-    "doubles.nii.gz": (volume(np.float64), 100),
-    "table.zip": (tables, 1.3),
-    "table.parquet": (parquet, 1.3),
+BOMBS: dict[str, tuple[Bomb, float, float]] = {  # and a size that is read and one that is refused, in millions
+    "grey.png": (picture("L"), 124, 130),
+    "colour.png": (picture("RGB"), 46, 60),
+    "palette.png": (picture("P"), 46, 60),
+    "deep.png": (deep(lambda path, array: path.write_bytes(imagecodecs.png_encode(array, level=9))), 31, 46),
+    "colour.jpg": (picture("RGB", quality=20), 46, 60),
+    "progressive.jpg": (picture("RGB", quality=20, progressive=True), 46, 60),
+    **{f"{name}.tif": (picture("RGB", compression=name), 46, 60) for name in TIFF},
+    "packbits.tif": (picture("L", compression="packbits"), 46, 130),
+    "deep.tif": (
+        deep(lambda path, array: tifffile.imwrite(path, array, compression="zstd", photometric="rgb")),
+        40,
+        46,
+    ),
+    "tile.tif": (large_tile, 100, 150),
+    "colour.jp2": (picture("RGB"), 20, 30),
+    "deep.jp2": (deep(lambda path, array: path.write_bytes(imagecodecs.jpeg2k_encode(array, level=0))), 20, 30),
+    "rle.bmp": (rle_bmp, 46, 60),
+    "frame.gif": (picture("P"), 46, 60),
+    "webp.png": (picture("RGBA", format="WEBP", lossless=True), 31, 46),
+    "bytes.nii.gz": (volume(np.uint8), 180, 190),
+    "scaled.nii.gz": (volume(np.int16, 2.5), 180, 190),
+    "doubles.nii.gz": (volume(np.float64), 100, 190),
+    "table.zip": (tables, 1.4, 1.6),
+    "table.parquet": (parquet, 2.4, 2.6),
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_the_largest_file_that_is_read_takes_less_than_a_gigabyte(tmp_path: Path, name: str) -> None:
-    write, millions = BOMBS[name]
+    write, millions, _ = BOMBS[name]
     path = tmp_path / name
     write(path, int(millions * 1e6))
     assert path.stat().st_size < 1_000_000
@@ -148,20 +154,20 @@ def test_the_largest_file_that_is_read_takes_less_than_a_gigabyte(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_larger_file_is_refused_and_takes_less_memory_still(tmp_path: Path, name: str) -> None:
-    write, millions = BOMBS[name]
+def test_a_larger_file_is_refused_before_it_is_decoded(tmp_path: Path, name: str) -> None:
+    write, _, millions = BOMBS[name]
     path = tmp_path / name
-    write(path, int(millions * 1.5e6))
+    write(path, int(millions * 1e6))
     peak, result = measure(path)
     assert "would take" in result
     assert peak < MAX_MEMORY / 3
 
 
-def test_real_large_files_are_read(tmp_path: Path) -> None:
+def test_real_large_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 255, (2000, 3000, 3), np.uint8)).save(tmp_path / "a.jpg")
-    scan = (random.normal(0, 20, (512, 512, 300)) + np.linspace(-1000, 1000, 512)).astype(np.int16)
-    nibabel.openers.Opener.default_compresslevel = 1
+    scan = (random.normal(0, 20, (512, 512, 300)) + np.linspace(-1000, 1000, 300)).astype(np.int16)
+    monkeypatch.setattr(nibabel.openers.Opener, "default_compresslevel", 1)
     nibabel.save(nibabel.Nifti1Image(scan, np.eye(4)), tmp_path / "ct.nii.gz")
     mask = (scan > 500).astype(np.uint8)
     mask[:, :, 100:] = 0

@@ -119,3 +119,9 @@ def test_a_volume_that_ends_early_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes((tmp_path / "a.nii").read_bytes()[:-24])
     with pytest.raises(ConfigError, match=r"a.nii: ends in slice 5 of 5; replace it with an intact file"):
         read_image(str(tmp_path / "a.nii"))
+
+
+def test_a_deep_tiff_with_the_compression_of_a_picture_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", DEEP, photometric="rgb", compression="jpeg2000")
+    with pytest.raises(ConfigError, match="more than 8 bits per channel and JPEG2000 compression; store it"):
+        read_image(str(tmp_path / "a.tif"))
