@@ -138,7 +138,7 @@ BOMBS: dict[str, tuple[Bomb, float, float]] = {  # and a size that is read and o
     "scaled.nii.gz": (volume(np.int16, 2.5), 180, 190),
     "doubles.nii.gz": (volume(np.float64), 100, 190),
     "table.zip": (tables, 1.4, 1.6),
-    "table.parquet": (parquet, 2.4, 2.6),
+    "table.parquet": (parquet, 2.0, 2.6),
 }
 
 
