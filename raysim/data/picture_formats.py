@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.data import jpeg2000_header
 from raysim.data.image_formats import Array, Colour, Image
 from raysim.data.mask_colours import format_colours_option, unique_colours
 from raysim.data.memory_limit import check_memory
@@ -34,10 +35,9 @@ TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
 TIFF_UNSIGNED, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 1, 2  # their values
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # bytes of the file
-JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # start of the code stream, and of its segment with size and depth of the channels
 GREY_MODES = ("1", "L", "I;16", "I;16B", "I;16L")  # Pillow's modes of at most two bytes per pixel
 # Bytes of memory per pixel while a picture is decoded and converted to float32: the largest that were measured.
-GREY_BYTES, COLOUR_BYTES, DEEP_BYTES, WEBP_BYTES, JPEG2000_VALUE_BYTES = 6, 16, 24, 24, 12
+GREY_BYTES, COLOUR_BYTES, DEEP_BYTES, WEBP_BYTES = 6, 16, 24, 24
 
 
 def decode_picture(file: str, stored: int, mask: bool, colours: bool) -> Image:
@@ -106,7 +106,7 @@ def _decoding_bytes(file: str, picture: Any, indexed: bool) -> int:
     """The bytes of memory that decoding takes at most, by the header; those of a deep TIFF are counted later."""
     pixels: int = picture.width * picture.height
     if picture.format == "JPEG2000":
-        return max(pixels, _jpeg2000_values(file)) * JPEG2000_VALUE_BYTES
+        return max(pixels * COLOUR_BYTES, jpeg2000_header.decoding_bytes(file))
     if picture.format == "TIFF":
         tags = picture.tag_v2
         pixels += tags.get(TIFF_TILE_WIDTH, 0) * tags.get(TIFF_TILE_LENGTH, 0)  # a tile may be larger than its picture
@@ -144,7 +144,7 @@ def _is_deep(file: str, picture: Any) -> bool:
         unsigned = set(picture.tag_v2.get(TIFF_SAMPLE_FORMAT, (1,))) <= {TIFF_UNSIGNED, 4}  # 4: not declared
         return max(picture.tag_v2.get(TIFF_BITS, (1,))) > 8 or not unsigned
     if picture.format == "JPEG2000":
-        return any(depth != 7 for depth in _jpeg2000_depths(file))
+        return any(depth != 7 for depth in jpeg2000_header.channel_depths(file))
     if picture.format == "PPM" and picture.tile and picture.tile[0].codec_name != "raw":
         raise ConfigError("is a PPM picture in plain text, or its highest value is not 255; store it as PNG or TIFF")
     return False
@@ -153,27 +153,6 @@ def _is_deep(file: str, picture: Any) -> bool:
 def _head(file: str, count: int) -> bytes:
     with open(file, "rb") as stream:
         return stream.read(count)
-
-
-def _jpeg2000_headers(file: str) -> list[bytes]:
-    """What follows each start of a code stream: only one is decoded, but a box before it may look like one."""
-    return Path(file).read_bytes().split(JPEG2000_SIZE)[1:]
-
-
-def _jpeg2000_values(file: str) -> int:
-    """The largest width x height x channels of a code stream."""
-
-    def values(header: bytes) -> int:
-        right, bottom, left, top = (int.from_bytes(header[at : at + 4], "big") for at in (4, 8, 12, 16))
-        return (right - left) * (bottom - top) * int.from_bytes(header[36:38], "big")
-
-    return max(map(values, _jpeg2000_headers(file)))
-
-
-def _jpeg2000_depths(file: str) -> list[int]:
-    """Bits - 1 of each channel, with 128 added for signed values."""
-    header = _jpeg2000_headers(file)[0]
-    return [header[38 + 3 * channel] for channel in range(int.from_bytes(header[36:38], "big"))]
 
 
 def _decode_deep(file: str, stored: int, picture: Any) -> Array:

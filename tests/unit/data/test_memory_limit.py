@@ -105,6 +105,42 @@ def test_the_size_of_a_jpeg_2000_is_that_of_its_code_stream(tmp_path: Path, monk
         read_image(str(tmp_path / "a.jp2"))
 
 
+def code_stream(side: int, block: int, precinct: int | None, component: tuple[int, int] | None = None) -> bytes:
+    """A JPEG 2000 file of one tile without data; blocks and precincts by exponent, `component` those of a COC."""
+    size = struct.pack(">HHIIIIIIIIH", 41, 0, side, side, 0, 0, side, side, 0, 0, 1) + bytes([7, 1, 1])
+    precincts = [] if precinct is None else [precinct | precinct << 4]
+    blocks = [block - 2, block - 2, 0, 1, *precincts]
+    coding = struct.pack(">HBBHBB", 8 + len(blocks), len(precincts), 0, 1, 0, 0) + bytes(blocks)
+    own = (
+        b""
+        if component is None
+        else struct.pack(">BBHBBBBBBBB", 255, 0x53, 10, 0, 1, 0, *[component[0] - 2] * 2, 0, 1, component[1] * 17)
+    )
+    quantized = struct.pack(">HB", 4, 64) + bytes([64])
+    tile = struct.pack(">HHIBB", 10, 0, 214, 0, 1)
+    segments = ((0x51, size), (0x52, coding), (0x5C, quantized))
+    header = b"".join(bytes([255, marker]) + segment for marker, segment in segments)
+    return b"\xff\x4f" + header + own + b"\xff\x90" + tile + b"\xff\x93" + bytes(200) + b"\xff\xd9"
+
+
+def test_the_tiles_of_jpeg_2000_are_counted(tmp_path: Path) -> None:
+    content = bytearray(code_stream(255, 6, None))
+    content[24:32] = struct.pack(">II", 1, 1)  # width and height of a tile
+    (tmp_path / "a.j2k").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"would take 911.1 MB"):  # 65,025 tiles
+        read_image(str(tmp_path / "a.j2k"))
+
+
+def test_small_blocks_of_jpeg_2000_are_refused(tmp_path: Path) -> None:
+    for name, blocks in {"a": (6, None), "b": (4, 4), "c": (6, 15, (5, 5))}.items():
+        (tmp_path / f"{name}.j2k").write_bytes(code_stream(300, *blocks))
+        read_image(str(tmp_path / f"{name}.j2k"))
+    for name, blocks in {"d": (3, None), "e": (6, 0), "f": (6, 15, (3, 15)), "g": (6, None, (6, 1))}.items():
+        (tmp_path / f"{name}.j2k").write_bytes(code_stream(300, *blocks))
+        with pytest.raises(ConfigError, match=f"{name}.j2k: is a JPEG 2000 picture with blocks below 16 x 16 values"):
+            read_image(str(tmp_path / f"{name}.j2k"))
+
+
 def test_masks_of_integers_keep_their_type_and_others_are_float32(tmp_path: Path) -> None:
     for stored, mask in ((np.uint8, np.uint8), (np.int16, np.int16), (np.float64, np.float32)):
         values = np.array([[[0, 1], [2, 3]]]).astype(stored)
