@@ -19,7 +19,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
-from raysim.training import proximal_term, relative_distance
+from raysim.training import copy_trained, proximal_term, relative_distance
 
 GROUP = "personal"
 
@@ -51,7 +51,7 @@ class Ditto(LocalTraining):
     def client(self, site: Site[ClientState], model: Model) -> Reply[Model]:
         net = self.load_global(site, model)
         personal = weights(net) if site.client_state is None else site.client_state.personal
-        w = [p.detach().clone() for p in net.parameters() if p.requires_grad]
+        w = copy_trained(net)
         loss = self.fit(net, site)
         update, buffers = self.make_update(net)
         personal_net = self.load_global(replace(site, client_state=None), personal)  # v_k includes its buffers

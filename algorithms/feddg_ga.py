@@ -1,6 +1,7 @@
 """FedDG-GA: FedAvg whose weights grow for sites where the global model is worse than the site's own model.
 
-Zhang, Xu, Yao, Wang, Zhang, "Federated Domain Generalization with Generalization Adjustment", CVPR 2023, Algorithm 1.
+Zhang, Xu, Yao, Zhang, Tian, Wang, "Federated Domain Generalization with Generalization Adjustment", CVPR 2023,
+Algorithm 1.
 https://openaccess.thecvf.com/content/CVPR2023/html/Zhang_Federated_Domain_Generalization_With_Generalization_Adjustment_CVPR_2023_paper.html
 
     gap of site k:  G_k = F_k(w) - F_k(w_k),  w the received global model, w_k the site's model after its last round

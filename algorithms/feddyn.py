@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from raysim import UNCHANGED, Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, combine, mean, weights
-from raysim.training import GradientCorrection, add_to_gradients, proximal_term
+from raysim.training import GradientCorrection, add_to_gradients, copy_trained, proximal_term
 
 GROUP = "global"
 
@@ -85,7 +85,7 @@ class FedDyn(LocalTraining):
 
 def regularizer(net: nn.Module, gradient: Model, alpha: float) -> GradientCorrection:
     """A correction that adds `alpha (w_k - w) - g_k` to the gradients, where w are the current parameters of `net`."""
-    pull = proximal_term([p.detach().clone() for p in net.parameters() if p.requires_grad], alpha)
+    pull = proximal_term(copy_trained(net), alpha)
     subtract = add_to_gradients(-1.0 * gradient, net)
 
     def correct(parameters: list[nn.Parameter]) -> None:

@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import nn
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean
-from raysim.training import GradientCorrection, proximal_term
+from raysim.training import GradientCorrection, copy_trained, proximal_term
 
 GROUP = "global"
 
@@ -44,4 +44,4 @@ class FedProx(LocalTraining):
 
 def pull_to_start(net: nn.Module, mu: float) -> GradientCorrection:
     """Adds `mu (w - w0)` to the gradients, where w0 are the current parameters of `net`."""
-    return proximal_term([p.detach().clone() for p in net.parameters() if p.requires_grad], mu)
+    return proximal_term(copy_trained(net), mu)

@@ -9,9 +9,10 @@ Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for P
 `joint` is FedPer: (phi_k, h_k) <- epochs passes on F_k(., .), and the server as above. Arivazhagan, Aggarwal, Singh,
 Choudhary, "Federated Learning with Personalization Layers", 2019, Algorithms 1 and 2. https://arxiv.org/abs/1912.00818
 
-Our reading: the head is the network's last layer by default, see `head`. All heads start from the same weights, which
-are computed from the run's seed. There is no global head, so no global model is evaluated. An outside site has no
-labels to train a head, so it has no predictor. An inside site that was never sampled has no predictor either.
+Our reading: the head is the network's last layer by default, see `head`. Sites are weighted by examples, as in FedPer;
+in Algorithm 1 of FedRep, equally. All heads start from the same weights, which are computed from the run's seed. There
+is no global head, so no global model is evaluated. An outside site has no labels to train a head, so it has no
+predictor. An inside site that was never sampled has no predictor either.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from torch import nn
 
 from raysim import Fleet, LocalTraining, Metrics, Model, Predictor, Reply, Site, Task, mean, weights
 from raysim.training import head_layer, within
-
-GROUP = "personal"
 
 GROUP = "personal"
 

@@ -37,7 +37,7 @@ from raysim import (
     mean,
     weights,
 )
-from raysim.training import proximal_term
+from raysim.training import copy_trained, proximal_term
 
 GROUP = "personal"
 
@@ -71,7 +71,7 @@ class PFedMe(LocalTraining):
     # at each site
     def client(self, site: Site[ClientState], model: Model) -> Reply[Model]:
         net = self.load_global(site, model)
-        w = [p.detach().clone() for p in net.parameters() if p.requires_grad]
+        w = copy_trained(net)
         loss = self.optimize(net, site, self.losses(net, w, site), correct=proximal_term(w, self.lam))
         personal = weights(net)
         write_parameters(net, w)

@@ -22,6 +22,7 @@ import warnings
 from base64 import encodebytes
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def a_volume() -> bytes:
     return bytes(volume.to_bytes())
 
 
-def read_image(folder: Path, name: str, content: bytes) -> object:
+def read_image(folder: Path, content: bytes, name: str) -> object:
     from raysim.data.image_reader import read_image
 
     (folder / name).write_bytes(content)
@@ -141,13 +142,16 @@ def read_archive(folder: Path, content: bytes) -> object:
 
 
 YAML = b"task: {name: toy, data: &d {a: 1e-3}}\nb: [*d, 'x', 2024-01-01]\n<<: *d\nc: !!int 3\n"
+PICTURES = {"PNG": "png", "TIFF": "tif", "JPEG": "jpg", "JPEG2000": "jp2", "BMP": "bmp", "GIF": "gif", "WEBP": "png"}
 READERS: dict[str, tuple[Callable[[], bytes], Reader]] = {
     "csv": (a_table, read_csv),
     "parquet": (a_parquet, read_parquet),
-    "nifti": (a_volume, lambda folder, content: read_image(folder, "v.nii", content)),
-    "nifti.gz": (a_volume, lambda folder, content: read_image(folder, "v.nii.gz", gzip.compress(content))),
-    "png": (lambda: a_picture("PNG"), lambda folder, content: read_image(folder, "p.png", content)),
-    "tiff": (lambda: a_picture("TIFF"), lambda folder, content: read_image(folder, "p.tif", content)),
+    "nifti": (a_volume, partial(read_image, name="v.nii")),
+    "nifti.gz": (a_volume, lambda folder, content: read_image(folder, gzip.compress(content), "v.nii.gz")),
+    **{
+        kind.lower(): (partial(a_picture, kind), partial(read_image, name=f"p.{suffix}"))
+        for kind, suffix in PICTURES.items()
+    },
     "yaml": (lambda: YAML, read_yaml),
     "checkpoint": (a_checkpoint, read_checkpoint),
     "archive": (an_archive, read_archive),

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from raysim.core.errors import ConfigError
 from raysim.data.image_formats import Image, is_volume
-from raysim.data.image_reader import load_image, position_problem
+from raysim.data.image_reader import is_finite, load_image, position_problem
 from raysim.data.mask_colours import palette_entries
 
 if TYPE_CHECKING:  # it imports torch, which a description without keys does not need
@@ -107,14 +108,14 @@ def _count_values(mask: Array, name: str, problems: list[str]) -> dict[float | s
     if len(mask) > 1:
         problems.append(f"{name} has {len(mask)} channels; a mask has one")
         return {}
-    values, counts = np.unique(mask, return_counts=True)
-    if len(values) > MAX_LABEL_VALUES:
+    counts = pd.Series(mask.ravel(order="K"), copy=False).value_counts(dropna=False).sort_index()
+    if len(counts) > MAX_LABEL_VALUES:
         problems.append(
-            f"{name} has {len(values)} different values; a mask has at most {MAX_LABEL_VALUES} "
+            f"{name} has {len(counts)} different values; a mask has at most {MAX_LABEL_VALUES} "
             "(JPEG compression adds values: save masks as PNG)"
         )
         return {}
-    return dict(zip(values.astype(float).tolist(), counts.tolist(), strict=True))
+    return dict(zip(counts.index.astype(float).tolist(), counts.tolist(), strict=True))
 
 
 def _read_or_report(path: str | None, role: str, problems: list[str]) -> Image | None:
@@ -129,16 +130,16 @@ def _read_or_report(path: str | None, role: str, problems: list[str]) -> Image |
     except ConfigError as reason:
         problems.append(f"{role} {path} {reason}")
         return None
-    if not np.isfinite(image.array).all():
+    if not is_finite(image.array):
         problems.append(f"{role} {path} contains NaN or infinity")
     return image
 
 
 def _compute_statistics(image: Image, volume: bool) -> ImageStatistics:
     spacing = image.spacing if volume else None
-    finite = image.array[np.isfinite(image.array)]
-    if not len(finite):
+    finite = image.array if is_finite(image.array) else image.array[np.isfinite(image.array)]
+    if not finite.size:
         return ImageStatistics(image.space, spacing, len(image.array), *[np.nan] * 5)
-    p1, p99 = np.percentile(finite[:: len(finite) // PERCENTILE_SAMPLE + 1], (1, 99))
+    p1, p99 = np.percentile(finite.flat[:: finite.size // PERCENTILE_SAMPLE + 1], (1, 99))
     intensities = (finite.min(), p1, finite.mean(dtype=np.float64), p99, finite.max())
     return ImageStatistics(image.space, spacing, len(image.array), *map(float, intensities))

@@ -55,6 +55,17 @@ def check_url(path: str) -> str:
     return path
 
 
+def stored_bytes(path: str) -> int:
+    """The size of the file at a path or URL, but at most that of the archive that has it; 0 for an unknown size."""
+    if "://" not in path:
+        return os.path.getsize(path)
+    sizes = []
+    for part in {path, path.rpartition("::")[2]}:
+        store, name = fsspec.core.url_to_fs(part)
+        sizes.append(store.size(name) or 0)
+    return int(min(sizes))
+
+
 # For configuration fields: a run may be repeated from another working directory.
 ABSOLUTE_PATH = AfterValidator(absolute_path)
 

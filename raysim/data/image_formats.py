@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Dtype = np.dtype[Any]
 Colour = tuple[int, ...]  # red, green, blue
 IMAGE_SUFFIX = re.compile(r"\.(nii\.gz|nii|png|jpe?g|tiff?|bmp|gif|jp2|j2k)$", re.IGNORECASE)
-MAX_VOXELS = 2**30  # of a volume, 4 GB as float32: a larger array would run out of memory and kill the process
+MAX_VOXELS = 2**30  # of a resampled volume, 4 GB as float32: a larger one would run out of memory
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,23 @@ def is_volume(path: str) -> bool:
     return path.partition("::")[0].lower().endswith((".nii", ".nii.gz"))
 
 
-def decode_image(file: str, mask: bool = False, colours: bool = False) -> Image:
+def decoded_type(stored: Dtype, mask: bool) -> Dtype:
+    """The data type of an image in memory: float32, and for a mask of integers, which is often large, its own."""
+    return stored.newbyteorder("=") if mask and stored.kind in "iub" else np.dtype(np.float32)
+
+
+def decode_image(file: str, stored: int, mask: bool = False, colours: bool = False) -> Image:
     """The image with its stored values; `file` is a local path. A mask with `colours` is (3, height, width).
 
-    Raises ConfigError, without the file's name, for an image that cannot be used, and the errors of nibabel, Pillow,
-    tifffile and imagecodecs for a damaged file.
+    Raises ConfigError, without the file's name, for an image that cannot be used, and for one that takes more memory
+    than a file of `stored` bytes may take, and the errors of nibabel, Pillow, tifffile and imagecodecs for a damaged
+    file.
     """
     # Not at the top: both import this module.
     from raysim.data.nifti_format import decode_nifti
     from raysim.data.picture_formats import decode_picture
 
-    return decode_nifti(file) if is_volume(file) else decode_picture(file, mask, colours)
+    return decode_nifti(file, stored, mask) if is_volume(file) else decode_picture(file, stored, mask, colours)
 
 
 def grid_distance(image: Image, other: Image) -> float:

@@ -12,11 +12,12 @@ import fsspec.core
 import numpy as np
 
 from raysim.core.errors import ConfigError
-from raysim.data.file_paths import check_url
-from raysim.data.image_formats import Image, decode_image, grid_distance, is_volume, voxels_text
+from raysim.data.file_paths import check_url, stored_bytes
+from raysim.data.image_formats import Array, Image, decode_image, decoded_type, grid_distance, is_volume, voxels_text
 from raysim.data.mask_colours import check_palette, round_labels
+from raysim.data.memory_limit import check_memory
 
-MAX_EXACT = 2**24  # larger whole numbers are rounded as float32
+FIRST_INEXACT = 2**24  # float32 has all whole numbers below it
 POSITION_TOLERANCE = 0.1  # voxels between the corners of an image and of its mask
 
 
@@ -27,7 +28,7 @@ class NotFiniteError(ConfigError):
 def read_image(path: str, mask: bool = False, colours: bool = False) -> Image:
     """The image with its stored values as float32, all finite. Raises ConfigError naming the file.
 
-    A mask is (1, *space) with its values, or (3, height, width) with its colours.
+    A mask is (1, *space) with its values, or (3, height, width) with its colours; integers keep their data type.
     """
     try:
         image = load_image(path, mask, colours)
@@ -35,7 +36,7 @@ def read_image(path: str, mask: bool = False, colours: bool = False) -> Image:
         raise ConfigError(f"{path}: does not exist") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if not np.isfinite(image.array).all():
+    if not is_finite(image.array):
         raise NotFiniteError(f"{path}: has values that are NaN or infinite; replace them with numbers in the file")
     return image
 
@@ -46,8 +47,8 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
     Raises FileNotFoundError if there is no file.
     """
     try:
-        with _local_copy(path) as file:
-            image = decode_image(file, mask, colours)
+        with _local_copy(path) as (file, stored):
+            image = decode_image(file, stored, mask, colours)
     except (ConfigError, FileNotFoundError):
         raise
     except Exception as error:  # the decoders raise errors of many types for a damaged file
@@ -58,8 +59,16 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
         _check_exact(image)
     # A volume keeps the memory order of its file: the rounding of sums over voxels depends on it.
     with np.errstate(over="ignore"):  # infinite values are refused
-        array = image.array.astype(np.float32, order="K" if is_volume(path) else "C")
-    return replace(image, array=round_labels(array) if mask else array)
+        kind = decoded_type(image.array.dtype, mask)
+        array = image.array.astype(kind, order="K" if is_volume(path) else "C", copy=False)
+    if mask and kind == np.float32:
+        round_labels(array)
+    return replace(image, array=array)
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no value is NaN or infinite; computed without a copy of a large array."""
+    return bool(np.isfinite([array.min(initial=0), array.max(initial=0)]).all())
 
 
 def position_problem(image: Image, mask: Image) -> str | None:
@@ -70,19 +79,21 @@ def position_problem(image: Image, mask: Image) -> str | None:
 
 
 def _check_exact(mask: Image) -> None:
-    largest = float(np.abs(mask.array).max(initial=0))
-    if np.isfinite(largest) and largest > MAX_EXACT:
-        raise ConfigError(f"has the label value {largest:.0f}; label values are supported up to {MAX_EXACT}")
+    largest = max(float(mask.array.max(initial=0)), -float(mask.array.min(initial=0)))
+    if np.isfinite(largest) and largest >= FIRST_INEXACT:
+        raise ConfigError(f"has the label value {largest:.0f}; label values are supported below {FIRST_INEXACT}")
 
 
 @contextmanager
-def _local_copy(path: str) -> Iterator[str]:
-    """A local path of the file; the file of a URL is copied into a temporary folder."""
+def _local_copy(path: str) -> Iterator[tuple[str, int]]:
+    """A local path of the file, and its stored bytes; the file of a URL is copied into a temporary folder."""
     if "://" not in path:
-        yield path
+        yield path, os.path.getsize(path)
         return
     store, name = fsspec.core.url_to_fs(check_url(path))
+    stored = stored_bytes(path)
+    check_memory(store.size(name) or 0, stored)  # a temporary folder may be in memory
     with tempfile.TemporaryDirectory(prefix="raysim-") as folder:
         copy = os.path.join(folder, os.path.basename(name))
         store.get_file(name, copy)
-        yield copy
+        yield copy, stored

@@ -16,10 +16,13 @@ BLACK = (0, 0, 0)
 PaletteEntry = tuple[int, Colour, bool]  # value, its colour, and whether the colour is stored in the file
 
 
-def round_labels(mask: Array) -> Array:
-    """The mask with every value within LABEL_TOLERANCE of a whole number rounded to it."""
-    whole = np.rint(mask)
-    return np.where(np.abs(mask - whole) <= LABEL_TOLERANCE, whole, mask).astype(mask.dtype, copy=False)
+def round_labels(mask: Array) -> None:
+    """Round every value of the mask within LABEL_TOLERANCE of a whole number to it, in place."""
+    parts: Any = np.nditer(mask, ["external_loop", "buffered"], ["readwrite"], order="K", buffersize=2**16)
+    with parts:
+        for part in parts:  # a large mask has no further copy
+            whole = np.rint(part)
+            np.copyto(part, whole, where=np.abs(part - whole) <= LABEL_TOLERANCE)
 
 
 def unique_colours(mask: Array) -> list[Colour]:
@@ -28,9 +31,11 @@ def unique_colours(mask: Array) -> list[Colour]:
     if mask.dtype.kind != "u" or mask.dtype.itemsize > 2:
         return [tuple(int(part) for part in colour) for colour in np.unique(pixels, axis=1).T]
     bits = 8 * mask.dtype.itemsize  # one number for each pixel: to sort the columns of a large mask takes minutes
-    parts: Any = pixels.astype(np.uint32 if bits == 8 else np.uint64)
-    codes = np.unique(parts[0] << 2 * bits | parts[1] << bits | parts[2])
-    return [tuple(int(code) >> shift & 2**bits - 1 for shift in (2 * bits, bits, 0)) for code in codes]
+    codes = pixels[0].astype(np.uint32 if bits == 8 else np.uint64)
+    for channel in pixels[1:]:
+        codes <<= bits
+        codes |= channel
+    return [tuple(int(code) >> shift & 2**bits - 1 for shift in (2 * bits, bits, 0)) for code in np.unique(codes)]
 
 
 def format_colours_option(colours: Iterable[Colour]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any, cast
 
 import numpy as np
 
 from raysim.core.errors import ConfigError
-from raysim.data.image_formats import MAX_VOXELS, Array, Image, grid_distance
+from raysim.data.image_formats import Array, Image, decoded_type, grid_distance
+from raysim.data.memory_limit import check_memory
 
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by the code in `xyzt_units`: unknown, metre, mm, micrometre
 UNIT_NAMES = {1: "metres", 3: "micrometres"}
@@ -18,28 +19,28 @@ MAX_OFFSET = 2**24  # bytes of the header and its extensions
 MAX_DISAGREEMENT = 0.5  # voxels between two positions in one header; a smaller difference is not noted
 
 
-def decode_nifti(file: str) -> Image:
+def decode_nifti(file: str, stored: int, mask: bool) -> Image:
     """The volume with its axes reordered and flipped to right, anterior, superior, and its affine in mm.
 
     The affine is the sform if it has a code, else the qform if it has a code, else that of the voxel sizes `pixdim`.
+    The values are float32, or those of a mask of integers in their own type. Raises ConfigError for a volume that
+    cannot be used, and for one that takes more memory than a file of `stored` bytes may take.
     """
     import nibabel  # not at the top: tables are read without it
 
     check_header(file)
     volume: Any = nibabel.load(file)
-    _check_size(volume.shape)
     header, affine = volume.header, _affine_in_mm(volume)
     if header.get_data_dtype().kind not in "iufb":
         raise ConfigError(f"its data type is {_type_name(header)}; expected one real number per voxel")
-    array = _read_values(volume.dataobj)
-    extra_axes = tuple(axis for axis in range(3, array.ndim) if array.shape[axis] == 1)
-    array = array.squeeze(extra_axes)
-    if array.ndim not in (3, 4):
-        raise ConfigError(f"a volume must have three spatial axes, this one has {array.ndim - (array.ndim > 3)}")
-    notes = tuple(_header_notes(header, array.shape[:3]))
+    shape = (*volume.shape[:3], *(size for size in volume.shape[3:] if size != 1))
+    if len(shape) not in (3, 4):
+        raise ConfigError(f"a volume must have three spatial axes, this one has {len(shape) - (len(shape) > 3)}")
+    notes = tuple(_header_notes(header, shape[:3]))
     to_ras = nibabel.io_orientation(affine)
-    affine = affine @ nibabel.orientations.inv_ornt_aff(to_ras, array.shape[:3])
-    array = nibabel.apply_orientation(array, to_ras)
+    affine = affine @ nibabel.orientations.inv_ornt_aff(to_ras, shape[:3])
+    array = _read_voxels(file, stored, volume.dataobj, shape, to_ras[:, 1], mask)
+    array = array.transpose(*np.argsort(to_ras[:, 0]), *range(3, array.ndim))
     return Image(np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None], affine, notes)
 
 
@@ -50,9 +51,7 @@ def check_header(file: str) -> None:
     """
     import nibabel
 
-    with open(file, "rb") as stream:
-        is_compressed = stream.read(2) == b"\x1f\x8b"
-    with gzip.open(file) if is_compressed else open(file, "rb") as stream:
+    with _open(file) as stream:
         head = stream.read(nibabel.Nifti2Header.sizeof_hdr)
     second = nibabel.Nifti2Header.sizeof_hdr in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
     kind: Any = nibabel.Nifti2Header if second else nibabel.Nifti1Header
@@ -61,22 +60,36 @@ def check_header(file: str) -> None:
         raise ConfigError(f"its header declares {offset:g} bytes before the voxels; at most {MAX_OFFSET} are supported")
 
 
-def _read_values(stored: Any) -> Array:
-    """The values of the voxels; with a scale in the header, as float32.
+def _open(file: str) -> IO[bytes]:
+    """The file, decompressed if it is compressed, whatever its name."""
+    with open(file, "rb") as stream:
+        is_compressed = stream.read(2) == b"\x1f\x8b"
+    return cast("IO[bytes]", gzip.open(file)) if is_compressed else open(file, "rb")
 
-    The scale is applied slice by slice: nibabel would make a copy of the whole volume as float64.
+
+def _read_voxels(file: str, stored: int, proxy: Any, shape: tuple[int, ...], signs: Array, mask: bool) -> Array:
+    """The voxels with the shape `shape`; the axes whose sign in `signs` is negative are reversed.
+
+    The file is read slice by slice: nibabel would make a copy of the whole volume with the stored type, and one as
+    float64 if the header has a scale.
     """
     from nibabel.volumeutils import apply_read_scaling
 
-    array: Array = np.asanyarray(stored.get_unscaled())
-    slope, inter = np.asanyarray(stored.slope), np.asanyarray(stored.inter)
-    if (slope == 1 and inter == 0) or not array.ndim:
-        return array
-    scaled = np.empty(array.shape, np.float32, order="F")
-    with np.errstate(over="ignore"):  # infinite values are refused
-        for number in range(array.shape[-1]):
-            scaled[..., number] = apply_read_scaling(array[..., number], slope, inter)
-    return scaled
+    slope, inter = np.asanyarray(proxy.slope), np.asanyarray(proxy.inter)
+    dtype = decoded_type(proxy.dtype if (slope, inter) == (1, 0) else slope.dtype, mask)
+    per_slice, per_voxel = math.prod(shape[:-1]), dtype.itemsize * (2 if mask else 1)  # the values of a mask are sorted
+    check_memory(math.prod(shape) * per_voxel + per_slice * 24, stored)
+    array = np.empty(shape, dtype, order="F")
+    in_file = array[tuple(slice(None, None, int(sign)) for sign in signs)]
+    size = per_slice * proxy.dtype.itemsize
+    with _open(file) as stream, np.errstate(over="ignore"):  # infinite values are refused
+        stream.seek(proxy.offset)
+        for number in range(shape[-1]):
+            if len(content := stream.read(size)) < size:
+                raise ConfigError(f"ends in slice {number + 1} of {shape[-1]}; replace it with an intact file")
+            values = np.frombuffer(content, proxy.dtype).reshape(shape[:-1], order="F")
+            in_file[..., number] = apply_read_scaling(values, slope, inter)
+    return array
 
 
 def _affine_in_mm(volume: Any) -> Array:
@@ -122,9 +135,3 @@ def _distance(sform: Array, qform: Array, shape: tuple[int, ...]) -> float:
 def _type_name(header: Any) -> str:
     kind = header.get_data_dtype()
     return "RGB" if kind.fields else str(kind)
-
-
-def _check_size(shape: Sequence[int]) -> None:
-    """Raises ConfigError for a volume whose header declares more voxels than fit in memory."""
-    if (voxels := math.prod(shape)) > MAX_VOXELS:
-        raise ConfigError(f"its header declares {voxels:,} voxels; at most {MAX_VOXELS:,} are supported")

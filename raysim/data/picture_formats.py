@@ -6,14 +6,17 @@ decode the files that Pillow cannot hold.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.data import jpeg2000_header
 from raysim.data.image_formats import Array, Colour, Image
 from raysim.data.mask_colours import format_colours_option, unique_colours
+from raysim.data.memory_limit import check_memory
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "WEBP")  # Pillow's names
 PLAIN_MODES = {  # Pillow's modes with a palette, alpha or another colour space, and the mode after conversion
@@ -29,23 +32,28 @@ PLAIN_MODES = {  # Pillow's modes with a palette, alpha or another colour space,
 VALUE_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")  # Pillow's modes whose values are those of the file
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
 TIFF_UNSIGNED, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 1, 2  # their values
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # bytes of the file
-JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # start of the code stream, and of its segment that has the depth of the channels
+GREY_MODES = ("1", "L", "I;16", "I;16B", "I;16L")  # Pillow's modes of at most two bytes per pixel
+# Bytes of memory per pixel while a picture is decoded and converted to float32: the largest that were measured.
+GREY_BYTES, COLOUR_BYTES, DEEP_BYTES, WEBP_BYTES = 6, 16, 24, 24
 
 
-def decode_picture(file: str, mask: bool, colours: bool) -> Image:
+def decode_picture(file: str, stored: int, mask: bool, colours: bool) -> Image:
     """(1 or 3, height, width) without alpha, in the file's data type; a mask is (1, height, width).
 
-    A mask with `colours` is (3, height, width). Raises ConfigError for a picture whose values cannot be read exactly.
+    A mask with `colours` is (3, height, width). Raises ConfigError for a picture whose values cannot be read exactly,
+    and for one that takes more memory than a file of `stored` bytes may take.
     """
     from PIL import Image as PillowImage, UnidentifiedImageError  # not at the top: tables are read without it
 
     try:
         with PillowImage.open(file, formats=FORMATS) as picture:
+            check_memory(_decoding_bytes(file, picture, mask and not colours), stored)
             if getattr(picture, "n_frames", 1) > 1:
                 raise ConfigError("has several pages; store each page as a separate picture")
-            array, palette, turned = _read_pixels(file, picture, mask and not colours)
+            array, palette, turned = _read_pixels(file, stored, picture, mask and not colours)
     except UnidentifiedImageError:  # its message names the stream, not the file
         raise ConfigError(
             "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"
@@ -68,7 +76,7 @@ def _single_channel(mask: Array) -> Array:
     return mask[:1]
 
 
-def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[int, Colour], bool]:
+def _read_pixels(file: str, stored: int, picture: Any, indexed: bool) -> tuple[Array, dict[int, Colour], bool]:
     """(C, height, width), the palette if it is `indexed`, and whether it was rotated upright."""
     from PIL import ImageOps
 
@@ -81,17 +89,33 @@ def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[in
             "files need 1 to 4. Rotate it upright and store it without this tag"
         )
     if deep:
-        return _decode_deep(file, picture), {}, False
+        return _decode_deep(file, stored, picture), {}, False
     picture.load()
     orientation = max(orientation, _orientation(picture))  # the tag of a PNG may follow the pixels
-    upright = ImageOps.exif_transpose(picture)
-    if indexed and upright.mode in ("P", "PA", "1"):
-        array = np.atleast_3d(np.asarray(upright)).transpose(2, 0, 1)[:1].astype(np.uint8)
-        return array, _used_palette(upright, array), orientation != 1
-    plain = upright.convert(PLAIN_MODES[upright.mode]) if upright.mode in PLAIN_MODES else upright
+    ImageOps.exif_transpose(picture, in_place=True)
+    if indexed and picture.mode in ("P", "PA", "1"):
+        array = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)[:1].astype(np.uint8)
+        return array, _used_palette(picture, array), orientation != 1
+    plain = picture.convert(PLAIN_MODES[picture.mode]) if picture.mode in PLAIN_MODES else picture
     if plain.mode not in VALUE_MODES:
         raise ConfigError(f"has the colour space {plain.mode}; store it as grey or RGB")
     return np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1), {}, orientation != 1
+
+
+def _decoding_bytes(file: str, picture: Any, indexed: bool) -> int:
+    """The bytes of memory that decoding takes at most, by the header; those of a deep TIFF are counted later."""
+    pixels: int = picture.width * picture.height
+    if picture.format == "JPEG2000":
+        return max(pixels * COLOUR_BYTES, jpeg2000_header.decoding_bytes(file))
+    if picture.format == "TIFF":
+        tags = picture.tag_v2
+        pixels += tags.get(TIFF_TILE_WIDTH, 0) * tags.get(TIFF_TILE_LENGTH, 0)  # a tile may be larger than its picture
+    if picture.format == "WEBP":
+        return pixels * WEBP_BYTES
+    if picture.format == "PNG" and _is_deep(file, picture):
+        return pixels * DEEP_BYTES
+    grey = picture.mode in GREY_MODES or (indexed and picture.mode == "P")
+    return pixels * (GREY_BYTES if grey else COLOUR_BYTES)
 
 
 def _orientation(picture: Any) -> int:
@@ -120,7 +144,7 @@ def _is_deep(file: str, picture: Any) -> bool:
         unsigned = set(picture.tag_v2.get(TIFF_SAMPLE_FORMAT, (1,))) <= {TIFF_UNSIGNED, 4}  # 4: not declared
         return max(picture.tag_v2.get(TIFF_BITS, (1,))) > 8 or not unsigned
     if picture.format == "JPEG2000":
-        return any(depth != 7 for depth in _jpeg2000_depths(Path(file).read_bytes()))
+        return any(depth != 7 for depth in jpeg2000_header.channel_depths(file))
     if picture.format == "PPM" and picture.tile and picture.tile[0].codec_name != "raw":
         raise ConfigError("is a PPM picture in plain text, or its highest value is not 255; store it as PNG or TIFF")
     return False
@@ -131,25 +155,18 @@ def _head(file: str, count: int) -> bytes:
         return stream.read(count)
 
 
-def _jpeg2000_depths(content: bytes) -> list[int]:
-    """Bits - 1 of each channel, with 128 added for signed values."""
-    start = content.index(JPEG2000_SIZE)
-    count = int.from_bytes(content[start + 40 : start + 42], "big")
-    return [content[start + 42 + 3 * channel] for channel in range(count)]
-
-
-def _decode_deep(file: str, picture: Any) -> Array:
+def _decode_deep(file: str, stored: int, picture: Any) -> Array:
     """(C, height, width) in the file's data type, from a decoder that keeps all bits."""
     import imagecodecs  # not at the top: few files need it
 
     if picture.format == "TIFF":
-        return _decode_tiff(file, picture)
+        return _decode_tiff(file, stored, picture)
     content = Path(file).read_bytes()
     decode = imagecodecs.png_decode if picture.format == "PNG" else imagecodecs.jpeg2k_decode
     return np.atleast_3d(decode(content)).transpose(2, 0, 1)
 
 
-def _decode_tiff(file: str, picture: Any) -> Array:
+def _decode_tiff(file: str, stored: int, picture: Any) -> Array:
     import tifffile
 
     photometric = picture.tag_v2.get(TIFF_PHOTOMETRIC)
@@ -160,7 +177,14 @@ def _decode_tiff(file: str, picture: Any) -> Array:
         )
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
-        array = np.asarray(page.asarray())
-        if page.dtype is not None and page.dtype.kind == "c":
-            raise ConfigError("has complex values; expected one real number per channel")
+        if page.dtype is None or page.dtype.kind == "c":
+            raise ConfigError("has complex or unknown values; expected one real number per channel")
+        if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:  # the size of their pictures is not that of the header
+            raise ConfigError(
+                f"is a TIFF with more than 8 bits per channel and {tifffile.COMPRESSION(page.compression).name} "
+                "compression; store it uncompressed, or with LZW or Deflate"
+            )
+        segment = math.prod(page.chunks) * page.dtype.itemsize
+        check_memory(page.nbytes + 4 * page.size + 3 * segment, stored)
+        array = np.asarray(page.asarray(maxworkers=1))
         return array[None] if array.ndim == 2 else np.moveaxis(array, page.axes.index("S"), 0)

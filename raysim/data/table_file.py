@@ -18,9 +18,12 @@ import pyarrow.parquet as pq
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
-from raysim.data.file_paths import check_url
+from raysim.data.file_paths import check_url, stored_bytes
+from raysim.data.memory_limit import check_memory
 
-MAX_TABLE_BYTES = 250_000_000  # uncompressed: a small file may unfold to more than memory, and cells are copied
+MAX_TABLE_BYTES = 250_000_000  # uncompressed
+# Bytes of memory while a table is read and checked: the largest that were measured.
+MEMORY_PER_BYTE, MEMORY_PER_CELL, MEMORY_PER_ROW = 16, 8, 200
 
 
 def load_table(path: str) -> pd.DataFrame:
@@ -32,6 +35,8 @@ def load_table(path: str) -> pd.DataFrame:
     try:
         with fsspec.open(path, "rb") as file:
             table = _parse_table(file, path)
+    except ConfigError as reason:
+        raise ConfigError(f"table {path} {reason}") from reason
     except FileNotFoundError:
         raise ConfigError(f"table {path} does not exist (working directory: {os.getcwd()}); check its path") from None
     except IsADirectoryError:
@@ -53,13 +58,15 @@ def load_table(path: str) -> pd.DataFrame:
 def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     name = path.partition("::")[0].lower()
     if name.endswith((".parquet", ".pq")):
-        table = _read_parquet(file).rename(columns=lambda column: str(column).strip())
+        table = _read_parquet(file, stored_bytes(path)).rename(columns=lambda column: str(column).strip())
         _check_duplicate_columns(table.columns)
         return table.reset_index(drop=True).apply(_to_text)
     if not name.endswith(".csv"):
         raise ValueError("its name must end in .csv, .parquet or .pq")
     content = file.read(MAX_TABLE_BYTES + 1)
     _check_size(len(content))
+    rows = content.count(b"\n")
+    _check_memory(len(content), content.count(b",") + rows, rows, stored_bytes(path))
     _check_encoding(content, path)
     _check_duplicate_columns(_csv_header(content))
     table = pd.read_csv(
@@ -77,8 +84,9 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     return table.rename(columns=str.strip)
 
 
-def _read_parquet(file: IO[bytes]) -> pd.DataFrame:
-    """The columns of a Parquet file without lists and structures. Raises ValueError if the cells have too many bytes.
+def _read_parquet(file: IO[bytes], stored: int) -> pd.DataFrame:
+    """The columns of a Parquet file without lists and structures. Raises ValueError if the cells have too many bytes,
+    and ConfigError if they take more memory than a file of `stored` bytes may take.
 
     A dictionary stores a text once for all cells that repeat it, so texts are read as dictionaries and the bytes of the
     cells are counted before they are copied.
@@ -90,11 +98,14 @@ def _read_parquet(file: IO[bytes]) -> pd.DataFrame:
     metadata = parquet.metadata
     _check_size(sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)))
     flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
-    batches, size = [], metadata.num_rows * len(flat)  # at least a byte for each cell
+    rows, cells = metadata.num_rows, metadata.num_rows * len(flat)
+    batches, size = [], cells  # at least a byte for each cell
     _check_size(size)
+    _check_memory(size, cells, rows, stored)
     for batch in parquet.iter_batches(columns=flat):
         size += sum(map(_cell_bytes, batch.columns))
         _check_size(size)
+        _check_memory(size, cells, rows, stored)
         batches.append(batch)
     table: pd.DataFrame = pa.Table.from_batches(batches, None if batches else schema).to_pandas()
     return table
@@ -105,6 +116,10 @@ def _cell_bytes(column: pa.Array) -> int:
         return int(column.nbytes)
     lengths = pc.fill_null(pc.binary_length(column.dictionary), 0)
     return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
+
+
+def _check_memory(size: int, cells: int, rows: int, stored: int) -> None:
+    check_memory(MEMORY_PER_BYTE * size + MEMORY_PER_CELL * cells + MEMORY_PER_ROW * rows, stored)
 
 
 def _check_size(size: int) -> None:

@@ -178,10 +178,15 @@ def clip(domain: Domain, value: Any) -> Any:
 
 
 def contains(domain: Domain, value: Any) -> bool:
-    """Whether the distribution contains `value`."""
+    """Whether `value` may be the value of a point: one of the distribution; for a logarithmic range also 0.
+
+    With 0 a weight is left out, so the point is the trial that the others are compared with.
+    """
     if isinstance(domain, Categorical):
         return value in domain.categories
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and value == 0 and is_logarithmic(domain):
+        return True
     first, last = bounds(domain)
     return number and first <= value <= last and (isinstance(value, int) or not isinstance(domain, Integer))
 

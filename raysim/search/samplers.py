@@ -86,19 +86,21 @@ class OptunaSampler(Sampler):
             self.study.add_trial(self._past_trial(record))
 
     def _sample(self, number: int) -> TrialValues:
-        if number <= len(self.space.points):
-            self.resume_trial(number, dict(self.space.points[number - 1]))
+        point = dict(self.space.points[number - 1]) if number <= len(self.space.points) else {}
+        if point:
+            self.resume_trial(number, point)
         trial = self.open_trials.pop(number, None) or self.study.ask()
         self.open_trials[number] = trial
         values: TrialValues = {}
         for key, domain in self.space.domains.items():
             if self.space.is_active(key, values):
-                values[key] = suggest_value(trial, key, domain)
+                suggested = suggest_value(trial, key, domain)
+                values[key] = point[key] if point.get(key) == 0 else suggested  # Optuna may have its lower bound for 0
         return values
 
     def resume_trial(self, number: int, values: TrialValues) -> None:
         """Open a trial of Optuna with these values, so that Optuna takes it into account."""
-        self.study.enqueue_trial({key: _to_optuna(value) for key, value in values.items()})
+        self.study.enqueue_trial({key: self._to_optuna(key, value) for key, value in values.items()})
         self.open_trials[number] = self.study.ask()
         for key, domain in self.space.domains.items():
             if key in values:
@@ -134,10 +136,14 @@ class OptunaSampler(Sampler):
         return self.optuna.trial.create_trial(
             state=state,
             values=values,
-            params={key: _to_optuna(value) for key, value in searched.items()},
+            params={key: self._to_optuna(key, value) for key, value in searched.items()},
             distributions={key: self._distribution(self.space.domains[key]) for key in searched},
             intermediate_values=rounds,
         )
+
+    def _to_optuna(self, key: str, value: Any) -> Any:
+        domain = self.space.domains.get(key)
+        return _to_optuna(value if domain is None else distributions.clip(domain, value))
 
     def _distribution(self, domain: Domain) -> Any:
         module, bounds = self.optuna.distributions, distributions.bounds(domain)

@@ -144,7 +144,7 @@ class Space:
     def position(self, key: str, value: Any) -> float:
         """The position of `value` between the bounds of `key`, from 0 to 1; NaN for a value outside of a choice.
 
-        A logarithmic range is measured by its logarithm.
+        A logarithmic range is measured by its logarithm; 0 is at its lower bound.
         """
         ends = self.bounds(key)
         if self.is_choice(key):
@@ -153,7 +153,7 @@ class Space:
             return float("nan")
         low, high = ends
         if distributions.is_logarithmic(self.domains[key]):
-            low, high, value = np.log([low, high, value])
+            low, high, value = np.log([low, high, value or low])
         return float((value - low) / (high - low)) if high > low else 0.5
 
 
@@ -218,5 +218,5 @@ def from_cli(arguments: Iterable[str]) -> dict[str, Domain]:
 
 
 def contains(domain: Domain, value: Any) -> bool:
-    """Whether the distribution contains `value`, which may contain NumPy numbers."""
+    """As `distributions.contains`, for a `value` that may contain NumPy numbers."""
     return distributions.contains(domain, to_python_value(value))

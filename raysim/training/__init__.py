@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raysim.training.feature_bank import Bank, Features
     from raysim.training.heads import head_layer, last_layer, within
     from raysim.training.image_routing import RoutedPredictor, example_losses, routing_ceiling
-    from raysim.training.local_training import GradientCorrection, add_to_gradients, proximal_term
+    from raysim.training.local_training import GradientCorrection, add_to_gradients, copy_trained, proximal_term
     from raysim.training.model_geometry import (
         extrapolate_distance,
         from_vector,
@@ -53,7 +53,7 @@ _HOME = {
     "raysim.training.batching": ("batches",),
     "raysim.training.heads": ("head_layer", "last_layer", "within"),
     "raysim.training.image_routing": ("RoutedPredictor", "example_losses", "routing_ceiling"),
-    "raysim.training.local_training": ("GradientCorrection", "add_to_gradients", "proximal_term"),
+    "raysim.training.local_training": ("GradientCorrection", "add_to_gradients", "copy_trained", "proximal_term"),
     "raysim.training.model_geometry": (
         *("extrapolate_distance", "from_vector", "gram_matrix", "mean_cosine", "mean_shift", "model_norm"),
         *(
@@ -99,6 +99,7 @@ __all__ = [
     "add_to_gradients",
     "batches",
     "check_levels",
+    "copy_trained",
     "dump_optimizer_state",
     "ema_update",
     "example_losses",

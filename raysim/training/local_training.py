@@ -215,6 +215,11 @@ class LocalTraining:
         return batches(split, batch, steps, site.device, site.task.augment, site.task.sampling)
 
 
+def copy_trained(net: nn.Module) -> list[Tensor]:
+    """Copies of the parameters of `net` that are trained, such as the `w` of `proximal_term`."""
+    return [p.detach().clone() for p in net.parameters() if p.requires_grad]
+
+
 def proximal_term(w: list[Tensor], weight: float) -> GradientCorrection:
     """A correction that adds the gradient of weight / 2 ||v - w||^2, weight (v - w), to those of the parameters v."""
 

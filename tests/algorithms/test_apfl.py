@@ -10,24 +10,9 @@ import pytest
 from algorithms.apfl import APFL
 from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
-from raysim import LocalFleet, federate
 from tests.support import toy
 from tests.support.by_hand import assert_close
-
-SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
-POINTS = {"a": (1.0, 2.0), "b": (2.0, 2.0)}  # b has its point three times
-
-
-def run(algorithm: Any, rounds: int = 2, task: Any = None, cohort: float | int = 1.0) -> tuple[Any, LocalFleet]:
-    task = task or toy.two_sites()
-    fleet = LocalFleet(task, rounds=rounds)
-    *_, end = federate(algorithm, task, fleet, rounds=rounds, cohort=cohort)
-    return end, fleet
-
-
-def gradient(model: Any, site: str) -> Any:
-    x, y = POINTS[site]
-    return (model @ (x, 1) - y) * np.array([x, 1.0])
+from tests.support.two_points import SGD, gradient, run
 
 
 def test_two_rounds_equal_an_independent_computation() -> None:

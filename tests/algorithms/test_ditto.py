@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
 from algorithms.ditto import Ditto
 from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
-from raysim import LocalFleet, federate
+from raysim import LocalFleet
 from tests.support import toy
-
-SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
-
-
-def run(algorithm: Any, rounds: int = 2, task: Any = None, cohort: float | int = 1.0) -> tuple[Any, LocalFleet]:
-    task = task or toy.two_sites()
-    fleet = LocalFleet(task, rounds=rounds)
-    *_, end = federate(algorithm, task, fleet, rounds=rounds, cohort=cohort)
-    return end, fleet
+from tests.support.two_points import SGD, run
 
 
 def personal(fleet: LocalFleet, site: str) -> tuple[float, float]:

@@ -11,23 +11,9 @@ from torch import nn
 
 from algorithms.fedala import FedALA, last_parameters, random_part
 from algorithms.fedavg import FedAvg
-from raysim import LocalFleet, federate
+from raysim import LocalFleet
 from tests.support import toy
-
-SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1}
-POINTS = {"a": (1.0, 2.0), "b": (2.0, 2.0)}  # b has its point three times
-
-
-def run(algorithm: Any, rounds: int = 2, task: Any = None, cohort: float | int = 1.0) -> tuple[Any, LocalFleet]:
-    task = task or toy.two_sites()
-    fleet = LocalFleet(task, rounds=rounds)
-    *_, end = federate(algorithm, task, fleet, rounds=rounds, cohort=cohort)
-    return end, fleet
-
-
-def gradient(model: Any, site: str) -> Any:
-    x, y = POINTS[site]
-    return (model @ (x, 1) - y) * np.array([x, 1.0])
+from tests.support.two_points import SGD, gradient, run
 
 
 def mixing(fleet: LocalFleet, site: str) -> Any:

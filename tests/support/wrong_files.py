@@ -83,6 +83,12 @@ def no_affine() -> None:
     Path("0.nii").write_bytes(content)
 
 
+def huge_volume() -> None:
+    content = bytearray(Path("0.nii").read_bytes())
+    content[42:48] = np.full(3, 4000, "<i2").tobytes()  # the number of voxels along each axis
+    Path("0.nii").write_bytes(content)
+
+
 def unknown_unit() -> None:
     volume = nibabel.Nifti1Image(_volume("0.nii"), np.eye(4))
     volume.header["xyzt_units"] = 5
@@ -187,6 +193,6 @@ WRONG_FILES: dict[str, Callable[[], None]] = {
         *(truncated, text_as_picture, nan_volume, complex_volume, other_grid, no_affine, unknown_unit, flat_volume),
         *(pages, colour_image, all_colour, other_size, other_mask_size, three_values, fraction_mask, two_foregrounds),
         *(coloured_mask, flipped_palette, many_values, huge_label, turned_deep, utf16_table, latin1_table),
-        *(channels, finished_run, negative_volume),
+        *(channels, finished_run, negative_volume, huge_volume),
     )
 }

@@ -148,6 +148,7 @@ PUBLISHED_TRAINING = [
     "add_to_gradients",
     "batches",
     "check_levels",
+    "copy_trained",
     "dump_optimizer_state",
     "ema_update",
     "example_losses",

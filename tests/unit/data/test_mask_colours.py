@@ -65,7 +65,8 @@ def test_the_order_of_a_palette() -> None:
 
 
 def test_labels_near_a_whole_number_are_rounded() -> None:
-    values = round_labels(np.float32([0.99999994, 1.0009, 0.998, 0.5, -0.0001]))
+    values = np.float32([0.99999994, 1.0009, 0.998, 0.5, -0.0001])
+    round_labels(values)
     assert values.tolist() == [1, 1, np.float32(0.998), 0.5, 0]
 
 

@@ -63,9 +63,9 @@ def a_volume(file: Path, shape: tuple[int, int, int]) -> Path:
 
 def test_images_with_too_many_voxels_are_refused(tmp_path: Path) -> None:
     large = a_volume(tmp_path / "large.nii.gz", (4000, 4000, 4000))
-    with pytest.raises(ConfigError, match="header declares 64,000,000,000 voxels"):
+    with pytest.raises(ConfigError, match=r"large.nii.gz: would take 256.* GB of memory to read, but a file of 31"):
         image_reader.read_image(str(large))
-    assert "header declares 64,000,000,000 voxels" in inspect_case(str(large), None).problems[0]
+    assert "would take 256" in inspect_case(str(large), None).problems[0]
     small = a_volume(tmp_path / "small.nii.gz", (10, 10, 10))
     assert image_reader.read_image(str(small)).space == (10, 10, 10)
     assert inspect_case(str(small), None).problems == ()  # what follows the voxels is not read

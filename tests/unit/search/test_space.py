@@ -16,10 +16,13 @@ from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
 from raysim.search import distributions
+from raysim.search.objectives import Objective
 from raysim.search.request import build_request
+from raysim.search.samplers import OptunaSampler
 from raysim.search.space import Space, from_cli, from_mapping
 from raysim.search.space_files import installed_spaces, read_space
 from raysim.search.space_validation import check_space
+from raysim.search.trial_store import TrialRecord, TrialStatus
 from tests.support.paths import ROOT
 
 TEXTS = {
@@ -107,6 +110,31 @@ def test_a_point_out_of_range_is_refused():
         check_space(space, {})
     with pytest.raises(ConfigError, match="which is not searched"):
         check_space(from_mapping({"algorithm.lr": tune.loguniform(1e-4, 1e-2)}, [{"algorithm.epochs": 1}]), {})
+
+
+def test_a_point_may_leave_out_the_term_of_a_logarithmic_weight():
+    # A logarithmic range has no 0, and strength 0 is the trial to compare with.
+    key = "algorithm.strength"
+    space = from_mapping({key: tune.loguniform(0.1, 1000)}, [{key: 0.0}, {key: 0.1}])
+    check_space(space, parse_pairs(["algorithm=gradient_alignment", "algorithm.optimizer=sgd", "algorithm.momentum=0"]))
+    assert [space.position(key, value) for value in (0.0, 0.1, 10.0, 1000.0)] == pytest.approx([0, 0, 0.5, 1])
+    assert [space.sample(0, number)[key] for number in (1, 2)] == [0.0, 0.1]
+    assert space.sample(0, 3)[key] >= 0.1
+    assert space.override({key: tune.loguniform(1, 10)}).points == ({key: 0.0}, {})
+    assert space.override({key: tune.uniform(1, 10)}).points == ({}, {})
+    assert read_space("gradient_alignment").points[0][key] == 0
+
+
+def test_optuna_takes_a_weight_of_0_as_the_lower_bound():
+    space = from_mapping({"w": tune.loguniform(0.1, 1000)}, [{"w": 0.0}, {"w": 10.0}])
+    objectives = [Objective("dice", "higher")]
+    sampler = OptunaSampler(space, 0, objectives, [])
+    assert [sampler.sample(number)["w"] for number in (1, 2)] == [0.0, 10.0]
+    assert 0.1 <= sampler.sample(3)["w"] <= 1000
+    assert [trial.params["w"] for trial in sampler.study.trials[:2]] == [0.1, 10.0]
+    record = TrialRecord(1, {"w": 0.0}, TrialStatus.DONE, 1, last={"dice": 0.5})
+    resumed = OptunaSampler(space, 0, objectives, [record])
+    assert [(trial.params["w"], trial.value) for trial in resumed.study.trials] == [(0.1, 0.5)]
 
 
 CONDITIONAL = [
