@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 
 import pandas as pd
@@ -90,7 +91,7 @@ def labels_are_files(table: pd.DataFrame) -> bool:
 def site_name_problems(sites: Iterable[str]) -> Iterator[str]:
     """A message for each invalid site name."""
     for site in sites:
-        if not SITE_NAME_PATTERN.fullmatch(site):
+        if not SITE_NAME_PATTERN.fullmatch(unicodedata.normalize("NFC", site)):
             yield (
                 f"site {site!r} cannot be a file name: use letters, digits, '_', '-', '.' and spaces, "
                 "and begin with a letter, a digit or '_'"
