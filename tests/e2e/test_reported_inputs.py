@@ -141,7 +141,7 @@ def test_all_background(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_exif_orientation(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = printed(capsys, *RUN, *SMALL)
-    assert "note: 4 images, such as DIR/a_3.jpg: its EXIF orientation is applied, as in image viewers" in shown.replace(
+    assert "note: 4 files, such as DIR/a_3.jpg: its EXIF orientation is applied, as in image viewers" in shown.replace(
         str(case), "DIR"
     )
     task = Segmentation(data=SegmentationData(table="table.csv", cache="cache"), batch_size=2).build()
