@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import pluralize
 from raysim.data.image_formats import Array, Colour, Image
 from raysim.data.mask_colours import format_colours_option, unique_colours
 
@@ -30,6 +31,10 @@ VALUE_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")  # Pillow's modes
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
 TIFF_UNSIGNED, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 1, 2  # their values
+TIFF_CHANNELS, TIFF_EXTRA_CHANNELS = 277, 338  # tags
+TIFF_ALPHA = (1, 2)  # values of the tag of an extra channel; 0 is a channel of unknown meaning
+TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation, without extra ones
+CHANNELS_CURE = "keep one channel (grey) or three (RGB)"
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # bytes of the file
 JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # start of the code stream, and of its segment that has the depth of the channels
 
@@ -47,15 +52,42 @@ def decode_picture(file: str, mask: bool, colours: bool) -> Image:
                 raise ConfigError("has several pages; store each page as a separate picture")
             array, palette, turned = _read_pixels(file, picture, mask and not colours)
     except UnidentifiedImageError:  # its message names the stream, not the file
-        raise ConfigError(
-            "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"
-        ) from None
+        raise ConfigError(_describe_unknown(file)) from None
     array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
     notes = ("its EXIF orientation is applied, as in image viewers",) if turned else ()
     if mask:
         array = np.repeat(array, 3, axis=0)[:3] if colours and len(array) == 1 else array
         array = array if colours else _single_channel(array)
     return Image(array, np.eye(3), notes, palette)
+
+
+def _describe_unknown(file: str) -> str:
+    """The message for a file that Pillow does not know: the channels and the type of a TIFF, or the formats."""
+    import tifffile  # not at the top: few files need it
+
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            page = tiff.pages[0]
+            found = f"{pluralize(page.samplesperpixel, 'channel')} of {page.dtype} ({page.photometric.name})"
+    except Exception:  # noqa: BLE001 - it is no TIFF, or a damaged one
+        return "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"
+    return (
+        f"is a TIFF with {found}: expected MINISBLACK (grey) or RGB, of integers up to 32 bits or float32; "
+        f"{CHANNELS_CURE}, and convert other types: tifffile.imwrite(FILE, tifffile.imread(FILE).astype('float32'))"
+    )
+
+
+def _check_channels(picture: Any) -> None:
+    """Raises ConfigError for a TIFF with channels that are neither its colour nor alpha: they would be lost."""
+    tags = picture.tag_v2
+    channels, photometric = tags.get(TIFF_CHANNELS, 1), tags.get(TIFF_PHOTOMETRIC)
+    extra = np.atleast_1d(tags.get(TIFF_EXTRA_CHANNELS, ())).tolist()
+    alpha = int(len(extra) > 0 and extra[0] in TIFF_ALPHA)
+    if channels != TIFF_COLOURS.get(photometric, channels) + alpha:
+        raise ConfigError(
+            f"is a TIFF with {pluralize(channels, 'channel')}, and not all of them are grey, RGB or alpha; "
+            f"{CHANNELS_CURE}"
+        )
 
 
 def _single_channel(mask: Array) -> Array:
@@ -72,6 +104,8 @@ def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[in
     """(C, height, width), the palette if it is `indexed`, and whether it was rotated upright."""
     from PIL import ImageOps
 
+    if picture.format == "TIFF":
+        _check_channels(picture)
     deep = _is_deep(file, picture)
     orientation = _orientation(picture)  # before it is loaded: Pillow turns a TIFF and removes the tag
     # Pillow mixes up the rows of an uncompressed TIFF that it turns by 90 degrees.
@@ -163,4 +197,6 @@ def _decode_tiff(file: str, picture: Any) -> Array:
         array = np.asarray(page.asarray())
         if page.dtype is not None and page.dtype.kind == "c":
             raise ConfigError("has complex values; expected one real number per channel")
+        if array.ndim > 2 and "S" not in page.axes:
+            raise ConfigError("is a TIFF with several slices; store each slice as a picture, or all in a NIfTI volume")
         return array[None] if array.ndim == 2 else np.moveaxis(array, page.axes.index("S"), 0)

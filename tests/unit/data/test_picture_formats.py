@@ -66,6 +66,48 @@ def test_pictures_that_cannot_be_read_exactly_are_refused(tmp_path: Path) -> Non
     assert read_image(str(tmp_path / "plain.ppm")).array.ravel().tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "channels", "options", "message"),
+    [
+        (
+            np.float16,
+            1,
+            {},
+            r"is a TIFF with 1 channel of float16 \(MINISBLACK\): expected .* float32; .* convert other types",
+        ),
+        (np.float64, 1, {}, r"is a TIFF with 1 channel of float64"),
+        (np.float32, 2, {}, r"is a TIFF with 2 channels of float32 .*; keep one channel"),
+        (np.uint16, 2, {}, r"is a TIFF with 2 channels of uint16"),
+        (np.uint8, 2, {}, r"is a TIFF with 2 channels, and not all of them are grey, RGB or alpha; keep one"),
+        (np.uint16, 2, {"planarconfig": "separate"}, r"is a TIFF with 2 channels, and not all"),
+        (np.uint8, 4, {"photometric": "rgb", "extrasamples": [0]}, r"is a TIFF with 4 channels, and not all"),
+        (np.uint8, 5, {"photometric": "rgb"}, r"is a TIFF with 5 channels, and not all"),
+    ],
+)
+def test_types_and_channels_of_tiff_that_would_be_lost_are_refused(
+    tmp_path: Path, dtype: type, channels: int, options: dict[str, object], message: str
+) -> None:
+    planes = np.arange(channels * 20).reshape(channels, 4, 5).astype(dtype)
+    array = planes if "planarconfig" in options else planes.transpose(1, 2, 0).squeeze()
+    given = {"photometric": "minisblack", "planarconfig": "contig" if channels > 1 else None, **options}
+    tifffile.imwrite(tmp_path / "x.tif", array, **given)
+    with pytest.raises(ConfigError, match=message):
+        read_image(str(tmp_path / "x.tif"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_alpha_of_a_tiff_is_removed(tmp_path: Path, dtype: type) -> None:
+    array = np.arange(80).reshape(4, 5, 4).astype(dtype)
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric="rgb", extrasamples=["unassalpha"])
+    assert read_image(str(tmp_path / "x.tif")).array.tolist() == array[..., :3].transpose(2, 0, 1).tolist()
+
+
+def test_a_volumetric_tiff_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((3, 4, 5), np.uint16), photometric="minisblack", volumetric=True)
+    with pytest.raises(ConfigError, match="is a TIFF with several slices; store each slice"):
+        read_image(str(tmp_path / "x.tif"))
+
+
 STORED = [[0, 50, 100], [150, 200, 250]]
 UPRIGHT = {  # what a viewer shows of STORED
     1: STORED,
