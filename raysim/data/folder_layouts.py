@@ -23,7 +23,7 @@ LAYOUT_HELP = """raysim supports three layouts:
   and mask, labels, label, gt, annotations, annotation, seg, segmentation or groundtruth;
   imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon, with or without its dataset.json;
   SITE/CLASS/* or CLASS/*, a folder of images for each class.
-Folders of splits, such as train, val and test, may take the place of the sites of a single site"""
+  The place of SITE may also be that of a split: train, val or test."""
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "imagestr"}
 MASK_FOLDERS = {
     *("masks", "mask", "labels", "label", "labelstr", "gt", "gts", "annotations", "annotation"),
