@@ -67,7 +67,7 @@ def _describe_unknown(file: str) -> str:
 
     try:
         with tifffile.TiffFile(file) as tiff:
-            page = tiff.pages[0]
+            page: Any = tiff.pages[0]
             found = f"{pluralize(page.samplesperpixel, 'channel')} of {page.dtype} ({page.photometric.name})"
     except Exception:  # noqa: BLE001 - it is no TIFF, or a damaged one
         return "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"

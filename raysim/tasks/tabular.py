@@ -19,6 +19,7 @@ from raysim.data.table import read_table
 from raysim.data.tabular_features import FeatureSelection, reserved_columns
 from raysim.data.tabular_sites import StandardisationScope, TabularDataset, is_training_row, prepare_tabular_sites
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
+from raysim.tasks.library_names import CLASSIFICATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.table_config import TableData
 
 
@@ -78,6 +79,8 @@ class Tabular:
 
     def check(self) -> None:
         """Raises ConfigError for an error in the keys or the table. Reads no images."""
+        check_network_name(self.network)
+        check_loss_name(self.loss, CLASSIFICATION_LOSSES)
         self._read()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
