@@ -7,6 +7,7 @@ RaysimError
 └── RunError                 1   the run failed
     ├── SiteError            1   ... at one site, in one round
     ├── ServerError          1   ... at the server, in one round
+    │   └── UntrainedError   1   ... before any site was called
     ├── LostObjectError      1   ... because a lost node had an object of the run
     ├── ResumableError       1   ... for a reason outside the run
     └── Interrupted        130   the run was stopped on request
@@ -70,6 +71,10 @@ class ServerError(RunError):
 
     def __str__(self) -> str:
         return f"the server failed in round {self.round}: {self.cause}"
+
+
+class UntrainedError(ServerError):
+    """The server half failed in the first round before it called a site, so a new run directory has no result."""
 
 
 class Interrupted(RunError):

@@ -116,7 +116,7 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
     except ConfigError:
         raise
     except Exception as error:  # user code may raise anything
-        raise ConfigError(f"{type(algorithm).__name__}.init failed: {describe_exception(error)}") from error
+        raise ConfigError(f"{type(algorithm).__name__}.init failed: {describe_exception(error)}; correct it") from error
     try:
         check_state(state, f"{type(algorithm).__name__}.init")
         encode(state)

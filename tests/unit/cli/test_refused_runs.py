@@ -161,3 +161,22 @@ def test_a_gpu_that_this_machine_lacks_is_refused(
     assert main(["run", *LOCAL, "resources.gpus_per_client=0.5", "--out", "fast"]) == 3
     assert "raysim: resources: 0.5 GPU requested, but torch finds no GPU" in capsys.readouterr().err
     assert not Path("fast").exists()
+
+
+def test_an_exception_before_a_site_is_called_leaves_no_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback has the calls of the user, without those of raysim before them."""
+    text = MINE.replace("        return Known(mean(", "        state.weights\n        return Known(mean(")
+    (tmp_path / "own.py").write_text(text)
+    line = text.splitlines().index("        state.weights") + 1
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", *LOCAL, "algorithm=own:Mine", "--out", "deep/out"]) == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[:2] == [
+        "Traceback (most recent call last):",
+        f'  File "{tmp_path / "own.py"}", line {line}, in round',
+    ]
+    expected = f"AttributeError: 'Known' object has no attribute 'weights' (own.py, line {line}, in round)"
+    assert error.splitlines()[-1] == f"raysim: the server failed in round 1: {expected}"
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
