@@ -30,7 +30,7 @@ PLAIN_MODES = {  # Pillow's modes with a palette, alpha or another colour space,
 VALUE_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")  # Pillow's modes whose values are those of the file
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
-TIFF_UNSIGNED, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 1, 2  # their values
+TIFF_UNSIGNED, TIFF_MIN_IS_WHITE, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 0, 1, 2  # their values
 TIFF_CHANNELS, TIFF_EXTRA_CHANNELS = 277, 338  # tags
 TIFF_ALPHA = (1, 2)  # values of the tag of an extra channel; 0 is a channel of unknown meaning
 TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation, without extra ones
@@ -50,11 +50,16 @@ def decode_picture(file: str, mask: bool, colours: bool) -> Image:
         with PillowImage.open(file, formats=FORMATS) as picture:
             if getattr(picture, "n_frames", 1) > 1:
                 raise ConfigError("has several pages; store each page as a separate picture")
+            if mask:
+                _check_mask(picture)
             array, palette, turned = _read_pixels(file, picture, mask and not colours)
+            inverted = picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == TIFF_MIN_IS_WHITE
     except UnidentifiedImageError:  # its message names the stream, not the file
         raise ConfigError(_describe_unknown(file)) from None
     array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
     notes = ("its EXIF orientation is applied, as in image viewers",) if turned else ()
+    if inverted:
+        notes += ("its value 0 is white (photometric interpretation 0), so its values are inverted, as in viewers",)
     if mask:
         array = np.repeat(array, 3, axis=0)[:3] if colours and len(array) == 1 else array
         array = array if colours else _single_channel(array)
@@ -77,17 +82,46 @@ def _describe_unknown(file: str) -> str:
     )
 
 
-def _check_channels(picture: Any) -> None:
-    """Raises ConfigError for a TIFF with channels that are neither its colour nor alpha: they would be lost."""
-    tags = picture.tag_v2
-    channels, photometric = tags.get(TIFF_CHANNELS, 1), tags.get(TIFF_PHOTOMETRIC)
-    extra = np.atleast_1d(tags.get(TIFF_EXTRA_CHANNELS, ())).tolist()
-    alpha = int(len(extra) > 0 and extra[0] in TIFF_ALPHA)
-    if channels != TIFF_COLOURS.get(photometric, channels) + alpha:
+def _check_channels(file: str, picture: Any) -> None:
+    """Raises ConfigError for channels of a TIFF or JPEG 2000 that are neither colour nor alpha: they would be lost."""
+    if picture.format == "TIFF":
+        tags = picture.tag_v2
+        channels, extra = tags.get(TIFF_CHANNELS, 1), np.atleast_1d(tags.get(TIFF_EXTRA_CHANNELS, ())).tolist()
+        alpha = int(len(extra) > 0 and extra[0] in TIFF_ALPHA)
+        is_known = channels == TIFF_COLOURS.get(tags.get(TIFF_PHOTOMETRIC), channels) + alpha
+    elif picture.format == "JPEG2000":
+        content = Path(file).read_bytes()
+        channels = len(_jpeg2000_depths(content))
+        is_known = channels - _jpeg2000_alpha(content) in (1, 3)
+    else:
+        return
+    if not is_known:
         raise ConfigError(
-            f"is a TIFF with {pluralize(channels, 'channel')}, and not all of them are grey, RGB or alpha; "
+            f"is a {picture.format} with {pluralize(channels, 'channel')}, and not all of them are grey, RGB or alpha; "
             f"{CHANNELS_CURE}"
         )
+
+
+def _check_mask(picture: Any) -> None:
+    """Raises ConfigError for a mask whose values depend on how the file is read, or are in its alpha channel."""
+    if picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == TIFF_MIN_IS_WHITE:
+        raise ConfigError(
+            "is a mask in which 0 is white (photometric interpretation 0), so some programs invert its values; store "
+            "it with black as 0: tifffile.imwrite(FILE, tifffile.imread(FILE), photometric='minisblack')"
+        )
+    if picture.mode in ("LA", "RGBA"):
+        *colours, alpha = picture.getextrema()
+        if all(low == high for low, high in colours) and alpha[0] != alpha[1]:
+            raise ConfigError(
+                "is a mask whose values are in its alpha channel; store them as grey values without alpha"
+            )
+
+
+def _jpeg2000_alpha(content: bytes) -> int:
+    """The number of alpha channels: the box `cdef` has the number, the type (1, 2: alpha) and the colour of each."""
+    _, box, definitions = content[: content.index(JPEG2000_SIZE)].partition(b"cdef")
+    count = int.from_bytes(definitions[:2], "big") if box else 0
+    return sum(int.from_bytes(definitions[4 + 6 * n : 6 + 6 * n], "big") in (1, 2) for n in range(count))
 
 
 def _single_channel(mask: Array) -> Array:
@@ -104,8 +138,7 @@ def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[in
     """(C, height, width), the palette if it is `indexed`, and whether it was rotated upright."""
     from PIL import ImageOps
 
-    if picture.format == "TIFF":
-        _check_channels(picture)
+    _check_channels(file, picture)
     deep = _is_deep(file, picture)
     orientation = _orientation(picture)  # before it is loaded: Pillow turns a TIFF and removes the tag
     # Pillow mixes up the rows of an uncompressed TIFF that it turns by 90 degrees.
@@ -125,7 +158,18 @@ def _read_pixels(file: str, picture: Any, indexed: bool) -> tuple[Array, dict[in
     plain = upright.convert(PLAIN_MODES[upright.mode]) if upright.mode in PLAIN_MODES else upright
     if plain.mode not in VALUE_MODES:
         raise ConfigError(f"has the colour space {plain.mode}; store it as grey or RGB")
-    return np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1), {}, orientation != 1
+    array = np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1)
+    return array // _grey_scale(file, picture) if indexed else array, {}, orientation != 1
+
+
+def _grey_scale(file: str, picture: Any) -> int:
+    """The factor by which Pillow multiplies grey values of 2 or 4 bits: an image is scaled to 255, a mask is not."""
+    depth = 8
+    if picture.format == "PNG" and (head := _head(file, 26))[PNG_COLOUR_TYPE] == 0:
+        depth = head[PNG_DEPTH]
+    if picture.format == "TIFF" and picture.mode == "L":
+        depth = picture.tag_v2.get(TIFF_BITS, (8,))[0]
+    return 255 // (2**depth - 1) if depth in (2, 4) else 1
 
 
 def _orientation(picture: Any) -> int:
