@@ -15,6 +15,7 @@ from raysim.data.image_formats import MAX_VOXELS, Array, Image, grid_distance
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by the code in `xyzt_units`: unknown, metre, mm, micrometre
 UNIT_NAMES = {1: "metres", 3: "micrometres"}
 MAX_OFFSET = 2**24  # bytes of the header and its extensions
+MAX_SHEAR = 0.02  # cosine of the angle between two axes of the grid; about 1 degree from perpendicular
 MAX_DISAGREEMENT = 0.5  # voxels between two positions in one header; a smaller difference is not noted
 
 
@@ -36,7 +37,7 @@ def decode_nifti(file: str) -> Image:
     array = array.squeeze(extra_axes)
     if array.ndim not in (3, 4):
         raise ConfigError(f"a volume must have three spatial axes, this one has {array.ndim - (array.ndim > 3)}")
-    notes = tuple(_header_notes(header, array.shape[:3]))
+    notes = (*_header_notes(header, array.shape[:3]), *_shear_notes(affine))
     to_ras = nibabel.io_orientation(affine)
     affine = affine @ nibabel.orientations.inv_ornt_aff(to_ras, array.shape[:3])
     array = nibabel.apply_orientation(array, to_ras)
@@ -112,6 +113,16 @@ def _header_notes(header: Any, shape: tuple[int, ...]) -> Iterator[str]:
         yield "its sform and its voxel sizes (pixdim) differ; the sform has a code and is used"
     elif sform_code and qform_code and _distance(sform, qform, shape) > MAX_DISAGREEMENT:
         yield "its sform and its qform differ; both have a code, and the sform is used"
+
+
+def _shear_notes(affine: Array) -> Iterator[str]:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    if cosine > MAX_SHEAR:
+        yield (
+            f"its axes are up to {np.degrees(np.arcsin(min(1.0, cosine))):.0f} degrees from perpendicular; distances "
+            "in mm (hd95, asd, surface_dice) assume perpendicular axes: resample it for exact ones"
+        )
 
 
 def _distance(sform: Array, qform: Array, shape: tuple[int, ...]) -> float:
