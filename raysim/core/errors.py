@@ -7,7 +7,6 @@ RaysimError
 └── RunError                 1   the run failed
     ├── SiteError            1   ... at one site, in one round
     ├── ServerError          1   ... at the server, in one round
-    │   └── UntrainedError   1   ... before any site was called
     ├── LostObjectError      1   ... because a lost node had an object of the run
     ├── ResumableError       1   ... for a reason outside the run
     └── Interrupted        130   the run was stopped on request
@@ -44,11 +43,14 @@ class RunError(RaysimError):
 
 
 class SiteError(RunError):
-    """A client function failed at a site. `remote` is the traceback where it happened."""
+    """A client function failed at a site. `remote` is the traceback where it happened.
 
-    def __init__(self, site: str, round: int, cause: str, remote: str = "") -> None:
-        super().__init__(site, round, cause, remote)
-        self.site, self.round, self.cause, self.remote = site, round, cause, remote
+    `untrained`: the first call of the run shows that the code of the algorithm is wrong, so a new run has no result.
+    """
+
+    def __init__(self, site: str, round: int, cause: str, remote: str = "", untrained: bool = False) -> None:
+        super().__init__(site, round, cause, remote, untrained)
+        self.site, self.round, self.cause, self.remote, self.untrained = site, round, cause, remote, untrained
 
     def __str__(self) -> str:
         return f"site '{self.site}' failed in round {self.round}: {self.cause}"
@@ -63,18 +65,17 @@ class ResumableError(RunError):
 
 
 class ServerError(RunError):
-    """The server half of an algorithm failed. `remote` is the traceback where it happened."""
+    """The server half of an algorithm failed. `remote` is the traceback where it happened.
 
-    def __init__(self, round: int, cause: str, remote: str = "") -> None:
-        super().__init__(round, cause, remote)
-        self.round, self.cause, self.remote = round, cause, remote
+    `untrained` as in SiteError.
+    """
+
+    def __init__(self, round: int, cause: str, remote: str = "", untrained: bool = False) -> None:
+        super().__init__(round, cause, remote, untrained)
+        self.round, self.cause, self.remote, self.untrained = round, cause, remote, untrained
 
     def __str__(self) -> str:
         return f"the server failed in round {self.round}: {self.cause}"
-
-
-class UntrainedError(ServerError):
-    """The server half failed in the first round before it called a site, so a new run directory has no result."""
 
 
 class Interrupted(RunError):

@@ -53,17 +53,17 @@ def decode_picture(file: str, mask: bool, colours: bool) -> Image:
             if mask:
                 _check_mask(picture)
             array, palette, turned = _read_pixels(file, picture, mask and not colours)
-            inverted = picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == TIFF_MIN_IS_WHITE
+            inverted = _is_inverted(picture)
     except UnidentifiedImageError:  # its message names the stream, not the file
         raise ConfigError(_describe_unknown(file)) from None
     array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
-    notes = ("its EXIF orientation is applied, as in image viewers",) if turned else ()
+    notes = ["its EXIF orientation is applied, as in image viewers"] if turned else []
     if inverted:
-        notes += ("its value 0 is white (photometric interpretation 0), so its values are inverted, as in viewers",)
+        notes.append("its value 0 is white (photometric interpretation 0), so its values are inverted, as in viewers")
     if mask:
         array = np.repeat(array, 3, axis=0)[:3] if colours and len(array) == 1 else array
         array = array if colours else _single_channel(array)
-    return Image(array, np.eye(3), notes, palette)
+    return Image(array, np.eye(3), tuple(notes), palette)
 
 
 def _describe_unknown(file: str) -> str:
@@ -102,9 +102,14 @@ def _check_channels(file: str, picture: Any) -> None:
         )
 
 
+def _is_inverted(picture: Any) -> bool:
+    """Whether Pillow inverts the values, because 0 is white in the file."""
+    return bool(picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == TIFF_MIN_IS_WHITE)
+
+
 def _check_mask(picture: Any) -> None:
     """Raises ConfigError for a mask whose values depend on how the file is read, or are in its alpha channel."""
-    if picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == TIFF_MIN_IS_WHITE:
+    if _is_inverted(picture):
         raise ConfigError(
             "is a mask in which 0 is white (photometric interpretation 0), so some programs invert its values; store "
             "it with black as 0: tifffile.imwrite(FILE, tifffile.imread(FILE), photometric='minisblack')"

@@ -17,7 +17,7 @@ import torch
 from raysim.config.merge import read_file
 from raysim.config.resolve import load_config, resolve, to_mapping
 from raysim.config.schema import RunConfig
-from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError, UntrainedError
+from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError, ServerError, SiteError
 from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Progress, RunFailed, RunFinished, RunPlanned
 from raysim.core.formatting import quote_path
 from raysim.core.registry import classes_of, name_of
@@ -172,16 +172,14 @@ def _follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
 def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
     """At the end of the block, write report.html, also after a failure. Reports how to resume a failed run.
 
-    The files of a new run that failed before any site was called are removed, so that its directory is removed too.
+    The files of a new run are removed if its first call showed that the code of the algorithm is wrong.
     """
     try:
         yield
-    except UntrainedError:
-        if not plan.resume:
-            remove_content(plan.directory)
-        raise
     except (RunError, PlacementError, KeyboardInterrupt) as error:
-        if (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
+        if isinstance(error, SiteError | ServerError) and error.untrained and not plan.resume:
+            remove_content(plan.directory)
+        elif (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
             cure = (
                 f"; to continue: raysim resume {quote_path(plan.directory)}" if has_checkpoint(plan.directory) else ""
             )

@@ -19,7 +19,6 @@ from raysim.core.errors import (
     ResumableError,
     RunError,
     ServerError,
-    UntrainedError,
 )
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.formatting import pluralize, quote_path
@@ -72,8 +71,8 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         yield from _fail(recorder, fleet, facts, error)
         raise
     except (Exception, SystemExit) as error:
-        kind = UntrainedError if fleet.accounting.number == 1 and not fleet.accounting.calls else ServerError
-        failure = kind(fleet.accounting.number, describe_exception(error), format_user_traceback(error))
+        number, untrained = fleet.accounting.number, fleet.accounting.number == 1 and not fleet.accounting.calls
+        failure = ServerError(number, describe_exception(error), format_user_traceback(error), untrained)
         yield from _fail(recorder, fleet, facts, failure)
         raise failure from error
 

@@ -16,7 +16,7 @@ from raysim.core.fault_injection import FaultPlan
 from raysim.core.pytree import make_readonly, nbytes
 from raysim.core.seeding import seed_all
 from raysim.core.user_errors import describe_exception, format_user_traceback, source_of
-from raysim.federation.return_checks import check_reply
+from raysim.federation.return_checks import ReplyError, check_reply
 from raysim.federation.site_data import SiteDataCache, fingerprint, write_message
 from raysim.storage.serialization import encode
 
@@ -44,10 +44,14 @@ class CallKey:
 
 @dataclass(frozen=True)
 class Failure:
-    """The exception of a client function as text, because the object may not be picklable."""
+    """The exception of a client function as text, because the object may not be picklable.
+
+    `wrong_code`: the arguments or the reply of the client function have wrong types, whatever the data.
+    """
 
     cause: str
     traceback: str
+    wrong_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,5 +204,5 @@ def _failed_result(failure: Failure, seconds: float) -> CallResult[Any]:
 
 def _failure(error: BaseException, source: str) -> Failure:
     if isinstance(error, RaysimError):  # its message is complete
-        return Failure(str(error), "")
-    return Failure(describe_exception(error, source), format_user_traceback(error))
+        return Failure(str(error), "", isinstance(error, ReplyError))
+    return Failure(describe_exception(error, source), format_user_traceback(error), isinstance(error, TypeError))

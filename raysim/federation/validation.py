@@ -115,7 +115,7 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
             state = algorithm.init(task)
     except ConfigError:
         raise
-    except Exception as error:  # user code may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise ConfigError(f"{type(algorithm).__name__}.init failed: {describe_exception(error)}; correct it") from error
     try:
         check_state(state, f"{type(algorithm).__name__}.init")

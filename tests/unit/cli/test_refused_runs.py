@@ -180,3 +180,29 @@ def test_an_exception_before_a_site_is_called_leaves_no_directory(
     expected = f"AttributeError: 'Known' object has no attribute 'weights' (own.py, line {line}, in round)"
     assert error.splitlines()[-1] == f"raysim: the server failed in round 1: {expected}"
     assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "Reply(weights(net), ",
+            "Reply(net, ",
+            r"a client function \(own\.py, line \d+\) must not send a network; write Reply",
+        ),
+        (
+            "client(self, site, model)",
+            "client(self, site)",
+            r"takes 2 positional arguments but 3 .* \(own\.py, line \d+\)",
+        ),
+    ],
+)
+def test_a_wrong_client_function_leaves_no_directory(
+    old: str, new: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert old in MINE
+    (tmp_path / "own.py").write_text(MINE.replace(old, new).replace("net = site.load(model)", "net = site.load()"))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", *LOCAL, "algorithm=own:Mine", "--out", "out"]) == 1
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
