@@ -14,7 +14,7 @@ from raysim.data.column_types import to_numbers
 from raysim.data.data_errors import channels_cure, summarize_notes
 from raysim.data.dataset_summary import DatasetKind, DatasetSummary
 from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics, inspect_case
-from raysim.data.label_classes import class_names
+from raysim.data.label_classes import class_column_warning, class_names
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
 from raysim.data.patient_warnings import patient_warnings
@@ -62,7 +62,7 @@ def summarize(
         *_table_problems(cases),
         *patient_warnings(table),
         *filter(None, [near_equal_sites_warning(table["site"].unique())]),
-        *_near_equal_labels(table["label"] if kind in ("classification", "tabular") else table["label"][:0]),
+        *(_class_problems(table) if kind in ("classification", "tabular") else ()),
         *(problem for inspection in inspections for problem in inspection.problems),
         *_palette_problems(table, inspections),
         *_foreground_problems(table, inspections),
@@ -165,8 +165,10 @@ def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
             yield f"images differ in their number of channels: {found}; {channels_cure(map(int, firsts.index))}"
 
 
-def _near_equal_labels(labels: pd.Series) -> Iterator[str]:
-    for group in near_equal_names(map(str, labels.dropna().unique())):
+def _class_problems(table: pd.DataFrame) -> Iterator[str]:
+    if warning := class_column_warning(table):
+        yield warning
+    for group in near_equal_names(map(str, table["label"].dropna().unique())):
         yield f"labels that seem to be one class: {' and '.join(map(repr, group))}; use one spelling for each class"
 
 
