@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
@@ -80,8 +81,12 @@ def reject_shared_files(cases: Iterable[ScannedCase]) -> None:
 def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
     """The images in a folder per class; the label is the index of the class in the sorted names of all classes."""
     _reject_sites_below_masks(root)
+    _reject_masks_beside_images(root, _image_files(root))
     root_folders = _images_by_class(root)
     sites = {root: root_folders} if root_folders else {site: _images_by_class(site) for site in _subfolders(root)}
+    for site, found in sites.items():
+        for name, images in found.items():
+            _reject_masks_beside_images(site / name, images)
     names = sorted({name for found in sites.values() for name in found})
     if len(names) < 2 or {name.lower() for name in names} & (IMAGE_FOLDERS | MASK_FOLDERS):
         return []
@@ -107,6 +112,18 @@ def _reject_sites_below_masks(root: Path) -> None:
             f"{mask_folder} in {root} has folders of masks, such as {name}; if these are sites or splits, move them: "
             f"{image_folder}/{name} to {name}/{image_folder}, and {mask_folder}/{name} to {name}/{mask_folder}"
         )
+
+
+def _reject_masks_beside_images(folder: Path, files: Sequence[Path]) -> None:
+    """Raises ConfigError for a file such as `a_mask.png` beside `a.png`, which is no image of a class."""
+    names = {_stem(file) for file in files}
+    for file in files:
+        match = re.fullmatch(r"(.+)[\W_]([^\W_]+)", _stem(file))
+        if match and match[2].lower() in MASK_FOLDERS and names & {match[1], match[1].rstrip("_-. ")}:
+            raise ConfigError(
+                f"{folder} has masks beside images, such as {file.name}; move them: images to "
+                f"{folder.name}/images, and masks to {folder.name}/masks"
+            )
 
 
 def _reject_masks_as_class(site: Path, images: Mapping[str, Sequence[Path]]) -> None:

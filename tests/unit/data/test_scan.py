@@ -306,6 +306,9 @@ def test_a_table_is_written_only_to_a_csv_file_in_a_folder_that_exists(tmp_path:
         (["images/01.png", "images/01.jpg", "masks/01.png"], "masks are matched by name"),
         (["images/21_training.tif", "masks/21_manual1.gif"], "no mask has the name of an image"),
         (["train/1.png", "test/1.png"], "are splits"),
+        (["a.png", "a_mask.png"], "has masks beside images, such as a_mask.png; move them: images to"),
+        (["H1/a.png", "H1/a-seg.png", "H2/b.png"], "H1/images, and masks to H1/masks"),
+        (["benign/b (1).png", "benign/b (1)_mask.png", "ill/c.png"], "such as b (1)_mask.png"),
         ([f"train/{kind}/1.png" for kind in KINDS], "is a split, not a site; scan it: raysim data scan "),
         ([f"{f}/{kind}/1.png" for f in ("Train", "test", "H1") for kind in KINDS], "are splits, but H1 is not"),
         (["H1/Cat/1.png", "H1/cat/2.png", "H1/dog/3.png"], "nearly equal names, 'Cat' and 'cat'; rename them"),
@@ -339,6 +342,11 @@ def test_names_of_folders_of_images_and_masks(tmp_path: Path, images: str, masks
     table = scan(made(tmp_path, *(f"H1/{kind}/{n}.png" for kind in (images, masks) for n in "ab")))
     assert labels(table) == {f"H1/{images}/{n}.png": f"H1/{masks}/{n}.png" for n in "ab"}
     assert (table.attrs["layout"], table.attrs["task"]) == ("folders of images and of masks", "segmentation")
+
+
+def test_names_that_end_like_masks_without_an_image_are_images(tmp_path: Path) -> None:
+    table = scan(made(tmp_path, "face/with_mask.png", "face/no_mask.png", "scan/label.png"))
+    assert len(table) == 3
 
 
 def test_folders_of_images_are_not_classes(tmp_path: Path) -> None:
