@@ -29,6 +29,7 @@ from raysim.data.table import COLUMNS
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_CATEGORIES = 256  # of one column
 COMMA_NUMBER = re.compile(r"[+-]?[\d.]*(,\d+)+(\.\d+)?")  # 1,5 and 1.234,5 and 1,234.5
+MIN_ROWS_OF_COPY = 20  # in fewer rows, a feature may equal the label by chance
 IDENTIFIER_NAME = re.compile(r"(?i:(^|[\s_.-])(id|uid|identifier)$)|[a-z](ID|Id)$")
 
 
@@ -178,6 +179,8 @@ class FeatureSelection:
             yield from _identifier_notes({name: table[name] for name in numeric})
         for name in self.categorical:
             yield from _near_equal_notes(name, rows[name])
+        for name in (*numeric, *self.categorical):
+            yield from _label_copy_notes(name, table[name], table["label"])
 
     def _candidates(self, table: pd.DataFrame) -> list[str]:
         return [str(name) for name in table.columns if name not in (*self.reserved, *self.categorical)]
@@ -232,6 +235,16 @@ def _identifier_notes(columns: Mapping[str, pd.Series]) -> Iterator[str]:
     for name, cells in columns.items():
         if _looks_like_row_number(to_numbers(cells)):
             yield f"column '{name}' has a different whole number in each row; if it numbers the cases, {cure}"
+
+
+def _label_copy_notes(name: str, cells: pd.Series, labels: pd.Series) -> Iterator[str]:
+    known = pd.DataFrame({"value": mask_missing(cells), "label": labels}).dropna()
+    pairs = known.drop_duplicates()
+    if len(known) >= MIN_ROWS_OF_COPY and len(pairs) == pairs["value"].nunique() == pairs["label"].nunique() > 1:
+        yield (
+            f"column '{name}' has exactly one value for each label, so it reveals the label; if it is a copy of the "
+            "label, leave it out: list all other columns in task.data.features"
+        )
 
 
 def _near_equal_notes(name: str, cells: pd.Series) -> Iterator[str]:

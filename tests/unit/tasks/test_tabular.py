@@ -279,6 +279,18 @@ def test_numbers_with_commas_are_refused(table, cells):
     assert expected in refused(table, {"features": ["x"], "categorical": ["bmi"]})
 
 
+def test_a_copy_of_the_label_is_noted(table):
+    rows = [f"{site},train,{n % 2},{n % 3},{7 - n % 2}" for site in "abc" for n in range(10)]
+    write_table(table, "\n".join(rows), "site,split,label,x,target")
+    with pytest.warns(UserWarning, match="column 'target' has exactly one value for each label") as found:
+        task(table, {"features": None})
+    assert not any("column 'x'" in str(warning.message) for warning in found)
+    write_table(table, "\n".join(rows[:5]), "site,split,label,x,target")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task(table, {"features": ["x", "target"], "outside": []})
+
+
 def test_texts_with_commas_are_categories(table):
     rows = [f'{site},train,{n % 2},{n},"{("1,2 mg", "3")[n % 2]}"' for site in "abc" for n in (0, 1)]
     write_table(table, "\n".join(rows), "site,split,label,x,dose")
