@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raysim.data.case_preparation import CasePreparation
+    from raysim.data.tabular_features import FeatureSelection
 
 
 def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | None, console: Console) -> None:
@@ -54,18 +55,25 @@ def describe(table: str, root: str | None, config: str | None, overrides: Sequen
     """Print the contents of the table by site, and its problems. With keys of a run, files are read as in that run."""
     rows = read_table(table, root, needs_label=False, needs_image=False, check_files=False)
     keys = merge(read_file(config) if config else {}, parse_pairs(overrides))
-    summarize(rows, _preparation(rows, table, root, keys) if keys else None).print(console)
+    summarize(rows, *_options(rows, table, root, keys)).print(console)
 
 
-def _preparation(rows: pd.DataFrame, table: str, root: str | None, keys: Mapping[str, Any]) -> CasePreparation | None:
-    """The preparation of images in a run with these keys; None for a table without images."""
+def _options(
+    rows: pd.DataFrame, table: str, root: str | None, keys: Mapping[str, Any]
+) -> tuple[CasePreparation | None, FeatureSelection | None, tuple[str, ...]]:
+    """The preparation of images, the features and the outside sites in a run with these keys; None if it has none."""
+    if not keys:
+        return None, None, ()
     kind = dataset_kind(rows)
     keys = merge({"task": {"name": "segmentation" if kind == "unlabelled" else kind}}, keys)
     keys = merge(keys, {"task": {"data": {"table": table} | ({"root": root} if root else {})}})
     data = resolve(keys).task.data
     from raysim.tasks.image_config import ImageData
     from raysim.tasks.segmentation_config import SegmentationData
+    from raysim.tasks.tabular import TabularData
 
+    if isinstance(data, TabularData):
+        return None, data.selection(rows), data.outside
     if isinstance(data, SegmentationData):
-        return data.preparation(data.values(), data.colours, data.ignore)
-    return data.preparation(None) if isinstance(data, ImageData) else None
+        return data.preparation(data.values(), data.colours, data.ignore), None, ()
+    return data.preparation(None) if isinstance(data, ImageData) else None, None, ()

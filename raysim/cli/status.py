@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +28,7 @@ from raysim.distributed.local_ray import target_address
 from raysim.search.search_status import is_search_directory, search_directory_status
 from raysim.storage.run_directory import lock_owner, runs_directory
 
+TITLE_WIDTH = 13
 COLUMNS = ("run", "description", "round", "state", "score", "last round", "directory")
 
 
@@ -45,12 +48,24 @@ def status(run: str | None, address: str | None, console: Console) -> None:
     if not found:
         console.print(f"no run is active; {_searched(address)}", highlight=False)
         return
-    table = Table(box=SIMPLE_HEAD)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
+    print_statuses(found, console)
+
+
+def print_statuses(found: Sequence[RunStatus], console: Console) -> None:
+    """Print a table with a line for each run, or, in a terminal that is too narrow for it, a block for each run.
+
+    Names and directories are never broken over lines, so that they can be copied.
+    """
+    table = Table(*COLUMNS, box=SIMPLE_HEAD)
     for each in found:
         table.add_row(*map(Text, _cells(each)))
-    console.print(table)
+    table.width = Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum
+    if table.width <= console.width or not console.is_terminal:
+        console.print(table, crop=False)
+        return
+    for each in found:
+        lines = [f"{name:<{TITLE_WIDTH}}{cell}" for name, cell in zip(COLUMNS, _cells(each), strict=True) if cell]
+        console.print(Text("\n".join(["", *lines])), soft_wrap=True)
 
 
 def stop(run: str | None, address: str | None, console: Console) -> None:

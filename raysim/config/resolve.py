@@ -5,6 +5,7 @@ Imports neither torch nor Ray. The module of a task or an algorithm is imported 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -71,8 +72,13 @@ def _resolve_run_keys(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _checked_for_yaml(run: RunConfig) -> RunConfig:
-    """`run`. Raises ConfigError for a value that config.yaml cannot hold, so that the run could not be repeated."""
+    """`run`. Raises ConfigError for a value that config.yaml cannot hold, so that the run could not be repeated.
+
+    Also for a default that is NaN or infinite, which pydantic does not check.
+    """
     for path, value in _plain_values("", to_mapping(run)):
+        if type(value) is float and not math.isfinite(value):
+            raise ConfigError(f"{path}={value}: expected a finite number; give a value, or correct the default")
         if value is not None and type(value) not in (bool, int, float, str):
             raise ConfigError(
                 f"{path}={value!r:.80}: config.yaml cannot store a {type(value).__name__}; expected a number, text, "

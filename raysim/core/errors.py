@@ -43,11 +43,14 @@ class RunError(RaysimError):
 
 
 class SiteError(RunError):
-    """A client function failed at a site. `remote` is the traceback where it happened."""
+    """A client function failed at a site. `remote` is the traceback where it happened.
 
-    def __init__(self, site: str, round: int, cause: str, remote: str = "") -> None:
-        super().__init__(site, round, cause, remote)
-        self.site, self.round, self.cause, self.remote = site, round, cause, remote
+    `untrained`: the first call of the run shows that the code of the algorithm is wrong, so a new run has no result.
+    """
+
+    def __init__(self, site: str, round: int, cause: str, remote: str = "", untrained: bool = False) -> None:
+        super().__init__(site, round, cause, remote, untrained)
+        self.site, self.round, self.cause, self.remote, self.untrained = site, round, cause, remote, untrained
 
     def __str__(self) -> str:
         return f"site '{self.site}' failed in round {self.round}: {self.cause}"
@@ -62,11 +65,14 @@ class ResumableError(RunError):
 
 
 class ServerError(RunError):
-    """The server half of an algorithm failed. `remote` is the traceback where it happened."""
+    """The server half of an algorithm failed. `remote` is the traceback where it happened.
 
-    def __init__(self, round: int, cause: str, remote: str = "") -> None:
-        super().__init__(round, cause, remote)
-        self.round, self.cause, self.remote = round, cause, remote
+    `untrained` as in SiteError.
+    """
+
+    def __init__(self, round: int, cause: str, remote: str = "", untrained: bool = False) -> None:
+        super().__init__(round, cause, remote, untrained)
+        self.round, self.cause, self.remote, self.untrained = round, cause, remote, untrained
 
     def __str__(self) -> str:
         return f"the server failed in round {self.round}: {self.cause}"

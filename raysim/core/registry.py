@@ -17,13 +17,13 @@ from types import ModuleType
 from typing import Any
 
 from raysim.core.builtin_packages import BUILTIN_PACKAGES
+from raysim.core.class_checks import check_class
 from raysim.core.errors import ConfigError
 from raysim.core.suggestions import did_you_mean
 
 ALGORITHMS = "algorithms"
 TASKS = "raysim.tasks"
 METHODS = ("init", "round", "predictor")
-DECORATOR = "@dataclass(frozen=True, kw_only=True)"
 GROUPS = ("global", "personal", "self-supervised", "domain generalisation", "references")  # of algorithms, as listed
 SUPPLIED = {"SelfSupervised": METHODS}  # methods that a subclass inherits, by the name of the base class
 
@@ -184,7 +184,7 @@ def _find(name: str, package: str, what: str, methods: tuple[str, ...]) -> Any:
             f"{what} {name!r}: the module {module_name} has no {class_name}{did_you_mean(class_name, classes)}; "
             "expected the name of a class in that module"
         )
-    _check_class(cls, f"{what} {name!r}", methods)
+    check_class(cls, f"{what} {name!r}", methods)
     return cls
 
 
@@ -195,25 +195,6 @@ def _check_short_name(name: str, package: str, what: str, methods: tuple[str, ..
         raise ConfigError(
             f"unknown {what} '{name}'{did_you_mean(name, known)}; valid: {valid}, "
             f"or your own as package.module:Class or folder/file.py:Class{class_advice(name)}"
-        )
-
-
-def _check_class(cls: Any, subject: str, methods: tuple[str, ...]) -> None:
-    """Raises ConfigError if `cls` is not a frozen dataclass with these methods."""
-    if not isinstance(cls, type):
-        raise ConfigError(f"{subject} is a {type(cls).__name__}: expected a frozen dataclass, the class itself")
-    if missing := [method for method in methods if not callable(getattr(cls, method, None))]:
-        raise ConfigError(f"{subject} has no {' and no '.join(missing)}: expected the methods {', '.join(methods)}")
-    decorated = "__dataclass_fields__" in vars(cls)
-    # A subclass without the decorator would silently ignore the fields that it adds.
-    if not is_dataclass(cls) or (not decorated and vars(cls).get("__annotations__")):
-        raise ConfigError(
-            f"{subject} is not a dataclass, so its fields are not keys; write {DECORATOR} above class {cls.__name__}"
-        )
-    if not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # missing in the stub
-        raise ConfigError(
-            f"{subject} is not frozen, so a method could change its fields; write {DECORATOR} above class "
-            f"{cls.__name__}"
         )
 
 

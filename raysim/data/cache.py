@@ -17,7 +17,7 @@ import numpy as np
 from raysim.core.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FORMAT_VERSION = 3  # part of every key: increase it when the stored arrays, or their computation, change
+FORMAT_VERSION = 4  # part of every key: increase it when the stored arrays, or their computation, change
 
 
 def cache_folder(path: str | None = None) -> Path:

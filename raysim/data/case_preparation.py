@@ -67,7 +67,8 @@ class Case:
     lost     fraction of labelled voxels that cropping removed
     erased   whether resampling removed all labelled voxels
     foreground  mask value of the class whose value is None; 0 without one
-    notes    what the reader of the image or of the mask decided, each phrase on its own line
+    notes    what the reader of the image decided, each phrase on its own line
+    mask_notes  the same for the mask
     palette  the `palette_entries` of the mask of a picture, (n, 5)
     """
 
@@ -77,6 +78,7 @@ class Case:
     lost: float
     erased: bool
     notes: str
+    mask_notes: str
     palette: Array
     foreground: int = 0
 
@@ -128,7 +130,7 @@ class CasePreparation:
         """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
         files = self.read(image, label)
         scan, mask, palette, foreground = files.image, files.mask, files.palette, files.foreground
-        notes = "\n".join(sorted({*scan.notes, *(mask.notes if mask else ())}))
+        notes = "\n".join(scan.notes), "\n".join(mask.notes if mask else ())
         has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
         if self.spacing is not None:
             scan = _resample(scan, self.spacing, "bilinear")
@@ -137,14 +139,14 @@ class CasePreparation:
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
             index = None if label is None else np.full((len(inputs), 1), label, np.uint8)
-            return Case(inputs, index, self._example_spacing(scan), 0.0, False, notes, palette)
+            return Case(inputs, index, self._example_spacing(scan), 0.0, False, *notes, palette)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)
         before, after = (self._is_foreground(array) for array in (original, labels))
         lost = 1 - after.sum() / max(1, before.sum()) if self.fit == "pad" and before.any() else 0.0
         erased = has_foreground and not (before if self.fit == "pad" else after).any()
         spacing = self._example_spacing(scan)
-        return Case(inputs, labels, spacing, float(lost), bool(erased), notes, palette, foreground)
+        return Case(inputs, labels, spacing, float(lost), bool(erased), *notes, palette, foreground)
 
     def _convert_channels(self, path: str, scan: Image) -> Image:
         """A picture with `channels` channels: grey is repeated, and colour becomes grey (ITU-R 601 luma)."""

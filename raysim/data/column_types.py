@@ -6,6 +6,7 @@ import pandas as pd
 
 MISSING_MARKERS = (  # in lower case
     *("", "?", "-", "--", "na", "n/a", "n.a.", "#na", "#n/a", "#n/a n/a", "<na>", "nan", "-nan", "null", "none"),
+    *(".", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),  # of statistics programs and of C
     *("#value!", "#div/0!", "#ref!", "#name?", "#num!", "#null!"),  # errors of a spreadsheet
 )
 

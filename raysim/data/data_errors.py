@@ -49,7 +49,7 @@ def summarize_notes(notes: Iterable[tuple[str, str]]) -> Iterator[str]:
     for file, note in notes:
         files.setdefault(note, []).append(file)
     for note, found in files.items():
-        yield f"{pluralize(len(set(found)), 'image')}, such as {found[0]}: {note}"
+        yield f"{pluralize(len(set(found)), 'file')}, such as {found[0]}: {note}"
 
 
 def raise_problems(problems: Sequence[ConfigError | str], mask_values: Collection[float] = ()) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from raysim.core.formatting import join_names, pluralize
 from raysim.data.image_formats import IMAGE_SUFFIX
@@ -25,16 +26,17 @@ CHANNEL_ADVICE = (
 
 def role_problems(pairs: Sequence[Pair]) -> Iterator[str]:
     """A message for each file that has two roles; a link is the file that it points to."""
-    images = {real_path(image): image for image, _ in pairs}
-    images_of_mask: dict[str, list[str]] = {}
+    images = {file_identity(image): image for image, _ in pairs}
+    masks, images_of_mask = dict[str, str](), dict[str, list[str]]()
     for image, mask in pairs:
         if mask is not None:
-            images_of_mask.setdefault(real_path(mask), []).append(image)
-    both = [images[path] for path in images_of_mask if path in images]
+            masks.setdefault(file := file_identity(mask), mask)
+            images_of_mask.setdefault(file, []).append(image)
+    both = [images[file] for file in masks if file in images]
     if both:
         yield f"files that are both an image and a mask: {join_names(both)}. Store images and masks in separate files"
     yield from channel_problems(pairs)
-    shared = [f"{mask} of {' and '.join(sorted(names)[:3])}" for mask, names in images_of_mask.items() if names[1:]]
+    shared = [f"{masks[f]} of {' and '.join(sorted(names)[:3])}" for f, names in images_of_mask.items() if names[1:]]
     if shared:
         yield (
             f"masks that are the label of more than one image: {join_names(shared)}. Each image needs its own mask; "
@@ -78,6 +80,11 @@ def stem(path: str) -> str:
     return IMAGE_SUFFIX.sub("", path.partition("::")[0])
 
 
-def real_path(path: str) -> str:
-    """The local file that a path or a link leads to; a URL is unchanged."""
-    return path if "://" in path else os.path.realpath(path)
+def file_identity(path: str) -> str:
+    """A text that is equal for all paths and links, also hard links, of one local file; a URL is unchanged."""
+    if "://" in path:
+        return path
+    with suppress(OSError):  # it does not exist
+        if (found := os.stat(path)).st_nlink > 1:
+            return f"{found.st_dev}:{found.st_ino}"
+    return os.path.realpath(path)

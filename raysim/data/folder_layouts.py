@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
@@ -12,31 +13,42 @@ from typing import NamedTuple
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import quote_path
 from raysim.data.file_roles import CHANNEL_ADVICE, channel_case, role_problems
 from raysim.data.image_formats import IMAGE_SUFFIX
 from raysim.data.image_reader import read_image
+from raysim.data.near_equal import near_equal_names
 
 LAYOUT_HELP = """raysim supports three layouts:
   SITE/images/* with SITE/masks/*, or these folders at the top for a single site; also named image, imgs or img,
   and mask, labels, label, gt, annotations, annotation, seg, segmentation or groundtruth;
   imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon, with or without its dataset.json;
-  SITE/CLASS/* or CLASS/*, a folder of images for each class"""
+  SITE/CLASS/* or CLASS/*, a folder of images for each class.
+  The place of SITE may also be that of a split: train, val or test."""
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "imagestr"}
 MASK_FOLDERS = {
     *("masks", "mask", "labels", "label", "labelstr", "gt", "gts", "annotations", "annotation"),
     *("seg", "segs", "segmentation", "segmentations", "groundtruth", "ground_truth"),
 }
 MAX_MASK_VALUES, INSPECTED_FILES = 8, 4
-SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+SPLIT_FOLDERS = {  # names of folders, and the split of their images
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 class ScannedCase(NamedTuple):
-    """An image with its site and label: a mask file, a class index, or None for an unlabelled image."""
+    """An image with its site and label: a mask file, a class index, or None for an unlabelled image.
+
+    `split` is that of its folder, None if the folder is not that of a split.
+    """
 
     site: str
     image: Path
     label: Path | int | None
     class_name: str | None = None
+    split: str | None = None
 
 
 def find_masked_images(root: Path, notes: list[str]) -> list[ScannedCase]:
@@ -48,11 +60,12 @@ def find_masked_images(root: Path, notes: list[str]) -> list[ScannedCase]:
     found = {site: (_image_files(*images), _image_files(*masks)) for site, (images, masks) in pairs.items()}
     if not any(masks for _, masks in found.values()):
         return []
-    if not single_site:
-        _reject_split_folders(root, [site.name for site, files in found.items() if any(files)])
+    splits = (
+        {} if single_site else _splits_of_folders(root, [s.name for s, files in found.items() if any(files)], notes)
+    )
     notes += [f"{site.name} has no folder of images and is left out" for site in pairs if not found[site][0]]
     return [
-        ScannedCase(site.name, image, mask)
+        ScannedCase(root.name if splits else site.name, image, mask, split=splits.get(site.name))
         for site, (images, masks) in found.items()
         for image, mask in _match_masks(images, masks, notes).items()
     ]
@@ -68,18 +81,22 @@ def reject_shared_files(cases: Iterable[ScannedCase]) -> None:
 def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
     """The images in a folder per class; the label is the index of the class in the sorted names of all classes."""
     _reject_sites_below_masks(root)
+    _reject_masks_beside_images(root, _image_files(root))
     root_folders = _images_by_class(root)
     sites = {root: root_folders} if root_folders else {site: _images_by_class(site) for site in _subfolders(root)}
+    for site, found in sites.items():
+        for name, images in found.items():
+            _reject_masks_beside_images(site / name, images)
     names = sorted({name for found in sites.values() for name in found})
     if len(names) < 2 or {name.lower() for name in names} & (IMAGE_FOLDERS | MASK_FOLDERS):
         return []
-    _reject_split_folders(root, names)
-    _reject_split_folders(root, [site.name for site in sites])
+    _reject_unclear_classes(root, names)
+    splits = {} if root_folders else _splits_of_folders(root, [s.name for s, found in sites.items() if found], notes)
     for site, found in sites.items():
         _reject_masks_as_class(site, found)
     notes += _skipped_entries(site / name for site, found in sites.items() for name in found)
     return [
-        ScannedCase(site.name, image, names.index(name), name)
+        ScannedCase(root.name if splits else site.name, image, names.index(name), name, splits.get(site.name))
         for site, found in sites.items()
         for name, images in found.items()
         for image in images
@@ -92,9 +109,21 @@ def _reject_sites_below_masks(root: Path) -> None:
     if masks and (names := sorted(_images_by_class(masks[0]))):
         image_folder, mask_folder, name = images[0].name, masks[0].name, names[0]
         raise ConfigError(
-            f"{mask_folder} in {root} has folders of masks, such as {name}; if these are sites, move them: "
+            f"{mask_folder} in {root} has folders of masks, such as {name}; if these are sites or splits, move them: "
             f"{image_folder}/{name} to {name}/{image_folder}, and {mask_folder}/{name} to {name}/{mask_folder}"
         )
+
+
+def _reject_masks_beside_images(folder: Path, files: Sequence[Path]) -> None:
+    """Raises ConfigError for a file such as `a_mask.png` beside `a.png`, which is no image of a class."""
+    names = {_stem(file) for file in files}
+    for file in files:
+        match = re.fullmatch(r"(.+)[\W_]([^\W_]+)", _stem(file))
+        if match and match[2].lower() in MASK_FOLDERS and names & {match[1], match[1].rstrip("_-. ")}:
+            raise ConfigError(
+                f"{folder} has masks beside images, such as {file.name}; move them: images to "
+                f"{folder.name}/images, and masks to {folder.name}/masks"
+            )
 
 
 def _reject_masks_as_class(site: Path, images: Mapping[str, Sequence[Path]]) -> None:
@@ -119,10 +148,38 @@ def _look_like_masks(files: Sequence[Path]) -> bool:
         return False
 
 
-def _reject_split_folders(root: Path, names: list[str]) -> None:
-    """Raises ConfigError if all folders of sites or of classes have names of splits."""
-    if names and {name.lower() for name in names} <= SPLIT_FOLDERS:
-        raise ConfigError(f"{', '.join(names)} in {root} are splits, not sites or classes; scan each folder separately")
+def _reject_unclear_classes(root: Path, names: Sequence[str]) -> None:
+    """Raises ConfigError if folders of classes have the names of splits, or nearly equal names."""
+    if {name.lower() for name in names} <= SPLIT_FOLDERS.keys():
+        raise ConfigError(f"{', '.join(names)} in {root} are splits, not classes; scan each folder separately")
+    for group in near_equal_names(names):
+        raise ConfigError(
+            f"{root} has folders of classes with nearly equal names, {' and '.join(map(repr, group))}; rename them so "
+            "that each class has one name"
+        )
+
+
+def _splits_of_folders(root: Path, names: Sequence[str], notes: list[str]) -> dict[str, str]:
+    """The split of each of these folders, with a note; empty for folders of sites.
+
+    Raises ConfigError if only some are splits, or if there is no folder besides that of one split.
+    """
+    splits = {name: SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS}
+    others = [name for name in names if name not in splits]
+    if len(splits) > 1 and others:
+        raise ConfigError(
+            f"{', '.join(splits)} in {root} are splits, but {', '.join(others)} is not; keep either folders of splits "
+            "or folders of sites there"
+        )
+    if len(splits) == 1 and not others:
+        raise ConfigError(
+            f"{names[0]} in {root} is a split, not a site; scan it: raysim data scan {quote_path(root / names[0])}"
+        )
+    if others or not splits:
+        return {}
+    found = ", ".join(f"{name} -> {split}" for name, split in splits.items())
+    notes.append(f"the folders of {root.name} are splits: {found}; --fractions and --seed are not used")
+    return splits
 
 
 def _subfolders(folder: Path) -> list[Path]:

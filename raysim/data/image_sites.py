@@ -70,7 +70,8 @@ class ImageSites:
         return list(dict.fromkeys(map(parent_folder, files))), [str(self.cache_folder)]
 
     def arrays(self, site: str, on_case_done: Callable[[], None] = lambda: None) -> dict[str, Array]:
-        """`<split>.<field>` of each split, and of each row `lost`, `erased`, `foreground`, `notes` and `voxels`.
+        """`<split>.<field>` of each split, and of each row `lost`, `erased`, `foreground`, `notes`, `mask_notes`
+        and `voxels`.
 
         `voxels`, with masks, is (rows, 256), the number of voxels with each class index. `palettes`, of all rows, is
         (n, 6): the number of the row, and an entry of `palette_entries`.
@@ -89,7 +90,7 @@ class ImageSites:
                 else:
                     problems.append(case)
         raise_problems(problems or list(_shape_problems(rows, cases)))
-        each = ("lost", "erased", "foreground", "notes")
+        each = ("lost", "erased", "foreground", "notes", "mask_notes")
         arrays = {name: np.array([getattr(case, name) for case in cases]) for name in each}
         arrays["palettes"] = np.concatenate(
             [np.insert(case.palette, 0, number, axis=1) for number, case in enumerate(cases)]
@@ -221,9 +222,10 @@ def _palette_problems(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array
 
 def _warn_about_notes(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
     notes = [
-        (row.image, note)
+        (str(file), note)
         for site in arrays
-        for row, notes in zip(sites.rows[site], arrays[site]["notes"], strict=True)
+        for row, *both in zip(sites.rows[site], arrays[site]["notes"], arrays[site]["mask_notes"], strict=True)
+        for file, notes in zip((row.image, row.label), both, strict=True)
         for note in str(notes).splitlines()
     ]
     for line in summarize_notes(notes):

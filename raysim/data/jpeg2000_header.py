@@ -37,6 +37,14 @@ def channel_depths(file: str) -> list[int]:
     return [stream[38 + 3 * channel] for channel in range(int.from_bytes(stream[36:38], "big"))]
 
 
+def alpha_channels(file: str) -> int:
+    """The number of alpha channels: the box `cdef` has the number, the type (1, 2: alpha) and the colour of each."""
+    boxes, _, _ = Path(file).read_bytes().partition(START)
+    _, box, definitions = boxes.partition(b"cdef")
+    count = int.from_bytes(definitions[:2], "big") if box else 0
+    return sum(int.from_bytes(definitions[4 + 6 * n : 6 + 6 * n], "big") in (1, 2) for n in range(count))
+
+
 def _code_streams(file: str) -> list[bytes]:
     """What follows each START: only one code stream is decoded, but a box before it may look like one."""
     return Path(file).read_bytes().split(START)[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -76,6 +77,21 @@ def class_names(table: pd.DataFrame, values: pd.Series) -> pd.Series:
     return names.astype(str) if unique else values
 
 
+def class_column_warning(table: pd.DataFrame) -> str | None:
+    """A warning if a column `class` does not have a distinct name for each label, and so is not used; else None."""
+    labels = table["label"].dropna()
+    if "class" not in table or class_names(table, labels) is not labels:
+        return None
+    pairs = pd.DataFrame({"label": labels, "name": table["class"][labels.index].fillna("empty")}).drop_duplicates()
+    wrong = [pairs[pairs[key].duplicated(keep=False)] for key in ("label", "name")] + [pairs[pairs["name"] == "empty"]]
+    first = next(each for each in wrong if len(each)).head(2)
+    found = " and ".join(f"{name} for label {label}" for label, name in zip(first["label"], first["name"], strict=True))
+    return (
+        f"column 'class' is not used: it does not have a distinct name for each label ({found}). Correct it; if it is "
+        "a feature, rename it"
+    )
+
+
 def _classes_from_labels(table: pd.DataFrame, labels: pd.Series, path: str) -> dict[str, str]:
     values = sort_naturally(labels)
     if len(values) > MAX_LABEL_VALUES:
@@ -84,6 +100,8 @@ def _classes_from_labels(table: pd.DataFrame, labels: pd.Series, path: str) -> d
             "measurements or files, not classes; if they are classes, list all of them in task.data.classes"
         )
     _check_near_equal(labels, path)
+    if warning := class_column_warning(table):
+        warnings.warn(warning, stacklevel=4)
     names = dict(zip(labels, class_names(table, labels), strict=True))
     return {value: str(names[value]) for value in values}
 

@@ -16,6 +16,7 @@ from raysim.data.memory_limit import check_memory
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by the code in `xyzt_units`: unknown, metre, mm, micrometre
 UNIT_NAMES = {1: "metres", 3: "micrometres"}
 MAX_OFFSET = 2**24  # bytes of the header and its extensions
+MAX_SHEAR = 0.02  # cosine of the angle between two axes of the grid; about 1 degree from perpendicular
 MAX_DISAGREEMENT = 0.5  # voxels between two positions in one header; a smaller difference is not noted
 
 
@@ -36,7 +37,7 @@ def decode_nifti(file: str, stored: int, mask: bool) -> Image:
     shape = (*volume.shape[:3], *(size for size in volume.shape[3:] if size != 1))
     if len(shape) not in (3, 4):
         raise ConfigError(f"a volume must have three spatial axes, this one has {len(shape) - (len(shape) > 3)}")
-    notes = tuple(_header_notes(header, shape[:3]))
+    notes = (*_header_notes(header, shape[:3]), *_shear_notes(affine))
     to_ras = nibabel.io_orientation(affine)
     affine = affine @ nibabel.orientations.inv_ornt_aff(to_ras, shape[:3])
     array = _read_voxels(file, stored, volume.dataobj, shape, to_ras[:, 1], mask)
@@ -125,6 +126,16 @@ def _header_notes(header: Any, shape: tuple[int, ...]) -> Iterator[str]:
         yield "its sform and its voxel sizes (pixdim) differ; the sform has a code and is used"
     elif sform_code and qform_code and _distance(sform, qform, shape) > MAX_DISAGREEMENT:
         yield "its sform and its qform differ; both have a code, and the sform is used"
+
+
+def _shear_notes(affine: Array) -> Iterator[str]:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    if cosine > MAX_SHEAR:
+        yield (
+            f"its axes are up to {np.degrees(np.arcsin(min(1.0, cosine))):.0f} degrees from perpendicular; distances "
+            "in mm (hd95, asd, surface_dice) assume perpendicular axes: resample it for exact ones"
+        )
 
 
 def _distance(sform: Array, qform: Array, shape: tuple[int, ...]) -> float:

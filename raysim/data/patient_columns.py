@@ -13,7 +13,10 @@ from raysim.core.suggestions import squash
 PATIENT_COLUMNS = ("patient", "subject", "participant", "person", "case", "group")
 SHORT_FORMS = {
     **dict.fromkeys(("patienten", "pat", "pid", "ptid", "mrn", "medicalrecordnumber"), "patient"),
-    **dict.fromkeys(("subj", "sub", "usubj", "eid"), "subject"),
+    **dict.fromkeys(("ptno", "ptnr", "nhsno", "nhsnumber", "ssn", "hospitalno", "hospitalnumber"), "patient"),
+    **dict.fromkeys(("recordid", "pseudonym", "pseudoid", "anonid"), "patient"),
+    **dict.fromkeys(("subj", "sub", "usubj", "eid", "rid", "individual"), "subject"),
+    **dict.fromkeys(("donorid", "volunteerid", "animalid", "mouseid"), "subject"),  # `donor` may be a feature
 }
 IDENTIFIER = re.compile(r"(uid|id|ids|identifier|no|nr|num|number|nummer|code|key|name|pseudonym|hash)$")
 LEADING = re.compile(  # patient_id_hash, anonymised_patient

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import pluralize
 from raysim.data import jpeg2000_header
 from raysim.data.image_formats import Array, Colour, Image
 from raysim.data.mask_colours import format_colours_option, unique_colours
@@ -33,7 +34,11 @@ VALUE_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")  # Pillow's modes
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
-TIFF_UNSIGNED, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 1, 2  # their values
+TIFF_UNSIGNED, TIFF_MIN_IS_WHITE, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 0, 1, 2  # their values
+TIFF_CHANNELS, TIFF_EXTRA_CHANNELS = 277, 338  # tags
+TIFF_ALPHA = (1, 2)  # values of the tag of an extra channel; 0 is a channel of unknown meaning
+TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation, without extra ones
+CHANNELS_CURE = "keep one channel (grey) or three (RGB)"
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # bytes of the file
 GREY_MODES = ("1", "L", "I;16", "I;16B", "I;16L")  # Pillow's modes of at most two bytes per pixel
 # Bytes of memory per pixel while a picture is decoded and converted to float32: the largest that were measured.
@@ -53,17 +58,75 @@ def decode_picture(file: str, stored: int, mask: bool, colours: bool) -> Image:
             check_memory(_decoding_bytes(file, picture, mask and not colours), stored)
             if getattr(picture, "n_frames", 1) > 1:
                 raise ConfigError("has several pages; store each page as a separate picture")
+            if mask:
+                _check_mask(picture)
             array, palette, turned = _read_pixels(file, stored, picture, mask and not colours)
+            inverted = _is_inverted(picture)
     except UnidentifiedImageError:  # its message names the stream, not the file
-        raise ConfigError(
-            "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"
-        ) from None
+        raise ConfigError(_describe_unknown(file)) from None
     array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
-    notes = ("its EXIF orientation is applied, as in image viewers",) if turned else ()
+    notes = ["its EXIF orientation is applied, as in image viewers"] if turned else []
+    if inverted:
+        notes.append("its value 0 is white (photometric interpretation 0), so its values are inverted, as in viewers")
     if mask:
         array = np.repeat(array, 3, axis=0)[:3] if colours and len(array) == 1 else array
         array = array if colours else _single_channel(array)
-    return Image(array, np.eye(3), notes, palette)
+    return Image(array, np.eye(3), tuple(notes), palette)
+
+
+def _describe_unknown(file: str) -> str:
+    """The message for a file that Pillow does not know: the channels and the type of a TIFF, or the formats."""
+    import tifffile  # not at the top: few files need it
+
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            page: Any = tiff.pages[0]
+            found = f"{pluralize(page.samplesperpixel, 'channel')} of {page.dtype} ({page.photometric.name})"
+    except Exception:  # noqa: BLE001 - it is no TIFF, or a damaged one
+        return "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"
+    return (
+        f"is a TIFF with {found}: expected MINISBLACK (grey) or RGB, of integers up to 32 bits or float32; "
+        f"{CHANNELS_CURE}, and convert other types: tifffile.imwrite(FILE, tifffile.imread(FILE).astype('float32'))"
+    )
+
+
+def _check_channels(file: str, picture: Any) -> None:
+    """Raises ConfigError for channels of a TIFF or JPEG 2000 that are neither colour nor alpha: they would be lost."""
+    if picture.format == "TIFF":
+        tags = picture.tag_v2
+        channels, extra = tags.get(TIFF_CHANNELS, 1), np.atleast_1d(tags.get(TIFF_EXTRA_CHANNELS, ())).tolist()
+        alpha = int(len(extra) > 0 and extra[0] in TIFF_ALPHA)
+        is_known = channels == TIFF_COLOURS.get(tags.get(TIFF_PHOTOMETRIC), channels) + alpha
+    elif picture.format == "JPEG2000":
+        channels = len(jpeg2000_header.channel_depths(file))
+        is_known = channels - jpeg2000_header.alpha_channels(file) in (1, 3)
+    else:
+        return
+    if not is_known:
+        raise ConfigError(
+            f"is a {picture.format} with {pluralize(channels, 'channel')}, and not all of them are grey, RGB or alpha; "
+            f"{CHANNELS_CURE}"
+        )
+
+
+def _is_inverted(picture: Any) -> bool:
+    """Whether Pillow inverts the values, because 0 is white in the file."""
+    return bool(picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == TIFF_MIN_IS_WHITE)
+
+
+def _check_mask(picture: Any) -> None:
+    """Raises ConfigError for a mask whose values depend on how the file is read, or are in its alpha channel."""
+    if _is_inverted(picture):
+        raise ConfigError(
+            "is a mask in which 0 is white (photometric interpretation 0), so some programs invert its values; store "
+            "it with black as 0: tifffile.imwrite(FILE, tifffile.imread(FILE), photometric='minisblack')"
+        )
+    if picture.mode in ("LA", "RGBA"):
+        *colours, alpha = picture.getextrema()
+        if all(low == high for low, high in colours) and alpha[0] != alpha[1]:
+            raise ConfigError(
+                "is a mask whose values are in its alpha channel; store them as grey values without alpha"
+            )
 
 
 def _single_channel(mask: Array) -> Array:
@@ -80,6 +143,7 @@ def _read_pixels(file: str, stored: int, picture: Any, indexed: bool) -> tuple[A
     """(C, height, width), the palette if it is `indexed`, and whether it was rotated upright."""
     from PIL import ImageOps
 
+    _check_channels(file, picture)
     deep = _is_deep(file, picture)
     orientation = _orientation(picture)  # before it is loaded: Pillow turns a TIFF and removes the tag
     # Pillow mixes up the rows of an uncompressed TIFF that it turns by 90 degrees.
@@ -99,7 +163,18 @@ def _read_pixels(file: str, stored: int, picture: Any, indexed: bool) -> tuple[A
     plain = picture.convert(PLAIN_MODES[picture.mode]) if picture.mode in PLAIN_MODES else picture
     if plain.mode not in VALUE_MODES:
         raise ConfigError(f"has the colour space {plain.mode}; store it as grey or RGB")
-    return np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1), {}, orientation != 1
+    array = np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1)
+    return array // _grey_scale(file, picture) if indexed else array, {}, orientation != 1
+
+
+def _grey_scale(file: str, picture: Any) -> int:
+    """The factor by which Pillow multiplies grey values of 2 or 4 bits: an image is scaled to 255, a mask is not."""
+    depth = 8
+    if picture.format == "PNG" and (head := _head(file, 26))[PNG_COLOUR_TYPE] == 0:
+        depth = head[PNG_DEPTH]
+    if picture.format == "TIFF" and picture.mode == "L":
+        depth = picture.tag_v2.get(TIFF_BITS, (8,))[0]
+    return 255 // (2**depth - 1) if depth in (2, 4) else 1
 
 
 def _decoding_bytes(file: str, picture: Any, indexed: bool) -> int:
@@ -184,6 +259,8 @@ def _decode_tiff(file: str, stored: int, picture: Any) -> Array:
                 f"is a TIFF with more than 8 bits per channel and {tifffile.COMPRESSION(page.compression).name} "
                 "compression; store it uncompressed, or with LZW or Deflate"
             )
+        if page.ndim > 2 and "S" not in page.axes:
+            raise ConfigError("is a TIFF with several slices; store each slice as a picture, or all in a NIfTI volume")
         segment = math.prod(page.chunks) * page.dtype.itemsize
         check_memory(page.nbytes + 4 * page.size + 3 * segment, stored)
         array = np.asarray(page.asarray(maxworkers=1))

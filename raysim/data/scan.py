@@ -40,7 +40,8 @@ def scan(
     """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files;
     `layout` and `task` are the recognised ones, `classes` the mask values by the names in dataset.json.
 
-    The labelled images of each site are assigned to train, val and test at random, by `fractions`. `group` is a
+    The labelled images of each site are assigned to train, val and test at random, by `fractions`; images in folders of
+    splits have the split of their folder. `group` is a
     regular expression: its first capture in the path of an image is the patient, and all images of a patient get the
     same split. Raises ConfigError for a folder that does not have a supported layout.
     """
@@ -126,11 +127,11 @@ def _find_cases(root: Path, notes: list[str]) -> tuple[str, str, list[ScannedCas
 
 
 def _table_of_cases(cases: Sequence[ScannedCase], base: Path) -> pd.DataFrame:
-    """The table of unassigned cases, with paths relative to `base`."""
+    """The table of cases, with paths relative to `base`; a case without a label or a split is `unlabelled`."""
     table = pd.DataFrame(
         {
             "site": [case.site for case in cases],
-            "split": "unlabelled",
+            "split": [case.split if case.split and case.label is not None else "unlabelled" for case in cases],
             "image": [_relative_path(case.image, base) for case in cases],
             "label": [_relative_path(case.label, base) for case in cases],
         },
@@ -164,8 +165,9 @@ def _draw_splits(table: pd.DataFrame, fractions: Sequence[float], seed: int, not
     if unlabelled.any():
         first = table["image"][unlabelled].iloc[0]
         notes.append(f"images without a label, in split 'unlabelled': {unlabelled.sum()}, such as {first}")
-    shares = dict(zip(("train", "val", "test"), fractions, strict=True))
-    labelled = assign_splits(table[~unlabelled], shares, seed)
+    labelled = table[~unlabelled]
+    if (labelled["split"] == "unlabelled").all():
+        labelled = assign_splits(labelled, dict(zip(("train", "val", "test"), fractions, strict=True)), seed)
     notes += _empty_split_notes(labelled)
     return sort_rows(pd.concat([labelled, table[unlabelled]]))
 

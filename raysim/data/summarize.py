@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from raysim.data.column_types import non_numeric_values, to_numbers
+from raysim.data.column_types import to_numbers
 from raysim.data.data_errors import channels_cure, summarize_notes
 from raysim.data.dataset_summary import DatasetKind, DatasetSummary
 from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics, inspect_case
-from raysim.data.label_classes import class_names
+from raysim.data.label_classes import class_column_warning, class_names
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
-from raysim.data.patient_columns import patient_columns
 from raysim.data.patient_warnings import patient_warnings
 from raysim.data.summary_tables import format_value
 from raysim.data.table import labels_are_files, sort_rows
+from raysim.data.tabular_features import FeatureSelection, reserved_columns
+from raysim.data.tabular_sites import is_training_row
 
 if TYPE_CHECKING:  # it imports torch, which a description without keys does not need
     from raysim.data.case_preparation import CasePreparation
@@ -28,16 +29,22 @@ if TYPE_CHECKING:  # it imports torch, which a description without keys does not
 READER_THREADS = 8
 
 
-def summarize(table: pd.DataFrame, preparation: CasePreparation | None = None) -> DatasetSummary:
+def summarize(
+    table: pd.DataFrame,
+    preparation: CasePreparation | None = None,
+    selection: FeatureSelection | None = None,
+    outside: tuple[str, ...] = (),
+) -> DatasetSummary:
     """The summary of a table from `read_table`; every image and mask is read once.
 
-    With the `preparation` of a run, files are read and checked as in that run.
+    With the `preparation` of a run, files are read and checked as in that run. `selection` and `outside` are the
+    features and the outside sites of a run on the rows of a table; by default those of a run without these keys.
 
     If `read_table` had `check_files`, `needs_label` and `needs_image` set to False, missing and damaged files become
     lines of `problems` and raise no error.
     """
     table = sort_rows(table)
-    kind = dataset_kind(table)
+    kind = dataset_kind(table) if selection is None else "tabular"
     inspections = _inspect_cases(table, kind, preparation)
     cases = table[[name for name in ("site", "split", "image", "label") if name in table]]
     if inspections:
@@ -47,17 +54,21 @@ def summarize(table: pd.DataFrame, preparation: CasePreparation | None = None) -
         }
         cases = cases.join(pd.DataFrame(columns, cases.index))
     labels = _mask_value_counts(table, inspections) if kind == "segmentation" else _class_counts(table)
-    features = _feature_statistics(table if kind == "tabular" else table[["site"]])
+    selection = selection or FeatureSelection(None, (), reserved_columns(table), indicators=False)
+    rows = table[is_training_row(table, outside)]
+    numeric = selection.numeric_columns(table, rows) if kind == "tabular" else []
+    features = _feature_statistics(table, [name for name in numeric if name in table])
     problems = (
         *_table_problems(cases),
         *patient_warnings(table),
         *filter(None, [near_equal_sites_warning(table["site"].unique())]),
-        *_near_equal_labels(table["label"] if kind in ("classification", "tabular") else table["label"][:0]),
+        *(_class_problems(table) if kind in ("classification", "tabular") else ()),
         *(problem for inspection in inspections for problem in inspection.problems),
         *_palette_problems(table, inspections),
         *_foreground_problems(table, inspections),
         *summarize_notes(note for inspection in inspections for note in inspection.notes),
         *_site_problems(labels, features),
+        *(_feature_problems(table, rows, selection, numeric) if kind == "tabular" else ()),
     )
     return DatasetSummary(kind, cases, labels, features, problems)
 
@@ -121,19 +132,22 @@ def _class_counts(table: pd.DataFrame) -> pd.DataFrame:
     return cases.groupby(["site", "value"], as_index=False).sum()
 
 
-def _feature_statistics(table: pd.DataFrame) -> pd.DataFrame:
-    """The missing cells of each numeric column at each site, and the mean of the others."""
-    found = []
-    for name in table.columns.difference(
-        ["site", "split", "label", *patient_columns(map(str, table.columns))], sort=False
-    ):
-        values = to_numbers(table[name])
-        if values.notna().any() and not non_numeric_values(table[name]):
-            found += [
-                (site, str(name), len(part), int(part.isna().sum()), part.mean())
-                for site, part in values.groupby(table["site"])
-            ]
+def _feature_statistics(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """The missing cells of each of these columns at each site, and the mean of the others."""
+    found = [
+        (site, name, len(part), int(part.isna().sum()), part.mean())
+        for name in columns
+        for site, part in to_numbers(table[name]).groupby(table["site"])
+    ]
     return pd.DataFrame(found, columns=["site", "feature", "rows", "missing", "mean"])
+
+
+def _feature_problems(
+    table: pd.DataFrame, rows: pd.DataFrame, selection: FeatureSelection, numeric: Sequence[str]
+) -> Iterator[str]:
+    """The line with which a run refuses the features; otherwise those of which it warns."""
+    refused = next(selection.problems(table, rows, numeric), None)
+    yield from selection.notes(table, rows, numeric) if refused is None else [refused]
 
 
 def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
@@ -151,8 +165,10 @@ def _table_problems(cases: pd.DataFrame) -> Iterator[str]:
             yield f"images differ in their number of channels: {found}; {channels_cure(map(int, firsts.index))}"
 
 
-def _near_equal_labels(labels: pd.Series) -> Iterator[str]:
-    for group in near_equal_names(map(str, labels.dropna().unique())):
+def _class_problems(table: pd.DataFrame) -> Iterator[str]:
+    if warning := class_column_warning(table):
+        yield warning
+    for group in near_equal_names(map(str, table["label"].dropna().unique())):
         yield f"labels that seem to be one class: {' and '.join(map(repr, group))}; use one spelling for each class"
 
 

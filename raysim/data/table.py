@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 
 import pandas as pd
@@ -13,7 +14,7 @@ from raysim.core.formatting import MAX_NAMED, join_names
 from raysim.core.suggestions import did_you_mean
 from raysim.data.column_types import is_missing_marker
 from raysim.data.file_paths import check_url, join_path, missing_files, parent_folder
-from raysim.data.file_roles import role_problems
+from raysim.data.file_roles import file_identity, role_problems
 from raysim.data.patient_columns import patient_columns
 from raysim.data.table_file import load_table
 
@@ -90,7 +91,7 @@ def labels_are_files(table: pd.DataFrame) -> bool:
 def site_name_problems(sites: Iterable[str]) -> Iterator[str]:
     """A message for each invalid site name."""
     for site in sites:
-        if not SITE_NAME_PATTERN.fullmatch(site):
+        if not SITE_NAME_PATTERN.fullmatch(unicodedata.normalize("NFC", site)):
             yield (
                 f"site {site!r} cannot be a file name: use letters, digits, '_', '-', '.' and spaces, "
                 "and begin with a letter, a digit or '_'"
@@ -167,9 +168,13 @@ def _marker_advice(labels: pd.Series) -> str:
 
 def _duplicate_image_problems(images: pd.Series) -> Iterator[str]:
     """An image in several rows might be used for both training and evaluation, or be counted twice."""
-    duplicates = images[images.duplicated() & images.notna()].drop_duplicates()
+    files = images.map(file_identity, na_action="ignore")
+    duplicates = files[files.duplicated() & files.notna()].drop_duplicates()
     if len(duplicates):
-        listed = "; ".join(f"{image} in {_format_rows(images == image)}" for image in duplicates.head(MAX_NAMED))
+        listed = "; ".join(
+            f"{' and '.join(images[files == file].unique())} in {_format_rows(files == file)}"
+            for file in duplicates.head(MAX_NAMED)
+        )
         more = f"; and {len(duplicates) - MAX_NAMED} more" if len(duplicates) > MAX_NAMED else ""
         yield f"images in more than one row (of any site or split): {listed}{more}. Keep one row for each image"
 

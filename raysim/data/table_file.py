@@ -58,7 +58,9 @@ def load_table(path: str) -> pd.DataFrame:
 def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     name = path.partition("::")[0].lower()
     if name.endswith((".parquet", ".pq")):
-        table = _read_parquet(file, stored_bytes(path)).rename(columns=lambda column: str(column).strip())
+        table = _read_parquet(file, stored_bytes(path))
+        named = [name for name in table.index.names if name is not None]  # columns that pandas stored as the index
+        table = table.reset_index(named).rename(columns=lambda column: str(column).strip())
         _check_duplicate_columns(table.columns)
         return table.reset_index(drop=True).apply(_to_text)
     if not name.endswith(".csv"):
@@ -147,7 +149,7 @@ def _check_encoding(content: bytes, path: str) -> None:
 
 def _csv_header(content: bytes) -> list[str]:
     """The column names as written: pandas renames a second `image` to `image.1`."""
-    lines = csv.reader(StringIO(content.decode("utf-8-sig")), skipinitialspace=True)
+    lines = csv.reader(StringIO(content.decode("utf-8-sig"), newline=None), skipinitialspace=True)
     return [name.strip() for name in next(lines, [])]
 
 

@@ -23,10 +23,19 @@ from raysim.data.column_types import (
     to_numbers,
 )
 from raysim.data.near_equal import near_equal_names
+from raysim.data.patient_columns import patient_columns
+from raysim.data.table import COLUMNS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_CATEGORIES = 256  # of one column
+COMMA_NUMBER = re.compile(r"[+-]?[\d.]*(,\d+)+(\.\d+)?")  # 1,5 and 1.234,5 and 1,234.5
+MIN_ROWS_OF_COPY = 20  # in fewer rows, a feature may equal the label by chance
 IDENTIFIER_NAME = re.compile(r"(?i:(^|[\s_.-])(id|uid|identifier)$)|[a-z](ID|Id)$")
+
+
+def reserved_columns(table: pd.DataFrame) -> tuple[str, ...]:
+    """The columns of a table that are never features: site, split, image, label, class and those of patients."""
+    return (*COLUMNS, *patient_columns(map(str, table.columns)), "class")
 
 
 @dataclass(frozen=True)
@@ -118,59 +127,63 @@ class FeatureSelection:
     def select(self, table: pd.DataFrame, is_training: pd.Series, path: str) -> Features:
         """The features of a table; categories and indicators are those of the rows where `is_training` is true.
 
-        Raises ConfigError, naming the table at `path`, for a column that does not exist, is reserved, has a cell that
-        is not a number, or is empty in all training rows. Warns of columns that are left out because they are not
-        numeric, and of columns that look like row numbers.
+        Raises ConfigError, naming the table at `path`, for the first of `problems`, and warns of each of `notes`.
         """
-        columns = self.columns if self.columns is not None else self._numeric_columns(table, table[is_training])
-        numeric = [name for name in dict.fromkeys(columns) if name not in self.categorical]
-        for problem in self._problems(table, numeric, table[is_training]):
+        rows = table[is_training]
+        numeric = self.numeric_columns(table, rows)
+        for problem in self.problems(table, rows, numeric):
             raise ConfigError(f"table {path}: {problem}")
-        training_cells = {name: table[name][is_training] for name in (*numeric, *self.categorical)}
+        for note in self.notes(table, rows, numeric):
+            warnings.warn(note, stacklevel=5)
+        training_cells = {name: rows[name] for name in (*numeric, *self.categorical)}
         incomplete = [
             name for name, cells in training_cells.items() if _is_missing(cells, name in self.categorical).any()
         ]
-        for name in self.categorical:
-            _warn_about_near_equal_values(name, training_cells[name])
         categories = {name: tuple(sort_naturally(to_categories(training_cells[name]))) for name in self.categorical}
         return Features(tuple(numeric), categories, tuple(incomplete) if self.indicators else ())
 
-    def _numeric_columns(self, table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-        """The numeric columns that are not reserved and have a number in `rows`."""
-        candidates = [str(name) for name in table.columns if name not in (*self.reserved, *self.categorical)]
-        invalid = {name: non_numeric_values(table[name])[:2] for name in candidates}
-        numeric = [name for name in candidates if not invalid[name] and to_numbers(rows[name]).notna().any()]
-        left_out = [
-            f"{name} ({join_names(list(map(repr, invalid[name])) or ['empty'])})"
-            for name in candidates
-            if name not in numeric
+    def numeric_columns(self, table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+        """The columns of numbers: the given ones, or those that are not reserved and have a number in `rows`."""
+        if self.columns is not None:
+            return [name for name in dict.fromkeys(self.columns) if name not in self.categorical]
+        return [
+            name
+            for name in self._candidates(table)
+            if not non_numeric_values(table[name]) and to_numbers(rows[name]).notna().any()
         ]
-        if left_out:
-            cure = "list columns of names or codes in task.data.categorical"
-            warnings.warn(
-                f"columns left out because they are not numeric: {join_names(left_out)}; {cure}", stacklevel=6
-            )
-        for name in filter(IDENTIFIER_NAME.search, numeric):
-            cure = "if it identifies cases, leave it out: list all other columns in task.data.features"
-            warnings.warn(
-                f"column '{name}' has the name of an identifier and is used as a feature; {cure}", stacklevel=6
-            )
-        for name in (name for name in numeric if _looks_like_row_number(to_numbers(table[name]))):
-            cure = "if it numbers the cases, leave it out: list all other columns in task.data.features"
-            warnings.warn(f"column '{name}' has a different whole number in each row; {cure}", stacklevel=6)
-        return numeric
 
-    def _problems(self, table: pd.DataFrame, numeric: Sequence[str], rows: pd.DataFrame) -> Iterator[str]:
-        """The problems of these columns; only the first is certain, because others may follow from it."""
+    def problems(self, table: pd.DataFrame, rows: pd.DataFrame, numeric: Sequence[str]) -> Iterator[str]:
+        """A line for each column that does not exist, is reserved, or has cells that cannot be a feature.
+
+        `rows` are the training rows, and `numeric` the columns of numbers. Only the first line is certain, because
+        others may follow from it.
+        """
         every = [*numeric, *self.categorical]
         for name in every:
             yield from self._name_problems(name, table)
+        for name in dict.fromkeys([*every, *(self._candidates(table) if self.columns is None else ())]):
+            yield from _comma_problems(name, table[name])
         for name in numeric:
             yield from _non_numeric_problems(name, table[name])
         for name in every:
             yield from _content_problems(name, rows[name], name in self.categorical)
         if not every:
-            yield f"it has no numeric column except {', '.join(self.reserved)}; add columns of numbers as features"
+            left_out = next(_left_out_notes({name: table[name] for name in self._candidates(table)}), "")
+            cure = left_out or "add columns of numbers as features"
+            yield f"it has no numeric column except {', '.join(self.reserved)}; {cure}"
+
+    def notes(self, table: pd.DataFrame, rows: pd.DataFrame, numeric: Sequence[str]) -> Iterator[str]:
+        """A line for columns that are left out, and for each column that is used but may be a mistake."""
+        if self.columns is None:
+            yield from _left_out_notes({name: table[name] for name in self._candidates(table) if name not in numeric})
+            yield from _identifier_notes({name: table[name] for name in numeric})
+        for name in self.categorical:
+            yield from _near_equal_notes(name, rows[name])
+        for name in (*numeric, *self.categorical):
+            yield from _label_copy_notes(name, table[name], table["label"])
+
+    def _candidates(self, table: pd.DataFrame) -> list[str]:
+        return [str(name) for name in table.columns if name not in (*self.reserved, *self.categorical)]
 
     def _name_problems(self, name: str, table: pd.DataFrame) -> Iterator[str]:
         if name in self.reserved:
@@ -178,6 +191,15 @@ class FeatureSelection:
         if name not in table:
             columns = ", ".join(f"'{column}'" for column in table.columns)
             yield f"it has no column '{name}'{did_you_mean(name, table.columns)}; its columns are {columns}"
+
+
+def _comma_problems(name: str, cells: pd.Series) -> Iterator[str]:
+    values = non_numeric_values(cells)
+    if values and all(map(COMMA_NUMBER.fullmatch, values)):
+        yield (
+            f"column '{name}' has numbers with commas, such as '{values[0]}'; write decimal points and no separators "
+            "of thousands, as in 1234.5"
+        )
 
 
 def _non_numeric_problems(name: str, cells: pd.Series) -> Iterator[str]:
@@ -196,14 +218,39 @@ def _content_problems(name: str, cells: pd.Series, categorical: bool) -> Iterato
         yield f"column '{name}' has {number} different values; a categorical column has at most {MAX_CATEGORIES}"
 
 
-def _warn_about_near_equal_values(name: str, cells: pd.Series) -> None:
-    groups = near_equal_names(to_categories(cells).dropna().unique())
-    if groups:
-        found = join_names([" and ".join(map(repr, group)) for group in groups])
-        warnings.warn(
-            f"column '{name}' has values that seem to be one category: {found}; use one spelling for each category",
-            stacklevel=5,
+def _left_out_notes(columns: Mapping[str, pd.Series]) -> Iterator[str]:
+    if columns:
+        values = {name: list(map(repr, non_numeric_values(cells)[:2])) for name, cells in columns.items()}
+        found = [f"{name} ({join_names(examples or ['empty'])})" for name, examples in values.items()]
+        yield (
+            f"columns left out because they are not numeric: {join_names(found)}; list columns of names or codes in "
+            "task.data.categorical"
         )
+
+
+def _identifier_notes(columns: Mapping[str, pd.Series]) -> Iterator[str]:
+    cure = "leave it out: list all other columns in task.data.features"
+    for name in filter(IDENTIFIER_NAME.search, columns):
+        yield f"column '{name}' has the name of an identifier and is used as a feature; if it identifies cases, {cure}"
+    for name, cells in columns.items():
+        if _looks_like_row_number(to_numbers(cells)):
+            yield f"column '{name}' has a different whole number in each row; if it numbers the cases, {cure}"
+
+
+def _label_copy_notes(name: str, cells: pd.Series, labels: pd.Series) -> Iterator[str]:
+    known = pd.DataFrame({"value": mask_missing(cells), "label": labels}).dropna()
+    pairs = known.drop_duplicates()
+    if len(known) >= MIN_ROWS_OF_COPY and len(pairs) == pairs["value"].nunique() == pairs["label"].nunique() > 1:
+        yield (
+            f"column '{name}' has exactly one value for each label, so it reveals the label; if it is a copy of the "
+            "label, leave it out: list all other columns in task.data.features"
+        )
+
+
+def _near_equal_notes(name: str, cells: pd.Series) -> Iterator[str]:
+    if groups := near_equal_names(to_categories(cells).dropna().unique()):
+        found = join_names([" and ".join(map(repr, group)) for group in groups])
+        yield f"column '{name}' has values that seem to be one category: {found}; use one spelling for each category"
 
 
 def _looks_like_row_number(values: pd.Series) -> bool:

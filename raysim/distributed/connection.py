@@ -35,6 +35,11 @@ def connect(address: str | None) -> Iterator[str]:
         yield str(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url or "")
         return
     target = target_address(address)
+    if ray.is_initialized():
+        raise PlacementError(
+            f"cannot join Ray at {target}: this process already uses the Ray at "
+            f"{ray.get_runtime_context().gcs_address}; remove ray_address to use that one, or call ray.shutdown() first"
+        )
     mode = os.environ.get(TOKEN_MODE_VARIABLE)
     try:
         handler = signal.getsignal(signal.SIGTERM)

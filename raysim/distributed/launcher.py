@@ -17,7 +17,7 @@ import torch
 from raysim.config.merge import read_file
 from raysim.config.resolve import load_config, resolve, to_mapping
 from raysim.config.schema import RunConfig
-from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError
+from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError, ServerError, SiteError
 from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Progress, RunFailed, RunFinished, RunPlanned
 from raysim.core.formatting import quote_path
 from raysim.core.registry import classes_of, name_of
@@ -37,6 +37,7 @@ from raysim.storage.run_directory import (
     exclusive_lock,
     has_checkpoint,
     read_summary,
+    remove_content,
     reserve_directory,
 )
 
@@ -169,11 +170,16 @@ def _follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
 
 @contextmanager
 def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
-    """At the end of the block, write report.html, also after a failure. Reports how to resume a failed run."""
+    """At the end of the block, write report.html, also after a failure. Reports how to resume a failed run.
+
+    The files of a new run are removed if its first call showed that the code of the algorithm is wrong.
+    """
     try:
         yield
     except (RunError, PlacementError, KeyboardInterrupt) as error:
-        if (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
+        if isinstance(error, SiteError | ServerError) and error.untrained and not plan.resume:
+            remove_content(plan.directory)
+        elif (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
             cure = (
                 f"; to continue: raysim resume {quote_path(plan.directory)}" if has_checkpoint(plan.directory) else ""
             )

@@ -13,12 +13,21 @@ from raysim.core.errors import RunError
 from raysim.core.model import Model
 
 
-def check_reply(reply: Any) -> None:
-    """Raises RunError if `reply` is not what a client function must return."""
+class ReplyError(RunError):
+    """The reply of a client function has a wrong type."""
+
+
+def check_reply(reply: Any, source: str = "") -> None:
+    """Raises RunError if `reply` is not what the client function at `source` must return; ReplyError for its types."""
     if not isinstance(reply, Reply):
-        raise RunError(f"a client function must return a Reply, not {type(reply).__name__}; write return Reply(...)")
+        raise ReplyError(
+            f"a client function{source} must return a Reply, not {type(reply).__name__}; write return Reply(...)"
+        )
+    sent = "a network" if isinstance(reply.payload, nn.Module) else ""
     if hasattr(reply.payload, "_metadata"):  # torch marks the result of state_dict() with it
-        raise RunError("a client function must not send net.state_dict(); write Reply(weights(net), ...), a Model")
+        sent = "net.state_dict()"
+    if sent:
+        raise ReplyError(f"a client function{source} must not send {sent}; write Reply(weights(net), ...), a Model")
     if not math.isfinite(weight := _number(reply.weight, "Reply.weight")) or weight < 0:
         raise RunError(f"Reply.weight={weight}: expected a finite number of at least 0, such as len(site.data.train)")
     check_metrics(reply.metrics, "Reply.metrics")

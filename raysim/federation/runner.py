@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from raysim.core.errors import (
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.core.formatting import pluralize, quote_path
 from raysim.core.results import FailureAction, FailureEvent, ResumePoint, Round, RunOutcome
+from raysim.core.user_errors import describe_exception, format_user_traceback
 from raysim.federation.checkpoints import read_checkpoint, restore_checkpoint, write_checkpoints
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.model_export import export_models
@@ -72,7 +72,8 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         yield from _fail(recorder, fleet, facts, error)
         raise
     except (Exception, SystemExit) as error:
-        failure = ServerError(fleet.accounting.number, f"{type(error).__name__}: {error}", traceback.format_exc())
+        number, untrained = fleet.accounting.number, fleet.accounting.number == 1 and not fleet.accounting.calls
+        failure = ServerError(number, describe_exception(error), format_user_traceback(error), untrained)
         yield from _fail(recorder, fleet, facts, failure)
         raise failure from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from raysim.core.errors import LostObjectError, RaysimError, RunError, SiteError
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.pytree import make_readonly, nbytes
 from raysim.core.seeding import seed_all
-from raysim.federation.return_checks import check_reply
+from raysim.core.user_errors import describe_exception, format_user_traceback, source_of
+from raysim.federation.return_checks import ReplyError, check_reply
 from raysim.federation.site_data import SiteDataCache, fingerprint, write_message
 from raysim.storage.serialization import encode
 
@@ -44,10 +44,14 @@ class CallKey:
 
 @dataclass(frozen=True)
 class Failure:
-    """The exception of a client function as text, because the object may not be picklable."""
+    """The exception of a client function as text, because the object may not be picklable.
+
+    `wrong_code`: the arguments or the reply of the client function have wrong types, whatever the data.
+    """
 
     cause: str
     traceback: str
+    wrong_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,14 +165,15 @@ class SiteExecutor:
                 reply = client(view, broadcast) if per_site is NOT_GIVEN else client(view, broadcast, per_site)
             finally:
                 self.data_cache.check_unchanged(site)
-            check_reply(reply)
+            check_reply(reply, source_of(client))
             make_readonly((reply.payload, reply.client_state))
             _check_storable(reply.client_state)
             size = nbytes(reply.payload)  # raises TypeError for a payload that cannot be sent
         except LostObjectError:  # not a failure of the client function
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a client function may raise anything
-            return _failed_result(_failure(error), time.perf_counter() - start)
+            source = source_of(client) if isinstance(error, TypeError) else ""  # such as wrong arguments
+            return _failed_result(_failure(error, source), time.perf_counter() - start)
         finally:
             _reader.reset(token)
         if delay := self.chaos.delay(site, time.perf_counter() - start):
@@ -197,8 +202,7 @@ def _failed_result(failure: Failure, seconds: float) -> CallResult[Any]:
     return CallResult(None, failure=failure, seconds=seconds)
 
 
-def _failure(error: BaseException) -> Failure:
-    text = str(error).strip() or "no message"
+def _failure(error: BaseException, source: str) -> Failure:
     if isinstance(error, RaysimError):  # its message is complete
-        return Failure(text, "")
-    return Failure(f"{type(error).__name__}: {text}", traceback.format_exc())
+        return Failure(str(error), "", isinstance(error, ReplyError))
+    return Failure(describe_exception(error, source), format_user_traceback(error), isinstance(error, TypeError))

@@ -20,6 +20,7 @@ from raysim.core.formatting import format_argument, format_bytes, join_names, pl
 from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
+from raysim.core.user_errors import describe_exception
 from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
 from raysim.federation.return_checks import check_state
 from raysim.storage.run_directory import has_checkpoint
@@ -104,8 +105,8 @@ def check_last_batch(task: Task) -> None:
 def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: int) -> None:
     """Raises ConfigError for a task or a number of rounds that the algorithm refuses, and for a wrong first state.
 
-    Other exceptions are ignored here; the run raises them again and reports them with a traceback. An algorithm that
-    restricts the number of rounds has a method `check_rounds(rounds)`, which may also warn.
+    Also raises ConfigError for any other exception in its `init`, so that such a run leaves no directory. An algorithm
+    that restricts the number of rounds has a method `check_rounds(rounds)`, which may also warn.
     """
     try:
         if check := getattr(algorithm, "check_rounds", None):
@@ -114,8 +115,8 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
             state = algorithm.init(task)
     except ConfigError:
         raise
-    except Exception:  # noqa: BLE001 - the run reports it with its traceback
-        return
+    except (Exception, SystemExit) as error:  # user code may raise anything
+        raise ConfigError(f"{type(algorithm).__name__}.init failed: {describe_exception(error)}; correct it") from error
     try:
         check_state(state, f"{type(algorithm).__name__}.init")
         encode(state)

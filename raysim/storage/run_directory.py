@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -104,6 +105,15 @@ def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str,
     places = {place.actor: asdict(place) for place in placement.places}
     sites = sorted(placement.site_to_actor.items())
     write_json(directory / "placement.json", [{"site": s, **places.get(a, {"actor": a})} for s, a in sites])
+
+
+def remove_content(directory: Path) -> None:
+    """Remove all files of a run except its lock, which the end of the lock removes."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
 
 
 def read_summary(directory: Path) -> dict[str, Any]:

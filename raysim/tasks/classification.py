@@ -18,6 +18,7 @@ from raysim.data.label_classes import ClassesOption, class_counts, encode_labels
 from raysim.data.table import PATH_PATTERN, labels_are_files, read_table
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
 from raysim.tasks.image_config import ImageData
+from raysim.tasks.library_names import CLASSIFICATION_LOSSES, check_loss_name, check_network_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ class Classification:
 
     def check(self) -> None:
         """Raises ConfigError for an error in the keys or the table. Reads no images."""
+        check_network_name(self.network)
+        check_loss_name(self.loss, CLASSIFICATION_LOSSES)
         self._read()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:

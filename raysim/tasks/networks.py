@@ -7,7 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raysim.core.errors import ConfigError
 from raysim.core.model import describe_unsupported
@@ -77,15 +77,13 @@ def list_networks() -> dict[str, str]:
 def check_network(
     factory: NetworkFactory, in_channels: int, size: Sequence[int], out_channels: int, per_voxel: bool = True
 ) -> None:
-    """Raises ConfigError if the network cannot be created, fails on an example, or returns another shape.
+    """Raises ConfigError if the network cannot be created, fails on an example, or does not return logits.
 
     Expects logits (2, out_channels, *size), or (2, out_channels) if not `per_voxel`. Without a size, an example is a
     row of a table.
     """
-    example = f"an image of {in_channels} channel(s) and size {tuple(size)}" if size else f"{in_channels} features"
-    name = getattr(getattr(factory, "func", factory), "__name__", str(factory))
+    name, own = _name(factory), _is_own(factory)
     advice = _conflict_advice(factory, _data_arguments(len(size), in_channels, out_channels, size))
-    expected = (2, out_channels, *(size if per_voxel else ()))
     with seeded("check_network"), torch.no_grad():
         try:
             net = factory()
@@ -94,19 +92,58 @@ def check_network(
             raise ConfigError(f"network {name} cannot be created: {format_error(error)}; {advice}") from error
         if problem := describe_unsupported(net):
             raise ConfigError(f"network {name} cannot be sent between server and sites: {problem}")
-        try:
-            shape = tuple(full_resolution(net(torch.zeros(2, in_channels, *size)), len(expected)).shape)
-        except Exception as error:
-            advice = advice or _other_network_advice(factory, size)
-            raise ConfigError(f"network {name} fails on {example}: {format_error(error)}; {advice}") from error
-    if shape != expected:
-        advice = _wrong_output_advice(shape, per_voxel) or advice or _other_network_advice(factory, size)
-        raise ConfigError(f"network {name} returns the shape {shape}, not {expected}, for {example}; {advice}")
+        expected = (2, out_channels, *(size if per_voxel else ()))
+        # A library's network returns logits in both modes or in none, and a volume takes seconds.
+        for training in (True, False) if own else (True,):
+            _check_output(net.train(training), name, (2, in_channels, *size), expected, advice or _advice(own, size))
 
 
-def _other_network_advice(factory: NetworkFactory, size: Sequence[int]) -> str:
+def _check_output(net: nn.Module, name: str, shape: Sequence[int], expected: tuple[int, ...], advice: str) -> None:
+    """Raises ConfigError if the network fails on inputs of this shape, or does not return logits of the expected one.
+
+    Random inputs follow only if the outputs for zeros are probabilities.
+    """
+    _, channels, *size = shape
+    example = f"an image of {channels} channel(s) and size {tuple(size)}" if size else f"{channels} features"
+    try:
+        output = full_resolution(net(torch.zeros(*shape)), len(expected))
+        is_softmax = tuple(output.shape) == expected and _are_probabilities(output)
+        for scale in (1, 10) if is_softmax else ():
+            other = full_resolution(net(scale * torch.randn(*shape)), len(expected))
+            is_softmax &= _are_probabilities(other) and not torch.equal(other, output)
+    except Exception as error:
+        mode = "" if net.training else " in evaluation mode"
+        raise ConfigError(f"network {name} fails on {example}{mode}: {format_error(error)}; {advice}") from error
+    if tuple(output.shape) != expected:
+        advice = _wrong_output_advice(output.shape, len(expected) > 2) or advice
+        raise ConfigError(
+            f"network {name} returns the shape {tuple(output.shape)}, not {expected}, for {example}; {advice}"
+        )
+    if is_softmax:
+        raise ConfigError(
+            f"network {name} returns probabilities, whose sum over the classes is 1, but loss and metrics expect "
+            "logits; remove the softmax from its end"
+        )
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    """Whether all values are from 0 to 1 and have the sum 1 over the classes, the axis 1."""
+    total = output.float().sum(1)
+    return bool((output >= 0).all() and torch.allclose(total, torch.ones_like(total), atol=1e-3))
+
+
+def _name(factory: NetworkFactory) -> str:
+    return str(getattr(getattr(factory, "func", factory), "__name__", factory))
+
+
+def _is_own(factory: NetworkFactory) -> bool:
+    """Whether the network is neither MONAI's nor raysim's."""
     module = getattr(getattr(factory, "func", factory), "__module__", "")
-    if module.partition(".")[0] not in ("monai", "raysim"):
+    return module.partition(".")[0] not in ("monai", "raysim")
+
+
+def _advice(own: bool, size: Sequence[int]) -> str:
+    if own:
         return "correct your network, or use another task.network"
     return SMALLER_NETWORK_ADVICE if size else "use a network for tables: logistic, mlp, or your own"
 

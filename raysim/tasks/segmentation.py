@@ -19,6 +19,7 @@ from raysim.core.formatting import join_names, pluralize
 from raysim.data.file_inspection import MAX_LABEL_VALUES
 from raysim.data.image_sites import ImageSites, common_shape, prepare_images, split_sizes
 from raysim.data.mask_values import MaskClasses
+from raysim.tasks.library_names import SEGMENTATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.segmentation_config import SegmentationData
 from raysim.tasks.segmentation_metrics import SegmentationScore
 
@@ -50,6 +51,8 @@ class Segmentation:
 
     def check(self) -> None:
         """Raises ConfigError for an error in the keys or the table. Reads no images."""
+        check_network_name(self.network)
+        check_loss_name(self.loss, SEGMENTATION_LOSSES)
         self._read()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:

@@ -19,6 +19,7 @@ from raysim.core.errors import ConfigError
 from raysim.core.seeding import numpy_generator
 from raysim.data.scanner_shift import ScannerShift, make_scanner
 from raysim.data.table import site_name_problems
+from raysim.tasks.library_names import SEGMENTATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.segmentation_metrics import SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -85,6 +86,8 @@ class Synthetic:
                 f"task.data.outside={list(data.outside)}: expected a distinct name for each outside site, "
                 f"of letters, digits, '_' and '-', and different from {data.inside[0]} to {data.inside[-1]}"
             )
+        check_network_name(self.network)
+        check_loss_name(self.loss, SEGMENTATION_LOSSES)
         self._score()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:

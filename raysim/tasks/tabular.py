@@ -15,11 +15,11 @@ from annotated_types import Gt, Len
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.data.cache import cache_folder
 from raysim.data.label_classes import ClassesOption, class_counts, encode_labels, label_values, resolve_classes
-from raysim.data.patient_columns import patient_columns
-from raysim.data.table import COLUMNS, read_table
-from raysim.data.tabular_features import FeatureSelection
+from raysim.data.table import read_table
+from raysim.data.tabular_features import FeatureSelection, reserved_columns
 from raysim.data.tabular_sites import StandardisationScope, TabularDataset, is_training_row, prepare_tabular_sites
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
+from raysim.tasks.library_names import CLASSIFICATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.table_config import TableData
 
 
@@ -49,16 +49,15 @@ class TabularData(TableData):
         )
         found = resolve_classes(table, self.classes, self.table)  # before labels are removed
         rows = self.select_rows(table)
-        selection = FeatureSelection(self.features, self.categorical, self._reserved_columns(table), self.indicators)
-        features = selection.select(rows, is_training_row(rows, self.outside), self.table)
+        features = self.selection(table).select(rows, is_training_row(rows, self.outside), self.table)
         dataset = TabularDataset(encode_labels(rows, found), features, self.standardise, self.outside)
         return dataset, tuple(found.values())
 
-    def _reserved_columns(self, table: pd.DataFrame) -> tuple[str, ...]:
-        """The columns that are not features. The column of the partition is one, because it would reveal the site."""
+    def selection(self, table: pd.DataFrame) -> FeatureSelection:
+        """The columns to use as features. The column of the partition is none, because it would reveal the site."""
         spec = self.partition
         by = [spec.by] if spec is not None and spec.by is not None and spec.name != "dirichlet" else []
-        return (*COLUMNS, *patient_columns(map(str, table.columns)), "class", *by)
+        return FeatureSelection(self.features, self.categorical, (*reserved_columns(table), *by), self.indicators)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +79,8 @@ class Tabular:
 
     def check(self) -> None:
         """Raises ConfigError for an error in the keys or the table. Reads no images."""
+        check_network_name(self.network)
+        check_loss_name(self.loss, CLASSIFICATION_LOSSES)
         self._read()
 
     def build(self, progress: ProgressCallback | None = None) -> Task:

@@ -177,8 +177,12 @@ def test_a_bug_in_a_user_algorithm_is_shown_with_its_location(capsys: pytest.Cap
     arguments = ("algorithm=my_algorithm:Mine", "algorithm.trouble=bug", "rounds=5", "--out", "bad")
     assert main(["run", *LOCAL, *arguments]) == 1
     error = capsys.readouterr().err
-    assert error.endswith("raysim: site 'site-02' failed in round 3: LookupError: no such organ\n")
-    assert 'my_algorithm.py", line' in error
+    line = error.splitlines()[-1]
+    assert line.startswith(
+        "raysim: site 'site-02' failed in round 3: LookupError: no such organ (my_algorithm.py, line "
+    )
+    assert line.endswith(", in client)")
+    assert "site_executor.py" not in error  # the calls of raysim before those of the user
     assert 'raise LookupError("no such organ")' in error
 
 

@@ -64,6 +64,9 @@ REFUSED_AT_ONCE = {
     ("task=synthetik",): "did you mean 'synthetic'",
     ("task.metrics=[dise]",): "did you mean 'dice'",
     ("chaos=explode",): "explode",
+    ("network=unett",): "unknown network 'unett' (did you mean 'UNet'?)",
+    ("task.loss=dise",): "unknown loss 'dise' (did you mean 'Dice'?)",
+    ("task=tabular", "task.data.table=classes.csv", "network=mlpp"): "unknown network 'mlpp' (did you mean 'mlp'?)",
 }
 
 

@@ -141,7 +141,7 @@ def test_all_background(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_exif_orientation(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = printed(capsys, *RUN, *SMALL)
-    assert "note: 4 images, such as DIR/a_3.jpg: its EXIF orientation is applied, as in image viewers" in shown.replace(
+    assert "note: 4 files, such as DIR/a_3.jpg: its EXIF orientation is applied, as in image viewers" in shown.replace(
         str(case), "DIR"
     )
     task = Segmentation(data=SegmentationData(table="table.csv", cache="cache"), batch_size=2).build()
@@ -171,7 +171,9 @@ def test_the_cure_for_grey_and_colour(case: Path, channels: int, capsys: pytest.
 def test_inplace_data(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN, "algorithm=mut:Drift", "rounds=4"]) == 1
     error = capsys.readouterr().err
-    assert error.endswith("raysim: site 'a' failed in round 1: ValueError: output array is read-only\n")
+    line = error.splitlines()[-1]
+    assert line.startswith("raysim: site 'a' failed in round 1: ValueError: output array is read-only (")
+    assert "; what a method receives is read-only: change a copy" in line
 
 
 def test_nifti_pixdim_off(case: Path, capsys: pytest.CaptureFixture[str]) -> None:

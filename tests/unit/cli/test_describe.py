@@ -91,3 +91,31 @@ def test_wrong_keys_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'task.data.colours'" in capsys.readouterr().err
     assert main(["data", "describe", "table.csv", "--channels", "3"]) == 2
     assert "keys are written without dashes: channels=3" in capsys.readouterr().err
+
+
+def test_columns_that_a_run_leaves_out_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    left_out = "columns left out because they are not numeric: sex ('f', 'm')"
+    assert main(["data", "describe", "rows.csv"]) == 0
+    assert left_out in capsys.readouterr().out
+    assert main(["data", "describe", "rows.csv", "task.data.categorical=[sex]"]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_features_that_a_run_refuses_are_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text(Path("rows.csv").read_text().replace(",50,", ',"50,5",'))
+    assert main(["data", "describe", "rows.csv"]) == 0
+    assert "column 'age' has numbers with commas, such as '50,5'" in capsys.readouterr().out
+    assert main(["data", "describe", "rows.csv", "task.data.features=[aeg]"]) == 0
+    assert "it has no column 'aeg' (did you mean 'age'?)" in capsys.readouterr().out
+
+
+def test_the_statistics_are_those_of_the_features(capsys: pytest.CaptureFixture[str]) -> None:
+    """A column without a number in the training rows of inside sites is not a feature."""
+    rows = "site,split,label,age,late\na,train,x,50,\na,val,y,60,7\nb,train,y,70,8\n"
+    Path("rows.csv").write_text(rows)
+    assert main(["data", "describe", "rows.csv"]) == 0
+    assert re.search(r"^\s*late ", capsys.readouterr().out, re.MULTILINE)
+    assert main(["data", "describe", "rows.csv", "task.data.outside=[b]"]) == 0
+    shown = capsys.readouterr().out
+    assert "columns left out because they are not numeric: late (empty)" in shown
+    assert not re.search(r"^\s*late ", shown, re.MULTILINE)

@@ -161,3 +161,48 @@ def test_a_gpu_that_this_machine_lacks_is_refused(
     assert main(["run", *LOCAL, "resources.gpus_per_client=0.5", "--out", "fast"]) == 3
     assert "raysim: resources: 0.5 GPU requested, but torch finds no GPU" in capsys.readouterr().err
     assert not Path("fast").exists()
+
+
+def test_an_exception_before_a_site_is_called_leaves_no_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback has the calls of the user, without those of raysim before them."""
+    text = MINE.replace("        return Known(mean(", "        state.weights\n        return Known(mean(")
+    (tmp_path / "own.py").write_text(text)
+    line = text.splitlines().index("        state.weights") + 1
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", *LOCAL, "algorithm=own:Mine", "--out", "deep/out"]) == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[:2] == [
+        "Traceback (most recent call last):",
+        f'  File "{tmp_path / "own.py"}", line {line}, in round',
+    ]
+    expected = f"AttributeError: 'Known' object has no attribute 'weights' (own.py, line {line}, in round)"
+    assert error.splitlines()[-1] == f"raysim: the server failed in round 1: {expected}"
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "Reply(weights(net), ",
+            "Reply(net, ",
+            r"a client function \(own\.py, line \d+\) must not send a network; write Reply",
+        ),
+        (
+            "client(self, site, model)",
+            "client(self, site)",
+            r"takes 2 positional arguments but 3 .* \(own\.py, line \d+\)",
+        ),
+    ],
+)
+def test_a_wrong_client_function_leaves_no_directory(
+    old: str, new: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert old in MINE
+    (tmp_path / "own.py").write_text(MINE.replace(old, new).replace("net = site.load(model)", "net = site.load()"))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", *LOCAL, "algorithm=own:Mine", "--out", "out"]) == 1
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before

@@ -298,7 +298,7 @@ class Own:
     rates: Annotated[tuple[float, ...], "rates"] = (0.5,)
     limit: Annotated[float | None, Ge(0), "mm"] = None
 
-    def build(self) -> None: ...
+    def build(self, progress: object = None) -> None: ...
 
 
 def test_a_user_defined_task_is_written_as_module_and_class() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from raysim.data.file_roles import channel_problems
+from raysim.data.file_roles import channel_problems, role_problems
 
 Pairs = list[tuple[str, str | None]]
 
@@ -32,3 +34,11 @@ def test_a_further_channel_is_not_an_unlabelled_case(pairs: Pairs) -> None:
 )
 def test_images_of_a_series_are_cases(pairs: Pairs) -> None:
     assert list(channel_problems(pairs)) == []
+
+
+def test_one_mask_with_two_names_is_the_label_of_two_images(tmp_path: Path) -> None:
+    (tmp_path / "m.png").touch()
+    (tmp_path / "n.png").hardlink_to(tmp_path / "m.png")
+    images = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    (problem,) = role_problems([(images[0], str(tmp_path / "m.png")), (images[1], str(tmp_path / "n.png"))])
+    assert f"masks that are the label of more than one image: {tmp_path / 'm.png'} of {' and '.join(images)}" in problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import warnings
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 from raysim.config.merge import parse_pairs
 from raysim.core.errors import ConfigError
 from raysim.data.label_classes import class_counts, encode_labels, resolve_classes
+from raysim.data.summarize import summarize
 
 
 def table(*labels: str | None, **columns: list[str]) -> pd.DataFrame:
@@ -94,3 +96,29 @@ def test_labels_that_differ_are_classes() -> None:
 def test_the_counts_of_classes_in_one_line() -> None:
     given = encode_labels(table("b", None, "a", "b"), {"a": "ill", "b": "healthy", "c": "other"})
     assert class_counts(given, ("ill", "healthy", "other")) == "classes: ill 1, healthy 2, other 0 (labelled cases)"
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["cat", "dog", "dog"], "cat for label 0 and dog for label 0"),
+        (["cat", "cat", "cat"], "cat for label 0 and cat for label 1"),
+        (["cat", "cat", None], "empty for label 1"),
+    ],
+)
+def test_a_column_of_classes_that_contradicts_the_labels_is_noted(names: list[Any], found: str) -> None:
+    given = table("0", "0", "1", **{"class": names})
+    with pytest.warns(
+        UserWarning,
+        match=re.escape(f"column 'class' is not used: it does not have a distinct name for each label ({found})"),
+    ):
+        assert resolve_classes(given, None, "t.csv") == {"0": "0", "1": "1"}
+    problems = summarize(given.assign(site="a", split="train", x="5")).problems
+    assert any(found in problem for problem in problems)
+
+
+def test_a_column_of_classes_names_the_labels() -> None:
+    given = table("0", "0", "1", **{"class": ["cat", "cat", "dog"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve_classes(given, None, "t.csv") == {"0": "cat", "1": "dog"}

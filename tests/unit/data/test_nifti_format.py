@@ -81,3 +81,18 @@ def test_the_distance_of_two_grids_is_in_voxels_at_the_corners() -> None:
     assert position_problem(grid(np.diag([2.0, 2, 2, 1])), grid(moved)) is None
     moved[0, 3] = 0.21
     assert "0.105 voxels" in str(position_problem(grid(np.diag([2.0, 2, 2, 1])), grid(moved)))
+
+
+@pytest.mark.parametrize(("shear", "degrees"), [(0.5, 27), (0.01, None), (0.0, None)])
+def test_axes_that_are_not_perpendicular_are_noted(tmp_path: Path, shear: float, degrees: int | None) -> None:
+    """The metrics in mm use the voxel sizes, as if the axes were perpendicular."""
+    affine = np.diag([2.0, 2, 3, 1])
+    affine[0, 1] = 2 * shear
+    notes = read_image(save(tmp_path / "x.nii", affine, sform_code=2, srow_x=affine[0], pixdim=sizes(affine))).notes
+    expected = f"its axes are up to {degrees} degrees from perpendicular; distances in mm"
+    assert [note.startswith(expected) for note in notes] == [True] * (degrees is not None)
+
+
+def sizes(affine: np.ndarray) -> list[float]:
+    """The field `pixdim` of this affine."""
+    return [1, *np.linalg.norm(affine[:3, :3], axis=0), 1, 1, 1, 1]

@@ -78,8 +78,54 @@ def test_a_site_without_masks_is_unlabelled_and_a_site_without_images_is_left_ou
     assert "c has no folder of images and is left out" in table.attrs["notes"]
 
 
+def test_folders_of_splits_with_images_and_masks(tmp_path: Path) -> None:
+    splits = {"Train": "train", "valid": "val", "test": "test"}
+    folder = made(
+        tmp_path / "clinic", *(f"{name}/{kind}/{name}{n}.png" for name in splits for kind in KINDS for n in range(3))
+    )
+    table = scan(folder, seed=3)
+    assert set(table["site"]) == {"clinic"}
+    assert dict(zip(table["image"], table["split"], strict=True)) == {
+        f"{name}/images/{name}{n}.png": split for name, split in splits.items() for n in range(3)
+    }
+    assert labels(table)["valid/images/valid1.png"] == "valid/masks/valid1.png"
+    assert table.attrs["notes"][0] == (
+        "the folders of clinic are splits: Train -> train, test -> test, valid -> val; --fractions and --seed are not "
+        "used"
+    )
+
+
+def test_images_without_a_mask_in_folders_of_splits_are_unlabelled(tmp_path: Path) -> None:
+    masked = [f"{name}/{kind}/{name}.png" for name in ("train", "val") for kind in KINDS]
+    table = scan(made(tmp_path, *masked, "train/images/x.png", "test/images/y.png"))
+    assert dict(zip(table["image"], table["split"], strict=True)) == {
+        "train/images/train.png": "train",
+        "train/images/x.png": "unlabelled",
+        "val/images/val.png": "val",
+        "test/images/y.png": "unlabelled",
+    }
+    assert "no test rows at any site" in table.attrs["notes"]
+
+
+def test_folders_of_splits_with_folders_of_classes(tmp_path: Path) -> None:
+    """The class indices are those of all splits, although `test` does not have the first class."""
+    files = ("train/cat/1.png", "train/dog/2.png", "train/fox/3.png", "test/dog/4.png", "test/fox/5.png")
+    table = scan(made(tmp_path / "zoo", *files))
+    assert set(table["site"]) == {"zoo"}
+    rows = zip(table["image"], table["split"], table["label"], strict=True)
+    expected = zip(files, (file.split("/")[0] for file in files), "01212", strict=True)
+    assert sorted(rows) == sorted(expected)
+
+
+def test_a_patient_in_several_folders_of_splits_is_reported(tmp_path: Path) -> None:
+    names = {"train": "patient0_slice1", "test": "patient0_slice2"}
+    table = scan(made(tmp_path, *(f"{split}/{kind}/{name}.png" for split, name in names.items() for kind in KINDS)))
+    assert any("in more than one of train, val and test: 1, patient0" in note for note in table.attrs["notes"])
+
+
 def test_a_folder_of_one_split_can_be_scanned(tmp_path: Path) -> None:
     assert scan(made(tmp_path / "train", "images/a.png", "masks/a.png"))["site"].tolist() == ["train"]
+    assert scan(made(tmp_path / "test", "cat/a.png", "dog/b.png"))["site"].tolist() == ["test", "test"]
 
 
 def test_a_single_site_has_the_name_of_the_folder(tmp_path: Path) -> None:
@@ -259,9 +305,13 @@ def test_a_table_is_written_only_to_a_csv_file_in_a_folder_that_exists(tmp_path:
         (["images/01.png", "masks/01.png", "masks/01.gif"], "several masks"),
         (["images/01.png", "images/01.jpg", "masks/01.png"], "masks are matched by name"),
         (["images/21_training.tif", "masks/21_manual1.gif"], "no mask has the name of an image"),
-        (["train/cat/1.png", "test/dog/1.png"], "are splits"),
         (["train/1.png", "test/1.png"], "are splits"),
-        ([f"{split}/{kind}/1.png" for split in ("Train", "test") for kind in KINDS], "Train, test in"),
+        (["a.png", "a_mask.png"], "has masks beside images, such as a_mask.png; move them: images to"),
+        (["H1/a.png", "H1/a-seg.png", "H2/b.png"], "H1/images, and masks to H1/masks"),
+        (["benign/b (1).png", "benign/b (1)_mask.png", "ill/c.png"], "such as b (1)_mask.png"),
+        ([f"train/{kind}/1.png" for kind in KINDS], "is a split, not a site; scan it: raysim data scan "),
+        ([f"{f}/{kind}/1.png" for f in ("Train", "test", "H1") for kind in KINDS], "are splits, but H1 is not"),
+        (["H1/Cat/1.png", "H1/cat/2.png", "H1/dog/3.png"], "nearly equal names, 'Cat' and 'cat'; rename them"),
         ([f"{kind}/{site}/1.png" for site in "ab" for kind in KINDS], "images/a to a/images, and masks/a to a/masks"),
         (["a&b/images/1.png", "a&b/masks/1.png"], "'a&b'"),
     ],
@@ -292,6 +342,11 @@ def test_names_of_folders_of_images_and_masks(tmp_path: Path, images: str, masks
     table = scan(made(tmp_path, *(f"H1/{kind}/{n}.png" for kind in (images, masks) for n in "ab")))
     assert labels(table) == {f"H1/{images}/{n}.png": f"H1/{masks}/{n}.png" for n in "ab"}
     assert (table.attrs["layout"], table.attrs["task"]) == ("folders of images and of masks", "segmentation")
+
+
+def test_names_that_end_like_masks_without_an_image_are_images(tmp_path: Path) -> None:
+    table = scan(made(tmp_path, "face/with_mask.png", "face/no_mask.png", "scan/label.png"))
+    assert len(table) == 3
 
 
 def test_folders_of_images_are_not_classes(tmp_path: Path) -> None:

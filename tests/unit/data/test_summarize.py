@@ -171,6 +171,7 @@ def test_a_patient_in_several_splits_is_a_problem() -> None:
         "split": ["test", "train", "train", "val", "train", "unlabelled", "train", "test"],
         "patient": ["1", "1", "2", "2", "3", "3", "4", None],
         "label": "1",
+        "age": "50",
     }
     frame = pd.DataFrame(rows, dtype="string")
     (problem,) = summarize(frame).problems
@@ -207,7 +208,12 @@ def test_features_of_a_table_without_images() -> None:
         "mean": None,
     }
     assert seen.features["mean"].tolist()[0] == 55
-    assert seen.problems == ("site b: label values that do not occur: 0", "site b: empty columns: age")
+    assert seen.problems == (
+        "site b: label values that do not occur: 0",
+        "site b: empty columns: age",
+        "columns left out because they are not numeric: ward ('x', 'y'); list columns of names or codes in "
+        "task.data.categorical",
+    )
 
 
 @pytest.mark.parametrize("label", [["healthy", "ill"] * 20, [str(i / 7) for i in range(40)]])

@@ -68,6 +68,37 @@ def test_root_replaces_the_folder_of_the_table(tmp_path: Path) -> None:
     assert table["image"].tolist() == [str(tmp_path / "images" / "c.png")]
 
 
+def test_columns_that_pandas_stored_as_the_index_are_read(tmp_path: Path) -> None:
+    """Without them, the leakage of a patient would not be found."""
+    frame = pd.DataFrame({"site": "s", "split": ["train", "test"], "label": ["0", "1"], "patient_id": "p7", "x": "5"})
+    frame.set_index(["patient_id", "site"]).to_parquet(tmp_path / "t.parquet")
+    read = read_table(str(tmp_path / "t.parquet"), needs_image=False)
+    assert sorted(read.columns) == sorted(frame.columns)
+    assert read["patient_id"].tolist() == ["p7", "p7"]
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "path"])
+def test_an_image_with_two_names_is_refused(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path, HEADER)
+    other = tmp_path / "other.png"
+    if kind == "path":
+        other = tmp_path / "none" / ".." / "a.png"
+        (tmp_path / "none").mkdir()
+    else:
+        (other.symlink_to if kind == "symlink" else other.hardlink_to)(tmp_path / "a.png")
+    Path(path).write_text(HEADER + f"s,train,a.png,0\ns,test,{other},1\n")
+    message = refused(path, label_files=False)
+    assert (
+        f"images in more than one row (of any site or split): {tmp_path / 'a.png'} and {other} in rows 2, 3" in message
+    )
+
+
+def test_lines_that_end_with_a_carriage_return(tmp_path: Path) -> None:
+    path = written(tmp_path, HEADER)
+    Path(path).write_bytes(f"{HEADER}s,train,a.png,m.png\n".replace("\n", "\r").encode())
+    assert read_table(path)["image"].tolist() == [str(tmp_path / "a.png")]
+
+
 def test_parquet_gives_the_same_rows_as_csv(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {"site": [7, 8], "split": ["train", "unlabelled"], "image": ["a.png", "b.png"], "label": [1.0, None]}

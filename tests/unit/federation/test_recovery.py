@@ -41,11 +41,8 @@ def test_a_failed_site_is_left_out_if_enough_sites_reply() -> None:
     fleet = LocalFleet(task(), min_replies=0.8)  # 4.8 of 6 sites, rounded up to five
     assert list(fleet.map(fails_at_d)) == ["a", "b", "c", "e", "f"]
     (failure,) = fleet.accounting.failures
-    assert (failure.sites, failure.action, failure.cause) == (
-        ("d",),
-        FailureAction.LEFT_OUT,
-        "LookupError: no such organ",
-    )
+    assert (failure.sites, failure.action) == (("d",), FailureAction.LEFT_OUT)
+    assert failure.cause.startswith("LookupError: no such organ (")
     assert "fails_at_d" in failure.remote
 
 

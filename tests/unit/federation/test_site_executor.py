@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -91,21 +92,21 @@ def test_an_exception_is_returned_as_text_with_its_traceback(
 ) -> None:
     failure = executor.execute(failing, "a", CALL, error).failure
     assert failure is not None
-    assert failure.cause == cause
+    assert re.fullmatch(rf"{re.escape(cause)} \(.*test_site_executor\.py, line \d+, in failing\)", failure.cause)
     assert "in failing" in failure.traceback
+    assert "in _call" not in failure.traceback
     assert pickle.loads(pickle.dumps(failure)) == failure
 
 
 def test_data_that_cannot_be_opened_fail_their_site(executor: SiteExecutor) -> None:
     failure = executor.execute(numbers, "c", CALL, None).failure
     assert failure is not None
-    assert failure.cause == "KeyError: 'c'"
+    assert failure.cause.startswith("KeyError: 'c' (")
 
 
 @pytest.mark.parametrize(
     ("reply", "cause"),
     [
-        (5, "a client function must return a Reply, not int; write return Reply(...)"),
         (Reply(torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients cannot be sent"),
         (Reply({1, 2}), "TypeError: a set cannot be sent"),
         (Reply(None, client_state=torch.zeros(1, requires_grad=True)), "TypeError: a tensor that requires gradients"),
@@ -115,6 +116,33 @@ def test_a_reply_that_cannot_be_sent_fails_its_site(executor: SiteExecutor, repl
     failure = executor.execute(lambda site, broadcast: reply, "a", CALL, None).failure
     assert failure is not None
     assert failure.cause.startswith(cause)
+
+
+@pytest.mark.parametrize(
+    ("client", "cause"),
+    [
+        (
+            lambda site, _: Reply(torch.nn.Linear(1, 1)),
+            "must not send a network; write Reply(weights(net), ...), a Model",
+        ),
+        (lambda site, _: None, "must return a Reply, not NoneType; write return Reply(...)"),
+    ],
+)
+def test_a_wrong_reply_names_the_client_function(executor: SiteExecutor, client: Any, cause: str) -> None:
+    failure = executor.execute(client, "a", CALL, None).failure
+    assert failure is not None
+    line = client.__code__.co_firstlineno
+    assert re.fullmatch(
+        rf"a client function \(.*test_site_executor\.py, line {line}\) {re.escape(cause)}", failure.cause
+    )
+
+
+def test_a_client_function_with_wrong_arguments_is_named(executor: SiteExecutor) -> None:
+    failure = executor.execute(lambda site: Reply(None), "a", CALL, None).failure
+    assert failure is not None
+    assert re.search(
+        r"takes 1 positional argument but 2 were given \(.*test_site_executor\.py, line \d+\)$", failure.cause
+    )
 
 
 def test_an_interrupt_is_no_failure_of_the_site(executor: SiteExecutor) -> None:

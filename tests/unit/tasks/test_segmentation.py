@@ -431,6 +431,20 @@ def test_resampling_that_removes_all_labels_warns(tmp_path, fit):
     assert not built.open("a").train.labels.any()
 
 
+def test_a_note_about_a_mask_names_the_mask(tmp_path):
+    """The voxel sizes of the mask differ from its sform; those of the image do not."""
+    array = np.zeros((8, 8, 8), np.uint8)
+    array[3:6, 3:6, 3:6] = 1
+    volume(tmp_path / "x.nii.gz", array.astype(np.float32))
+    mask = nib.Nifti1Image(array, np.eye(4))
+    mask.header.set_sform(np.eye(4), 2)
+    mask.header["qform_code"], mask.header["pixdim"][1:4] = 0, 2
+    nib.save(mask, tmp_path / "y.nii.gz")
+    write_table(tmp_path, [["a", "train", "x.nii.gz", "y.nii.gz"]])
+    with pytest.warns(UserWarning, match=r"^1 file, such as .*y\.nii\.gz: its sform and its voxel sizes"):
+        task(tmp_path)
+
+
 def test_resizing_that_removes_all_labels_warns(pictures):
     mask = np.zeros((8, 6))
     mask[0, 0] = 255

@@ -257,12 +257,45 @@ def test_columns_that_cannot_be_features_are_refused(table):
     )
     assert "column 'z' is empty in all training rows of inside sites" in refused(table, {"features": ["x", "z"]})
     write_table(table, "a,train,0,x\na,train,1,y", "site,split,label,text")
-    with pytest.warns(UserWarning, match="left out"):
-        assert "it has no numeric column except site" in refused(table, {"features": None, "outside": []})
+    message = refused(table, {"features": None, "outside": []})
+    assert "it has no numeric column except site" in message
+    assert "columns left out because they are not numeric: text ('x', 'y'); list columns of names" in message
     write_table(table, "\n".join(f"a,train,{n % 2},{n}" for n in range(300)), "site,split,label,zip")
     assert "column 'zip' has 300 different values; a categorical column has at most 256" in refused(
         table, {"features": ["zip"], "categorical": ["zip"], "outside": []}
     )
+
+
+@pytest.mark.parametrize("cells", [["1,5", "2"], ["1.234,5", "-0,5"], ["1,234", "12,345,678.9"]])
+def test_numbers_with_commas_are_refused(table, cells):
+    rows = [
+        f'{site},{split},{n % 2},{n},"{cells[n % 2]}"' for site in "abc" for split in ("train", "test") for n in (0, 1)
+    ]
+    write_table(table, "\n".join(rows), "site,split,label,x,bmi")
+    invalid = [cell for cell in sorted(cells) if "," in cell]
+    expected = f"column 'bmi' has numbers with commas, such as '{invalid[0]}'; write decimal points and no separators"
+    assert expected in refused(table, {"features": None})
+    assert expected in refused(table, {"features": ["x", "bmi"]})
+    assert expected in refused(table, {"features": ["x"], "categorical": ["bmi"]})
+
+
+def test_a_copy_of_the_label_is_noted(table):
+    rows = [f"{site},train,{n % 2},{n % 3},{7 - n % 2}" for site in "abc" for n in range(10)]
+    write_table(table, "\n".join(rows), "site,split,label,x,target")
+    with pytest.warns(UserWarning, match="column 'target' has exactly one value for each label") as found:
+        task(table, {"features": None})
+    assert not any("column 'x'" in str(warning.message) for warning in found)
+    write_table(table, "\n".join(rows[:5]), "site,split,label,x,target")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task(table, {"features": ["x", "target"], "outside": []})
+
+
+def test_texts_with_commas_are_categories(table):
+    rows = [f'{site},train,{n % 2},{n},"{("1,2 mg", "3")[n % 2]}"' for site in "abc" for n in (0, 1)]
+    write_table(table, "\n".join(rows), "site,split,label,x,dose")
+    built = task(table, {"features": ["x"], "categorical": ["dose"], "outside": []})
+    assert built.shape == (3,)
 
 
 def test_wrong_settings_are_refused_with_the_cure(table):
