@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
-        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema}
+        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema, "compare": _compare}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -112,6 +112,12 @@ def _check_run_arguments(arguments: Sequence[str]) -> None:
 
     args, rest = make_parser().parse_known_args(["run", *arguments])
     resolve(merge(read_file(args.config) if args.config else {}, parse_pairs(rest)))
+
+
+def _compare(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.cli import compare
+
+    return compare.compare(args)
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from raysim._version import __version__
+from raysim.cli.compare import add_compare_command
 from raysim.cli.completion import add_keys
 from raysim.cli.tune import add_tune_command
 
@@ -56,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it has changed")
 
     add_tune_command(commands)
+    add_compare_command(commands)
 
     doctor = commands.add_parser("doctor", help="check Ray, nodes and data, try one batch, propose resources")
     doctor.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"

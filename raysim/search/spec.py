@@ -19,7 +19,7 @@ from raysim.search.objectives import Objective
 from raysim.search.options import JudgedRound, SchedulerName
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, Values
-from raysim.search.trial_store import SEARCH_FILE
+from raysim.storage.run_directory import SEARCH_FILE
 
 
 @dataclass(frozen=True)

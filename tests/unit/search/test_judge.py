@@ -10,8 +10,8 @@ import pytest
 
 from raysim.config.merge import parse_pairs
 from raysim.core.errors import ConfigError
-from raysim.reporting.terminal import Terminal
 from raysim.reporting.search_console import SearchConsole, describe_judged_round
+from raysim.reporting.terminal import Terminal
 from raysim.search.build_spec import build_search_spec
 from raysim.search.objectives import Objective, combine_rows
 from raysim.search.request import build_request
