@@ -61,9 +61,13 @@ def run(
     config = config if backend is None else replace(config, backend=backend)
     out = None if out is None else str(out)
     check_new_directory(out, "a run")
-    stem = "-".join(Path(name_of(type(part))).name for part in (config.algorithm, config.task))
-    with reserve_directory(out, stem) as directory, exclusive_lock(directory):
+    with reserve_directory(out, directory_stem(config)) as directory, exclusive_lock(directory):
         return _execute(config, directory, on_event, resume=False)
+
+
+def directory_stem(config: RunConfig) -> str:
+    """`fedavg-synthetic`: the start of the name of a run directory without --out."""
+    return "-".join(Path(name_of(type(part))).name for part in (config.algorithm, config.task))
 
 
 def resume(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # importing events imports torch, which is slow
 LOG_FILE, FAILURES_FILE, SUMMARY_FILE, CHECKPOINTS = "log.jsonl", "failures.jsonl", "summary.json", "checkpoints"
 BEST = "best"  # the checkpoint of the best round
 CONFIG_FILE, CASES_FILE = "config.yaml", "cases.parquet"
+SEEDS_FILE = "seeds.yaml"  # in the parent of the runs of several seeds: the seeds, and the configuration
 SEARCH_FILE = "search.yaml"  # in the directory of a search: its request
 LOCK_FILE = ".process"  # in a run directory: the process that holds its lock
 RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable with the parent of new run directories; default ./runs
