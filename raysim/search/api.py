@@ -68,7 +68,7 @@ def tune(
     `quiet` suppresses the console.
 
     The options are those of the command: trials, metric, scheduler, searcher, max_concurrent, seeds, holdout,
-    keep_checkpoints, tracker, and budget in seconds.
+    folds, keep_checkpoints, tracker, and budget in seconds.
 
     Raises ConfigError, before anything starts, for a wrong key, value or option; PlacementError if no trial fits the
     cluster; RunError if every trial failed.
