@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from raysim._version import __version__
@@ -49,6 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     add_tune_command(commands)
     add_compare_command(commands)
+    runs = commands.add_parser("runs", help="list the runs of a folder")
+    runs.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="default: the folder of new runs, ./runs")
 
     doctor = commands.add_parser("doctor", help="check Ray, nodes and data, try one batch, propose resources")
     doctor.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"

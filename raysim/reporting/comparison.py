@@ -148,6 +148,9 @@ def _notes(groups: Sequence[RunGroup], runs: Sequence[RunRecord], left_out: int,
         notes.append(f"runs of a group also differ in {join_names([*dict.fromkeys(pooled)])}")
     if other := other_differences(runs):
         notes.append(f"the groups also differ in {join_names(other)}")
+    chosen_by = {run.summary.get("best", {}).get("metric") for run in runs} - {None}
+    if len(chosen_by) > 1:
+        notes.append(f"the best rounds were chosen by different metrics: {join_names(sorted(chosen_by))}")
     incomplete = Counter(
         group.name
         for group in groups

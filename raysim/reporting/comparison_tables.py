@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from raysim.core.formatting import format_bytes, format_score, pluralize
 from raysim.reporting.comparison import Comparison, GroupResult
 from raysim.reporting.page import environment, page_style
+from raysim.reporting.text_tables import print_table
 
 TableFormat = Literal["text", "csv", "latex", "html"]
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
@@ -108,31 +105,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the tables and the notes."""
     console.print(describe(comparison), highlight=False, markup=False)
     for table in (result_table(comparison), site_table(comparison)):
-        for part in _fitting(table, console.width):
-            console.print(_rich_table(part))
+        print_table(table, console)
     for note in comparison.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
-
-
-def _fitting(table: pd.DataFrame, width: int) -> Iterator[pd.DataFrame]:
-    """The table in parts that fit `width`, each with the first column."""
-    widths = [3 + max(len(str(name)), *(len(cell) for cell in table[name])) for name in table]
-    first, start = table.columns[0], 1
-    while start < len(widths):
-        end = start + 1
-        while end < len(widths) and widths[0] + sum(widths[start : end + 1]) <= width:
-            end += 1
-        yield table[[first, *table.columns[start:end]]]
-        start = end
-
-
-def _rich_table(rows: pd.DataFrame) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for number, name in enumerate(rows):
-        table.add_column(str(name), justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
-    for row in rows.itertuples(index=False):
-        table.add_row(*map(Text, row))  # as Text, because a list would be parsed as markup
-    return table
 
 
 def render(comparison: Comparison, form: TableFormat) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.config.yaml_loader import load_yaml
+from raysim.config.yaml_loader import load_written_yaml
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
 from raysim.storage.run_directory import CASES_FILE, CONFIG_FILE, LOG_FILE, SEARCH_FILE, SUMMARY_FILE, read_summary
@@ -47,27 +47,34 @@ def find_runs(folders: Sequence[Path], *, trials: bool = True) -> list[RunRecord
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder} is not a folder; give the folder of a run, of a search, or one with runs")
-        for path, is_trial in _run_folders(folder, is_trial=False):
-            if trials or not is_trial:
-                found.setdefault(path.resolve(), read_run(path, is_trial))
+        for path, search in _run_folders(folder):
+            if trials or search is None:
+                found.setdefault(path.resolve(), read_run(path, is_trial=search is not None))
     return [*found.values()]
 
 
-def _run_folders(folder: Path, is_trial: bool) -> Iterator[tuple[Path, bool]]:
+def find_searches(folder: Path) -> list[Path]:
+    """The folders of the searches in `folder`."""
+    return list(dict.fromkeys(search for _, search in _run_folders(folder) if search is not None))
+
+
+def _run_folders(folder: Path, search: Path | None = None) -> Iterator[tuple[Path, Path | None]]:
+    """Each run in `folder` or below it, with the search that it belongs to."""
     if (folder / CONFIG_FILE).is_file() and ((folder / LOG_FILE).exists() or (folder / SUMMARY_FILE).exists()):
-        yield folder, is_trial
+        yield folder, search
         return
-    is_trial = is_trial or (folder / SEARCH_FILE).is_file()
+    if (folder / SEARCH_FILE).is_file():
+        search = folder
     for child in sorted(folder.iterdir()):
         if child.is_dir() and not child.is_symlink():
-            yield from _run_folders(child, is_trial)
+            yield from _run_folders(child, search)
 
 
 def read_run(path: Path, is_trial: bool = False) -> RunRecord:
     """The record of the run in `path`. Raises ConfigError for a config.yaml that cannot be read."""
     file = path / CONFIG_FILE
     try:
-        config = load_yaml(file.read_text(encoding="utf-8"), str(file))
+        config = load_written_yaml(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {file}: {error}; remove this folder, or give others") from error
     return RunRecord(path, dict(_flat("", config)), read_summary(path), is_trial)

@@ -16,7 +16,7 @@ SEED, FOLD, ALGORITHM = "seed", "task.data.fold", "algorithm.name"
 # Keys that cannot change a result, and those of repetitions of a run.
 IGNORED_KEYS = {
     *(SEED, FOLD, "backend", "ray_address", "site_timeout_s", "checkpoint_every", "anonymous_cases"),
-    "task.data.cache",
+    *("metric", "task.data.cache"),  # `metric` changes no model; `compare` notes if it chose other rounds
 }
 IGNORED_PREFIXES = ("resources.",)
 
@@ -61,7 +61,7 @@ def other_differences(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _differs(key: str, runs: Sequence[RunRecord]) -> bool:
-    return len({_text(_value(run, key)) for run in runs}) > 1
+    return len({_text(run.keys.get(key)) for run in runs}) > 1
 
 
 def _same_parts(key: str, runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -72,11 +72,6 @@ def _same_parts(key: str, runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     for run in runs:
         classes.setdefault(tuple(_text(run.keys.get(name)) for name in names if name != key), []).append(run)
     return [*classes.values()]
-
-
-def _value(run: RunRecord, key: str) -> Any:
-    """The value of a key. `metric` matters only as the metric that chooses the best round, which may be its default."""
-    return run.summary.get("best", {}).get("metric") if key == "metric" else run.keys.get(key)
 
 
 def _text(value: Any) -> str:
@@ -109,7 +104,7 @@ def group_runs(runs: Sequence[RunRecord], by: str | None = None) -> list[RunGrou
 
 
 def _values(run: RunRecord, keys: Iterable[str]) -> tuple[str, ...]:
-    return tuple(_text(_value(run, key)) for key in keys)
+    return tuple(_text(run.keys.get(key)) for key in keys)
 
 
 def _known_key(key: str, runs: Sequence[RunRecord]) -> str:
@@ -127,7 +122,7 @@ def group_name(run: RunRecord, keys: Sequence[str], runs: Sequence[RunRecord]) -
     short, had = _short_names(keys), [key for key in keys if key in run.keys]
     shown = [key for key in had if any(run in each and _differs(key, each) for each in _same_parts(key, runs))]
     parts = [
-        format_value(_value(run, key)) if key == ALGORITHM else f"{short[key]}={format_value(_value(run, key))}"
+        format_value(run.keys.get(key)) if key == ALGORITHM else f"{short[key]}={format_value(run.keys.get(key))}"
         for key in shown
     ]
     return " ".join(parts) or run.algorithm
@@ -145,9 +140,9 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """A value of config.yaml as short text without spaces; of a path the last part."""
+    """A value of config.yaml as short text without spaces; of an absolute path the last part."""
     if isinstance(value, str):
-        return Path(value).name if "/" in value else value
+        return Path(value).name if value.startswith("/") else value
     if isinstance(value, Mapping) or value is None or isinstance(value, bool):
         return json.dumps(value).replace("null", "none").replace(" ", "")
     return str(value).replace(" ", "")
