@@ -88,23 +88,28 @@ def _metrics(names: Sequence[str]) -> list[str]:
     return [*found, *(f"{AUC}{suffix}" for suffix in suffixes if f"logit_2{suffix}" not in names)]
 
 
-def read_groups(groups: Sequence[RunGroup], score: ScoreName) -> tuple[list[GroupScores], list[str]]:
-    """The scores of each group, and notes. Raises ConfigError if two repetitions do not have the same cases."""
-    runs = [run for group in groups for run in group.runs]
-    read = [[_read_repetition(each, score) for each in group.repetitions] for group in groups]
+def read_groups(groups: Sequence[RunGroup], scores: Sequence[ScoreName]) -> tuple[list[GroupScores], list[str]]:
+    """The score of each group, and notes. Raises ConfigError if two repetitions do not have the same cases."""
+    read = [
+        [_read_repetition(each, score) for each in group.repetitions]
+        for group, score in zip(groups, scores, strict=True)
+    ]
     first = read[0][0]
-    if first["unnamed"].any():
-        differing = [key for key in differing_keys(runs) if key.startswith("task.data.")]
-        if differing:
-            raise ConfigError(
-                "the cases have no names by which they could be paired, and the runs differ in "
-                f"{join_names(differing)}; give the table a column image or patient, or give runs with the same data"
-            )
+    _check_names(first, [run for group in groups for run in group.runs])
     for group, frames in zip(groups, read, strict=True):
         for repetition, frame in zip(group.repetitions, frames, strict=True):
-            _check_same_cases(first, groups[0].repetitions[0], frame, repetition, score)
-    scores = [_scores(frames, score) for frames in read]
-    return scores, _patient_notes(first)
+            _check_same_cases(first, groups[0].repetitions[0], frame, repetition, scores[0])
+    return [_scores(*each) for each in zip(read, scores, strict=True)], _patient_notes(first)
+
+
+def _check_names(cases: pd.DataFrame, runs: Sequence[RunRecord]) -> None:
+    """Raises ConfigError if cases without names are from other data."""
+    differing = [key for key in differing_keys(runs) if key.startswith("task.data.")]
+    if differing and cases["unnamed"].any():
+        raise ConfigError(
+            "the cases have no names by which they could be paired, and the runs differ in "
+            f"{join_names(differing)}; give the table a column image or patient, or give runs with the same data"
+        )
 
 
 def _read_repetition(repetition: Repetition, score: ScoreName) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -88,22 +88,34 @@ def compare(folders: Sequence[Path], options: CompareOptions) -> Comparison:
     groups = group_runs(runs, options.by)
     reference = _reference(groups, options.reference)
     score = choose_score(runs, options.metric, options.split, options.round)
-    scores, notes = read_groups(groups, score)
-    paired = [scores[n].paired(scores[reference], options.test) for n in range(len(groups)) if n != reference]
+    found = compare_groups(groups, [score] * len(groups), reference, options.test)
+    return replace(found, notes=[*_notes(groups, runs, left_out, options.by), *found.notes])
+
+
+def compare_groups(
+    groups: Sequence[RunGroup], names: Sequence[ScoreName], reference: int = 0, test: PairedTest = "wilcoxon"
+) -> Comparison:
+    """The comparison of each group by its score with that of the group number `reference`.
+
+    Raises ConfigError for groups that were not evaluated on the same cases.
+    """
+    scores, notes = read_groups(groups, names)
+    paired = [scores[n].paired(scores[reference], test) for n in range(len(groups)) if n != reference]
     others = iter(zip(paired, holm([each.p_value for each in paired]), strict=True))
     results = [
         _result(group, of_group, scores[reference], None if number == reference else next(others))
         for number, (group, of_group) in enumerate(zip(groups, scores, strict=True))
     ]
-    metric = score.metric.partition("@")[0]
+    metric = names[reference].metric.partition("@")[0]
+    better = groups[reference].runs[0].summary.get("better", {})
     return Comparison(
-        score=score,
-        better=runs[0].summary.get("better", {}).get(metric, "higher" if metric == AUC else None),
-        test="delong" if metric == AUC else options.test,
+        score=names[reference],
+        better=better.get(metric, "higher" if metric == AUC else None),
+        test="delong" if metric == AUC else test,
         reference=groups[reference].name,
-        cases=scores[0].cases,
+        cases=scores[reference].cases,
         groups=results,
-        notes=[*_notes(groups, runs, left_out, options.by), *notes, *_pair_notes(paired)],
+        notes=[*notes, *_pair_notes(paired)],
     )
 
 
