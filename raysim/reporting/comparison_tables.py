@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -129,8 +130,8 @@ def render(comparison: Comparison, form: TableFormat) -> str:
 def _latex(comparison: Comparison, tables: list[pd.DataFrame]) -> str:
     """The tables for the package booktabs, with what they contain as comments."""
     comments = [f"% {line}\n" for line in (describe(comparison), *comparison.notes)]
-    made = [
+    texts = [
         table.to_latex(index=False, escape=True, column_format="l" + "r" * (table.shape[1] - 1)) for table in tables
     ]
-    replaced = "\n".join(made).replace("±", r"$\pm$").replace("< 0.001", "$<$ 0.001")
-    return "".join(comments) + replaced
+    text = "\n".join(texts).replace("±", r"$\pm$").replace("< 0.001", "$<$ 0.001")
+    return "".join(comments) + re.sub(r"(?<=& )([+-][\d.]+)", r"$\1$", text)  # a minus, not a hyphen

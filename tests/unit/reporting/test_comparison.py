@@ -195,7 +195,7 @@ def test_tables_in_all_formats(two: Path, tmp_path: Path) -> None:
     assert table["mean"].tolist() == pytest.approx([0.6, 0.625])
     assert table["a/mean"].tolist() == pytest.approx([0.4, 0.55])
     latex = render(found, "latex")
-    assert r"0.6250 $\pm$ 0.1414 & 0.6000 to 0.6500 & +0.0250" in latex
+    assert r"0.6250 $\pm$ 0.1414 & 0.6000 to 0.6500 & $+0.0250$" in latex
     assert r"95 \% interval" in latex
     (tmp_path / "page.html").write_text(render(found, "html"))
     assert "0.6250 ± 0.1414" in Page(tmp_path / "page.html").text
