@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysim.cli.main import main
+from raysim.reporting.comparison import CompareOptions, compare
 
 SMALL = [
     "rounds=1",
@@ -52,6 +53,10 @@ def test_every_seed_is_an_ordinary_run(folder: Path, capsys: pytest.CaptureFixtu
     assert sorted(path.name for path in Path("both").iterdir()) == ["seed-3", "seed-4", "seeds.yaml"]
     assert "inside/test/dice of the best round: mean ± standard deviation over seeds" in printed
     assert "to compare with other runs: raysim compare" in printed
+    (group,) = compare([Path("both")], CompareOptions()).groups
+    summaries = [json.loads((run / "summary.json").read_text()) for run in Path("both").glob("seed-*")]
+    means = [summary["best"]["metrics"]["inside/test/dice"]["mean"] for summary in summaries]
+    assert group.mean == pytest.approx(sum(means) / 2, rel=1e-12)
     assert main(["run", "--out", "single", "seed=4", *SMALL]) == 0
     assert digest(Path("single")) == digest(Path("both/seed-4"))
     # A seed that was interrupted after its last round ends with the same digest.
