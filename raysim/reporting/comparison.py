@@ -89,7 +89,10 @@ def compare(folders: Sequence[Path], options: CompareOptions) -> Comparison:
     reference = _reference(groups, options.reference)
     score = choose_score(runs, options.metric, options.split, options.round)
     found = compare_groups(groups, [score] * len(groups), reference, options.test)
-    return replace(found, notes=[*_notes(groups, runs, left_out, options.by), *found.notes])
+    main = str(runs[0].summary["metric"]).split("/", 2)[2]
+    other = options.metric is None and score.metric != main
+    notes = [f"the main metric {main} has no values by case; {score.metric} is compared"] if other else []
+    return replace(found, notes=[*notes, *_notes(groups, runs, left_out, options.by), *found.notes])
 
 
 def compare_groups(

@@ -90,6 +90,7 @@ def test_areas_under_the_curve(tmp_path: Path) -> None:
     write_run(tmp_path / "1", logits([0.7, 0.1, 0.6, 0.2, 0.55], labels), "rounds=2")
     found = compared(tmp_path)  # accuracy and others have no values here
     assert (found.score.metric, found.test) == ("auc", "delong")
+    assert found.notes == ["the main metric dice has no values by case; auc is compared"]
     first, second = found.groups
     assert (first.mean, second.mean) == pytest.approx((5 / 6, 2 / 3))
     assert second.p_value == pytest.approx(0.72367, abs=1e-5)  # z = 1 / sqrt(8), as in test_statistics
