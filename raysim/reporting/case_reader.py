@@ -99,7 +99,12 @@ def read_groups(groups: Sequence[RunGroup], scores: Sequence[ScoreName]) -> tupl
     for group, frames in zip(groups, read, strict=True):
         for repetition, frame in zip(group.repetitions, frames, strict=True):
             _check_same_cases(first, groups[0].repetitions[0], frame, repetition, scores[0])
-    return [_scores(*each) for each in zip(read, scores, strict=True)], _patient_notes(first)
+    found = [_scores(*each) for each in zip(read, scores, strict=True)]
+    for group, of_group, score in zip(groups, found, scores, strict=True):
+        if of_group.sites.empty:
+            cause = "no site has cases of both classes" if len(score.columns) > 1 else "no case has a value"
+            raise ConfigError(f"{score} of {group.name}: {cause}; use another --metric")
+    return found, _patient_notes(first)
 
 
 def _check_names(cases: pd.DataFrame, runs: Sequence[RunRecord]) -> None:

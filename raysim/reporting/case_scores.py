@@ -41,7 +41,7 @@ class GroupScores(Protocol):
 
     @property
     def sites(self) -> pd.DataFrame:
-        """The score of each repetition (row) at each site (column)."""
+        """The score of each repetition (row) at each site with a value (column)."""
 
     @property
     def cases(self) -> int:
@@ -63,7 +63,7 @@ class MeanScores:
 
     @cached_property
     def sites(self) -> pd.DataFrame:
-        return self.values.groupby(level="site").mean().T
+        return self.values.groupby(level="site").mean().dropna(how="all").T
 
     @property
     def cases(self) -> int:

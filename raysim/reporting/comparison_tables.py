@@ -67,7 +67,7 @@ def site_table(comparison: Comparison) -> pd.DataFrame:
             {"group": group.name, **{site: _mean(*values) for site, values in group.sites.items()}}
             for group in comparison.groups
         ]
-    )
+    ).fillna("-")
 
 
 def numbers(comparison: Comparison) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pytest
 
 from raysim.core.errors import ConfigError
 from raysim.reporting.comparison import CompareOptions, Comparison, compare
-from raysim.reporting.comparison_tables import render, result_table
+from raysim.reporting.comparison_tables import render, result_table, site_table
 from tests.support.finished_runs import write_run
 from tests.unit.reporting.test_html_report import Page
 
@@ -78,6 +78,22 @@ def test_a_case_without_a_value_is_left_out_of_the_test(tmp_path: Path) -> None:
     assert found.groups[1].effect == 1.0
     assert found.better == "lower"
     assert found.notes == ["up to 1 case without a value left out of a test"]
+
+
+def test_a_site_without_a_value_is_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", {"a": [1, 2], "b": [None, None]}, "rounds=1")
+    write_run(tmp_path / "1", {"a": [2, 4], "b": [5, None]}, "rounds=2")
+    found = compared(tmp_path)
+    assert [group.mean for group in found.groups] == [1.5, 4.0]
+    assert found.worst_site(found.groups[0]) == ("a", 1.5)
+    assert site_table(found)["b"].tolist() == ["-", "5.0000"]
+    write_run(tmp_path / "2", {"a": [None, None], "b": [None, None]}, "rounds=3")
+    refused(tmp_path, "inside/test/dice of rounds=3: no case has a value; use another --metric")
+
+
+def test_an_area_needs_cases_of_both_classes(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", logits([0.8, 0.6], [1, 1]))
+    refused(tmp_path, "inside/test/auc of fedavg: no site has cases of both classes")
 
 
 def logits(scores: list[float], labels: list[int]) -> Any:
