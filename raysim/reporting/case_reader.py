@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -54,7 +54,7 @@ def choose_score(
     if split and given_split and split != given_split:
         raise ConfigError(f"--metric {metric} and --split {split} contradict each other; remove --split")
     chosen, wanted_split = _round(runs, round), given_split or split or "test"
-    values = pd.read_parquet(runs[0].path / CASES_FILE, columns=["role", "split", "metric", chosen])
+    values = _read_cases(runs[0], ["role", "split", "metric", chosen])
     values = values[values[chosen] & (values["split"] == wanted_split)]
     roles = [each for each in ("inside", "outside") if (values["role"] == each).any()]
     if not roles or role not in (None, *roles):
@@ -129,7 +129,7 @@ def _read_repetition(repetition: Repetition, score: ScoreName) -> pd.DataFrame:
 
 def _read_run(run: RunRecord, score: ScoreName) -> pd.DataFrame:
     filters = [("split", "==", score.split), (score.round, "==", True), ("metric", "in", score.columns)]
-    rows = pd.read_parquet(run.path / CASES_FILE, columns=KEPT, filters=filters)
+    rows = _read_cases(run, KEPT, filters)
     rows = rows[rows["role"] == score.role]
     if absent := set(score.columns) - set(rows["metric"]):
         raise ConfigError(
@@ -142,6 +142,15 @@ def _read_run(run: RunRecord, score: ScoreName) -> pd.DataFrame:
     rows = rows.assign(case=rows["image"].fillna(numbered), unnamed=rows["image"].isna() & rows["patient"].isna())
     names = rows.drop_duplicates(["site", "case"]).set_index(["site", "case"])[["patient", "unnamed"]]
     return rows.pivot(index=["site", "case"], columns="metric", values="value").join(names)
+
+
+def _read_cases(run: RunRecord, columns: list[str], filters: list[tuple[str, str, Any]] | None = None) -> pd.DataFrame:
+    """The columns of cases.parquet. Raises ConfigError for a file that cannot be read."""
+    try:
+        return pd.read_parquet(run.path / CASES_FILE, columns=columns, filters=filters)
+    except (OSError, ValueError, LookupError, NotImplementedError) as error:  # those of pyarrow are subclasses
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read {run.path / CASES_FILE}: {reason:.200}; give the other runs") from error
 
 
 def _check_same_cases(

@@ -195,6 +195,18 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     refused(tmp_path, "0 is a run of task=synthetic, .*1 of task=segmentation")
 
 
+@pytest.mark.parametrize("damage", [b"", b"PAR1 and no table", b"PAR1" * 9])
+def test_a_damaged_table_is_refused(tmp_path: Path, damage: bytes) -> None:
+    (write_run(tmp_path / "0", {"a": [0.5]}) / "cases.parquet").write_bytes(damage)
+    refused(tmp_path, r"cannot read .*cases.parquet: .*; give the other runs")
+
+
+def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
+    file = write_run(tmp_path / "0", {"a": [0.5]}) / "cases.parquet"
+    pd.read_parquet(file).drop(columns="split").to_parquet(file)
+    refused(tmp_path, r"cannot read .*cases.parquet: .*; give the other runs")
+
+
 def test_unfinished_trials_of_a_search_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").touch()
     write_run(tmp_path / "trials" / "0000", {"a": [0.5]}, "algorithm.lr=0.1")
