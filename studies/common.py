@@ -28,6 +28,11 @@ from matplotlib.figure import Figure
 from raysim.cli.main import main as raysim
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.core.errors import RunError
+from raysim.reporting.case_reader import ScoreName
+from raysim.reporting.comparison import compare_groups
+from raysim.reporting.comparison_tables import result_table
+from raysim.reporting.finished_runs import read_run
+from raysim.reporting.run_groups import Repetition, RunGroup
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
@@ -192,6 +197,25 @@ def compared(frame: pd.DataFrame, to: str, by: str = "method") -> pd.DataFrame:
             "better": [f"{(row > 0).sum()}/{row.count()}" if name != to else "" for name, row in apart.iterrows()],
         }
     )
+
+
+def by_case(parts: Mapping[str, tuple[str, str]], jobs: Iterable[Job], runs: Path, to: str) -> pd.DataFrame:
+    """The paired statistics of `raysim compare` against the row `to`, on test cases of inside sites in the last round.
+
+    `parts` has the rows: the method of the runs, and the metric of these runs.
+    """
+    each = list(jobs)
+    groups = [
+        RunGroup(name, tuple(repetition(one, runs) for one in each if one.facts["method"] == method))
+        for name, (method, _) in parts.items()
+    ]
+    scores = [ScoreName("inside", "test", metric, "last") for _, metric in parts.values()]
+    table = result_table(compare_groups(groups, scores, [*parts].index(to))).set_index("group").rename_axis("method")
+    return table[["95 % interval", "difference", "p", "effect"]]
+
+
+def repetition(one: Job, runs: Path) -> Repetition:
+    return Repetition(one.facts["seed"], (read_run(runs / one.name),))
 
 
 def plus_minus(values: pd.Series) -> str:

@@ -5,7 +5,7 @@ python studies/inside.py TABLE
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -14,6 +14,7 @@ from common import (
     HERE,
     Job,
     arguments,
+    by_case,
     compared,
     configuration,
     crossed,
@@ -45,7 +46,7 @@ def main() -> None:
     ]
     found = pd.concat([tuned, results(jobs, run_all(jobs, args.runs, args.workers))], ignore_index=True)
     found.to_parquet(HERE / "inside.parquet", index=False)
-    report(found)
+    report(found, by_case(parts(overrides), jobs, args.runs, "fedavg"))
 
 
 def tuning_jobs(study: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[Job]:
@@ -72,13 +73,14 @@ def tuning_scores(tuned: pd.DataFrame) -> pd.DataFrame:
     return means[wanted].reset_index(drop=True)
 
 
-def report(found: pd.DataFrame) -> None:
+def report(found: pd.DataFrame, paired: pd.DataFrame) -> None:
+    """`paired` has the statistics by case of each row of the first table."""
     main = found[found["stage"] == "inside"]
     rows = with_parts(main)
     notes = main[main["metric"].str.contains("routed|selector_accuracy") & (main["split"] == "test")]
     scores = tuning_scores(found[found["stage"] == "inside-tuning"])
     tables = {
-        "all": compared(rows, "fedavg"),
+        "all": compared(rows, "fedavg").join(paired),
         "sites": rounded(crossed(rows, "method", "site")),
         "routes": rounded(crossed(notes.assign(of=notes["method"] + ": " + notes["metric"]), "of", "site"), ".0f"),
         "tuning": rounded(crossed(scores, "method", "setting")),
@@ -87,12 +89,19 @@ def report(found: pd.DataFrame) -> None:
     plot(rows, HERE / "inside.png", "site", "Dice on the site's test images, %", "fedavg")
 
 
-def with_parts(main: pd.DataFrame) -> pd.DataFrame:
-    """The scores of each method; of FedAvg, which is IOP-FL's global model; of FedSM's personal and global models."""
-    parts = [last(main, "dice@global", method="iopfl").assign(method="fedavg"), last(main, "dice")]
+def parts(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The rows of the table, each with its method and metric: FedAvg is IOP-FL's global model; FedSM has parts."""
+    rows = {"fedavg": ("iopfl", "dice@global")} | {method: (method, "dice") for method in methods}
     for method, part in product(("fedsm", "fedsm fresh"), ("personal", "global")):
-        parts.append(last(main, f"dice@{part}", method=method).assign(method=f"{method}, {part}"))
-    return pd.concat(parts, ignore_index=True)
+        rows[f"{method}, {part}"] = (method, f"dice@{part}")
+    return rows
+
+
+def with_parts(main: pd.DataFrame) -> pd.DataFrame:
+    """The scores of each row."""
+    rows = parts(main["method"].unique())
+    found = [last(main, metric, method=method).assign(method=name) for name, (method, metric) in rows.items()]
+    return pd.concat(found, ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from common import HERE, arguments, configuration, example, fill, rounded, short
 from raysim.cli.main import main as raysim
 from raysim.config.merge import merge
 from raysim.core.errors import RunError
-from raysim.search.trial_store import SEARCH_FILE, load_records
+from raysim.search.trial_store import load_records
+from raysim.storage.run_directory import SEARCH_FILE
 
 
 def main() -> None:

@@ -31,7 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
-        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema, "report": _report}
+        commands |= {
+            "status": _status,
+            "stop": _stop,
+            "submit": _submit,
+            "schema": _schema,
+            "compare": _compare,
+            "runs": _runs,
+            "report": _report,
+        }
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -119,6 +127,20 @@ def _check_run_arguments(arguments: Sequence[str]) -> None:
 
     args, rest = make_parser().parse_known_args(["run", *arguments])
     resolve(merge(read_file(args.config) if args.config else {}, parse_pairs(rest)))
+
+
+def _compare(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.cli import compare
+
+    return compare.compare(args)
+
+
+def _runs(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.cli import runs
+    from raysim.reporting.terminal import Terminal
+
+    runs.print_runs(args.folder, Terminal())
+    return 0
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:

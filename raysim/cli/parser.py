@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from raysim._version import __version__
+from raysim.cli.compare import add_compare_command
 from raysim.cli.completion import add_keys
 from raysim.cli.tune import add_tune_command
 
@@ -31,31 +33,25 @@ KINDS = {  # of `raysim list`
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
-    formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "raysim", description="Federated learning on medical images, on Ray: simulate and search."
     )
     parser.add_argument("--version", action="version", version=f"raysim {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run one federation", formatter_class=formatter, epilog=_run_epilog())
-    run.usage = "raysim run [-h] [-c FILE] [--out DIR] [key=value ...]"
-    run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value takes precedence over it")
-    run.add_argument(
-        "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
-    )
-    run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
-    run.add_argument(
-        "--anonymous-cases",
-        action="store_true",
-        help="hash the names in cases.parquet; the same as anonymous_cases=true",
-    )
-
+    _add_run(commands)
     resume = commands.add_parser("resume", help="continue a run that was interrupted or has failed")
-    resume.add_argument("run", metavar="RUN_DIR", help="the run directory; the run continues after its last checkpoint")
+    resume.add_argument(
+        "run",
+        metavar="RUN_DIR",
+        help="the run directory, or that of `raysim run --seeds`; a run continues after its last checkpoint",
+    )
     resume.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it has changed")
 
     add_tune_command(commands)
+    add_compare_command(commands)
+    runs = commands.add_parser("runs", help="list the runs of a folder")
+    runs.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="default: the folder of new runs, ./runs")
 
     doctor = commands.add_parser("doctor", help="check Ray, nodes and data, try one batch, propose resources")
     doctor.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"
@@ -77,6 +73,29 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     add_keys(commands.choices)
     return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run", help="run one federation", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_run_epilog()
+    )
+    run.usage = "raysim run [-h] [-c FILE] [--out DIR] [--seeds N] [key=value ...]"
+    run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value takes precedence over it")
+    run.add_argument(
+        "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
+    )
+    run.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="run N seeds one after another, each in a folder of the run directory, and compare them at the end",
+    )
+    run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
+    run.add_argument(
+        "--anonymous-cases",
+        action="store_true",
+        help="hash the names in cases.parquet; the same as anonymous_cases=true",
+    )
 
 
 def _add_data(commands: Any) -> None:

@@ -12,13 +12,18 @@ from typing import Any
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve, resolve_task
 from raysim.config.schema import RunConfig
+from raysim.core.errors import ConfigError
 from raysim.distributed.local_ray import set_local_ray_variables
-from raysim.storage.run_directory import check_new_directory
+from raysim.storage.run_directory import SEEDS_FILE, check_new_directory
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Run the federation that the arguments describe."""
     config = read_config(args, overrides)
+    if args.seeds is not None:
+        from raysim.cli import seeds
+
+        return seeds.run(config, args.seeds, args.out)
     from raysim.distributed import launcher
     from raysim.reporting.console import RunConsole
     from raysim.reporting.terminal import Terminal
@@ -30,7 +35,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Continue a run after its last checkpoint."""
+    """Continue a run after its last checkpoint, or the runs of several seeds."""
+    if (Path(args.run) / SEEDS_FILE).is_file():
+        from raysim.cli import seeds
+
+        end_cleanly_on_sigterm()
+        return seeds.resume(Path(args.run), args.address)
     from raysim.distributed import launcher
     from raysim.reporting.console import RunConsole
     from raysim.reporting.terminal import Terminal
@@ -50,6 +60,8 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     overrides += ["anonymous_cases=true"] * getattr(args, "anonymous_cases", False)
     values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
+    if getattr(args, "seeds", None) is not None and args.seeds < 1:
+        raise ConfigError(f"--seeds {args.seeds}: expected the number of seeds, 1 or more")
     check_new_directory(args.out, "a run")
     check_task(values)
     config = resolve(values)

@@ -67,6 +67,7 @@ def add_tune_command(commands: Any) -> None:
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
     add("--holdout", metavar="SITE", help="a site that is evaluated and does not train; 'each' takes every site once")
+    add("--folds", type=int, metavar="N", help="cross-validate each trial on N folds; the objective is their mean")
     add("--budget", metavar="TIME", help="time after which the search ends: 90s, 30m or 2h")
     add(
         "--keep-checkpoints",

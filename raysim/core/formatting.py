@@ -46,6 +46,13 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def format_score(value: float | None) -> str:
+    """`value` with four decimals, or two if it is at least 10 in magnitude; `-` for None."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
 def printable(text: str) -> str:
     """`text` with control characters as escapes such as `\\x1b`: text of files and of other programs is output so."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -64,7 +64,7 @@ def partition(table: pd.DataFrame, spec: Partition, seed: int) -> pd.DataFrame:
         )
     site_of_group = _assign_evenly(groups, spec.sites) if name == "iid" else _assign_by_dirichlet(groups, spec, seed)
     width = max(2, len(str(spec.sites)))
-    sites = _patient_groups(table).map(site_of_group).map(lambda site: f"site-{site + 1:0{width}}")
+    sites = patient_groups(table).map(site_of_group).map(lambda site: f"site-{site + 1:0{width}}")
     return sort_rows(table.assign(site=sites.astype("string")))
 
 
@@ -80,8 +80,8 @@ def keep_labelled(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     table = sort_rows(table)
     train = table["split"] == "train"
     for site, rows in table[train].groupby("site"):
-        groups = _patient_groups(rows)
-        sizes = _shuffled_group_sizes(groups, seed, "labelled", str(site))
+        groups = patient_groups(rows)
+        sizes = shuffled_group_sizes(groups, seed, "labelled", str(site))
         rank = groups.map(dict(zip(sizes.index, range(len(sizes)), strict=True)))
         train[rank.sort_values(kind="stable").index[:count]] = False
     return sort_rows(table.assign(split=table["split"].mask(train, "unlabelled"), label=table["label"].mask(train)))
@@ -104,8 +104,8 @@ def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float], seed: int
     table = sort_rows(table)
     splits = pd.Series("", table.index, dtype="string")
     for site, rows in table.groupby("site"):
-        groups = _patient_groups(rows)
-        sizes = _shuffled_group_sizes(groups, seed, "split", str(site))
+        groups = patient_groups(rows)
+        sizes = shuffled_group_sizes(groups, seed, "split", str(site))
         assigned = [SPLITS[index] for index in _assign_shares(sizes, shares)]
         splits[rows.index] = groups.map(dict(zip(sizes.index, assigned, strict=True)))
     return sort_rows(table.assign(split=splits))
@@ -135,14 +135,14 @@ def _patient_column(table: pd.DataFrame) -> str | None:
     return next(iter(patient_columns(map(str, table.columns))), None)
 
 
-def _patient_groups(table: pd.DataFrame) -> pd.Series[str]:
+def patient_groups(table: pd.DataFrame) -> pd.Series[str]:
     """The group of each row: its patient, or the row itself if it has none. The rows of a group stay together."""
     single_rows = pd.Series([f"row {number}" for number in range(len(table))], table.index, dtype="string")
     column = _patient_column(table)
     return single_rows if column is None else ("group " + table[column].astype("string")).fillna(single_rows)
 
 
-def _shuffled_group_sizes(groups: pd.Series[str], *key: int | str) -> pd.Series[int]:
+def shuffled_group_sizes(groups: pd.Series[str], *key: int | str) -> pd.Series[int]:
     """The number of rows of each group; the groups are in a random order that `key` seeds."""
     sizes = groups.groupby(groups).size()
     return sizes.iloc[numpy_generator(*key).permutation(len(sizes))]
@@ -150,11 +150,11 @@ def _shuffled_group_sizes(groups: pd.Series[str], *key: int | str) -> pd.Series[
 
 def _summarize_groups(table: pd.DataFrame, by: str | None, seed: int) -> pd.DataFrame:
     """For each group, in random order: the number of its rows, the index of its first split, and its class."""
-    groups = _patient_groups(table)
+    groups = patient_groups(table)
     stratum = table[by].astype("string").fillna("") if by else pd.Series("", table.index)
     facts = pd.DataFrame({"rows": 1, "split": table["split"].map(SPLITS.index), "stratum": stratum})
     summary = facts.groupby(groups).agg({"rows": "sum", "split": "min", "stratum": "first"})
-    return summary.loc[_shuffled_group_sizes(groups, seed, "partition").index]
+    return summary.loc[shuffled_group_sizes(groups, seed, "partition").index]
 
 
 def _assign_shares(sizes: pd.Series[int], shares: Floats) -> Ints:

@@ -6,7 +6,7 @@ Imports Ray only for a run on Ray, because a local run does not need it.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
@@ -29,6 +29,7 @@ from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_fleet, run_federation
 from raysim.federation.validation import validate
 from raysim.reporting.html_report import write_report
+from raysim.reporting.run_list import write_index
 from raysim.storage.run_directory import (
     LOG_FILE,
     SUMMARY_FILE,
@@ -62,9 +63,13 @@ def run(
     config = config if backend is None else replace(config, backend=backend)
     out = None if out is None else str(out)
     check_new_directory(out, "a run")
-    stem = "-".join(Path(name_of(type(part))).name for part in (config.algorithm, config.task))
-    with reserve_directory(out, stem) as directory, exclusive_lock(directory):
+    with reserve_directory(out, directory_stem(config)) as directory, exclusive_lock(directory):
         return _execute(config, directory, on_event, resume=False)
+
+
+def directory_stem(config: RunConfig) -> str:
+    """`fedavg-synthetic`: the start of the name of a run directory without --out."""
+    return "-".join(Path(name_of(type(part))).name for part in (config.algorithm, config.task))
 
 
 def resume(
@@ -199,3 +204,5 @@ def _write_report(directory: Path, emit: EventCallback) -> None:
         reason = " ".join(str(error).split())
         text = f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}"
     emit(Message(text))
+    with suppress(Exception):  # a list for the user: it must not change the outcome of the run
+        write_index(directory)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskI
 from rich.table import Table
 
 from raysim.core.events import ActorsPlaced, Event, Message, Notice, Progress, RoundEvent, RunFinished, RunPlanned
-from raysim.core.formatting import format_bytes, pluralize, quote_path
+from raysim.core.formatting import format_bytes, format_score, pluralize, quote_path
 
 WIDTH = 11  # characters of a column of numbers
 MAX_SITES_SHOWN = 40  # sites in the table at the end; if there are more, the worst are shown
@@ -204,10 +204,3 @@ def equals_global(name: str, sites: Any) -> bool:
     """Whether the scores `name` of the global model equal those of the method's predictor at every site."""
     plain = name.removesuffix("@global")
     return plain != name and all(scores.get(name) == scores.get(plain) for scores in sites.values())
-
-
-def format_score(value: float | None) -> str:
-    """`value` with four decimals, or two if it is at least 10 in magnitude; `-` for None."""
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -10,19 +10,17 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from jinja2 import Environment, StrictUndefined
 
-from raysim.core.atomic_io import write_text
-from raysim.core.formatting import format_bytes, join_names, pluralize, printable
+from raysim.core.formatting import format_score, join_names, pluralize
 from raysim.core.results import FailureAction, RunOutcome
 from raysim.reporting.case_plots import CaseValues, case_plots, confusion_matrices
-from raysim.reporting.console import column_heading, equals_global, format_score
+from raysim.reporting.console import column_heading, equals_global
+from raysim.reporting.page import environment, write_page
 from raysim.reporting.pictures import read_pictures
 from raysim.reporting.plots import plots
-from raysim.storage.case_table import CASES_FILE
 from raysim.storage.event_log import SITES
 from raysim.storage.json_lines import read_jsonl
-from raysim.storage.run_directory import FAILURES_FILE, SUMMARY_FILE
+from raysim.storage.run_directory import CASES_FILE, FAILURES_FILE, SUMMARY_FILE
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 SHOWN = 50  # rows in the table of failures
@@ -80,35 +78,16 @@ def write_report(out: Path) -> Path:
         files={name: about for name, about in FILES.items() if (out / name).exists()},
     )
     path = out / "report.html"
-    # ASCII with numeric character references does not depend on the locale and allows lone surrogates.
-    write_text(path, page.encode("ascii", "xmlcharrefreplace").decode())
+    write_page(path, page)
     return path
 
 
 def template(path: Path) -> Any:
-    """The template in `path`, with the filters of all report pages."""
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    made = Environment(autoescape=True, finalize=_finalize, **options)
-    made.filters |= {
-        "counted": pluralize,
-        "heading": column_heading,
-        "listed": join_names,
-        "number": format_score,
-        "size": format_bytes,
-    }
-    made.filters["value"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
+    """The template in `path`, with the filters of the reports of runs and searches."""
+    made = environment()
+    made.filters |= {"heading": column_heading, "listed": join_names}
     made.globals |= {"SHOWN": SHOWN, "CAUSES": CAUSES}
     return made.from_string(path.read_text(encoding="utf-8"))
-
-
-def _finalize(value: Any) -> Any:
-    """A value as it is shown: without control characters, which a page must not contain either."""
-    return printable(value) if type(value) is str else value  # not the Markup that the template is made of
-
-
-def page_style() -> str:
-    """The style sheet of report.html, for use in other pages."""
-    return TEMPLATE.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
 
 
 def read_or(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:

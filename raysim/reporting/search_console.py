@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysim.core.formatting import pluralize, quote_path
+from raysim.core.formatting import format_score, pluralize, quote_path
 from raysim.core.numeric import is_finite_number
-from raysim.reporting.console import RunConsole, format_score
+from raysim.reporting.console import RunConsole
 
 if TYPE_CHECKING:
     from raysim.search.objectives import Objective

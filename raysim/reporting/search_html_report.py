@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from raysim.core.atomic_io import write_text
 from raysim.core.numeric import is_finite_number
-from raysim.reporting.html_report import page_style, template
+from raysim.reporting.html_report import template
+from raysim.reporting.page import page_style, write_page
 from raysim.reporting.search_console import describe_judged_round, format_duration
 from raysim.reporting.search_plots import search_plots
 
@@ -46,7 +46,7 @@ def write_search_report(results: SearchResults) -> Path:
         config=(out / "best.yaml").read_text() if (out / "best.yaml").exists() else "",
     )
     path = out / "report.html"
-    write_text(path, page.encode("ascii", "xmlcharrefreplace").decode())
+    write_page(path, page)
     return path
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 
-from raysim.core.atomic_io import write_text
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
-from raysim.reporting.html_report import page_style, read_or, template
+from raysim.reporting.finished_runs import read_run
+from raysim.reporting.html_report import read_or, template
+from raysim.reporting.page import page_style, write_page
 from raysim.reporting.pictures import MAX_BYTES, read_pictures
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, plot_column, render_svg
+from raysim.reporting.run_groups import differing_keys, format_value
 from raysim.storage.run_directory import SUMMARY_FILE, read_summary
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def write_side_by_side(directories: Sequence[Path], path: Path) -> None:
         of = ", ".join(f"{name} is a {task}" for task, name in tasks.items())
         raise ConfigError(f"the runs have different tasks: {of}; give runs of one task")
     metrics = dict.fromkeys(name for run in runs for name in run.shown["metrics"])
-    metric = runs[0].summary["metric"]
+    metric, differing = runs[0].summary["metric"], differing_keys([run.record for run in runs])
     page = template(TEMPLATE).render(
         style=page_style(),
         runs=runs,
-        differences=differences([run.keys for run in runs]),
+        differences={key: [format_value(run.record.keys.get(key)) for run in runs] for key in differing},
         metrics=[name for name in metrics if not name.endswith("@global")],
         metric=metric,
         sites=sorted({site for run in runs for site in run.summary["sites"]}),
@@ -51,39 +51,20 @@ def write_side_by_side(directories: Sequence[Path], path: Path) -> None:
         plot=render_svg(f"{metric} over rounds", partial(_curves, runs=runs, metric=metric), HEIGHT),
         pictured=sorted({site for run in runs for site in run.pictures.sites}),
     )
-    write_text(path, page.encode("ascii", "xmlcharrefreplace").decode())
+    write_page(path, page)
 
 
 class _Run:
     """The files of a run. `shown` is the best round in summary.json, or the last evaluation if there is none."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.name = directory.name
-        self.summary = read_summary(directory)
+        self.name, self.record = directory.name, read_run(directory)
+        self.summary = self.record.summary
         best = self.summary["best"]
         self.shown: Mapping[str, Any] = self.summary if best["round"] is None else best
         self.round = self.summary["evaluated_round"] if best["round"] is None else best["round"]
-        config = read_or(directory / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None)
-        self.keys = dict(_flat(config or {}))
         self.rounds = read_or(directory / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
         self.pictures = read_pictures(directory, max_bytes)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The dotted keys of a configuration with their values as on the command line."""
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("\n...\n").strip()
-        rows += _flat(value, f"{name}.") if isinstance(value, Mapping) and value else [(name, text)]
-    return rows
-
-
-def differences(keys: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """The keys whose values differ, each with the value of every run; `-` in a run without the key."""
-    names = dict.fromkeys(name for of in keys for name in of)
-    values = {name: [of.get(name, "-") for of in keys] for name in names}
-    return {name: of for name, of in values.items() if len(set(of)) > 1}
 
 
 def _curves(axes: Axes, runs: Sequence[_Run], metric: str) -> None:

@@ -43,10 +43,10 @@ from raysim.search.space import Space, from_mapping, parse_points
 from raysim.search.space_files import read_space
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_resources import plan_trials
-from raysim.search.trial_store import SEARCH_FILE, TrialRecord, load_records
+from raysim.search.trial_store import TrialRecord, load_records
 from raysim.search.tune_adapter import SearchStopper, TuneCallback, run_tuner
 from raysim.search.tune_searcher import TuneSearcher, new_trial_numbers, resumable_trials
-from raysim.storage.run_directory import LOCK_FILE, exclusive_lock, reserve_directory, runs_directory
+from raysim.storage.run_directory import LOCK_FILE, SEARCH_FILE, exclusive_lock, reserve_directory, runs_directory
 
 
 def tune(
@@ -68,7 +68,7 @@ def tune(
     `quiet` suppresses the console.
 
     The options are those of the command: trials, metric, scheduler, searcher, max_concurrent, seeds, holdout,
-    keep_checkpoints, tracker, and budget in seconds.
+    folds, keep_checkpoints, tracker, and budget in seconds.
 
     Raises ConfigError, before anything starts, for a wrong key, value or option; PlacementError if no trial fits the
     cluster; RunError if every trial failed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from secrets import token_hex
 
@@ -37,6 +38,7 @@ def build_search_spec(
     with console.live():
         task = prepare_task(config.task, console.show)
     sites = _held_out_sites(options.holdout, config, task)
+    _check_folds(options.folds, config)
     space, variants = _space_and_variants(request, config.seed, sites)
     spec = SearchSpec(
         out=out.absolute(),
@@ -46,6 +48,7 @@ def build_search_spec(
         objectives=(),
         better=task.score.better,
         rounds=config.rounds,
+        folds=options.folds,
         trial_count=request.trial_count(space),
         scheduler=options.scheduler,
         session=token_hex(8),
@@ -83,11 +86,7 @@ def _judge_best_rounds(
 def _held_out_sites(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, ...]:
     if holdout is None:
         return ()
-    if not hasattr(getattr(config.task, "data", None), "table"):
-        raise ConfigError(
-            "--holdout: only the sites of a table can be held out, but this task generates its data; use a task with "
-            "task.data.table"
-        )
+    _check_table("--holdout: only the sites of a table can be held out", config)
     if holdout == "each":
         return task.inside
     if holdout not in task.inside:
@@ -95,26 +94,46 @@ def _held_out_sites(holdout: str | None, config: RunConfig, task: Task) -> tuple
     return (holdout,)
 
 
+def _check_folds(folds: int | None, config: RunConfig) -> None:
+    if folds is None:
+        return
+    _check_table("--folds: only the rows of a table can be divided into folds", config)
+    if config.task.data.folds is not None:
+        raise ConfigError(f"--folds {folds} contradicts task.data.folds={config.task.data.folds}; remove one of them")
+
+
+def _check_table(limit: str, config: RunConfig) -> None:
+    if not hasattr(getattr(config.task, "data", None), "table"):
+        raise ConfigError(f"{limit}, but this task generates its data; use a task with task.data.table")
+
+
 def _space_and_variants(
     request: SearchRequest, seed: int, sites: Sequence[str]
 ) -> tuple[Space, tuple[FederationVariant, ...]]:
-    """The space, and the federations of each trial: one per seed and held-out site.
+    """The space, and the federations of each trial: one per seed, held-out site and fold.
 
     If no other key is searched, the held-out sites are the space, and each site is a trial.
     """
-    seeds = range(seed, seed + request.options.seeds)
+    seeds, folds = range(seed, seed + request.options.seeds), _folds(request.options.folds)
     if request.space.domains:
         held_out = tuple(sites) or (None,)
-        return request.space, tuple(FederationVariant(each, site) for each in seeds for site in held_out)
+        return request.space, tuple(FederationVariant(*each) for each in product(seeds, held_out, folds))
     space = Space({"holdout": distributions.listed_choices(list(sites), "holdout", grid=True)})
-    return space, tuple(FederationVariant(each) for each in seeds)
+    return space, tuple(FederationVariant(each, None, fold) for each, fold in product(seeds, folds))
+
+
+def _folds(folds: int | None) -> Sequence[int | None]:
+    return (None,) if folds is None else range(folds)
 
 
 def _check_federations(spec: SearchSpec, sites: Sequence[str]) -> list[Task]:
-    """The task of each held-out site, or the task of the search. Raises ConfigError if a run cannot be planned."""
+    """The task of each held-out site and fold, or the task of the search.
+
+    Raises ConfigError if a run cannot be planned.
+    """
     seed, tasks = spec.variants[0].seed, []
-    for site in sites or (None,):
-        config = spec.config({}, FederationVariant(seed, site))
+    for site, fold in product(sites or (None,), _folds(spec.folds)):
+        config = spec.config({}, FederationVariant(seed, site, fold))
         task = spec.task if config.task == spec.task_config else config.task.build(None)
         assert task is not None
         validate(build_plan(config, Path.cwd(), task=task))

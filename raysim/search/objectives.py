@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -129,16 +129,17 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]
     return sorted(front, key=lambda record: record.last[first.column], reverse=first.better == "higher")
 
 
-def combine_rows(rows: Sequence[tuple[int, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine the rows of a trial's federations, each given with its seed, into one row.
+def combine_rows(rows: Sequence[tuple[Hashable, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine the rows of a trial's federations, each given with its repetition (seed and fold), into one row.
 
-    First combines the held-out sites of a seed: the mean of each column, and the worst value of a column `worst`. Then
-    takes the mean over the seeds. A mean is over the rows that have the column, because a site may lack a metric.
+    First combines the held-out sites of a repetition: the mean of each column, and the worst value of a column `worst`.
+    Then takes the mean over the repetitions. A mean is over the rows that have the column, because a site may lack a
+    metric.
     """
-    by_seed: dict[int, list[Mapping[str, Any]]] = {}
-    for seed, row in rows:
-        by_seed.setdefault(seed, []).append(row)
-    return _column_means([_combine_held_out(group, better) for group in by_seed.values()])
+    repetitions: dict[Hashable, list[Mapping[str, Any]]] = {}
+    for repetition, row in rows:
+        repetitions.setdefault(repetition, []).append(row)
+    return _column_means([_combine_held_out(group, better) for group in repetitions.values()])
 
 
 def _combine_held_out(rows: Sequence[Mapping[str, Any]], better: Mapping[str, Any]) -> dict[str, Any]:

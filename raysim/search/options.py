@@ -32,6 +32,7 @@ class SearchOptions:
     holdout: Annotated[str | None, "a site that does not train and is evaluated; 'each' holds out every site once"] = (
         None
     )
+    folds: Annotated[int | None, Ge(2), "folds of each trial (task.data.folds); the objective is their mean"] = None
     keep_checkpoints: Annotated[CheckpointRetention, "the ended trials whose last checkpoints are kept"] = "best"
     tracker: Annotated[TrackerName | None, "an experiment tracker that also records the trials"] = None
     budget: Annotated[float | None, Ge(0), "seconds after which the search ends"] = None

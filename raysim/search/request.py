@@ -22,7 +22,7 @@ from raysim.search.options import SearchOptions
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, from_mapping
 from raysim.search.space_validation import check_space
-from raysim.search.trial_store import SEARCH_FILE
+from raysim.storage.run_directory import SEARCH_FILE
 
 
 @dataclass(frozen=True)

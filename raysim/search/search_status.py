@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from raysim.distributed.control_actor import RunStatus
-from raysim.search.trial_store import SEARCH_FILE, load_records
-from raysim.storage.run_directory import lock_owner
+from raysim.search.trial_store import load_records
+from raysim.storage.run_directory import SEARCH_FILE, lock_owner
 
 
 def is_search_directory(directory: Path) -> bool:

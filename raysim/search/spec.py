@@ -19,15 +19,16 @@ from raysim.search.objectives import Objective
 from raysim.search.options import JudgedRound, SchedulerName
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, Values
-from raysim.search.trial_store import SEARCH_FILE
+from raysim.storage.run_directory import SEARCH_FILE
 
 
 @dataclass(frozen=True)
 class FederationVariant:
-    """One federation of a trial: its seed, and the site that is held out of training."""
+    """One federation of a trial: its seed, the site that is held out of training, and the fold of the test rows."""
 
     seed: int
     holdout: str | None = None
+    fold: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class SearchSpec:
     objectives: tuple[Objective, ...]
     better: Mapping[str, Literal["higher", "lower"]]  # the direction of each of the task's metrics
     rounds: int
+    folds: int | None = None
     judge: JudgedRound = "last"
     trial_count: int = 0
     scheduler: SchedulerName = "fifo"
@@ -79,12 +81,15 @@ class SearchSpec:
         if "seed" not in values:
             keys["seed"] = variant.seed
         config = resolve(keys)
-        if variant.holdout is None:
+        if variant.holdout is None and variant.fold is None:
             return config
         data = config.task.data
-        # The outside sites of `base` are excluded: a trial is evaluated on its held-out site only.
-        held_out = replace(data, outside=(variant.holdout,), exclude_sites=(*data.exclude_sites, *data.outside))
-        return replace(config, task=replace(config.task, data=held_out))
+        if variant.fold is not None:
+            data = replace(data, folds=self.folds, fold=variant.fold)
+        if variant.holdout is not None:
+            # The outside sites of `base` are excluded: a trial is evaluated on its held-out site only.
+            data = replace(data, outside=(variant.holdout,), exclude_sites=(*data.exclude_sites, *data.outside))
+        return replace(config, task=replace(config.task, data=data))
 
     @property
     def metric(self) -> str | None:
@@ -113,4 +118,6 @@ def _variant_name(variant: FederationVariant, variants: tuple[FederationVariant,
         parts.append(f"seed-{variant.seed}")
     if variant.holdout is not None:
         parts.append(f"without-{variant.holdout}")
+    if variant.fold is not None:
+        parts.append(f"fold-{variant.fold}")
     return "-".join(parts)

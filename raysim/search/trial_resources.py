@@ -77,7 +77,7 @@ def _plan_client_actors(
     """Up to `wanted` concurrent trials on client actors, the largest of which has `largest`."""
     if len(spec.variants) > 1:
         raise ConfigError(
-            "a trial with several federations (--seeds, --holdout) runs in one process, but client actors are "
+            "a trial with several federations (--seeds, --holdout, --folds) runs in one process, but client actors are "
             "requested; remove backend, resources.client_actors and resources.sites, or search seed=grid(0, 1, 2)"
         )
     task = spec.task

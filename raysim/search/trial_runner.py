@@ -117,8 +117,8 @@ class TrialRounds:
             while any(results := [next(federation, None) for federation in federations]):
                 latest = [new or old for new, old in zip(results, latest, strict=True)]
                 rows = [row for row, _ in latest]
-                by_seed = [(variant.seed, row) for variant, row in zip(variants, rows, strict=True)]
-                row = combine_rows(by_seed, self.spec.better) | {"round": max(row["round"] for row in rows)}
+                repeated = [((each.seed, each.fold), row) for each, row in zip(variants, rows, strict=True)]
+                row = combine_rows(repeated, self.spec.better) | {"round": max(row["round"] for row in rows)}
                 row |= {name: sum(each[name] for each in rows) for name in CUMULATIVE}  # the sum, not the mean
                 row["done"] = self.ended is not None and row["round"] == self.ended.rounds
                 digests = {name: digest for name, (_, digest) in zip(self.variants, latest, strict=True)}

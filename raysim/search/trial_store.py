@@ -16,7 +16,6 @@ from raysim.core.errors import ConfigError
 from raysim.storage.json_lines import read_jsonl
 from raysim.storage.run_directory import LOG_FILE
 
-SEARCH_FILE = "search.yaml"  # the request of a search, in its directory
 RECORD_FILE = "trial.json"
 LINEAGE_FILE = "lineage.jsonl"  # the states that a trial has taken over, in its directory
 IMPORT_DIRECTORY = "adopted"  # the state that a trial is taking over

@@ -64,8 +64,8 @@ def _best_config(spec: SearchSpec, record: TrialRecord) -> str:
     """The text of best.yaml: the configuration that repeats the trial, with its results as comments."""
     variants = spec.variants_of(record.values)
     name, variant = next(iter(variants.items()))
-    held_out = any(each.holdout for each in variants.values())
-    if held_out:  # the final model is trained on all sites
+    held_out, folded = any(each.holdout for each in variants.values()), spec.folds is not None
+    if held_out or folded:  # the final model is trained on all sites, with the splits of the table
         config = resolve(spec.space.apply(spec.base, {k: v for k, v in record.values.items() if k != "holdout"}))
     else:
         config = spec.config(record.values, variant)
@@ -76,6 +76,8 @@ def _best_config(spec: SearchSpec, record: TrialRecord) -> str:
         lines.append("# It continued from another trial's state (lineage.jsonl): these are only its last values.")
     elif held_out:
         lines.append("# Evaluated on held-out sites; this run trains on all sites.")
+    elif folded:
+        lines.append("# Evaluated by cross-validation; this run has the splits of the table.")
     elif record.done:
         lines.append(f"# digest{f' ({name})' if name else ''}: {record.digests[name]}")
     metric = (

@@ -12,8 +12,8 @@ import pandas as pd
 from raysim.core.atomic_io import replacing
 from raysim.core.contracts import CaseName, Task
 from raysim.core.results import CaseScores
+from raysim.storage.run_directory import CASES_FILE
 
-CASES_FILE = "cases.parquet"
 COLUMNS = ("round", "last", "best", "site", "role", "split", "case", "image", "patient", "predictor", "metric", "value")
 HASH_CHARACTERS = 16
 

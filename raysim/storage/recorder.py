@@ -203,6 +203,7 @@ class Recorder:
             "digest": digest,
             "metric": self.chosen,
             "direction": direction(self.chosen, self.task.score.better),
+            "better": dict(self.task.score.better),
             "evaluated_round": self.last.number or None,
             "metrics": self.last.metrics,
             "sites": self._of_sites(self.last),

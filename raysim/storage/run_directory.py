@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # importing events imports torch, which is slow
 # In a run directory:
 LOG_FILE, FAILURES_FILE, SUMMARY_FILE, CHECKPOINTS = "log.jsonl", "failures.jsonl", "summary.json", "checkpoints"
 BEST = "best"  # the checkpoint of the best round
+CONFIG_FILE, CASES_FILE = "config.yaml", "cases.parquet"
+SEEDS_FILE = "seeds.yaml"  # in the parent of the runs of several seeds: the seeds, and the configuration
+SEARCH_FILE = "search.yaml"  # in the directory of a search: its request
 LOCK_FILE = ".process"  # in a run directory: the process that holds its lock
 RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable with the parent of new run directories; default ./runs
 
@@ -99,9 +102,9 @@ def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str,
     """
     text = yaml.safe_dump(config, sort_keys=False)  # before anything is written, because it may fail
     (directory / CHECKPOINTS).mkdir(exist_ok=True)
-    if not (directory / "config.yaml").exists():
+    if not (directory / CONFIG_FILE).exists():
         write_json(directory / "env.json", environment)
-        write_text(directory / "config.yaml", text)
+        write_text(directory / CONFIG_FILE, text)
     places = {place.actor: asdict(place) for place in placement.places}
     sites = sorted(placement.site_to_actor.items())
     write_json(directory / "placement.json", [{"site": s, **places.get(a, {"actor": a})} for s, a in sites])

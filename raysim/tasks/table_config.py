@@ -12,6 +12,7 @@ from annotated_types import Ge
 
 from raysim.core.errors import ConfigError
 from raysim.data.file_paths import ABSOLUTE_PATH
+from raysim.data.folds import use_fold
 from raysim.data.near_equal import near_equal_sites_warning
 from raysim.data.partition import Partition, keep_labelled, partition
 from raysim.data.patient_warnings import patient_warnings
@@ -33,7 +34,15 @@ class TableData:
     labelled: Annotated[
         int | None, Ge(1), "labelled training rows of each site; the others lose their label; by default all"
     ] = None
-    seed: Annotated[int, Ge(0), "seed of partition, scanners and labelled rows, separate from the run's seed"] = 0
+    folds: Annotated[
+        int | None, Ge(2), "folds of the labelled rows of each inside site, by patient; needs `fold`; by default none"
+    ] = None
+    fold: Annotated[
+        int | None, Ge(0), "the fold, 0 to folds - 1, whose rows are the test rows; val rows of the others remain val"
+    ] = None
+    seed: Annotated[
+        int, Ge(0), "seed of partition, folds, scanners and labelled rows, separate from the run's seed"
+    ] = 0
     cache: Annotated[
         str | None,
         ABSOLUTE_PATH,
@@ -46,12 +55,15 @@ class TableData:
         Warns of patients in several splits or at several sites, and of nearly equal names. Raises ConfigError if
         these fields do not fit the table.
         """
+        self._check_fold()
         all_sites = set(table["site"])
         table = _drop_sites(table, self.exclude_sites)
         if self.partition is not None:
             table = self._partition_sites(table, self.partition)
             partitioned = set(table["site"])
             table, all_sites = _drop_sites(table, set(self.exclude_sites) - all_sites), all_sites | partitioned
+        if self.folds is not None and self.fold is not None:
+            table = use_fold(table, self.folds, self.fold, self.outside, self.seed)
         for warning in (near_equal_sites_warning(table["site"].unique()), *patient_warnings(table)):
             if warning is not None:
                 warnings.warn(warning, stacklevel=4)
@@ -64,6 +76,13 @@ class TableData:
                 f"task.data.outside={list(self.outside)}: all sites are outside sites, so no site trains; remove a name"
             )
         return table
+
+    def _check_fold(self) -> None:
+        if (self.folds is None) != (self.fold is None):
+            given, other = ("folds", "fold") if self.fold is None else ("fold", "folds")
+            raise ConfigError(f"task.data.{given} needs task.data.{other}; set both, or remove task.data.{given}")
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ConfigError(f"task.data.fold={self.fold}: expected 0 to {self.folds - 1} (task.data.folds - 1)")
 
     def _partition_sites(self, table: pd.DataFrame, spec: Partition) -> pd.DataFrame:
         is_outside = table["site"].isin(self.outside)  # rows of an outside site must not become training rows

@@ -137,7 +137,8 @@ def test_a_run_leaves_its_files_and_repeats(capsys: pytest.CaptureFixture[str]) 
 def test_default_run_directories_are_numbered() -> None:
     for _ in range(2):
         assert main(["run", *LOCAL, "rounds=1", "task.data.sites=1"]) == 0
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["fedavg-synthetic-001", "fedavg-synthetic-002"]
+    names = ["fedavg-synthetic-001", "fedavg-synthetic-002", "index.html"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == names
 
 
 def test_a_user_algorithm(capsys: pytest.CaptureFixture[str]) -> None:

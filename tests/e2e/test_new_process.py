@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raysim.core.seeding import stable_seed
+from tests.support.finished_runs import write_run
 from tests.support.paths import ROOT
 
 
@@ -46,6 +47,18 @@ def test_status_and_stop_import_neither_torch_nor_pandas() -> None:
     code = "import sys, raysim.cli.status; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_runs_are_listed_and_compared_without_torch(tmp_path: Path) -> None:
+    for number in range(2):
+        write_run(tmp_path / str(number), {"a": [0.5, 0.6]}, f"rounds={number + 1}")
+    code = (
+        "import sys\nfrom raysim.cli.main import main\n"
+        "code = main(['compare', sys.argv[1]]) or main(['runs', sys.argv[1]])\n"
+        "print('heavy', [m for m in ('torch', 'ray', 'monai', 'matplotlib') if m in sys.modules])\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("heavy []\n")
 
 
 REFUSED_AT_ONCE = {

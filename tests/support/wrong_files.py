@@ -9,6 +9,8 @@ import nibabel
 import numpy as np
 from PIL import Image
 
+from tests.support.finished_runs import write_run
+
 SITES, SPLITS = ("a", "b"), ("train", "train", "val")
 Array = np.ndarray
 
@@ -187,12 +189,22 @@ def finished_run() -> None:
     Path("done/summary.json").write_text('{"status": "done", "rounds": 20}')
 
 
+def compared_runs() -> None:
+    """Finished runs in runs/: two with the same cases, one with a further case, and one of another task."""
+    write_run(Path("runs/first"), {"a": [0.5, 0.6]})
+    write_run(Path("runs/second"), {"a": [0.6, 0.7]}, "algorithm=fedbn")
+    write_run(Path("more"), {"a": [0.6, 0.7, 0.8]}, "algorithm=ditto")
+    write_run(Path("masks"), {"a": [0.6]}, "task=segmentation task.data.table=table.csv")
+    write_run(Path("failed"), {"a": [0.6]}, "rounds=3", status="failed")
+    (write_run(Path("no_cases"), {"a": [0.6]}, "rounds=3") / "cases.parquet").unlink()
+
+
 WRONG_FILES: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
         *(truncated, text_as_picture, nan_volume, complex_volume, other_grid, no_affine, unknown_unit, flat_volume),
         *(pages, colour_image, all_colour, other_size, other_mask_size, three_values, fraction_mask, two_foregrounds),
         *(coloured_mask, flipped_palette, many_values, huge_label, turned_deep, utf16_table, latin1_table),
-        *(channels, finished_run, negative_volume, huge_volume),
+        *(channels, finished_run, negative_volume, huge_volume, compared_runs),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
 from raysim.cli.main import main
-from raysim.reporting.side_by_side import differences
 from tests.support.page import Page
 from tests.support.plans import make_plan
 from tests.support.toy_runs import on_local
@@ -44,10 +44,6 @@ def test_one_run_and_several(capsys: pytest.CaptureFixture[str]) -> None:
     assert "both.html exists already" in capsys.readouterr().err
 
 
-def test_differences() -> None:
-    assert differences([{"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}]) == {"b": ["2", "3"], "c": ["-", "4"]}
-
-
 def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     Path("old").mkdir()
@@ -62,7 +58,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     run("a", LocalOnly(lr=0.02))
     assert main(["report", "a", "--out", "page.html"]) == 2
     assert "remove --out" in capsys.readouterr().err
-    Path("b").mkdir()
+    shutil.copytree("a", "b")
     summary = json.loads(Path("a/summary.json").read_text()) | {"task": "tabular"}
     Path("b/summary.json").write_text(json.dumps(summary))
     assert main(["report", "a", "b"]) == 2

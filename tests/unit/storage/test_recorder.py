@@ -102,6 +102,7 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
         "rounds": 1,
         "metric": "inside/test/distance",
         "direction": "lower",
+        "better": {"distance": "lower"},
         "evaluated_round": 1,
         "metrics": {
             "inside/test/distance": three,

@@ -1,0 +1,78 @@
+"""`raysim compare`: the table of groups of runs with its statistics."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysim.core.atomic_io import write_text
+from raysim.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raysim.reporting.comparison import Comparison
+    from raysim.reporting.comparison_tables import TableFormat
+
+EPILOG = """\
+RUN is the folder of a run, of a search, or a folder with runs:
+  raysim compare runs/                                     all runs, grouped by what differs in their configurations
+  raysim compare runs/fedavg-* runs/fedbn-* --by algorithm --format latex --out table.tex
+  raysim compare runs/ --metric outside/test/dice --reference fedavg
+"""
+
+
+def add_compare_command(commands: Any) -> None:
+    """Add the parser of the command to the subparsers `commands`."""
+    parser = commands.add_parser(
+        "compare",
+        help="compare finished runs: means, intervals, paired tests",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", type=Path, help="the folder of a run, of a search, or one with runs")
+    add("--by", metavar="KEY", help="group by this key alone; several separated by commas (default: all that differ)")
+    add("--round", choices=("best", "last"), help="the round of each run (default: best, if all runs have one)")
+    add("--metric", metavar="M", help="a metric, or role/split/metric (default: the main metric of the runs)")
+    add("--split", choices=("val", "test"), help="the cases that are compared (default: test)")
+    add(
+        "--test",
+        choices=("wilcoxon", "permutation"),
+        default="wilcoxon",
+        help="the paired test per case; for auc DeLong's test is used (default: %(default)s)",
+    )
+    add("--reference", metavar="GROUP", help="the group that the others are compared with (default: the first)")
+    add("--format", choices=("text", "csv", "latex", "html"), default="text", help="default: %(default)s")
+    add("--out", metavar="FILE", type=Path, help="write to this file, which must not exist (default: print)")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Run the command and return the exit code."""
+    from raysim.reporting.comparison import CompareOptions, compare
+
+    _check_new_file(args.out)
+    options = {field.name: getattr(args, field.name) for field in fields(CompareOptions)}
+    _write(compare(args.runs, CompareOptions(**options)), args.format, args.out)
+    return 0
+
+
+def _check_new_file(out: Path | None) -> None:
+    if out is not None and out.exists():
+        raise ConfigError(f"--out {out} already exists, and no file is overwritten; choose a new name")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: {out.parent} is not a folder; create it, or choose another one")
+
+
+def _write(comparison: Comparison, form: TableFormat, out: Path | None) -> None:
+    from raysim.reporting.comparison_tables import print_comparison, render
+    from raysim.reporting.terminal import Terminal
+
+    if form == "text" and out is None:
+        print_comparison(comparison, Terminal())
+        return
+    text = render(comparison, form)
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(out, text)

@@ -1,0 +1,49 @@
+"""Cross-validation: the folds of each site, by patient."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+
+import pandas as pd
+
+from raysim.core.errors import ConfigError
+from raysim.data.partition import patient_groups, shuffled_group_sizes
+from raysim.data.table import sort_rows
+
+EVALUABLE = ("train", "val", "test")
+
+
+def use_fold(table: pd.DataFrame, folds: int, fold: int, outside: Collection[str], seed: int) -> pd.DataFrame:
+    """The table in which the test rows of each inside site are those of one of its folds.
+
+    The labelled rows of a site, of any split, are divided into `folds` folds of nearly equal size, with all rows of a
+    patient in one fold. The folds depend on the table and on `seed`, not on `fold`. The val rows outside the fold
+    remain val rows; the other rows outside the fold are training rows. Unlabelled rows and outside sites do not change.
+    Raises ConfigError for a site with fewer patients than folds.
+    """
+    table = sort_rows(table)
+    split = table["split"].copy()
+    folded = table["split"].isin(EVALUABLE) & ~table["site"].isin(outside)
+    for site, rows in table[folded].groupby("site"):
+        groups = patient_groups(rows)
+        sizes = shuffled_group_sizes(groups, seed, "folds", str(site))
+        if len(sizes) < folds:
+            raise ConfigError(
+                f"task.data.folds={folds}: site '{site}' has {len(sizes)} cases (all rows of a patient count as one); "
+                f"set task.data.folds to at most {len(sizes)}, or add the site to task.data.exclude_sites"
+            )
+        is_test = groups.map(_assign(sizes, folds)) == fold
+        split[rows.index] = rows["split"].mask(rows["split"] == "test", "train").mask(is_test, "test")
+    return sort_rows(table.assign(split=split))
+
+
+def _assign(sizes: pd.Series[int], folds: int) -> dict[str, int]:
+    """The fold of each group: the largest groups first, each to the fold with the fewest rows."""
+    heap = [(0, fold) for fold in range(folds)]
+    fold_of_group = {}
+    for group, rows in sizes.sort_values(ascending=False, kind="stable").items():
+        total, fold = heapq.heappop(heap)
+        fold_of_group[str(group)] = fold
+        heapq.heappush(heap, (total + rows, fold))
+    return fold_of_group

@@ -1,0 +1,122 @@
+"""Finds the runs in folders, and reads their configuration and summary. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysim.config.yaml_loader import load_written_yaml
+from raysim.core.errors import ConfigError
+from raysim.core.formatting import quote_path
+from raysim.storage.run_directory import CASES_FILE, CONFIG_FILE, LOG_FILE, SEARCH_FILE, SUMMARY_FILE, read_summary
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run: its folder, its configuration by dotted key, the content of summary.json (empty before its end)."""
+
+    path: Path
+    keys: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    is_trial: bool = False
+
+    @property
+    def status(self) -> str:
+        """`done`, `interrupted` or `failed`; `unfinished` without a summary."""
+        return str(self.summary.get("status", "unfinished"))
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the algorithm."""
+        return str(self.keys.get("algorithm.name", "-"))
+
+    @property
+    def task(self) -> str:
+        """The name of the task."""
+        return str(self.keys.get("task.name", "-"))
+
+
+def find_runs(folders: Sequence[Path], *, trials: bool = True) -> list[RunRecord]:
+    """The runs in `folders` and below them, each once, in the order of the arguments, then by path.
+
+    trials: whether those of searches are included. Raises ConfigError for a folder that does not exist.
+    """
+    found: dict[Path, RunRecord] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder; give the folder of a run, of a search, or one with runs")
+        for path, search in _run_folders(folder):
+            if trials or search is None:
+                found.setdefault(path.resolve(), read_run(path, is_trial=search is not None))
+    return [*found.values()]
+
+
+def find_searches(folder: Path) -> list[Path]:
+    """The folders of the searches in `folder`."""
+    return list(dict.fromkeys(search for _, search in _run_folders(folder) if search is not None))
+
+
+def _run_folders(folder: Path, search: Path | None = None) -> Iterator[tuple[Path, Path | None]]:
+    """Each run in `folder` or below it, with the search that it belongs to."""
+    if (folder / CONFIG_FILE).is_file() and ((folder / LOG_FILE).exists() or (folder / SUMMARY_FILE).exists()):
+        yield folder, search
+        return
+    if (folder / SEARCH_FILE).is_file():
+        search = folder
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.is_symlink():
+            yield from _run_folders(child, search)
+
+
+def read_run(path: Path, is_trial: bool = False) -> RunRecord:
+    """The record of the run in `path`. Raises ConfigError for a config.yaml that cannot be read."""
+    file = path / CONFIG_FILE
+    try:
+        config = load_written_yaml(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {file}: {error}; remove this folder, or give others") from error
+    return RunRecord(path, dict(_flat("", config)), read_summary(path), is_trial)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each value of nested mappings by its dotted key; an empty mapping is a value."""
+    if isinstance(value, Mapping) and (value or not prefix):
+        for key, item in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
+    else:
+        yield prefix, value
+
+
+def comparable_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], int]:
+    """The finished runs of one task in `folders`, and the number of unfinished trials of searches that are left out.
+
+    Raises ConfigError if there is no run, if one has not finished, if one has no values by case, or if tasks differ.
+    """
+    runs = find_runs(folders)
+    done = [run for run in runs if run.status == "done" or not run.is_trial]
+    if not done:
+        raise ConfigError(f"{', '.join(map(str, folders))}: no finished run; give folders of finished runs or searches")
+    for run in done:
+        _check_finished(run)
+        if run.task != done[0].task:
+            raise ConfigError(
+                f"{done[0].path} is a run of task={done[0].task}, {run.path} of task={run.task}; give runs of one task"
+            )
+    return done, len(runs) - len(done)
+
+
+def _check_finished(run: RunRecord) -> None:
+    if run.status == "unfinished":
+        raise ConfigError(f"{run.path} has not ended; wait for it, or give the other runs")
+    if run.status != "done":
+        raise ConfigError(
+            f"{run.path} is {run.status}, not done; to continue it: raysim resume {quote_path(run.path)}; or give the "
+            "other runs"
+        )
+    if not (run.path / CASES_FILE).is_file():
+        raise ConfigError(
+            f"{run.path} has no {CASES_FILE}, because its task has no values by case; give runs of segmentation, "
+            "classification, tabular or synthetic"
+        )

@@ -1,0 +1,37 @@
+"""What all HTML pages share: escaped templates, the style sheet, and how a page is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from raysim.core.atomic_io import write_text
+from raysim.core.formatting import format_bytes, format_score, pluralize, printable
+
+STYLED_TEMPLATE = Path(__file__).with_name("html_report.html.j2")  # has the style sheet
+
+
+def environment() -> Environment:
+    """An environment of templates that escapes values, and its filters."""
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    made = Environment(autoescape=True, finalize=_finalize, **options)
+    made.filters |= {"counted": pluralize, "number": format_score, "size": format_bytes}
+    made.filters["value"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
+    return made
+
+
+def _finalize(value: Any) -> Any:
+    """A value as it is shown: without control characters, which a page must not contain either."""
+    return printable(value) if type(value) is str else value  # not the Markup that the template is made of
+
+
+def page_style() -> str:
+    """The style sheet of report.html, for use in other pages."""
+    return STYLED_TEMPLATE.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page, atomically, as ASCII: this does not depend on the locale and allows lone surrogates."""
+    write_text(path, page.encode("ascii", "xmlcharrefreplace").decode())
