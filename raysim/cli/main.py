@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
+        commands |= {"predict": _predict}
         commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema}
         return commands[args.command](args, rest)
     except RaysimError as error:
@@ -70,6 +71,12 @@ def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
     from raysim.cli import run
 
     return run.resume(args)
+
+
+def _predict(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.cli import predict
+
+    return predict.predict(args)
 
 
 def _status(args: argparse.Namespace, _: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from raysim._version import __version__
 from raysim.cli.completion import add_keys
+from raysim.cli.predict import add_predict_command
 from raysim.cli.tune import add_tune_command
 
 KEY_SYNTAX = """\
@@ -56,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it has changed")
 
     add_tune_command(commands)
+    add_predict_command(commands)
 
     doctor = commands.add_parser("doctor", help="check Ray, nodes and data, try one batch, propose resources")
     doctor.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"

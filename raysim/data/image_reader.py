@@ -46,7 +46,7 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
     Raises FileNotFoundError if there is no file.
     """
     try:
-        with _local_copy(path) as file:
+        with local_copy(path) as file:
             image = decode_image(file, mask, colours)
     except (ConfigError, FileNotFoundError):
         raise
@@ -76,7 +76,7 @@ def _check_exact(mask: Image) -> None:
 
 
 @contextmanager
-def _local_copy(path: str) -> Iterator[str]:
+def local_copy(path: str) -> Iterator[str]:
     """A local path of the file; the file of a URL is copied into a temporary folder."""
     if "://" not in path:
         yield path

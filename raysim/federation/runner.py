@@ -51,6 +51,7 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         )
     config = plan.config
     facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
+    facts |= {"shape": list(plan.task.shape), "classes": dict(plan.task.class_values)}
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)

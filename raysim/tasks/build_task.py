@@ -36,6 +36,7 @@ def build_task(
     sampling: Sampling = "uniform",
     summary: str = "",
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None,
+    class_values: Mapping[str, int | str],
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
@@ -63,4 +64,5 @@ def build_task(
         sampling=sampling,
         summary=summary,
         case_names=case_names,
+        class_values=class_values,
     )
