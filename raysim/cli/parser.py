@@ -7,6 +7,7 @@ from typing import Any
 
 from raysim._version import __version__
 from raysim.cli.completion import add_keys
+from raysim.cli.evaluate import add_evaluate_command
 from raysim.cli.predict import add_predict_command
 from raysim.cli.tune import add_tune_command
 
@@ -57,7 +58,6 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it has changed")
 
     add_tune_command(commands)
-    add_predict_command(commands)
 
     doctor = commands.add_parser("doctor", help="check Ray, nodes and data, try one batch, propose resources")
     doctor.usage = "raysim doctor [-h] [-c FILE] [--out DIR] [key=value ...]"
@@ -76,6 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
     schema.add_argument("task", nargs="?", help="a task, also module:Class (default: all of raysim)")
     schema.add_argument("algorithm", nargs="?", help="an algorithm, also module:Class (default: all of raysim)")
     _add_data(commands)
+    for add_command in (add_predict_command, add_evaluate_command):
+        add_command(commands)
     add_keys(commands.choices)
     return parser
 

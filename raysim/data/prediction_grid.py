@@ -43,8 +43,8 @@ def _unfit(logits: Array, space: Sequence[int], preparation: CasePreparation) ->
     restored = np.empty((*logits.shape[:2], *space), np.float32)
     restored[:] = values.reshape(1, -1, *[1] * len(space))
     pairs = [_overlap(old, new) for old, new in zip(space, logits.shape[2:], strict=True)]
-    inside, source = (tuple(pair[side] for pair in pairs) for side in (0, 1))
-    restored[(..., *inside)] = logits[(..., *source)]
+    inside, source = tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+    restored[(slice(None), slice(None), *inside)] = logits[(slice(None), slice(None), *source)]
     return restored
 
 

@@ -1,4 +1,4 @@
-"""Work with a finished run, without training: predicts new cases, on Ray or in this process."""
+"""Work with a finished run, without training: prediction and evaluation, on Ray or in this process."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
+from raysim.config.merge import expand_dotted_keys
+from raysim.config.resolve import to_mapping
+from raysim.config.schema import RunConfig
+from raysim.core.atomic_io import write_text
 from raysim.core.errors import ConfigError, RunError, SiteError
 from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Progress
 from raysim.core.formatting import quote_path
+from raysim.core.results import RunResult
 from raysim.data.cache import cache_key, fingerprint
 from raysim.data.image_sites import ImageSites
 from raysim.data.predicted_masks import PredictedMasks
 from raysim.distributed import node_probe
 from raysim.distributed.launcher import follow, ray_events
-from raysim.federation.plan import Plan, warnings_as_notices
+from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
 from raysim.federation.prediction import JOB_FILE, Prediction, predict_cases
 from raysim.federation.prediction_job import PredictionJob, split_into_parts, task_of_parts
+from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task
 from raysim.federation.runner import local_fleet
 from raysim.federation.trained_run import RoundChoice, TrainedRun, open_run
-from raysim.storage.run_directory import check_new_directory, exclusive_lock, read_mapping
+from raysim.reporting.html_report import write_report
+from raysim.storage.run_directory import check_new_directory, exclusive_lock, read_mapping, reserve_directory
 from raysim.tasks.new_cases import NewCases, prepare_new_cases, target_files
 
 if TYPE_CHECKING:
@@ -72,6 +82,45 @@ def predict(
         task = task_of_parts(cases.task, job.site, job.parts, folder)
         plan = _plan(trained, task, folder, backend, ray_address)
         return execute(plan, partial(predict_cases, prediction), emit)
+
+
+def evaluate(
+    run: str | Path,
+    overrides: Mapping[str, Any],
+    *,
+    round: RoundChoice | None = None,
+    out: str | Path | None = None,
+    on_event: EventCallback | None = None,
+) -> RunResult:
+    """Evaluate a finished run on the data of `overrides`, keys as in a configuration file, without training.
+
+    The results are written to `out`, by default to a new folder in `evaluations` of the run. Raises ConfigError or
+    PlacementError, before anything is written, for keys or data that do not fit the run.
+    """
+    emit: EventCallback = on_event or (lambda _: None)
+    trained = open_run(run, round)
+    config = evaluation_config(trained, expand_dotted_keys(overrides, "the overrides"))
+    check_new_directory(None if out is None else str(out), "an evaluation")
+    emit(Message("preparing the data"))
+    with warnings_as_notices(emit):
+        task = evaluation_task(
+            trained, config, lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total))
+        )
+    chosen_metric(task, config.metric)
+    folder = Path(out).absolute() if out is not None else _free_folder(trained, config)
+    with reserve_directory(str(folder), "") as directory, exclusive_lock(directory):
+        plan = Plan(config=config, task=task, directory=directory, versions=node_probe.versions())
+        summary = execute(plan, partial(evaluate_run, trained), emit)
+        write_text(directory / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
+        emit(Message(f"report: {write_report(directory)}"))
+    return RunResult(directory, summary)
+
+
+def _free_folder(trained: TrainedRun, config: RunConfig) -> Path:
+    """The first unused folder for an evaluation on this table."""
+    stem = Path(getattr(config.task.data, "table", "") or config.task.name).stem
+    names = (trained.directory / "evaluations" / f"{stem}-{number:03}" for number in count(1))
+    return next(path for path in names if not path.exists())
 
 
 def check_output_name(out: str | Path) -> None:

@@ -44,6 +44,10 @@ def write_evaluation(
         "status": RunOutcome.DONE,
         **facts,
         "rounds": number,
+        "seconds": 0.0,  # of training
+        "bytes": {"up": 0, "down": 0, "between_sites": 0},
+        "failures": {"incidents": 0, "left_out": 0, "seconds_lost": 0.0},
+        "best": {"round": None, "reason": "only one round was evaluated"},
         "metric": chosen,
         "direction": direction(chosen, task.score.better),
         "evaluated_round": number,

@@ -73,8 +73,8 @@ def prepare_new_cases(
     _check_dimensions(table["image"].iloc[0], trained, slices=config.data.slices)
     changed: dict[str, Any] = {"outside": (), "shift": config.data.shift if scanner else ScannerShift()}
     changed |= {} if of_masks else {"classes": classes}
-    rows = table.assign(site=site, split="test", label=pd.NA)
-    data = replace(config.data, **changed)
+    rows = table.assign(site=site, split="test", label=_no_labels(table))
+    data: Any = replace(config.data, **changed)
     task = replace(config, data=data).build(progress, rows)
     _check_shape(task, trained, table["image"].iloc[0])
     images = [str(image) for image in table["image"]]
@@ -104,6 +104,10 @@ def _is_image(path: Path) -> bool:
 def _absent() -> dict[str, str]:
     """The columns that a table of new cases may lack."""
     return {"site": "new", "split": "test"}
+
+
+def _no_labels(table: pd.DataFrame) -> pd.Series:
+    return pd.Series(pd.NA, table.index, dtype="string")
 
 
 def _class_indices(table: pd.DataFrame, classes: Mapping[str, str], source: str) -> pd.Series:
@@ -139,7 +143,7 @@ def _tabular_cases(trained: TrainedTask, config: Tabular, source: str, site: str
         in_order=True,
     )
     labels = _class_indices(table, classes, source)
-    rows = table.assign(site=site, split="test", label=pd.Series(pd.NA, table.index, dtype="string"))
+    rows = table.assign(site=site, split="test", label=_no_labels(table))
     path = join_path(os.getcwd(), os.path.expanduser(source))
     changed: dict[str, Any] = {"table": path, "outside": (), "exclude_sites": (), "partition": None, "labelled": None}
     task = replace(config, data=replace(config.data, **changed)).build(rows=rows, reference=config.data)

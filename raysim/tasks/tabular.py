@@ -60,7 +60,7 @@ class TabularData(TableData):
             )
             features = selection.select(selected, is_training_row(selected, self.outside), self.table)
         else:
-            found = resolve_classes(table, fitted[1], self.table)
+            found = resolve_classes(table, dict(fitted[1]), self.table)
             selected, features = self.select_rows(table), fitted[0].features
             features.check(selected, self.table)
         encoded = encode_labels(selected, found)
