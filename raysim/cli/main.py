@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
-        commands |= {"predict": _predict, "evaluate": _evaluate}
+        commands |= {"predict": _predict, "evaluate": _evaluate, "export": _export}
         commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema}
         return commands[args.command](args, rest)
     except RaysimError as error:
@@ -83,6 +83,12 @@ def _evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from raysim.cli import evaluate
 
     return evaluate.evaluate(args, overrides)
+
+
+def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.cli import export
+
+    return export.export(args)
 
 
 def _status(args: argparse.Namespace, _: Sequence[str]) -> int:

@@ -27,7 +27,13 @@ USED_KEYS = (
     "site_timeout_s",
 )
 # With a new table these keys of the run do not apply.
-OF_THE_OLD_TABLE = {"root": None, "outside": (), "exclude_sites": (), "partition": None, "labelled": None}
+OF_THE_OLD_TABLE: dict[str, Any] = {
+    "root": None,
+    "outside": (),
+    "exclude_sites": (),
+    "partition": None,
+    "labelled": None,
+}
 
 
 def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfig:
