@@ -53,5 +53,5 @@ class RestoreSized(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         for key in self.key_iterator(found):
-            found[key] = resize(found[key], found[self.orig_key].meta[KEY])
+            found[key] = MetaTensor(resize(found[key], found[self.orig_key].meta[KEY]))
         return found

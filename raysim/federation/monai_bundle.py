@@ -34,12 +34,27 @@ INTENSITY: dict[str, Config | None] = {  # as in INTENSITY_SCALING
     "percentile": {
         "_target_": "ScaleIntensityRangePercentilesd",
         **IMAGE,
-        "lower": 1, "upper": 99, "b_min": 0, "b_max": 1, "clip": True, "channel_wise": True,
+        "lower": 1,
+        "upper": 99,
+        "b_min": 0,
+        "b_max": 1,
+        "clip": True,
+        "channel_wise": True,
     },
     "unit": {"_target_": "ScaleIntensityRanged", **IMAGE, "a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1},
     "none": None,
 }
 PICTURES, VOLUMES = ("png", "jpg", "jpeg", "tif", "tiff", "bmp"), ("nii", "nii.gz")
+START = ["$@load", "$@network.eval()"]
+CLASS_OUTPUT: Config = {
+    "saver": {"_target_": "CSVSaver", "output_dir": "@output_dir"},
+    "run": [
+        *START,
+        "$[@saver.save(torch.softmax(@predict(case['image']), 0), {'filename_or_obj': path}) "
+        "for case, path in zip(@dataset, @images)]",
+        "$@saver.finalize()",
+    ],
+}
 README = """\
 # {description}
 
@@ -49,7 +64,7 @@ Exported by raysim {version} from {run}, round {round}. Run it on the images in 
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir FOLDER --output_dir OUT
 ```
 
-in this folder, with `pip install monai=={monai} fire nibabel pillow`. Outputs: {outputs}. For research, not for clinical use.
+in this folder, with `pip install monai=={monai} fire nibabel pillow`. Outputs: {outputs}.
 """
 
 
@@ -100,12 +115,11 @@ def write_bundle(run: TrainedRun, network: ExportedNetwork, folder: Path) -> Non
 
 def inference_config(run: TrainedRun, network: ExportedNetwork) -> Config:
     """The content of inference.json."""
-    data, volumes = run.config.task.data, _reads_volumes(run)
-    suffixes = VOLUMES if volumes else PICTURES
+    suffixes = VOLUMES if _reads_volumes(run) else PICTURES
     factory: Any = network.factory
     network_def = {"_target_": f"{factory.func.__module__}.{factory.func.__qualname__}", **factory.keywords}
     return {
-        "imports": ["$import os", "$import torch", "$import PIL.Image, PIL.ImageOps"],
+        "imports": ["$import os", "$import torch", "$from PIL import ImageOps"],
         "bundle_root": ".",
         "dataset_dir": "$os.path.join(@bundle_root, 'images')",
         "output_dir": "$os.path.join(@bundle_root, 'predictions')",
@@ -121,15 +135,11 @@ def inference_config(run: TrainedRun, network: ExportedNetwork) -> Config:
             "data": "$[{'image': path} for path in @images]",
             "transform": "@preprocessing",
         },
-        "inferer": _inferer(run, data),
-        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(run)},
+        "inferer": _inferer(run),
         "predict": "$torch.no_grad()(lambda image: @inferer(image[None].to(@device), @network)[0].cpu())",
-        "run": [
-            "$@network.load_state_dict(torch.load(os.path.join(@bundle_root, 'models', 'model.pt'), "
-            "map_location=@device, weights_only=True))",
-            "$@network.eval()",
-            "$[@postprocessing({**case, 'pred': @predict(case['image'])}) for case in @dataset]",
-        ],
+        "load": "$@network.load_state_dict(torch.load(os.path.join(@bundle_root, 'models', 'model.pt'), "
+        "map_location=@device, weights_only=True))",
+        **(_mask_output(run) if isinstance(run.config.task, Segmentation) else CLASS_OUTPUT),
     }
 
 
@@ -157,12 +167,10 @@ def preprocessing(run: TrainedRun) -> list[Config]:
                 }
             )
     else:
-        mode = "RGB" if run.task.shape[0] == 3 else "L"
-        keep = "" if mode == "RGB" else " if im.mode not in ('L', 'I;16', 'I', 'F') else im"
-        reader = {
-            "_target_": "PILReader",
-            "converter": f"$lambda im: PIL.ImageOps.exif_transpose(im).convert('{mode}'){keep}",
-        }
+        grey = "up if up.mode in ('L', 'I;16', 'I', 'F') else up.convert('L')"
+        convert = "up.convert('RGB')" if run.task.shape[0] == 3 else grey
+        upright = f"$lambda im: (lambda up: {convert})(ImageOps.exif_transpose(im))"
+        reader = {"_target_": "PILReader", "converter": upright}
         steps += [
             {"_target_": "LoadImaged", **IMAGE, "reader": reader, "ensure_channel_first": True},
             {"_target_": "Transposed", **IMAGE, "indices": [0, 2, 1]},  # MONAI reads pictures as (width, height)
@@ -182,7 +190,8 @@ def _spacing(data: ImageData) -> list[float]:
     return [*spacing, *[-1.0] * (3 - len(spacing))]
 
 
-def _inferer(run: TrainedRun, data: ImageData) -> Config:
+def _inferer(run: TrainedRun) -> Config:
+    data: ImageData = run.config.task.data
     if not data.slices:
         return {"_target_": "SimpleInferer"}
     return {
@@ -193,13 +202,9 @@ def _inferer(run: TrainedRun, data: ImageData) -> Config:
     }
 
 
-def _postprocessing(run: TrainedRun) -> list[Config]:
+def _mask_output(run: TrainedRun) -> Config:
+    """The steps that write a mask for each image."""
     config, volumes = run.config.task, _reads_volumes(run)
-    if isinstance(config, Classification):
-        return [
-            {"_target_": "Activationsd", "keys": "pred", "softmax": True},
-            {"_target_": "SaveClassificationd", "keys": "pred", "output_dir": "@output_dir"},
-        ]
     steps: list[Config] = []
     if config.data.size is not None and config.data.fit == "resize":
         steps.append({"_target_": "scripts.transforms.RestoreSized", "keys": "pred", "orig_key": "image"})
@@ -207,8 +212,7 @@ def _postprocessing(run: TrainedRun) -> list[Config]:
     save: Config = {"output_dir": "@output_dir", "output_postfix": "", "separate_folder": False, "resample": False}
     save |= {"output_dtype": "$'uint8'" if max(values) < 256 else "$'uint16'"}
     save |= {"output_ext": ".nii.gz"} if volumes else {"output_ext": ".png", "writer": "PILWriter"}
-    return [
-        *steps,
+    steps += [
         {
             "_target_": "Invertd",
             "keys": "pred",
@@ -225,6 +229,13 @@ def _postprocessing(run: TrainedRun) -> list[Config]:
         },
         {"_target_": "SaveImaged", "keys": "pred", **save},
     ]
+    return {
+        "postprocessing": {"_target_": "Compose", "transforms": steps},
+        "run": [
+            *START,
+            "$[@postprocessing({**case, 'pred': @predict(case['image'])}) for case in @dataset]",
+        ],
+    }
 
 
 def _metadata(run: TrainedRun, network: ExportedNetwork) -> Config:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from raysim import RunResult, run
 from tests.support.wrong_files import write_data_sets
 
+Runs = Callable[..., Path]  # the folder of a finished run, by the arguments of `trained`
 UNET = {"name": "unet", "channels": [2, 4], "strides": [2], "num_res_units": 0}
 TASKS: dict[str, dict[str, Any]] = {
     "pictures": {"name": "segmentation", "data": {"table": "table.csv", "size": [12, 20]}, "network": UNET},
@@ -42,3 +44,17 @@ def trained(
         "algorithm.name": algorithm,
     }
     return run({**config, "algorithm.lr": 0.05, **keys}, out=folder / "run")
+
+
+def shared_runs(make_folder: Callable[[str], Path]) -> Runs:
+    """A function that trains each run once; `make_folder` makes a folder with a name."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str, algorithm: str = "fedavg", **keys: Any) -> Path:
+        key = repr((kind, algorithm, keys))
+        if key not in made:
+            made[key] = make_folder(kind)
+            trained(made[key], kind, algorithm, **keys)
+        return made[key]
+
+    return get

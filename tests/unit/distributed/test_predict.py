@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,13 @@ from PIL import Image
 
 from raysim import ConfigError
 from raysim.distributed.finished_runs import predict
-from tests.support.trained import trained
-
-Runs = Callable[..., Path]
+from tests.support.trained import Runs, shared_runs
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The folder of a finished run, which tests share."""
-    made: dict[str, Path] = {}
-
-    def get(kind: str, algorithm: str = "fedavg", **keys: Any) -> Path:
-        key = f"{kind}-{algorithm}-{len(keys)}"
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("trained") / key
-            trained(made[key], kind, algorithm, **keys)
-        return made[key]
-
-    return get
+    return shared_runs(tmp_path_factory.mktemp)
 
 
 def dice(predicted: Any, label: Any) -> float:
