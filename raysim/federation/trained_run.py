@@ -29,15 +29,17 @@ OUTCOMES = {RunOutcome.FAILED: "has failed", RunOutcome.INTERRUPTED: "was interr
 class TrainedMethod:
     """The predictors of a method at sites of any task: a site of the run keeps its role, all others are outside.
 
-    inside: the inside sites of the run.
+    inside, outside: the sites of the run.
     """
 
     algorithm: Algorithm[Any]
     inside: tuple[str, ...]
+    outside: tuple[str, ...]
 
     def predictor(self, site: Site[Any], state: Any) -> Predictor | PredictionSet | None:
         """As the predictor of the algorithm, which gets the sites of the run."""
-        outside = () if site.name in self.inside else (site.name,)
+        is_new = site.name not in (*self.inside, *self.outside)
+        outside = (*self.outside, site.name) if is_new else self.outside
         return self.algorithm.predictor(
             replace(site, task=replace(site.task, inside=self.inside, outside=outside)), state
         )
@@ -67,7 +69,7 @@ class TrainedRun:
     @property
     def method(self) -> TrainedMethod:
         """The method, which predicts as in the run."""
-        return TrainedMethod(self.config.algorithm, self.inside)
+        return TrainedMethod(self.config.algorithm, self.inside, self.outside)
 
     @property
     def task(self) -> TrainedTask:

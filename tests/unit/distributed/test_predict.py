@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from raysim import ConfigError
+from raysim import ConfigError, Progress
+from raysim.cli.main import main
+from raysim.core.events import Event
 from raysim.distributed.finished_runs import predict
 from tests.support.trained import Runs, shared_runs
 
@@ -134,6 +136,35 @@ def test_an_interrupted_prediction_continues_with_the_missing_files(runs: Runs, 
     predict(folder / "run", str(folder / "table.csv"), out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert (out / "0.png").stat().st_mtime_ns == written
+
+
+def test_interrupted_predictions_keep_their_files(runs: Runs, tmp_path: Path) -> None:
+    folder, out = runs("pictures"), tmp_path / "out"
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Progress) and event.phase == "prediction" and event.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(folder / "run", str(folder / "table.csv"), out, on_event=interrupt)
+    assert {path.name for path in out.iterdir()} == {"prediction.json", "0.png", "1.png", "2.png"}
+    predict(folder / "run", str(folder / "table.csv"), out)
+    assert len(list(out.glob("*.png"))) == 6
+
+
+def test_the_commands_print_scores_and_folders(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = runs("pictures")
+    monkeypatch.setattr("raysim.cli.run.end_cleanly_on_sigterm", lambda: None)
+    assert (
+        main(["predict", str(folder / "run"), "--images", str(folder / "table.csv"), "--out", str(tmp_path / "o")]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "6 cases, predictor: global" in printed
+    assert f"results: {tmp_path / 'o'}, listed in predictions.csv" in printed.replace("\n", "")
+    assert main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "e")]) == 0
+    assert f"results: {tmp_path / 'e'}" in capsys.readouterr().out.replace("\n", "")
 
 
 def refused(*arguments: Any, **keys: Any) -> str:
