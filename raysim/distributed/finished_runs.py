@@ -16,6 +16,7 @@ from raysim.config.merge import expand_dotted_keys
 from raysim.config.resolve import to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.atomic_io import write_text
+from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError, RunError, SiteError
 from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Progress
 from raysim.core.formatting import quote_path
@@ -30,7 +31,7 @@ from raysim.federation.prediction import JOB_FILE, Prediction, predict_cases
 from raysim.federation.prediction_job import PredictionJob, split_into_parts, task_of_parts
 from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task
 from raysim.federation.runner import local_fleet
-from raysim.federation.trained_run import RoundChoice, TrainedRun, open_run
+from raysim.federation.trained_run import RoundChoice, TrainedRun, open_run, untrained
 from raysim.reporting.html_report import write_report
 from raysim.storage.run_directory import check_new_directory, exclusive_lock, read_mapping, reserve_directory
 from raysim.tasks.new_cases import NewCases, prepare_new_cases, target_files
@@ -64,7 +65,7 @@ def predict(
     trained = open_run(run, round)
     if site is not None:
         trained.check_site(site)
-    check_output_name(out)
+    _check_output_name(out)
     emit(Message("preparing the images"))
     with warnings_as_notices(emit):
         cases = prepare_new_cases(
@@ -77,11 +78,16 @@ def predict(
     folder = Path(out).absolute()
     identity = _identity(trained, cases, site, probabilities)
     job = _job(trained, cases, site or NEW_SITE, folder, probabilities)
-    with output_folder(folder, identity), exclusive_lock(folder):
+    with _output_folder(folder, identity), exclusive_lock(folder):
         prediction = Prediction(trained, cases, job, folder, identity)
         task = task_of_parts(cases.task, job.site, job.parts, folder)
         plan = _plan(trained, task, folder, backend, ray_address)
-        return execute(plan, partial(predict_cases, prediction), emit)
+        try:
+            return _execute(plan, partial(predict_cases, prediction), emit)
+        except SiteError as error:  # its site is a part of the cases
+            failed = RunError(error.cause)
+            failed.remote = error.remote
+            raise failed from error
 
 
 def evaluate(
@@ -110,7 +116,7 @@ def evaluate(
     folder = Path(out).absolute() if out is not None else _free_folder(trained, config)
     with reserve_directory(str(folder), "") as directory, exclusive_lock(directory):
         plan = Plan(config=config, task=task, directory=directory, versions=node_probe.versions())
-        summary = execute(plan, partial(evaluate_run, trained), emit)
+        summary = _execute(plan, partial(evaluate_run, trained), emit)
         write_text(directory / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
         emit(Message(f"report: {write_report(directory)}"))
     return RunResult(directory, summary)
@@ -123,7 +129,7 @@ def _free_folder(trained: TrainedRun, config: RunConfig) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def check_output_name(out: str | Path) -> None:
+def _check_output_name(out: str | Path) -> None:
     """Raises ConfigError if `out` is a URL or a file."""
     if "://" in str(out):
         check_new_directory(str(out), "a prediction")
@@ -164,24 +170,19 @@ def _job(trained: TrainedRun, cases: NewCases, site: str, out: Path, probabiliti
     )
 
 
-def _plan(trained: TrainedRun, task: Any, out: Path, backend: Backend | None, ray_address: str | None) -> Plan:
-    """The plan of work on `task`, in which every reply is needed and no fault is injected."""
-    config = trained.config
+def _plan(trained: TrainedRun, task: Task, out: Path, backend: Backend | None, ray_address: str | None) -> Plan:
+    config = untrained(trained.config)
     config = replace(
         config,
-        metric=None,
-        chaos=None,
-        min_replies=1.0,
-        early_stopping=None,
         backend=backend or config.backend,
         ray_address=ray_address or config.ray_address,
-        resources=replace(config.resources, sites={}),
+        resources=replace(config.resources, sites={}, client_actors="auto"),
     )
     return Plan(config=config, task=task, directory=out, versions=node_probe.versions())
 
 
 @contextmanager
-def output_folder(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+def _output_folder(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     """The folder of a new prediction, or of the same one that was interrupted; removed at the end if it is empty.
 
     Raises ConfigError if the folder has other files, also those of a prediction with another `identity`.
@@ -206,14 +207,9 @@ def output_folder(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
                 each.rmdir()
 
 
-def execute(plan: Plan, work: Work, emit: EventCallback) -> Mapping[str, Any]:
+def _execute(plan: Plan, work: Work, emit: EventCallback) -> Mapping[str, Any]:
     """Run `work` on the backend of the plan; returns the values of its last event."""
-    try:
-        return follow(_local_events(plan, work) if plan.config.backend == "local" else ray_events(plan, work), emit)
-    except SiteError as error:  # the name of a part and the round mean nothing to the user
-        failed = RunError(error.cause)
-        failed.remote = error.remote
-        raise failed from error
+    return follow(_local_events(plan, work) if plan.config.backend == "local" else ray_events(plan, work), emit)
 
 
 def _local_events(plan: Plan, work: Work) -> Generator[Event]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,12 +47,16 @@ def export(
     path = trained.directory / "exports" / name if out is None else Path(out).absolute()
     if path.exists():
         raise ConfigError(f"--out {path} already exists, and an export never overwrites files; choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "bundle":
-        write_bundle(trained, network, path)
-    else:
-        with replacing(path) as partial:
-            _write_torch(network, partial) if kind == "torch" else _write_onnx(network, partial)
+    content = {"torch": _torch_program, "onnx": _onnx_program}[kind](network) if kind != "bundle" else b""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "bundle":
+            write_bundle(trained, network, path)
+        else:
+            with replacing(path) as partial:
+                partial.write_bytes(content)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
     return path
 
 
@@ -60,25 +65,27 @@ def _check_onnx_packages() -> None:
         raise ConfigError(f"--format onnx needs {', '.join(missing)}; install them: pip install 'raysim[onnx]'")
 
 
-def _write_torch(network: ExportedNetwork, path: Path) -> None:
-    program = _program(network)
-    with path.open("wb") as file:
-        torch.export.save(program, file)
-    with path.open("rb") as file:
-        loaded = torch.export.load(file)
+def _torch_program(network: ExportedNetwork) -> bytes:
+    """The file of a torch.export program, compared with the network."""
+    file = BytesIO()
+    torch.export.save(_program(network), file)
+    loaded = torch.export.load(BytesIO(file.getvalue()))
     _compare(network, loaded.module()(network.example[:1]).detach().numpy(), "torch.export")
+    return file.getvalue()
 
 
-def _write_onnx(network: ExportedNetwork, path: Path) -> None:
+def _onnx_program(network: ExportedNetwork) -> bytes:
+    """The file of an ONNX program, executed by onnxruntime and compared with the network."""
     import onnxruntime
 
-    program: Any = torch.onnx.export(
+    exported: Any = torch.onnx.export(
         _program(network), input_names=["inputs"], output_names=["logits"], dynamo=True, verbose=False
     )
-    path.write_bytes(program.model_proto.SerializeToString())
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: network.example[:1].numpy()})
+    content = bytes(exported.model_proto.SerializeToString())
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"inputs": network.example[:1].numpy()})
     _compare(network, logits, "ONNX")
+    return content
 
 
 def _program(network: ExportedNetwork) -> torch.export.ExportedProgram:

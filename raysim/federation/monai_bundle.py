@@ -64,7 +64,7 @@ Exported by raysim {version} from {run}, round {round}. Run it on the images in 
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir FOLDER --output_dir OUT
 ```
 
-in this folder, with `pip install monai=={monai} fire nibabel pillow`. Outputs: {outputs}.
+in the folder of the bundle, with `pip install monai=={monai} fire nibabel pillow`. Outputs: {outputs}.
 """
 
 

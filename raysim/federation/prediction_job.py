@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -176,7 +176,7 @@ def _mask_values(task: Task, job: PredictionJob, case: int) -> Mapping[str, floa
     return {name: float(value[0]) for name, value in values.items()}
 
 
-def _case_logits(site: Site[Any], job: PredictionJob, first: int, last: int) -> Any:
+def _case_logits(site: Site[Any], job: PredictionJob, first: int, last: int) -> Iterator[tuple[int, Array]]:
     """Yields each case from `first` to before `last` with the logits (n, K, *space) of its examples.
 
     The batches are those of a prediction of all cases, because predictors may use the statistics of a batch.

@@ -16,15 +16,14 @@ from raysim.core.formatting import join_names
 from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import EVALUATION_PHASE, BaseFleet
 from raysim.federation.plan import Plan
-from raysim.federation.trained_run import TrainedRun
+from raysim.federation.trained_run import TrainedRun, untrained
 from raysim.storage.evaluation_files import write_evaluation
 from raysim.tasks.table_config import TableData
 from raysim.tasks.tabular import Tabular
 
 # The keys that an evaluation uses; those of the task and the algorithm must fit the trained networks.
 USED_KEYS = (
-    *("task", "algorithm", "metric", "anonymous_cases", "backend", "ray_address", "resources", "min_replies"),
-    "site_timeout_s",
+    *("task", "algorithm", "metric", "anonymous_cases", "backend", "ray_address", "resources", "site_timeout_s"),
 )
 # With a new table these keys of the run do not apply.
 OF_THE_OLD_TABLE: dict[str, Any] = {
@@ -43,7 +42,7 @@ def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfi
     """
     if unused := [key for key in overrides if key not in USED_KEYS]:
         raise ConfigError(f"{join_names(unused)}: an evaluation does not train; use keys of {', '.join(USED_KEYS)}")
-    values = to_mapping(run.config) | {"metric": None, "chaos": None, "early_stopping": None}
+    values = to_mapping(untrained(run.config))
     for key in ("task", "algorithm"):
         given = overrides.get(key, {})
         name = given if isinstance(given, str) else dict(given).get("name", values[key]["name"])

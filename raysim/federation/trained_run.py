@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from raysim.config.merge import read_file
 from raysim.config.resolve import resolve
-from raysim.config.schema import RunConfig
+from raysim.config.schema import Cohort, RunConfig
 from raysim.core.contracts import Algorithm, PredictionSet, Predictor, Site
 from raysim.core.errors import ConfigError, RunError
 from raysim.core.formatting import quote_path
@@ -86,6 +86,13 @@ class TrainedRun:
             )
 
 
+def untrained(config: RunConfig) -> RunConfig:
+    """The configuration of work without training: needs every reply, injects no fault, has the default `metric`."""
+    return replace(
+        config, metric=None, chaos=None, early_stopping=None, min_replies=1.0, cohort=Cohort(size=1, dropout=0.0)
+    )
+
+
 def open_run(directory: str | Path, choice: RoundChoice | None = None) -> TrainedRun:
     """The run in `directory` after its best or its last round; by default the best, if one was chosen.
 
@@ -98,6 +105,11 @@ def open_run(directory: str | Path, choice: RoundChoice | None = None) -> Traine
     if summary.get("status") != RunOutcome.DONE:
         found = OUTCOMES.get(summary.get("status", ""), "has not ended")
         raise ConfigError(f"{folder}: the run {found}; complete it first: raysim resume {quote_path(folder)}")
+    if "shape" not in summary:
+        raise ConfigError(
+            f"{folder} is a run of an earlier version, without the shape of examples in summary.json; run it again: "
+            f"raysim run -c {quote_path(folder / 'config.yaml')}"
+        )
     config = resolve(read_file(str(folder / "config.yaml")))
     path = _checkpoint_path(folder, summary, choice)
     try:

@@ -62,8 +62,9 @@ def prepare_new_cases(
     if isinstance(config, Tabular):
         return _tabular_cases(trained, config, source, site)
     if not isinstance(config, Segmentation | Classification):
+        name = getattr(config, "name", type(config).__name__)
         raise ConfigError(
-            f"the task {config.name} of the run has no images; prediction needs a run with task=segmentation, "
+            f"the task of the run, {name}, has no images; prediction needs a run with task=segmentation, "
             "task=classification or task=tabular"
         )
     of_masks = isinstance(config, Segmentation)
