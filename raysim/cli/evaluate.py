@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysim.cli.predict import add_round_option
 from raysim.config.merge import parse_pairs
-from raysim.core.events import Event, RunFinished
+
+if TYPE_CHECKING:  # its import is slow
+    from raysim.core.events import Event
 
 
 def add_evaluate_command(commands: Any) -> None:
@@ -26,6 +28,7 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Run the command. `overrides` are key=value arguments."""
     keys = parse_pairs(overrides)
     from raysim.cli.run import end_cleanly_on_sigterm
+    from raysim.core.events import RunFinished
     from raysim.distributed import finished_runs
     from raysim.reporting.console import RunConsole, site_tables
     from raysim.reporting.terminal import Terminal

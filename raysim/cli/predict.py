@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raysim.core.events import ActorsPlaced, Event, RunFinished
 from raysim.core.formatting import pluralize
+
+if TYPE_CHECKING:  # its import is slow
+    from raysim.core.events import Event
 
 
 def add_predict_command(commands: Any) -> None:
@@ -45,6 +47,7 @@ def add_backend_options(parser: argparse.ArgumentParser) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Run the command."""
     from raysim.cli.run import end_cleanly_on_sigterm
+    from raysim.core.events import ActorsPlaced, RunFinished
     from raysim.distributed import finished_runs
     from raysim.reporting.console import RunConsole
     from raysim.reporting.terminal import Terminal

@@ -14,7 +14,6 @@ from raysim.data.image_formats import Colour, is_volume
 from raysim.data.image_reader import local_copy
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MAX_BYTE = 255
 
 
 def write_mask(
@@ -28,11 +27,12 @@ def write_mask(
     if is_volume(image):
         _write_nifti(path, _with_values(indices, values), image)
         return
-    from PIL import Image as PillowImage
+    import imagecodecs  # Pillow writes no colours of 16 bits
 
-    pixels = np.array([*colours.values()], np.uint8)[indices] if colours else _with_values(indices, values)
+    colour_table = np.array([*(colours or {}).values()])
+    pixels = _smallest(colour_table)[indices] if colours else _with_values(indices, values)
     with replacing(path) as partial:
-        PillowImage.fromarray(pixels).save(partial, format="PNG")
+        partial.write_bytes(imagecodecs.png_encode(pixels))
 
 
 def write_probabilities(path: Path, probabilities: Array, image: str) -> None:
@@ -47,9 +47,13 @@ def write_probabilities(path: Path, probabilities: Array, image: str) -> None:
 
 
 def _with_values(indices: Array, values: Mapping[str, int]) -> Array:
-    """The value of the class of each voxel, as 8 bits if they suffice."""
-    table = np.array(list(values.values()))
-    return table.astype(np.uint8 if table.max() <= MAX_BYTE else np.uint16)[indices]
+    """The value of the class of each voxel."""
+    return _smallest(np.array(list(values.values())))[indices]
+
+
+def _smallest(table: Array) -> Array:
+    """The table with the smallest type of unsigned integers that has its values."""
+    return table.astype(np.min_scalar_type(table.max()))
 
 
 def _write_nifti(path: Path, array: Array, image: str) -> None:

@@ -76,3 +76,5 @@ def test_a_written_picture_has_the_colours_of_the_classes(tmp_path: Path) -> Non
     assert np.asarray(PillowImage.open(tmp_path / "m.png"))[0].tolist() == [[0, 0, 0], [255, 128, 0]]
     write_mask(tmp_path / "m.png", indices, "x.jpg", {"a": 0, "b": 1000}, None)
     assert np.asarray(PillowImage.open(tmp_path / "m.png")).tolist() == [[0, 1000], [1000, 0]]
+    write_mask(tmp_path / "m.png", indices, "x.jpg", {"a": 0, "b": 1}, {"a": (0, 0, 0), "b": (65535, 1, 0)})
+    assert read_image(str(tmp_path / "m.png"), mask=True, colours=True).array[:, 0, 1].tolist() == [65535, 1, 0]
