@@ -31,7 +31,7 @@ from raysim.federation.prediction import JOB_FILE, Prediction, predict_cases
 from raysim.federation.prediction_job import PredictionJob, split_into_parts, task_of_parts
 from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task
 from raysim.federation.runner import local_fleet
-from raysim.federation.trained_run import RoundChoice, TrainedRun, open_run, untrained
+from raysim.federation.trained_run import NEW_SITE, RoundChoice, TrainedRun, open_run, untrained
 from raysim.reporting.html_report import write_report
 from raysim.storage.run_directory import check_new_directory, exclusive_lock, read_mapping, reserve_directory
 from raysim.tasks.new_cases import NewCases, prepare_new_cases, target_files
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from raysim.distributed.server_actor import Work
 
 Backend = Literal["ray", "local"]
-NEW_SITE = "(new)"  # the name of the outside site of cases that are from no site of the run; no site can have it
 
 
 def predict(
@@ -84,8 +83,12 @@ def predict(
         plan = _plan(trained, task, folder, backend, ray_address)
         try:
             return _execute(plan, partial(predict_cases, prediction), emit)
-        except SiteError as error:  # its site is a part of the cases
-            failed = RunError(error.cause)
+        except (RunError, KeyboardInterrupt) as error:
+            if (folder / JOB_FILE).exists():
+                emit(Message(f"the finished files are in {folder}; the same command computes the missing ones"))
+            if not isinstance(error, SiteError):
+                raise
+            failed = RunError(error.cause)  # without the site, which is a part of the cases
             failed.remote = error.remote
             raise failed from error
 

@@ -15,10 +15,8 @@ from raysim.core.errors import ConfigError, RaysimError
 from raysim.core.model import weights
 from raysim.core.seeding import numpy_generator
 from raysim.federation.evaluation import describe_predictor, has_batch_statistics
-from raysim.federation.trained_run import TrainedRun
+from raysim.federation.trained_run import NEW_SITE, TrainedRun
 from raysim.tasks.networks import network_factory
-
-NEW_SITE = "(new)"  # a site that is not in the run; no site can have this name
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from raysim.core.atomic_io import replacing, write_json
 from raysim.core.contracts import Array, CaseName, Split, Task
 from raysim.core.errors import ConfigError
 from raysim.core.events import Event, Progress, RunFinished
+from raysim.core.formatting import join_names
 from raysim.core.results import CaseScores, Score
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
@@ -77,7 +78,7 @@ def _no_predictor(prediction: Prediction) -> ConfigError:
     where = f"site '{site}'" if site in (*run.inside, *run.outside) else "sites outside the run"
     return ConfigError(
         f"{name} has no model for {where}: it predicts at sites that have trained only; choose one with --site: "
-        f"{', '.join(having)}"
+        f"{join_names(having)}"
     )
 
 
@@ -111,21 +112,22 @@ def _write_scores(prediction: Prediction, results: Mapping[str, PartResult], kin
     labelled = [number for number, label in enumerate(cases.labels) if label is not None]
     if not labelled:
         return None
-    metrics, values = _mask_scores(results, labelled) if job.masks else _class_scores(cases, results, labelled)
+    metrics, values = _mask_scores(results) if job.masks else _class_scores(cases, results, labelled)
     role: Any = "inside" if job.site in run.inside else "outside"
     scores = [Score(job.site, role, "test", name, value, len(labelled)) for name, value in metrics.items()]
-    stacked = np.stack([*values.values()]).astype(np.float64) if values else np.zeros((0, len(labelled)))
-    by_case = [CaseScores(job.site, "test", kind, np.array(labelled), tuple(values), stacked)]
-    best = run.summary["best"]["round"] or 0
+    by_case = list[CaseScores]()
+    if values:
+        stacked = np.stack([*values.values()]).astype(np.float64)
+        by_case = [CaseScores(job.site, "test", kind, np.array(labelled), tuple(values), stacked)]
     return write_evaluation(
         prediction.out,
         _scored_task(prediction, role, len(labelled)),
         scores,
         by_case,
         chosen=f"{role}/test/{next(iter(cases.task.score.better))}",
-        facts=dict(prediction.identity) | {"algorithm": run.summary["algorithm"], "task": run.summary["task"]},
+        facts=run.facts | prediction.identity,
         number=run.number,
-        rounds=(run.summary["evaluated_round"], best),
+        rounds=run.rounds,
         anonymous=run.config.anonymous_cases,
     )
 
@@ -135,13 +137,16 @@ def _scored_task(prediction: Prediction, role: str, count: int) -> Task:
     site = prediction.job.site
     sizes = {site: {"train": 0, "val": 0, "test": count, "unlabelled": 0}}
     sites: dict[str, Any] = {"inside": (), "outside": ()} | {role: (site,)}
-    names = list(map(CaseName, prediction.cases.names))
-    return replace(prediction.cases.task, sizes=sizes, case_names=lambda *_: names, **sites)
+    task, cases = prediction.cases.task, prediction.cases
+    of_table = task.case_names(site, "test") if task.case_names else [CaseName()] * len(cases.names)
+    names = [
+        CaseName(None if image is None else name, known.patient)
+        for image, name, known in zip(cases.images, cases.names, of_table, strict=True)
+    ]
+    return replace(task, sizes=sizes, case_names=lambda *_: names, **sites)
 
 
-def _mask_scores(
-    results: Mapping[str, PartResult], labelled: Sequence[int]
-) -> tuple[dict[str, float], dict[str, Array]]:
+def _mask_scores(results: Mapping[str, PartResult]) -> tuple[dict[str, float], dict[str, Array]]:
     """The mean of each metric over the masks that define it, and its values by case, NaN where it is not defined."""
     each = [values for result in results.values() for values in result.values if values is not None]
     names = dict.fromkeys(name for values in each for name in values)

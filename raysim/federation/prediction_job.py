@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -109,14 +109,15 @@ class InsideData:
 
 @dataclass(frozen=True)
 class PartOpener:
-    """Opens the data of all cases for each part. `out` is the output folder, which all nodes must have."""
+    """Opens the data of all cases, without labels, for each part. All nodes must have `out`, the output folder."""
 
     open: Any
     site: str
     out: Path
 
     def __call__(self, part: str) -> Data:
-        return cast("Data", self.open(self.site))
+        data: Data = self.open(self.site)
+        return replace(data, test=replace(data.test, labels=None))
 
     def paths(self) -> tuple[list[str], list[str]]:
         """The files and folders to read, and the folders to write into."""

@@ -102,17 +102,15 @@ def evaluate_run(run: TrainedRun, plan: Plan, fleet: BaseFleet) -> Iterator[Even
     fleet.client_states.restore({site: states[site] for site in plan.task.inside if site in states})
     yield Progress(phase=EVALUATION_PHASE, total=len(plan.sites))
     evaluation = evaluate_sites(run.method, run.point.state, fleet)
-    facts = {key: run.summary[key] for key in ("algorithm", "task", "seed", "shape", "classes", "digest")}
-    facts |= {"run": str(run.directory), "round": run.number, "checkpoint": run.checkpoint}
     summary = write_evaluation(
         plan.directory,
         plan.task,
         evaluation.scores,
         evaluation.cases,
         chosen=plan.metric,
-        facts=facts,
+        facts=run.facts,
         number=run.number,
-        rounds=(run.summary["evaluated_round"], run.summary["best"]["round"] or 0),
+        rounds=run.rounds,
         anonymous=plan.config.anonymous_cases,
     )
     yield RunFinished(summary)

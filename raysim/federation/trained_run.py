@@ -22,6 +22,7 @@ from raysim.storage.run_directory import BEST, CHECKPOINTS, read_summary
 from raysim.tasks.new_cases import TrainedTask
 
 RoundChoice = Literal["best", "last"]
+NEW_SITE = "(new)"  # a site that is not in the run; no site of a table can have this name
 OUTCOMES = {RunOutcome.FAILED: "has failed", RunOutcome.INTERRUPTED: "was interrupted"}
 
 
@@ -75,6 +76,17 @@ class TrainedRun:
     def task(self) -> TrainedTask:
         """The task of the run."""
         return TrainedTask(self.config.task, tuple(self.summary["shape"]), self.summary["classes"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What summary.json of a prediction or an evaluation has of the run."""
+        facts = {key: self.summary[key] for key in ("algorithm", "task", "seed", "shape", "classes", "digest")}
+        return facts | {"run": str(self.directory), "round": self.number, "checkpoint": self.checkpoint}
+
+    @property
+    def rounds(self) -> tuple[int, int]:
+        """The last evaluated round, and the best; 0 if none was chosen."""
+        return self.summary["evaluated_round"], self.summary["best"]["round"] or 0
 
     def check_site(self, site: str) -> None:
         """Raises ConfigError for a name that is not a site of the run."""

@@ -38,7 +38,7 @@ class TrainedTask:
 class NewCases:
     """Cases in the order of their prepared examples.
 
-    task: has one site, with all cases in its split `test`.
+    task: has one site, with all cases in its split `test`, some of them with labels.
     images: the file of each case; None for rows of a table.
     names: the name of each case: its image relative to the common folder, or the number of its row.
     labels: the mask, the class index, or None for each case.
@@ -74,7 +74,8 @@ def prepare_new_cases(
     _check_dimensions(table["image"].iloc[0], trained, slices=config.data.slices)
     changed: dict[str, Any] = {"outside": (), "shift": config.data.shift if scanner else ScannerShift()}
     changed |= {} if of_masks else {"classes": classes}
-    rows = table.assign(site=site, split="test", label=_no_labels(table))
+    # Masks are read with their images, so that a wrong one is reported before anything is predicted.
+    rows = table.assign(site=site, split="test", label=table["label"] if of_masks else _no_labels(table))
     data: Any = replace(config.data, **changed)
     task = replace(config, data=data).build(progress, rows)
     _check_shape(task, trained, table["image"].iloc[0])
