@@ -55,8 +55,8 @@ def exported_network(run: TrainedRun, site: str | None, *, use_global: bool) -> 
 
 
 def _network(run: TrainedRun, site: str | None, *, use_global: bool) -> ExportedNetwork:
-    factory = _factory(run)
-    view = _view(run, site or NEW_SITE, factory)
+    factory, classes = _factory(run)
+    view = _view(run, site or NEW_SITE, factory, classes)
     state, method = run.point.state, type(run.config.algorithm).__name__
     where = "new sites" if site is None else f"site '{site}'"
     if use_global:
@@ -112,15 +112,18 @@ def _alternatives(run: TrainedRun, site: str | None, *, use_global: bool) -> Ite
         yield option
 
 
-def _factory(run: TrainedRun) -> Callable[[], nn.Module]:
-    """The factory of the task's network. The data of the run are needed only for a task without the key network."""
-    config, (channels, *size) = run.config.task, run.task.shape
+def _factory(run: TrainedRun) -> tuple[Callable[[], nn.Module], int]:
+    """The factory of the task's network, and its number of classes.
+
+    The data of the run are needed only for a task that does not name its network and its classes.
+    """
+    config, (channels, *size), classes = run.config.task, run.task.shape, len(run.task.classes)
     network = getattr(config, "network", None)
-    if not isinstance(network, Mapping) or not run.task.classes:
+    if not isinstance(network, Mapping) or not classes:
         task: Task = config.build()
-        return task.network
-    classes = len(run.task.classes)
-    return network_factory(network, spatial_dims=len(size), in_channels=channels, out_channels=classes, size=size)
+        return task.network, task.classes
+    factory = network_factory(network, spatial_dims=len(size), in_channels=channels, out_channels=classes, size=size)
+    return factory, classes
 
 
 class _NoDataError(Exception):
@@ -140,7 +143,7 @@ class _NoData:
         raise _NoDataError(f"it reads the split {split} of the site")
 
 
-def _view(run: TrainedRun, name: str, factory: Callable[[], nn.Module]) -> Site[Any]:
+def _view(run: TrainedRun, name: str, factory: Callable[[], nn.Module], classes: int) -> Site[Any]:
     """The site as in an evaluation, with one image of noise at an outside site, so that routing and adaptation show."""
     shape = run.task.shape
     empty, one = (Split(_noise((n, *shape)), None, np.arange(n), np.ones((n, len(shape) - 1))) for n in (0, 1))
@@ -151,7 +154,7 @@ def _view(run: TrainedRun, name: str, factory: Callable[[], nn.Module]) -> Site[
         outside=run.outside,
         sizes={},
         shape=shape,
-        classes=len(run.task.classes),
+        classes=classes,
         open=lambda _: data,
         network=factory,
         loss=_no_loss,

@@ -125,7 +125,7 @@ def _write_scores(prediction: Prediction, results: Mapping[str, PartResult], kin
         scores,
         by_case,
         chosen=f"{role}/test/{next(iter(cases.task.score.better))}",
-        facts=run.facts | prediction.identity,
+        facts={**run.facts, **prediction.identity},
         number=run.number,
         rounds=run.rounds,
         anonymous=run.config.anonymous_cases,

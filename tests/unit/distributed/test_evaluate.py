@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
-from raysim import ConfigError, RunResult
-from raysim.distributed.finished_runs import evaluate
+from raysim import ConfigError, RunResult, evaluate, export, run
 from tests.support.trained import trained
 
 
@@ -65,26 +65,37 @@ def test_rows_are_standardised_as_in_the_run(tmp_path: Path) -> None:
     assert found.metrics == finished.metrics
 
 
-def refused(run: Path, **keys: Any) -> str:
+def test_other_cases_of_a_task_without_a_table(tmp_path: Path) -> None:
+    data = {"sites": 2, "outside": ["clinic"], "cases": 2, "val": 1, "test": 1, "size": [8, 8]}
+    network = {"name": "unet", "channels": [2, 4], "strides": [2]}
+    finished = run({"rounds": 1, "task.data": data, "task.network": network}, backend="local", out=tmp_path / "run")
+    found = evaluate(finished.path, {"task.data.outside": ["x", "y"], "task.data.seed": 5})
+    assert found.path.name == "synthetic-001"
+    assert found.sites["role"].to_dict() == {"site-01": "inside", "site-02": "inside", "x": "outside", "y": "outside"}
+    program = torch.export.load(export(finished.path, "torch"))
+    assert program.module()(torch.zeros(3, 1, 8, 8)).shape == (3, 2, 8, 8)
+
+
+def refused(path: Path, **keys: Any) -> str:
     with pytest.raises(ConfigError) as error:
-        evaluate(run, {key.replace("__", "."): value for key, value in keys.items()})
+        evaluate(path, {key.replace("__", "."): value for key, value in keys.items()})
     return str(error.value)
 
 
 def test_wrong_inputs_write_nothing(finished: RunResult, tmp_path: Path) -> None:
-    run, folder = finished.path, finished.path.parent
-    before = sorted(run.rglob("*"))
-    assert "rounds: an evaluation does not train; use keys of task, algorithm, metric" in refused(run, rounds=3)
+    path, folder = finished.path, finished.path.parent
+    before = sorted(path.rglob("*"))
+    assert "rounds: an evaluation does not train; use keys of task, algorithm, metric" in refused(path, rounds=3)
     assert "algorithm=ditto: the run was trained with algorithm=fedbn; remove the key" in refused(
-        run, algorithm="ditto"
+        path, algorithm="ditto"
     )
-    assert "task.network: the run was trained with another network" in refused(run, task__network="segresnet")
+    assert "task.network: the run was trained with another network" in refused(path, task__network="segresnet")
     assert "the data have examples of shape (1, 16, 16), but the run was trained with (1, 12, 20)" in refused(
-        run, task__data__size=[16, 16]
+        path, task__data__size=[16, 16]
     )
     pd.read_csv(folder / "table.csv").assign(split="train").to_csv(tmp_path / "train.csv", index=False)
     keys = {"task__data__root": str(folder)}
-    assert "no site has val or test rows" in refused(run, task__data__table=str(tmp_path / "train.csv"), **keys)
+    assert "no site has val or test rows" in refused(path, task__data__table=str(tmp_path / "train.csv"), **keys)
     pd.read_csv(folder / "table.csv").drop(columns="split").to_csv(tmp_path / "none.csv", index=False)
-    assert "it has no column 'split'" in refused(run, task__data__table=str(tmp_path / "none.csv"), **keys)
-    assert sorted(run.rglob("*")) == before
+    assert "it has no column 'split'" in refused(path, task__data__table=str(tmp_path / "none.csv"), **keys)
+    assert sorted(path.rglob("*")) == before
