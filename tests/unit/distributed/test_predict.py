@@ -16,7 +16,7 @@ from raysim import ConfigError, Progress
 from raysim.cli.main import main
 from raysim.core.events import Event
 from raysim.distributed.finished_runs import predict
-from tests.support.trained import Runs, shared_runs
+from tests.support.trained import Runs, shared_runs, trained
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,28 @@ def test_the_images_adapt_the_model_of_an_outside_site(runs: Runs, tmp_path: Pat
     folder = runs("pictures", **keys)
     predict(folder / "run", str(folder / "table.csv"), tmp_path / "out")
     assert set(pd.read_csv(tmp_path / "out" / "predictions.csv")["predictor"]) == {"own"}
+
+
+def test_the_number_of_parts_does_not_change_the_batches(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = runs("pictures", **{"algorithm.outside": "batch_stats", "task.network.norm": "batch"})
+    for parts in (1, 4):  # the bounds of 4 parts of 6 cases, 1, 3 and 4, are within batches of 2
+        monkeypatch.setattr("raysim.federation.prediction_job.MAX_PARTS", parts)
+        predict(folder / "run", str(folder / "table.csv"), tmp_path / str(parts), probabilities=True)
+    for number in range(6):
+        one, other = (np.load(tmp_path / parts / f"{number}.npz")["probabilities"] for parts in ("1", "4"))
+        assert np.array_equal(one, other)
+
+
+def test_the_data_of_the_run_are_not_needed(tmp_path: Path) -> None:
+    trained(tmp_path, "pictures")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "0.png").rename(tmp_path / "new" / "x.png")
+    for path in (*tmp_path.glob("*.csv"), *tmp_path.glob("*.png"), *tmp_path.glob("*.nii")):
+        path.unlink()
+    assert predict(tmp_path / "run", str(tmp_path / "new"), tmp_path / "out")["cases"] == 1
+    assert (tmp_path / "out" / "x.png").exists()
 
 
 def test_an_interrupted_prediction_continues_with_the_missing_files(runs: Runs, tmp_path: Path) -> None:
