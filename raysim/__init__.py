@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from raysim.core.registry import algorithm_class, task_class
     from raysim.core.results import ResumePoint, Round, RunResult, Score
     from raysim.core.seeding import preserve_rng
+    from raysim.distributed.finished_runs import evaluate, predict
     from raysim.distributed.launcher import resume, run
+    from raysim.federation.export import export
     from raysim.federation.fleet import LocalFleet
     from raysim.federation.round_loop import federate
     from raysim.search.api import tune
@@ -47,7 +49,9 @@ _HOME = {
     "raysim.config.resolve": ("load_config",),
     "raysim.core.events": ("ActorsPlaced", "Notice", "Progress", "RoundEvent", "RunFinished"),
     "raysim.core.errors": ("ConfigError", "PlacementError", "RaysimError", "RunError", "SiteError"),
+    "raysim.distributed.finished_runs": ("evaluate", "predict"),
     "raysim.distributed.launcher": ("resume", "run"),
+    "raysim.federation.export": ("export",),
     "raysim.federation.fleet": ("LocalFleet",),
     "raysim.core.aggregation": ("combine", "mean"),
     "raysim.core.model": ("Model", "load", "weights"),
@@ -100,11 +104,14 @@ __all__ = [
     "__version__",
     "algorithm_class",
     "combine",
+    "evaluate",
+    "export",
     "federate",
     "full_resolution",
     "load",
     "load_config",
     "mean",
+    "predict",
     "preserve_rng",
     "resume",
     "run",

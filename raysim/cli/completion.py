@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 VARIABLE = "_ARGCOMPLETE"  # set by the shell function of argcomplete
-KEY_COMMANDS = ("run", "tune", "doctor")  # their other arguments are key=value
+KEY_COMMANDS = ("run", "tune", "doctor", "evaluate")  # their other arguments are key=value
 
 
 def add_keys(commands: Mapping[str, argparse.ArgumentParser]) -> None:

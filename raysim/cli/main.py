@@ -31,15 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
-        commands |= {
-            "status": _status,
-            "stop": _stop,
-            "submit": _submit,
-            "schema": _schema,
-            "compare": _compare,
-            "runs": _runs,
-            "report": _report,
-        }
+        commands |= {"predict": _predict, "evaluate": _evaluate, "export": _export, "compare": _compare, "runs": _runs}
+        commands |= {"status": _status, "stop": _stop, "submit": _submit, "schema": _schema, "report": _report}
         return commands[args.command](args, rest)
     except RaysimError as error:
         if error.remote:
@@ -78,6 +71,24 @@ def _resume(args: argparse.Namespace, _: Sequence[str]) -> int:
     from raysim.cli import run
 
     return run.resume(args)
+
+
+def _predict(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.cli import predict
+
+    return predict.predict(args)
+
+
+def _evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from raysim.cli import evaluate
+
+    return evaluate.evaluate(args, overrides)
+
+
+def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from raysim.cli import export
+
+    return export.export(args)
 
 
 def _status(args: argparse.Namespace, _: Sequence[str]) -> int:

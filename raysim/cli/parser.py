@@ -9,6 +9,9 @@ from typing import Any
 from raysim._version import __version__
 from raysim.cli.compare import add_compare_command
 from raysim.cli.completion import add_keys
+from raysim.cli.evaluate import add_evaluate_command
+from raysim.cli.export import add_export_command
+from raysim.cli.predict import add_predict_command
 from raysim.cli.tune import add_tune_command
 
 KEY_SYNTAX = """\
@@ -71,6 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     schema.add_argument("task", nargs="?", help="a task, also module:Class (default: all of raysim)")
     schema.add_argument("algorithm", nargs="?", help="an algorithm, also module:Class (default: all of raysim)")
     _add_data(commands)
+    for add_command in (add_predict_command, add_evaluate_command, add_export_command):
+        add_command(commands)
     add_keys(commands.choices)
     return parser
 

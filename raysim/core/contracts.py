@@ -151,8 +151,8 @@ class Task:
     classes: number of logits of an example.
     sampling: how local training samples examples: each once per epoch, or with probabilities by class.
     summary: a line about the classes that is shown at the start of a run; empty for no line.
-    class_names: by class index; empty if the classes have no names.
     case_names: the cases of a site (first argument) in a split (second), by case number; None if they have no names.
+    class_values: the value of each class in masks or labels, in the order of the logits; empty if they are unknown.
     """
 
     name: str
@@ -169,8 +169,8 @@ class Task:
     augment: Augment | None = None
     sampling: Sampling = "uniform"
     summary: str = ""
-    class_names: tuple[str, ...] = ()
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None
+    class_values: Mapping[str, int | str] = field(default_factory=dict)
 
     def start(self, seed: int) -> nn.Module:
         """A new network with the initial weights, which are the same for every method in a run with this seed."""

@@ -133,8 +133,8 @@ class CasePreparation:
         notes = "\n".join(scan.notes), "\n".join(mask.notes if mask else ())
         has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
         if self.spacing is not None:
-            scan = _resample(scan, self.spacing, "bilinear")
-            mask = None if mask is None else _resample(mask, self.spacing, "nearest")
+            scan = resample_volume(scan, self.spacing, "bilinear")
+            mask = None if mask is None else resample_volume(mask, self.spacing, "nearest")
         scaled = np.asarray(INTENSITY_SCALING[self.intensity](scan.array), np.float32)
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
@@ -241,7 +241,7 @@ class CasePreparation:
         return (*in_example, *scan.spacing[len(space) :])
 
 
-def _resample(image: Image, spacing: tuple[float, ...], mode: str) -> Image:
+def resample_volume(image: Image, spacing: tuple[float, ...], mode: str) -> Image:
     """A volume resampled to `spacing`, mm between voxels; further axes keep their spacing."""
     import torch
     from monai.data.meta_tensor import MetaTensor

@@ -47,7 +47,7 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
     Raises FileNotFoundError if there is no file.
     """
     try:
-        with _local_copy(path) as (file, stored):
+        with local_copy(path) as (file, stored):
             image = decode_image(file, stored, mask, colours)
     except (ConfigError, FileNotFoundError):
         raise
@@ -85,7 +85,7 @@ def _check_exact(mask: Image) -> None:
 
 
 @contextmanager
-def _local_copy(path: str) -> Iterator[tuple[str, int]]:
+def local_copy(path: str) -> Iterator[tuple[str, int]]:
     """A local path of the file, and its stored bytes; the file of a URL is copied into a temporary folder."""
     if "://" not in path:
         yield path, os.path.getsize(path)

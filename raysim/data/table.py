@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import pandas as pd
 
@@ -38,6 +38,8 @@ def read_table(
     check_files: bool = True,
     label_files: bool | None = None,
     classes: Collection[str] = (),
+    absent: Mapping[str, str] | None = None,
+    in_order: bool = False,
 ) -> pd.DataFrame:
     """The rows of a CSV or Parquet table, sorted by (site, split, image) whatever their order in the file.
 
@@ -45,7 +47,9 @@ def read_table(
     paths or full URLs; relative ones start at `root`, or at the table's folder. `label_files`: whether labels are
     files; with None, their spelling decides. A label that is a class is unchanged, and an unlabelled row has no label.
     A label or a patient such as `NA` is a missing value, except for the labels in `classes`.
-    A column that is not needed may be absent or have empty cells; an absent label column is added.
+    A column that is not needed may be absent or have empty cells; an absent label column is added. `absent` has the
+    value of columns that the table may lack. With `in_order`, the rows are in the order of the file, with their line
+    numbers as index.
     Raises ConfigError, naming the table, for anything invalid.
     """
     if not path:
@@ -54,6 +58,7 @@ def read_table(
         )
     path = os.path.expanduser(path)
     table = load_table(path)
+    table = table.assign(**{name: value for name, value in (absent or {}).items() if name not in table})
     needed = ["site", "split", *["image"] * needs_image, *["label"] * needs_label]
     _raise_first(path, _column_problems(table, needed))
     _raise_first(path, _root_problems(root))
@@ -69,7 +74,7 @@ def read_table(
         _raise_first(path, _file_problems(table, files, base))
     if "label" in files:
         _raise_first(path, role_problems(_file_pairs(table)))
-    return sort_rows(table)
+    return table if in_order else sort_rows(table)
 
 
 def sort_rows(table: pd.DataFrame) -> pd.DataFrame:

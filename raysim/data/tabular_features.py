@@ -57,6 +57,14 @@ class Features:
         one_hot = [f"{name}={value}" for name, values in self.categories.items() for value in values]
         return (*self.numeric, *one_hot, *(f"{name} missing" for name in self.indicators))
 
+    def check(self, table: pd.DataFrame, path: str) -> None:
+        """Raises ConfigError, naming the table at `path`, for a missing column and for a cell that is not a number."""
+        for name in (*self.numeric, *self.categories):
+            if name not in table:
+                raise ConfigError(f"table {path}: it has no column '{name}', which is a feature of the run; add it")
+        for problem in (text for name in self.numeric for text in _non_numeric_problems(name, table[name])):
+            raise ConfigError(f"table {path}: {problem}")
+
     def numeric_values(self, table: pd.DataFrame) -> Array:
         """The numeric columns, (N, numeric) float64, NaN for missing cells."""
         return _stack_columns([to_numbers(table[name]) for name in self.numeric], len(table))

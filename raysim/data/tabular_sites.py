@@ -26,12 +26,16 @@ StandardisationScope = Literal["per_site", "global"]
 
 @dataclass(frozen=True)
 class TabularDataset:
-    """A table with class indices as `label`, and the features of its rows. It computes the arrays of each site."""
+    """A table with class indices as `label`, and the features of its rows. It computes the arrays of each site.
+
+    `reference` is the dataset whose training rows standardise the features, if they are not those of this table.
+    """
 
     table: pd.DataFrame
     features: Features
     standardise: StandardisationScope
     outside: tuple[str, ...]
+    reference: TabularDataset | None = None
 
     def split_sizes(self) -> dict[str, dict[str, int]]:
         """The number of rows of each site in each split, by site."""
@@ -39,15 +43,16 @@ class TabularDataset:
 
     def cache_keys(self) -> dict[str, str]:
         """The cache key of each site; it depends on everything that determines the site's arrays."""
-        hashes = pd.util.hash_pandas_object(self.table.astype("string").fillna(""), index=False).to_numpy()
-        content = hashlib.sha256(hashes.tobytes()).hexdigest()
-        inputs = [content, list(self.table.columns), list(self.features.names), self.standardise, list(self.outside)]
+        inputs = [
+            *(_content(self.table), list(self.table.columns), list(self.features.names)),
+            *(self.standardise, list(self.outside)),
+            *([] if self.reference is None else [_content(self.reference.table), list(self.reference.outside)]),
+        ]
         return {site: cache_key(["tabular", inputs, site]) for site in self.by_site}
 
     def arrays(self, site: str) -> dict[str, Array]:
         """`<split>.<field>` of each split: inputs (N, F) float32, labels (N, 1), cases (N,), spacing (N, 0)."""
-        site_rows, arrays = self.by_site[site], dict[str, Array]()
-        standardizer = self.pooled if self.standardise == "global" else self._site_standardizer(site_rows)
+        site_rows, arrays, standardizer = self.by_site[site], dict[str, Array](), self._standardizer(site)
         for split in SPLITS:
             rows = site_rows[site_rows["split"] == split]
             numeric = standardizer(self.features.numeric_values(rows))
@@ -80,10 +85,20 @@ class TabularDataset:
         """The standardizer of the training rows of all inside sites."""
         return Standardizer.fit(self.features.numeric_values(self.table[is_training_row(self.table, self.outside)]))
 
-    def _site_standardizer(self, rows: pd.DataFrame) -> Standardizer:
+    def _standardizer(self, site: str) -> Standardizer:
         """The standardizer of a site's training rows; the pooled one is the fallback for empty and constant columns."""
+        fitted = self.reference or self
+        rows = fitted.by_site.get(site)
+        if self.standardise == "global" or rows is None:
+            return fitted.pooled
         training_rows = rows[rows["split"].isin(TRAINING_SPLITS)]
-        return Standardizer.fit(self.features.numeric_values(training_rows), self.pooled)
+        return Standardizer.fit(self.features.numeric_values(training_rows), fitted.pooled)
+
+
+def _content(table: pd.DataFrame) -> str:
+    """The SHA-256 of the cells of a table."""
+    hashes = pd.util.hash_pandas_object(table.astype("string").fillna(""), index=False).to_numpy()
+    return hashlib.sha256(hashes.tobytes()).hexdigest()
 
 
 def is_training_row(table: pd.DataFrame, outside: tuple[str, ...]) -> pd.Series:

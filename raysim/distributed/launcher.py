@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -41,6 +41,9 @@ from raysim.storage.run_directory import (
     remove_content,
     reserve_directory,
 )
+
+if TYPE_CHECKING:
+    from raysim.distributed.server_actor import Work
 
 
 def run(
@@ -112,7 +115,7 @@ def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None,
     emit: EventCallback = on_event or (lambda _: None)
     emit(RunPlanned(directory, config.rounds, plan.metric))
     with _reported(plan, emit):
-        summary = _follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
+        summary = follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
     return RunResult(directory, summary)
 
 
@@ -128,11 +131,20 @@ def _run_locally(plan: Plan) -> Generator[Event]:
 
 
 def _run_on_ray(plan: Plan) -> Generator[Event]:
-    """The events of a run on Ray: connect, admit, start the actors, run the rounds."""
+    """The events of a run on Ray. Placements are recorded as they happen."""
+    with closing(ray_events(plan, run_federation)) as events:
+        for event in events:
+            if isinstance(event, ActorsPlaced):  # at the start, or after an actor has moved
+                import ray
+
+                _commit(plan, event, ray.cluster_resources())
+            yield event
+
+
+def ray_events(plan: Plan, work: Work) -> Generator[Event]:
+    """The events of `work` on Ray: connect, admit, start the actors, run it with the fleet of these actors."""
     config = plan.config
     set_local_ray_variables(config.ray_address)
-    import ray
-
     from raysim.distributed.admission import admit
     from raysim.distributed.connection import connect, connected_message
     from raysim.distributed.control_actor import NAMESPACE
@@ -146,11 +158,9 @@ def _run_on_ray(plan: Plan) -> Generator[Event]:
         if joined:
             yield Progress(phase="checking the nodes of the cluster")
         request = yield from admit(plan, joined=joined)
-        with closing(stream_events(plan, request, f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}")) as events:
-            for event in events:
-                if isinstance(event, ActorsPlaced):  # at the start, or after an actor has moved
-                    _commit(plan, event, ray.cluster_resources())
-                yield event
+        namespace = f"{NAMESPACE}{plan.directory.name}-{token_hex(3)}"
+        with closing(stream_events(plan, request, namespace, work)) as events:
+            yield from events
 
 
 def _commit(plan: Plan, placement: ActorsPlaced, cluster: Mapping[str, float] | None = None) -> None:
@@ -158,7 +168,7 @@ def _commit(plan: Plan, placement: ActorsPlaced, cluster: Mapping[str, float] | 
         commit(plan.directory, to_mapping(plan.config), describe_environment(cluster), placement)
 
 
-def _follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
+def follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
     """Pass the events to `emit`, and return the summary of the run. Raises the error of a run that failed."""
     summary: Mapping[str, Any] | None = None
     # Closed explicitly, not by the garbage collector: after Ctrl-C in `emit`, the run must end before Ray does.

@@ -23,7 +23,7 @@ from raysim.distributed.control_actor import RunControl, RunStatus, run_name
 from raysim.distributed.placement_groups import actor_slots
 from raysim.distributed.placement_wait import reserve
 from raysim.distributed.ray_errors import summarize
-from raysim.distributed.server_actor import ServerActor, ServerSpec, server_spec
+from raysim.distributed.server_actor import ServerActor, ServerSpec, Work, server_spec
 from raysim.distributed.timeouts import (
     AUTOSCALING_TIMEOUT_S,
     CONTROL_START_DELAY_S,
@@ -36,12 +36,15 @@ from raysim.distributed.timeouts import (
 )
 from raysim.distributed.waiter import Waiter
 from raysim.federation.plan import Plan
+from raysim.federation.runner import run_federation
 from raysim.storage.event_log import append_failures
 from raysim.storage.run_directory import LOG_FILE
 
 
-def stream_events(plan: Plan, request: ResourceRequest, namespace: str) -> Generator[Event]:
-    """Yield every event of an admitted run on the connected Ray as it happens, with Progress in between.
+def stream_events(
+    plan: Plan, request: ResourceRequest, namespace: str, work: Work = run_federation
+) -> Generator[Event]:
+    """Yield every event of an admitted run, or of other `work`, on the connected Ray, with Progress in between.
 
     Raises RunError if the server actor is lost. After an exception that is thrown in (Ctrl-C), the run ends cleanly.
     """
@@ -56,7 +59,7 @@ def stream_events(plan: Plan, request: ResourceRequest, namespace: str) -> Gener
         # An autoscaler replaces a lost node, which may take minutes.
         no_actor_timeout_s = AUTOSCALING_TIMEOUT_S if has_autoscaler() else NO_ACTOR_TIMEOUT_S
         yield Progress(phase=f"starting the server and {pluralize(len(request.actors), 'client actor')}")
-        server = _start_server(server_spec(plan, slots, namespace, no_actor_timeout_s))
+        server = _start_server(server_spec(plan, slots, namespace, no_actor_timeout_s, work))
         try:
             yield from _run_server(server, plan, status)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,28 +19,36 @@ from raysim.distributed.prometheus import RunMetrics
 from raysim.distributed.ray_fleet import RayFleet
 from raysim.distributed.timeouts import NO_ACTOR_TIMEOUT_S
 from raysim.federation.accounting import FleetOptions
+from raysim.federation.fleet import BaseFleet
 from raysim.federation.plan import Plan
 from raysim.federation.runner import run_federation
+
+Work = Callable[[Plan, BaseFleet], Iterator[Event]]  # the events of a plan on a fleet; ends with RunFinished
 
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """The input of a server, which runs as an actor or in this process."""
+    """The input of a server, which runs as an actor or in this process. `work` is what it runs: by default the run."""
 
     plan: list[Any]  # the reference of the Plan, in a list so that Ray does not resolve it
     costs: Mapping[str, float]  # of each site, for the first assignment to actors
     slots: Sequence[ActorSlot]
     namespace: str
     no_actor_timeout_s: float = NO_ACTOR_TIMEOUT_S
+    work: Work = run_federation
 
 
 def server_spec(
-    plan: Plan, slots: Sequence[ActorSlot], namespace: str, no_actor_timeout_s: float = NO_ACTOR_TIMEOUT_S
+    plan: Plan,
+    slots: Sequence[ActorSlot],
+    namespace: str,
+    no_actor_timeout_s: float = NO_ACTOR_TIMEOUT_S,
+    work: Work = run_federation,
 ) -> ServerSpec:
     """The input of a server that runs `plan` with a client actor in each slot. Puts `plan` into the object store."""
     sizes = plan.task.sizes
     costs = {site: 1.0 + sizes[site].get("train", 0) for site in plan.sites}
-    return ServerSpec([ray.put(plan)], costs, slots, namespace, no_actor_timeout_s)
+    return ServerSpec([ray.put(plan)], costs, slots, namespace, no_actor_timeout_s, work)
 
 
 class ServerActor:
@@ -99,7 +107,7 @@ class ServerActor:
         """
         changes, repeat = 0, False
         try:
-            for event in run_federation(self.plan, self.fleet):
+            for event in self.spec.work(self.plan, self.fleet):
                 if isinstance(event, RunFinished):
                     yield from self._final_reports(changed=changes > 0)
                 yield self._count(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import nn
 
 from raysim.core.contracts import (
     EVALUATED_SPLITS,
-    Algorithm,
     CaseScorer,
     Metrics,
     PredictionSet,
@@ -28,6 +27,16 @@ from raysim.core.model import BatchNorm, weights
 from raysim.core.results import CaseScores, Score
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.return_checks import check_metrics, check_predictor
+
+S_contra = TypeVar("S_contra", contravariant=True)
+
+
+class Method(Protocol[S_contra]):
+    """What an evaluation needs of an algorithm."""
+
+    def predictor(self, site: Site[Any], state: S_contra) -> Predictor | PredictionSet | None:
+        """As in Algorithm."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class SiteEvaluation:
         )
 
 
-def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> SiteEvaluation:
+def evaluate_sites(algorithm: Method[S], state: S, fleet: BaseFleet) -> SiteEvaluation:
     """The scores of all inside and outside sites.
 
     Metrics with the suffix `@global` score the global model. The others score the method's predictor.
@@ -59,7 +68,7 @@ def evaluate_sites(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> SiteE
     )
 
 
-def _evaluate_site(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[SiteEvaluation]:
+def _evaluate_site(site: Site[Any], broadcast: tuple[Method[S], S]) -> Reply[SiteEvaluation]:
     algorithm, state = broadcast
     predictor = algorithm.predictor(site, state)
     check_predictor(predictor, type(algorithm).__name__)

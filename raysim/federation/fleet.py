@@ -96,12 +96,14 @@ class BaseFleet(ABC):
         held = {site: result.payload for site, result in results.items()}
         return ExchangeHandle(held, {site: result.metrics for site, result in results.items()}, self._fetch)
 
-    def evaluate(self, client: Client[P], broadcast: Any, phase: str = EVALUATION_PHASE) -> Replies[P]:
-        """The replies of `client` at every inside and outside site.
+    def evaluate(
+        self, client: Client[P], broadcast: Any, phase: str = EVALUATION_PHASE, sites: Sequence[str] | None = None
+    ) -> Replies[P]:
+        """The replies of `client` at `sites`, by default every inside and outside site.
 
         The traffic of an evaluation is not counted, because evaluation is not part of the method.
         """
-        results = self.at([*self.task.inside, *self.task.outside])._collect(
+        results = self.at([*self.task.inside, *self.task.outside] if sites is None else sites)._collect(
             client,
             broadcast,
             None,

@@ -50,8 +50,7 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         recorder = Recorder(
             plan.directory, plan.task, plan.metric, plan.selection, anonymous_cases=plan.config.anonymous_cases
         )
-    config = plan.config
-    facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
+    facts = _facts(plan)
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)
@@ -76,6 +75,13 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         failure = ServerError(number, describe_exception(error), format_user_traceback(error), untrained)
         yield from _fail(recorder, fleet, facts, failure)
         raise failure from error
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """What summary.json has about the run from its start."""
+    task = plan.task
+    named = {"algorithm": plan.algorithm_name, "task": task.name, "seed": plan.config.seed}
+    return named | {"shape": list(task.shape), "classes": dict(task.class_values)}
 
 
 @contextmanager

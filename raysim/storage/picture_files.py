@@ -90,7 +90,7 @@ def write_pictures(
                 draw(picture).save(partial, "JPEG", quality=JPEG_QUALITY, subsampling=0)
             about = {"site": site, "role": role, "split": of.split, "rank": rank, "case": case, "image": name.image}
             entries.append(about | {"metric": of.metric, "value": value, "file": file})
-    write_json(folder / PICTURES_FILE, {"pictures": entries, "data": data, "classes": list(task.class_names)})
+    write_json(folder / PICTURES_FILE, {"pictures": entries, "data": data, "classes": list(task.class_values)})
 
 
 def draw(picture: CasePicture) -> Image.Image:

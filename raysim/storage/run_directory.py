@@ -121,10 +121,10 @@ def remove_content(directory: Path) -> None:
 
 def read_summary(directory: Path) -> dict[str, Any]:
     """The content of summary.json; empty if the run has not ended or the file cannot be read."""
-    return _read_mapping(directory / SUMMARY_FILE)
+    return read_mapping(directory / SUMMARY_FILE)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file cannot be read or has other content."""
     with suppress(OSError, ValueError, RecursionError):
         if isinstance(value := json.loads(path.read_text()), dict):
@@ -184,6 +184,6 @@ def lock_owner(folder: Path) -> dict[str, Any] | None:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
-        return _read_mapping(folder / LOCK_FILE)
+        return read_mapping(folder / LOCK_FILE)
     finally:
         os.close(handle)

@@ -35,8 +35,8 @@ def build_task(
     per_voxel: bool,
     sampling: Sampling = "uniform",
     summary: str = "",
-    class_names: Sequence[str] = (),
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None,
+    class_values: Mapping[str, int | str],
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
@@ -63,6 +63,6 @@ def build_task(
         augment=augment,
         sampling=sampling,
         summary=summary,
-        class_names=tuple(class_names),
         case_names=case_names,
+        class_values=class_values,
     )

@@ -32,8 +32,8 @@ class ClassificationData(ImageData):
         "class that the site has; sqrt: with probability proportional to the square root of the class's size",
     ] = "uniform"
 
-    def read(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """The rows that this task uses, with the class index as `label`, and the names of the classes."""
+    def read(self) -> tuple[pd.DataFrame, dict[str, str]]:
+        """The rows that this task uses, with the class index as `label`, and the label of each class by its name."""
         table = read_table(self.table, self.root, label_files=False, classes=label_values(self.classes))
         if self.classes is None and labels_are_files(table):
             first = table["label"][table["label"].str.contains(PATH_PATTERN).fillna(False)].iloc[0]
@@ -42,7 +42,11 @@ class ClassificationData(ImageData):
                 "each image (masks need task=segmentation). If the labels are classes, list all in task.data.classes"
             )
         found = resolve_classes(table, self.classes, self.table)  # before labels are removed
-        return encode_labels(self.select_rows(table), found), tuple(found.values())
+        return encode_labels(self.select_rows(table), found), {name: label for label, name in found.items()}
+
+    def labels(self) -> dict[str, str]:
+        """The label of each class by its name, if `classes` has them."""
+        return {str(name): str(label) for name, label in self.classes.items()} if isinstance(self.classes, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +75,21 @@ class Classification:
         check_loss_name(self.loss, CLASSIFICATION_LOSSES)
         self._read()
 
-    def build(self, progress: ProgressCallback | None = None) -> Task:
+    def build(self, progress: ProgressCallback | None = None, rows: pd.DataFrame | None = None) -> Task:
         """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
 
-        Labels are (N, 1), the class index of each example. Raises ConfigError for anything invalid in the
-        configuration, the table or the images.
+        Labels are (N, 1), the class index of each example. `rows` are cases to use instead of those of the table, with
+        absolute paths and class indices; `task.data.classes` then has the label of each class.
+        Raises ConfigError for anything invalid in the configuration, the table or the images.
         """
         from raysim.tasks.augmentation import make_augmentation
         from raysim.tasks.build_task import build_task
         from raysim.tasks.losses import make_classification_loss
         from raysim.tasks.networks import check_network_spec
 
-        table, names, dims, score = self._read()
+        table, classes, dims, score = self._read(rows)
         criterion = make_classification_loss(self.loss)
-        check_network_spec(self.network, dims, len(names))  # before images are read: it is fast
+        check_network_spec(self.network, dims, len(classes))  # before images are read: it is fast
         sites = self.data.make_sites(table, None)
         arrays = prepare_images(sites, progress)
         channels, *size = common_shape(arrays)
@@ -95,18 +100,18 @@ class Classification:
             sizes=split_sizes(arrays),
             outside=self.data.outside,
             shape=(channels, *size),
-            classes=len(names),
+            classes=len(classes),
             loss=criterion,
             score=score,
             augment=make_augmentation(self.augment, channels, size, mask=False),
             per_voxel=False,
             sampling=self.data.sampling,
-            summary=class_counts(table, names),
-            class_names=names,
+            summary=class_counts(table, list(classes)),
+            class_values=classes,
         )
 
-    def _read(self) -> tuple[pd.DataFrame, tuple[str, ...], int, ClassificationScore]:
-        """The rows of the table, the names of the classes, the number of spatial axes, and the metrics."""
-        table, names = self.data.read()
+    def _read(self, rows: pd.DataFrame | None = None) -> tuple[pd.DataFrame, dict[str, str], int, ClassificationScore]:
+        """The rows of the table, the label of each class, the number of spatial axes, and the metrics."""
+        table, classes = self.data.read() if rows is None else (rows, self.data.labels())
         dims = self.data.dimensions(table)
-        return table, names, dims, ClassificationScore(self.metrics, self.batch_size, len(names))
+        return table, classes, dims, ClassificationScore(self.metrics, self.batch_size, len(classes))

@@ -55,9 +55,10 @@ class Segmentation:
         check_loss_name(self.loss, SEGMENTATION_LOSSES)
         self._read()
 
-    def build(self, progress: ProgressCallback | None = None) -> Task:
+    def build(self, progress: ProgressCallback | None = None, rows: pd.DataFrame | None = None) -> Task:
         """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
 
+        `rows` are cases to use instead of those of the table, with absolute paths.
         Raises ConfigError for anything invalid in the configuration, the table or the images.
         """
         from raysim.tasks.augmentation import make_augmentation
@@ -65,13 +66,14 @@ class Segmentation:
         from raysim.tasks.losses import make_segmentation_loss
         from raysim.tasks.networks import check_network_spec
 
-        table, values, dims, score = self._read()
+        table, values, dims, score = self._read(rows)
         criterion = make_segmentation_loss(self.loss, score.ignored)
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
         sites = self.data.make_sites(table, values, self.data.colours, self.data.ignore)
         arrays = prepare_images(sites, progress)
         _warn_about_cropping(sites, arrays)
-        summary = _summarize_classes(values, arrays)
+        class_values = _class_values(values, arrays)
+        summary = _summarize_classes(class_values, arrays)
         channels, *size = common_shape(arrays)
         return build_task(
             self,
@@ -86,13 +88,15 @@ class Segmentation:
             augment=make_augmentation(self.augment, channels, size),
             per_voxel=True,
             summary=summary,
-            class_names=tuple(values),
+            class_values=class_values,
         )
 
-    def _read(self) -> tuple[pd.DataFrame, dict[str, int | None], int, SegmentationScore]:
+    def _read(
+        self, rows: pd.DataFrame | None = None
+    ) -> tuple[pd.DataFrame, dict[str, int | None], int, SegmentationScore]:
         """The rows of the table, the value of each class in masks, the number of spatial axes, and the metrics."""
         values = self.data.values()
-        table = self.data.read()
+        table = self.data.read() if rows is None else rows
         dims, ignored = self.data.dimensions(table), self.data.ignore is not None
         axes = 3 if self.data.slices else dims
         return (
@@ -110,12 +114,16 @@ class Segmentation:
         )
 
 
-def _summarize_classes(values: MaskClasses, arrays: Mapping[str, Mapping[str, Array]]) -> str:
+def _class_values(values: MaskClasses, arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, int]:
+    """The value of each class in masks; without one in any mask, the class with the value None has 1."""
+    foreground = max((int(fields["foreground"].max()) for fields in arrays.values()), default=0)
+    return {name: value if value is not None else foreground or 1 for name, value in values.items()}
+
+
+def _summarize_classes(values: Mapping[str, int], arrays: Mapping[str, Mapping[str, Array]]) -> str:
     """`classes, ...: background 0 (95.0 %), disc 255 (5.0 %)`. Warns of classes that no mask has."""
     voxels = sum((fields["voxels"].sum(0) for fields in arrays.values()), np.zeros(256, np.int64))[: len(values)]
-    foreground = max((int(fields["foreground"].max()) for fields in arrays.values()), default=0)
-    found = {name: value if value is not None else foreground or "without a value" for name, value in values.items()}
-    absent = [f"{name} ({found[name]})" for name, count in zip(values, voxels, strict=True) if not count]
+    absent = [f"{name} ({values[name]})" for name, count in zip(values, voxels, strict=True) if not count]
     if absent and voxels.any():
         warnings.warn(
             f"classes that no prepared mask has: {join_names(absent)}; the network has an output for each of them. "
@@ -123,7 +131,7 @@ def _summarize_classes(values: MaskClasses, arrays: Mapping[str, Mapping[str, Ar
             stacklevel=3,
         )
     shares = 100 * voxels / max(1, voxels.sum())
-    shown = [f"{name} {found[name]} ({share:.1f} %)" for name, share in zip(values, shares, strict=True)]
+    shown = [f"{name} {values[name]} ({share:.1f} %)" for name, share in zip(values, shares, strict=True)]
     more = f" and {len(shown) - MAX_LABEL_VALUES} more" if len(shown) > MAX_LABEL_VALUES else ""
     return f"classes, mask values and shares of voxels: {', '.join(shown[:MAX_LABEL_VALUES])}{more}"
 

@@ -109,6 +109,7 @@ class Synthetic:
             score=self._score(),
             augment=make_augmentation(self.augment, data.channels, data.size),
             per_voxel=True,
+            class_values={name: index for index, name in enumerate(CLASSES)},
         )
 
     def _score(self) -> SegmentationScore:

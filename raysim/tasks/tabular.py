@@ -42,16 +42,32 @@ class TabularData(TableData):
     ] = "per_site"
     classes: ClassesOption = None
 
-    def read(self) -> tuple[TabularDataset, tuple[str, ...]]:
-        """The rows that this task uses, with their features, and the names of the classes."""
-        table = read_table(
+    def read(
+        self, rows: pd.DataFrame | None = None, reference: TabularData | None = None
+    ) -> tuple[TabularDataset, dict[str, str]]:
+        """The rows that this task uses, with their features, and the label of each class by its name.
+
+        `rows` are used instead of those of the table. With the data of a run as `reference`, features, statistics and
+        classes are those of that run.
+        """
+        fitted = None if reference is None else reference.read()
+        table = self._read_table() if rows is None else rows
+        if fitted is None:
+            found = resolve_classes(table, self.classes, self.table)  # before labels are removed
+            selected = self.select_rows(table)
+            features = self.selection(table).select(selected, is_training_row(selected, self.outside), self.table)
+        else:
+            found = resolve_classes(table, dict(fitted[1]), self.table)
+            selected, features = self.select_rows(table), fitted[0].features
+            features.check(selected, self.table)
+        encoded = encode_labels(selected, found)
+        dataset = TabularDataset(encoded, features, self.standardise, self.outside, fitted[0] if fitted else None)
+        return dataset, {name: label for label, name in found.items()}
+
+    def _read_table(self) -> pd.DataFrame:
+        return read_table(
             self.table, needs_image=False, check_files=False, label_files=False, classes=label_values(self.classes)
         )
-        found = resolve_classes(table, self.classes, self.table)  # before labels are removed
-        rows = self.select_rows(table)
-        features = self.selection(table).select(rows, is_training_row(rows, self.outside), self.table)
-        dataset = TabularDataset(encode_labels(rows, found), features, self.standardise, self.outside)
-        return dataset, tuple(found.values())
 
     def selection(self, table: pd.DataFrame) -> FeatureSelection:
         """The columns to use as features. The column of the partition is none, because it would reveal the site."""
@@ -83,17 +99,23 @@ class Tabular:
         check_loss_name(self.loss, CLASSIFICATION_LOSSES)
         self._read()
 
-    def build(self, progress: ProgressCallback | None = None) -> Task:
+    def build(
+        self,
+        progress: ProgressCallback | None = None,
+        rows: pd.DataFrame | None = None,
+        reference: TabularData | None = None,
+    ) -> Task:
         """The task: inputs (N, F) float32, labels (N, 1), the class index of each row.
 
+        `rows` and `reference` are as in `TabularData.read`.
         Raises ConfigError for anything invalid in the configuration or the table.
         """
         from raysim.tasks.build_task import build_task
         from raysim.tasks.losses import make_classification_loss
 
-        dataset, names, score = self._read()
+        dataset, classes, score = self._read(rows, reference)
         criterion = make_classification_loss(self.loss)
-        load_dataset = partial(_load_dataset, self.data)
+        load_dataset = partial(_load_dataset, self.data, rows, reference)
         sites = prepare_tabular_sites(dataset, load_dataset, self.data.table, cache_folder(self.data.cache))
         if progress:
             progress(len(dataset.table), len(dataset.table))
@@ -104,20 +126,22 @@ class Tabular:
             sizes=dataset.split_sizes(),
             outside=self.data.outside,
             shape=(len(dataset.features.names),),
-            classes=len(names),
+            classes=len(classes),
             loss=criterion,
             score=score,
             augment=None,
             per_voxel=False,
-            summary=class_counts(dataset.table, names),
-            class_names=names,
+            summary=class_counts(dataset.table, list(classes)),
+            class_values=classes,
         )
 
-    def _read(self) -> tuple[TabularDataset, tuple[str, ...], ClassificationScore]:
-        """The rows of the table with their features, the names of the classes, and the metrics."""
-        dataset, names = self.data.read()
-        return dataset, names, ClassificationScore(self.metrics, self.batch_size, len(names))
+    def _read(
+        self, rows: pd.DataFrame | None = None, reference: TabularData | None = None
+    ) -> tuple[TabularDataset, dict[str, str], ClassificationScore]:
+        """The rows of the table with their features, the label of each class, and the metrics."""
+        dataset, classes = self.data.read(rows, reference)
+        return dataset, classes, ClassificationScore(self.metrics, self.batch_size, len(classes))
 
 
-def _load_dataset(data: TabularData) -> TabularDataset:
-    return data.read()[0]
+def _load_dataset(data: TabularData, rows: pd.DataFrame | None, reference: TabularData | None) -> TabularDataset:
+    return data.read(rows, reference)[0]

@@ -66,6 +66,9 @@ def test_every_command_is_a_valid_command(page: Path, folder: Path) -> None:
     for arguments in commands(page):
         args, rest = make_parser().parse_known_args(arguments)
         assert not [argument for argument in rest if argument.startswith("-")], arguments
+        if args.command == "evaluate":
+            parse_pairs(rest)
+            continue
         if args.command not in ("run", "tune", "doctor"):
             assert not rest, arguments
             continue

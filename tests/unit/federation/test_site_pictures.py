@@ -100,7 +100,7 @@ def content(out: Path) -> Any:
 
 
 def test_the_pictures_of_a_run(tmp_path: Path) -> None:
-    task = replace(synthetic(), case_names=names, class_names=("none", "disc"))
+    task = replace(synthetic(), case_names=names, class_values={"none": 0, "disc": 1})
     on_local(make_plan(tmp_path, task, LocalOnly(lr=0.02), rounds=2, metric="inside/val/dice"))
     found = content(tmp_path)
     assert [(each["site"], each["rank"]) for each in found["pictures"]] == [

@@ -94,7 +94,7 @@ def test_the_table_of_a_scanned_folder_of_classes_is_a_task(tmp_path):
     built = task(tmp_path)
     assert (built.inside, built.sizes["s"]["train"], built.classes) == (("s",), 2, 2)
     data = ClassificationData(table=str(tmp_path / "table.csv"))
-    assert data.read()[1] == ("cat", "dog")
+    assert data.read()[1] == {"cat": "0", "dog": "1"}
 
 
 def test_a_site_may_have_no_case_of_a_class(pictures):

@@ -1,0 +1,78 @@
+"""The predicted masks of images in an output folder: written from logits, and read again for their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from raysim.core.contracts import Split
+from raysim.data.case_preparation import CasePreparation
+from raysim.data.image_formats import is_volume
+from raysim.data.image_reader import read_image
+from raysim.data.prediction_grid import restore_logits
+from raysim.data.prediction_writer import write_mask, write_probabilities
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class PredictedMasks:
+    """The masks of `images` at `targets`, paths relative to `folder`, by case number.
+
+    values: the value of each class in masks. probabilities: whether the probability of each class is written too.
+    """
+
+    preparation: CasePreparation
+    images: Sequence[str]
+    targets: Sequence[str]
+    folder: Path
+    values: Mapping[str, int]
+    probabilities: bool = False
+
+    def is_written(self, case: int) -> bool:
+        """Whether all files of a case are complete."""
+        return all(path.is_file() for path in self._files(case))
+
+    def write(self, case: int, logits: Array) -> None:
+        """Write the files of a case from the logits (n, K, *space) of its examples, the mask last.
+
+        The class of a voxel has the largest logit at the position of the voxel; probabilities are the softmax there.
+        """
+        mask, *others = self._files(case)
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        image = self.images[case]
+        restored = restore_logits(logits, read_image(image), self.preparation)
+        for path in others:
+            write_probabilities(path, softmax(restored, axis=0), image)
+        write_mask(mask, restored.argmax(0), image, self.values, self.preparation.colours)
+
+    def scored_split(self, case: int, label: str) -> Split:
+        """One example whose inputs are the written mask, one-hot (1, K, *space), with the label from a file.
+
+        Both are at the image's own size. A metric of this split with the identity as predictor is that of the mask.
+        Raises ConfigError for a label that does not fit the image.
+        """
+        image = self.images[case]
+        predicted = self.preparation.read(image, str(self._files(case)[0])).mask
+        truth = self.preparation.read(image, label).mask
+        assert predicted is not None
+        assert truth is not None
+        classes = np.arange(len(self.values)).reshape(-1, *[1] * (predicted.array.ndim - 1))
+        one_hot = (predicted.array == classes).astype(np.float32)
+        spacing = np.array([truth.spacing])
+        return Split(one_hot[None], truth.array[None].astype(np.uint8), np.zeros(1, int), spacing)
+
+    def _files(self, case: int) -> list[Path]:
+        """The mask, and the probabilities if they are written."""
+        mask = self.folder / self.targets[case]
+        if not self.probabilities:
+            return [mask]
+        if not is_volume(self.images[case]):
+            return [mask, mask.with_suffix(".npz")]
+        stem, _, _ = mask.name.partition(".nii")
+        return [mask, mask.with_name(f"{stem}_probabilities.nii{'.gz' if mask.suffix == '.gz' else ''}")]

@@ -1,0 +1,69 @@
+"""Resamples predictions from the prepared examples of an image back to the grid of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+
+from raysim.data.case_preparation import CasePreparation, resample_volume
+from raysim.data.image_formats import Image
+from raysim.data.resize import resize_image
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CROPPED_LOGIT = 50.0  # of the background where cropping removed a part of the image; the other classes have -50
+
+
+def restore_logits(logits: Array, image: Image, preparation: CasePreparation) -> Array:
+    """The logits (K, *space) on the grid of `image`, from those of its prepared examples (n, K, *space).
+
+    Inverts the preparation in reverse order, with linear interpolation. A part of the image that was cropped is
+    background. `image` is the image as read, with the orientation of the reader.
+    """
+    empty = replace(image, array=np.zeros((1, *image.space), np.float32))
+    resampled = empty if preparation.spacing is None else resample_volume(empty, preparation.spacing, "nearest")
+    space = resampled.space[:2] if preparation.slices else resampled.space
+    fitted = _unfit(logits, space, preparation)
+    on_grid = np.moveaxis(fitted, 0, -1) if preparation.slices else fitted[0]
+    if preparation.spacing is None:
+        return np.ascontiguousarray(on_grid)
+    return _resample_to(on_grid, resampled, image)
+
+
+def _unfit(logits: Array, space: Sequence[int], preparation: CasePreparation) -> Array:
+    """The inverse of the preparation's `fit`: logits (n, K, *size) as (n, K, *space)."""
+    if tuple(logits.shape[2:]) == tuple(space):
+        return logits
+    if preparation.fit == "resize":
+        return resize_image(logits, space)
+    background = np.arange(logits.shape[1]) == 0
+    values = np.where(background, CROPPED_LOGIT, -CROPPED_LOGIT).astype(np.float32)
+    restored = np.empty((*logits.shape[:2], *space), np.float32)
+    restored[:] = values.reshape(1, -1, *[1] * len(space))
+    pairs = [_overlap(old, new) for old, new in zip(space, logits.shape[2:], strict=True)]
+    inside, source = tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+    restored[(slice(None), slice(None), *inside)] = logits[(slice(None), slice(None), *source)]
+    return restored
+
+
+def _overlap(old: int, new: int) -> tuple[slice, slice]:
+    """Where an axis of `old` voxels, and the same axis padded or cropped to `new` around its centre, overlap."""
+    if new >= old:  # as in MONAI's SpatialPad
+        return slice(0, old), slice((new - old) // 2, (new - old) // 2 + old)
+    start = old // 2 - new // 2  # as in MONAI's CenterSpatialCrop
+    return slice(start, start + new), slice(0, new)
+
+
+def _resample_to(logits: Array, source: Image, target: Image) -> Array:
+    """Logits (K, *space) on the grid of `source`, interpolated on the grid of `target`."""
+    import torch
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.spatial.array import SpatialResample
+
+    volume = MetaTensor(torch.from_numpy(np.ascontiguousarray(logits)), affine=torch.from_numpy(source.affine))
+    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float32)
+    found = resample(volume, dst_affine=torch.from_numpy(target.affine), spatial_size=target.space)
+    restored: Array = cast("MetaTensor", found).numpy()
+    return restored

@@ -1,0 +1,116 @@
+"""Evaluation of a finished run on other data or at other sites, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from raysim.config.merge import merge
+from raysim.config.resolve import resolve, to_mapping
+from raysim.config.schema import RunConfig
+from raysim.core.contracts import ProgressCallback, Task
+from raysim.core.errors import ConfigError
+from raysim.core.events import Event, Progress, RunFinished
+from raysim.core.formatting import join_names
+from raysim.federation.evaluation import evaluate_sites
+from raysim.federation.fleet import EVALUATION_PHASE, BaseFleet
+from raysim.federation.plan import Plan
+from raysim.federation.trained_run import TrainedRun, untrained
+from raysim.storage.evaluation_files import write_evaluation
+from raysim.tasks.table_config import TableData
+from raysim.tasks.tabular import Tabular
+
+# The keys that an evaluation uses; those of the task and the algorithm must fit the trained networks.
+USED_KEYS = (
+    *("task", "algorithm", "metric", "anonymous_cases", "backend", "ray_address", "resources", "site_timeout_s"),
+)
+# With a new table these keys of the run do not apply.
+OF_THE_OLD_TABLE: dict[str, Any] = {
+    "root": None,
+    "outside": (),
+    "exclude_sites": (),
+    "partition": None,
+    "labelled": None,
+}
+
+
+def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfig:
+    """The configuration of the run with `overrides`, a nested mapping of keys.
+
+    Raises ConfigError for keys that an evaluation does not use, for another algorithm and for another network.
+    """
+    if unused := [key for key in overrides if key not in USED_KEYS]:
+        raise ConfigError(f"{join_names(unused)}: an evaluation does not train; use keys of {', '.join(USED_KEYS)}")
+    values = to_mapping(untrained(run.config))
+    for key in ("task", "algorithm"):
+        given = overrides.get(key, {})
+        name = given if isinstance(given, str) else dict(given).get("name", values[key]["name"])
+        if name != values[key]["name"]:
+            raise ConfigError(f"{key}={name}: the run was trained with {key}={values[key]['name']}; remove the key")
+    if _has_new_table(overrides) and isinstance(run.config.task.data, TableData):
+        values = merge(values, {"task": {"data": _data_changes(run)}})
+    config = resolve(merge(values, overrides))
+    if getattr(config.task, "network", None) != getattr(run.config.task, "network", None):
+        raise ConfigError("task.network: the run was trained with another network; remove the key")
+    return config
+
+
+def _has_new_table(overrides: Mapping[str, Any]) -> bool:
+    task = overrides.get("task", {})
+    data = task.get("data", {}) if isinstance(task, Mapping) else {}
+    return isinstance(data, Mapping) and "table" in data
+
+
+def _data_changes(run: TrainedRun) -> dict[str, Any]:
+    data = run.config.task.data
+    changes = {key: value for key, value in OF_THE_OLD_TABLE.items() if hasattr(data, key)}
+    if run.config.task.name == "classification":  # the new table may lack cases of a class
+        changes["classes"] = dict(run.summary["classes"])
+    return changes
+
+
+def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallback | None = None) -> Task:
+    """The task of an evaluation. An inside site of the run is inside, every other site is outside.
+
+    Raises ConfigError for data that do not fit the networks of the run.
+    """
+    if isinstance(config.task, Tabular) and config.task.data.table != run.config.task.data.table:
+        task = config.task.build(progress, reference=run.config.task.data)
+    else:
+        task = config.task.build(progress)
+    for what, found, expected in (
+        ("examples of shape", task.shape, tuple(run.summary["shape"])),
+        ("the classes", list(task.class_values), list(run.summary["classes"])),
+    ):
+        if found != expected:
+            raise ConfigError(
+                f"the data have {what} {found}, but the run was trained with {expected}; prepare the data as in the run"
+            )
+    sites = (*task.inside, *task.outside)
+    inside = tuple(site for site in sorted(sites) if site in run.inside)
+    return replace(task, inside=inside, outside=tuple(site for site in sorted(sites) if site not in run.inside))
+
+
+def evaluate_run(run: TrainedRun, plan: Plan, fleet: BaseFleet) -> Iterator[Event]:
+    """Evaluates the round of the run at all sites of the plan's task, and writes the scores into its directory.
+
+    Yields the progress, then RunFinished with the content of summary.json.
+    """
+    fleet.accounting.open_round(run.number - 1)
+    states = run.point.client_states
+    fleet.client_states.restore({site: states[site] for site in plan.task.inside if site in states})
+    yield Progress(phase=EVALUATION_PHASE, total=len(plan.sites))
+    evaluation = evaluate_sites(run.method, run.point.state, fleet)
+    summary = write_evaluation(
+        plan.directory,
+        plan.task,
+        evaluation.scores,
+        evaluation.cases,
+        chosen=plan.metric,
+        facts=run.facts,
+        number=run.number,
+        rounds=run.rounds,
+        anonymous=plan.config.anonymous_cases,
+    )
+    yield RunFinished(summary)

@@ -1,0 +1,181 @@
+"""New cases for a trained network: images of a folder or rows of a table, prepared as the data of the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from raysim.core.contracts import ProgressCallback, Task
+from raysim.core.errors import ConfigError
+from raysim.core.formatting import join_names
+from raysim.data.file_paths import join_path
+from raysim.data.image_formats import IMAGE_SUFFIX, is_volume
+from raysim.data.label_classes import encode_labels, resolve_classes
+from raysim.data.scanner_shift import ScannerShift
+from raysim.data.table import read_table
+from raysim.tasks.classification import Classification
+from raysim.tasks.segmentation import Segmentation
+from raysim.tasks.tabular import Tabular
+
+Classes = Mapping[str, int | str]  # the value of each class, as in Task.class_values
+
+
+@dataclass(frozen=True)
+class TrainedTask:
+    """The task of a finished run: its configuration, the shape of an example, and the value of each class."""
+
+    config: Any
+    shape: tuple[int, ...]
+    classes: Classes
+
+
+@dataclass(frozen=True)
+class NewCases:
+    """Cases in the order of their prepared examples.
+
+    task: has one site, with all cases in its split `test`, some of them with labels.
+    images: the file of each case; None for rows of a table.
+    names: the name of each case: its image relative to the common folder, or the number of its row.
+    labels: the mask, the class index, or None for each case.
+    """
+
+    task: Task
+    images: Sequence[str | None]
+    names: Sequence[str]
+    labels: Sequence[str | int | None]
+
+
+def prepare_new_cases(
+    trained: TrainedTask, source: str, site: str, *, scanner: bool, progress: ProgressCallback | None = None
+) -> NewCases:
+    """The cases in `source`, a folder of images or a table, as cases of `site`.
+
+    With `scanner`, images get the simulated scanner of the site, if the run has simulated scanners. Raises ConfigError
+    for cases that cannot be prepared as in the run, and for a task without images or rows.
+    """
+    config = trained.config
+    if isinstance(config, Tabular):
+        return _tabular_cases(trained, config, source, site)
+    if not isinstance(config, Segmentation | Classification):
+        name = getattr(config, "name", type(config).__name__)
+        raise ConfigError(
+            f"the task of the run, {name}, has no images; prediction needs a run with task=segmentation, "
+            "task=classification or task=tabular"
+        )
+    of_masks = isinstance(config, Segmentation)
+    classes = {name: str(value) for name, value in trained.classes.items()}
+    table = _image_rows(source, of_masks, classes)
+    labels = table["label"] if of_masks else _class_indices(table, classes, source)
+    _check_dimensions(table["image"].iloc[0], trained, slices=config.data.slices)
+    changed: dict[str, Any] = {"outside": (), "shift": config.data.shift if scanner else ScannerShift()}
+    changed |= {} if of_masks else {"classes": classes}
+    # Masks are read with their images, so that a wrong one is reported before anything is predicted.
+    rows = table.assign(site=site, split="test", label=table["label"] if of_masks else _no_labels(table))
+    data: Any = replace(config.data, **changed)
+    task = replace(config, data=data).build(progress, rows)
+    _check_shape(task, trained, table["image"].iloc[0])
+    images = [str(image) for image in table["image"]]
+    return NewCases(task, images, relative_names(images), [None if pd.isna(each) else each for each in labels])
+
+
+def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str]) -> pd.DataFrame:
+    """The cases of a folder or a table, sorted by image, with absolute paths."""
+    if "://" not in source and Path(source).expanduser().is_dir():
+        folder = Path(source).expanduser().absolute()
+        files = sorted(str(path) for path in folder.iterdir() if _is_image(path))
+        if not files:
+            raise ConfigError(
+                f"--images {source}: the folder has no image; give a folder with images (NIfTI, PNG, JPEG, TIFF, ...), "
+                "not one with subfolders, or a table"
+            )
+        return pd.DataFrame({"image": files, "label": pd.NA}, dtype="string")
+    names = [*classes, *classes.values()]
+    table = read_table(source, needs_label=False, label_files=of_masks, classes=names, absent=_absent())
+    return table.sort_values("image", ignore_index=True)
+
+
+def _is_image(path: Path) -> bool:
+    return not path.name.startswith(".") and bool(IMAGE_SUFFIX.search(path.name)) and path.is_file()
+
+
+def _absent() -> dict[str, str]:
+    """The columns that a table of new cases may lack."""
+    return {"site": "new", "split": "test"}
+
+
+def _no_labels(table: pd.DataFrame) -> pd.Series:
+    return pd.Series(pd.NA, table.index, dtype="string")
+
+
+def _class_indices(table: pd.DataFrame, classes: Mapping[str, str], source: str) -> pd.Series:
+    return encode_labels(table, resolve_classes(table, dict(classes), source))["label"].astype("object")
+
+
+def _check_dimensions(image: str, trained: TrainedTask, *, slices: bool) -> None:
+    """Raises ConfigError for a picture and a run on volumes, or the reverse."""
+    volumes = len(trained.shape) == 4 or slices
+    if is_volume(image) != volumes:
+        found, expected = ("a volume", "pictures") if is_volume(image) else ("a picture", "NIfTI volumes")
+        raise ConfigError(f"{image} is {found}, but the run was trained on {expected}; give {expected}")
+
+
+def _check_shape(task: Task, trained: TrainedTask, image: str) -> None:
+    if task.shape != trained.shape:
+        raise ConfigError(
+            f"{image}: the prepared image has the shape {task.shape}, but the network was trained on {trained.shape} "
+            "(channels and size); give images with the channels and the size of those of the run"
+        )
+
+
+def _tabular_cases(trained: TrainedTask, config: Tabular, source: str, site: str) -> NewCases:
+    classes = {name: str(value) for name, value in trained.classes.items()}
+    table = read_table(
+        source,
+        needs_label=False,
+        needs_image=False,
+        check_files=False,
+        label_files=False,
+        classes=[*classes, *classes.values()],
+        absent=_absent(),
+        in_order=True,
+    )
+    labels = _class_indices(table, classes, source)
+    rows = table.assign(site=site, split="test", label=_no_labels(table))
+    path = join_path(os.getcwd(), os.path.expanduser(source))
+    changed: dict[str, Any] = {"table": path, "outside": (), "exclude_sites": (), "partition": None, "labelled": None}
+    task = replace(config, data=replace(config.data, **changed)).build(rows=rows, reference=config.data)
+    return NewCases(
+        task,
+        [None] * len(table),
+        [str(line) for line in table.index],
+        [None if pd.isna(label) else label for label in labels],
+    )
+
+
+def relative_names(images: Sequence[str]) -> list[str]:
+    """Each path or URL relative to the folder that all of them share."""
+    paths = [path.partition("::")[0].rpartition("://")[2] for path in images]
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [path.removeprefix(shared).lstrip("/") for path in paths]
+
+
+def target_files(cases: NewCases) -> list[str]:
+    """The file of each predicted mask, relative to the output folder. Raises ConfigError if two are the same."""
+    targets = [name if is_volume(name) else f"{IMAGE_SUFFIX.sub('', name)}.png" for name in cases.names]
+    for problem in _target_problems(cases.names, targets):
+        raise ConfigError(problem)
+    return targets
+
+
+def _target_problems(names: Sequence[str], targets: Sequence[str]) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for name, target in zip(names, targets, strict=True):
+        if ".." in target.split("/"):
+            yield f"{name}: its mask would be outside the output folder; use paths without '..'"
+        if first.setdefault(target, name) != name:
+            yield f"the masks of {join_names([first[target], name])} would both be {target}; rename one of the images"

@@ -1,0 +1,59 @@
+"""Exports that are refused, with what can be exported instead; the metadata of a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysim import ConfigError
+from raysim.federation.export import export
+from tests.support.trained import Runs, shared_runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The folder of a finished run, which tests share."""
+    return shared_runs(tmp_path_factory.mktemp)
+
+
+def refused(*arguments: Any, **keys: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        export(*arguments, **keys)
+    return str(error.value)
+
+
+def test_routed_models_are_refused(runs: Runs) -> None:
+    routed = runs("pictures", "fedsm", data={"outside": []}) / "run"
+    assert "FedSM predicts at new sites with a RoutedPredictor" in refused(routed, "torch")
+    assert refused(routed, "torch", site="a").endswith("what can be exported: --global")
+
+
+def test_adapted_models_are_refused(runs: Runs) -> None:
+    adapted = runs("pictures", "fedavg", **{"algorithm.outside": "tent", "task.network.norm": "batch"}) / "run"
+    message = refused(adapted, "torch", site="b")
+    assert "at site 'b' FedAvg adapts its model to the images (algorithm.outside=tent)" in message
+    assert message.endswith("what can be exported: --global or --site a")
+
+
+def test_a_method_without_a_global_model(runs: Runs) -> None:
+    personal = runs("pictures", "localonly") / "run"
+    assert "LocalOnly has no model for new sites; what can be exported: --site a" in refused(personal, "torch")
+    assert "LocalOnly has no global model" in refused(personal, "torch", use_global=True)
+    assert not (personal / "exports").exists()
+
+
+def test_other_wrong_exports(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = runs("rows") / "run"
+    assert "--format bundle needs a task with image files" in refused(folder, "bundle")
+    assert "exclude each other" in refused(folder, "torch", site="a", use_global=True)
+    (tmp_path / "x").write_text("")
+    assert "an export never overwrites files" in refused(folder, "torch", out=tmp_path / "x")
+    monkeypatch.setattr("raysim.federation.export.ONNX_PACKAGES", ("no_such_package",))
+    assert "pip install 'raysim[onnx]'" in refused(folder, "onnx")
+    metadata = json.loads(
+        (export(runs("pictures") / "run", "bundle", out=tmp_path / "b") / "configs" / "metadata.json").read_text()
+    )
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "foreground"}
