@@ -30,6 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MAX_CATEGORIES = 256  # of one column
 COMMA_NUMBER = re.compile(r"[+-]?[\d.]*(,\d+)+(\.\d+)?")  # 1,5 and 1.234,5 and 1,234.5
 MIN_ROWS_OF_COPY = 20  # in fewer rows, a feature may equal the label by chance
+UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one, such as a stored index
 IDENTIFIER_NAME = re.compile(r"(?i:(^|[\s_.-])(id|uid|identifier)$)|[a-z](ID|Id)$")
 
 
@@ -185,13 +186,19 @@ class FeatureSelection:
         if self.columns is None:
             yield from _left_out_notes({name: table[name] for name in self._candidates(table) if name not in numeric})
             yield from _identifier_notes({name: table[name] for name in numeric})
+            unnamed = [
+                str(name) for name in table.columns if UNNAMED.fullmatch(str(name)) and table[name].notna().any()
+            ]
+            if unnamed:
+                yield f"columns without a name are no features: {join_names(unnamed)}; name those that are features"
         for name in self.categorical:
             yield from _near_equal_notes(name, rows[name])
         for name in (*numeric, *self.categorical):
             yield from _label_copy_notes(name, table[name], table["label"])
 
     def _candidates(self, table: pd.DataFrame) -> list[str]:
-        return [str(name) for name in table.columns if name not in (*self.reserved, *self.categorical)]
+        taken = (*self.reserved, *self.categorical)
+        return [str(name) for name in table.columns if name not in taken and not UNNAMED.fullmatch(str(name))]
 
     def _name_problems(self, name: str, table: pd.DataFrame) -> Iterator[str]:
         if name in self.reserved:

@@ -279,6 +279,17 @@ def test_numbers_with_commas_are_refused(table, cells):
     assert expected in refused(table, {"features": ["x"], "categorical": ["bmi"]})
 
 
+def test_a_column_without_a_name_is_no_feature(table):
+    write_table(table, "\n".join(f"{n % 3},{line}" for n, line in enumerate(ROWS.splitlines())), f",{HEADER}")
+    with pytest.warns(UserWarning, match="columns without a name are no features: Unnamed: 0; name those"):
+        built = task(table, {"features": None})
+    assert built.shape == (2,)  # x and code
+    write_table(table, "\n".join(f"{line}," for line in ROWS.splitlines()), f"{HEADER},")  # a comma at each end
+    with pytest.warns(UserWarning, match="left out") as found:
+        task(table, {"features": None})
+    assert not any("without a name" in str(warning.message) for warning in found)
+
+
 def test_a_copy_of_the_label_is_noted(table):
     rows = [f"{site},train,{n % 2},{n % 3},{7 - n % 2}" for site in "abc" for n in range(10)]
     write_table(table, "\n".join(rows), "site,split,label,x,target")
