@@ -11,7 +11,7 @@ from pathlib import Path
 
 from raysim.core.errors import ConfigError
 
-START = b"\xff\x4f\xff\x51"  # of the code stream, and of its segment SIZ
+START = b"\xff\x4f\xff\x51"  # of the code stream, and of the segment with its size
 CODING_DEFAULT, CODING_COMPONENT = 0x52, 0x53  # second bytes of markers; the first is 255
 TILE_PART, TILE_DATA, END = 0x90, 0x93, 0xD9
 OTHER_SEGMENTS = (0x50, 0x55, 0x57, 0x58, 0x59, 0x5C, 0x5D, 0x5E, 0x5F, 0x60, 0x61, 0x63, 0x64, 0x74, 0x75, 0x77, 0x78)
