@@ -145,6 +145,8 @@ def format_value(value: Any) -> str:
         return Path(value).name if value.startswith("/") else value
     if isinstance(value, Mapping) or value is None or isinstance(value, bool):
         return json.dumps(value).replace("null", "none").replace(" ", "")
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, list):
         return f"[{','.join(map(format_value, value))}]"
     return str(value)
