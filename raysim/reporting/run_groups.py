@@ -16,7 +16,7 @@ SEED, FOLD, ALGORITHM = "seed", "task.data.fold", "algorithm.name"
 # Keys that cannot change a result, and those of repetitions of a run.
 IGNORED_KEYS = {
     *(SEED, FOLD, "backend", "ray_address", "site_timeout_s", "checkpoint_every", "anonymous_cases", "pictures"),
-    *("metric", "task.data.cache"),  # `metric` changes no model; `compare` notes if it chose other rounds
+    *("metric", "task.data.cache"),  # `metric` chooses rounds; `compare` notes if it differs
 }
 IGNORED_PREFIXES = ("resources.",)
 
@@ -145,6 +145,8 @@ def format_value(value: Any) -> str:
         return Path(value).name if value.startswith("/") else value
     if isinstance(value, Mapping) or value is None or isinstance(value, bool):
         return json.dumps(value).replace("null", "none").replace(" ", "")
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, list):
         return f"[{','.join(map(format_value, value))}]"
     return str(value)

@@ -49,7 +49,7 @@ def test_names_are_short_and_unambiguous(tmp_path: Path) -> None:
     assert names(tmp_path, *keys) == [
         "data.seed=0 network=unet rounds=3",
         "data.seed=0 network=unet rounds=4",
-        "data.seed=1 network=unet rounds=4 patience=2 min_gain=0.0",
+        "data.seed=1 network=unet rounds=4 patience=2 min_gain=0",
         "data.seed=0 network=segresnet rounds=4",
     ]
 
