@@ -25,8 +25,13 @@ def refused(*arguments: Any, **keys: Any) -> str:
     return str(error.value)
 
 
-def test_routed_models_are_refused(runs: Runs) -> None:
-    routed = runs("pictures", "fedsm", data={"outside": []}) / "run"
+@pytest.fixture(scope="module")
+def routed(runs: Runs) -> Path:
+    """A run of FedSM, which takes longer to train than a unit test may."""
+    return runs("pictures", "fedsm", data={"outside": []}) / "run"
+
+
+def test_routed_models_are_refused(routed: Path) -> None:
     assert "FedSM predicts at new sites with a RoutedPredictor" in refused(routed, "torch")
     assert refused(routed, "torch", site="a").endswith("what can be exported: --global")
 

@@ -99,6 +99,8 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
         "algorithm": "fedavg",
         "task": "toy",
         "seed": 0,
+        "shape": [1],
+        "classes": {},
         "rounds": 1,
         "metric": "inside/test/distance",
         "direction": "lower",
