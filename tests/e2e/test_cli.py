@@ -115,7 +115,14 @@ def test_a_run_leaves_its_files_and_repeats(capsys: pytest.CaptureFixture[str]) 
             "cases.parquet",
             "summary.json",
         ),
-        *("checkpoints", "models", "pictures", "tensorboard", "log.jsonl", "report.html"),  # no val cases: no best round
+        *(
+            "checkpoints",
+            "models",
+            "pictures",
+            "tensorboard",
+            "log.jsonl",
+            "report.html",
+        ),
     }
     first = summary("one")
     assert (first["status"], first["algorithm"], first["task"], first["seed"]) == ("done", "fedprox", "synthetic", 3)
