@@ -18,11 +18,11 @@ from tests.support import remote
 from tests.support.contract import ROUNDS, algorithm, client_states, run, task, whole
 from tests.support.slow import slow_except
 
-# On two actors one algorithm for each way of using a fleet: state, server optimizer, client states, networks that stay
+# On two actors one algorithm for each use of a fleet: state, server optimizer, client states, networks that stay
 # at the sites, arguments by site, exchanges, stages. With a state, client states and an exchange on any number.
-WAYS = ("fedavg", "fedadam", "localonly", "ditto", "scaffold", "fedbn", "gradient_alignment", "fedsm", "iopfl", "fcl")
-WAYS += ("fclopt", "fedsimclr", "elcfs", "fedala", "feddg_ga")
-QUICK = [(name, 2) for name in WAYS] + list(product(("fedavg", "localonly", "fcl"), (1, 3)))
+USES = ("fedavg", "fedadam", "localonly", "ditto", "scaffold", "fedbn", "gradient_alignment", "fedsm", "iopfl", "fcl")
+USES += ("fclopt", "fedsimclr", "elcfs", "fedala", "feddg_ga")
+QUICK = [(name, 2) for name in USES] + list(product(("fedavg", "localonly", "fcl"), (1, 3)))
 
 
 @pytest.fixture(scope="module")
