@@ -50,6 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="hash the names in cases.parquet; the same as anonymous_cases=true",
     )
+    run.add_argument(
+        "--tracker", metavar="NAME", help="also record the run in mlflow or wandb; the same as tracker=NAME"
+    )
 
     resume = commands.add_parser("resume", help="continue a run that was interrupted or has failed")
     resume.add_argument("run", metavar="RUN_DIR", help="the run directory; the run continues after its last checkpoint")

@@ -49,6 +49,7 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
     """
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     overrides += ["anonymous_cases=true"] * getattr(args, "anonymous_cases", False)
+    overrides += [f"tracker={args.tracker}"] if getattr(args, "tracker", None) else []
     values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
     check_new_directory(args.out, "a run")
     check_task(values)

@@ -29,6 +29,8 @@ from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_fleet, run_federation
 from raysim.federation.validation import validate
 from raysim.reporting.html_report import write_report
+from raysim.reporting.run_tracking import tracked
+from raysim.reporting.tracked_runs import check_tracker
 from raysim.storage.run_directory import (
     LOG_FILE,
     SUMMARY_FILE,
@@ -61,6 +63,7 @@ def run(
     config = config if backend is None else replace(config, backend=backend)
     out = None if out is None else str(out)
     check_new_directory(out, "a run")
+    check_tracker(config.tracker)
     stem = "-".join(Path(name_of(type(part))).name for part in (config.algorithm, config.task))
     with reserve_directory(out, stem) as directory, exclusive_lock(directory):
         return _execute(config, directory, on_event, resume=False)
@@ -105,7 +108,7 @@ def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None,
     validate(plan, on_event)
     emit: EventCallback = on_event or (lambda _: None)
     emit(RunPlanned(directory, config.rounds, plan.metric))
-    with _reported(plan, emit):
+    with tracked(plan, emit) as emit, _reported(plan, emit):
         summary = _follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
     return RunResult(directory, summary)
 

@@ -111,6 +111,11 @@ def read_summary(directory: Path) -> dict[str, Any]:
     return _read_mapping(directory / SUMMARY_FILE)
 
 
+def read_environment(directory: Path) -> dict[str, Any]:
+    """The content of env.json; empty if the file cannot be read."""
+    return _read_mapping(directory / "env.json")
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file cannot be read or has other content."""
     with suppress(OSError, ValueError, RecursionError):
