@@ -31,29 +31,13 @@ KINDS = {  # of `raysim list`
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
-    formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "raysim", description="Federated learning on medical images, on Ray: simulate and search."
     )
     parser.add_argument("--version", action="version", version=f"raysim {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run one federation", formatter_class=formatter, epilog=_run_epilog())
-    run.usage = "raysim run [-h] [-c FILE] [--out DIR] [key=value ...]"
-    run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value takes precedence over it")
-    run.add_argument(
-        "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
-    )
-    run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
-    run.add_argument(
-        "--anonymous-cases",
-        action="store_true",
-        help="hash the names in cases.parquet; the same as anonymous_cases=true",
-    )
-    run.add_argument(
-        "--tracker", metavar="NAME", help="also record the run in mlflow or wandb; the same as tracker=NAME"
-    )
-
+    _add_run(commands)
     resume = commands.add_parser("resume", help="continue a run that was interrupted or has failed")
     resume.add_argument("run", metavar="RUN_DIR", help="the run directory; the run continues after its last checkpoint")
     resume.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it has changed")
@@ -80,6 +64,26 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     add_keys(commands.choices)
     return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run", help="run one federation", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_run_epilog()
+    )
+    run.usage = "raysim run [-h] [-c FILE] [--out DIR] [key=value ...]"
+    run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value takes precedence over it")
+    run.add_argument(
+        "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
+    )
+    run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
+    run.add_argument(
+        "--anonymous-cases",
+        action="store_true",
+        help="hash the names in cases.parquet; the same as anonymous_cases=true",
+    )
+    run.add_argument(
+        "--tracker", metavar="NAME", help="also record the run in mlflow or wandb; the same as tracker=NAME"
+    )
 
 
 def _add_data(commands: Any) -> None:

@@ -68,10 +68,9 @@ class _RunTracking:
     def end(self, outcome: RunOutcome) -> None:
         """Send the outcome and the files, and wait for them."""
         if self.has_started:
-            tags = (
-                {} if outcome is not RunOutcome.DONE else {"digest": str(read_summary(self.plan.directory)["digest"])}
-            )
-            self.tracker.end(self.plan.directory, outcome, tags, FILES)
+            directory = self.plan.directory
+            tags = {"digest": str(read_summary(directory)["digest"])} if outcome is RunOutcome.DONE else {}
+            self.tracker.end(directory, outcome, tags, [directory / name for name in FILES])
             self.tracker.close()
             self._report()
 

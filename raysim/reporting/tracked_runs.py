@@ -27,6 +27,7 @@ VARIABLES = {  # an own value of the user takes precedence
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_FINISH_TIMEOUT": "300",
+    "WANDB_SILENT": "true",
 }
 
 

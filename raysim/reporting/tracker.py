@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,11 +15,12 @@ from typing import Any
 from raysim.config.schema import TrackerName
 from raysim.core.atomic_io import write_json
 from raysim.core.numeric import is_number
+from raysim.reporting.pictures import FOLDER
 from raysim.reporting.tracked_runs import RunDescription, TrackedRun, one_line, open_run
 
 STATE_FILE = "tracker.json"  # in a run directory: the run at the tracker, and the last round that it has
 RETRY_S = 30.0  # seconds after a failed request in which no other is made
-FILES = ("config.yaml", "summary.json", "report.html", "models", "pictures")  # of a run directory
+FILES = ("config.yaml", "summary.json", "report.html", "models", FOLDER)  # of a run directory
 
 
 @dataclass
@@ -33,7 +34,7 @@ class _Run:
     points: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
     status: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
+    files: Sequence[Path] = ()
     tracked: TrackedRun | None = None
 
 
@@ -65,8 +66,8 @@ class Tracker:
             metrics = {name: float(value) for name, value in row.items() if name != "round" and is_number(value)}
             self._worker.submit(self._add, run, (number, metrics))
 
-    def end(self, directory: Path, status: str, tags: Mapping[str, str], files: tuple[str, ...] = ()) -> None:
-        """End the run as done, stopped, interrupted or failed, with these files and folders of its directory."""
+    def end(self, directory: Path, status: str, tags: Mapping[str, str], files: Sequence[Path] = ()) -> None:
+        """End the run as done, stopped, interrupted or failed, with those of the files and folders that exist."""
         self._worker.submit(self._end, self._runs[directory], status, tags, files)
 
     def take_notices(self) -> list[str]:
@@ -94,7 +95,7 @@ class Tracker:
         run.points.append(point)
         self._send(run)
 
-    def _end(self, run: _Run, status: str, tags: Mapping[str, str], files: tuple[str, ...]) -> None:
+    def _end(self, run: _Run, status: str, tags: Mapping[str, str], files: Sequence[Path]) -> None:
         run.status, run.tags, run.files = status, tags, files
         self._send(run)
 
@@ -122,7 +123,7 @@ class Tracker:
             run.points.clear()
             self._save(run)
         if run.status:
-            run.tracked.add_files(list(_files(run.directory, run.files)), list(_pictures(run.directory, run.files)))
+            run.tracked.add_files(list(_files(run.files)), list(_pictures(run.files)))
             run.tracked.end(run.status, run.tags)
             del self._runs[run.directory]
 
@@ -143,21 +144,18 @@ class Tracker:
             )
 
 
-def _files(directory: Path, names: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """Yields the path and the name of each file under `names` in the directory."""
-    for name in names:
-        path = directory / name
+def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Yields each file with its name: the path from the folder that contains the given file or folder."""
+    for path in paths:
         for found in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if found.is_file():
-                yield found, str(found.relative_to(directory))
+                yield found, str(found.relative_to(path.parent))
 
 
-def _pictures(directory: Path, names: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """Yields the path and the caption of each picture of cases."""
-    if "pictures" in names:
+def _pictures(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Yields the path and the caption of each picture of cases, if a run's pictures are among the paths."""
+    for folder in (path for path in paths if path.name == FOLDER):
         with suppress(OSError, ValueError, KeyError):
-            for each in json.loads((directory / "pictures" / "pictures.json").read_text())["pictures"]:
-                yield (
-                    directory / "pictures" / each["file"],
-                    f"{each['site']}, {each['rank']}: {each['metric']} {each['value']:.4g}",
-                )
+            for each in json.loads((folder / "pictures.json").read_text())["pictures"]:
+                caption = f"{each['site']}, {each['rank']} case: {each['metric']} {each['value']:.4g}"
+                yield folder / each["file"], caption
