@@ -146,7 +146,7 @@ class WandbRun(TrackedRun):
     def log(self, points: Points) -> None:
         """Add the metrics of rounds."""
         for step, row in points:
-            self._run.log({"round": step, **row}, step=step)
+            self._run.log({"round": step, **row}, step=step, commit=True)
 
     def add_files(self, files: Sequence[tuple[Path, str]], pictures: Sequence[tuple[Path, str]]) -> None:
         """Upload files, from the folder that contains them, and pictures for the panels of the page."""

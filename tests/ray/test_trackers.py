@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -203,17 +204,28 @@ def test_the_trials_of_a_search_are_runs_and_the_best_has_the_files(server, tmp_
 def wandb_records(folder: Path) -> list[Any]:
     """The records of all offline runs below a folder, in order."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    records = []
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            records.append(record)
-    return records
+    return [
+        wandb_internal_pb2.Record.FromString(data)
+        for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+        for data in leveldb_records(path.read_bytes())
+    ]
+
+
+def leveldb_records(content: bytes) -> Iterator[bytes]:
+    """The records in a file of W&B: LevelDB's log format, after a header of 7 bytes."""
+    block, at, record = 32768, 7, b""
+    while at + 7 < len(content):
+        left = block - at % block
+        if left < 7:  # padding
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # complete, or the last part
+            yield record
+            record = b""
 
 
 def wandb_values(items: Any) -> dict[str, Any]:
@@ -227,10 +239,10 @@ def test_a_run_in_weights_and_biases_offline(tmp_path, monkeypatch) -> None:
     records = wandb_records(tmp_path)
     rounds = pd.read_parquet(result.path / "rounds.parquet").set_index("round")
     history = [wandb_values(each.history.item) for each in records if each.HasField("history")]
-    assert [row["round"] for row in history] == [1, 2, 3]
+    assert [row["round"] for row in history if "loss" in row] == [1, 2, 3]
     assert history[2]["inside/val/dice/mean"] == rounds.loc[3, "inside/val/dice/mean"]
     assert "sites/site-01/val/dice" in history[2]
-    assert len(history[2]["pictures"]["filenames"]) == 6
+    assert history[3]["pictures/count"] == 6
     config = next(wandb_values(each.run.config.update) for each in records if each.HasField("run"))
     assert config["algorithm.lr"] == yaml.safe_load((result.path / "config.yaml").read_text())["algorithm"]["lr"]
     saved = {file.path for each in records if each.HasField("files") for file in each.files.files}
