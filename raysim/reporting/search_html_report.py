@@ -60,7 +60,7 @@ def _best_trial(results: SearchResults) -> dict[str, Any] | None:
         return None
     roles = {"inside": task.inside, "outside": task.outside}
     data = [(site, role, task.sizes[site]) for role, sites in roles.items() for site in sites]
-    splits = [split for split in SPLITS if any(split in sizes for *_, sizes in data)]
+    splits = [split for split in SPLITS if any(sizes.get(split) for *_, sizes in data)]
     for name, directory in results.run_directories(record).items():
         with suppress(OSError, ValueError):
             about = {"number": record.number, "federation": name, "data": data, "splits": splits}

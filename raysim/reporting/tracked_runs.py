@@ -25,6 +25,7 @@ VARIABLES = {  # an own value of the user takes precedence
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_FINISH_TIMEOUT": "300",
     "WANDB_SILENT": "true",
