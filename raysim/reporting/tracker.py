@@ -14,6 +14,7 @@ from typing import Any
 
 from raysim.config.schema import TrackerName
 from raysim.core.atomic_io import write_json
+from raysim.core.formatting import join_names
 from raysim.core.numeric import is_number
 from raysim.reporting.pictures import FOLDER
 from raysim.reporting.tracked_runs import RunDescription, TrackedRun, one_line, open_run
@@ -138,9 +139,9 @@ class Tracker:
             if self._is_failing:
                 break
         if self._runs:
-            names = ", ".join(sorted(run.description.name for run in self._runs.values()))
+            names = join_names(sorted(run.description.name for run in self._runs.values()))
             self._notices.append(
-                f"{self.name} does not have all rounds and files of {names}; the run's folder has them"
+                f"{self.name} does not have all rounds and files of {names}; the run directory has them"
             )
 
 

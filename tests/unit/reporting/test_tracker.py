@@ -48,5 +48,5 @@ def test_a_server_that_fails_gives_a_notice_and_one_at_the_end(tmp_path: Path, m
     tracker.close()
     first, last = tracker.take_notices()
     assert first.startswith("mlflow does not accept data; the run continues: ")
-    assert last == "mlflow does not have all rounds and files of one; its folder has them"
+    assert last == "mlflow does not have all rounds and files of one; the run directory has them"
     assert list(tmp_path.iterdir()) == []
