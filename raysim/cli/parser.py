@@ -101,6 +101,9 @@ def _add_run(commands: Any) -> None:
         action="store_true",
         help="hash the names in cases.parquet; the same as anonymous_cases=true",
     )
+    run.add_argument(
+        "--tracker", metavar="NAME", help="also record the run in mlflow or wandb; the same as tracker=NAME"
+    )
 
 
 def _add_data(commands: Any) -> None:

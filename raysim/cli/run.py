@@ -59,6 +59,7 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
     """
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     overrides += ["anonymous_cases=true"] * getattr(args, "anonymous_cases", False)
+    overrides += [f"tracker={args.tracker}"] if getattr(args, "tracker", None) else []
     values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
     if getattr(args, "seeds", None) is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds}: expected the number of seeds, 1 or more")

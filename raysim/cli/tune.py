@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+from raysim.config.schema import TrackerName
 from raysim.core.errors import ConfigError
 from raysim.distributed.local_ray import set_local_ray_variables
 from raysim.search.options import (
@@ -17,7 +18,6 @@ from raysim.search.options import (
     SamplerName,
     SchedulerName,
     SearchOptions,
-    TrackerName,
 )
 from raysim.storage.run_directory import check_new_directory
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+TrackerName = Literal["mlflow", "wandb"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SiteResources:
@@ -87,6 +89,10 @@ class RunConfig:
     pictures: Annotated[bool, "write pictures of cases to pictures/ and report.html; they show images of patients"] = (
         True
     )
+    tracker: Annotated[
+        TrackerName | None,
+        "experiment tracker that also records the run: mlflow (MLFLOW_TRACKING_URI) or wandb (WANDB_MODE, ...)",
+    ] = None
     early_stopping: Annotated[
         EarlyStopping | None, "ends the run when `metric` on val cases stops improving; by default all rounds run"
     ] = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim.core.errors import RaysimError
-from raysim.core.results import FailureAction, Round
+from raysim.core.results import FailureAction, Round, Score
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class RoundEvent:
     number: int
     values: Mapping[str, Any]
     is_last: bool = field(default=False, kw_only=True)
+    scores: Sequence[Score] = ()  # of the sites, for an experiment tracker; empty without one
     round: Round[Any] | None = None  # only in the process that runs the rounds: it is too large to send
 
 

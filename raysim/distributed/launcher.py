@@ -30,6 +30,8 @@ from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_
 from raysim.federation.validation import validate
 from raysim.reporting.html_report import write_report
 from raysim.reporting.run_list import write_index
+from raysim.reporting.run_tracking import tracked
+from raysim.reporting.tracked_runs import check_tracker
 from raysim.storage.run_directory import (
     LOG_FILE,
     SUMMARY_FILE,
@@ -66,6 +68,7 @@ def run(
     config = config if backend is None else replace(config, backend=backend)
     out = None if out is None else str(out)
     check_new_directory(out, "a run")
+    check_tracker(config.tracker)
     with reserve_directory(out, directory_stem(config)) as directory, exclusive_lock(directory):
         return _execute(config, directory, on_event, resume=False)
 
@@ -114,7 +117,7 @@ def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None,
     validate(plan, on_event)
     emit: EventCallback = on_event or (lambda _: None)
     emit(RunPlanned(directory, config.rounds, plan.metric))
-    with _reported(plan, emit):
+    with tracked(plan, emit) as emit, _reported(plan, emit):
         summary = follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
     return RunResult(directory, summary)
 

@@ -160,7 +160,8 @@ def _run_rounds(
             yield Notice(NOTHING_EVALUATED)  # now, because the run may take hours; at its end it is in the summary
         phases = {**ended.phases, "recording": time.perf_counter() - began}
         is_last = bool(reason) or ended.number == plan.config.rounds
-        yield RoundEvent(ended.number, row, replace(ended, phases=phases), is_last=is_last)
+        scores = ended.scores if plan.config.tracker else ()
+        yield RoundEvent(ended.number, row, scores, replace(ended, phases=phases), is_last=is_last)
         state = ended.state
         if reason:
             yield Notice(reason)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from jinja2 import FileSystemLoader
 
 from raysim.core.formatting import format_score, join_names, pluralize
 from raysim.core.results import FailureAction, RunOutcome
@@ -46,18 +47,15 @@ def write_report(out: Path) -> Path:
 
     Only summary.json must exist. Raises OSError if it does not or if the disk is full, ValueError if it is not JSON.
     """
-    summary = json.loads((out / SUMMARY_FILE).read_text())
     failures = read_or(out / FAILURES_FILE, _failures, [])
+    sections = run_sections(out, failures)
+    summary = sections["summary"]
     config = read_or(out / "config.yaml", Path.read_text, "")
     placement = read_or(out / "placement.json", _json, [])
-    rounds = read_or(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
-    site_rows = read_or(out / "sites.parquet", pd.read_parquet, SITES.empty_table().to_pandas())
-    cases = read_or(out / CASES_FILE, lambda path: CaseValues(pd.read_parquet(path)), None)
-    shown = read_pictures(out)
     declared = read_or(out / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None) or {}
     page = template(TEMPLATE).render(
         name=out.name,
-        summary=summary,
+        **sections,
         declared=declared,
         config=config,
         env=read_or(out / "env.json", _json, {}),
@@ -69,12 +67,6 @@ def write_report(out: Path) -> Path:
         columns=_columns(summary["sites"]),
         places={place["site"]: place for place in placement},
         worst=_worst(summary),
-        plots=list(plots(summary, rounds, site_rows, {failure["round"] for failure in failures})),
-        cases=cases,
-        case_plots=list(case_plots(cases, summary["metric"].split("/", 2)[-1], shown.classes)) if cases else [],
-        confusion=confusion_matrices(cases, shown.classes) if cases else [],
-        shown=shown,
-        traffic=_traffic(site_rows),
         files={name: about for name, about in FILES.items() if (out / name).exists()},
     )
     path = out / "report.html"
@@ -82,10 +74,32 @@ def write_report(out: Path) -> Path:
     return path
 
 
+def run_sections(out: Path, failures: Sequence[Failure] = ()) -> dict[str, Any]:
+    """The values of run_sections.html.j2 and the traffic of the sites, from the files of the run in `out`.
+
+    Raises OSError or ValueError if summary.json does not exist or is not JSON.
+    """
+    summary = json.loads((out / SUMMARY_FILE).read_text())
+    rounds = read_or(out / "rounds.parquet", pd.read_parquet, pd.DataFrame({"round": []}))
+    site_rows = read_or(out / "sites.parquet", pd.read_parquet, SITES.empty_table().to_pandas())
+    cases = read_or(out / CASES_FILE, lambda path: CaseValues(pd.read_parquet(path)), None)
+    shown = read_pictures(out)
+    return {
+        "summary": summary,
+        "plots": list(plots(summary, rounds, site_rows, {failure["round"] for failure in failures})),
+        "cases": cases,
+        "case_plots": list(case_plots(cases, summary["metric"].split("/", 2)[-1], shown.classes)) if cases else [],
+        "confusion": confusion_matrices(cases, shown.classes) if cases else [],
+        "shown": shown,
+        "traffic": _traffic(site_rows),
+    }
+
+
 def template(path: Path) -> Any:
     """The template in `path`, with the filters of the reports of runs and searches."""
     made = environment()
     made.filters |= {"heading": column_heading, "listed": join_names}
+    made.loader = FileSystemLoader(path.parent)
     made.globals |= {"SHOWN": SHOWN, "CAUSES": CAUSES}
     return made.from_string(path.read_text(encoding="utf-8"))
 

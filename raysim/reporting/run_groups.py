@@ -16,7 +16,7 @@ SEED, FOLD, ALGORITHM = "seed", "task.data.fold", "algorithm.name"
 # Keys that cannot change a result, and those of repetitions of a run.
 IGNORED_KEYS = {
     *(SEED, FOLD, "backend", "ray_address", "site_timeout_s", "checkpoint_every", "anonymous_cases", "pictures"),
-    *("metric", "task.data.cache"),  # `metric` chooses rounds; `compare` notes if it differs
+    *("tracker", "metric", "task.data.cache"),  # `metric` chooses rounds; `compare` notes if it differs
 }
 IGNORED_PREFIXES = ("resources.",)
 

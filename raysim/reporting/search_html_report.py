@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from raysim.core.numeric import is_finite_number
-from raysim.reporting.html_report import template
+from raysim.reporting.html_report import run_sections, template
 from raysim.reporting.page import page_style, write_page
 from raysim.reporting.search_console import describe_judged_round, format_duration
 from raysim.reporting.search_plots import search_plots
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 MAX_TRIALS_SHOWN = 100
+SPLITS = ("train", "val", "test", "unlabelled")
 
 
 def write_search_report(results: SearchResults) -> Path:
@@ -42,12 +44,28 @@ def write_search_report(results: SearchResults) -> Path:
         hidden=max(0, len(records) - MAX_TRIALS_SHOWN),
         keys={key: spec.space.text(key) for key in spec.space.domains},
         saving=_early_stopping_saving(spec.rounds, records),
-        plots=list(search_plots(results, pd.read_parquet(out / "rounds.parquet"))),
+        search_plots=list(search_plots(results, pd.read_parquet(out / "rounds.parquet"))),
+        trial=_best_trial(results),
         config=(out / "best.yaml").read_text() if (out / "best.yaml").exists() else "",
     )
     path = out / "report.html"
     write_page(path, page)
     return path
+
+
+def _best_trial(results: SearchResults) -> dict[str, Any] | None:
+    """The sections of the best trial's run: of its first federation if it has several. None without its summary."""
+    record, task = next(iter(results.best()), None), results.spec.task
+    if record is None or task is None:
+        return None
+    roles = {"inside": task.inside, "outside": task.outside}
+    data = [(site, role, task.sizes[site]) for role, sites in roles.items() for site in sites]
+    splits = [split for split in SPLITS if any(sizes.get(split) for *_, sizes in data)]
+    for name, directory in results.run_directories(record).items():
+        with suppress(OSError, ValueError):
+            about = {"number": record.number, "federation": name, "data": data, "splits": splits}
+            return about | run_sections(directory)
+    return None
 
 
 def _rank(record: TrialRecord, objective: Objective) -> tuple[bool, bool, float]:

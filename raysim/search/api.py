@@ -44,6 +44,7 @@ from raysim.search.space_files import read_space
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_resources import plan_trials
 from raysim.search.trial_store import TrialRecord, load_records
+from raysim.search.trial_tracking import TrialTracking
 from raysim.search.tune_adapter import SearchStopper, TuneCallback, run_tuner
 from raysim.search.tune_searcher import TuneSearcher, new_trial_numbers, resumable_trials
 from raysim.storage.run_directory import LOCK_FILE, SEARCH_FILE, exclusive_lock, reserve_directory, runs_directory
@@ -174,15 +175,18 @@ def _run_stages(
         write_request(spec.out, request)
         results = SearchResults(spec, records, options.keep_checkpoints)
         resumed, new_numbers = resumable_trials(spec, records), new_trial_numbers(spec, records)
+        tracking = [TrialTracking(name, results, console)] if (name := request.tracker) else []
         searcher = TuneSearcher(build_sampler(request, spec, records), resumed, new_numbers, results.start_trial)
         stopper = SearchStopper(options.budget)
         with search_control(results, spec.trial_count) as control, console.live_search(results, placement):
             trial_wait = TrialWait(placement.bundles, placement.growing)
             callback = TuneCallback(results, console, control, stopper, trial_wait)
-            grid = run_tuner(placement, options, searcher, callback, keep_tune_log=keep_tune_log)
+            grid = run_tuner(placement, options, searcher, callback, tracking, keep_tune_log=keep_tune_log)
         if not keep_tune_log:  # a search resumes from its trials' directories
             shutil.rmtree(grid.experiment_path, ignore_errors=True)
         report_search(results, console)
+        for each in tracking:
+            each.close()
         raise_outcome(results, stopper, console)
     return grid
 

@@ -7,9 +7,10 @@ from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt
 
+from raysim.config.schema import TrackerName
+
 SchedulerName = Literal["fifo", "asha", "hyperband", "pbt", "median"]
 SamplerName = Literal["random", "grid", "optuna"]
-TrackerName = Literal["mlflow", "wandb"]
 CheckpointRetention = Literal["best", "all"]
 JudgedRound = Literal["best", "last"]
 ResumeOption = Literal["trials", "budget", "max_concurrent", "keep_checkpoints", "tracker"]

@@ -12,12 +12,13 @@ import yaml
 
 from raysim.config.merge import merge, nested_keys
 from raysim.config.resolve import build, resolve
+from raysim.config.schema import TrackerName
 from raysim.config.yaml_loader import load_yaml
 from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
 from raysim.distributed.run_environment import describe_environment
+from raysim.reporting.tracked_runs import check_tracker
 from raysim.search import distributions
-from raysim.search.experiment_trackers import check_tracker
 from raysim.search.options import SearchOptions
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, from_mapping
@@ -40,6 +41,11 @@ class SearchRequest:
         if not self.space.domains:
             return "each site is held out once"
         return "a grid runs every combination once" if self.options.searcher == "grid" else ""
+
+    @property
+    def tracker(self) -> TrackerName | None:
+        """The experiment tracker: that of the options, otherwise that of the run's keys."""
+        return self.options.tracker or self.base.get("tracker")
 
     @property
     def samples_whole_grid(self) -> bool:
@@ -112,7 +118,7 @@ def _contains_key(overrides: Mapping[str, Any], key: str) -> bool:
 def check_options(request: SearchRequest) -> None:
     """Raises ConfigError for options that contradict each other, the space or the installation."""
     space, options = request.space, request.options
-    check_tracker(options.tracker)
+    check_tracker(request.tracker)
     _check_searcher(request)
     if not space.domains and options.holdout is None:
         raise ConfigError(

@@ -98,6 +98,10 @@ class SearchResults:
         values = [record.last.get(each.column) for each in self.spec.objectives]
         return not record.failed and all(map(is_finite_number, values))
 
+    def run_directories(self, record: TrialRecord) -> Mapping[str, Path]:
+        """The run directories of a trial, by federation."""
+        return federation_directories(trial_directory(self.spec.out, record.number))
+
     def write_tables(self) -> None:
         """Write trials.parquet, rounds.parquet and best.yaml, each atomically."""
         start = time.monotonic()
@@ -112,7 +116,7 @@ class SearchResults:
         best = {record.number for record in self.best()}
         for record in self.records.values():
             if not record.unfinished and record.number not in best:
-                for directory in federation_directories(trial_directory(self.spec.out, record.number)).values():
+                for directory in self.run_directories(record).values():
                     for folder in (CHECKPOINTS, BEST):
                         for path in checkpoint.newest_first(directory / folder):
                             _remove_directory(path)

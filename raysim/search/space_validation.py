@@ -18,7 +18,7 @@ from raysim.search.space import Space, Values, contains
 from raysim.search.spec import SearchSpec
 
 UNSEARCHABLE = {  # keys that a search does not vary, and why
-    **dict.fromkeys(("resources", "backend", "ray_address"), "it changes no result"),
+    **dict.fromkeys(("resources", "backend", "ray_address", "tracker"), "it changes no result"),
     **dict.fromkeys(
         ("metric", "evaluate_every", "checkpoint_every"),
         "it defines how trials are evaluated and stored, not how they train",

@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,13 @@ from ray.tune.stopper import Stopper
 
 from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
-from raysim.search.experiment_trackers import build_trackers
 from raysim.search.options import SearchOptions
 from raysim.search.results import SearchResults
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.search_control import SearchControl
 from raysim.search.trial_resources import TrialPlacement
 from raysim.search.trial_runner import FederationTrainable
+from raysim.search.trial_tracking import TrialTracking
 from raysim.search.tune_compat import (
     PBTSearchAlgorithm,
     error_summary,
@@ -122,6 +122,7 @@ def run_tuner(
     options: SearchOptions,
     searcher: TuneSearcher,
     callback: TuneCallback,
+    tracking: Sequence[TrialTracking],
     *,
     keep_tune_log: bool,
 ) -> ResultGrid:
@@ -157,7 +158,7 @@ def run_tuner(
             verbose=0,
             callbacks=[
                 callback,
-                *build_trackers(options.tracker, spec),
+                *tracking,
                 *([JsonLoggerCallback()] if keep_tune_log else []),
             ],
             failure_config=tune.FailureConfig(max_failures=MAX_PROCESS_LOSSES),

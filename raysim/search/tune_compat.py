@@ -109,27 +109,6 @@ def error_summary(trial: Any) -> str:
     return lines[-1].strip() if lines else "its process was lost"
 
 
-def mlflow_callback(**settings: Any) -> Any:
-    """Tune's callback for MLflow. Metric names with @ (raysim's mark for the global model) are logged with a colon.
-
-    MLflow rejects @ in names. `ray.air` is being removed; the class has no other public module yet.
-    """
-    from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-    class ColonNames(MLflowLoggerCallback):
-        def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-            super().log_trial_result(iteration, trial, {k.replace("@", ":"): v for k, v in result.items()})
-
-    return ColonNames(**settings)
-
-
-def wandb_callback(**settings: Any) -> Any:
-    """Tune's callback for Weights & Biases. `ray.air` is being removed; the class has no other public module yet."""
-    from ray.air.integrations.wandb import WandbLoggerCallback
-
-    return WandbLoggerCallback(**settings)
-
-
 def silence_tune_loggers() -> None:
     """Suppress the log lines of Tune and Train in this process; the console reports trials and failures."""
     for name in ("ray.tune", "ray.train"):

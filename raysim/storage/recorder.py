@@ -65,6 +65,12 @@ def direction(name: str, better: Better) -> Literal["higher", "lower"] | None:
     return better.get(name.split("/", 2)[-1].partition("@")[0])
 
 
+def curves_of(row: Mapping[str, Any], scores: Iterable[Score]) -> dict[str, float]:
+    """The values of a round by name, for TensorBoard and experiment trackers: its row, and the scores of the sites."""
+    curves = {name: value for name, value in row.items() if name != "round" and value is not None}
+    return curves | {f"sites/{score.site}/{score.split}/{score.metric}": score.value for score in scores}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The evaluation after round `number`; 0 before the first one.
@@ -141,8 +147,7 @@ class Recorder:
         }
 
     def _plot(self, round: Round[Any], row: Mapping[str, Any]) -> None:
-        curves = {name: value for name, value in row.items() if name != "round" and value is not None}
-        curves |= {f"sites/{s.site}/{s.split}/{s.metric}": s.value for s in round.scores}
+        curves = curves_of(row, round.scores)
         # One event for all curves: with hundreds of sites, one add_scalar call per curve takes a tenth of a round.
         values = [Summary.Value(tag=name, simple_value=value) for name, value in curves.items()]
         self._board.write_event(Event(wall_time=time.time(), step=round.number, summary=Summary(value=values)))

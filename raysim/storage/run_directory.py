@@ -124,6 +124,11 @@ def read_summary(directory: Path) -> dict[str, Any]:
     return read_mapping(directory / SUMMARY_FILE)
 
 
+def read_environment(directory: Path) -> dict[str, Any]:
+    """The content of env.json; empty if the file cannot be read."""
+    return read_mapping(directory / "env.json")
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file cannot be read or has other content."""
     with suppress(OSError, ValueError, RecursionError):

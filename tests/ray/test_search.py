@@ -38,7 +38,10 @@ def test_the_best_trial_repeats_exactly_and_no_actor_is_left(tmp_path, capsys):
     rounds = pd.read_parquet(out / "rounds.parquet")
     assert len(rounds) == 6
     assert set(rounds["trial"]) == {1, 2, 3}
-    assert (out / "report.html").exists()
+    page = (out / "report.html").read_text()
+    assert f"<h2>Trial {best}, the best</h2>" in page
+    assert ">dice of each case, test<" in page
+    assert "val/dice of each site over rounds" in page
     kept = {path.parent.parent.name for path in (out / "trials").glob("*/checkpoints/round_*")}
     assert kept == {f"{best:04}"}
     assert left_behind() == []

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib.util import find_spec
 
-import pytest
 from ray.tune import constants
 from ray.tune.experiment import Trial
-from ray.tune.logger import LoggerCallback
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
@@ -108,14 +105,3 @@ def test_tune_s_loggers_are_silent():
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-@pytest.mark.parametrize(
-    ("build", "package"), [(tune_compat.mlflow_callback, "mlflow"), (tune_compat.wandb_callback, "wandb")]
-)
-def test_the_callbacks_of_trackers_can_be_imported(build, package):
-    if find_spec(package) is None:  # then the class can be imported but requires the package
-        with pytest.raises((RuntimeError, ModuleNotFoundError), match=f"(?i){package}"):
-            build()
-    else:
-        assert isinstance(build(), LoggerCallback)
