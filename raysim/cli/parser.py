@@ -38,19 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"raysim {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run one federation", formatter_class=formatter, epilog=_run_epilog())
-    run.usage = "raysim run [-h] [-c FILE] [--out DIR] [key=value ...]"
-    run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value takes precedence over it")
-    run.add_argument(
-        "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
-    )
-    run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
-    run.add_argument(
-        "--anonymous-cases",
-        action="store_true",
-        help="hash the names in cases.parquet; the same as anonymous_cases=true",
-    )
-
+    _add_run(commands, formatter)
     resume = commands.add_parser("resume", help="continue a run that was interrupted or has failed")
     resume.add_argument("run", metavar="RUN_DIR", help="the run directory; the run continues after its last checkpoint")
     resume.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it has changed")
@@ -77,6 +65,27 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     add_keys(commands.choices)
     return parser
+
+
+def _add_run(commands: Any, formatter: Any) -> None:
+    run = commands.add_parser("run", help="run one federation", formatter_class=formatter, epilog=_run_epilog())
+    run.usage = "raysim run [-h] [-c FILE | --continue RUN_DIR] [--out DIR] [key=value ...]"
+    run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value takes precedence over it")
+    run.add_argument(
+        "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
+    )
+    run.add_argument(
+        "--continue",
+        dest="continue_from",
+        metavar="RUN_DIR",
+        help="start from the last checkpoint of this run, with its keys and more rounds: rounds=N",
+    )
+    run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
+    run.add_argument(
+        "--anonymous-cases",
+        action="store_true",
+        help="hash the names in cases.parquet; the same as anonymous_cases=true",
+    )
 
 
 def _add_data(commands: Any) -> None:

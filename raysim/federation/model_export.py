@@ -11,6 +11,7 @@ from torch import nn
 from raysim.core.contracts import Algorithm, PredictionSet, Predictor, Reply, S, Site, State
 from raysim.core.formatting import join_names
 from raysim.core.model import Model, weights
+from raysim.core.network_factories import with_all_tensors
 from raysim.federation.evaluation import describe_predictor, has_batch_statistics
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.plan import Plan
@@ -45,15 +46,16 @@ def export_models(plan: Plan, fleet: BaseFleet, state: State, best: Mapping[str,
     """
     files, notes, other = ModelFiles(plan.directory), list[str](), dict[str, list[str]]()
     initial = weights(plan.task.start(plan.config.seed))  # for buffers that stay at the sites
+    complete = weights(with_all_tensors(plan.task).start(plan.config.seed))  # for tensors that are not trained
     if state.model is not None and (initial | state.model).schema.specs == initial.schema.specs:
-        files.add(GLOBAL_FILE, initial | state.model, "the global model")
+        files.add(GLOBAL_FILE, complete | initial | state.model, "the global model")
         if len(state.model) < len(initial):
             notes.append(f"`{GLOBAL_FILE}`: {BATCH_STATISTICS}")
     for site, models in site_models(plan.config.algorithm, state, fleet):
         for each in models:
             file = f"sites/{site}@{each.name}.safetensors" if each.name else f"sites/{site}.safetensors"
             if each.model is not None:
-                files.add(file, each.model, f"the {each.name or 'personal'} model of {site}")
+                files.add(file, complete | each.model, f"the {each.name or 'personal'} model of {site}")
                 notes += [f"`{file}`: {BATCH_STATISTICS}"] * each.batch_statistics
             elif each.predictor != "global":
                 other.setdefault(each.predictor, []).append(site)

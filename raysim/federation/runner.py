@@ -35,7 +35,7 @@ from raysim.federation.site_pictures import save_pictures
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
-from raysim.storage.run_directory import BEST
+from raysim.storage.run_directory import BEST, read_continued
 from raysim.storage.score_notes import NOTHING_EVALUATED
 
 MAX_ROLLBACKS = 5  # the run fails after so many in a row without a new round between them
@@ -50,8 +50,7 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         recorder = Recorder(
             plan.directory, plan.task, plan.metric, plan.selection, anonymous_cases=plan.config.anonymous_cases
         )
-    config = plan.config
-    facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": config.seed}
+    facts = _facts(plan)
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)
@@ -75,6 +74,13 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         failure = ServerError(fleet.accounting.number, f"{type(error).__name__}: {error}", traceback.format_exc())
         yield from _fail(recorder, fleet, facts, failure)
         raise failure from error
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """The entries of summary.json that do not depend on the rounds."""
+    facts = {"algorithm": plan.algorithm_name, "task": plan.task.name, "seed": plan.config.seed}
+    continued = read_continued(plan.directory)
+    return {**facts, "continued": continued} if continued else facts
 
 
 @contextmanager

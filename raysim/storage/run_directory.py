@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # importing events imports torch, which is slow
 # In a run directory:
 LOG_FILE, FAILURES_FILE, SUMMARY_FILE, CHECKPOINTS = "log.jsonl", "failures.jsonl", "summary.json", "checkpoints"
 BEST = "best"  # the checkpoint of the best round
+INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"  # the weights that were given to the network of the task
+CONTINUED_FILE = "continued.json"  # the run that this one continues
 LOCK_FILE = ".process"  # in a run directory: the process that holds its lock
 RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable with the parent of new run directories; default ./runs
 
@@ -38,6 +40,12 @@ def check_new_directory(out: str | None, kind: str) -> None:
         )
     if out is not None and Path(out).exists():
         raise ConfigError(f"--out {out} already exists, and {kind} never overwrites files; choose a new folder")
+
+
+def check_run_directory(directory: Path) -> None:
+    """Raises ConfigError for a folder that is not that of a run."""
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml; give a directory in runs/")
 
 
 @contextmanager
@@ -109,6 +117,11 @@ def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str,
 def read_summary(directory: Path) -> dict[str, Any]:
     """The content of summary.json; empty if the run has not ended or the file cannot be read."""
     return _read_mapping(directory / SUMMARY_FILE)
+
+
+def read_continued(directory: Path) -> dict[str, Any]:
+    """The run that this one continues, with the round and the difference; empty if it continues none."""
+    return _read_mapping(directory / CONTINUED_FILE)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
