@@ -60,8 +60,8 @@ def with_initial_weights(factory: NetworkFactory, spec: Mapping[str, Any]) -> Ne
         )
     if initial.differences and not spec.get(PARTIAL, False):
         raise ConfigError(
-            f"{KEY}={source} does not match the network: {initial.differences}. Correct task.network, or load only the "
-            f"{pluralize(len(initial.loaded), 'tensor')} that match: task.network.{PARTIAL}=true"
+            f"{KEY}={source} does not match the network: {initial.differences}. Correct task.network, or load only "
+            f"what matches ({pluralize(len(initial.loaded), 'tensor')}): task.network.{PARTIAL}=true"
         )
     return PretrainedNetwork(factory, initial)
 
