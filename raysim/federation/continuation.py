@@ -72,8 +72,9 @@ def plan_continuation(config: RunConfig, old: RunConfig, run: Path) -> tuple[Run
     reasons = list(_uses_of_rounds(algorithm, "algorithm"))
     if algorithm != config.algorithm:
         reasons.insert(0, f"the stages of the method are as long as in a run of {pluralize(old.rounds, 'round')}")
-    difference = "; ".join(reasons)
-    return replace(config, algorithm=algorithm), Continuation(run, number, difference)
+    if number % config.evaluate_every:
+        reasons.append(f"round {number} was evaluated too, because it was the last one")
+    return replace(config, algorithm=algorithm), Continuation(run, number, "; ".join(reasons))
 
 
 def _check_keys(config: RunConfig, old: RunConfig, run: Path) -> None:

@@ -127,6 +127,7 @@ PUBLISHED = [
     "resume",
     "run",
     "task_class",
+    "train_only",
     "tune",
     "weights",
 ]
