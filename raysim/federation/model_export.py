@@ -18,6 +18,7 @@ from raysim.federation.plan import Plan
 from raysim.storage.model_files import GLOBAL_FILE, ModelFiles
 
 EXPORT_PHASE = "models"
+ENCODER_FILE = "encoder.safetensors"  # of a state with the attribute `encoder`, the result of pre-training
 BATCH_STATISTICS = (
     "BatchNorm layers have no running statistics, and were evaluated with the statistics of each batch. To do the "
     'same: `for layer in network.modules(): layer.train("BatchNorm" in type(layer).__name__)`'
@@ -51,6 +52,8 @@ def export_models(plan: Plan, fleet: BaseFleet, state: State, best: Mapping[str,
         files.add(GLOBAL_FILE, complete | initial | state.model, "the global model")
         if len(state.model) < len(initial):
             notes.append(f"`{GLOBAL_FILE}`: {BATCH_STATISTICS}")
+    if (encoder := getattr(state, "encoder", None)) is not None:
+        files.add(ENCODER_FILE, encoder, "the encoder after pre-training, without the other layers")
     for site, models in site_models(plan.config.algorithm, state, fleet):
         for each in models:
             file = f"sites/{site}@{each.name}.safetensors" if each.name else f"sites/{site}.safetensors"

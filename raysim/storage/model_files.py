@@ -27,7 +27,7 @@ network = load_config(yaml.safe_load(open("../config.yaml"))).task.build().netwo
 README = """\
 # Models
 
-{round}. The files have all parameters and buffers of the network:
+{round}. The files have all parameters and buffers of the network, unless the table says otherwise:
 
 | file | model |
 |---|---|
