@@ -93,8 +93,8 @@ def base_factory(factory: NetworkFactory) -> NetworkFactory:
 
 def initial_weights(task: Task) -> InitialWeights | None:
     """The given weights from which the network of `task` starts; None if they are random."""
-    factory = task.network
-    if isinstance(factory, PartlyTrainedNetwork):
+    factory: Any = task.network
+    while hasattr(factory, "factory") and not isinstance(factory, PretrainedNetwork):
         factory = factory.factory
     return factory.initial if isinstance(factory, PretrainedNetwork) else None
 

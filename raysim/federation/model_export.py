@@ -45,15 +45,9 @@ def export_models(plan: Plan, fleet: BaseFleet, state: State, best: Mapping[str,
 
     `best` is the best round, as in summary.json. A predictor that is not one network has no file; README.md names it.
     """
-    files, notes, other = ModelFiles(plan.directory), list[str](), dict[str, list[str]]()
-    initial = weights(plan.task.start(plan.config.seed))  # for buffers that stay at the sites
+    files, other = ModelFiles(plan.directory), dict[str, list[str]]()
     complete = weights(with_all_tensors(plan.task).start(plan.config.seed))  # for tensors that are not trained
-    if state.model is not None and (initial | state.model).schema.specs == initial.schema.specs:
-        files.add(GLOBAL_FILE, complete | initial | state.model, "the global model")
-        if len(state.model) < len(initial):
-            notes.append(f"`{GLOBAL_FILE}`: {BATCH_STATISTICS}")
-    if (encoder := getattr(state, "encoder", None)) is not None:
-        files.add(ENCODER_FILE, encoder, "the encoder after pre-training, without the other layers")
+    notes = _add_global_model(files, plan, state, complete)
     for site, models in site_models(plan.config.algorithm, state, fleet):
         for each in models:
             file = f"sites/{site}@{each.name}.safetensors" if each.name else f"sites/{site}.safetensors"
@@ -64,7 +58,18 @@ def export_models(plan: Plan, fleet: BaseFleet, state: State, best: Mapping[str,
                 other.setdefault(each.predictor, []).append(site)
     for kind, sites in other.items():
         notes.append(f"No file has the predictor of {join_names(sites)}: a {kind}, which is not one network.")
+    if (encoder := getattr(state, "encoder", None)) is not None:
+        files.add(ENCODER_FILE, encoder, "the encoder after pre-training, without the other layers")
     files.close(plan.task, _describe_round(fleet.accounting.number, best), notes)
+
+
+def _add_global_model(files: ModelFiles, plan: Plan, state: State, complete: Model) -> list[str]:
+    """Write the global model, if it is a model of the task's network; returns the notes about it."""
+    initial = weights(plan.task.start(plan.config.seed))  # for buffers that stay at the sites
+    if state.model is None or (initial | state.model).schema.specs != initial.schema.specs:
+        return []
+    files.add(GLOBAL_FILE, complete | state.model, "the global model")
+    return [f"`{GLOBAL_FILE}`: {BATCH_STATISTICS}"] * (len(state.model) < len(initial))
 
 
 def _describe_round(number: int, best: Mapping[str, Any]) -> str:

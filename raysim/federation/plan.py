@@ -19,6 +19,7 @@ from raysim.core.network_factories import initial_weights, train_only
 from raysim.core.registry import name_of
 from raysim.data.required_paths import required_paths
 from raysim.federation.continuation import Continuation, with_kept_weights
+from raysim.tasks.lora import LoraNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def build_plan(
     if task is None:
         task_config = with_kept_weights(config.task, continuation.run if continuation else directory)
         task = task_config.build(None) if emit is None else prepare_task(task_config, emit)
-    task = train_only(task, getattr(config.algorithm, "trainable", None))
+    task = train_only(task, _trained_patterns(config, task))
     return Plan(
         config=config,
         task=task,
@@ -102,6 +103,17 @@ def build_plan(
         versions=versions or {},
         continuation=continuation,
     )
+
+
+def _trained_patterns(config: RunConfig, task: Task) -> tuple[str, ...] | None:
+    """The field `trainable` of the algorithm. Raises ConfigError if adapters are added and the field is not set."""
+    patterns: tuple[str, ...] | None = getattr(config.algorithm, "trainable", None)
+    if patterns is None and isinstance(task.network, LoraNetwork):
+        raise ConfigError(
+            "task.network.lora needs the names of the parameters that are trained; add "
+            "\"algorithm.trainable=['*lora_*']\", with the names of other layers, such as the last one"
+        )
+    return patterns
 
 
 def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:

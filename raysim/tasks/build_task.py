@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from raysim.core.contracts import Augment, CaseName, Data, Sampling, Scorer, Task
 from raysim.tasks.initial_weights import with_initial_weights
+from raysim.tasks.lora import with_lora
 from raysim.tasks.losses import Loss, check_loss
 from raysim.tasks.networks import check_network, network_factory
 
@@ -57,7 +58,7 @@ def build_task(
         shape=tuple(shape),
         classes=classes,
         open=open,
-        network=with_initial_weights(factory, config.network),
+        network=with_lora(with_initial_weights(factory, config.network), config.network),
         loss=loss,
         score=score,
         batch_size=config.batch_size,
