@@ -58,6 +58,8 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class FedDGGA(LocalTraining):
+    uses_rounds = "the change of the weights decreases to 0 in the last round"
+
     step: Annotated[float, Ge(0), "largest change of a weight in the first round, as a fraction of 1/N"] = 0.2
 
     def init(self, task: Task) -> ServerState:

@@ -219,6 +219,7 @@ class SoftPullTraining(LocalTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class FedSM(SoftPullTraining):
+    uses_rounds = "the selector takes 200 / rounds steps in a round by default"
     threshold: Annotated[float, Ge(0), Le(1), "confidence above which an image is routed to a personal model"] = 0.9
     selector_epochs: Annotated[
         int | None, Gt(0), "steps of the selector per round, each over all images of the site; default: 200 / rounds"

@@ -128,6 +128,11 @@ class FedSMExtra(SoftPullTraining):
             return rounds - self.selector_rounds
         return rounds - max(1, int(self.selector_rounds * rounds + 1e-9))
 
+    def keep_stages(self, before: int, after: int) -> FedSMExtra:
+        """The method with as many rounds of the models in a run of `after` rounds as in one of `before`."""
+        models = self.model_rounds(before)
+        return self if models == self.model_rounds(after) else replace(self, selector_rounds=after - models)
+
     # at each site
     def train(self, site: Site[ClientState], model: Model, personal: Model) -> Reply[Models]:
         view = models_view(site.stage_view(0, self.model_rounds(site.rounds)))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from raysim.core.errors import ConfigError, PlacementError, RaysimError, RunError, SiteError
     from raysim.core.events import ActorsPlaced, Notice, Progress, RoundEvent, RunFinished
     from raysim.core.model import Model, load, weights
+    from raysim.core.network_factories import train_only
     from raysim.core.network_outputs import full_resolution
     from raysim.core.registry import algorithm_class, task_class
     from raysim.core.results import ResumePoint, Round, RunResult, Score
@@ -55,6 +56,7 @@ _HOME = {
     "raysim.federation.fleet": ("LocalFleet",),
     "raysim.core.aggregation": ("combine", "mean"),
     "raysim.core.model": ("Model", "load", "weights"),
+    "raysim.core.network_factories": ("train_only",),
     "raysim.core.network_outputs": ("full_resolution",),
     "raysim.core.registry": ("algorithm_class", "task_class"),
     "raysim.core.seeding": ("preserve_rng",),
@@ -116,6 +118,7 @@ __all__ = [
     "resume",
     "run",
     "task_class",
+    "train_only",
     "tune",
     "weights",
 ]

@@ -84,7 +84,7 @@ def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run", help="run one federation", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_run_epilog()
     )
-    run.usage = "raysim run [-h] [-c FILE] [--out DIR] [--seeds N] [key=value ...]"
+    run.usage = "raysim run [-h] [-c FILE | --continue RUN_DIR] [--out DIR] [--seeds N] [key=value ...]"
     run.add_argument("-c", "--config", metavar="FILE", help="a YAML file of keys; key=value takes precedence over it")
     run.add_argument(
         "--out", metavar="DIR", help="the run directory, which must not exist (default: a new one in runs/)"
@@ -94,6 +94,12 @@ def _add_run(commands: Any) -> None:
         type=int,
         metavar="N",
         help="run N seeds one after another, each in a folder of the run directory, and compare them at the end",
+    )
+    run.add_argument(
+        "--continue",
+        dest="continue_from",
+        metavar="RUN_DIR",
+        help="start from the last checkpoint of this run, with its keys and more rounds: rounds=N",
     )
     run.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
     run.add_argument(

@@ -14,7 +14,7 @@ from raysim.config.resolve import resolve, resolve_task
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError
 from raysim.distributed.local_ray import set_local_ray_variables
-from raysim.storage.run_directory import SEEDS_FILE, check_new_directory
+from raysim.storage.run_directory import SEEDS_FILE, check_new_directory, check_run_directory
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     console = RunConsole(Terminal())
     with console.live():
-        launcher.run(config, out=args.out, on_event=console.show)
+        launcher.run(config, out=args.out, continue_from=args.continue_from, on_event=console.show)
     return 0
 
 
@@ -60,15 +60,28 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     overrides += ["anonymous_cases=true"] * getattr(args, "anonymous_cases", False)
     overrides += [f"tracker={args.tracker}"] if getattr(args, "tracker", None) else []
-    values = merge(read_file(args.config) if args.config else {}, parse_pairs(overrides))
+    values = merge(_read_base(args), parse_pairs(overrides))
     if getattr(args, "seeds", None) is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds}: expected the number of seeds, 1 or more")
+    if getattr(args, "seeds", None) is not None and args.continue_from is not None:
+        raise ConfigError(f"--seeds {args.seeds}: --continue continues one run; remove --seeds")
     check_new_directory(args.out, "a run")
     check_task(values)
     config = resolve(values)
     end_cleanly_on_sigterm()
     set_local_ray_variables(config.ray_address)
     return config
+
+
+def _read_base(args: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the config file, or of the run that is continued."""
+    run = getattr(args, "continue_from", None)
+    if run is not None and args.config:
+        raise ConfigError(f"--continue {run} has its configuration in the run, so -c cannot be given; remove -c")
+    if run is not None:
+        check_run_directory(Path(run))
+        return read_file(str(Path(run) / "config.yaml"))
+    return read_file(args.config) if args.config else {}
 
 
 def check_task(values: Mapping[str, Any]) -> None:

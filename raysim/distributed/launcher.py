@@ -17,14 +17,27 @@ import torch
 from raysim.config.merge import read_file
 from raysim.config.resolve import load_config, resolve, to_mapping
 from raysim.config.schema import RunConfig
+from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError, PlacementError, ResumableError, RunError, ServerError, SiteError
-from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Progress, RunFailed, RunFinished, RunPlanned
+from raysim.core.events import (
+    ActorsPlaced,
+    Event,
+    EventCallback,
+    Message,
+    Notice,
+    Progress,
+    RunFailed,
+    RunFinished,
+    RunPlanned,
+)
 from raysim.core.formatting import quote_path
+from raysim.core.network_factories import initial_weights
 from raysim.core.registry import classes_of, name_of
 from raysim.core.results import RunOutcome, RunResult
 from raysim.distributed import node_probe
 from raysim.distributed.local_ray import set_local_ray_variables, target_address
 from raysim.distributed.run_environment import describe_environment, pickle_by_value
+from raysim.federation.continuation import Continuation, copy_records, keep_initial_weights, plan_continuation
 from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_fleet, run_federation
 from raysim.federation.validation import validate
@@ -33,9 +46,11 @@ from raysim.reporting.run_list import write_index
 from raysim.reporting.run_tracking import tracked
 from raysim.reporting.tracked_runs import check_tracker
 from raysim.storage.run_directory import (
+    CONTINUED_FILE,
     LOG_FILE,
     SUMMARY_FILE,
     check_new_directory,
+    check_run_directory,
     commit,
     exclusive_lock,
     has_checkpoint,
@@ -53,13 +68,15 @@ def run(
     *,
     backend: Literal["ray", "local"] | None = None,
     out: str | Path | None = None,
+    continue_from: str | Path | None = None,
     on_event: EventCallback | None = None,
 ) -> RunResult:
     """Run the federation of `config` and return its result. Writes the same files as `raysim run`.
 
     `config` contains keys as in a configuration file, dotted or nested. `backend` takes precedence over its `backend`.
-    `out` is the run directory, which must not exist; the default is the next free one under `runs`. `on_event` gets
-    every event of the run as it happens; without it, the run prints nothing.
+    `out` is the run directory, which must not exist; the default is the next free one under `runs`. `continue_from` is
+    the directory of a run of which `config` has more rounds: the new run starts from its last checkpoint. `on_event`
+    gets every event of the run as it happens; without it, the run prints nothing.
 
     Raises ConfigError or PlacementError, before anything is written, if the run cannot start; RunError if it fails;
     KeyboardInterrupt after an interrupted run has ended cleanly. Everything that was recorded is kept.
@@ -69,8 +86,12 @@ def run(
     out = None if out is None else str(out)
     check_new_directory(out, "a run")
     check_tracker(config.tracker)
+    continuation = None
+    if continue_from is not None:
+        run_directory = Path(continue_from).absolute()
+        config, continuation = plan_continuation(config, read_run_config(run_directory), run_directory)
     with reserve_directory(out, directory_stem(config)) as directory, exclusive_lock(directory):
-        return _execute(config, directory, on_event, resume=False)
+        return _execute(config, directory, on_event, continuation=continuation)
 
 
 def directory_stem(config: RunConfig) -> str:
@@ -89,33 +110,43 @@ def resume(
     directory = Path(directory).absolute()
     config = read_run_config(directory, ray_address)
     with exclusive_lock(directory):
-        _check_unfinished(directory)
+        _check_unfinished(directory, config.rounds)
         return _execute(config, directory, on_event, resume=True)
 
 
 def read_run_config(directory: Path, ray_address: str | None = None) -> RunConfig:
     """The configuration of the run in `directory`, with another Ray address if one is given."""
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml; give a directory in runs/")
+    check_run_directory(directory)
     config = resolve(read_file(str(directory / "config.yaml")))
     return replace(config, ray_address=ray_address or config.ray_address)
 
 
-def _check_unfinished(directory: Path) -> None:
+def _check_unfinished(directory: Path, rounds: int) -> None:
     summary = read_summary(directory)
     if summary.get("status") == RunOutcome.DONE:
-        ended = "ended by early stopping after" if "early_stopping" in summary else "all"
+        early = "early_stopping" in summary
+        ended, keys = ("ended by early stopping after", " early_stopping=null") if early else ("all", "")
         raise ConfigError(
-            f"{directory} is done, {ended} {summary['rounds']} rounds; for more rounds start a new run "
-            f"(raysim run -c {quote_path(directory / 'config.yaml')} rounds=...)"
+            f"{directory} is done, {ended} {summary['rounds']} rounds; for more rounds: "
+            f"raysim run --continue {quote_path(directory)} rounds={2 * rounds}{keys}"
         )
 
 
-def _execute(config: RunConfig, directory: Path, on_event: EventCallback | None, resume: bool) -> RunResult:
+def _execute(
+    config: RunConfig,
+    directory: Path,
+    on_event: EventCallback | None,
+    *,
+    resume: bool = False,
+    continuation: Continuation | None = None,
+) -> RunResult:
     """The stages of a run: plan, validate, start and run on a backend, report."""
-    plan = build_plan(config, directory, resume=resume, versions=node_probe.versions(), emit=on_event)
+    versions = node_probe.versions()
+    plan = build_plan(config, directory, resume=resume, continuation=continuation, versions=versions, emit=on_event)
     validate(plan, on_event)
     emit: EventCallback = on_event or (lambda _: None)
+    if continuation is not None:
+        emit(Notice(continuation.describe(config.rounds)))
     emit(RunPlanned(directory, config.rounds, plan.metric))
     with tracked(plan, emit) as emit, _reported(plan, emit):
         summary = follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
@@ -167,8 +198,17 @@ def ray_events(plan: Plan, work: Work) -> Generator[Event]:
 
 
 def _commit(plan: Plan, placement: ActorsPlaced, cluster: Mapping[str, float] | None = None) -> None:
+    environment = describe_environment(cluster)
+    initial, continuation = initial_weights(plan.task), plan.continuation
     with disk_errors_named(plan.directory):
-        commit(plan.directory, to_mapping(plan.config), describe_environment(cluster), placement)
+        if not (plan.directory / "config.yaml").exists():
+            keep_initial_weights(plan.task, plan.directory)
+            if initial is not None:
+                environment["initial_weights"] = initial.to_mapping()
+            if continuation is not None:
+                copy_records(continuation.run, plan.directory)
+                write_json(plan.directory / CONTINUED_FILE, continuation.to_mapping())
+        commit(plan.directory, to_mapping(plan.config), environment, placement)
 
 
 def follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:

@@ -11,12 +11,14 @@ from torch import nn
 from raysim.core.contracts import Algorithm, PredictionSet, Predictor, Reply, S, Site, State
 from raysim.core.formatting import join_names
 from raysim.core.model import Model, weights
+from raysim.core.network_factories import with_all_tensors
 from raysim.federation.evaluation import describe_predictor, has_batch_statistics
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.plan import Plan
 from raysim.storage.model_files import GLOBAL_FILE, ModelFiles
 
 EXPORT_PHASE = "models"
+ENCODER_FILE = "encoder.safetensors"  # of a state with the attribute `encoder`, the result of pre-training
 BATCH_STATISTICS = (
     "BatchNorm layers have no running statistics, and were evaluated with the statistics of each batch. To do the "
     'same: `for layer in network.modules(): layer.train("BatchNorm" in type(layer).__name__)`'
@@ -43,23 +45,31 @@ def export_models(plan: Plan, fleet: BaseFleet, state: State, best: Mapping[str,
 
     `best` is the best round, as in summary.json. A predictor that is not one network has no file; README.md names it.
     """
-    files, notes, other = ModelFiles(plan.directory), list[str](), dict[str, list[str]]()
-    initial = weights(plan.task.start(plan.config.seed))  # for buffers that stay at the sites
-    if state.model is not None and (initial | state.model).schema.specs == initial.schema.specs:
-        files.add(GLOBAL_FILE, initial | state.model, "the global model")
-        if len(state.model) < len(initial):
-            notes.append(f"`{GLOBAL_FILE}`: {BATCH_STATISTICS}")
+    files, other = ModelFiles(plan.directory), dict[str, list[str]]()
+    complete = weights(with_all_tensors(plan.task).start(plan.config.seed))  # for tensors that are not trained
+    notes = _add_global_model(files, plan, state, complete)
     for site, models in site_models(plan.config.algorithm, state, fleet):
         for each in models:
             file = f"sites/{site}@{each.name}.safetensors" if each.name else f"sites/{site}.safetensors"
             if each.model is not None:
-                files.add(file, each.model, f"the {each.name or 'personal'} model of {site}")
+                files.add(file, complete | each.model, f"the {each.name or 'personal'} model of {site}")
                 notes += [f"`{file}`: {BATCH_STATISTICS}"] * each.batch_statistics
             elif each.predictor != "global":
                 other.setdefault(each.predictor, []).append(site)
     for kind, sites in other.items():
         notes.append(f"No file has the predictor of {join_names(sites)}: a {kind}, which is not one network.")
+    if (encoder := getattr(state, "encoder", None)) is not None:
+        files.add(ENCODER_FILE, encoder, "the encoder after pre-training, without the other layers")
     files.close(plan.task, _describe_round(fleet.accounting.number, best), notes)
+
+
+def _add_global_model(files: ModelFiles, plan: Plan, state: State, complete: Model) -> list[str]:
+    """Write the global model, if it is a model of the task's network; returns the notes about it."""
+    initial = weights(plan.task.start(plan.config.seed))  # for buffers that stay at the sites
+    if state.model is None or (initial | state.model).schema.specs != initial.schema.specs:
+        return []
+    files.add(GLOBAL_FILE, complete | state.model, "the global model")
+    return [f"`{GLOBAL_FILE}`: {BATCH_STATISTICS}"] * (len(state.model) < len(initial))
 
 
 def _describe_round(number: int, best: Mapping[str, Any]) -> str:

@@ -15,8 +15,11 @@ from raysim.core.errors import ConfigError
 from raysim.core.events import EventCallback, Message, Notice, Progress
 from raysim.core.fault_injection import FaultPlan, parse_faults
 from raysim.core.model import weights
+from raysim.core.network_factories import initial_weights, train_only
 from raysim.core.registry import name_of
 from raysim.data.required_paths import required_paths
+from raysim.federation.continuation import Continuation, with_kept_weights
+from raysim.tasks.lora import LoraNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class Plan:
     directory: Path
     resume: bool = False  # continue from the newest checkpoint in `directory`
     versions: Mapping[str, str] = field(default_factory=dict)  # of packages in this process; nodes must have the same
+    continuation: Continuation | None = None  # the run that this one continues; its records are copied at the start
     exports: bool = True  # whether models/ and pictures/ are written at the end of the run
 
     @property
@@ -76,18 +80,40 @@ def build_plan(
     *,
     task: Task | None = None,
     resume: bool = False,
+    continuation: Continuation | None = None,
     versions: Mapping[str, str] | None = None,
     emit: EventCallback | None = None,
 ) -> Plan:
     """The plan of `config`, not yet validated. Opens the task's data, unless a built `task` is given.
 
     `emit` receives the progress of data preparation, and its warnings as notices. Without `emit` they remain Python
-    warnings. Raises ConfigError for faults that cannot be parsed and for data that cannot be used.
+    warnings. Raises ConfigError for faults that cannot be parsed, data that cannot be used, and parameters to
+    train that the network does not have.
     """
     parse_run_faults(config)  # first, because data preparation may take hours
     if task is None:
-        task = config.task.build(None) if emit is None else prepare_task(config.task, emit)
-    return Plan(config=config, task=task, directory=directory, resume=resume, versions=versions or {})
+        task_config = with_kept_weights(config.task, continuation.run if continuation else directory)
+        task = task_config.build(None) if emit is None else prepare_task(task_config, emit)
+    task = train_only(task, _trained_patterns(config, task))
+    return Plan(
+        config=config,
+        task=task,
+        directory=directory,
+        resume=resume or continuation is not None,
+        versions=versions or {},
+        continuation=continuation,
+    )
+
+
+def _trained_patterns(config: RunConfig, task: Task) -> tuple[str, ...] | None:
+    """The field `trainable` of the algorithm. Raises ConfigError if adapters are added and the field is not set."""
+    patterns: tuple[str, ...] | None = getattr(config.algorithm, "trainable", None)
+    if patterns is None and isinstance(task.network, LoraNetwork):
+        raise ConfigError(
+            "task.network.lora needs the names of the parameters that are trained; add "
+            "\"algorithm.trainable=['*lora_*']\", with the names of other layers, such as the last one"
+        )
+    return patterns
 
 
 def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:
@@ -97,6 +123,8 @@ def prepare_task(config: TaskConfig, emit: EventCallback) -> Task:
         task = config.build(lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total)))
     if task.summary:
         emit(Message(task.summary))
+    if initial := initial_weights(task):
+        emit(Message(initial.report))
     return task
 
 

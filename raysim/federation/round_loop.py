@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 
 from raysim.core.contracts import Algorithm, S, Task
+from raysim.core.errors import ConfigError
+from raysim.core.network_factories import trained_patterns
 from raysim.core.results import ResumePoint, Round, Score
 from raysim.core.seeding import seeded
 from raysim.federation.accounting import RoundAccounting
@@ -33,6 +35,7 @@ def federate(
     probability `dropout`. All sites are evaluated every `evaluate_every` rounds and after the last round.
     Raises SiteError if client functions fail and too few replies remain.
     """
+    check_trainable(algorithm, task)
     if start is None:
         with seeded(seed, "init"):
             start = ResumePoint(0, algorithm.init(task))
@@ -62,6 +65,16 @@ def federate(
             absent=tuple(site for site in drawn if site not in sites),
             failures=fleet.accounting.take_failures(),
             phases={**phases, "server": seconds - sum(phases.values())},
+        )
+
+
+def check_trainable(algorithm: Algorithm[S], task: Task) -> None:
+    """Raises ConfigError if the network of `task` has other trained parameters than the algorithm declares."""
+    patterns = getattr(algorithm, "trainable", None)
+    if patterns != trained_patterns(task):
+        raise ConfigError(
+            f"algorithm.trainable={patterns}, but the network of the task has trainable={trained_patterns(task)}; "
+            "make task and fleet with raysim.train_only(task, algorithm.trainable)"
         )
 
 

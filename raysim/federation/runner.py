@@ -35,7 +35,7 @@ from raysim.federation.site_pictures import save_pictures
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from raysim.storage.recorder import Recorder
-from raysim.storage.run_directory import BEST
+from raysim.storage.run_directory import BEST, read_continued
 from raysim.storage.score_notes import NOTHING_EVALUATED
 
 MAX_ROLLBACKS = 5  # the run fails after so many in a row without a new round between them
@@ -79,9 +79,10 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
 
 def _facts(plan: Plan) -> dict[str, Any]:
     """What summary.json has about the run from its start."""
-    task = plan.task
+    task, continued = plan.task, read_continued(plan.directory)
     named = {"algorithm": plan.algorithm_name, "task": task.name, "seed": plan.config.seed}
-    return named | {"shape": list(task.shape), "classes": dict(task.class_values)}
+    named |= {"shape": list(task.shape), "classes": dict(task.class_values)}
+    return named | ({"continued": continued} if continued else {})
 
 
 @contextmanager

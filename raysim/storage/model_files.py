@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from raysim.core.atomic_io import replacing, write_text
 from raysim.core.contracts import Task
 from raysim.core.model import Model
+from raysim.core.network_factories import base_factory
 
 GLOBAL_FILE = "global.safetensors"
 FROM_CONFIG = """\
@@ -26,7 +27,7 @@ network = load_config(yaml.safe_load(open("../config.yaml"))).task.build().netwo
 README = """\
 # Models
 
-{round}. The files have all parameters and buffers of the network:
+{round}. The files have all parameters and buffers of the network, unless the table says otherwise:
 
 | file | model |
 |---|---|
@@ -56,8 +57,7 @@ class ModelFiles:
         """Write `model` to `file`, a path in the folder."""
         path = self.folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial_path:
-            save_file({name: np.asarray(array, order="C") for name, array in model.items()}, partial_path)
+        write_model(path, model)
         self._rows[file] = description
 
     def close(self, task: Task, round: str, notes: list[str]) -> None:
@@ -76,9 +76,15 @@ class ModelFiles:
         write_text(self.folder / "README.md", text)
 
 
+def write_model(path: Path, model: Model) -> None:
+    """Write `model` as safetensors, atomically."""
+    with replacing(path) as partial_path:
+        save_file({name: np.asarray(array, order="C") for name, array in model.items()}, partial_path)
+
+
 def network_code(task: Task) -> str:
     """Python that creates the network and imports `load_file`: without raysim if its class and arguments are known."""
-    factory = task.network
+    factory = base_factory(task.network)
     if not (isinstance(factory, partial) and _is_importable(factory.func) and _is_literal(factory.keywords)):
         return FROM_CONFIG
     name, arguments = factory.func.__name__, (f"{key}={value!r}" for key, value in factory.keywords.items())

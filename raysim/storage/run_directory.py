@@ -29,6 +29,8 @@ BEST = "best"  # the checkpoint of the best round
 CONFIG_FILE, CASES_FILE = "config.yaml", "cases.parquet"
 SEEDS_FILE = "seeds.yaml"  # in the parent of the runs of several seeds: the seeds, and the configuration
 SEARCH_FILE = "search.yaml"  # in the directory of a search: its request
+INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"  # the weights that were given to the network of the task
+CONTINUED_FILE = "continued.json"  # the run that this one continues
 LOCK_FILE = ".process"  # in a run directory: the process that holds its lock
 RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable with the parent of new run directories; default ./runs
 
@@ -42,6 +44,12 @@ def check_new_directory(out: str | None, kind: str) -> None:
         )
     if out is not None and Path(out).exists():
         raise ConfigError(f"--out {out} already exists, and {kind} never overwrites files; choose a new folder")
+
+
+def check_run_directory(directory: Path) -> None:
+    """Raises ConfigError for a folder that is not that of a run."""
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml; give a directory in runs/")
 
 
 @contextmanager
@@ -127,6 +135,11 @@ def read_summary(directory: Path) -> dict[str, Any]:
 def read_environment(directory: Path) -> dict[str, Any]:
     """The content of env.json; empty if the file cannot be read."""
     return read_mapping(directory / "env.json")
+
+
+def read_continued(directory: Path) -> dict[str, Any]:
+    """The run that this one continues, with the round and the difference; empty if it continues none."""
+    return read_mapping(directory / CONTINUED_FILE)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

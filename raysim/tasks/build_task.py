@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from raysim.core.contracts import Augment, CaseName, Data, Sampling, Scorer, Task
+from raysim.tasks.initial_weights import with_initial_weights
+from raysim.tasks.lora import with_lora
 from raysim.tasks.losses import Loss, check_loss
 from raysim.tasks.networks import check_network, network_factory
 
@@ -40,7 +42,7 @@ def build_task(
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
-    Raises ConfigError if the network or the loss does not fit.
+    Raises ConfigError if the network, its initial weights or the loss do not fit.
     """
     channels, *size = shape
     factory = network_factory(
@@ -56,7 +58,7 @@ def build_task(
         shape=tuple(shape),
         classes=classes,
         open=open,
-        network=factory,
+        network=with_lora(with_initial_weights(factory, config.network), config.network),
         loss=loss,
         score=score,
         batch_size=config.batch_size,

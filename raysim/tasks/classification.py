@@ -19,6 +19,7 @@ from raysim.data.table import PATH_PATTERN, labels_are_files, read_table
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
 from raysim.tasks.image_config import ImageData
 from raysim.tasks.library_names import CLASSIFICATION_LOSSES, check_loss_name, check_network_name
+from raysim.tasks.network_keys import NetworkOption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,7 @@ class Classification:
 
     name: Literal["classification"] = "classification"
     data: Annotated[ClassificationData, "images, sites and preparation"] = field(default_factory=ClassificationData)
-    network: Annotated[dict[str, Any], "name of a MONAI network or module:Class, and its arguments"] = field(
-        default_factory=lambda: {"name": "resnet"}
-    )
+    network: NetworkOption = field(default_factory=lambda: {"name": "resnet"})
     loss: Annotated[
         dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Name, and its arguments"
     ] = field(default_factory=lambda: {"name": "cross_entropy"})

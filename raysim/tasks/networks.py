@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raysim.core.errors import ConfigError
 from raysim.core.model import describe_unsupported
+from raysim.core.network_factories import NetworkFactory
 from raysim.core.network_outputs import full_resolution
 from raysim.core.seeding import seeded
 from raysim.tasks.factory_lookup import (
@@ -21,9 +22,9 @@ from raysim.tasks.factory_lookup import (
     find_factory,
     format_error,
 )
+from raysim.tasks.initial_weights import find_file
+from raysim.tasks.network_keys import WEIGHTS, network_arguments
 from raysim.tasks.tabular_networks import logistic, mlp
-
-NetworkFactory = Callable[[], nn.Module]
 
 # The constructors use different names for these arguments.
 INPUT_ARGUMENTS = ("in_channels", "n_input_channels", "n_channels", "in_features")
@@ -51,7 +52,7 @@ def network_factory(
     network = find_network(spec.get("name"))
     accepted = factory_parameters(network)
     data_arguments = _data_arguments(spatial_dims, in_channels, out_channels, size) | {"pretrained": False}
-    given = {key: value for key, value in spec.items() if key != "name"}
+    given = network_arguments(spec)
     arguments = {key: value for key, value in data_arguments.items() if key in accepted} | given
     if network in _networks().values():  # your own network may have the name of one of these
         arguments = _default_sizes(network.__name__, arguments) | arguments
@@ -60,7 +61,12 @@ def network_factory(
 
 
 def check_network_spec(spec: Mapping[str, Any], spatial_dims: int, classes: int) -> None:
-    """Raises ConfigError for an unknown network and for arguments that it does not accept, without creating it."""
+    """Raises ConfigError for an unknown network, arguments that it does not accept, and weights that do not exist.
+
+    The network is not created.
+    """
+    if spec.get(WEIGHTS) is not None:
+        find_file(spec[WEIGHTS])
     network_factory(spec, spatial_dims=spatial_dims, in_channels=1, out_channels=classes, size=(1,) * spatial_dims)
 
 

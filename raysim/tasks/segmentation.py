@@ -20,6 +20,7 @@ from raysim.data.file_inspection import MAX_LABEL_VALUES
 from raysim.data.image_sites import ImageSites, common_shape, prepare_images, split_sizes
 from raysim.data.mask_values import MaskClasses
 from raysim.tasks.library_names import SEGMENTATION_LOSSES, check_loss_name, check_network_name
+from raysim.tasks.network_keys import NetworkOption
 from raysim.tasks.segmentation_config import SegmentationData
 from raysim.tasks.segmentation_metrics import SegmentationScore
 
@@ -32,9 +33,7 @@ class Segmentation:
 
     name: Literal["segmentation"] = "segmentation"
     data: Annotated[SegmentationData, "images, sites and preparation"] = field(default_factory=SegmentationData)
-    network: Annotated[dict[str, Any], "name of a MONAI network or module:Class, and its arguments"] = field(
-        default_factory=lambda: {"name": "unet"}
-    )
+    network: NetworkOption = field(default_factory=lambda: {"name": "unet"})
     loss: Annotated[dict[str, Any], "name of `raysim list losses` or module:Name, and its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )

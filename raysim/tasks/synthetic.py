@@ -20,6 +20,7 @@ from raysim.core.seeding import numpy_generator
 from raysim.data.scanner_shift import ScannerShift, make_scanner
 from raysim.data.table import site_name_problems
 from raysim.tasks.library_names import SEGMENTATION_LOSSES, check_loss_name, check_network_name
+from raysim.tasks.network_keys import NetworkOption
 from raysim.tasks.segmentation_metrics import SegmentationScore
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -60,7 +61,7 @@ class Synthetic:
 
     name: Literal["synthetic"] = "synthetic"
     data: Annotated[SyntheticData, "sites and cases"] = SyntheticData()
-    network: Annotated[dict[str, Any], "name of a MONAI network or module:Class, and its arguments"] = field(
+    network: NetworkOption = field(
         default_factory=lambda: {"name": "unet", "channels": (12, 24, 48), "num_res_units": 1}
     )
     loss: Annotated[dict[str, Any], "name of `raysim list losses` or module:Name, and its arguments"] = field(

@@ -20,6 +20,7 @@ from raysim.data.tabular_features import FeatureSelection, reserved_columns
 from raysim.data.tabular_sites import StandardisationScope, TabularDataset, is_training_row, prepare_tabular_sites
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
 from raysim.tasks.library_names import CLASSIFICATION_LOSSES, check_loss_name, check_network_name
+from raysim.tasks.network_keys import NETWORK_KEYS, WEIGHTS_DOC
 from raysim.tasks.table_config import TableData
 
 
@@ -83,7 +84,9 @@ class Tabular:
     name: Literal["tabular"] = "tabular"
     data: Annotated[TabularData, "rows, sites and preparation"] = field(default_factory=TabularData)
     network: Annotated[
-        dict[str, Any], "logistic, mlp (hidden, norm: none | batch, dropout) or module:Class, and its arguments"
+        dict[str, Any],
+        NETWORK_KEYS,
+        "logistic, mlp (hidden, norm: none | batch, dropout) or module:Class, and its arguments" + WEIGHTS_DOC,
     ] = field(default_factory=lambda: {"name": "logistic"})
     loss: Annotated[
         dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Name, and its arguments"

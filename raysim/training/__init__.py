@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raysim.training.batching import batches
     from raysim.training.contrastive_views import ImagePool, Views, check_levels, pool_levels, sample_batches
-    from raysim.training.encoders import mlp, projector
+    from raysim.training.encoders import ema_update, mlp, projector
     from raysim.training.feature_bank import Bank, Features
     from raysim.training.heads import head_layer, last_layer, within
     from raysim.training.image_routing import RoutedPredictor, example_losses, routing_ceiling
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         routers,
     )
     from raysim.training.selector_networks import SelectorKind, pooled_inputs, selector_network
-    from raysim.training.self_supervised import SelfSupervised, ema_update
+    from raysim.training.self_supervised import SelfSupervised
     from raysim.training.test_time_adaptation import (
         OutsideAdaptation,
         mean_entropy,
@@ -66,7 +66,7 @@ _HOME = {
             "weighted_variance",
         ),
     ),
-    "raysim.training.encoders": ("mlp", "projector"),
+    "raysim.training.encoders": ("ema_update", "mlp", "projector"),
     "raysim.training.feature_bank": ("Bank", "Features"),
     "raysim.training.model_selection": ("BestModels", "validation_score"),
     "raysim.training.optimizers": ("OptimizerState", "dump_optimizer_state", "load_optimizer_state"),
@@ -74,7 +74,7 @@ _HOME = {
         *("Gate", "RoutedConvolution", "Router", "has_convolution", "route_convolutions", "routers"),
     ),
     "raysim.training.selector_networks": ("SelectorKind", "pooled_inputs", "selector_network"),
-    "raysim.training.self_supervised": ("SelfSupervised", "ema_update"),
+    "raysim.training.self_supervised": ("SelfSupervised",),
     "raysim.training.test_time_adaptation": (
         *("OutsideAdaptation", "mean_entropy", "norm_layers", "use_batch_statistics"),
     ),

@@ -1,4 +1,4 @@
-"""The encoder of a segmentation network, for each supported class of MONAI networks, and heads for its features."""
+"""The encoder of a segmentation network, for each supported class of MONAI networks; heads; averages of encoders."""
 
 from __future__ import annotations
 
@@ -97,3 +97,10 @@ def encoder_weights(net: nn.Module) -> Model:
     in_encoder = {id(tensor) for tensor in encoder(net).state_dict(keep_vars=True).values()}
     names = [name for name, tensor in net.state_dict(keep_vars=True).items() if id(tensor) in in_encoder]
     return weights(net).only(names)
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, net: nn.Module, momentum: float) -> None:
+    """xi <- momentum xi + (1 - momentum) theta, for the parameters xi of `target` and theta of `net`."""
+    for xi, theta in zip(target.parameters(), net.parameters(), strict=True):
+        xi.lerp_(theta, 1 - momentum)

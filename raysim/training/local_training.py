@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 from torch import Tensor, nn
 
 from raysim.core.contracts import UNCHANGED, Batch, Site, Split
@@ -52,6 +52,12 @@ class LocalTraining:
         Literal["average", "local", "reset"],
         "running statistics. average: averaged by the server; local: kept at each site; reset: reset in every round",
     ] = "average"
+    trainable: Annotated[
+        tuple[str, ...] | None,
+        Len(1),
+        "names of the parameters that are trained and sent, such as [model.2.*]; * is any text. The others keep their "
+        "initial values and are not sent, and their BatchNorm layers stay in evaluation mode; default: all",
+    ] = None
     outside: Annotated[OutsideAdaptation, "how the global model is adapted to outside sites"] = field(
         default_factory=OutsideAdaptation
     )

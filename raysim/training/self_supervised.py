@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
-import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
@@ -95,6 +94,8 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
                 "algorithm.finetune: a method with pre-training cannot fine-tune; set for example "
                 "algorithm.finetune=fedavg"
             )
+        if getattr(self.finetune, "trainable", None) is not None:
+            raise ConfigError("algorithm.finetune.trainable: set algorithm.trainable, which holds for both stages")
 
     # defined by a method
     @abstractmethod
@@ -141,6 +142,11 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         if not (isinstance(share, float) and share):
             return int(share)
         return max(1, int(share * rounds + 1e-9))  # in floating point 0.29 * 100 is slightly less than 29
+
+    def keep_stages(self, before: int, after: int) -> SelfSupervised[L]:
+        """The method with as many rounds of pre-training in a run of `after` rounds as in one of `before`."""
+        pretraining = self.pretraining_rounds(before)
+        return self if pretraining == self.pretraining_rounds(after) else replace(self, pretrain_rounds=pretraining)
 
     def probe(self, site: Site[Any], model: Model) -> Reply[None]:
         """The level accuracy of the pre-trained encoder on the site's validation images, as a metric."""
@@ -217,13 +223,6 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         with finetune_key_names():
             predictor: Predictor | PredictionSet | None = self.finetune.predictor(site, state)
         return predictor
-
-
-@torch.no_grad()
-def ema_update(target: nn.Module, net: nn.Module, momentum: float) -> None:
-    """xi <- momentum xi + (1 - momentum) theta, for the parameters xi of `target` and theta of `net`."""
-    for xi, theta in zip(target.parameters(), net.parameters(), strict=True):
-        xi.lerp_(theta, 1 - momentum)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from raysim import LocalFleet, ResumePoint, federate
+from raysim import LocalFleet, ResumePoint, federate, train_only, weights
 from raysim.config.introspection import field_docs
 from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
@@ -47,6 +47,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(name: str) -> None:
     assert (other.loss, digest(other.state)) != (first.loss, digest(first.state))
 
 
+TRAINED = ("model.1.*", "model.2.*")
 CLIENT_STATES = ("fedbn", "ditto", "fedsm", "fedsm_extra", "iopfl", "fcl", "scaffold")
 RESUMED_BUFFERS = [(name, "local") for name in CLIENT_STATES]
 
@@ -106,6 +107,25 @@ def test_data_are_not_changed(name: str) -> None:
     before = {site: digest(task().open(site).train.inputs) for site in task().inside}
     _, fleet = reference_run(name)
     assert {site: digest(fleet.executor.data_cache[site].train.inputs) for site in task().inside} == before
+
+
+@every_algorithm
+def test_only_the_trained_part_is_sent(name: str) -> None:
+    part = train_only(task(), TRAINED)
+    full, small = (weights(each.start(0)).nbytes for each in (task(), part))
+    assert small < full
+    whole, _ = reference_run(name)
+    frozen = algorithm(name, trainable=TRAINED)
+    rounds, _ = run(frozen, LocalFleet(part, rounds=ROUNDS), on=part)
+    assert all(np.isfinite(score.value) for round in rounds for score in round.scores)
+    for way in ("up", "down"):
+        before, after = (sum(sum(getattr(r.traffic, way).values()) for r in each) for each in (whole, rounds))
+        assert after < before or name == "localonly"
+        if name in ("fedavg", "fedprox", "ditto"):  # only models are sent
+            assert before * small == after * full
+    state = rounds[-1].state
+    if state.model is not None:
+        assert not {each for each in state.model if not each.startswith(("model.1.", "model.2."))}
 
 
 @every_algorithm

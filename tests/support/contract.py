@@ -30,10 +30,10 @@ def algorithm(name: str, **values: Any) -> Any:
     return algorithm_class(name)(**values)
 
 
-def run(algorithm: Any, fleet: Any = None, **options: Any) -> tuple[list[Any], Any]:
-    """The rounds and their fleet."""
+def run(algorithm: Any, fleet: Any = None, on: Task | None = None, **options: Any) -> tuple[list[Any], Any]:
+    """The rounds and their fleet, on the task of this module, or the task `on`."""
     fleet = fleet or LocalFleet(task(), seed=options.get("seed", 0), rounds=ROUNDS)
-    return list(federate(algorithm, task(), fleet, rounds=ROUNDS, **options)), fleet
+    return list(federate(algorithm, on or task(), fleet, rounds=ROUNDS, **options)), fleet
 
 
 def client_states(fleet: Any) -> dict[str, Any]:

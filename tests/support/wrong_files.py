@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import torch
 from PIL import Image
 
 from tests.support.finished_runs import write_run
@@ -199,12 +200,22 @@ def compared_runs() -> None:
     (write_run(Path("no_cases"), {"a": [0.6]}, "rounds=3") / "cases.parquet").unlink()
 
 
+def pickled_objects() -> None:
+    """A .pt file that would run code."""
+    Path("code.pt").write_bytes(b"cbuiltins\nprint\n(S'code'\ntR.")
+
+
+def other_weights() -> None:
+    """The weights of another network."""
+    torch.save({"weight": torch.ones(2, 2)}, "other.pt")
+
+
 WRONG_FILES: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
         *(truncated, text_as_picture, nan_volume, complex_volume, other_grid, no_affine, unknown_unit, flat_volume),
         *(pages, colour_image, all_colour, other_size, other_mask_size, three_values, fraction_mask, two_foregrounds),
         *(coloured_mask, flipped_palette, many_values, huge_label, turned_deep, utf16_table, latin1_table),
-        *(channels, finished_run, negative_volume, huge_volume, compared_runs),
+        *(channels, finished_run, negative_volume, huge_volume, compared_runs, pickled_objects, other_weights),
     )
 }

@@ -130,6 +130,7 @@ PUBLISHED = [
     "resume",
     "run",
     "task_class",
+    "train_only",
     "tune",
     "weights",
 ]
