@@ -181,7 +181,8 @@ def check_tracker(tracker: TrackerName | None) -> None:
     if tracker is None:
         return
     if find_spec(tracker) is None:
-        raise ConfigError(f"--tracker {tracker} needs the package {tracker}: pip install {tracker}")
+        packages = {"mlflow": "mlflow-skinny sqlalchemy alembic"}.get(tracker, tracker)
+        raise ConfigError(f"--tracker {tracker} needs the package {tracker}: pip install {packages}")
     _set_variables()
     if tracker == "wandb":
         _check_wandb()
