@@ -34,7 +34,7 @@ def two_nodes(cluster: Any) -> Iterator[str]:
 
 
 CASES = [
-    ("resources.gpus_per_client=0.5", 1, "ok +1 client actor of"),
+    ("resources.gpus_per_client=0.5", 1, "ok +2 client actors of"),  # the node with GPUs has 2 CPUs
     ("resources.cpus_per_client=99", 3, "wrong +requested 1 client actor of 99"),
 ]
 
