@@ -25,7 +25,17 @@ from raysim.core.registry import algorithm_class, algorithms
 from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
 from raysim.storage.digest import digest
-from tests.support.contract import ROUNDS, algorithm, client_states, every_algorithm, reference_run, run, task, whole
+from tests.support.contract import (
+    ROUNDS,
+    algorithm,
+    client_states,
+    every_algorithm,
+    every_use,
+    reference_run,
+    run,
+    task,
+    whole,
+)
 from tests.support.slow import slow_except
 
 
@@ -38,7 +48,7 @@ def test_runs_and_evaluates_every_inside_site(name: str) -> None:
     assert all(r.loss is None or np.isfinite(r.loss) for r in rounds)
 
 
-@every_algorithm
+@every_use  # that a run repeats is also tested of every algorithm when it resumes
 def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(name: str) -> None:
     rounds, fleet = run(algorithm(name))
     assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
@@ -81,7 +91,7 @@ def test_resumes_with_every_value_of_buffers(name: str, buffers: str, tmp_path: 
     assert resumed(mine, tmp_path, after=1) == digest(rounds[-1].state, client_states(fleet))
 
 
-@every_algorithm
+@every_use
 @pytest.mark.parametrize("cohort", slow_except([0.5, 1], [0.5]))
 def test_a_cohort_below_all_sites_works(name: str, cohort: float | int) -> None:
     rounds, _ = run(algorithm(name), cohort=cohort)
@@ -90,7 +100,7 @@ def test_a_cohort_below_all_sites_works(name: str, cohort: float | int) -> None:
     assert all(set(r.traffic.up) <= set(r.cohort) for r in rounds)
 
 
-@every_algorithm
+@every_use
 def test_the_order_of_sites_is_irrelevant(name: str) -> None:
     mine, states = algorithm(name), []
     for sites in (task().inside, tuple(reversed(task().inside))):

@@ -15,14 +15,11 @@ from raysim.core.fault_injection import FaultPlan
 from raysim.core.registry import algorithms
 from raysim.storage.digest import digest
 from tests.support import remote
-from tests.support.contract import ROUNDS, algorithm, client_states, run, task, whole
+from tests.support.contract import EVERY_USE, ROUNDS, algorithm, client_states, run, task, whole
 from tests.support.slow import slow_except
 
-# On two actors one algorithm for each use of a fleet: state, server optimizer, client states, networks that stay
-# at the sites, arguments by site, exchanges, stages. With a state, client states and an exchange on any number.
-USES = ("fedavg", "fedadam", "localonly", "ditto", "scaffold", "fedbn", "gradient_alignment", "fedsm", "iopfl", "fcl")
-USES += ("fclopt", "fedsimclr", "elcfs", "fedala", "feddg_ga")
-QUICK = [(name, 2) for name in USES] + list(product(("fedavg", "localonly", "fcl"), (1, 3)))
+# A state, client states and an exchange are also tested on other numbers of actors.
+QUICK = [(name, 2) for name in EVERY_USE] + list(product(("fedavg", "localonly", "fcl"), (1, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_prediction_on_ray_has_the_same_files(folder: Path, tmp_path: Path, ray_started: None) -> None:
     for backend in ("local", "ray"):
         out = tmp_path / backend
@@ -31,6 +32,7 @@ def test_a_prediction_on_ray_has_the_same_files(folder: Path, tmp_path: Path, ra
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_ray_has_the_same_scores(folder: Path, tmp_path: Path, ray_started: None) -> None:
     local, on_ray = (evaluate(folder / "run", {"backend": name}, out=tmp_path / name) for name in ("local", "ray"))
     assert on_ray.metrics == local.metrics

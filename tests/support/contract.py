@@ -11,11 +11,28 @@ from raysim import LocalFleet, Task, federate
 from raysim.core.registry import algorithm_class, algorithms
 from raysim.storage.digest import digest
 from raysim.tasks.synthetic import Synthetic, SyntheticData
+from tests.support.slow import slow_except
 
 ROUNDS = 4
 
 
+# One algorithm for each use of a fleet: state, server optimizer, client states, networks that stay at the sites,
+# arguments by site, exchanges, stages.
+EVERY_USE = (
+    "fedavg",
+    "fedadam",
+    "localonly",
+    "ditto",
+    "scaffold",
+    "fedbn",
+    "gradient_alignment",
+    "fedsm",
+    "iopfl",
+    "fcl",
+)
+EVERY_USE += ("fclopt", "fedsimclr", "elcfs", "fedala", "feddg_ga")
 every_algorithm = pytest.mark.parametrize("name", sorted(algorithms()))
+every_use = pytest.mark.parametrize("name", slow_except(sorted(algorithms()), EVERY_USE))
 
 
 @cache
