@@ -52,6 +52,7 @@ def test_the_proximal_term_is_that_of_fedprox() -> None:
     assert toy.line(average) == pytest.approx(toy.line(prox))
 
 
+@pytest.mark.slow
 def test_it_converges_to_the_least_squares_of_all_points_and_fedavg_does_not() -> None:
     points: dict[str, toy.Points] = {"a": ((1, 0), (2, 0)), "b": ((1, 1), (3, 1), (2, 4))}
     x, y = np.array([point for of in points.values() for point in of], float).T
