@@ -90,7 +90,7 @@ def report(found: pd.DataFrame, paired: pd.DataFrame) -> None:
 
 
 def parts(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The method and the metric of each row. FedAvg is IOP-FL's global model; FedSM has a row for each of its models."""
+    """The method and the metric of each row. FedAvg is IOP-FL's global model; FedSM has a row for each model."""
     rows = {"fedavg": ("iopfl", "dice@global")} | {method: (method, "dice") for method in methods}
     for method, part in product(("fedsm", "fedsm fresh"), ("personal", "global")):
         rows[f"{method}, {part}"] = (method, f"dice@{part}")
