@@ -67,7 +67,7 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether no value is NaN or infinite; computed without a copy of a large array."""
+    """Whether no value is NaN or infinite. A large array is not copied."""
     return bool(np.isfinite([array.min(initial=0), array.max(initial=0)]).all())
 
 
