@@ -31,7 +31,7 @@ from raysim.federation.prediction import JOB_FILE, Prediction, predict_cases
 from raysim.federation.prediction_job import PredictionJob, split_into_parts, task_of_parts
 from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task
 from raysim.federation.runner import local_fleet
-from raysim.federation.trained_run import NEW_SITE, RoundChoice, TrainedRun, open_run, untrained
+from raysim.federation.trained_run import NEW_SITE, RoundChoice, TrainedRun, open_run, without_training
 from raysim.reporting.html_report import write_report
 from raysim.storage.run_directory import check_new_directory, exclusive_lock, read_mapping, reserve_directory
 from raysim.tasks.new_cases import NewCases, prepare_new_cases, target_files
@@ -174,7 +174,7 @@ def _job(trained: TrainedRun, cases: NewCases, site: str, out: Path, probabiliti
 
 
 def _plan(trained: TrainedRun, task: Task, out: Path, backend: Backend | None, ray_address: str | None) -> Plan:
-    config = untrained(trained.config)
+    config = without_training(trained.config)
     config = replace(
         config,
         backend=backend or config.backend,
