@@ -151,7 +151,7 @@ def check_early_stopping(plan: Plan) -> None:
     if plan.selection is None:
         raise ConfigError(
             f"early_stopping.patience={stopping.patience}: no site that {plan.metric} refers to has val cases, and a "
-            "test score never ends a run; give some rows the split val, or remove early_stopping"
+            "run is never ended by a test score; give some rows the split val, or remove early_stopping"
         )
     evaluations = math.ceil(config.rounds / config.evaluate_every)
     if stopping.patience > evaluations - 2:  # one evaluation must come before them, and one must be saved

@@ -132,7 +132,7 @@ class SearchConsole(RunConsole):
 
 
 def test_columns(record: TrialRecord, objectives: Sequence[Objective]) -> list[str]:
-    """The columns with the test scores of the objectives, in the round that is compared; those that have a value."""
+    """The columns with test scores of the objectives in the compared round; only columns that have a value."""
     columns = [each.column.replace("/val/", "/test/") for each in objectives if each.column.count("/") > 2]
     return [column for column in columns if is_finite_number(record.last.get(column))]
 

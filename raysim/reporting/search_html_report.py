@@ -54,7 +54,7 @@ def write_search_report(results: SearchResults) -> Path:
 
 
 def _best_trial(results: SearchResults) -> dict[str, Any] | None:
-    """The sections of the best trial's run: of its first federation if it has several. None without its summary."""
+    """The sections of the run of the best trial, or of its first federation; None without a summary of this run."""
     record, task = next(iter(results.best()), None), results.spec.task
     if record is None or task is None:
         return None

@@ -112,7 +112,7 @@ def _space_and_variants(
 ) -> tuple[Space, tuple[FederationVariant, ...]]:
     """The space, and the federations of each trial: one per seed, held-out site and fold.
 
-    If no other key is searched, the held-out sites are the space, and each site is a trial.
+    If no other key is searched, the held-out sites are the space, and each held-out site is a trial.
     """
     seeds, folds = range(seed, seed + request.options.seeds), _folds(request.options.folds)
     if request.space.domains:

@@ -90,7 +90,7 @@ def test_what_depends_on_the_number_of_rounds_is_reported(run: Path, algorithm: 
     assert found.difference.startswith(expected)
     assert bool(found.difference) == bool(expected)
     assert found.to_mapping()["difference"] == (found.difference or None)
-    assert ("equals a run of 9 rounds" in found.describe(9)) == (not expected)
+    assert ("equals that of a run of 9 rounds" in found.describe(9)) == (not expected)
 
 
 def test_the_evaluation_of_the_last_round_is_reported(run: Path) -> None:
