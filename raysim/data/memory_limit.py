@@ -20,7 +20,7 @@ def check_memory(needed: float, stored: int) -> None:
     if needed > limit:
         raise ConfigError(
             f"would take {format_bytes(needed)} of memory to read, but a file of {format_bytes(stored)} may take "
-            f"{format_bytes(limit)}; if you trust it, set the environment variable "
+            f"{format_bytes(limit)}; if you trust the file, set the environment variable "
             f"{MEMORY_VARIABLE}={math.ceil(needed / 1e9)} on every node"
         )
 

@@ -103,8 +103,8 @@ def _check_ended(config: RunConfig, old: RunConfig, run: Path) -> None:
         raise ConfigError(f"--continue {run}: the run is still active; wait until it ends, or stop it first")
     if config.rounds <= old.rounds:
         raise ConfigError(
-            f"--continue: rounds={config.rounds} is not more than the {old.rounds} of the run {run}; set for example "
-            f"rounds={2 * old.rounds}. An interrupted run is completed by: raysim resume {quote_path(run)}"
+            f"--continue: rounds={config.rounds} is not more than the {old.rounds} rounds of {run}; set for example "
+            f"rounds={2 * old.rounds}. To complete an interrupted run: raysim resume {quote_path(run)}"
         )
     if config.early_stopping and "early_stopping" in read_summary(run) and config.early_stopping == old.early_stopping:
         raise ConfigError(

@@ -108,7 +108,7 @@ def test_stages_keep_their_rounds(run: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "error"),
     [
-        ({"rounds": 4}, "rounds=4 is not more than the 4 of the run .*raysim resume"),
+        ({"rounds": 4}, "rounds=4 is not more than the 4 rounds of .*raysim resume"),
         ({"seed": 1}, "seed=1 differs from the run .*which has 0; remove seed"),
         ({"algorithm": FedAvg(lr=0.5)}, "algorithm.lr=0.5 differs from the run .*which has 0.001"),
         ({"algorithm": Ditto()}, "algorithm.name='ditto' differs"),
