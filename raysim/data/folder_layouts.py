@@ -104,7 +104,7 @@ def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
 
 
 def _reject_sites_below_masks(root: Path) -> None:
-    """Raises ConfigError for images/NAME/* with masks/NAME/*, which are no sites with the classes NAME."""
+    """Raises ConfigError for images/NAME/* with masks/NAME/*, which are not sites with the classes NAME."""
     images, masks = _image_and_mask_folders(root)
     if masks and (names := sorted(_images_by_class(masks[0]))):
         image_folder, mask_folder, name = images[0].name, masks[0].name, names[0]

@@ -74,7 +74,7 @@ def summarize(
 
 
 def dataset_kind(table: pd.DataFrame) -> DatasetKind:
-    """What the table describes, by its columns and labels."""
+    """The kind of data that the table describes, from its columns and labels."""
     if "image" not in table:
         return "tabular"
     if table["label"].isna().all():

@@ -35,7 +35,7 @@ class Method(Protocol[S_contra]):
     """The part of an algorithm that an evaluation needs."""
 
     def predictor(self, site: Site[Any], state: S_contra) -> Predictor | PredictionSet | None:
-        """As in Algorithm."""
+        """The predictor at the site, as in `Algorithm.predictor`."""
         ...
 
 
