@@ -39,7 +39,10 @@ class BestRoundTracker:
         return next(rounds, None)
 
     def evaluations_without_gain(self, min_gain: float) -> int:
-        """The number of evaluations since the last gain, a further improvement of more than `min_gain`."""
+        """The number of evaluations since the last gain.
+
+        A gain is an improvement of more than `min_gain` over the value of the previous gain, so small ones add up.
+        """
         reference, count = None, 0
         for value in self.values.values():
             count += 1
