@@ -10,9 +10,9 @@ Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for P
 Choudhary, "Federated Learning with Personalization Layers", 2019, Algorithms 1 and 2. https://arxiv.org/abs/1912.00818
 
 Our reading: the head is the network's last layer by default, see `head`. Sites are weighted by examples, as in FedPer;
-in Algorithm 1 of FedRep, equally. All heads start from the same weights, which are computed from the run's seed. There
-is no global head, so no global model is evaluated. An outside site has no labels to train a head, so it has no
-predictor. An inside site that was never sampled has no predictor either.
+Algorithm 1 of FedRep weights them equally. All heads start from the same weights, which are computed from the run's
+seed. There is no global head, so no global model is evaluated. An outside site has no labels to train a head, so it has
+no predictor. An inside site that was never sampled has no predictor either.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class FedSMExtra(SoftPullTraining):
         return rounds - max(1, int(self.selector_rounds * rounds + 1e-9))
 
     def keep_stages(self, before: int, after: int) -> FedSMExtra:
-        """The method with as many rounds of the models in a run of `after` rounds as in one of `before`."""
+        """A copy that trains the models for as many rounds in a run of `after` rounds as in a run of `before`."""
         models = self.model_rounds(before)
         return self if models == self.model_rounds(after) else replace(self, selector_rounds=after - models)
 

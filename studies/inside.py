@@ -74,7 +74,7 @@ def tuning_scores(tuned: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(found: pd.DataFrame, paired: pd.DataFrame) -> None:
-    """`paired` has the statistics by case of each row of the first table."""
+    """Write the page. `paired` has the statistics by case for each row of the first table."""
     main = found[found["stage"] == "inside"]
     rows = with_parts(main)
     notes = main[main["metric"].str.contains("routed|selector_accuracy") & (main["split"] == "test")]
@@ -90,7 +90,7 @@ def report(found: pd.DataFrame, paired: pd.DataFrame) -> None:
 
 
 def parts(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The rows of the table, each with its method and metric: FedAvg is IOP-FL's global model; FedSM has parts."""
+    """The method and the metric of each row. FedAvg is IOP-FL's global model; FedSM has a row for each model."""
     rows = {"fedavg": ("iopfl", "dice@global")} | {method: (method, "dice") for method in methods}
     for method, part in product(("fedsm", "fedsm fresh"), ("personal", "global")):
         rows[f"{method}, {part}"] = (method, f"dice@{part}")

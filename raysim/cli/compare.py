@@ -1,4 +1,4 @@
-"""`raysim compare`: the table of groups of runs with its statistics."""
+"""`raysim compare`: a table of groups of runs with means, intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raysim.reporting.comparison_tables import TableFormat
 
 EPILOG = """\
-RUN is the folder of a run, of a search, or a folder with runs:
+RUN is the folder of a run or of a search, or a folder with runs:
   raysim compare runs/                                     all runs, grouped by what differs in their configurations
   raysim compare runs/fedavg-* runs/fedbn-* --by algorithm --format latex --out table.tex
   raysim compare runs/ --metric outside/test/dice --reference fedavg
@@ -31,8 +31,8 @@ def add_compare_command(commands: Any) -> None:
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", type=Path, help="the folder of a run, of a search, or one with runs")
-    add("--by", metavar="KEY", help="group by this key alone; several separated by commas (default: all that differ)")
+    add("runs", nargs="+", metavar="RUN", type=Path, help="the folder of a run or of a search, or a folder with runs")
+    add("--by", metavar="KEY", help="group by these keys alone, separated by commas (default: all keys that differ)")
     add("--round", choices=("best", "last"), help="the round of each run (default: best, if all runs have one)")
     add("--metric", metavar="M", help="a metric, or role/split/metric (default: the main metric of the runs)")
     add("--split", choices=("val", "test"), help="the cases that are compared (default: test)")
@@ -40,9 +40,9 @@ def add_compare_command(commands: Any) -> None:
         "--test",
         choices=("wilcoxon", "permutation"),
         default="wilcoxon",
-        help="the paired test per case; for auc DeLong's test is used (default: %(default)s)",
+        help="the paired test over cases; auc always uses DeLong's test (default: %(default)s)",
     )
-    add("--reference", metavar="GROUP", help="the group that the others are compared with (default: the first)")
+    add("--reference", metavar="GROUP", help="the group with which the others are compared (default: the first)")
     add("--format", choices=("text", "csv", "latex", "html"), default="text", help="default: %(default)s")
     add("--out", metavar="FILE", type=Path, help="write to this file, which must not exist (default: print)")
 

@@ -19,10 +19,15 @@ def add_export_command(commands: Any) -> None:
         required=True,
         help="torch: a torch.export program (.pt2); onnx: ONNX, checked by onnxruntime; bundle: a MONAI bundle",
     )
-    add("--site", metavar="NAME", help="the model of this site of the run (default: that of a new outside site)")
-    add("--global", dest="use_global", action="store_true", help="the global model, whatever the method predicts with")
+    add("--site", metavar="NAME", help="export the model of this site of the run (default: that of a new outside site)")
+    add(
+        "--global",
+        dest="use_global",
+        action="store_true",
+        help="export the global model, also if the method predicts with another one",
+    )
     add_round_option(parser)
-    add("--out", metavar="PATH", help="the new file, or folder of a bundle (default: in RUN/exports/)")
+    add("--out", metavar="PATH", help="the new file, or the new folder of a bundle (default: in RUN/exports/)")
 
 
 def export(args: argparse.Namespace) -> int:

@@ -47,13 +47,13 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument(
         "run",
         metavar="RUN_DIR",
-        help="the run directory, or that of `raysim run --seeds`; a run continues after its last checkpoint",
+        help="the directory of a run or of `raysim run --seeds`; a run continues after its last checkpoint",
     )
     resume.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it has changed")
 
     add_tune_command(commands)
     add_compare_command(commands)
-    runs = commands.add_parser("runs", help="list the runs of a folder")
+    runs = commands.add_parser("runs", help="list the runs in a folder")
     runs.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="default: the folder of new runs, ./runs")
 
     doctor = commands.add_parser("doctor", help="check Ray, nodes and data, try one batch, propose resources")
@@ -105,7 +105,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--anonymous-cases",
         action="store_true",
-        help="hash the names in cases.parquet; the same as anonymous_cases=true",
+        help="hash the names of images and patients in cases.parquet; the same as anonymous_cases=true",
     )
     run.add_argument(
         "--tracker", metavar="NAME", help="also record the run in mlflow or wandb; the same as tracker=NAME"
@@ -137,7 +137,9 @@ def _add_data(commands: Any) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    report = commands.add_parser("report", help="write report.html of a run again, or a page with several runs")
+    report = commands.add_parser(
+        "report", help="write report.html of a run again, or a page with several runs side by side"
+    )
     report.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run that has ended")
     report.add_argument(
         "--out", metavar="PAGE", help="the page with several runs, which must not exist (default: side_by_side.html)"

@@ -23,9 +23,13 @@ def add_predict_command(commands: Any) -> None:
         "--out",
         metavar="DIR",
         required=True,
-        help="the folder of the results; the same command continues an interrupted prediction",
+        help="the folder of the results; to continue an interrupted prediction, repeat the command",
     )
-    add("--site", metavar="NAME", help="predict as at this site of the run (default: as at a new outside site)")
+    add(
+        "--site",
+        metavar="NAME",
+        help="predict with the model of this site of the run (default: that of a new outside site)",
+    )
     add_round_option(parser)
     add("--probabilities", action="store_true", help="also write the probability of each class at each voxel")
     add_backend_options(parser)
@@ -40,7 +44,9 @@ def add_round_option(parser: argparse.ArgumentParser) -> None:
 
 def add_backend_options(parser: argparse.ArgumentParser) -> None:
     """Add --backend and --address."""
-    parser.add_argument("--backend", choices=("ray", "local"), help="where to compute (default: as the run)")
+    parser.add_argument(
+        "--backend", choices=("ray", "local"), help="where to compute (default: the backend of the run)"
+    )
     parser.add_argument("--address", metavar="ADDRESS", help="the Ray cluster to join, if it has changed")
 
 

@@ -1,4 +1,4 @@
-"""`raysim report`: writes report.html of a run again, or a page with several runs side by side."""
+"""`raysim report`: write report.html of a run again, or a page with several runs side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raysim.reporting.side_by_side import check_run, write_side_by_side
 
 
 def report(directories: Sequence[Path], out: Path | None) -> Path:
-    """The page that was written. Raises ConfigError for a directory without a run that has ended."""
+    """Write the page of the runs and return its path. Raises ConfigError for a directory without an ended run."""
     for directory in directories:
         check_run(directory)
     if len(directories) == 1:

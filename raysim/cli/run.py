@@ -64,7 +64,7 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
     if getattr(args, "seeds", None) is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds}: expected the number of seeds, 1 or more")
     if getattr(args, "seeds", None) is not None and args.continue_from is not None:
-        raise ConfigError(f"--seeds {args.seeds}: --continue continues one run; remove --seeds")
+        raise ConfigError(f"--seeds {args.seeds}: --continue continues a single run; remove --seeds")
     check_new_directory(args.out, "a run")
     check_task(values)
     config = resolve(values)
@@ -77,7 +77,7 @@ def _read_base(args: argparse.Namespace) -> dict[str, Any]:
     """The keys of the config file, or of the run that is continued."""
     run = getattr(args, "continue_from", None)
     if run is not None and args.config:
-        raise ConfigError(f"--continue {run} has its configuration in the run, so -c cannot be given; remove -c")
+        raise ConfigError(f"--continue {run} uses the configuration of that run, so -c cannot be given; remove -c")
     if run is not None:
         check_run_directory(Path(run))
         return read_file(str(Path(run) / "config.yaml"))

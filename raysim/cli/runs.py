@@ -1,4 +1,4 @@
-"""`raysim runs`: lists the runs of a folder."""
+"""`raysim runs`: list the runs in a folder."""
 
 from __future__ import annotations
 

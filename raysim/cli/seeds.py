@@ -55,7 +55,7 @@ def _run_all(directory: Path, seeds: Sequence[int], config: RunConfig) -> int:
             raise
     try:
         print_comparison(compare([directory], CompareOptions()), console.console)
-    except ConfigError as error:  # a task without values by case
+    except ConfigError as error:  # such as for a task without values by case
         console.say(f"no table of the seeds: {error}")
     console.say(f"to compare with other runs: raysim compare {quote_path(directory)} RUN ...")
     return 0
@@ -64,7 +64,7 @@ def _run_all(directory: Path, seeds: Sequence[int], config: RunConfig) -> int:
 def _run_seed(folder: Path, config: RunConfig, on_start: Callable[[], None]) -> None:
     """Run or resume one seed. `on_start` is called when its run directory has been written."""
     console = RunConsole(Terminal())
-    on_event = _calling(on_start, console.show)
+    on_event = _call_on_start(on_start, console.show)
     with console.live():
         if (folder / CONFIG_FILE).is_file():
             launcher.resume(folder, ray_address=config.ray_address, on_event=on_event)
@@ -72,7 +72,9 @@ def _run_seed(folder: Path, config: RunConfig, on_start: Callable[[], None]) -> 
             launcher.run(config, out=folder, on_event=on_event)
 
 
-def _calling(on_start: Callable[[], None], show: EventCallback) -> EventCallback:
+def _call_on_start(on_start: Callable[[], None], show: EventCallback) -> EventCallback:
+    """A callback that passes events to `show`, and calls `on_start` when the actors are placed."""
+
     def on_event(event: Event) -> None:
         if isinstance(event, ActorsPlaced):
             on_start()

@@ -1,4 +1,4 @@
-"""What to write instead of keys of other programs, such as `gpus` and `patience`."""
+"""Hints for keys of other programs, such as `gpus` and `patience`: the keys of raysim to use instead."""
 
 from __future__ import annotations
 

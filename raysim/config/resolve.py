@@ -72,9 +72,9 @@ def _resolve_run_keys(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _checked_for_yaml(run: RunConfig) -> RunConfig:
-    """`run`. Raises ConfigError for a value that config.yaml cannot hold, so that the run could not be repeated.
+    """`run`. Raises ConfigError for a value that config.yaml cannot contain, because the run could not be repeated.
 
-    Also for a default that is NaN or infinite, which pydantic does not check.
+    Also raises ConfigError for a default that is NaN or infinite, which pydantic does not check.
     """
     for path, value in _plain_values("", to_mapping(run)):
         if type(value) is float and not math.isfinite(value):

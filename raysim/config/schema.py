@@ -56,12 +56,12 @@ class Cohort:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
-    """The end of a run whose validation score does not improve."""
+    """When a run ends early because its validation score does not improve."""
 
     patience: Annotated[
-        int, Gt(0), "evaluations without a gain after which the run ends; short form: early_stopping=5"
+        int, Gt(0), "the run ends after this number of evaluations without a gain; short form: early_stopping=5"
     ] = 5
-    min_gain: Annotated[float, Ge(0), "a gain is larger than this, in the unit of the metric"] = 0.0
+    min_gain: Annotated[float, Ge(0), "only a larger improvement is a gain; in the unit of the metric"] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class RunConfig:
         "experiment tracker that also records the run: mlflow (MLFLOW_TRACKING_URI) or wandb (WANDB_MODE, ...)",
     ] = None
     early_stopping: Annotated[
-        EarlyStopping | None, "ends the run when `metric` on val cases stops improving; by default all rounds run"
+        EarlyStopping | None, "end the run when `metric` on val cases stops improving; by default all rounds run"
     ] = None
     chaos: Annotated[
         str | None,

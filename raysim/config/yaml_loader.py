@@ -10,7 +10,7 @@ from yaml.constructor import ConstructorError
 
 from raysim.core.errors import ConfigError
 
-_WrittenLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a build of PyYAML may be without libyaml
+_WrittenLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a build of PyYAML may lack libyaml
 MAX_NODES = 1_000_000  # values of a document with its aliases replaced by their contents
 
 
@@ -77,7 +77,7 @@ def load_yaml(text: str, source: str) -> Any:
 
 
 def load_written_yaml(text: str, source: str) -> Any:
-    """The value of a file that raysim wrote: five times as fast as `load_yaml`, which checks what a user enters.
+    """The value of a YAML file that raysim wrote. Five times as fast as `load_yaml`, which checks a user's input.
 
     Raises ConfigError, naming `source`, for invalid YAML and for aliases, which raysim does not write.
     """

@@ -40,7 +40,7 @@ def check_class(cls: Any, subject: str, methods: tuple[str, ...]) -> None:
 
 
 def _check_arguments(subject: str, cls: type, method: str) -> None:
-    """Raises ConfigError if the method cannot be called with its arguments, which the engine passes by position."""
+    """Raises ConfigError if the method does not accept the arguments that the engine passes by position."""
     function, expected = getattr(cls, method), ("self", *ARGUMENTS[method])
     if isinstance(inspect.getattr_static(cls, method), staticmethod | classmethod):
         expected = expected[1:]

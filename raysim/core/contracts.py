@@ -24,7 +24,7 @@ P = TypeVar("P")
 P_co = TypeVar("P_co", covariant=True)
 Array = np.ndarray[Any, np.dtype[Any]]
 Metrics = dict[str, float]
-CaseValues = Mapping[str, Array]  # (cases,) by metric
+CaseValues = Mapping[str, Array]  # by metric, the values (cases,)
 Predictor = Callable[["Tensor"], "Tensor"]  # inputs (B, C, *space) or (B, F) -> logits (B, K, *space) or (B, K)
 Batch = tuple["Tensor", "Tensor"]  # inputs (B, C, *space) or (B, F), labels (B, 1, *space) or (B, 1)
 PerSite = Mapping[str, Any] | None  # a further argument of a client function, by site
@@ -135,7 +135,7 @@ class CaseScorer(Scorer, Protocol):
 
 @dataclass(frozen=True)
 class CaseName:
-    """The image of a case as in the table, and its patient; None where the table has none."""
+    """The image and the patient of a case, as in the table; None if the table has none."""
 
     image: str | None = None
     patient: str | None = None

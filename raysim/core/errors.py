@@ -45,7 +45,8 @@ class RunError(RaysimError):
 class SiteError(RunError):
     """A client function failed at a site. `remote` is the traceback where it happened.
 
-    `untrained`: the first call of the run shows that the code of the algorithm is wrong, so a new run has no result.
+    `untrained`: whether the error is in the first call of the run and in the code of the algorithm, so that a new run
+    has no result.
     """
 
     def __init__(self, site: str, round: int, cause: str, remote: str = "", untrained: bool = False) -> None:

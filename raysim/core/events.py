@@ -76,7 +76,7 @@ class RoundEvent:
     number: int
     values: Mapping[str, Any]
     is_last: bool = field(default=False, kw_only=True)
-    scores: Sequence[Score] = ()  # of the sites, for an experiment tracker; empty without one
+    scores: Sequence[Score] = ()  # of the sites, for an experiment tracker; empty without a tracker
     round: Round[Any] | None = None  # only in the process that runs the rounds: it is too large to send
 
 

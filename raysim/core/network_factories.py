@@ -20,10 +20,10 @@ NetworkFactory = Callable[[], nn.Module]
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The tensors of a network that were found in a file, and how the others differ.
+    """The tensors of a file that match a network, and the differences of the others.
 
-    loaded: the tensors that the network gets. missing: names that the file lacks. unexpected: names that the network
-    lacks. mismatched: name, shape in the file and shape in the network, or their kinds of numbers.
+    loaded: the matching tensors. missing: names that are not in the file. unexpected: names that are not in the
+    network. mismatched: the name with the shapes, or the dtypes, in the file and in the network.
     """
 
     source: str
@@ -35,7 +35,7 @@ class InitialWeights:
 
     @property
     def differences(self) -> str:
-        """What did not match, in one line; empty if all tensors did."""
+        """The tensors that do not match, in one line; empty if all match."""
         parts = {
             "not in the file": self.missing,
             "of another shape": self.mismatched,
@@ -72,7 +72,7 @@ class PretrainedNetwork:
 
 @dataclass(frozen=True)
 class PartlyTrainedNetwork:
-    """Creates the network of `factory`, of which only the tensors whose names match `patterns` are trained.
+    """Creates the network of `factory`. Only the tensors whose names match `patterns` are trained.
 
     The others are not in `state_dict()`, so they are neither trained nor sent; see `freeze`.
     """
@@ -85,14 +85,14 @@ class PartlyTrainedNetwork:
 
 
 def base_factory(factory: NetworkFactory) -> NetworkFactory:
-    """The factory of the same network without given weights and with all its tensors."""
+    """The factory of the same network without initial weights and with all its tensors."""
     while isinstance(factory, PretrainedNetwork | PartlyTrainedNetwork):
         factory = factory.factory
     return factory
 
 
 def initial_weights(task: Task) -> InitialWeights | None:
-    """The given weights from which the network of `task` starts; None if they are random."""
+    """The weights of a file from which the network of `task` starts; None if it starts from random weights."""
     factory: Any = task.network
     while hasattr(factory, "factory") and not isinstance(factory, PretrainedNetwork):
         factory = factory.factory
@@ -133,10 +133,10 @@ def with_all_tensors(task: Task) -> Task:
 
 
 def freeze(net: nn.Module, patterns: Sequence[str]) -> nn.Module:
-    """`net` with only the tensors in `state_dict()` whose names match `patterns`; all others become constants.
+    """`net` with a `state_dict()` of the tensors whose names match `patterns`; all others become constants.
 
-    A frozen parameter becomes a buffer that is not in the state. A layer of which no tensor is trained has constant
-    buffers too; if it is a BatchNorm, it always normalises by its running statistics.
+    A frozen parameter becomes a buffer that is not in the state. If no tensor of a layer is trained, its buffers are
+    constants too; a BatchNorm layer then always normalises with its running statistics.
     """
     tensors = net.state_dict(keep_vars=True).items()
     trained = {id(tensor) for name, tensor in tensors if any(fnmatchcase(name, pattern) for pattern in patterns)}
@@ -151,7 +151,7 @@ def freeze(net: nn.Module, patterns: Sequence[str]) -> nn.Module:
 
 
 def _freeze_layer(layer: nn.Module, trained: set[int]) -> bool:
-    """Freeze the own tensors of `layer` that are not in `trained`. Returns whether none of them is trained."""
+    """Freeze the tensors of `layer` itself whose ids are not in `trained`. Returns whether none of them is trained."""
     parameters = dict(layer.named_parameters(recurse=False))
     buffers = dict(layer.named_buffers(recurse=False))
     is_constant = not any(id(tensor) in trained for tensor in (*parameters.values(), *buffers.values()))
@@ -173,7 +173,7 @@ class FrozenBatchNorm(nn.Module):
     def __init__(self, layer: BatchNorm) -> None:
         super().__init__()
         self.eps = layer.eps
-        absent = {"weight": None, "bias": None}  # of a layer without scales and shifts
+        absent = {"weight": None, "bias": None}  # for a layer without scales and shifts
         for name, tensor in (absent | dict(layer.named_buffers(recurse=False))).items():
             self.register_buffer(name, tensor, persistent=False)
 

@@ -61,7 +61,7 @@ class CaseScores:
 
 
 class FailureAction(StrEnum):
-    """What the engine did about a failure: the column `action` of failures.jsonl."""
+    """The reaction of the engine to a failure: the column `action` of failures.jsonl."""
 
     RETRIED = "retried"  # the calls of a lost actor were made again
     LEFT_OUT = "left out"  # the round continues without the site's reply, as `min_replies` allows
@@ -103,7 +103,7 @@ class Round(Generic[S]):
 
 
 class RunOutcome(StrEnum):
-    """How a run ended: `status` in summary.json."""
+    """The outcome of a run: `status` in summary.json."""
 
     DONE = "done"  # all rounds are recorded
     INTERRUPTED = "interrupted"
@@ -119,7 +119,7 @@ class RunResult:
 
     @property
     def status(self) -> RunOutcome:
-        """How the run ended."""
+        """The outcome of the run."""
         return RunOutcome(self.summary["status"])
 
     @property

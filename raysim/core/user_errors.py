@@ -1,4 +1,4 @@
-"""Exceptions in the code of a user as text: the cause, the file and line, and what to do about a refused write."""
+"""Formats exceptions in the code of a user: the cause, the file and the line, and the cure of a refused write."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 ENGINE = str(Path(__file__).parents[1])
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 COPY_ADVICE = (
-    "what a method receives is read-only: change a copy, as in array.copy(), and make a changed model with "
+    "arrays that a method receives are read-only: change a copy, as in array.copy(), and make a changed model with "
     "model.like({**model, NAME: array})"
 )
 
 
 def describe_exception(error: BaseException, source: str = "") -> str:
-    """Type, message and advice of an exception, and the line of the user's code that raised it.
+    """Type, message and cure of an exception, and the line of the user's code that raised it.
 
-    `source` is shown instead of that line if raysim raised it, as in a call with wrong arguments.
+    If the exception was not raised in the user's code, as in a call with wrong arguments, `source` replaces the line.
     """
     text = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of_user(frame.filename)]
@@ -43,7 +43,7 @@ def format_user_traceback(error: BaseException) -> str:
 
 
 def source_of(function: Callable[..., Any]) -> str:
-    """` (mine.py, line 12)`, where a function is defined; empty if it is not written in Python."""
+    """The place where a function is defined, ` (mine.py, line 12)`; empty if it is not written in Python."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f" ({_place(code.co_filename, code.co_firstlineno)})" if code else ""
 
@@ -59,8 +59,8 @@ def _is_of_user(file: str) -> bool:
 
 def _write_advice(error: BaseException) -> str:
     if isinstance(error, FrozenInstanceError):
-        return "algorithms and states are frozen: make a changed one with dataclasses.replace"
-    # The errors of numpy and of Python for these writes have no class of their own.
+        return "algorithms and states are frozen: make a changed copy with dataclasses.replace"
+    # numpy and Python raise these errors without a specific class.
     read_only = isinstance(error, ValueError) and str(error).endswith("read-only")
     model = isinstance(error, TypeError) and str(error).startswith("'Model' object does not support item")
     return COPY_ADVICE if read_only or model else ""

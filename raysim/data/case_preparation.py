@@ -67,8 +67,8 @@ class Case:
     lost     fraction of labelled voxels that cropping removed
     erased   whether resampling removed all labelled voxels
     foreground  mask value of the class whose value is None; 0 without one
-    notes    what the reader of the image decided, each phrase on its own line
-    mask_notes  the same for the mask
+    notes    decisions of the image reader, one phrase per line
+    mask_notes  decisions of the mask reader
     palette  the `palette_entries` of the mask of a picture, (n, 5)
     """
 

@@ -36,7 +36,7 @@ def _advice(problems: Sequence[ConfigError | str], mask_values: Collection[float
 
 
 def channels_cure(channels: Iterable[int]) -> str:
-    """What to do about images with different numbers of channels."""
+    """The cure for images with different numbers of channels."""
     cure = "all images need the same number of channels"
     if set(channels) != {1, 3}:
         return cure

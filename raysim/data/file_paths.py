@@ -56,7 +56,7 @@ def check_url(path: str) -> str:
 
 
 def stored_bytes(path: str) -> int:
-    """The size of the file at a path or URL, but at most that of the archive that has it; 0 for an unknown size."""
+    """The size of the file at a path or URL, at most that of the archive that contains it; 0 if it is unknown."""
     if "://" not in path:
         return os.path.getsize(path)
     sizes = []

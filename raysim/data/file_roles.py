@@ -81,7 +81,7 @@ def stem(path: str) -> str:
 
 
 def file_identity(path: str) -> str:
-    """A text that is equal for all paths and links, also hard links, of one local file; a URL is unchanged."""
+    """A text that is equal for all paths and links (also hard links) of a local file; a URL is returned unchanged."""
     if "://" in path:
         return path
     with suppress(OSError):  # it does not exist

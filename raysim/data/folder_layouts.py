@@ -24,7 +24,7 @@ LAYOUT_HELP = """raysim supports three layouts:
   and mask, labels, label, gt, annotations, annotation, seg, segmentation or groundtruth;
   imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon, with or without its dataset.json;
   SITE/CLASS/* or CLASS/*, a folder of images for each class.
-  The place of SITE may also be that of a split: train, val or test."""
+  The folder SITE may also have the name of a split: train, val or test."""
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "imagestr"}
 MASK_FOLDERS = {
     *("masks", "mask", "labels", "label", "labelstr", "gt", "gts", "annotations", "annotation"),
@@ -41,7 +41,7 @@ SPLIT_FOLDERS = {  # names of folders, and the split of their images
 class ScannedCase(NamedTuple):
     """An image with its site and label: a mask file, a class index, or None for an unlabelled image.
 
-    `split` is that of its folder, None if the folder is not that of a split.
+    `split` is the split of its folder; None if its folder does not belong to a split.
     """
 
     site: str
@@ -104,18 +104,18 @@ def find_class_folders(root: Path, notes: list[str]) -> list[ScannedCase]:
 
 
 def _reject_sites_below_masks(root: Path) -> None:
-    """Raises ConfigError for images/NAME/* with masks/NAME/*, which are no sites with the classes NAME."""
+    """Raises ConfigError for images/NAME/* with masks/NAME/*, which are not sites with the classes NAME."""
     images, masks = _image_and_mask_folders(root)
     if masks and (names := sorted(_images_by_class(masks[0]))):
         image_folder, mask_folder, name = images[0].name, masks[0].name, names[0]
         raise ConfigError(
-            f"{mask_folder} in {root} has folders of masks, such as {name}; if these are sites or splits, move them: "
+            f"{mask_folder} in {root} has folders of masks, such as {name}; if they are sites or splits, move "
             f"{image_folder}/{name} to {name}/{image_folder}, and {mask_folder}/{name} to {name}/{mask_folder}"
         )
 
 
 def _reject_masks_beside_images(folder: Path, files: Sequence[Path]) -> None:
-    """Raises ConfigError for a file such as `a_mask.png` beside `a.png`, which is no image of a class."""
+    """Raises ConfigError for a file such as `a_mask.png` beside `a.png`, because a mask is not an image of a class."""
     names = {_stem(file) for file in files}
     for file in files:
         match = re.fullmatch(r"(.+)[\W_]([^\W_]+)", _stem(file))
@@ -162,7 +162,7 @@ def _reject_unclear_classes(root: Path, names: Sequence[str]) -> None:
 def _splits_of_folders(root: Path, names: Sequence[str], notes: list[str]) -> dict[str, str]:
     """The split of each of these folders, with a note; empty for folders of sites.
 
-    Raises ConfigError if only some are splits, or if there is no folder besides that of one split.
+    Raises ConfigError if only some are folders of splits, or if the only folder is that of a split.
     """
     splits = {name: SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS}
     others = [name for name in names if name not in splits]

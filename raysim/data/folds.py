@@ -1,4 +1,4 @@
-"""Cross-validation: the folds of each site, by patient."""
+"""Folds of each site for cross-validation, by patient."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def use_fold(table: pd.DataFrame, folds: int, fold: int, outside: Collection[str
                 f"task.data.folds={folds}: site '{site}' has {len(sizes)} cases (all rows of a patient count as one); "
                 f"set task.data.folds to at most {len(sizes)}, or add the site to task.data.exclude_sites"
             )
-        is_test = groups.map(_assign(sizes, folds)) == fold
+        is_test = groups.map(_assign_folds(sizes, folds)) == fold
         split[rows.index] = rows["split"].mask(rows["split"] == "test", "train").mask(is_test, "test")
     return sort_rows(table.assign(split=split))
 
 
-def _assign(sizes: pd.Series[int], folds: int) -> dict[str, int]:
+def _assign_folds(sizes: pd.Series[int], folds: int) -> dict[str, int]:
     """The fold of each group: the largest groups first, each to the fold with the fewest rows."""
     heap = [(0, fold) for fold in range(folds)]
     fold_of_group = {}

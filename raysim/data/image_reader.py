@@ -42,7 +42,9 @@ def read_image(path: str, mask: bool = False, colours: bool = False) -> Image:
 
 
 def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
-    """As `read_image`, with values that may be NaN or infinite. Raises ConfigError without the name of the file.
+    """The image as in `read_image`, with values that may be NaN or infinite.
+
+    Raises ConfigError without the name of the file for an image that cannot be used.
 
     Raises FileNotFoundError if there is no file.
     """
@@ -67,12 +69,12 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether no value is NaN or infinite; computed without a copy of a large array."""
+    """Whether no value is NaN or infinite. A large array is not copied."""
     return bool(np.isfinite([array.min(initial=0), array.max(initial=0)]).all())
 
 
 def position_problem(image: Image, mask: Image) -> str | None:
-    """How far the mask is from its image, if this is more than POSITION_TOLERANCE; None for the same place."""
+    """A phrase with the distance of the mask from its image in voxels, if it exceeds POSITION_TOLERANCE; else None."""
     if (distance := grid_distance(image, mask)) <= POSITION_TOLERANCE:
         return None
     return f"by up to {voxels_text(distance)} at the corners; expected at most {POSITION_TOLERANCE:g}"

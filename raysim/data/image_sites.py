@@ -60,7 +60,7 @@ class ImageSites:
         return data_from_arrays(self.arrays(site))
 
     def case_names(self, site: str, split: str) -> Sequence[CaseName]:
-        """The cases of a site in a split: `key` as image, and the patient."""
+        """The cases of a site in a split: the `key` of the table as the image, and the patient."""
         return [CaseName(row.key, row.patient) for row in self.rows[site] if row.split == split]
 
     def paths(self) -> tuple[list[str], list[str]]:

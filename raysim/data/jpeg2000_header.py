@@ -1,6 +1,6 @@
-"""Reads the header of a JPEG 2000 file: depth and number of its values, and the sizes of its blocks.
+"""Reads the header of a JPEG 2000 file: number and depth of the values, and sizes of the blocks.
 
-The decoder allocates memory for each value and for each block before it reads the first of them.
+The decoder allocates memory for all values and blocks before it reads any of them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from raysim.core.errors import ConfigError
 
-START = b"\xff\x4f\xff\x51"  # of the code stream, and of the segment with its size
+START = b"\xff\x4f\xff\x51"  # start of the code stream and of its first segment, which has the size
 CODING_DEFAULT, CODING_COMPONENT = 0x52, 0x53  # second bytes of markers; the first is 255
 TILE_PART, TILE_DATA, END = 0x90, 0x93, 0xD9
 OTHER_SEGMENTS = (0x50, 0x55, 0x57, 0x58, 0x59, 0x5C, 0x5D, 0x5E, 0x5F, 0x60, 0x61, 0x63, 0x64, 0x74, 0x75, 0x77, 0x78)
-SMALLEST_EXPONENT = 4  # blocks have at least 2^4 values along each axis; usual are 2^6, and 2^15 for precincts
-TILE_BYTES = 14_000  # of memory per tile
-VALUE_BYTES = 12  # of memory per value while a file with the smallest blocks is decoded
+SMALLEST_EXPONENT = 4  # blocks have at least 2^4 values along each axis; encoders use 2^6, and 2^15 for precincts
+TILE_BYTES = 14_000  # memory per tile
+VALUE_BYTES = 12  # memory per value while a file with the smallest blocks is decoded
 
 
 def decoding_bytes(file: str) -> int:
@@ -38,7 +38,7 @@ def channel_depths(file: str) -> list[int]:
 
 
 def alpha_channels(file: str) -> int:
-    """The number of alpha channels: the box `cdef` has the number, the type (1, 2: alpha) and the colour of each."""
+    """The number of alpha channels. The box `cdef` has number, type (1 or 2: alpha) and colour of each channel."""
     boxes, _, _ = Path(file).read_bytes().partition(START)
     _, box, definitions = boxes.partition(b"cdef")
     count = int.from_bytes(definitions[:2], "big") if box else 0
@@ -46,7 +46,7 @@ def alpha_channels(file: str) -> int:
 
 
 def _code_streams(file: str) -> list[bytes]:
-    """What follows each START: only one code stream is decoded, but a box before it may look like one."""
+    """The bytes after each START. Only one code stream is decoded, but a box before it may contain START too."""
     return Path(file).read_bytes().split(START)[1:]
 
 
@@ -70,9 +70,9 @@ def _block_exponents(stream: bytes) -> Iterator[int]:
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content, from its length on, of each segment in the headers of the stream and of its tiles.
+    """Marker and content (from the length field on) of each segment in the headers of the stream and of its tiles.
 
-    Raises ConfigError for an unknown marker, because the decoder may skip it in another way.
+    Raises ConfigError for an unknown marker, because the decoder may skip such a segment differently.
     """
     at, part = int.from_bytes(stream[:2], "big"), 0
     while at + 2 <= len(stream) and stream[at : at + 2] != bytes([255, END]):

@@ -78,7 +78,7 @@ def class_names(table: pd.DataFrame, values: pd.Series) -> pd.Series:
 
 
 def class_column_warning(table: pd.DataFrame) -> str | None:
-    """A warning if a column `class` does not have a distinct name for each label, and so is not used; else None."""
+    """A warning if the column `class` is not used because it has no distinct name for each label; else None."""
     labels = table["label"].dropna()
     if "class" not in table or class_names(table, labels) is not labels:
         return None

@@ -20,7 +20,7 @@ def round_labels(mask: Array) -> None:
     """Round every value of the mask within LABEL_TOLERANCE of a whole number to it, in place."""
     parts: Any = np.nditer(mask, ["external_loop", "buffered"], ["readwrite"], order="K", buffersize=2**16)
     with parts:
-        for part in parts:  # a large mask has no further copy
+        for part in parts:  # by parts, because a large mask must not be copied
             whole = np.rint(part)
             np.copyto(part, whole, where=np.abs(part - whole) <= LABEL_TOLERANCE)
 

@@ -1,4 +1,4 @@
-"""The limit on the memory that reading a file takes, because a small file may decode to more than a machine has."""
+"""The limit on the memory for reading a file: a small file may decode to more than the memory of a machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MEMORY_VARIABLE = "RAYSIM_FILE_MEMORY_GB"  # environment variable that replaces 
 
 
 def check_memory(needed: float, stored: int) -> None:
-    """Raises ConfigError if reading a file of `stored` bytes takes `needed` bytes of memory, and fewer are allowed."""
+    """Raises ConfigError if `needed` bytes of memory are more than reading a file of `stored` bytes may take."""
     limit = memory_limit(stored)
     if needed > limit:
         raise ConfigError(
             f"would take {format_bytes(needed)} of memory to read, but a file of {format_bytes(stored)} may take "
-            f"{format_bytes(limit)}; if you trust it, set the environment variable "
+            f"{format_bytes(limit)}; if you trust the file, set the environment variable "
             f"{MEMORY_VARIABLE}={math.ceil(needed / 1e9)} on every node"
         )
 

@@ -25,7 +25,7 @@ def near_equal_names(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 def near_equal_sites_warning(sites: Iterable[str]) -> str | None:
     """A warning about sites that may be one hospital with two spellings; None if there are none."""
-    groups = [" and ".join(map(_show, group)) for group in near_equal_names(map(str, sites))]
+    groups = [" and ".join(map(_quote, group)) for group in near_equal_names(map(str, sites))]
     if not groups:
         return None
     return (
@@ -34,8 +34,8 @@ def near_equal_sites_warning(sites: Iterable[str]) -> str | None:
     )
 
 
-def _show(name: str) -> str:
-    """The name in quotes; with escapes if its letters are separate from their accents, which looks the same."""
+def _quote(name: str) -> str:
+    """The name in quotes; with escapes if accents are separate characters, because both spellings look the same."""
     return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
 
 

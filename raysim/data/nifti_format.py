@@ -24,7 +24,7 @@ def decode_nifti(file: str, stored: int, mask: bool) -> Image:
     """The volume with its axes reordered and flipped to right, anterior, superior, and its affine in mm.
 
     The affine is the sform if it has a code, else the qform if it has a code, else that of the voxel sizes `pixdim`.
-    The values are float32, or those of a mask of integers in their own type. Raises ConfigError for a volume that
+    The values are float32; a mask of integers keeps its data type. Raises ConfigError for a volume that
     cannot be used, and for one that takes more memory than a file of `stored` bytes may take.
     """
     import nibabel  # not at the top: tables are read without it
@@ -36,7 +36,7 @@ def decode_nifti(file: str, stored: int, mask: bool) -> Image:
         raise ConfigError(f"its data type is {_type_name(header)}; expected one real number per voxel")
     shape = (*volume.shape[:3], *(size for size in volume.shape[3:] if size != 1))
     if len(shape) not in (3, 4):
-        raise ConfigError(f"a volume must have three spatial axes, this one has {len(shape) - (len(shape) > 3)}")
+        raise ConfigError(f"has {len(shape) - (len(shape) > 3)} spatial axes; a volume must have three")
     notes = (*_header_notes(header, shape[:3]), *_shear_notes(affine))
     to_ras = nibabel.io_orientation(affine)
     affine = affine @ nibabel.orientations.inv_ornt_aff(to_ras, shape[:3])
@@ -62,7 +62,7 @@ def check_header(file: str) -> None:
 
 
 def _open(file: str) -> IO[bytes]:
-    """The file, decompressed if it is compressed, whatever its name."""
+    """The file, decompressed if its content is compressed; the name is not used."""
     with open(file, "rb") as stream:
         is_compressed = stream.read(2) == b"\x1f\x8b"
     return cast("IO[bytes]", gzip.open(file)) if is_compressed else open(file, "rb")
@@ -71,14 +71,14 @@ def _open(file: str) -> IO[bytes]:
 def _read_voxels(file: str, stored: int, proxy: Any, shape: tuple[int, ...], signs: Array, mask: bool) -> Array:
     """The voxels with the shape `shape`; the axes whose sign in `signs` is negative are reversed.
 
-    The file is read slice by slice: nibabel would make a copy of the whole volume with the stored type, and one as
-    float64 if the header has a scale.
+    The file is read slice by slice, because nibabel would copy the whole volume in the stored type, and as float64 if
+    the header has a scale.
     """
     from nibabel.volumeutils import apply_read_scaling
 
     slope, inter = np.asanyarray(proxy.slope), np.asanyarray(proxy.inter)
     dtype = decoded_type(proxy.dtype if (slope, inter) == (1, 0) else slope.dtype, mask)
-    per_slice, per_voxel = math.prod(shape[:-1]), dtype.itemsize * (2 if mask else 1)  # the values of a mask are sorted
+    per_slice, per_voxel = math.prod(shape[:-1]), dtype.itemsize * (2 if mask else 1)  # sorting copies a mask
     check_memory(math.prod(shape) * per_voxel + per_slice * 24, stored)
     array = np.empty(shape, dtype, order="F")
     in_file = array[tuple(slice(None, None, int(sign)) for sign in signs)]

@@ -34,7 +34,7 @@ def patient_columns(names: Iterable[str]) -> list[str]:
 
 
 def patients_of(table: pd.DataFrame) -> list[str | None]:
-    """The patient of each row; None without one."""
+    """The patient of each row; None for a row without a patient."""
     columns = patient_columns(map(str, table.columns))
     if not columns:
         return [None] * len(table)

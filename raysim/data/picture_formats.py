@@ -37,7 +37,7 @@ TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
 TIFF_UNSIGNED, TIFF_MIN_IS_WHITE, TIFF_MIN_IS_BLACK, TIFF_RGB = 1, 0, 1, 2  # their values
 TIFF_CHANNELS, TIFF_EXTRA_CHANNELS = 277, 338  # tags
 TIFF_ALPHA = (1, 2)  # values of the tag of an extra channel; 0 is a channel of unknown meaning
-TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation, without extra ones
+TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # colour channels by photometric interpretation
 CHANNELS_CURE = "keep one channel (grey) or three (RGB)"
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # bytes of the file
 GREY_MODES = ("1", "L", "I;16", "I;16B", "I;16L")  # Pillow's modes of at most two bytes per pixel
@@ -82,7 +82,7 @@ def _describe_unknown(file: str) -> str:
         with tifffile.TiffFile(file) as tiff:
             page: Any = tiff.pages[0]
             found = f"{pluralize(page.samplesperpixel, 'channel')} of {page.dtype} ({page.photometric.name})"
-    except Exception:  # noqa: BLE001 - it is no TIFF, or a damaged one
+    except Exception:  # noqa: BLE001 - the file is not a TIFF, or damaged
         return "cannot be read: expected a picture in a supported format (PNG, JPEG, TIFF, BMP, GIF, JPEG 2000)"
     return (
         f"is a TIFF with {found}: expected MINISBLACK (grey) or RGB, of integers up to 32 bits or float32; "
@@ -91,7 +91,7 @@ def _describe_unknown(file: str) -> str:
 
 
 def _check_channels(file: str, picture: Any) -> None:
-    """Raises ConfigError for channels of a TIFF or JPEG 2000 that are neither colour nor alpha: they would be lost."""
+    """Raises ConfigError for channels of a TIFF or JPEG 2000 that would be lost: neither colour nor alpha."""
     if picture.format == "TIFF":
         tags = picture.tag_v2
         channels, extra = tags.get(TIFF_CHANNELS, 1), np.atleast_1d(tags.get(TIFF_EXTRA_CHANNELS, ())).tolist()
@@ -168,7 +168,7 @@ def _read_pixels(file: str, stored: int, picture: Any, indexed: bool) -> tuple[A
 
 
 def _grey_scale(file: str, picture: Any) -> int:
-    """The factor by which Pillow multiplies grey values of 2 or 4 bits: an image is scaled to 255, a mask is not."""
+    """The factor by which Pillow multiplies grey values of 2 or 4 bits. It scales images to 255, but not masks."""
     depth = 8
     if picture.format == "PNG" and (head := _head(file, 26))[PNG_COLOUR_TYPE] == 0:
         depth = head[PNG_DEPTH]
@@ -178,7 +178,7 @@ def _grey_scale(file: str, picture: Any) -> int:
 
 
 def _decoding_bytes(file: str, picture: Any, indexed: bool) -> int:
-    """The bytes of memory that decoding takes at most, by the header; those of a deep TIFF are counted later."""
+    """The largest number of bytes of memory for decoding, from the header. A deep TIFF is counted later."""
     pixels: int = picture.width * picture.height
     if picture.format == "JPEG2000":
         return max(pixels * COLOUR_BYTES, jpeg2000_header.decoding_bytes(file))
@@ -254,7 +254,7 @@ def _decode_tiff(file: str, stored: int, picture: Any) -> Array:
         page = tiff.pages[0]
         if page.dtype is None or page.dtype.kind == "c":
             raise ConfigError("has complex or unknown values; expected one real number per channel")
-        if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:  # the size of their pictures is not that of the header
+        if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:  # the decoded size may differ from that in the header
             raise ConfigError(
                 f"is a TIFF with more than 8 bits per channel and {tifffile.COMPRESSION(page.compression).name} "
                 "compression; store it uncompressed, or with LZW or Deflate"

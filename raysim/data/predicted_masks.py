@@ -1,4 +1,4 @@
-"""The predicted masks of images in an output folder: written from logits, and read again for their scores."""
+"""Predicted masks in an output folder: writes them from logits, and reads them again for their scores."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class PredictedMasks:
-    """The masks of `images` at `targets`, paths relative to `folder`, by case number.
+    """Predicted masks of `images`, written to `targets` (paths relative to `folder`); both by case number.
 
-    values: the value of each class in masks. probabilities: whether the probability of each class is written too.
+    values: the value of each class in masks. probabilities: whether the probability of each class is also written.
     """
 
     preparation: CasePreparation
@@ -54,7 +54,7 @@ class PredictedMasks:
     def scored_split(self, case: int, label: str) -> Split:
         """One example whose inputs are the written mask, one-hot (1, K, *space), with the label from a file.
 
-        Both are at the image's own size. A metric of this split with the identity as predictor is that of the mask.
+        Both have the size of the image. With the identity as the predictor, a metric of this split is that of the mask.
         Raises ConfigError for a label that does not fit the image.
         """
         image = self.images[case]

@@ -49,7 +49,7 @@ def _unfit(logits: Array, space: Sequence[int], preparation: CasePreparation) ->
 
 
 def _overlap(old: int, new: int) -> tuple[slice, slice]:
-    """Where an axis of `old` voxels, and the same axis padded or cropped to `new` around its centre, overlap."""
+    """The overlap, in both axes, of an axis of `old` voxels with the axis padded or cropped to `new` at its centre."""
     if new >= old:  # as in MONAI's SpatialPad
         return slice(0, old), slice((new - old) // 2, (new - old) // 2 + old)
     start = old // 2 - new // 2  # as in MONAI's CenterSpatialCrop
@@ -57,7 +57,7 @@ def _overlap(old: int, new: int) -> tuple[slice, slice]:
 
 
 def _resample_to(logits: Array, source: Image, target: Image) -> Array:
-    """Logits (K, *space) on the grid of `source`, interpolated on the grid of `target`."""
+    """The logits (K, *space) on the grid of `target`, interpolated linearly from the grid of `source`."""
     import torch
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.spatial.array import SpatialResample

@@ -27,10 +27,10 @@ def write_mask(
     if is_volume(image):
         _write_nifti(path, _with_values(indices, values), image)
         return
-    import imagecodecs  # Pillow writes no colours of 16 bits
+    import imagecodecs  # Pillow cannot write colours of 16 bits
 
     colour_table = np.array([*(colours or {}).values()])
-    pixels = _smallest(colour_table)[indices] if colours else _with_values(indices, values)
+    pixels = _with_smallest_type(colour_table)[indices] if colours else _with_values(indices, values)
     with replacing(path) as partial:
         partial.write_bytes(imagecodecs.png_encode(pixels))
 
@@ -48,11 +48,11 @@ def write_probabilities(path: Path, probabilities: Array, image: str) -> None:
 
 def _with_values(indices: Array, values: Mapping[str, int]) -> Array:
     """The value of the class of each voxel."""
-    return _smallest(np.array(list(values.values())))[indices]
+    return _with_smallest_type(np.array(list(values.values())))[indices]
 
 
-def _smallest(table: Array) -> Array:
-    """The table with the smallest type of unsigned integers that has its values."""
+def _with_smallest_type(table: Array) -> Array:
+    """The table with the smallest type of unsigned integers that can hold its values."""
     return table.astype(np.min_scalar_type(table.max()))
 
 

@@ -40,10 +40,10 @@ def scan(
     """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files;
     `layout` and `task` are the recognised ones, `classes` the mask values by the names in dataset.json.
 
-    The labelled images of each site are assigned to train, val and test at random, by `fractions`; images in folders of
-    splits have the split of their folder. `group` is a
-    regular expression: its first capture in the path of an image is the patient, and all images of a patient get the
-    same split. Raises ConfigError for a folder that does not have a supported layout.
+    The labelled images of each site are assigned to train, val and test at random, by `fractions`. Images in folders of
+    splits have the split of their folder. `group` is a regular expression: its first capture in the path of an image is
+    the patient, and all images of a patient get the same split. Raises ConfigError for a folder that does not have a
+    supported layout.
     """
     return _build_table(_resolve_folder(folder), _resolve_folder(folder), fractions, seed, group)
 

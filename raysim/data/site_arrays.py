@@ -1,4 +1,4 @@
-"""The data of a site from the arrays that are kept in the cache."""
+"""Creates the data of a site from the arrays in the cache."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def summarize(
 
 
 def dataset_kind(table: pd.DataFrame) -> DatasetKind:
-    """What the table describes, by its columns and labels."""
+    """The kind of data that the table describes, from its columns and labels."""
     if "image" not in table:
         return "tabular"
     if table["label"].isna().all():
@@ -133,7 +133,7 @@ def _class_counts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _feature_statistics(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """The missing cells of each of these columns at each site, and the mean of the others."""
+    """For each site and each of these columns, the number of missing cells and the mean of the other cells."""
     found = [
         (site, name, len(part), int(part.isna().sum()), part.mean())
         for name in columns
@@ -145,7 +145,7 @@ def _feature_statistics(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataF
 def _feature_problems(
     table: pd.DataFrame, rows: pd.DataFrame, selection: FeatureSelection, numeric: Sequence[str]
 ) -> Iterator[str]:
-    """The line with which a run refuses the features; otherwise those of which it warns."""
+    """The error of a run with these features; without an error, the warnings of the run."""
     refused = next(selection.problems(table, rows, numeric), None)
     yield from selection.notes(table, rows, numeric) if refused is None else [refused]
 

@@ -47,9 +47,9 @@ def read_table(
     paths or full URLs; relative ones start at `root`, or at the table's folder. `label_files`: whether labels are
     files; with None, their spelling decides. A label that is a class is unchanged, and an unlabelled row has no label.
     A label or a patient such as `NA` is a missing value, except for the labels in `classes`.
-    A column that is not needed may be absent or have empty cells; an absent label column is added. `absent` has the
-    value of columns that the table may lack. With `in_order`, the rows are in the order of the file, with their line
-    numbers as index.
+    A column that is not needed may be absent or have empty cells; an absent label column is added. `absent` has values
+    for columns that may be absent from the table. With `in_order`, the rows are in the order of the file, with their
+    line numbers as index.
     Raises ConfigError, naming the table, for anything invalid.
     """
     if not path:

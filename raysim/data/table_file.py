@@ -101,7 +101,7 @@ def _read_parquet(file: IO[bytes], stored: int) -> pd.DataFrame:
     _check_size(sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)))
     flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
     rows, cells = metadata.num_rows, metadata.num_rows * len(flat)
-    batches, size = [], cells  # at least a byte for each cell
+    batches, size = [], cells  # at least one byte per cell
     _check_size(size)
     _check_memory(size, cells, rows, stored)
     for batch in parquet.iter_batches(columns=flat):

@@ -30,7 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MAX_CATEGORIES = 256  # of one column
 COMMA_NUMBER = re.compile(r"[+-]?[\d.]*(,\d+)+(\.\d+)?")  # 1,5 and 1.234,5 and 1,234.5
 MIN_ROWS_OF_COPY = 20  # in fewer rows, a feature may equal the label by chance
-UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one, such as a stored index
+UNNAMED = re.compile(r"Unnamed: \d+")  # pandas names a column without a name like this, such as a stored index
 IDENTIFIER_NAME = re.compile(r"(?i:(^|[\s_.-])(id|uid|identifier)$)|[a-z](ID|Id)$")
 
 
@@ -164,8 +164,8 @@ class FeatureSelection:
     def problems(self, table: pd.DataFrame, rows: pd.DataFrame, numeric: Sequence[str]) -> Iterator[str]:
         """A line for each column that does not exist, is reserved, or has cells that cannot be a feature.
 
-        `rows` are the training rows, and `numeric` the columns of numbers. Only the first line is certain, because
-        others may follow from it.
+        `rows` are the training rows, and `numeric` the columns of numbers. Only the first line is certain, because the
+        first problem may cause the others.
         """
         every = [*numeric, *self.categorical]
         for name in every:
@@ -190,7 +190,7 @@ class FeatureSelection:
                 str(name) for name in table.columns if UNNAMED.fullmatch(str(name)) and table[name].notna().any()
             ]
             if unnamed:
-                yield f"columns without a name are no features: {join_names(unnamed)}; name those that are features"
+                yield f"columns without a name are not used: {join_names(unnamed)}; name those that are features"
         for name in self.categorical:
             yield from _near_equal_notes(name, rows[name])
         for name in (*numeric, *self.categorical):

@@ -26,9 +26,9 @@ StandardisationScope = Literal["per_site", "global"]
 
 @dataclass(frozen=True)
 class TabularDataset:
-    """A table with class indices as `label`, and the features of its rows. It computes the arrays of each site.
+    """A table with class indices as `label`, and the features of its rows. Computes the arrays of each site.
 
-    `reference` is the dataset whose training rows standardise the features, if they are not those of this table.
+    `reference` is another dataset whose training rows standardise the features, instead of those of this table.
     """
 
     table: pd.DataFrame
@@ -114,7 +114,7 @@ class TabularSites:
     table: str
     cache_folder: Path
     cache_keys: Mapping[str, str]  # by site
-    names: Mapping[tuple[str, str], Sequence[CaseName]]  # of the cases, by site and split
+    names: Mapping[tuple[str, str], Sequence[CaseName]]  # the cases by site and split
 
     def __call__(self, site: str) -> Data:
         """The data of the site. Raises ConfigError if the table must be read and has changed."""

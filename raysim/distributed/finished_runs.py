@@ -1,4 +1,4 @@
-"""Work with a finished run, without training: prediction and evaluation, on Ray or in this process."""
+"""Prediction and evaluation with a finished run, without training, on Ray or in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from raysim.federation.prediction import JOB_FILE, Prediction, predict_cases
 from raysim.federation.prediction_job import PredictionJob, split_into_parts, task_of_parts
 from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task
 from raysim.federation.runner import local_fleet
-from raysim.federation.trained_run import NEW_SITE, RoundChoice, TrainedRun, open_run, untrained
+from raysim.federation.trained_run import NEW_SITE, RoundChoice, TrainedRun, open_run, without_training
 from raysim.reporting.html_report import write_report
 from raysim.storage.run_directory import check_new_directory, exclusive_lock, read_mapping, reserve_directory
 from raysim.tasks.new_cases import NewCases, prepare_new_cases, target_files
@@ -56,8 +56,8 @@ def predict(
 ) -> Mapping[str, Any]:
     """Predict the `images` (a folder or a table) with the method of a finished run, and write the results to `out`.
 
-    The predictor is that of `site`, by default the one that a new outside site gets. If `out` has a part of the same
-    prediction, the missing files are added. Returns `cases`, `predictor` and `summary`, which is None without labels.
+    The predictor is that of `site`, by default that of a new outside site. If `out` has a part of the same prediction,
+    the missing files are added. Returns `cases`, `predictor` and `summary`, which is None without labels.
     Raises ConfigError or PlacementError, before anything is written, for input that does not fit the run.
     """
     emit: EventCallback = on_event or (lambda _: None)
@@ -88,7 +88,7 @@ def predict(
                 emit(Message(f"the finished files are in {folder}; the same command computes the missing ones"))
             if not isinstance(error, SiteError):
                 raise
-            failed = RunError(error.cause)  # without the site, which is a part of the cases
+            failed = RunError(error.cause)  # without the site, which is only a part of the cases
             failed.remote = error.remote
             raise failed from error
 
@@ -141,7 +141,7 @@ def _check_output_name(out: str | Path) -> None:
 
 
 def _identity(trained: TrainedRun, cases: NewCases, site: str | None, probabilities: bool) -> dict[str, Any]:
-    """What determines the files of a prediction."""
+    """The values that determine the files of a prediction."""
     files = [
         fingerprint(image) if image is not None else name for image, name in zip(cases.images, cases.names, strict=True)
     ]
@@ -174,7 +174,7 @@ def _job(trained: TrainedRun, cases: NewCases, site: str, out: Path, probabiliti
 
 
 def _plan(trained: TrainedRun, task: Task, out: Path, backend: Backend | None, ray_address: str | None) -> Plan:
-    config = untrained(trained.config)
+    config = without_training(trained.config)
     config = replace(
         config,
         backend=backend or config.backend,
@@ -186,9 +186,9 @@ def _plan(trained: TrainedRun, task: Task, out: Path, backend: Backend | None, r
 
 @contextmanager
 def _output_folder(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
-    """The folder of a new prediction, or of the same one that was interrupted; removed at the end if it is empty.
+    """A block with the folder of a new or an interrupted prediction; an empty folder is removed at the end.
 
-    Raises ConfigError if the folder has other files, also those of a prediction with another `identity`.
+    Raises ConfigError if the folder has other files, such as those of a prediction with another `identity`.
     """
     existing = folder.is_dir() and any(folder.iterdir())
     found = read_mapping(folder / JOB_FILE)

@@ -74,9 +74,9 @@ def run(
     """Run the federation of `config` and return its result. Writes the same files as `raysim run`.
 
     `config` contains keys as in a configuration file, dotted or nested. `backend` takes precedence over its `backend`.
-    `out` is the run directory, which must not exist; the default is the next free one under `runs`. `continue_from` is
-    the directory of a run of which `config` has more rounds: the new run starts from its last checkpoint. `on_event`
-    gets every event of the run as it happens; without it, the run prints nothing.
+    `out` is the run directory, which must not exist; the default is the next free one under `runs`. With
+    `continue_from`, the directory of another run, the new run starts from the last checkpoint of that run; `config`
+    must have more rounds. `on_event` receives every event of the run; without it, the run prints nothing.
 
     Raises ConfigError or PlacementError, before anything is written, if the run cannot start; RunError if it fails;
     KeyboardInterrupt after an interrupted run has ended cleanly. Everything that was recorded is kept.
@@ -95,7 +95,7 @@ def run(
 
 
 def directory_stem(config: RunConfig) -> str:
-    """`fedavg-synthetic`: the start of the name of a run directory without --out."""
+    """The start of the name of a run directory without --out, such as `fedavg-synthetic`."""
     return "-".join(Path(name_of(type(part))).name for part in (config.algorithm, config.task))
 
 
@@ -228,9 +228,9 @@ def follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
 
 @contextmanager
 def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
-    """At the end of the block, write report.html, also after a failure. Reports how to resume a failed run.
+    """Writes report.html at the end of the block, also after a failure. Reports how to resume a failed run.
 
-    The files of a new run are removed if its first call showed that the code of the algorithm is wrong.
+    Removes the files of a new run if its first call shows that the code of the algorithm is wrong.
     """
     try:
         yield
@@ -257,5 +257,5 @@ def _write_report(directory: Path, emit: EventCallback) -> None:
         reason = " ".join(str(error).split())
         text = f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}"
     emit(Message(text))
-    with suppress(Exception):  # a list for the user: it must not change the outcome of the run
+    with suppress(Exception):  # a failure to write this list must not change the outcome of the run
         write_index(directory)

@@ -28,7 +28,7 @@ Work = Callable[[Plan, BaseFleet], Iterator[Event]]  # the events of a plan on a
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """The input of a server, which runs as an actor or in this process. `work` is what it runs: by default the run."""
+    """The input of a server, which runs as an actor or in this process. `work` is the function that it runs."""
 
     plan: list[Any]  # the reference of the Plan, in a list so that Ray does not resolve it
     costs: Mapping[str, float]  # of each site, for the first assignment to actors

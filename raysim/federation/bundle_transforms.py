@@ -1,4 +1,4 @@
-"""MONAI transforms for the resizing of raysim: linear interpolation, with averaging along axes that get coarser.
+"""MONAI transforms that resize as raysim does: linear interpolation, with averaging along axes that become coarser.
 
 An exported MONAI bundle contains this file, with `raysim.data.resize` as `scripts.resize`.
 """
@@ -19,7 +19,7 @@ KEY = "space_before_resizing"  # in the meta data of an image
 
 
 def resize(image: Any, space: Sequence[int]) -> Any:
-    """The image (C, *space) with the first axes of its space resized to `space`; further axes are slices."""
+    """The image (C, *space) with the first spatial axes resized to `space`; further axes are slices."""
     array = np.asarray(image, np.float32)
     slices = array.reshape(*array.shape[: 1 + len(space)], -1)
     resized = resize_image(np.moveaxis(slices, -1, 0), space)

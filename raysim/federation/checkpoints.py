@@ -1,4 +1,4 @@
-"""The checkpoints of a run: in checkpoints/ the last two, in best/ that of the best round."""
+"""Checkpoints of a run: checkpoints/ has the last two, best/ has that of the best round."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from raysim.storage.run_directory import BEST, CHECKPOINTS
 
 
 def write_checkpoints(plan: Plan, fleet: BaseFleet, recorder: Recorder, ended: Round[Any], *, due: bool) -> None:
-    """Write a checkpoint of the round if it is the best so far, and one in checkpoints/ if that is `due`.
+    """Write a checkpoint to best/ if the round is the best so far, and one to checkpoints/ if that is `due`.
 
-    The best rounds up to the checkpoints in checkpoints/ are kept too, because the run may return to one of these.
+    best/ also keeps the best round up to each checkpoint in checkpoints/, because the run may return to one of these.
     """
     best, checkpoints = plan.directory / BEST, plan.directory / CHECKPOINTS
     written = None

@@ -1,4 +1,4 @@
-"""Runs that start from files of another run: its initial weights when it is resumed, and its last checkpoint."""
+"""Runs that continue another run from its last checkpoint, and the copy of initial weights that a run keeps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FREE_KEYS = (
 class Continuation:
     """The run that is continued, the round of its last checkpoint, and its difference from a longer run.
 
-    difference: what would be different in a run that had all rounds from the start; empty if nothing is.
+    difference: the differences from a run that has all rounds from the start; empty without a difference.
     """
 
     run: Path
@@ -49,7 +49,7 @@ class Continuation:
 
     def describe(self, rounds: int) -> str:
         """One line for the start of the run."""
-        compared = f"a run of {pluralize(rounds, 'round')} from the start"
+        compared = f"that of a run of {pluralize(rounds, 'round')} from the start"
         result = f"differs from {compared}: {self.difference}" if self.difference else f"equals {compared}"
         return f"continuing {self.run} after round {self.after_round}; the result {result}"
 
@@ -59,10 +59,10 @@ class Continuation:
 
 
 def plan_continuation(config: RunConfig, old: RunConfig, run: Path) -> tuple[RunConfig, Continuation]:
-    """The configuration of a run that continues `run`, whose configuration is `old`, and what it continues.
+    """The configuration of a run that continues `run`, whose configuration is `old`, and the continuation.
 
-    Stages keep the number of rounds that they had in `run`. Raises ConfigError for another federation, for rounds that
-    are not more, and for a run without a checkpoint.
+    Stages keep the number of rounds that they have in `run`. Raises ConfigError for another federation, for a number of
+    rounds that is not larger, and for a run without a checkpoint.
     """
     _check_keys(config, old, run)
     _check_ended(config, old, run)
@@ -103,8 +103,8 @@ def _check_ended(config: RunConfig, old: RunConfig, run: Path) -> None:
         raise ConfigError(f"--continue {run}: the run is still active; wait until it ends, or stop it first")
     if config.rounds <= old.rounds:
         raise ConfigError(
-            f"--continue: rounds={config.rounds} is not more than the {old.rounds} of the run {run}; set for example "
-            f"rounds={2 * old.rounds}. An interrupted run is completed by: raysim resume {quote_path(run)}"
+            f"--continue: rounds={config.rounds} is not more than the {old.rounds} rounds of {run}; set for example "
+            f"rounds={2 * old.rounds}. To complete an interrupted run: raysim resume {quote_path(run)}"
         )
     if config.early_stopping and "early_stopping" in read_summary(run) and config.early_stopping == old.early_stopping:
         raise ConfigError(
@@ -149,13 +149,13 @@ def copy_records(run: Path, directory: Path) -> None:
 
 
 def keep_initial_weights(task: Task, directory: Path) -> None:
-    """Write the initial weights that were given to the task into `directory`, so that the run can be resumed."""
+    """Write the initial weights of the task, if it has any, to `directory`, so that the run can be resumed."""
     if initial := initial_weights(task):
         write_model(directory / INITIAL_WEIGHTS_FILE, initial.loaded)
 
 
 def with_kept_weights(task_config: Any, directory: Path) -> Any:
-    """The configuration of the task with the weights that the run in `directory` has kept, if it has kept any."""
+    """The configuration of the task with the initial weights that the run in `directory` has kept, if it has any."""
     path = directory / INITIAL_WEIGHTS_FILE
     if not path.is_file():
         return task_config

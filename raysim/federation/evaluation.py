@@ -32,10 +32,10 @@ S_contra = TypeVar("S_contra", contravariant=True)
 
 
 class Method(Protocol[S_contra]):
-    """What an evaluation needs of an algorithm."""
+    """The part of an algorithm that an evaluation needs."""
 
     def predictor(self, site: Site[Any], state: S_contra) -> Predictor | PredictionSet | None:
-        """As in Algorithm."""
+        """The predictor at the site, as in `Algorithm.predictor`."""
         ...
 
 
@@ -89,7 +89,7 @@ def _evaluate_site(site: Site[Any], broadcast: tuple[Method[S], S]) -> Reply[Sit
 
 
 def describe_predictor(predict: Predictor, site: Site[Any], state: State) -> str:
-    """`global` for the global model, `own` for another network, else the name of the function or of its class."""
+    """The kind of a predictor: `global` (the global model), `own` (another network), or its function or class name."""
     if not isinstance(predict, nn.Module):
         return str(getattr(predict, "__name__", type(predict).__name__))
     return "global" if _is_global(predict, site, state) else "own"

@@ -35,7 +35,7 @@ def export(
 
     A program (torch, onnx) maps inputs (B, C, *space) or (B, F), prepared as in the run, to logits; B is free. It is
     executed once and compared with the network. The default of `out` is in `exports` of the run. Raises ConfigError,
-    before anything is written, for what is not one network and for an existing file.
+    before anything is written, for a predictor that is not one network, and for an existing file.
     """
     trained = open_run(run, round)
     network = exported_network(trained, site, use_global=use_global)

@@ -1,4 +1,4 @@
-"""The network of a finished run that an export contains: the predictor of a site, if it is a single network."""
+"""Selects the network of a finished run to export: the predictor of a site, if it is a single network."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from raysim.tasks.networks import network_factory
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """A network in evaluation mode on the CPU, and how it is created.
+    """A network in evaluation mode on the CPU, and the factory that creates it.
 
-    name: of the default file. description: a phrase. example: inputs (2, C, *space) or (2, F).
+    name: used in the default file name. description: a phrase. example: inputs (2, C, *space) or (2, F).
     """
 
     net: nn.Module
@@ -34,13 +34,13 @@ class ExportedNetwork:
 
 
 class NotOneNetworkError(ConfigError):
-    """The predictor of a site is not a single network with the layers of the task's."""
+    """The predictor of a site is not a single network with the layers of the task's network."""
 
 
 def exported_network(run: TrainedRun, site: str | None, *, use_global: bool) -> ExportedNetwork:
     """The network with which the method predicts at `site`, by default at a new outside site; or the global model.
 
-    Raises ConfigError, with what can be exported instead, if that is not a single network.
+    Raises ConfigError, with the options that can be exported, if the predictor is not a single network.
     """
     if site is not None and use_global:
         raise ConfigError("--site and --global exclude each other; use one of them")
@@ -50,7 +50,7 @@ def exported_network(run: TrainedRun, site: str | None, *, use_global: bool) -> 
         return _network(run, site, use_global=use_global)
     except NotOneNetworkError as error:
         options = list(_alternatives(run, site, use_global=use_global))
-        cure = f"what can be exported: {' or '.join(options)}" if options else "it can only predict: raysim predict"
+        cure = f"use {' or '.join(options)}" if options else "it can only predict: raysim predict"
         raise ConfigError(f"{error}; {cure}") from error
 
 
@@ -79,7 +79,7 @@ def _network(run: TrainedRun, site: str | None, *, use_global: bool) -> Exported
 
 
 def _single_predictor(run: TrainedRun, view: Site[Any], where: str) -> nn.Module:
-    """The predictor at the site. Raises NotOneNetworkError if it is no network, or is adapted to images."""
+    """The predictor at the site. Raises NotOneNetworkError if it is not a network, or is adapted to images."""
     method, inside = type(run.config.algorithm).__name__, view.name in run.inside
     adaptation = getattr(getattr(run.config.algorithm, "outside", None), "name", "global")
     if not inside and adaptation != "global":
@@ -127,12 +127,12 @@ def _factory(run: TrainedRun) -> tuple[Callable[[], nn.Module], int]:
 
 
 class _NoDataError(Exception):
-    """A predictor reads data of the run."""
+    """The predictor reads data of the run, which an export does not open."""
 
 
 @dataclass(frozen=True)
 class _NoData:
-    """The data of an inside site, of which a predictor that is a network reads nothing."""
+    """Data of an inside site that cannot be read, except the empty test split: an export does not open the data."""
 
     test: Split
 
@@ -144,7 +144,7 @@ class _NoData:
 
 
 def _view(run: TrainedRun, name: str, factory: Callable[[], nn.Module], classes: int) -> Site[Any]:
-    """The site as in an evaluation, with one image of noise at an outside site, so that routing and adaptation show."""
+    """The site as in an evaluation. An outside site has one image of noise, which shows whether it is routed."""
     shape = run.task.shape
     empty, one = (Split(_noise((n, *shape)), None, np.arange(n), np.ones((n, len(shape) - 1))) for n in (0, 1))
     data: Any = _NoData(empty) if name in run.inside else Data(empty, empty, one, empty)

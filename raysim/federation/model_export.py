@@ -1,4 +1,4 @@
-"""Writes models/: the global model, and the networks with which the inside sites predict if these are others."""
+"""Writes models/: the global model, and the personal models with which inside sites predict."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ BATCH_STATISTICS = (
 
 @dataclass(frozen=True)
 class SiteModel:
-    """A predictor of a site: `name` is empty for that of the method, else a name of `PredictionSet.others`.
+    """A predictor of a site. `name` is empty for the predictor of the method, else a name of `PredictionSet.others`.
 
-    model: the weights; None if the predictor is the global model, or not a network with the layers of the task's.
+    model: the weights; None if the predictor is the global model, or has other layers than the task's network.
     predictor: see `describe_predictor`.
     batch_statistics: whether BatchNorm layers use the statistics of each batch.
     """
@@ -43,7 +43,7 @@ class SiteModel:
 def export_models(plan: Plan, fleet: BaseFleet, state: State, best: Mapping[str, Any]) -> None:
     """Write models/ with the models of `state` and of the client states of the fleet.
 
-    `best` is the best round, as in summary.json. A predictor that is not one network has no file; README.md names it.
+    `best` is the best round, as in summary.json. A predictor that is not one network has no file; README.md lists it.
     """
     files, other = ModelFiles(plan.directory), dict[str, list[str]]()
     complete = weights(with_all_tensors(plan.task).start(plan.config.seed))  # for tensors that are not trained
@@ -57,14 +57,14 @@ def export_models(plan: Plan, fleet: BaseFleet, state: State, best: Mapping[str,
             elif each.predictor != "global":
                 other.setdefault(each.predictor, []).append(site)
     for kind, sites in other.items():
-        notes.append(f"No file has the predictor of {join_names(sites)}: a {kind}, which is not one network.")
+        notes.append(f"The predictor of {join_names(sites)} has no file: a {kind} is not one network.")
     if (encoder := getattr(state, "encoder", None)) is not None:
         files.add(ENCODER_FILE, encoder, "the encoder after pre-training, without the other layers")
     files.close(plan.task, _describe_round(fleet.accounting.number, best), notes)
 
 
 def _add_global_model(files: ModelFiles, plan: Plan, state: State, complete: Model) -> list[str]:
-    """Write the global model, if it is a model of the task's network; returns the notes about it."""
+    """Write the global model, if it is a model of the task's network. Returns the notes for README.md."""
     initial = weights(plan.task.start(plan.config.seed))  # for buffers that stay at the sites
     if state.model is None or (initial | state.model).schema.specs != initial.schema.specs:
         return []
@@ -79,7 +79,7 @@ def _describe_round(number: int, best: Mapping[str, Any]) -> str:
 
 
 def site_models(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> Iterator[tuple[str, tuple[SiteModel, ...]]]:
-    """Yields each inside site with its predictors. The models of one site are fetched at a time."""
+    """Yields each inside site with its predictors. The models of the sites are fetched one site at a time."""
     replies = fleet.evaluate(_site_models, (algorithm, state), EXPORT_PHASE)
     yield from ((site, replies[site].payload) for site in replies if site in fleet.task.inside)
 

@@ -83,7 +83,7 @@ def check_bundle(run: TrainedRun, network: ExportedNetwork) -> None:
 
 
 def write_bundle(run: TrainedRun, network: ExportedNetwork, folder: Path) -> None:
-    """Write the bundle to the new `folder`, which gets its name when it is complete."""
+    """Write the bundle to the new `folder`, which gets its final name when all files are written."""
     partial_folder = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
     for name in ("configs", "models", "scripts", "docs"):

@@ -87,8 +87,8 @@ def build_plan(
     """The plan of `config`, not yet validated. Opens the task's data, unless a built `task` is given.
 
     `emit` receives the progress of data preparation, and its warnings as notices. Without `emit` they remain Python
-    warnings. Raises ConfigError for faults that cannot be parsed, data that cannot be used, and parameters to
-    train that the network does not have.
+    warnings. Raises ConfigError for faults that cannot be parsed, data that cannot be used, and trained parameters that
+    the network does not have.
     """
     parse_run_faults(config)  # first, because data preparation may take hours
     if task is None:
@@ -167,9 +167,9 @@ def chosen_metric(task: Task, requested: str | None) -> str:
 
 
 def selection_metric(task: Task, chosen: str) -> str | None:
-    """The metric that chooses the best round: `chosen` on validation cases, of the inside sites if its sites have none.
+    """The metric that chooses the best round: `chosen` on val cases, of inside sites if its own sites have none.
 
-    None if the inside sites have none either: a test score is never used for a choice.
+    None if the inside sites have no val cases either, because a test score is never used for the choice.
     """
     role, _, metric = chosen.split("/", 2)
     sites = {"inside": task.inside, "outside": task.outside}

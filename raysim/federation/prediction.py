@@ -41,9 +41,9 @@ class Prediction:
 
 
 def predict_cases(prediction: Prediction, plan: Plan, fleet: BaseFleet) -> Iterator[Event]:
-    """Yields the progress, then RunFinished with the number of cases, the predictor and, with labels, the scores.
+    """Yields the progress, then RunFinished with the number of cases, the predictor and the scores of labelled cases.
 
-    Masks that exist are not predicted again. Raises ConfigError if the method has no predictor for the site.
+    Existing masks are not predicted again. Raises ConfigError if the method has no predictor for the site.
     """
     job, count = prediction.job, len(prediction.cases.names)
     fleet.accounting.open_round(prediction.run.number - 1)
@@ -61,7 +61,7 @@ def predict_cases(prediction: Prediction, plan: Plan, fleet: BaseFleet) -> Itera
 def _predict_parts(
     job: PredictionJob, fleet: BaseFleet, count: int
 ) -> Generator[Progress, None, dict[str, PartResult]]:
-    # In this process one part after another, so that progress is shown between them.
+    # A local fleet predicts one part after another, so that progress is shown between the parts.
     groups = [[part] for part in job.parts] if isinstance(fleet, LocalFleet) else [list(job.parts)]
     results = dict[str, PartResult]()
     for group in groups:
@@ -77,15 +77,15 @@ def _no_predictor(prediction: Prediction) -> ConfigError:
     having = [each for each in run.inside if each in run.point.client_states]
     where = f"site '{site}'" if site in (*run.inside, *run.outside) else "sites outside the run"
     return ConfigError(
-        f"{name} has no model for {where}: it predicts at sites that have trained only; choose one with --site: "
+        f"{name} has no model for {where}: it predicts only at sites that have trained; choose one with --site: "
         f"{join_names(having)}"
     )
 
 
 def write_predictions(prediction: Prediction, results: Mapping[str, PartResult], kind: str) -> None:
-    """Write predictions.csv, a row per case: its image or its row in the table, the mask or the class, the predictor.
+    """Write predictions.csv with a row per case: image or row of the table, mask or class, and the predictor.
 
-    Classes also have their probabilities.
+    For classes, the row also has the probability of each class.
     """
     cases, masks = prediction.cases, prediction.job.masks
     of_rows = all(image is None for image in cases.images)
@@ -107,7 +107,7 @@ def _logits(results: Mapping[str, PartResult]) -> Array:
 
 
 def _write_scores(prediction: Prediction, results: Mapping[str, PartResult], kind: str) -> dict[str, Any] | None:
-    """Write summary.json and cases.parquet over the cases with a label; returns the summary, None without labels."""
+    """Write summary.json and cases.parquet of the labelled cases. Returns the summary, or None without labels."""
     run, cases, job = prediction.run, prediction.cases, prediction.job
     labelled = [number for number, label in enumerate(cases.labels) if label is not None]
     if not labelled:
@@ -133,7 +133,7 @@ def _write_scores(prediction: Prediction, results: Mapping[str, PartResult], kin
 
 
 def _scored_task(prediction: Prediction, role: str, count: int) -> Task:
-    """The task with the site of the prediction alone; its cases have the names of the prediction."""
+    """A task that has only the site of the prediction; its cases have the names of the prediction."""
     site = prediction.job.site
     sizes = {site: {"train": 0, "val": 0, "test": count, "unlabelled": 0}}
     sites: dict[str, Any] = {"inside": (), "outside": ()} | {role: (site,)}

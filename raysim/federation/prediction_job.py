@@ -1,4 +1,4 @@
-"""What runs in the processes of the sites during a prediction: the predictor of one site, applied to parts of cases."""
+"""The client functions of a prediction: they apply the predictor of one site to parts of the cases."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from raysim.federation.site_executor import EVALUATION_CALL
 from raysim.federation.trained_run import TrainedMethod
 from raysim.tasks.prediction import predict_batches
 
-MAX_PARTS = 32  # that the cases are divided into, for several client actors and for the progress
+MAX_PARTS = 32  # the cases are divided into parts for several client actors, and to show progress
 Parts = Mapping[str, tuple[int, int]]  # the first case of each part, and the one after its last
-# The predictor of a process, by the template of its executor: it is the same for all parts, and may take long to adapt.
+# The predictor of a process, by the template of its executor: all parts use it, and its adaptation may take long.
 _predictors: WeakKeyDictionary[nn.Module, tuple[str, Predictor | None]] = WeakKeyDictionary()
 
 
@@ -46,9 +46,9 @@ _predictors: WeakKeyDictionary[nn.Module, tuple[str, Predictor | None]] = WeakKe
 class PredictionJob:
     """The prediction of all cases with the predictor of one site.
 
-    site: a site of the run, or any other name for a new outside site. client_state: that of the site, or None.
+    site: a site of the run, or any other name for a new outside site. client_state: the client state of the site.
     run_task: opens the training data of an inside site, for methods that train in `predictor`.
-    masks: None if cases have a class. labels: the mask, the class index, or None for each case.
+    masks: None if cases have a class. labels: for each case the mask, the class index, or None.
     """
 
     method: TrainedMethod
@@ -65,7 +65,7 @@ class PredictionJob:
 class PartResult:
     """The results of a part, in the order of its cases.
 
-    logits: (cases, K) of classes; None for masks. values: the metrics of each mask with a label, else None.
+    logits: (cases, K) for classes; None for masks. values: the metrics of each mask; None for a case without a label.
     """
 
     logits: Array | None
@@ -76,8 +76,8 @@ class PartResult:
 class InsideData:
     """The data of an inside site with new cases as its split `test`.
 
-    The other splits are those of the run, opened when a predictor reads them: few methods do so, and these data may not
-    be on this machine.
+    The other splits are those of the run. They are opened only when a predictor reads them, because few methods do so
+    and these data may not be on this machine.
     """
 
     test: Split
@@ -109,7 +109,7 @@ class InsideData:
 
 @dataclass(frozen=True)
 class PartOpener:
-    """Opens the data of all cases, without labels, for each part. All nodes must have `out`, the output folder."""
+    """Opens the data of all cases, without labels, for each part. All nodes must have the output folder `out`."""
 
     open: Any
     site: str
@@ -138,13 +138,13 @@ def task_of_parts(task: Task, site: str, parts: Parts, out: Path) -> Task:
 
 
 def name_predictor(site: Site[Any], job: PredictionJob) -> Reply[str | None]:
-    """What predicts, as in `describe_predictor`; None if the method has no predictor for the site of the job."""
+    """The kind of the predictor (`describe_predictor`); None if the method has no predictor for the site of the job."""
     kind, predict = _predictor(site, job)
     return Reply(None if predict is None else kind)
 
 
 def predict_part(site: Site[Any], job: PredictionJob) -> Reply[PartResult]:
-    """Predict the cases of the part `site`; masks that are written already are not predicted again."""
+    """The results of the part `site`. Writes its masks; existing masks are not predicted again."""
     first, last = job.parts[site.name]
     if job.masks is None:
         cases = list(_case_logits(site, job, first, last))
@@ -158,7 +158,7 @@ def predict_part(site: Site[Any], job: PredictionJob) -> Reply[PartResult]:
 
 
 def identity(inputs: Tensor) -> Tensor:
-    """The predictor for inputs that are predictions already."""
+    """A predictor for inputs that are predictions."""
     return inputs
 
 
@@ -204,7 +204,7 @@ def _case_logits(site: Site[Any], job: PredictionJob, first: int, last: int) -> 
 
 
 def _unlabelled_examples(site: Site[Any], begin: int, end: int, *, masks: bool) -> Split:
-    """The examples from `begin` to before `end`; their labels have no meaning but the shape of a prediction."""
+    """The examples from `begin` to before `end`. Their labels only set the shape of a prediction."""
     test = site.data.test
     inputs = test.inputs[begin:end]
     shape = (len(inputs), 1, *(inputs.shape[2:] if masks else ()))
@@ -213,7 +213,7 @@ def _unlabelled_examples(site: Site[Any], begin: int, end: int, *, masks: bool) 
 
 
 def _predictor(site: Site[Any], job: PredictionJob) -> tuple[str, Predictor | None]:
-    """What predicts, and the predictor of the site of the job; created once in each process."""
+    """The kind of the predictor, and the predictor of the site of the job; created once in each process."""
     if site.template not in _predictors:
         _predictors[site.template] = _make_predictor(site, job)
     return _predictors[site.template]

@@ -18,7 +18,7 @@ class ReplyError(RunError):
 
 
 def check_reply(reply: Any, source: str = "") -> None:
-    """Raises RunError if `reply` is not what the client function at `source` must return; ReplyError for its types."""
+    """Raises ReplyError if `reply` has a wrong type, and RunError for a wrong value. `source`: the client function."""
     if not isinstance(reply, Reply):
         raise ReplyError(
             f"a client function{source} must return a Reply, not {type(reply).__name__}; write return Reply(...)"

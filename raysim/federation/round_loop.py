@@ -74,7 +74,7 @@ def check_trainable(algorithm: Algorithm[S], task: Task) -> None:
     if patterns != trained_patterns(task):
         raise ConfigError(
             f"algorithm.trainable={patterns}, but the network of the task has trainable={trained_patterns(task)}; "
-            "make task and fleet with raysim.train_only(task, algorithm.trainable)"
+            "create the task and the fleet with raysim.train_only(task, algorithm.trainable)"
         )
 
 

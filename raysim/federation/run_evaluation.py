@@ -16,7 +16,7 @@ from raysim.core.formatting import join_names
 from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import EVALUATION_PHASE, BaseFleet
 from raysim.federation.plan import Plan
-from raysim.federation.trained_run import TrainedRun, untrained
+from raysim.federation.trained_run import TrainedRun, without_training
 from raysim.storage.evaluation_files import write_evaluation
 from raysim.tasks.table_config import TableData
 from raysim.tasks.tabular import Tabular
@@ -25,7 +25,7 @@ from raysim.tasks.tabular import Tabular
 USED_KEYS = (
     *("task", "algorithm", "metric", "anonymous_cases", "backend", "ray_address", "resources", "site_timeout_s"),
 )
-# With a new table these keys of the run do not apply.
+# These keys of the run do not apply to a new table.
 OF_THE_OLD_TABLE: dict[str, Any] = {
     "root": None,
     "outside": (),
@@ -42,7 +42,7 @@ def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfi
     """
     if unused := [key for key in overrides if key not in USED_KEYS]:
         raise ConfigError(f"{join_names(unused)}: an evaluation does not train; use keys of {', '.join(USED_KEYS)}")
-    values = to_mapping(untrained(run.config))
+    values = to_mapping(without_training(run.config))
     for key in ("task", "algorithm"):
         given = overrides.get(key, {})
         name = given if isinstance(given, str) else dict(given).get("name", values[key]["name"])
@@ -71,7 +71,7 @@ def _data_changes(run: TrainedRun) -> dict[str, Any]:
 
 
 def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallback | None = None) -> Task:
-    """The task of an evaluation. An inside site of the run is inside, every other site is outside.
+    """The task of an evaluation. The inside sites of the run are inside, all other sites are outside.
 
     Raises ConfigError for data that do not fit the networks of the run.
     """
@@ -93,9 +93,9 @@ def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallba
 
 
 def evaluate_run(run: TrainedRun, plan: Plan, fleet: BaseFleet) -> Iterator[Event]:
-    """Evaluates the round of the run at all sites of the plan's task, and writes the scores into its directory.
+    """Yields the progress, then RunFinished with the content of summary.json.
 
-    Yields the progress, then RunFinished with the content of summary.json.
+    Evaluates the state of the run at all sites of the plan's task, and writes the scores to the plan's directory.
     """
     fleet.accounting.open_round(run.number - 1)
     states = run.point.client_states

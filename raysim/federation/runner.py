@@ -78,7 +78,7 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
-    """What summary.json has about the run from its start."""
+    """The entries of summary.json that are known at the start of the run."""
     task, continued = plan.task, read_continued(plan.directory)
     named = {"algorithm": plan.algorithm_name, "task": task.name, "seed": plan.config.seed}
     named |= {"shape": list(task.shape), "classes": dict(task.class_values)}
@@ -171,7 +171,7 @@ def _run_rounds(
 
 
 def _stopping_reason(plan: Plan, recorder: Recorder) -> str:
-    """The reason why the run ends after its last recorded round, before all rounds; empty if it continues."""
+    """The reason why the run ends early after its last recorded round; empty if the run continues."""
     stopping, number = plan.config.early_stopping, recorder.number
     if stopping is None or number == plan.config.rounds:
         return ""
@@ -186,8 +186,8 @@ def _stopping_reason(plan: Plan, recorder: Recorder) -> str:
 def _export(plan: Plan, fleet: BaseFleet, recorder: Recorder, state: Any) -> Iterator[Notice]:
     """Write models/ and pictures/ after the best round, or after the last if no round was chosen.
 
-    `state` is the last state. The client states of the fleet are then those of the round of the export. A site that
-    fails is reported and does not end the run.
+    `state` is the last state. The client states of the fleet are replaced by those of the exported round. The failure
+    of a site is reported and does not end the run.
     """
     number = recorder.best.number or recorder.number
     try:

@@ -46,7 +46,7 @@ class CallKey:
 class Failure:
     """The exception of a client function as text, because the object may not be picklable.
 
-    `wrong_code`: the arguments or the reply of the client function have wrong types, whatever the data.
+    `wrong_code`: the arguments or the reply of the client function have wrong types, independently of the data.
     """
 
     cause: str

@@ -1,4 +1,4 @@
-"""The pictures and the summary of the data of each site, for the report: one call at every site at the end of a run."""
+"""Pictures of cases and the summary of the data of each site, for the report: one call per site at the end of a run."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ LARGEST = 512  # pixels of a picture along each axis
 def save_pictures(plan: Plan, fleet: BaseFleet, state: State, cases: Sequence[CaseScores]) -> None:
     """Write pictures/ of a run: pictures of cases, and the summary of the data.
 
-    state: of the round that `cases` are from; the client states of the fleet are of the same round.
-    cases: the values of the cases in that round. Of each site the best, the median and the worst case are shown.
+    cases: the values of the cases in one round. The best, the median and the worst case of each site are shown.
+    state: the state of the same round; the client states of the fleet must be of this round too.
     """
     task = plan.task
     has_pictures = plan.config.pictures and len(task.shape) > 2
@@ -49,9 +49,9 @@ def save_pictures(plan: Plan, fleet: BaseFleet, state: State, cases: Sequence[Ca
 
 
 def choose_cases(task: Task, metric: str, cases: Iterable[CaseScores]) -> dict[str, Chosen]:
-    """The cases of each site to show, by the metric in `metric`, role/split/metric; of test if the site has test cases.
+    """The cases of each site to show, ranked by the metric in `metric` (role/split/metric).
 
-    A site without a value of the metric is left out.
+    They are test cases, or val cases if the site has no test cases. A site without a value of the metric is left out.
     """
     name = metric.split("/", 2)[-1]
     found: dict[str, Chosen] = {}
@@ -65,7 +65,7 @@ def choose_cases(task: Task, metric: str, cases: Iterable[CaseScores]) -> dict[s
             if task.score.better[name] == "higher":
                 best_first = best_first[::-1]
             at = {"median": len(known) // 2, "worst": len(known) - 1, "best": 0}
-            ranks = {place: rank for rank, place in at.items()}  # a case once, by its last rank
+            ranks = {place: rank for rank, place in at.items()}  # a case is shown once, with its last rank
             indices = {ranks[place]: best_first[place] for place in sorted(ranks)}
             shown = {rank: (int(each.cases[index]), float(values[index])) for rank, index in indices.items()}
             found[each.site] = Chosen(each.split, name, shown)
@@ -89,8 +89,10 @@ def _describe_site(
 
 @torch.no_grad()
 def _pictures(site: Site[Any], predict: Predictor, split: str, cases: Sequence[int]) -> Iterable[CasePicture]:
-    """The picture of each case. A predictor may adapt to the batches that it has predicted, so the evaluation is
-    repeated up to this split."""
+    """The picture of each case.
+
+    A predictor may adapt to the batches that it predicts, so the evaluation is repeated up to this split.
+    """
     task, predicted = site.task, list[Array]()
     for each in EVALUATED_SPLITS[: EVALUATED_SPLITS.index(split) + 1]:
         data = site.data[each]
@@ -132,7 +134,7 @@ def _as_gray_or_rgb(image: Array) -> Array:
 
 
 def _summarize(split: Split, task: Task) -> SplitSummary:
-    """The summary of a split, computed by example, so that memory does not grow with the split."""
+    """The summary of a split. Computed example by example, so that the memory does not depend on the split."""
     moments = np.array([(float(each.mean()), float(np.square(each, dtype=np.float64).mean())) for each in split.inputs])
     mean, square = moments.mean(0)
     shares = () if split.labels is None else _class_shares(split.labels, task.classes)

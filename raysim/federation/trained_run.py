@@ -28,7 +28,7 @@ OUTCOMES = {RunOutcome.FAILED: "has failed", RunOutcome.INTERRUPTED: "was interr
 
 @dataclass(frozen=True)
 class TrainedMethod:
-    """The predictors of a method at sites of any task: a site of the run keeps its role, all others are outside.
+    """The predictors of a method at sites of any task. A site of the run keeps its role, all other sites are outside.
 
     inside, outside: the sites of the run.
     """
@@ -38,7 +38,7 @@ class TrainedMethod:
     outside: tuple[str, ...]
 
     def predictor(self, site: Site[Any], state: Any) -> Predictor | PredictionSet | None:
-        """As the predictor of the algorithm, which gets the sites of the run."""
+        """The predictor of the algorithm for the site, with the sites of the run."""
         is_new = site.name not in (*self.inside, *self.outside)
         outside = (*self.outside, site.name) if is_new else self.outside
         return self.algorithm.predictor(
@@ -48,7 +48,7 @@ class TrainedMethod:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run after round `number`; `checkpoint` is the SHA-256 of the index of its checkpoint."""
+    """A finished run with its state after round `number`. `checkpoint` is the SHA-256 of the checkpoint's index."""
 
     directory: Path
     config: RunConfig
@@ -79,13 +79,13 @@ class TrainedRun:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What summary.json of a prediction or an evaluation has of the run."""
+        """The entries about the run in summary.json of a prediction or an evaluation."""
         facts = {key: self.summary[key] for key in ("algorithm", "task", "seed", "shape", "classes", "digest")}
         return facts | {"run": str(self.directory), "round": self.number, "checkpoint": self.checkpoint}
 
     @property
     def rounds(self) -> tuple[int, int]:
-        """The last evaluated round, and the best; 0 if none was chosen."""
+        """The last evaluated round, and the best round; 0 if no best round was chosen."""
         return self.summary["evaluated_round"], self.summary["best"]["round"] or 0
 
     def check_site(self, site: str) -> None:
@@ -98,8 +98,8 @@ class TrainedRun:
             )
 
 
-def untrained(config: RunConfig) -> RunConfig:
-    """The configuration of work without training: needs every reply, injects no fault, has the default `metric`."""
+def without_training(config: RunConfig) -> RunConfig:
+    """The configuration for work without training: needs every reply, has no faults and the default `metric`."""
     return replace(
         config, metric=None, chaos=None, early_stopping=None, min_replies=1.0, cohort=Cohort(size=1, dropout=0.0)
     )

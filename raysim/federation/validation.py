@@ -151,10 +151,10 @@ def check_early_stopping(plan: Plan) -> None:
     if plan.selection is None:
         raise ConfigError(
             f"early_stopping.patience={stopping.patience}: no site that {plan.metric} refers to has val cases, and a "
-            "test score never ends a run; give some rows the split val, or remove early_stopping"
+            "run is never ended by a test score; give some rows the split val, or remove early_stopping"
         )
     evaluations = math.ceil(config.rounds / config.evaluate_every)
-    if stopping.patience > evaluations - 2:  # one evaluation before them, and one that is saved
+    if stopping.patience > evaluations - 2:  # one evaluation must come before them, and one must be saved
         warnings.warn(
             f"early_stopping.patience={stopping.patience} has no effect: rounds={config.rounds} with "
             f"evaluate_every={config.evaluate_every} are {pluralize(evaluations, 'evaluation')}; set a lower patience",
@@ -163,7 +163,7 @@ def check_early_stopping(plan: Plan) -> None:
 
 
 def check_disk(directory: Path, model: int, copies: int = CHECKPOINTS_ON_DISK) -> None:
-    """Raises PlacementError if the disk of `directory` has no space for `copies` checkpoints of `model` bytes."""
+    """Raises PlacementError if the disk of `directory` has no space for `copies` checkpoints of `model` bytes each."""
     free, needed = shutil.disk_usage(directory).free, copies * model
     if free < needed:
         raise PlacementError(

@@ -1,4 +1,4 @@
-"""The plots and tables of report.html that are made from cases.parquet: the cases of the best or the last round."""
+"""Plots and tables of report.html from cases.parquet: the cases of the best or the last round."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from raysim.reporting.plots import BAR, BARS, HEIGHT, INK, INSIDE, NAME, OUTSIDE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURVES = 6  # classes with an ROC curve of their own
-BINS = 10  # of the calibration plot
-MAX_CLASSES = 20  # of a confusion matrix
+CURVES = 6  # largest number of classes with an ROC curve each
+BINS = 10  # in the calibration plot
+MAX_CLASSES = 20  # in a confusion matrix
 TRUE_CLASS = "probability of the true class"
 LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 
 
 class CaseValues:
-    """The cases of one round: those of test, or of val where a role has no test cases.
+    """The cases of one round: test cases, or val cases if a role has no test cases.
 
-    values: a row per case, its columns the metrics of the method's predictor; index: role, site, split, case.
+    values: a row per case; the columns are the metrics of the method's predictor, the index role, site, split, case.
     """
 
     def __init__(self, cases: pd.DataFrame) -> None:
@@ -42,7 +42,7 @@ class CaseValues:
         self.logits = sorted(logits, key=lambda name: int(name.removeprefix("logit_")))
 
     def predictions(self, role: str) -> tuple[Array, Array]:
-        """The probabilities (N, K) and the labels (N,) of the cases of a role; without cases if there are no logits."""
+        """The probabilities (N, K) and the labels (N,) of the cases of a role; empty if there are no logits."""
         found = self.values[self.values.index.get_level_values("role") == role]
         if not self.logits or not len(found):
             return np.zeros((0, 0)), np.zeros(0, int)
@@ -70,7 +70,7 @@ WIDE = 3.4  # inches: as high as a square plot
 
 
 def _by_case(cases: CaseValues, metric: str) -> tuple[str, pd.Series[float]] | None:
-    """The name of a value that each case has, and the values; None if there is none."""
+    """A score that each case has: its name and its values; None if there is none."""
     if metric in cases.values and metric != "accuracy":
         return metric, cases.values[metric].dropna()
     if cases.logits:
@@ -81,7 +81,7 @@ def _by_case(cases: CaseValues, metric: str) -> tuple[str, pd.Series[float]] | N
 
 
 def _strips(axes: Axes, column: pd.Series[float], name: str) -> None:
-    """Plot a point for each case, beside its site, and a mark at the median of each site; the best site on top."""
+    """Plot a point for each case in the row of its site, and a mark at the median of the site; the best site on top."""
     sites = column.groupby(["role", "site"]).median().sort_values()
     jitter = np.random.default_rng(0)
     for role, colour in ROLES.items():
@@ -119,7 +119,7 @@ def roc_curve(scores: Array, positive: Array) -> tuple[Array, Array, float]:
 
 
 def _roc(axes: Axes, cases: CaseValues, classes: Sequence[str]) -> None:
-    """Plot the ROC curves of inside and outside sites: of class 1 of two, else of each class against the others."""
+    """Plot the ROC curves of inside and outside sites: of class 1 of two classes, else of each against the others."""
     count = len(cases.logits)
     shown = [1] if count == 2 else range(min(count, CURVES))
     for role, colour in ROLES.items():
@@ -136,7 +136,7 @@ def _roc(axes: Axes, cases: CaseValues, classes: Sequence[str]) -> None:
 
 
 def _calibration(axes: Axes, cases: CaseValues) -> None:
-    """Plot the fraction of right predictions over the mean probability of the predicted class, in BINS bins."""
+    """Plot the fraction of correct predictions over the mean probability of the predicted class, in BINS bins."""
     for role, colour, marker in (("inside", INSIDE, "o"), ("outside", OUTSIDE, "s")):
         probabilities, labels = cases.predictions(role)
         if len(labels):
@@ -146,7 +146,7 @@ def _calibration(axes: Axes, cases: CaseValues) -> None:
             axes.plot(*zip(*means, strict=True), color=colour, marker=marker, markersize=4, label=role)
     axes.plot([0, 1], [0, 1], color=INK, alpha=0.4, linewidth=0.8)
     axes.set_xlabel("mean probability of the predicted class")
-    axes.set_ylabel("fraction that is right")
+    axes.set_ylabel("fraction of correct predictions")
 
 
 def confusion_matrices(cases: CaseValues, classes: Sequence[str]) -> list[dict[str, Any]]:

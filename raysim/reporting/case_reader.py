@@ -17,7 +17,7 @@ from raysim.reporting.run_groups import FOLD, Repetition, RunGroup, differing_ke
 from raysim.storage.run_directory import CASES_FILE
 
 AUC = "auc"
-NOT_METRICS = ("label", "logit_")  # values by case of a classification that are no scores
+NOT_METRICS = ("label", "logit_")  # values by case of a classification that are not scores
 KEPT = ["site", "role", "case", "image", "patient", "metric", "value"]
 
 
@@ -59,7 +59,7 @@ def choose_score(
     roles = [each for each in ("inside", "outside") if (values["role"] == each).any()]
     if not roles or role not in (None, *roles):
         wanted = f"{role}/{wanted_split}" if role else wanted_split
-        raise ConfigError(f"{runs[0].path} has no {wanted} cases; use another --split, or train with such rows")
+        raise ConfigError(f"{runs[0].path} has no {wanted} cases; use another --split, or runs with such cases")
     role = role or roles[0]
     possible = _metrics(values[values["role"] == role]["metric"].unique().tolist())
     if name is None:
@@ -67,7 +67,7 @@ def choose_score(
         name = main if main in possible else next(iter(possible), None)
     if name not in possible:
         raise ConfigError(
-            f"--metric {name}: no such values by case in {runs[0].path / CASES_FILE}"
+            f"--metric {name}: {runs[0].path / CASES_FILE} has no such values"
             f"{did_you_mean(str(name), possible)}; expected one of {', '.join(possible) or 'none'}"
         )
     return ScoreName(role, wanted_split, name, chosen)
@@ -108,20 +108,20 @@ def read_groups(groups: Sequence[RunGroup], scores: Sequence[ScoreName]) -> tupl
 
 
 def _check_names(cases: pd.DataFrame, runs: Sequence[RunRecord]) -> None:
-    """Raises ConfigError if cases without names are from other data."""
+    """Raises ConfigError if cases have no names and the runs have different data."""
     differing = [key for key in differing_keys(runs) if key.startswith("task.data.")]
     if differing and cases["unnamed"].any():
         raise ConfigError(
-            "the cases have no names by which they could be paired, and the runs differ in "
-            f"{join_names(differing)}; give the table a column image or patient, or give runs with the same data"
+            f"cases without names cannot be paired, because the runs differ in {join_names(differing)}; add a column "
+            "image or patient to the table, or give runs with the same data"
         )
 
 
 def _read_repetition(repetition: Repetition, score: ScoreName) -> pd.DataFrame:
     """A row by (site, case), with the columns of the score, `patient`, and `unnamed`.
 
-    The folds of a repetition are pooled: each has other test cases of the inside sites, and the same of outside sites,
-    whose values are averaged.
+    The folds of a repetition are pooled. Each fold has other test cases of the inside sites. All folds have the same
+    cases of the outside sites, whose values are averaged.
     """
     rows = pd.concat([_read_run(run, score) for run in repetition.runs]).groupby(level=["site", "case"])
     return rows[score.columns].mean().join(rows[["patient", "unnamed"]].first())
@@ -185,7 +185,7 @@ def _scores(frames: Sequence[pd.DataFrame], score: ScoreName) -> GroupScores:
 
 
 def _patient_notes(cases: pd.DataFrame) -> list[str]:
-    """A note if patients have several cases, which intervals and tests take as independent."""
+    """A note if patients have several cases, because intervals and tests take cases as independent."""
     sizes = cases["patient"].dropna().groupby(level="site").value_counts()
     several = int((sizes > 1).sum())
     if not several:

@@ -1,5 +1,4 @@
-"""The scores of a group of runs, from the values by case in cases.parquet: means of a metric, or areas under the ROC
-curve."""
+"""The scores of a group of runs from cases.parquet: means of a metric, or areas under the ROC curve."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from raysim.reporting.statistics import (
     rank_biserial,
 )
 
-DECIMALS = 12  # of a difference
+DECIMALS = 12  # kept in a difference
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class GroupScores(Protocol):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the mean over sites, over the cases within each site."""
+        """The 95 % interval of the mean over sites, for the choice of cases within each site."""
 
     def paired(self, reference: GroupScores, test: PairedTest) -> PairedResult:
         """The test against the reference, which has the same cases."""
@@ -71,7 +70,7 @@ class MeanScores:
 
     @cached_property
     def by_case(self) -> pd.Series[float]:
-        """The mean over the repetitions of each case; without the cases that no repetition has a value for."""
+        """The mean over the repetitions for each case; without cases that have no value in any repetition."""
         return self.values.mean(axis=1).dropna()
 
     @property

@@ -24,7 +24,7 @@ FOLDS = "task.data.folds"
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """What is compared; None is the default that `raysim compare --help` describes."""
+    """The options of a comparison; None is the default that `raysim compare --help` describes."""
 
     by: str | None = None
     round: Literal["best", "last"] | None = None
@@ -38,10 +38,10 @@ class CompareOptions:
 class GroupResult:
     """The result of a group. Standard deviations over seeds are NaN with a single seed.
 
-    mean: over sites, of the mean over seeds. low, high: its 95 % interval.
+    mean: the mean over sites of the means over seeds. low, high: its 95 % interval.
     difference: mean minus that of the reference, with p_value after Holm's correction and effect; None for the
     reference itself.
-    sites: mean and deviation over seeds of each site. bytes, seconds: of a run, averaged.
+    sites: mean and deviation over seeds of each site. bytes, seconds: means over runs.
     """
 
     name: str
@@ -80,9 +80,9 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path], options: CompareOptions) -> Comparison:
-    """The comparison of the runs in `folders`, which may be runs, searches or folders of them.
+    """The comparison of the runs in `folders`, which may be runs, searches or folders with runs.
 
-    Raises ConfigError for runs that have not finished, are of different tasks or have different cases.
+    Raises ConfigError for runs that have not finished, have different tasks or have different cases.
     """
     runs, left_out = comparable_runs(folders)
     groups = group_runs(runs, options.by)
@@ -91,7 +91,7 @@ def compare(folders: Sequence[Path], options: CompareOptions) -> Comparison:
     found = compare_groups(groups, [score] * len(groups), reference, options.test)
     main = str(runs[0].summary["metric"]).split("/", 2)[2]
     other = options.metric is None and score.metric != main
-    notes = [f"the main metric {main} has no values by case; {score.metric} is compared"] if other else []
+    notes = [f"the main metric {main} has no values by case, so {score.metric} is compared"] if other else []
     return replace(found, notes=[*notes, *_notes(groups, runs, left_out, options.by), *found.notes])
 
 
@@ -156,7 +156,7 @@ def _result(
 def _notes(groups: Sequence[RunGroup], runs: Sequence[RunRecord], left_out: int, by: str | None) -> list[str]:
     notes = []
     if left_out:
-        notes.append(f"without {pluralize(left_out, 'trial')} of a search, which did not finish")
+        notes.append(f"left out: {pluralize(left_out, 'trial')} of a search that did not finish")
     if len({len(group.repetitions) for group in groups}) > 1:
         notes.append("the groups have different numbers of seeds")
     if by is not None and (pooled := [key for group in groups for key in differing_keys(group.runs)]):
@@ -172,10 +172,10 @@ def _notes(groups: Sequence[RunGroup], runs: Sequence[RunRecord], left_out: int,
         for each in group.repetitions
         if (folds := each.runs[0].keys.get(FOLDS)) and len({run.keys.get(FOLD) for run in each.runs}) < folds
     )
-    notes += [f"{name}: not all folds are given, so its scores are those of a part of the cases" for name in incomplete]
+    notes += [f"{name}: not all folds are given, so the scores are those of a part of the cases" for name in incomplete]
     return notes
 
 
 def _pair_notes(paired: Sequence[PairedResult]) -> list[str]:
     left_out = max((each.left_out for each in paired), default=0)
-    return [f"up to {pluralize(left_out, 'case')} without a value left out of a test"] if left_out else []
+    return [f"a test leaves out up to {pluralize(left_out, 'case')} without a value"] if left_out else []

@@ -18,7 +18,7 @@ from raysim.reporting.text_tables import print_table
 
 TableFormat = Literal["text", "csv", "latex", "html"]
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
-TEXT_WIDTH = 200  # of a text file
+TEXT_WIDTH = 200  # characters per line of a text file
 TESTS = {
     "wilcoxon": "Wilcoxon's signed-rank test",
     "permutation": "a permutation test",
@@ -27,7 +27,7 @@ TESTS = {
 
 
 def describe(comparison: Comparison) -> str:
-    """One sentence on what the tables contain."""
+    """A description of the tables in one sentence."""
     score, groups = comparison.score, comparison.groups
     text = (
         f"{score} of the {score.round} round: mean ± standard deviation over seeds of the mean over "
@@ -36,7 +36,8 @@ def describe(comparison: Comparison) -> str:
     if len(groups) == 1:
         return text
     effect = "; effect: matched-pairs rank-biserial correlation" if comparison.test != "delong" else ""
-    return f"{text}; difference to {comparison.reference}, paired by case: {TESTS[comparison.test]}, p by Holm{effect}"
+    test = f"paired by case: {TESTS[comparison.test]}, p-values with Holm's correction"
+    return f"{text}; difference from {comparison.reference}, {test}{effect}"
 
 
 def result_table(comparison: Comparison) -> pd.DataFrame:
@@ -96,7 +97,7 @@ def _mean(mean: float, deviation: float) -> str:
 
 
 def format_p_value(value: float) -> str:
-    """Three decimals, or `< 0.001`; `-` without a value."""
+    """The p-value with three decimals, or `< 0.001`; `-` for NaN."""
     if np.isnan(value):
         return "-"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -128,7 +129,7 @@ def render(comparison: Comparison, form: TableFormat) -> str:
 
 
 def _latex(comparison: Comparison, tables: list[pd.DataFrame]) -> str:
-    """The tables for the package booktabs, with what they contain as comments."""
+    """The tables for the LaTeX package booktabs, with the description and the notes as comments."""
     comments = [f"% {line}\n" for line in (describe(comparison), *comparison.notes)]
     texts = [
         table.to_latex(index=False, escape=True, column_format="l" + "r" * (table.shape[1] - 1)) for table in tables

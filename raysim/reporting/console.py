@@ -142,7 +142,7 @@ class RunConsole:
 
 
 def describe_best(summary: Mapping[str, Any]) -> str:
-    """The best round with its score on validation and test cases, beside those of the last; or why there is none."""
+    """The scores of the best and of the last round on val and test cases, or the reason why there is no best round."""
     best = summary["best"]
     if best["round"] is None:
         return f"no best round: {best['reason']}"

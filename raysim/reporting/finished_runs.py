@@ -15,7 +15,7 @@ from raysim.storage.run_directory import CASES_FILE, CONFIG_FILE, LOG_FILE, SEAR
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: its folder, its configuration by dotted key, the content of summary.json (empty before its end)."""
+    """A run: folder, configuration by dotted key, and content of summary.json (empty before the end of the run)."""
 
     path: Path
     keys: Mapping[str, Any]
@@ -46,7 +46,9 @@ def find_runs(folders: Sequence[Path], *, trials: bool = True) -> list[RunRecord
     found: dict[Path, RunRecord] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"{folder} is not a folder; give the folder of a run, of a search, or one with runs")
+            raise ConfigError(
+                f"{folder} is not a folder; give the folder of a run or of a search, or a folder with runs"
+            )
         for path, search in _run_folders(folder):
             if trials or search is None:
                 found.setdefault(path.resolve(), read_run(path, is_trial=search is not None))
@@ -76,12 +78,12 @@ def read_run(path: Path, is_trial: bool = False) -> RunRecord:
     try:
         config = load_written_yaml(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {file}: {error}; remove this folder, or give others") from error
+        raise ConfigError(f"cannot read {file}: {error}; remove this folder, or give other folders") from error
     return RunRecord(path, dict(_flat("", config)), read_summary(path), is_trial)
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Each value of nested mappings by its dotted key; an empty mapping is a value."""
+    """Yields the dotted key and the value of each entry of nested mappings; an empty mapping is a value."""
     if isinstance(value, Mapping) and (value or not prefix):
         for key, item in value.items():
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
@@ -92,7 +94,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 def comparable_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], int]:
     """The finished runs of one task in `folders`, and the number of unfinished trials of searches that are left out.
 
-    Raises ConfigError if there is no run, if one has not finished, if one has no values by case, or if tasks differ.
+    Raises ConfigError if there is no run, if a run has not finished or has no values by case, or if tasks differ.
     """
     runs = find_runs(folders)
     done = [run for run in runs if run.status == "done" or not run.is_trial]
@@ -109,7 +111,7 @@ def comparable_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], int]:
 
 def _check_finished(run: RunRecord) -> None:
     if run.status == "unfinished":
-        raise ConfigError(f"{run.path} has not ended; wait for it, or give the other runs")
+        raise ConfigError(f"{run.path} has not ended; wait until it ends, or give the other runs")
     if run.status != "done":
         raise ConfigError(
             f"{run.path} is {run.status}, not done; to continue it: raysim resume {quote_path(run.path)}; or give the "

@@ -173,7 +173,7 @@ def by_cause(failures: Sequence[Failure]) -> list[dict[str, Any]]:
 
 
 def _evaluations(summary: Any) -> list[dict[str, Any]]:
-    """The evaluations that are shown: the last one, and that of the best round if it is another one."""
+    """The evaluations that are shown: the last one, and that of the best round if this is another round."""
     best, number = summary["best"], summary["evaluated_round"]
     also = f", also the best by {best['metric']}" if best["round"] == number and number else ""
     last = {"title": f"Last evaluated round: {number}{also}", "metrics": _metrics(summary), "sites": summary["sites"]}

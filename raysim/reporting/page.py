@@ -1,4 +1,4 @@
-"""What all HTML pages share: escaped templates, the style sheet, and how a page is written."""
+"""Functions for all HTML pages: templates with escaping, the style sheet, and writing a page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STYLED_TEMPLATE = Path(__file__).with_name("html_report.html.j2")  # has the sty
 
 
 def environment() -> Environment:
-    """An environment of templates that escapes values, and its filters."""
+    """The environment of the templates, with escaping and the filters."""
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     made = Environment(autoescape=True, finalize=_finalize, **options)
     made.filters |= {"counted": pluralize, "number": format_score, "size": format_bytes}
@@ -23,8 +23,8 @@ def environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """A value as it is shown: without control characters, which a page must not contain either."""
-    return printable(value) if type(value) is str else value  # not the Markup that the template is made of
+    """A value as it is shown: without control characters, which a page must not contain."""
+    return printable(value) if type(value) is str else value  # the template itself is Markup, which is unchanged
 
 
 def page_style() -> str:
@@ -33,5 +33,5 @@ def page_style() -> str:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page, atomically, as ASCII: this does not depend on the locale and allows lone surrogates."""
+    """Write a page atomically, as ASCII, which does not depend on the locale and allows lone surrogates."""
     write_text(path, page.encode("ascii", "xmlcharrefreplace").decode())

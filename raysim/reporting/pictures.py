@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 2_500_000  # of the pictures in a page, which has to stay below 5 MB
+MAX_BYTES = 2_500_000  # of the pictures on a page, so that the page stays below 5 MB
 FOLDER = "pictures"
 
 
@@ -28,7 +28,7 @@ class ShownPictures:
     classes: Sequence[str] = ()
 
     def splits(self) -> list[str]:
-        """The splits that a site has."""
+        """The splits that at least one site has."""
         found = {split for site in self.data.values() for split in site["splits"]}
         return [split for split in ("train", "val", "test", "unlabelled") if split in found]
 
@@ -44,7 +44,7 @@ class ShownPictures:
 
 
 def read_pictures(out: Path, max_bytes: int = MAX_BYTES) -> ShownPictures:
-    """The content of pictures/ of the run in `out`, with pictures of `max_bytes`; empty if it is incomplete."""
+    """The content of pictures/ of the run in `out`, with pictures up to `max_bytes`; empty if it is incomplete."""
     try:
         found = json.loads((out / FOLDER / "pictures.json").read_text())
         sites: dict[str, list[dict[str, Any]]] = {}

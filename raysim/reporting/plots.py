@@ -119,9 +119,9 @@ def _curves(site_rows: pd.DataFrame, score: str, *, higher: bool) -> tuple[Calla
 
 
 def _small_multiples(axes: Axes, curves: Sequence[tuple[Any, pd.DataFrame]]) -> None:
-    """Plot each learning curve in a frame of its own, the worst sites first, with the same scales.
+    """Plot each learning curve in a separate frame, the worst sites first, all with the same scales.
 
-    All frames are on one pair of axes, because axes of their own take a second to draw.
+    All frames are on one pair of axes, because drawing separate axes takes a second.
     """
     shown = curves[:CURVES]
     if not shown:

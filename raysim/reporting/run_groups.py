@@ -1,4 +1,4 @@
-"""Groups runs by their configuration, and names each group by what differs."""
+"""Groups runs by their configuration, and names each group by the values that differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysim.core.suggestions import did_you_mean
 from raysim.reporting.finished_runs import RunRecord
 
 SEED, FOLD, ALGORITHM = "seed", "task.data.fold", "algorithm.name"
-# Keys that cannot change a result, and those of repetitions of a run.
+# Keys that cannot change a result, and the keys of repetitions.
 IGNORED_KEYS = {
     *(SEED, FOLD, "backend", "ray_address", "site_timeout_s", "checkpoint_every", "anonymous_cases", "pictures"),
     *("tracker", "metric", "task.data.cache"),  # `metric` chooses rounds; `compare` notes if it differs
@@ -43,10 +43,10 @@ class RunGroup:
 
 
 def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
-    """The keys that differ between the runs and can change a result, that of the algorithm first.
+    """The keys that differ between the runs and can change a result; the name of the algorithm is first.
 
     Keys of a part with a name, such as the algorithm, are compared between runs in which the part has the same name:
-    that FedAvg has no `algorithm.mu` is no further difference. A key that a run does not have counts as none.
+    `algorithm.mu`, which FedAvg does not have, is not a further difference. An absent key has the value None.
     """
     known = dict.fromkeys(key for run in runs for key in run.keys)
     candidates = [key for key in known if key not in IGNORED_KEYS and not key.startswith(IGNORED_PREFIXES)]
@@ -55,7 +55,7 @@ def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def other_differences(runs: Sequence[RunRecord]) -> list[str]:
-    """The keys that all runs have and that differ only between runs with other algorithms, networks or the like."""
+    """The keys that all runs have, and that differ only between runs with different algorithms, networks or similar."""
     common = set.intersection(*(set(run.keys) for run in runs)) - set(differing_keys(runs)) - IGNORED_KEYS
     return sorted(key for key in common if not key.startswith(IGNORED_PREFIXES) and _differs(key, runs))
 
@@ -65,7 +65,7 @@ def _differs(key: str, runs: Sequence[RunRecord]) -> bool:
 
 
 def _same_parts(key: str, runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """The runs, by the names of the parts that `key` belongs to: of `algorithm.lr` by the name of the algorithm."""
+    """The runs, grouped by the names of the parts that contain `key`: for `algorithm.lr` by the algorithm."""
     parts = key.split(".")
     names = [".".join([*parts[:depth], "name"]) for depth in range(1, len(parts))]
     classes: dict[tuple[str, ...], list[RunRecord]] = {}
@@ -118,7 +118,7 @@ def _known_key(key: str, runs: Sequence[RunRecord]) -> str:
 
 
 def group_name(run: RunRecord, keys: Sequence[str], runs: Sequence[RunRecord]) -> str:
-    """`fedprox mu=0.1`: the values of `keys` that distinguish the run, with short names; without any its algorithm."""
+    """The name of a group, such as `fedprox mu=0.1`: the values of `keys`; without keys, the algorithm."""
     short, had = _short_names(keys), [key for key in keys if key in run.keys]
     shown = [key for key in had if any(run in each and _differs(key, each) for each in _same_parts(key, runs))]
     parts = [
@@ -129,7 +129,7 @@ def group_name(run: RunRecord, keys: Sequence[str], runs: Sequence[RunRecord]) -
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest end of each dotted key that neither another key nor `seed` has; `task.network.name` is `network`."""
+    """A short name of each key: its shortest end that no other key has; `network` for `task.network.name`."""
     parts = {key: key.removesuffix(".name").split(".") for key in (*keys, SEED)}
     names = {}
     for key, own in parts.items():
@@ -140,7 +140,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """A value of config.yaml as short text without spaces; of an absolute path the last part."""
+    """A value of config.yaml as short text without spaces; for an absolute path its last part."""
     if isinstance(value, str):
         return Path(value).name if value.startswith("/") else value
     if isinstance(value, Mapping) or value is None or isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The runs of a folder: a table for `raysim runs`, and the page index.html in the folder of new runs."""
+"""Lists the runs in a folder: a table for `raysim runs`, and the page index.html in the folder of new runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_RUNS = 300  # on the page; older runs are left out, so that writing it stays
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run or a search in the list. differs: the values that differ from other runs of the same task."""
+    """A run or a search in the list. differs: the values that differ from those of other runs of the same task."""
 
     path: str  # relative to the listed folder
     algorithm: str
@@ -51,7 +51,7 @@ def list_runs(folder: Path) -> list[RunRow]:
 
 
 def _started(file: Path) -> float:
-    """When a file was written: at the start of a run or a search. 0 if it has been removed in the meantime."""
+    """The time at which a file was written, the start of a run or a search; 0 if the file no longer exists."""
     with suppress(OSError):
         return file.stat().st_mtime
     return 0.0
@@ -86,7 +86,7 @@ def _made(folder: Path, path: Path, started: float, **cells: Any) -> RunRow:
 
 
 def _score(run: RunRecord) -> str:
-    """The main score in the best round, or in the last one without a best round."""
+    """The main score in the best round, or in the last round if there is no best round."""
     metric, best = run.summary.get("metric"), run.summary.get("best", {})
     metrics = best.get("metrics") or run.summary.get("metrics", {})
     mean = metrics.get(metric, {}).get("mean")

@@ -24,9 +24,9 @@ PROJECT = "raysim"  # of the runs that are not trials
 
 @contextmanager
 def tracked(plan: Plan, emit: EventCallback) -> Iterator[EventCallback]:
-    """A callback that passes events to `emit`, and the run to its tracker if it has one.
+    """A block with a callback that passes events to `emit`, and sends the run to its tracker if it has one.
 
-    At the end of the block the tracker gets the outcome and the files; a failure of the tracker is a notice.
+    At the end of the block the outcome and the files are sent. A failure of the tracker becomes a notice.
     """
     if plan.config.tracker is None:
         yield emit
@@ -44,7 +44,7 @@ def tracked(plan: Plan, emit: EventCallback) -> Iterator[EventCallback]:
 
 
 class _RunTracking:
-    """A run in a tracker. It starts with the actors, so that a refused run leaves nothing there."""
+    """A run in a tracker. It starts with the actors, so that a refused run leaves nothing in the tracker."""
 
     def __init__(self, plan: Plan, emit: EventCallback) -> None:
         assert plan.config.tracker is not None
@@ -101,7 +101,7 @@ def run_tags(directory: Path, plan: Plan) -> dict[str, str]:
 
 
 def logged_curves(directory: Path, after: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """The rounds in the log after a number, with the values that a tracker gets."""
+    """Yields the rounds in the log after round `after`, with the values that are sent to a tracker."""
     for row, sites in read_jsonl(directory / LOG_FILE):
         if row["round"] > after:
             scores = [Score(site, role, *rest) for _, site, role, *rest in sites if rest[0] is not None]

@@ -122,7 +122,7 @@ class SearchConsole(RunConsole):
             table.add_row(str(record.number), record.status, str(record.rounds), *scores, keys)
         if best:
             self.console.print(table)
-        if best and (text := describe_judged_round(best[0], results.spec)):
+        if best and (text := describe_compared_round(best[0], results.spec)):
             self.say(text)
         counts = Counter(record.reported_status for record in results.records.values())
         self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has started")
@@ -132,18 +132,19 @@ class SearchConsole(RunConsole):
 
 
 def test_columns(record: TrialRecord, objectives: Sequence[Objective]) -> list[str]:
-    """The columns with the test scores of the objectives, in the round that is compared; those that have a value."""
+    """The columns with test scores of the objectives in the compared round; only columns that have a value."""
     columns = [each.column.replace("/val/", "/test/") for each in objectives if each.column.count("/") > 2]
     return [column for column in columns if is_finite_number(record.last.get(column))]
 
 
-def describe_judged_round(record: TrialRecord, spec: SearchSpec) -> str:
+def describe_compared_round(record: TrialRecord, spec: SearchSpec) -> str:
     """The round of the trial that was compared, and its test scores; empty if there are none."""
     columns = test_columns(record, spec.objectives)
     scores = ", ".join(f"{name.removeprefix('best/')} {format_score(record.last[name])}" for name in columns)
     number = record.last.get("best/round")
-    named = f" in its best round, {number:g}" if spec.judge == "best" and number is not None else " in its last round"
-    return f"trial {record.number}{named}: {scores}" if scores else ""
+    is_best = spec.compared_round == "best" and number is not None
+    place = f"best round, {number:g}" if is_best else "last round"
+    return f"trial {record.number} in its {place}: {scores}" if scores else ""
 
 
 def format_values(values: Mapping[str, Any]) -> str:

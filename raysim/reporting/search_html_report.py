@@ -13,7 +13,7 @@ import pandas as pd
 from raysim.core.numeric import is_finite_number
 from raysim.reporting.html_report import run_sections, template
 from raysim.reporting.page import page_style, write_page
-from raysim.reporting.search_console import describe_judged_round, format_duration
+from raysim.reporting.search_console import describe_compared_round, format_duration
 from raysim.reporting.search_plots import search_plots
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def write_search_report(results: SearchResults) -> Path:
         spec=spec,
         counts=counts | Counter({"not started": max(0, spec.trial_count - len(records))}),
         best=results.best(),
-        judged=[text for record in results.best() if (text := describe_judged_round(record, spec))],
+        compared=[text for record in results.best() if (text := describe_compared_round(record, spec))],
         records=ranked[:MAX_TRIALS_SHOWN],
         trials=len(records),
         hidden=max(0, len(records) - MAX_TRIALS_SHOWN),
@@ -54,7 +54,7 @@ def write_search_report(results: SearchResults) -> Path:
 
 
 def _best_trial(results: SearchResults) -> dict[str, Any] | None:
-    """The sections of the best trial's run: of its first federation if it has several. None without its summary."""
+    """The sections of the run of the best trial, or of its first federation; None without a summary of this run."""
     record, task = next(iter(results.best()), None), results.spec.task
     if record is None or task is None:
         return None

@@ -1,4 +1,4 @@
-"""A page with several runs side by side: what differs between them, scores, curves, sites and pictures."""
+"""A page with several runs side by side: the keys that differ, scores, curves, sites and pictures."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MAX_RUNS = len(LOOKS)
 
 
 def write_side_by_side(directories: Sequence[Path], path: Path) -> None:
-    """Write the page of the runs in `directories` to `path`, which must not exist. Raises ConfigError otherwise."""
+    """Write the page of the runs in `directories` to `path`. Raises ConfigError if `path` exists or tasks differ."""
     if path.exists():
         raise ConfigError(f"--out {quote_path(path)} exists already; choose another name")
     if len(directories) > MAX_RUNS:
-        raise ConfigError(f"{len(directories)} runs: expected at most {MAX_RUNS} on one page")
+        raise ConfigError(f"{len(directories)} runs: expected at most {MAX_RUNS} on one page; give fewer runs")
     runs = [_Run(directory, MAX_BYTES // len(directories)) for directory in directories]
     tasks = {run.summary["task"]: run.name for run in runs}
     if len(tasks) > 1:
@@ -73,7 +73,7 @@ def _curves(axes: Axes, runs: Sequence[_Run], metric: str) -> None:
 
 
 def check_run(directory: Path) -> None:
-    """Raises ConfigError if `directory` is not that of a run that has ended."""
+    """Raises ConfigError if `directory` is not the directory of a run that has ended."""
     if not directory.is_dir():
         raise ConfigError(f"{quote_path(directory)} is not a folder; expected the directory of a run")
     if not (directory / SUMMARY_FILE).exists():
@@ -82,4 +82,6 @@ def check_run(directory: Path) -> None:
             "`raysim status` shows the active runs, and `raysim resume` continues a run"
         )
     if "best" not in read_summary(directory):
-        raise ConfigError(f"{quote_path(directory / SUMMARY_FILE)} is not the summary of a run of this version")
+        raise ConfigError(
+            f"{quote_path(directory / SUMMARY_FILE)} is not the summary of a run of this version; run it again"
+        )

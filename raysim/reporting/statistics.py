@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for their number, in the same order; None of them exceeds 1.
+    """The p-values adjusted for their number, in the same order; no value exceeds 1.
 
     With p_(1) <= ... <= p_(m), the adjusted value is max_{j<=i} min(1, (m - j + 1) p_(j)). Holm, "A simple sequentially
     rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
@@ -79,7 +79,7 @@ def mean_interval(values: Mapping[str, Array]) -> tuple[float, float]:
     The cases of each site are drawn with replacement, and the limits are percentiles; seeded.
     """
     found = stats.bootstrap(
-        [np.resize(site, max(2, len(site))) for site in values.values()],  # it refuses a single case
+        [np.resize(site, max(2, len(site))) for site in values.values()],  # scipy refuses a single case
         lambda *sites, axis: np.mean([site.mean(axis) for site in sites], axis=0),
         n_resamples=RESAMPLES,
         batch=BATCH,

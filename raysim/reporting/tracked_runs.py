@@ -1,4 +1,4 @@
-"""Runs at the servers of experiment trackers, MLflow and Weights & Biases, with one interface."""
+"""One interface to runs in the experiment trackers MLflow and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from raysim.core.formatting import redact
 
 Points = Sequence[tuple[int, Mapping[str, float]]]  # the metrics of rounds by number
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST, MAX_PARAM = 1000, 100, 6000  # limits of MLflow
-VARIABLES = {  # an own value of the user takes precedence
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a failed request is repeated with the next round
+VARIABLES = {  # values that the user has set take precedence
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # few, because the next round repeats a failed request
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -34,7 +34,7 @@ VARIABLES = {  # an own value of the user takes precedence
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What a tracker shows of a run. `project` is the experiment of MLflow; `folder` is for files on this machine."""
+    """The description of a run in a tracker. project: the experiment of MLflow. folder: for files without a server."""
 
     name: str
     project: str
@@ -44,7 +44,7 @@ class RunDescription:
 
 
 class TrackedRun(ABC):
-    """A run at a tracker. Every method raises an exception of the tracker's package if its server fails."""
+    """A run in a tracker. Each method raises an exception of the tracker's package if the server fails."""
 
     id: str
 
@@ -54,7 +54,7 @@ class TrackedRun(ABC):
 
     @abstractmethod
     def add_files(self, files: Sequence[tuple[Path, str]], pictures: Sequence[tuple[Path, str]]) -> None:
-        """Upload files, each with its name at the tracker; `pictures` have captions."""
+        """Upload files, each with its name in the tracker; `pictures` are given with captions."""
 
     @abstractmethod
     def end(self, status: str, tags: Mapping[str, str]) -> None:
@@ -62,7 +62,7 @@ class TrackedRun(ABC):
 
 
 def open_run(tracker: TrackerName, description: RunDescription, run_id: str | None) -> TrackedRun:
-    """The run `run_id`, continued, or a new one if it is None or does not exist."""
+    """The continued run `run_id`, or a new run if `run_id` is None or does not exist."""
     _set_variables()
     return MlflowRun(description, run_id) if tracker == "mlflow" else WandbRun(description, run_id)
 
@@ -114,7 +114,7 @@ class MlflowRun(TrackedRun):
             self._client.log_batch(self.id, metrics=chunk)
 
     def add_files(self, files: Sequence[tuple[Path, str]], pictures: Sequence[tuple[Path, str]]) -> None:
-        """Upload files into folders as their names have them; MLflow shows pictures among the files."""
+        """Upload files to the folders in their names; MLflow shows pictures among the files."""
         for path, name in files:
             self._client.log_artifact(self.id, str(path), str(Path(name).parent) if "/" in name else None)
 
@@ -167,7 +167,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def mlflow_name(name: str) -> str:
-    """The name with characters that MLflow accepts: a colon for raysim's @, underscores for other ones."""
+    """The name with characters that MLflow accepts: a colon replaces @, an underscore other characters."""
     return re.sub(r"[^/\w.\- :]", "_", name.replace("@", ":"))
 
 
@@ -190,7 +190,7 @@ def check_tracker(tracker: TrackerName | None) -> None:
         _check_mlflow(uri)
     elif find_spec("sqlalchemy") is None or find_spec("alembic") is None:
         raise ConfigError(
-            "--tracker mlflow without a server needs a database: pip install sqlalchemy alembic, or set "
+            "--tracker mlflow needs a database if there is no server: pip install sqlalchemy alembic, or set "
             "MLFLOW_TRACKING_URI"
         )
 

@@ -1,4 +1,4 @@
-"""Sends runs to an experiment tracker, in a thread: a slow or absent server delays and ends no run."""
+"""Sends runs to an experiment tracker in a thread, so that a slow or absent server neither delays nor ends a run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from raysim.core.numeric import is_number
 from raysim.reporting.pictures import FOLDER
 from raysim.reporting.tracked_runs import RunDescription, TrackedRun, one_line, open_run
 
-STATE_FILE = "tracker.json"  # in a run directory: the run at the tracker, and the last round that it has
-RETRY_S = 30.0  # seconds after a failed request in which no other is made
+STATE_FILE = "tracker.json"  # in a run directory: the id of the run in the tracker, and the last round that was sent
+RETRY_S = 30.0  # seconds between a failed request and the next one
 FILES = ("config.yaml", "summary.json", "report.html", "models", FOLDER)  # of a run directory
 
 
 @dataclass
 class _Run:
-    """A run that is sent: the rounds that the tracker does not have, and how the run has ended."""
+    """A run that is sent: the rounds that the tracker does not have, and the outcome of the run."""
 
     directory: Path
     description: RunDescription
@@ -60,7 +60,7 @@ class Tracker:
         return run.last
 
     def add(self, directory: Path, number: int, row: Mapping[str, Any]) -> None:
-        """Add the metrics of a round; one that the tracker has already is ignored."""
+        """Add the metrics of a round. A round that the tracker already has is ignored."""
         run = self._runs[directory]
         if number > run.last:
             run.last = number
@@ -68,7 +68,7 @@ class Tracker:
             self._worker.submit(self._add, run, (number, metrics))
 
     def end(self, directory: Path, status: str, tags: Mapping[str, str], files: Sequence[Path] = ()) -> None:
-        """End the run as done, stopped, interrupted or failed, with those of the files and folders that exist."""
+        """End the run as done, stopped, interrupted or failed, and send the files and folders that exist."""
         self._worker.submit(self._end, self._runs[directory], status, tags, files)
 
     def take_notices(self) -> list[str]:
@@ -101,7 +101,7 @@ class Tracker:
         self._send(run)
 
     def _send(self, run: _Run) -> None:
-        """Send what the tracker lacks of the run. An error of the server becomes a notice."""
+        """Send all data of the run that the tracker does not have. An error of the server becomes a notice."""
         if time.monotonic() < self._retry_at:
             return
         try:

@@ -67,20 +67,20 @@ def build_search_spec(
             "the trials are compared by a test score, so the test score of the best trial is optimistic: use --metric "
             "with a score on val cases"
         )
-    return _judge_best_rounds(spec, tasks, sites, console) if options.judge == "best" else spec
+    return _with_best_rounds(spec, tasks, sites, console) if options.round == "best" else spec
 
 
-def _judge_best_rounds(
+def _with_best_rounds(
     spec: SearchSpec, tasks: Sequence[Task], held_out: Sequence[str], console: SearchConsole
 ) -> SearchSpec:
-    """The specification that compares the best rounds of the trials, or `spec` if no round can be chosen."""
-    if SCHEDULERS[spec.scheduler].transfers_state:  # it compares the states that it copies
+    """`spec` with the best rounds of the trials as the compared ones, unless no best round can be chosen."""
+    if SCHEDULERS[spec.scheduler].transfers_state:  # the scheduler compares the states that it copies
         return spec
     metric = None if held_out else spec.metric
     if not all(selection_metric(task, chosen_metric(task, metric)) for task in tasks):
-        console.say("there are no val cases to choose the best round of a trial by: last rounds are compared")
+        console.say("without val cases no best round can be chosen, so the last rounds of the trials are compared")
         return spec
-    return replace(spec, judge="best", objectives=tuple(each.of_best_round for each in spec.objectives))
+    return replace(spec, compared_round="best", objectives=tuple(each.of_best_round for each in spec.objectives))
 
 
 def _held_out_sites(holdout: str | None, config: RunConfig, task: Task) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def _space_and_variants(
 ) -> tuple[Space, tuple[FederationVariant, ...]]:
     """The space, and the federations of each trial: one per seed, held-out site and fold.
 
-    If no other key is searched, the held-out sites are the space, and each site is a trial.
+    If no other key is searched, the held-out sites are the space, and each held-out site is a trial.
     """
     seeds, folds = range(seed, seed + request.options.seeds), _folds(request.options.folds)
     if request.space.domains:

@@ -178,9 +178,9 @@ def clip(domain: Domain, value: Any) -> Any:
 
 
 def contains(domain: Domain, value: Any) -> bool:
-    """Whether `value` may be the value of a point: one of the distribution; for a logarithmic range also 0.
+    """Whether a point may have `value`: a value of the distribution, or 0 for a logarithmic range.
 
-    With 0 a weight is left out, so the point is the trial that the others are compared with.
+    With 0, the term with this weight is left out, so that other trials can be compared with a trial without the term.
     """
     if isinstance(domain, Categorical):
         return value in domain.categories

@@ -25,19 +25,19 @@ BEST_PREFIX = "best/"  # of the columns with the values of the best round so far
 
 @dataclass(frozen=True)
 class Objective:
-    """A column of a trial's result, and its direction (higher or lower is better)."""
+    """A column in the result of a trial, and its direction (higher or lower is better)."""
 
     column: str
     better: Literal["higher", "lower"]
 
     @property
     def row_column(self) -> str:
-        """The column in the row of a round."""
+        """The column with the value in a round, not in the best round."""
         return self.column.removeprefix(BEST_PREFIX)
 
     @property
     def of_best_round(self) -> Objective:
-        """The same in the best round so far; costs are always those of all rounds."""
+        """The objective in the best round so far. Costs are always those of all rounds."""
         return self if self.column in COST_COLUMNS.values() else replace(self, column=f"{BEST_PREFIX}{self.column}")
 
     @property

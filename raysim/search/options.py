@@ -12,7 +12,7 @@ from raysim.config.schema import TrackerName
 SchedulerName = Literal["fifo", "asha", "hyperband", "pbt", "median"]
 SamplerName = Literal["random", "grid", "optuna"]
 CheckpointRetention = Literal["best", "all"]
-JudgedRound = Literal["best", "last"]
+ComparedRound = Literal["best", "last"]
 ResumeOption = Literal["trials", "budget", "max_concurrent", "keep_checkpoints", "tracker"]
 RESUME_OPTIONS: tuple[ResumeOption, ...] = get_args(ResumeOption)  # the options that `--resume` may change
 
@@ -23,8 +23,8 @@ class SearchOptions:
 
     trials: Annotated[int, Gt(0), "number of trials; a grid determines it"] = 16
     metric: Annotated[str | None, "the objectives, separated by commas: worst, outside, bytes, ..."] = None
-    judge: Annotated[
-        JudgedRound, "the round of a trial that is compared: the best by its validation score, or the last"
+    round: Annotated[
+        ComparedRound, "the round of a trial that is compared: the best by its validation score, or the last"
     ] = "best"
     scheduler: Annotated[SchedulerName, "the scheduler, which stops trials early or changes them"] = "fifo"
     searcher: Annotated[SamplerName, "the sampler, which draws the values of a trial"] = "random"

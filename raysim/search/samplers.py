@@ -95,7 +95,9 @@ class OptunaSampler(Sampler):
         for key, domain in self.space.domains.items():
             if self.space.is_active(key, values):
                 suggested = suggest_value(trial, key, domain)
-                values[key] = point[key] if point.get(key) == 0 else suggested  # Optuna may have its lower bound for 0
+                values[key] = (
+                    point[key] if point.get(key) == 0 else suggested
+                )  # Optuna records the lower bound instead of 0
         return values
 
     def resume_trial(self, number: int, values: TrialValues) -> None:

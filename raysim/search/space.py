@@ -218,5 +218,5 @@ def from_cli(arguments: Iterable[str]) -> dict[str, Domain]:
 
 
 def contains(domain: Domain, value: Any) -> bool:
-    """As `distributions.contains`, for a `value` that may contain NumPy numbers."""
+    """Whether a point may have `value`, as in `distributions.contains`; `value` may contain NumPy numbers."""
     return distributions.contains(domain, to_python_value(value))

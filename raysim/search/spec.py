@@ -16,7 +16,7 @@ from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.distributed import node_probe
 from raysim.search.objectives import Objective
-from raysim.search.options import JudgedRound, SchedulerName
+from raysim.search.options import ComparedRound, SchedulerName
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, Values
 from raysim.storage.run_directory import SEARCH_FILE
@@ -43,7 +43,7 @@ class SearchSpec:
     better: Mapping[str, Literal["higher", "lower"]]  # the direction of each of the task's metrics
     rounds: int
     folds: int | None = None
-    judge: JudgedRound = "last"
+    compared_round: ComparedRound = "last"
     trial_count: int = 0
     scheduler: SchedulerName = "fifo"
     backend: Literal["local", "ray"] = "local"

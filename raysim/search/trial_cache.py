@@ -1,4 +1,4 @@
-"""What a process keeps from trial to trial: tasks with open data, and client actors."""
+"""Keeps tasks with open data and client actors in a process, for the next trials."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrialCache:
         task, data_cache = self._task(config)
         started = (directory / LOG_FILE).exists() or has_checkpoint(directory)
         plan = build_plan(config, directory, task=task, resume=started, versions=node_probe.versions())
-        plan = replace(plan, exports=False)  # best/ has them; hundreds of trials would fill the disk
+        plan = replace(plan, exports=False)  # best/ has the models; those of hundreds of trials would fill the disk
         validate(plan)
         if config.backend == "ray":
             yield from self.session_actors.perform(plan)

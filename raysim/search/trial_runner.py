@@ -1,7 +1,6 @@
 """One trial: its federations, round by round, in a process that continues with the next trial and keeps the data open.
 
-`TrialRounds` runs the rounds of one trial, and Ray Tune runs
-`FederationTrainable`.
+`TrialRounds` runs the rounds of one trial. Ray Tune runs `FederationTrainable`.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class TrialRounds:
         return 0 if SCHEDULERS[self.spec.scheduler].replays_rounds else max(0, completed - 1)
 
     def _last_round(self) -> int:
-        """The last round: after early stopping in all federations that of the longest, otherwise the declared one.
+        """The last round: the declared one, or the largest of the federations if early stopping has ended all of them.
 
         Raises ConfigError for values that are invalid together.
         """
@@ -108,7 +107,7 @@ class TrialRounds:
     def _combined_rows(self) -> Generator[dict[str, Any]]:
         """The rows of the trial. Each row combines the same round of all federations, which advance together.
 
-        A federation that was ended by early stopping takes part with its last row.
+        A federation that early stopping has ended contributes its last row.
         """
         variants = self.variants.values()
         federations = [self._federation_rows(name, variant) for name, variant in self.variants.items()]
@@ -155,7 +154,7 @@ class TrialRounds:
             yield logged[-1], digest
         else:
             completed = [row for row in logged if row["round"] <= _checkpointed_round(directory)]
-            # After the last one the run may have ended, without its summary: then its digest belongs to this row.
+            # After the last round, the run may have ended without its summary. Its digest then belongs to this row.
             yield from ((row, None) for row in completed[:-1])
             yield from self._run(config, directory, completed[-1] if completed else None)
 

@@ -21,7 +21,7 @@ from raysim.storage.run_directory import read_environment
 
 
 class TrialTracking(Callback):
-    """Sends each trial to the tracker. Comes after TuneCallback, which updates the records."""
+    """Sends each trial to the tracker. Must be called after TuneCallback, which updates the records."""
 
     def __init__(self, name: TrackerName, results: SearchResults, console: SearchConsole) -> None:
         self.tracker, self.results, self.console = Tracker(name), results, console
@@ -29,7 +29,7 @@ class TrialTracking(Callback):
         self.versions = version_tags(read_environment(results.spec.out))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty: Tune would store this object for a restore, which a search does not use."""
+        """An empty mapping: Tune stores this object for a restore, which a search does not use."""
         return {}
 
     def on_trial_result(
@@ -55,7 +55,7 @@ class TrialTracking(Callback):
         self._end(trial_number(trial))
 
     def close(self) -> None:
-        """End the trials that are left, add the files of the search to the best trial, and wait until all is sent."""
+        """End the remaining trials, add the files of the search to the best trial, and wait until all data are sent."""
         for number in sorted(self.running):
             self._end(number)
         if best := self.results.best():

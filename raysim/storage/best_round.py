@@ -1,4 +1,4 @@
-"""The choice of the best round, by the mean of a metric over the sites on their validation cases."""
+"""Chooses the best round by the mean of a metric over the sites on val cases."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from raysim.core.numeric import is_finite_number
 
 @dataclass
 class BestRoundTracker:
-    """The evaluated rounds by `metric`, role/val/metric; without a metric, no round is chosen.
+    """The best round by `metric` (role/val/metric). Without a metric, no round is chosen.
 
     values: the mean over the sites in each evaluated round.
-    improvements: the rounds that were better than all rounds before them, in order; of equal rounds the first.
+    improvements: the rounds, in order, that were better than all rounds before them.
     """
 
     metric: str | None
@@ -39,7 +39,10 @@ class BestRoundTracker:
         return next(rounds, None)
 
     def evaluations_without_gain(self, min_gain: float) -> int:
-        """The number of evaluated rounds since the last one that exceeded all before it by more than `min_gain`."""
+        """The number of evaluations since the last gain.
+
+        A gain is an improvement of more than `min_gain` over the value of the previous gain, so small ones add up.
+        """
         reference, count = None, 0
         for value in self.values.values():
             count += 1

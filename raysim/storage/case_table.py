@@ -1,4 +1,4 @@
-"""The table cases.parquet: the values of each case in the last and in the best round."""
+"""Writes the table cases.parquet: the values of each case in the last and in the best round."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def write_cases(
 ) -> None:
     """Write cases.parquet, with a row for each case and metric of the rounds in `cases`.
 
-    `last` and `best` are the rounds of the last and the best evaluation. With `anonymous`, images and patients are
-    replaced by the start of the SHA-256 of their names. A task without values by case has no such file.
+    `last` and `best` are the rounds of the last and the best evaluation. With `anonymous`, the names of images and
+    patients are replaced by the start of their SHA-256. For a task without values by case, no file is written.
     """
     frames = [
         _frame(task, scores, anonymous).assign(round=number, last=number == last, best=number == best)

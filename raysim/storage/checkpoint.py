@@ -32,11 +32,11 @@ def write(
     cases: Sequence[CaseScores] = (),
     kept: Collection[int | None] = (),
 ) -> Path:
-    """Write `folder/round_NNNN` after round `number`; returns the path. `cases` are of the last evaluation.
+    """Write `folder/round_NNNN` after round `number`; returns the path. `cases` are those of the last evaluation.
 
     Then delete all other checkpoints except the newest and those of the rounds `kept`. The folder gets its final name
-    when all of its files are on the disk. Each client state has its own file, so `client_states` may load them one at a
-    time.
+    when all of its files are on the disk. Each client state has its own file, so `client_states` may load the client
+    states one at a time.
     """
     partial = _partial(folder, number)
     (partial / "client_states").mkdir(parents=True)
@@ -49,7 +49,10 @@ def write(
 
 
 def copy(path: Path, folder: Path) -> Path:
-    """As `write`, with the content of the checkpoint `path`. The files are hard links if the file system has them."""
+    """Write the content of the checkpoint `path` to `folder`, with hard links if the file system supports them.
+
+    Returns the path of the copy.
+    """
     number = round_of(path)
     partial = _partial(folder, number)
     shutil.copytree(path, partial, copy_function=_link)
@@ -105,7 +108,7 @@ def read(path: Path, trusted: Collection[str] = ()) -> ResumePoint[Any]:
 
 
 def read_cases(path: Path) -> tuple[CaseScores, ...]:
-    """The values by case in the checkpoint `path`, which `read` has found to be intact."""
+    """The values by case in the checkpoint `path`, which `read` has verified."""
     found: tuple[CaseScores, ...] = _read_tree(path, "cases", ())
     return found
 

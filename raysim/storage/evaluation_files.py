@@ -1,4 +1,4 @@
-"""The files of an evaluation outside a run: cases.parquet and summary.json, as in a run directory."""
+"""Writes the files of an evaluation without training: cases.parquet and summary.json, as in a run directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Write the scores of round `number`; returns the content of summary.json, with `facts` added.
 
-    `chosen` is the main metric, role/split/metric. `rounds` are the last and the best round of the run, 0 for none.
+    `chosen` is the main metric, role/split/metric. `rounds` are the last and the best round of the run; 0: no round.
     """
     last, best = rounds
     write_cases(directory, task, {number: cases}, last=last, best=best, anonymous=anonymous)

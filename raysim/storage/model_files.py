@@ -1,4 +1,4 @@
-"""The files in models/: complete weights that `load_state_dict` accepts, and a README with the code that loads them."""
+"""Writes models/: complete weights that `load_state_dict` accepts, and a README with the code that loads them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Inputs: ({shape}), prepared as `task.data` in `../config.yaml` describes. Output
 
 
 class ModelFiles:
-    """Writes models/ of a run in `directory` anew. Without a model, no folder is written."""
+    """Replaces models/ of the run in `directory`. Without a model, no folder is written."""
 
     def __init__(self, directory: Path) -> None:
         self.folder = directory / "models"
@@ -61,7 +61,7 @@ class ModelFiles:
         self._rows[file] = description
 
     def close(self, task: Task, round: str, notes: list[str]) -> None:
-        """Write README.md. `round` says after which round the models were saved."""
+        """Write README.md. `round` is the phrase that names the round of the models."""
         if not self._rows:
             return
         text = README.format(
@@ -83,7 +83,7 @@ def write_model(path: Path, model: Model) -> None:
 
 
 def network_code(task: Task) -> str:
-    """Python that creates the network and imports `load_file`: without raysim if its class and arguments are known."""
+    """Python code that creates the network and imports `load_file`; without raysim if class and arguments are known."""
     factory = base_factory(task.network)
     if not (isinstance(factory, partial) and _is_importable(factory.func) and _is_literal(factory.keywords)):
         return FROM_CONFIG

@@ -1,4 +1,4 @@
-"""The files in pictures/: for each site pictures of cases with the outlines of label and prediction, and its data."""
+"""Writes pictures/: pictures of cases with the outlines of label and prediction, and a summary of the data by site."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JPEG_QUALITY = 80
 
 @dataclass(frozen=True)
 class Chosen:
-    """The cases of a site that are shown: number and value of `metric` by rank, such as best."""
+    """The cases of a site that are shown: by rank (best, median, worst) the number and the value of `metric`."""
 
     split: str
     metric: str
@@ -50,8 +50,10 @@ class CasePicture:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Numbers of cases and examples, mean and standard deviation of the prepared inputs, and the share of each class in
-    the labels (pixels of masks, else examples); no shares without labels."""
+    """Numbers of cases and examples, mean and standard deviation of the prepared inputs, and shares of the classes.
+
+    shares: of the pixels of masks, otherwise of the examples; empty without labels.
+    """
 
     cases: int
     examples: int
@@ -68,7 +70,7 @@ def write_pictures(
     *,
     anonymous: bool = False,
 ) -> None:
-    """Write pictures/ of the run in `directory` anew: a JPEG file for each picture, and pictures.json.
+    """Replace pictures/ of the run in `directory`: a JPEG file for each picture, and pictures.json.
 
     sites: each site with its pictures, in the order of `chosen`, and the summaries of its splits.
     anonymous: replace the names of cases as in cases.parquet. The pictures still show the images.
@@ -109,7 +111,7 @@ def draw(picture: CasePicture) -> Image.Image:
 
 
 def _outline(classes: Array) -> Array:
-    """Whether a pixel has a class other than 0 and is WIDTH or fewer pixels from another class."""
+    """The pixels of classes other than 0 that are at most WIDTH pixels from another class, as booleans."""
     padded = np.pad(classes, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     edge = (classes > 0) & np.any([classes != each for each in neighbours], axis=0)

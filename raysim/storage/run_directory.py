@@ -27,9 +27,9 @@ if TYPE_CHECKING:  # importing events imports torch, which is slow
 LOG_FILE, FAILURES_FILE, SUMMARY_FILE, CHECKPOINTS = "log.jsonl", "failures.jsonl", "summary.json", "checkpoints"
 BEST = "best"  # the checkpoint of the best round
 CONFIG_FILE, CASES_FILE = "config.yaml", "cases.parquet"
-SEEDS_FILE = "seeds.yaml"  # in the parent of the runs of several seeds: the seeds, and the configuration
+SEEDS_FILE = "seeds.yaml"  # in the directory of `raysim run --seeds`: the seeds, and the configuration
 SEARCH_FILE = "search.yaml"  # in the directory of a search: its request
-INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"  # the weights that were given to the network of the task
+INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"  # the copy of the initial weights of the task's network
 CONTINUED_FILE = "continued.json"  # the run that this one continues
 LOCK_FILE = ".process"  # in a run directory: the process that holds its lock
 RUNS_VARIABLE = "RAYSIM_RUNS"  # environment variable with the parent of new run directories; default ./runs
@@ -47,7 +47,7 @@ def check_new_directory(out: str | None, kind: str) -> None:
 
 
 def check_run_directory(directory: Path) -> None:
-    """Raises ConfigError for a folder that is not that of a run."""
+    """Raises ConfigError if `directory` is not the directory of a run."""
     if not (directory / "config.yaml").is_file():
         raise ConfigError(f"{directory} is not a run directory: it has no config.yaml; give a directory in runs/")
 
@@ -119,7 +119,7 @@ def commit(directory: Path, config: Mapping[str, Any], environment: Mapping[str,
 
 
 def remove_content(directory: Path) -> None:
-    """Remove all files of a run except its lock, which the end of the lock removes."""
+    """Remove all files of a run except its lock, which is removed when it is released."""
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -138,7 +138,7 @@ def read_environment(directory: Path) -> dict[str, Any]:
 
 
 def read_continued(directory: Path) -> dict[str, Any]:
-    """The run that this one continues, with the round and the difference; empty if it continues none."""
+    """The run that the run in `directory` continues, with the round and the difference; empty if there is none."""
     return read_mapping(directory / CONTINUED_FILE)
 
 

@@ -34,7 +34,7 @@ class ClassificationData(ImageData):
     ] = "uniform"
 
     def read(self) -> tuple[pd.DataFrame, dict[str, str]]:
-        """The rows that this task uses, with the class index as `label`, and the label of each class by its name."""
+        """The rows that this task uses, with class indices as `label`, and the label of each class by class name."""
         table = read_table(self.table, self.root, label_files=False, classes=label_values(self.classes))
         if self.classes is None and labels_are_files(table):
             first = table["label"][table["label"].str.contains(PATH_PATTERN).fillna(False)].iloc[0]
@@ -77,7 +77,7 @@ class Classification:
     def build(self, progress: ProgressCallback | None = None, rows: pd.DataFrame | None = None) -> Task:
         """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
 
-        Labels are (N, 1), the class index of each example. `rows` are cases to use instead of those of the table, with
+        Labels are (N, 1), the class index of each example. `rows` replace the cases of the table, with
         absolute paths and class indices; `task.data.classes` then has the label of each class.
         Raises ConfigError for anything invalid in the configuration, the table or the images.
         """

@@ -28,14 +28,14 @@ from raysim.storage.run_directory import BEST, CHECKPOINTS
 from raysim.tasks.network_keys import PARTIAL, WEIGHTS
 
 KEY = f"task.network.{WEIGHTS}"
-MAX_URL_BYTES = 8_000_000_000  # of a file that is read from a URL
+MAX_URL_BYTES = 8_000_000_000  # of a file at a URL
 TORCH_SUFFIXES = (".pt", ".pth")
-STATE_KEYS = ("state_dict", "model", "network")  # under which training scripts save the weights
+STATE_KEYS = ("state_dict", "model", "network")  # keys that training scripts use for the weights
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The tensors of a file by name, its path, and its checksum."""
+    """The tensors of a file by name, the path of the file, and its SHA-256."""
 
     path: str
     sha256: str
@@ -43,9 +43,9 @@ class WeightsFile:
 
 
 def with_initial_weights(factory: NetworkFactory, spec: Mapping[str, Any]) -> NetworkFactory:
-    """The factory of the same network with the weights that `spec` names; without any, `factory`.
+    """The factory of the same network with the initial weights that `spec` names; without weights, `factory`.
 
-    Raises ConfigError if the file cannot be read, and if tensors differ and `weights_partial` is not set.
+    Raises ConfigError if the file cannot be read, or if tensors differ and `weights_partial` is not set.
     """
     source = spec.get(WEIGHTS)
     if source is None:
@@ -61,13 +61,13 @@ def with_initial_weights(factory: NetworkFactory, spec: Mapping[str, Any]) -> Ne
     if initial.differences and not spec.get(PARTIAL, False):
         raise ConfigError(
             f"{KEY}={source} does not match the network: {initial.differences}. Correct task.network, or load only "
-            f"what matches ({pluralize(len(initial.loaded), 'tensor')}): task.network.{PARTIAL}=true"
+            f"the {pluralize(len(initial.loaded), 'matching tensor')}: task.network.{PARTIAL}=true"
         )
     return PretrainedNetwork(factory, initial)
 
 
 def match_weights(file: WeightsFile, expected: Model) -> InitialWeights:
-    """The tensors of `file` with the names and shapes of `expected`, converted to its dtypes, and the differences.
+    """The tensors of `file` whose names and shapes match `expected`, converted to its dtypes, and the differences.
 
     Raises ConfigError for values that are not finite.
     """

@@ -1,4 +1,4 @@
-"""Names of the networks and losses of MONAI and of raysim: an unknown name is refused without importing MONAI."""
+"""Names of the networks and losses of MONAI and raysim, to refuse an unknown name without importing MONAI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from raysim.core.suggestions import squash
 from raysim.tasks.factory_lookup import unknown_name_error
 
-# Those of the tested version of MONAI; a name that another version exports is accepted too.
+# The names in the tested version of MONAI. Names that another version exports are accepted too.
 NETWORKS = (
     *("AHNet", "AttentionUnet", "AutoEncoder", "AutoencoderKL", "BasicUNet", "BasicUNetPlusPlus", "Classifier"),
     *("ControlNet", "Critic", "DAF3D", "DenseNet", "DenseNet121", "DenseNet169", "DenseNet201", "DenseNet264"),
@@ -56,7 +56,7 @@ def _check_name(kind: str, name: object, valid: Sequence[str], package: str) -> 
 
 @cache
 def _exported_by_monai(package: str) -> set[str]:
-    """The squashed names in the `__init__.py` of a package of MONAI; of a loss also without `Loss`."""
+    """The squashed names in the `__init__.py` of a package of MONAI; names of losses also without `Loss`."""
     spec = find_spec("monai")
     assert spec is not None
     assert spec.submodule_search_locations is not None

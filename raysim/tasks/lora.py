@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) in the linear layers of a network, by peft, which is an optional package.
+"""Adds low-rank adapters (LoRA) to the linear layers of a network, with the optional package peft.
 
 Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen, "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
 https://arxiv.org/abs/2106.09685
@@ -23,7 +23,7 @@ from raysim.tasks.network_keys import LORA
 class LoraNetwork:
     """Creates the network of `factory` and adds adapters of rank `rank` to the layers `targets`.
 
-    W x becomes W x + B A x, with A (rank, inputs) random and B (outputs, rank) zero, so the first outputs are equal.
+    W x becomes W x + B A x, with A (rank, inputs) random and B (outputs, rank) zero, so the initial outputs are equal.
     """
 
     factory: NetworkFactory
@@ -40,9 +40,9 @@ class LoraNetwork:
 
 
 def with_lora(factory: NetworkFactory, spec: Mapping[str, Any]) -> NetworkFactory:
-    """The factory of the network with the adapters that `spec` describes; without any, `factory`.
+    """The factory of the network with the adapters that `spec` describes; without adapters, `factory`.
 
-    Raises ConfigError if peft is missing, and if a target is not a linear layer of the network.
+    Raises ConfigError if peft is missing, or if a target is not a linear layer of the network.
     """
     lora = spec.get(LORA)
     if lora is None:

@@ -175,7 +175,7 @@ def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
 
 
 def _describe_wrong_loss(value: Any) -> str:
-    """What is wrong with the loss of a batch, with the cure; empty if it can be used for training."""
+    """The defect of the loss of a batch, with the cure; empty if the loss can be used for training."""
     if not isinstance(value, Tensor):
         return f"is a {type(value).__name__}: expected a tensor; return it without float() or .item()"
     if value.ndim:

@@ -99,7 +99,7 @@ def check_network(
         if problem := describe_unsupported(net):
             raise ConfigError(f"network {name} cannot be sent between server and sites: {problem}")
         expected = (2, out_channels, *(size if per_voxel else ()))
-        # A library's network returns logits in both modes or in none, and a volume takes seconds.
+        # A network of a library returns logits in both modes or in neither, and a volume takes seconds.
         for training in (True, False) if own else (True,):
             _check_output(net.train(training), name, (2, in_channels, *size), expected, advice or _advice(own, size))
 
@@ -107,7 +107,7 @@ def check_network(
 def _check_output(net: nn.Module, name: str, shape: Sequence[int], expected: tuple[int, ...], advice: str) -> None:
     """Raises ConfigError if the network fails on inputs of this shape, or does not return logits of the expected one.
 
-    Random inputs follow only if the outputs for zeros are probabilities.
+    Random inputs are tried only if the outputs for zeros are probabilities.
     """
     _, channels, *size = shape
     example = f"an image of {channels} channel(s) and size {tuple(size)}" if size else f"{channels} features"
@@ -133,7 +133,7 @@ def _check_output(net: nn.Module, name: str, shape: Sequence[int], expected: tup
 
 
 def _are_probabilities(output: Tensor) -> bool:
-    """Whether all values are from 0 to 1 and have the sum 1 over the classes, the axis 1."""
+    """Whether all values are from 0 to 1 and their sum over the classes (axis 1) is 1."""
     total = output.float().sum(1)
     return bool((output >= 0).all() and torch.allclose(total, torch.ones_like(total), atol=1e-3))
 

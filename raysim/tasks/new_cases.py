@@ -1,4 +1,4 @@
-"""New cases for a trained network: images of a folder or rows of a table, prepared as the data of the run."""
+"""Prepares new cases for a trained network as in the run: images of a folder, or rows of a table."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class TrainedTask:
 class NewCases:
     """Cases in the order of their prepared examples.
 
-    task: has one site, with all cases in its split `test`, some of them with labels.
+    task: has one site, with all cases in its split `test`; cases may have labels.
     images: the file of each case; None for rows of a table.
-    names: the name of each case: its image relative to the common folder, or the number of its row.
-    labels: the mask, the class index, or None for each case.
+    names: for each case the path of its image relative to the common folder, or the number of its row.
+    labels: for each case the mask, the class index, or None.
     """
 
     task: Task
@@ -55,7 +55,7 @@ def prepare_new_cases(
 ) -> NewCases:
     """The cases in `source`, a folder of images or a table, as cases of `site`.
 
-    With `scanner`, images get the simulated scanner of the site, if the run has simulated scanners. Raises ConfigError
+    With `scanner`, the simulated scanner of the site is applied, if the run has simulated scanners. Raises ConfigError
     for cases that cannot be prepared as in the run, and for a task without images or rows.
     """
     config = trained.config
@@ -90,8 +90,8 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str]) -> pd.D
         files = sorted(str(path) for path in folder.iterdir() if _is_image(path))
         if not files:
             raise ConfigError(
-                f"--images {source}: the folder has no image; give a folder with images (NIfTI, PNG, JPEG, TIFF, ...), "
-                "not one with subfolders, or a table"
+                f"--images {source}: the folder has no image; give a table, or a folder that contains images (NIfTI, "
+                "PNG, JPEG, TIFF, ...); subfolders are not read"
             )
         return pd.DataFrame({"image": files, "label": pd.NA}, dtype="string")
     names = [*classes, *classes.values()]
@@ -104,7 +104,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _absent() -> dict[str, str]:
-    """The columns that a table of new cases may lack."""
+    """The columns that may be absent from a table of new cases."""
     return {"site": "new", "split": "test"}
 
 
@@ -128,7 +128,7 @@ def _check_shape(task: Task, trained: TrainedTask, image: str) -> None:
     if task.shape != trained.shape:
         raise ConfigError(
             f"{image}: the prepared image has the shape {task.shape}, but the network was trained on {trained.shape} "
-            "(channels and size); give images with the channels and the size of those of the run"
+            "(channels and size); give images with the same channels and size as in the run"
         )
 
 
@@ -158,7 +158,7 @@ def _tabular_cases(trained: TrainedTask, config: Tabular, source: str, site: str
 
 
 def relative_names(images: Sequence[str]) -> list[str]:
-    """Each path or URL relative to the folder that all of them share."""
+    """Each path or URL relative to the folder that contains all of them."""
     paths = [path.partition("::")[0].rpartition("://")[2] for path in images]
     shared = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [path.removeprefix(shared).lstrip("/") for path in paths]

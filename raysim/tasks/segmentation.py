@@ -57,7 +57,7 @@ class Segmentation:
     def build(self, progress: ProgressCallback | None = None, rows: pd.DataFrame | None = None) -> Task:
         """The task, with the data of every site prepared; `progress(done, total)` is called after each case.
 
-        `rows` are cases to use instead of those of the table, with absolute paths.
+        `rows` replace the cases of the table, with absolute paths.
         Raises ConfigError for anything invalid in the configuration, the table or the images.
         """
         from raysim.tasks.augmentation import make_augmentation
@@ -114,7 +114,7 @@ class Segmentation:
 
 
 def _class_values(values: MaskClasses, arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, int]:
-    """The value of each class in masks; without one in any mask, the class with the value None has 1."""
+    """The value of each class in masks. A class with the value None has that of the masks, or 1 if absent."""
     foreground = max((int(fields["foreground"].max()) for fields in arrays.values()), default=0)
     return {name: value if value is not None else foreground or 1 for name, value in values.items()}
 

@@ -35,10 +35,10 @@ class TableData:
         int | None, Ge(1), "labelled training rows of each site; the others lose their label; by default all"
     ] = None
     folds: Annotated[
-        int | None, Ge(2), "folds of the labelled rows of each inside site, by patient; needs `fold`; by default none"
+        int | None, Ge(2), "number of folds of the labelled rows of each inside site, by patient; needs `fold`"
     ] = None
     fold: Annotated[
-        int | None, Ge(0), "the fold, 0 to folds - 1, whose rows are the test rows; val rows of the others remain val"
+        int | None, Ge(0), "the fold of the test rows, 0 to folds - 1; val rows of other folds remain val rows"
     ] = None
     seed: Annotated[
         int, Ge(0), "seed of partition, folds, scanners and labelled rows, separate from the run's seed"

@@ -71,7 +71,7 @@ class TabularData(TableData):
         )
 
     def selection(self, table: pd.DataFrame) -> FeatureSelection:
-        """The columns to use as features. The column of the partition is none, because it would reveal the site."""
+        """The columns to use as features. The column of the partition is excluded, because it would reveal the site."""
         spec = self.partition
         by = [spec.by] if spec is not None and spec.by is not None and spec.name != "dirichlet" else []
         return FeatureSelection(self.features, self.categorical, (*reserved_columns(table), *by), self.indicators)

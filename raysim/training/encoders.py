@@ -1,4 +1,4 @@
-"""The encoder of a segmentation network, for each supported class of MONAI networks; heads; averages of encoders."""
+"""Encoders of segmentation networks, for each supported class of MONAI networks; heads; averages of encoders."""
 
 from __future__ import annotations
 
@@ -101,6 +101,6 @@ def encoder_weights(net: nn.Module) -> Model:
 
 @torch.no_grad()
 def ema_update(target: nn.Module, net: nn.Module, momentum: float) -> None:
-    """xi <- momentum xi + (1 - momentum) theta, for the parameters xi of `target` and theta of `net`."""
+    """Update `target` in place: xi <- momentum xi + (1 - momentum) theta, with xi of `target` and theta of `net`."""
     for xi, theta in zip(target.parameters(), net.parameters(), strict=True):
         xi.lerp_(theta, 1 - momentum)

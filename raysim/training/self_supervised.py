@@ -144,7 +144,7 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
         return max(1, int(share * rounds + 1e-9))  # in floating point 0.29 * 100 is slightly less than 29
 
     def keep_stages(self, before: int, after: int) -> SelfSupervised[L]:
-        """The method with as many rounds of pre-training in a run of `after` rounds as in one of `before`."""
+        """A copy that pre-trains for as many rounds in a run of `after` rounds as in a run of `before`."""
         pretraining = self.pretraining_rounds(before)
         return self if pretraining == self.pretraining_rounds(after) else replace(self, pretrain_rounds=pretraining)
 

@@ -167,7 +167,7 @@ def _check_finite(parameters: list[nn.Parameter], passes: int, lr: float) -> Non
 
 
 def _backward_reliable(outputs: Tensor, among: Tensor | None) -> Tensor:
-    """Which predictions (B, *space) are reliable and in `among`. Adds the gradients of their mean entropy, if any."""
+    """Whether each prediction (B, *space) is reliable and in `among`. Adds the gradients of their mean entropy."""
     logits = _first(outputs)
     entropies = _entropy(logits)
     reliable = entropies.detach() < SAR_RELIABLE * math.log(logits.shape[1])

@@ -1,4 +1,4 @@
-"""Exports that are refused, with what can be exported instead; the metadata of a bundle."""
+"""Exports that are refused, with the options that can be exported; the metadata of a bundle."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def routed(runs: Runs) -> Path:
 
 def test_routed_models_are_refused(routed: Path) -> None:
     assert "FedSM predicts at new sites with a RoutedPredictor" in refused(routed, "torch")
-    assert refused(routed, "torch", site="a").endswith("what can be exported: --global")
+    assert refused(routed, "torch", site="a").endswith("use --global")
 
 
 def test_adapted_models_are_refused(runs: Runs) -> None:
     adapted = runs("pictures", "fedavg", **{"algorithm.outside": "tent", "task.network.norm": "batch"}) / "run"
     message = refused(adapted, "torch", site="b")
     assert "at site 'b' FedAvg adapts its model to the images (algorithm.outside=tent)" in message
-    assert message.endswith("what can be exported: --global or --site a")
+    assert message.endswith("use --global or --site a")
 
 
 def test_a_method_without_a_global_model(runs: Runs) -> None:
     personal = runs("pictures", "localonly") / "run"
-    assert "LocalOnly has no model for new sites; what can be exported: --site a" in refused(personal, "torch")
+    assert "LocalOnly has no model for new sites; use --site a" in refused(personal, "torch")
     assert "LocalOnly has no global model" in refused(personal, "torch", use_global=True)
     assert not (personal / "exports").exists()
 

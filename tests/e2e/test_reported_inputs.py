@@ -173,7 +173,7 @@ def test_inplace_data(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     line = error.splitlines()[-1]
     assert line.startswith("raysim: site 'a' failed in round 1: ValueError: output array is read-only (")
-    assert "; what a method receives is read-only: change a copy" in line
+    assert "; arrays that a method receives are read-only: change a copy" in line
 
 
 def test_nifti_pixdim_off(case: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def test_a_write_to_what_is_read_only_has_the_cure(function: object) -> None:
 
 
 def test_a_write_to_a_frozen_field_has_the_cure() -> None:
-    assert describe_exception(raised(write_to_field)).endswith("make a changed one with dataclasses.replace")
+    assert describe_exception(raised(write_to_field)).endswith("make a changed copy with dataclasses.replace")
 
 
 def test_the_line_is_that_of_the_user_not_of_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_what_depends_on_the_number_of_rounds_is_reported(run: Path, algorithm: 
     assert found.difference.startswith(expected)
     assert bool(found.difference) == bool(expected)
     assert found.to_mapping()["difference"] == (found.difference or None)
-    assert ("equals a run of 9 rounds" in found.describe(9)) == (not expected)
+    assert ("equals that of a run of 9 rounds" in found.describe(9)) == (not expected)
 
 
 def test_the_evaluation_of_the_last_round_is_reported(run: Path) -> None:
@@ -108,7 +108,7 @@ def test_stages_keep_their_rounds(run: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "error"),
     [
-        ({"rounds": 4}, "rounds=4 is not more than the 4 of the run .*raysim resume"),
+        ({"rounds": 4}, "rounds=4 is not more than the 4 rounds of .*raysim resume"),
         ({"seed": 1}, "seed=1 differs from the run .*which has 0; remove seed"),
         ({"algorithm": FedAvg(lr=0.5)}, "algorithm.lr=0.5 differs from the run .*which has 0.001"),
         ({"algorithm": Ditto()}, "algorithm.name='ditto' differs"),

@@ -104,7 +104,7 @@ def test_a_predictor_that_is_not_one_network_is_named(tmp_path: Path) -> None:
     sites = [f"sites/site-0{n}@personal.safetensors" for n in (1, 2)]
     assert models(tmp_path) == ["README.md", "global.safetensors", *sites]
     text = (tmp_path / "models" / "README.md").read_text()
-    assert "No file has the predictor of site-01, site-02: a RoutedPredictor, which is not one network." in text
+    assert "The predictor of site-01, site-02 has no file: a RoutedPredictor is not one network." in text
 
 
 class Failing(FedAvg):

@@ -77,7 +77,7 @@ def test_a_case_without_a_value_is_left_out_of_the_test(tmp_path: Path) -> None:
     assert [group.mean for group in found.groups] == [1.5, 5.0]
     assert found.groups[1].effect == 1.0
     assert found.better == "lower"
-    assert found.notes == ["up to 1 case without a value left out of a test"]
+    assert found.notes == ["a test leaves out up to 1 case without a value"]
 
 
 def test_a_site_without_a_value_is_left_out(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_areas_under_the_curve(tmp_path: Path) -> None:
     write_run(tmp_path / "1", logits([0.7, 0.1, 0.6, 0.2, 0.55], labels), "rounds=2")
     found = compared(tmp_path)  # accuracy and others have no values here
     assert (found.score.metric, found.test) == ("auc", "delong")
-    assert found.notes == ["the main metric dice has no values by case; auc is compared"]
+    assert found.notes == ["the main metric dice has no values by case, so auc is compared"]
     first, second = found.groups
     assert (first.mean, second.mean) == pytest.approx((5 / 6, 2 / 3))
     assert second.p_value == pytest.approx(0.72367, abs=1e-5)  # z = 1 / sqrt(8), as in test_statistics
@@ -126,7 +126,7 @@ def test_folds_are_pooled(tmp_path: Path) -> None:
     assert compared(tmp_path).cases == 4
     shutil.rmtree(tmp_path / "fedavg-1")
     shutil.rmtree(tmp_path / "fedbn-1")
-    assert "fedavg: not all folds are given, so its scores are those of a part of the cases" in compared(tmp_path).notes
+    assert "fedavg: not all folds are given, so the scores are those of a part of the cases" in compared(tmp_path).notes
 
 
 def test_outside_sites(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_outside_sites(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "dise"}, r"--metric dise: no such values .*\(did you mean 'dice'\?\); expected one of dice"),
+        ({"metric": "dise"}, r"--metric dise: .* has no such values \(did you mean 'dice'\?\); expected one of dice"),
         ({"metric": "test/dice"}, "--metric test/dice: expected a metric such as dice, or role/split/metric"),
         ({"metric": "inside/val/dice", "split": "test"}, "contradict each other; remove --split"),
         ({"split": "val"}, "has no val cases; use another --split"),
@@ -176,7 +176,7 @@ def test_cases_without_names_need_the_same_data(tmp_path: Path) -> None:
     write_run(tmp_path / "1", {"a": [0.5]}, "rounds=3", names=None)
     assert len(compared(tmp_path).groups) == 2
     write_run(tmp_path / "2", {"a": [0.5]}, "task.data.seed=3", names=None)
-    refused(tmp_path, "the cases have no names .* the runs differ in task.data.seed")
+    refused(tmp_path, "cases without names cannot be paired, because the runs differ in task.data.seed")
 
 
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     other = write_run(tmp_path / "1", {"a": [0.5]}, "seed=1", status="failed")
     refused(tmp_path, "1 is failed, not done; to continue it: raysim resume .*1; or give the other runs")
     (other / "summary.json").unlink()
-    refused(tmp_path, "1 has not ended; wait for it")
+    refused(tmp_path, "1 has not ended; wait until it ends")
     shutil.rmtree(other)
     (write_run(other, {"a": [0.5]}, "seed=1") / "cases.parquet").unlink()
     refused(tmp_path, "1 has no cases.parquet")
@@ -215,7 +215,7 @@ def test_unfinished_trials_of_a_search_are_left_out(tmp_path: Path) -> None:
     write_run(tmp_path / "trials" / "0002", {"a": [0.5]}, "algorithm.lr=0.3", status="interrupted")
     found = compared(tmp_path)
     assert [(group.name, group.mean) for group in found.groups] == [("lr=0.1", 0.5), ("lr=0.2", pytest.approx(0.7))]
-    assert "without 1 trial of a search, which did not finish" in found.notes
+    assert "left out: 1 trial of a search that did not finish" in found.notes
 
 
 def test_tables_in_all_formats(two: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_tables_in_all_formats(two: Path, tmp_path: Path) -> None:
     assert "0.6250 ± 0.1414" in Page(tmp_path / "page.html").text
     text = render(found, "text")
     assert "fedbn" in text
-    assert "difference to fedavg" in text
+    assert "difference from fedavg" in text
 
 
 def test_a_single_group_has_no_columns_of_differences(tmp_path: Path) -> None:

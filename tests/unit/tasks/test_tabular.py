@@ -281,7 +281,7 @@ def test_numbers_with_commas_are_refused(table, cells):
 
 def test_a_column_without_a_name_is_no_feature(table):
     write_table(table, "\n".join(f"{n % 3},{line}" for n, line in enumerate(ROWS.splitlines())), f",{HEADER}")
-    with pytest.warns(UserWarning, match="columns without a name are no features: Unnamed: 0; name those"):
+    with pytest.warns(UserWarning, match="columns without a name are not used: Unnamed: 0; name those"):
         built = task(table, {"features": None})
     assert built.shape == (2,)  # x and code
     write_table(table, "\n".join(f"{line}," for line in ROWS.splitlines()), f"{HEADER},")  # a comma at each end

@@ -10,7 +10,7 @@ import pytest
 
 from raysim.config.merge import parse_pairs
 from raysim.core.errors import ConfigError
-from raysim.reporting.search_console import SearchConsole, describe_judged_round
+from raysim.reporting.search_console import SearchConsole, describe_compared_round
 from raysim.reporting.terminal import Terminal
 from raysim.search.build_spec import build_search_spec
 from raysim.search.objectives import Objective, combine_rows
@@ -37,7 +37,7 @@ def rows(trial: TrialRounds) -> list[dict[str, Any]]:
 def test_a_trial_is_compared_by_its_best_round(tmp_path: Path) -> None:
     search = searched(tmp_path, "rounds=6", "algorithm.epochs=3")
     assert [each.column for each in search.objectives] == [f"best/{VAL}"]
-    assert search.judge == "best"
+    assert search.compared_round == "best"
     seen = rows(TrialRounds(search, 1, RATE, TrialCache(search)))
     values = [row[VAL] for row in seen]
     for count, row in enumerate(seen, 1):
@@ -51,7 +51,7 @@ def test_a_trial_is_compared_by_its_best_round(tmp_path: Path) -> None:
         results.add_round(1, row)
     (record,) = results.best()
     assert record.last[TEST] == seen[-1][TEST]
-    text = describe_judged_round(record, search)
+    text = describe_compared_round(record, search)
     assert text == f"trial 1 in its best round, {seen[-1]['best/round']:g}: {TEST} {seen[-1][f'best/{TEST}']:.4f}"
 
 
@@ -71,9 +71,9 @@ def test_without_validation_cases_the_last_round_is_compared(
     search = build_search_spec(request, tmp_path, SearchConsole(Terminal()))
     output = capsys.readouterr().out
     assert "compared by a test score" in output
-    assert "no val cases to choose the best round of a trial by: last rounds are compared" in output
+    assert "the last rounds of the trials are compared" in output
     assert [each.column for each in search.objectives] == [TEST]
-    assert search.judge == "last"
+    assert search.compared_round == "last"
 
 
 def test_pbt_compares_the_states_that_it_copies(tmp_path: Path) -> None:
