@@ -74,6 +74,7 @@ def predict(
             scanner=site is not None,
             progress=lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total)),
         )
+    cases = replace(cases, task=trained.with_trained_part(cases.task))
     folder = Path(out).absolute()
     identity = _identity(trained, cases, site, probabilities)
     job = _job(trained, cases, site or NEW_SITE, folder, probabilities)
@@ -166,7 +167,7 @@ def _job(trained: TrainedRun, cases: NewCases, site: str, out: Path, probabiliti
         state=trained.point.state,
         client_state=trained.point.client_states.get(site),
         site=site,
-        run_task=trained.config.task,
+        run_task=trained.task.config,
         masks=masks,
         labels=cases.labels,
         parts=split_into_parts(len(cases.names)),

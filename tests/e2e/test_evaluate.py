@@ -37,6 +37,14 @@ def test_the_data_of_the_run_have_the_scores_of_the_run(choice: Any, finished: R
     assert cases(found.path).drop(columns=["last", "best"]).equals(expected.drop(columns=["last", "best"]))
 
 
+def test_keys_of_the_prediction_may_differ_from_the_run(finished: RunResult, tmp_path: Path) -> None:
+    found = evaluate(finished.path, {"algorithm.outside": "global"}, round="last", out=tmp_path / "out")
+    of = {path: cases(path).query("site == 'b' and metric == 'dice'") for path in (finished.path, found.path)}
+    assert set(of[finished.path]["predictor"]) == {"own"}
+    assert set(of[found.path]["predictor"]) == {"global"}
+    assert found.metrics["outside/val/dice"] == finished.metrics["outside/val/dice@global"]
+
+
 def test_new_sites_are_outside_sites(finished: RunResult) -> None:
     folder = finished.path.parent
     table = pd.read_csv(folder / "table.csv").assign(split="test")
