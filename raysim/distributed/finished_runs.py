@@ -29,7 +29,7 @@ from raysim.distributed.launcher import follow, ray_events
 from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
 from raysim.federation.prediction import JOB_FILE, Prediction, predict_cases
 from raysim.federation.prediction_job import PredictionJob, split_into_parts, task_of_parts
-from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task
+from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task, written_config
 from raysim.federation.runner import local_fleet
 from raysim.federation.trained_run import NEW_SITE, RoundChoice, TrainedRun, open_run, untrained
 from raysim.reporting.html_report import write_report
@@ -121,7 +121,8 @@ def evaluate(
     with reserve_directory(str(folder), "") as directory, exclusive_lock(directory):
         plan = Plan(config=config, task=task, directory=directory, versions=node_probe.versions())
         summary = _execute(plan, partial(evaluate_run, trained), emit)
-        write_text(directory / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
+        written = to_mapping(written_config(trained, config))
+        write_text(directory / "config.yaml", yaml.safe_dump(written, sort_keys=False))
         emit(Message(f"report: {write_report(directory)}"))
     return RunResult(directory, summary)
 

@@ -33,6 +33,8 @@ OF_THE_OLD_TABLE: dict[str, Any] = {
     "exclude_sites": (),
     "partition": None,
     "labelled": None,
+    "folds": None,
+    "fold": None,
 }
 
 
@@ -55,6 +57,14 @@ def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfi
     if getattr(config.task, "network", None) != getattr(run.config.task, "network", None):
         raise ConfigError("task.network: the run was trained with another network; remove the key")
     return config
+
+
+def written_config(run: TrainedRun, config: RunConfig) -> RunConfig:
+    """The content of config.yaml of an evaluation: `config` with the keys of training, by which runs are compared."""
+    old = run.config
+    return replace(
+        config, cohort=old.cohort, chaos=old.chaos, early_stopping=old.early_stopping, min_replies=old.min_replies
+    )
 
 
 def _has_new_table(overrides: Mapping[str, Any]) -> bool:

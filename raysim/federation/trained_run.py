@@ -20,7 +20,7 @@ from raysim.core.results import ResumePoint, RunOutcome
 from raysim.core.suggestions import did_you_mean
 from raysim.federation.continuation import with_kept_weights
 from raysim.storage import checkpoint
-from raysim.storage.run_directory import BEST, CHECKPOINTS, read_summary
+from raysim.storage.run_directory import BEST, CHECKPOINTS, check_run_directory, read_summary
 from raysim.tasks.new_cases import TrainedTask
 
 RoundChoice = Literal["best", "last"]
@@ -118,8 +118,7 @@ def open_run(directory: str | Path, choice: RoundChoice | None = None) -> Traine
     Raises ConfigError if there is no finished run, or no intact checkpoint of that round.
     """
     folder = Path(directory).absolute()
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is not a run directory: it has no config.yaml; give a directory in runs/")
+    check_run_directory(folder)
     summary = read_summary(folder)
     if summary.get("status") != RunOutcome.DONE:
         found = OUTCOMES.get(summary.get("status", ""), "has not ended")
