@@ -29,7 +29,7 @@ from raysim.distributed.launcher import follow, ray_events
 from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
 from raysim.federation.prediction import JOB_FILE, Prediction, predict_cases
 from raysim.federation.prediction_job import PredictionJob, split_into_parts, task_of_parts
-from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task
+from raysim.federation.run_evaluation import evaluate_run, evaluation_config, evaluation_task, written_config
 from raysim.federation.runner import local_fleet
 from raysim.federation.trained_run import NEW_SITE, RoundChoice, TrainedRun, open_run, without_training
 from raysim.reporting.html_report import write_report
@@ -74,6 +74,7 @@ def predict(
             scanner=site is not None,
             progress=lambda done, total: emit(Progress(phase="preparing cases", done=done, total=total)),
         )
+    cases = replace(cases, task=trained.with_trained_part(cases.task))
     folder = Path(out).absolute()
     identity = _identity(trained, cases, site, probabilities)
     job = _job(trained, cases, site or NEW_SITE, folder, probabilities)
@@ -120,7 +121,8 @@ def evaluate(
     with reserve_directory(str(folder), "") as directory, exclusive_lock(directory):
         plan = Plan(config=config, task=task, directory=directory, versions=node_probe.versions())
         summary = _execute(plan, partial(evaluate_run, trained), emit)
-        write_text(directory / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
+        written = to_mapping(written_config(trained, config))
+        write_text(directory / "config.yaml", yaml.safe_dump(written, sort_keys=False))
         emit(Message(f"report: {write_report(directory)}"))
     return RunResult(directory, summary)
 
@@ -166,7 +168,7 @@ def _job(trained: TrainedRun, cases: NewCases, site: str, out: Path, probabiliti
         state=trained.point.state,
         client_state=trained.point.client_states.get(site),
         site=site,
-        run_task=trained.config.task,
+        run_task=trained.task.config,
         masks=masks,
         labels=cases.labels,
         parts=split_into_parts(len(cases.names)),

@@ -32,7 +32,7 @@ from raysim.storage.run_directory import (
 # The keys that may differ from those of the run that is continued: they do not change the result of a round.
 FREE_KEYS = (
     *("rounds", "backend", "ray_address", "resources", "site_timeout_s", "evaluate_every", "checkpoint_every"),
-    *("early_stopping", "chaos", "pictures", "anonymous_cases"),
+    *("early_stopping", "chaos", "pictures", "anonymous_cases", "tracker"),
 )
 
 

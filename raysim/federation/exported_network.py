@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from raysim.core.contracts import Data, PredictionSet, Predictor, Site, Split, Task
 from raysim.core.errors import ConfigError, RaysimError
-from raysim.core.model import weights
+from raysim.core.model import load, weights
+from raysim.core.network_factories import base_factory, with_all_tensors
 from raysim.core.seeding import numpy_generator
 from raysim.federation.evaluation import describe_predictor, has_batch_statistics
 from raysim.federation.trained_run import NEW_SITE, TrainedRun
+from raysim.tasks.initial_weights import with_initial_weights
+from raysim.tasks.lora import with_lora
 from raysim.tasks.networks import network_factory
 
 
@@ -72,10 +75,10 @@ def _network(run: TrainedRun, site: str | None, *, use_global: bool) -> Exported
             f"{description} is not one network of the task with all its statistics (it uses those of each batch, or "
             "has further layers)"
         )
-    complete = factory()
-    complete.load_state_dict(net.state_dict())
-    shape = run.task.shape
-    return ExportedNetwork(complete.eval(), factory, name, description, torch.from_numpy(_noise((2, *shape))))
+    complete = with_all_tensors(view.task).start(run.config.seed)
+    load(complete, weights(complete) | weights(net))  # tensors that are not trained have their initial values
+    example = torch.from_numpy(_noise((2, *run.task.shape)))
+    return ExportedNetwork(complete.eval(), base_factory(factory), name, description, example)
 
 
 def _single_predictor(run: TrainedRun, view: Site[Any], where: str) -> nn.Module:
@@ -113,17 +116,17 @@ def _alternatives(run: TrainedRun, site: str | None, *, use_global: bool) -> Ite
 
 
 def _factory(run: TrainedRun) -> tuple[Callable[[], nn.Module], int]:
-    """The factory of the task's network, and its number of classes.
+    """The factory of the task's network, with initial weights and adapters, and its number of classes.
 
     The data of the run are needed only for a task that does not name its network and its classes.
     """
-    config, (channels, *size), classes = run.config.task, run.task.shape, len(run.task.classes)
+    config, (channels, *size), classes = run.task.config, run.task.shape, len(run.task.classes)
     network = getattr(config, "network", None)
     if not isinstance(network, Mapping) or not classes:
         task: Task = config.build()
         return task.network, task.classes
     factory = network_factory(network, spatial_dims=len(size), in_channels=channels, out_channels=classes, size=size)
-    return factory, classes
+    return with_lora(with_initial_weights(factory, network), network), classes
 
 
 class _NoDataError(Exception):
@@ -161,6 +164,7 @@ def _view(run: TrainedRun, name: str, factory: Callable[[], nn.Module], classes:
         score=Any,  # type: ignore[arg-type]  # not used by a predictor
         batch_size=getattr(run.config.task, "batch_size", 1),
     )
+    task = run.with_trained_part(task)
     template = task.start(run.config.seed)
     config, state = run.config, run.point.client_states.get(name)
     device = torch.device("cpu")

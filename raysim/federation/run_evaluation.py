@@ -13,6 +13,7 @@ from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError
 from raysim.core.events import Event, Progress, RunFinished
 from raysim.core.formatting import join_names
+from raysim.federation.continuation import with_kept_weights
 from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import EVALUATION_PHASE, BaseFleet
 from raysim.federation.plan import Plan
@@ -32,6 +33,8 @@ OF_THE_OLD_TABLE: dict[str, Any] = {
     "exclude_sites": (),
     "partition": None,
     "labelled": None,
+    "folds": None,
+    "fold": None,
 }
 
 
@@ -56,6 +59,14 @@ def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfi
     return config
 
 
+def written_config(run: TrainedRun, config: RunConfig) -> RunConfig:
+    """The content of config.yaml of an evaluation: `config` with the keys of training, by which runs are compared."""
+    old = run.config
+    return replace(
+        config, cohort=old.cohort, chaos=old.chaos, early_stopping=old.early_stopping, min_replies=old.min_replies
+    )
+
+
 def _has_new_table(overrides: Mapping[str, Any]) -> bool:
     task = overrides.get("task", {})
     data = task.get("data", {}) if isinstance(task, Mapping) else {}
@@ -75,10 +86,11 @@ def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallba
 
     Raises ConfigError for data that do not fit the networks of the run.
     """
-    if isinstance(config.task, Tabular) and config.task.data.table != run.config.task.data.table:
-        task = config.task.build(progress, reference=run.config.task.data)
+    task_config = with_kept_weights(config.task, run.directory)
+    if isinstance(task_config, Tabular) and task_config.data.table != run.config.task.data.table:
+        task = task_config.build(progress, reference=run.config.task.data)
     else:
-        task = config.task.build(progress)
+        task = task_config.build(progress)
     for what, found, expected in (
         ("examples of shape", task.shape, tuple(run.summary["shape"])),
         ("the classes", list(task.class_values), list(run.summary["classes"])),
@@ -89,7 +101,8 @@ def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallba
             )
     sites = (*task.inside, *task.outside)
     inside = tuple(site for site in sorted(sites) if site in run.inside)
-    return replace(task, inside=inside, outside=tuple(site for site in sorted(sites) if site not in run.inside))
+    outside = tuple(site for site in sorted(sites) if site not in run.inside)
+    return replace(run.with_trained_part(task), inside=inside, outside=outside)
 
 
 def evaluate_run(run: TrainedRun, plan: Plan, fleet: BaseFleet) -> Iterator[Event]:
@@ -101,7 +114,8 @@ def evaluate_run(run: TrainedRun, plan: Plan, fleet: BaseFleet) -> Iterator[Even
     states = run.point.client_states
     fleet.client_states.restore({site: states[site] for site in plan.task.inside if site in states})
     yield Progress(phase=EVALUATION_PHASE, total=len(plan.sites))
-    evaluation = evaluate_sites(run.method, run.point.state, fleet)
+    method = replace(run.method, algorithm=plan.config.algorithm)  # its keys of prediction may be given
+    evaluation = evaluate_sites(method, run.point.state, fleet)
     summary = write_evaluation(
         plan.directory,
         plan.task,

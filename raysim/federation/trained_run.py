@@ -11,14 +11,16 @@ from typing import Any, Literal
 from raysim.config.merge import read_file
 from raysim.config.resolve import resolve
 from raysim.config.schema import Cohort, RunConfig
-from raysim.core.contracts import Algorithm, PredictionSet, Predictor, Site
+from raysim.core.contracts import Algorithm, PredictionSet, Predictor, Site, Task
 from raysim.core.errors import ConfigError, RunError
 from raysim.core.formatting import quote_path
+from raysim.core.network_factories import train_only
 from raysim.core.registry import classes_of
 from raysim.core.results import ResumePoint, RunOutcome
 from raysim.core.suggestions import did_you_mean
+from raysim.federation.continuation import with_kept_weights
 from raysim.storage import checkpoint
-from raysim.storage.run_directory import BEST, CHECKPOINTS, read_summary
+from raysim.storage.run_directory import BEST, CHECKPOINTS, check_run_directory, read_summary
 from raysim.tasks.new_cases import TrainedTask
 
 RoundChoice = Literal["best", "last"]
@@ -74,8 +76,13 @@ class TrainedRun:
 
     @property
     def task(self) -> TrainedTask:
-        """The task of the run."""
-        return TrainedTask(self.config.task, tuple(self.summary["shape"]), self.summary["classes"])
+        """The task of the run. Its initial weights are those that the run has kept."""
+        config = with_kept_weights(self.config.task, self.directory)
+        return TrainedTask(config, tuple(self.summary["shape"]), self.summary["classes"])
+
+    def with_trained_part(self, task: Task) -> Task:
+        """`task` with the network as in the run: only the parameters that the run has trained are in its models."""
+        return train_only(task, getattr(self.config.algorithm, "trainable", None))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -111,8 +118,7 @@ def open_run(directory: str | Path, choice: RoundChoice | None = None) -> Traine
     Raises ConfigError if there is no finished run, or no intact checkpoint of that round.
     """
     folder = Path(directory).absolute()
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is not a run directory: it has no config.yaml; give a directory in runs/")
+    check_run_directory(folder)
     summary = read_summary(folder)
     if summary.get("status") != RunOutcome.DONE:
         found = OUTCOMES.get(summary.get("status", ""), "has not ended")

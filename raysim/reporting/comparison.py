@@ -157,6 +157,8 @@ def _notes(groups: Sequence[RunGroup], runs: Sequence[RunRecord], left_out: int,
     notes = []
     if left_out:
         notes.append(f"left out: {pluralize(left_out, 'trial')} of a search that did not finish")
+    if repeated := len(runs) - sum(len(group.runs) for group in groups):
+        notes.append(f"left out: {pluralize(repeated, 'trial')} of a search with the values of another one")
     if len({len(group.repetitions) for group in groups}) > 1:
         notes.append("the groups have different numbers of seeds")
     if by is not None and (pooled := [key for group in groups for key in differing_keys(group.runs)]):

@@ -81,7 +81,8 @@ def _text(value: Any) -> str:
 def group_runs(runs: Sequence[RunRecord], by: str | None = None) -> list[RunGroup]:
     """The groups, in the order of their first runs. `by` are keys, separated by commas, instead of all that differ.
 
-    Raises ConfigError for a key that no run has, and for two runs with the same configuration, seed and fold.
+    A trial of a search that repeats the configuration and the seed of another one is left out, since its results are
+    the same. Raises ConfigError for a key that no run has, and for two other runs with the same configuration and seed.
     """
     differing = differing_keys(runs)
     keys = [_known_key(key.strip(), runs) for key in by.split(",")] if by is not None else differing
@@ -91,6 +92,8 @@ def group_runs(runs: Sequence[RunRecord], by: str | None = None) -> list[RunGrou
         group = groups.setdefault(_values(run, keys), {})
         folds = group.setdefault((_text(run.keys.get(SEED)), *_values(run, repeated)), {})
         fold = _text(run.keys.get(FOLD))
+        if fold in folds and run.is_trial and folds[fold].is_trial:
+            continue
         if fold in folds:
             raise ConfigError(
                 f"{folds[fold].path} and {run.path} have the same configuration and seed; give only one of them"

@@ -17,7 +17,7 @@ from raysim.reporting.tracked_runs import RunDescription, flatten
 from raysim.reporting.tracker import FILES, Tracker
 from raysim.storage.json_lines import read_jsonl
 from raysim.storage.recorder import curves_of
-from raysim.storage.run_directory import LOG_FILE, read_environment, read_summary
+from raysim.storage.run_directory import LOG_FILE, SEEDS_FILE, read_environment, read_summary
 
 PROJECT = "raysim"  # of the runs that are not trials
 
@@ -80,8 +80,16 @@ class _RunTracking:
 
 
 def _describe(plan: Plan) -> RunDescription:
-    directory = plan.directory
-    return RunDescription(directory.name, PROJECT, directory.parent, params_of(plan.config), run_tags(directory, plan))
+    name, folder = run_name(plan.directory)
+    return RunDescription(name, PROJECT, folder, params_of(plan.config), run_tags(plan.directory, plan))
+
+
+def run_name(directory: Path) -> tuple[str, Path]:
+    """The name of a run and the folder that it shares with other runs; one of several seeds is named RUN-seed-K."""
+    parent = directory.parent
+    if (parent / SEEDS_FILE).is_file():
+        return f"{parent.name}-{directory.name}", parent.parent
+    return directory.name, parent
 
 
 def params_of(config: RunConfig) -> dict[str, Any]:

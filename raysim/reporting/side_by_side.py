@@ -17,7 +17,7 @@ from raysim.reporting.page import page_style, write_page
 from raysim.reporting.pictures import MAX_BYTES, read_pictures
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, plot_column, render_svg
 from raysim.reporting.run_groups import differing_keys, format_value
-from raysim.storage.run_directory import SUMMARY_FILE, read_summary
+from raysim.storage.run_directory import SUMMARY_FILE, describe_collection, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,6 +76,8 @@ def check_run(directory: Path) -> None:
     """Raises ConfigError if `directory` is not the directory of a run that has ended."""
     if not directory.is_dir():
         raise ConfigError(f"{quote_path(directory)} is not a folder; expected the directory of a run")
+    if advice := describe_collection(directory):
+        raise ConfigError(f"{quote_path(directory)} is not a run directory: {advice}")
     if not (directory / SUMMARY_FILE).exists():
         raise ConfigError(
             f"{quote_path(directory)} has no {SUMMARY_FILE}; expected the directory of a run that has ended: "

@@ -50,6 +50,7 @@ def write_evaluation(
         "best": {"round": None, "reason": "only one round was evaluated"},
         "metric": chosen,
         "direction": direction(chosen, task.score.better),
+        "better": dict(task.score.better),
         "evaluated_round": number,
         "metrics": metrics,
         "sites": sites,

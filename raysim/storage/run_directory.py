@@ -48,8 +48,18 @@ def check_new_directory(out: str | None, kind: str) -> None:
 
 def check_run_directory(directory: Path) -> None:
     """Raises ConfigError if `directory` is not the directory of a run."""
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml; give a directory in runs/")
+    if not (directory / CONFIG_FILE).is_file():
+        advice = describe_collection(directory) or "give a directory in runs/"
+        raise ConfigError(f"{directory} is not a run directory: it has no {CONFIG_FILE}; {advice}")
+
+
+def describe_collection(directory: Path) -> str:
+    """The advice to give one of the runs in a directory of several seeds or of a search; empty for another folder."""
+    if (directory / SEEDS_FILE).is_file():
+        return f"it has a run for each seed; give one of them, such as {quote_path(directory)}/seed-0"
+    if (directory / SEARCH_FILE).is_file():
+        return f"it has the trials of a search; give one of them, such as {quote_path(directory)}/trials/0001"
+    return ""
 
 
 @contextmanager

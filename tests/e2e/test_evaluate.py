@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 
 from raysim import ConfigError, RunResult, evaluate, export, run
+from raysim.federation.run_evaluation import evaluation_config
+from raysim.federation.trained_run import open_run
+from raysim.reporting.comparison import CompareOptions, compare
 from tests.support.trained import trained
 
 
@@ -37,6 +41,14 @@ def test_the_data_of_the_run_have_the_scores_of_the_run(choice: Any, finished: R
     assert cases(found.path).drop(columns=["last", "best"]).equals(expected.drop(columns=["last", "best"]))
 
 
+def test_keys_of_the_prediction_may_differ_from_the_run(finished: RunResult, tmp_path: Path) -> None:
+    found = evaluate(finished.path, {"algorithm.outside": "global"}, round="last", out=tmp_path / "out")
+    of = {path: cases(path).query("site == 'b' and metric == 'dice'") for path in (finished.path, found.path)}
+    assert set(of[finished.path]["predictor"]) == {"own"}
+    assert set(of[found.path]["predictor"]) == {"global"}
+    assert found.metrics["outside/val/dice"] == finished.metrics["outside/val/dice@global"]
+
+
 def test_new_sites_are_outside_sites(finished: RunResult) -> None:
     folder = finished.path.parent
     table = pd.read_csv(folder / "table.csv").assign(split="test")
@@ -55,6 +67,25 @@ def test_new_sites_are_outside_sites(finished: RunResult) -> None:
     assert json.loads((found.path / "summary.json").read_text())["round"] == finished.best["round"]
     assert all(path.read_bytes() == content for path, content in before.items())
     assert evaluate(finished.path, {"task.data.table": str(folder / "new.csv")}).path.name == "new-002"
+
+
+def test_folds_of_the_run_do_not_apply_to_a_new_table(finished: RunResult) -> None:
+    trained_run = open_run(finished.path)
+    data = replace(trained_run.config.task.data, folds=2, fold=1)
+    of_fold = replace(trained_run, config=replace(trained_run.config, task=replace(trained_run.config.task, data=data)))
+    config = evaluation_config(of_fold, {"task": {"data": {"table": str(finished.path.parent / "table.csv")}}})
+    assert (config.task.data.folds, config.task.data.fold) == (None, None)
+    assert evaluation_config(of_fold, {}).task.data.fold == 1
+
+
+def test_evaluations_are_compared_like_runs(finished: RunResult, tmp_path: Path) -> None:
+    keys = {"cohort": 0.5, "seed": 0, "task.network.norm": "batch"}
+    half = trained(tmp_path, "pictures", "fedbn", **keys, data={"table": str(finished.path.parent / "table.csv")})
+    for run_result, name in ((finished, "all"), (half, "half")):
+        evaluate(run_result.path, {"algorithm.outside": "global"}, round="last", out=tmp_path / "out" / name)
+    found = compare([tmp_path / "out"], CompareOptions(by="cohort.size", split="val"))
+    assert [group.name for group in found.groups] == ["size=1", "size=0.5"]
+    assert found.better == "higher"
 
 
 def test_rows_are_standardised_as_in_the_run(tmp_path: Path) -> None:

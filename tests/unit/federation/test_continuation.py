@@ -93,6 +93,11 @@ def test_what_depends_on_the_number_of_rounds_is_reported(run: Path, algorithm: 
     assert ("equals that of a run of 9 rounds" in found.describe(9)) == (not expected)
 
 
+def test_a_continued_run_may_be_recorded_by_a_tracker(run: Path) -> None:
+    changed, _ = plan_continuation(config(rounds=9, tracker="mlflow"), config(rounds=4), run)
+    assert changed.tracker == "mlflow"
+
+
 def test_the_evaluation_of_the_last_round_is_reported(run: Path) -> None:
     _, found = plan_continuation(config(rounds=9, evaluate_every=3), config(rounds=4, evaluate_every=3), run)
     assert found.difference == "round 4 was evaluated too, because it was the last one"

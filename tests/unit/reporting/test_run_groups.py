@@ -71,6 +71,12 @@ def test_the_same_run_twice(tmp_path: Path) -> None:
         groups(tmp_path, "", "seed=1", "")
 
 
+def test_a_repeated_trial_of_a_search(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").touch()
+    found = groups(tmp_path, "rounds=3", "rounds=4", "rounds=3")
+    assert [run.path.name for group in found for run in group.runs] == ["00", "01"]
+
+
 def test_an_older_configuration_without_a_key_is_the_same(tmp_path: Path) -> None:
     write_run(tmp_path / "new", CASES)
     old = write_run(tmp_path / "old", CASES, "seed=1") / "config.yaml"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from raysim.reporting.run_tracking import run_name
 from raysim.reporting.tracked_runs import RunDescription, flatten, mlflow_name, one_line
 from raysim.reporting.tracker import Tracker
 
@@ -29,6 +30,13 @@ def test_a_configuration_has_dotted_keys() -> None:
 )
 def test_names_that_mlflow_accepts(name: str, expected: str) -> None:
     assert mlflow_name(name) == expected
+
+
+def test_a_seed_has_the_name_of_its_parent(tmp_path: Path) -> None:
+    assert run_name(tmp_path / "seed-0") == ("seed-0", tmp_path)
+    (tmp_path / "fedbn").mkdir()
+    (tmp_path / "fedbn" / "seeds.yaml").touch()
+    assert run_name(tmp_path / "fedbn" / "seed-0") == ("fedbn-seed-0", tmp_path)
 
 
 def test_an_error_is_one_line_without_secrets() -> None:
