@@ -224,7 +224,7 @@ def test_repeated_trials_of_a_search_are_left_out(tmp_path: Path) -> None:
         write_run(tmp_path / "trials" / name, {"a": [0.5, 0.6]})
     found = compared(tmp_path)
     assert [group.seeds for group in found.groups] == [1]
-    assert found.notes == ["without 1 trial of a search with the values of another one"]
+    assert found.notes == ["left out: 1 trial of a search with the values of another one"]
 
 
 def test_tables_in_all_formats(two: Path, tmp_path: Path) -> None:
