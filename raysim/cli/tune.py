@@ -57,7 +57,7 @@ def add_tune_command(commands: Any) -> None:
         metavar="M",
         help="the objective: mean, worst, outside, bytes, seconds or role/split/metric; separate several by commas",
     )
-    add("--round", choices=get_args(ComparedRound), help="the round of a trial that is compared (default: best)")
+    add("--judge", choices=get_args(ComparedRound), help="the round of a trial that is compared (default: best)")
     add(
         "--scheduler",
         choices=get_args(SchedulerName),

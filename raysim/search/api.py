@@ -68,7 +68,7 @@ def tune(
     run. `points` are values to try first. `out` is the directory of the search; by default it is a new one in runs/.
     `quiet` suppresses the console.
 
-    The options are those of the command: trials, metric, round, scheduler, searcher, max_concurrent, seeds, holdout,
+    The options are those of the command: trials, metric, judge, scheduler, searcher, max_concurrent, seeds, holdout,
     folds, keep_checkpoints, tracker, and budget in seconds.
 
     Raises ConfigError, before anything starts, for a wrong key, value or option; PlacementError if no trial fits the

@@ -67,7 +67,7 @@ def build_search_spec(
             "the trials are compared by a test score, so the test score of the best trial is optimistic: use --metric "
             "with a score on val cases"
         )
-    return _with_best_rounds(spec, tasks, sites, console) if options.round == "best" else spec
+    return _with_best_rounds(spec, tasks, sites, console) if options.judge == "best" else spec
 
 
 def _with_best_rounds(

@@ -23,7 +23,7 @@ class SearchOptions:
 
     trials: Annotated[int, Gt(0), "number of trials; a grid determines it"] = 16
     metric: Annotated[str | None, "the objectives, separated by commas: worst, outside, bytes, ..."] = None
-    round: Annotated[
+    judge: Annotated[
         ComparedRound, "the round of a trial that is compared: the best by its validation score, or the last"
     ] = "best"
     scheduler: Annotated[SchedulerName, "the scheduler, which stops trials early or changes them"] = "fifo"

@@ -76,6 +76,12 @@ def test_without_validation_cases_the_last_round_is_compared(
     assert search.compared_round == "last"
 
 
+def test_the_last_rounds_are_compared_on_request(tmp_path: Path) -> None:
+    search = searched(tmp_path, "rounds=4", judge="last")
+    assert search.compared_round == "last"
+    assert [each.column for each in search.objectives] == [VAL]
+
+
 def test_pbt_compares_the_states_that_it_copies(tmp_path: Path) -> None:
     assert [each.column for each in searched(tmp_path, "rounds=4", scheduler="pbt").objectives] == [VAL]
 
