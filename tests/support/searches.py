@@ -52,7 +52,7 @@ def rounds_done(out: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in (out / "trials").glob("*/log.jsonl"))
 
 
-def searched(out: Path, *pairs: str, space: Sequence[str] = (LR,), scheduler: str = "fifo") -> Any:
+def searched(out: Path, *pairs: str, space: Sequence[str] = (LR,), scheduler: str = "fifo", judge: str = "best") -> Any:
     """The specification of a search in `out`, which is not started."""
     from raysim.config.merge import parse_pairs
     from raysim.reporting.search_console import SearchConsole
@@ -62,5 +62,7 @@ def searched(out: Path, *pairs: str, space: Sequence[str] = (LR,), scheduler: st
     from raysim.search.space import Space, from_cli
 
     tiny = [pair for pair in TINY if space == (LR,) or "network" not in pair]
-    one = build_request(Space(from_cli(space)), {}, parse_pairs([*pairs, *tiny]), {"scheduler": scheduler})
+    one = build_request(
+        Space(from_cli(space)), {}, parse_pairs([*pairs, *tiny]), {"scheduler": scheduler, "judge": judge}
+    )
     return replace(build_search_spec(one, out, SearchConsole(Terminal(quiet=True))), out=out)
