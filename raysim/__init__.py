@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from raysim.core.registry import algorithm_class, task_class
     from raysim.core.results import ResumePoint, Round, RunResult, Score
     from raysim.core.seeding import preserve_rng
-    from raysim.distributed.finished_runs import evaluate, predict
+    from raysim.distributed.finished_run_commands import evaluate, predict
     from raysim.distributed.launcher import resume, run
     from raysim.federation.export import export
     from raysim.federation.fleet import LocalFleet
@@ -50,7 +50,7 @@ _HOME = {
     "raysim.config.resolve": ("load_config",),
     "raysim.core.events": ("ActorsPlaced", "Notice", "Progress", "RoundEvent", "RunFinished"),
     "raysim.core.errors": ("ConfigError", "PlacementError", "RaysimError", "RunError", "SiteError"),
-    "raysim.distributed.finished_runs": ("evaluate", "predict"),
+    "raysim.distributed.finished_run_commands": ("evaluate", "predict"),
     "raysim.distributed.launcher": ("resume", "run"),
     "raysim.federation.export": ("export",),
     "raysim.federation.fleet": ("LocalFleet",),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysim.distributed.finished_runs import predict
+from raysim.distributed.finished_run_commands import predict
 from tests.support.trained import trained
 
 NORM = {"task.network.norm": "batch"}

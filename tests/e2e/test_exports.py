@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from raysim.distributed.finished_runs import predict
+from raysim.distributed.finished_run_commands import predict
 from raysim.federation.export import export
 from tests.support.trained import Runs, shared_runs
 

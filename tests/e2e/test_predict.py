@@ -15,7 +15,7 @@ from PIL import Image
 from raysim import ConfigError, Progress
 from raysim.cli.main import main
 from raysim.core.events import Event
-from raysim.distributed.finished_runs import predict
+from raysim.distributed.finished_run_commands import predict
 from tests.support.trained import Runs, shared_runs, trained
 
 

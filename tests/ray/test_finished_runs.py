@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from raysim.distributed.finished_runs import evaluate, predict
+from raysim.distributed.finished_run_commands import evaluate, predict
 from tests.support.trained import trained
 
 
