@@ -29,7 +29,7 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     keys = parse_pairs(overrides)
     from raysim.cli.run import end_cleanly_on_sigterm
     from raysim.core.events import RunFinished
-    from raysim.distributed import finished_runs
+    from raysim.distributed import finished_run_commands
     from raysim.reporting.console import RunConsole, site_tables
     from raysim.reporting.terminal import Terminal
 
@@ -41,7 +41,7 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             console.show(event)
 
     with console.live():
-        found = finished_runs.evaluate(args.run, keys, round=args.round, out=args.out, on_event=show)
+        found = finished_run_commands.evaluate(args.run, keys, round=args.round, out=args.out, on_event=show)
     for table in site_tables(found.summary, console.console.width):
         console.console.print(table)
     for note in found.summary["notes"]:

@@ -54,7 +54,7 @@ def predict(args: argparse.Namespace) -> int:
     """Run the command."""
     from raysim.cli.run import end_cleanly_on_sigterm
     from raysim.core.events import ActorsPlaced, RunFinished
-    from raysim.distributed import finished_runs
+    from raysim.distributed import finished_run_commands
     from raysim.reporting.console import RunConsole
     from raysim.reporting.terminal import Terminal
 
@@ -66,7 +66,7 @@ def predict(args: argparse.Namespace) -> int:
             console.show(event)
 
     with console.live():
-        found = finished_runs.predict(
+        found = finished_run_commands.predict(
             args.run,
             args.images,
             args.out,
