@@ -157,6 +157,7 @@ def test_a_user_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trouble" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_user_network_in_the_working_directory() -> None:
     lines = (
         "from torch import nn",
@@ -224,6 +225,7 @@ def test_an_interrupted_local_run_keeps_its_rounds(by: signal.Signals) -> None:
     assert (summary("stopped")["status"], summary("stopped")["rounds"]) == ("interrupted", len(rounds))
 
 
+@pytest.mark.slow
 def test_a_closed_output_pipe_does_not_end_the_run() -> None:
     command = shlex.join([raysim(), "run", *SMALL, "rounds=8", "backend=local", "--out", "piped"]) + " | head -n 3"
     subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL, env=unbuffered())

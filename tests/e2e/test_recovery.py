@@ -38,6 +38,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_the_cure(small_disk: Path) -> None:
     arguments = ["rounds=300", "backend=local", "task.data.sites=2", "task.data.outside=[]", "task.data.size=[16, 16]"]
     arguments += ["network={name: unet, channels: [2, 4], strides: [2]}", "task.data.cases=2", "task.data.test=1"]

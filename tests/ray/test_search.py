@@ -218,6 +218,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_with_a_killed_process_continues_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = [
