@@ -72,8 +72,7 @@ def _evaluate_site(site: Site[Any], broadcast: tuple[Method[S], S]) -> Reply[Sit
     algorithm, state = broadcast
     predictor = algorithm.predictor(site, state)
     check_predictor(predictor, type(algorithm).__name__)
-    single = None if predictor is None or isinstance(predictor, PredictionSet) else PredictionSet(predictor)
-    predictions = predictor if isinstance(predictor, PredictionSet) else single
+    predictions = as_prediction_set(predictor)
     kind = "" if predictions is None else describe_predictor(predictions.main, site, state)
     found = SiteEvaluation() if predictions is None else _evaluate(site, predictions.main, kind)
     if kind == "global":
@@ -86,6 +85,11 @@ def _evaluate_site(site: Site[Any], broadcast: tuple[Method[S], S]) -> Reply[Sit
         if predictions.notes is not None:
             found += SiteEvaluation(_note_scores(site, predictions.notes, type(algorithm).__name__))
     return Reply(found)
+
+
+def as_prediction_set(predictor: Predictor | PredictionSet | None) -> PredictionSet | None:
+    """The set of what `Algorithm.predictor` returned; None if the method has no predictor."""
+    return predictor if predictor is None or isinstance(predictor, PredictionSet) else PredictionSet(predictor)
 
 
 def describe_predictor(predict: Predictor, site: Site[Any], state: State) -> str:

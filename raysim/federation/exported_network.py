@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raysim.core.contracts import Data, PredictionSet, Predictor, Site, Split, Task
+from raysim.core.contracts import Data, Site, Split, Task
 from raysim.core.errors import ConfigError, RaysimError
 from raysim.core.model import load, weights
 from raysim.core.network_factories import base_factory, with_all_tensors
 from raysim.core.seeding import numpy_generator
-from raysim.federation.evaluation import describe_predictor, has_batch_statistics
+from raysim.federation.evaluation import as_prediction_set, describe_predictor, has_batch_statistics
 from raysim.federation.trained_run import NEW_SITE, TrainedRun
 from raysim.tasks.initial_weights import with_initial_weights
 from raysim.tasks.lora import with_lora
@@ -91,9 +91,10 @@ def _single_predictor(run: TrainedRun, view: Site[Any], where: str) -> nn.Module
         found = run.method.predictor(view, run.point.state)
     except (RaysimError, _NoDataError) as error:
         raise NotOneNetworkError(f"{method} needs data to predict at {where}: {error}") from error
-    main: Predictor | None = found.main if isinstance(found, PredictionSet) else found
-    if main is None:
+    predictions = as_prediction_set(found)
+    if predictions is None:
         raise NotOneNetworkError(f"{method} has no model for {where}")
+    main = predictions.main
     kind = describe_predictor(main, view, run.point.state)
     if not isinstance(main, nn.Module) or (not inside and kind != "global"):
         what = f"a {type(main).__name__}" if isinstance(main, nn.Module) else f"a {kind}"

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from raysim.core.contracts import Algorithm, PredictionSet, Predictor, Reply, S, Site, State
+from raysim.core.contracts import Algorithm, Predictor, Reply, S, Site, State
 from raysim.core.formatting import join_names
 from raysim.core.model import Model, weights
 from raysim.core.network_factories import with_all_tensors
-from raysim.federation.evaluation import describe_predictor, has_batch_statistics
+from raysim.federation.evaluation import as_prediction_set, describe_predictor, has_batch_statistics
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.plan import Plan
 from raysim.storage.model_files import GLOBAL_FILE, ModelFiles
@@ -86,10 +86,9 @@ def site_models(algorithm: Algorithm[S], state: S, fleet: BaseFleet) -> Iterator
 
 def _site_models(site: Site[Any], broadcast: tuple[Algorithm[S], S]) -> Reply[tuple[SiteModel, ...]]:
     algorithm, state = broadcast
-    predictor = algorithm.predictor(site, state) if site.name in site.task.inside else None
-    if predictor is None:
+    predictions = as_prediction_set(algorithm.predictor(site, state)) if site.name in site.task.inside else None
+    if predictions is None:
         return Reply(())
-    predictions = predictor if isinstance(predictor, PredictionSet) else PredictionSet(predictor)
     named: dict[str, Predictor] = {"": predictions.main, **predictions.others}
     return Reply(tuple(_site_model(name, predict, site, state) for name, predict in named.items()))
 

@@ -19,7 +19,6 @@ from raysim.core.contracts import (
     CaseScorer,
     CaseValues,
     Data,
-    PredictionSet,
     Predictor,
     Reply,
     Site,
@@ -30,7 +29,7 @@ from raysim.core.contracts import (
 from raysim.core.seeding import seed_all
 from raysim.data.predicted_masks import PredictedMasks
 from raysim.data.required_paths import OpensFiles
-from raysim.federation.evaluation import describe_predictor
+from raysim.federation.evaluation import as_prediction_set, describe_predictor
 from raysim.federation.return_checks import check_predictor
 from raysim.federation.site_executor import EVALUATION_CALL
 from raysim.federation.trained_run import TrainedMethod
@@ -227,5 +226,7 @@ def _make_predictor(site: Site[Any], job: PredictionJob) -> tuple[str, Predictor
     seed_all(site.seed, site.round, EVALUATION_CALL, job.site)  # as in the evaluation of the run
     found = job.method.predictor(view, job.state)
     check_predictor(found, type(job.method.algorithm).__name__)
-    main = found.main if isinstance(found, PredictionSet) else found
-    return ("", None) if main is None else (describe_predictor(main, view, job.state), main)
+    predictions = as_prediction_set(found)
+    if predictions is None:
+        return "", None
+    return describe_predictor(predictions.main, view, job.state), predictions.main

@@ -13,7 +13,6 @@ from raysim.core.contracts import (
     SPLITS,
     Algorithm,
     Array,
-    PredictionSet,
     Predictor,
     Reply,
     S,
@@ -24,6 +23,7 @@ from raysim.core.contracts import (
 )
 from raysim.core.results import CaseScores
 from raysim.data.mask_values import IGNORED
+from raysim.federation.evaluation import as_prediction_set
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.plan import Plan
 from raysim.storage.picture_files import CasePicture, Chosen, SplitSummary, write_pictures
@@ -80,10 +80,9 @@ def _describe_site(
     pictures: tuple[CasePicture, ...] = ()
     labels = site.data[chosen[site.name][0]].labels if site.name in chosen else None
     if labels is not None and labels.ndim > 2:  # masks
-        predictor = algorithm.predictor(site, state)
-        if predictor is not None:
-            predict = predictor.main if isinstance(predictor, PredictionSet) else predictor
-            pictures = tuple(_pictures(site, predict, *chosen[site.name]))
+        predictions = as_prediction_set(algorithm.predictor(site, state))
+        if predictions is not None:
+            pictures = tuple(_pictures(site, predictions.main, *chosen[site.name]))
     return Reply((pictures, summaries))
 
 
