@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,15 @@ def nested_keys(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value  # type: ignore[no-any-return]
+
+
+def dotted_keys(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted key and the value of each entry of nested mappings; an empty mapping and a list are values."""
+    if isinstance(value, Mapping) and (value or not prefix):
+        for key, item in value.items():
+            yield from dotted_keys(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
 
 
 def expand_dotted_keys(values: Mapping[Any, Any], path: str, prefix: str = "") -> dict[str, Any]:

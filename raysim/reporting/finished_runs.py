@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raysim.config.merge import dotted_keys
 from raysim.config.yaml_loader import load_written_yaml
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
@@ -79,16 +80,7 @@ def read_run(path: Path, is_trial: bool = False) -> RunRecord:
         config = load_written_yaml(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {file}: {error}; remove this folder, or give other folders") from error
-    return RunRecord(path, dict(_flat("", config)), read_summary(path), is_trial)
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the dotted key and the value of each entry of nested mappings; an empty mapping is a value."""
-    if isinstance(value, Mapping) and (value or not prefix):
-        for key, item in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
-    else:
-        yield prefix, value
+    return RunRecord(path, dict(dotted_keys(config)), read_summary(path), is_trial)
 
 
 def comparable_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], int]:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from raysim.config.merge import dotted_keys
 from raysim.config.schema import TrackerName
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import redact
@@ -228,10 +229,7 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys of a configuration and their values; a list is one value."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, list | Mapping) else value
+def flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a configuration and their values; a list is one value, as JSON."""
+    for key, value in dotted_keys(values):
+        yield key, json.dumps(value) if isinstance(value, list | Mapping) else value
