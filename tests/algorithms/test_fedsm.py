@@ -178,7 +178,7 @@ def test_shared_moments_are_equal_at_all_sites_and_are_sent() -> None:
     assert set(rounds[0].traffic.down.values()) == {2 * p + s}
     assert set(rounds[1].traffic.down.values()) == {2 * p + 3 * s + steps}
     assert set(rounds[1].traffic.up.values()) == {2 * p + 3 * s + steps}
-    apart = ended(FedSM(average_moments=False), task)
+    apart = ended(FedSM(selector_epochs=1, average_moments=False), task)
     assert apart.state.moments is None
     assert set(apart.traffic.up.values()) == {2 * p + s}
 
@@ -236,7 +236,7 @@ def test_a_pull_to_the_plain_mean_is_allowed(sites: int) -> None:
 
 
 def test_inside_sites_have_scores_of_routed_personal_and_global_models() -> None:
-    end = ended(FedSM(), small_task())
+    end = ended(FedSM(selector_epochs=1), small_task())
     found = {(s.site, s.metric) for s in end.scores if s.split == "test"}
     for site in ("site-01", "site-02", "site-03"):
         names = ("dice", "dice@global", "dice@personal", "selector_accuracy", "routed_own", "routed_other")
@@ -252,7 +252,8 @@ def test_inside_sites_have_scores_of_routed_personal_and_global_models() -> None
 
 def test_a_selector_below_the_threshold_predicts_with_the_global_model() -> None:
     scores = {
-        (s.site, s.split, s.metric): s.value for s in ended(FedSM(threshold=1.0, keep="last"), small_task()).scores
+        (s.site, s.split, s.metric): s.value
+        for s in ended(FedSM(threshold=1.0, keep="last", selector_epochs=1), small_task()).scores
     }
     plain = {key: value for key, value in scores.items() if key[2] == "dice"}
     assert plain == {(a, b, "dice"): scores[a, b, "dice@global"] for a, b, _ in plain}

@@ -56,7 +56,11 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             *(1, r"batch +wrong +LookupError: no such organ"),
             marks=pytest.mark.slow,
         ),
-        (["algorithm=my_doctor_case:Dies"], 1, r"batch +wrong +the process died with exit code -9"),
+        pytest.param(
+            ["algorithm=my_doctor_case:Dies"],
+            *(1, r"batch +wrong +the process died with exit code -9"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["resources.gpus_per_client=1"],
             *(3, r"resources +wrong +requested 1 client actor of 1 CPU and 1 GPU"),

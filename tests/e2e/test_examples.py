@@ -29,6 +29,7 @@ SMALL = {
     "wbc": ["task.data.size=[32,32]"],
     "heart": [],
 }
+QUICK = [path for path in EXAMPLES if path.stem in ("hippocampus", "spinal", "heart")]
 README = (ROOT / "README.md").read_text()
 
 
@@ -40,7 +41,7 @@ def test_an_example_is_a_valid_configuration(path):
 
 @pytest.mark.data
 @pytest.mark.filterwarnings("ignore:task.data.size cuts")  # small on purpose
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", slow_except(EXAMPLES, QUICK), ids=lambda path: path.stem)
 def test_an_example_trains_on_its_real_data(path, tmp_path):
     table = DATA / TABLES[path.stem] / "table.csv"
     if not table.exists():

@@ -164,6 +164,7 @@ def test_a_site_with_separate_resources_has_a_dedicated_actor(ray_started: None,
     assert table[table["metric"] == "threads"].groupby("site")["value"].agg(set).to_dict() == threads
 
 
+@pytest.mark.slow
 def test_chaos_kills_a_client_and_results_are_equal(ray_started: None, tmp_path: Path) -> None:
     calm = on_local(plan(tmp_path / "calm", FedAvg(**SGD)))
     two = Resources(client_actors=2)

@@ -78,6 +78,15 @@ def test_client_actors_in_a_placement_group_give_equal_results_and_end(tmp_path)
     assert list(trials(tmp_path / "ray")["digest"]) == list(trials(tmp_path / "local")["digest"])
 
 
+def test_asha_stops_the_worse_trial(tmp_path):
+    space = ["--space", "algorithm.lr=grid(0.02,0.0001)", "--searcher", "grid", "algorithm.optimizer=sgd", "rounds=4"]
+    assert tune(tmp_path / "out", *space, "--scheduler", "asha", *ONE) == 0
+    table = trials(tmp_path / "out")
+    assert list(table["status"]) == ["done", "stopped"]
+    assert table.loc[2, "rounds"] < 4
+
+
+@pytest.mark.slow
 def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
     out = tmp_path / "out"
     spaces = ["--space", "algorithm.lr=grid(0.02,0.01,0.0002,0.0001)", "--space", "algorithm.momentum=choice(0.0)"]
