@@ -121,7 +121,7 @@ def test_an_own_task_learns(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 def runs_on_synthetic_data(arguments: list[str]) -> bool:
     """Whether one machine without a GPU can run this command; commands on tables run in other tests."""
     needs_more = any(
-        part in " ".join(arguments) for part in ("table", "gpus", "-c ", "--resume", "--address", "my_task")
+        part in " ".join(arguments) for part in ("table", "gpus", "-c ", "--resume", "--address", "my_task", "lora")
     )
     return arguments[0] in ("run", "list", "tune") and not needs_more
 
@@ -132,15 +132,28 @@ SYNTHETIC = {" ".join(each): each for page in PAGES for each in commands(page) i
 @pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(SYNTHETIC))
 def test_a_command_on_synthetic_data_runs(command: str, folder: Path) -> None:
-    arguments = list(SYNTHETIC[command])
+    arguments = SYNTHETIC[command]
+    if "--tracker" in arguments:
+        pytest.importorskip(arguments[arguments.index("--tracker") + 1])
+    for each in SYNTHETIC.values():  # the command whose run this one starts from
+        out = each[each.index("--out") + 1] if "--out" in each else ""
+        if out and {f"network.weights={out}", "--continue"} & {*arguments} and out in " ".join(arguments):
+            run(folder, "raysim", *shortened(each, out))
+    run(folder, "raysim", *shortened(arguments, "last"))
+
+
+def shortened(arguments: list[str], out: str) -> list[str]:
+    """The arguments of a run or a search on little data and for few rounds."""
+    if arguments[0] == "list":
+        return arguments
     if arguments[0] == "tune":
-        arguments += ["--trials", "2", *SMALL[:-1], "rounds=2", "--out", "search"]
-    elif arguments[0] == "run":
-        given = {argument.partition("=")[0] for argument in arguments}
-        local = [] if any("kill" in argument for argument in arguments) else ["backend=local"]
-        small = ["task.data.sites=3", "task.data.cases=4", "task.data.size=[16,16]", *local]
-        arguments += [key for key in small if key.partition("=")[0] not in given] + ["rounds=4", "--out", "run"]
-    run(folder, "raysim", *arguments)
+        return [*arguments, "--trials", "2", *SMALL[:-1], "rounds=2", "--out", out]
+    if "--continue" in arguments:
+        return [*arguments, "rounds=6", "--out", out]
+    given = {argument.partition("=")[0] for argument in arguments}
+    local = [] if any("kill" in argument for argument in arguments) else ["backend=local"]
+    small = ["task.data.sites=3", "task.data.cases=4", "task.data.size=[16,16]", *local]
+    return [*arguments, *(key for key in small if key.partition("=")[0] not in given), "rounds=4", "--out", out]
 
 
 @pytest.mark.slow
