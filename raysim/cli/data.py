@@ -1,4 +1,4 @@
-"""`raysim data scan` and `raysim data describe`."""
+"""`raysim data scan`, `raysim data make` and `raysim data describe`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize, quote_path
+from raysim.core.suggestions import did_you_mean
 from raysim.data.run_command import run_command
 from raysim.data.scan import write_scan
 from raysim.data.summarize import dataset_kind, summarize
@@ -27,24 +28,67 @@ if TYPE_CHECKING:
 def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | None, console: Console) -> None:
     """Write the table of `folder` and print a summary of it."""
     target = out or str(Path(folder) / "table.csv")
+    table = write_scan(folder, target, _numbers(fractions), seed, group=group)
+    recognised = f"layout: {table.attrs['layout']}; task: {table.attrs['task']}"
+    _print_table(target, table, [recognised], table.attrs.get("notes", ()), console)
+    _print_next(target, table.attrs["task"], table.attrs["classes"], console)
+
+
+def make(name: str | None, source: str | None, out: str | None, fractions: str, seed: int, console: Console) -> None:
+    """Write the table of a public data set and print a summary of it; without a name, list the data sets."""
+    from raysim.data.dataset_recipe import make_dataset
+    from raysim.data.public_datasets import RECIPES
+
+    if name is None:
+        for known, recipe in RECIPES.items():
+            console.print(f"{known:10}{recipe.title}", highlight=False, markup=False, soft_wrap=True)
+        console.print("To write a table: raysim data make NAME SOURCE", style="dim", highlight=False)
+        return
+    if name not in RECIPES:
+        raise ConfigError(f"unknown data set '{name}'{did_you_mean(name, RECIPES)}; choose from {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    if source is None:
+        raise ConfigError(
+            f"raysim data make {name} needs the folder with the owners' files: {recipe.layout}. Download: {recipe.url}"
+        )
+    folder = out or name
+    table, notes = make_dataset(name, recipe, Path(source), Path(folder), _numbers(fractions), seed)
+    target = str(Path(folder) / "table.csv")
+    terms = [f"licence: {recipe.licence}", f"to cite: {recipe.citation}"]
+    _print_table(target, table, terms, notes, console)
+    _print_next(target, recipe.task, recipe.classes, console)
+
+
+def _numbers(fractions: str) -> tuple[float, ...]:
     try:
         parts = tuple(float(part) for part in fractions.split(","))
     except ValueError:
-        raise ConfigError(
-            f"--fractions {fractions}: expected three numbers that add up to 1, such as 0.7,0.1,0.2"
-        ) from None
-    table = write_scan(folder, target, parts, seed, group=group)
+        parts = ()
+    if len(parts) != 3:
+        raise ConfigError(f"--fractions {fractions}: expected three numbers that add up to 1, such as 0.7,0.1,0.2")
+    return parts
+
+
+def _print_table(
+    target: str, table: pd.DataFrame, lines: Sequence[str], notes: Sequence[str], console: Console
+) -> None:
     counts = table.groupby("split").size()
     rows = ", ".join(f"{split} {count}" for split, count in counts.items())
     sites = pluralize(table["site"].nunique(), "site")
     console.print(f"{target}: {sites}, {pluralize(len(table), 'row')} ({rows})", highlight=False, markup=False)
-    recognised = f"  layout: {table.attrs['layout']}; task: {table.attrs['task']}"
-    console.print(recognised, highlight=False, markup=False)
-    for note in table.attrs.get("notes", ()):
+    for line in lines:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    for note in notes:
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
+
+
+def _print_next(target: str, task: str, classes: Mapping[str, int], console: Console) -> None:
+    """Print the commands for the next steps."""
     lines = [f"to inspect the table: raysim data describe {quote_path(target)}"]
     try:
-        lines.append(f"to train on the table: {run_command(target, table.attrs['task'], table.attrs['classes'])}")
+        command = f"raysim run task=tabular task.data.table={quote_path(target)}"
+        command = command if task == "tabular" else run_command(target, task, classes)
+        lines.append(f"to train on the table: {command}")
     except ConfigError as error:
         lines.append(f"no command to train on the table: {error}")
     for line in lines:

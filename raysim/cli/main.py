@@ -184,6 +184,8 @@ def _data(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     console = Terminal()
     if args.data_command == "scan":
         data.scan(args.folder, args.out, args.fractions, args.seed, args.group, console)
+    elif args.data_command == "make":
+        data.make(args.name, args.source, args.out, args.fractions, args.seed, console)
     else:
         data.describe(args.table, args.root, args.config, overrides, console)
     return 0

@@ -120,15 +120,20 @@ def _add_data(commands: Any) -> None:
     scan.add_argument("folder")
     scan.add_argument("--out", metavar="FILE", help="the table to write (default: FOLDER/table.csv)")
     scan.add_argument(
-        "--fractions",
-        metavar="A,B,C",
-        default="0.7,0.1,0.2",
-        help="fractions of train, val, test (default: %(default)s)",
-    )
-    scan.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
-    scan.add_argument(
         "--group", metavar="REGEX", help="a regular expression on file paths; its part in ( ) is the patient"
     )
+    make = data.add_parser("make", help="write the table of a public data set from the files of its owners")
+    make.add_argument("name", nargs="?", metavar="NAME", help="the data set; without it, all are listed")
+    make.add_argument("source", nargs="?", metavar="SOURCE", help="the folder with the unpacked files")
+    make.add_argument("--out", metavar="DIR", help="the new folder of the table (default: NAME)")
+    for command in (scan, make):
+        command.add_argument(
+            "--fractions",
+            metavar="A,B,C",
+            default="0.7,0.1,0.2",
+            help="fractions of train, val, test (default: %(default)s)",
+        )
+        command.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
     describe = data.add_parser("describe", help="show sites, splits, sizes, intensities, labels and problems")
     describe.add_argument("table")
     describe.usage = "raysim data describe [-h] [-c FILE] [--root ROOT] table [key=value ...]"

@@ -62,12 +62,12 @@ def write_scan(
     if target.suffix != ".csv" or not target.parent.is_dir():
         raise ConfigError(f"{out} cannot be written; name a .csv file in a folder that exists")
     table = _build_table(root, target.parent, fractions, seed, group)
-    _check_formulas(table)
+    check_formulas(table)
     _write(table, target)
     return table
 
 
-def _check_formulas(table: pd.DataFrame) -> None:
+def check_formulas(table: pd.DataFrame) -> None:
     """Raises ConfigError for a cell that a spreadsheet would execute as a formula: the name of a folder or a file."""
     for name in table.select_dtypes(exclude="number"):
         cells = table[name].dropna().astype(str)
