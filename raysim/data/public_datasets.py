@@ -148,8 +148,9 @@ def heart(source: Path, _: Path) -> Iterator[Row]:
         if records.shape[1] != len(HEART_COLUMNS):
             raise ConfigError(f"{file} has {records.shape[1]} columns; expected the file of UCI, with 14 and no header")
         records.columns = pd.Index(HEART_COLUMNS)
+        records["label"] = (records.pop("num") > 0).astype(int)
         for record in records.to_dict("records"):
-            yield {"site": match[1].lower(), "label": int(record.pop("num") > 0), **record}
+            yield {"site": match[1].lower()} | {str(name): value for name, value in record.items()}
 
 
 def _row(site: str, image: Path, label: Path, patient: str) -> Row:

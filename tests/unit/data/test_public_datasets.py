@@ -170,7 +170,7 @@ def test_published_test_cases_stay_the_test_split(tmp_path: Path) -> None:
 
 def test_frames_are_cut_out_of_4d_files(tmp_path: Path) -> None:
     table, _, _ = made("mnms", tmp_path)
-    image = nibabel.load(tmp_path / "mnms" / table.loc[table["frame"] == "ES", "image"].iloc[0])
+    image: Any = nibabel.load(tmp_path / "mnms" / table.loc[table["frame"] == "ES", "image"].iloc[0])
     assert image.shape == (4, 4, 2)
     assert set(np.unique(image.get_fdata())) == {3.0}
 
@@ -214,7 +214,7 @@ def test_wrong_input_writes_nothing(tmp_path: Path) -> None:
 
     def refused(name: str | None, source: Path | None, out: Path, cause: str, fractions: str = "0.7,0.1,0.2") -> None:
         with pytest.raises(ConfigError, match=cause):
-            data.make(name, source and str(source), str(out), fractions, 0, console)
+            data.make(name, None if source is None else str(source), str(out), fractions, 0, console)
         assert sorted(tmp_path.iterdir()) == before
 
     out = tmp_path / "out"
