@@ -13,6 +13,7 @@ from raysim.config.resolve import resolve
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import pluralize
 from raysim.data.required_paths import required_paths
 from raysim.distributed import node_probe
 from raysim.federation.plan import build_plan, chosen_metric, prepare_task, selection_metric
@@ -49,7 +50,7 @@ def build_search_spec(
         better=task.score.better,
         rounds=config.rounds,
         folds=options.folds,
-        trial_count=request.trial_count(space),
+        trial_count=request.trial_count(space, config.seed),
         scheduler=options.scheduler,
         session=token_hex(8),
         task=task,
@@ -67,7 +68,18 @@ def build_search_spec(
             "the trials are compared by a test score, so the test score of the best trial is optimistic: use --metric "
             "with a score on val cases"
         )
+    _report_trial_count(request, spec, console)
     return _with_best_rounds(spec, tasks, sites, console) if options.judge == "best" else spec
+
+
+def _report_trial_count(request: SearchRequest, spec: SearchSpec, console: SearchConsole) -> None:
+    """Print the number of trials if it is smaller than requested, because no configuration is drawn twice."""
+    requested = request.options.trials * len(spec.space.grid(all_keys=False))
+    if not request.samples_whole_grid and spec.trial_count < requested:
+        console.say(
+            f"the space has {pluralize(spec.trial_count, 'configuration')}, so the search has "
+            f"{pluralize(spec.trial_count, 'trial')} instead of {requested}; for more trials add keys or values"
+        )
 
 
 def _with_best_rounds(

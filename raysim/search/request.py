@@ -20,6 +20,7 @@ from raysim.distributed.run_environment import describe_environment
 from raysim.reporting.tracked_runs import check_tracker
 from raysim.search import distributions
 from raysim.search.options import SearchOptions
+from raysim.search.random_search import random_trials
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, from_mapping
 from raysim.search.space_validation import check_space
@@ -52,11 +53,22 @@ class SearchRequest:
         """Whether the trials are all combinations of the space."""
         return bool(self.fixed_trial_count_reason)
 
-    def trial_count(self, space: Space) -> int:
-        """The number of trials over `space`, which is the space of the request or that of the held-out sites."""
+    def listed_trials(self, space: Space, seed: int) -> list[dict[str, Any]]:
+        """The values of the trials over `space`, which is the space of the request or that of the held-out sites.
+
+        A random search has fewer than `trials` if the space has fewer configurations, except with a scheduler that
+        changes the values of a population.
+        """
         if self.samples_whole_grid:
-            return len(space.grid())
-        return self.options.trials * len(space.grid(all_keys=False))
+            return space.grid()
+        population = SCHEDULERS[self.options.scheduler].transfers_state
+        return list(random_trials(space, seed, self.options.trials, repeated=population))
+
+    def trial_count(self, space: Space, seed: int) -> int:
+        """The number of trials over `space`."""
+        if self.options.searcher == "optuna" and not self.samples_whole_grid:
+            return self.options.trials
+        return len(self.listed_trials(space, seed))
 
 
 def build_request(

@@ -44,29 +44,15 @@ class Sampler:
 def build_sampler(request: SearchRequest, spec: SearchSpec, records: Sequence[TrialRecord]) -> Sampler:
     """The sampler of a search; `records` are the trials of earlier sessions, which Optuna learns from."""
     seed = spec.variants[0].seed
-    if request.samples_whole_grid:
-        return grid_sampler(spec.space)
-    if request.options.searcher == "optuna":
+    if request.options.searcher == "optuna" and not request.samples_whole_grid:
         ended = [record for record in records if not record.unfinished]
         return OptunaSampler(spec.space, seed, spec.objectives, ended)
-    return random_sampler(spec.space, seed)
+    return listed_sampler(request.listed_trials(spec.space, seed))
 
 
-def random_sampler(space: Space, seed: int) -> Sampler:
-    """Random values that depend on (seed, number); for each sample, all combinations of the keys that are a grid."""
-    rows = space.grid(all_keys=False)
-
-    def sample(number: int) -> TrialValues:
-        repetition, index = divmod(number - 1, len(rows))
-        return space.active_values(space.sample(seed, repetition + 1) | rows[index])
-
-    return Sampler(sample)
-
-
-def grid_sampler(space: Space) -> Sampler:
-    """Every combination of all keys, once."""
-    rows = space.grid()
-    return Sampler(lambda number: rows[number - 1] if number <= len(rows) else None)
+def listed_sampler(trials: Sequence[TrialValues]) -> Sampler:
+    """The values of trials that are known before the search: those of random search, or all combinations."""
+    return Sampler(lambda number: trials[number - 1] if number <= len(trials) else None)
 
 
 class OptunaSampler(Sampler):

@@ -21,7 +21,8 @@ from raysim.reporting.terminal import Terminal
 from raysim.search.api import raise_outcome, report_search
 from raysim.search.objectives import Objective, combine_rows, pareto_front
 from raysim.search.results import SearchResults
-from raysim.search.samplers import random_sampler
+from raysim.search.random_search import random_trials
+from raysim.search.samplers import listed_sampler
 from raysim.search.space import Space, from_cli
 from raysim.search.spec import FederationVariant, SearchSpec
 from raysim.search.trial_runner import failed_result
@@ -211,10 +212,11 @@ def test_a_trial_with_a_torn_file_runs_first_and_from_its_start(tmp_path):
     assert new == [2, 4, 5]
     assert new_trial_numbers(spec(tmp_path, trials=1), load_records(tmp_path)) == [2]
     again = SearchResults(spec(tmp_path), load_records(tmp_path), "best")
-    searcher = TuneSearcher(random_sampler(SPACE, 0), [], new, again.start_trial)
+    values = list(random_trials(SPACE, 0, 5))
+    searcher = TuneSearcher(listed_sampler(values), [], new, again.start_trial)
     assert [searcher.suggest(str(n))["trial"] for n in new] == new
     assert searcher.suggest("more") == Searcher.FINISHED
-    assert again.records[2].values == random_sampler(SPACE, 0).sample(2)
+    assert again.records[2].values == values[1]
     assert not (folder / "log.jsonl").exists()
 
 
