@@ -112,6 +112,7 @@ def _base(args: argparse.Namespace, file_keys: Mapping[str, Any]) -> Mapping[str
 def _start(
     args: argparse.Namespace, names: Sequence[str], file_keys: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> None:
+    _check_space(args, names, file_keys, overrides)
     from raysim.reporting.search_console import SearchConsole
     from raysim.reporting.terminal import Terminal
     from raysim.search import api
@@ -119,10 +120,6 @@ def _start(
     from raysim.search.space import Space, from_cli
     from raysim.search.space_files import read_space
 
-    if len(names) > 1:
-        raise ConfigError(
-            f"two spaces are given, {names[0]!r} and {names[1]!r}: give one, and add keys to it with --space"
-        )
     space = (read_space(names[0]) if names else Space()).override(from_cli(args.space))
     request = build_request(space, file_keys, overrides, search_options(args))
     console = SearchConsole(Terminal())
@@ -130,6 +127,25 @@ def _start(
         api.dry_run(request, args.out, console)
     else:
         api.start_search(request, args.out, console)
+
+
+def _check_space(
+    args: argparse.Namespace, names: Sequence[str], file_keys: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError for errors that are found before torch and Ray are imported."""
+    from raysim.search.distribution_text import parse_arguments
+    from raysim.search.early_checks import check_space_arguments
+    from raysim.search.space_files import space_file
+
+    if len(names) > 1:
+        raise ConfigError(
+            f"two spaces are given, {names[0]!r} and {names[1]!r}: give one, and add keys to it with --space"
+        )
+    parsed = parse_arguments(args.space)
+    if names:
+        space_file(names[0])
+    else:
+        check_space_arguments(parsed, file_keys, overrides)
 
 
 def _resume(args: argparse.Namespace, names: Sequence[str], overrides: Mapping[str, Any]) -> None:

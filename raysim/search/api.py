@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -138,9 +139,19 @@ def resume_search(
         spec = build_search_spec(request, directory, console, boundaries_checked=True)
         records = load_records(directory)
         if not any(record.unfinished for record in records) and not new_trial_numbers(spec, records):
-            more = request.fixed_trial_count_reason or f"to add trials: --trials {2 * request.options.trials}"
+            more = _how_to_add_trials(request, spec, records)
             raise ConfigError(f"{directory} is done, all {len(records)} trials have ended; {more}")
         return _run_stages(request, replace(spec, out=directory), records, console)
+
+
+def _how_to_add_trials(request: SearchRequest, spec: SearchSpec, records: Sequence[TrialRecord]) -> str:
+    if reason := request.fixed_trial_count_reason:
+        return f"{reason}, so none can be added"
+    samples = math.ceil(len(records) / len(spec.space.grid(all_keys=False)))
+    doubled = replace(request, options=replace(request.options, trials=2 * samples))
+    if doubled.trial_count(spec.space, spec.variants[0].seed) <= len(records):
+        return "they are all configurations of the space; for more trials start a search with more keys or values"
+    return f"to add trials: --trials {2 * samples}"
 
 
 def _changed_request(request: SearchRequest, changes: Mapping[str, Any], ray_address: str | None) -> SearchRequest:

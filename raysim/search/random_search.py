@@ -134,7 +134,7 @@ class EvenSampler:
         return next(i for i, each in enumerate(self.choices[key]) if repr(each) == repr(value))
 
     def _excess(self, values: TrialValues) -> tuple[int, int]:
-        """How much more often each value was drawn than the rarest value of its key: the largest excess, and the sum."""
+        """How much more often each value was drawn than the rarest one of its key: the largest excess, and the sum."""
         excess = [int(count[self._position(key, values[key])] - count.min()) for key, count in self.counts.items()]
         return max(excess, default=0), sum(excess)
 

@@ -19,6 +19,7 @@ from raysim.core.errors import ConfigError
 from raysim.distributed.run_environment import describe_environment
 from raysim.reporting.tracked_runs import check_tracker
 from raysim.search import distributions
+from raysim.search.early_checks import all_keys_fixed, contains_key
 from raysim.search.options import SearchOptions
 from raysim.search.random_search import random_trials
 from raysim.search.schedulers import SCHEDULERS
@@ -86,8 +87,10 @@ def build_request(
     searched = {
         key: space.domains[key]
         for key in ordered
-        if key in conditional or not _contains_key(overrides, space.run_key(key))
+        if key in conditional or not contains_key(overrides, space.run_key(key))
     }
+    if space.domains and not searched:
+        raise all_keys_fixed(map(space.run_key, ordered), overrides)
     base = dict(file_keys)
     for key, value in space.fixed.items():
         base = merge(base, nested_keys(key, list(value) if isinstance(value, tuple) else value))
@@ -116,15 +119,6 @@ def _algorithm_name(overrides: Mapping[str, Any]) -> str | None:
     given = overrides.get("algorithm")
     name = given.get("name") if isinstance(given, Mapping) else given
     return name if isinstance(name, str) else None
-
-
-def _contains_key(overrides: Mapping[str, Any], key: str) -> bool:
-    value: Any = overrides
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return False
-        value = value[part]
-    return not isinstance(value, Mapping) or "name" in value  # other keys of an algorithm or a network do not fix it
 
 
 def check_options(request: SearchRequest) -> None:
@@ -176,10 +170,10 @@ def _check_scheduler(request: SearchRequest) -> None:
             "evaluate_every=1"
         )
     if config.rounds <= config.evaluate_every:
+        cure = "set rounds=2 or more" if config.rounds == 1 else "set evaluate_every=1"
         raise ConfigError(
             f"--scheduler {scheduler} compares trials before they end, but with rounds={config.rounds} and "
-            f"evaluate_every={config.evaluate_every} only the last round is evaluated; set evaluate_every=1 and "
-            "rounds=2 or more"
+            f"evaluate_every={config.evaluate_every} only the last round is evaluated; {cure}"
         )
     if SCHEDULERS[scheduler].transfers_state:
         _check_pbt(request)

@@ -20,8 +20,8 @@ from raysim.reporting.search_plots import importance
 from raysim.reporting.terminal import Terminal
 from raysim.search.api import raise_outcome, report_search
 from raysim.search.objectives import Objective, combine_rows, pareto_front
-from raysim.search.results import SearchResults
 from raysim.search.random_search import random_trials
+from raysim.search.results import SearchResults
 from raysim.search.samplers import listed_sampler
 from raysim.search.space import Space, from_cli
 from raysim.search.spec import FederationVariant, SearchSpec

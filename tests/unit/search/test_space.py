@@ -96,6 +96,10 @@ def test_a_distribution_without_bounds_is_refused():
         (["algorithm=choice(fedavg,fedsn)"], "did you mean 'fedsm'"),
         (["algorithm=choice(fedavg,fedsm)", "algorithm.pull=uniform(0.5,1)"], "unknown key 'algorithm.pull'"),
         (["algorithm.fedsm.pull=uniform(0.5,1)"], "needs algorithm=choice"),
+        (
+            ["algorithm=choice(fedprox,fedsm)", "algorithm.ditto.lam=uniform(0,1)"],
+            r"ditto, which is not searched; add it: --space 'algorithm=choice\(fedprox, fedsm, ditto\)'",
+        ),
         (["resources.client_actors=choice(1,2)"], "changes no result"),
     ],
 )
@@ -189,6 +193,8 @@ def test_an_argument_removes_its_key_from_the_space():
         ({"trials": 0}, [], "trials"),
         ({"trials": 5, "searcher": "grid"}, [], "a grid runs every combination once.*remove --trials"),
         ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last round is evaluated"),
+        ({"scheduler": "asha"}, ["rounds=1"], "only the last round is evaluated; set rounds=2 or more"),
+        ({}, ["algorithm.lr=0.1"], "arguments fix every key of the space, such as algorithm.lr=0.1; remove one"),
         ({"scheduler": "hyperband"}, ["evaluate_every=2"], "evaluate_every=1"),
         ({}, ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=grid(0.1,1)"], "a grid of one algorithm"),
         ({"tracker": "mlflow"}, [], "pip install mlflow"),
