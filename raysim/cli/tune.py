@@ -15,6 +15,7 @@ from raysim.search.options import (
     RESUME_OPTIONS,
     CheckpointRetention,
     ComparedRound,
+    FailedFederations,
     SamplerName,
     SchedulerName,
     SearchOptions,
@@ -68,6 +69,11 @@ def add_tune_command(commands: Any) -> None:
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
     add("--holdout", metavar="SITE", help="a site that is evaluated and does not train; 'each' takes every site once")
     add("--folds", type=int, metavar="N", help="cross-validate each trial on N folds; the objective is their mean")
+    add(
+        "--failed-federations",
+        choices=get_args(FailedFederations),
+        help="a seed, held-out site or fold that fails: its trial fails (default), or the others are compared",
+    )
     add("--budget", metavar="TIME", help="time after which the search ends: 90s, 30m or 2h")
     add(
         "--keep-checkpoints",

@@ -62,9 +62,7 @@ def check_metrics(metrics: Any, where: str) -> None:
         if not isinstance(name, str):
             raise RunError(f"{where} has the name {name!r}: expected text")
         if not math.isfinite(number := _number(value, f"{where}[{name!r}]")):
-            raise RunError(
-                f"{where}[{name!r}] is {number}: expected a finite number; leave the metric out of a round without a value"
-            )
+            raise RunError(f"{where}[{name!r}] is {number}: expected a finite number; return no metric without a value")
 
 
 def check_predictor(predictor: Any, name: str) -> None:

@@ -124,6 +124,9 @@ class SearchConsole(RunConsole):
             self.console.print(table)
         if best and (text := describe_compared_round(best[0], results.spec)):
             self.say(text)
+        if ties := results.ties():
+            numbers = ", ".join(str(record.number) for record in ties)
+            self.say(f"the same value: trial {numbers}; the best is the one with the lowest number")
         counts = Counter(record.reported_status for record in results.records.values())
         self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has started")
         self.say(f"results: {out}")

@@ -52,6 +52,7 @@ def build_search_spec(
         folds=options.folds,
         trial_count=request.trial_count(space, config.seed),
         scheduler=options.scheduler,
+        failed_federations=options.failed_federations,
         session=token_hex(8),
         task=task,
         task_config=config.task,

@@ -13,6 +13,7 @@ SchedulerName = Literal["fifo", "asha", "hyperband", "pbt", "median"]
 SamplerName = Literal["random", "grid", "optuna"]
 CheckpointRetention = Literal["best", "all"]
 ComparedRound = Literal["best", "last"]
+FailedFederations = Literal["fail", "leave-out"]
 ResumeOption = Literal["trials", "budget", "max_concurrent", "keep_checkpoints", "tracker"]
 RESUME_OPTIONS: tuple[ResumeOption, ...] = get_args(ResumeOption)  # the options that `--resume` may change
 
@@ -34,6 +35,9 @@ class SearchOptions:
         None
     )
     folds: Annotated[int | None, Ge(2), "folds of each trial (task.data.folds); the objective is their mean"] = None
+    failed_federations: Annotated[
+        FailedFederations, "a federation of a trial that fails twice: the trial fails, or the others are compared"
+    ] = "fail"
     keep_checkpoints: Annotated[CheckpointRetention, "the ended trials whose last checkpoints are kept"] = "best"
     tracker: Annotated[TrackerName | None, "an experiment tracker that also records the trials"] = None
     budget: Annotated[float | None, Ge(0), "seconds after which the search ends"] = None

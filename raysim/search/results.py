@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim.core.numeric import is_finite_number, is_number
-from raysim.search.objectives import BEST_PREFIX, Objective, pareto_front
+from raysim.search.objectives import BEST_PREFIX, Objective, pareto_front, tied_records
 from raysim.search.options import CheckpointRetention
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import (
@@ -54,12 +54,9 @@ class SearchResults:
             record.status, record.cause = TrialStatus.FAILED, str(result["cause"])
             return
         record.rounds, record.seconds = int(result["round"]), float(result["spent"])
+        record.cause = str(result.get("cause", ""))  # of a federation that is left out
         record.last = {**record.last, **_metrics(result)}
-        record.best = dict(record.best)
-        for each in self.spec.objectives:
-            value, best = result.get(each.row_column), record.best.get(each.row_column)
-            if is_finite_number(value) and (best is None or each.is_better(value, best)):
-                record.best[each.row_column] = value
+        record.best = dict(result["best_values"])
         if status == TrialStatus.DONE:
             record.status, record.digests = TrialStatus.DONE, dict(result["digests"])
         save_record(self.spec.out, record)  # a search that is killed resumes with the best values so far
@@ -87,8 +84,13 @@ class SearchResults:
         if len(self.spec.objectives) > 1:
             return self.pareto_front(pool, self.spec.objectives)
         first = self.spec.objectives[0]
-        pool.sort(key=lambda record: record.last[first.column], reverse=first.better == "higher")
-        return pool[:1]
+        sign = -1 if first.better == "higher" else 1
+        return sorted(pool, key=lambda record: (sign * record.last[first.column], record.number))[:1]
+
+    def ties(self) -> list[TrialRecord]:
+        """The trials with the same value as the best one, which is the first of them; none for several objectives."""
+        best, objectives = self.best(), self.spec.objectives
+        return tied_records(list(self.records.values()), best[0], objectives[0]) if best and not objectives[1:] else []
 
     def pareto_front(self, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
         """The records that no other record dominates, sorted by the first objective, the best first."""
@@ -105,7 +107,8 @@ class SearchResults:
     def write_tables(self) -> None:
         """Write trials.parquet, rounds.parquet and best.yaml, each atomically."""
         start = time.monotonic()
-        write_tables(self.spec, sorted(self.records.values(), key=lambda record: record.number), self.best())
+        records = sorted(self.records.values(), key=lambda record: record.number)
+        write_tables(self.spec, records, self.best(), self.ties())
         self._tables_written_at = time.monotonic()
         self._tables_seconds = self._tables_written_at - start
 

@@ -21,8 +21,8 @@ from raysim.search.options import SearchOptions
 from raysim.search.results import SearchResults
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.search_control import SearchControl
+from raysim.search.trainable import FederationTrainable
 from raysim.search.trial_resources import TrialPlacement
-from raysim.search.trial_runner import FederationTrainable
 from raysim.search.trial_tracking import TrialTracking
 from raysim.search.tune_compat import (
     PBTSearchAlgorithm,

@@ -19,7 +19,7 @@ from raysim.reporting.search_html_report import write_search_report
 from raysim.reporting.search_plots import importance
 from raysim.reporting.terminal import Terminal
 from raysim.search.api import raise_outcome, report_search
-from raysim.search.objectives import Objective, combine_rows, pareto_front
+from raysim.search.objectives import Objective, combine_rows, improve, pareto_front
 from raysim.search.random_search import random_trials
 from raysim.search.results import SearchResults
 from raysim.search.samplers import listed_sampler
@@ -116,6 +116,7 @@ def test_a_torn_record_is_skipped_and_tables_contain_choices_of_several_types(tm
     results.start_trial(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
     results.start_trial(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
+    result["best_values"] = {DICE.column: 0.5}
     results.add_round(1, result)
     results.add_round(1, result | {"round": 2, DICE.column: 0.4})
     known = load_records(tmp_path)[0]  # a search that is killed now continues with this record
@@ -162,7 +163,7 @@ def callback(results: SearchResults) -> TuneCallback:
 def test_new_values_of_pbt_are_recorded_only_with_the_new_state(tmp_path):
     results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(2, {"algorithm.lr": 0.001, "task.network.channels": (4, 8)})
-    given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5}
+    given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5, "best_values": {DICE.column: 0.5}}
     mutated = TuneTrial(config={"trial": 2, "algorithm.lr": 0.002, "task.network.channels": (4, 8)})
     callback(results).on_trial_result(0, [], mutated, given)  # Tune has changed the values already
     for known in (results.records[2], load_records(tmp_path)[0]):
@@ -186,19 +187,23 @@ def test_an_ended_trial_that_reports_its_rounds_again_cannot_fail(tmp_path):
 
 
 def test_a_value_that_is_not_finite_is_never_the_best(tmp_path):
+    best: dict[str, float] = {}
+    for value in (math.nan, 0.5, math.inf, 0.4):
+        improve(best, {DICE.column: value}, [DICE])
+    assert best == {DICE.column: 0.5}
     results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(1, {"algorithm.lr": 0.001})
-    result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: math.nan}
-    results.add_round(1, result)
-    assert results.records[1].best == {}
-    older = load_records(tmp_path)[0]
-    older.best = {DICE.column: None}  # JSON contains null for a value that is not finite
-    again = SearchResults(spec(tmp_path), [older], "best")
-    assert again.best() == []
-    again.end_trial(1)
-    again.add_round(1, result | {DICE.column: 0.5})
-    assert again.records[1].best == {DICE.column: 0.5}
+    results.add_round(1, {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: math.nan, "best_values": {}})
+    assert SearchResults(spec(tmp_path), load_records(tmp_path), "best").best() == []
     assert SearchResults(spec(tmp_path), [record(2, math.inf)], "best").best() == []
+
+
+def test_ties_are_named_and_the_lowest_number_is_the_best(tmp_path):
+    records = [record(3, 0.7), record(1, 0.6), record(2, 0.7), record(4, 0.7, 1, "stopped")]
+    results = SearchResults(spec(tmp_path), records, "best")
+    assert [each.number for each in results.best()] == [2]
+    assert [each.number for each in results.ties()] == [3]
+    assert SearchResults(spec(tmp_path, DICE, BYTES), records, "best").ties() == []
 
 
 def test_a_trial_with_a_torn_file_runs_first_and_from_its_start(tmp_path):

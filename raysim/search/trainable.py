@@ -1,0 +1,71 @@
+"""The class that Ray Tune runs: one trial after the other in a process that keeps the data open."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.tune import Trainable
+
+from raysim.search.spec import SearchSpec
+from raysim.search.trial_cache import TrialCache
+from raysim.search.trial_runner import TrialRounds, unfit_node_result
+from raysim.search.tune_compat import silence_tune_loggers
+from raysim.search.tune_searcher import TRIAL_NUMBER
+
+
+class FederationTrainable(Trainable):
+    """The class that Ray Tune runs: a step is a round. A process runs one trial after the other."""
+
+    def setup(self, config: dict[str, Any], spec: SearchSpec | None = None) -> None:
+        """Start the first trial of this process."""
+        assert spec is not None
+        silence_tune_loggers()
+        if os.path.isdir(spec.cwd):
+            os.chdir(spec.cwd)  # so that relative paths are the same as for the command
+            sys.path.insert(0, spec.cwd)  # so that modules of the user are found
+        self.spec, self.cannot_run = spec, spec.node_incompatibility()
+        if self.cannot_run:
+            return
+        self.cache = TrialCache(spec)
+        group = self.trial_resources
+        share = group.bundles[0].get("GPU", 0) if group is not None else 0
+        if share and spec.backend == "local" and torch.cuda.is_available():  # client actors limit their own memory
+            torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
+        self._start(config)
+
+    def _start(self, config: Mapping[str, Any]) -> None:
+        values = {key: value for key, value in config.items() if key != TRIAL_NUMBER}
+        # The number is read from the name, because PBT copies the configuration of another trial with its number.
+        self.rounds = TrialRounds(self.spec, int(self.trial_name), values, self.cache)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start another trial in this process, with the open data."""
+        if not self.cannot_run:
+            self.rounds.close()
+            self._start(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One round."""
+        return unfit_node_result(self.cannot_run) if self.cannot_run else self.rounds.step()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Called for a scheduler that pauses trials or transfers their states."""
+        if not self.cannot_run:
+            self.rounds.export_state(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Continue from a checkpoint, of this trial or another one."""
+        if not self.cannot_run:
+            self.rounds.import_state(Path(checkpoint))
+
+    def cleanup(self) -> None:
+        """End the trial and its client actors."""
+        if not self.cannot_run:
+            self.rounds.close()
+            self.cache.session_actors.close()
