@@ -19,6 +19,7 @@ from raysim.search.options import (
     SamplerName,
     SchedulerName,
     SearchOptions,
+    StopRule,
 )
 from raysim.storage.run_directory import check_new_directory
 
@@ -26,7 +27,7 @@ EXAMPLES = """\
 SPACE is a Python file that ends with .py, or one of `raysim list spaces`:
   raysim tune fedsm -c examples/retina.yaml task.data.table=retina/table.csv --trials 32 --scheduler asha --metric worst
   raysim tune --space 'algorithm.lr=loguniform(1e-4,1e-1)' --space 'algorithm.epochs=choice(1,2,4)' rounds=10
-  raysim tune --space 'algorithm=choice(fedprox,fedsm)' --space 'algorithm.fedsm.pull=uniform(0.5,1)' --searcher optuna
+  raysim tune --space 'algorithm=choice(fedprox,fedsm)' --space 'algorithm.fedsm.pull=uniform(0.5,1)' --searcher tpe
   raysim tune -c examples/wbc.yaml task.data.table=wbc/table.csv --holdout each
   raysim tune --resume runs/tune-001 --trials 100
 A key=value argument gives a key a fixed value and removes it from the space.
@@ -65,6 +66,8 @@ def add_tune_command(commands: Any) -> None:
         help="the scheduler that stops trials early (default: fifo, which stops none)",
     )
     add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
+    add("--from", dest="warm_start", metavar="DIR", help="learn from the trials of this search over the same space")
+    add("--stop", choices=get_args(StopRule), help="auto: start no trial when the best value no longer improves")
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
     add("--holdout", metavar="SITE", help="a site that is evaluated and does not train; 'each' takes every site once")
@@ -74,7 +77,11 @@ def add_tune_command(commands: Any) -> None:
         choices=get_args(FailedFederations),
         help="a seed, held-out site or fold that fails: its trial fails (default), or the others are compared",
     )
-    add("--budget", metavar="TIME", help="time after which the search ends: 90s, 30m or 2h")
+    add(
+        "--budget",
+        metavar="TIME",
+        help="time after the start of the first trial: 90s, 30m or 2h",
+    )
     add(
         "--keep-checkpoints",
         choices=get_args(CheckpointRetention),

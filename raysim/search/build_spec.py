@@ -26,6 +26,7 @@ from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space
 from raysim.search.space_validation import check_boundaries_on_task
 from raysim.search.spec import FederationVariant, SearchSpec
+from raysim.search.trial_store import load_records
 
 
 def build_search_spec(
@@ -69,8 +70,20 @@ def build_search_spec(
             "the trials are compared by a test score, so the test score of the best trial is optimistic: use --metric "
             "with a score on val cases"
         )
+    if request.options.warm_start is not None:
+        _check_earlier_values(Path(request.options.warm_start), spec)
     _report_trial_count(request, spec, console)
     return _with_best_rounds(spec, tasks, sites, console) if options.judge == "best" else spec
+
+
+def _check_earlier_values(directory: Path, spec: SearchSpec) -> None:
+    """Raises ConfigError if no trial of the search to start from has a value of the objectives."""
+    wanted, records = [each.row_column for each in spec.objectives], load_records(directory)
+    if not any(all(name in record.last for name in wanted) for record in records):
+        raise ConfigError(
+            f"--from {directory}: none of its {pluralize(len(records), 'trial')} has a value of {' and '.join(wanted)}; "
+            "use its --metric, or remove --from"
+        )
 
 
 def _report_trial_count(request: SearchRequest, spec: SearchSpec, console: SearchConsole) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from raysim.distributed.run_environment import describe_environment
 from raysim.reporting.tracked_runs import check_tracker
 from raysim.search import distributions
 from raysim.search.early_checks import all_keys_fixed, contains_key
-from raysim.search.options import SearchOptions
+from raysim.search.options import OPTUNA_SAMPLERS, SearchOptions
+from raysim.search.optuna_sampler import import_optuna
 from raysim.search.random_search import random_trials
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, from_mapping
@@ -67,7 +69,7 @@ class SearchRequest:
 
     def trial_count(self, space: Space, seed: int) -> int:
         """The number of trials over `space`."""
-        if self.options.searcher == "optuna" and not self.samples_whole_grid:
+        if self.options.searcher in OPTUNA_SAMPLERS and not self.samples_whole_grid:
             return self.options.trials
         return len(self.listed_trials(space, seed))
 
@@ -180,7 +182,7 @@ def _check_scheduler(request: SearchRequest) -> None:
 
 
 def _check_pbt(request: SearchRequest) -> None:
-    if request.options.searcher == "optuna":
+    if request.options.searcher in OPTUNA_SAMPLERS:
         raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
     for key in request.space.domains:
         if not key.startswith("algorithm.") or key.startswith("algorithm.finetune"):
@@ -191,13 +193,51 @@ def _check_pbt(request: SearchRequest) -> None:
 
 
 def _check_searcher(request: SearchRequest) -> None:
-    options = request.options
-    if "," in (options.metric or "") and (options.searcher != "optuna" or options.scheduler != "fifo"):
-        raise ConfigError(f"--metric {options.metric}: several objectives need --searcher optuna and --scheduler fifo")
+    options, several = request.options, "," in (request.options.metric or "")
+    if several and (options.searcher not in ("tpe", "gp", "nsgaii") or options.scheduler != "fifo"):
+        raise ConfigError(
+            f"--metric {options.metric}: several objectives need --searcher tpe, gp or nsgaii, and --scheduler fifo"
+        )
+    if several and options.stop == "auto":
+        raise ConfigError(f"--stop auto compares one objective, not {options.metric}; remove --stop, or name one")
+    if options.warm_start is not None:
+        _check_warm_start(request, options.warm_start)
     if options.searcher == "random":
         _check_grids(request.space)
+    if options.searcher in OPTUNA_SAMPLERS:
+        _check_optuna(options.searcher, request.space)
     if options.searcher == "optuna" and any(domain.is_grid() for domain in request.space.domains.values()):
         raise ConfigError("grid(...) needs --searcher random or grid; with --searcher optuna use choice(...)")
+
+
+def _check_optuna(name: str, space: Space) -> None:
+    import_optuna()
+    if name == "cmaes" and find_spec("cmaes") is None:
+        raise ConfigError("--searcher cmaes needs the package cmaes: pip install cmaes")
+    if any(domain.is_grid() for domain in space.domains.values()):
+        raise ConfigError(f"grid(...) needs --searcher random or grid; with --searcher {name} use choice(...)")
+
+
+def _check_warm_start(request: SearchRequest, directory: str) -> None:
+    """Raises ConfigError if the sampler cannot learn from the search in `directory`: other keys or ranges."""
+    if request.options.searcher not in OPTUNA_SAMPLERS:
+        raise ConfigError(
+            f"--from {directory}: --searcher {request.options.searcher} learns from no trial; use --searcher tpe"
+        )
+    path = Path(directory) / SEARCH_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"--from {directory} is not the directory of a search: it has no {SEARCH_FILE}; give one, such as "
+            "runs/tune-001"
+        )
+    earlier, space = read_request(path).space, request.space
+    for key in dict.fromkeys([*space.domains, *earlier.domains]):
+        here, there = (each.text(key) if key in each.domains else "not searched" for each in (space, earlier))
+        if here != there:
+            raise ConfigError(
+                f"--from {directory}: {key} is {there} there and {here} here; search the same keys and ranges, or "
+                "remove --from"
+            )
 
 
 def _check_grids(space: Space) -> None:
@@ -219,7 +259,7 @@ def write_request(out: Path, request: SearchRequest) -> None:
         "base": request.base,
         "space": {key: request.space.text(key) for key in request.space.domains},
         "points": points,
-        "options": {field.name: getattr(request.options, field.name) for field in fields(SearchOptions)},
+        "options": asdict(request.options),
     }
     write_text(out / SEARCH_FILE, yaml.safe_dump(content, sort_keys=False))
     if not (out / "env.json").exists():

@@ -92,6 +92,17 @@ class SearchResults:
         best, objectives = self.best(), self.spec.objectives
         return tied_records(list(self.records.values()), best[0], objectives[0]) if best and not objectives[1:] else []
 
+    @property
+    def stagnation_trials(self) -> int:
+        """The trials without a better value after which `--stop auto` starts no more: 4 per key, at least 8."""
+        return max(8, 4 * len(self.spec.space.domains))
+
+    def stagnates(self) -> bool:
+        """Whether the best value has not improved in the last `stagnation_trials` ended trials, by number."""
+        best = next(iter(self.best()), None)
+        ended = [record.number for record in self.records.values() if not record.unfinished]
+        return best is not None and sum(number > best.number for number in ended) >= self.stagnation_trials
+
     def pareto_front(self, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
         """The records that no other record dominates, sorted by the first objective, the best first."""
         return pareto_front(records, objectives)

@@ -18,16 +18,21 @@ from raysim.search.tune_compat import silence_tune_loggers
 from raysim.search.tune_searcher import TRIAL_NUMBER
 
 
+def prepare_process(spec: SearchSpec) -> None:
+    """Make relative paths and modules of the user the same in this process as in the command."""
+    silence_tune_loggers()
+    if os.path.isdir(spec.cwd):
+        os.chdir(spec.cwd)
+        sys.path.insert(0, spec.cwd)
+
+
 class FederationTrainable(Trainable):
     """The class that Ray Tune runs: a step is a round. A process runs one trial after the other."""
 
     def setup(self, config: dict[str, Any], spec: SearchSpec | None = None) -> None:
         """Start the first trial of this process."""
         assert spec is not None
-        silence_tune_loggers()
-        if os.path.isdir(spec.cwd):
-            os.chdir(spec.cwd)  # so that relative paths are the same as for the command
-            sys.path.insert(0, spec.cwd)  # so that modules of the user are found
+        prepare_process(spec)
         self.spec, self.cannot_run = spec, spec.node_incompatibility()
         if self.cannot_run:
             return

@@ -41,10 +41,14 @@ MAX_PROCESS_LOSSES = 2  # times that a trial restarts from its last checkpoint a
 
 
 class SearchStopper(Stopper):
-    """Ends the search when its budget is spent, on request, or when its trials cannot run."""
+    """Ends the search when its budget is spent, on request, or when its trials cannot run.
+
+    The budget, in seconds, counts from the start of the first trial.
+    """
 
     def __init__(self, budget: float | None) -> None:
-        self.deadline = None if budget is None else time.monotonic() + budget
+        self.budget = budget
+        self.deadline: float | None = None
         self.stop_requested = False
         self.cannot_run = ""  # the reason why a node is unfit, or why no trial starts
 
@@ -54,6 +58,11 @@ class SearchStopper(Stopper):
     def stop_all(self) -> bool:
         """Whether all trials end now. A round in progress is lost unless it ends within seconds."""
         return self.stop_requested or self.budget_spent or bool(self.cannot_run)
+
+    def start_budget(self) -> None:
+        """Count the budget from now, because the first trial runs; later calls do nothing."""
+        if self.budget is not None and self.deadline is None:
+            self.deadline = time.monotonic() + self.budget
 
     @property
     def budget_spent(self) -> bool:
@@ -108,6 +117,8 @@ class TuneCallback(Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Tune after each step of its event loop, several times a second."""
         running = running_trials(trials)
+        if running:
+            self.stopper.start_budget()
         self.console.refresh(running)
         try:
             if text := self.trial_wait.due_notice(running):
