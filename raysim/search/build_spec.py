@@ -81,8 +81,8 @@ def _check_earlier_values(directory: Path, spec: SearchSpec) -> None:
     wanted, records = [each.row_column for each in spec.objectives], load_records(directory)
     if not any(all(name in record.last for name in wanted) for record in records):
         raise ConfigError(
-            f"--from {directory}: none of its {pluralize(len(records), 'trial')} has a value of {' and '.join(wanted)}; "
-            "use its --metric, or remove --from"
+            f"--from {directory}: none of its {pluralize(len(records), 'trial')} has a value of "
+            f"{' and '.join(wanted)}; use its --metric, or remove --from"
         )
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from ray.tune import Trainable
 
-from raysim.search.spec import SearchSpec
+from raysim.core.formatting import format_bytes
+from raysim.federation.plan import model_bytes
+from raysim.search.spec import SearchSpec, unfit_node
 from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_runner import TrialRounds, unfit_node_result
 from raysim.search.tune_compat import silence_tune_loggers
@@ -24,6 +26,21 @@ def prepare_process(spec: SearchSpec) -> None:
     if os.path.isdir(spec.cwd):
         os.chdir(spec.cwd)
         sys.path.insert(0, spec.cwd)
+
+
+def too_small_share(share: float, gpu_bytes: int, model_bytes: int) -> str:
+    """The reason why a trial cannot train on this share of a GPU; empty if it can, as far as the model shows.
+
+    Training needs the weights, their gradients and at least one copy more (the global model). The memory of the
+    activations is known only when a batch is trained (`raysim doctor`).
+    """
+    needed, has = 3 * model_bytes, min(share, 1.0) * gpu_bytes
+    if has >= needed:
+        return ""
+    return unfit_node(
+        f"a trial has {share:g} of a GPU of {format_bytes(gpu_bytes)}, which is {format_bytes(has)}, but its network "
+        f"needs at least {format_bytes(needed)}; set a larger resources.gpus_per_client"
+    )
 
 
 class FederationTrainable(Trainable):
@@ -41,7 +58,11 @@ class FederationTrainable(Trainable):
         share = group.bundles[0].get("GPU", 0) if group is not None else 0
         if share and spec.backend == "local" and torch.cuda.is_available():  # client actors limit their own memory
             torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
-        self._start(config)
+            assert spec.task is not None
+            memory = torch.cuda.get_device_properties(0).total_memory
+            self.cannot_run = too_small_share(share, memory, model_bytes(spec.task))
+        if not self.cannot_run:
+            self._start(config)
 
     def _start(self, config: Mapping[str, Any]) -> None:
         values = {key: value for key, value in config.items() if key != TRIAL_NUMBER}
