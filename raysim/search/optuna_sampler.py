@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,27 @@ def past_trial(optuna: Any, space: Space, objectives: Sequence[Objective], recor
         intermediate_values=rounds,
         user_attrs={"trial": record.number},
     )
+
+
+def optuna_importance(
+    space: Space, objective: Objective, records: Sequence[TrialRecord], min_trials: int = 6
+) -> dict[str, float]:
+    """The importance of each key that all trials have, by PED-ANOVA (Watanabe et al. 2023).
+
+    Empty without Optuna, and for fewer than `min_trials` trials with a value.
+    """
+    if find_spec("optuna") is None:
+        return {}
+    optuna = import_optuna()
+    trials = [past_trial(optuna, space, [objective], each) for each in records if not each.unfinished]
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    keys = set(space.domains).intersection(*(trial.params for trial in complete))
+    if len(complete) < min_trials or not keys:
+        return {}
+    study = optuna.create_study(direction="maximize" if objective.better == "higher" else "minimize")
+    study.add_trials(complete)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=sorted(keys)))
 
 
 def _clipped(space: Space, key: str, value: Any) -> Any:

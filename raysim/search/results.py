@@ -9,15 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from raysim.core.numeric import is_finite_number, is_number
-from raysim.search.objectives import BEST_PREFIX, Objective, pareto_front, tied_records
+from raysim.search.objectives import BEST_PREFIX, Objective, combine_rows, pareto_front, tied_records
 from raysim.search.options import CheckpointRetention
+from raysim.search.optuna_sampler import optuna_importance
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import (
     TrialRecord,
     TrialStatus,
     apply_lineage,
     federation_directories,
+    lineage,
     save_record,
     trial_directory,
 )
@@ -41,7 +45,7 @@ class SearchResults:
         """Record a new trial."""
         # Files of an earlier trial with a torn trial.json, which may have had other values.
         _remove_directory(trial_directory(self.spec.out, number))
-        self.records[number] = TrialRecord(number, values)
+        self.records[number] = TrialRecord(number, values, started=time.time())
         save_record(self.spec.out, self.records[number])
 
     def add_round(self, number: int, result: Mapping[str, Any]) -> None:
@@ -68,6 +72,7 @@ class SearchResults:
             record.status, record.cause = TrialStatus.FAILED, cause
         elif record.unfinished:
             record.status = TrialStatus.STOPPED
+        record.ended = time.time()
         save_record(self.spec.out, record)
         write_tensorboard_hparams(self.spec, record)
         self._remove_checkpoints()
@@ -114,6 +119,31 @@ class SearchResults:
     def run_directories(self, record: TrialRecord) -> Mapping[str, Path]:
         """The run directories of a trial, by federation."""
         return federation_directories(trial_directory(self.spec.out, record.number))
+
+    def objective_by_round(self, rounds: pd.DataFrame) -> pd.DataFrame:
+        """The first objective of each trial in each evaluated round: columns trial, round, value.
+
+        `rounds` is the table in rounds.parquet. The federations are combined as in the comparison of the trials: with
+        held-out sites `worst` is the worst of them. A federation that has ended contributes its last value.
+        """
+        column, rows = self.spec.objectives[0].row_column, list[tuple[int, int, float]]()
+        known = rounds.dropna(subset=[column]) if column in rounds else rounds[:0]
+        for number, of_trial in known.groupby("trial"):
+            variants = self.spec.variants_of(self.records[number].values)
+            table = of_trial.pivot(index="round", columns="federation", values=column).sort_index().ffill()
+            for at, values in table.iterrows():
+                known_values = [(variants[name], {column: value}) for name, value in values.dropna().items()]
+                repeated = [((each.seed, each.fold), row) for each, row in known_values]
+                rows.append((number, at, combine_rows(repeated, self.spec.better)[column]))
+        return pd.DataFrame(rows, columns=["trial", "round", "value"])
+
+    def optuna_importance(self) -> dict[str, float]:
+        """The importance of each key by Optuna, for the first objective; empty if Optuna is not installed."""
+        return optuna_importance(self.spec.space, self.spec.objectives[0], list(self.records.values()))
+
+    def imports(self, record: TrialRecord) -> list[tuple[int, int]]:
+        """The rounds after which the trial took over a state (PBT), each with the number of the donor."""
+        return [(note["round"], note["from"]) for note in lineage(trial_directory(self.spec.out, record.number))]
 
     def write_tables(self) -> None:
         """Write trials.parquet, rounds.parquet and best.yaml, each atomically."""

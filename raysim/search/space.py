@@ -162,6 +162,10 @@ class Space:
             low, high, value = np.log([low, high, value or low])
         return float((value - low) / (high - low)) if high > low else 0.5
 
+    def value_at(self, key: str, position: float) -> Any:
+        """The value of a range at a position between its bounds, from 0 to 1."""
+        return distributions.quantile(self.domains[key], position)
+
 
 def from_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: str = "the space") -> Space:
     """The space of dotted keys with distributions of Ray Tune, or plain values, which are fixed. Raises ConfigError."""

@@ -102,7 +102,7 @@ def test_a_key_with_an_effect_has_importance_and_one_without_has_none():
     for number in range(1, 17):
         lr = 1e-4 * 1.3**number
         records.append(TrialRecord(number, {"algorithm.lr": lr, "algorithm.epochs": 1 + number % 2}, "done", 2, 1.0))
-        rows += [{"trial": number, "federation": "", "round": r, DICE.column: number * r / 100} for r in (1, 2)]
+        rows += [{"trial": number, "round": r, "value": number * r / 100} for r in (1, 2)]
     weights, at = importance(spec(Path()), records, pd.DataFrame(rows))
     assert at == 2
     # Four groups of four of 16 ranks: total 340, within 4 x 5 = 20, error 20 / 12.
