@@ -56,6 +56,7 @@ def colour_scale(axes: Axes, low: float, high: float, objective: Objective) -> C
 
 def best_so_far(objective: Objective, scored: Sequence[TrialRecord], axes: Axes) -> None:
     """Draw the score of each trial by its number, and the best score up to it."""
+    scored = [each for each in scored if not each.failed]
     if len(scored) < 2:
         return
     numbers, values = [each.number for each in scored], [float(each.last[objective.column]) for each in scored]

@@ -17,6 +17,7 @@ from ray.tune.stopper import Stopper
 
 from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
+from raysim.search.live_report import LiveReport
 from raysim.search.options import SearchOptions
 from raysim.search.results import SearchResults
 from raysim.search.schedulers import SCHEDULERS
@@ -81,7 +82,7 @@ class TuneCallback(Callback):
         trial_wait: TrialWait,
     ) -> None:
         self.results, self.console, self.control = results, console, control
-        self.stopper, self.trial_wait = stopper, trial_wait
+        self.stopper, self.trial_wait, self.report = stopper, trial_wait, LiveReport(results)
         self.rejected = set[int]()  # trials that were placed on an unfit node and did not run
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,6 +121,7 @@ class TuneCallback(Callback):
         if running:
             self.stopper.start_budget()
         self.console.refresh(running)
+        self.report.update()
         try:
             if text := self.trial_wait.due_notice(running):
                 self.console.say(text)
