@@ -206,8 +206,6 @@ def _check_searcher(request: SearchRequest) -> None:
         _check_grids(request.space)
     if options.searcher in OPTUNA_SAMPLERS:
         _check_optuna(options.searcher, request.space)
-    if options.searcher == "optuna" and any(domain.is_grid() for domain in request.space.domains.values()):
-        raise ConfigError("grid(...) needs --searcher random or grid; with --searcher optuna use choice(...)")
 
 
 def _check_optuna(name: str, space: Space) -> None:

@@ -60,6 +60,7 @@ def test_a_killed_or_interrupted_search_continues_and_loses_at_most_one_round(tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_started")
 @pytest.mark.parametrize("scheduler", ["fifo", "asha", "median", "hyperband", "pbt"])
 def test_a_search_that_is_killed_ten_times_at_random_has_the_rows_of_a_calm_one(tmp_path, scheduler):
@@ -75,12 +76,12 @@ def test_a_search_that_is_killed_ten_times_at_random_has_the_rows_of_a_calm_one(
         command = [sys.executable, "-m", "raysim", "tune", "--resume", str(out)] if started else first
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            process.wait(timeout=times.uniform(1, 15) if started else times.uniform(10, 20))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+            kill_after(times.randint(0, 5), times.uniform(0, 0.5), out, process)
+        finally:
+            process.kill()
         process.communicate(timeout=60)
         assert left_behind() == []
-        if not started and not (out / "search.yaml").exists():
+        if not (out / "search.yaml").exists():
             shutil.rmtree(out, ignore_errors=True)
     main(["tune", "--resume", str(out)])  # 0, or 2 if nothing was left to do
     assert not list(out.glob("trials/**/failures.jsonl"))  # a killed command is no failure of a trial
@@ -91,6 +92,15 @@ def test_a_search_that_is_killed_ten_times_at_random_has_the_rows_of_a_calm_one(
         return
     same = ["status", "rounds", "digest", "algorithm.lr", "inside/val/dice/mean"]
     pd.testing.assert_frame_equal(table[same], calm[same])
+
+
+def kill_after(rounds: int, seconds: float, out: Path, process: subprocess.Popen[bytes]) -> None:
+    """Kill the search `seconds` after it has logged this number of new rounds; nothing if it ends before."""
+    start = rounds_done(out)
+    while process.poll() is None and rounds_done(out) < start + rounds:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
 
 
 def wait_for(enough, out: Path, process) -> None:
