@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -59,24 +59,11 @@ def add_tune_command(commands: Any) -> None:
         metavar="M",
         help="the objective: mean, worst, outside, bytes, seconds or role/split/metric; separate several by commas",
     )
-    add("--judge", choices=get_args(ComparedRound), help="the round of a trial that is compared (default: best)")
-    add(
-        "--scheduler",
-        choices=get_args(SchedulerName),
-        help="the scheduler that stops trials early (default: fifo, which stops none)",
-    )
-    add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
-    add("--from", dest="warm_start", metavar="DIR", help="learn from the trials of this search over the same space")
-    add("--stop", choices=get_args(StopRule), help="auto: start no trial when the best value no longer improves")
+    _add_search_options(add)
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
     add("--holdout", metavar="SITE", help="a site that is evaluated and does not train; 'each' takes every site once")
     add("--folds", type=int, metavar="N", help="cross-validate each trial on N folds; the objective is their mean")
-    add(
-        "--failed-federations",
-        choices=get_args(FailedFederations),
-        help="a seed, held-out site or fold that fails: its trial fails (default), or the others are compared",
-    )
     add(
         "--budget",
         metavar="TIME",
@@ -92,6 +79,24 @@ def add_tune_command(commands: Any) -> None:
     add("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
     add("--resume", metavar="DIR", help="resume this search; --trials adds trials")
     add("--dry-run", action="store_true", help="show the trials, their resources and the estimated time")
+
+
+def _add_search_options(add: Callable[..., Any]) -> None:
+    """Add the options of the sampler, the scheduler and the comparison of the trials."""
+    add("--judge", choices=get_args(ComparedRound), help="the round of a trial that is compared (default: best)")
+    add(
+        "--scheduler",
+        choices=get_args(SchedulerName),
+        help="the scheduler that stops trials early (default: fifo, which stops none)",
+    )
+    add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
+    add("--from", dest="warm_start", metavar="DIR", help="learn from the trials of this search over the same space")
+    add("--stop", choices=get_args(StopRule), help="auto: start no trial when the best value no longer improves")
+    add(
+        "--failed-federations",
+        choices=get_args(FailedFederations),
+        help="a seed, held-out site or fold that fails: its trial fails (default), or the others are compared",
+    )
 
 
 def tune(args: argparse.Namespace, arguments: Sequence[str]) -> int:

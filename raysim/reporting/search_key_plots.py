@@ -7,6 +7,8 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ def colour_scale(axes: Axes, low: float, high: float, objective: Objective) -> C
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(low, high), colormaps["viridis" if objective.better == "higher" else "viridis_r"])
-    axes.get_figure().colorbar(scale, ax=axes, label=objective.row_column.split("/", 1)[-1])
-    return scale.to_rgba
+    axes.figure.colorbar(scale, ax=axes, label=objective.row_column.split("/", 1)[-1])
+    return lambda value: scale.to_rgba(np.array(value))
 
 
 def best_so_far(objective: Objective, scored: Sequence[TrialRecord], axes: Axes) -> None:

@@ -120,7 +120,7 @@ def _curves(
         look: dict[str, Any] = {"color": labels[kind], "alpha": 0.3 if kind == "done" else 0.7, "linewidth": 0.9}
         look |= {"alpha": 1.0, "linewidth": 2.0} if kind == "best" else {}
         label = None if kind in axes.get_legend_handles_labels()[1] else kind
-        axes.plot(curve.index, curve.values, marker="." if len(curve) < 3 else "", label=label, **look)
+        axes.plot(curve.index.to_numpy(), curve.to_numpy(), marker="." if len(curve) < 3 else "", label=label, **look)
         if kind == "best" or record.stopped:
             axes.annotate(str(record.number), (curve.index[-1], curve.iloc[-1]), fontsize=6.5, color=INK)
         _mark_imports(axes, results.imports(record) if record.lineage else (), curve)

@@ -126,15 +126,17 @@ class SearchResults:
         `rounds` is the table in rounds.parquet. The federations are combined as in the comparison of the trials: with
         held-out sites `worst` is the worst of them. A federation that has ended contributes its last value.
         """
-        column, rows = self.spec.objectives[0].row_column, list[tuple[int, int, float]]()
-        known = rounds.dropna(subset=[column]) if column in rounds else rounds[:0]
-        for number, of_trial in known.groupby("trial"):
-            variants = self.spec.variants_of(self.records[number].values)
-            table = of_trial.pivot(index="round", columns="federation", values=column).sort_index().ffill()
-            for at, values in table.iterrows():
-                known_values = [(variants[name], {column: value}) for name, value in values.dropna().items()]
-                repeated = [((each.seed, each.fold), row) for each, row in known_values]
-                rows.append((number, at, combine_rows(repeated, self.spec.better)[column]))
+        column, rows = self.spec.objectives[0].row_column, list[tuple[Any, Any, float]]()
+        if column not in rounds or not len(rounds):
+            return pd.DataFrame(columns=["trial", "round", "value"])
+        for number, record in sorted(self.records.items()):
+            variants, of_trial = self.spec.variants_of(record.values), rounds[rounds["trial"] == number]
+            known = of_trial.dropna(subset=[column])
+            table = known.pivot_table(index="round", columns="federation", values=column, aggfunc="last").ffill()
+            for at in table.index:
+                values = [(each, table.loc[at, name]) for name, each in variants.items() if name in table]
+                found = [((each.seed, each.fold), {column: float(value)}) for each, value in values if pd.notna(value)]
+                rows.append((number, at, combine_rows(found, self.spec.better)[column]))
         return pd.DataFrame(rows, columns=["trial", "round", "value"])
 
     def optuna_importance(self) -> dict[str, float]:

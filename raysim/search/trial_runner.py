@@ -124,7 +124,7 @@ class TrialRounds:
         latest: dict[str, FederationRow] = {}
         best: dict[str, float] = {}
         try:
-            while advanced := {name: row for name, rows in federations.items() if (row := self._next(name, rows))}:
+            while advanced := {name: new for name, rows in federations.items() if (new := self._next(name, rows))}:
                 latest |= advanced
                 for name in self.left_out.keys() - advanced.keys():
                     latest.pop(name, None)
@@ -135,9 +135,7 @@ class TrialRounds:
             for rows in federations.values():
                 rows.close()
 
-    def _next(
-        self, name: str, rows: Iterator[tuple[dict[str, Any], str | None]]
-    ) -> tuple[dict[str, Any], str | None] | None:
+    def _next(self, name: str, rows: Iterator[FederationRow]) -> FederationRow | None:
         self.failing = name  # until it has its row
         return next(rows, None)
 

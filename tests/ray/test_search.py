@@ -81,7 +81,12 @@ def test_client_actors_in_a_placement_group_give_equal_results_and_end(tmp_path)
 
 def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
     out = tmp_path / "out"
-    spaces = ["--space", "algorithm.lr=grid(0.02,0.01,0.0002,0.0001)", "--space", "algorithm.momentum=choice(0.0,0.0001)"]
+    spaces = [
+        "--space",
+        "algorithm.lr=grid(0.02,0.01,0.0002,0.0001)",
+        "--space",
+        "algorithm.momentum=choice(0.0,0.0001)",
+    ]
     arguments = [*spaces, "algorithm.optimizer=sgd", "rounds=4", "--seeds", "2", "--trials", "1"]
     assert tune(out, *arguments, "--scheduler", "asha", "--metric", "worst", *ONE) == 0
     table = trials(out)
