@@ -21,10 +21,11 @@ def check_space_arguments(parsed: Mapping[str, ParsedDistribution], file_keys: K
     for key in parsed:
         if contains_key(overrides, key) and not _conditional_algorithm(key, names):
             raise ConfigError(
-                f"{key} is given twice: --space searches it, and an argument {key}=... fixes it; remove one"
+                f"{key} is given twice: --space searches it, and the argument {key}=... fixes it; remove one of them"
             )
     check_conditional_keys(parsed, names)
     base = merge(file_keys, _without_conditional(overrides, names))
+    resolve_task(base)
     for key, (name, arguments) in parsed.items():
         for algorithm in _algorithms_of(key, names):
             run_key = key.replace(f".{algorithm}.", ".", 1) if key.startswith(f"algorithm.{algorithm}.") else key

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from raysim.reporting.search_html_report import write_search_report
 from raysim.reporting.search_plots import importance
 from raysim.reporting.terminal import Terminal
 from raysim.search.api import raise_outcome, report_search
+from raysim.search.live_report import LiveReport
 from raysim.search.objectives import Objective, combine_rows, improve, pareto_front
 from raysim.search.random_search import random_trials
 from raysim.search.results import SearchResults
@@ -204,6 +207,31 @@ def test_ties_are_named_and_the_lowest_number_is_the_best(tmp_path):
     assert [each.number for each in results.best()] == [2]
     assert [each.number for each in results.ties()] == [3]
     assert SearchResults(spec(tmp_path, DICE, BYTES), records, "best").ties() == []
+
+
+def test_the_report_of_a_running_search_is_loaded_again_every_minute(tmp_path):
+    results = SearchResults(spec(tmp_path), [record(1, 0.6, 1, "stopped")], "best")
+    report = LiveReport(results)
+    report.update()
+    assert not list(tmp_path.iterdir())
+    report._due_at = 0.0
+    report.update()
+    refresh = '<meta http-equiv="refresh" content="60">'
+    assert refresh in (tmp_path / "report.html").read_text()
+    assert refresh not in write_search_report(results).read_text()
+    assert report._due_at > time.monotonic() + 50
+
+
+def test_the_worst_of_held_out_sites_is_plotted_as_it_is_compared(tmp_path):
+    worst = Objective("best/outside/val/dice/worst", "higher")
+    variants = (FederationVariant(0, "x"), FederationVariant(0, "y"))
+    searched = replace(spec(tmp_path, worst), variants=variants)
+    rows = [("without-x", 1, 0.5), ("without-y", 1, 0.7), ("without-x", 2, 0.9)]  # y has ended after round 1
+    table = pd.DataFrame(
+        [{"trial": 1, "federation": name, "round": at, "outside/val/dice/worst": value} for name, at, value in rows]
+    )
+    values = SearchResults(searched, [record(1, 0.6)], "best").objective_by_round(table)
+    assert values.to_dict("list") == {"trial": [1, 1], "round": [1, 2], "value": [0.5, 0.7]}
 
 
 def test_a_trial_with_a_torn_file_runs_first_and_from_its_start(tmp_path):

@@ -56,7 +56,10 @@ def test_a_trial_that_takes_over_a_state_continues_exactly_from_it(tmp_path):
     other.close()
     other = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache)
     other.import_state(tmp_path / "given")
-    assert other.step()["round"] == 3
+    third = other.step()
+    assert third["round"] == 3
+    logged = [row["inside/val/dice/mean"] for row in logged_rounds(other.directory)]
+    assert third["best_values"] == {"inside/val/dice/mean": max(logged)}  # of the copied rounds, not of its own before
     last = other.step()
     assert last["done"]
     # The same by hand: two rounds with the rate of the donor, then two with the new rate.
