@@ -69,8 +69,9 @@ def tune(
     run. `points` are values to try first. `out` is the directory of the search; by default it is a new one in runs/.
     `quiet` suppresses the console.
 
-    The options are those of the command: trials, metric, judge, scheduler, searcher, max_concurrent, seeds, holdout,
-    folds, keep_checkpoints, tracker, and budget in seconds.
+    The options are those of the command: trials, metric, judge, scheduler, searcher, stop, max_concurrent, seeds,
+    holdout, folds, failed_federations, keep_checkpoints, tracker, budget in seconds, and warm_start, the directory
+    that the command names with --from.
 
     Raises ConfigError, before anything starts, for a wrong key, value or option; PlacementError if no trial fits the
     cluster; RunError if every trial failed.
