@@ -1,6 +1,6 @@
 """Choice of the algorithm and of its keys: FedAvg, FedProx, Ditto, FedSM, SCAFFOLD, each with a separate learning rate.
 
-A key such as algorithm.fedsm.pull is active only in trials of fedsm. Use --searcher optuna, which samples only the
+A key such as algorithm.fedsm.pull is active only in trials of fedsm. Use --searcher tpe, which samples only the
 active keys of a trial.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -15,9 +15,11 @@ from raysim.search.options import (
     RESUME_OPTIONS,
     CheckpointRetention,
     ComparedRound,
+    FailedFederations,
     SamplerName,
     SchedulerName,
     SearchOptions,
+    StopRule,
 )
 from raysim.storage.run_directory import check_new_directory
 
@@ -25,7 +27,7 @@ EXAMPLES = """\
 SPACE is a Python file that ends with .py, or one of `raysim list spaces`:
   raysim tune fedsm -c examples/retina.yaml task.data.table=retina/table.csv --trials 32 --scheduler asha --metric worst
   raysim tune --space 'algorithm.lr=loguniform(1e-4,1e-1)' --space 'algorithm.epochs=choice(1,2,4)' rounds=10
-  raysim tune --space 'algorithm=choice(fedprox,fedsm)' --space 'algorithm.fedsm.pull=uniform(0.5,1)' --searcher optuna
+  raysim tune --space 'algorithm=choice(fedprox,fedsm)' --space 'algorithm.fedsm.pull=uniform(0.5,1)' --searcher tpe
   raysim tune -c examples/wbc.yaml task.data.table=wbc/table.csv --holdout each
   raysim tune --resume runs/tune-001 --trials 100
 A key=value argument gives a key a fixed value and removes it from the space.
@@ -57,18 +59,16 @@ def add_tune_command(commands: Any) -> None:
         metavar="M",
         help="the objective: mean, worst, outside, bytes, seconds or role/split/metric; separate several by commas",
     )
-    add("--judge", choices=get_args(ComparedRound), help="the round of a trial that is compared (default: best)")
-    add(
-        "--scheduler",
-        choices=get_args(SchedulerName),
-        help="the scheduler that stops trials early (default: fifo, which stops none)",
-    )
-    add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
+    _add_search_options(add)
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
     add("--holdout", metavar="SITE", help="a site that is evaluated and does not train; 'each' takes every site once")
     add("--folds", type=int, metavar="N", help="cross-validate each trial on N folds; the objective is their mean")
-    add("--budget", metavar="TIME", help="time after which the search ends: 90s, 30m or 2h")
+    add(
+        "--budget",
+        metavar="TIME",
+        help="time after the start of the first trial: 90s, 30m or 2h",
+    )
     add(
         "--keep-checkpoints",
         choices=get_args(CheckpointRetention),
@@ -79,6 +79,24 @@ def add_tune_command(commands: Any) -> None:
     add("--address", metavar="ADDRESS", help="the Ray cluster to join; the same as ray_address=ADDRESS")
     add("--resume", metavar="DIR", help="resume this search; --trials adds trials")
     add("--dry-run", action="store_true", help="show the trials, their resources and the estimated time")
+
+
+def _add_search_options(add: Callable[..., Any]) -> None:
+    """Add the options of the sampler, the scheduler and the comparison of the trials."""
+    add("--judge", choices=get_args(ComparedRound), help="the round of a trial that is compared (default: best)")
+    add(
+        "--scheduler",
+        choices=get_args(SchedulerName),
+        help="the scheduler that stops trials early (default: fifo, which stops none)",
+    )
+    add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
+    add("--from", dest="warm_start", metavar="DIR", help="learn from the trials of this search over the same space")
+    add("--stop", choices=get_args(StopRule), help="auto: start no trial when the best value no longer improves")
+    add(
+        "--failed-federations",
+        choices=get_args(FailedFederations),
+        help="a seed, held-out site or fold that fails: its trial fails (default), or the others are compared",
+    )
 
 
 def tune(args: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -112,6 +130,7 @@ def _base(args: argparse.Namespace, file_keys: Mapping[str, Any]) -> Mapping[str
 def _start(
     args: argparse.Namespace, names: Sequence[str], file_keys: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> None:
+    _check_space(args, names, file_keys, overrides)
     from raysim.reporting.search_console import SearchConsole
     from raysim.reporting.terminal import Terminal
     from raysim.search import api
@@ -119,10 +138,6 @@ def _start(
     from raysim.search.space import Space, from_cli
     from raysim.search.space_files import read_space
 
-    if len(names) > 1:
-        raise ConfigError(
-            f"two spaces are given, {names[0]!r} and {names[1]!r}: give one, and add keys to it with --space"
-        )
     space = (read_space(names[0]) if names else Space()).override(from_cli(args.space))
     request = build_request(space, file_keys, overrides, search_options(args))
     console = SearchConsole(Terminal())
@@ -130,6 +145,25 @@ def _start(
         api.dry_run(request, args.out, console)
     else:
         api.start_search(request, args.out, console)
+
+
+def _check_space(
+    args: argparse.Namespace, names: Sequence[str], file_keys: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError for errors that are found before torch and Ray are imported."""
+    from raysim.search.distribution_text import parse_arguments
+    from raysim.search.early_checks import check_space_arguments
+    from raysim.search.space_files import space_file
+
+    if len(names) > 1:
+        raise ConfigError(
+            f"two spaces are given, {names[0]!r} and {names[1]!r}: give one, and add keys to it with --space"
+        )
+    parsed = parse_arguments(args.space)
+    if names:
+        space_file(names[0])
+    else:
+        check_space_arguments(parsed, file_keys, overrides)
 
 
 def _resume(args: argparse.Namespace, names: Sequence[str], overrides: Mapping[str, Any]) -> None:

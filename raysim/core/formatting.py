@@ -46,6 +46,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def format_objective(value: float | None, column: str) -> str:
+    """A value of an objective of a search: bytes with a unit, any other number as a score."""
+    return format_bytes(value) if column == "bytes" and value is not None else format_score(value)
+
+
 def format_score(value: float | None) -> str:
     """`value` with four decimals, or two if it is at least 10 in magnitude; `-` for None."""
     if value is None:

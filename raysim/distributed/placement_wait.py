@@ -6,7 +6,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from raysim.core.errors import PlacementError
 from raysim.core.events import Event, Notice, Progress
@@ -97,7 +102,7 @@ class TrialWait:
     """The wait of a search while none of its trials runs. Each trial needs `bundles`."""
 
     def __init__(self, bundles: Sequence[Mapping[str, float]], growing: bool) -> None:
-        self.request = describe_bundles(bundles)
+        self.request, self.bundles = describe_bundles(bundles), [dict(bundle) for bundle in bundles if bundle]
         self.max_nodes = len(live_nodes(ray.nodes())) + len(provisionable_nodes()) if growing else 0
         self.waiter = Waiter(AUTOSCALING_TIMEOUT_S, AUTOSCALING_NOTICE_S)
 
@@ -116,4 +121,11 @@ class TrialWait:
                 f"{free_resources()}; request less (resources)"
             )
         waited = f"{self.waiter.elapsed_s:.0f} s"
+        if self._is_reserved():
+            return f"{self.request} is reserved, and the process of the first trial is starting; {waited}"
         return f"no trial is running: requested {self.request}, free now: {free_resources()}; {waited}"
+
+    def _is_reserved(self) -> bool:
+        """Whether there is a placement group of a trial: its process starts, which imports torch and Ray Tune."""
+        groups = [each for each in placement_group_table().values() if each["state"] == "CREATED"]
+        return any([bundle for bundle in group["bundles"].values() if bundle] == self.bundles for group in groups)

@@ -55,13 +55,14 @@ def check_state(state: Any, where: str) -> None:
 
 
 def check_metrics(metrics: Any, where: str) -> None:
-    """Raises RunError if `metrics` is not a mapping of names to numbers."""
+    """Raises RunError if `metrics` is not a mapping of names to finite numbers."""
     if not isinstance(metrics, Mapping):
         raise RunError(f"{where} must be a dictionary such as {{'loss': 0.5}}, not {type(metrics).__name__}")
     for name, value in metrics.items():
         if not isinstance(name, str):
             raise RunError(f"{where} has the name {name!r}: expected text")
-        _number(value, f"{where}[{name!r}]")
+        if not math.isfinite(number := _number(value, f"{where}[{name!r}]")):
+            raise RunError(f"{where}[{name!r}] is {number}: expected a finite number; return no metric without a value")
 
 
 def check_predictor(predictor: Any, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from raysim.core.atomic_io import write_text
-from raysim.core.formatting import format_bytes, format_score, pluralize, printable
+from raysim.core.formatting import format_bytes, format_objective, format_score, pluralize, printable
 
 STYLED_TEMPLATE = Path(__file__).with_name("html_report.html.j2")  # has the style sheet
 
@@ -18,6 +18,7 @@ def environment() -> Environment:
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     made = Environment(autoescape=True, finalize=_finalize, **options)
     made.filters |= {"counted": pluralize, "number": format_score, "size": format_bytes}
+    made.filters["score"] = lambda value, objective: format_objective(value, objective.column)
     made.filters["value"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     return made
 

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysim.core.formatting import format_score, pluralize, quote_path
+from raysim.core.formatting import format_objective, format_score, pluralize, quote_path
 from raysim.core.numeric import is_finite_number
 from raysim.reporting.console import RunConsole
 
@@ -63,7 +63,7 @@ class SearchConsole(RunConsole):
         """Print the line of a trial that has ended."""
         assert self.results is not None
         spec = self.results.spec
-        metrics = "  ".join(f"{o.column} {format_score(record.last.get(o.column))}" for o in spec.objectives)
+        metrics = "  ".join(f"{o.column} {_score(record, o)}" for o in spec.objectives)
         cause = f": {record.cause.splitlines()[0]}" if record.cause else ""
         line = f"trial {record.number:{len(str(spec.trial_count))}}/{spec.trial_count}  {record.status:<7}"
         line += f"  round {record.rounds}  {metrics}  {record.seconds:.1f} s  {format_values(record.values)}{cause}"
@@ -85,13 +85,13 @@ class SearchConsole(RunConsole):
         title = ", ".join([*counts, f"{running} running", f"{waiting} waiting"]) + self._time_left()
         table = Table("", "trial", "round", box=SIMPLE_HEAD, title=title, title_justify="left")
         for objective in objectives:
-            table.add_column(objective.column, justify="right")
+            table.add_column(_heading(objective), justify="right", overflow="fold")
         table.add_column("keys", overflow="fold")
         best = self.results.best()[:3]
         open_trials = [record for record in records if record.unfinished and record not in best]
         for record in [*best, *open_trials][:MAX_TRIALS_SHOWN]:
             mark = "best" if record in best else ""
-            scores = [format_score(record.last.get(each.column)) for each in objectives]
+            scores = [_score(record, each) for each in objectives]
             table.add_row(mark, str(record.number), str(record.rounds), *scores, Text(format_values(record.values)))
         return table
 
@@ -113,22 +113,35 @@ class SearchConsole(RunConsole):
         objectives, out = results.spec.objectives, results.spec.out
         table = Table("trial", "status", "rounds", box=SIMPLE_HEAD, title="best trials", title_justify="left")
         for objective in objectives:
-            table.add_column(objective.column, justify="right")
+            table.add_column(_heading(objective), justify="right", overflow="fold")
         table.add_column("keys", overflow="fold")
         best = results.best()
         for record in best[:MAX_TRIALS_SHOWN]:
-            scores = [format_score(record.last.get(each.column)) for each in objectives]
+            scores = [_score(record, each) for each in objectives]
             keys = Text(format_values(record.values))
             table.add_row(str(record.number), record.status, str(record.rounds), *scores, keys)
         if best:
             self.console.print(table)
         if best and (text := describe_compared_round(best[0], results.spec)):
             self.say(text)
+        if ties := results.ties():
+            numbers = ", ".join(str(record.number) for record in ties)
+            self.say(f"the same value: trial {numbers}; the best is the one with the lowest number")
         counts = Counter(record.reported_status for record in results.records.values())
         self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has started")
         self.say(f"results: {out}")
         if best:
             self.say(f"rerun the best trial: raysim run -c {quote_path(out / 'best.yaml')}")
+
+
+def _score(record: TrialRecord, objective: Objective) -> str:
+    return format_objective(record.last.get(objective.column), objective.column)
+
+
+def _heading(objective: Objective) -> str:
+    """The column of the objective in two lines, so that a table fits a terminal of 80 columns."""
+    role, slash, rest = objective.row_column.partition("/")
+    return f"{role}/\n{rest}" if slash else role
 
 
 def test_columns(record: TrialRecord, objectives: Sequence[Objective]) -> list[str]:

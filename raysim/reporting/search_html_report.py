@@ -26,14 +26,18 @@ MAX_TRIALS_SHOWN = 100
 SPLITS = ("train", "val", "test", "unlabelled")
 
 
-def write_search_report(results: SearchResults) -> Path:
-    """Write report.html of the search from its records and rounds.parquet; returns its path."""
+def write_search_report(results: SearchResults, *, live: bool = False) -> Path:
+    """Write report.html of the search from its records and rounds.parquet; returns its path.
+
+    A browser loads the page again every minute if the search is `live`.
+    """
     spec, out = results.spec, results.spec.out
     records = sorted(results.records.values(), key=lambda record: record.number)
     ranked = sorted(records, key=lambda record: _rank(record, spec.objectives[0]))
     counts = Counter(record.reported_status for record in records)
     page = template(TEMPLATE).render(
         style=page_style(),
+        live=live,
         name=out.name,
         spec=spec,
         counts=counts | Counter({"not started": max(0, spec.trial_count - len(records))}),

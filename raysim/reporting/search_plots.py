@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from raysim.core.formatting import format_bytes
+from raysim.core.numeric import is_finite_number
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, render_svg
+from raysim.reporting.search_key_plots import best_so_far, colour_scale, search_key_plots, short_name, timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,46 +35,46 @@ def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple
     """Yields title and SVG of each plot that has data. `rounds` is the table in rounds.parquet."""
     spec, best = results.spec, results.best()
     records = sorted(results.records.values(), key=lambda record: record.number)
-    first = spec.objectives[0]
-    scored = [record for record in records if record.last.get(first.column) is not None]
+    first, values = spec.objectives[0], results.objective_by_round(rounds)
+    scored = [record for record in records if is_finite_number(record.last.get(first.column))]
     stem, _, aggregate = first.column.rpartition("/")
     other = "mean" if aggregate == "worst" else "worst"
     other_aggregate, cost = replace(first, column=f"{stem}/{other}"), replace(first, column="bytes", better="lower")
     pairs = partial(_pairs, results=results, scored=scored)
-    weights, at = importance(spec, records, rounds)
+    weights, at = importance(spec, records, values)
+    by_key = 0.9 + 0.28 * len(spec.space.domains)
     plots: tuple[tuple[str, Callable[[Axes], object], float], ...] = (
-        (f"{first.row_column} over rounds", partial(_curves, first, records, best, rounds), HEIGHT),
+        (f"{first.row_column} over rounds", partial(_curves, results, records, best, values), HEIGHT),
+        ("best value so far", partial(best_so_far, first, scored), HEIGHT),
         ("values of the keys and scores", partial(_parallel, spec=spec, scored=scored), HEIGHT + 0.6),
-        (
-            f"importance of each key at round {at}",
-            partial(_bars, weights=weights),
-            0.9 + 0.28 * len(spec.space.domains),
-        ),
+        (f"importance of each key at round {at}", partial(_bars, weights=weights), by_key),
+        ("importance of each key by Optuna (PED-ANOVA)", partial(_bars, weights=results.optuna_importance()), by_key),
+        *search_key_plots(spec, scored, weights),
         (f"{other} against {aggregate} of the sites", partial(pairs, one=first, other=other_aggregate), HEIGHT),
         ("bytes against the metric", partial(pairs, one=first, other=cost), HEIGHT),
         ("rounds of each trial", partial(_lengths, spec=spec, records=records), HEIGHT),
+        ("trials over time", partial(timeline, records), HEIGHT),
     )
     for title, draw, inches in plots:
         if svg := render_svg(title, draw, inches):
             yield title, svg
 
 
-def importance(spec: SearchSpec, records: Sequence[TrialRecord], rounds: pd.DataFrame) -> tuple[Importance, int]:
+def importance(spec: SearchSpec, records: Sequence[TrialRecord], values: pd.DataFrame) -> tuple[Importance, int]:
     """For each key, the share of the variance of ranks that is explained by its values; and the round of the ranking.
 
-    Trials are ranked by the first objective in the last round that all trials have reached, because a trial is not
-    worse only because it was stopped early. Numeric values are divided into four groups. The share is omega squared,
-    which is adjusted for the number of groups: a key without effect has a share of about 0.
+    `values` has the first objective by trial and round. Trials are ranked by it in the last round that all trials have
+    reached, because a trial is not worse only because it was stopped early. Numeric values are divided into four
+    groups. The share is omega squared, which is adjusted for the number of groups: a key without effect has a share of
+    about 0.
     """
-    first = spec.objectives[0].row_column
     started = [record for record in records if record.rounds and not record.failed]
     at = min((record.rounds for record in started), default=0)
-    if len(started) < MIN_TRIALS or first not in rounds:
+    if len(started) < MIN_TRIALS:
         return {}, at
-    evaluated = rounds[rounds["round"] <= at].dropna(subset=[first])
-    values = evaluated.sort_values("round").groupby(["trial", "federation"])[first].last().groupby("trial").mean()
-    known = [record for record in started if record.number in values.index]
-    ranks = pd.Series({record.number: values[record.number] for record in known}).rank()
+    compared = values[values["round"] <= at].sort_values("round").groupby("trial")["value"].last()
+    known = [record for record in started if record.number in compared.index]
+    ranks = pd.Series({record.number: compared[record.number] for record in known}).rank()
     weights = {}
     for key in spec.space.domains:
         having = [record for record in known if key in record.values]
@@ -100,43 +103,56 @@ def _omega_squared(ranks: np.ndarray[Any, Any], groups: Sequence[Any]) -> float:
 
 
 def _curves(
-    first: Objective, records: Sequence[TrialRecord], best: Sequence[TrialRecord], rounds: pd.DataFrame, axes: Axes
+    results: SearchResults,
+    records: Sequence[TrialRecord],
+    best: Sequence[TrialRecord],
+    values: pd.DataFrame,
+    axes: Axes,
 ) -> None:
-    if first.row_column not in rounds:
-        return
-    top = {record.number for record in best}
-    means = rounds.dropna(subset=[first.row_column]).groupby(["trial", "round"])[first.row_column].mean()
+    """Draw a line for each trial, with numbers of the best and stopped ones, and the states taken over (PBT)."""
+    top, curves = {record.number for record in best}, dict(iter(values.groupby("trial")))
+    labels = {"best": INSIDE, "done": INK, "stopped": OUTSIDE, "failed": LOST}
     for record in sorted(records[:MAX_CURVES], key=lambda record: record.number in top):
-        if record.number not in means.index.get_level_values(0):
+        if record.number not in curves:
             continue
-        curve = means.loc[record.number]
-        look: dict[str, Any] = {"color": INK, "alpha": 0.3, "linewidth": 0.9}
-        if record.stopped or record.failed:
-            look |= {"color": OUTSIDE if record.stopped else LOST, "alpha": 0.6}
-        if record.number in top:
-            look = {"color": INSIDE, "linewidth": 2.0, "label": f"trial {record.number}" if len(top) == 1 else None}
-        axes.plot(curve.index, curve.values, marker="." if len(curve) < 3 else "", **look)
-    axes.set_xlabel("round (stopped trials: second colour)")
+        curve = curves[record.number].set_index("round")["value"]
+        kind = "best" if record.number in top else record.status.value if record.stopped or record.failed else "done"
+        look: dict[str, Any] = {"color": labels[kind], "alpha": 0.3 if kind == "done" else 0.7, "linewidth": 0.9}
+        look |= {"alpha": 1.0, "linewidth": 2.0} if kind == "best" else {}
+        label = None if kind in axes.get_legend_handles_labels()[1] else kind
+        axes.plot(curve.index.to_numpy(), curve.to_numpy(), marker="." if len(curve) < 3 else "", label=label, **look)
+        if kind == "best" or record.stopped:
+            axes.annotate(str(record.number), (curve.index[-1], curve.iloc[-1]), fontsize=6.5, color=INK)
+        _mark_imports(axes, results.imports(record) if record.lineage else (), curve)
+    axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
 
 
+def _mark_imports(axes: Axes, imports: Sequence[tuple[int, int]], curve: pd.Series) -> None:
+    """Mark the rounds after which a trial took over the state of another one, with the number of that trial."""
+    for at, donor in imports:
+        if at in curve.index:
+            axes.plot(at, curve[at], "o", color=INK, markersize=3)
+            axes.annotate(f"from {donor}", (at, curve[at]), fontsize=6, color=INK)
+
+
 def _parallel(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord]) -> None:
-    """Draw a line for each trial through its values; the best quarter of the trials is coloured."""
+    """Draw a line for each trial through its values to its outcome, which is its colour; inactive keys are passed."""
     keys, first = list(spec.space.domains), spec.objectives[0]
     if len(scored) < 2 or not keys:
         return
     outcome = [float(record.last[first.column]) for record in scored]
-    order = sorted(range(len(scored)), key=lambda i: outcome[i], reverse=first.better == "higher")
-    top = set(order[: max(1, len(scored) // 4)])
     low, high = min(outcome), max(outcome)
-    for i in reversed(order):
+    colours = colour_scale(axes, low, high, first)
+    for i in sorted(range(len(scored)), key=lambda i: outcome[i], reverse=first.better == "lower"):
         record = scored[i]
         heights = [spec.space.position(key, record.values.get(key)) for key in keys]
         heights.append((outcome[i] - low) / (high - low) if high > low else 0.5)
-        look: dict[str, Any] = {"color": INSIDE, "alpha": 0.9} if i in top else {"color": INK, "alpha": 0.2}
-        axes.plot(range(len(heights)), heights, linewidth=1.2, **look)
-    names = [key.removeprefix("algorithm.").removeprefix("task.") for key in keys]
-    axes.set_xticks(range(len(keys) + 1), [*names, first.column.split("/", 1)[-1]], rotation=30, ha="right", fontsize=8)
+        known = [(at, height) for at, height in enumerate(heights) if math.isfinite(height)]
+        axes.plot(*zip(*known, strict=True), linewidth=1.2, color=colours(outcome[i]), alpha=0.8)
+    names = [short_name(key) for key in keys]
+    axes.set_xticks(range(len(keys) + 1), [*names, first.row_column.split("/", 1)[-1]], rotation=30, ha="right")
+    axes.tick_params(axis="x", labelsize=8)
     _label_ends(axes, spec.space, low, high)
     axes.set_ylim(-0.12, 1.12)
     axes.set_yticks([])
@@ -157,7 +173,7 @@ def _bars(axes: Axes, weights: Importance) -> None:
     axes.barh(range(len(order)), [weights[key] for key in order], color=INSIDE)
     axes.set_yticks(range(len(order)), order, fontsize=8)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("share of the variance of ranks")
+    axes.set_xlabel("share")
     axes.grid(visible=False, axis="y")
 
 
@@ -181,10 +197,14 @@ def _xy(records: Sequence[TrialRecord], one: Objective, other: Objective) -> tup
 
 
 def _lengths(axes: Axes, spec: SearchSpec, records: Sequence[TrialRecord]) -> None:
+    """Draw the rounds that each trial reached, in the colour of its status."""
     if all(record.rounds == spec.rounds for record in records):
         return
-    lengths = sorted((record.rounds for record in records), reverse=True)
-    axes.bar(range(1, len(lengths) + 1), lengths, color=INSIDE, width=1.0)
+    for status, colour in (("done", INSIDE), ("stopped", OUTSIDE), ("failed", LOST), ("unfinished", INK)):
+        of = [record for record in records if record.reported_status == status and record.rounds]
+        if of:
+            axes.bar([each.number for each in of], [each.rounds for each in of], color=colour, width=0.8, label=status)
     axes.axhline(spec.rounds, color=INK, linestyle=":")
-    axes.set_xlabel("trials, the longest first")
+    axes.set_xlabel("trial")
     axes.set_ylabel("rounds")
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)

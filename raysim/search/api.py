@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from raysim.reporting.search_html_report import write_search_report
 from raysim.reporting.terminal import Terminal
 from raysim.search import distributions
 from raysim.search.build_spec import build_search_spec
-from raysim.search.dry_run import print_dry_run
+from raysim.search.dry_run import measure_times, print_dry_run
 from raysim.search.options import RESUME_OPTIONS, SearchOptions
 from raysim.search.request import (
     SearchRequest,
@@ -37,7 +38,7 @@ from raysim.search.request import (
     write_request,
 )
 from raysim.search.results import SearchResults
-from raysim.search.samplers import build_sampler
+from raysim.search.samplers import OPTUNA_FILE, build_sampler
 from raysim.search.search_control import search_control
 from raysim.search.space import Space, from_mapping, parse_points
 from raysim.search.space_files import read_space
@@ -68,8 +69,9 @@ def tune(
     run. `points` are values to try first. `out` is the directory of the search; by default it is a new one in runs/.
     `quiet` suppresses the console.
 
-    The options are those of the command: trials, metric, judge, scheduler, searcher, max_concurrent, seeds, holdout,
-    folds, keep_checkpoints, tracker, and budget in seconds.
+    The options are those of the command: trials, metric, judge, scheduler, searcher, stop, max_concurrent, seeds,
+    holdout, folds, failed_federations, keep_checkpoints, tracker, budget in seconds, and warm_start, the directory
+    that the command names with --from.
 
     Raises ConfigError, before anything starts, for a wrong key, value or option; PlacementError if no trial fits the
     cluster; RunError if every trial failed.
@@ -107,11 +109,17 @@ def start_search(
 def dry_run(request: SearchRequest, out: str | None, console: SearchConsole) -> None:
     """Print the trials of a new search, their resources and the estimated time, without starting it."""
     spec = build_search_spec(request, Path(out) if out else runs_directory(), console)
+    _pickle_user_classes(request, spec)
     with connect(request.base.get("ray_address")):
         placement = plan_trials(spec, request.options)
         sampler = build_sampler(request, spec, [])
         samples = (sampler.sample(number) for number in range(1, spec.trial_count + 1))
-        print_dry_run(placement, [values for values in samples if values is not None], console)
+        trials = [values for values in samples if values is not None]
+        print_dry_run(placement, trials, measure_times(placement, trials[0]), console)
+
+
+def _pickle_user_classes(request: SearchRequest, spec: SearchSpec) -> None:
+    pickle_by_value(type(spec.task_config), type(resolve(request.base).algorithm))
 
 
 def resume_search(
@@ -138,9 +146,19 @@ def resume_search(
         spec = build_search_spec(request, directory, console, boundaries_checked=True)
         records = load_records(directory)
         if not any(record.unfinished for record in records) and not new_trial_numbers(spec, records):
-            more = request.fixed_trial_count_reason or f"to add trials: --trials {2 * request.options.trials}"
+            more = _how_to_add_trials(request, spec, records)
             raise ConfigError(f"{directory} is done, all {len(records)} trials have ended; {more}")
         return _run_stages(request, replace(spec, out=directory), records, console)
+
+
+def _how_to_add_trials(request: SearchRequest, spec: SearchSpec, records: Sequence[TrialRecord]) -> str:
+    if reason := request.fixed_trial_count_reason:
+        return f"{reason}, so none can be added"
+    samples = math.ceil(len(records) / len(spec.space.grid(all_keys=False)))
+    doubled = replace(request, options=replace(request.options, trials=2 * samples))
+    if doubled.trial_count(spec.space, spec.variants[0].seed) <= len(records):
+        return "they are all configurations of the space; for more trials start a search with more keys or values"
+    return f"to add trials: --trials {2 * samples}"
 
 
 def _changed_request(request: SearchRequest, changes: Mapping[str, Any], ray_address: str | None) -> SearchRequest:
@@ -162,7 +180,7 @@ def _run_stages(
 ) -> ResultGrid:
     """Connect, place, run and report the search; `records` are the trials of its earlier sessions."""
     options = request.options
-    pickle_by_value(type(spec.task_config), type(resolve(request.base).algorithm))
+    _pickle_user_classes(request, spec)
     console.say("starting Ray")
     with connect(request.base.get("ray_address")) as dashboard:
         console.say(connected_message(dashboard))
@@ -176,7 +194,9 @@ def _run_stages(
         results = SearchResults(spec, records, options.keep_checkpoints)
         resumed, new_numbers = resumable_trials(spec, records), new_trial_numbers(spec, records)
         tracking = [TrialTracking(name, results, console)] if (name := request.tracker) else []
-        searcher = TuneSearcher(build_sampler(request, spec, records), resumed, new_numbers, results.start_trial)
+        sampler = build_sampler(request, spec, records, spec.out / OPTUNA_FILE)
+        stagnates = results.stagnates if options.stop == "auto" else lambda: False
+        searcher = TuneSearcher(sampler, resumed, new_numbers, results.start_trial, stagnates)
         stopper = SearchStopper(options.budget)
         with search_control(results, spec.trial_count) as control, console.live_search(results, placement):
             trial_wait = TrialWait(placement.bundles, placement.growing)
@@ -185,6 +205,12 @@ def _run_stages(
         if not keep_tune_log:  # a search resumes from its trials' directories
             shutil.rmtree(grid.experiment_path, ignore_errors=True)
         report_search(results, console)
+        if searcher.stopped:
+            console.say(
+                f"the best value has not improved in {results.stagnation_trials} trials, so the search ends with "
+                f"{len(searcher.new_numbers)} trials not started; to start them: raysim tune --resume "
+                f"{quote_path(spec.out)} --stop never"
+            )
         for each in tracking:
             each.close()
         raise_outcome(results, stopper, console)

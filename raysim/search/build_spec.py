@@ -13,6 +13,7 @@ from raysim.config.resolve import resolve
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import pluralize
 from raysim.data.required_paths import required_paths
 from raysim.distributed import node_probe
 from raysim.federation.plan import build_plan, chosen_metric, prepare_task, selection_metric
@@ -25,6 +26,7 @@ from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space
 from raysim.search.space_validation import check_boundaries_on_task
 from raysim.search.spec import FederationVariant, SearchSpec
+from raysim.search.trial_store import load_records
 
 
 def build_search_spec(
@@ -49,8 +51,9 @@ def build_search_spec(
         better=task.score.better,
         rounds=config.rounds,
         folds=options.folds,
-        trial_count=request.trial_count(space),
+        trial_count=request.trial_count(space, config.seed),
         scheduler=options.scheduler,
+        failed_federations=options.failed_federations,
         session=token_hex(8),
         task=task,
         task_config=config.task,
@@ -67,7 +70,30 @@ def build_search_spec(
             "the trials are compared by a test score, so the test score of the best trial is optimistic: use --metric "
             "with a score on val cases"
         )
+    if request.options.warm_start is not None:
+        _check_earlier_values(Path(request.options.warm_start), spec)
+    _report_trial_count(request, spec, console)
     return _with_best_rounds(spec, tasks, sites, console) if options.judge == "best" else spec
+
+
+def _check_earlier_values(directory: Path, spec: SearchSpec) -> None:
+    """Raises ConfigError if no trial of the search to start from has a value of the objectives."""
+    wanted, records = [each.row_column for each in spec.objectives], load_records(directory)
+    if not any(all(name in record.last for name in wanted) for record in records):
+        raise ConfigError(
+            f"--from {directory}: none of its {pluralize(len(records), 'trial')} has a value of "
+            f"{' and '.join(wanted)}; use its --metric, or remove --from"
+        )
+
+
+def _report_trial_count(request: SearchRequest, spec: SearchSpec, console: SearchConsole) -> None:
+    """Print the number of trials if it is smaller than requested, because no configuration is drawn twice."""
+    requested = request.options.trials * len(spec.space.grid(all_keys=False))
+    if not request.samples_whole_grid and spec.trial_count < requested:
+        console.say(
+            f"the space has {pluralize(spec.trial_count, 'configuration')}, so the search has "
+            f"{pluralize(spec.trial_count, 'trial')} instead of {requested}; for more trials add keys or values"
+        )
 
 
 def _with_best_rounds(

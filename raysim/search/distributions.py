@@ -1,8 +1,7 @@
-"""The distributions of a search: parse those of Ray Tune from text, write them as text, and compute their bounds."""
+"""The distributions of a search: those of Ray Tune, from and as text, and their bounds, values and quantiles."""
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,62 +11,32 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUnifo
 
 from raysim.config.introspection import PlainValue, to_python_value
 from raysim.core.errors import ConfigError
+from raysim.search.distribution_text import CHOICES, EXAMPLES, ParsedDistribution, empty_choice, parse_text
 
-RANGES = {  # name in the text -> number of its arguments
-    **dict.fromkeys(("uniform", "loguniform", "randint", "lograndint"), 2),
-    **dict.fromkeys(("quniform", "qloguniform", "qrandint", "qlograndint"), 3),
-}
-CHOICES = ("choice", "grid")
-EXAMPLES = "uniform(0, 1), loguniform(1e-4, 1e-1), quniform(0, 1, 0.1), randint(1, 9), choice(a, b) or grid(a, b)"
-LITERALS = {"true": True, "false": False, "none": None, "null": None}
 CHOICE_TYPES = (bool, int, float, str, type(None))  # and tuples of them
 
 
 def parse_distribution(text: str, key: str) -> Domain:
-    """The distribution that `text` describes, such as `uniform(0.2, 1)`.
+    """The distribution that `text` describes, such as `uniform(0.2, 1)`. Raises ConfigError, with `key`."""
+    return build_distribution(parse_text(text, key), key)
 
-    The text is parsed as syntax and never evaluated. Raises ConfigError, with `key`, if it is not a distribution.
-    """
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise _parse_error(text, key) from error
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
-        raise _parse_error(text, key)
-    name, values = call.func.id, [_argument(node, text, key) for node in call.args]
+
+def build_distribution(parsed: ParsedDistribution, key: str) -> Domain:
+    """The distribution of Ray Tune. Raises ConfigError for values that it refuses."""
+    name, arguments = parsed
     if name in CHOICES:
-        listed = list(values[0]) if len(values) == 1 and isinstance(values[0], tuple) else values
-        return listed_choices(listed, key, grid=name == "grid")
-    if name not in RANGES or len(values) != RANGES[name]:
-        raise _parse_error(text, key)
-    return _range(name, values, text, key)
-
-
-def _range(name: str, values: list[Any], text: str, key: str) -> Domain:
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) != len(values) or not all(map(math.isfinite, numbers)):
-        example = f"{name}({', '.join(['1', '9', '2'][: len(values)])})"
-        raise ConfigError(f"{key}: {text}: expected numbers, such as {example}")
-    if "int" in name and not all(float(value).is_integer() for value in values):
-        other = name.replace("randint", "uniform")
-        raise ConfigError(f"{key}: {text}: expected whole numbers; for other numbers use {other}(...)")
-    if values[0] >= values[1]:
-        raise ConfigError(f"{key}: {text} is an empty range: the lower bound must be below the upper bound")
-    if "log" in name and values[0] <= 0:
-        raise ConfigError(f"{key}: {text}: the lower bound of a logarithmic range must be above 0")
-    if name.startswith("q") and values[2] <= 0:
-        raise ConfigError(f"{key}: {text}: the last number is the step and must be above 0")
+        return listed_choices(arguments, key, grid=name == "grid")
     try:
-        domain: Domain = getattr(tune, name)(*values)
+        domain: Domain = getattr(tune, name)(*arguments)
     except ValueError as error:  # bounds that are not multiples of the step
-        raise ConfigError(f"{key}: {text}: {error}") from error
+        raise ConfigError(f"{key}: {name}({', '.join(map(str, arguments))}): {error}") from error
     return domain
 
 
 def listed_choices(values: list[Any], key: str, *, grid: bool) -> Categorical:
     """A choice among `values`, or a grid over them. Raises ConfigError for values that cannot be written as text."""
     if not values:
-        raise ConfigError(f"{key}: a {'grid' if grid else 'choice'} needs at least one value")
+        raise empty_choice(key, "grid" if grid else "choice")
     domain = Categorical([_checked_choice(to_python_value(value), key) for value in values])
     sampled: Categorical = domain.grid() if grid else domain.uniform()
     return sampled
@@ -149,22 +118,45 @@ def grid_values(domain: Domain, key: str) -> list[Any]:
     """All values of a distribution. Raises ConfigError for a continuous range without a step."""
     if isinstance(domain, Categorical):
         return list(domain.categories)
-    step = step_of(domain) or (1 if isinstance(domain, Integer) else None)
+    step = step_size(domain)
     if step is None:
         raise ConfigError(
             f"{key}: {to_text(domain)} is continuous, but a grid needs single values: "
             f"use choice(...) or quniform(low, high, step), or another --searcher"
         )
-    first, last = bounds(domain)
-    count = round((last - first) / step) + 1
-    return [type(first)(to_python(first + index * step)) for index in range(count)]
+    first, _ = bounds(domain)
+    return [type(first)(to_python(first + index * step)) for index in range(int(count_values(domain)))]
 
 
 def sample(domain: Domain, rng: Any) -> Any:
     """A random value, from a numpy generator."""
     if isinstance(domain, Categorical):
         return domain.categories[int(rng.integers(len(domain.categories)))]
-    return to_python(domain.sample(random_state=rng))
+    return quantile(domain, float(rng.random()))
+
+
+def quantile(domain: Domain, probability: float) -> Any:
+    """The value of a range below which a random value lies with this probability, from 0 to 1.
+
+    A value of a range with steps has the probability of the interval within half a step around it.
+    """
+    low, high = bounds(domain)
+    step = step_size(domain)
+    margin = step / 2 if step else 0.0
+    if is_logarithmic(domain):
+        first, last = math.log(low - margin), math.log(high + margin)
+        value = math.exp(first + probability * (last - first))
+    else:
+        value = low - margin + probability * (high - low + 2 * margin)
+    return clip(domain, low + math.floor((value - low + margin) / step) * step if step else value)
+
+
+def count_values(domain: Domain) -> float:
+    """The number of values; infinite for a continuous range."""
+    if isinstance(domain, Categorical):
+        return len(domain.categories)
+    step, (first, last) = step_size(domain), bounds(domain)
+    return round((last - first) / step) + 1 if step else math.inf
 
 
 def clip(domain: Domain, value: Any) -> Any:
@@ -197,6 +189,11 @@ def step_of(domain: Domain) -> Any:
     return sampler.q if isinstance(sampler, Quantized) else None
 
 
+def step_size(domain: Domain) -> Any:
+    """The distance between two values of a range; None for a continuous range."""
+    return step_of(domain) or (1 if isinstance(domain, Integer) else None)
+
+
 def is_logarithmic(domain: Domain) -> bool:
     """Whether the logarithm of a range is sampled uniformly."""
     return isinstance(_base_sampler(domain), LogUniform)
@@ -217,24 +214,6 @@ def _round_up(number: Any, step: Any) -> Any:
 
 def _round_down(number: Any, step: Any) -> Any:
     return math.floor(number / step + 1e-9) * step
-
-
-def _parse_error(text: str, key: str) -> ConfigError:
-    return ConfigError(f"{key}: cannot read {text!r}: expected {EXAMPLES}")
-
-
-def _argument(node: ast.expr, text: str, key: str) -> Any:
-    if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str | None):
-        return node.value
-    if isinstance(node, ast.Name):
-        return LITERALS.get(node.id.lower(), node.id)
-    if isinstance(node, ast.List | ast.Tuple):
-        return tuple(_argument(item, text, key) for item in node.elts)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        number = _argument(node.operand, text, key)
-        if isinstance(number, int | float):
-            return -number
-    raise _parse_error(text, key)
 
 
 def _literal(value: Any) -> str:

@@ -1,53 +1,110 @@
-"""`raysim tune --dry-run`: the trials, the resources of each, and an estimate of the time from two measured rounds."""
+"""`raysim tune --dry-run`: the trials, the resources of each, and an estimate of the time of the whole command."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from raysim.config.schema import Cohort
+from raysim.core.events import RoundEvent
 from raysim.core.formatting import pluralize
 from raysim.federation.fleet import EVALUATION_PHASE
-from raysim.federation.plan import build_plan
-from raysim.federation.runner import federate_plan, local_fleet
-from raysim.federation.validation import validate
 from raysim.reporting.search_console import SearchConsole, format_duration, format_values
+from raysim.search.spec import SearchSpec
+from raysim.search.trainable import prepare_process
+from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_resources import TrialPlacement
 
 MAX_TRIALS_SHOWN = 20
 
 
-def print_dry_run(placement: TrialPlacement, trials: Sequence[Mapping[str, Any]], console: SearchConsole) -> None:
-    """Print the trials with these values, their resources and the estimated time.
+@dataclass(frozen=True)
+class MeasuredTimes:
+    """Seconds: of a round of one federation; before the first round of a search starts; of the report at its end."""
 
-    Runs two rounds of the first trial in this process to measure the time.
+    round: float
+    start: float
+    report: float
+
+
+def measure_times(placement: TrialPlacement, values: Mapping[str, Any]) -> MeasuredTimes:
+    """Run two rounds of the trial with these `values` in a process as a trial has it, on the connected Ray.
+
+    The start is the time of this command until now, and the start of that process.
     """
+    before = time.time() - import_module("psutil").Process(os.getpid()).create_time()  # psutil comes with Ray
+    began = time.perf_counter()
+    import_module("matplotlib.figure")  # most of the time of a report
+    report, began = time.perf_counter() - began, time.perf_counter()
+    bundle = max(placement.bundles, key=lambda each: each.get("CPU", 0.0))
+    options: dict[str, Any] = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0), "max_retries": 0}
+    task = ray.remote(_measure_in_new_process).options(**options)
+    seconds, inside = ray.get(task.remote(placement.spec, values))
+    return MeasuredTimes(seconds, before + time.perf_counter() - began - inside, report)
+
+
+def _measure_in_new_process(spec: SearchSpec, values: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds of a round, and of the rounds that were run to measure it."""
+    prepare_process(spec)
+    began = time.perf_counter()
+    return measure_round(spec, values), time.perf_counter() - began
+
+
+def measure_round(spec: SearchSpec, values: Mapping[str, Any]) -> float:
+    """Seconds of the second round with its records, and with 1 / evaluate_every of its evaluation.
+
+    The first round also opens the data.
+    """
+    variant = next(iter(spec.variants_of(values).values()))
+    config = replace(spec, backend="local").config(values, variant)
+    # All sites of the cohort, and an evaluation in each round; the excess time of evaluation is subtracted below.
+    timed = replace(config, evaluate_every=1, cohort=Cohort(size=config.cohort.size))
+    with TemporaryDirectory() as folder, closing(TrialCache(spec).run(timed, Path(folder))) as events:
+        *_, last = islice((event.round for event in events if isinstance(event, RoundEvent)), 2)
+    assert last is not None  # the round is run in this process
+    recording = last.phases.get("recording", 0.0)
+    return last.seconds + recording - last.phases.get(EVALUATION_PHASE, 0.0) * (1 - 1 / config.evaluate_every)
+
+
+def print_dry_run(
+    placement: TrialPlacement, trials: Sequence[Mapping[str, Any]], times: MeasuredTimes, console: SearchConsole
+) -> None:
+    """Print the trials with these values, their resources and the estimated time."""
     spec, table = placement.spec, Table("trial", "keys", box=SIMPLE_HEAD)
     for number, values in enumerate(trials[:MAX_TRIALS_SHOWN], 1):
         table.add_row(str(number), Text(format_values(values)))
     console.console.print(table)
     if len(trials) > MAX_TRIALS_SHOWN:
         console.say(f"and {len(trials) - MAX_TRIALS_SHOWN} more trials")
-    variants, seconds, actors = spec.variants_of(trials[0]), _measure_round(placement, trials[0]), _actors(placement)
+    variants, actors = spec.variants_of(trials[0]), _actors(placement)
     rounds = [values.get("rounds", spec.rounds) for values in trials]
-    total = seconds * sum(rounds) * len(variants) / placement.concurrent_trials / actors
+    computing = times.round * sum(rounds) * len(variants) / placement.concurrent_trials / actors
     federations = f", with {len(variants)} federations each" if len(variants) > 1 else ""
     most = f"{'up to ' if min(rounds) < max(rounds) else ''}{pluralize(max(rounds), 'round')}"
     console.say(f"{pluralize(len(trials), 'trial')} of {most}{federations}; {placement.description}")
     console.say(
-        f"{pluralize(placement.concurrent_trials, 'concurrent trial')}; a round takes {seconds:.2f} s in one process, "
-        "measured on the first trial"
+        f"{pluralize(placement.concurrent_trials, 'concurrent trial')}; a round takes {times.round:.2f} s in one "
+        "process, measured on the first trial"
     )
     shared = " and client actors share its work evenly" if actors > 1 else ""
     console.say(
-        f"estimated time: {format_duration(total)} if every trial runs all its rounds{shared}; nothing was started"
+        f"estimated time: {format_duration(times.start + computing + times.report)} "
+        f"({format_duration(times.start)} until the first round, {format_duration(computing)} for the rounds, "
+        f"{format_duration(times.report)} for the report) if every trial runs all its rounds{shared}; "
+        "nothing was started"
     )
 
 
@@ -55,17 +112,3 @@ def _actors(placement: TrialPlacement) -> int:
     """The number of client actors that share the sites of a trial."""
     assert placement.spec.task is not None
     return max(1, min(len(placement.bundles) - 1, len(placement.spec.task.inside)))
-
-
-def _measure_round(placement: TrialPlacement, values: Mapping[str, Any]) -> float:
-    """Seconds of the second round plus 1 / evaluate_every of an evaluation. The first round also opens the data."""
-    spec = placement.spec
-    variant = next(iter(spec.variants_of(values).values()))
-    config = spec.config(values, variant)
-    task = spec.task if spec.task is not None and config.task == spec.task_config else config.task.build(None)
-    # All sites of the cohort, and an evaluation in each round; the excess time of evaluation is subtracted below.
-    timed = replace(config, evaluate_every=1, cohort=Cohort(size=config.cohort.size))
-    plan = build_plan(timed, Path.cwd(), task=task)
-    validate(plan)
-    *_, last = islice(federate_plan(plan, local_fleet(plan)), 2)
-    return last.seconds - last.phases.get(EVALUATION_PHASE, 0.0) * (1 - 1 / config.evaluate_every)

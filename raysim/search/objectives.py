@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
-from raysim.core.numeric import is_number
+from raysim.core.numeric import is_finite_number, is_number
 from raysim.core.suggestions import did_you_mean
 from raysim.federation.plan import chosen_metric
 from raysim.storage.recorder import AGGREGATES, direction
@@ -127,6 +127,21 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]
     first = objectives[0]
     front = [record for record in records if not any(is_dominated(record, other) for other in records)]
     return sorted(front, key=lambda record: record.last[first.column], reverse=first.better == "higher")
+
+
+def tied_records(records: Sequence[TrialRecord], best: TrialRecord, objective: Objective) -> list[TrialRecord]:
+    """The other records that ended as the best one did, with the same value."""
+    value = best.last[objective.column]
+    same = [each for each in records if each.status is best.status and each.last.get(objective.column) == value]
+    return [each for each in same if each.number != best.number]
+
+
+def improve(best: dict[str, float], row: Mapping[str, Any], objectives: Sequence[Objective]) -> None:
+    """Update `best`, the best value of each objective over the rounds, with a round."""
+    for each in objectives:
+        value, known = row.get(each.row_column), best.get(each.row_column)
+        if is_finite_number(value) and (known is None or each.is_better(value, known)):
+            best[each.row_column] = value
 
 
 def combine_rows(rows: Sequence[tuple[Hashable, Mapping[str, Any]]], better: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from annotated_types import Ge, Gt
 from raysim.config.schema import TrackerName
 
 SchedulerName = Literal["fifo", "asha", "hyperband", "pbt", "median"]
-SamplerName = Literal["random", "grid", "optuna"]
+SamplerName = Literal["random", "grid", "tpe", "gp", "cmaes", "nsgaii"]
+OPTUNA_SAMPLERS: tuple[SamplerName, ...] = ("tpe", "gp", "cmaes", "nsgaii")
+StopRule = Literal["never", "auto"]
 CheckpointRetention = Literal["best", "all"]
 ComparedRound = Literal["best", "last"]
-ResumeOption = Literal["trials", "budget", "max_concurrent", "keep_checkpoints", "tracker"]
+FailedFederations = Literal["fail", "leave-out"]
+ResumeOption = Literal["trials", "budget", "stop", "max_concurrent", "keep_checkpoints", "tracker"]
 RESUME_OPTIONS: tuple[ResumeOption, ...] = get_args(ResumeOption)  # the options that `--resume` may change
 
 
@@ -28,12 +31,19 @@ class SearchOptions:
     ] = "best"
     scheduler: Annotated[SchedulerName, "the scheduler, which stops trials early or changes them"] = "fifo"
     searcher: Annotated[SamplerName, "the sampler, which draws the values of a trial"] = "random"
+    warm_start: Annotated[
+        str | None, "the directory of a search over the same space, whose trials the sampler learns from"
+    ] = None
+    stop: Annotated[StopRule, "auto: no trial starts when the best value no longer improves"] = "never"
     max_concurrent: Annotated[int | None, Gt(0), "concurrent trials; by default as many as fit"] = None
     seeds: Annotated[int, Gt(0), "seeds of each trial; the objective is their mean"] = 1
     holdout: Annotated[str | None, "a site that does not train and is evaluated; 'each' holds out every site once"] = (
         None
     )
     folds: Annotated[int | None, Ge(2), "folds of each trial (task.data.folds); the objective is their mean"] = None
+    failed_federations: Annotated[
+        FailedFederations, "a federation of a trial that fails twice: the trial fails, or the others are compared"
+    ] = "fail"
     keep_checkpoints: Annotated[CheckpointRetention, "the ended trials whose last checkpoints are kept"] = "best"
     tracker: Annotated[TrackerName | None, "an experiment tracker that also records the trials"] = None
-    budget: Annotated[float | None, Ge(0), "seconds after which the search ends"] = None
+    budget: Annotated[float | None, Ge(0), "seconds from the start of the first trial to the end of the search"] = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from raysim.core.errors import ConfigError
 from raysim.distributed.run_environment import describe_environment
 from raysim.reporting.tracked_runs import check_tracker
 from raysim.search import distributions
-from raysim.search.options import SearchOptions
+from raysim.search.early_checks import all_keys_fixed, contains_key
+from raysim.search.options import OPTUNA_SAMPLERS, SearchOptions
+from raysim.search.optuna_sampler import import_optuna
+from raysim.search.random_search import random_trials
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, from_mapping
 from raysim.search.space_validation import check_space
@@ -52,11 +56,22 @@ class SearchRequest:
         """Whether the trials are all combinations of the space."""
         return bool(self.fixed_trial_count_reason)
 
-    def trial_count(self, space: Space) -> int:
-        """The number of trials over `space`, which is the space of the request or that of the held-out sites."""
+    def listed_trials(self, space: Space, seed: int) -> list[dict[str, Any]]:
+        """The values of the trials over `space`, which is the space of the request or that of the held-out sites.
+
+        A random search has fewer than `trials` if the space has fewer configurations, except with a scheduler that
+        changes the values of a population.
+        """
         if self.samples_whole_grid:
-            return len(space.grid())
-        return self.options.trials * len(space.grid(all_keys=False))
+            return space.grid()
+        population = SCHEDULERS[self.options.scheduler].transfers_state
+        return list(random_trials(space, seed, self.options.trials, repeated=population))
+
+    def trial_count(self, space: Space, seed: int) -> int:
+        """The number of trials over `space`."""
+        if self.options.searcher in OPTUNA_SAMPLERS and not self.samples_whole_grid:
+            return self.options.trials
+        return len(self.listed_trials(space, seed))
 
 
 def build_request(
@@ -74,8 +89,10 @@ def build_request(
     searched = {
         key: space.domains[key]
         for key in ordered
-        if key in conditional or not _contains_key(overrides, space.run_key(key))
+        if key in conditional or not contains_key(overrides, space.run_key(key))
     }
+    if space.domains and not searched:
+        raise all_keys_fixed(map(space.run_key, ordered), overrides)
     base = dict(file_keys)
     for key, value in space.fixed.items():
         base = merge(base, nested_keys(key, list(value) if isinstance(value, tuple) else value))
@@ -104,15 +121,6 @@ def _algorithm_name(overrides: Mapping[str, Any]) -> str | None:
     given = overrides.get("algorithm")
     name = given.get("name") if isinstance(given, Mapping) else given
     return name if isinstance(name, str) else None
-
-
-def _contains_key(overrides: Mapping[str, Any], key: str) -> bool:
-    value: Any = overrides
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return False
-        value = value[part]
-    return not isinstance(value, Mapping) or "name" in value  # other keys of an algorithm or a network do not fix it
 
 
 def check_options(request: SearchRequest) -> None:
@@ -164,17 +172,17 @@ def _check_scheduler(request: SearchRequest) -> None:
             "evaluate_every=1"
         )
     if config.rounds <= config.evaluate_every:
+        cure = "set rounds=2 or more" if config.rounds == 1 else "set evaluate_every=1"
         raise ConfigError(
             f"--scheduler {scheduler} compares trials before they end, but with rounds={config.rounds} and "
-            f"evaluate_every={config.evaluate_every} only the last round is evaluated; set evaluate_every=1 and "
-            "rounds=2 or more"
+            f"evaluate_every={config.evaluate_every} only the last round is evaluated; {cure}"
         )
     if SCHEDULERS[scheduler].transfers_state:
         _check_pbt(request)
 
 
 def _check_pbt(request: SearchRequest) -> None:
-    if request.options.searcher == "optuna":
+    if request.options.searcher in OPTUNA_SAMPLERS:
         raise ConfigError("--scheduler pbt changes the values that Optuna would learn from; use --searcher random")
     for key in request.space.domains:
         if not key.startswith("algorithm.") or key.startswith("algorithm.finetune"):
@@ -185,13 +193,49 @@ def _check_pbt(request: SearchRequest) -> None:
 
 
 def _check_searcher(request: SearchRequest) -> None:
-    options = request.options
-    if "," in (options.metric or "") and (options.searcher != "optuna" or options.scheduler != "fifo"):
-        raise ConfigError(f"--metric {options.metric}: several objectives need --searcher optuna and --scheduler fifo")
+    options, several = request.options, "," in (request.options.metric or "")
+    if several and (options.searcher not in ("tpe", "gp", "nsgaii") or options.scheduler != "fifo"):
+        raise ConfigError(
+            f"--metric {options.metric}: several objectives need --searcher tpe, gp or nsgaii, and --scheduler fifo"
+        )
+    if several and options.stop == "auto":
+        raise ConfigError(f"--stop auto compares one objective, not {options.metric}; remove --stop, or name one")
+    if options.warm_start is not None:
+        _check_warm_start(request, options.warm_start)
     if options.searcher == "random":
         _check_grids(request.space)
-    if options.searcher == "optuna" and any(domain.is_grid() for domain in request.space.domains.values()):
-        raise ConfigError("grid(...) needs --searcher random or grid; with --searcher optuna use choice(...)")
+    if options.searcher in OPTUNA_SAMPLERS:
+        _check_optuna(options.searcher, request.space)
+
+
+def _check_optuna(name: str, space: Space) -> None:
+    import_optuna()
+    if name == "cmaes" and find_spec("cmaes") is None:
+        raise ConfigError("--searcher cmaes needs the package cmaes: pip install cmaes")
+    if any(domain.is_grid() for domain in space.domains.values()):
+        raise ConfigError(f"grid(...) needs --searcher random or grid; with --searcher {name} use choice(...)")
+
+
+def _check_warm_start(request: SearchRequest, directory: str) -> None:
+    """Raises ConfigError if the sampler cannot learn from the search in `directory`: other keys or ranges."""
+    if request.options.searcher not in OPTUNA_SAMPLERS:
+        raise ConfigError(
+            f"--from {directory}: --searcher {request.options.searcher} learns from no trial; use --searcher tpe"
+        )
+    path = Path(directory) / SEARCH_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"--from {directory} is not the directory of a search: it has no {SEARCH_FILE}; give one, such as "
+            "runs/tune-001"
+        )
+    earlier, space = read_request(path).space, request.space
+    for key in dict.fromkeys([*space.domains, *earlier.domains]):
+        here, there = (each.text(key) if key in each.domains else "not searched" for each in (space, earlier))
+        if here != there:
+            raise ConfigError(
+                f"--from {directory}: {key} is {there} there and {here} here; search the same keys and ranges, or "
+                "remove --from"
+            )
 
 
 def _check_grids(space: Space) -> None:
@@ -213,7 +257,7 @@ def write_request(out: Path, request: SearchRequest) -> None:
         "base": request.base,
         "space": {key: request.space.text(key) for key in request.space.domains},
         "points": points,
-        "options": {field.name: getattr(request.options, field.name) for field in fields(SearchOptions)},
+        "options": asdict(request.options),
     }
     write_text(out / SEARCH_FILE, yaml.safe_dump(content, sort_keys=False))
     if not (out / "env.json").exists():

@@ -9,15 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from raysim.core.numeric import is_finite_number, is_number
-from raysim.search.objectives import BEST_PREFIX, Objective, pareto_front
+from raysim.search.objectives import BEST_PREFIX, Objective, combine_rows, pareto_front, tied_records
 from raysim.search.options import CheckpointRetention
+from raysim.search.optuna_sampler import optuna_importance
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import (
     TrialRecord,
     TrialStatus,
     apply_lineage,
     federation_directories,
+    lineage,
     save_record,
     trial_directory,
 )
@@ -41,7 +45,7 @@ class SearchResults:
         """Record a new trial."""
         # Files of an earlier trial with a torn trial.json, which may have had other values.
         _remove_directory(trial_directory(self.spec.out, number))
-        self.records[number] = TrialRecord(number, values)
+        self.records[number] = TrialRecord(number, values, started=time.time())
         save_record(self.spec.out, self.records[number])
 
     def add_round(self, number: int, result: Mapping[str, Any]) -> None:
@@ -54,12 +58,9 @@ class SearchResults:
             record.status, record.cause = TrialStatus.FAILED, str(result["cause"])
             return
         record.rounds, record.seconds = int(result["round"]), float(result["spent"])
+        record.cause = str(result.get("cause", ""))  # of a federation that is left out
         record.last = {**record.last, **_metrics(result)}
-        record.best = dict(record.best)
-        for each in self.spec.objectives:
-            value, best = result.get(each.row_column), record.best.get(each.row_column)
-            if is_finite_number(value) and (best is None or each.is_better(value, best)):
-                record.best[each.row_column] = value
+        record.best = dict(result["best_values"])
         if status == TrialStatus.DONE:
             record.status, record.digests = TrialStatus.DONE, dict(result["digests"])
         save_record(self.spec.out, record)  # a search that is killed resumes with the best values so far
@@ -71,6 +72,7 @@ class SearchResults:
             record.status, record.cause = TrialStatus.FAILED, cause
         elif record.unfinished:
             record.status = TrialStatus.STOPPED
+        record.ended = time.time()
         save_record(self.spec.out, record)
         write_tensorboard_hparams(self.spec, record)
         self._remove_checkpoints()
@@ -87,8 +89,24 @@ class SearchResults:
         if len(self.spec.objectives) > 1:
             return self.pareto_front(pool, self.spec.objectives)
         first = self.spec.objectives[0]
-        pool.sort(key=lambda record: record.last[first.column], reverse=first.better == "higher")
-        return pool[:1]
+        sign = -1 if first.better == "higher" else 1
+        return sorted(pool, key=lambda record: (sign * record.last[first.column], record.number))[:1]
+
+    def ties(self) -> list[TrialRecord]:
+        """The trials with the same value as the best one, which is the first of them; none for several objectives."""
+        best, objectives = self.best(), self.spec.objectives
+        return tied_records(list(self.records.values()), best[0], objectives[0]) if best and not objectives[1:] else []
+
+    @property
+    def stagnation_trials(self) -> int:
+        """The trials without a better value after which `--stop auto` starts no more: 4 per key, at least 8."""
+        return max(8, 4 * len(self.spec.space.domains))
+
+    def stagnates(self) -> bool:
+        """Whether the best value has not improved in the last `stagnation_trials` ended trials, by number."""
+        best = next(iter(self.best()), None)
+        ended = [record.number for record in self.records.values() if not record.unfinished]
+        return best is not None and sum(number > best.number for number in ended) >= self.stagnation_trials
 
     def pareto_front(self, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
         """The records that no other record dominates, sorted by the first objective, the best first."""
@@ -102,10 +120,38 @@ class SearchResults:
         """The run directories of a trial, by federation."""
         return federation_directories(trial_directory(self.spec.out, record.number))
 
+    def objective_by_round(self, rounds: pd.DataFrame) -> pd.DataFrame:
+        """The first objective of each trial in each evaluated round: columns trial, round, value.
+
+        `rounds` is the table in rounds.parquet. The federations are combined as in the comparison of the trials: with
+        held-out sites `worst` is the worst of them. A federation that has ended contributes its last value.
+        """
+        column, rows = self.spec.objectives[0].row_column, list[tuple[Any, Any, float]]()
+        if column not in rounds or not len(rounds):
+            return pd.DataFrame(columns=["trial", "round", "value"])
+        for number, record in sorted(self.records.items()):
+            variants, of_trial = self.spec.variants_of(record.values), rounds[rounds["trial"] == number]
+            known = of_trial.dropna(subset=[column])
+            table = known.pivot_table(index="round", columns="federation", values=column, aggfunc="last").ffill()
+            for at in table.index:
+                values = [(each, table.loc[at, name]) for name, each in variants.items() if name in table]
+                found = [((each.seed, each.fold), {column: float(value)}) for each, value in values if pd.notna(value)]
+                rows.append((number, at, combine_rows(found, self.spec.better)[column]))
+        return pd.DataFrame(rows, columns=["trial", "round", "value"])
+
+    def optuna_importance(self) -> dict[str, float]:
+        """The importance of each key by Optuna, for the first objective; empty if Optuna is not installed."""
+        return optuna_importance(self.spec.space, self.spec.objectives[0], list(self.records.values()))
+
+    def imports(self, record: TrialRecord) -> list[tuple[int, int]]:
+        """The rounds after which the trial took over a state (PBT), each with the number of the donor."""
+        return [(note["round"], note["from"]) for note in lineage(trial_directory(self.spec.out, record.number))]
+
     def write_tables(self) -> None:
         """Write trials.parquet, rounds.parquet and best.yaml, each atomically."""
         start = time.monotonic()
-        write_tables(self.spec, sorted(self.records.values(), key=lambda record: record.number), self.best())
+        records = sorted(self.records.values(), key=lambda record: record.number)
+        write_tables(self.spec, records, self.best(), self.ties())
         self._tables_written_at = time.monotonic()
         self._tables_seconds = self._tables_written_at - start
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from ray.tune.search.sample import Categorical, Domain
 
 from raysim.config.introspection import to_python_value
-from raysim.config.merge import SHORT_KEYS, merge, nested_keys
+from raysim.config.merge import merge, nested_keys
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import numpy_generator
 from raysim.core.suggestions import did_you_mean
 from raysim.search import distributions
+from raysim.search.distribution_text import long_key, parse_arguments
 
 Values = Mapping[str, Any]  # the values of a trial, by the keys of its space
 
@@ -98,11 +100,15 @@ class Space:
             result = merge(result, nested_keys(self.run_key(key), plain))
         return result
 
-    def sample(self, seed: int, number: int) -> dict[str, Any]:
-        """The values of trial `number`. They depend on `seed` and `number` only, not on other trials."""
+    def sample(self, seed: int, number: int, given: Values = MappingProxyType({})) -> dict[str, Any]:
+        """Point `number`, or random values if there are fewer points, with the values `given`.
+
+        Keys that are missing in the point are random. The values depend on `seed` and `number` only.
+        """
         rng = numpy_generator(seed, "trial", number)
         values = {key: distributions.sample(domain, rng) for key, domain in self.domains.items()}
-        return self.active_values(values | (dict(self.points[number - 1]) if number <= len(self.points) else {}))
+        point = dict(self.points[number - 1]) if number <= len(self.points) else {}
+        return self.active_values(values | point | dict(given))
 
     def active_values(self, values: Values) -> dict[str, Any]:
         """`values` without the conditional keys of other algorithms."""
@@ -156,6 +162,10 @@ class Space:
             low, high, value = np.log([low, high, value or low])
         return float((value - low) / (high - low)) if high > low else 0.5
 
+    def value_at(self, key: str, position: float) -> Any:
+        """The value of a range at a position between its bounds, from 0 to 1."""
+        return distributions.quantile(self.domains[key], position)
+
 
 def from_mapping(space: Mapping[str, Any], points: Iterable[Values] = (), name: str = "the space") -> Space:
     """The space of dotted keys with distributions of Ray Tune, or plain values, which are fixed. Raises ConfigError."""
@@ -186,35 +196,15 @@ def _with_long_keys(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
     """`values` by their long keys. Raises ConfigError for a key that is given in both forms."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        if (long := _long_key(str(key))) in result:
+        if (long := long_key(str(key))) in result:
             raise ConfigError(f"{name}: {long} is given twice, also in its short form; keep one of them")
         result[long] = value
     return result
 
 
-def _long_key(key: str) -> str:
-    """The full key of a run: `task.network.norm` for `network.norm`."""
-    if key in ("algorithm.name", "task.name"):
-        return key.removesuffix(".name")
-    first, dot, rest = key.partition(".")
-    return "cohort.size" if key == "cohort" else f"{SHORT_KEYS.get(first, first)}{dot}{rest}"
-
-
 def from_cli(arguments: Iterable[str]) -> dict[str, Domain]:
     """The distributions of `KEY=uniform(0.2, 1)` arguments, by long keys. Raises ConfigError."""
-    parsed: dict[str, Domain] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"cannot read --space {argument!r}: expected KEY=DISTRIBUTION, such as "
-                f"algorithm.lr={distributions.EXAMPLES}"
-            )
-        key = _long_key(key)
-        if key in parsed:
-            raise ConfigError(f"--space {key} is given twice; keep one of them")
-        parsed[key] = distributions.parse_distribution(text, key)
-    return parsed
+    return {key: distributions.build_distribution(each, key) for key, each in parse_arguments(arguments).items()}
 
 
 def contains(domain: Domain, value: Any) -> bool:

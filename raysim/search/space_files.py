@@ -8,10 +8,13 @@ import runpy
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raysim.core.errors import ConfigError
 from raysim.core.suggestions import did_you_mean
-from raysim.search.space import Space, from_mapping
+
+if TYPE_CHECKING:
+    from raysim.search.space import Space
 
 PACKAGE = "search_spaces"
 
@@ -21,14 +24,10 @@ def read_space(name: str) -> Space:
 
     Raises ConfigError if there is no such file or it defines no space.
     """
-    path = Path(name) if name.endswith(".py") else _installed_file(name)
+    from raysim.search.space import from_mapping  # here, because it imports Ray, and a wrong name is refused before
+
     try:
-        variables = runpy.run_path(str(path))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"the search space {name} does not exist; give the path of a Python file, or a name that "
-            "`raysim list spaces` shows"
-        ) from error
+        variables = runpy.run_path(str(space_file(name)))
     except Exception as error:  # any error in the user's file
         raise ConfigError(f"the search space {name} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(variables.get("SPACE"), Mapping):
@@ -36,6 +35,17 @@ def read_space(name: str) -> Space:
             f"the search space {name} has no SPACE: expected SPACE = {{'algorithm.lr': tune.loguniform(...)}}"
         )
     return from_mapping(variables["SPACE"], variables.get("POINTS", ()), name)
+
+
+def space_file(name: str) -> Path:
+    """The file of the space. Raises ConfigError if there is none."""
+    path = Path(name) if name.endswith(".py") else _installed_file(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"the search space {name} does not exist; give the path of a Python file, or a name that "
+            "`raysim list spaces` shows"
+        )
+    return path
 
 
 def installed_spaces() -> dict[str, str]:

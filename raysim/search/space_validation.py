@@ -10,10 +10,10 @@ from raysim.config.introspection import format_setting
 from raysim.config.resolve import resolve
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
-from raysim.core.registry import algorithms
 from raysim.core.suggestions import did_you_mean
 from raysim.federation.plan import build_plan
 from raysim.federation.validation import check_algorithm, check_cohort, validate
+from raysim.search.early_checks import check_conditional_keys
 from raysim.search.space import Space, Values, contains
 from raysim.search.spec import SearchSpec
 
@@ -50,14 +50,7 @@ def _check_algorithm_names(space: Space) -> None:
     domain = space.domains.get("algorithm")
     if domain is not None and not all(isinstance(name, str) for name in space.algorithm_names or [None]):
         raise ConfigError("algorithm is searched by name: expected choice(fedprox, fedsm)")
-    known = {} if space.algorithm_names else algorithms()
-    for key in space.domains:
-        name = key.split(".")[1] if key.startswith("algorithm.") else ""
-        if name in known:
-            raise ConfigError(
-                f"{key} is a key of the algorithm {name} and needs algorithm=choice({name}, ...); for a single "
-                f"algorithm write algorithm.{key.split('.', 2)[2]}"
-            )
+    check_conditional_keys(space.domains, space.algorithm_names)
 
 
 def _check_point(space: Space, key: str, value: Any) -> None:

@@ -16,7 +16,7 @@ from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.distributed import node_probe
 from raysim.search.objectives import Objective
-from raysim.search.options import ComparedRound, SchedulerName
+from raysim.search.options import ComparedRound, FailedFederations, SchedulerName
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, Values
 from raysim.storage.run_directory import SEARCH_FILE
@@ -46,6 +46,7 @@ class SearchSpec:
     compared_round: ComparedRound = "last"
     trial_count: int = 0
     scheduler: SchedulerName = "fifo"
+    failed_federations: FailedFederations = "fail"
     backend: Literal["local", "ray"] = "local"
     session: str = ""  # id of the driving process: a trial restarted in the same session has reported rounds already
     task: Task | None = None  # the built task of `base`

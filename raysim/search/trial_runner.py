@@ -1,20 +1,13 @@
-"""One trial: its federations, round by round, in a process that continues with the next trial and keeps the data open.
-
-`TrialRounds` runs the rounds of one trial. Ray Tune runs `FederationTrainable`.
-"""
+"""The rounds of one trial, combined over its federations."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from ray.tune import Trainable
 
 from raysim.config.resolve import to_mapping
 from raysim.config.schema import RunConfig
@@ -22,21 +15,21 @@ from raysim.core.atomic_io import write_text
 from raysim.core.errors import ConfigError, NodeError, RaysimError
 from raysim.core.events import RoundEvent, RunFinished
 from raysim.core.results import RunOutcome
-from raysim.search.objectives import BEST_PREFIX, combine_rows
+from raysim.search.objectives import BEST_PREFIX, combine_rows, improve
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.spec import FederationVariant, SearchSpec, unfit_node
 from raysim.search.state_transfer import complete_import, export_state, import_state
 from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_store import TrialStatus, finished_record, logged_rounds, trial_directory
-from raysim.search.tune_compat import silence_tune_loggers
-from raysim.search.tune_searcher import TRIAL_NUMBER
 from raysim.storage import checkpoint
 from raysim.storage.run_directory import CHECKPOINTS, read_summary
 
+FAILED_FILE = "failed"  # in the directory of a federation that is left out: the cause of its failure
 MAX_RETRIES = 1  # times that a failed round is repeated from the last checkpoint
 SESSION_FILE = "session"  # in a trial's directory: the id of the session that last ran it
 CUMULATIVE = ("bytes", "spent")  # columns that add up over rounds
 Row = Mapping[str, Any]  # the metrics of a round
+FederationRow = tuple[dict[str, Any], str | None]  # the metrics of a round, and the digest of the final state
 
 
 class TrialRounds:
@@ -46,6 +39,8 @@ class TrialRounds:
         self.spec, self.number, self.values, self.cache = spec, number, values, cache
         self.directory, self.variants = trial_directory(spec.out, number), spec.variants_of(values)
         complete_import(self.directory, self.variants)
+        self.left_out = {name: cause for name in self.variants if (cause := self._recorded_failure(name))}
+        self.failing = ""  # the federation whose round failed
         self.ended = finished_record(self.directory)
         self.reported = self._join_session()  # the last round that Tune has
         self.failures = 0  # of the next round
@@ -66,14 +61,18 @@ class TrialRounds:
 
         Raises ConfigError for values that are invalid together.
         """
-        summaries = [read_summary(self.directory / name) for name in self.variants]
+        summaries = [read_summary(self.directory / name) for name in self.variants if name not in self.left_out]
         if all(summary.get("status") == RunOutcome.DONE for summary in summaries):
             return max(int(summary["rounds"]) for summary in summaries)
         return self.spec.config(self.values, self.spec.variants[0]).rounds
 
     def _completed_round(self) -> int:
-        """The last round of which all federations of the trial have a checkpoint."""
-        return min(_checkpointed_round(self.directory / name) for name in self.variants)
+        """The last round of which all federations of the trial have a checkpoint, without those that are left out."""
+        return min(_checkpointed_round(self.directory / name) for name in self.variants if name not in self.left_out)
+
+    def _recorded_failure(self, name: str) -> str:
+        path = self.directory / name / FAILED_FILE
+        return path.read_text() if path.exists() else ""
 
     def step(self) -> dict[str, Any]:
         """The metrics of the next round. A round that fails again after a retry ends the trial with its cause."""
@@ -85,7 +84,8 @@ class TrialRounds:
             except RaysimError as error:
                 self.close()
                 self.failures += 1
-                if self.failures > MAX_RETRIES or isinstance(error, ConfigError | NodeError):
+                final = self.failures > MAX_RETRIES or isinstance(error, ConfigError | NodeError)
+                if final and not self._leave_out(error):
                     return self._failed(error)
             else:
                 if row is None:  # the trial ended in an earlier session
@@ -96,7 +96,18 @@ class TrialRounds:
     def _failed(self, error: RaysimError) -> dict[str, Any]:
         if isinstance(error, NodeError):
             return unfit_node_result(unfit_node(str(error)), self.reported)
-        return failed_result(str(error), self.reported)
+        federation = f"federation {self.failing}: " if self.failing else ""
+        return failed_result(f"{federation}{error}", self.reported)
+
+    def _leave_out(self, error: RaysimError) -> bool:
+        """Leave the failed federation out of the trial if the user chose so and others remain."""
+        others = self.variants.keys() - self.left_out.keys() - {self.failing}
+        if self.spec.failed_federations == "fail" or not others or isinstance(error, NodeError):
+            return False
+        self.left_out[self.failing] = str(error)
+        write_text(self.directory / self.failing / FAILED_FILE, str(error))
+        self.failures = 0
+        return True
 
     def close(self) -> None:
         """End the run in progress; its recorded rounds stay on disk."""
@@ -109,28 +120,39 @@ class TrialRounds:
 
         A federation that early stopping has ended contributes its last row.
         """
-        variants = self.variants.values()
-        federations = [self._federation_rows(name, variant) for name, variant in self.variants.items()]
+        federations = {name: self._federation_rows(name, variant) for name, variant in self.variants.items()}
+        latest: dict[str, FederationRow] = {}
+        best: dict[str, float] = {}
         try:
-            latest: list[tuple[dict[str, Any], str | None]] = [({}, None)] * len(federations)
-            while any(results := [next(federation, None) for federation in federations]):
-                latest = [new or old for new, old in zip(results, latest, strict=True)]
-                rows = [row for row, _ in latest]
-                repeated = [((each.seed, each.fold), row) for each, row in zip(variants, rows, strict=True)]
-                row = combine_rows(repeated, self.spec.better) | {"round": max(row["round"] for row in rows)}
-                row |= {name: sum(each[name] for each in rows) for name in CUMULATIVE}  # the sum, not the mean
-                row["done"] = self.ended is not None and row["round"] == self.ended.rounds
-                digests = {name: digest for name, (_, digest) in zip(self.variants, latest, strict=True)}
-                if all(digests.values()):
-                    row |= {"done": True, "status": TrialStatus.DONE, "digests": digests}
-                yield row
+            while advanced := {name: new for name, rows in federations.items() if (new := self._next(name, rows))}:
+                latest |= advanced
+                for name in self.left_out.keys() - advanced.keys():
+                    latest.pop(name, None)
+                row = self._combine(latest)
+                improve(best, row, self.spec.objectives)
+                yield row | {"best_values": dict(best)}
         finally:
-            for federation in federations:
-                federation.close()
+            for rows in federations.values():
+                rows.close()
 
-    def _federation_rows(
-        self, name: str, variant: FederationVariant
-    ) -> Generator[tuple[dict[str, Any], str | None], None, None]:
+    def _next(self, name: str, rows: Iterator[FederationRow]) -> FederationRow | None:
+        self.failing = name  # until it has its row
+        return next(rows, None)
+
+    def _combine(self, latest: Mapping[str, FederationRow]) -> dict[str, Any]:
+        variants, rows = [self.variants[name] for name in latest], [row for row, _ in latest.values()]
+        repeated = [((each.seed, each.fold), row) for each, row in zip(variants, rows, strict=True)]
+        row = combine_rows(repeated, self.spec.better) | {"round": max(row["round"] for row in rows)}
+        row |= {name: sum(each[name] for each in rows) for name in CUMULATIVE}  # the sum, not the mean
+        row["done"] = self.ended is not None and row["round"] == self.ended.rounds
+        digests = {name: digest for name, (_, digest) in latest.items()}
+        if self.left_out:
+            row["cause"] = "; ".join(f"left out: federation {name}: {cause}" for name, cause in self.left_out.items())
+        if all(digests.values()):
+            row |= {"done": True, "status": TrialStatus.DONE, "digests": digests}
+        return row
+
+    def _federation_rows(self, name: str, variant: FederationVariant) -> Generator[FederationRow, None, None]:
         """The row of each round with the cumulative columns; the last row has the digest of the final state."""
         directory, config = self.directory / name, self.spec.config(self.values, variant)
         (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -147,7 +169,9 @@ class TrialRounds:
     def _rounds(self, config: RunConfig, directory: Path) -> Generator[tuple[Row, str | None], None, None]:
         """The logged rows up to the last checkpoint, then the computed rows; the last row has the digest."""
         logged, digest = list(logged_rounds(directory)), _final_digest(directory)
-        if self.ended is not None and not self.ended.done:
+        if (directory / FAILED_FILE).exists():
+            yield from ((row, None) for row in logged)
+        elif self.ended is not None and not self.ended.done:
             yield from ((row, None) for row in logged if row["round"] <= self.ended.rounds)
         elif digest is not None:
             yield from ((row, None) for row in logged[:-1])
@@ -218,56 +242,3 @@ def _final_digest(directory: Path) -> str | None:
     """The digest of the final state of a finished run; None if it is not finished."""
     summary = read_summary(directory)
     return str(summary["digest"]) if summary.get("status") == RunOutcome.DONE else None
-
-
-class FederationTrainable(Trainable):
-    """The class that Ray Tune runs: a step is a round. A process runs one trial after the other."""
-
-    def setup(self, config: dict[str, Any], spec: SearchSpec | None = None) -> None:
-        """Start the first trial of this process."""
-        assert spec is not None
-        silence_tune_loggers()
-        if os.path.isdir(spec.cwd):
-            os.chdir(spec.cwd)  # so that relative paths are the same as for the command
-            sys.path.insert(0, spec.cwd)  # so that modules of the user are found
-        self.spec, self.cannot_run = spec, spec.node_incompatibility()
-        if self.cannot_run:
-            return
-        self.cache = TrialCache(spec)
-        group = self.trial_resources
-        share = group.bundles[0].get("GPU", 0) if group is not None else 0
-        if share and spec.backend == "local" and torch.cuda.is_available():  # client actors limit their own memory
-            torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
-        self._start(config)
-
-    def _start(self, config: Mapping[str, Any]) -> None:
-        values = {key: value for key, value in config.items() if key != TRIAL_NUMBER}
-        # The number is read from the name, because PBT copies the configuration of another trial with its number.
-        self.rounds = TrialRounds(self.spec, int(self.trial_name), values, self.cache)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial in this process, with the open data."""
-        if not self.cannot_run:
-            self.rounds.close()
-            self._start(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """One round."""
-        return unfit_node_result(self.cannot_run) if self.cannot_run else self.rounds.step()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Called for a scheduler that pauses trials or transfers their states."""
-        if not self.cannot_run:
-            self.rounds.export_state(Path(checkpoint_dir))
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Continue from a checkpoint, of this trial or another one."""
-        if not self.cannot_run:
-            self.rounds.import_state(Path(checkpoint))
-
-    def cleanup(self) -> None:
-        """End the trial and its client actors."""
-        if not self.cannot_run:
-            self.rounds.close()
-            self.cache.session_actors.close()

@@ -17,6 +17,7 @@ from raysim.config.resolve import resolve, to_mapping
 from raysim.core.atomic_io import replacing, write_text
 from raysim.core.numeric import is_finite_number
 from raysim.reporting.search_console import test_columns
+from raysim.search.objectives import BEST_PREFIX
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import (
     TrialRecord,
@@ -28,12 +29,14 @@ from raysim.search.trial_store import (
 CUMULATIVE_COLUMNS = ("round", "spent", "bytes")  # of a record's last metrics; trials.parquet has columns for them
 
 
-def write_tables(spec: SearchSpec, records: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> None:
-    """Write trials.parquet, rounds.parquet and best.yaml, each atomically."""
+def write_tables(
+    spec: SearchSpec, records: Sequence[TrialRecord], best: Sequence[TrialRecord], ties: Sequence[TrialRecord]
+) -> None:
+    """Write trials.parquet, rounds.parquet and best.yaml, each atomically. `ties` have the value of the best trial."""
     _write_parquet(spec.out / "trials.parquet", [_trial_row(record) for record in records])
     _write_parquet(spec.out / "rounds.parquet", list(_round_rows(spec, records)))
     if best:
-        write_text(spec.out / "best.yaml", _best_config(spec, best[0]))
+        write_text(spec.out / "best.yaml", _best_config(spec, best[0], ties))
 
 
 def _trial_row(record: TrialRecord) -> dict[str, Any]:
@@ -60,31 +63,61 @@ def _round_rows(spec: SearchSpec, records: Sequence[TrialRecord]) -> Iterator[di
                 yield {"trial": record.number, "federation": name, **row}
 
 
-def _best_config(spec: SearchSpec, record: TrialRecord) -> str:
+def _best_config(spec: SearchSpec, record: TrialRecord, ties: Sequence[TrialRecord]) -> str:
     """The text of best.yaml: the configuration that repeats the trial, with its results as comments."""
     variants = spec.variants_of(record.values)
-    name, variant = next(iter(variants.items()))
-    held_out, folded = any(each.holdout for each in variants.values()), spec.folds is not None
-    if held_out or folded:  # the final model is trained on all sites, with the splits of the table
+    name = next((name for name in variants if name in record.digests), next(iter(variants)))
+    averaged = any(each.holdout for each in variants.values()) or spec.folds is not None
+    if averaged:  # the final model is trained on all sites, with the splits of the table
         config = resolve(spec.space.apply(spec.base, {k: v for k, v in record.values.items() if k != "holdout"}))
     else:
-        config = spec.config(record.values, variant)
-    lines = [f"# Trial {record.number} of the search: {record.status} after {record.rounds} rounds."]
-    columns = dict.fromkeys([each.column for each in spec.objectives] + test_columns(record, spec.objectives))
-    lines += [f"# {column}: {record.last[column]:.6g}" for column in columns]
-    if record.lineage:
-        lines.append("# It continued from another trial's state (lineage.jsonl): these are only its last values.")
-    elif held_out:
-        lines.append("# Evaluated on held-out sites; this run trains on all sites.")
-    elif folded:
-        lines.append("# Evaluated by cross-validation; this run has the splits of the table.")
-    elif record.done:
-        lines.append(f"# digest{f' ({name})' if name else ''}: {record.digests[name]}")
-    metric = (
-        None if held_out else spec.metric or spec.base.get("metric")
-    )  # without a held-out site there may be no outside site
+        config = spec.config(record.values, variants[name])
+    # without a held-out site there may be no outside site
+    held_out = any(each.holdout for each in variants.values())
+    metric = None if held_out else spec.metric or spec.base.get("metric")
     mapping = to_mapping(config) | {"backend": spec.base.get("backend", "ray"), "metric": metric}
+    lines = [f"# Trial {record.number} of the search: {record.status} after {record.rounds} rounds."]
+    if ties:
+        numbers = ", ".join(str(each.number) for each in ties)
+        lines.append(f"# The same value: trial {numbers}. This file has the trial with the lowest number.")
+    lines += [f"# {column}: {record.last[column]:.6g}" for column in _result_columns(spec, record)]
+    lines += _meaning(spec, record, name, config.seed)
     return "\n".join(lines) + "\n" + yaml.safe_dump(mapping, sort_keys=False)
+
+
+def _result_columns(spec: SearchSpec, record: TrialRecord) -> list[str]:
+    return list(dict.fromkeys([each.column for each in spec.objectives] + test_columns(record, spec.objectives)))
+
+
+def _meaning(spec: SearchSpec, record: TrialRecord, name: str, seed: int) -> list[str]:
+    """Comments: what the values are means of, and what the file repeats, which has this federation and seed."""
+    variants, lines = spec.variants_of(record.values), []
+    if len(variants) > 1:
+        lines.append(f"# These values are means over {len(variants)} federations: {', '.join(variants)}.")
+        if record.cause:
+            lines.append(f"# {' '.join(record.cause.split())}")
+    if record.lineage:
+        return [*lines, "# It continued from another trial's state (lineage.jsonl): these are only its last values."]
+    if variants[name].holdout:
+        return [*lines, f"# Evaluated on held-out sites; this run has seed {seed} and trains on all sites."]
+    if spec.folds is not None:
+        return [*lines, f"# Evaluated by cross-validation; this run has seed {seed} and the splits of the table."]
+    if len(variants) > 1:
+        own = _compared_row(spec, trial_directory(spec.out, record.number) / name)
+        stems = {column: column.removeprefix(BEST_PREFIX) for column in _result_columns(spec, record)}
+        values = [f"{stem} {own[stem]:.6g}" for stem in stems.values() if is_finite_number(own.get(stem))]
+        lines.append(f"# This file has seed {seed}, whose own values are: {', '.join(values)}.")
+    if record.done:
+        lines.append(f"# digest{f' ({name})' if name else ''}: {record.digests[name]}")
+    return lines
+
+
+def _compared_row(spec: SearchSpec, directory: Path) -> dict[str, Any]:
+    """The row of the round of a federation that is compared: its best round, or its last one."""
+    rows = {row["round"]: row for row in logged_rounds(directory)}
+    last = rows[max(rows)] if rows else {}
+    number = last.get("best_round") if spec.compared_round == "best" else None
+    return rows.get(number, last)
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -17,12 +17,13 @@ from ray.tune.stopper import Stopper
 
 from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
+from raysim.search.live_report import LiveReport
 from raysim.search.options import SearchOptions
 from raysim.search.results import SearchResults
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.search_control import SearchControl
+from raysim.search.trainable import FederationTrainable
 from raysim.search.trial_resources import TrialPlacement
-from raysim.search.trial_runner import FederationTrainable
 from raysim.search.trial_tracking import TrialTracking
 from raysim.search.tune_compat import (
     PBTSearchAlgorithm,
@@ -41,10 +42,14 @@ MAX_PROCESS_LOSSES = 2  # times that a trial restarts from its last checkpoint a
 
 
 class SearchStopper(Stopper):
-    """Ends the search when its budget is spent, on request, or when its trials cannot run."""
+    """Ends the search when its budget is spent, on request, or when its trials cannot run.
+
+    The budget, in seconds, counts from the start of the first trial.
+    """
 
     def __init__(self, budget: float | None) -> None:
-        self.deadline = None if budget is None else time.monotonic() + budget
+        self.budget = budget
+        self.deadline: float | None = None
         self.stop_requested = False
         self.cannot_run = ""  # the reason why a node is unfit, or why no trial starts
 
@@ -54,6 +59,11 @@ class SearchStopper(Stopper):
     def stop_all(self) -> bool:
         """Whether all trials end now. A round in progress is lost unless it ends within seconds."""
         return self.stop_requested or self.budget_spent or bool(self.cannot_run)
+
+    def start_budget(self) -> None:
+        """Count the budget from now, because the first trial runs; later calls do nothing."""
+        if self.budget is not None and self.deadline is None:
+            self.deadline = time.monotonic() + self.budget
 
     @property
     def budget_spent(self) -> bool:
@@ -72,7 +82,7 @@ class TuneCallback(Callback):
         trial_wait: TrialWait,
     ) -> None:
         self.results, self.console, self.control = results, console, control
-        self.stopper, self.trial_wait = stopper, trial_wait
+        self.stopper, self.trial_wait, self.report = stopper, trial_wait, LiveReport(results)
         self.rejected = set[int]()  # trials that were placed on an unfit node and did not run
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,7 +118,10 @@ class TuneCallback(Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Tune after each step of its event loop, several times a second."""
         running = running_trials(trials)
+        if running:
+            self.stopper.start_budget()
         self.console.refresh(running)
+        self.report.update()
         try:
             if text := self.trial_wait.due_notice(running):
                 self.console.say(text)

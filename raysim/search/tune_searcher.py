@@ -34,7 +34,10 @@ def new_trial_numbers(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[
 
 
 class TuneSearcher(Searcher):
-    """A sampler as a searcher of Ray Tune: first the trials that continue, then the trials of `new_numbers`."""
+    """A sampler as a searcher of Ray Tune: first the trials that continue, then the trials of `new_numbers`.
+
+    No further trial starts when `stops` returns True.
+    """
 
     def __init__(
         self,
@@ -42,11 +45,13 @@ class TuneSearcher(Searcher):
         resumed: Sequence[TrialRecord],
         new_numbers: Sequence[int],
         on_start: Callable[[int, Mapping[str, Any]], None],
+        stops: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
-        self.sampler, self.on_start = sampler, on_start
+        self.sampler, self.on_start, self.stops = sampler, on_start, stops
         self.resumed, self.new_numbers = deque(resumed), deque(new_numbers)
         self.trial_count = len(resumed) + len(new_numbers)
+        self.stopped = False  # by `stops`
         self.numbers: dict[str, int] = {}  # by Tune's id of the trial
         for record in resumed:
             if record.unfinished:
@@ -58,7 +63,9 @@ class TuneSearcher(Searcher):
             record = self.resumed.popleft()
             number, values = record.number, dict(record.values)
         else:
-            sampled = self.sampler.sample(self.new_numbers[0]) if self.new_numbers else None
+            self.stopped = self.stopped or (bool(self.new_numbers) and self.stops())
+            more = self.new_numbers and not self.stopped
+            sampled = self.sampler.sample(self.new_numbers[0]) if more else None
             if sampled is None:
                 return Searcher.FINISHED
             number, values = self.new_numbers.popleft(), sampled

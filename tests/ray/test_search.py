@@ -9,6 +9,7 @@ import re
 import pandas as pd
 import pytest
 import yaml
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from raysim.cli.main import main
 from raysim.core.errors import PlacementError
@@ -89,7 +90,12 @@ def test_asha_stops_the_worse_trial(tmp_path):
 @pytest.mark.slow
 def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
     out = tmp_path / "out"
-    spaces = ["--space", "algorithm.lr=grid(0.02,0.01,0.0002,0.0001)", "--space", "algorithm.momentum=choice(0.0)"]
+    spaces = [
+        "--space",
+        "algorithm.lr=grid(0.02,0.01,0.0002,0.0001)",
+        "--space",
+        "algorithm.momentum=choice(0.0,0.0001)",
+    ]
     arguments = [*spaces, "algorithm.optimizer=sgd", "rounds=4", "--seeds", "2", "--trials", "1"]
     assert tune(out, *arguments, "--scheduler", "asha", "--metric", "worst", *ONE) == 0
     table = trials(out)
@@ -152,8 +158,7 @@ def test_optuna_samples_the_keys_of_the_algorithm_for_several_objectives(tmp_pat
     space = ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=loguniform(0.01,1)", LR]
     spaces = [argument for each in space for argument in ("--space", each)]
     assert (
-        tune(out, *spaces, "rounds=1", "--searcher", "optuna", "--metric", "mean,worst,bytes", "--trials", "5", *ONE)
-        == 0
+        tune(out, *spaces, "rounds=1", "--searcher", "tpe", "--metric", "mean,worst,bytes", "--trials", "5", *ONE) == 0
     )
     table = trials(out)
     assert list(table["status"]) == ["done"] * 5
@@ -165,7 +170,7 @@ def test_optuna_samples_the_keys_of_the_algorithm_for_several_objectives(tmp_pat
 @pytest.mark.slow
 def test_a_failed_trial_has_its_cause_and_the_search_continues(tmp_path, capsys):
     out = tmp_path / "out"
-    spaces = ["--space", "algorithm.lr=grid(0.001,1e30)", "--space", "algorithm.momentum=choice(0.0)"]
+    spaces = ["--space", "algorithm.lr=grid(0.001,1e30)", "--space", "algorithm.momentum=choice(0.0,0.0001)"]
     arguments = [*spaces, "--scheduler", "asha", "--trials", "1", "algorithm.optimizer=sgd", "rounds=2"]
     assert tune(out, *arguments, *ONE) == 0
     table = trials(out)
@@ -200,6 +205,13 @@ def test_a_search_with_waiting_trials_reports_it_and_ends():
     wait.waiter._start -= 25
     assert re.fullmatch(r"no trial is running: requested 1 x 2 CPU, free now: .*CPU; 25 s", wait.due_notice(0) or "")
     assert wait.due_notice(0) is None  # not yet again
+    group = placement_group([{"CPU": 2.0}])
+    assert group.wait(30)
+    wait.waiter._start -= 40
+    assert re.fullmatch(
+        r"1 x 2 CPU is reserved, and the process of the first trial is starting; 6\d s", wait.due_notice(0)
+    )
+    remove_placement_group(group)
     wait.waiter._start -= 2000
     with pytest.raises(PlacementError, match="no trial has run for 1800 s: requested 1 x 2 CPU"):
         wait.due_notice(0)

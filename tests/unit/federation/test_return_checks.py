@@ -30,6 +30,10 @@ class State:
         ((MODEL, None), "not a tuple of 2"),
         (None, "not NoneType"),
         ((MODEL, {"loss": "low"}), r"the metrics of Median.round\['loss'\] is 'low': expected a single number"),
+        (
+            (MODEL, {"mine": float("nan")}),
+            r"the metrics of Median.round\['mine'\] is nan: expected a finite number",
+        ),
         ((MODEL, {1: 0.5}), "the metrics of Median.round has the name 1: expected text"),
         (({"a": np.zeros(1)}, {}), "Median.round must return a Model, such as weights.net., or a frozen dataclass"),
     ],

@@ -13,9 +13,9 @@ from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.terminal import Terminal
-from raysim.search import dry_run
 from raysim.search.api import tune as search_from_python
 from raysim.search.build_spec import build_search_spec
+from raysim.search.dry_run import MeasuredTimes, measure_round, print_dry_run
 from raysim.search.request import build_request
 from raysim.search.space import Space, from_cli
 from raysim.search.trial_resources import TrialPlacement
@@ -111,12 +111,15 @@ def test_a_space_in_a_file_keeps_its_task_from_python(tmp_path, monkeypatch):
     assert resolve(search_from_python(str(path), "synthetic").base).task.name == "synthetic"
 
 
-def test_the_time_that_a_search_takes_counts_its_rounds_and_client_actors(tmp_path, monkeypatch, capsys):
+def test_the_time_that_a_search_takes_counts_its_start_rounds_and_client_actors(tmp_path, capsys):
     search = searched(tmp_path, "evaluate_every=5")
-    assert dry_run._measure_round(TrialPlacement(search, [{}], 1, ""), {"algorithm.lr": 0.01}) > 0
-    monkeypatch.setattr(dry_run, "_measure_round", lambda *_: 2.0)
+    assert measure_round(search, {"algorithm.lr": 0.01}) > 0
+    assert not list(tmp_path.iterdir())
     need = TrialPlacement(search, [{}, {"CPU": 1.0}, {"CPU": 1.0}], 2, "each with 2 client actors")
-    dry_run.print_dry_run(need, [{"rounds": 3}, {"rounds": 5}], SearchConsole(Terminal()))
+    times = MeasuredTimes(round=2.0, start=10.0, report=1.0)
+    print_dry_run(need, [{"rounds": 3}, {"rounds": 5}], times, SearchConsole(Terminal()))
     output = capsys.readouterr().out
     assert "2 trials of up to 5 rounds; each with 2 client actors" in output
-    assert "estimated time: 4 s if every" in output  # 8 rounds of 2 s, two trials at once, two client actors in each
+    assert (
+        "estimated time: 15 s (10 s until the first round, 4 s for the rounds, 1 s for the report)" in output
+    )  # 8 rounds of 2 s, two trials at once, two client actors in each

@@ -62,9 +62,9 @@ def test_a_trial_runs_on_all_folds(tmp_path: Path) -> None:
     assert found.cases == 24
     assert not found.notes
     record = TrialRecord(1, values, TrialStatus.DONE, 1, 1.0, row, {}, row["digests"])
-    write_tables(spec, [record], [record])
+    write_tables(spec, [record], [record], [])
     best = (spec.out / "best.yaml").read_text()
-    assert "# Evaluated by cross-validation; this run has the splits of the table." in best
+    assert "# Evaluated by cross-validation; this run has seed 0 and the splits of the table." in best
     assert "folds: null" in best
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +21,11 @@ from raysim.reporting.search_html_report import write_search_report
 from raysim.reporting.search_plots import importance
 from raysim.reporting.terminal import Terminal
 from raysim.search.api import raise_outcome, report_search
-from raysim.search.objectives import Objective, combine_rows, pareto_front
+from raysim.search.live_report import LiveReport
+from raysim.search.objectives import Objective, combine_rows, improve, pareto_front
+from raysim.search.random_search import random_trials
 from raysim.search.results import SearchResults
-from raysim.search.samplers import random_sampler
+from raysim.search.samplers import listed_sampler
 from raysim.search.space import Space, from_cli
 from raysim.search.spec import FederationVariant, SearchSpec
 from raysim.search.trial_runner import failed_result
@@ -101,7 +105,7 @@ def test_a_key_with_an_effect_has_importance_and_one_without_has_none():
     for number in range(1, 17):
         lr = 1e-4 * 1.3**number
         records.append(TrialRecord(number, {"algorithm.lr": lr, "algorithm.epochs": 1 + number % 2}, "done", 2, 1.0))
-        rows += [{"trial": number, "federation": "", "round": r, DICE.column: number * r / 100} for r in (1, 2)]
+        rows += [{"trial": number, "round": r, "value": number * r / 100} for r in (1, 2)]
     weights, at = importance(spec(Path()), records, pd.DataFrame(rows))
     assert at == 2
     # Four groups of four of 16 ranks: total 340, within 4 x 5 = 20, error 20 / 12.
@@ -115,6 +119,7 @@ def test_a_torn_record_is_skipped_and_tables_contain_choices_of_several_types(tm
     results.start_trial(1, {"algorithm.lr": 0.001, "task.network.norm": "two"})
     results.start_trial(2, {"algorithm.lr": 0.002, "task.network.norm": 2})
     result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: 0.5, "loss": 1.0, "time_total_s": 3.0}
+    result["best_values"] = {DICE.column: 0.5}
     results.add_round(1, result)
     results.add_round(1, result | {"round": 2, DICE.column: 0.4})
     known = load_records(tmp_path)[0]  # a search that is killed now continues with this record
@@ -161,7 +166,7 @@ def callback(results: SearchResults) -> TuneCallback:
 def test_new_values_of_pbt_are_recorded_only_with_the_new_state(tmp_path):
     results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(2, {"algorithm.lr": 0.001, "task.network.channels": (4, 8)})
-    given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5}
+    given = {"round": 2, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5, "best_values": {DICE.column: 0.5}}
     mutated = TuneTrial(config={"trial": 2, "algorithm.lr": 0.002, "task.network.channels": (4, 8)})
     callback(results).on_trial_result(0, [], mutated, given)  # Tune has changed the values already
     for known in (results.records[2], load_records(tmp_path)[0]):
@@ -185,19 +190,48 @@ def test_an_ended_trial_that_reports_its_rounds_again_cannot_fail(tmp_path):
 
 
 def test_a_value_that_is_not_finite_is_never_the_best(tmp_path):
+    best: dict[str, float] = {}
+    for value in (math.nan, 0.5, math.inf, 0.4):
+        improve(best, {DICE.column: value}, [DICE])
+    assert best == {DICE.column: 0.5}
     results = SearchResults(spec(tmp_path), [], "best")
     results.start_trial(1, {"algorithm.lr": 0.001})
-    result = {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: math.nan}
-    results.add_round(1, result)
-    assert results.records[1].best == {}
-    older = load_records(tmp_path)[0]
-    older.best = {DICE.column: None}  # JSON contains null for a value that is not finite
-    again = SearchResults(spec(tmp_path), [older], "best")
-    assert again.best() == []
-    again.end_trial(1)
-    again.add_round(1, result | {DICE.column: 0.5})
-    assert again.records[1].best == {DICE.column: 0.5}
+    results.add_round(1, {"round": 1, "spent": 0.5, "bytes": 10.0, DICE.column: math.nan, "best_values": {}})
+    assert SearchResults(spec(tmp_path), load_records(tmp_path), "best").best() == []
     assert SearchResults(spec(tmp_path), [record(2, math.inf)], "best").best() == []
+
+
+def test_ties_are_named_and_the_lowest_number_is_the_best(tmp_path):
+    records = [record(3, 0.7), record(1, 0.6), record(2, 0.7), record(4, 0.7, 1, "stopped")]
+    results = SearchResults(spec(tmp_path), records, "best")
+    assert [each.number for each in results.best()] == [2]
+    assert [each.number for each in results.ties()] == [3]
+    assert SearchResults(spec(tmp_path, DICE, BYTES), records, "best").ties() == []
+
+
+def test_the_report_of_a_running_search_is_loaded_again_every_minute(tmp_path):
+    results = SearchResults(spec(tmp_path), [record(1, 0.6, 1, "stopped")], "best")
+    report = LiveReport(results)
+    report.update()
+    assert not list(tmp_path.iterdir())
+    report._due_at = 0.0
+    report.update()
+    refresh = '<meta http-equiv="refresh" content="60">'
+    assert refresh in (tmp_path / "report.html").read_text()
+    assert refresh not in write_search_report(results).read_text()
+    assert report._due_at > time.monotonic() + 50
+
+
+def test_the_worst_of_held_out_sites_is_plotted_as_it_is_compared(tmp_path):
+    worst = Objective("best/outside/val/dice/worst", "higher")
+    variants = (FederationVariant(0, "x"), FederationVariant(0, "y"))
+    searched = replace(spec(tmp_path, worst), variants=variants)
+    rows = [("without-x", 1, 0.5), ("without-y", 1, 0.7), ("without-x", 2, 0.9)]  # y has ended after round 1
+    table = pd.DataFrame(
+        [{"trial": 1, "federation": name, "round": at, "outside/val/dice/worst": value} for name, at, value in rows]
+    )
+    values = SearchResults(searched, [record(1, 0.6)], "best").objective_by_round(table)
+    assert values.to_dict("list") == {"trial": [1, 1], "round": [1, 2], "value": [0.5, 0.7]}
 
 
 def test_a_trial_with_a_torn_file_runs_first_and_from_its_start(tmp_path):
@@ -211,10 +245,11 @@ def test_a_trial_with_a_torn_file_runs_first_and_from_its_start(tmp_path):
     assert new == [2, 4, 5]
     assert new_trial_numbers(spec(tmp_path, trials=1), load_records(tmp_path)) == [2]
     again = SearchResults(spec(tmp_path), load_records(tmp_path), "best")
-    searcher = TuneSearcher(random_sampler(SPACE, 0), [], new, again.start_trial)
+    values = list(random_trials(SPACE, 0, 5))
+    searcher = TuneSearcher(listed_sampler(values), [], new, again.start_trial)
     assert [searcher.suggest(str(n))["trial"] for n in new] == new
     assert searcher.suggest("more") == Searcher.FINISHED
-    assert again.records[2].values == random_sampler(SPACE, 0).sample(2)
+    assert again.records[2].values == values[1]
     assert not (folder / "log.jsonl").exists()
 
 

@@ -16,13 +16,10 @@ from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
 from raysim.search import distributions
-from raysim.search.objectives import Objective
 from raysim.search.request import build_request
-from raysim.search.samplers import OptunaSampler
 from raysim.search.space import Space, from_cli, from_mapping
 from raysim.search.space_files import installed_spaces, read_space
 from raysim.search.space_validation import check_space
-from raysim.search.trial_store import TrialRecord, TrialStatus
 from tests.support.paths import ROOT
 
 TEXTS = {
@@ -96,6 +93,10 @@ def test_a_distribution_without_bounds_is_refused():
         (["algorithm=choice(fedavg,fedsn)"], "did you mean 'fedsm'"),
         (["algorithm=choice(fedavg,fedsm)", "algorithm.pull=uniform(0.5,1)"], "unknown key 'algorithm.pull'"),
         (["algorithm.fedsm.pull=uniform(0.5,1)"], "needs algorithm=choice"),
+        (
+            ["algorithm=choice(fedprox,fedsm)", "algorithm.ditto.lam=uniform(0,1)"],
+            r"ditto, which is not searched; add it: --space 'algorithm=choice\(fedprox, fedsm, ditto\)'",
+        ),
         (["resources.client_actors=choice(1,2)"], "changes no result"),
     ],
 )
@@ -123,18 +124,6 @@ def test_a_point_may_leave_out_the_term_of_a_logarithmic_weight():
     assert space.override({key: tune.loguniform(1, 10)}).points == ({key: 0.0}, {})
     assert space.override({key: tune.uniform(1, 10)}).points == ({}, {})
     assert read_space("gradient_alignment").points[0][key] == 0
-
-
-def test_optuna_takes_a_weight_of_0_as_the_lower_bound():
-    space = from_mapping({"w": tune.loguniform(0.1, 1000)}, [{"w": 0.0}, {"w": 10.0}])
-    objectives = [Objective("dice", "higher")]
-    sampler = OptunaSampler(space, 0, objectives, [])
-    assert [sampler.sample(number)["w"] for number in (1, 2)] == [0.0, 10.0]
-    assert 0.1 <= sampler.sample(3)["w"] <= 1000
-    assert [trial.params["w"] for trial in sampler.study.trials[:2]] == [0.1, 10.0]
-    record = TrialRecord(1, {"w": 0.0}, TrialStatus.DONE, 1, last={"dice": 0.5})
-    resumed = OptunaSampler(space, 0, objectives, [record])
-    assert [(trial.params["w"], trial.value) for trial in resumed.study.trials] == [(0.1, 0.5)]
 
 
 CONDITIONAL = [
@@ -180,15 +169,19 @@ def test_an_argument_removes_its_key_from_the_space():
 @pytest.mark.parametrize(
     ("options", "arguments", "match"),
     [
-        ({"metric": "mean,bytes"}, [], "need --searcher optuna"),
+        ({"metric": "mean,bytes"}, [], "need --searcher tpe, gp or nsgaii"),
+        ({"metric": "mean,bytes", "searcher": "cmaes"}, [], "need --searcher tpe, gp or nsgaii"),
+        ({"metric": "mean,bytes", "searcher": "tpe", "stop": "auto"}, [], "--stop auto compares one objective"),
         ({"scheduler": "pbt"}, ["rounds=choice(2,3)"], "rounds"),
         ({"scheduler": "asha"}, ["rounds=choice(2,3)"], "use --scheduler fifo"),
-        ({"searcher": "optuna"}, ["algorithm.epochs=grid(1,2)"], "with --searcher optuna use choice"),
+        ({"searcher": "tpe"}, ["algorithm.epochs=grid(1,2)"], "with --searcher tpe use choice"),
         ({"scheduler": "hyperband", "max_concurrent": 2}, [], "use --scheduler asha"),
         ({"seeds": 2}, ["seed=choice(0,1)"], "keep one of them"),
         ({"trials": 0}, [], "trials"),
         ({"trials": 5, "searcher": "grid"}, [], "a grid runs every combination once.*remove --trials"),
         ({"scheduler": "asha"}, ["evaluate_every=20"], "only the last round is evaluated"),
+        ({"scheduler": "asha"}, ["rounds=1"], "only the last round is evaluated; set rounds=2 or more"),
+        ({}, ["algorithm.lr=0.1"], "arguments fix every key of the space, such as algorithm.lr=0.1; remove one"),
         ({"scheduler": "hyperband"}, ["evaluate_every=2"], "evaluate_every=1"),
         ({}, ["algorithm=choice(fedavg,fedprox)", "algorithm.fedprox.mu=grid(0.1,1)"], "a grid of one algorithm"),
         ({"tracker": "mlflow"}, [], "pip install mlflow"),

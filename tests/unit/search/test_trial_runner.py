@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import pytest
+
+from algorithms.fedavg import FedAvg
+from raysim.core.errors import RunError
 from raysim.federation.fleet import LocalFleet
 from raysim.federation.round_loop import federate
+from raysim.search.results import SearchResults
 from raysim.search.spec import FederationVariant
 from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_runner import TrialRounds
-from raysim.search.trial_store import TrialRecord, lineage, load_records, save_record
+from raysim.search.trial_store import TrialRecord, lineage, load_records, logged_rounds, save_record
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
 from tests.support.searches import searched
@@ -51,7 +56,10 @@ def test_a_trial_that_takes_over_a_state_continues_exactly_from_it(tmp_path):
     other.close()
     other = TrialRounds(search, 2, {"algorithm.lr": 0.005}, cache)
     other.import_state(tmp_path / "given")
-    assert other.step()["round"] == 3
+    third = other.step()
+    assert third["round"] == 3
+    logged = [row["inside/val/dice/mean"] for row in logged_rounds(other.directory)]
+    assert third["best_values"] == {"inside/val/dice/mean": max(logged)}  # of the copied rounds, not of its own before
     last = other.step()
     assert last["done"]
     # The same by hand: two rounds with the rate of the donor, then two with the new rate.
@@ -104,3 +112,51 @@ def test_a_trial_that_gets_the_same_state_again_keeps_its_rounds(tmp_path):
     assert [again.step()["round"] for _ in range(2)] == [3, 4]
     assert len(lineage(folder)) == 2
     assert not copies.exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailsWithASeed(FedAvg):
+    """FedAvg whose second round fails with seed 1."""
+
+    def client(self, site, model):
+        if site.round == 1 and site.seed == 1:
+            raise RunError("seed 1 fails")
+        return super().client(site, model)
+
+
+def seeds_of(folder, failed_federations):
+    search = searched(folder, "rounds=3", f"algorithm={__name__}:FailsWithASeed")
+    variants = (FederationVariant(0), FederationVariant(1), FederationVariant(2))
+    search = replace(search, variants=variants, failed_federations=failed_federations)
+    return search, TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search))
+
+
+def test_the_cause_of_a_failed_trial_names_the_federation(tmp_path):
+    _, trial = seeds_of(tmp_path, "fail")
+    assert trial.step()["round"] == 1
+    failed = trial.step()
+    assert failed["status"] == "failed"
+    assert failed["cause"].startswith("federation seed-1: ")
+    assert "seed 1 fails" in failed["cause"]
+
+
+def test_a_failed_federation_is_left_out_if_the_user_chose_so(tmp_path):
+    search, trial = seeds_of(tmp_path, "leave-out")
+    rows = [trial.step() for _ in range(3)]
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert "cause" not in rows[0]
+    assert rows[2]["cause"].startswith("left out: federation seed-1: ")
+    assert rows[2]["digests"].keys() == {"seed-0", "seed-2"}
+    loss = {seed: [row["loss"] for row in logged_rounds(trial.directory / f"seed-{seed}")] for seed in range(3)}
+    assert rows[0]["loss"] == pytest.approx(sum(loss[seed][0] for seed in range(3)) / 3)
+    assert rows[2]["loss"] == pytest.approx((loss[0][2] + loss[2][2]) / 2)
+    again = TrialRounds(replace(search, session="two"), 1, {"algorithm.lr": 0.01}, TrialCache(search))
+    assert again.step() == rows[2]  # a resumed search has the same row
+    results = SearchResults(search, [], "best")
+    results.records[1] = TrialRecord(1, {"algorithm.lr": 0.01})
+    results.add_round(1, rows[2])
+    results.write_tables()
+    text = (tmp_path / "best.yaml").read_text()
+    assert "# These values are means over 3 federations: seed-0, seed-1, seed-2." in text
+    assert "# left out: federation seed-1: " in text
+    assert "# This file has seed 0, whose own values are: inside/val/dice/mean 0." in text
