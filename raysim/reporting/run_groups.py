@@ -148,8 +148,8 @@ def format_value(value: Any) -> str:
         return Path(value).name if value.startswith("/") else value
     if isinstance(value, Mapping) or value is None or isinstance(value, bool):
         return json.dumps(value).replace("null", "none").replace(" ", "")
-    if isinstance(value, float):
-        return f"{value:.6g}"
+    if isinstance(value, float):  # cohort=1 is one site, and cohort=1.0 is all sites
+        return f"{value:.1f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.6g}"
     if isinstance(value, list):
         return f"[{','.join(map(format_value, value))}]"
     return str(value)

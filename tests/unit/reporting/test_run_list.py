@@ -52,6 +52,18 @@ def test_the_newest_runs_are_first_and_trials_are_left_out(runs: Path) -> None:
     assert re.fullmatch(r"19\d\d-\d\d-\d\d \d\d:\d\d", found["fedavg 1"].date)
 
 
+def test_a_search_has_the_task_and_the_value_of_its_best_trial(runs: Path) -> None:
+    text = "# Trial 3 of the search: done after 2 rounds.\n# best/inside/val/dice/mean: 0.51\n# digest: 12\n"
+    (runs / "tune" / "best.yaml").write_text(f"{text}task: {{name: segmentation}}\n")
+    row = by_path(list_runs(runs))["tune"]
+    assert (row.task, row.score) == ("segmentation", "best/inside/val/dice/mean 0.5100")
+
+
+def test_an_evaluation_is_no_run(runs: Path) -> None:
+    write_run(runs / "other cases", CASES, run=str(runs / "third"))
+    assert by_path(list_runs(runs))["other cases"].state == "evaluation"
+
+
 def test_a_run_without_a_summary_has_not_ended(runs: Path) -> None:
     (runs / "third" / "summary.json").unlink()
     assert by_path(list_runs(runs))["third"].state == "unfinished"
