@@ -6,14 +6,21 @@ import json
 import shutil
 from dataclasses import replace
 
+import torch
+from safetensors.torch import load_file
+
+from raysim.core.model import weights
+from raysim.federation.exported_network import exported_network
 from raysim.federation.fleet import LocalFleet
 from raysim.federation.round_loop import federate
+from raysim.federation.trained_run import open_run
 from raysim.search.spec import FederationVariant
 from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_runner import TrialRounds
 from raysim.search.trial_store import TrialRecord, lineage, load_records, save_record
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
+from raysim.storage.model_files import write_model
 from tests.support.searches import searched
 
 
@@ -104,3 +111,14 @@ def test_a_trial_that_gets_the_same_state_again_keeps_its_rounds(tmp_path):
     assert [again.step()["round"] for _ in range(2)] == [3, 4]
     assert len(lineage(folder)) == 2
     assert not copies.exists()
+
+
+def test_a_trial_keeps_its_initial_weights(tmp_path):
+    given, trial = tmp_path / "first.safetensors", tmp_path / "trials" / "0001"
+    write_model(given, weights(searched(tmp_path).task.start(5)))
+    search = searched(tmp_path, "rounds=1", f"task.network.weights={given}", "algorithm.trainable=[model.2.*]")
+    assert TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search)).step()["done"]
+    kept = load_file(given)
+    given.unlink()  # after the search
+    exported = exported_network(open_run(trial), None, use_global=True).net.state_dict()
+    assert all(name.startswith("model.2.") != torch.equal(exported[name], kept[name]) for name in kept)
