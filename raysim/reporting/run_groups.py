@@ -143,9 +143,9 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """A value of config.yaml as short text without spaces; for an absolute path its last part."""
+    """A value of config.yaml as short text without spaces; for an absolute path its last two parts."""
     if isinstance(value, str):
-        return Path(value).name if value.startswith("/") else value
+        return "/".join(Path(value).parts[-2:]) if value.startswith("/") else value
     if isinstance(value, Mapping) or value is None or isinstance(value, bool):
         return json.dumps(value).replace("null", "none").replace(" ", "")
     if isinstance(value, float):  # cohort=1 is one site, and cohort=1.0 is all sites

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,7 +73,7 @@ def _row(folder: Path, run: RunRecord, keys: Sequence[str], runs: Sequence[RunRe
         task=run.task,
         differs=group_name(run, shown, runs) if shown else "",
         score=_score(run),
-        state="evaluation" if run.is_evaluation else "running" if lock_owner(run.path) is not None else run.status,
+        state="evaluation" if run.is_evaluation else "running" if _is_running(run.path) else run.status,
     )
 
 
@@ -85,8 +87,14 @@ def _search_row(folder: Path, path: Path) -> RunRow:
         task=task,
         differs="",
         score=score,
-        state="running" if lock_owner(path) is not None else "ended",
+        state="running" if _is_running(path) else "ended",
     )
+
+
+def _is_running(path: Path) -> bool:
+    """Whether another process uses the folder. A run that writes the page at its own end has ended."""
+    owner = lock_owner(path)
+    return owner is not None and owner != {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _best_trial(path: Path) -> tuple[str, str]:

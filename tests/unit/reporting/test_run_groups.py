@@ -58,6 +58,12 @@ def test_one_site_and_all_sites_have_distinct_names(tmp_path: Path) -> None:
     assert names(tmp_path, "cohort=1", "cohort=1.0", "cohort=0.25") == ["size=1", "size=1.0", "size=0.25"]
 
 
+def test_tables_with_the_same_name_in_two_folders_have_distinct_names(tmp_path: Path) -> None:
+    keys = "task=tabular task.data.table=/data/{}/table.csv"
+    found = names(tmp_path, keys.format("oslo"), keys.format("rome"))
+    assert found == ["table=oslo/table.csv", "table=rome/table.csv"]
+
+
 def test_groups_by_a_key(tmp_path: Path) -> None:
     keys = ("algorithm=fedavg", "algorithm=fedavg algorithm.lr=0.5", "algorithm=fedprox")
     found = groups(tmp_path, *keys, by="algorithm")

@@ -10,6 +10,7 @@ import pytest
 
 from raysim.cli.main import main
 from raysim.reporting.run_list import RunRow, list_runs, write_index
+from raysim.storage.run_directory import exclusive_lock
 from tests.support.finished_runs import write_run
 
 CASES = {"a": [0.5]}
@@ -77,6 +78,13 @@ def test_the_page_has_relative_links_and_no_scripts(runs: Path) -> None:
     assert "<script" not in page
     assert "prefers-color-scheme: dark" in page
     assert "4 runs, the newest first" in page
+
+
+def test_a_run_that_writes_the_page_at_its_end_has_ended(runs: Path) -> None:
+    with exclusive_lock(runs / "fedavg 1"):
+        assert by_path(list_runs(runs))["fedavg 1"].state == "done"
+        (runs / "fedavg 1" / ".process").write_text('{"pid": 0, "host": "another"}')
+        assert by_path(list_runs(runs))["fedavg 1"].state == "running"
 
 
 def test_the_page_is_written_for_runs_in_the_folder_of_runs_alone(runs: Path, tmp_path: Path) -> None:
