@@ -159,9 +159,10 @@ def _notes(groups: Sequence[RunGroup], runs: Sequence[RunRecord], by: str | None
         notes.append(f"left out: {pluralize(repeated, 'trial')} of a search with the values of another one")
     if len({len(group.repetitions) for group in groups}) > 1:
         notes.append("the groups have different numbers of seeds")
-    if by is not None and (pooled := [key for group in groups for key in differing_keys(group.runs)]):
-        notes.append(f"runs of a group also differ in {join_names([*dict.fromkeys(pooled)])}")
-    if other := other_differences(runs):
+    pooled = dict.fromkeys(key for group in groups for key in differing_keys(group.runs)) if by is not None else {}
+    if pooled:
+        notes.append(f"runs of a group also differ in {join_names([*pooled])}")
+    if other := [key for key in other_differences(runs, by) if key not in pooled]:
         notes.append(f"the groups also differ in {join_names(other)}")
     chosen_by = {run.summary.get("best", {}).get("metric") for run in runs} - {None}
     if len(chosen_by) > 1:

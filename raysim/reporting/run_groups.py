@@ -54,9 +54,13 @@ def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
     return sorted(found, key=lambda key: key != ALGORITHM)
 
 
-def other_differences(runs: Sequence[RunRecord]) -> list[str]:
-    """The keys that all runs have, and that differ only between runs with different algorithms, networks or similar."""
-    common = set.intersection(*(set(run.keys) for run in runs)) - set(differing_keys(runs)) - IGNORED_KEYS
+def other_differences(runs: Sequence[RunRecord], by: str | None = None) -> list[str]:
+    """The keys that all runs have and that differ, but are not in the names of the groups.
+
+    Without `by` they differ only between runs with different algorithms, networks or similar.
+    """
+    named = differing_keys(runs) if by is None else _known_keys(by, runs)
+    common = set.intersection(*(set(run.keys) for run in runs)) - set(named) - IGNORED_KEYS
     return sorted(key for key in common if not key.startswith(IGNORED_PREFIXES) and _differs(key, runs))
 
 
@@ -85,7 +89,7 @@ def group_runs(runs: Sequence[RunRecord], by: str | None = None) -> list[RunGrou
     the same. Raises ConfigError for a key that no run has, and for two other runs with the same configuration and seed.
     """
     differing = differing_keys(runs)
-    keys = [_known_key(key.strip(), runs) for key in by.split(",")] if by is not None else differing
+    keys = _known_keys(by, runs) if by is not None else differing
     repeated = [key for key in differing if key not in keys]
     groups: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, RunRecord]]] = {}
     for run in runs:
@@ -108,6 +112,10 @@ def group_runs(runs: Sequence[RunRecord], by: str | None = None) -> list[RunGrou
 
 def _values(run: RunRecord, keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(_text(run.keys.get(key)) for key in keys)
+
+
+def _known_keys(by: str, runs: Sequence[RunRecord]) -> list[str]:
+    return [_known_key(key.strip(), runs) for key in by.split(",")]
 
 
 def _known_key(key: str, runs: Sequence[RunRecord]) -> str:

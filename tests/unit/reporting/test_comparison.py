@@ -257,3 +257,10 @@ def test_evaluations_beside_the_runs_are_left_out(two: Path) -> None:
     assert [group.mean for group in compared(two / "others").groups] == pytest.approx([0.9])
     with pytest.raises(ConfigError, match="have the same configuration and seed"):
         compare([two, evaluation], CompareOptions())
+
+
+def test_a_difference_that_the_names_do_not_have_is_noted(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", {"a": [0.2, 0.4]}, "algorithm=fedavg")
+    write_run(tmp_path / "1", {"a": [0.4, 0.6]}, "algorithm=fedbn evaluate_every=3")
+    assert compared(tmp_path, by="algorithm").notes == ["the groups also differ in evaluate_every"]
+    assert compared(tmp_path).notes == []
