@@ -112,7 +112,7 @@ def _stop(args: argparse.Namespace, _: Sequence[str]) -> int:
 def _report(args: argparse.Namespace, _: Sequence[str]) -> int:
     from raysim.cli.report import report
 
-    print(f"report: {report([Path(run) for run in args.runs], args.out and Path(args.out))}")
+    report([Path(run) for run in args.runs], args.out and Path(args.out))
     return 0
 
 

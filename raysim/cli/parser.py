@@ -143,9 +143,9 @@ def _add_data(commands: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     report = commands.add_parser(
-        "report", help="write report.html of a run again, or a page with several runs side by side"
+        "report", help="write report.html of a run or a search again, or a page with several runs side by side"
     )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run that has ended")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run or a search that has ended")
     report.add_argument(
         "--out", metavar="PAGE", help="the page with several runs, which must not exist (default: side_by_side.html)"
     )

@@ -60,11 +60,11 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     overrides += ["anonymous_cases=true"] * getattr(args, "anonymous_cases", False)
     overrides += [f"tracker={args.tracker}"] if getattr(args, "tracker", None) else []
-    values = merge(_read_base(args), parse_pairs(overrides))
     if getattr(args, "seeds", None) is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds}: expected the number of seeds, 1 or more")
     if getattr(args, "seeds", None) is not None and args.continue_from is not None:
         raise ConfigError(f"--seeds {args.seeds}: --continue continues a single run; remove --seeds")
+    values = merge(_read_base(args), parse_pairs(overrides))
     check_new_directory(args.out, "a run")
     check_task(values)
     config = resolve(values)

@@ -18,6 +18,10 @@ CHANNEL = re.compile(
     r"(\d{4}|ch(?:annel)?_?\d+|t1|t2|t1w|t2w|t1c|t1ce|t1gd|t1n|t2f|flair|pd|adc|dwi|swi|bold|ct|pet)$",
     re.IGNORECASE,
 )
+MASK_FOLDERS = {  # names of folders of masks, and ends of the names of masks
+    *("masks", "mask", "labels", "label", "labelstr", "gt", "gts", "annotations", "annotation"),
+    *("seg", "segs", "segmentation", "segmentations", "groundtruth", "ground_truth"),
+}
 CHANNEL_ADVICE = (
     "raysim reads one file for each case: merge the channels into one volume with a fourth axis, for example with "
     "nibabel.concat_images([FILE, FILE]), or keep one channel. If these images are separate cases, rename them"
@@ -42,6 +46,17 @@ def role_problems(pairs: Sequence[Pair]) -> Iterator[str]:
             f"masks that are the label of more than one image: {join_names(shared)}. Each image needs its own mask; "
             "several channels of one case must be merged into one file"
         )
+
+
+def masks_beside_images(names: Sequence[str]) -> list[str]:
+    """The files of a folder that are masks of other files in it, such as `a_mask.png` beside `a.png`."""
+    stems = {stem(name) for name in names}
+    matches = {name: re.fullmatch(r"(.+)[\W_]([^\W_]+)", stem(name)) for name in names}
+    return [
+        name
+        for name, match in matches.items()
+        if match and match[2].lower() in MASK_FOLDERS and stems & {match[1], match[1].rstrip("_-. ")}
+    ]
 
 
 def channel_problems(pairs: Sequence[Pair]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
@@ -14,7 +13,7 @@ import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
-from raysim.data.file_roles import CHANNEL_ADVICE, channel_case, role_problems
+from raysim.data.file_roles import CHANNEL_ADVICE, MASK_FOLDERS, channel_case, masks_beside_images, role_problems
 from raysim.data.image_formats import IMAGE_SUFFIX
 from raysim.data.image_reader import read_image
 from raysim.data.near_equal import near_equal_names
@@ -26,10 +25,6 @@ LAYOUT_HELP = """raysim supports three layouts:
   SITE/CLASS/* or CLASS/*, a folder of images for each class.
   The folder SITE may also have the name of a split: train, val or test."""
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "imagestr"}
-MASK_FOLDERS = {
-    *("masks", "mask", "labels", "label", "labelstr", "gt", "gts", "annotations", "annotation"),
-    *("seg", "segs", "segmentation", "segmentations", "groundtruth", "ground_truth"),
-}
 MAX_MASK_VALUES, INSPECTED_FILES = 8, 4
 SPLIT_FOLDERS = {  # names of folders, and the split of their images
     **dict.fromkeys(("train", "training"), "train"),
@@ -115,15 +110,12 @@ def _reject_sites_below_masks(root: Path) -> None:
 
 
 def _reject_masks_beside_images(folder: Path, files: Sequence[Path]) -> None:
-    """Raises ConfigError for a file such as `a_mask.png` beside `a.png`, because a mask is not an image of a class."""
-    names = {_stem(file) for file in files}
-    for file in files:
-        match = re.fullmatch(r"(.+)[\W_]([^\W_]+)", _stem(file))
-        if match and match[2].lower() in MASK_FOLDERS and names & {match[1], match[1].rstrip("_-. ")}:
-            raise ConfigError(
-                f"{folder} has masks beside images, such as {file.name}; move them: images to "
-                f"{folder.name}/images, and masks to {folder.name}/masks"
-            )
+    """Raises ConfigError for masks beside images, because a mask is not an image of a class."""
+    for name in masks_beside_images([file.name for file in files]):
+        raise ConfigError(
+            f"{folder} has masks beside images, such as {name}; move them: images to "
+            f"{folder.name}/images, and masks to {folder.name}/masks"
+        )
 
 
 def _reject_masks_as_class(site: Path, images: Mapping[str, Sequence[Path]]) -> None:

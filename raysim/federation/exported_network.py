@@ -18,7 +18,7 @@ from raysim.core.seeding import numpy_generator
 from raysim.federation.evaluation import as_prediction_set, describe_predictor, has_batch_statistics
 from raysim.federation.trained_run import NEW_SITE, TrainedRun
 from raysim.tasks.initial_weights import with_initial_weights
-from raysim.tasks.lora import with_lora
+from raysim.tasks.lora import LoraNetwork, merge_adapters, with_lora
 from raysim.tasks.networks import network_factory
 
 
@@ -77,6 +77,8 @@ def _network(run: TrainedRun, site: str | None, *, use_global: bool) -> Exported
         )
     complete = with_all_tensors(view.task).start(run.config.seed)
     load(complete, weights(complete) | weights(net))  # tensors that are not trained have their initial values
+    if isinstance(factory, LoraNetwork):
+        complete, factory = merge_adapters(complete), factory.factory
     example = torch.from_numpy(_noise((2, *run.task.shape)))
     return ExportedNetwork(complete.eval(), base_factory(factory), name, description, example)
 

@@ -10,7 +10,7 @@ from raysim.config.merge import merge
 from raysim.config.resolve import resolve, to_mapping
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import ProgressCallback, Task
-from raysim.core.errors import ConfigError
+from raysim.core.errors import ConfigError, RunError
 from raysim.core.events import Event, Progress, RunFinished
 from raysim.core.formatting import join_names
 from raysim.federation.continuation import with_kept_weights
@@ -21,6 +21,7 @@ from raysim.federation.trained_run import TrainedRun, without_training
 from raysim.storage.evaluation_files import write_evaluation
 from raysim.tasks.table_config import TableData
 from raysim.tasks.tabular import Tabular
+from raysim.training.test_time_adaptation import ADAPTATIONS, OutsideAdaptation, affine_parameters
 
 # The keys that an evaluation uses; those of the task and the algorithm must fit the trained networks.
 USED_KEYS = (
@@ -41,7 +42,8 @@ OF_THE_OLD_TABLE: dict[str, Any] = {
 def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfig:
     """The configuration of the run with `overrides`, a nested mapping of keys.
 
-    Raises ConfigError for keys that an evaluation does not use, for another algorithm and for another network.
+    Raises ConfigError for keys that an evaluation does not use, for another algorithm and for another network, or
+    another trained part of it.
     """
     if unused := [key for key in overrides if key not in USED_KEYS]:
         raise ConfigError(f"{join_names(unused)}: an evaluation does not train; use keys of {', '.join(USED_KEYS)}")
@@ -56,6 +58,8 @@ def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfi
     config = resolve(merge(values, overrides))
     if getattr(config.task, "network", None) != getattr(run.config.task, "network", None):
         raise ConfigError("task.network: the run was trained with another network; remove the key")
+    if getattr(config.algorithm, "trainable", None) != getattr(run.config.algorithm, "trainable", None):
+        raise ConfigError("algorithm.trainable: the run has trained another part of the network; remove the key")
     return config
 
 
@@ -84,7 +88,8 @@ def _data_changes(run: TrainedRun) -> dict[str, Any]:
 def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallback | None = None) -> Task:
     """The task of an evaluation. The inside sites of the run are inside, all other sites are outside.
 
-    Raises ConfigError for data that do not fit the networks of the run.
+    Raises ConfigError for data that do not fit the networks of the run, and for an adaptation to outside sites that the
+    network does not support.
     """
     task_config = with_kept_weights(config.task, run.directory)
     if isinstance(task_config, Tabular) and task_config.data.table != run.config.task.data.table:
@@ -102,7 +107,18 @@ def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallba
     sites = (*task.inside, *task.outside)
     inside = tuple(site for site in sorted(sites) if site in run.inside)
     outside = tuple(site for site in sorted(sites) if site not in run.inside)
-    return replace(run.with_trained_part(task), inside=inside, outside=outside)
+    task = replace(run.with_trained_part(task), inside=inside, outside=outside)
+    _check_adaptation(config.algorithm, task)
+    return task
+
+
+def _check_adaptation(algorithm: Any, task: Task) -> None:
+    adaptation = getattr(algorithm, "outside", None)
+    if isinstance(adaptation, OutsideAdaptation) and adaptation.name in ADAPTATIONS and task.outside:
+        try:
+            affine_parameters(task.start(0))
+        except RunError as error:
+            raise ConfigError(str(error)) from error
 
 
 def evaluate_run(run: TrainedRun, plan: Plan, fleet: BaseFleet) -> Iterator[Event]:

@@ -84,7 +84,7 @@ def compare(folders: Sequence[Path], options: CompareOptions) -> Comparison:
 
     Raises ConfigError for runs that have not finished, have different tasks or have different cases.
     """
-    runs, left_out = comparable_runs(folders)
+    runs, omitted = comparable_runs(folders)
     groups = group_runs(runs, options.by)
     reference = _reference(groups, options.reference)
     score = choose_score(runs, options.metric, options.split, options.round)
@@ -92,7 +92,7 @@ def compare(folders: Sequence[Path], options: CompareOptions) -> Comparison:
     main = str(runs[0].summary["metric"]).split("/", 2)[2]
     other = options.metric is None and score.metric != main
     notes = [f"the main metric {main} has no values by case, so {score.metric} is compared"] if other else []
-    return replace(found, notes=[*notes, *_notes(groups, runs, left_out, options.by), *found.notes])
+    return replace(found, notes=[*notes, *omitted, *_notes(groups, runs, options.by), *found.notes])
 
 
 def compare_groups(
@@ -153,17 +153,16 @@ def _result(
     )
 
 
-def _notes(groups: Sequence[RunGroup], runs: Sequence[RunRecord], left_out: int, by: str | None) -> list[str]:
+def _notes(groups: Sequence[RunGroup], runs: Sequence[RunRecord], by: str | None) -> list[str]:
     notes = []
-    if left_out:
-        notes.append(f"left out: {pluralize(left_out, 'trial')} of a search that did not finish")
     if repeated := len(runs) - sum(len(group.runs) for group in groups):
         notes.append(f"left out: {pluralize(repeated, 'trial')} of a search with the values of another one")
     if len({len(group.repetitions) for group in groups}) > 1:
         notes.append("the groups have different numbers of seeds")
-    if by is not None and (pooled := [key for group in groups for key in differing_keys(group.runs)]):
-        notes.append(f"runs of a group also differ in {join_names([*dict.fromkeys(pooled)])}")
-    if other := other_differences(runs):
+    pooled = dict.fromkeys(key for group in groups for key in differing_keys(group.runs)) if by is not None else {}
+    if pooled:
+        notes.append(f"runs of a group also differ in {join_names([*pooled])}")
+    if other := [key for key in other_differences(runs, by) if key not in pooled]:
         notes.append(f"the groups also differ in {join_names(other)}")
     chosen_by = {run.summary.get("best", {}).get("metric") for run in runs} - {None}
     if len(chosen_by) > 1:

@@ -10,7 +10,7 @@ from typing import Any
 from raysim.config.merge import dotted_keys
 from raysim.config.yaml_loader import load_written_yaml
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import quote_path
+from raysim.core.formatting import pluralize, quote_path
 from raysim.storage.run_directory import CASES_FILE, CONFIG_FILE, LOG_FILE, SEARCH_FILE, SUMMARY_FILE, read_summary
 
 
@@ -27,6 +27,11 @@ class RunRecord:
     def status(self) -> str:
         """`done`, `interrupted` or `failed`; `unfinished` without a summary."""
         return str(self.summary.get("status", "unfinished"))
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether this is the evaluation of a finished run on other data."""
+        return "run" in self.summary
 
     @property
     def algorithm(self) -> str:
@@ -83,13 +88,16 @@ def read_run(path: Path, is_trial: bool = False) -> RunRecord:
     return RunRecord(path, dict(dotted_keys(config)), read_summary(path), is_trial)
 
 
-def comparable_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], int]:
-    """The finished runs of one task in `folders`, and the number of unfinished trials of searches that are left out.
+def comparable_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
+    """The finished runs of one task in `folders`, and notes on what is left out.
 
-    Raises ConfigError if there is no run, if a run has not finished or has no values by case, or if tasks differ.
+    Unfinished trials of searches are left out, and evaluations of runs, unless there are only evaluations or `folders`
+    names them. Raises ConfigError if there is no run, if a run has not finished or has no values by case, or if tasks
+    differ.
     """
-    runs = find_runs(folders)
-    done = [run for run in runs if run.status == "done" or not run.is_trial]
+    found, given = find_runs(folders), {folder.resolve() for folder in folders}
+    of_training = [run for run in found if not run.is_evaluation or run.path.resolve() in given] or found
+    done = [run for run in of_training if run.status == "done" or not run.is_trial]
     if not done:
         raise ConfigError(f"{', '.join(map(str, folders))}: no finished run; give folders of finished runs or searches")
     for run in done:
@@ -98,7 +106,11 @@ def comparable_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], int]:
             raise ConfigError(
                 f"{done[0].path} is a run of task={done[0].task}, {run.path} of task={run.task}; give runs of one task"
             )
-    return done, len(runs) - len(done)
+    counts = {
+        "evaluation": (len(found) - len(of_training), "of runs: give only the folders of evaluations to compare these"),
+        "trial": (len(of_training) - len(done), "of a search that did not finish"),
+    }
+    return done, [f"left out: {pluralize(count, what)} {why}" for what, (count, why) in counts.items() if count]
 
 
 def _check_finished(run: RunRecord) -> None:

@@ -39,7 +39,7 @@ class ShownPictures:
         if of is None:
             return "", ""
         names = [*self.classes, *map(str, range(len(self.classes), len(of["shares"])))]
-        shares = (f"{name} {100 * share:.1f} %" for name, share in zip(names, of["shares"], strict=False))
+        shares = (f"{name}: {100 * share:.1f} %" for name, share in zip(names, of["shares"], strict=False))
         return f"{of['mean']:.2f} ± {of['deviation']:.2f}", ", ".join(shares)
 
 

@@ -54,9 +54,13 @@ def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
     return sorted(found, key=lambda key: key != ALGORITHM)
 
 
-def other_differences(runs: Sequence[RunRecord]) -> list[str]:
-    """The keys that all runs have, and that differ only between runs with different algorithms, networks or similar."""
-    common = set.intersection(*(set(run.keys) for run in runs)) - set(differing_keys(runs)) - IGNORED_KEYS
+def other_differences(runs: Sequence[RunRecord], by: str | None = None) -> list[str]:
+    """The keys that all runs have and that differ, but are not in the names of the groups.
+
+    Without `by` they differ only between runs with different algorithms, networks or similar.
+    """
+    named = differing_keys(runs) if by is None else _known_keys(by, runs)
+    common = set.intersection(*(set(run.keys) for run in runs)) - set(named) - IGNORED_KEYS
     return sorted(key for key in common if not key.startswith(IGNORED_PREFIXES) and _differs(key, runs))
 
 
@@ -85,7 +89,7 @@ def group_runs(runs: Sequence[RunRecord], by: str | None = None) -> list[RunGrou
     the same. Raises ConfigError for a key that no run has, and for two other runs with the same configuration and seed.
     """
     differing = differing_keys(runs)
-    keys = [_known_key(key.strip(), runs) for key in by.split(",")] if by is not None else differing
+    keys = _known_keys(by, runs) if by is not None else differing
     repeated = [key for key in differing if key not in keys]
     groups: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, RunRecord]]] = {}
     for run in runs:
@@ -108,6 +112,10 @@ def group_runs(runs: Sequence[RunRecord], by: str | None = None) -> list[RunGrou
 
 def _values(run: RunRecord, keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(_text(run.keys.get(key)) for key in keys)
+
+
+def _known_keys(by: str, runs: Sequence[RunRecord]) -> list[str]:
+    return [_known_key(key.strip(), runs) for key in by.split(",")]
 
 
 def _known_key(key: str, runs: Sequence[RunRecord]) -> str:
@@ -143,13 +151,13 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """A value of config.yaml as short text without spaces; for an absolute path its last part."""
+    """A value of config.yaml as short text without spaces; for an absolute path its last two parts."""
     if isinstance(value, str):
-        return Path(value).name if value.startswith("/") else value
+        return "/".join(Path(value).parts[-2:]) if value.startswith("/") else value
     if isinstance(value, Mapping) or value is None or isinstance(value, bool):
         return json.dumps(value).replace("null", "none").replace(" ", "")
-    if isinstance(value, float):
-        return f"{value:.6g}"
+    if isinstance(value, float):  # cohort=1 is one site, and cohort=1.0 is all sites
+        return f"{value:.1f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.6g}"
     if isinstance(value, list):
         return f"[{','.join(map(format_value, value))}]"
     return str(value)

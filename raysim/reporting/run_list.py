@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +15,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from raysim.config.yaml_loader import load_written_yaml
+from raysim.core.errors import ConfigError
 from raysim.core.formatting import format_score
 from raysim.reporting.finished_runs import RunRecord, find_runs, find_searches
 from raysim.reporting.page import environment, page_style, write_page
@@ -20,6 +25,7 @@ from raysim.storage.run_directory import CONFIG_FILE, SEARCH_FILE, lock_owner, r
 
 TEMPLATE = Path(__file__).with_name("run_list.html.j2")
 INDEX_FILE, REPORT_FILE = "index.html", "report.html"
+BEST_FILE = "best.yaml"  # of a search
 MAX_RUNS = 300  # on the page; older runs are left out, so that writing it stays fast
 
 
@@ -67,15 +73,38 @@ def _row(folder: Path, run: RunRecord, keys: Sequence[str], runs: Sequence[RunRe
         task=run.task,
         differs=group_name(run, shown, runs) if shown else "",
         score=_score(run),
-        state="running" if lock_owner(run.path) is not None else run.status,
+        state="evaluation" if run.is_evaluation else "running" if _is_running(run.path) else run.status,
     )
 
 
 def _search_row(folder: Path, path: Path) -> RunRow:
-    state = "running" if lock_owner(path) is not None else "ended"
+    task, score = _best_trial(path)
     return _made(
-        folder, path, _started(path / SEARCH_FILE), algorithm="search", task="", differs="", score="", state=state
+        folder,
+        path,
+        _started(path / SEARCH_FILE),
+        algorithm="search",
+        task=task,
+        differs="",
+        score=score,
+        state="running" if _is_running(path) else "ended",
     )
+
+
+def _is_running(path: Path) -> bool:
+    """Whether another process uses the folder. A run that writes the page at its own end has ended."""
+    owner = lock_owner(path)
+    return owner is not None and owner != {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def _best_trial(path: Path) -> tuple[str, str]:
+    """The task of a search and the value of its best trial, from best.yaml; empty before a trial has a value."""
+    with suppress(OSError, UnicodeDecodeError, ConfigError, LookupError):
+        text = (path / BEST_FILE).read_text(encoding="utf-8")
+        task = load_written_yaml(text, BEST_FILE)["task"]["name"]
+        objective = re.search(r"^# (\S+): (\S+)$", text, re.MULTILINE)  # the comment with the first objective
+        return task, f"{objective[1]} {format_score(float(objective[2]))}" if objective else ""
+    return "", ""
 
 
 def _made(folder: Path, path: Path, started: float, **cells: Any) -> RunRow:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 MAX_TRIALS_SHOWN = 100
-SPLITS = ("train", "val", "test", "unlabelled")
 
 
 def write_search_report(results: SearchResults, *, live: bool = False) -> Path:
@@ -59,16 +58,12 @@ def write_search_report(results: SearchResults, *, live: bool = False) -> Path:
 
 def _best_trial(results: SearchResults) -> dict[str, Any] | None:
     """The sections of the run of the best trial, or of its first federation; None without a summary of this run."""
-    record, task = next(iter(results.best()), None), results.spec.task
-    if record is None or task is None:
+    record = next(iter(results.best()), None)
+    if record is None:
         return None
-    roles = {"inside": task.inside, "outside": task.outside}
-    data = [(site, role, task.sizes[site]) for role, sites in roles.items() for site in sites]
-    splits = [split for split in SPLITS if any(sizes.get(split) for *_, sizes in data)]
     for name, directory in results.run_directories(record).items():
         with suppress(OSError, ValueError):
-            about = {"number": record.number, "federation": name, "data": data, "splits": splits}
-            return about | run_sections(directory)
+            return {"number": record.number, "federation": name, **run_sections(directory)}
     return None
 
 

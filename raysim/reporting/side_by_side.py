@@ -33,7 +33,8 @@ def write_side_by_side(directories: Sequence[Path], path: Path) -> None:
         raise ConfigError(f"--out {quote_path(path)} exists already; choose another name")
     if len(directories) > MAX_RUNS:
         raise ConfigError(f"{len(directories)} runs: expected at most {MAX_RUNS} on one page; give fewer runs")
-    runs = [_Run(directory, MAX_BYTES // len(directories)) for directory in directories]
+    names, max_bytes = distinct_names(directories), MAX_BYTES // len(directories)
+    runs = [_Run(directory, name, max_bytes) for directory, name in zip(directories, names, strict=True)]
     tasks = {run.summary["task"]: run.name for run in runs}
     if len(tasks) > 1:
         of = ", ".join(f"{name} is a {task}" for task, name in tasks.items())
@@ -57,8 +58,8 @@ def write_side_by_side(directories: Sequence[Path], path: Path) -> None:
 class _Run:
     """The files of a run. `shown` is the best round in summary.json, or the last evaluation if there is none."""
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.name, self.record = directory.name, read_run(directory)
+    def __init__(self, directory: Path, name: str, max_bytes: int) -> None:
+        self.name, self.record = name, read_run(directory)
         self.summary = self.record.summary
         best = self.summary["best"]
         self.shown: Mapping[str, Any] = self.summary if best["round"] is None else best
@@ -70,6 +71,14 @@ class _Run:
 def _curves(axes: Axes, runs: Sequence[_Run], metric: str) -> None:
     for run, (colour, line) in zip(runs, LOOKS, strict=False):
         plot_column(axes, run.rounds, f"{metric}/mean", run.name, color=colour, linestyle=line)
+
+
+def distinct_names(directories: Sequence[Path]) -> list[str]:
+    """The names of the folders, with as many of their parents as are needed to distinguish them."""
+    parts = [directory.absolute().parts for directory in directories]
+    lengths = range(1, max(map(len, parts)) + 1)
+    candidates = [["/".join(each[-length:]) for each in parts] for length in lengths]
+    return next((names for names in candidates if len(set(names)) == len(names)), candidates[0])
 
 
 def check_run(directory: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import chdir
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from raysim.reporting.search_console import SearchConsole
 from raysim.reporting.search_html_report import write_search_report
 from raysim.reporting.terminal import Terminal
 from raysim.search import distributions
+from raysim.search.best_pictures import draw_best_trial
 from raysim.search.build_spec import build_search_spec
 from raysim.search.dry_run import measure_times, print_dry_run
 from raysim.search.options import RESUME_OPTIONS, SearchOptions
@@ -136,6 +137,28 @@ def resume_search(
     if fixed := [f"--{name}" for name in changes if name not in RESUME_OPTIONS]:
         raise ConfigError(f"{', '.join(fixed)}: a resumed search may change only {', '.join(RESUME_OPTIONS)}")
     request = _changed_request(read_request(directory / SEARCH_FILE), changes, ray_address)
+    with _opened(directory, request, console) as (request, spec):
+        records = load_records(directory)
+        if not any(record.unfinished for record in records) and not new_trial_numbers(spec, records):
+            more = _how_to_add_trials(request, spec, records)
+            raise ConfigError(f"{directory} is done, all {len(records)} trials have ended; {more}")
+        return _run_stages(request, replace(spec, out=directory), records, console)
+
+
+def rebuild_report(directory: Path, console: SearchConsole) -> None:
+    """Write the tables and report.html of the search in `directory` again, from the files of its trials.
+
+    Raises ConfigError for data that cannot be opened, and for a search that is active.
+    """
+    with _opened(directory, read_request(directory / SEARCH_FILE), console) as (request, spec):
+        report_search(SearchResults(spec, load_records(directory), request.options.keep_checkpoints), console)
+
+
+@contextmanager
+def _opened(
+    directory: Path, request: SearchRequest, console: SearchConsole
+) -> Iterator[tuple[SearchRequest, SearchSpec]]:
+    """A block with the lock of a search, in its working directory: its request and its specification."""
     if not os.path.isdir(request.cwd):  # the directory of a job is removed with its Ray cluster
         console.say(
             f"the search was started in {request.cwd}, which does not exist here: relative paths now start from "
@@ -143,12 +166,7 @@ def resume_search(
         )
         request = replace(request, cwd=os.getcwd())
     with exclusive_lock(directory), chdir(request.cwd):
-        spec = build_search_spec(request, directory, console, boundaries_checked=True)
-        records = load_records(directory)
-        if not any(record.unfinished for record in records) and not new_trial_numbers(spec, records):
-            more = _how_to_add_trials(request, spec, records)
-            raise ConfigError(f"{directory} is done, all {len(records)} trials have ended; {more}")
-        return _run_stages(request, replace(spec, out=directory), records, console)
+        yield request, build_search_spec(request, directory, console, boundaries_checked=True)
 
 
 def _how_to_add_trials(request: SearchRequest, spec: SearchSpec, records: Sequence[TrialRecord]) -> str:
@@ -226,11 +244,15 @@ def _check_nodes(request: SearchRequest, spec: SearchSpec, console: SearchConsol
 
 
 def report_search(results: SearchResults, console: SearchConsole) -> None:
-    """Write the tables and report.html, and print the best trials."""
+    """Write the tables, the pictures of the best trial and report.html, and print the best trials."""
     results.write_tables()
     try:
-        console.say(f"report: {write_search_report(results)}")
+        draw_best_trial(results)
     except Exception as error:  # noqa: BLE001 - the search has ended, and its results are in the tables
+        console.say(f"the report has no pictures of the best trial: {type(error).__name__}: {error}")
+    try:
+        console.say(f"report: {write_search_report(results)}")
+    except Exception as error:  # noqa: BLE001 - as above
         console.say(f"report.html was not written: {type(error).__name__}: {error}")
     console.print_results(results)
 

@@ -27,7 +27,7 @@ from raysim.search.trial_store import (
 )
 from raysim.search.trial_tables import write_tables, write_tensorboard_hparams
 from raysim.storage import checkpoint
-from raysim.storage.run_directory import BEST, CHECKPOINTS
+from raysim.storage.run_directory import BEST, CHECKPOINTS, INITIAL_WEIGHTS_FILE
 
 MAX_TABLE_SHARE = 0.02  # largest share of a search's time that may be spent on rewriting its tables
 
@@ -156,13 +156,14 @@ class SearchResults:
         self._tables_seconds = self._tables_written_at - start
 
     def _remove_checkpoints(self) -> None:
-        """Remove the checkpoints of the ended trials that are not among the best, unless all are kept."""
+        """Remove checkpoints and weights of the ended trials that are not among the best, unless all are kept."""
         if self.keep_checkpoints == "all":
             return
         best = {record.number for record in self.best()}
         for record in self.records.values():
             if not record.unfinished and record.number not in best:
                 for directory in self.run_directories(record).values():
+                    (directory / INITIAL_WEIGHTS_FILE).unlink(missing_ok=True)
                     for folder in (CHECKPOINTS, BEST):
                         for path in checkpoint.newest_first(directory / folder):
                             _remove_directory(path)

@@ -14,6 +14,7 @@ from raysim.config.schema import RunConfig
 from raysim.core.contracts import Task
 from raysim.core.events import Notice, RoundEvent, RunFinished
 from raysim.distributed import node_probe
+from raysim.federation.continuation import keep_initial_weights
 from raysim.federation.plan import build_plan
 from raysim.federation.runner import local_fleet, run_federation
 from raysim.federation.site_data import SiteDataCache
@@ -40,6 +41,7 @@ class TrialCache:
         plan = build_plan(config, directory, task=task, resume=started, versions=node_probe.versions())
         plan = replace(plan, exports=False)  # best/ has the models; those of hundreds of trials would fill the disk
         validate(plan)
+        keep_initial_weights(task, directory)  # after the search, the source may be gone
         if config.backend == "ray":
             yield from self.session_actors.perform(plan)
         else:

@@ -39,6 +39,18 @@ class LoraNetwork:
         return net.requires_grad_(True)  # algorithm.trainable decides what is trained
 
 
+def merge_adapters(net: nn.Module) -> nn.Module:
+    """`net` with the weights W + B A in its layers, without adapters. `net` itself is changed."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for parent in list(net.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                setattr(parent, name, layer.get_base_layer())
+    return net
+
+
 def with_lora(factory: NetworkFactory, spec: Mapping[str, Any]) -> NetworkFactory:
     """The factory of the network with the adapters that `spec` describes; without adapters, `factory`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pandas as pd
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import join_names
+from raysim.core.formatting import join_names, pluralize
 from raysim.data.file_paths import join_path
+from raysim.data.file_roles import masks_beside_images
 from raysim.data.image_formats import IMAGE_SUFFIX, is_volume
 from raysim.data.label_classes import encode_labels, resolve_classes
 from raysim.data.scanner_shift import ScannerShift
@@ -87,7 +89,11 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str]) -> pd.D
     """The cases of a folder or a table, sorted by image, with absolute paths."""
     if "://" not in source and Path(source).expanduser().is_dir():
         folder = Path(source).expanduser().absolute()
-        files = sorted(str(path) for path in folder.iterdir() if _is_image(path))
+        names = sorted(path.name for path in folder.iterdir() if _is_image(path))
+        if masks := masks_beside_images(names):
+            left_out = f"{pluralize(len(masks), 'file')} that seem to be masks of other files, such as {masks[0]}"
+            warnings.warn(f"left out: {left_out}; to predict them, name them in a table", stacklevel=2)
+        files = [str(folder / name) for name in names if name not in masks]
         if not files:
             raise ConfigError(
                 f"--images {source}: the folder has no image; give a table, or a folder that contains images (NIfTI, "

@@ -84,7 +84,7 @@ def test_evaluations_are_compared_like_runs(finished: RunResult, tmp_path: Path)
     for run_result, name in ((finished, "all"), (half, "half")):
         evaluate(run_result.path, {"algorithm.outside": "global"}, round="last", out=tmp_path / "out" / name)
     found = compare([tmp_path / "out"], CompareOptions(by="cohort.size", split="val"))
-    assert [group.name for group in found.groups] == ["size=1", "size=0.5"]
+    assert [group.name for group in found.groups] == ["size=1.0", "size=0.5"]
     assert found.better == "higher"
 
 
@@ -124,9 +124,22 @@ def test_wrong_inputs_write_nothing(finished: RunResult, tmp_path: Path) -> None
     assert "the data have examples of shape (1, 16, 16), but the run was trained with (1, 12, 20)" in refused(
         path, task__data__size=[16, 16]
     )
+    assert "algorithm.trainable: the run has trained another part of the network" in refused(
+        path, algorithm__trainable=["*"]
+    )
     pd.read_csv(folder / "table.csv").assign(split="train").to_csv(tmp_path / "train.csv", index=False)
     keys = {"task__data__root": str(folder)}
     assert "no site has val or test rows" in refused(path, task__data__table=str(tmp_path / "train.csv"), **keys)
     pd.read_csv(folder / "table.csv").drop(columns="split").to_csv(tmp_path / "none.csv", index=False)
     assert "it has no column 'split'" in refused(path, task__data__table=str(tmp_path / "none.csv"), **keys)
     assert sorted(path.rglob("*")) == before
+
+
+def test_an_adaptation_that_the_network_does_not_support_is_refused_before_the_evaluation(tmp_path: Path) -> None:
+    network = {"name": "unet", "channels": [2, 4], "strides": [2]}  # instance normalisation without scales
+    data = {"sites": 1, "outside": ["x"], "cases": 2, "val": 1, "test": 1, "size": [8, 8]}
+    finished = run({"rounds": 1, "task.data": data, "task.network": network}, backend="local", out=tmp_path / "run")
+    assert "algorithm.outside=tent or sar adapts the scales and shifts" in refused(
+        finished.path, algorithm__outside="tent"
+    )
+    assert not (finished.path / "evaluations").exists()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from monai.networks.nets import UNETR
 from safetensors.torch import load_file
 
 from raysim import RunResult, evaluate, export, predict, run
+from raysim.tasks.lora import with_lora
 from tests.support.trained import UNET, trained
 from tests.support.wrong_files import write_data_sets
 
 SIZE = {"size": [16, 16]}  # that of the images
-UNETR = {"name": "unetr", "feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 2}
-LORA = {**UNETR, "lora": {"rank": 2, "targets": ["qkv"]}}
+SIZES = {"feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 2}
+LORA = {"name": "unetr", **SIZES, "lora": {"rank": 2, "targets": ["qkv"]}}
 
 
 @pytest.fixture(scope="module")
@@ -73,5 +77,21 @@ def test_a_run_with_adapters(tmp_path: Path) -> None:
     keys = {"rounds": 1, "task": task, "algorithm.trainable": ["*lora_*", "out.*"]}
     finished = run(keys, backend="local", out=tmp_path / "run")
     check_evaluation(finished, tmp_path / "evaluation")
-    check_program(finished, (1, 32, 32), tmp_path / "x.pt2")
     predict(finished.path, str(tmp_path / "table.csv"), tmp_path / "masks")
+    check_merged_exports(finished, tmp_path)
+
+
+def check_merged_exports(finished: RunResult, folder: Path) -> None:
+    """The program and the bundle have the outputs of the network with adapters, and need no peft."""
+    bundle = export(finished.path, "bundle", out=folder / "bundle")
+    target, *arguments = json.loads((bundle / "configs" / "inference.json").read_text())["network_def"].items()
+    assert target == ("_target_", "monai.networks.nets.unetr.UNETR")
+    plain = UNETR(**dict(arguments)).eval()
+    plain.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    adapted = with_lora(partial(UNETR, **dict(arguments)), LORA)().eval()
+    adapted.load_state_dict(load_file(finished.path / "models" / "global.safetensors"))
+    program = torch.export.load(export(finished.path, "torch", out=folder / "merged.pt2")).module()
+    inputs = torch.linspace(-1, 1, 32 * 32).reshape(1, 1, 32, 32)
+    expected = adapted(inputs)
+    assert (plain(inputs) - expected).abs().max() < 1e-5
+    assert (program(inputs) - expected).abs().max() < 1e-5

@@ -11,6 +11,7 @@ import pytest
 from algorithms.fedavg import FedAvg
 from algorithms.localonly import LocalOnly
 from raysim.cli.main import main
+from raysim.reporting.side_by_side import distinct_names
 from tests.support.page import Page
 from tests.support.plans import make_plan
 from tests.support.toy_runs import on_local
@@ -42,6 +43,12 @@ def test_one_run_and_several(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{value:.4f}" in page.text
     assert main(["report", "a", "b", "--out", "both.html"]) == 2
     assert "both.html exists already" in capsys.readouterr().err
+
+
+def test_runs_with_the_same_name_are_distinguished_by_their_parents() -> None:
+    assert distinct_names([Path("a/seed-0"), Path("a/seed-1")]) == ["seed-0", "seed-1"]
+    assert distinct_names([Path("a/seed-0"), Path("b/seed-0")]) == ["a/seed-0", "b/seed-0"]
+    assert distinct_names([Path("a"), Path("a")]) == ["a", "a"]
 
 
 def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:

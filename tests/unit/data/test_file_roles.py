@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raysim.data.file_roles import channel_problems, role_problems
+from raysim.data.file_roles import channel_problems, masks_beside_images, role_problems
 
 Pairs = list[tuple[str, str | None]]
 
@@ -42,3 +42,8 @@ def test_one_mask_with_two_names_is_the_label_of_two_images(tmp_path: Path) -> N
     images = [str(tmp_path / name) for name in ("a.png", "b.png")]
     (problem,) = role_problems([(images[0], str(tmp_path / "m.png")), (images[1], str(tmp_path / "n.png"))])
     assert f"masks that are the label of more than one image: {tmp_path / 'm.png'} of {' and '.join(images)}" in problem
+
+
+def test_masks_beside_images_are_found_by_their_names() -> None:
+    names = ["a.png", "a_mask.png", "b.nii.gz", "b-Label.nii", "mask.png", "c_mask.png", "a_m.png"]
+    assert masks_beside_images(names) == ["a_mask.png", "b-Label.nii"]

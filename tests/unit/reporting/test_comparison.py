@@ -246,3 +246,21 @@ def test_a_single_group_has_no_columns_of_differences(tmp_path: Path) -> None:
     write_run(tmp_path / "0", {"a": [0.5, 0.7]})
     columns = ["group", "seeds", "mean", "95 % interval", "worst site", "bytes", "seconds"]
     assert list(result_table(compared(tmp_path))) == columns
+
+
+def test_evaluations_beside_the_runs_are_left_out(two: Path) -> None:
+    kept = {"a": [0.9, 0.9], "b": [0.9]}
+    evaluation = write_run(two / "others" / "0", kept, "algorithm=fedavg", run=str(two / "0"))
+    found = compared(two)
+    assert [group.mean for group in found.groups] == pytest.approx([0.6, 0.625])
+    assert found.notes == ["left out: 1 evaluation of runs: give only the folders of evaluations to compare these"]
+    assert [group.mean for group in compared(two / "others").groups] == pytest.approx([0.9])
+    with pytest.raises(ConfigError, match="have the same configuration and seed"):
+        compare([two, evaluation], CompareOptions())
+
+
+def test_a_difference_that_the_names_do_not_have_is_noted(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", {"a": [0.2, 0.4]}, "algorithm=fedavg")
+    write_run(tmp_path / "1", {"a": [0.4, 0.6]}, "algorithm=fedbn evaluate_every=3")
+    assert compared(tmp_path, by="algorithm").notes == ["the groups also differ in evaluate_every"]
+    assert compared(tmp_path).notes == []

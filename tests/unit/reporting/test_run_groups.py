@@ -49,9 +49,19 @@ def test_names_are_short_and_unambiguous(tmp_path: Path) -> None:
     assert names(tmp_path, *keys) == [
         "data.seed=0 network=unet rounds=3",
         "data.seed=0 network=unet rounds=4",
-        "data.seed=1 network=unet rounds=4 patience=2 min_gain=0",
+        "data.seed=1 network=unet rounds=4 patience=2 min_gain=0.0",
         "data.seed=0 network=segresnet rounds=4",
     ]
+
+
+def test_one_site_and_all_sites_have_distinct_names(tmp_path: Path) -> None:
+    assert names(tmp_path, "cohort=1", "cohort=1.0", "cohort=0.25") == ["size=1", "size=1.0", "size=0.25"]
+
+
+def test_tables_with_the_same_name_in_two_folders_have_distinct_names(tmp_path: Path) -> None:
+    keys = "task=tabular task.data.table=/data/{}/table.csv"
+    found = names(tmp_path, keys.format("oslo"), keys.format("rome"))
+    assert found == ["table=oslo/table.csv", "table=rome/table.csv"]
 
 
 def test_groups_by_a_key(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from raysim.cli.main import main
 from raysim.reporting.run_list import RunRow, list_runs, write_index
+from raysim.storage.run_directory import exclusive_lock
 from tests.support.finished_runs import write_run
 
 CASES = {"a": [0.5]}
@@ -52,6 +53,18 @@ def test_the_newest_runs_are_first_and_trials_are_left_out(runs: Path) -> None:
     assert re.fullmatch(r"19\d\d-\d\d-\d\d \d\d:\d\d", found["fedavg 1"].date)
 
 
+def test_a_search_has_the_task_and_the_value_of_its_best_trial(runs: Path) -> None:
+    text = "# Trial 3 of the search: done after 2 rounds.\n# best/inside/val/dice/mean: 0.51\n# digest: 12\n"
+    (runs / "tune" / "best.yaml").write_text(f"{text}task: {{name: segmentation}}\n")
+    row = by_path(list_runs(runs))["tune"]
+    assert (row.task, row.score) == ("segmentation", "best/inside/val/dice/mean 0.5100")
+
+
+def test_an_evaluation_is_no_run(runs: Path) -> None:
+    write_run(runs / "other cases", CASES, run=str(runs / "third"))
+    assert by_path(list_runs(runs))["other cases"].state == "evaluation"
+
+
 def test_a_run_without_a_summary_has_not_ended(runs: Path) -> None:
     (runs / "third" / "summary.json").unlink()
     assert by_path(list_runs(runs))["third"].state == "unfinished"
@@ -65,6 +78,13 @@ def test_the_page_has_relative_links_and_no_scripts(runs: Path) -> None:
     assert "<script" not in page
     assert "prefers-color-scheme: dark" in page
     assert "4 runs, the newest first" in page
+
+
+def test_a_run_that_writes_the_page_at_its_end_has_ended(runs: Path) -> None:
+    with exclusive_lock(runs / "fedavg 1"):
+        assert by_path(list_runs(runs))["fedavg 1"].state == "done"
+        (runs / "fedavg 1" / ".process").write_text('{"pid": 0, "host": "another"}')
+        assert by_path(list_runs(runs))["fedavg 1"].state == "running"
 
 
 def test_the_page_is_written_for_runs_in_the_folder_of_runs_alone(runs: Path, tmp_path: Path) -> None:

@@ -281,7 +281,9 @@ def test_a_failed_trial_keeps_no_checkpoint(tmp_path):
         folder = trial_directory(tmp_path, number)
         (folder / "checkpoints" / "round_0001").mkdir(parents=True)
         (folder / "log.jsonl").touch()
+        (folder / "initial_weights.safetensors").touch()
         records.append(record(number, 0.5, status=status))
     records[0].digests = {"": "0"}
     SearchResults(spec(tmp_path), records, "best").end_trial(2)
+    assert [path.parts[-2] for path in sorted(tmp_path.glob("trials/*/initial*"))] == ["0001", "0003"]
     assert [path.parts[-3] for path in sorted(tmp_path.glob("trials/*/checkpoints/round_*"))] == ["0001", "0003"]

@@ -7,11 +7,16 @@ import shutil
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from algorithms.fedavg import FedAvg
 from raysim.core.errors import RunError
+from raysim.core.model import weights
+from raysim.federation.exported_network import exported_network
 from raysim.federation.fleet import LocalFleet
 from raysim.federation.round_loop import federate
+from raysim.federation.trained_run import open_run
 from raysim.search.results import SearchResults
 from raysim.search.spec import FederationVariant
 from raysim.search.trial_cache import TrialCache
@@ -19,6 +24,7 @@ from raysim.search.trial_runner import TrialRounds
 from raysim.search.trial_store import TrialRecord, lineage, load_records, logged_rounds, save_record
 from raysim.storage import checkpoint
 from raysim.storage.digest import digest
+from raysim.storage.model_files import write_model
 from tests.support.searches import searched
 
 
@@ -160,3 +166,14 @@ def test_a_failed_federation_is_left_out_if_the_user_chose_so(tmp_path):
     assert "# These values are means over 3 federations: seed-0, seed-1, seed-2." in text
     assert "# left out: federation seed-1: " in text
     assert "# This file has seed 0, whose own values are: inside/val/dice/mean 0." in text
+
+
+def test_a_trial_keeps_its_initial_weights(tmp_path):
+    given, trial = tmp_path / "first.safetensors", tmp_path / "trials" / "0001"
+    write_model(given, weights(searched(tmp_path).task.start(5)))
+    search = searched(tmp_path, "rounds=1", f"task.network.weights={given}", "algorithm.trainable=[model.2.*]")
+    assert TrialRounds(search, 1, {"algorithm.lr": 0.01}, TrialCache(search)).step()["done"]
+    kept = load_file(given)
+    given.unlink()  # after the search
+    exported = exported_network(open_run(trial), None, use_global=True).net.state_dict()
+    assert all(name.startswith("model.2.") != torch.equal(exported[name], kept[name]) for name in kept)

@@ -18,7 +18,7 @@ from raysim.core.module_copy import copy_module
 from raysim.core.network_factories import initial_weights
 from raysim.core.seeding import seeded
 from raysim.federation.plan import build_plan
-from raysim.tasks.lora import with_lora
+from raysim.tasks.lora import merge_adapters, with_lora
 from raysim.tasks.network_keys import network_arguments
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 
@@ -53,6 +53,20 @@ def test_adapters_are_added_and_only_they_are_sent(tmp_path: Path) -> None:
     with seeded(0, "init"):
         expected = plain().eval()(x)
     assert torch.equal(net.eval()(x), expected)
+
+
+def test_merged_adapters_give_the_same_outputs_without_peft() -> None:
+    pytest.importorskip("peft")
+    net = with_lora(FACTORY, {"lora": LORA})().eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "lora_B" in name:  # zero at the start
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    inputs = torch.linspace(-1, 1, 32 * 32).reshape(1, 1, 32, 32)
+    expected, plain = net(inputs), FACTORY().eval()
+    assert (plain(inputs) - expected).abs().max() > 1e-3
+    plain.load_state_dict(merge_adapters(net).state_dict())
+    assert (plain(inputs) - expected).abs().max() < 1e-5
 
 
 def test_a_target_that_does_not_exist_is_refused() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from raysim import ConfigError
 from raysim.tasks.new_cases import NewCases, TrainedTask, prepare_new_cases, relative_names, target_files
+from raysim.tasks.segmentation import Segmentation
+from raysim.tasks.segmentation_config import SegmentationData
 from raysim.tasks.synthetic import Synthetic
 from tests.support import toy
 
@@ -37,6 +42,19 @@ def test_two_images_with_one_mask_are_refused() -> None:
 def test_a_mask_outside_the_output_folder_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"outside the output folder; use paths without '\.\.'"):
         target_files(cases("b.png", "../a.png"))
+
+
+def test_masks_beside_the_images_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "a_mask.png", "b.png", "b-Label.png", "mask.png", "c_mask.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    network = {"name": "unet", "channels": [2, 4], "strides": [2], "num_res_units": 0}
+    config = Segmentation(data=SegmentationData(table="none.csv", cache=str(tmp_path / "cache")), network=network)
+    trained = TrainedTask(config, (1, 8, 8), {"background": 0, "organ": 1})
+    with pytest.warns(
+        UserWarning, match=r"left out: 2 files that seem to be masks of other files, such as a_mask\.png"
+    ):
+        found = prepare_new_cases(trained, str(tmp_path), "new", scanner=False)
+    assert list(found.names) == ["a.png", "b.png", "c_mask.png", "mask.png"]
 
 
 def test_a_task_without_images_is_refused() -> None:
