@@ -65,7 +65,14 @@ class ServerActor:
         self.spec, self.plan = spec, ray.get(spec.plan[0])
         plan: Plan = self.plan
         config = plan.config
-        options = FleetOptions(config.seed, config.rounds, config.min_replies, config.site_timeout_s)
+        options = FleetOptions(
+            config.seed,
+            config.rounds,
+            config.min_replies,
+            config.site_timeout_s,
+            batch_sites=plan.batch_sites,
+            single_sites=tuple(config.resources.sites),
+        )
         self.fleet = RayFleet(
             plan.task, self.pool, options, chaos=plan.faults, no_actor_timeout_s=spec.no_actor_timeout_s
         )

@@ -1,4 +1,4 @@
-"""The moments of an optimiser as arrays, and parameters in one tensor for faster steps."""
+"""The moments of an optimiser as arrays, parameters in one tensor for faster steps, and the mean loss of a round."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raysim.core.contracts import Array
+from raysim.core.errors import RunError
 
 OptimizerState = dict[str, Array]  # the moments of an optimiser, as arrays by parameter and name
 
@@ -49,3 +50,19 @@ def fuse_parameters(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter],
         fused[-1].grad = gradient
         gradients.append(gradient)
     return fused, gradients
+
+
+def mean_loss(losses: list[Tensor], parameters: list[nn.Parameter]) -> float:
+    """The mean of `losses`, one for each step. Raises RunError if one of them, or a parameter, is not finite."""
+    # One check after the last step: a check in each step would make the GPU wait for the CPU.
+    size = nn.utils.get_total_norm([p.detach() for p in parameters])
+    *values, size = torch.stack([*(loss.float() for loss in losses), size.float()]).cpu()
+    step = next((i for i, value in enumerate(values) if not value.isfinite()), None)
+    if step is not None or not size.isfinite():
+        what = f"the loss is {values[step].item()}" if step is not None else "the weights are not finite"
+        raise RunError(
+            f"{what} at step {len(values) if step is None else step + 1} of {len(values)}; lower the learning rate "
+            "(algorithm.lr), clip the gradient (algorithm.clip=1), or check the site's data"
+        )
+    mean: float = torch.stack(values).double().mean().item()
+    return mean
