@@ -17,7 +17,13 @@ from raysim.core.contracts import UNCHANGED, Batch, Site, Split
 from raysim.core.errors import RunError
 from raysim.core.model import BatchNorm, Model, load, weights
 from raysim.training.batching import batches
-from raysim.training.optimizers import OptimizerState, dump_optimizer_state, fuse_parameters, load_optimizer_state
+from raysim.training.optimizers import (
+    LocalOptimizer,
+    OptimizerState,
+    dump_optimizer_state,
+    fuse_parameters,
+    load_optimizer_state,
+)
 from raysim.training.test_time_adaptation import (
     ADAPTATIONS,
     LR,
@@ -153,7 +159,8 @@ class LocalTraining:
             net.train()
         parameters = [p for p in net.parameters() if p.requires_grad]
         fused, gradients = fuse_parameters(parameters)
-        optimizer = self._optimizer(fused, site)
+        lr, momentum, decay = self.lr_at(site), self.momentum, self.weight_decay
+        optimizer = LocalOptimizer(fused, self.optimizer, lr=lr, momentum=momentum, weight_decay=decay)
         load_optimizer_state(optimizer, optimizer_state)
         detached = []
         for loss in losses:
@@ -173,13 +180,6 @@ class LocalTraining:
     def precision(self, site: Site[Any]) -> AbstractContextManager[Any]:
         """The autocast context if `amp` is set, else a context without effect."""
         return torch.autocast(site.device.type, torch.bfloat16) if self.amp else nullcontext()
-
-    def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
-        lr = self.lr_at(site)
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay, fused=True)
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, lr, weight_decay=self.weight_decay, fused=True)
 
     def lr_at(self, site: Site[Any]) -> float:
         """The learning rate of the site's current round."""
