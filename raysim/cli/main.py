@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("raysim: interrupted", file=sys.stderr)
         return 130
     finally:
-        early_start.stop_unused()  # after the error is printed, because it takes seconds
+        early_start.stop()  # if the command has not used it; takes seconds, so the error is printed before
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:

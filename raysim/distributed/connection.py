@@ -31,7 +31,7 @@ def connect(address: str | None) -> Iterator[str]:
     `address` is HOST:PORT or auto. If it is None, uses RAY_ADDRESS, the Ray that this process already uses, or a new
     local Ray. Raises PlacementError if Ray cannot be joined or started.
     """
-    started_early = early_start.is_pending()
+    started_early = early_start.is_started()
     if ray.is_initialized() and not started_early:
         yield _present_ray(address)
         return
@@ -40,8 +40,10 @@ def connect(address: str | None) -> Iterator[str]:
     try:
         yield str(context.dashboard_url or "")
     finally:
-        ray.shutdown()
-        if not started_early:  # otherwise the mode was read too late, and this process is a command that ends soon
+        if started_early:  # `mode` may be the one that Ray has set, but the next Ray of this command is a local one too
+            early_start.stop()
+        else:
+            ray.shutdown()
             _set_token_mode(mode)  # a local Ray sets it, and the next Ray of this process may require the other mode
 
 
@@ -60,7 +62,7 @@ def _open(target: str | None, started_early: bool) -> Any:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if started_early:
-            return early_start.take()
+            return early_start.result()
         return _join(target) if target else start_local_ray()
     except Exception as error:  # Ray raises many types here, also a bare Exception
         cure = "; from a machine outside the cluster use raysim submit" if ray_compat.is_no_node(error) else ""

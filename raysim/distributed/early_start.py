@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from threading import Event, Thread
+from typing import Any
 
 from raysim.distributed.local_ray import target_address
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
-_started: Future[Any] | None = None  # the context of `ray.init`, until `connect` or `stop_unused` takes it
+class _EarlyStart(Thread):
+    """Starts Ray. Linux ends Ray's processes together with the thread that started them, so it waits for `stopped`."""
+
+    def __init__(self) -> None:
+        super().__init__(name="raysim-ray", daemon=True)
+        self.context: Any = None
+        self.error: BaseException | None = None
+        self.done, self.stopped = Event(), Event()
+
+    def run(self) -> None:
+        try:
+            from raysim.distributed.connection import start_local_ray
+
+            self.context = start_local_ray()
+        except BaseException as error:  # noqa: BLE001 - `result` raises it in the main thread
+            self.error = error
+        self.done.set()
+        self.stopped.wait()
+
+
+_started: _EarlyStart | None = None  # a process has at most one Ray
 
 
 def start_early(address: str | None) -> None:
@@ -20,45 +39,42 @@ def start_early(address: str | None) -> None:
     The environment variables of a local Ray must be set.
     """
     global _started
-    if target_address(address) is not None or "torch" in sys.modules:
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(1, "raysim-start-ray")
-    _started = pool.submit(_start)
-    pool.shutdown(wait=False)  # its thread ends when Ray is up
+    if target_address(address) is None and "torch" not in sys.modules:
+        _started = _EarlyStart()
+        _started.start()
 
 
-def _start() -> Any:
-    from raysim.distributed.connection import start_local_ray
-
-    return start_local_ray()
-
-
-def is_pending() -> bool:
-    """Whether a Ray was started early and not taken yet."""
+def is_started() -> bool:
+    """Whether a Ray was started early, is not stopped, and its start has not failed yet."""
     return _started is not None
 
 
-def take() -> Any:
-    """The context of the Ray that was started early, when it is up. Raises the error of its start.
-
-    From then on the caller stops this Ray. After Ctrl-C in the wait, `stop_unused` still does.
-    """
-    global _started
+def result() -> Any:
+    """The context of the Ray that was started early, when it is up. Raises the error of its start."""
     assert _started is not None
-    error = _started.exception()
-    context, _started = None if error else _started.result(), None
-    if error is not None:
-        raise error
-    return context
+    _started.done.wait()
+    if _started.error is None:
+        return _started.context
+    error = _started.error
+    _forget()
+    raise error
 
 
-def stop_unused() -> None:
-    """Stop the Ray that was started early, if the command ends before it uses it."""
-    if is_pending():
-        with suppress(Exception):
-            take()
-            import ray
+def stop() -> None:
+    """Stop the Ray that was started early, when it is up; without effect if there is none."""
+    if _started is None:
+        return
+    with suppress(Exception):
+        result()
+        import ray
 
-            ray.shutdown()
+        ray.shutdown()
+        _forget()
+
+
+def _forget() -> None:
+    global _started
+    if _started is not None:
+        _started.stopped.set()
+        _started.join()
+        _started = None
