@@ -22,9 +22,9 @@ from raysim.data.required_paths import required_paths
 from raysim.federation.continuation import Continuation, with_kept_weights
 from raysim.tasks.lora import LoraNetwork
 
-# Sites train in one batch by default if the examples of a batch have at most this many pixels or voxels together.
+# Sites train in one batch by default if the examples of a batch have at most this many pixels together.
 # With more, the operations on one site's batch take the time, and stacking them gains nothing on a CPU.
-SMALL_BATCH = 8192
+SMALL_BATCH = 16_384
 MAX_BATCH_SITES = 16
 MIN_GROUPS = 4  # groups of sites at least, for several client actors
 
@@ -72,7 +72,8 @@ class Plan:
         if chosen != "auto":
             return chosen
         gpu = any(self.config.resources.of(site)[1] for site in self.sites)
-        small = math.prod(self.task.shape[1:]) * self.task.batch_size <= SMALL_BATCH
+        pixels = math.prod(self.task.shape[1:]) * self.task.batch_size
+        small = len(self.task.shape) <= 3 and pixels <= SMALL_BATCH
         return max(1, min(MAX_BATCH_SITES, len(self.task.inside) // MIN_GROUPS)) if small and not gpu else 1
 
     @cached_property

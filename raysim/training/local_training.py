@@ -17,6 +17,7 @@ from raysim.core.contracts import UNCHANGED, Batch, Site, Split
 from raysim.core.model import BatchNorm, Model, load, weights
 from raysim.training.batching import batches
 from raysim.training.optimizers import (
+    LocalOptimizer,
     OptimizerState,
     dump_optimizer_state,
     fuse_parameters,
@@ -187,13 +188,10 @@ class LocalTraining:
         """The autocast context if `amp` is set, else a context without effect."""
         return torch.autocast(site.device.type, torch.bfloat16) if self.amp else nullcontext()
 
-    def make_optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> LocalOptimizer:
         """The optimiser of `parameters` in the site's current round."""
-        lr = self.lr_at(site)
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay, fused=True)
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, lr, weight_decay=self.weight_decay, fused=True)
+        lr, momentum, decay = self.lr_at(site), self.momentum, self.weight_decay
+        return LocalOptimizer(parameters, self.optimizer, lr=lr, momentum=momentum, weight_decay=decay)
 
     def lr_at(self, site: Site[Any]) -> float:
         """The learning rate of the site's current round."""

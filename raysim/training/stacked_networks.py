@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from raysim.training.optimizers import OptimizerState
+from raysim.training.optimizers import OptimizerState, StatefulOptimizer
 
 
 class StackedNetworks:
@@ -54,7 +54,7 @@ class StackedNetworks:
         stacked: Tensor = vmap(output)(self.tensors, torch.stack(list(inputs)))
         return stacked
 
-    def load_optimizer_states(self, optimizer: torch.optim.Optimizer, states: Sequence[OptimizerState | None]) -> None:
+    def load_optimizer_states(self, optimizer: StatefulOptimizer, states: Sequence[OptimizerState | None]) -> None:
         """Load the moments of each network, as returned by `dump_optimizer_state`, into the optimiser of the leaves."""
         given = [state for state in states if state]
         if not given:
@@ -69,7 +69,7 @@ class StackedNetworks:
                 loaded[number][name] = value.clone(memory_format=torch.contiguous_format)
         optimizer.load_state_dict(optimizer.state_dict() | {"state": loaded})
 
-    def dump_optimizer_states(self, optimizer: torch.optim.Optimizer) -> list[OptimizerState]:
+    def dump_optimizer_states(self, optimizer: StatefulOptimizer) -> list[OptimizerState]:
         """The moments of each network on the CPU, as `dump_optimizer_state` returns them."""
         state = optimizer.state_dict()["state"]
         dumped: list[OptimizerState] = [{} for _ in self.nets]
