@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -24,6 +24,9 @@ from raysim.distributed.timeouts import ACTOR_START_TIMEOUT_S
 MAX_START_FAILURES = 3  # consecutive failures of one actor
 MAX_TITLE_SITES = 4
 NAME_RETRIES_S = (0.1, 1.0, 10.0)  # Ray releases the name of a lost actor after a while
+
+
+Queue = TypeVar("Queue")
 
 
 class ActorPool:
@@ -174,7 +177,7 @@ class ActorPool:
             queues[self.site_to_actor[site]].append(site)
         return queues
 
-    def open_queues(self, queues: Mapping[str, deque[str]]) -> dict[str, Mapping[str, deque[str]]]:
+    def open_queues(self, queues: Mapping[str, Queue]) -> dict[str, Mapping[str, Queue]]:
         """For each actor, the queues that it may take sites from: its queue if it is dedicated, else all shared."""
         dedicated = set(self.dedicated_actors.values())
         shared = {actor: queue for actor, queue in queues.items() if actor not in dedicated}

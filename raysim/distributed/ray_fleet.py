@@ -62,7 +62,8 @@ class RayFleet(BaseFleet):
     def group_queues(self, groups: Sequence[Group]) -> dict[str, deque[Group]]:
         """The groups of sites of each actor in this call, the costliest first; a group goes where its first site is."""
         costs, group_of = self._costs(), {group[0]: group for group in groups}
-        queues = self.pool.site_queues([*group_of], {first: sum(map(costs.get, group_of[first])) for first in group_of})
+        seconds = {first: sum(costs[site] for site in group) for first, group in group_of.items()}
+        queues = self.pool.site_queues([*group_of], seconds)
         return {actor: deque(group_of[first] for first in queue) for actor, queue in queues.items()}
 
     def _costs(self) -> dict[str, float]:

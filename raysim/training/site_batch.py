@@ -35,10 +35,17 @@ Outcome = float | Exception  # the mean loss of a training, or its error
 _can_stack: dict[Any, bool] = {}  # by the signature of a network
 
 
-class SiteGreenlet(greenlet):
-    """The client function of one site, with the states of the global random generators for this site."""
+class SiteCall:
+    """The client function of one site in a greenlet, with the states of the global random generators for this site."""
 
-    generators: Any = None
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.greenlet = greenlet(function)
+        self.greenlet.site_call = self  # how `fit` knows that it runs in a group
+        self.generators: Any = None
+
+    @property
+    def done(self) -> bool:
+        return bool(self.greenlet.dead)
 
     @contextmanager
     def own_generators(self) -> Iterator[None]:
@@ -54,8 +61,8 @@ class SiteGreenlet(greenlet):
         """Continue with the outcome of the requested training, until the next `FitRequest` or the function's result."""
         with self.own_generators():
             if isinstance(outcome, Exception):
-                return self.throw(outcome)
-            return self.switch() if outcome is None else self.switch(outcome)
+                return self.greenlet.throw(outcome)
+            return self.greenlet.switch() if outcome is None else self.greenlet.switch(outcome)
 
 
 @dataclass(eq=False)
@@ -69,16 +76,25 @@ class FitRequest:
     epochs: int | None
     correct: GradientCorrection | None
     optimizer_state: OptimizerState | None
-    greenlet: Any = field(default_factory=getcurrent)
+    call: SiteCall | None = field(default_factory=lambda: getattr(getcurrent(), "site_call", None))
 
     def run(self) -> float:
         """The mean loss, after training alone or with the other sites of the group."""
         if not self.net.training:
             self.net.train()
-        if isinstance(self.greenlet, SiteGreenlet):
-            loss: float = self.greenlet.parent.switch(self)
-            return loss
-        return self.training.fit_alone(self)
+        if self.call is None:
+            return self.training.fit_alone(self)
+        loss: float = self.call.greenlet.parent.switch(self)
+        return loss
+
+    def attempt(self, work: Callable[..., R], *arguments: Any) -> R | Exception:
+        """The result of `work` with the random generators of the site, or its exception, to be raised at the site."""
+        assert self.call is not None
+        with self.call.own_generators():
+            try:
+                return work(*arguments)
+            except Exception as error:  # noqa: BLE001 - user code may raise anything
+                return error
 
     def batches(self) -> Iterator[Batch]:
         return self.training.training_batches(self.site, split=self.split, epochs=self.epochs)
@@ -109,20 +125,20 @@ def run_together(functions: Sequence[Callable[[], R]]) -> list[R]:
 
     Raises the exception of a function; the other functions are then abandoned.
     """
-    sites = [SiteGreenlet(function) for function in functions]
+    calls = [SiteCall(function) for function in functions]
     results: dict[int, R] = {}
-    outcomes: dict[int, Outcome | None] = dict.fromkeys(range(len(sites)))
+    outcomes: dict[int, Outcome | None] = dict.fromkeys(range(len(calls)))
     while outcomes:
         requests: dict[int, FitRequest] = {}
         for number, outcome in outcomes.items():
-            value = sites[number].proceed(outcome)
-            if sites[number].dead:
+            value = calls[number].proceed(outcome)
+            if calls[number].done:
                 results[number] = value
             else:
                 requests[number] = value
         trained = train_together([*requests.values()])
         outcomes = {number: trained[id(request)] for number, request in requests.items()}
-    return [results[number] for number in range(len(sites))]
+    return [results[number] for number in range(len(calls))]
 
 
 def train_together(requests: Sequence[FitRequest]) -> dict[int, Outcome]:
@@ -135,17 +151,9 @@ def train_together(requests: Sequence[FitRequest]) -> dict[int, Outcome]:
         if len(group) > 1 and can_stack(group[0], group[1]):
             found = StackedTraining(group).run()
         else:
-            found = [_train_alone(request) for request in group]
+            found = [request.attempt(request.training.fit_alone, request) for request in group]
         outcomes |= dict(zip(map(id, group), found, strict=True))
     return outcomes
-
-
-def _train_alone(request: FitRequest) -> Outcome:
-    with request.greenlet.own_generators():
-        try:
-            return request.training.fit_alone(request)
-        except Exception as error:  # noqa: BLE001 - user code may raise anything; it is raised again at its site
-            return error
 
 
 def can_stack(first: FitRequest, second: FitRequest) -> bool:
@@ -164,8 +172,9 @@ def can_stack(first: FitRequest, second: FitRequest) -> bool:
 
 
 def _agrees(first: FitRequest, second: FitRequest) -> bool:
-    requests, count = (first, second), min(2, len(first.split), len(second.split))
-    inputs = torch.stack([torch.as_tensor(each.split.inputs[:count]).to(each.site.device) for each in requests])
+    requests = (first, second)
+    drawn = [next(request.batches())[0] for request in requests]
+    inputs = torch.stack([batch[: min(map(len, drawn))] for batch in drawn])
     tensors = [dict((*each.net.named_parameters(), *each.net.named_buffers())) for each in requests]
 
     def output(values: dict[str, Tensor], x: Tensor) -> Any:
@@ -251,9 +260,8 @@ class StackedTraining:
         """The result of `work`, with the random generators of the site; None for a site that fails or has failed."""
         if number in self.failed:
             return None
-        with self.requests[number].greenlet.own_generators():
-            try:
-                return work(*arguments)
-            except Exception as error:  # noqa: BLE001 - user code may raise anything; it is raised again at its site
-                self.failed[number] = error
-                return None
+        result = self.requests[number].attempt(work, *arguments)
+        if isinstance(result, Exception):
+            self.failed[number] = result
+            return None
+        return result

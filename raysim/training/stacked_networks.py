@@ -39,7 +39,7 @@ class StackedNetworks:
         """Set all gradients to zero, in place."""
         torch._foreach_zero_([leaf.grad for leaf in self.leaves if leaf.grad is not None])
 
-    def outputs(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The output of each network for its inputs (N, ...).
 
         Networks whose batches have different sizes, such as the last ones of an epoch, run one after another.
@@ -51,8 +51,7 @@ class StackedNetworks:
             found: Tensor = functional_call(self.nets[0], values, (x,))
             return found
 
-        stacked: Tensor = vmap(output)(self.tensors, torch.stack(list(inputs)))
-        return stacked
+        return list(vmap(output)(self.tensors, torch.stack(list(inputs))))
 
     def load_optimizer_states(self, optimizer: StatefulOptimizer, states: Sequence[OptimizerState | None]) -> None:
         """Load the moments of each network, as returned by `dump_optimizer_state`, into the optimiser of the leaves."""
