@@ -36,8 +36,8 @@ class Clock:
         self.execute = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._take))
         self.now = 0.0
 
-    def _take(self, order: Any, sites: list[str], *_: Any) -> list[Any]:
-        self.free = max(self.free, self.now) + CALL + sum(self.costs[site] for site in sites)
+    def _take(self, order: Any, groups: list[tuple[str, ...]], *_: Any) -> list[Any]:
+        self.free = max(self.free, self.now) + CALL + sum(self.costs[site] for group in groups for site in group)
         ref = object()
         self.done.append((self.free, ref))
         return [ref]
@@ -55,12 +55,12 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
     site_to_actor = rebalance(site_to_actor, costs, names, {})
     again = time.process_time() - start
     clocks = {name: Clock(name, costs) for name in names}
-    queues = {name: deque[str]() for name in names}
+    queues = {name: deque[tuple[str, ...]]() for name in names}
     for site in sorted(costs, key=costs.__getitem__, reverse=True):
-        queues[site_to_actor[site]].append(site)
+        queues[site_to_actor[site]].append((site,))
     pool = ActorPool(clocks, site_to_actor, clocks.__getitem__)
     fleet: Any = SimpleNamespace(
-        site_queues=lambda: queues,
+        group_queues=lambda groups: queues,
         pool=pool,
         accounting=RoundAccounting(),
         progress=Progress(),
@@ -68,7 +68,7 @@ def simulated(sites: int, actors: int, seconds: float) -> dict[str, float]:
         client_states=ClientStateStore(),
         call_seconds=dict(costs),
     )
-    dispatch = Dispatcher(fleet, None, None)
+    dispatch = Dispatcher(fleet, None, None, ())
     now, spent, waiting = 0.0, 0.0, list[tuple[float, int, Any]]()
     while True:
         start = time.process_time()

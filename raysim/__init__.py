@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from raysim._version import __version__
-from raysim.core.builtin_packages import install_finder
+from raysim.core import builtin_packages, monai_import
 
-install_finder()
+builtin_packages.install_finder()
+monai_import.install_finder()
 
 if TYPE_CHECKING:
     from raysim.config.resolve import load_config

@@ -13,6 +13,7 @@ from raysim.cli.parser import make_parser
 from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
 from raysim.core.formatting import printable, redact
+from raysim.distributed import early_start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("raysim: interrupted", file=sys.stderr)
         return 130
+    finally:
+        early_start.stop()  # if the command has not used it; takes seconds, so the error is printed before
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from raysim.config.merge import merge, parse_pairs, read_file
-from raysim.config.resolve import resolve, resolve_task
+from raysim.config.resolve import resolve, resolve_without_algorithm
 from raysim.config.schema import RunConfig
 from raysim.core.errors import ConfigError
+from raysim.distributed import early_start
 from raysim.distributed.local_ray import set_local_ray_variables
 from raysim.storage.run_directory import SEEDS_FILE, check_new_directory, check_run_directory
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Run the federation that the arguments describe."""
-    config = read_config(args, overrides)
+    config = read_config(args, overrides, start_ray=True)
     if args.seeds is not None:
         from raysim.cli import seeds
 
@@ -52,10 +53,11 @@ def resume(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig:
+def read_config(args: argparse.Namespace, overrides: Sequence[str], *, start_ray: bool = False) -> RunConfig:
     """The configuration from the config file and the overrides, which take precedence.
 
-    Also prepares this process for the run. Errors in keys and table are found before torch is imported.
+    Also prepares this process for the run. Errors in keys and table are found before torch is imported. If `start_ray`,
+    a run on a local Ray starts it at the same time as the import of torch.
     """
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     overrides += ["anonymous_cases=true"] * getattr(args, "anonymous_cases", False)
@@ -66,11 +68,12 @@ def read_config(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig
         raise ConfigError(f"--seeds {args.seeds}: --continue continues a single run; remove --seeds")
     values = merge(_read_base(args), parse_pairs(overrides))
     check_new_directory(args.out, "a run")
-    check_task(values)
-    config = resolve(values)
+    checked = check_task(values)
     end_cleanly_on_sigterm()
-    set_local_ray_variables(config.ray_address)
-    return config
+    set_local_ray_variables(checked.ray_address)
+    if start_ray and checked.backend == "ray":
+        early_start.start_early(checked.ray_address)
+    return resolve(values)
 
 
 def _read_base(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,15 +87,17 @@ def _read_base(args: argparse.Namespace) -> dict[str, Any]:
     return read_file(args.config) if args.config else {}
 
 
-def check_task(values: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an error in the keys of the task or in its table, if the task has a check.
+def check_task(values: Mapping[str, Any]) -> RunConfig:
+    """The run without its algorithm, whose module imports torch.
 
-    The run reads the table again and reports its warnings, so they are ignored here.
+    Raises ConfigError for an error in the keys of the task or in its table, if the task has a check. The run reads the
+    table again and reports its warnings, so they are ignored here.
     """
-    task = resolve_task(values)
+    config = resolve_without_algorithm(values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        getattr(task, "check", lambda: None)()
+        getattr(config.task, "check", lambda: None)()
+    return config
 
 
 def end_cleanly_on_sigterm() -> None:

@@ -47,14 +47,14 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     return _checked_for_yaml(replace(run, **{key: build(*_component(values, key), key) for key in COMPONENTS}))
 
 
-def resolve_task(values: Mapping[str, Any]) -> Any:
-    """The configuration of the task of a run, without its algorithm, whose module imports torch.
+def resolve_without_algorithm(values: Mapping[str, Any]) -> RunConfig:
+    """The run configuration with `algorithm=None`, because the module of an algorithm imports torch.
 
     Raises ConfigError as `resolve` does, but not for the values of the algorithm's keys.
     """
     values = expand_short_keys(values)
-    _resolve_run_keys(values)
-    return build(*_component(values, "task"), "task")
+    run = _resolve_run_keys(values)
+    return replace(run, task=build(*_component(values, "task"), "task"))
 
 
 def _resolve_run_keys(values: Mapping[str, Any]) -> RunConfig:

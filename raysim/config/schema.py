@@ -29,6 +29,11 @@ class Resources:
         Literal["auto", "per_site"] | Annotated[int, Gt(0)],
         "number of client actors; auto: as many as fit, at most one per site; per_site: one per site",
     ] = "auto"
+    batch_sites: Annotated[
+        Literal["auto"] | Annotated[int, Gt(0)],
+        "sites whose networks train in one batch, as one operation for all; 1: one by one; auto: up to 16 if examples "
+        "are small, where it is faster",
+    ] = "auto"
     sites: Annotated[
         Mapping[str, SiteResources],
         "sites that have an additional, dedicated client actor: {site-02: {gpus: 0.5, cpus: 2}}",

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -40,15 +41,27 @@ def preserve_rng() -> Iterator[None]:
 
     CUDA's generators are not restored, since their states are on the device.
     """
-    import torch
-
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - saved
+    before = get_generators()
     try:
         yield
     finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        random.setstate(before[2])
+        set_generators(before)
+
+
+def get_generators() -> Any:
+    """The states of the global generators of torch, numpy and random, for `set_generators`."""
+    import torch
+
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - saved
+
+
+def set_generators(states: Any) -> None:
+    """Restore states that `get_generators` returned."""
+    import torch
+
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    random.setstate(states[2])
 
 
 @contextmanager

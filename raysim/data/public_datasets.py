@@ -122,7 +122,7 @@ def mnms(source: Path, out: Path) -> Iterator[Row]:
         for frame in ("ED", "ES"):
             image, label = (out / kind / f"{match[1]}_{frame}.nii.gz" for kind in ("images", "labels"))
             for path, target in ((file, image), (labels, label)):
-                _save_volume(path, target, lambda voxels, number=int(patient[frame]): voxels[..., number])
+                _save_volume(path, target, lambda voxels, number=int(str(patient[frame])): voxels[..., number])
             yield _row(f"centre-{patient['Centre']}", image, label, match[1]) | {
                 "frame": frame,
                 "vendor": patient["VendorName"],

@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -24,6 +24,9 @@ from raysim.distributed.timeouts import ACTOR_START_TIMEOUT_S
 MAX_START_FAILURES = 3  # consecutive failures of one actor
 MAX_TITLE_SITES = 4
 NAME_RETRIES_S = (0.1, 1.0, 10.0)  # Ray releases the name of a lost actor after a while
+
+
+Queue = TypeVar("Queue")
 
 
 class ActorPool:
@@ -174,7 +177,7 @@ class ActorPool:
             queues[self.site_to_actor[site]].append(site)
         return queues
 
-    def open_queues(self, queues: Mapping[str, deque[str]]) -> dict[str, Mapping[str, deque[str]]]:
+    def open_queues(self, queues: Mapping[str, Queue]) -> dict[str, Mapping[str, Queue]]:
         """For each actor, the queues that it may take sites from: its queue if it is dedicated, else all shared."""
         dedicated = set(self.dedicated_actors.values())
         shared = {actor: queue for actor, queue in queues.items() if actor not in dedicated}
@@ -196,18 +199,23 @@ class ActorPool:
 
 
 class ClientStarter:
-    """Starts the client actors of a server, each in its slot."""
+    """Starts the client actors of a run, each in its slot. `costs` are those of the sites that they run."""
 
-    def __init__(self, plan: list[Any], slots: Mapping[str, ActorSlot], namespace: str) -> None:
-        self.plan, self.slots, self.namespace = plan, slots, namespace
+    def __init__(self, plan: list[Any], slots: Sequence[ActorSlot], namespace: str, costs: Mapping[str, float]) -> None:
+        self.plan, self.namespace = plan, namespace
+        self.slots = {f"client-{number:02}": slot for number, slot in enumerate(slots, start=1)}
+        places = {name: slot.resources.site for name, slot in self.slots.items()}
+        self._dedicated = {site: name for name, site in places.items() if site is not None}
+        self._site_to_actor = assign(costs, list(self.slots), self._dedicated)
+        self._titles = {name: _title(name, self._site_to_actor) for name in self.slots}
 
-    def start_pool(self, costs: Mapping[str, float]) -> ActorPool:
-        """The pool of all actors, which are starting, with the sites of `costs` assigned to them."""
-        dedicated = {slot.resources.site: name for name, slot in self.slots.items() if slot.resources.site is not None}
-        site_to_actor = assign(costs, list(self.slots), dedicated)
-        self._titles = {name: _title(name, site_to_actor) for name in self.slots}
-        actors = {name: self.start(name) for name in self.slots}
-        return ActorPool(actors, site_to_actor, self.start, dedicated)
+    def start_all(self) -> dict[str, Any]:
+        """Ray's handles of all actors by name; does not wait until they are up."""
+        return {name: self.start(name) for name in self.slots}
+
+    def make_pool(self, actors: Mapping[str, Any]) -> ActorPool:
+        """The pool of the actors that `start_all` has started, here or in another process."""
+        return ActorPool(actors, self._site_to_actor, self.start, self._dedicated)
 
     def start(self, name: str) -> Any:
         """Start the client actor of this name; does not wait until it is up."""

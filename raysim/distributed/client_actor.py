@@ -19,7 +19,15 @@ from raysim.distributed import node_probe
 from raysim.distributed.jemalloc import JemallocPurger
 from raysim.distributed.prometheus import MemoryGauge
 from raysim.federation.plan import Plan
-from raysim.federation.site_executor import NOT_GIVEN, CallKey, CallResult, Client, SiteExecutor, torch_threads
+from raysim.federation.site_executor import (
+    NOT_GIVEN,
+    CallKey,
+    CallResult,
+    Client,
+    SiteArguments,
+    SiteExecutor,
+    torch_threads,
+)
 
 P = TypeVar("P")
 INLINE_BYTES = 128 * 1024  # Ray keeps smaller objects in the caller's memory instead of the object store
@@ -83,24 +91,28 @@ class ClientActor:
     def execute(
         self,
         request: tuple[Client[P], Any, CallKey, bool],
-        sites: Sequence[str],
+        groups: Sequence[Sequence[str]],
         per_site: Mapping[str, Any] | None,
         *client_states: Any,
     ) -> list[Any]:
-        """The results of the sites, then their client states, then their payloads that are private or large.
+        """The results of the groups' sites, then their client states, then their payloads that are private or large.
 
         Each is a separate object, because Ray returns small objects directly but puts a long list in the object store.
         """
         client, broadcast, call, private = request
         results, kept_states, stored = list[CallResult[Any]](), list[Any](), list[StoredPayload | None]()
-        for site, client_state in zip(sites, client_states, strict=True):
-            argument = NOT_GIVEN if per_site is None else per_site[site]
-            result: CallResult[Any] = self.executor.execute(client, site, call, broadcast, argument, client_state)
-            large = private or result.size > INLINE_BYTES
-            kept_states.append(result.client_state)
-            stored.append(_store_payload(result.payload) if large else None)
-            new_state = result.client_state if result.client_state is UNCHANGED else None
-            results.append(replace(result, client_state=new_state, payload=IN_STORE if large else result.payload))
+        remaining = iter(client_states)
+        for group in groups:
+            arguments = [
+                SiteArguments(site, NOT_GIVEN if per_site is None else per_site[site], next(remaining))
+                for site in group
+            ]
+            for result in self.executor.execute_group(client, arguments, call, broadcast):
+                large = private or result.size > INLINE_BYTES
+                kept_states.append(result.client_state)
+                stored.append(_store_payload(result.payload) if large else None)
+                new_state = result.client_state if result.client_state is UNCHANGED else None
+                results.append(replace(result, client_state=new_state, payload=IN_STORE if large else result.payload))
             self.memory_purger.settle()
             self.memory_gauge.update()
         return [*results, *kept_states, *stored]

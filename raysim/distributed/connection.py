@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from raysim.core.errors import PlacementError
-from raysim.distributed import ray_compat
+from raysim.distributed import early_start, ray_compat
 from raysim.distributed.local_ray import target_address
 from raysim.distributed.node_probe import token_file
 from raysim.distributed.private_files import ensure_token, local_ray_folder, restrict_token
@@ -31,35 +31,51 @@ def connect(address: str | None) -> Iterator[str]:
     `address` is HOST:PORT or auto. If it is None, uses RAY_ADDRESS, the Ray that this process already uses, or a new
     local Ray. Raises PlacementError if Ray cannot be joined or started.
     """
-    if ray.is_initialized() and address is None:  # in a notebook, for instance
-        yield str(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url or "")
+    started_early = early_start.is_started()
+    if ray.is_initialized() and not started_early:
+        yield _present_ray(address)
         return
-    target = target_address(address)
-    if ray.is_initialized():
-        raise PlacementError(
-            f"cannot join Ray at {target}: this process already uses the Ray at "
-            f"{ray.get_runtime_context().gcs_address}; remove ray_address to use that one, or call ray.shutdown() first"
-        )
     mode = os.environ.get(TOKEN_MODE_VARIABLE)
+    context = _open(target_address(address), started_early)
     try:
-        handler = signal.getsignal(signal.SIGTERM)
-        context = _join(target) if target else _start()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the process at once
+        yield str(context.dashboard_url or "")
+    finally:
+        if started_early:  # `mode` may be the one that Ray has set, but the next Ray of this command is a local one too
+            early_start.stop()
+        else:
+            ray.shutdown()
+            _set_token_mode(mode)  # a local Ray sets it, and the next Ray of this process may require the other mode
+
+
+def _present_ray(address: str | None) -> str:
+    """The dashboard of the Ray that this process already uses, for example in a notebook."""
+    if address is None:
+        return str(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url or "")
+    raise PlacementError(
+        f"cannot join Ray at {address}: this process already uses the Ray at "
+        f"{ray.get_runtime_context().gcs_address}; remove ray_address to use that one, or call ray.shutdown() first"
+    )
+
+
+def _open(target: str | None, started_early: bool) -> Any:
+    """The context of the Ray at `target`, of the one that was started early, or of a new local one."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if started_early:
+            return early_start.result()
+        return _join(target) if target else start_local_ray()
     except Exception as error:  # Ray raises many types here, also a bare Exception
         cure = "; from a machine outside the cluster use raysim submit" if ray_compat.is_no_node(error) else ""
         if isinstance(error, ConnectionError):
             cure = "; check the address, and that the head is up (ray status)"
         action = f"join Ray at {target}" if target else "start Ray"
         raise PlacementError(f"cannot {action}: {error}{cure}") from error
-    try:
-        yield str(context.dashboard_url or "")
     finally:
-        ray.shutdown()
-        _set_token_mode(mode)  # a local Ray sets it, and the next Ray of this process may require the other mode
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's handler would end the process at once
 
 
-def _start() -> Any:
+def start_local_ray() -> Any:
     """Start a local Ray: its token, and the folder of its sessions, belong to this user alone."""
     ensure_token()
     return ray.init(address="local", logging_level=logging.ERROR, _temp_dir=str(local_ray_folder()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from raysim.federation.site_executor import CallResult, Failure
 
 if TYPE_CHECKING:
     from raysim.distributed.ray_fleet import RayFleet
+
+Group = tuple[str, ...]  # sites that run together in one actor
 
 CALLS_AHEAD = 2  # quick calls that an actor has at a time: the second one is queued, so that the actor is never idle
 QUICK_S = 1.0  # seconds up to which a call is quick: a site behind a longer call would wait while other actors are idle
@@ -44,25 +46,34 @@ class InFlightCall:
 
     actor: str
     handle: Any
-    sites: list[str]
+    groups: list[Group]
     refs: list[Any]
     start: float
     quarantined: bool
 
+    @property
+    def sites(self) -> list[str]:
+        return flatten(self.groups)
+
 
 class Dispatcher:
-    """Runs a client function at all sites of a fleet: once at each site, and again if its actor was lost."""
+    """Runs a client function at all sites of a fleet: once at each site, and again if its actor was lost.
 
-    def __init__(self, fleet: RayFleet, request: Any, per_site: Mapping[str, Any] | None) -> None:
+    The sites of a group run together, and are repeated together.
+    """
+
+    def __init__(
+        self, fleet: RayFleet, request: Any, per_site: Mapping[str, Any] | None, groups: Sequence[Group]
+    ) -> None:
         self.fleet, self.pool, self.request, self.per_site = fleet, fleet.pool, request, per_site
-        self.queues = fleet.site_queues()
+        self.queues = fleet.group_queues(groups)
         self.open_queues = self.pool.open_queues(self.queues)
         # The time at which each actor last responded, or got a call when it had none.
         self.last_response_at: dict[str, float] = {}
         self.in_flight: dict[Any, InFlightCall] = {}
-        self.losses: Counter[str] = Counter()  # losses of the actor, by site
-        # Sites of lost actors. Each runs in a separate call, so that the site that causes the losses is found.
-        self.quarantined_sites: deque[str] = deque()
+        self.losses: Counter[Group] = Counter()  # losses of the actor, by group
+        # Groups of lost actors. Each runs in a separate call, so that the one that causes the losses is found.
+        self.quarantined_groups: deque[Group] = deque()
         self.exhausted_sites: deque[tuple[str, CallResult[Any]]] = deque()  # have caused too many losses
 
     def results(self) -> Iterator[tuple[str, CallResult[Any]]]:
@@ -71,7 +82,7 @@ class Dispatcher:
         Raises LostObjectError if an object was lost that the call needs, RunError for errors that a retry cannot fix.
         """
         no_actor = Waiter(self.fleet.no_actor_timeout_s)
-        while self._fill_actors() or self.quarantined_sites or self.exhausted_sites or any(self.queues.values()):
+        while self._fill_actors() or self.quarantined_groups or self.exhausted_sites or any(self.queues.values()):
             while self.exhausted_sites:
                 yield self.exhausted_sites.popleft()
             # New actors are listed before calls: in quick rounds, there is always a call that has returned.
@@ -97,37 +108,39 @@ class Dispatcher:
         """Send calls to every available actor, up to its limit. Returns whether any call is in flight."""
         load: Counter[str] = Counter()
         for sent in self.in_flight.values():
-            load[sent.actor] += CALLS_AHEAD if sent.quarantined else self._call_load(sent.sites)
+            load[sent.actor] += CALLS_AHEAD if sent.quarantined else self._call_load(sent.groups)
         seconds, available = self.fleet.call_seconds, self.pool.available_actors()
         for actor in available:
             quarantined = None if load[actor] else self._take_quarantined(actor)
             if quarantined is not None:
                 self._send_call(actor, [quarantined], quarantined=True)
                 load[actor] = CALLS_AHEAD
-            while load[actor] < CALLS_AHEAD and (sites := take_batch(self.queues[actor], seconds)):
-                self._send_call(actor, sites)
-                load[actor] += self._call_load(sites)
+            while load[actor] < CALLS_AHEAD and (groups := take_batch(self.queues[actor], seconds)):
+                self._send_call(actor, groups)
+                load[actor] += self._call_load(groups)
         for actor in available:  # after each actor has taken sites from its queue
             if not load[actor]:
                 longest = max(self.open_queues[actor].values(), key=len)
-                if sites := take_batch(longest, seconds, last=True):
-                    self._send_call(actor, sites)
+                if groups := take_batch(longest, seconds, last=True):
+                    self._send_call(actor, groups)
         self.fleet.progress.active_sites = tuple(site for sent in self.in_flight.values() for site in sent.sites)
         return bool(self.in_flight)
 
-    def _call_load(self, sites: Sequence[str]) -> int:
+    def _call_load(self, groups: Sequence[Group]) -> int:
         """The share of CALLS_AHEAD that a call uses: all of it, unless the call is known to be quick."""
-        return 1 if sum(self.fleet.call_seconds.get(site, QUICK_S) for site in sites) < QUICK_S else CALLS_AHEAD
+        seconds = sum(self.fleet.call_seconds.get(site, QUICK_S) for site in flatten(groups))
+        return 1 if seconds < QUICK_S else CALLS_AHEAD
 
-    def _take_quarantined(self, actor: str) -> str | None:
-        """Remove and return the next quarantined site that `actor` may run."""
-        site_to_actor = self.pool.site_to_actor
-        site = next((s for s in self.quarantined_sites if site_to_actor[s] in self.open_queues[actor]), None)
-        if site is not None:
-            self.quarantined_sites.remove(site)
-        return site
+    def _take_quarantined(self, actor: str) -> Group | None:
+        """Remove and return the next quarantined group that `actor` may run."""
+        site_to_actor, queues = self.pool.site_to_actor, self.open_queues[actor]
+        group = next((each for each in self.quarantined_groups if site_to_actor[each[0]] in queues), None)
+        if group is not None:
+            self.quarantined_groups.remove(group)
+        return group
 
-    def _send_call(self, actor: str, sites: list[str], quarantined: bool = False) -> None:
+    def _send_call(self, actor: str, groups: list[Group], quarantined: bool = False) -> None:
+        sites = flatten(groups)
         arguments = None if self.per_site is None else {site: self.per_site[site] for site in sites}
         client_states = (self.fleet.client_states.held.get(site) for site in sites)
         handle = self.pool.handle(actor)
@@ -135,9 +148,9 @@ class Dispatcher:
             self.last_response_at[actor] = time.monotonic()
         self.pool.move_sites(sites, actor)
         refs: list[Any] = handle.execute.options(num_returns=3 * len(sites), name=self._call_title(sites)).remote(
-            self.request, sites, arguments, *client_states
+            self.request, groups, arguments, *client_states
         )
-        self.in_flight[refs[0]] = InFlightCall(actor, handle, sites, refs, time.monotonic(), quarantined)
+        self.in_flight[refs[0]] = InFlightCall(actor, handle, groups, refs, time.monotonic(), quarantined)
 
     def _call_title(self, sites: Sequence[str]) -> str:
         """The name of a call on the dashboard."""
@@ -185,23 +198,25 @@ class Dispatcher:
                 self._replace_and_requeue(self.in_flight.pop(ref), ActorLoss.TIMED_OUT, cause)
 
     def _replace_and_requeue(self, sent: InFlightCall, loss: ActorLoss, cause: str) -> None:
-        """Start the actor again, and quarantine all sites that it had; a site with too many losses fails instead."""
+        """Start the actor again, and quarantine all groups that it had; one with too many losses fails instead."""
         behind = [ref for ref, other in self.in_flight.items() if other.handle is sent.handle]
-        sites = [*sent.sites, *(site for ref in behind for site in self.in_flight.pop(ref).sites)]
-        self.losses.update(sites)
+        groups = [*sent.groups, *(group for ref in behind for group in self.in_flight.pop(ref).groups)]
+        self.losses.update(groups)
         self.pool.replace(sent.actor)
         seconds = time.monotonic() - sent.start
-        if sent.quarantined and self.losses[sites[0]] >= MAX_LOSSES:
-            failure = Failure(_exhausted_message(loss, cause), "")
-            self.exhausted_sites.append((sites[0], CallResult(None, failure=failure, seconds=seconds)))
+        if sent.quarantined and self.losses[groups[0]] >= MAX_LOSSES:
+            result: CallResult[Any] = CallResult(
+                None, failure=Failure(_exhausted_message(groups[0], loss, cause), ""), seconds=seconds
+            )
+            self.exhausted_sites.extend((site, result) for site in groups[0])
             return
-        self.quarantined_sites.extend(sites)
+        self.quarantined_groups.extend(groups)
         number, phase = self.fleet.accounting.number, self.fleet.progress.phase
-        event = FailureEvent(number, phase, tuple(sites), sent.actor, cause, FailureAction.RETRIED, seconds)
+        event = FailureEvent(number, phase, tuple(flatten(groups)), sent.actor, cause, FailureAction.RETRIED, seconds)
         self.fleet.accounting.failures.append(event)
 
     def _no_actor_message(self) -> str:
-        left = len(self.quarantined_sites) + sum(map(len, self.queues.values()))
+        left = len(flatten([*self.quarantined_groups, *(group for queue in self.queues.values() for group in queue)]))
         return (
             f"round {self.fleet.accounting.number}: no client actor has restarted for "
             f"{self.fleet.no_actor_timeout_s:g} s, and {left} sites wait; the cluster has no free resources for one. "
@@ -209,19 +224,25 @@ class Dispatcher:
         )
 
 
-def _exhausted_message(loss: ActorLoss, cause: str) -> str:
-    return f"the actor that ran only this site was lost, {MAX_LOSSES} losses in all; last cause: {cause}. {loss.value}"
+def _exhausted_message(group: Group, loss: ActorLoss, cause: str) -> str:
+    only = "this site" if len(group) == 1 else f"the {len(group)} sites that train in one batch (resources.batch_sites)"
+    return f"the actor that ran only {only} was lost, {MAX_LOSSES} losses in all; last cause: {cause}. {loss.value}"
 
 
-def take_batch(queue: deque[str], seconds: Mapping[str, float], last: bool = False) -> list[str]:
-    """Take the next sites of a queue for one call, or its `last` sites, which are the cheapest.
+def flatten(groups: Iterable[Group]) -> list[str]:
+    """The sites of `groups`."""
+    return [site for group in groups for site in group]
 
-    Returns one site, or as many quick ones (by the `seconds` of their last calls) as add up to BATCH_S, or none.
+
+def take_batch(queue: deque[Group], seconds: Mapping[str, float], last: bool = False) -> list[Group]:
+    """Take the next groups of a queue for one call, or its `last` groups, which are the cheapest.
+
+    Returns one group, or as many quick ones (by the `seconds` of their last calls) as add up to BATCH_S, or none.
     """
-    take = deque[str].pop if last else deque[str].popleft
-    sites: list[str] = []
+    take = deque[Group].pop if last else deque[Group].popleft
+    groups: list[Group] = []
     most, work = len(queue) / QUEUE_SHARE, 0.0
-    while queue and (not sites or (len(sites) < most and work < BATCH_S)):
-        sites.append(take(queue))
-        work += seconds.get(sites[-1], BATCH_S)
-    return sites
+    while queue and (not groups or (len(groups) < most and work < BATCH_S)):
+        groups.append(take(queue))
+        work += sum(seconds.get(site, BATCH_S) for site in groups[-1])
+    return groups

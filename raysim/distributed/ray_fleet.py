@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -14,7 +14,7 @@ from raysim.core.errors import LostObjectError, RaysimError
 from raysim.core.fault_injection import FaultPlan
 from raysim.core.results import FailureAction, FailureEvent
 from raysim.distributed.actor_pool import ActorPool
-from raysim.distributed.dispatcher import Dispatcher
+from raysim.distributed.dispatcher import Dispatcher, Group
 from raysim.distributed.fault_killer import FaultKiller
 from raysim.distributed.ray_errors import storage_full_error
 from raysim.distributed.timeouts import NO_ACTOR_TIMEOUT_S
@@ -55,13 +55,16 @@ class RayFleet(BaseFleet):
         self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool
     ) -> Iterator[tuple[str, CallResult[P]]]:
         request = _put((client, broadcast, call, private))
-        for site, result in Dispatcher(self, request, per_site).results():
+        for site, result in Dispatcher(self, request, per_site, self.groups(call)).results():
             self.fault_killer.kill_due(call.round + 1)
             yield site, result
 
-    def site_queues(self) -> dict[str, deque[str]]:
-        """The sites of each actor in this call, the costliest first."""
-        return self.pool.site_queues(self.sites, self._costs())
+    def group_queues(self, groups: Sequence[Group]) -> dict[str, deque[Group]]:
+        """The groups of sites of each actor in this call, the costliest first; a group goes where its first site is."""
+        costs, group_of = self._costs(), {group[0]: group for group in groups}
+        seconds = {first: sum(costs[site] for site in group) for first, group in group_of.items()}
+        queues = self.pool.site_queues([*group_of], seconds)
+        return {actor: deque(group_of[first] for first in queue) for actor, queue in queues.items()}
 
     def _costs(self) -> dict[str, float]:
         """Seconds of each site's last call; of a site without one, estimated by its number of training examples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -59,15 +59,27 @@ def stream_events(
         # An autoscaler replaces a lost node, which may take minutes.
         no_actor_timeout_s = AUTOSCALING_TIMEOUT_S if has_autoscaler() else NO_ACTOR_TIMEOUT_S
         yield Progress(phase=f"starting the server and {pluralize(len(request.actors), 'client actor')}")
-        server = _start_server(server_spec(plan, slots, namespace, no_actor_timeout_s, work))
-        try:
+        with _started_actors(server_spec(plan, slots, namespace, no_actor_timeout_s, work)) as server:
             yield from _run_server(server, plan, status)
-        finally:
-            ray.kill(server)
     finally:
         status.close()
         for group in groups:
             remove_placement_group(group)
+
+
+@contextmanager
+def _started_actors(spec: ServerSpec) -> Iterator[Any]:
+    """The server actor, which starts at the same time as the client actors. All of them end with the block."""
+    clients = spec.client_starter().start_all()
+    try:
+        server = _start_server(replace(spec, actors=clients))
+        try:
+            yield server
+        finally:
+            ray.kill(server)
+    finally:
+        for client in clients.values():  # those that the server has started in their place end with the server
+            ray.kill(client)
 
 
 def _start_server(spec: ServerSpec) -> Any:

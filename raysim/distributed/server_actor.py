@@ -28,7 +28,10 @@ Work = Callable[[Plan, BaseFleet], Iterator[Event]]  # the events of a plan on a
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """The input of a server, which runs as an actor or in this process. `work` is the function that it runs."""
+    """The input of a server, which runs as an actor or in this process. `work` is the function that it runs.
+
+    `actors` are the client actors, if they have been started already.
+    """
 
     plan: list[Any]  # the reference of the Plan, in a list so that Ray does not resolve it
     costs: Mapping[str, float]  # of each site, for the first assignment to actors
@@ -36,6 +39,11 @@ class ServerSpec:
     namespace: str
     no_actor_timeout_s: float = NO_ACTOR_TIMEOUT_S
     work: Work = run_federation
+    actors: Mapping[str, Any] | None = None
+
+    def client_starter(self) -> ClientStarter:
+        """Starts the client actors of this server."""
+        return ClientStarter(self.plan, self.slots, self.namespace, self.costs)
 
 
 def server_spec(
@@ -55,17 +63,22 @@ class ServerActor:
     """Runs the server side of a run, with its client actors. It is an actor, or an object in a trial's process."""
 
     def __init__(self, spec: ServerSpec) -> None:
-        slots = {f"client-{number:02}": slot for number, slot in enumerate(spec.slots, start=1)}
-        self.starter = ClientStarter(spec.plan, slots, spec.namespace)
-        # Before the plan is opened, which imports torch, so that the client actors start at the same time.
-        self.pool = self.starter.start_pool(spec.costs)
+        self.starter = spec.client_starter()
+        self.pool = self.starter.make_pool(self.starter.start_all() if spec.actors is None else spec.actors)
         self._open(spec)
 
     def _open(self, spec: ServerSpec) -> None:
         self.spec, self.plan = spec, ray.get(spec.plan[0])
         plan: Plan = self.plan
         config = plan.config
-        options = FleetOptions(config.seed, config.rounds, config.min_replies, config.site_timeout_s)
+        options = FleetOptions(
+            config.seed,
+            config.rounds,
+            config.min_replies,
+            config.site_timeout_s,
+            batch_sites=plan.batch_sites,
+            single_sites=tuple(config.resources.sites),
+        )
         self.fleet = RayFleet(
             plan.task, self.pool, options, chaos=plan.faults, no_actor_timeout_s=spec.no_actor_timeout_s
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ class FleetOptions:
     rounds: int
     min_replies: float | int = 1.0  # a fraction (float) or a number (int) of the sites of a call
     site_timeout_s: float = math.inf  # limit for one call at one site
+    batch_sites: int = 1  # sites of a group, which train in one batch
+    single_sites: Collection[str] = ()  # are groups of their own
 
 
 @dataclass

@@ -27,6 +27,7 @@ from raysim.federation.site_executor import (
     Client,
     ExchangeHandle,
     Failure,
+    SiteArguments,
     SiteExecutor,
 )
 
@@ -132,6 +133,20 @@ class BaseFleet(ABC):
                 accounting.weights[site] = float(result.weight)
         return results
 
+    def groups(self, call: CallKey) -> list[tuple[str, ...]]:
+        """The sites of a call in groups, which run and are repeated together.
+
+        A group has sites with similar numbers of training examples. It does not depend on actors or failures, because
+        the results of training in one batch differ from those of training alone by rounding.
+        """
+        size = 1 if call.index == EVALUATION_CALL else self.options.batch_sites
+        if size == 1:
+            return [(site,) for site in self.sites]
+        single = [site for site in self.sites if site in self.options.single_sites]
+        others = sorted(set(self.sites) - set(single), key=lambda site: (self.task.sizes[site].get("train", 0), site))
+        chunks = [tuple(sorted(others[start : start + size])) for start in range(0, len(others), size)]
+        return [*((site,) for site in single), *chunks]
+
     def _call(self, index: int | str) -> CallKey:
         return CallKey(self.options.seed, self.accounting.round, self.options.rounds, index)
 
@@ -216,20 +231,27 @@ class LocalFleet(BaseFleet):
         own_threads: Mapping[str, int] | None = None,
         chaos: FaultPlan | None = None,
         data_cache: SiteDataCache | None = None,
+        batch_sites: int = 1,
     ) -> None:
-        super().__init__(task, FleetOptions(seed, rounds, min_replies))
+        single = own_threads or {}
+        options = FleetOptions(seed, rounds, min_replies, batch_sites=batch_sites, single_sites=single)
+        super().__init__(task, options)
         self.executor = SiteExecutor(task, seed, device, threads, chaos, own_threads, data_cache)
 
     def _run_calls(
         self, client: Client[P], broadcast: Any, per_site: Mapping[str, Any] | None, call: CallKey, private: bool
     ) -> Iterator[tuple[str, CallResult[P]]]:
         make_readonly((broadcast, per_site))
-        for site in self.sites:
-            given = NOT_GIVEN if per_site is None else per_site[site]
-            client_state = self.client_states.held.get(site)
+        for group in self.groups(call):
+            arguments = [
+                SiteArguments(
+                    site, NOT_GIVEN if per_site is None else per_site[site], self.client_states.held.get(site)
+                )
+                for site in group
+            ]
             with preserve_rng():  # the server half of the round uses the same generators
-                result = self.executor.execute(client, site, call, broadcast, given, client_state)
-            yield site, result
+                results = self.executor.execute_group(client, arguments, call, broadcast)
+            yield from zip(group, results, strict=True)
 
     @staticmethod
     def _fetch(held: Any) -> Any:

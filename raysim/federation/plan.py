@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,12 @@ from raysim.core.registry import name_of
 from raysim.data.required_paths import required_paths
 from raysim.federation.continuation import Continuation, with_kept_weights
 from raysim.tasks.lora import LoraNetwork
+
+# Sites train in one batch by default if the examples of a batch have at most this many pixels together.
+# With more, the operations on one site's batch take the time, and stacking them gains nothing on a CPU.
+SMALL_BATCH = 16_384
+MAX_BATCH_SITES = 16
+MIN_GROUPS = 4  # groups of sites at least, for several client actors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,17 @@ class Plan:
     def selection(self) -> str | None:
         """The metric that chooses the best round, see `selection_metric`."""
         return selection_metric(self.task, self.metric)
+
+    @cached_property
+    def batch_sites(self) -> int:
+        """The number of sites that train in one batch. It depends on the task alone, so that results do too."""
+        chosen = self.config.resources.batch_sites
+        if chosen != "auto":
+            return chosen
+        gpu = any(self.config.resources.of(site)[1] for site in self.sites)
+        pixels = math.prod(self.task.shape[1:]) * self.task.batch_size
+        small = len(self.task.shape) <= 3 and pixels <= SMALL_BATCH
+        return max(1, min(MAX_BATCH_SITES, len(self.task.inside) // MIN_GROUPS)) if small and not gpu else 1
 
     @cached_property
     def faults(self) -> FaultPlan:

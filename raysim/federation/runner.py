@@ -264,4 +264,5 @@ def local_fleet(plan: Plan, data_cache: SiteDataCache | None = None) -> LocalFle
         own_threads={site: torch_threads(resources.of(site)[0]) for site in resources.sites},
         chaos=plan.faults,
         data_cache=data_cache,
+        batch_sites=plan.batch_sites,
     )

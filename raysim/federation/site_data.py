@@ -54,6 +54,8 @@ class SiteDataCache:
 
         Numpy refuses to write to these arrays, but a torch tensor that shares their memory can be written to.
         """
+        if name not in self._data:  # closed, to limit the memory, while other sites of a group ran
+            return
         before, after = self._fingerprints[name], _fingerprints(self._data[name])
         if changed := [array for array in after if after[array] != before[array]]:
             self.drop(name)

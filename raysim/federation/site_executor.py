@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from raysim.core.user_errors import describe_exception, format_user_traceback, s
 from raysim.federation.return_checks import ReplyError, check_reply
 from raysim.federation.site_data import SiteDataCache, fingerprint, write_message
 from raysim.storage.serialization import encode
+from raysim.training.site_batch import run_together
 
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
@@ -102,6 +104,15 @@ def torch_threads(cpus: float) -> int:
     return max(1, int(cpus))
 
 
+@dataclass(frozen=True)
+class SiteArguments:
+    """What a call has for one site."""
+
+    site: str
+    per_site: Any = NOT_GIVEN
+    client_state: Any = None
+
+
 class SiteExecutor:
     """Executes calls at any of the task's sites, one at a time; keeps their data open between calls.
 
@@ -140,15 +151,38 @@ class SiteExecutor:
         Does not restore the global random generators. Raises LostObjectError if a payload or a client state was lost
         with a node, and SiteError if the function has changed one of its arguments, which other sites get too.
         """
-        received = {"the broadcast": broadcast, "its value of per_site": per_site, "site.client_state": client_state}
-        before = {name: fingerprint(value) for name, value in received.items()}
-        result = self._call(client, site, call, broadcast, per_site, client_state)
-        for name, value in received.items():
-            if fingerprint(value) != before[name]:
-                raise SiteError(site, call.round + 1, write_message(name))
+        return self.execute_group(client, [SiteArguments(site, per_site, client_state)], call, broadcast)[0]
+
+    def execute_group(
+        self, client: Client[P], sites: Sequence[SiteArguments], call: CallKey, broadcast: Any
+    ) -> list[CallResult[P]]:
+        """As `execute`, at several sites, whose networks train in one batch: see `raysim.training.site_batch`."""
+        received = [
+            {"the broadcast": broadcast, "its value of per_site": each.per_site, "site.client_state": each.client_state}
+            for each in sites
+        ]
+        before = [{name: fingerprint(value) for name, value in values.items()} for values in received]
+        results = self._call_group(client, sites, call, broadcast)
+        for each, values, fingerprints in zip(sites, received, before, strict=True):
+            for name, value in values.items():
+                if fingerprint(value) != fingerprints[name]:
+                    raise SiteError(each.site, call.round + 1, write_message(name))
         if fingerprint(self.template.state_dict()) != self._template_fingerprint:
-            raise SiteError(site, call.round + 1, write_message("site.template"))
-        return result
+            raise SiteError(sites[0].site, call.round + 1, write_message("site.template"))
+        return results
+
+    def _call_group(
+        self, client: Client[P], sites: Sequence[SiteArguments], call: CallKey, broadcast: Any
+    ) -> list[CallResult[P]]:
+        calls = [
+            partial(self._call, client, each.site, call, broadcast, each.per_site, each.client_state) for each in sites
+        ]
+        if len(calls) == 1:
+            return [calls[0]()]
+        start = time.perf_counter()
+        results = run_together(calls)
+        seconds = (time.perf_counter() - start) / len(sites)
+        return [replace(result, seconds=seconds) for result in results]
 
     def _call(
         self, client: Client[P], site: str, call: CallKey, broadcast: Any, per_site: Any, client_state: Any

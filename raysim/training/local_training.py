@@ -14,10 +14,17 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from torch import Tensor, nn
 
 from raysim.core.contracts import UNCHANGED, Batch, Site, Split
-from raysim.core.errors import RunError
 from raysim.core.model import BatchNorm, Model, load, weights
 from raysim.training.batching import batches
-from raysim.training.optimizers import OptimizerState, dump_optimizer_state, fuse_parameters, load_optimizer_state
+from raysim.training.optimizers import (
+    LocalOptimizer,
+    OptimizerState,
+    dump_optimizer_state,
+    fuse_parameters,
+    load_optimizer_state,
+    mean_loss,
+)
+from raysim.training.site_batch import FitRequest
 from raysim.training.test_time_adaptation import (
     ADAPTATIONS,
     LR,
@@ -122,8 +129,15 @@ class LocalTraining:
 
         `epochs` overrides the fields `epochs` and `steps`. `optimizer_state` is as in `optimize`.
         """
-        losses = self._supervised(net, site, self.training_batches(site, split=split, epochs=epochs))
-        return self.optimize(net, site, losses, correct=correct, optimizer_state=optimizer_state)
+        split = site.data.train if split is None else split
+        return FitRequest(self, net, site, split, epochs, correct, optimizer_state).run()
+
+    def fit_alone(self, request: FitRequest) -> float:
+        """As `fit`, without other sites: see `raysim.training.site_batch`."""
+        losses = self._supervised(request.net, request.site, request.batches())
+        return self.optimize(
+            request.net, request.site, losses, correct=request.correct, optimizer_state=request.optimizer_state
+        )
 
     def _supervised(self, net: nn.Module, site: Site[Any], batches: Iterable[Batch]) -> Iterator[Tensor]:
         for inputs, labels in batches:
@@ -153,7 +167,7 @@ class LocalTraining:
             net.train()
         parameters = [p for p in net.parameters() if p.requires_grad]
         fused, gradients = fuse_parameters(parameters)
-        optimizer = self._optimizer(fused, site)
+        optimizer = self.make_optimizer(fused, site)
         load_optimizer_state(optimizer, optimizer_state)
         detached = []
         for loss in losses:
@@ -168,18 +182,16 @@ class LocalTraining:
             detached.append(loss.detach())
         if optimizer_state is not None:
             optimizer_state.update(dump_optimizer_state(optimizer))
-        return _mean_loss(detached, fused)
+        return mean_loss(detached, fused)
 
     def precision(self, site: Site[Any]) -> AbstractContextManager[Any]:
         """The autocast context if `amp` is set, else a context without effect."""
         return torch.autocast(site.device.type, torch.bfloat16) if self.amp else nullcontext()
 
-    def _optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> torch.optim.Optimizer:
-        lr = self.lr_at(site)
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay, fused=True)
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, lr, weight_decay=self.weight_decay, fused=True)
+    def make_optimizer(self, parameters: list[nn.Parameter], site: Site[Any]) -> LocalOptimizer:
+        """The optimiser of `parameters` in the site's current round."""
+        lr, momentum, decay = self.lr_at(site), self.momentum, self.weight_decay
+        return LocalOptimizer(parameters, self.optimizer, lr=lr, momentum=momentum, weight_decay=decay)
 
     def lr_at(self, site: Site[Any]) -> float:
         """The learning rate of the site's current round."""
@@ -271,18 +283,3 @@ def batch_norms(net: nn.Module) -> Iterator[BatchNorm]:
 def channels_last(ndim: int) -> torch.memory_format:
     """The memory format in which convolutions over batches with `ndim` axes run fastest on a GPU."""
     return {4: torch.channels_last, 5: torch.channels_last_3d}.get(ndim, torch.contiguous_format)
-
-
-def _mean_loss(losses: list[Tensor], parameters: list[nn.Parameter]) -> float:
-    # One check after the last step: a check in each step would make the GPU wait for the CPU.
-    size = nn.utils.get_total_norm([p.detach() for p in parameters])
-    *values, size = torch.stack([*(loss.float() for loss in losses), size.float()]).cpu()
-    step = next((i for i, value in enumerate(values) if not value.isfinite()), None)
-    if step is not None or not size.isfinite():
-        what = f"the loss is {values[step].item()}" if step is not None else "the weights are not finite"
-        raise RunError(
-            f"{what} at step {len(values) if step is None else step + 1} of {len(values)}; lower the learning rate "
-            "(algorithm.lr), clip the gradient (algorithm.clip=1), or check the site's data"
-        )
-    mean: float = torch.stack(values).double().mean().item()
-    return mean

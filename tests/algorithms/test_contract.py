@@ -112,6 +112,14 @@ def test_the_order_of_sites_is_irrelevant(name: str) -> None:
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize("name", slow_except(sorted(algorithms()), ["fedavg", "scaffold", "fedsm"]))
+def test_sites_in_one_batch_have_nearly_the_same_results(name: str) -> None:
+    rounds, _ = run(algorithm(name), LocalFleet(task(), rounds=ROUNDS, batch_sites=3))
+    expected, _ = reference_run(name)
+    for together, alone in zip(rounds, expected, strict=True):
+        assert together.loss == (alone.loss if alone.loss is None else pytest.approx(alone.loss, rel=1e-3))
+
+
 @every_algorithm
 def test_data_are_not_changed(name: str) -> None:
     before = {site: digest(task().open(site).train.inputs) for site in task().inside}

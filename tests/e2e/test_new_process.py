@@ -49,6 +49,22 @@ def test_status_and_stop_import_neither_torch_nor_pandas() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_monai_imports_modules_for_plots_and_signals_when_it_uses_them() -> None:
+    code = (
+        "import sys, raysim, monai\n"
+        "print({'matplotlib', 'pandas', 'scipy.signal'} & set(sys.modules))\n"
+        "from monai.data.ultrasound_confidence_map import hilbert\n"
+        "from monai.transforms.signal.array import iirnotch\n"
+        "from monai.utils.jupyter_utils import plt\n"
+        "import matplotlib.pyplot, numpy, scipy.signal\n"
+        "print(plt.Figure is matplotlib.pyplot.Figure, numpy.iscomplexobj(hilbert([1.0, 2.0, 1.0])))\n"
+        "print(len(iirnotch(0.1, 0.3)))\n"
+        "print(monai.__spec__.loader.name, monai.data.dataset.pd.DataFrame.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == ["set()", "True True", "2", "monai DataFrame"]
+
+
 def test_runs_are_listed_and_compared_without_torch(tmp_path: Path) -> None:
     for number in range(2):
         write_run(tmp_path / str(number), {"a": [0.5, 0.6]}, f"rounds={number + 1}")

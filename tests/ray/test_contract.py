@@ -38,8 +38,9 @@ def test_results_on_ray_equal_those_of_the_local_fleet(name: str, count: int, cl
     assert digest(rounds[-1].state, client_states(fleet)) == whole(name)
 
 
-def on_ray(client_actors: dict[str, Any], count: int, chaos: FaultPlan | None = None) -> Any:
-    return remote.ray_fleet(task(), dict(list(client_actors.items())[:count]), rounds=ROUNDS, chaos=chaos)
+def on_ray(client_actors: dict[str, Any], count: int, chaos: FaultPlan | None = None, batch_sites: int = 1) -> Any:
+    actors = dict(list(client_actors.items())[:count])
+    return remote.ray_fleet(task(), actors, rounds=ROUNDS, chaos=chaos, batch_sites=batch_sites)
 
 
 def handles(fleet: Any) -> dict[str, Any]:
@@ -55,6 +56,18 @@ def test_an_actor_that_is_killed_in_a_call_changes_no_bit(name: str, client_acto
     client_actors.update(handles(fleet))
     assert fleet.pool.changes >= 1
     assert digest(last.state, client_states(fleet)) == whole(name)
+
+
+@pytest.mark.parametrize("name", slow_except(["fedavg", "fedsm"], ["fedavg"]))
+def test_groups_that_train_in_one_batch_are_repeated_together(name: str, client_actors: dict[str, Any]) -> None:
+    here = LocalFleet(task(), rounds=ROUNDS, batch_sites=2)
+    *_, expected = federate(algorithm(name), task(), here, rounds=ROUNDS)
+    fleet = on_ray(client_actors, 2, FaultPlan({3: ("client",)}), batch_sites=2)
+    fleet.pool.wait_until_started(Progress(), {}, lambda _: True)
+    *_, last = federate(algorithm(name), task(), fleet, rounds=ROUNDS)
+    client_actors.update(handles(fleet))
+    assert fleet.pool.changes >= 1
+    assert digest(last.state, client_states(fleet)) == digest(expected.state, client_states(here))
 
 
 @pytest.mark.slow

@@ -153,6 +153,7 @@ def ray_fleet(
     site_to_actor: Mapping[str, str] | None = None,
     rounds: int,
     chaos: FaultPlan | None = None,
+    batch_sites: int = 1,
 ) -> RayFleet:
     """A fleet on these client actors. Lost actors are started again by `start_client`."""
     from raysim.distributed.actor_pool import ActorPool
@@ -162,7 +163,7 @@ def ray_fleet(
     if site_to_actor is None:
         site_to_actor = assign(dict.fromkeys((*task.inside, *task.outside), 1.0), list(actors))
     pool = ActorPool(actors, site_to_actor, partial(start_client, task=task))
-    return RayFleet(task, pool, FleetOptions(0, rounds), chaos=chaos)
+    return RayFleet(task, pool, FleetOptions(0, rounds, batch_sites=batch_sites), chaos=chaos)
 
 
 def run_on_ray(plan: Plan, namespace: str) -> Generator[Event]:

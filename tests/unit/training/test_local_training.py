@@ -18,7 +18,7 @@ from raysim.core.errors import RunError
 from raysim.core.seeding import seeded
 from raysim.training.batching import batches, epoch_order
 from raysim.training.local_training import lr_factor
-from raysim.training.optimizers import fuse_parameters
+from raysim.training.optimizers import LocalOptimizer, dump_optimizer_state, fuse_parameters, load_optimizer_state
 from tests.support.toy import A, Line, Points, Scaled, line, site, split
 
 CPU = torch.device("cpu")
@@ -177,6 +177,28 @@ def test_bit_identical_to_a_plain_loop(name: str) -> None:
                 optimizer.step()
     assert weights(net) == weights(plain)
     assert line(weights(net)) != (0, 0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_are_those_of_the_optimiser_of_torch(name: Any) -> None:
+    parameters = [nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([3.0], dtype=torch.float64))]
+    copies = [nn.Parameter(p.detach().clone()) for p in parameters]
+    steps: list[Any] = [LocalOptimizer(parameters, name, 0.05, 0.9, 0.01), OPTIMIZERS[name](copies)]
+    moments = []
+    for optimizer, trained in zip(steps, (parameters, copies), strict=True):
+        for number in range(3):
+            for p in trained:
+                p.grad = p.detach() * (number + 0.5)
+            optimizer.step()
+        moments.append(dump_optimizer_state(optimizer))
+    assert moments[0].keys() == moments[1].keys()
+    assert all(np.array_equal(moments[0][key], moments[1][key]) for key in moments[0])
+
+    again: list[Any] = [LocalOptimizer(parameters, name, 0.05, 0.9, 0.01), OPTIMIZERS[name](copies)]
+    for optimizer in again:
+        load_optimizer_state(optimizer, moments[0])
+        optimizer.step()
+    assert all(torch.equal(p, copy) for p, copy in zip(parameters, copies, strict=True))
 
 
 def seen(given: Iterator[Batch]) -> list[list[int]]:

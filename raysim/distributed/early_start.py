@@ -1,0 +1,80 @@
+"""Starts a local Ray in a thread while the command imports torch and opens the data. Only that thread imports Ray."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from threading import Event, Thread
+from typing import Any
+
+from raysim.distributed.local_ray import target_address
+
+
+class _EarlyStart(Thread):
+    """Starts Ray. Linux ends Ray's processes together with the thread that started them, so it waits for `stopped`."""
+
+    def __init__(self) -> None:
+        super().__init__(name="raysim-ray", daemon=True)
+        self.context: Any = None
+        self.error: BaseException | None = None
+        self.done, self.stopped = Event(), Event()
+
+    def run(self) -> None:
+        try:
+            from raysim.distributed.connection import start_local_ray
+
+            self.context = start_local_ray()
+        except BaseException as error:  # noqa: BLE001 - `result` raises it in the main thread
+            self.error = error
+        self.done.set()
+        self.stopped.wait()
+
+
+_started: _EarlyStart | None = None  # a process has at most one Ray
+
+
+def start_early(address: str | None) -> None:
+    """Start a local Ray in a thread, if the command uses one and has not imported torch yet. Returns at once.
+
+    The environment variables of a local Ray must be set.
+    """
+    global _started
+    if target_address(address) is None and "torch" not in sys.modules:
+        _started = _EarlyStart()
+        _started.start()
+
+
+def is_started() -> bool:
+    """Whether a Ray was started early, is not stopped, and its start has not failed yet."""
+    return _started is not None
+
+
+def result() -> Any:
+    """The context of the Ray that was started early, when it is up. Raises the error of its start."""
+    assert _started is not None
+    _started.done.wait()
+    if _started.error is None:
+        return _started.context
+    error = _started.error
+    _forget()
+    raise error
+
+
+def stop() -> None:
+    """Stop the Ray that was started early, when it is up; without effect if there is none."""
+    if _started is None:
+        return
+    with suppress(Exception):
+        result()
+        import ray
+
+        ray.shutdown()
+        _forget()
+
+
+def _forget() -> None:
+    global _started
+    if _started is not None:
+        _started.stopped.set()
+        _started.join()
+        _started = None
