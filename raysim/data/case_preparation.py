@@ -115,6 +115,7 @@ class CasePreparation:
     channels: int | None
     colours: Mapping[str, Colour] | None = None
     ignore: int | None = None
+    crop_nonzero: bool = False
 
     def read(self, image: str, label: str | int | None) -> CaseFiles:
         """The files of a case; the label is a mask file or a class index. Raises ConfigError that names the file."""
@@ -132,6 +133,9 @@ class CasePreparation:
         scan, mask, palette, foreground = files.image, files.mask, files.palette, files.foreground
         notes = "\n".join(scan.notes), "\n".join(mask.notes if mask else ())
         has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
+        if self.crop_nonzero:
+            box = nonzero_box(scan.array)
+            scan, mask = crop(scan, box), None if mask is None else crop(mask, box)
         if self.spacing is not None:
             scan = resample_volume(scan, self.spacing, "bilinear")
             mask = None if mask is None else resample_volume(mask, self.spacing, "nearest")
@@ -239,6 +243,21 @@ class CasePreparation:
         size = self.size if self.size is not None and self.fit == "resize" else space
         in_example = [mm * old / new for mm, old, new in zip(scan.spacing, space, size, strict=False)]
         return (*in_example, *scan.spacing[len(space) :])
+
+
+def nonzero_box(array: Array) -> tuple[slice, ...]:
+    """The smallest box of (C, *space) with all values other than 0; all of an image that has none."""
+    nonzero = (array != 0).any(0)
+    axes = range(nonzero.ndim)
+    found = [np.flatnonzero(nonzero.any(tuple(other for other in axes if other != axis))) for axis in axes]
+    return tuple(slice(int(each[0]), int(each[-1]) + 1) if len(each) else slice(None) for each in found)
+
+
+def crop(image: Image, box: tuple[slice, ...]) -> Image:
+    """The part of an image in a box."""
+    affine = image.affine.copy()
+    affine[:-1, -1] += affine[:-1, :-1] @ np.array([each.start or 0 for each in box], np.float64)
+    return replace(image, array=image.array[(slice(None), *box)], affine=affine)
 
 
 def resample_volume(image: Image, spacing: tuple[float, ...], mode: str) -> Image:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from raysim.data.case_preparation import CasePreparation, resample_volume
+from raysim.data.case_preparation import CasePreparation, crop, nonzero_box, resample_volume
 from raysim.data.image_formats import Image
 from raysim.data.resize import resize_image
 
@@ -22,6 +22,13 @@ def restore_logits(logits: Array, image: Image, preparation: CasePreparation) ->
     Inverts the preparation in reverse order, with linear interpolation. A part of the image that was cropped is
     background. `image` is the image as read, with the orientation of the reader.
     """
+    if preparation.crop_nonzero:
+        box = nonzero_box(image.array)
+        restored = _background(logits.shape[1], image.space)
+        restored[(slice(None), *box)] = restore_logits(
+            logits, crop(image, box), replace(preparation, crop_nonzero=False)
+        )
+        return restored
     empty = replace(image, array=np.zeros((1, *image.space), np.float32))
     resampled = empty if preparation.spacing is None else resample_volume(empty, preparation.spacing, "nearest")
     space = resampled.space[:2] if preparation.slices else resampled.space
@@ -38,14 +45,18 @@ def _unfit(logits: Array, space: Sequence[int], preparation: CasePreparation) ->
         return logits
     if preparation.fit == "resize":
         return resize_image(logits, space)
-    background = np.arange(logits.shape[1]) == 0
-    values = np.where(background, CROPPED_LOGIT, -CROPPED_LOGIT).astype(np.float32)
-    restored = np.empty((*logits.shape[:2], *space), np.float32)
-    restored[:] = values.reshape(1, -1, *[1] * len(space))
+    restored = np.repeat(_background(logits.shape[1], space)[None], len(logits), axis=0)
     pairs = [_overlap(old, new) for old, new in zip(space, logits.shape[2:], strict=True)]
     inside, source = tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
     restored[(slice(None), slice(None), *inside)] = logits[(slice(None), slice(None), *source)]
     return restored
+
+
+def _background(classes: int, space: Sequence[int]) -> Array:
+    """Logits (K, *space) of the background."""
+    logits = np.full((classes, *space), -CROPPED_LOGIT, np.float32)
+    logits[0] = CROPPED_LOGIT
+    return logits
 
 
 def _overlap(old: int, new: int) -> tuple[slice, slice]:

@@ -12,11 +12,13 @@ from annotated_types import Gt, Len
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
+from raysim.core.whole_images import PatchOptions
 from raysim.data.cache import cache_folder
+from raysim.data.case_arrays import CaseRow
 from raysim.data.case_preparation import CasePreparation, Intensity
 from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
 from raysim.data.image_formats import Colour, is_volume
-from raysim.data.image_sites import CaseRow, ImageSites, make_image_sites
+from raysim.data.image_sites import ImageSites, make_image_sites
 from raysim.data.mask_values import MaskClasses
 from raysim.data.patient_columns import patients_of
 from raysim.data.scanner_shift import ScannerShift
@@ -49,6 +51,9 @@ class ImageData(TableData):
         Len(2, 3),
         "mm between voxels, for volumes; by default those of the file",
     ] = None
+    crop_nonzero: Annotated[
+        bool, "crop each image to the smallest box with all values other than 0, before it is resampled and scaled"
+    ] = False
     slices: Annotated[bool, "split volumes into axial slices; the slices of a volume are evaluated together"] = False
     intensity: Annotated[
         Intensity,
@@ -85,11 +90,13 @@ class ImageData(TableData):
         masks: MaskClasses | None,
         colours: Mapping[str, Colour] | None = None,
         ignore: int | None = None,
+        patches: PatchOptions | None = None,
     ) -> ImageSites:
         """The opener of this table's sites.
 
         `masks` are the mask values by class name, and `colours` their colours if classes are colours; `masks`
-        is None if the column `label` has class indices. `ignore` is the mask value that is left out.
+        is None if the column `label` has class indices. `ignore` is the mask value that is left out. With `patches`,
+        the examples are patches.
         """
         root = self.root or parent_folder(os.path.expanduser(self.table))
         base = join_path(os.getcwd(), os.path.expanduser(root))
@@ -100,14 +107,23 @@ class ImageData(TableData):
             case_label = None if pd.isna(label) else label if masks else int(label)
             rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level, patient))
         preparation = self.preparation(masks, colours, ignore)
-        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache))
+        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache), patches)
 
     def preparation(
         self, masks: MaskClasses | None, colours: Mapping[str, Colour] | None = None, ignore: int | None = None
     ) -> CasePreparation:
         """The preparation of a case; the arguments are as in `make_sites`."""
         return CasePreparation(
-            masks, self.intensity, self.fit, self.size, self.spacing, self.slices, self.channels, colours, ignore
+            classes=masks,
+            intensity=self.intensity,
+            fit=self.fit,
+            size=self.size,
+            spacing=self.spacing,
+            slices=self.slices,
+            channels=self.channels,
+            colours=colours,
+            ignore=ignore,
+            crop_nonzero=self.crop_nonzero,
         )
 
     def _body_levels(self, table: pd.DataFrame) -> list[int] | list[None]:

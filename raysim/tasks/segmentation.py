@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.formatting import join_names, pluralize
+from raysim.core.whole_images import SlidingWindow
 from raysim.data.file_inspection import MAX_LABEL_VALUES
 from raysim.data.image_sites import ImageSites, common_shape, prepare_images, split_sizes
 from raysim.data.mask_values import MaskClasses
@@ -43,6 +44,9 @@ class Segmentation:
     surface_tolerance_mm: Annotated[
         float, Ge(0), "mm: surface_dice counts the surface within this distance of the other surface"
     ] = 1.0
+    window: Annotated[SlidingWindow, "how whole images are predicted if `task.data.patch` is set"] = field(
+        default_factory=SlidingWindow
+    )
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 8
     augment: Annotated[
         tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
@@ -68,7 +72,7 @@ class Segmentation:
         table, values, dims, score = self._read(rows)
         criterion = make_segmentation_loss(self.loss, score.ignored)
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
-        sites = self.data.make_sites(table, values, self.data.colours, self.data.ignore)
+        sites = self.data.make_sites(table, values, self.data.colours, self.data.ignore, self.data.patches(self.window))
         arrays = prepare_images(sites, progress)
         _warn_about_cropping(sites, arrays)
         class_values = _class_values(values, arrays)
@@ -97,6 +101,7 @@ class Segmentation:
         values = self.data.values()
         table = self.data.read() if rows is None else rows
         dims, ignored = self.data.dimensions(table), self.data.ignore is not None
+        self.data.check_patch(dims, self.window)
         axes = 3 if self.data.slices else dims
         return (
             table,
