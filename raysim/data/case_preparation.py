@@ -18,6 +18,7 @@ from raysim.data.image_formats import MAX_VOXELS, Colour, Image, is_volume
 from raysim.data.image_reader import position_problem, read_image
 from raysim.data.mask_colours import classes_from_colours, palette_entries
 from raysim.data.mask_values import IGNORED, MaskClasses, class_indices
+from raysim.data.nonzero_box import crop, nonzero_box
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -243,21 +244,6 @@ class CasePreparation:
         size = self.size if self.size is not None and self.fit == "resize" else space
         in_example = [mm * old / new for mm, old, new in zip(scan.spacing, space, size, strict=False)]
         return (*in_example, *scan.spacing[len(space) :])
-
-
-def nonzero_box(array: Array) -> tuple[slice, ...]:
-    """The smallest box of (C, *space) with all values other than 0; all of an image that has none."""
-    nonzero = (array != 0).any(0)
-    axes = range(nonzero.ndim)
-    found = [np.flatnonzero(nonzero.any(tuple(other for other in axes if other != axis))) for axis in axes]
-    return tuple(slice(int(each[0]), int(each[-1]) + 1) if len(each) else slice(None) for each in found)
-
-
-def crop(image: Image, box: tuple[slice, ...]) -> Image:
-    """The part of an image in a box."""
-    affine = image.affine.copy()
-    affine[:-1, -1] += affine[:-1, :-1] @ np.array([each.start or 0 for each in box], np.float64)
-    return replace(image, array=image.array[(slice(None), *box)], affine=affine)
 
 
 def resample_volume(image: Image, spacing: tuple[float, ...], mode: str) -> Image:

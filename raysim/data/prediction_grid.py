@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from raysim.data.case_preparation import CasePreparation, crop, nonzero_box, resample_volume
+from raysim.data.case_preparation import CasePreparation, resample_volume
 from raysim.data.image_formats import Image
+from raysim.data.nonzero_box import crop, nonzero_box
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -78,6 +78,10 @@ def check_bundle(run: TrainedRun, network: ExportedNetwork) -> None:
         raise ConfigError(f"--format bundle does not support the classification of volumes by their slices; {other}")
     if not (isinstance(factory, partial) and factory.func.__module__.startswith("monai.")):
         raise ConfigError(f"--format bundle needs a network of MONAI, because it runs without other code; {other}")
+    if config.data.crop_nonzero:
+        raise ConfigError(f"--format bundle does not support task.data.crop_nonzero=true; {other}")
+    if isinstance(config, Segmentation) and config.window.mirror:
+        raise ConfigError(f"--format bundle does not support task.window.mirror, which MONAI lacks; {other}")
     if len(run.task.shape) == 3 and not config.data.slices and run.task.shape[0] not in (1, 3):
         raise ConfigError(f"--format bundle reads pictures with 1 or 3 channels, not {run.task.shape[0]}; {other}")
 
@@ -191,15 +195,17 @@ def _spacing(data: ImageData) -> list[float]:
 
 
 def _inferer(run: TrainedRun) -> Config:
-    data: ImageData = run.config.task.data
-    if not data.slices:
-        return {"_target_": "SimpleInferer"}
-    return {
-        "_target_": "SliceInferer",
-        "spatial_dim": 2,
-        "roi_size": list(run.task.shape[1:]),
-        "sw_batch_size": int(run.config.task.batch_size),
-    }
+    data: Any = run.config.task.data
+    size: Config = {"roi_size": list(run.task.shape[1:])}
+    if getattr(data, "patch", None):
+        window = run.config.task.window
+        mode = "gaussian" if window.gaussian else "constant"
+        size |= {"sw_batch_size": window.batch_size, "overlap": window.overlap, "mode": mode}
+    else:
+        size["sw_batch_size"] = int(run.config.task.batch_size)
+    if data.slices:
+        return {"_target_": "SliceInferer", "spatial_dim": 2, **size}
+    return {"_target_": "SlidingWindowInferer", **size} if "overlap" in size else {"_target_": "SimpleInferer"}
 
 
 def _mask_output(run: TrainedRun) -> Config:

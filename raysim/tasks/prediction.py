@@ -65,10 +65,15 @@ def predict_cases(
     assert labels is not None
     assert sources is not None
     for case, numbers in whole.of_cases(sources):
-        found = [predict_image(predict, whole, number, classes, device)[0].argmax(0).byte() for number in numbers]
+        found = [_largest(predict_image(predict, whole, number, classes, device)[0]) for number in numbers]
         of_case = np.stack([labels[number][0] for number in numbers])
         inputs = [whole.images[number] for number in numbers]
         yield case, CaseImages(inputs, of_case, torch.stack(found).numpy(), whole.spacing[numbers[0]])
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """The class (*space) with the largest of the logits (K, *space). One part at a time: indices have 8 bytes."""
+    return torch.stack([part.argmax(0).byte() for part in logits.unbind(1)])
 
 
 @torch.no_grad()

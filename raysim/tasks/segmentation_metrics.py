@@ -15,6 +15,7 @@ import numpy as np
 
 from raysim.core.contracts import CaseValues, Metrics, Predictor, Split
 from raysim.data.mask_values import IGNORED
+from raysim.data.nonzero_box import nonzero_box
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def dice(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     """Dice overlap of two masks (*space), 0 to 1; `label` must not be empty."""
     from monai.metrics.meandice import compute_dice
 
-    return float(compute_dice(_to_batch(predicted), _to_batch(label)))
+    box = nonzero_box((predicted | label)[None])  # as numbers, whole volumes would take much memory
+    return float(compute_dice(_to_batch(predicted[box]), _to_batch(label[box])))
 
 
 def iou(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
