@@ -159,6 +159,7 @@ class Task:
     summary: a line about the classes that is shown at the start of a run; empty for no line.
     case_names: the cases of a site (first argument) in a split (second), by case number; None if they have no names.
     class_values: the value of each class in masks or labels, in the order of the logits; empty if they are unknown.
+    computed: values of keys under `task.data` that were computed from the data of inside sites.
     """
 
     name: str
@@ -177,6 +178,7 @@ class Task:
     summary: str = ""
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None
     class_values: Mapping[str, int | str] = field(default_factory=dict)
+    computed: Mapping[str, Any] = field(default_factory=dict)
 
     def start(self, seed: int) -> nn.Module:
         """A new network with the initial weights, which are the same for every method in a run with this seed."""

@@ -23,7 +23,7 @@ from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LUMA = (0.299, 0.587, 0.114)  # grey from red, green and blue; equal channels keep their value
-Intensity = Literal["zscore", "minmax", "percentile", "unit", "none"]
+Intensity = Literal["zscore", "zscore_nonzero", "minmax", "percentile", "window", "ct", "unit", "none"]
 
 
 def zscore(image: Array) -> Array:
@@ -34,6 +34,16 @@ def zscore(image: Array) -> Array:
     space = tuple(range(1, image.ndim))
     mean, deviation = image.mean(space, np.float64, keepdims=True), image.std(space, np.float64, keepdims=True)
     scaled: Array = (image - mean) / np.where(deviation > 0, deviation, 1)
+    return scaled
+
+
+def _zscore_nonzero(image: Array) -> Array:
+    """The `zscore` of the values that are not 0 in each channel; 0 stays 0."""
+    scaled = np.zeros(image.shape, np.float32)
+    for channel, values in zip(scaled, image, strict=True):
+        inside = values != 0
+        if inside.any():
+            channel[inside] = zscore(values[inside][None])[0]
     return scaled
 
 
@@ -51,8 +61,11 @@ def _percentile(image: Array) -> Any:
 
 INTENSITY_SCALING: dict[Intensity, Callable[[Any], Any]] = {
     "zscore": zscore,
+    "zscore_nonzero": _zscore_nonzero,
     "minmax": _minmax,
     "percentile": _percentile,
+    "window": lambda image: image,
+    "ct": lambda image: image,
     "unit": lambda image: image / 255,
     "none": lambda image: image,
 }
@@ -103,6 +116,9 @@ class CaseFiles:
 class CasePreparation:
     """The preprocessing of cases; `classes` are the values in label files by class name, background first.
 
+    `clip` limits values before they are scaled. `scale` has the value that becomes 0 and the difference that becomes 1,
+    if they are equal for all images.
+
     `classes` is None if labels are class indices and not files. With `colours`, masks are pictures that have the colour
     of each class, in the order of `classes`. `ignore` is the mask value that is left out.
     """
@@ -117,6 +133,8 @@ class CasePreparation:
     colours: Mapping[str, Colour] | None = None
     ignore: int | None = None
     crop_nonzero: bool = False
+    clip: tuple[float, float] | None = None
+    scale: tuple[float, float] | None = None
 
     def read(self, image: str, label: str | int | None) -> CaseFiles:
         """The files of a case; the label is a mask file or a class index. Raises ConfigError that names the file."""
@@ -133,25 +151,32 @@ class CasePreparation:
         files = self.read(image, label)
         scan, mask, palette, foreground = files.image, files.mask, files.palette, files.foreground
         notes = "\n".join(scan.notes), "\n".join(mask.notes if mask else ())
-        has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
+        has_foreground = mask is not None and bool(self.is_foreground(mask.array).any())
         if self.crop_nonzero:
             box = nonzero_box(scan.array)
             scan, mask = crop(scan, box), None if mask is None else crop(mask, box)
         if self.spacing is not None:
             scan = resample_volume(scan, self.spacing, "bilinear")
             mask = None if mask is None else resample_volume(mask, self.spacing, "nearest")
-        scaled = np.asarray(INTENSITY_SCALING[self.intensity](scan.array), np.float32)
+        scaled = self._scale_intensity(scan.array)
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
             index = None if label is None else np.full((len(inputs), 1), label, np.uint8)
             return Case(inputs, index, self._example_spacing(scan), 0.0, False, *notes, palette)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)
-        before, after = (self._is_foreground(array) for array in (original, labels))
+        before, after = (self.is_foreground(array) for array in (original, labels))
         lost = 1 - after.sum() / max(1, before.sum()) if self.fit == "pad" and before.any() else 0.0
         erased = has_foreground and not (before if self.fit == "pad" else after).any()
         spacing = self._example_spacing(scan)
         return Case(inputs, labels, spacing, float(lost), bool(erased), *notes, palette, foreground)
+
+    def _scale_intensity(self, image: Array) -> Array:
+        if self.clip is not None:
+            image = np.clip(image, *self.clip)
+        if self.scale is not None:
+            return np.asarray((image - self.scale[0]) / self.scale[1], np.float32)
+        return np.asarray(INTENSITY_SCALING[self.intensity](image), np.float32)
 
     def _convert_channels(self, path: str, scan: Image) -> Image:
         """A picture with `channels` channels: grey is repeated, and colour becomes grey (ITU-R 601 luma)."""
@@ -212,7 +237,8 @@ class CasePreparation:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
-    def _is_foreground(self, labels: Array) -> Any:
+    def is_foreground(self, labels: Array) -> Any:
+        """Whether each voxel of class indices is of a class other than the background."""
         return (labels > 0) & ((labels != IGNORED) | (self.ignore is None))
 
     def _to_examples(self, array: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from annotated_types import Gt, Len
@@ -21,6 +21,7 @@ from raysim.data.image_formats import Colour, is_volume
 from raysim.data.image_sites import ImageSites, make_image_sites
 from raysim.data.mask_values import MaskClasses
 from raysim.data.patient_columns import patients_of
+from raysim.data.pooled_statistics import pooled_statistics
 from raysim.data.scanner_shift import ScannerShift
 from raysim.tasks.table_config import TableData
 
@@ -47,9 +48,9 @@ class ImageData(TableData):
         "how images get their `size`. resize: interpolation; pad: padding and cropping around the centre",
     ] = "resize"
     spacing: Annotated[
-        tuple[Annotated[float, Gt(0)], ...] | None,
-        Len(2, 3),
-        "mm between voxels, for volumes; by default those of the file",
+        Annotated[tuple[Annotated[float, Gt(0)], ...], Len(2, 3)] | Literal["median"] | None,
+        "mm between voxels, for volumes; by default those of the file. median: the median of the training volumes of "
+        "all inside sites",
     ] = None
     crop_nonzero: Annotated[
         bool, "crop each image to the smallest box with all values other than 0, before it is resampled and scaled"
@@ -57,9 +58,20 @@ class ImageData(TableData):
     slices: Annotated[bool, "split volumes into axial slices; the slices of a volume are evaluated together"] = False
     intensity: Annotated[
         Intensity,
-        "scaling of each channel of an image. zscore: mean 0 and deviation 1; minmax: 0 to 1; "
-        "percentile: 1st to 99th percentile become 0 to 1; unit: divided by 255; none: as in the file",
+        "scaling of each channel of an image. zscore: mean 0 and deviation 1; zscore_nonzero: the same for the values "
+        "that are not 0; minmax: 0 to 1; percentile: 1st to 99th percentile become 0 to 1; window: `clip` becomes 0 to "
+        "1; ct: limited to `clip`, then `scale`; unit: divided by 255; none: as in the file",
     ] = "zscore"
+    clip: Annotated[
+        tuple[float, float] | None,
+        "values below the first and above the second number become that number, before the scaling. For ct by default "
+        "the percentiles 0.5 and 99.5 of the labelled voxels in the training images of all inside sites",
+    ] = None
+    scale: Annotated[
+        tuple[float, Annotated[float, Gt(0)]] | None,
+        "for ct, the value that becomes 0, and the difference that becomes 1; by default mean and standard deviation "
+        "of the labelled voxels in the training images of all inside sites",
+    ] = None
     channels: Annotated[
         int | None,
         Gt(0),
@@ -80,9 +92,53 @@ class ImageData(TableData):
             raise ConfigError(
                 f"task.data.size={list(self.size)} has {count}, but images have {dims} axes; write one number per axis"
             )
-        if self.spacing is not None and (not volumes.all() or len(self.spacing) < dims):
-            raise ConfigError(f"task.data.spacing={list(self.spacing)}: expected a number per axis, only for volumes")
+        if self.spacing is not None and (not volumes.all() or (self.spacing != "median" and len(self.spacing) < dims)):
+            shown = self.spacing if self.spacing == "median" else list(self.spacing)
+            raise ConfigError(f"task.data.spacing={shown}: expected a number per axis, only for volumes")
+        self._check_intensity()
         return dims
+
+    def _check_intensity(self) -> None:
+        """Raises ConfigError for keys of the intensity that do not fit together."""
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ConfigError(f"task.data.clip={list(self.clip)}: expected [low, high] with low < high")
+        if self.intensity == "window" and self.clip is None:
+            raise ConfigError(
+                "task.data.intensity=window needs the values that become 0 and 1; for example for soft tissue in CT "
+                "add task.data.clip=[-160,240]"
+            )
+        if self.scale is not None and self.intensity != "ct":
+            raise ConfigError(
+                f"task.data.scale={list(self.scale)} is only used with task.data.intensity=ct; remove one of the two"
+            )
+
+    def needs_statistics(self) -> bool:
+        """Whether keys have values that are computed from the training images of all inside sites."""
+        return self.spacing == "median" or (self.intensity == "ct" and (self.clip is None or self.scale is None))
+
+    def computed(self, sites: ImageSites) -> dict[str, Any]:
+        """The values of the keys that are computed from the training images of all inside sites; `sites` opens them.
+
+        Raises ConfigError for images that cannot be read, and if no voxel is labelled.
+        """
+        if not self.needs_statistics():
+            return {}
+        inside = [row for site, rows in sites.rows.items() if site not in self.outside for row in rows]
+        rows = [row for row in inside if row.split == "train"]
+        spacing, (low, high, mean, deviation) = pooled_statistics(rows, sites.preparation, sites.cache_folder)
+        found: dict[str, Any] = {}
+        if self.spacing == "median":
+            found["spacing"] = tuple(float(mm) for mm in spacing)
+        if self.intensity == "ct":
+            if not deviation > 0:
+                raise ConfigError(
+                    "task.data.intensity=ct needs labelled voxels with different values in training images of inside "
+                    "sites; set task.data.clip and task.data.scale, for example task.data.clip=[-160,240] "
+                    "task.data.scale=[40,100]"
+                )
+            found["clip"] = self.clip or (float(low), float(high))
+            found["scale"] = self.scale or (float(mean), float(deviation))
+        return found
 
     def make_sites(
         self,
@@ -116,15 +172,23 @@ class ImageData(TableData):
         return CasePreparation(
             classes=masks,
             intensity=self.intensity,
+            clip=self.clip,
+            scale=self._scale(),
             fit=self.fit,
             size=self.size,
-            spacing=self.spacing,
+            spacing=None if self.spacing == "median" else self.spacing,
             slices=self.slices,
             channels=self.channels,
             colours=colours,
             ignore=ignore,
             crop_nonzero=self.crop_nonzero,
         )
+
+    def _scale(self) -> tuple[float, float] | None:
+        """The value that becomes 0 and the difference that becomes 1, if they are equal for all images."""
+        if self.intensity == "window" and self.clip is not None:
+            return self.clip[0], self.clip[1] - self.clip[0]
+        return self.scale
 
     def _body_levels(self, table: pd.DataFrame) -> list[int] | list[None]:
         """The rank, from 1, of each picture's value in column `partition`; None without the column, or for volumes."""

@@ -61,6 +61,17 @@ def test_a_cropped_image_is_predicted_on_its_own_grid(tmp_path: Path) -> None:
     assert (probabilities[3:17, 2:16, 2:7, 0] < 1).all()
 
 
+def test_computed_keys_are_those_of_the_run(tmp_path: Path) -> None:
+    result = trained(tmp_path, "volumes", data={**PATCHES, "spacing": "median", "intensity": "ct"})
+    assert set(result.summary["computed"]) == {"spacing", "clip", "scale"}
+    data = open_run(tmp_path / "run").config.task.data
+    assert {key: list(getattr(data, key)) for key in ("spacing", "clip", "scale")} == {
+        key: list(value) for key, value in result.summary["computed"].items()
+    }
+    evaluated = evaluate(tmp_path / "run", {}, out=tmp_path / "evaluated", round="last")
+    assert evaluated.metrics == result.metrics
+
+
 def test_ray_gives_the_same_bits(tmp_path: Path, ray_started: None) -> None:
     local, on_ray = with_patches(tmp_path / "local"), with_patches(tmp_path / "ray", backend="ray")
     assert local.digest == on_ray.digest
