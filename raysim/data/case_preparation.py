@@ -39,11 +39,11 @@ def zscore(image: Array) -> Array:
 
 def _zscore_nonzero(image: Array) -> Array:
     """The `zscore` of the values that are not 0 in each channel; 0 stays 0."""
-    scaled = np.zeros(image.shape, np.float32)
-    for channel, values in zip(scaled, image, strict=True):
+    scaled: Array = np.zeros(image.shape, np.float32)
+    for number, values in enumerate(image):
         inside = values != 0
         if inside.any():
-            channel[inside] = zscore(values[inside][None])[0]
+            scaled[number, inside] = zscore(values[inside][None])[0]
     return scaled
 
 

@@ -110,7 +110,7 @@ def _picture(case: CaseImages) -> CasePicture:
     axes = (1, 2) if is_volume else (1, 2, 3)[: labels.ndim - 1]
     amounts = np.count_nonzero(labels, axis=axes)
     row, *depth = np.unravel_index(int(amounts.argmax()), amounts.shape)
-    at = (..., *(int(index) for index in depth))
+    at: Any = (..., *(int(index) for index in depth))
     inputs: Array = case.inputs[int(row)]
     image = _as_gray_or_rgb(inputs[at])
     # The first two axes of a volume are right to left and posterior to anterior; a picture begins at its upper left.
