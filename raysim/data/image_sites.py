@@ -56,7 +56,9 @@ class ImageSites:
     def paths(self) -> tuple[list[str], list[str]]:
         """The folders that are read from, and the folders that are written to."""
         rows = [row for site_rows in self.rows.values() for row in site_rows]
-        files = [path for row in rows for path in (row.image, row.label) if isinstance(path, str)]
+        further = self.preparation.further
+        files = [path for row in rows for path in (row.image, *further.get(row.image, ()), row.label)]
+        files = [path for path in files if isinstance(path, str)]
         return list(dict.fromkeys(map(parent_folder, files))), [str(self.cache_folder)]
 
     def arrays(self, site: str, on_case_done: Callable[[], None] = lambda: None) -> dict[str, Array]:
@@ -145,27 +147,32 @@ def make_image_sites(
     """The opener of these sites. A cache key depends on files, preparation and scanner, so no stale entry is used."""
     # The names of the classes do not change the arrays.
     values = None if preparation.classes is None else list(preparation.classes.values())
-    preparation_key = [version("monai"), {**asdict(preparation), "classes": values}, *(["whole"] if patches else [])]
+    keys = {**asdict(replace(preparation, further={})), "classes": values}
+    preparation_key = [version("monai"), keys, *(["whole"] if patches else [])]
 
     def site_key(site: str) -> str:
         files = [
-            (row.split, fingerprint(row.image), _label_fingerprint(row.label), row.key, *_optional_level(row))
+            (
+                *(row.split, fingerprint(row.image), _file_fingerprint(row.label), row.key, *_optional_level(row)),
+                *map(_file_fingerprint, preparation.further.get(row.image, ())),
+            )
             for row in rows[site]
         ]
         scanner_key = [site, seed, asdict(shift)] if shift.severity else None
         return cache_key([preparation_key, scanner_key, files])
 
     with ThreadPoolExecutor(16) as pool:  # these threads mostly wait for remote stores
-        keys = dict(zip(rows, pool.map(site_key, rows), strict=True))
-    return ImageSites(rows, preparation, shift, seed, cache_folder, keys, patches)
+        cache_keys = dict(zip(rows, pool.map(site_key, rows), strict=True))
+    return ImageSites(rows, preparation, shift, seed, cache_folder, cache_keys, patches)
 
 
 def _optional_level(row: CaseRow) -> tuple[int, ...]:
     return () if row.level is None else (row.level,)
 
 
-def _label_fingerprint(label: str | int | None) -> object:
-    return fingerprint(label) if isinstance(label, str) else label
+def _file_fingerprint(file: str | int | None) -> object:
+    """The fingerprint of a file; a class index, or None, is itself."""
+    return fingerprint(file) if isinstance(file, str) else file
 
 
 def prepare_images(sites: ImageSites, progress: ProgressCallback | None = None) -> dict[str, dict[str, Array]]:

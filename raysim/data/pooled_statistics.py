@@ -30,9 +30,16 @@ def pooled_statistics(rows: Sequence[CaseRow], preparation: CasePreparation, cac
     those of the same voxels. NaN without labelled voxels. Raises ConfigError for files that cannot be read.
     """
     plain = replace(preparation, spacing=None)
-    key = cache_key(["pooled", asdict(plain), [(row.key, fingerprint(row.image), str(row.label)) for row in rows]])
+    key = cache_key(
+        ["pooled", asdict(replace(plain, further={})), [(row.key, _fingerprints(row, plain)) for row in rows]]
+    )
     found = load_or_create(cache_folder, key, lambda: _compute(rows, plain))
     return found["spacing"], found["intensity"]
+
+
+def _fingerprints(row: CaseRow, preparation: CasePreparation) -> list[list[int | str]]:
+    files = (row.image, row.label, *preparation.further.get(row.image, ()))
+    return [fingerprint(file) for file in files if isinstance(file, str)]
 
 
 def _compute(rows: Sequence[CaseRow], preparation: CasePreparation) -> dict[str, Array]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from raysim.data.case_preparation import CasePreparation, resample_volume
+from raysim.data.case_preparation import CasePreparation
 from raysim.data.image_formats import Image
 from raysim.data.nonzero_box import crop, nonzero_box
+from raysim.data.resample import resample_to, resample_volume
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -37,7 +38,7 @@ def restore_logits(logits: Array, image: Image, preparation: CasePreparation) ->
     on_grid = np.moveaxis(fitted, 0, -1) if preparation.slices else fitted[0]
     if preparation.spacing is None:
         return np.ascontiguousarray(on_grid)
-    return _resample_to(on_grid, resampled, image)
+    return resample_to(replace(resampled, array=on_grid), image).array
 
 
 def _unfit(logits: Array, space: Sequence[int], preparation: CasePreparation) -> Array:
@@ -66,16 +67,3 @@ def _overlap(old: int, new: int) -> tuple[slice, slice]:
         return slice(0, old), slice((new - old) // 2, (new - old) // 2 + old)
     start = old // 2 - new // 2  # as in MONAI's CenterSpatialCrop
     return slice(start, start + new), slice(0, new)
-
-
-def _resample_to(logits: Array, source: Image, target: Image) -> Array:
-    """The logits (K, *space) on the grid of `target`, interpolated linearly from the grid of `source`."""
-    import torch
-    from monai.data.meta_tensor import MetaTensor
-    from monai.transforms.spatial.array import SpatialResample
-
-    volume = MetaTensor(torch.from_numpy(np.ascontiguousarray(logits)), affine=torch.from_numpy(source.affine))
-    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float32)
-    found = resample(volume, dst_affine=torch.from_numpy(target.affine), spatial_size=target.space)
-    restored: Array = cast("MetaTensor", found).numpy()
-    return restored

@@ -35,7 +35,9 @@ class ClassificationData(ImageData):
 
     def read(self) -> tuple[pd.DataFrame, dict[str, str]]:
         """The rows that this task uses, with class indices as `label`, and the label of each class by class name."""
-        table = read_table(self.table, self.root, label_files=False, classes=label_values(self.classes))
+        table = read_table(
+            self.table, self.root, label_files=False, classes=label_values(self.classes), **self.image_options()
+        )
         if self.classes is None and labels_are_files(table):
             first = table["label"][table["label"].str.contains(PATH_PATTERN).fillna(False)].iloc[0]
             raise ConfigError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -15,10 +16,11 @@ from raysim.core.formatting import pluralize
 from raysim.core.whole_images import PatchOptions
 from raysim.data.cache import cache_folder
 from raysim.data.case_arrays import CaseRow
-from raysim.data.case_preparation import CasePreparation, Intensity
+from raysim.data.case_preparation import CasePreparation
 from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
 from raysim.data.image_formats import Colour, is_volume
 from raysim.data.image_sites import ImageSites, make_image_sites
+from raysim.data.intensity import Intensity
 from raysim.data.mask_values import MaskClasses
 from raysim.data.patient_columns import patients_of
 from raysim.data.pooled_statistics import pooled_statistics
@@ -38,6 +40,15 @@ class ImageData(TableData):
     shift: Annotated[ScannerShift, "simulated differences between the sites' scanners"] = field(
         default_factory=ScannerShift
     )
+    image_columns: Annotated[
+        tuple[str, ...],
+        Len(1),
+        "columns with the images of a case, such as [image_t1,image_t2]: each gives further channels, in this order",
+    ] = ("image",)
+    missing: Annotated[
+        Literal["refuse", "zeros"], "an empty cell of an image column after the first: an error, or a channel of zeros"
+    ] = "refuse"
+    align: Annotated[bool, "resample the images of a case to the grid of the first if their grids differ"] = False
     size: Annotated[
         tuple[Annotated[int, Gt(0)], ...] | None,
         Len(2, 3),
@@ -78,6 +89,10 @@ class ImageData(TableData):
         "channels of every image; by default those of the first. 3 repeats the channel of grey pictures, 1 converts "
         "pictures to grey; other images must have this number of channels",
     ] = None
+
+    def image_options(self) -> dict[str, Any]:
+        """The arguments of `read_table` about the images of a case."""
+        return {"image_columns": self.image_columns, "needs_all_images": self.missing == "refuse"}
 
     def dimensions(self, table: pd.DataFrame) -> int:
         """The number of spatial axes, 2 or 3. Raises ConfigError if images differ, or size or spacing do not fit."""
@@ -162,7 +177,7 @@ class ImageData(TableData):
         for (site, split, image, label), level, patient in zip(cells, levels, patients, strict=True):
             case_label = None if pd.isna(label) else label if masks else int(label)
             rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level, patient))
-        preparation = self.preparation(masks, colours, ignore)
+        preparation = replace(self.preparation(masks, colours, ignore), further=self._further_images(table))
         return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache), patches)
 
     def preparation(
@@ -182,7 +197,17 @@ class ImageData(TableData):
             colours=colours,
             ignore=ignore,
             crop_nonzero=self.crop_nonzero,
+            align=self.align,
         )
+
+    def _further_images(self, table: pd.DataFrame) -> dict[str, tuple[str | None, ...]]:
+        """The images of a case after the first, by the first; None for one that is missing. Warns of these."""
+        further = self.image_columns[1:]
+        for name in further:
+            if count := int(table[name].isna().sum()):
+                warnings.warn(f"{pluralize(count, 'case')} without {name}: its channel is 0 in them", stacklevel=4)
+        cells = [[None if pd.isna(cell) else str(cell) for cell in table[name]] for name in further]
+        return dict(zip(table["image"], zip(*cells, strict=True), strict=True)) if further else {}
 
     def _scale(self) -> tuple[float, float] | None:
         """The value that becomes 0 and the difference that becomes 1, if they are equal for all images."""

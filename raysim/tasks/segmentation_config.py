@@ -125,7 +125,7 @@ class SegmentationData(ImageData):
 
     def read(self) -> pd.DataFrame:
         """The rows that this task uses, with sites, splits and labels."""
-        table = self.select_rows(read_table(self.table, self.root, label_files=True))
+        table = self.select_rows(read_table(self.table, self.root, label_files=True, **self.image_options()))
         volumes = table["label"].dropna().map(is_volume)
         if self.colours is not None and volumes.any():
             raise ConfigError(
