@@ -44,7 +44,8 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
     lines = [f"to inspect the table: raysim data describe {quote_path(target)}"]
     try:
-        lines.append(f"to train on the table: {run_command(target, table.attrs['task'], table.attrs['classes'])}")
+        command = run_command(target, *(table.attrs[key] for key in ("task", "classes", "image_columns")))
+        lines.append(f"to train on the table: {command}")
     except ConfigError as error:
         lines.append(f"no command to train on the table: {error}")
     for line in lines:

@@ -58,8 +58,9 @@ class ImageSites:
         rows = [row for site_rows in self.rows.values() for row in site_rows]
         further = self.preparation.further
         files = [path for row in rows for path in (row.image, *further.get(row.image, ()), row.label)]
-        files = [path for path in files if isinstance(path, str)]
-        return list(dict.fromkeys(map(parent_folder, files))), [str(self.cache_folder)]
+        return list(dict.fromkeys(parent_folder(path) for path in files if isinstance(path, str))), [
+            str(self.cache_folder)
+        ]
 
     def arrays(self, site: str, on_case_done: Callable[[], None] = lambda: None) -> dict[str, Array]:
         """`<split>.<field>` of each split, and the arrays of `stack_facts` with an entry for each row.
