@@ -123,9 +123,11 @@ class CasePreparation:
             return other
         if self.align and same_axes and is_volume(path):
             return resample_to(other, scan)
+        volumes = is_volume(path) and same_axes
+        cure = "set task.data.align=true to resample it" if volumes else "the images of a case need one size"
         raise ConfigError(
             f"{path}: its grid {other.space} differs in size or position from that of the first image of the case, "
-            f"{first} {scan.space}; set task.data.align=true to resample volumes to the first"
+            f"{first} {scan.space}; {cure}"
         )
 
     def __call__(self, image: str, label: str | int | None) -> Case:

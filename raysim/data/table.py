@@ -156,10 +156,11 @@ def _row_problems(table: pd.DataFrame, needed: Iterable[str], written: pd.Series
     for name in needed:
         if empty[name].any():
             exception = " unless its split is 'unlabelled'" if name == "label" else ""
-            markers = _marker_advice(written[empty[name]]) if name == "label" else ""
+            advice = _marker_advice(written[empty[name]]) if name == "label" else ""
+            advice += "" if name in COLUMNS else ", or set task.data.missing=zeros"
             yield (
                 f"empty {name} cells in {_format_rows(empty[name])}; "
-                f"every row needs a value for {name}{exception}{markers}"
+                f"every row needs a value for {name}{exception}{advice}"
             )
     for split in table["split"][~table["split"].isin(SPLITS)]:
         rows = _format_rows(table["split"] == split)

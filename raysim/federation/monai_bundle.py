@@ -194,7 +194,7 @@ def _intensity(data: ImageData) -> Config | None:
 
 def _spacing(data: ImageData) -> list[float]:
     """The spacing of the three axes; -1 keeps that of the file."""
-    spacing = list(data.spacing or ())
+    spacing = list(data.preparation(None).spacing or ())
     return [*spacing, *[-1.0] * (3 - len(spacing))]
 
 
