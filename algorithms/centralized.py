@@ -11,7 +11,8 @@ not count the data.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 from typing import Annotated, Any
 
 import numpy as np
@@ -67,9 +68,15 @@ class Centralized(LocalTraining):
 def pooled(task: Task) -> Split:
     """The training data of all inside sites as one split, in site order."""
     splits = [task.open(site).train for site in task.inside]
-    return Split(
+    pool = Split(
         inputs=np.concatenate([split.inputs for split in splits]),
         labels=np.concatenate([split.labels for split in splits if split.labels is not None]),
         cases=np.concatenate([split.cases for split in splits]),
         spacing=np.concatenate([split.spacing for split in splits]),
     )
+    patches = [(split.images, split.sources) for split in splits if split.images and split.sources is not None]
+    if not patches:
+        return pool
+    starts = np.cumsum([0, *(len(images) for images, _ in patches)])
+    sources = [of_site + start for (_, of_site), start in zip(patches, starts[:-1], strict=True)]
+    return replace(pool, images=reduce(add, (images for images, _ in patches)), sources=np.concatenate(sources))

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -98,10 +98,7 @@ def last_parameters(net: nn.Module, layers: int) -> list[str]:
 
 def random_part(split: Split, fraction: float) -> Split:
     """A random part of the examples, at least one."""
-    index = torch.randperm(len(split))[: max(1, math.floor(fraction * len(split)))].sort().values.numpy()
-    arrays = {field.name: getattr(split, field.name) for field in fields(split)}
-    chosen: dict[str, Any] = {name: None if array is None else array[index] for name, array in arrays.items()}
-    return Split(**chosen)
+    return split.take(torch.randperm(len(split))[: max(1, math.floor(fraction * len(split)))].sort().values.numpy())
 
 
 def tensors(model: Model, names: Iterable[str], device: torch.device) -> list[Tensor]:

@@ -31,7 +31,7 @@ def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | N
     table = write_scan(folder, target, _numbers(fractions), seed, group=group)
     recognised = f"layout: {table.attrs['layout']}; task: {table.attrs['task']}"
     _print_table(target, table, [recognised], table.attrs.get("notes", ()), console)
-    _print_next(target, table.attrs["task"], table.attrs["classes"], console)
+    _print_next(target, table.attrs["task"], table.attrs["classes"], table.attrs["image_columns"], console)
 
 
 def make(name: str | None, source: str | None, out: str | None, fractions: str, seed: int, console: Console) -> None:
@@ -56,7 +56,7 @@ def make(name: str | None, source: str | None, out: str | None, fractions: str, 
     target = str(Path(folder) / "table.csv")
     terms = [f"licence: {recipe.licence}", f"to cite: {recipe.citation}"]
     _print_table(target, table, terms, notes, console)
-    _print_next(target, recipe.task, recipe.classes, console)
+    _print_next(target, recipe.task, recipe.classes, (), console)
 
 
 def _numbers(fractions: str) -> tuple[float, ...]:
@@ -82,12 +82,12 @@ def _print_table(
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
 
 
-def _print_next(target: str, task: str, classes: Mapping[str, int], console: Console) -> None:
+def _print_next(target: str, task: str, classes: Mapping[str, int], columns: Sequence[str], console: Console) -> None:
     """Print the commands for the next steps."""
     lines = [f"to inspect the table: raysim data describe {quote_path(target)}"]
     try:
         command = f"raysim run task=tabular task.data.table={quote_path(target)}"
-        command = command if task == "tabular" else run_command(target, task, classes)
+        command = command if task == "tabular" else run_command(target, task, classes, columns)
         lines.append(f"to train on the table: {command}")
     except ConfigError as error:
         lines.append(f"no command to train on the table: {error}")

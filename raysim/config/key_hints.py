@@ -9,12 +9,15 @@ from raysim.core.suggestions import squash
 
 GPUS = "resources.gpus_per_client=1 gives each client actor a GPU"
 EARLY_STOPPING = "use early_stopping.patience=5, a number of evaluations, and early_stopping.min_gain"
-NO_PATCHES = "images are used whole: set task.data.size, with task.data.fit=pad to crop, or task.data.slices=true"
+PATCHES = (
+    "segmentations have task.data.patch, for example task.data.patch=[96,96,96]; classifications use whole images: set "
+    "task.data.size"
+)
 AUGMENT = "use task.augment, for example 'task.augment=[{name: RandFlip, prob: 0.5, spatial_axis: 0}]'"
 KEY_HINTS: Mapping[str, str] = {
     **dict.fromkeys(("gpu", "gpus", "numgpus", "device", "devices", "cuda", "accelerator"), GPUS),
     **dict.fromkeys(("earlystopping", "earlystop", "patience", "mindelta", "mingain"), EARLY_STOPPING),
-    **dict.fromkeys(("patchsize", "patch", "cropsize", "roisize"), NO_PATCHES),
+    **dict.fromkeys(("patchsize", "patch", "cropsize", "roisize"), PATCHES),
     **dict.fromkeys(("augment", "augmentation", "augmentations", "transforms"), AUGMENT),
     "batchsize": "use task.batch_size",
     **dict.fromkeys(("cpus", "numcpus", "workers", "numworkers"), "use resources.cpus_per_client=2"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from raysim.core.model import Model
+    from raysim.core.whole_images import WholeImages
 
 M = TypeVar("M")
 P = TypeVar("P")
@@ -51,11 +52,13 @@ UNCHANGED: Any = _Unchanged()
 class Split:
     """Preprocessed examples of one site, all of the same shape; the arrays are read-only and may be memory-mapped.
 
-    inputs: (N, C, *space) images or (N, F) rows of a table.
+    inputs: (N, C, *space) images, or patches of images, or (N, F) rows of a table.
     labels: class indices, (N, 1, *space) of voxels or (N, 1) of examples; None without labels.
     cases: (N,) case number of each example; slices of one volume have the same number and are evaluated together.
     spacing: (N, D) in mm along each spatial axis; for slices also the distance between them.
     levels: (N,) the part of the body that an image shows, from 1; None if the table does not have it.
+    images, sources: for patches, the whole images, and (N,) the image of each patch, which was drawn once. Training
+    draws new patches, and evaluation predicts the images.
     """
 
     inputs: Array
@@ -63,9 +66,16 @@ class Split:
     cases: Array
     spacing: Array
     levels: Array | None = None
+    images: WholeImages | None = None
+    sources: Array | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def take(self, rows: Array) -> Split:
+        """The examples with the numbers `rows`."""
+        parts: Any = {name: array[rows] for name, array in vars(self).items() if isinstance(array, np.ndarray)}
+        return replace(self, **parts)
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class PredictionSet:
     """Several predictors of one method at a site.
 
     `main` is the predictor of the method. Each of `others` is also evaluated, as `metric@name`. `notes` returns further
-    metrics of a split, such as the fraction of examples per model. Their names must differ from the task's metrics.
+    metrics of a split, with names that differ from the task's metrics, such as the fraction of examples per model.
     """
 
     main: Predictor
@@ -100,13 +110,11 @@ class PredictionSet:
 class TaskConfig(Protocol):
     """A frozen dataclass of the keys under `task.`, which builds the task.
 
-    It may also have a method `check()`, which raises ConfigError for an error in the keys or the table. `check`
-    must not import torch, so that `raysim run` refuses such a run within a second.
+    It may also have a method `check()`, which raises ConfigError for an error in the keys or the table, without torch.
     """
 
     def build(self, progress: ProgressCallback | None = None) -> Task:
         """The task with prepared data; `progress` is called per case. Raises ConfigError for wrong keys or data."""
-        ...
 
 
 class Scorer(Protocol):
@@ -115,7 +123,6 @@ class Scorer(Protocol):
     @property
     def better(self) -> Mapping[str, Literal["higher", "lower"]]:
         """Every metric that it may return, the main one first, and the direction in which it improves."""
-        ...
 
     def __call__(self, predict: Predictor, split: Split, device: torch.device) -> Metrics: ...
 
@@ -130,7 +137,6 @@ class CaseScorer(Scorer, Protocol):
         A value is NaN where the case does not define the metric. A metric of the split is the mean of its values, or,
         if it has none, a function of others.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,7 @@ class Task:
     summary: a line about the classes that is shown at the start of a run; empty for no line.
     case_names: the cases of a site (first argument) in a split (second), by case number; None if they have no names.
     class_values: the value of each class in masks or labels, in the order of the logits; empty if they are unknown.
+    computed: values of keys under `task.data` that were computed from the data of inside sites.
     """
 
     name: str
@@ -171,6 +178,7 @@ class Task:
     summary: str = ""
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None
     class_values: Mapping[str, int | str] = field(default_factory=dict)
+    computed: Mapping[str, Any] = field(default_factory=dict)
 
     def start(self, seed: int) -> nn.Module:
         """A new network with the initial weights, which are the same for every method in a run with this seed."""
@@ -258,17 +266,14 @@ class Fleet(Protocol):
 
     def at(self, sites: Sequence[str]) -> Fleet:
         """The same fleet with only these sites."""
-        ...
 
     def map(
         self, client: Callable[..., Reply[P]], broadcast: Any = None, per_site: PerSite = None
     ) -> Mapping[str, Reply[P]]:
         """The replies of `client(site, broadcast)`, or of `client(site, broadcast, per_site[name])`, by site."""
-        ...
 
     def exchange(self, client: Callable[..., Reply[P]], broadcast: Any = None, per_site: PerSite = None) -> Exchange[P]:
         """Like `map`, but the payloads are sent from site to site and never through the server."""
-        ...
 
 
 class State(Protocol):
@@ -286,12 +291,9 @@ class Algorithm(Protocol[S]):
 
     def init(self, task: Task) -> S:
         """The first server state."""
-        ...
 
     def round(self, fleet: Fleet, state: S) -> tuple[S, Metrics]:
         """The next server state, and the server's metrics; it may call the fleet any number of times."""
-        ...
 
     def predictor(self, site: Site[Any], state: S) -> Predictor | PredictionSet | None:
         """The predictor of the method at `site`; None if the method has none for this site."""
-        ...

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +56,56 @@ def load_or_create(folder: Path, key: str, create: Callable[[], Mapping[str, Arr
     The arrays are mapped copy-on-write, so a change is visible only in this process. If two processes create the same
     entry, one of the two is kept and both read it. Raises ConfigError if the entry cannot be written, or is damaged.
     """
+
+    def write(unfinished: Path) -> None:
+        for name, array in create().items():
+            np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
+
+    return load_or_write(folder, key, write)
+
+
+def load_or_write(folder: Path, key: str, write: Callable[[Path], None]) -> dict[str, Array]:
+    """Like `load_or_create`, but `write` writes the files `<name>.npy` of the entry into the folder it receives."""
     entry = folder / key
     if not entry.is_dir():
-        _write(entry, create())
+        _write(entry, write)
     try:
         return {path.stem: _memory_map(path) for path in sorted(entry.glob("*.npy"))}
     except (OSError, ValueError) as error:
         raise ConfigError(f"the prepared data in {entry} is damaged ({error}); remove that folder") from error
 
 
-def _write(entry: Path, arrays: Mapping[str, Array]) -> None:
+class ArrayWriter:
+    """Writes one array to a .npy file in parts along its first axis, so that only a part is in memory."""
+
+    def __init__(self, path: Path, dtype: Any, shape: Sequence[int] = ()) -> None:
+        self._file = path.open("wb")
+        self._dtype, self._shape, self._length = np.dtype(dtype), tuple(shape), 0
+        self._write_header()
+
+    def append(self, part: Array) -> None:
+        """Append the rows of `part`, (n, *shape)."""
+        np.ascontiguousarray(part, self._dtype).tofile(self._file)
+        self._length += len(part)
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._file.seek(0)
+        self._write_header()  # numpy reserves space for any length of the first axis
+        self._file.close()
+
+    def _write_header(self) -> None:
+        shape = (self._length, *self._shape)
+        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def _write(entry: Path, write: Callable[[Path], None]) -> None:
     unfinished: str | None = None
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         unfinished = tempfile.mkdtemp(prefix="unfinished-", dir=entry.parent)
-        for name, array in arrays.items():
-            np.save(Path(unfinished, f"{name}.npy"), array, allow_pickle=False)
+        write(Path(unfinished))
         _publish(unfinished, entry)
     except OSError as error:
         raise ConfigError(

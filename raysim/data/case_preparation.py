@@ -6,9 +6,9 @@ prepared cases.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,45 +16,15 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.image_formats import MAX_VOXELS, Colour, Image, is_volume
 from raysim.data.image_reader import position_problem, read_image
+from raysim.data.intensity import INTENSITY_SCALING, Intensity
 from raysim.data.mask_colours import classes_from_colours, palette_entries
 from raysim.data.mask_values import IGNORED, MaskClasses, class_indices
+from raysim.data.nonzero_box import crop, nonzero_box
+from raysim.data.resample import resample_to, resample_volume
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LUMA = (0.299, 0.587, 0.114)  # grey from red, green and blue; equal channels keep their value
-Intensity = Literal["zscore", "minmax", "percentile", "unit", "none"]
-
-
-def zscore(image: Array) -> Array:
-    """Each channel of (C, *space) with mean 0 and standard deviation 1; a constant channel is 0.
-
-    In numpy, because the sums of MONAI's NormalizeIntensity depend on the number of threads.
-    """
-    space = tuple(range(1, image.ndim))
-    mean, deviation = image.mean(space, np.float64, keepdims=True), image.std(space, np.float64, keepdims=True)
-    scaled: Array = (image - mean) / np.where(deviation > 0, deviation, 1)
-    return scaled
-
-
-def _minmax(image: Array) -> Any:
-    from monai.transforms.intensity.array import ScaleIntensity
-
-    return ScaleIntensity(0, 1, channel_wise=True)(image)
-
-
-def _percentile(image: Array) -> Any:
-    from monai.transforms.intensity.array import ScaleIntensityRangePercentiles
-
-    return ScaleIntensityRangePercentiles(1, 99, 0, 1, clip=True, channel_wise=True)(image)
-
-
-INTENSITY_SCALING: dict[Intensity, Callable[[Any], Any]] = {
-    "zscore": zscore,
-    "minmax": _minmax,
-    "percentile": _percentile,
-    "unit": lambda image: image / 255,
-    "none": lambda image: image,
-}
 
 
 @dataclass(frozen=True)
@@ -102,6 +72,10 @@ class CaseFiles:
 class CasePreparation:
     """The preprocessing of cases; `classes` are the values in label files by class name, background first.
 
+    `clip` limits values before they are scaled. `scale` has the value that becomes 0 and the difference that becomes 1,
+    if they are equal for all images. `further` has the other images of a case by its first, None for a missing one;
+    with `align` they are resampled to the first.
+
     `classes` is None if labels are class indices and not files. With `colours`, masks are pictures that have the colour
     of each class, in the order of `classes`. `ignore` is the mask value that is left out.
     """
@@ -115,10 +89,15 @@ class CasePreparation:
     channels: int | None
     colours: Mapping[str, Colour] | None = None
     ignore: int | None = None
+    crop_nonzero: bool = False
+    clip: tuple[float, float] | None = None
+    scale: tuple[float, float] | None = None
+    align: bool = False
+    further: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     def read(self, image: str, label: str | int | None) -> CaseFiles:
         """The files of a case; the label is a mask file or a class index. Raises ConfigError that names the file."""
-        scan = self._convert_channels(image, read_image(image))
+        scan = self._convert_channels(image, self.read_channels(image))
         self._check_image(image, scan)
         if not isinstance(label, str):
             return CaseFiles(scan, None, self._palette(None))
@@ -126,27 +105,62 @@ class CasePreparation:
         indices, foreground = self._class_indices(label, mask.array)
         return CaseFiles(scan, replace(mask, array=indices), self._palette(mask), foreground)
 
+    def read_channels(self, path: str) -> Image:
+        """The image with the channels of all files of the case, on the grid of this file; a missing file is 0."""
+        scan = read_image(path)
+        others = [self._read_further(other, path, scan) for other in self.further.get(path, ())]
+        if not others:
+            return scan
+        notes = tuple(dict.fromkeys(note for each in (scan, *others) for note in each.notes))
+        return replace(scan, array=np.concatenate([scan.array, *(other.array for other in others)]), notes=notes)
+
+    def _read_further(self, path: str | None, first: str, scan: Image) -> Image:
+        if path is None:
+            return replace(scan, array=np.zeros((1, *scan.space), np.float32), notes=())
+        other = read_image(path)
+        same_axes = len(other.space) == len(scan.space)
+        if same_axes and other.space == scan.space and position_problem(scan, other) is None:
+            return other
+        if self.align and same_axes and is_volume(path):
+            return resample_to(other, scan)
+        volumes = is_volume(path) and same_axes
+        cure = "set task.data.align=true to resample it" if volumes else "the images of a case need one size"
+        raise ConfigError(
+            f"{path}: its grid {other.space} differs in size or position from that of the first image of the case, "
+            f"{first} {scan.space}; {cure}"
+        )
+
     def __call__(self, image: str, label: str | int | None) -> Case:
         """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
         files = self.read(image, label)
         scan, mask, palette, foreground = files.image, files.mask, files.palette, files.foreground
         notes = "\n".join(scan.notes), "\n".join(mask.notes if mask else ())
-        has_foreground = mask is not None and bool(self._is_foreground(mask.array).any())
+        has_foreground = mask is not None and bool(self.is_foreground(mask.array).any())
+        if self.crop_nonzero:
+            box = nonzero_box(scan.array)
+            scan, mask = crop(scan, box), None if mask is None else crop(mask, box)
         if self.spacing is not None:
             scan = resample_volume(scan, self.spacing, "bilinear")
             mask = None if mask is None else resample_volume(mask, self.spacing, "nearest")
-        scaled = np.asarray(INTENSITY_SCALING[self.intensity](scan.array), np.float32)
+        scaled = self._scale_intensity(scan.array)
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
             index = None if label is None else np.full((len(inputs), 1), label, np.uint8)
             return Case(inputs, index, self._example_spacing(scan), 0.0, False, *notes, palette)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)
-        before, after = (self._is_foreground(array) for array in (original, labels))
+        before, after = (self.is_foreground(array) for array in (original, labels))
         lost = 1 - after.sum() / max(1, before.sum()) if self.fit == "pad" and before.any() else 0.0
         erased = has_foreground and not (before if self.fit == "pad" else after).any()
         spacing = self._example_spacing(scan)
         return Case(inputs, labels, spacing, float(lost), bool(erased), *notes, palette, foreground)
+
+    def _scale_intensity(self, image: Array) -> Array:
+        if self.clip is not None:
+            image = np.clip(image, *self.clip)
+        if self.scale is not None:
+            return np.asarray((image - self.scale[0]) / self.scale[1], np.float32)
+        return np.asarray(INTENSITY_SCALING[self.intensity](image), np.float32)
 
     def _convert_channels(self, path: str, scan: Image) -> Image:
         """A picture with `channels` channels: grey is repeated, and colour becomes grey (ITU-R 601 luma)."""
@@ -207,7 +221,8 @@ class CasePreparation:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
-    def _is_foreground(self, labels: Array) -> Any:
+    def is_foreground(self, labels: Array) -> Any:
+        """Whether each voxel of class indices is of a class other than the background."""
         return (labels > 0) & ((labels != IGNORED) | (self.ignore is None))
 
     def _to_examples(self, array: Array) -> Array:
@@ -239,15 +254,3 @@ class CasePreparation:
         size = self.size if self.size is not None and self.fit == "resize" else space
         in_example = [mm * old / new for mm, old, new in zip(scan.spacing, space, size, strict=False)]
         return (*in_example, *scan.spacing[len(space) :])
-
-
-def resample_volume(image: Image, spacing: tuple[float, ...], mode: str) -> Image:
-    """A volume resampled to `spacing`, mm between voxels; further axes keep their spacing."""
-    import torch
-    from monai.data.meta_tensor import MetaTensor
-    from monai.transforms.spatial.array import Spacing
-
-    target = (*spacing, *image.spacing[len(spacing) :])
-    volume = MetaTensor(torch.from_numpy(image.array), affine=torch.from_numpy(image.affine))
-    volume = cast("MetaTensor", Spacing(target, mode=mode, dtype=np.float32)(volume))
-    return Image(volume.numpy(), volume.affine.numpy())

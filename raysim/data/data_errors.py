@@ -61,5 +61,9 @@ def raise_problems(problems: Sequence[ConfigError | str], mask_values: Collectio
 def describe_shape_mismatch(name: str, shape: tuple[int, ...], other: str, expected: tuple[int, ...]) -> str:
     """The message for two images, or sites, whose examples (C, *space) differ in shape and cannot share a batch."""
     same_channels = shape[0] == expected[0]
-    cure = "set one size with task.data.size" if same_channels else channels_cure([shape[0], expected[0]])
+    cure = (
+        "set one size with task.data.size, or for a segmentation task.data.patch"
+        if same_channels
+        else channels_cure([shape[0], expected[0]])
+    )
     return f"{name}: its prepared shape is {shape} (channels, then space), but that of {other} is {expected}; {cure}"

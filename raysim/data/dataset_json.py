@@ -8,7 +8,6 @@ from pathlib import Path
 
 from raysim.core.errors import ConfigError
 from raysim.data.file_paths import missing_files
-from raysim.data.file_roles import CHANNEL_ADVICE
 from raysim.data.folder_layouts import ScannedCase
 
 
@@ -22,7 +21,6 @@ def find_decathlon_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
         return []
     try:
         content = _read_json(file)
-        _reject_channels(file, content)
         if isinstance(content, dict) and "channel_names" in content:  # nnU-Net, which lists no files
             return []
         cases = _parse_dataset_json(root, content)
@@ -36,14 +34,6 @@ def find_decathlon_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
             "add them, or remove dataset.json to read the folders without it"
         )
     return cases
-
-
-def _reject_channels(file: Path, content: object) -> None:
-    """Raises ConfigError for a data set of nnU-Net with several channels, which has a file for each channel."""
-    names = content.get("channel_names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and len(names) > 1:
-        listed = ", ".join(map(str, names.values()))
-        raise ConfigError(f"{file}: each case has {len(names)} files, one for each of {listed}. {CHANNEL_ADVICE}")
 
 
 def _read_json(file: Path) -> object:

@@ -23,8 +23,9 @@ MASK_FOLDERS = {  # names of folders of masks, and ends of the names of masks
     *("seg", "segs", "segmentation", "segmentations", "groundtruth", "ground_truth"),
 }
 CHANNEL_ADVICE = (
-    "raysim reads one file for each case: merge the channels into one volume with a fourth axis, for example with "
-    "nibabel.concat_images([FILE, FILE]), or keep one channel. If these images are separate cases, rename them"
+    "write one row for each case, with a column for each file, and name the columns: "
+    "task.data.image_columns=[image_t1,image_t2]; or keep one file of each case. If these images are separate cases, "
+    "rename them"
 )
 
 
@@ -44,7 +45,7 @@ def role_problems(pairs: Sequence[Pair]) -> Iterator[str]:
     if shared:
         yield (
             f"masks that are the label of more than one image: {join_names(shared)}. Each image needs its own mask; "
-            "several channels of one case must be merged into one file"
+            "several channels of one case need a column each, in task.data.image_columns"
         )
 
 

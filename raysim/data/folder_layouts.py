@@ -36,7 +36,7 @@ SPLIT_FOLDERS = {  # names of folders, and the split of their images
 class ScannedCase(NamedTuple):
     """An image with its site and label: a mask file, a class index, or None for an unlabelled image.
 
-    `split` is the split of its folder; None if its folder does not belong to a split.
+    `split` is the split of its folder; None without one. `further` are the other channels of the case.
     """
 
     site: str
@@ -44,6 +44,7 @@ class ScannedCase(NamedTuple):
     label: Path | int | None
     class_name: str | None = None
     split: str | None = None
+    further: tuple[Path, ...] = ()
 
 
 def find_masked_images(root: Path, notes: list[str]) -> list[ScannedCase]:

@@ -16,7 +16,9 @@ import numpy as np
 from raysim.core.contracts import SPLITS, CaseName, Data, ProgressCallback
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
-from raysim.data.cache import cache_key, fingerprint, load_or_create
+from raysim.core.whole_images import PatchOptions
+from raysim.data.cache import cache_key, fingerprint, load_or_create, load_or_write
+from raysim.data.case_arrays import CaseRow, case_facts, concatenate_cases, stack_facts
 from raysim.data.case_preparation import Case, CasePreparation
 from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems, summarize_notes
 from raysim.data.file_paths import parent_folder
@@ -25,23 +27,10 @@ from raysim.data.mask_colours import palette_conflicts
 from raysim.data.mask_values import UnknownMaskValues
 from raysim.data.scanner_shift import ScannerShift, make_scanner
 from raysim.data.site_arrays import data_from_arrays
+from raysim.data.whole_image_cache import write_images, write_patches
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class CaseRow:
-    """One case of the table: `label` is a mask's file or a class index.
-
-    `key` identifies the case and is the same on every node.
-    """
-
-    split: str
-    image: str
-    label: str | int | None
-    key: str
-    level: int | None = None  # number of the body region, if the table has one
-    patient: str | None = None
+LARGE_CASES = 2  # whole images that are prepared at a time: each takes several times its size in memory
 
 
 @dataclass(frozen=True)
@@ -54,10 +43,11 @@ class ImageSites:
     seed: int
     cache_folder: Path
     cache_keys: Mapping[str, str]  # by site
+    patches: PatchOptions | None = None  # examples are patches of whole images
 
     def __call__(self, site: str) -> Data:
         """The data of the site. Raises ConfigError if its files must be read and cannot be used."""
-        return data_from_arrays(self.arrays(site))
+        return data_from_arrays(self.arrays(site), self.patches)
 
     def case_names(self, site: str, split: str) -> Sequence[CaseName]:
         """The cases of a site in a split: the `key` of the table as the image, and the patient."""
@@ -66,46 +56,77 @@ class ImageSites:
     def paths(self) -> tuple[list[str], list[str]]:
         """The folders that are read from, and the folders that are written to."""
         rows = [row for site_rows in self.rows.values() for row in site_rows]
-        files = [path for row in rows for path in (row.image, row.label) if isinstance(path, str)]
-        return list(dict.fromkeys(map(parent_folder, files))), [str(self.cache_folder)]
+        further = self.preparation.further
+        files = [path for row in rows for path in (row.image, *further.get(row.image, ()), row.label)]
+        return list(dict.fromkeys(parent_folder(path) for path in files if isinstance(path, str))), [
+            str(self.cache_folder)
+        ]
 
     def arrays(self, site: str, on_case_done: Callable[[], None] = lambda: None) -> dict[str, Array]:
-        """`<split>.<field>` of each split, and of each row `lost`, `erased`, `foreground`, `notes`, `mask_notes`
-        and `voxels`.
-
-        `voxels`, with masks, is (rows, 256), the number of voxels with each class index. `palettes`, of all rows, is
-        (n, 6): the number of the row, and an entry of `palette_entries`.
+        """`<split>.<field>` of each split, and the arrays of `stack_facts` with an entry for each row.
 
         `on_case_done` is called after each case that is prepared, not for those in the cache.
         """
-        return load_or_create(self.cache_folder, self.cache_keys[site], lambda: self._prepare_site(site, on_case_done))
+        folder, key, patches = self.cache_folder, self.cache_keys[site], self.patches
+        if patches is None:
+            return load_or_create(folder, key, lambda: self._prepare_site(site, on_case_done))
+        images = load_or_write(folder, key, lambda path: self._write_images(path, site, on_case_done))
+        patch_key = cache_key([key, patches.size, patches.per_image, patches.positive, self.seed])
+        levels = {split: [row.level for row in self.rows[site] if row.split == split] for split in SPLITS}
+        drawn = load_or_write(folder, patch_key, lambda path: write_patches(path, images, patches, levels, self.seed))
+        return images | drawn
 
     def _prepare_site(self, site: str, on_case_done: Callable[[], None]) -> dict[str, Array]:
-        rows, cases, problems = self.rows[site], list[Case](), list[ConfigError | str]()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for case in pool.map(lambda row: self._prepare_case(site, row), rows):
-                on_case_done()
-                if isinstance(case, Case):
-                    cases.append(case)
-                else:
-                    problems.append(case)
-        raise_problems(problems or list(_shape_problems(rows, cases)))
-        each = ("lost", "erased", "foreground", "notes", "mask_notes")
-        arrays = {name: np.array([getattr(case, name) for case in cases]) for name in each}
-        arrays["palettes"] = np.concatenate(
-            [np.insert(case.palette, 0, number, axis=1) for number, case in enumerate(cases)]
-        )
+        rows, cases = self.rows[site], [case for _, case in self._prepared(site, on_case_done)]
         has_masks = self.preparation.classes is not None
-        if has_masks:
-            arrays["voxels"] = np.stack([_count_voxels(case.labels) for case in cases])
+        arrays = stack_facts([case_facts(case, has_masks) for case in cases])
         for split in SPLITS:
             split_cases = [case for row, case in zip(rows, cases, strict=True) if row.split == split]
-            fields = _concatenate_cases(split_cases, cases[0], has_masks)
+            fields = concatenate_cases(split_cases, cases[0], has_masks)
             arrays |= {f"{split}.{name}": array for name, array in fields}
             levels = [row.level for row in rows if row.split == split]
             if levels and None not in levels:
                 arrays[f"{split}.levels"] = np.array(levels, np.int32)
         return arrays
+
+    def _write_images(self, folder: Path, site: str, on_case_done: Callable[[], None]) -> None:
+        """Write the whole images of a site, and the facts of its cases. Few cases are in memory."""
+        rows, facts = self.rows[site], list[dict[str, Any]]()
+
+        def prepared() -> Iterator[tuple[str, str, Case]]:
+            for row, case in self._prepared(site, on_case_done):
+                facts.append(case_facts(case, has_masks=True))
+                yield row.split, row.key, case
+
+        labelled = {split: all(row.label is not None for row in rows if row.split == split) for split in SPLITS}
+        write_images(folder, prepared(), labelled, len(self.preparation.classes or ()))
+        for name, array in stack_facts(facts).items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+    def _prepared(self, site: str, on_case_done: Callable[[], None]) -> Iterator[tuple[CaseRow, Case]]:
+        """Each row with its case. Raises InvalidDataError after the last row if there are problems.
+
+        Cases whose shape differs are a problem; whole images need only the same number of channels.
+        """
+        rows, problems, differing = self.rows[site], list[ConfigError | str](), list[ConfigError | str]()
+        threads = os.cpu_count() if self.patches is None else LARGE_CASES
+        at_once, compared = (len(rows), slice(None)) if self.patches is None else (LARGE_CASES, slice(1))
+        expected: tuple[str, tuple[int, ...]] | None = None
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, len(rows), at_once):
+                some = rows[start : start + at_once]
+                for row, case in zip(some, pool.map(lambda row: self._prepare_case(site, row), some), strict=True):
+                    on_case_done()
+                    if not isinstance(case, Case):
+                        problems.append(case)
+                        continue
+                    shape = case.inputs.shape[1:]
+                    expected = expected or (row.image, shape)
+                    if shape[compared] != expected[1][compared]:
+                        differing.append(describe_shape_mismatch(row.image, shape, *expected))
+                        continue
+                    yield row, case
+        raise_problems(problems or differing)
 
     def _prepare_case(self, site: str, row: CaseRow) -> Case | ConfigError:
         try:
@@ -122,31 +143,37 @@ def make_image_sites(
     shift: ScannerShift,
     seed: int,
     cache_folder: Path,
+    patches: PatchOptions | None = None,
 ) -> ImageSites:
     """The opener of these sites. A cache key depends on files, preparation and scanner, so no stale entry is used."""
     # The names of the classes do not change the arrays.
     values = None if preparation.classes is None else list(preparation.classes.values())
-    preparation_key = [version("monai"), {**asdict(preparation), "classes": values}]
+    keys = {**asdict(replace(preparation, further={})), "classes": values}
+    preparation_key = [version("monai"), keys, *(["whole"] if patches else [])]
 
     def site_key(site: str) -> str:
         files = [
-            (row.split, fingerprint(row.image), _label_fingerprint(row.label), row.key, *_optional_level(row))
+            (
+                *(row.split, fingerprint(row.image), _file_fingerprint(row.label), row.key, *_optional_level(row)),
+                *map(_file_fingerprint, preparation.further.get(row.image, ())),
+            )
             for row in rows[site]
         ]
         scanner_key = [site, seed, asdict(shift)] if shift.severity else None
         return cache_key([preparation_key, scanner_key, files])
 
     with ThreadPoolExecutor(16) as pool:  # these threads mostly wait for remote stores
-        keys = dict(zip(rows, pool.map(site_key, rows), strict=True))
-    return ImageSites(rows, preparation, shift, seed, cache_folder, keys)
+        cache_keys = dict(zip(rows, pool.map(site_key, rows), strict=True))
+    return ImageSites(rows, preparation, shift, seed, cache_folder, cache_keys, patches)
 
 
 def _optional_level(row: CaseRow) -> tuple[int, ...]:
     return () if row.level is None else (row.level,)
 
 
-def _label_fingerprint(label: str | int | None) -> object:
-    return fingerprint(label) if isinstance(label, str) else label
+def _file_fingerprint(file: str | int | None) -> object:
+    """The fingerprint of a file; a class index, or None, is itself."""
+    return fingerprint(file) if isinstance(file, str) else file
 
 
 def prepare_images(sites: ImageSites, progress: ProgressCallback | None = None) -> dict[str, dict[str, Array]]:
@@ -205,10 +232,6 @@ def _check_foreground(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array
         raise_problems([files[value] for value in sorted(files)], read_mask_values(sites))
 
 
-def _count_voxels(labels: Array | None) -> Array:
-    return np.bincount(labels.ravel() if labels is not None else [], minlength=256).astype(np.int64)
-
-
 def _palette_problems(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> Iterator[str]:
     """A line for the first mask of any site whose palette contradicts that of another mask."""
     entries = {
@@ -252,14 +275,6 @@ def _warn_about_erased_labels(sites: ImageSites, arrays: Mapping[str, Mapping[st
         )
 
 
-def _shape_problems(rows: Sequence[CaseRow], cases: Sequence[Case]) -> Iterator[str]:
-    """A line for each case whose shape differs from that of the first case."""
-    expected = cases[0].inputs.shape[1:]
-    for row, case in zip(rows, cases, strict=True):
-        if case.inputs.shape[1:] != expected:
-            yield describe_shape_mismatch(row.image, case.inputs.shape[1:], rows[0].image, expected)
-
-
 def common_shape(arrays: Mapping[str, Mapping[str, Array]]) -> tuple[int, ...]:
     """The shape (C, *space) of the examples of all sites. Raises ConfigError if it differs between sites."""
     shapes = {site: tuple(fields["train.inputs"].shape[1:]) for site, fields in arrays.items()}
@@ -277,16 +292,3 @@ def common_shape(arrays: Mapping[str, Mapping[str, Array]]) -> tuple[int, ...]:
 def split_sizes(arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, dict[str, int]]:
     """The number of examples of each site in each split."""
     return {site: {split: len(fields[f"{split}.inputs"]) for split in SPLITS} for site, fields in arrays.items()}
-
-
-def _concatenate_cases(cases: Sequence[Case], example: Case, has_masks: bool) -> Iterator[tuple[str, Array]]:
-    """The fields of a split that has these cases; `example` is any case, for the shapes of an empty split."""
-    counts = [len(case.inputs) for case in cases]
-    yield "inputs", np.concatenate([example.inputs[:0], *(case.inputs for case in cases)])
-    yield "cases", np.repeat(np.arange(len(cases)), counts)
-    spacing = np.array([case.spacing for case in cases]).reshape(-1, len(example.spacing))
-    yield "spacing", np.repeat(spacing, counts, axis=0)
-    labels = [case.labels for case in cases if case.labels is not None]
-    if len(labels) == len(cases):
-        space = example.inputs.shape[2:] if has_masks else ()
-        yield "labels", np.concatenate([np.zeros((0, 1, *space), np.uint8), *labels])

@@ -13,7 +13,6 @@ from scipy.special import softmax
 from raysim.core.contracts import Split
 from raysim.data.case_preparation import CasePreparation
 from raysim.data.image_formats import is_volume
-from raysim.data.image_reader import read_image
 from raysim.data.prediction_grid import restore_logits
 from raysim.data.prediction_writer import write_mask, write_probabilities
 
@@ -46,7 +45,7 @@ class PredictedMasks:
         mask, *others = self._files(case)
         mask.parent.mkdir(parents=True, exist_ok=True)
         image = self.images[case]
-        restored = restore_logits(logits, read_image(image), self.preparation)
+        restored = restore_logits(logits, self.preparation.read_channels(image), self.preparation)
         for path in others:
             write_probabilities(path, softmax(restored, axis=0), image)
         write_mask(mask, restored.argmax(0), image, self.values, self.preparation.colours)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from raysim.data.case_preparation import CasePreparation, resample_volume
+from raysim.data.case_preparation import CasePreparation
 from raysim.data.image_formats import Image
+from raysim.data.nonzero_box import crop, nonzero_box
+from raysim.data.resample import resample_to, resample_volume
 from raysim.data.resize import resize_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -22,6 +24,13 @@ def restore_logits(logits: Array, image: Image, preparation: CasePreparation) ->
     Inverts the preparation in reverse order, with linear interpolation. A part of the image that was cropped is
     background. `image` is the image as read, with the orientation of the reader.
     """
+    if preparation.crop_nonzero:
+        box = nonzero_box(image.array)
+        restored = _background(logits.shape[1], image.space)
+        restored[(slice(None), *box)] = restore_logits(
+            logits, crop(image, box), replace(preparation, crop_nonzero=False)
+        )
+        return restored
     empty = replace(image, array=np.zeros((1, *image.space), np.float32))
     resampled = empty if preparation.spacing is None else resample_volume(empty, preparation.spacing, "nearest")
     space = resampled.space[:2] if preparation.slices else resampled.space
@@ -29,7 +38,7 @@ def restore_logits(logits: Array, image: Image, preparation: CasePreparation) ->
     on_grid = np.moveaxis(fitted, 0, -1) if preparation.slices else fitted[0]
     if preparation.spacing is None:
         return np.ascontiguousarray(on_grid)
-    return _resample_to(on_grid, resampled, image)
+    return resample_to(replace(resampled, array=on_grid), image).array
 
 
 def _unfit(logits: Array, space: Sequence[int], preparation: CasePreparation) -> Array:
@@ -38,14 +47,18 @@ def _unfit(logits: Array, space: Sequence[int], preparation: CasePreparation) ->
         return logits
     if preparation.fit == "resize":
         return resize_image(logits, space)
-    background = np.arange(logits.shape[1]) == 0
-    values = np.where(background, CROPPED_LOGIT, -CROPPED_LOGIT).astype(np.float32)
-    restored = np.empty((*logits.shape[:2], *space), np.float32)
-    restored[:] = values.reshape(1, -1, *[1] * len(space))
+    restored = np.repeat(_background(logits.shape[1], space)[None], len(logits), axis=0)
     pairs = [_overlap(old, new) for old, new in zip(space, logits.shape[2:], strict=True)]
     inside, source = tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
     restored[(slice(None), slice(None), *inside)] = logits[(slice(None), slice(None), *source)]
     return restored
+
+
+def _background(classes: int, space: Sequence[int]) -> Array:
+    """Logits (K, *space) of the background."""
+    logits = np.full((classes, *space), -CROPPED_LOGIT, np.float32)
+    logits[0] = CROPPED_LOGIT
+    return logits
 
 
 def _overlap(old: int, new: int) -> tuple[slice, slice]:
@@ -54,16 +67,3 @@ def _overlap(old: int, new: int) -> tuple[slice, slice]:
         return slice(0, old), slice((new - old) // 2, (new - old) // 2 + old)
     start = old // 2 - new // 2  # as in MONAI's CenterSpatialCrop
     return slice(start, start + new), slice(0, new)
-
-
-def _resample_to(logits: Array, source: Image, target: Image) -> Array:
-    """The logits (K, *space) on the grid of `target`, interpolated linearly from the grid of `source`."""
-    import torch
-    from monai.data.meta_tensor import MetaTensor
-    from monai.transforms.spatial.array import SpatialResample
-
-    volume = MetaTensor(torch.from_numpy(np.ascontiguousarray(logits)), affine=torch.from_numpy(source.affine))
-    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float32)
-    found = resample(volume, dst_affine=torch.from_numpy(target.affine), spatial_size=target.space)
-    restored: Array = cast("MetaTensor", found).numpy()
-    return restored

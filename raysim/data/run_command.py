@@ -26,8 +26,9 @@ READER_THREADS = 8
 IGNORE = "ignore"  # name of nnU-Net for the value of voxels without a label
 
 
-def run_command(path: str, task: str, names: Mapping[str, int]) -> str:
-    """The command that trains on the table at `path`, quoted for a shell; `names` are known names of mask values.
+def run_command(path: str, task: str, names: Mapping[str, int], columns: Sequence[str] = ("image",)) -> str:
+    """The command that trains on the table at `path`, quoted for a shell; `names` are known names of mask values, and
+    `columns` those of the images of a case.
 
     Raises ConfigError for a table or a file that cannot be used, and for masks that have no classes.
     """
@@ -36,6 +37,8 @@ def run_command(path: str, task: str, names: Mapping[str, int]) -> str:
     arguments = [*_class_arguments(table["label"].dropna().tolist(), names)] if task == "segmentation" else []
     with ThreadPoolExecutor(READER_THREADS) as pool:
         shapes = list(pool.map(_shape, table["image"].tolist()[:MAX_FILES]))
+    if len(columns) > 1:
+        arguments.append(shlex.quote(f"task.data.image_columns=[{','.join(columns)}]"))
     size = _common_size(shapes)
     arguments += [] if size is None else [shlex.quote(f"task.data.size=[{','.join(map(str, size))}]")]
     return " ".join([shlex.join(command), *arguments])

@@ -20,6 +20,7 @@ from raysim.data.folder_layouts import (
     reject_shared_files,
 )
 from raysim.data.near_equal import near_equal_sites_warning
+from raysim.data.nnunet_layout import find_nnunet_cases, image_columns, read_channel_names
 from raysim.data.partition import assign_splits
 from raysim.data.patient_names import numbered_series, patients_of_images
 from raysim.data.patient_warnings import patient_warnings
@@ -27,6 +28,7 @@ from raysim.data.table import site_name_problems, sort_rows
 
 # The folder layouts, in the order in which they are tried: their task, and the function that finds their cases.
 LAYOUTS = {
+    "nnU-Net, with a file for each channel": ("segmentation", find_nnunet_cases),
     "dataset.json of the Medical Segmentation Decathlon": ("segmentation", find_decathlon_cases),
     "folders of images and of masks": ("segmentation", find_masked_images),
     "a folder of images for each class": ("classification", find_class_folders),
@@ -101,7 +103,8 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
         raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; omit --seed for 0")
     notes: list[str] = []
     layout, task, cases = _find_cases(root, notes)
-    table = _table_of_cases(cases, base)
+    columns = image_columns(read_channel_names(root), 1 + len(cases[0].further))
+    table = _table_of_cases(cases, base, columns)
     for problem in site_name_problems(table["site"].unique()):
         raise ConfigError(f"{root}: {problem}")
     images = [str(_relative_path(case.image, root)) for case in cases]
@@ -114,6 +117,7 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
     table = _draw_splits(table, fractions, seed, notes)
     notes += patient_warnings(table)
     table.attrs |= {"notes": notes, "layout": layout, "task": task, "classes": find_class_names(root)}
+    table.attrs["image_columns"] = columns
     return table
 
 
@@ -126,13 +130,20 @@ def _find_cases(root: Path, notes: list[str]) -> tuple[str, str, list[ScannedCas
     raise ConfigError("; ".join([*notes, f"{root} has no images in a supported layout", LAYOUT_HELP]))
 
 
-def _table_of_cases(cases: Sequence[ScannedCase], base: Path) -> pd.DataFrame:
-    """The table of cases, with paths relative to `base`; a case without a label or a split is `unlabelled`."""
+def _table_of_cases(cases: Sequence[ScannedCase], base: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The table of cases, with paths relative to `base`; a case without a label or a split is `unlabelled`.
+
+    `columns` are those of the images of a case.
+    """
+    further = {
+        name: [_relative_path(case.further[number], base) for case in cases] for number, name in enumerate(columns[1:])
+    }
     table = pd.DataFrame(
         {
             "site": [case.site for case in cases],
             "split": [case.split if case.split and case.label is not None else "unlabelled" for case in cases],
             "image": [_relative_path(case.image, base) for case in cases],
+            **further,
             "label": [_relative_path(case.label, base) for case in cases],
         },
         dtype="string",

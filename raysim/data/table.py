@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -40,6 +40,8 @@ def read_table(
     classes: Collection[str] = (),
     absent: Mapping[str, str] | None = None,
     in_order: bool = False,
+    image_columns: Sequence[str] = ("image",),
+    needs_all_images: bool = True,
 ) -> pd.DataFrame:
     """The rows of a CSV or Parquet table, sorted by (site, split, image) whatever their order in the file.
 
@@ -49,7 +51,8 @@ def read_table(
     A label or a patient such as `NA` is a missing value, except for the labels in `classes`.
     A column that is not needed may be absent or have empty cells; an absent label column is added. `absent` has values
     for columns that may be absent from the table. With `in_order`, the rows are in the order of the file, with their
-    line numbers as index.
+    line numbers as index. The images of a case are in `image_columns`; the first becomes the column `image`, and with
+    `needs_all_images=False` cells of the others may be empty.
     Raises ConfigError, naming the table, for anything invalid.
     """
     if not path:
@@ -59,17 +62,21 @@ def read_table(
     path = os.path.expanduser(path)
     table = load_table(path)
     table = table.assign(**{name: value for name, value in (absent or {}).items() if name not in table})
+    first, *further = image_columns
     needed = ["site", "split", *["image"] * needs_image, *["label"] * needs_label]
-    _raise_first(path, _column_problems(table, needed))
+    _raise_first(path, _column_problems(table, [first if name == "image" else name for name in (*needed, *further)]))
+    table = table.rename(columns={first: "image"})
+    needed += further if needs_all_images else []
     _raise_first(path, _root_problems(root))
     base = os.path.expanduser(root) if root else parent_folder(path)
     written = table.get("label", pd.Series(dtype="string"))
-    table = _normalize_cells(table, classes)
-    columns = ["image", *["label"] * (labels_are_files(table) if label_files is None else label_files)]
+    table = _normalize_cells(table, classes, further)
+    columns = ["image", *further, *["label"] * (labels_are_files(table) if label_files is None else label_files)]
     files = [name for name in columns if name in table]
     _raise_first(path, _url_problems(table, files))
     table = _resolve_paths(table, files, base)
     _raise_first(path, _row_problems(table, needed, written))
+    _raise_first(path, (problem for name in further for problem in _duplicate_image_problems(table[name])))
     if check_files:
         _raise_first(path, _file_problems(table, files, base))
     if "label" in files:
@@ -125,11 +132,11 @@ def _column_problems(table: pd.DataFrame, needed: Iterable[str]) -> Iterator[str
         )
 
 
-def _normalize_cells(table: pd.DataFrame, classes: Collection[str]) -> pd.DataFrame:
+def _normalize_cells(table: pd.DataFrame, classes: Collection[str], further: Collection[str]) -> pd.DataFrame:
     """The table with a label column, cells without surrounding blanks, and unlabelled rows without a label."""
     table = table if "label" in table else table.assign(label=pd.Series(pd.NA, table.index, dtype="string"))
     patients = patient_columns(map(str, table.columns))
-    for name in {*COLUMNS, *patients} & set(table.columns):
+    for name in {*COLUMNS, *patients, *further} & set(table.columns):
         cells = table[name].str.strip()
         is_missing = is_missing_marker(cells) & ~cells.isin(classes) if name in ("label", *patients) else cells == ""
         table = table.assign(**{name: cells.mask(is_missing.fillna(False))})
@@ -149,10 +156,11 @@ def _row_problems(table: pd.DataFrame, needed: Iterable[str], written: pd.Series
     for name in needed:
         if empty[name].any():
             exception = " unless its split is 'unlabelled'" if name == "label" else ""
-            markers = _marker_advice(written[empty[name]]) if name == "label" else ""
+            advice = _marker_advice(written[empty[name]]) if name == "label" else ""
+            advice += "" if name in COLUMNS else ", or set task.data.missing=zeros"
             yield (
                 f"empty {name} cells in {_format_rows(empty[name])}; "
-                f"every row needs a value for {name}{exception}{markers}"
+                f"every row needs a value for {name}{exception}{advice}"
             )
     for split in table["split"][~table["split"].isin(SPLITS)]:
         rows = _format_rows(table["split"] == split)

@@ -28,19 +28,12 @@ from raysim.tasks.segmentation import Segmentation
 
 Config = dict[str, Any]
 IMAGE = {"keys": "image"}
+PERCENTILE = {"b_min": 0, "b_max": 1, "clip": True, "channel_wise": True}
 INTENSITY: dict[str, Config | None] = {  # as in INTENSITY_SCALING
     "zscore": {"_target_": "NormalizeIntensityd", **IMAGE, "channel_wise": True},
+    "zscore_nonzero": {"_target_": "NormalizeIntensityd", **IMAGE, "channel_wise": True, "nonzero": True},
     "minmax": {"_target_": "ScaleIntensityd", **IMAGE, "minv": 0, "maxv": 1, "channel_wise": True},
-    "percentile": {
-        "_target_": "ScaleIntensityRangePercentilesd",
-        **IMAGE,
-        "lower": 1,
-        "upper": 99,
-        "b_min": 0,
-        "b_max": 1,
-        "clip": True,
-        "channel_wise": True,
-    },
+    "percentile": {"_target_": "ScaleIntensityRangePercentilesd", **IMAGE, "lower": 1, "upper": 99, **PERCENTILE},
     "unit": {"_target_": "ScaleIntensityRanged", **IMAGE, "a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1},
     "none": None,
 }
@@ -78,6 +71,11 @@ def check_bundle(run: TrainedRun, network: ExportedNetwork) -> None:
         raise ConfigError(f"--format bundle does not support the classification of volumes by their slices; {other}")
     if not (isinstance(factory, partial) and factory.func.__module__.startswith("monai.")):
         raise ConfigError(f"--format bundle needs a network of MONAI, because it runs without other code; {other}")
+    if config.data.crop_nonzero or (config.data.clip and config.data.intensity not in ("ct", "window")):
+        key = "crop_nonzero=true" if config.data.crop_nonzero else f"clip with intensity={config.data.intensity}"
+        raise ConfigError(f"--format bundle does not support task.data.{key}; {other}")
+    if isinstance(config, Segmentation) and config.window.mirror:
+        raise ConfigError(f"--format bundle does not support task.window.mirror, which MONAI lacks; {other}")
     if len(run.task.shape) == 3 and not config.data.slices and run.task.shape[0] not in (1, 3):
         raise ConfigError(f"--format bundle reads pictures with 1 or 3 channels, not {run.task.shape[0]}; {other}")
 
@@ -175,7 +173,7 @@ def preprocessing(run: TrainedRun) -> list[Config]:
             {"_target_": "LoadImaged", **IMAGE, "reader": reader, "ensure_channel_first": True},
             {"_target_": "Transposed", **IMAGE, "indices": [0, 2, 1]},  # MONAI reads pictures as (width, height)
         ]
-    steps.append(INTENSITY[data.intensity])
+    steps.append(_intensity(data))
     if data.size is not None and data.fit == "resize":
         steps.append({"_target_": "scripts.transforms.ResizeAveragedd", **IMAGE, "spatial_size": list(data.size)})
     elif data.size is not None:
@@ -184,22 +182,34 @@ def preprocessing(run: TrainedRun) -> list[Config]:
     return [step for step in steps if step is not None]
 
 
+def _intensity(data: ImageData) -> Config | None:
+    """The scaling of intensities. MONAI's range transform also limits and shifts values."""
+    preparation = data.preparation(None)
+    if preparation.clip is None or preparation.scale is None:
+        return INTENSITY[data.intensity]
+    (low, high), (zero, one) = preparation.clip, preparation.scale
+    new = {"b_min": (low - zero) / one, "b_max": (high - zero) / one, "clip": True}
+    return {"_target_": "ScaleIntensityRanged", **IMAGE, "a_min": low, "a_max": high, **new}
+
+
 def _spacing(data: ImageData) -> list[float]:
     """The spacing of the three axes; -1 keeps that of the file."""
-    spacing = list(data.spacing or ())
+    spacing = list(data.preparation(None).spacing or ())
     return [*spacing, *[-1.0] * (3 - len(spacing))]
 
 
 def _inferer(run: TrainedRun) -> Config:
-    data: ImageData = run.config.task.data
-    if not data.slices:
-        return {"_target_": "SimpleInferer"}
-    return {
-        "_target_": "SliceInferer",
-        "spatial_dim": 2,
-        "roi_size": list(run.task.shape[1:]),
-        "sw_batch_size": int(run.config.task.batch_size),
-    }
+    data: Any = run.config.task.data
+    size: Config = {"roi_size": list(run.task.shape[1:])}
+    if getattr(data, "patch", None):
+        window = run.config.task.window
+        mode = "gaussian" if window.gaussian else "constant"
+        size |= {"sw_batch_size": window.batch_size, "overlap": window.overlap, "mode": mode}
+    else:
+        size["sw_batch_size"] = int(run.config.task.batch_size)
+    if data.slices:
+        return {"_target_": "SliceInferer", "spatial_dim": 2, **size}
+    return {"_target_": "SlidingWindowInferer", **size} if "overlap" in size else {"_target_": "SimpleInferer"}
 
 
 def _mask_output(run: TrainedRun) -> Config:

@@ -33,7 +33,7 @@ from raysim.federation.evaluation import as_prediction_set, describe_predictor
 from raysim.federation.return_checks import check_predictor
 from raysim.federation.site_executor import EVALUATION_CALL
 from raysim.federation.trained_run import TrainedMethod
-from raysim.tasks.prediction import predict_batches
+from raysim.tasks.prediction import predict_batches, predict_image
 
 MAX_PARTS = 32  # the cases are divided into parts for several client actors, and to show progress
 Parts = Mapping[str, tuple[int, int]]  # the first case of each part, and the one after its last
@@ -183,6 +183,13 @@ def _case_logits(site: Site[Any], job: PredictionJob, first: int, last: int) -> 
     """
     _, predict = _predictor(site, job)
     assert predict is not None
+    whole, sources = site.data.test.images, site.data.test.sources
+    if whole is not None and sources is not None:
+        wanted = sources[(whole.cases[sources] >= first) & (whole.cases[sources] < last)]
+        for case, numbers in whole.of_cases(wanted):
+            images = [predict_image(predict, whole, number, site.task.classes, site.device) for number in numbers]
+            yield case, torch.cat(images).numpy()
+        return
     cases, batch = site.data.test.cases, site.task.batch_size
     start, end = np.searchsorted(cases, [first, last])
     begin = int(start) // batch * batch

@@ -82,6 +82,8 @@ def _facts(plan: Plan) -> dict[str, Any]:
     task, continued = plan.task, read_continued(plan.directory)
     named = {"algorithm": plan.algorithm_name, "task": task.name, "seed": plan.config.seed}
     named |= {"shape": list(task.shape), "classes": dict(task.class_values)}
+    if task.computed:
+        named["computed"] = dict(task.computed)
     return named | ({"continued": continued} if continued else {})
 
 

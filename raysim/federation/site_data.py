@@ -86,12 +86,19 @@ def write_message(name: str) -> str:
 
 def _fingerprints(data: Data) -> dict[str, int]:
     """The fingerprint of each array, by `split.field`."""
-    return {
-        f"{split}.{field}": _array_fingerprint(array)
-        for split in SPLITS
-        for field, array in vars(data[split]).items()
-        if isinstance(array, np.ndarray)
-    }
+    return {name: _array_fingerprint(array) for name, array in _arrays(data)}
+
+
+def _arrays(data: Data) -> Iterator[tuple[str, Array]]:
+    """Each array with `split.field`; of the views of a memory-mapped file the array of the whole file."""
+    for split in SPLITS:
+        for field, array in vars(data[split]).items():
+            if isinstance(array, np.ndarray):
+                yield f"{split}.{field}", array
+        whole = [each for each in leaves(data[split].images) if isinstance(each, np.ndarray)]
+        files = (each.base if isinstance(each.base, np.memmap) else each for each in whole)
+        for number, array in enumerate({id(array): array for array in files}.values()):
+            yield f"{split}.images.{number}", array
 
 
 def _array_fingerprint(array: Array) -> int:
@@ -121,5 +128,4 @@ def _changed_pages(array: Array) -> int:
 
 def _in_memory(data: Data) -> int:
     """The bytes of `data` in memory; memory-mapped arrays do not count."""
-    arrays = (array for split in SPLITS for array in vars(data[split]).values())
-    return sum(array.nbytes for array in arrays if array is not None and not isinstance(array, np.memmap))
+    return sum(array.nbytes for _, array in _arrays(data) if not isinstance(array, np.memmap))

@@ -27,7 +27,7 @@ from raysim.federation.evaluation import as_prediction_set
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.plan import Plan
 from raysim.storage.picture_files import CasePicture, Chosen, SplitSummary, write_pictures
-from raysim.tasks.prediction import predict_batches
+from raysim.tasks.prediction import CaseImages, predict_cases
 
 PICTURES_PHASE = "pictures"
 LARGEST = 512  # pixels of a picture along each axis
@@ -92,33 +92,31 @@ def _pictures(site: Site[Any], predict: Predictor, split: str, cases: Sequence[i
 
     A predictor may adapt to the batches that it predicts, so the evaluation is repeated up to this split.
     """
-    task, predicted = site.task, list[Array]()
+    found = dict[int, CaseImages]()
     for each in EVALUATED_SPLITS[: EVALUATED_SPLITS.index(split) + 1]:
         data = site.data[each]
         if len(data) and data.labels is not None:
-            batches = predict_batches(predict, data, task.batch_size, task.classes, site.device)
-            predicted = [logits.argmax(1).byte().cpu().numpy() for logits in batches]
-    data, classes = site.data[split], np.concatenate(predicted)
+            predicted = predict_cases(predict, data, site.task.batch_size, site.task.classes, site.device)
+            found = {number: images for number, images in predicted if number in cases}
     for case in cases:
-        yield _picture(data, classes, case)
+        yield _picture(found[case])
 
 
-def _picture(data: Split, predicted: Array, case: int) -> CasePicture:
+def _picture(case: CaseImages) -> CasePicture:
     """The slice of the case with the most labelled pixels."""
-    assert data.labels is not None
-    rows = np.flatnonzero(data.cases == case)
-    labels = np.where(data.labels[rows, 0] == IGNORED, 0, data.labels[rows, 0])
-    guesses = np.where(data.labels[rows, 0] == IGNORED, 0, predicted[rows])
+    labels = np.where(case.labels == IGNORED, 0, case.labels)
+    guesses = np.where(case.labels == IGNORED, 0, case.predicted)
     is_volume = labels.ndim == 4
     axes = (1, 2) if is_volume else (1, 2, 3)[: labels.ndim - 1]
     amounts = np.count_nonzero(labels, axis=axes)
     row, *depth = np.unravel_index(int(amounts.argmax()), amounts.shape)
-    at = (..., *(int(index) for index in depth))
-    image = _as_gray_or_rgb(data.inputs[rows[row]][at])
+    at: Any = (..., *(int(index) for index in depth))
+    inputs: Array = case.inputs[int(row)]
+    image = _as_gray_or_rgb(inputs[at])
     # The first two axes of a volume are right to left and posterior to anterior; a picture begins at its upper left.
-    turns = int(data.spacing.shape[1] == 3)
+    turns = int(len(case.spacing) == 3)
     parts = [np.rot90(part, turns) for part in (image, labels[row][at], guesses[row][at])]
-    height, width = (float(mm) for mm in data.spacing[rows[row], :2])
+    height, width = (float(mm) for mm in case.spacing[:2])
     step = max(1, -(-max(parts[0].shape[:2]) // LARGEST))
     shown, label, guess = (np.ascontiguousarray(part[::step, ::step]).astype(np.uint8) for part in parts)
     return CasePicture(shown, label, guess, width / height if turns else height / width)
@@ -134,14 +132,15 @@ def _as_gray_or_rgb(image: Array) -> Array:
 
 def _summarize(split: Split, task: Task) -> SplitSummary:
     """The summary of a split. Computed example by example, so that the memory does not depend on the split."""
-    moments = np.array([(float(each.mean()), float(np.square(each, dtype=np.float64).mean())) for each in split.inputs])
+    images, labels = (split.images.images, split.images.labels) if split.images else (split.inputs, split.labels)
+    moments = np.array([(float(each.mean()), float(np.square(each, dtype=np.float64).mean())) for each in images])
     mean, square = moments.mean(0)
-    shares = () if split.labels is None else _class_shares(split.labels, task.classes)
+    shares = () if labels is None else _class_shares(labels, task.classes)
     deviation = float(np.sqrt(max(0.0, square - mean**2)))
-    return SplitSummary(len(np.unique(split.cases)), len(split), float(mean), deviation, shares)
+    return SplitSummary(len(np.unique(split.cases)), len(images), float(mean), deviation, shares)
 
 
-def _class_shares(labels: Array, classes: int) -> tuple[float, ...]:
+def _class_shares(labels: Iterable[Array], classes: int) -> tuple[float, ...]:
     """The share of each class in the labels that are not ignored; none for labels that are not classes."""
     counts = np.zeros(classes, np.int64)
     for label in labels:

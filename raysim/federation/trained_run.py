@@ -105,6 +105,14 @@ class TrainedRun:
             )
 
 
+def with_computed(config: RunConfig, computed: Mapping[str, Any]) -> RunConfig:
+    """The configuration with the values of keys under `task.data` that the run has computed (`Task.computed`)."""
+    if not computed:
+        return config
+    values: dict[str, Any] = {key: tuple(value) for key, value in computed.items()}
+    return replace(config, task=replace(config.task, data=replace(config.task.data, **values)))
+
+
 def without_training(config: RunConfig) -> RunConfig:
     """The configuration for work without training: needs every reply, has no faults and the default `metric`."""
     return replace(
@@ -128,7 +136,7 @@ def open_run(directory: str | Path, choice: RoundChoice | None = None) -> Traine
             f"{folder} is a run of an earlier version, without the shape of examples in summary.json; run it again: "
             f"raysim run -c {quote_path(folder / 'config.yaml')}"
         )
-    config = resolve(read_file(str(folder / "config.yaml")))
+    config = with_computed(resolve(read_file(str(folder / "config.yaml"))), summary.get("computed", {}))
     path = _checkpoint_path(folder, summary, choice)
     try:
         point = checkpoint.read(path, trusted=[cls.__module__ for cls in classes_of(config.algorithm)])

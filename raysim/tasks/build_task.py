@@ -39,6 +39,7 @@ def build_task(
     summary: str = "",
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None,
     class_values: Mapping[str, int | str],
+    computed: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
@@ -67,4 +68,5 @@ def build_task(
         summary=summary,
         case_names=case_names,
         class_values=class_values,
+        computed=computed or {},
     )

@@ -5,7 +5,7 @@ Imports torch and MONAI when the task is built, so that `check` is fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -35,7 +35,9 @@ class ClassificationData(ImageData):
 
     def read(self) -> tuple[pd.DataFrame, dict[str, str]]:
         """The rows that this task uses, with class indices as `label`, and the label of each class by class name."""
-        table = read_table(self.table, self.root, label_files=False, classes=label_values(self.classes))
+        table = read_table(
+            self.table, self.root, label_files=False, classes=label_values(self.classes), **self.image_options()
+        )
         if self.classes is None and labels_are_files(table):
             first = table["label"][table["label"].str.contains(PATH_PATTERN).fillna(False)].iloc[0]
             raise ConfigError(
@@ -90,6 +92,8 @@ class Classification:
         criterion = make_classification_loss(self.loss)
         check_network_spec(self.network, dims, len(classes))  # before images are read: it is fast
         sites = self.data.make_sites(table, None)
+        computed = self.data.computed(sites)
+        sites = replace(self.data, **computed).make_sites(table, None) if computed else sites
         arrays = prepare_images(sites, progress)
         channels, *size = common_shape(arrays)
         return build_task(
@@ -107,6 +111,7 @@ class Classification:
             sampling=self.data.sampling,
             summary=class_counts(table, list(classes)),
             class_values=classes,
+            computed=computed,
         )
 
     def _read(self, rows: pd.DataFrame | None = None) -> tuple[pd.DataFrame, dict[str, str], int, ClassificationScore]:

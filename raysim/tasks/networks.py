@@ -38,7 +38,8 @@ DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {  # where MONAI has no default, 
     "ViT": {"classification": True, "post_activation": None},
 }
 SMALLER_NETWORK_ADVICE = (
-    "try fewer levels (shorter channels and strides), another task.data.size, or another task.network"
+    "try fewer levels (shorter channels and strides), another task.data.size or task.data.patch, or another "
+    "task.network"
 )
 
 

@@ -21,6 +21,7 @@ from raysim.data.label_classes import encode_labels, resolve_classes
 from raysim.data.scanner_shift import ScannerShift
 from raysim.data.table import read_table
 from raysim.tasks.classification import Classification
+from raysim.tasks.image_config import ImageData
 from raysim.tasks.segmentation import Segmentation
 from raysim.tasks.tabular import Tabular
 
@@ -71,7 +72,7 @@ def prepare_new_cases(
         )
     of_masks = isinstance(config, Segmentation)
     classes = {name: str(value) for name, value in trained.classes.items()}
-    table = _image_rows(source, of_masks, classes)
+    table = _image_rows(source, of_masks, classes, config.data)
     labels = table["label"] if of_masks else _class_indices(table, classes, source)
     _check_dimensions(table["image"].iloc[0], trained, slices=config.data.slices)
     changed: dict[str, Any] = {"outside": (), "shift": config.data.shift if scanner else ScannerShift()}
@@ -85,9 +86,14 @@ def prepare_new_cases(
     return NewCases(task, images, relative_names(images), [None if pd.isna(each) else each for each in labels])
 
 
-def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str]) -> pd.DataFrame:
+def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: ImageData) -> pd.DataFrame:
     """The cases of a folder or a table, sorted by image, with absolute paths."""
     if "://" not in source and Path(source).expanduser().is_dir():
+        if len(data.image_columns) > 1:
+            raise ConfigError(
+                f"--images {source}: a case of the run has {len(data.image_columns)} images, which a folder does not "
+                f"assign to cases; give a table with the columns {', '.join(data.image_columns)}"
+            )
         folder = Path(source).expanduser().absolute()
         names = sorted(path.name for path in folder.iterdir() if _is_image(path))
         if masks := masks_beside_images(names):
@@ -101,7 +107,8 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str]) -> pd.D
             )
         return pd.DataFrame({"image": files, "label": pd.NA}, dtype="string")
     names = [*classes, *classes.values()]
-    table = read_table(source, needs_label=False, label_files=of_masks, classes=names, absent=_absent())
+    options = data.image_options()
+    table = read_table(source, needs_label=False, label_files=of_masks, classes=names, absent=_absent(), **options)
     return table.sort_values("image", ignore_index=True)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raysim.core.contracts import Predictor, Split
+from raysim.core.arrays import shared_tensor
+from raysim.core.contracts import Array, Predictor, Split
 from raysim.core.errors import RunError
 from raysim.core.network_outputs import full_resolution
+from raysim.core.whole_images import WholeImages
 
 
 @torch.no_grad()  # not inference_mode: a predictor that adapts at test time enables gradients
@@ -29,6 +33,83 @@ def predict_batches(
         expected = (len(inputs), classes, *split.labels.shape[2:])
         outputs = predict(inputs.to(device))
         yield _checked_logits(outputs, expected)
+
+
+@dataclass(frozen=True)
+class CaseImages:
+    """A case with its n examples, or its n whole images if the examples are patches.
+
+    inputs: n images (C, *space). labels, predicted: class indices (n, *space). spacing: (D,) as in Split.
+    """
+
+    inputs: Array | Sequence[Array]
+    labels: Array
+    predicted: Array
+    spacing: Array
+
+
+def predict_cases(
+    predict: Predictor, split: Split, batch_size: int, classes: int, device: torch.device
+) -> Iterator[tuple[int, CaseImages]]:
+    """Each case of a split that has masks, by its number, with its predicted classes. Raises as `predict_batches`."""
+    assert split.labels is not None
+    if split.images is None:
+        batches = predict_batches(predict, split, batch_size, classes, device)
+        predicted = np.concatenate([logits.argmax(1).byte().cpu().numpy() for logits in batches])
+        for case in np.unique(split.cases):
+            rows = np.flatnonzero(split.cases == case)
+            images = CaseImages(split.inputs[rows], split.labels[rows, 0], predicted[rows], split.spacing[rows[0]])
+            yield int(case), images
+        return
+    whole, labels, sources = split.images, split.images.labels, split.sources
+    assert labels is not None
+    assert sources is not None
+    for case, numbers in whole.of_cases(sources):
+        found = [_largest(predict_image(predict, whole, number, classes, device)[0]) for number in numbers]
+        of_case = np.stack([labels[number][0] for number in numbers])
+        inputs = [whole.images[number] for number in numbers]
+        yield case, CaseImages(inputs, of_case, torch.stack(found).numpy(), whole.spacing[numbers[0]])
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """The class (*space) with the largest of the logits (K, *space). One part at a time: indices have 8 bytes."""
+    return torch.stack([part.argmax(0).byte() for part in logits.unbind(1)])
+
+
+@torch.no_grad()
+def predict_image(predict: Predictor, images: WholeImages, number: int, classes: int, device: torch.device) -> Tensor:
+    """The logits (1, K, *space) of a whole image, on the CPU: the weighted mean of those of its windows.
+
+    Raises RunError as `predict_batches`.
+    """
+    from monai.inferers.inferer import SlidingWindowInferer  # MONAI takes longer to import than torch
+
+    options, window = images.options, images.options.window
+    axes = [
+        tuple(2 + axis for axis in flipped) for n in range(4) for flipped in combinations(sorted(set(window.mirror)), n)
+    ]
+
+    def predict_windows(inputs: Tensor) -> Tensor:
+        expected = (len(inputs), classes, *options.size)
+        total = torch.zeros(expected, device=device)
+        for flipped in axes:
+            # A copy, because the predictor may write to it.
+            outputs = predict(inputs.flip(flipped) if flipped else inputs.clone())
+            total += _checked_logits(outputs, expected).float().flip(flipped)
+        return total / len(axes)
+
+    inferer = SlidingWindowInferer(
+        options.size,
+        window.batch_size,
+        window.overlap,
+        mode="gaussian" if window.gaussian else "constant",
+        cval=float(images.lows[number]),
+        sw_device=device,
+        device="cpu",  # the logits of a large volume may not fit on the GPU
+    )
+    logits = inferer(shared_tensor(images.images[number])[None], predict_windows)
+    assert isinstance(logits, Tensor)
+    return logits
 
 
 def _checked_logits(outputs: Any, expected: tuple[int, ...]) -> Tensor:

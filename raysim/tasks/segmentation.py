@@ -6,8 +6,8 @@ Imports torch and MONAI when the task is built, so that `check` is fast.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.formatting import join_names, pluralize
+from raysim.core.whole_images import SlidingWindow
 from raysim.data.file_inspection import MAX_LABEL_VALUES
 from raysim.data.image_sites import ImageSites, common_shape, prepare_images, split_sizes
 from raysim.data.mask_values import MaskClasses
@@ -43,6 +44,9 @@ class Segmentation:
     surface_tolerance_mm: Annotated[
         float, Ge(0), "mm: surface_dice counts the surface within this distance of the other surface"
     ] = 1.0
+    window: Annotated[SlidingWindow, "how whole images are predicted if `task.data.patch` is set"] = field(
+        default_factory=SlidingWindow
+    )
     batch_size: Annotated[int, Gt(0), "examples in a batch"] = 8
     augment: Annotated[
         tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
@@ -68,11 +72,11 @@ class Segmentation:
         table, values, dims, score = self._read(rows)
         criterion = make_segmentation_loss(self.loss, score.ignored)
         check_network_spec(self.network, dims, len(values))  # before images are read: it is fast
-        sites = self.data.make_sites(table, values, self.data.colours, self.data.ignore)
+        sites, computed = self._sites(table, values)
         arrays = prepare_images(sites, progress)
         _warn_about_cropping(sites, arrays)
         class_values = _class_values(values, arrays)
-        summary = _summarize_classes(class_values, arrays)
+        summary = "; ".join([_summarize_classes(class_values, arrays), *format_computed(computed)])
         channels, *size = common_shape(arrays)
         return build_task(
             self,
@@ -88,7 +92,15 @@ class Segmentation:
             per_voxel=True,
             summary=summary,
             class_values=class_values,
+            computed=computed,
         )
+
+    def _sites(self, table: pd.DataFrame, values: MaskClasses) -> tuple[ImageSites, dict[str, Any]]:
+        """The opener of the sites, and the values of keys that were computed for it."""
+        given = table, values, self.data.colours, self.data.ignore, self.data.patches(self.window)
+        sites = self.data.make_sites(*given)
+        computed = self.data.computed(sites)
+        return (replace(self.data, **computed).make_sites(*given) if computed else sites), computed
 
     def _read(
         self, rows: pd.DataFrame | None = None
@@ -97,6 +109,7 @@ class Segmentation:
         values = self.data.values()
         table = self.data.read() if rows is None else rows
         dims, ignored = self.data.dimensions(table), self.data.ignore is not None
+        self.data.check_patch(dims, self.window)
         axes = 3 if self.data.slices else dims
         return (
             table,
@@ -111,6 +124,12 @@ class Segmentation:
                 surface_tolerance_mm=self.surface_tolerance_mm,
             ),
         )
+
+
+def format_computed(computed: Mapping[str, Any]) -> Iterator[str]:
+    """`task.data.spacing=[1, 1, 2]` for each computed key."""
+    for key, value in computed.items():
+        yield f"task.data.{key}=[{', '.join(f'{number:.4g}' for number in value)}]"
 
 
 def _class_values(values: MaskClasses, arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, int]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import pandas as pd
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Gt, Le, Len
 
 from raysim.core.errors import ConfigError
+from raysim.core.whole_images import PatchOptions, SlidingWindow
 from raysim.data.image_formats import Colour, is_volume
 from raysim.data.mask_values import IGNORED, MaskClasses
 from raysim.data.table import read_table
@@ -35,6 +36,46 @@ class SegmentationData(ImageData):
         Len(2, 256),
         "red, green and blue of each class in masks that are pictures, background first; instead of `classes`",
     ] = None
+
+    patch: Annotated[
+        tuple[Annotated[int, Gt(0)], ...] | None,
+        Len(2, 3),
+        "pixels or voxels of a patch along each axis. Images keep their sizes; training draws patches of them, and "
+        "evaluation predicts them in windows of this size (`task.window`)",
+    ] = None
+    patches_per_image: Annotated[int, Gt(0), "patches of each image or slice in an epoch of training"] = 4
+    positive: Annotated[
+        float,
+        Ge(0),
+        Le(1),
+        "share of patches whose centre is in a class other than the background, each class of the image equally often",
+    ] = 0.33
+
+    def patches(self, window: SlidingWindow) -> PatchOptions | None:
+        """How patches are drawn and predicted; None if examples are not patches."""
+        if self.patch is None:
+            return None
+        return PatchOptions(size=self.patch, per_image=self.patches_per_image, positive=self.positive, window=window)
+
+    def check_patch(self, dims: int, window: SlidingWindow) -> None:
+        """Raises ConfigError for a patch or a window that does not fit images with `dims` axes."""
+        if self.patch is None:
+            return
+        if self.size is not None:
+            raise ConfigError(
+                f"task.data.patch={list(self.patch)} keeps the size of each image, but task.data.size="
+                f"{list(self.size)} changes it; remove task.data.size, or remove task.data.patch"
+            )
+        if len(self.patch) != dims:
+            raise ConfigError(
+                f"task.data.patch={list(self.patch)} has {len(self.patch)} numbers, but images have {dims} axes; write "
+                "one number per axis"
+            )
+        if wrong := [axis for axis in window.mirror if axis >= dims]:
+            raise ConfigError(
+                f"task.window.mirror={list(window.mirror)}: axis {wrong[0]} does not exist, because images have {dims} "
+                f"axes; expected 0 to {dims - 1}"
+            )
 
     def values(self) -> dict[str, int | None]:
         """The value of each class in the masks, background first; None for the only value besides 0.
@@ -84,7 +125,7 @@ class SegmentationData(ImageData):
 
     def read(self) -> pd.DataFrame:
         """The rows that this task uses, with sites, splits and labels."""
-        table = self.select_rows(read_table(self.table, self.root, label_files=True))
+        table = self.select_rows(read_table(self.table, self.root, label_files=True, **self.image_options()))
         volumes = table["label"].dropna().map(is_volume)
         if self.colours is not None and volumes.any():
             raise ConfigError(

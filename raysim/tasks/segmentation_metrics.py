@@ -15,6 +15,7 @@ import numpy as np
 
 from raysim.core.contracts import CaseValues, Metrics, Predictor, Split
 from raysim.data.mask_values import IGNORED
+from raysim.data.nonzero_box import nonzero_box
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def dice(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     """Dice overlap of two masks (*space), 0 to 1; `label` must not be empty."""
     from monai.metrics.meandice import compute_dice
 
-    return float(compute_dice(_to_batch(predicted), _to_batch(label)))
+    box = nonzero_box((predicted | label)[None])  # as numbers, whole volumes would take much memory
+    return float(compute_dice(_to_batch(predicted[box]), _to_batch(label[box])))
 
 
 def iou(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
@@ -144,7 +146,7 @@ class SegmentationScore:
             return {}, {}
         found = [
             dict(self._score_case(predicted, label, spacing))
-            for predicted, label, spacing in self._volumes(predict, split, split.labels, device)
+            for predicted, label, spacing in self._volumes(predict, split, device)
         ]
         values = {
             name: np.array([case.get(name, np.nan) for case in found])
@@ -165,28 +167,20 @@ class SegmentationScore:
                 yield from ((f"{metric.name}_{name}", value) for name, value in defined.items())
 
     def _volumes(
-        self, predict: Predictor, split: Split, labels: Array, device: torch.device
+        self, predict: Predictor, split: Split, device: torch.device
     ) -> Iterator[tuple[Array, Array, tuple[float, ...]]]:
         """Prediction, label (both *space, slices stacked on the last axis) and spacing of each case."""
-        predicted = self._predict_classes(predict, split, device)
-        if self.ignored:
-            is_ignored = labels[:, 0] == IGNORED
-            predicted = np.where(is_ignored, 0, predicted)
-            labels = np.where(is_ignored[:, None], 0, labels)
-        for case in np.unique(split.cases):
-            (indices,) = np.nonzero(split.cases == case)
-            spacing = tuple(float(mm) for mm in split.spacing[indices[0]])
-            if len(indices) == 1:
-                yield predicted[indices[0]], labels[indices[0], 0], spacing[: labels.ndim - 2]
+        from raysim.tasks.prediction import predict_cases
+
+        for _, case in predict_cases(predict, split, self.batch_size, len(self.classes), device):
+            predicted, label, spacing = case.predicted, case.labels, tuple(float(mm) for mm in case.spacing)
+            if self.ignored:
+                is_ignored = label == IGNORED
+                predicted, label = np.where(is_ignored, 0, predicted), np.where(is_ignored, 0, label)
+            if len(predicted) == 1:
+                yield predicted[0], label[0], spacing[: label.ndim - 1]
             else:
-                yield np.moveaxis(predicted[indices], 0, -1), np.moveaxis(labels[indices, 0], 0, -1), spacing
-
-    def _predict_classes(self, predict: Predictor, split: Split, device: torch.device) -> Array:
-        """Class indices (N, *space), predicted in batches."""
-        from raysim.tasks.prediction import predict_batches
-
-        batches = predict_batches(predict, split, self.batch_size, len(self.classes), device)
-        return np.concatenate([logits.argmax(1).byte().cpu().numpy() for logits in batches])
+                yield np.moveaxis(predicted, 0, -1), np.moveaxis(label, 0, -1), spacing
 
 
 def _to_batch(mask: Array) -> torch.Tensor:

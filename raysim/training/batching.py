@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from raysim.core.arrays import shared_tensor
 from raysim.core.contracts import Augment, Batch, Sampling, Split
 from raysim.core.errors import RunError
-from raysim.core.seeding import stable_seed
+from raysim.core.seeding import numpy_generator, stable_seed
 
 RESIDENT_FRACTION = 0.25  # a split stays on the GPU if it takes at most this fraction of the free memory
 
@@ -27,6 +28,7 @@ def batches(
 ) -> Iterator[Batch]:
     """`steps` batches of labelled examples on `device`, sampled for each epoch; the last of an epoch may be smaller.
 
+    If the examples are patches, each is drawn anew from its image.
     Order and augmentation follow torch's global generator, which the engine seeds for each call at a site. Raises
     RunError for a split without labelled examples.
     """
@@ -36,17 +38,35 @@ def batches(
         )
     seed = torch.randint(2**31, ()).item()
     random_state = seeded_state(int(seed)) if augment else None
+    drawn = _examples(split, batch, device, sampling) if split.images is None else _patches(split, batch, int(seed))
+    for x, y in islice(drawn, steps):
+        x, y = (t.to(device, non_blocking=True) for t in (x, y))
+        if augment is not None and random_state is not None:
+            x, y = augment(x, y, random_state)
+        yield x, y.long()
+
+
+def _examples(split: Split, batch: int, device: torch.device, sampling: Sampling) -> Iterator[Batch]:
+    """Batches of examples, epoch after epoch."""
     inputs, labels = on_device(split, device)
-    done = 0
-    while done < steps:
+    while True:
         # One asynchronous copy per epoch: a copy in each step would make the CPU wait for the GPU.
         order = epoch_order(labels, sampling).to(inputs.device, non_blocking=True)
-        for index in torch.split(order, batch)[: steps - done]:
-            x, y = (t[index].to(device, non_blocking=True) for t in (inputs, labels))
-            if augment is not None and random_state is not None:
-                x, y = augment(x, y, random_state)
-            yield x, y.long()
-            done += 1
+        for index in torch.split(order, batch):
+            yield inputs[index], labels[index]
+
+
+def _patches(split: Split, batch: int, seed: int) -> Iterator[Batch]:
+    """Batches of new patches, epoch after epoch; an epoch has as many patches as the split has examples."""
+    assert split.images is not None
+    assert split.sources is not None
+    random = numpy_generator("patches", seed)
+    while True:
+        order = torch.randperm(len(split)).numpy()
+        for start in range(0, len(order), batch):
+            inputs, labels = split.images.draw(split.sources[order[start : start + batch]], random)
+            assert labels is not None
+            yield torch.from_numpy(inputs), torch.from_numpy(labels)
 
 
 def epoch_order(labels: Tensor, sampling: Sampling) -> Tensor:

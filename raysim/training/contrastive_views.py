@@ -60,7 +60,8 @@ def check_levels(task: Task) -> None:
 
 
 def _has_levels(split: Split) -> bool:
-    return split.levels is not None or len(np.unique(split.cases)) < len(split)
+    images = len(split) if split.sources is None else len(np.unique(split.sources))
+    return split.levels is not None or len(np.unique(split.cases)) < images
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -88,15 +88,9 @@ def routing_ceiling(site: Site[Any], split: Split, predictors: Sequence[Predicto
     (name, direction), *_ = site.task.score.better.items()
     best = []
     for case in np.unique(split.cases):
-        part = _examples(split, np.flatnonzero(split.cases == case))
+        part = split.take(np.flatnonzero(split.cases == case))
         scores = [site.task.score(predict, part, site.device) for predict in predictors]
         values = [found[name] for found in scores if name in found]
         if values:
             best.append(max(values) if direction == "higher" else min(values))
     return {"routing_ceiling": float(np.mean(best))} if best else {}
-
-
-def _examples(split: Split, rows: Array) -> Split:
-    arrays = ((name, getattr(split, name)) for name in ("inputs", "labels", "cases", "spacing", "levels"))
-    parts: dict[str, Any] = {name: None if array is None else array[rows] for name, array in arrays}
-    return replace(split, **parts)

@@ -77,12 +77,6 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
             "more",
         ),
         (
-            "nnunet_channels",
-            ("data", "scan", "."),
-            "dataset.json: each case has 2 files, one for each of T1, T2. raysim reads one file for each case: merge "
-            "the channels into one volume .*",
-        ),
-        (
             "palette_order",
             (*RUN, *SMALL),
             "the data cannot be used:(\n  DIR/._[02]_m.png: the order of its palette is ambiguous .*){4}",
@@ -98,6 +92,10 @@ def test_refused(case: Path, command: tuple[str, ...], message: str, capsys: pyt
     assert re.fullmatch(f"raysim: {message}\n", error), error
     after = [path for path in sorted(case.iterdir()) if path.name not in ("__pycache__", "cache")]
     assert after == before
+
+
+def test_nnunet_channels(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "task.data.image_columns=[image,image_t2]" in printed(capsys, "data", "scan", ".")
 
 
 def printed(capsys: pytest.CaptureFixture[str], *command: str, code: int = 0) -> str:

@@ -365,14 +365,36 @@ def test_folders_of_images_are_not_classes(tmp_path: Path) -> None:
     ],
 )
 def test_several_files_of_one_case_are_refused(tmp_path: Path, files: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"several files for one case.*raysim reads one file for each case"):
+    with pytest.raises(ConfigError, match=r"several files for one case.*task.data.image_columns"):
         scan(made(tmp_path, *files))
 
 
-def test_the_channels_of_nnunet_are_refused(tmp_path: Path) -> None:
+def test_the_channels_of_nnunet_are_columns(tmp_path: Path) -> None:
+    files = [f"imagesTr/{case}_000{channel}.nii.gz" for case in "kmn" for channel in (0, 1)]
+    folder = made(
+        tmp_path,
+        *files,
+        *(f"labelsTr/{case}.nii.gz" for case in "kmx"),
+        "imagesTs/t_0000.nii.gz",
+        "imagesTs/t_0001.nii.gz",
+    )
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T1 Gd"}, "labels": {}}))
+    table = scan(folder)
+    assert table.attrs["layout"] == "nnU-Net, with a file for each channel"
+    assert table.attrs["image_columns"] == ["image", "image_t1_gd"]
+    found = table.set_index("image").loc["imagesTr/k_0000.nii.gz"]
+    assert (found["image_t1_gd"], found["label"]) == ("imagesTr/k_0001.nii.gz", "labelsTr/k.nii.gz")
+    assert table["image"][table["split"] == "unlabelled"].tolist() == [
+        "imagesTr/n_0000.nii.gz",
+        "imagesTs/t_0000.nii.gz",
+    ]
+    assert any("masks without an image" in note for note in table.attrs["notes"])
+
+
+def test_a_case_of_nnunet_without_a_channel_is_refused(tmp_path: Path) -> None:
     folder = made(tmp_path, "imagesTr/k_0000.nii.gz", "labelsTr/k.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {}}))
-    with pytest.raises(ConfigError, match="each case has 2 files, one for each of T1, T2"):
+    with pytest.raises(ConfigError, match=r"has no file k_0001 \(T2\), a channel of dataset.json"):
         scan(folder)
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "labels": {}}))
     assert len(scan(folder)) == 1

@@ -285,7 +285,7 @@ def test_a_marker_of_a_missing_value_is_not_a_patient(tmp_path: Path) -> None:
         ("s,train,a.png,m.png\ns,val,link.png,n.png\ns,val,b.png,linked.png\n", ["more than one image", "m.png of"]),
         (
             "s,train,k_0000.png,k.png\ns,unlabelled,k_0001.png,\n",
-            ["several files for one case: 1 image without a mask", "k_0001.png of case k.", "nibabel.concat_images"],
+            ["several files for one case: 1 image without a mask", "k_0001.png of case k.", "task.data.image_columns"],
         ),
         ("s,train,k_t1.png,m.png\ns,unlabelled,k_t1_flair.png,\n", ["several files for one case", "of case k_t1."]),
     ],

@@ -16,6 +16,7 @@ from raysim.core.contracts import CaseName, Split
 from raysim.core.results import CaseScores
 from raysim.federation.site_pictures import _picture, _summarize, choose_cases
 from raysim.storage.picture_files import LABEL, PREDICTION, SIDE, CasePicture, draw
+from raysim.tasks.prediction import CaseImages
 from tests.support import toy
 from tests.support.plans import make_plan
 from tests.support.toy_runs import on_local
@@ -53,7 +54,7 @@ def test_a_volume_is_shown_at_the_slice_with_the_most_label() -> None:
     inputs = np.broadcast_to(np.arange(5.0), (1, 1, 4, 6, 5)).copy()
     predicted = np.zeros((1, 4, 6, 5), np.uint8)
     predicted[0, 0, 0, 3] = 1
-    picture = _picture(split(inputs, labels, (1.0, 2.0, 3.0)), predicted, 0)
+    picture = _picture(CaseImages(inputs, labels[:, 0], predicted, np.array([1.0, 2.0, 3.0])))
     # The second axis points up, so index 4 of 6 is the second row; the first axis points right.
     assert np.argwhere(picture.label).tolist() == [[1, 1], [1, 2]]
     assert np.argwhere(picture.prediction).tolist() == [[5, 0]]
@@ -66,7 +67,7 @@ def test_of_slices_the_one_with_the_most_label_is_shown() -> None:
     labels[1, 0, 0, 0] = 255  # ignored
     labels[2, 0, 0, 0] = 1
     inputs = np.arange(3.0)[:, None, None, None] * np.ones((3, 3, 4, 4))
-    picture = _picture(split(inputs, labels), np.ones((3, 4, 4), np.uint8), 0)
+    picture = _picture(CaseImages(inputs, labels[:, 0], np.ones((3, 4, 4), np.uint8), np.array([1.0, 1.0])))
     assert picture.label.sum() == 7
     assert picture.prediction.sum() == 15
     assert picture.image.shape == (4, 4, 3)
