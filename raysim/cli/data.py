@@ -56,7 +56,7 @@ def make(name: str | None, source: str | None, out: str | None, fractions: str, 
     target = str(Path(folder) / "table.csv")
     terms = [f"licence: {recipe.licence}", f"to cite: {recipe.citation}"]
     _print_table(target, table, terms, notes, console)
-    _print_next(target, recipe.task, recipe.classes, (), console)
+    _print_next(target, recipe.task, recipe.classes, ("image",), console)
 
 
 def _numbers(fractions: str) -> tuple[float, ...]:
