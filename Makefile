@@ -52,7 +52,7 @@ audit:  ## the pinned versions against the known vulnerabilities of PyPI; fails 
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data
-	@missed=0; for script in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py selector.py search.py; do \
+	@missed=0; for script in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py selector.py search.py startup.py; do \
 	  echo "benchmarks/$$script"; $(BIN)/python benchmarks/$$script || missed=1; \
 	done; exit $$missed
 

@@ -30,6 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
+    code = _run_command(args, rest)
+    early_start.exit_if_unused(code)
+    return code
+
+
+def _run_command(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run the command of `args`; prints its error. Returns the exit code."""
     try:
         commands = {"run": _run, "tune": _tune, "resume": _resume, "list": _list, "data": _data, "doctor": _doctor}
         commands |= {"predict": _predict, "evaluate": _evaluate, "export": _export, "compare": _compare, "runs": _runs}
@@ -43,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("raysim: interrupted", file=sys.stderr)
         return 130
-    finally:
-        early_start.stop()  # if the command has not used it; takes seconds, so the error is printed before
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:

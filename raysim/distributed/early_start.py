@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import suppress
 from threading import Event, Thread
 from typing import Any
 
@@ -36,10 +36,10 @@ _started: _EarlyStart | None = None  # a process has at most one Ray
 def start_early(address: str | None) -> None:
     """Start a local Ray in a thread, if the command uses one and has not imported torch yet. Returns at once.
 
-    The environment variables of a local Ray must be set.
+    The environment variables of a local Ray must be set. Only on Linux, see `exit_if_unused`.
     """
     global _started
-    if target_address(address) is None and "torch" not in sys.modules:
+    if target_address(address) is None and "torch" not in sys.modules and sys.platform == "linux":
         _started = _EarlyStart()
         _started.start()
 
@@ -61,15 +61,22 @@ def result() -> Any:
 
 
 def stop() -> None:
-    """Stop the Ray that was started early, when it is up; without effect if there is none."""
-    if _started is None:
-        return
-    with suppress(Exception):
-        result()
-        import ray
+    """Stop the Ray that was started early and is up."""
+    import ray
 
-        ray.shutdown()
-        _forget()
+    ray.shutdown()
+    _forget()
+
+
+def exit_if_unused(code: int) -> None:
+    """End this process at once if a Ray was started early and the command has ended without it, for example refused.
+
+    Waiting until Ray is up to stop it would take seconds. Linux ends its processes together with this one.
+    """
+    if _started is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _forget() -> None:
