@@ -162,6 +162,27 @@ def test_the_selector_takes_adam_steps_on_the_images_of_its_site() -> None:
         assert torch.from_numpy(after[name].copy())[large].numpy() == pytest.approx(expected.numpy(), abs=2e-5)
 
 
+def test_a_step_of_the_selector_uses_some_images_or_all() -> None:
+    task = small_task()
+    start = FedSM().init(task)
+
+    def first_moment(batch: int | None) -> Tensor:
+        mine, fleet = FedSM(selector_steps=1, selector_batch=batch, steps=1), LocalFleet(task, rounds=1)
+        fleet.accounting.open_round(0)
+        replies = fleet.map(mine.client, Broadcast(start.model, start.selector, None), start.personal)
+        return torch.from_numpy(replies["site-02"].payload.moments["0/exp_avg"].copy())
+
+    assert first_moment(None).equal(first_moment(6))
+    # The first moment after one step is a tenth of the gradient: with a batch of one, that of one of the six images.
+    gradients = []
+    for image in torch.from_numpy(task.open("site-02").train.inputs).split(1):
+        net = site_selector(task, start.selector)
+        nn.functional.cross_entropy(net(image), torch.tensor([1])).backward()
+        gradients.append(next(net.parameters()).grad)
+    of_one = first_moment(1)
+    assert sum(torch.allclose(0.1 * gradient, of_one, rtol=1e-3, atol=1e-7) for gradient in gradients) == 1
+
+
 def site_selector(task: Task, model: Model) -> nn.Module:
     load(net := selector_network.__wrapped__(task, "small", 32, 3), model)
     return net

@@ -23,7 +23,8 @@ from algorithms.localonly import LocalOnly
 from raysim import Data, Task
 from tests.claims.federations import Array, as_split, build_task, final_scores, mean_score
 
-SITES, FEATURES, DIRECTIONS, TRAIN, TEST, BATCH, ROUNDS = 8, 20, 3, 40, 200, 20, 30
+SITES, FEATURES, DIRECTIONS, TRAIN, TEST, BATCH, ROUNDS = 8, 20, 3, 30, 200, 20, 25
+TRAINING: dict[str, Any] = {"lr": 0.03, "epochs": 5}
 CLASSES, MAJORITY = 4, 0.7  # of the second problem
 
 
@@ -78,17 +79,17 @@ def accuracy(algorithm: Any, task: Callable[[int], Task], seed: int) -> float:
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        ("FedRep", FedRep(lr=0.03)),
-        ("FedPer", FedRep(lr=0.03, joint=True)),
-        ("FedBABU", FedBABU(lr=0.03, finetune_epochs=10)),
+        ("FedRep", FedRep(head_epochs=5, **TRAINING)),
+        ("FedPer", FedRep(joint=True, **TRAINING)),
+        ("FedBABU", FedBABU(finetune_epochs=10, **TRAINING)),
     ],
 )
 def test_own_heads(name: str, method: Any, claim: Callable[..., None], beside: Callable[..., None]) -> None:
     def over(other: Any) -> Callable[[int], tuple[float, float]]:
         return lambda seed: (accuracy(method, shared_directions, seed), accuracy(other, shared_directions, seed))
 
-    claim(f"{name}: accuracy with a head per site, over FedAvg", over(FedAvg(lr=0.03)), margin=10)
-    beside(f"{name}: accuracy with a head per site, over LocalOnly", over(LocalOnly(lr=0.03)))
+    claim(f"{name}: accuracy with a head per site, over FedAvg", over(FedAvg(**TRAINING)), margin=10)
+    beside(f"{name}: accuracy with a head per site, over LocalOnly", over(LocalOnly(**TRAINING)))
 
 
 def test_fedrod(claim: Callable[..., None]) -> None:
