@@ -89,7 +89,7 @@ def test_local_normalization(name: str, local: Any, claim: Callable[..., None]) 
         ("Ditto", Ditto(lr=0.03, lam=0.1)),
         ("APFL", APFL(lr=0.03, alpha_lr=1.0)),
         ("pFedMe", PFedMe(lr=0.03, lam=1.0, outer_lr=0.5)),
-        ("FedALA", FedALA(lr=0.03, weight_lr=1.0)),
+        ("FedALA", FedALA(lr=0.03, weight_lr=10.0)),
     ],
 )
 def test_personal_models(name: str, method: Any, claim: Callable[..., None], beside: Callable[..., None]) -> None:
