@@ -1,7 +1,7 @@
 """Ditto: learning rate, lambda, epochs of the personal models.
 
-First points: lambda 0.1, 1 and 2, the values compared by Li et al. 2021. On the problem of docs/claims.md lambda 0.01 is
-best, and from 3 on the personal models are hardly better than the global one.
+First points: lambda 0.1, 1 and 2, the values compared by Li et al. 2021. On the problem of docs/claims.md 0.01 is best,
+and from 3 on the personal models are hardly better than the global one.
 """
 
 from ray import tune

@@ -1,7 +1,7 @@
 """FedDyn: learning rate, local epochs, weight of the regulariser.
 
 The local optimiser is SGD, so its learning rates differ from those of Adam. First points: alpha 0.01 and 0.1, of the
-order of the values in Acar et al. 2021, and 1 for few local steps. On the problem of docs/claims.md, with 50 local steps,
+order of the values in Acar et al. 2021, and 1 for few local steps. On the problem of docs/claims.md (50 local steps)
 alpha 0.3 to 10 reach the optimum in 20 rounds, 0.1 nearly, and 0.01 hardly exceeds FedAvg.
 """
 

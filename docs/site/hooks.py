@@ -1,6 +1,7 @@
 """Hooks of MkDocs: collect the pages of the repository, and write the API reference from the published names.
 
-The pages are those that a code host shows, without changes, except that links to files that are neither pages nor images become text.
+The pages are those that a code host shows, without changes, except that links to other files
+than pages and images become text.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def on_post_build(config: Any) -> None:
 
 
 def _page_link(link: re.Match[str], page: Path) -> str:
-    """The link if it leads to a page, an image or to the web, else its text. A missing target stays, and fails the build."""
+    """The link if it leads to a page, an image or the web, else its text. A missing target stays, and fails the build."""
     target = link[2].partition("#")[0]
     path = page.parent / target
     leaves = target and "://" not in target and path.exists() and path.suffix not in (".md", ".png")
