@@ -45,7 +45,7 @@ def on_post_build(config: Any) -> None:
 
 
 def _page_link(link: re.Match[str], page: Path) -> str:
-    """The link if it leads to a page, an image or the web, else its text. A missing target stays, and fails the build."""
+    """The link if it leads to a page, image or the web, else its text. A missing target stays, and fails the build."""
     target = link[2].partition("#")[0]
     path = page.parent / target
     leaves = target and "://" not in target and path.exists() and path.suffix not in (".md", ".png")
