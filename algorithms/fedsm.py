@@ -4,7 +4,7 @@ Xu, Li, Guo, Yang, Roth, Hatamizadeh, Zhao, Xu, Huang, Xu, "Closing the Generali
 Medical Image Segmentation", CVPR 2022, https://arxiv.org/abs/2203.10144; follows the authors' implementation.
 
     at site k: train w_k from the global w, then v_k from the personal w_p^k, then s_k from the selector s, which learns
-    to predict the site (label k for all images of site k), with one Adam step per pass over all images
+    to predict the site (label k for all images of site k), with Adam
     w <- sum_k n_k/n w_k, likewise s and the moments of its Adam
     SoftPull: w_p^k <- pull v_k + (1 - pull)/(K-1) sum_(j != k) v_j
                     = v + mu (v_k - v)  with the plain mean v and mu = (K pull - 1)/(K-1)
@@ -18,7 +18,7 @@ model is used until there is a score. w and s are scored only in rounds in which
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor, nn
+from torch import nn
 
 from raysim import (
     UNCHANGED,
@@ -51,16 +51,15 @@ from raysim.training import (
     OptimizerState,
     RoutedPredictor,
     SelectorKind,
-    dump_optimizer_state,
-    load_optimizer_state,
-    pooled_inputs,
+    fit_selector,
     relative_distance,
+    selector_batches,
+    selector_metrics,
     selector_network,
     validation_score,
 )
 
 SELECTOR_STEPS = 200  # of the selector over all rounds, at least, by default
-SELECTOR_BATCH = 256  # images at the selector's resolution, computed at a time
 
 GROUP = "personal"
 
@@ -172,58 +171,27 @@ class SoftPullTraining(LocalTraining):
         nets = self.predict_module(site, model), site.predict_module(models[0])
         routed = RoutedPredictor(selector, models, *nets, threshold)
         others = {} if own is None else {"personal": site.predict_module(models[own])}
-        batches = partial(self.selector_batches, site)
-        return PredictionSet(routed, others, lambda split: routed.shares(batches(split), own) | notes(split))
+
+        def split_notes(split: Split) -> Metrics:
+            return routed.shares(selector_batches(site, split, self.selector_size), own) | notes(split)
+
+        return PredictionSet(routed, others, split_notes)
 
     def load_selector(self, site: Site[Any], model: Model, classes: int) -> nn.Module:
-        """The selector in training mode, on the site's device; the next call loads its weights into the same module."""
+        """The selector on the site's device; the next call loads its weights into the same module."""
         net = selector_network(site.task, self.selector, self.selector_size, classes).to(site.device)
         load(net, model)
-        return net.train()
-
-    def selector_batches(self, site: Site[Any], split: Split) -> Iterator[Tensor]:
-        """All inputs of the split, in order, at the selector's resolution."""
-        size = site.task.batch_size if self.selector_size is None else SELECTOR_BATCH
-        for inputs in pooled_inputs(split, self.selector_size, site.device).split(size):
-            yield inputs.to(site.device)
-
-    def fit_selector(
-        self, net: nn.Module, site: Site[Any], labels: Mapping[str, Tensor], moments: Model | None, steps: int
-    ) -> tuple[Model, Metrics]:
-        """Train the selector in place, with one step of Adam per pass over all images of the splits in `labels`.
-
-        Returns its moments, and its loss and accuracy before the training.
-        """
-        load_optimizer_state(optimizer := torch.optim.Adam(net.parameters(), self.selector_lr, fused=True), moments)
-        count, losses, correct = sum(len(of_split) for of_split in labels.values()), list[float](), 0
-        for step in range(steps):
-            optimizer.zero_grad()
-            losses.append(0.0)
-            for inputs, label in self._labelled_batches(site, labels):
-                loss = nn.functional.cross_entropy(logits := net(inputs), label, reduction="sum")
-                (loss / count).backward()
-                losses[-1] += loss.item() / count
-                correct += int((logits.argmax(1) == label).sum()) if step == 0 else 0
-            optimizer.step()
-        optimizer.zero_grad()
-        moments = Model.of(dump_optimizer_state(optimizer))
-        return moments, {"selector_loss": losses[0], "selector_accuracy": correct / count}
-
-    def _labelled_batches(self, site: Site[Any], labels: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        for name, of_split in labels.items():
-            start = 0
-            for inputs in self.selector_batches(site, site.data[name]):
-                yield inputs, of_split[start : start + len(inputs)].to(site.device)
-                start += len(inputs)
+        return net
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedSM(SoftPullTraining):
     uses_rounds = "the selector takes 200 / rounds steps in a round by default"
     threshold: Annotated[float, Ge(0), Le(1), "confidence above which an image is routed to a personal model"] = 0.9
-    selector_epochs: Annotated[
-        int | None, Gt(0), "steps of the selector per round, each over all images of the site; default: 200 / rounds"
-    ] = None
+    selector_steps: Annotated[int | None, Gt(0), "steps of the selector per round; default: 200 / rounds"] = None
+    selector_batch: Annotated[
+        int | None, Gt(0), "random images of the site in each step of the selector; null: all its images"
+    ] = 8
     average_moments: Annotated[bool, "whether the moments of the selector's Adam are also averaged"] = True
 
     def init(self, task: Task) -> ServerState:
@@ -241,13 +209,21 @@ class FedSM(SoftPullTraining):
         scores = self.score_models(site, broadcast.model, personal)
         update, personal_update, client_state, metrics = self.train_models(site, broadcast.model, personal)
         before = site.client_state.selector_moments if site.client_state else None
-        net = self.load_selector(site, broadcast.selector, len(site.task.inside))
+        net = self.load_selector(site, broadcast.selector, len(site.task.inside)).eval()
         if scores:
-            scores["val_selector"] = self._selector_accuracy(net.eval(), site, site.data.val)
+            scores["val_selector"] = self._selector_accuracy(net, site, site.data.val)
         labels = {"train": torch.full((len(site.data.train),), site.task.inside.index(site.name))}
-        steps = self.selector_epochs or math.ceil(SELECTOR_STEPS / site.rounds)
-        moments = broadcast.moments if self.average_moments else before
-        moments, of_selector = self.fit_selector(net.train(), site, labels, moments, steps)
+        of_selector = selector_metrics(net, site, labels, self.selector_size)
+        moments = fit_selector(
+            net,
+            site,
+            labels,
+            broadcast.moments if self.average_moments else before,
+            lr=self.selector_lr,
+            size=self.selector_size,
+            steps=self.selector_steps or math.ceil(SELECTOR_STEPS / site.rounds),
+            batch=self.selector_batch,
+        )
         payload = Update(update, personal_update, weights(net), moments if self.average_moments else None)
         if not self.average_moments:
             client_state = replace(client_state, selector_moments=moments)
@@ -257,7 +233,7 @@ class FedSM(SoftPullTraining):
     @torch.no_grad()
     def _selector_accuracy(self, net: nn.Module, site: Site[Any], split: Split) -> float:
         """The fraction of the images of an inside site for which the selector predicts this site."""
-        predicted = torch.cat([net(inputs).argmax(1) for inputs in self.selector_batches(site, split)])
+        predicted = torch.cat([net(inputs).argmax(1) for inputs in selector_batches(site, split, self.selector_size)])
         return float((predicted == site.task.inside.index(site.name)).float().mean())
 
     # at the server

@@ -29,7 +29,14 @@ from torch import nn
 from algorithms import fedsm
 from algorithms.fedsm import SoftPullTraining, personal_model, softpull
 from raysim import Array, ConfigError, Fleet, Metrics, Model, PredictionSet, Predictor, Reply, Site, Task, mean, weights
-from raysim.training import BestModels, example_losses, routing_ceiling, selector_network
+from raysim.training import (
+    BestModels,
+    example_losses,
+    fit_selector,
+    routing_ceiling,
+    selector_metrics,
+    selector_network,
+)
 
 LABELLED_SPLITS = {"train": ("train",), "val": ("val",), "both": ("train", "val")}
 
@@ -152,7 +159,16 @@ class FedSMExtra(SoftPullTraining):
             client_state = replace(client_state, labels=self.label(site, models))
         labels = {name: torch.from_numpy(z.copy()) for name, z in client_state.labels.items()}
         net = self.load_selector(site, broadcast.model, len(site.task.inside) + 1)
-        moments, metrics = self.fit_selector(net, site, labels, broadcast.moments, self.selector_epochs)
+        metrics = selector_metrics(net, site, labels, self.selector_size)
+        moments = fit_selector(
+            net,
+            site,
+            labels,
+            broadcast.moments,
+            lr=self.selector_lr,
+            size=self.selector_size,
+            steps=self.selector_epochs,
+        )
         z = torch.cat(list(labels.values()))
         for name, label in (("own", site.task.inside.index(site.name)), ("global", len(site.task.inside))):
             metrics[f"labelled_{name}"] = float((z == label).float().mean())

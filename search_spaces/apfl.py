@@ -1,6 +1,7 @@
 """APFL: learning rate, first weight of the personal models, step size of the weight.
 
-First points: weights 0.25, 0.5 and 0.75, the values compared by Deng et al. 2020, and the learned weight.
+First points: weights 0.25, 0.5 and 0.75, the values compared by Deng et al. 2020, and a faster change of the weight. On
+the problem of docs/claims.md steps of 0.01 to 10 differ by less than 1 % of accuracy, and weights of 0.1 to 0.9 by 1.4.
 """
 
 from ray import tune
@@ -9,7 +10,7 @@ SPACE = {
     "algorithm": "apfl",
     "algorithm.lr": tune.loguniform(1e-4, 1e-2),
     "algorithm.alpha": tune.uniform(0.1, 0.9),
-    "algorithm.alpha_lr": tune.loguniform(1e-2, 10.0),
+    "algorithm.alpha_lr": tune.loguniform(0.1, 1.0),
 }
 POINTS = [
     {"algorithm.alpha": 0.25, "algorithm.alpha_lr": 0.1},

@@ -12,9 +12,9 @@ SPACE = {
     "algorithm.pull": tune.uniform(0.5, 1.0),
     "algorithm.threshold": tune.uniform(0.0, 1.0),
     "algorithm.selector_lr": tune.loguniform(1e-3, 1e-2),
-    "algorithm.selector_epochs": tune.choice([2, 8, 16]),
+    "algorithm.selector_steps": tune.choice([4, 8, 16]),
 }
 POINTS = [
-    {"algorithm.pull": 0.7, "algorithm.threshold": 0.9, "algorithm.selector_lr": 3e-3, "algorithm.selector_epochs": 8},
-    {"algorithm.pull": 0.8, "algorithm.threshold": 0.9, "algorithm.selector_lr": 3e-3, "algorithm.selector_epochs": 8},
+    {"algorithm.pull": 0.7, "algorithm.threshold": 0.9, "algorithm.selector_lr": 3e-3, "algorithm.selector_steps": 8},
+    {"algorithm.pull": 0.8, "algorithm.threshold": 0.9, "algorithm.selector_lr": 3e-3, "algorithm.selector_steps": 8},
 ]

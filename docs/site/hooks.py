@@ -1,6 +1,7 @@
 """Hooks of MkDocs: collect the pages of the repository, and write the API reference from the published names.
 
-The pages are those that a code host shows, without changes, except that links to files that are not pages become text.
+The pages are those that a code host shows, without changes, except that links to other files
+than pages and images become text.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "*/README.md", "studies/*.md")
+IMAGES = ("docs/**/*.png", "*/*.png")
 PUBLISHED = ("raysim", "raysim.training")
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 
@@ -26,6 +28,11 @@ def on_config(config: Any) -> Any:
             target = folder / page.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(LINK.sub(lambda link, page=page: _page_link(link, page), page.read_text()))
+    for pattern in IMAGES:
+        for image in sorted(ROOT.glob(pattern)):
+            target = folder / image.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(image, target)
     (folder / "reference.md").write_text(_reference())
     config.docs_dir = str(folder)
     config.nav = _expand(config.nav, folder)
@@ -38,10 +45,10 @@ def on_post_build(config: Any) -> None:
 
 
 def _page_link(link: re.Match[str], page: Path) -> str:
-    """The link if it leads to a page or to the web, else its text. A missing target stays, and fails the build."""
+    """The link if it leads to a page, image or the web, else its text. A missing target stays, and fails the build."""
     target = link[2].partition("#")[0]
     path = page.parent / target
-    leaves = target and "://" not in target and path.exists() and path.suffix != ".md"
+    leaves = target and "://" not in target and path.exists() and path.suffix not in (".md", ".png")
     return link[1] if leaves else link[0]
 
 

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
         route_convolutions,
         routers,
     )
-    from raysim.training.selector_networks import SelectorKind, pooled_inputs, selector_network
+    from raysim.training.selector_networks import SelectorKind, selector_network
+    from raysim.training.selector_training import fit_selector, selector_batches, selector_metrics
     from raysim.training.self_supervised import SelfSupervised
     from raysim.training.test_time_adaptation import (
         OutsideAdaptation,
@@ -73,7 +74,8 @@ _HOME = {
     "raysim.training.routed_convolutions": (
         *("Gate", "RoutedConvolution", "Router", "has_convolution", "route_convolutions", "routers"),
     ),
-    "raysim.training.selector_networks": ("SelectorKind", "pooled_inputs", "selector_network"),
+    "raysim.training.selector_networks": ("SelectorKind", "selector_network"),
+    "raysim.training.selector_training": ("fit_selector", "selector_batches", "selector_metrics"),
     "raysim.training.self_supervised": ("SelfSupervised",),
     "raysim.training.test_time_adaptation": (
         *("OutsideAdaptation", "mean_entropy", "norm_layers", "use_batch_statistics"),
@@ -104,6 +106,7 @@ __all__ = [
     "ema_update",
     "example_losses",
     "extrapolate_distance",
+    "fit_selector",
     "from_vector",
     "gram_matrix",
     "has_convolution",
@@ -118,7 +121,6 @@ __all__ = [
     "move_to_distance",
     "norm_layers",
     "pool_levels",
-    "pooled_inputs",
     "projector",
     "proximal_term",
     "relative_distance",
@@ -126,6 +128,8 @@ __all__ = [
     "routers",
     "routing_ceiling",
     "sample_batches",
+    "selector_batches",
+    "selector_metrics",
     "selector_network",
     "tensor_distances",
     "to_vector",

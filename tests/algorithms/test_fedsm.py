@@ -137,8 +137,8 @@ def small_task(sites: int = 3, norm: str = "instance") -> Task:
     return Synthetic(data=data, network=network, batch_size=4).build()
 
 
-def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
-    task, mine = small_task(), FedSM(selector_epochs=3)
+def test_the_selector_takes_adam_steps_on_the_images_of_its_site() -> None:
+    task, mine = small_task(), FedSM(selector_steps=3)
     fleet = LocalFleet(task, rounds=1)
     start = mine.init(task)
     fleet.accounting.open_round(0)
@@ -150,7 +150,7 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
     inputs = torch.from_numpy(task.open("site-02").train.inputs)
     loss = nn.functional.cross_entropy(net(inputs), torch.full((len(inputs),), 1))
     loss.backward()
-    once = FedSM(selector_epochs=1, selector_lr=0.01)
+    once = FedSM(selector_steps=1, selector_lr=0.01)
     one = fleet.map(once.client, Broadcast(start.model, start.selector, None), start.personal)
     after, metrics = one["site-02"].payload.selector, one["site-02"].metrics
     assert metrics["selector_loss"] == pytest.approx(loss.item(), rel=1e-5)
@@ -162,6 +162,27 @@ def test_the_selector_takes_one_step_for_each_pass_over_all_images() -> None:
         assert torch.from_numpy(after[name].copy())[large].numpy() == pytest.approx(expected.numpy(), abs=2e-5)
 
 
+def test_a_step_of_the_selector_uses_some_images_or_all() -> None:
+    task = small_task()
+    start = FedSM().init(task)
+
+    def first_moment(batch: int | None) -> Tensor:
+        mine, fleet = FedSM(selector_steps=1, selector_batch=batch, steps=1), LocalFleet(task, rounds=1)
+        fleet.accounting.open_round(0)
+        replies = fleet.map(mine.client, Broadcast(start.model, start.selector, None), start.personal)
+        return torch.from_numpy(replies["site-02"].payload.moments["0/exp_avg"].copy())
+
+    assert first_moment(None).equal(first_moment(6))
+    # The first moment after one step is a tenth of the gradient: with a batch of one, that of one of the six images.
+    gradients = []
+    for image in torch.from_numpy(task.open("site-02").train.inputs).split(1):
+        net = site_selector(task, start.selector)
+        nn.functional.cross_entropy(net(image), torch.tensor([1])).backward()
+        gradients.append(next(net.parameters()).grad)
+    of_one = first_moment(1)
+    assert sum(torch.allclose(0.1 * gradient, of_one, rtol=1e-3, atol=1e-7) for gradient in gradients) == 1
+
+
 def site_selector(task: Task, model: Model) -> nn.Module:
     load(net := selector_network.__wrapped__(task, "small", 32, 3), model)
     return net
@@ -169,7 +190,7 @@ def site_selector(task: Task, model: Model) -> nn.Module:
 
 def test_shared_moments_are_equal_at_all_sites_and_are_sent() -> None:
     task = small_task()
-    rounds = list(federate(FedSM(selector_epochs=1), task, LocalFleet(task, rounds=2), rounds=2))
+    rounds = list(federate(FedSM(selector_steps=1), task, LocalFleet(task, rounds=2), rounds=2))
     state = rounds[-1].state
     assert state.moments["0/step"].item() == 2
     assert state.moments["0/exp_avg"].shape == state.selector[first_parameter_name(state.selector)].shape
@@ -178,7 +199,7 @@ def test_shared_moments_are_equal_at_all_sites_and_are_sent() -> None:
     assert set(rounds[0].traffic.down.values()) == {2 * p + s}
     assert set(rounds[1].traffic.down.values()) == {2 * p + 3 * s + steps}
     assert set(rounds[1].traffic.up.values()) == {2 * p + 3 * s + steps}
-    apart = ended(FedSM(selector_epochs=1, average_moments=False), task)
+    apart = ended(FedSM(selector_steps=1, average_moments=False), task)
     assert apart.state.moments is None
     assert set(apart.traffic.up.values()) == {2 * p + s}
 
@@ -236,7 +257,7 @@ def test_a_pull_to_the_plain_mean_is_allowed(sites: int) -> None:
 
 
 def test_inside_sites_have_scores_of_routed_personal_and_global_models() -> None:
-    end = ended(FedSM(selector_epochs=1), small_task())
+    end = ended(FedSM(selector_steps=1), small_task())
     found = {(s.site, s.metric) for s in end.scores if s.split == "test"}
     for site in ("site-01", "site-02", "site-03"):
         names = ("dice", "dice@global", "dice@personal", "selector_accuracy", "routed_own", "routed_other")
@@ -253,7 +274,7 @@ def test_inside_sites_have_scores_of_routed_personal_and_global_models() -> None
 def test_a_selector_below_the_threshold_predicts_with_the_global_model() -> None:
     scores = {
         (s.site, s.split, s.metric): s.value
-        for s in ended(FedSM(threshold=1.0, keep="last", selector_epochs=1), small_task()).scores
+        for s in ended(FedSM(threshold=1.0, keep="last", selector_steps=1), small_task()).scores
     }
     plain = {key: value for key, value in scores.items() if key[2] == "dice"}
     assert plain == {(a, b, "dice"): scores[a, b, "dice@global"] for a, b, _ in plain}
@@ -261,7 +282,7 @@ def test_a_selector_below_the_threshold_predicts_with_the_global_model() -> None
 
 def test_the_selector_learns_the_sites() -> None:
     # One batch per pass, and one step of the other two models, which are not tested here.
-    task, mine = replace(small_task(), batch_size=8), FedSM(selector_epochs=5, steps=1)
+    task, mine = replace(small_task(), batch_size=8), FedSM(selector_steps=5, steps=1)
     end = ended(mine, task, rounds=40, evaluate_every=40)
     right = [s.value for s in end.scores if (s.split, s.metric) == ("test", "selector_accuracy")]
     assert np.mean(right) > 0.6
@@ -276,7 +297,7 @@ def test_the_selector_has_200_steps_over_the_rounds_by_default() -> None:
 def test_local_statistics_are_not_sent() -> None:
     task = small_task(norm="batch")
     fleet = LocalFleet(task, rounds=2)
-    *_, end = federate(FedSM(buffers="local", keep="last", selector_epochs=1), task, fleet, rounds=2)
+    *_, end = federate(FedSM(buffers="local", keep="last", selector_steps=1), task, fleet, rounds=2)
     held = [end.state.model, *end.state.personal.values()]
     assert all("running" not in name for model in held for name in model)
     p, s, moments = end.state.model.nbytes, end.state.selector.nbytes, end.state.moments.nbytes
@@ -292,7 +313,7 @@ def test_the_models_with_the_best_validation_scores_predict() -> None:
     # of those that later rounds score, and those after round 3 have no score.
     points = {"a": toy.B, "b": toy.B}
     task = replace(toy.task(points), open=lambda site: replace(toy.data(toy.B), val=toy.split(toy.B)))
-    fields = SGD | {"lr": 0.5, "selector_epochs": 1}
+    fields = SGD | {"lr": 0.5, "selector_steps": 1}
     first, end = (ended(FedSM(**fields), task, rounds).state for rounds in (1, 3))
     assert end.best.model.model == first.model != end.model
     assert end.best.model.score == -abs(2 * toy.line(first.model)[0] + toy.line(first.model)[1] - 2)

@@ -41,7 +41,7 @@ def rounds_of(algorithm: Any, task: Task, rounds: int, **options: Any) -> tuple[
 def test_the_models_of_stage_one_are_those_of_fedsm(buffers: Any, keep: Any) -> None:
     task, fields = small_task("batch"), {"keep": keep, "buffers": buffers, "lr": 0.01, "schedule": "cosine"}
     found, _ = rounds_of(FedSMExtra(selector_rounds=1, selector_epochs=1, **fields), task, 4, evaluate_every=4)
-    plain, _ = rounds_of(FedSM(selector_epochs=1, **fields), task, 3, evaluate_every=3)
+    plain, _ = rounds_of(FedSM(selector_steps=1, **fields), task, 3, evaluate_every=3)
     for mine, fedsm in zip(found[:3], plain, strict=True):
         assert (mine.state.model, mine.state.personal) == (fedsm.state.model, fedsm.state.personal)
         assert (mine.state.best.model, mine.state.best.personal) == (fedsm.state.best.model, fedsm.state.best.personal)

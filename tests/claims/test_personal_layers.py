@@ -1,4 +1,4 @@
-"""FedBN and Ditto: sites with other scales of their features, and sites with other relations of features and class."""
+"""FedBN and SiloBN at sites with other scales of their features; personal models at sites with other relations."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 from torch import nn
 
+from algorithms.apfl import APFL
 from algorithms.ditto import Ditto
+from algorithms.fedala import FedALA
 from algorithms.fedavg import FedAvg
 from algorithms.fedbn import FedBN
 from algorithms.localonly import LocalOnly
+from algorithms.pfedme import PFedMe
 from raysim import Data, Task
 from tests.claims.federations import Array, as_split, build_task, final_scores, mean_score
 
@@ -70,18 +74,27 @@ def accuracy(algorithm: Any, task: Callable[[int], Task], seed: int) -> float:
     return mean_score(final_scores(algorithm, task(seed), ROUNDS, seed), "inside", "accuracy")
 
 
-def test_fedbn(claim: Callable[..., None]) -> None:
+@pytest.mark.parametrize(("name", "local"), [("FedBN", "layers"), ("SiloBN", "statistics")])
+def test_local_normalization(name: str, local: Any, claim: Callable[..., None]) -> None:
     def measure(seed: int) -> tuple[float, float]:
-        return accuracy(FedBN(lr=0.01), scaled_features, seed), accuracy(FedAvg(lr=0.01), scaled_features, seed)
+        fedbn = FedBN(lr=0.01, local=local)
+        return accuracy(fedbn, scaled_features, seed), accuracy(FedAvg(lr=0.01), scaled_features, seed)
 
-    claim("FedBN: accuracy with other scales at each site, over FedAvg", measure, margin=5)
+    claim(f"{name}: accuracy with other scales at each site, over FedAvg", measure, margin=5)
 
 
-def test_ditto(claim: Callable[..., None], beside: Callable[..., None]) -> None:
-    ditto = Ditto(lr=0.03, lam=0.1)
-
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("Ditto", Ditto(lr=0.03, lam=0.1)),
+        ("APFL", APFL(lr=0.03, alpha_lr=1.0)),
+        ("pFedMe", PFedMe(lr=0.03, lam=1.0, outer_lr=0.5)),
+        ("FedALA", FedALA(lr=0.03, weight_lr=10.0)),
+    ],
+)
+def test_personal_models(name: str, method: Any, claim: Callable[..., None], beside: Callable[..., None]) -> None:
     def over(other: Any) -> Callable[[int], tuple[float, float]]:
-        return lambda seed: (accuracy(ditto, other_relations, seed), accuracy(other, other_relations, seed))
+        return lambda seed: (accuracy(method, other_relations, seed), accuracy(other, other_relations, seed))
 
-    claim("Ditto: accuracy with another relation at each site, over FedAvg", over(FedAvg(lr=0.03)), margin=3)
-    beside("Ditto: accuracy with another relation at each site, over LocalOnly", over(LocalOnly(lr=0.03)))
+    claim(f"{name}: accuracy with another relation at each site, over FedAvg", over(FedAvg(lr=0.03)), margin=3)
+    beside(f"{name}: accuracy with another relation at each site, over LocalOnly", over(LocalOnly(lr=0.03)))

@@ -43,7 +43,7 @@ def task() -> Task:
     return Synthetic(data=data, network=network, batch_size=2).build()
 
 
-SHORT: dict[str, dict[str, Any]] = {"fedsm": {"selector_epochs": 2}}  # by default 50 in each of four rounds
+SHORT: dict[str, dict[str, Any]] = {"fedsm": {"selector_steps": 2}}  # by default 50 in each of four rounds
 
 
 def algorithm(name: str, **values: Any) -> Any:

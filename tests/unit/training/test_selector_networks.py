@@ -10,8 +10,8 @@ import torch
 
 from raysim import ConfigError, Split
 from raysim.tasks.synthetic import Synthetic, SyntheticData
-from raysim.training import pooled_inputs, selector_network
-from raysim.training.selector_networks import pooled_shape, vgg11
+from raysim.training import selector_network
+from raysim.training.selector_networks import pooled_inputs, pooled_shape, vgg11
 
 CPU = torch.device("cpu")
 
