@@ -11,6 +11,9 @@ from raysim.core.formatting import format_bytes
 ANY_FILE = 750_000_000  # bytes of memory that a file of any size may take
 MAX_RATIO = 100  # bytes of memory per byte of a larger file
 LARGEST = 6_000_000_000  # bytes of memory for any file
+MAX_TABLE_BYTES = 250_000_000  # of a table, uncompressed
+# Bytes of memory while a table is read and checked: the largest that were measured.
+MEMORY_PER_BYTE, MEMORY_PER_CELL, MEMORY_PER_ROW = 16, 8, 200
 MEMORY_VARIABLE = "RAYSIM_FILE_MEMORY_GB"  # environment variable that replaces these limits
 
 
@@ -20,8 +23,27 @@ def check_memory(needed: float, stored: int) -> None:
     if needed > limit:
         raise ConfigError(
             f"would take {format_bytes(needed)} of memory to read, but a file of {format_bytes(stored)} may take "
-            f"{format_bytes(limit)}; if you trust the file, set the environment variable "
-            f"{MEMORY_VARIABLE}={math.ceil(needed / 1e9)} on every node"
+            f"{format_bytes(limit)}; {override_advice(needed)}"
+        )
+
+
+def override_advice(needed: float) -> str:
+    """The advice to allow `needed` bytes of memory."""
+    return (
+        f"if you trust the file, set the environment variable {MEMORY_VARIABLE}={math.ceil(needed / 1e9)} on every node"
+    )
+
+
+def check_table_memory(size: int, cells: int, rows: int, stored: int) -> None:
+    """Raises ConfigError if a table with `size` bytes of cells takes more memory than a file of `stored` bytes may."""
+    check_memory(MEMORY_PER_BYTE * size + MEMORY_PER_CELL * cells + MEMORY_PER_ROW * rows, stored)
+
+
+def check_table_size(size: int) -> None:
+    """Raises ValueError if a table with `size` bytes, uncompressed, is too large."""
+    if size > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"it has more than {MAX_TABLE_BYTES:,} bytes uncompressed; expected one row per case, with names of files"
         )
 
 
