@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import format_bytes
@@ -59,3 +63,16 @@ def memory_limit(stored: int) -> float:
     if not gigabytes > 0:
         raise ConfigError(f"the environment variable {MEMORY_VARIABLE} is {given!r}; expected gigabytes, such as 8")
     return gigabytes * 1e9
+
+
+@contextmanager
+def limited_memory(allowed: float) -> Iterator[None]:
+    """In the block, allocations fail when this process takes `allowed` bytes of memory more than at its start."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + int(allowed)
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -7,11 +7,9 @@ be decoded to many gigabytes. Only the operating system limits the memory of the
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +17,7 @@ import pyarrow.parquet as pq
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import format_bytes
-from raysim.data.memory_limit import check_table_memory, check_table_size, memory_limit, override_advice
+from raysim.data.memory_limit import check_table_memory, check_table_size, limited_memory, memory_limit, override_advice
 
 OUT_OF_MEMORY, CONFIG_ERROR, OTHER_ERROR = 1, 2, 3  # exit codes of the process
 
@@ -77,18 +75,15 @@ def _cell_bytes(column: pa.Array) -> int:
 
 def _main(stored: int) -> None:
     """Read a file from the standard input, and write its columns to the standard output as an Arrow stream."""
-    content = sys.stdin.buffer.read()
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    allowed = used + int(memory_limit(stored) / 2)  # the other half is for the calling process
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-    schema = pq.read_schema(pa.BufferReader(content))
-    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts, pre_buffer=False)
-    sink = pa.BufferOutputStream()
-    flat = pa.schema([field for field in schema if not pa.types.is_nested(field.type)], schema.metadata)
-    with pa.ipc.new_stream(sink, flat) as stream:
-        for batch in _batches(file, stored):
-            stream.write_batch(batch.cast(flat))
+    content, sink = sys.stdin.buffer.read(), pa.BufferOutputStream()
+    with limited_memory(memory_limit(stored) / 2):  # the other half is for the calling process
+        schema = pq.read_schema(pa.BufferReader(content))
+        texts = [each.name for each in schema if pa.types.is_string(each.type) or pa.types.is_large_string(each.type)]
+        file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts, pre_buffer=False)
+        flat = pa.schema([each for each in schema if not pa.types.is_nested(each.type)], schema.metadata)
+        with pa.ipc.new_stream(sink, flat) as stream:
+            for batch in _batches(file, stored):
+                stream.write_batch(batch.cast(flat))
     sys.stdout.buffer.write(sink.getvalue())
 
 

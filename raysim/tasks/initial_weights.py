@@ -22,6 +22,7 @@ from raysim.core.model import Model, weights
 from raysim.core.network_factories import InitialWeights, NetworkFactory, PretrainedNetwork
 from raysim.core.seeding import seeded
 from raysim.data.file_paths import check_url
+from raysim.data.memory_limit import ANY_FILE, limited_memory
 from raysim.storage import checkpoint
 from raysim.storage.model_files import GLOBAL_FILE
 from raysim.storage.run_directory import BEST, CHECKPOINTS
@@ -79,7 +80,7 @@ def match_weights(file: WeightsFile, expected: Model) -> InitialWeights:
         if tuple(tensor.shape) != wanted.shape or tensor.is_floating_point() != (wanted.dtype.kind == "f"):
             mismatched.append(f"{name} {_describe(tensor)}, not {tuple(wanted.shape)}")
             continue
-        values = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+        values = (tensor.double() if tensor.is_floating_point() else tensor).detach().numpy()
         if not np.isfinite(values).all():
             raise ConfigError(f"{KEY}={file.path}: '{name}' has values that are not finite; use other weights")
         found[name] = values.astype(wanted.dtype)
@@ -164,13 +165,15 @@ def _parse(path: str, content: bytes) -> Mapping[str, Tensor]:
         if name.endswith(".safetensors"):
             return load_safetensors(content)
         if name.endswith(TORCH_SUFFIXES):
-            return _state_dict(path, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+            # A few bytes may be expanded to any size: records may be compressed, and the pickle may copy values.
+            with limited_memory(max(ANY_FILE, 3 * len(content))):
+                return _state_dict(path, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{KEY}={path} has no tensors that can be read without running its code; save the weights with "
-            "safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
+            f"{KEY}={path} has no tensors that can be read without running its code, or takes much more memory than "
+            "its size; save the weights with safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
         ) from error
     raise ConfigError(f"{KEY}={path}: expected a .safetensors, .pt or .pth file")
 
