@@ -1,0 +1,100 @@
+"""Folders of runs that others have written: commands refuse damaged files, and show names without executing them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raysim.cli.report import report
+from raysim.core.errors import ConfigError, RaysimError
+from raysim.federation.trained_run import open_run
+from raysim.reporting.comparison import CompareOptions, compare
+from raysim.reporting.comparison_tables import TableFormat, render
+from raysim.reporting.pictures import ShownPictures, read_pictures
+from raysim.reporting.run_list import list_runs, run_table
+from tests.support.finished_runs import write_run
+
+HOSTILE = '=HYPERLINK("//x")\n\\input{/etc/passwd} & \x1b[31m<script>alert(1)</script>'
+ACTIONS: list[Callable[[Path], object]] = [
+    lambda folder: run_table(list_runs(folder)),
+    lambda folder: compare([folder], CompareOptions()),
+    lambda folder: open_run(folder / "run").rounds,
+]
+
+
+def write_hostile_run(folder: Path) -> None:
+    """A run whose names contain formulas, LaTeX, HTML and control characters."""
+    write_run(folder, {"a": [0.5, 0.25]})
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["algorithm"]["name"] = HOSTILE
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def hostile(folder: Path, form: TableFormat) -> str:
+    write_run(folder / "plain", {"a": [0.5, 0.75]})
+    write_hostile_run(folder / "hostile")
+    return render(compare([folder], CompareOptions(reference=HOSTILE)), form)
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "latex", "html"])
+def test_a_comparison_has_no_control_characters(tmp_path: Path, form: TableFormat) -> None:
+    text = hostile(tmp_path, form)
+    assert "\x1b" not in text
+    assert "31m" in text
+
+
+def test_a_comparison_has_no_formulas(tmp_path: Path) -> None:
+    assert "=HYPERLINK" not in hostile(tmp_path, "csv").replace("'=HYPERLINK", "")
+
+
+def test_a_comparison_has_no_latex_commands_of_names(tmp_path: Path) -> None:
+    for line in hostile(tmp_path, "latex").splitlines():
+        assert line.startswith("%") or "\\input" not in line
+
+
+def test_a_comparison_has_no_html_of_names(tmp_path: Path) -> None:
+    assert "<script" not in hostile(tmp_path, "html")
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", [], {}, -1e400], ids=str)
+def test_an_unexpected_value_in_the_summary_is_refused(tmp_path: Path, value: Any) -> None:
+    facts = {"shape": [1, 4, 4], "classes": ["0", "1"], "digest": "0", "direction": "higher"}
+    write_run(tmp_path / "run", {"a": [0.5, 0.25]}, **facts)
+    file = tmp_path / "run" / "summary.json"
+    summary = json.loads(file.read_text())
+    for key in summary:
+        for changed in (summary | {key: value}, {name: each for name, each in summary.items() if name != key}):
+            file.write_text(json.dumps(changed))
+            for action in ACTIONS:
+                with suppress(RaysimError):
+                    action(tmp_path)
+
+
+def test_a_report_of_a_damaged_run_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, {"a": [0.5]}, metrics=[])
+    with pytest.raises(
+        ConfigError, match=f"the files in {tmp_path} cannot be read .*Error: .*damaged.*give other runs"
+    ):
+        report([tmp_path], None)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "link.jpg"])
+def test_pictures_outside_of_the_run_are_not_shown(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("secret")
+    folder = tmp_path / "run" / "pictures"
+    folder.mkdir(parents=True)
+    (folder / "link.jpg").symlink_to(tmp_path / "secret")
+    (folder / "own.jpg").write_bytes(b"own")
+    entry = {"site": "a", "value": 0.5, "file": name}
+    (folder / "pictures.json").write_text(json.dumps({"pictures": [entry], "data": {}, "classes": []}))
+    assert read_pictures(tmp_path / "run") == ShownPictures()
+    text = json.dumps({"pictures": [entry | {"file": "own.jpg"}], "data": {}, "classes": []})
+    (folder / "pictures.json").write_text(text)
+    assert list(read_pictures(tmp_path / "run").sites) == ["a"]
