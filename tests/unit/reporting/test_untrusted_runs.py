@@ -62,6 +62,7 @@ def test_a_comparison_has_no_html_of_names(tmp_path: Path) -> None:
     assert "<script" not in hostile(tmp_path, "html")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, 3, "x", [], {}, -1e400], ids=str)
 def test_an_unexpected_value_in_the_summary_is_refused(tmp_path: Path, value: Any) -> None:
     facts = {"shape": [1, 4, 4], "classes": ["0", "1"], "digest": "0", "direction": "higher"}
@@ -77,12 +78,10 @@ def test_an_unexpected_value_in_the_summary_is_refused(tmp_path: Path, value: An
 
 
 def test_a_report_of_a_damaged_run_is_refused(tmp_path: Path) -> None:
-    write_run(tmp_path, {"a": [0.5]}, metrics=[])
-    with pytest.raises(
-        ConfigError, match=f"the files in {tmp_path} cannot be read .*Error: .*damaged.*give other runs"
-    ):
-        report([tmp_path], None)
-    assert not (tmp_path / "report.html").exists()
+    folder = write_run(tmp_path / "run", {"a": [0.5]}, metrics=[])
+    with pytest.raises(ConfigError, match=f"the files in {folder} cannot be read .*Error: .*damaged.*give other runs"):
+        report([folder], None)
+    assert not (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "link.jpg"])
