@@ -250,7 +250,7 @@ def _metadata(run: TrainedRun, network: ExportedNetwork) -> Config:
         "monai_version": monai.__version__,
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {"nibabel": "5.2", "pillow": "11.3"},
+        "required_packages_version": {"nibabel": "5.2", "pillow": "13.0"},
         "task": run.summary["task"],
         "description": f"{network.description}, trained with {run.summary['algorithm']} in a simulated federation",
         "authors": "",
