@@ -5,7 +5,7 @@ The bundle needs only MONAI (https://docs.monai.io/en/stable/bundle_intro.html),
 
 from __future__ import annotations
 
-import shutil
+import secrets
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -84,8 +84,7 @@ def check_bundle(run: TrainedRun, network: ExportedNetwork) -> None:
 
 def write_bundle(run: TrainedRun, network: ExportedNetwork, folder: Path) -> None:
     """Write the bundle to the new `folder`, which gets its final name when all files are written."""
-    partial_folder = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     for name in ("configs", "models", "scripts", "docs"):
         (partial_folder / name).mkdir(parents=True)
     torch.save(network.net.state_dict(), partial_folder / "models" / "model.pt")

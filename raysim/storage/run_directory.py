@@ -168,7 +168,8 @@ def read_continued(directory: Path) -> dict[str, Any]:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file cannot be read or has other content."""
     with suppress(OSError, ValueError, RecursionError):
-        if isinstance(value := json.loads(path.read_text()), dict):
+        # A named pipe would block.
+        if path.is_file() and isinstance(value := json.loads(path.read_text()), dict):
             return value
     return {}
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +21,7 @@ from raysim.reporting.comparison import CompareOptions, compare
 from raysim.reporting.comparison_tables import TableFormat, render
 from raysim.reporting.pictures import ShownPictures, read_pictures
 from raysim.reporting.run_list import list_runs, run_table
+from raysim.storage.json_lines import read_jsonl
 from tests.support.finished_runs import write_run
 
 HOSTILE = '=HYPERLINK("//x")\n\\input{/etc/passwd} & \x1b[31m<script>alert(1)</script>'
@@ -82,6 +86,38 @@ def test_a_report_of_a_damaged_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"the files in {folder} cannot be read .*Error: .*damaged.*give other runs"):
         report([folder], None)
     assert not (folder / "report.html").exists()
+
+
+def test_a_named_pipe_in_a_run_does_not_block(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", {"a": [0.5]})
+    for name in ("summary.json", "failures.jsonl"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / "run" / name)
+    assert [row.state for row in list_runs(tmp_path)] == ["unfinished"]
+    assert list(read_jsonl(tmp_path / "run" / "failures.jsonl")) == []
+
+
+LIST = """
+import os, sys
+from pathlib import Path
+from raysim.reporting.run_list import list_runs
+list_runs(Path(sys.argv[1]))  # imports all modules, which the other user may be unable to read
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+print([row.path for row in list_runs(Path(sys.argv[1]))])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_private_runs_of_other_users_are_left_out(tmp_path: Path) -> None:
+    for name in ("private", "public"):
+        write_run(tmp_path / name, {"a": [0.5]})
+    (tmp_path / "private").chmod(0o700)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    command = [sys.executable, "-c", LIST, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "['public']", done.stderr
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "link.jpg"])
