@@ -19,6 +19,7 @@ from torch import nn
 
 from raysim import ConfigError, Model, Task, weights
 from raysim.core.network_factories import PretrainedNetwork
+from raysim.data import memory_limit
 from raysim.storage import checkpoint
 from raysim.tasks.initial_weights import MAX_URL_BYTES, read_weights, with_initial_weights
 from raysim.tasks.networks import network_factory
@@ -79,7 +80,7 @@ def test_reads_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.filesystem("memory").pipe("/weights/a.safetensors", save(tensors()))
     assert loaded("memory://weights/a.safetensors")["bias"].tolist() == [1, 1, 1]
     monkeypatch.setattr("raysim.tasks.initial_weights.MAX_URL_BYTES", 10)
-    with pytest.raises(ConfigError, match="is larger than 10 B; download it"):
+    with pytest.raises(ConfigError, match="is larger than 10 B; download"):
         loaded("memory://weights/a.safetensors")
     assert MAX_URL_BYTES > 10**9
 
@@ -129,6 +130,19 @@ def test_a_small_file_that_takes_much_memory_is_refused(tmp_path: Path, pickled:
         loaded(tmp_path / "a.pt")
     assert peak_memory() - before < 1_000_000_000
     torch.empty(1_000_000_000, dtype=torch.uint8)  # the limit is removed
+
+
+def test_a_file_that_is_much_larger_than_its_archive_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(tensors() | {"more": torch.zeros(500_000)}, tmp_path / "w.safetensors")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "w.safetensors", "w.safetensors")
+    url = f"zip://w.safetensors::{tmp_path / 'w.zip'}"
+    assert "more" in read_weights(url).tensors
+    monkeypatch.setattr(memory_limit, "ANY_FILE", 3_000_000)
+    with pytest.raises(ConfigError, match=r"w.zip is larger than 1.0 MB; download or unpack it and name the file"):
+        read_weights(url)
 
 
 class Code:
