@@ -60,8 +60,9 @@ def damage(content: bytes, edits: Edits) -> bytes:
 
 
 def memory() -> int:
-    """The largest memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The largest memory so far of this process and of the processes that it started, in bytes."""
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(each).ru_maxrss for each in both) * 1024
 
 
 class Fuzzer:
