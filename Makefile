@@ -46,10 +46,8 @@ mutations: $(VENV)/installed  ## small defects one at a time: make test has to n
 fuzz: $(VENV)/installed  ## damaged files for every reader of files of others, for MINUTES (60)
 	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),60)
 
-audit:  ## the pinned versions against the known vulnerabilities of PyPI; fails if it cannot ask for one of them
-	$(PYTHON) -m venv build/audit
-	build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
-	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+audit: $(VENV)/installed  ## of test-all the comparison of the pinned versions with the known vulnerabilities of PyPI
+	$(BIN)/pytest -rs tests/e2e/test_audit.py
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data
 	@missed=0; for script in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py selector.py search.py startup.py; do \

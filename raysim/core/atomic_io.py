@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path. The file there replaces `path` at the end of the block, or is removed if the block fails."""
-    partial = path.with_suffix(".partial")
+    """A temporary path. The file there replaces `path` at the end of the block, or is removed if the block fails.
+
+    Its name is random: in a folder of several users, others cannot put a link to another file there.
+    """
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
     except BaseException:

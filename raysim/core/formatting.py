@@ -12,6 +12,7 @@ import yaml
 
 # Characters that a terminal interprets, but tab and newline; those that reverse the order of text; lone surrogates.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+FORMULA, NUMBER = re.compile(r"[=+\-@\t\r]"), re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_NAMED = 5  # rows, files or sites named in one message
 
 
@@ -61,6 +62,11 @@ def format_score(value: float | None) -> str:
 def printable(text: str) -> str:
     """`text` with control characters as escapes such as `\\x1b`: text of files and of other programs is output so."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would execute a cell with this text."""
+    return bool(FORMULA.match(text)) and not NUMBER.fullmatch(text)
 
 
 def redact(text: str) -> str:

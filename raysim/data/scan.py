@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import join_names, pluralize
+from raysim.core.formatting import is_formula, join_names, pluralize
 from raysim.data.dataset_json import find_class_names, find_decathlon_cases
 from raysim.data.folder_layouts import (
     LAYOUT_HELP,
@@ -73,7 +73,7 @@ def check_formulas(table: pd.DataFrame) -> None:
     """Raises ConfigError for a cell that a spreadsheet would execute as a formula: the name of a folder or a file."""
     for name in table.select_dtypes(exclude="number"):
         cells = table[name].dropna().astype(str)
-        formulas = cells[cells.str.match(r"[=+\-@\t\r]") & pd.to_numeric(cells, errors="coerce").isna()]
+        formulas = cells[cells.map(is_formula).astype(bool)]
         if len(formulas):
             raise ConfigError(
                 f"{name} {formulas.iloc[0]!r} would be a formula in a spreadsheet; rename the folder or file so that "

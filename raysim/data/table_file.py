@@ -12,18 +12,12 @@ from typing import IO
 
 import fsspec
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
 from raysim.data.file_paths import check_url, stored_bytes
-from raysim.data.memory_limit import check_memory
-
-MAX_TABLE_BYTES = 250_000_000  # uncompressed
-# Bytes of memory while a table is read and checked: the largest that were measured.
-MEMORY_PER_BYTE, MEMORY_PER_CELL, MEMORY_PER_ROW = 16, 8, 200
+from raysim.data.memory_limit import MAX_TABLE_BYTES, check_table_memory, check_table_size
+from raysim.data.parquet_file import read_parquet
 
 
 def load_table(path: str) -> pd.DataFrame:
@@ -58,7 +52,9 @@ def load_table(path: str) -> pd.DataFrame:
 def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     name = path.partition("::")[0].lower()
     if name.endswith((".parquet", ".pq")):
-        table = _read_parquet(file, stored_bytes(path))
+        content = file.read(MAX_TABLE_BYTES + 1)
+        check_table_size(len(content))
+        table: pd.DataFrame = read_parquet(content, stored_bytes(path)).to_pandas()
         named = [name for name in table.index.names if name is not None]  # columns that pandas stored as the index
         table = table.reset_index(named).rename(columns=lambda column: str(column).strip())
         _check_duplicate_columns(table.columns)
@@ -66,9 +62,9 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
     if not name.endswith(".csv"):
         raise ValueError("its name must end in .csv, .parquet or .pq")
     content = file.read(MAX_TABLE_BYTES + 1)
-    _check_size(len(content))
+    check_table_size(len(content))
     rows = content.count(b"\n")
-    _check_memory(len(content), content.count(b",") + rows, rows, stored_bytes(path))
+    check_table_memory(len(content), content.count(b",") + rows, rows, stored_bytes(path))
     _check_encoding(content, path)
     _check_duplicate_columns(_csv_header(content))
     table = pd.read_csv(
@@ -84,51 +80,6 @@ def _parse_table(file: IO[bytes], path: str) -> pd.DataFrame:
         cure = "; separate cells by commas, with decimal points" if ";" in _csv_header(content)[0] else ""
         raise ValueError(f"its rows have more cells than its header has names{cure}")
     return table.rename(columns=str.strip)
-
-
-def _read_parquet(file: IO[bytes], stored: int) -> pd.DataFrame:
-    """The columns of a Parquet file without lists and structures. Raises ValueError if the cells have too many bytes,
-    and ConfigError if they take more memory than a file of `stored` bytes may take.
-
-    A dictionary stores a text once for all cells that repeat it, so texts are read as dictionaries and the bytes of the
-    cells are counted before they are copied.
-    """
-    schema = pq.read_schema(file)
-    file.seek(0)
-    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    parquet = pq.ParquetFile(file, read_dictionary=texts)
-    metadata = parquet.metadata
-    _check_size(sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)))
-    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
-    rows, cells = metadata.num_rows, metadata.num_rows * len(flat)
-    batches, size = [], cells  # at least one byte per cell
-    _check_size(size)
-    _check_memory(size, cells, rows, stored)
-    for batch in parquet.iter_batches(columns=flat):
-        size += sum(map(_cell_bytes, batch.columns))
-        _check_size(size)
-        _check_memory(size, cells, rows, stored)
-        batches.append(batch)
-    table: pd.DataFrame = pa.Table.from_batches(batches, None if batches else schema).to_pandas()
-    return table
-
-
-def _cell_bytes(column: pa.Array) -> int:
-    if not pa.types.is_dictionary(column.type):
-        return int(column.nbytes)
-    lengths = pc.fill_null(pc.binary_length(column.dictionary), 0)
-    return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
-
-
-def _check_memory(size: int, cells: int, rows: int, stored: int) -> None:
-    check_memory(MEMORY_PER_BYTE * size + MEMORY_PER_CELL * cells + MEMORY_PER_ROW * rows, stored)
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_TABLE_BYTES:
-        raise ValueError(
-            f"it has more than {MAX_TABLE_BYTES:,} bytes uncompressed; expected one row per case, with names of files"
-        )
 
 
 def _check_encoding(content: bytes, path: str) -> None:

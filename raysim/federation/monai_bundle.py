@@ -5,7 +5,7 @@ The bundle needs only MONAI (https://docs.monai.io/en/stable/bundle_intro.html),
 
 from __future__ import annotations
 
-import shutil
+import secrets
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -82,8 +82,7 @@ def check_bundle(run: TrainedRun, network: ExportedNetwork) -> None:
 
 def write_bundle(run: TrainedRun, network: ExportedNetwork, folder: Path) -> None:
     """Write the bundle to the new `folder`, which gets its final name when all files are written."""
-    partial_folder = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     for name in ("configs", "models", "scripts", "docs"):
         (partial_folder / name).mkdir(parents=True)
     torch.save(network.net.state_dict(), partial_folder / "models" / "model.pt")
@@ -260,7 +259,7 @@ def _metadata(run: TrainedRun, network: ExportedNetwork) -> Config:
         "monai_version": monai.__version__,
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {"nibabel": "5.2", "pillow": "11.3"},
+        "required_packages_version": {"nibabel": "5.2", "pillow": "13.0"},
         "task": run.summary["task"],
         "description": f"{network.description}, trained with {run.summary['algorithm']} in a simulated federation",
         "authors": "",

@@ -21,6 +21,7 @@ from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
 from raysim.federation.prediction_job import PartResult, PredictionJob, name_predictor, predict_part, score_cases
 from raysim.federation.trained_run import TrainedRun
+from raysim.storage.csv_file import to_csv
 from raysim.storage.evaluation_files import write_evaluation
 from raysim.tasks.new_cases import NewCases
 
@@ -99,7 +100,7 @@ def write_predictions(prediction: Prediction, results: Mapping[str, PartResult],
         for name, column in zip(names, probabilities.T, strict=True):
             table[f"probability_{name}"] = column
     with replacing(prediction.out / PREDICTIONS_FILE) as partial:
-        table.to_csv(partial, index=False)
+        partial.write_text(to_csv(table), encoding="utf-8")
 
 
 def _logits(results: Mapping[str, PartResult]) -> Array:

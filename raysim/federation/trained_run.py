@@ -20,7 +20,7 @@ from raysim.core.results import ResumePoint, RunOutcome
 from raysim.core.suggestions import did_you_mean
 from raysim.federation.continuation import with_kept_weights
 from raysim.storage import checkpoint
-from raysim.storage.run_directory import BEST, CHECKPOINTS, check_run_directory, read_summary
+from raysim.storage.run_directory import BEST, CHECKPOINTS, check_run_directory, read_summary, reading_runs
 from raysim.tasks.new_cases import TrainedTask
 
 RoundChoice = Literal["best", "last"]
@@ -126,6 +126,11 @@ def open_run(directory: str | Path, choice: RoundChoice | None = None) -> Traine
     Raises ConfigError if there is no finished run, or no intact checkpoint of that round.
     """
     folder = Path(directory).absolute()
+    with reading_runs([folder]):
+        return _open_run(folder, choice)
+
+
+def _open_run(folder: Path, choice: RoundChoice | None) -> TrainedRun:
     check_run_directory(folder)
     summary = read_summary(folder)
     if summary.get("status") != RunOutcome.DONE:

@@ -18,6 +18,7 @@ from raysim.reporting.case_scores import GroupScores, PairedResult
 from raysim.reporting.finished_runs import RunRecord, comparable_runs
 from raysim.reporting.run_groups import FOLD, RunGroup, differing_keys, group_runs, other_differences
 from raysim.reporting.statistics import PairedTest, holm
+from raysim.storage.run_directory import reading_runs
 
 FOLDS = "task.data.folds"
 
@@ -84,6 +85,11 @@ def compare(folders: Sequence[Path], options: CompareOptions) -> Comparison:
 
     Raises ConfigError for runs that have not finished, have different tasks or have different cases.
     """
+    with reading_runs(folders):
+        return _compare(folders, options)
+
+
+def _compare(folders: Sequence[Path], options: CompareOptions) -> Comparison:
     runs, omitted = comparable_runs(folders)
     groups = group_runs(runs, options.by)
     reference = _reference(groups, options.reference)

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from raysim.core.formatting import format_bytes, format_score, pluralize
+from raysim.core.formatting import format_bytes, format_score, pluralize, printable
 from raysim.reporting.comparison import Comparison, GroupResult
 from raysim.reporting.page import environment, page_style
 from raysim.reporting.text_tables import print_table
+from raysim.storage.csv_file import to_csv
 
 TableFormat = Literal["text", "csv", "latex", "html"]
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
@@ -113,13 +114,17 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def render(comparison: Comparison, form: TableFormat) -> str:
-    """The tables as the text of a file."""
+    """The tables as the text of a file, without control characters, which a terminal would execute."""
+    return printable(_render(comparison, form))
+
+
+def _render(comparison: Comparison, form: TableFormat) -> str:
     if form == "text":
         file = StringIO()
         print_comparison(comparison, Console(file=file, width=TEXT_WIDTH))
         return file.getvalue()
     if form == "csv":
-        return numbers(comparison).to_csv(index=False)
+        return to_csv(numbers(comparison))
     tables = [result_table(comparison), site_table(comparison)]
     if form == "latex":
         return _latex(comparison, tables)
@@ -130,7 +135,8 @@ def render(comparison: Comparison, form: TableFormat) -> str:
 
 def _latex(comparison: Comparison, tables: list[pd.DataFrame]) -> str:
     """The tables for the LaTeX package booktabs, with the description and the notes as comments."""
-    comments = [f"% {line}\n" for line in (describe(comparison), *comparison.notes)]
+    lines = (describe(comparison), *comparison.notes)
+    comments = [f"% {' '.join(line.split())}\n" for line in lines]  # a line break would end a comment
     texts = [
         table.to_latex(index=False, escape=True, column_format="l" + "r" * (table.shape[1] - 1)) for table in tables
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,8 @@ def _run_folders(folder: Path, search: Path | None = None) -> Iterator[tuple[Pat
     if (folder / SEARCH_FILE).is_file():
         search = folder
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.is_symlink():
+        # In a folder of several users, some runs may be private.
+        if child.is_dir() and not child.is_symlink() and os.access(child, os.R_OK | os.X_OK):
             yield from _run_folders(child, search)
 
 

@@ -51,8 +51,16 @@ def read_pictures(out: Path, max_bytes: int = MAX_BYTES) -> ShownPictures:
         for each in found["pictures"]:
             sites.setdefault(each["site"], []).append(each)
         return _within_limit(out / FOLDER, sites, found["data"], found["classes"], max_bytes)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return ShownPictures()
+
+
+def picture_path(folder: Path, name: str) -> Path:
+    """The path of a picture. Raises ValueError for a file outside of `folder`, which would be shown to others."""
+    path = folder / name
+    if path.name != name or path.is_symlink():
+        raise ValueError(f"{name} is not a file in {folder}")
+    return path
 
 
 def _within_limit(
@@ -65,7 +73,7 @@ def _within_limit(
     shown: dict[str, list[dict[str, Any]]] = {}
     size = 0
     for site in sorted(sites, key=lambda site: (sites[site][-1]["value"], site)):  # the last one is the worst case
-        content = [(folder / each["file"]).read_bytes() for each in sites[site]]
+        content = [picture_path(folder, each["file"]).read_bytes() for each in sites[site]]
         size += sum(map(len, content))
         if size > max_bytes:
             break

@@ -21,7 +21,7 @@ from raysim.core.formatting import format_score
 from raysim.reporting.finished_runs import RunRecord, find_runs, find_searches
 from raysim.reporting.page import environment, page_style, write_page
 from raysim.reporting.run_groups import ALGORITHM, FOLD, SEED, differing_keys, group_name
-from raysim.storage.run_directory import CONFIG_FILE, SEARCH_FILE, lock_owner, runs_directory
+from raysim.storage.run_directory import CONFIG_FILE, SEARCH_FILE, lock_owner, reading_runs, runs_directory
 
 TEMPLATE = Path(__file__).with_name("run_list.html.j2")
 INDEX_FILE, REPORT_FILE = "index.html", "report.html"
@@ -48,6 +48,11 @@ def list_runs(folder: Path) -> list[RunRow]:
 
     Raises ConfigError if `folder` does not exist.
     """
+    with reading_runs([folder]):
+        return _list_runs(folder)
+
+
+def _list_runs(folder: Path) -> list[RunRow]:
     runs = find_runs([folder], trials=False)
     tasks = {task: [run for run in runs if run.task == task] for task in {run.task for run in runs}}
     keys = {task: [SEED, FOLD, *differing_keys(of_task)] for task, of_task in tasks.items()}

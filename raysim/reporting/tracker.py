@@ -16,7 +16,7 @@ from raysim.config.schema import TrackerName
 from raysim.core.atomic_io import write_json
 from raysim.core.formatting import join_names
 from raysim.core.numeric import is_number
-from raysim.reporting.pictures import FOLDER
+from raysim.reporting.pictures import FOLDER, picture_path
 from raysim.reporting.tracked_runs import RunDescription, TrackedRun, one_line, open_run
 
 STATE_FILE = "tracker.json"  # in a run directory: the id of the run in the tracker, and the last round that was sent
@@ -159,4 +159,4 @@ def _pictures(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
         with suppress(OSError, ValueError, KeyError):
             for each in json.loads((folder / "pictures.json").read_text())["pictures"]:
                 caption = f"{each['site']}, {each['rank']} case: {each['metric']} {each['value']:.4g}"
-                yield folder / each["file"], caption
+                yield picture_path(folder, each["file"]), caption

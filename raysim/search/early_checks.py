@@ -7,7 +7,7 @@ from typing import Any
 
 from raysim.config.introspection import format_setting
 from raysim.config.merge import merge, nested_keys
-from raysim.config.resolve import resolve_task
+from raysim.config.resolve import resolve_without_algorithm
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
 from raysim.search.distribution_text import CHOICES, ParsedDistribution
@@ -25,7 +25,7 @@ def check_space_arguments(parsed: Mapping[str, ParsedDistribution], file_keys: K
             )
     check_conditional_keys(parsed, names)
     base = merge(file_keys, _without_conditional(overrides, names))
-    resolve_task(base)
+    resolve_without_algorithm(base)
     for key, (name, arguments) in parsed.items():
         for algorithm in _algorithms_of(key, names):
             run_key = key.replace(f".{algorithm}.", ".", 1) if key.startswith(f"algorithm.{algorithm}.") else key
@@ -36,7 +36,7 @@ def check_space_arguments(parsed: Mapping[str, ParsedDistribution], file_keys: K
 
 def _check_value(keys: Keys, key: str) -> None:
     try:
-        resolve_task(keys)
+        resolve_without_algorithm(keys)
     except ConfigError as error:
         raise ConfigError(f"the search space: {key}: {error}") from error
 

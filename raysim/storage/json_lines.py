@@ -14,7 +14,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 
     A line that was cut off by a crash is skipped: the last line, or a line to which a resumed run has appended.
     """
-    if not path.exists():
+    if not path.is_file():
         return
     with path.open() as file:
         for line in file:

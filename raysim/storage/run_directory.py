@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import count
@@ -18,7 +18,7 @@ import yaml
 
 from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import quote_path
+from raysim.core.formatting import join_names, quote_path
 
 if TYPE_CHECKING:  # importing events imports torch, which is slow
     from raysim.core.events import ActorsPlaced
@@ -142,6 +142,19 @@ def read_summary(directory: Path) -> dict[str, Any]:
     return read_mapping(directory / SUMMARY_FILE)
 
 
+@contextmanager
+def reading_runs(directories: Sequence[Path]) -> Iterator[None]:
+    """Raises ConfigError that names the directories if the files of a run have content that raysim does not write."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"the files in {join_names(directories)} cannot be read ({type(error).__name__}: {reason:.200}): they are "
+            "damaged, or of another version of raysim; restore them, or give other runs"
+        ) from error
+
+
 def read_environment(directory: Path) -> dict[str, Any]:
     """The content of env.json; empty if the file cannot be read."""
     return read_mapping(directory / "env.json")
@@ -155,7 +168,8 @@ def read_continued(directory: Path) -> dict[str, Any]:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file cannot be read or has other content."""
     with suppress(OSError, ValueError, RecursionError):
-        if isinstance(value := json.loads(path.read_text()), dict):
+        # A named pipe would block.
+        if path.is_file() and isinstance(value := json.loads(path.read_text()), dict):
             return value
     return {}
 

@@ -21,7 +21,8 @@ from raysim.core.formatting import format_bytes, pluralize
 from raysim.core.model import Model, weights
 from raysim.core.network_factories import InitialWeights, NetworkFactory, PretrainedNetwork
 from raysim.core.seeding import seeded
-from raysim.data.file_paths import check_url
+from raysim.data.file_paths import check_url, stored_bytes
+from raysim.data.memory_limit import ANY_FILE, limited_memory, memory_limit
 from raysim.storage import checkpoint
 from raysim.storage.model_files import GLOBAL_FILE
 from raysim.storage.run_directory import BEST, CHECKPOINTS
@@ -79,7 +80,7 @@ def match_weights(file: WeightsFile, expected: Model) -> InitialWeights:
         if tuple(tensor.shape) != wanted.shape or tensor.is_floating_point() != (wanted.dtype.kind == "f"):
             mismatched.append(f"{name} {_describe(tensor)}, not {tuple(wanted.shape)}")
             continue
-        values = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+        values = (tensor.double() if tensor.is_floating_point() else tensor).detach().numpy()
         if not np.isfinite(values).all():
             raise ConfigError(f"{KEY}={file.path}: '{name}' has values that are not finite; use other weights")
         found[name] = values.astype(wanted.dtype)
@@ -144,18 +145,27 @@ def _read_checkpoint(path: Path) -> WeightsFile:
 
 
 def _read_bytes(path: str) -> bytes:
+    limit = None
     try:
         with fsspec.open(check_url(path), "rb") as file:
-            content: bytes = file.read(MAX_URL_BYTES + 1) if "://" in path else file.read()
+            limit = _largest(path) if "://" in path else None
+            content: bytes = file.read(None if limit is None else limit + 1)
     except ConfigError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{KEY}={path} cannot be read: {reason}; check the address, and the permissions") from error
-    if "://" in path and len(content) > MAX_URL_BYTES:
-        limit = format_bytes(MAX_URL_BYTES)
-        raise ConfigError(f"{KEY}={path} is larger than {limit}; download it and name the file")
+    if limit is not None and len(content) > limit:
+        raise ConfigError(f"{KEY}={path} is larger than {format_bytes(limit)}; download or unpack it and name the file")
     return content
+
+
+def _largest(path: str) -> int:
+    """The largest number of bytes of the file at a URL. A small archive may contain a much larger file."""
+    if "::" not in path:
+        return MAX_URL_BYTES
+    stored = stored_bytes(path)
+    return min(MAX_URL_BYTES, int(max(memory_limit(stored) / 3, 3 * stored)))
 
 
 def _parse(path: str, content: bytes) -> Mapping[str, Tensor]:
@@ -164,13 +174,15 @@ def _parse(path: str, content: bytes) -> Mapping[str, Tensor]:
         if name.endswith(".safetensors"):
             return load_safetensors(content)
         if name.endswith(TORCH_SUFFIXES):
-            return _state_dict(path, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+            # A few bytes may be expanded to any size: records may be compressed, and the pickle may copy values.
+            with limited_memory(max(ANY_FILE, 3 * len(content))):
+                return _state_dict(path, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{KEY}={path} has no tensors that can be read without running its code; save the weights with "
-            "safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
+            f"{KEY}={path} has no tensors that can be read without running its code, or takes much more memory than "
+            "its size; save the weights with safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
         ) from error
     raise ConfigError(f"{KEY}={path}: expected a .safetensors, .pt or .pth file")
 

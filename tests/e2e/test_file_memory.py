@@ -23,6 +23,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests.support.parquet_bombs import PARQUET_BOMBS
+
 pytestmark = pytest.mark.slow
 MAX_MEMORY = 1_000_000_000
 READ = """
@@ -34,7 +36,8 @@ from raysim.data.image_reader import read_image
 from raysim.data.table import read_table
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + children) * 1024
 
 warnings.simplefilter("ignore")
 imagecodecs.png_decode, imagecodecs.jpeg2k_decode, imagecodecs.lzw_decode  # imported on first use
@@ -161,6 +164,16 @@ def test_a_larger_file_is_refused_before_it_is_decoded(tmp_path: Path, name: str
     peak, result = measure(path)
     assert "would take" in result
     assert peak < MAX_MEMORY / 3
+
+
+@pytest.mark.parametrize("name", PARQUET_BOMBS)
+def test_a_parquet_file_with_false_sizes_takes_less_than_a_gigabyte(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "table.parquet"
+    path.write_bytes(PARQUET_BOMBS[name]())
+    assert path.stat().st_size < 1_000_000
+    peak, result = measure(path)
+    assert "of memory to" in result or "cannot be read as a table" in result
+    assert peak < MAX_MEMORY
 
 
 def test_real_large_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

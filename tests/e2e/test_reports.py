@@ -41,7 +41,7 @@ class Mine(LocalTraining):
 
     def client(self, site, model):
         if Path("full").exists():
-            Path("out/report.partial").mkdir(exist_ok=True)
+            Path("out/report.html").mkdir(exist_ok=True)
         if Path("bug").exists() and site.round == 1:
             raise LookupError("no <organ> & no $such$ site")
         if Path("stop").exists() and site.round == 1:
@@ -97,7 +97,7 @@ def test_a_failed_run_shows_its_error_also_on_a_full_disk(capsys: pytest.Capture
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1].startswith("raysim: site 'site-01' failed in round 2: LookupError")
     assert printed.out.splitlines()[-1].startswith("report.html was not written: IsADirectoryError")
-    assert not Path("out/report.html").exists()
+    assert not Path("out/report.html").is_file()
 
 
 @pytest.mark.usefixtures("working_directory")

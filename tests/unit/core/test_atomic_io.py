@@ -28,6 +28,15 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("table.parquet", "new")]
 
 
+def test_a_link_at_a_guessed_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("old")
+    for name in ("page.partial", ".page.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    (tmp_path / "page.html").symlink_to(tmp_path / "mine")
+    write_text(tmp_path / "page.html", "new")
+    assert ((tmp_path / "page.html").read_text(), (tmp_path / "mine").read_text()) == ("new", "old")
+
+
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": [float("nan"), 1.5], "b": (float("inf"), "text", None, True)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": [None, "text", None, True]}

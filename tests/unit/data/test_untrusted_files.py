@@ -11,18 +11,18 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from raysim.core.errors import ConfigError
-from raysim.data import image_reader, table_file
+from raysim.data import image_reader, memory_limit, table_file
 from raysim.data.file_inspection import inspect_case
 from raysim.data.file_paths import check_url
 from raysim.data.run_command import _shape
 from raysim.data.table import read_table
+from tests.support.parquet_bombs import PARQUET_BOMBS
 
 
 class Bomb:
@@ -39,16 +39,23 @@ def test_tables_that_are_too_large_when_decompressed_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table_file, "MAX_TABLE_BYTES", 1_000_000)
+    monkeypatch.setattr(memory_limit, "MAX_TABLE_BYTES", 1_000_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("table.csv", "site,split,image,label\n" + "a,train,x.png,y.png\n" * 200_000)
     assert (tmp_path / "bomb.zip").stat().st_size < 50_000
     with pytest.raises(ConfigError, match="has more than 1,000,000 bytes"):
         read_table(f"zip://table.csv::{tmp_path / 'bomb.zip'}")
-    rows = pd.DataFrame({name: ["a"] * 200_000 for name in ("site", "split", "image", "label")})
-    rows.to_parquet(tmp_path / "bomb.parquet")
-    assert (tmp_path / "bomb.parquet").stat().st_size < 50_000
-    with pytest.raises(ConfigError, match="has more than 1,000,000 bytes"):
-        read_table(str(tmp_path / "bomb.parquet"))
+
+
+def test_parquet_tables_that_are_too_large_when_decoded_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.parquet"
+    path.write_bytes(PARQUET_BOMBS["repeated text"]())
+    assert path.stat().st_size < 200
+    with pytest.raises(ConfigError, match="has more than 250,000,000 bytes"):
+        read_table(str(path))
+    path.write_bytes(PARQUET_BOMBS["repeated bytes"]())
+    with pytest.raises(ConfigError, match=r"bomb.parquet takes more than 375.0 MB of memory to decode; if you trust"):
+        read_table(str(path))
 
 
 def a_volume(file: Path, shape: tuple[int, int, int]) -> Path:

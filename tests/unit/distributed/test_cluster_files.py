@@ -61,6 +61,20 @@ def test_the_cloud_starts_gpus_on_spot_instances_and_only_on_request() -> None:
     assert (image, len(digest)) == (f"rayproject/ray:{PINS['ray']}-py311-gpu", 64)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_placeholder_names_nothing_that_exists_and_is_on_a_marked_line(name: str) -> None:
+    lines = (CLUSTER / name).read_text().splitlines()
+    placeholder = re.compile(r"-0{17}|sha256:0{64}|registry\.example|192\.0\.2\.")  # reserved, or never assigned
+    found = [number for number, line in enumerate(lines) if placeholder.search(line)]
+    assert bool(found) == (name in ("gpu.yaml", "kuberay.yaml"))
+    for number in found:
+        assert "FILL" in lines[number] + lines[number - 1], lines[number]
+    for number in [number for number in found if "sha256" in lines[number]]:
+        tag = re.search(r"image: ([^@]+)@", lines[number])
+        assert tag
+        assert f"`docker buildx imagetools inspect {tag[1]}`" in lines[number - 1]
+
+
 def test_on_premise_machines_all_start_at_once() -> None:
     config = prepared("onprem.yaml")
     (kind,) = config["available_node_types"].values()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import resource
+import struct
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch import nn
 
 from raysim import ConfigError, Model, Task, weights
 from raysim.core.network_factories import PretrainedNetwork
+from raysim.data import memory_limit
 from raysim.storage import checkpoint
 from raysim.tasks.initial_weights import MAX_URL_BYTES, read_weights, with_initial_weights
 from raysim.tasks.networks import network_factory
@@ -34,6 +38,10 @@ def loaded(source: Path | str, **keys: Any) -> Model:
     factory = with_initial_weights(FACTORY, {"weights": str(source), **keys})
     assert isinstance(factory, PretrainedNetwork)
     return weights(factory())
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_without_weights_the_factory_is_unchanged() -> None:
@@ -72,7 +80,7 @@ def test_reads_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.filesystem("memory").pipe("/weights/a.safetensors", save(tensors()))
     assert loaded("memory://weights/a.safetensors")["bias"].tolist() == [1, 1, 1]
     monkeypatch.setattr("raysim.tasks.initial_weights.MAX_URL_BYTES", 10)
-    with pytest.raises(ConfigError, match="is larger than 10 B; download it"):
+    with pytest.raises(ConfigError, match="is larger than 10 B; download"):
         loaded("memory://weights/a.safetensors")
     assert MAX_URL_BYTES > 10**9
 
@@ -87,6 +95,54 @@ def test_a_file_that_matches_partly_is_refused_unless_this_is_allowed(tmp_path: 
     model = loaded(tmp_path / "a.safetensors", weights_partial=True)
     assert model["weight"].tolist() == [[1, 1]] * 3
     assert model["bias"].tolist() != [1, 1, 1]
+
+
+def test_reads_parameters_with_gradients(tmp_path: Path) -> None:
+    torch.save(dict(nn.Linear(2, 3).named_parameters()), tmp_path / "a.pt")
+    assert set(loaded(tmp_path / "a.pt")) == {"weight", "bias"}
+
+
+def a_bytearray(size: int) -> bytes:
+    """A pickle of few bytes that makes a bytearray."""
+    return b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", size) + b"\x85R."
+
+
+def copies(size: int, count: int) -> bytes:
+    """A pickle that encodes a text of `size` characters `count` times, as 4 bytes each."""
+    text = (
+        b"\x80\x02c_codecs\nencode\nX"
+        + struct.pack("<I", size)
+        + b"a" * size
+        + b"X\x06\0\0\0utf-32\x86q\x000c_codecs\nencode\nq\x010"
+    )
+    return text + b"](" + b"h\x01h\x00R" * count + b"e."
+
+
+@pytest.mark.parametrize("pickled", [a_bytearray(2_000_000_000), copies(100_000, 5_000)], ids=["bytearray", "copies"])
+def test_a_small_file_that_takes_much_memory_is_refused(tmp_path: Path, pickled: bytes) -> None:
+    torch.save(tensors(), tmp_path / "intact.pt")
+    with zipfile.ZipFile(tmp_path / "intact.pt") as intact, zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        for name in intact.namelist():
+            archive.writestr(name, pickled if name.endswith("data.pkl") else intact.read(name))
+    assert (tmp_path / "a.pt").stat().st_size < 200_000
+    before = peak_memory()
+    with pytest.raises(ConfigError, match="or takes much more memory than its size"):
+        loaded(tmp_path / "a.pt")
+    assert peak_memory() - before < 1_000_000_000
+    torch.empty(1_000_000_000, dtype=torch.uint8)  # the limit is removed
+
+
+def test_a_file_that_is_much_larger_than_its_archive_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(tensors() | {"more": torch.zeros(500_000)}, tmp_path / "w.safetensors")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "w.safetensors", "w.safetensors")
+    url = f"zip://w.safetensors::{tmp_path / 'w.zip'}"
+    assert "more" in read_weights(url).tensors
+    monkeypatch.setattr(memory_limit, "ANY_FILE", 3_000_000)
+    with pytest.raises(ConfigError, match=r"w.zip is larger than 1.0 MB; download or unpack it and name the file"):
+        read_weights(url)
 
 
 class Code:
