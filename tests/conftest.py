@@ -114,7 +114,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     yield
     seconds, imported = time.process_time() - start, len(sys.modules) - modules
     # The first test that uses a library also imports it.
-    if folder_of(item) == "unit" and seconds > UNIT_LIMIT_S and imported < MANY_MODULES:
+    limited = folder_of(item) == "unit" and item.get_closest_marker("slow") is None
+    if limited and seconds > UNIT_LIMIT_S and imported < MANY_MODULES:
         limit = UNIT_LIMIT_S * max(1.0, reference_loop() / REFERENCE_S)
         if seconds > limit:
             pytest.fail(f"{seconds:.1f} s of CPU time in a unit test; at most {limit:.1f} s on this machine")

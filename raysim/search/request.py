@@ -17,6 +17,7 @@ from raysim.config.schema import TrackerName
 from raysim.config.yaml_loader import load_yaml
 from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import join_names
 from raysim.distributed.run_environment import describe_environment
 from raysim.reporting.tracked_runs import check_tracker
 from raysim.search import distributions
@@ -28,6 +29,8 @@ from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space, from_mapping
 from raysim.search.space_validation import check_space
 from raysim.storage.run_directory import SEARCH_FILE
+
+REQUEST_KEYS = ("space", "points", "base", "options", "cwd")  # of search.yaml
 
 
 @dataclass(frozen=True)
@@ -265,8 +268,10 @@ def write_request(out: Path, request: SearchRequest) -> None:
 
 
 def read_request(path: Path) -> SearchRequest:
-    """The request in search.yaml."""
+    """The request in search.yaml. Raises ConfigError for a file that raysim has not written."""
     content = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    if missing := [key for key in REQUEST_KEYS if not isinstance(content, dict) or key not in content]:
+        raise ConfigError(f"{path} has no {join_names(missing)}; expected the request of a search; restore the file")
     domains = {key: distributions.parse_distribution(text, key) for key, text in content["space"].items()}
     space = from_mapping(domains, content["points"])
     return SearchRequest(content["base"], space, build_options(content["options"]), content["cwd"])
