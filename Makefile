@@ -3,6 +3,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 PEERS := flower nvflare pfl
+# Every process of a test imports raysim; without compiled bytecode this takes seconds longer.
+export PYTHONDONTWRITEBYTECODE :=
 # Tests that share a Ray or a cluster stay on one of the two workers.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=30
 

@@ -72,6 +72,7 @@ def test_computed_keys_are_those_of_the_run(tmp_path: Path) -> None:
     assert evaluated.metrics == result.metrics
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bits(tmp_path: Path, ray_started: None) -> None:
     local, on_ray = with_patches(tmp_path / "local"), with_patches(tmp_path / "ray", backend="ray")
     assert local.digest == on_ray.digest

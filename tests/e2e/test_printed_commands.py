@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -172,18 +171,17 @@ def test_a_folder_instead_of_its_table(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["data", "describe", "data/table.csv"]) == 0
 
 
-def test_channels_are_merged_with_the_printed_function(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_channels_of_a_case_are_columns_with_the_printed_key(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["site,split,image_t1,image_t2,label"]
     for number in range(5):
         label = mask(number, (16, 16, 16), 1)
         for channel in range(2):
             save("data/imagesTr", f"c{number}_000{channel}.nii.gz", label * 50 + 30 * channel)
         save("data/labelsTr", f"c{number}.nii.gz", label)
+        files = [f"imagesTr/c{number}_0000.nii.gz", f"imagesTr/c{number}_0001.nii.gz", f"labelsTr/c{number}.nii.gz"]
+        rows.append(",".join(["a", ("train", "train", "train", "val", "test")[number], *files]))
     assert main(["data", "scan", "data"]) == 2
-    assert "nibabel.concat_images([FILE, FILE])" in capsys.readouterr().err
-    for number in range(5):
-        files = [f"data/imagesTr/c{number}_000{channel}.nii.gz" for channel in range(2)]
-        nibabel.save(nibabel.concat_images(files), f"data/imagesTr/c{number}.nii.gz")
-        for file in files:
-            Path(file).unlink()
-    assert main(["data", "scan", "data", "--fractions", "0.4,0.3,0.3"]) == 0
-    assert main(["run", *SEGMENTATION, "task.data.table=data/table.csv", *LOCAL]) == 0
+    key = re.search(r"task\.data\.image_columns=\[\S+\]", capsys.readouterr().err)
+    assert key is not None
+    Path("data/table.csv").write_text("\n".join(rows))  # one row for each case, as the message says
+    assert main(["run", *SEGMENTATION, "task.data.table=data/table.csv", key[0], *LOCAL]) == 0

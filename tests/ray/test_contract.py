@@ -18,7 +18,10 @@ from tests.support import remote
 from tests.support.contract import EVERY_USE, ROUNDS, algorithm, client_states, run, task, whole
 from tests.support.slow import slow_except
 
-QUICK = [(name, 2) for name in EVERY_USE] + [("fedavg", 1), ("fedavg", 3)]
+QUICK = [(name, 2) for name in EVERY_USE if name not in ("elcfs", "fedala", "feddg_ga", "fedsimclr", "fclopt")] + [
+    ("fedavg", 1),
+    ("fedavg", 3),
+]
 
 
 @pytest.fixture(scope="module")

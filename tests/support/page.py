@@ -22,7 +22,11 @@ class Page(HTMLParser):
         self.close()
         assert not self.open
         assert len(self.ids) == len(set(self.ids))
-        files = [link for link in map(str, self.links) if not link.startswith(("#", "data:image/jpeg;base64,", "data:image/png;base64,"))]
+        files = [
+            link
+            for link in map(str, self.links)
+            if not link.startswith(("#", "data:image/jpeg;base64,", "data:image/png;base64,"))
+        ]
         assert all((path.parent / link).exists() for link in files)  # the page loads nothing from elsewhere
         assert self.tags.isdisjoint({"link", "iframe", "object"})
         self.text = " ".join(" ".join(self.description).split())
