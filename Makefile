@@ -12,7 +12,7 @@ TEXTS := raysim algorithms search_spaces cluster tests docs examples studies ben
 
 .PHONY: help demo check format docs test test-all test-smoke mutations fuzz audit bench bench-peers clean
 
-help:  ## what there is to make
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/installed  ## a federation of seven synthetic hospitals, in about a minute
@@ -29,7 +29,7 @@ check: $(VENV)/installed  ## lint, format, spelling, private terms, import contr
 docs: $(VENV)/installed  ## the documentation as a site, with an API reference, in build/site; links checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
-format: $(VENV)/installed  ## put the code in form
+format: $(VENV)/installed  ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -39,16 +39,16 @@ test: $(VENV)/installed  ## the tests without the slow ones, in about 8 minutes;
 test-all: $(VENV)/installed  ## all tests, in about 40 minutes
 	$(PYTEST)
 
-test-smoke: $(VENV)/installed  ## of the slow tests the few that .ci/run adds to make test
+test-smoke: $(VENV)/installed  ## the few slow tests that .ci/run adds to make test
 	$(PYTEST) -m smoke
 
-mutations: $(VENV)/installed  ## small defects one at a time: make test has to notice each, in about 20 minutes
+mutations: $(VENV)/installed  ## small defects, one at a time; make test must fail for each, in about 20 minutes
 	$(BIN)/python tests/mutation_check.py
 
-fuzz: $(VENV)/installed  ## damaged files for every reader of files of others, for MINUTES (60)
+fuzz: $(VENV)/installed  ## damaged files for every reader of untrusted files, for MINUTES (60)
 	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),60)
 
-audit: $(VENV)/installed  ## of test-all the comparison of the pinned versions with the known vulnerabilities of PyPI
+audit: $(VENV)/installed  ## the pinned versions are compared with the vulnerabilities that PyPI lists; part of test-all
 	$(BIN)/pytest -rs tests/e2e/test_audit.py
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data

@@ -56,8 +56,8 @@ def resume(args: argparse.Namespace) -> int:
 def read_config(args: argparse.Namespace, overrides: Sequence[str], *, start_ray: bool = False) -> RunConfig:
     """The configuration from the config file and the overrides, which take precedence.
 
-    Also prepares this process for the run. Errors in keys and table are found before torch is imported. If `start_ray`,
-    a run on a local Ray starts it at the same time as the import of torch.
+    Also prepares this process for the run. Errors in keys and table are found before torch is imported. With
+    `start_ray`, a local Ray starts while torch is imported.
     """
     overrides = [*overrides, *([f"ray_address={args.address}"] if args.address else [])]
     overrides += ["anonymous_cases=true"] * getattr(args, "anonymous_cases", False)
@@ -88,7 +88,7 @@ def _read_base(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_task(values: Mapping[str, Any]) -> RunConfig:
-    """The run without its algorithm, whose module imports torch.
+    """The configuration without its algorithm, whose module imports torch.
 
     Raises ConfigError for an error in the keys of the task or in its table, if the task has a check. The run reads the
     table again and reports its warnings, so they are ignored here.

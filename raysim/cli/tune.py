@@ -91,11 +91,11 @@ def _add_search_options(add: Callable[..., Any]) -> None:
     )
     add("--searcher", choices=get_args(SamplerName), help="the sampler that draws the trials (default: random)")
     add("--from", dest="warm_start", metavar="DIR", help="learn from the trials of this search over the same space")
-    add("--stop", choices=get_args(StopRule), help="auto: start no trial when the best value no longer improves")
+    add("--stop", choices=get_args(StopRule), help="auto: start no new trial when the best value no longer improves")
     add(
         "--failed-federations",
         choices=get_args(FailedFederations),
-        help="a seed, held-out site or fold that fails: its trial fails (default), or the others are compared",
+        help="if a seed, held-out site or fold fails: fail its trial (default), or compare the other ones",
     )
 
 

@@ -73,7 +73,7 @@ class Split:
         return len(self.inputs)
 
     def take(self, rows: Array) -> Split:
-        """The examples with the numbers `rows`."""
+        """The examples with the indices `rows`."""
         parts: Any = {name: array[rows] for name, array in vars(self).items() if isinstance(array, np.ndarray)}
         return replace(self, **parts)
 

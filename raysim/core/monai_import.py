@@ -1,4 +1,4 @@
-"""Makes `import monai` faster: modules that it imports for a few rarely used functions are imported when these run."""
+"""Makes `import monai` faster: modules that only a few rarely used functions need are imported when these run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-# MONAI needs them for plots, for CSV files and to filter signals only. Their import takes as long as the rest of MONAI.
+# MONAI needs them only for plots, CSV files and filters of signals. Their import takes as long as the rest of MONAI.
 DEFERRED = ("matplotlib", "matplotlib.pyplot", "pandas", "scipy.signal")
 
 

@@ -44,7 +44,7 @@ class WholeImages:
     images: each (C, *space), of any size. labels: class indices, each (1, *space); None without labels.
     cases, spacing: (n,) and (n, D), as in Split, for each image.
     lows: (n,) the smallest value of each image, with which images smaller than a patch are padded.
-    positions: (P, D) voxels of the classes 1 to K - 1, sorted by image and class, and at most some of each.
+    positions: (P, D) voxels of the classes 1 to K - 1, sorted by image and class; a limited number of each.
     counts: (n, K - 1) the number of `positions` of each image and class.
     """
 
@@ -72,7 +72,7 @@ class WholeImages:
 
         With probability `positive`, the centre is a voxel of a class of the image that is not the background, and all
         such classes are equally likely; the patch is moved to be inside the image. Otherwise all positions inside the
-        image are equally likely. An image that is smaller than a patch is in its centre.
+        image are equally likely. An image that is smaller than a patch is centred in it.
         """
         corners = [self._draw_corner(int(number), random) for number in numbers]
         size, pairs = self.options.size, list(zip(numbers, corners, strict=True))
@@ -82,7 +82,7 @@ class WholeImages:
         return inputs, np.stack([cut(self.labels[number], corner, size, 0) for number, corner in pairs])
 
     def of_cases(self, sources: Array) -> Iterator[tuple[int, Array]]:
-        """Each case of the images `sources`, with the numbers of its images, in order."""
+        """Yields each case of the images `sources`, with the indices of its images, in order."""
         numbers = np.unique(sources)
         for case in np.unique(self.cases[numbers]):
             yield int(case), numbers[self.cases[numbers] == case]

@@ -73,8 +73,8 @@ class CasePreparation:
     """The preprocessing of cases; `classes` are the values in label files by class name, background first.
 
     `clip` limits values before they are scaled. `scale` has the value that becomes 0 and the difference that becomes 1,
-    if they are equal for all images. `further` has the other images of a case by its first, None for a missing one;
-    with `align` they are resampled to the first.
+    if they are equal for all images. `further` maps the first image of a case to the other ones, None for a missing
+    one; with `align` they are resampled to the first.
 
     `classes` is None if labels are class indices and not files. With `colours`, masks are pictures that have the colour
     of each class, in the order of `classes`. `ignore` is the mask value that is left out.
@@ -106,7 +106,7 @@ class CasePreparation:
         return CaseFiles(scan, replace(mask, array=indices), self._palette(mask), foreground)
 
     def read_channels(self, path: str) -> Image:
-        """The image with the channels of all files of the case, on the grid of this file; a missing file is 0."""
+        """The image with the channels of all files of the case, on the grid of this file; 0 for a missing file."""
         scan = read_image(path)
         others = [self._read_further(other, path, scan) for other in self.further.get(path, ())]
         if not others:
@@ -187,7 +187,7 @@ class CasePreparation:
         voxels = scan.array[0].size * np.prod(
             [old / new for old, new in zip(scan.spacing, self.spacing or (), strict=False)]
         )
-        if voxels > MAX_VOXELS:  # probably a typing error in task.data.spacing
+        if voxels > MAX_VOXELS:  # probably a typo in task.data.spacing
             raise ConfigError(
                 f"{path}: task.data.spacing={list(self.spacing or ())} results in {voxels:.0e} voxels; "
                 "set a larger spacing"

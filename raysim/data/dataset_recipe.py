@@ -26,7 +26,7 @@ Cases = Iterable[Mapping[str, Any]]  # a row of the table each; paths are absolu
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the table of a public data set is made. The data are the owners', and are not part of raysim.
+    """How the table of a public data set is made. The data belong to their owners and are not part of raysim.
 
     `cases(source, out)` yields the rows: `site`, `label`, `patient`, and `image` or features; a row with `split` keeps
     it. Files that have to be converted are written to the folder `out`. `sites` has the number of rows of each site
@@ -78,7 +78,7 @@ def make_dataset(
 
 
 def matching_files(source: Path, pattern: str) -> Iterator[tuple[Path, re.Match[str]]]:
-    """The files below `source` with a path that `pattern` matches from the start of a name on, sorted by path."""
+    """The files below `source` whose last names `pattern` matches, sorted by path; each with its match."""
     expression = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
     for path in sorted(source.rglob("*")):
         if not path.name.startswith(".") and (match := expression.search(path.relative_to(source).as_posix())):

@@ -30,7 +30,7 @@ from raysim.data.site_arrays import data_from_arrays
 from raysim.data.whole_image_cache import write_images, write_patches
 
 Array = np.ndarray[Any, np.dtype[Any]]
-LARGE_CASES = 2  # whole images that are prepared at a time: each takes several times its size in memory
+LARGE_CASES = 2  # whole images that are prepared at a time, because each takes several times its size in memory
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _optional_level(row: CaseRow) -> tuple[int, ...]:
 
 
 def _file_fingerprint(file: str | int | None) -> object:
-    """The fingerprint of a file; a class index, or None, is itself."""
+    """The fingerprint of a file; a class index or None is returned unchanged."""
     return fingerprint(file) if isinstance(file, str) else file
 
 

@@ -67,7 +67,7 @@ def memory_limit(stored: int) -> float:
 
 @contextmanager
 def limited_memory(allowed: float) -> Iterator[None]:
-    """In the block, allocations fail when this process takes `allowed` bytes of memory more than at its start."""
+    """In the block, allocations fail when this process takes `allowed` more bytes of memory than at the start of it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + int(allowed)

@@ -1,6 +1,6 @@
 """Recipes for public data sets of several hospitals, cameras or scanners (`raysim data make`).
 
-The terms of use are the owners'. Counts are those of the owners' releases.
+The owners set the terms of use. Counts are those of their releases.
 """
 
 from __future__ import annotations

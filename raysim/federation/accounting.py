@@ -21,8 +21,8 @@ class FleetOptions:
     rounds: int
     min_replies: float | int = 1.0  # a fraction (float) or a number (int) of the sites of a call
     site_timeout_s: float = math.inf  # limit for one call at one site
-    batch_sites: int = 1  # sites of a group, which train in one batch
-    single_sites: Collection[str] = ()  # are groups of their own
+    batch_sites: int = 1  # number of sites in a group, which train in one batch
+    single_sites: Collection[str] = ()  # sites that train alone
 
 
 @dataclass

@@ -23,10 +23,10 @@ from raysim.federation.continuation import Continuation, with_kept_weights
 from raysim.tasks.lora import LoraNetwork
 
 # Sites train in one batch by default if the examples of a batch have at most this many pixels together.
-# With more, the operations on one site's batch take the time, and stacking them gains nothing on a CPU.
+# With more pixels, the operations on the batch of one site take most of the time, so stacking gains nothing on a CPU.
 SMALL_BATCH = 16_384
 MAX_BATCH_SITES = 16
-MIN_GROUPS = 4  # groups of sites at least, for several client actors
+MIN_GROUPS = 4  # lowest number of groups, so that several client actors have work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,7 @@ def torch_threads(cpus: float) -> int:
 
 @dataclass(frozen=True)
 class SiteArguments:
-    """What a call has for one site."""
+    """The arguments of a call that differ between sites."""
 
     site: str
     per_site: Any = NOT_GIVEN

@@ -126,7 +126,7 @@ class SearchConsole(RunConsole):
             self.say(text)
         if ties := results.ties():
             numbers = ", ".join(str(record.number) for record in ties)
-            self.say(f"the same value: trial {numbers}; the best is the one with the lowest number")
+            self.say(f"other trials with the best value: {numbers}; the best trial is the one with the lowest number")
         counts = Counter(record.reported_status for record in results.records.values())
         self.say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no trial has started")
         self.say(f"results: {out}")

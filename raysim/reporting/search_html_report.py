@@ -28,7 +28,7 @@ MAX_TRIALS_SHOWN = 100
 def write_search_report(results: SearchResults, *, live: bool = False) -> Path:
     """Write report.html of the search from its records and rounds.parquet; returns its path.
 
-    A browser loads the page again every minute if the search is `live`.
+    If the search is `live`, browsers reload the page every minute.
     """
     spec, out = results.spec, results.spec.out
     records = sorted(results.records.values(), key=lambda record: record.number)

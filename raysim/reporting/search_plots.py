@@ -137,7 +137,7 @@ def _mark_imports(axes: Axes, imports: Sequence[tuple[int, int]], curve: pd.Seri
 
 
 def _parallel(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord]) -> None:
-    """Draw a line for each trial through its values to its outcome, which is its colour; inactive keys are passed."""
+    """Draw a line for each trial through its values to its outcome, which is its colour; inactive keys are skipped."""
     keys, first = list(spec.space.domains), spec.objectives[0]
     if len(scored) < 2 or not keys:
         return

@@ -175,7 +175,7 @@ def _how_to_add_trials(request: SearchRequest, spec: SearchSpec, records: Sequen
     samples = math.ceil(len(records) / len(spec.space.grid(all_keys=False)))
     doubled = replace(request, options=replace(request.options, trials=2 * samples))
     if doubled.trial_count(spec.space, spec.variants[0].seed) <= len(records):
-        return "they are all configurations of the space; for more trials start a search with more keys or values"
+        return "every configuration of the space has been tried; for more trials start a search with more values"
     return f"to add trials: --trials {2 * samples}"
 
 

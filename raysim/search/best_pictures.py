@@ -12,7 +12,7 @@ from raysim.storage.picture_files import PICTURES, PICTURES_FILE
 def draw_best_trial(results: SearchResults) -> None:
     """Write pictures/ of the best trial, or of its first federation, if the trial is done and has none.
 
-    Raises ConfigError if its checkpoint is missing, and what a method raises that cannot predict in this process.
+    Raises ConfigError if its checkpoint is missing, and the error of a method that cannot predict in this process.
     """
     record = next(iter(results.best()), None)
     if record is None or not record.done:

@@ -1,4 +1,4 @@
-"""Reads distributions from text. Imports neither Ray nor torch, so a typing error is refused in a second."""
+"""Reads distributions from text. Imports neither Ray nor torch, so a typo is reported within a second."""
 
 from __future__ import annotations
 

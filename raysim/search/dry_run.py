@@ -33,7 +33,7 @@ MAX_TRIALS_SHOWN = 20
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """Seconds: of a round of one federation; before the first round of a search starts; of the report at its end."""
+    """Seconds: a round of one federation; from the start of the command to the first round; the report."""
 
     round: float
     start: float
@@ -41,13 +41,13 @@ class MeasuredTimes:
 
 
 def measure_times(placement: TrialPlacement, values: Mapping[str, Any]) -> MeasuredTimes:
-    """Run two rounds of the trial with these `values` in a process as a trial has it, on the connected Ray.
+    """Run two rounds of the trial with these `values` on the connected Ray, in a process like that of a trial.
 
-    The start is the time of this command until now, and the start of that process.
+    `start` is the time of this command until now, plus the start of that process.
     """
     before = time.time() - import_module("psutil").Process(os.getpid()).create_time()  # psutil comes with Ray
     began = time.perf_counter()
-    import_module("matplotlib.figure")  # most of the time of a report
+    import_module("matplotlib.figure")  # takes most of the time of a report
     report, began = time.perf_counter() - began, time.perf_counter()
     bundle = max(placement.bundles, key=lambda each: each.get("CPU", 0.0))
     options: dict[str, Any] = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0), "max_retries": 0}
@@ -66,7 +66,7 @@ def _measure_in_new_process(spec: SearchSpec, values: Mapping[str, Any]) -> tupl
 def measure_round(spec: SearchSpec, values: Mapping[str, Any]) -> float:
     """Seconds of the second round with its records, and with 1 / evaluate_every of its evaluation.
 
-    The first round also opens the data.
+    The first round is not used, because it also opens the data.
     """
     variant = next(iter(spec.variants_of(values).values()))
     config = replace(spec, backend="local").config(values, variant)

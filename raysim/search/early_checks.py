@@ -1,4 +1,4 @@
-"""Checks of the arguments of a search without Ray and torch, so that a typing error is refused in a second."""
+"""Checks of the arguments of a search without Ray and torch, so that a typo is reported within a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a running search, which a browser loads again every minute."""
+"""The report of a running search, which browsers reload every minute."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class SearchOptions:
     warm_start: Annotated[
         str | None, "the directory of a search over the same space, whose trials the sampler learns from"
     ] = None
-    stop: Annotated[StopRule, "auto: no trial starts when the best value no longer improves"] = "never"
+    stop: Annotated[StopRule, "auto: start no new trial when the best value no longer improves"] = "never"
     max_concurrent: Annotated[int | None, Gt(0), "concurrent trials; by default as many as fit"] = None
     seeds: Annotated[int, Gt(0), "seeds of each trial; the objective is their mean"] = 1
     holdout: Annotated[str | None, "a site that does not train and is evaluated; 'each' holds out every site once"] = (
@@ -42,7 +42,7 @@ class SearchOptions:
     )
     folds: Annotated[int | None, Ge(2), "folds of each trial (task.data.folds); the objective is their mean"] = None
     failed_federations: Annotated[
-        FailedFederations, "a federation of a trial that fails twice: the trial fails, or the others are compared"
+        FailedFederations, "if a federation of a trial fails twice: fail the trial, or compare the other federations"
     ] = "fail"
     keep_checkpoints: Annotated[CheckpointRetention, "the ended trials whose last checkpoints are kept"] = "best"
     tracker: Annotated[TrackerName | None, "an experiment tracker that also records the trials"] = None

@@ -1,4 +1,4 @@
-"""The values of the trials of a random search: spread evenly over the space, and without repetition.
+"""The values of the trials of a random search: spread evenly over the space, without repetition.
 
 They are a function of the space and the seed, so the values of trial N are the same in every session.
 """
@@ -23,7 +23,7 @@ TrialValues = dict[str, Any]
 
 
 def random_trials(space: Space, seed: int, samples: int, *, repeated: bool = False) -> Iterator[TrialValues]:
-    """The values of the trials in order: up to `samples` for each combination of the keys that are a grid.
+    """The values of the trials in order: up to `samples` for each combination of the grid keys.
 
     The points of the space come first. A combination whose configurations have all been drawn has no further trials,
     or, if `repeated`, is drawn again.
@@ -38,7 +38,7 @@ def random_trials(space: Space, seed: int, samples: int, *, repeated: bool = Fal
 
 
 def _row_trials(space: Space, row: TrialValues, seed: int, repeated: bool) -> Iterator[TrialValues]:
-    """The values of the trials that have the values `row` of the keys that are a grid."""
+    """The values of the trials for one combination `row` of the grid keys."""
     drawn = set[str]()
     for number in range(1, len(space.points) + 1):
         values = space.sample(seed, number, row)
@@ -67,10 +67,10 @@ def _algorithm_samplers(space: Space, row: TrialValues, seed: int) -> list[EvenS
 
 
 class EvenSampler:
-    """Samples the keys of a space that are active with the `fixed` values and have no value there.
+    """Samples the keys of a space that are not in `fixed` and are active with these values.
 
-    The ranges follow one scrambled Sobol sequence. A choice has each of its values once before it has one of them
-    again, except for the last configurations of a finite space.
+    The ranges follow one scrambled Sobol sequence. For a choice, every value is drawn once before a value is
+    drawn again, except for the last configurations of a finite space.
     """
 
     def __init__(self, space: Space, fixed: TrialValues, seed: int) -> None:
@@ -87,13 +87,13 @@ class EvenSampler:
         self.block = deque[TrialValues]()  # the next values
 
     def draw(self, drawn: set[str]) -> TrialValues | None:
-        """The next values, whose text is not in `drawn`; None if there are none."""
+        """The next values; None if all are drawn. Values whose text is in `drawn` are not repeated."""
         if not self.block:
             self.block.extend(self._even_block(drawn) or self._rest(drawn))
         return self.block.popleft() if self.block else None
 
     def _even_block(self, drawn: set[str]) -> list[TrialValues]:
-        """New values that have each value of the largest choice once; empty if no attempt finds only new values."""
+        """New values with each value of the largest choice once; empty if every attempt repeats a configuration."""
         counts = {key: count.copy() for key, count in self.counts.items()}
         for _ in range(ATTEMPTS):
             block = [self._candidate() for _ in range(max((len(count) for count in counts.values()), default=1))]
@@ -104,7 +104,7 @@ class EvenSampler:
         return []
 
     def _rest(self, drawn: set[str]) -> list[TrialValues]:
-        """The remaining configuration that keeps the choices most even; empty if there is none."""
+        """The remaining configuration that keeps the choices most balanced; empty if there is none."""
         if self.listed is None:
             return [self._candidate()]
         left = [values for row in self.listed.grid() if repr(values := self._ordered(row)) not in drawn]

@@ -202,7 +202,7 @@ def _check_searcher(request: SearchRequest) -> None:
             f"--metric {options.metric}: several objectives need --searcher tpe, gp or nsgaii, and --scheduler fifo"
         )
     if several and options.stop == "auto":
-        raise ConfigError(f"--stop auto compares one objective, not {options.metric}; remove --stop, or name one")
+        raise ConfigError(f"--stop auto compares one objective, not {options.metric}; remove it, or give one metric")
     if options.warm_start is not None:
         _check_warm_start(request, options.warm_start)
     if options.searcher == "random":
@@ -223,7 +223,7 @@ def _check_warm_start(request: SearchRequest, directory: str) -> None:
     """Raises ConfigError if the sampler cannot learn from the search in `directory`: other keys or ranges."""
     if request.options.searcher not in OPTUNA_SAMPLERS:
         raise ConfigError(
-            f"--from {directory}: --searcher {request.options.searcher} learns from no trial; use --searcher tpe"
+            f"--from {directory}: --searcher {request.options.searcher} does not learn from trials; use --searcher tpe"
         )
     path = Path(directory) / SEARCH_FILE
     if not path.is_file():
@@ -236,8 +236,8 @@ def _check_warm_start(request: SearchRequest, directory: str) -> None:
         here, there = (each.text(key) if key in each.domains else "not searched" for each in (space, earlier))
         if here != there:
             raise ConfigError(
-                f"--from {directory}: {key} is {there} there and {here} here; search the same keys and ranges, or "
-                "remove --from"
+                f"--from {directory}: {key} is {there} in that search and {here} in this one; search the same keys and "
+                "ranges, or remove --from"
             )
 
 

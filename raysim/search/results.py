@@ -99,7 +99,7 @@ class SearchResults:
 
     @property
     def stagnation_trials(self) -> int:
-        """The trials without a better value after which `--stop auto` starts no more: 4 per key, at least 8."""
+        """The trials without a better value after which `--stop auto` starts no new trial: 4 per key, at least 8."""
         return max(8, 4 * len(self.spec.space.domains))
 
     def stagnates(self) -> bool:

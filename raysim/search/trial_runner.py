@@ -67,7 +67,7 @@ class TrialRounds:
         return self.spec.config(self.values, self.spec.variants[0]).rounds
 
     def _completed_round(self) -> int:
-        """The last round of which all federations of the trial have a checkpoint, without those that are left out."""
+        """The last round of which all federations have a checkpoint, except those that are left out."""
         return min(_checkpointed_round(self.directory / name) for name in self.variants if name not in self.left_out)
 
     def _recorded_failure(self, name: str) -> str:

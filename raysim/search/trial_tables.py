@@ -79,7 +79,7 @@ def _best_config(spec: SearchSpec, record: TrialRecord, ties: Sequence[TrialReco
     lines = [f"# Trial {record.number} of the search: {record.status} after {record.rounds} rounds."]
     if ties:
         numbers = ", ".join(str(each.number) for each in ties)
-        lines.append(f"# The same value: trial {numbers}. This file has the trial with the lowest number.")
+        lines.append(f"# Other trials with this value: {numbers}. This file has the trial with the lowest number.")
     lines += [f"# {column}: {record.last[column]:.6g}" for column in _result_columns(spec, record)]
     lines += _meaning(spec, record, name, config.seed)
     return "\n".join(lines) + "\n" + yaml.safe_dump(mapping, sort_keys=False)
@@ -90,14 +90,14 @@ def _result_columns(spec: SearchSpec, record: TrialRecord) -> list[str]:
 
 
 def _meaning(spec: SearchSpec, record: TrialRecord, name: str, seed: int) -> list[str]:
-    """Comments: what the values are means of, and what the file repeats, which has this federation and seed."""
+    """Comments on the federations of the mean, and on the one that the file repeats: `name`, with `seed`."""
     variants, lines = spec.variants_of(record.values), []
     if len(variants) > 1:
         lines.append(f"# These values are means over {len(variants)} federations: {', '.join(variants)}.")
         if record.cause:
             lines.append(f"# {' '.join(record.cause.split())}")
     if record.lineage:
-        return [*lines, "# It continued from another trial's state (lineage.jsonl): these are only its last values."]
+        return [*lines, "# Continued from another trial's state (lineage.jsonl). This file has only its last values."]
     if variants[name].holdout:
         return [*lines, f"# Evaluated on held-out sites; this run has seed {seed} and trains on all sites."]
     if spec.folds is not None:
@@ -106,7 +106,7 @@ def _meaning(spec: SearchSpec, record: TrialRecord, name: str, seed: int) -> lis
         own = _compared_row(spec, trial_directory(spec.out, record.number) / name)
         stems = {column: column.removeprefix(BEST_PREFIX) for column in _result_columns(spec, record)}
         values = [f"{stem} {own[stem]:.6g}" for stem in stems.values() if is_finite_number(own.get(stem))]
-        lines.append(f"# This file has seed {seed}, whose own values are: {', '.join(values)}.")
+        lines.append(f"# This file has seed {seed}. The values with this seed: {', '.join(values)}.")
     if record.done:
         lines.append(f"# digest{f' ({name})' if name else ''}: {record.digests[name]}")
     return lines

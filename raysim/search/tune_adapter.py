@@ -61,7 +61,7 @@ class SearchStopper(Stopper):
         return self.stop_requested or self.budget_spent or bool(self.cannot_run)
 
     def start_budget(self) -> None:
-        """Count the budget from now, because the first trial runs; later calls do nothing."""
+        """Start the budget, when the first trial runs; later calls do nothing."""
         if self.budget is not None and self.deadline is None:
             self.deadline = time.monotonic() + self.budget
 

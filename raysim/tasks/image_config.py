@@ -201,11 +201,11 @@ class ImageData(TableData):
         )
 
     def _further_images(self, table: pd.DataFrame) -> dict[str, tuple[str | None, ...]]:
-        """The images of a case after the first, by the first; None for one that is missing. Warns of these."""
+        """The first image of each case with its other images; None for a missing one. Warns of missing images."""
         further = self.image_columns[1:]
         for name in further:
             if count := int(table[name].isna().sum()):
-                warnings.warn(f"{pluralize(count, 'case')} without {name}: its channel is 0 in them", stacklevel=4)
+                warnings.warn(f"{pluralize(count, 'case')} without {name}: its channel is set to 0", stacklevel=4)
         cells = [[None if pd.isna(cell) else str(cell) for cell in table[name]] for name in further]
         return dict(zip(table["image"], zip(*cells, strict=True), strict=True)) if further else {}
 

@@ -96,7 +96,7 @@ class Segmentation:
         )
 
     def _sites(self, table: pd.DataFrame, values: MaskClasses) -> tuple[ImageSites, dict[str, Any]]:
-        """The opener of the sites, and the values of keys that were computed for it."""
+        """The sites, and the values of keys that were computed from their images."""
         given = table, values, self.data.colours, self.data.ignore, self.data.patches(self.window)
         sites = self.data.make_sites(*given)
         computed = self.data.computed(sites)

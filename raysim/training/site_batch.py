@@ -1,6 +1,6 @@
 """Trains the networks of several sites in one batch: their weights are rows of stacked tensors, and a forward pass, a
 backward pass and an optimiser step are one operation for all sites. For small networks and images this is faster,
-because the time of a step is mostly that of starting its many small operations.
+because most of the time of a step is the overhead of launching many small operations.
 
 The client functions of a group of sites run alternately, each in a greenlet: until it trains, or until its end. When
 all of them wait for their training, those with equal networks and numbers of steps train together. Everything else in
@@ -36,7 +36,7 @@ _can_stack: dict[Any, bool] = {}  # by the signature of a network
 
 
 class SiteCall:
-    """The client function of one site in a greenlet, with the states of the global random generators for this site."""
+    """The client function of one site in a greenlet, with the states of the random generators for this site."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.greenlet = greenlet(function)

@@ -86,7 +86,7 @@ class StackedNetworks:
         return dumped
 
     def _places(self) -> list[list[tuple[int, slice]]]:
-        """For each dtype, the numbers of its leaves, and their place in the flat parameter of `fuse_parameters`."""
+        """For each dtype, the indices of its leaves, and their positions in the flat parameter of `fuse_parameters`."""
         places: dict[torch.dtype, list[tuple[int, slice]]] = {}
         for number, leaf in enumerate(self.leaves):
             group = places.setdefault(leaf.dtype, [])

@@ -48,7 +48,7 @@ def test_runs_and_evaluates_every_inside_site(name: str) -> None:
     assert all(r.loss is None or np.isfinite(r.loss) for r in rounds)
 
 
-# That a run repeats is also tested of every algorithm when it resumes.
+# Resuming also tests for every algorithm that a run is reproducible.
 @pytest.mark.parametrize("name", slow_except(sorted(algorithms()), ["fedavg", "fedsm", "fcl"]))
 def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(name: str) -> None:
     rounds, fleet = run(algorithm(name))

@@ -173,7 +173,7 @@ def test_a_step_of_the_selector_uses_some_images_or_all() -> None:
         return torch.from_numpy(replies["site-02"].payload.moments["0/exp_avg"].copy())
 
     assert first_moment(None).equal(first_moment(6))
-    # The first moment after one step is a tenth of the gradient: with a batch of one, that of one of the six images.
+    # The first moment after one step is a tenth of the gradient, which is that of one image with a batch of one.
     gradients = []
     for image in torch.from_numpy(task.open("site-02").train.inputs).split(1):
         net = site_selector(task, start.selector)

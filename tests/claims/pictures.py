@@ -115,7 +115,7 @@ def spurious() -> None:
 
 
 def relations() -> None:
-    """The weights of the features in the relation of each site: those of all sites, and the site's own."""
+    """The weights of the features in the relation of each site: those shared by all sites, and those of the site."""
     task = test_personal_layers.other_relations(SEED)
     bars = []
     for site in task.inside:

@@ -1,4 +1,4 @@
-"""Tent and SAR at an outside site whose features have other scales and offsets than those of the inside sites."""
+"""Tent and SAR at an outside site whose features have different scales and offsets than at the inside sites."""
 
 from __future__ import annotations
 
@@ -53,5 +53,9 @@ def test_adaptation(name: str, adaptation: str, claim: Callable[..., None], besi
     def over(other: str) -> Callable[[int], tuple[float, float]]:
         return lambda seed: (accuracy(adaptation, seed), accuracy(other, seed))
 
-    claim(f"{name}: accuracy at an outside site with other scales, over the unchanged model", over("global"), margin=10)
-    beside(f"{name}: accuracy at an outside site with other scales, over batch statistics", over("batch_stats"))
+    claim(
+        f"{name}: accuracy at an outside site with different scales, over the unchanged model",
+        over("global"),
+        margin=10,
+    )
+    beside(f"{name}: accuracy at an outside site with different scales, over batch statistics", over("batch_stats"))

@@ -1,4 +1,4 @@
-"""FedBN and SiloBN at sites with other scales of their features; personal models at sites with other relations."""
+"""FedBN and SiloBN where feature scales differ between sites; personal models where relations differ between sites."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_local_normalization(name: str, local: Any, claim: Callable[..., None]) 
         fedbn = FedBN(lr=0.01, local=local)
         return accuracy(fedbn, scaled_features, seed), accuracy(FedAvg(lr=0.01), scaled_features, seed)
 
-    claim(f"{name}: accuracy with other scales at each site, over FedAvg", measure, margin=5)
+    claim(f"{name}: accuracy where scales differ between sites, over FedAvg", measure, margin=5)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,5 @@ def test_personal_models(name: str, method: Any, claim: Callable[..., None], bes
     def over(other: Any) -> Callable[[int], tuple[float, float]]:
         return lambda seed: (accuracy(method, other_relations, seed), accuracy(other, other_relations, seed))
 
-    claim(f"{name}: accuracy with another relation at each site, over FedAvg", over(FedAvg(lr=0.03)), margin=3)
-    beside(f"{name}: accuracy with another relation at each site, over LocalOnly", over(LocalOnly(lr=0.03)))
+    claim(f"{name}: accuracy where relations differ between sites, over FedAvg", over(FedAvg(lr=0.03)), margin=3)
+    beside(f"{name}: accuracy where relations differ between sites, over LocalOnly", over(LocalOnly(lr=0.03)))

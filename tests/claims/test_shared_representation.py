@@ -1,7 +1,7 @@
-"""FedRep, FedPer, FedBABU and FedRoD: sites that share a representation and need heads of their own.
+"""FedRep, FedPer, FedBABU and FedRoD: sites that share a representation and need separate heads.
 
-The class depends on three directions in 20 features, which all sites share. Each site combines them in another
-way and has few examples, so a global model cannot fit all sites, and one site hardly finds the directions.
+The class depends on three directions in 20 features, which all sites share. Each site combines them
+differently and has few examples. So a global model cannot fit all sites, and a single site hardly finds the directions.
 For FedRoD the relation is the same at all sites, and the frequencies of the classes differ.
 """
 
@@ -96,4 +96,4 @@ def test_fedrod(claim: Callable[..., None]) -> None:
     def measure(seed: int) -> tuple[float, float]:
         return accuracy(FedRoD(lr=0.03), class_frequencies, seed), accuracy(FedAvg(lr=0.03), class_frequencies, seed)
 
-    claim("FedRoD: accuracy with other class frequencies at each site, over FedAvg", measure, margin=3)
+    claim("FedRoD: accuracy where class frequencies differ between sites, over FedAvg", measure, margin=3)

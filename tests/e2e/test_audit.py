@@ -1,4 +1,4 @@
-"""The pinned versions have no known vulnerability that docs/security.md does not judge. Needs PyPI."""
+"""docs/security.md judges every known vulnerability of the pinned versions. Needs PyPI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def audit(folder: Path) -> dict[str, Any]:
     command = [folder / "venv" / "bin" / "pip-audit", "--no-deps", "--disable-pip", "--format", "json"]
     done = subprocess.run([*command, "-r", ROOT / "constraints.txt"], capture_output=True, text=True)
     if not done.stdout.startswith("{"):
-        pytest.skip(f"the service of vulnerabilities cannot be reached: {done.stderr[-200:]}")
+        pytest.skip(f"the vulnerability service cannot be reached: {done.stderr[-200:]}")
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 

@@ -1,4 +1,4 @@
-"""The readers of files of others, each with an intact file, for tests/fuzz.py."""
+"""The readers of untrusted files, each with an intact file, for tests/fuzz.py."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def a_zip() -> bytes:
 
 
 def a_deep_picture(kind: str) -> bytes:
-    """Three channels of 16 bits, which other decoders read than eight bits."""
+    """Three channels of 16 bits, which have other decoders than channels of 8 bits."""
     import imagecodecs
     import tifffile
 

@@ -67,7 +67,7 @@ def nuclei(root: Path) -> dict[str, int]:
     for name, value, shape in (
         ("dark", 10, (256, 256, 3)),
         ("pink", (200, 120, 190), (256, 320, 3)),
-        ("other", 10, (300, 300, 3)),  # of no kind that is used
+        ("other", 10, (300, 300, 3)),  # not one of the kinds
     ):
         picture(root / f"stage1_train/{name}/images/{name}.png", value, shape)
         for number in range(2):

@@ -103,8 +103,12 @@ def test_an_earlier_search_with_other_keys_or_ranges_is_refused(tmp_path):
     same = Space(from_cli(["algorithm.lr=uniform(0.1,1)"]))
     assert build_request(same, {}, {}, options).options.warm_start == str(tmp_path)
     other = Space(from_cli(["algorithm.lr=uniform(0.1,2)"]))
-    with pytest.raises(ConfigError, match=r"algorithm.lr is uniform\(0.1, 1\) there and uniform\(0.1, 2\) here"):
+    with pytest.raises(
+        ConfigError, match=r"algorithm.lr is uniform\(0.1, 1\) in that search and uniform\(0.1, 2\) in this"
+    ):
         build_request(other, {}, {}, options)
     more = Space(from_cli(["algorithm.lr=uniform(0.1,1)", "algorithm.epochs=choice(1,2)"]))
-    with pytest.raises(ConfigError, match=r"algorithm.epochs is not searched there and choice\(1, 2\) here"):
+    with pytest.raises(
+        ConfigError, match=r"algorithm.epochs is not searched in that search and choice\(1, 2\) in this"
+    ):
         build_request(more, {}, {}, options)

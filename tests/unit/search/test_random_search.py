@@ -18,7 +18,7 @@ from raysim.search.space import Space, from_cli, from_mapping
 
 
 def imbalance(trials, key):
-    """How much more often than another a value was drawn, at most, among the first N trials, for every N."""
+    """The largest difference between the counts of two values among the first N trials, over all N."""
     values, worst = {trial[key] for trial in trials}, 0
     counts = Counter()
     for trial in trials:

@@ -165,7 +165,7 @@ def test_a_failed_federation_is_left_out_if_the_user_chose_so(tmp_path):
     text = (tmp_path / "best.yaml").read_text()
     assert "# These values are means over 3 federations: seed-0, seed-1, seed-2." in text
     assert "# left out: federation seed-1: " in text
-    assert "# This file has seed 0, whose own values are: inside/val/dice/mean 0." in text
+    assert "# This file has seed 0. The values with this seed: inside/val/dice/mean 0." in text
 
 
 def test_a_trial_keeps_its_initial_weights(tmp_path):

@@ -74,7 +74,7 @@ def test_a_missing_image_is_refused_or_0(volumes: Path) -> None:
     replace_in_table(volumes, "a0_t2.nii", "")
     with pytest.raises(ConfigError, match="empty image_t2 cells in row 2"):
         build(volumes)
-    with pytest.warns(UserWarning, match="1 case without image_t2: its channel is 0 in them"):
+    with pytest.warns(UserWarning, match="1 case without image_t2: its channel is set to 0"):
         task = build(volumes, missing="zeros")
     assert (task.open("a").train.inputs[0, 1] == 0).all()
     assert (task.open("b").train.inputs[0, 1] > 0).all()
