@@ -1,4 +1,4 @@
-"""Feeds damaged files to every reader of files of others: `python tests/fuzz.py --minutes 60 [READER ...]`.
+"""Feeds damaged files to every reader of untrusted files: `python tests/fuzz.py --minutes 60 [READER ...]`.
 
 A reader may return a value or raise a RaysimError. Any other exception, and more than MAX_MEMORY for a file below 1 MB,
 is a defect: its input is kept in /tmp/raysim-fuzz, and the exit code is 1. Each reader runs in its own process.

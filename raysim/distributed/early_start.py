@@ -45,7 +45,7 @@ def start_early(address: str | None) -> None:
 
 
 def is_started() -> bool:
-    """Whether a Ray was started early, is not stopped, and its start has not failed yet."""
+    """Whether a local Ray was started early, and has neither failed nor been stopped."""
     return _started is not None
 
 
@@ -69,9 +69,9 @@ def stop() -> None:
 
 
 def exit_if_unused(code: int) -> None:
-    """End this process at once if a Ray was started early and the command has ended without it, for example refused.
+    """End this process at once if a local Ray was started early and the command has not used it, for example after an error.
 
-    Waiting until Ray is up to stop it would take seconds. Linux ends its processes together with this one.
+    Stopping Ray would take seconds, because it must be up first. Linux ends its processes together with this one.
     """
     if _started is not None:
         sys.stdout.flush()

@@ -23,8 +23,8 @@ from raysim.search.trial_store import TrialRecord, TrialStatus
 class OptunaSampler(Sampler):
     """A sampler of Optuna. Values are requested key by key: a conditional key only in trials of its algorithm.
 
-    With `journal`, the study is stored in this file, which `optuna-dashboard` can open. The file is written anew in
-    each session, because the records of the trials are complete and a killed session leaves open trials in it.
+    With `journal`, the study is stored in this file, which `optuna-dashboard` can open. Each session
+    rewrites the file, because the records of the trials are complete and a killed session leaves open trials in it.
     """
 
     def __init__(

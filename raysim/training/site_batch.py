@@ -58,7 +58,7 @@ class SiteCall:
             self.generators = get_generators()
 
     def proceed(self, outcome: Outcome | None) -> Any:
-        """Continue with the outcome of the requested training, until the next `FitRequest` or the function's result."""
+        """The next `FitRequest`, or the result of the function, which continues with the outcome of its training."""
         with self.own_generators():
             if isinstance(outcome, Exception):
                 return self.greenlet.throw(outcome)

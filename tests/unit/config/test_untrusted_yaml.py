@@ -1,4 +1,4 @@
-"""YAML files of others: refused in one line, without a hang."""
+"""Untrusted YAML files are refused with a one-line error, without a hang."""
 
 from __future__ import annotations
 
