@@ -69,7 +69,7 @@ def stop() -> None:
 
 
 def exit_if_unused(code: int) -> None:
-    """End this process at once if a local Ray was started early and the command has not used it, for example after an error.
+    """End this process at once if a local Ray was started early and not used, for example because of a wrong key.
 
     Stopping Ray would take seconds, because it must be up first. Linux ends its processes together with this one.
     """

@@ -63,7 +63,7 @@ def test_a_killed_or_interrupted_search_continues_and_loses_at_most_one_round(tm
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_started")
 @pytest.mark.parametrize("scheduler", ["fifo", "asha", "median", "hyperband", "pbt"])
-def test_a_search_that_is_killed_ten_times_at_random_has_the_rows_of_a_calm_one(tmp_path, scheduler):
+def test_a_search_that_is_killed_ten_times_at_random_has_the_rows_of_an_uninterrupted_one(tmp_path, scheduler):
     space = ["--space", "algorithm.lr=loguniform(1e-4,1e-2)", "--trials", "4", "rounds=12"]
     limit = ONE if scheduler in ("fifo", "asha", "median") else []  # the other schedulers need all trials at once
     arguments = [*space, "--scheduler", scheduler, *limit]

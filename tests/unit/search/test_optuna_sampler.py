@@ -66,7 +66,7 @@ def test_the_random_trials_before_the_model_are_a_quarter_of_all():
         assert OptunaSampler(options, SPACE, 0, [DICE], []).study.sampler._n_startup_trials == startup
 
 
-def test_the_journal_can_be_opened_and_is_written_anew_when_a_search_continues(tmp_path):
+def test_the_journal_can_be_opened_and_is_rewritten_when_a_search_continues(tmp_path):
     journal = tmp_path / "tune-001" / "optuna.log"
     journal.parent.mkdir()
     sampler = OptunaSampler(TPE, SPACE, 0, [DICE], [], journal)

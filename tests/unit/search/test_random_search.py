@@ -37,7 +37,7 @@ def test_sixteen_samples_fill_three_ranges_more_evenly_than_independent_ones():
         assert sorted((column * 16).astype(int)) == list(range(16))  # one sample in each sixteenth
 
 
-def test_no_value_of_a_choice_is_drawn_more_than_once_more_often_than_another():
+def test_counts_of_the_values_of_a_choice_differ_by_at_most_one():
     space = Space(from_cli(["a=choice(1,2,3)", "b=choice(x,y)", "c=uniform(0,1)", "d=choice([4,8],[8])"]))
     for seed in range(5):
         trials = list(random_trials(space, seed, 16))
@@ -123,6 +123,6 @@ def test_a_quantile_is_the_value_with_this_probability_below_it(text, probabilit
     assert {type(value) for value in found} == {type(values[0])}
 
 
-def test_a_name_that_is_nearly_a_distribution_is_suggested():
+def test_a_misspelled_distribution_has_a_suggestion():
     with pytest.raises(ConfigError, match=r"cannot read 'logunifrom\(1,2\)' \(did you mean 'loguniform'\?\): expected"):
         from_cli(["algorithm.lr=logunifrom(1,2)"])

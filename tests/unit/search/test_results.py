@@ -209,7 +209,7 @@ def test_ties_are_named_and_the_lowest_number_is_the_best(tmp_path):
     assert SearchResults(spec(tmp_path, DICE, BYTES), records, "best").ties() == []
 
 
-def test_the_report_of_a_running_search_is_loaded_again_every_minute(tmp_path):
+def test_the_report_of_a_running_search_is_reloaded_every_minute(tmp_path):
     results = SearchResults(spec(tmp_path), [record(1, 0.6, 1, "stopped")], "best")
     report = LiveReport(results)
     report.update()

@@ -7,7 +7,7 @@ from raysim.search.trainable import too_small_share
 GIB = 2**30
 
 
-def test_a_share_of_a_gpu_that_cannot_have_the_network_is_refused():
+def test_a_share_of_a_gpu_that_is_too_small_for_the_network_is_refused():
     assert too_small_share(0.25, 16 * GIB, GIB) == ""
     assert too_small_share(4, 16 * GIB, 5 * GIB) == ""  # at most the whole GPU
     reason = too_small_share(0.125, 16 * GIB, GIB)

@@ -77,7 +77,7 @@ def test_a_group_has_sites_of_similar_size_and_does_not_depend_on_their_order() 
     assert apart.groups(apart._call(0)) == [("c",), ("a", "b", "d")]
 
 
-def test_sites_with_other_numbers_of_steps_train_apart(stacked: list[int]) -> None:
+def test_sites_with_different_numbers_of_steps_train_separately(stacked: list[int]) -> None:
     task = toy.task({"a": toy.A, "b": toy.A, "c": toy.A * 9})
     assert end(task, 3).loss == pytest.approx(end(task, 1).loss, rel=1e-5)
     assert stacked == [2, 2]
@@ -119,7 +119,7 @@ def test_a_correction_draws_from_the_random_generators_of_its_site(stacked: list
     assert stacked == [4, 4]
 
 
-def test_a_site_that_fails_leaves_the_other_sites_of_its_group(stacked: list[int]) -> None:
+def test_other_sites_of_a_group_continue_if_a_site_fails(stacked: list[int]) -> None:
     task = images()
     failing = task.inside[1]
     results = []
