@@ -22,7 +22,7 @@ from raysim.reporting.comparison import CompareOptions, compare
 from raysim.reporting.comparison_tables import print_comparison
 from raysim.reporting.console import RunConsole
 from raysim.reporting.terminal import Terminal
-from raysim.storage.run_directory import CONFIG_FILE, SEEDS_FILE, read_summary, reserve_directory
+from raysim.storage.run_directory import CONFIG_FILE, SEEDS_FILE, read_summary, reading_runs, reserve_directory
 
 
 def run(config: RunConfig, count: int, out: str | None) -> int:
@@ -35,9 +35,10 @@ def run(config: RunConfig, count: int, out: str | None) -> int:
 def resume(directory: Path, ray_address: str | None) -> int:
     """Continue the unfinished seeds in `directory`, and run the missing ones; returns the exit code."""
     file = directory / SEEDS_FILE
-    content = load_yaml(file.read_text(encoding="utf-8"), str(file))
-    config = resolve(content["config"])
-    return _run_all(directory, content["seeds"], replace(config, ray_address=ray_address or config.ray_address))
+    with reading_runs([directory]):
+        content = load_yaml(file.read_text(encoding="utf-8"), str(file))
+        seeds, config = [int(seed) for seed in content["seeds"]], resolve(content["config"])
+    return _run_all(directory, seeds, replace(config, ray_address=ray_address or config.ray_address))
 
 
 def _run_all(directory: Path, seeds: Sequence[int], config: RunConfig) -> int:

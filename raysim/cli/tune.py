@@ -123,8 +123,8 @@ def _base(args: argparse.Namespace, file_keys: Mapping[str, Any]) -> Mapping[str
     request = Path(args.resume, "search.yaml") if args.resume is not None else None
     if request is None or not request.is_file():
         return file_keys
-    base: Mapping[str, Any] = read_file(str(request))["base"]
-    return base
+    base = read_file(str(request)).get("base")
+    return base if isinstance(base, Mapping) else {}  # `_resume` refuses a damaged file
 
 
 def _start(

@@ -86,7 +86,7 @@ def matching_files(source: Path, pattern: str) -> Iterator[tuple[Path, re.Match[
 
 
 def _table(recipe: Recipe, source: Path, build: Path, fractions: Sequence[float], seed: int) -> pd.DataFrame:
-    rows = pd.DataFrame([*recipe.cases(source, build)])
+    rows = _read_cases(recipe, source, build)
     if rows.empty:
         raise ConfigError(f"{source} has no files of this data set; it must contain {recipe.layout}")
     for name in {"image", "label"} & set(rows):
@@ -95,6 +95,19 @@ def _table(recipe: Recipe, source: Path, build: Path, fractions: Sequence[float]
     check_formulas(table)
     leading = [name for name in ("site", "split", "image", "label", "patient") if name in table]
     return table[[*leading, *(name for name in table if name not in leading)]]
+
+
+def _read_cases(recipe: Recipe, source: Path, build: Path) -> pd.DataFrame:
+    try:
+        return pd.DataFrame([*recipe.cases(source, build)])
+    except ConfigError:
+        raise
+    except Exception as error:  # a missing or damaged file: the readers raise errors of many types
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(
+            f"the files in {source} cannot be read ({reason:.300}); it must contain {recipe.layout}. Download "
+            f"the files again: {recipe.url}"
+        ) from error
 
 
 def _draw_splits(rows: pd.DataFrame, fractions: Sequence[float], seed: int) -> pd.DataFrame:

@@ -5,6 +5,7 @@ The owners set the terms of use. Counts are those of their releases.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 from raysim.core.errors import ConfigError
 from raysim.data.dataset_recipe import Recipe, matching_files
 from raysim.data.image_reader import read_image
+from raysim.data.memory_limit import check_memory
 from raysim.data.nifti_format import check_header
 
 Row = dict[str, Any]
@@ -164,8 +166,12 @@ def _save_volume(source: Path, target: Path, change: Any) -> None:
     import nibabel
     import numpy as np
 
-    check_header(str(source))
-    volume: Any = nibabel.load(source)
+    try:
+        check_header(str(source))
+        volume: Any = nibabel.load(source)
+        check_memory(8 * math.prod(volume.shape), source.stat().st_size)  # float64, if the header has a scale
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
     voxels = change(np.asanyarray(volume.dataobj))
     header = volume.header.copy()

@@ -137,7 +137,7 @@ def directory_status(directory: Path) -> RunStatus:
     else:
         state = f"{'running' if row else 'starting' if config else 'being set up'}, process {owner.get('pid')}"
     parts = (config.get(part) for part in ("algorithm", "task"))
-    names = [part.get("name", "?") if isinstance(part, dict) else "?" for part in parts]
+    names = [str(part.get("name", "?")) if isinstance(part, dict) else "?" for part in parts]
     return RunStatus(
         name=directory.name,
         description=" on ".join(names) if config else "",
@@ -147,8 +147,8 @@ def directory_status(directory: Path) -> RunStatus:
         total=config.get("rounds"),
         state=state,
         metric="loss",
-        value=row.get("loss"),
-        round_seconds=row.get("seconds"),
+        value=_number(row.get("loss")),
+        round_seconds=_number(row.get("seconds")),
     )
 
 
@@ -158,3 +158,10 @@ def _last_round(directory: Path) -> dict[str, Any]:
         case [[{"round": int()} as row, *_]]:
             return dict(row)
     return {}
+
+
+def _number(value: Any) -> float | None:
+    """The value as a number; None if it is none, as in a line that raysim did not write."""
+    with suppress(TypeError, ValueError, OverflowError):
+        return float(value)
+    return None

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from jinja2 import FileSystemLoader
 
+from raysim.config.yaml_loader import load_written_yaml
+from raysim.core.errors import ConfigError
 from raysim.core.formatting import format_score, join_names, pluralize
 from raysim.core.results import FailureAction, RunOutcome
 from raysim.reporting.case_plots import CaseValues, case_plots, confusion_matrices
@@ -52,7 +53,7 @@ def write_report(out: Path) -> Path:
     summary = sections["summary"]
     config = read_or(out / "config.yaml", Path.read_text, "")
     placement = read_or(out / "placement.json", _json, [])
-    declared = read_or(out / "config.yaml", lambda path: yaml.safe_load(path.read_text()), None) or {}
+    declared = read_or(out / "config.yaml", lambda path: load_written_yaml(path.read_text(), path.name), None) or {}
     page = template(TEMPLATE).render(
         name=out.name,
         **sections,
@@ -107,8 +108,8 @@ def template(path: Path) -> Any:
 def read_or(path: Path, parse: Callable[[Path], Any], otherwise: Any) -> Any:
     """The parsed file, or `otherwise`: if the run ended early, the file may be missing, empty or incomplete."""
     try:
-        return parse(path)
-    except (OSError, ValueError, yaml.YAMLError):
+        return parse(path) if path.is_file() else otherwise  # a named pipe would block
+    except (OSError, ValueError, ConfigError):
         return otherwise
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from raysim.core.atomic_io import write_text
 from raysim.core.formatting import format_bytes, format_objective, format_score, pluralize, printable
@@ -13,9 +13,18 @@ from raysim.core.formatting import format_bytes, format_objective, format_score,
 STYLED_TEMPLATE = Path(__file__).with_name("html_report.html.j2")  # has the style sheet
 
 
+class MissingValueError(UndefinedError, LookupError):
+    """A value of a page is missing, for example because summary.json is damaged."""
+
+
+class _MissingValue(StrictUndefined):
+    def __init__(self, *args: Any, **keys: Any) -> None:
+        super().__init__(*args, **{"exc": MissingValueError, **keys})
+
+
 def environment() -> Environment:
     """The environment of the templates, with escaping and the filters."""
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": _MissingValue}
     made = Environment(autoescape=True, finalize=_finalize, **options)
     made.filters |= {"counted": pluralize, "number": format_score, "size": format_bytes}
     made.filters["score"] = lambda value, objective: format_objective(value, objective.column)

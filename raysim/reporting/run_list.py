@@ -69,14 +69,14 @@ def _started(file: Path) -> float:
 
 
 def _row(folder: Path, run: RunRecord, keys: Sequence[str], runs: Sequence[RunRecord]) -> RunRow:
-    shown = [key for key in keys if key != ALGORITHM]
+    differs = group_name(run, [key for key in keys if key != ALGORITHM], runs)
     return _made(
         folder,
         run.path,
         _started(run.path / CONFIG_FILE),
         algorithm=run.algorithm,
         task=run.task,
-        differs=group_name(run, shown, runs) if shown else "",
+        differs="" if differs == run.algorithm else differs,  # the name without a difference
         score=_score(run),
         state="evaluation" if run.is_evaluation else "running" if _is_running(run.path) else run.status,
     )

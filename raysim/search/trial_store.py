@@ -98,7 +98,7 @@ def load_records(out: Path) -> list[TrialRecord]:
     for path in sorted((out / "trials").glob(f"*/{RECORD_FILE}")):
         try:
             records.append(_load_record(path.parent))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             continue
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise ConfigError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 from ray.job_submission import JobStatus
 
 from raysim.cli.main import main
-from raysim.core.errors import ConfigError
+from raysim.core.errors import ConfigError, PlacementError
+from raysim.distributed import job_submission
 
 
 class Jobs:
@@ -71,3 +74,20 @@ def test_submit_sends_the_command_and_its_files(monkeypatch: pytest.MonkeyPatch,
             job_command(arguments, "job")
     for secret in ("run", "tune"):
         assert main(["submit", secret, "task.data.table=https://me:word@host/t.csv"]) == 2
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can listen as another user")
+def test_the_default_address_is_not_used_if_another_user_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    os.seteuid(65534)
+    server = socket.create_server(("127.0.0.1", 0))
+    os.seteuid(0)
+    with server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(job_submission, "DEFAULT_PORT", port)
+        monkeypatch.setattr(job_submission, "DEFAULT_ADDRESS", f"http://127.0.0.1:{port}")
+        with pytest.raises(PlacementError, match=f"user 65534 of this machine serves http://127.0.0.1:{port}, where"):
+            job_submission.ClusterJobs(None)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has connected, so no token was sent
+            server.accept()

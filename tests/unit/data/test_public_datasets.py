@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections.abc import Callable
@@ -231,6 +232,59 @@ def test_wrong_input_writes_nothing(tmp_path: Path) -> None:
     refused(
         "retina", tmp_path, out, r"Image_01L\.jpg has no label .*Image_01L_1stHO\.png; the download is not complete"
     )
+
+
+def remove_group(root: Path) -> None:
+    (root / "training/patient001/Info.cfg").write_text("ED: 1\n")
+
+
+def change_header(root: Path) -> None:
+    next(root.rglob("*opendataset.csv")).write_text("code,ED\nA0B,0\n")
+
+
+def cut_volume(root: Path) -> None:
+    next(root.rglob("*egmentation.nii.gz")).write_bytes(b"\x1f\x8b damaged")
+
+
+def add_cells(root: Path) -> None:
+    (root / "processed.va.data").write_text("1,2\n1,2,3\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("acdc", remove_group, "KeyError: 'Group'"),
+        ("acdc", lambda root: (root / "training/patient001/Info.cfg").unlink(), "FileNotFoundError: .*Info.cfg"),
+        ("mnms", change_header, "KeyError: .*External code"),
+        ("prostate", cut_volume, "BadGzipFile: "),
+        ("heart", add_cells, "ParserError: Error tokenizing data"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(
+    name: str, damage: Callable[[Path], object], reason: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    IMITATIONS[name](source)
+    damage(source)
+    recipe = replace(RECIPES[name], checksums={})
+    with pytest.raises(
+        ConfigError, match=rf"source cannot be read \(.*{reason}.*; it must contain .* Download the files again: "
+    ) as caught:
+        make_dataset(name, recipe, source, tmp_path / "out", FRACTIONS, 0)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_volume_that_takes_much_memory_is_refused(tmp_path: Path) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((4000, 4000, 4000))
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    prostate(tmp_path / "source")
+    large = tmp_path / "source" / "BIDMC" / "Case00_segmentation.nii.gz"
+    large.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    with pytest.raises(ConfigError, match=r"Case00_segmentation.nii.gz: would take 512.0 GB of memory to read"):
+        make_dataset("prostate", RECIPES["prostate"], tmp_path / "source", tmp_path / "out", FRACTIONS, 0)
 
 
 def test_the_archive_is_checked_beside_the_folder(tmp_path: Path) -> None:

@@ -62,9 +62,16 @@ def test_only_active_runs_are_listed_and_stopped(tmp_path: Path) -> None:
 def test_odd_files_of_a_run_show_as_a_line(line: str, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(f"{line}\n")
     (tmp_path / "summary.json").write_text(line)
-    for config in ("algorithm: [1]", "- 1", "!x 1", "a: &a [*a]", "\x1b"):
+    for config in ("algorithm: [1]", "- 1", "!x 1", "a: &a [*a]", "\x1b", "algorithm: {name: 3}"):
         (tmp_path / "config.yaml").write_text(config)
         assert directory_status(tmp_path).done == 0
+
+
+@pytest.mark.parametrize("odd", ["x", [1], {}, 10**400], ids=str)
+def test_an_odd_loss_is_not_shown(odd: object, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps([{"round": 3, "loss": odd, "seconds": odd}, []]) + "\n")
+    status = directory_status(tmp_path)
+    assert (status.done, status.value, status.round_seconds) == (3, None, None)
 
 
 def wait_for_lock(directory: Path) -> None:

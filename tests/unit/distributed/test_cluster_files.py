@@ -107,7 +107,7 @@ RAYCLUSTER = fields(
     rayVersion=TEXT,
     authOptions=fields("", mode={"enum": ["disabled", "token"]}),
     enableInTreeAutoscaling=SWITCH,
-    autoscalerOptions=fields("", idleTimeoutSeconds=WHOLE),
+    autoscalerOptions=fields("", idleTimeoutSeconds=WHOLE, securityContext=POD),
     headGroupSpec=fields("template", serviceType=TEXT, rayStartParams=PARAMS, template=POD),
     workerGroupSpecs={
         "type": "array",
@@ -130,6 +130,7 @@ RAYJOB = fields(
     ttlSecondsAfterFinished=WHOLE,
     activeDeadlineSeconds=WHOLE,
     backoffLimit=WHOLE,
+    submitterPodTemplate=POD,
     rayClusterSpec=RAYCLUSTER,
 )
 
@@ -137,7 +138,8 @@ RAYJOB = fields(
 def test_the_file_is_valid_for_kubernetes_and_kuberay() -> None:
     claim, policy, cluster, job = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
     pods = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
-    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **pod["template"]} for pod in pods]
+    templates = [*(pod["template"] for pod in pods), job["spec"]["submitterPodTemplate"]]
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template} for template in templates]
     for each in (claim, policy, *pods):
         kubernetes_validate.validate(each, "1.37", strict=True)
     for each, schema in ((cluster, RAYCLUSTER), (job, RAYJOB)):
@@ -148,6 +150,17 @@ def test_the_file_is_valid_for_kubernetes_and_kuberay() -> None:
     pods[0]["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pods[0], "1.37", strict=True)
+
+
+UNPRIVILEGED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def check_privileges(template: dict[str, Any]) -> None:
+    """The pod does not run as root, gains no privileges, and has an image by digest."""
+    (container,) = template["spec"]["containers"]
+    assert template["spec"]["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"] == UNPRIVILEGED
+    assert re.search(r"@sha256:[0-9a-f]{64}$", container["image"])
 
 
 def test_both_documents_of_kuberay_define_the_same_cluster() -> None:
@@ -161,12 +174,12 @@ def test_both_documents_of_kuberay_define_the_same_cluster() -> None:
     assert spec["rayVersion"] == PINS["ray"]
     assert (group["minReplicas"], group["replicas"]) == (0, 0)
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert spec["autoscalerOptions"]["securityContext"] == UNPRIVILEGED
+    check_privileges(job["spec"]["submitterPodTemplate"])
     for template in (spec["headGroupSpec"]["template"], group["template"]):
         volumes = {volume["name"] for volume in template["spec"]["volumes"]}
         (container,) = template["spec"]["containers"]
-        assert template["spec"]["securityContext"]["runAsNonRoot"]
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        assert re.search(r"@sha256:[0-9a-f]{64}$", container["image"])
+        check_privileges(template)
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes
         assert container["resources"]["requests"] == container["resources"]["limits"]
 

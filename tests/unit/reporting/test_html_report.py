@@ -100,6 +100,9 @@ def test_summary_alone_is_enough_for_a_page(tmp_path: Path) -> None:
             (tmp_path / "some" / name).touch()
         page = Page(write_report(tmp_path / "some"))
         assert "inside/test/distance (chosen, lower is better)" in page.text
+    merges = (f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40))  # unfold without limit
+    (tmp_path / "some" / "config.yaml").write_text("a0: &a0 {x: 1}\n" + "".join(merges))
+    assert "a39: &a39" in Page(write_report(tmp_path / "some")).text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,13 @@ def test_the_newest_runs_are_first_and_trials_are_left_out(runs: Path) -> None:
     assert re.fullmatch(r"19\d\d-\d\d-\d\d \d\d:\d\d", found["fedavg 1"].date)
 
 
+def test_runs_that_differ_only_in_the_algorithm_have_no_further_difference(runs: Path) -> None:
+    (runs / "more").mkdir()
+    write_run(runs / "more" / "fedavg", CASES)
+    write_run(runs / "more" / "fedbn", CASES, "algorithm=fedbn")
+    assert {row.differs for row in list_runs(runs / "more")} == {""}
+
+
 def test_a_search_has_the_task_and_the_value_of_its_best_trial(runs: Path) -> None:
     text = "# Trial 3 of the search: done after 2 rounds.\n# best/inside/val/dice/mean: 0.51\n# digest: 12\n"
     (runs / "tune" / "best.yaml").write_text(f"{text}task: {{name: segmentation}}\n")

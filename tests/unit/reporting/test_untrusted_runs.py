@@ -88,6 +88,14 @@ def test_a_report_of_a_damaged_run_is_refused(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists()
 
 
+def test_a_report_without_a_value_that_it_needs_is_refused(tmp_path: Path) -> None:
+    facts = {"shape": [1, 4, 4], "classes": ["0", "1"], "digest": "0", "direction": "higher"}
+    folder = write_run(tmp_path / "run", {"a": [0.5, 0.25]}, **facts)
+    with pytest.raises(ConfigError, match=r"MissingValueError: 'dict object' has no attribute 'rounds'"):
+        report([folder], None)
+    assert not (folder / "report.html").exists()
+
+
 def test_a_named_pipe_in_a_run_does_not_block(tmp_path: Path) -> None:
     write_run(tmp_path / "run", {"a": [0.5]})
     for name in ("summary.json", "failures.jsonl"):
