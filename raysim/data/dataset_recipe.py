@@ -18,7 +18,7 @@ from raysim.core.atomic_io import write_json
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data.partition import assign_splits
-from raysim.data.scan import check_formulas
+from raysim.data.scan import check_formulas, relative_path
 from raysim.data.table import sort_rows
 
 Cases = Iterable[Mapping[str, Any]]  # a row of the table each; paths are absolute
@@ -90,7 +90,7 @@ def _table(recipe: Recipe, source: Path, build: Path, fractions: Sequence[float]
     if rows.empty:
         raise ConfigError(f"{source} has no files of this data set; it must contain {recipe.layout}")
     for name in {"image", "label"} & set(rows):
-        rows[name] = [_relative(cell, build) if isinstance(cell, Path) else cell for cell in rows[name]]
+        rows[name] = [relative_path(cell, build) if isinstance(cell, Path) else cell for cell in rows[name]]
     table = _draw_splits(rows, fractions, seed)
     check_formulas(table)
     leading = [name for name in ("site", "split", "image", "label", "patient") if name in table]
@@ -119,10 +119,6 @@ def _draw_splits(rows: pd.DataFrame, fractions: Sequence[float], seed: int) -> p
         raise ConfigError(f"--fractions {train:g},{val:g},{test:g}: expected training or validation cases too")
     shares = {"train": train / (train + val), "val": val / (train + val)}
     return sort_rows(pd.concat([assign_splits(rows[~held], shares, seed), rows[held]]))
-
-
-def _relative(path: Path, base: Path) -> str:
-    return Path(os.path.relpath(path, base)).as_posix()
 
 
 def _check_files(source: Path, checksums: Mapping[str, str]) -> dict[str, str]:

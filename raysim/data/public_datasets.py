@@ -60,11 +60,10 @@ def nuclei(source: Path, out: Path) -> Iterator[Row]:
     for image, match in matching_files(source, r"(\w+)/images/\1\.png"):
         pixels = read_image(str(image), mask=False).array.astype(float)
         kind = (_staining(pixels), max(pixels.shape[1:]))
-        masks = [
-            read_image(str(path), mask=True).array > 0 for path in sorted((image.parents[1] / "masks").glob("*.png"))
-        ]
-        if kind not in kinds or not masks:
+        paths = sorted((image.parents[1] / "masks").glob("*.png"))
+        if kind not in kinds or not paths:
             continue
+        masks = [read_image(str(path), mask=True).array > 0 for path in paths]
         label = out / "masks" / f"{match[1]}.png"
         label.parent.mkdir(exist_ok=True)
         Image.fromarray(np.any(masks, axis=0).squeeze().astype("uint8") * 255).save(label)

@@ -107,7 +107,7 @@ def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, 
     table = _table_of_cases(cases, base, columns)
     for problem in site_name_problems(table["site"].unique()):
         raise ConfigError(f"{root}: {problem}")
-    images = [str(_relative_path(case.image, root)) for case in cases]
+    images = [str(relative_path(case.image, root)) for case in cases]
     if group is not None:
         table["group"] = _capture_patients(images, group)
     else:
@@ -136,15 +136,15 @@ def _table_of_cases(cases: Sequence[ScannedCase], base: Path, columns: Sequence[
     `columns` are those of the images of a case.
     """
     further = {
-        name: [_relative_path(case.further[number], base) for case in cases] for number, name in enumerate(columns[1:])
+        name: [relative_path(case.further[number], base) for case in cases] for number, name in enumerate(columns[1:])
     }
     table = pd.DataFrame(
         {
             "site": [case.site for case in cases],
             "split": [case.split if case.split and case.label is not None else "unlabelled" for case in cases],
-            "image": [_relative_path(case.image, base) for case in cases],
+            "image": [relative_path(case.image, base) for case in cases],
             **further,
-            "label": [_relative_path(case.label, base) for case in cases],
+            "label": [relative_path(case.label, base) for case in cases],
         },
         dtype="string",
     )
@@ -192,7 +192,8 @@ def _empty_split_notes(labelled: pd.DataFrame) -> Iterator[str]:
             yield f"no {split} rows at {join_names(sites) if len(sites) < len(splits_of_site) else 'any site'}"
 
 
-def _relative_path(path: Path | int | None, base: Path) -> str | None:
+def relative_path(path: Path | int | None, base: Path) -> str | None:
+    """The cell of a table in `base` for an image or a label: a path relative to `base`, a class as text, or None."""
     if path is None or isinstance(path, int):
         return None if path is None else str(path)
     return Path(os.path.relpath(path, base)).as_posix()

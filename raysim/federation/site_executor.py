@@ -114,7 +114,7 @@ class SiteArguments:
 
 
 class SiteExecutor:
-    """Executes calls at any of the task's sites, one at a time; keeps their data open between calls.
+    """Executes calls at any of the task's sites, one site or one group at a time; keeps their data open between calls.
 
     `own_threads` maps a site to its number of torch threads, if it differs from `threads`.
     """
@@ -157,16 +157,15 @@ class SiteExecutor:
         self, client: Client[P], sites: Sequence[SiteArguments], call: CallKey, broadcast: Any
     ) -> list[CallResult[P]]:
         """As `execute`, at several sites, whose networks train in one batch: see `raysim.training.site_batch`."""
-        received = [
-            {"the broadcast": broadcast, "its value of per_site": each.per_site, "site.client_state": each.client_state}
-            for each in sites
-        ]
-        before = [{name: fingerprint(value) for name, value in values.items()} for values in received]
+        received = [(sites[0].site, "the broadcast", broadcast)]  # the same object for all sites
+        for each in sites:
+            received.append((each.site, "its value of per_site", each.per_site))
+            received.append((each.site, "site.client_state", each.client_state))
+        before = [fingerprint(value) for _, _, value in received]
         results = self._call_group(client, sites, call, broadcast)
-        for each, values, fingerprints in zip(sites, received, before, strict=True):
-            for name, value in values.items():
-                if fingerprint(value) != fingerprints[name]:
-                    raise SiteError(each.site, call.round + 1, write_message(name))
+        for (site, name, value), expected in zip(received, before, strict=True):
+            if fingerprint(value) != expected:
+                raise SiteError(site, call.round + 1, write_message(name))
         if fingerprint(self.template.state_dict()) != self._template_fingerprint:
             raise SiteError(sites[0].site, call.round + 1, write_message("site.template"))
         return results

@@ -224,8 +224,9 @@ class StackedTraining:
             if len(self.failed) == len(self.requests):
                 break
             self._step(drawn)
-        for request, state in zip(self.requests, self.stack.dump_optimizer_states(self.optimizer), strict=True):
-            if request.optimizer_state is not None:
+        if self.requests[0].optimizer_state is not None:  # or of none, because their keys are equal
+            for request, state in zip(self.requests, self.stack.dump_optimizer_states(self.optimizer), strict=True):
+                assert request.optimizer_state is not None
                 request.optimizer_state.update(state)
         means = [
             self._attempt(number, mean_loss, losses, parameters)
