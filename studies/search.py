@@ -88,17 +88,55 @@ def searched(name: str, sampler: str, seed: int, table: Path, args: Namespace) -
     return folder
 
 
+
+def objective(found: pd.DataFrame) -> str:
+    """The column of the compared value: `best ROLE/val/METRIC/OVER`, of the trial's best round."""
+    return next(name for name in found if name.startswith("best ") and "/val/" in name)
+
+
+def searched_keys(found: pd.DataFrame) -> list[str]:
+    return [name for name in found if name.startswith("algorithm.")]
+
+
+def best_trials(found: pd.DataFrame) -> pd.DataFrame:
+    """The best trial of each search, chosen by validation."""
+    return found.loc[found.groupby(["sampler", "seed"], sort=False)[objective(found)].idxmax()]
+
+
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """placeholder"""
-    return found
+    """A row per search: its best trial, the value that chose it and the test value of the same round, and the cost."""
+    chosen, rows = objective(found), {}
+    for best in best_trials(found).to_dict("records"):
+        search = found[(found["sampler"] == best["sampler"]) & (found["seed"] == best["seed"])]
+        rows[f"{best['sampler']}, seed {best['seed']}"] = {
+            "trials": len(search),
+            "rounds": int(search["rounds"].sum()),
+            "best trial": best["trial"],
+            **{key.removeprefix("algorithm."): f"{best[key]:.3g}" for key in searched_keys(found)},
+            "val": f"{100 * best[chosen]:.1f}",
+            "test": f"{100 * best[chosen.replace('/val/', '/test/')]:.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("search")
 
 
 def all_trials(found: pd.DataFrame) -> pd.DataFrame:
-    return found
+    """A row per trial: its keys, and the compared value of each sampler and seed, in per cent."""
+    keys, chosen = searched_keys(found), objective(found)
+    shown = found[["sampler", "seed", "trial", *keys]].copy()
+    shown[keys] = shown[keys].map("{:.3g}".format)
+    return shown.assign(val=(100 * found[chosen]).map("{:.1f}".format)).set_index("sampler")
 
 
 def plot(path: Path) -> None:
-    pass
+    """A panel per search: the best value after each trial, the mean over the seeds and their range."""
+    tables = {name: HERE / f"search_{name}.parquet" for name in SEARCHES}
+    tables = {name: pd.read_parquet(file) for name, file in tables.items() if file.exists()}
+    figure = Figure(figsize=(3.4 * len(tables), 3.3), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axis, (name, found) in zip(axes, tables.items(), strict=True):
+        for style, (sampler, trials) in zip("-", "--", ":"), found.groupby("sampler", sort=False):
+            pass
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
