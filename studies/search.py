@@ -13,7 +13,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
@@ -78,7 +77,9 @@ def searched(name: str, sampler: str, seed: int, table: Path, args: Namespace) -
         data = {"table": str(table), "root": str(args.table.absolute().parent)}
         keys.write_text(yaml.safe_dump(merge(study["base"], {"task": {"data": data}, "backend": "local"})))
         spaces = [argument for each in study["space"] for argument in ("--space", each)]
-        code = raysim(["tune", "-c", str(keys), *spaces, *how, "--max-concurrent", str(args.workers), "--out", str(folder)])
+        code = raysim(
+            ["tune", "-c", str(keys), *spaces, *how, "--max-concurrent", str(args.workers), "--out", str(folder)]
+        )
     elif any(entry.unfinished for entry in load_records(folder)):
         code = raysim(["tune", "--resume", str(folder)])
     else:
@@ -88,10 +89,9 @@ def searched(name: str, sampler: str, seed: int, table: Path, args: Namespace) -
     return folder
 
 
-
 def objective(found: pd.DataFrame) -> str:
     """The column of the compared value: `best ROLE/val/METRIC/OVER`, of the trial's best round."""
-    return next(name for name in found if name.startswith("best ") and "/val/" in name)
+    return next(name for name in found if name.startswith("best "))
 
 
 def searched_keys(found: pd.DataFrame) -> list[str]:
@@ -106,6 +106,7 @@ def best_trials(found: pd.DataFrame) -> pd.DataFrame:
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """A row per search: its best trial, the value that chose it and the test value of the same round, and the cost."""
     chosen, rows = objective(found), {}
+    tested = chosen.replace("best ", "best/").replace("/val/", "/test/")
     for best in best_trials(found).to_dict("records"):
         search = found[(found["sampler"] == best["sampler"]) & (found["seed"] == best["seed"])]
         rows[f"{best['sampler']}, seed {best['seed']}"] = {
@@ -114,7 +115,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
             "best trial": best["trial"],
             **{key.removeprefix("algorithm."): f"{best[key]:.3g}" for key in searched_keys(found)},
             "val": f"{100 * best[chosen]:.1f}",
-            "test": f"{100 * best[chosen.replace('/val/', '/test/')]:.1f}",
+            "test": f"{100 * best[tested]:.1f}",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("search")
 
@@ -128,14 +129,19 @@ def all_trials(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(path: Path) -> None:
-    """A panel per search: the best value after each trial, the mean over the seeds and their range."""
+    """A panel per search: the best value after each trial, as the mean over the seeds and their range."""
     tables = {name: HERE / f"search_{name}.parquet" for name in SEARCHES}
     tables = {name: pd.read_parquet(file) for name, file in tables.items() if file.exists()}
-    figure = Figure(figsize=(3.4 * len(tables), 3.3), layout="constrained")
-    axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    for axis, (name, found) in zip(axes, tables.items(), strict=True):
-        for style, (sampler, trials) in zip("-", "--", ":"), found.groupby("sampler", sort=False):
-            pass
+    figure = Figure(figsize=(3.6 * len(tables), 3.4), layout="constrained")
+    for axis, (name, found) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
+        for marker, (sampler, trials) in zip("os^", found.groupby("sampler", sort=False), strict=True):
+            values = 100 * trials.pivot(index="trial", columns="seed", values=objective(found)).cummax()
+            (line,) = axis.plot(values.mean(axis=1), marker=marker, markersize=4, label=sampler)
+            axis.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=line.get_color(), alpha=0.15)
+        axis.set_title(PANELS[name], fontsize=10)
+        axis.set_xlabel(f"trials of {found['rounds'].max()} rounds")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=9)
     figure.savefig(path, dpi=110)
 
 
