@@ -19,7 +19,7 @@ from raysim.federation.fleet import EVALUATION_PHASE, BaseFleet
 from raysim.federation.plan import Plan
 from raysim.federation.trained_run import TrainedRun, without_training
 from raysim.storage.evaluation_files import write_evaluation
-from raysim.tasks.table_config import TableData
+from raysim.tasks.table_config import ANOTHER_TABLE, TableData
 from raysim.tasks.tabular import Tabular
 from raysim.training.test_time_adaptation import ADAPTATIONS, OutsideAdaptation, affine_parameters
 
@@ -27,16 +27,6 @@ from raysim.training.test_time_adaptation import ADAPTATIONS, OutsideAdaptation,
 USED_KEYS = (
     *("task", "algorithm", "metric", "anonymous_cases", "backend", "ray_address", "resources", "site_timeout_s"),
 )
-# These keys of the run do not apply to a new table.
-OF_THE_OLD_TABLE: dict[str, Any] = {
-    "root": None,
-    "outside": (),
-    "exclude_sites": (),
-    "partition": None,
-    "labelled": None,
-    "folds": None,
-    "fold": None,
-}
 
 
 def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfig:
@@ -79,7 +69,7 @@ def _has_new_table(overrides: Mapping[str, Any]) -> bool:
 
 def _data_changes(run: TrainedRun) -> dict[str, Any]:
     data = run.config.task.data
-    changes = {key: value for key, value in OF_THE_OLD_TABLE.items() if hasattr(data, key)}
+    changes = {key: value for key, value in {"root": None, **ANOTHER_TABLE}.items() if hasattr(data, key)}
     if run.config.task.name == "classification":  # the new table may lack cases of a class
         changes["classes"] = dict(run.summary["classes"])
     return changes

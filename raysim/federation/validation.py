@@ -21,7 +21,7 @@ from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
 from raysim.core.user_errors import describe_exception
-from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
+from raysim.federation.plan import Plan, chosen_metric, how_to_add_val_cases, warnings_as_notices
 from raysim.federation.return_checks import check_state
 from raysim.storage.run_directory import has_checkpoint
 from raysim.storage.serialization import encode
@@ -149,9 +149,10 @@ def check_early_stopping(plan: Plan) -> None:
     if stopping is None:
         return
     if plan.selection is None:
+        cure = how_to_add_val_cases(config.task, plan.task, plan.task.inside)
         raise ConfigError(
             f"early_stopping.patience={stopping.patience}: no site that {plan.metric} refers to has val cases, and a "
-            "run is never ended by a test score; give some rows the split val, or remove early_stopping"
+            f"run is never ended by a test score; {cure}, or remove early_stopping"
         )
     evaluations = math.ceil(config.rounds / config.evaluate_every)
     if stopping.patience > evaluations - 2:  # one evaluation must come before them, and one must be saved

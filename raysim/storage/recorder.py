@@ -24,8 +24,8 @@ from raysim.storage.score_notes import score_notes
 
 Better = Mapping[str, Literal["higher", "lower"]]
 NO_VALIDATION = (
-    "no site that the metric refers to has val cases, and no round is chosen by a test score; give some rows of the "
-    "table the split val"
+    "no site that the metric refers to has val cases, and no round is chosen by a test score; set task.data.val, or "
+    "give some rows of the table the split val"
 )
 AGGREGATES = ("mean", "weighted", "worst")  # mean over sites, mean weighted by cases, worst site
 Aggregate = dict[str, float]  # value by kind

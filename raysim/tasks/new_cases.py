@@ -23,6 +23,7 @@ from raysim.data.table import read_table
 from raysim.tasks.classification import Classification
 from raysim.tasks.image_config import ImageData
 from raysim.tasks.segmentation import Segmentation
+from raysim.tasks.table_config import ANOTHER_TABLE
 from raysim.tasks.tabular import Tabular
 
 Classes = Mapping[str, int | str]  # the value of each class, as in Task.class_values
@@ -160,8 +161,8 @@ def _tabular_cases(trained: TrainedTask, config: Tabular, source: str, site: str
     labels = _class_indices(table, classes, source)
     rows = table.assign(site=site, split="test", label=_no_labels(table))
     path = join_path(os.getcwd(), os.path.expanduser(source))
-    changed: dict[str, Any] = {"table": path, "outside": (), "exclude_sites": (), "partition": None, "labelled": None}
-    task = replace(config, data=replace(config.data, **changed)).build(rows=rows, reference=config.data)
+    data = replace(config.data, table=path, **ANOTHER_TABLE)
+    task = replace(config, data=data).build(rows=rows, reference=config.data)
     return NewCases(
         task,
         [None] * len(table),
