@@ -235,7 +235,7 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
     try:
         yield
     except (RunError, PlacementError, KeyboardInterrupt) as error:
-        if isinstance(error, SiteError | ServerError) and error.untrained and not plan.resume:
+        if isinstance(error, SiteError | ServerError) and error.has_no_result and not plan.resume:
             remove_content(plan.directory)
         elif (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
             cure = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from raysim.core.contracts import (
 )
 from raysim.core.errors import RunError
 from raysim.core.model import BatchNorm, weights
-from raysim.core.results import CaseScores, Score
+from raysim.core.results import CaseScores, Score, role_of
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.return_checks import check_metrics, check_predictor
 
@@ -148,7 +148,7 @@ def _evaluated_splits(site: Site[Any]) -> list[str]:
 
 
 def _as_scores(site: Site[Any], found: Mapping[str, Metrics]) -> tuple[Score, ...]:
-    role: Literal["inside", "outside"] = "inside" if site.name in site.task.inside else "outside"
+    role = role_of(site.name, site.task.inside)
     cases = {split: len(set(site.data[split].cases.tolist())) for split in found}
     for metrics in found.values():
         check_metrics(metrics, "the metrics of a split")

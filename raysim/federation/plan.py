@@ -41,7 +41,7 @@ class Plan:
     resume: bool = False  # continue from the newest checkpoint in `directory`
     versions: Mapping[str, str] = field(default_factory=dict)  # of packages in this process; nodes must have the same
     continuation: Continuation | None = None  # the run that this one continues; its records are copied at the start
-    exports: bool = True  # whether models/ and pictures/ are written at the end of the run
+    writes_models_and_pictures: bool = True  # whether models/ and pictures/ are written at the end of the run
 
     @property
     def algorithm_name(self) -> str:

@@ -16,7 +16,7 @@ from raysim.core.contracts import Array, CaseName, Split, Task
 from raysim.core.errors import ConfigError
 from raysim.core.events import Event, Progress, RunFinished
 from raysim.core.formatting import join_names
-from raysim.core.results import CaseScores, Score
+from raysim.core.results import CaseScores, Score, role_of
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
 from raysim.federation.prediction_job import PartResult, PredictionJob, name_predictor, predict_part, score_cases
@@ -114,7 +114,7 @@ def _write_scores(prediction: Prediction, results: Mapping[str, PartResult], kin
     if not labelled:
         return None
     metrics, values = _mask_scores(results) if job.masks else _class_scores(cases, results, labelled)
-    role: Any = "inside" if job.site in run.inside else "outside"
+    role = role_of(job.site, run.inside)
     scores = [Score(job.site, role, "test", name, value, len(labelled)) for name, value in metrics.items()]
     by_case = list[CaseScores]()
     if values:
