@@ -147,7 +147,10 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run or a search that has ended")
     report.add_argument(
-        "--out", metavar="PAGE", help="the page with several runs, which must not exist (default: side_by_side.html)"
+        "--out",
+        metavar="PAGE",
+        help="with several runs: the new file of their page (default: side_by_side.html). The report of a single run "
+        "or search is always report.html in its directory",
     )
 
 
