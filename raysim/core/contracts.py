@@ -229,11 +229,11 @@ class Site(Generic[M]):
 
     def predict_module(self, model: Model) -> nn.Module:
         """Like `load`, in evaluation mode; BatchNorm layers without running statistics in the model use the batch's."""
-        from raysim.core.model import BatchNorm
+        from raysim.core.model import lacks_statistics
 
         net = self.load(model).eval()
         for name, layer in net.named_modules():
-            if isinstance(layer, BatchNorm) and f"{name}.running_mean" not in model:
+            if lacks_statistics(model, name, layer):
                 layer.train()
         return net
 

@@ -6,6 +6,7 @@ Imports Ray only for a run on Ray, because a local run does not need it.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,7 @@ def _execute(
     if continuation is not None:
         emit(Notice(continuation.describe(config.rounds)))
     emit(RunPlanned(directory, config.rounds, plan.metric))
-    with tracked(plan, emit) as emit, _reported(plan, emit):
+    with tracked(plan, emit) as emit, _reported(plan, emit) as emit:
         summary = follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
     return RunResult(directory, summary)
 
@@ -227,13 +228,21 @@ def follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
+def _reported(plan: Plan, emit: EventCallback) -> Iterator[EventCallback]:
     """Writes report.html at the end of the block, also after a failure. Reports how to resume a failed run.
 
+    The block passes its events to the yielded callback. After RunFinished a thread writes the report while Ray stops.
     Removes the files of a new run if its first call shows that the code of the algorithm is wrong.
     """
+    pool, reports = ThreadPoolExecutor(1, "raysim-report"), list[Future[str]]()
+
+    def emit_and_report(event: Event) -> None:
+        emit(event)
+        if isinstance(event, RunFinished):
+            reports.append(pool.submit(_write_report, plan.directory))
+
     try:
-        yield
+        yield emit_and_report
     except (RunError, PlacementError, KeyboardInterrupt) as error:
         if isinstance(error, SiteError | ServerError) and error.has_no_result and not plan.resume:
             remove_content(plan.directory)
@@ -244,18 +253,24 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
             emit(Message(f"the records of the run are in {plan.directory}{cure}"))
         raise
     finally:
-        _write_report(plan.directory, emit)
+        if (plan.directory / SUMMARY_FILE).exists():  # otherwise the run has not started, or its server was lost
+            emit(Message(_result((reports or [pool.submit(_write_report, plan.directory)])[0])))
+            with suppress(Exception):  # a failure to write this list must not change the outcome of the run
+                write_index(plan.directory)
+        pool.shutdown(wait=False)
 
 
-def _write_report(directory: Path, emit: EventCallback) -> None:
-    """Write report.html in this process, because the server actor may be lost."""
-    if not (directory / SUMMARY_FILE).exists():  # the run has not started, or its server was lost
-        return
+def _result(report: Future[str]) -> str:
     try:
-        text = f"report: {write_report(directory)}"
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it must not change the outcome of the run
+        return report.result()
+    except KeyboardInterrupt:  # it must not change the outcome of the run
+        return "report.html was not written: KeyboardInterrupt"
+
+
+def _write_report(directory: Path) -> str:
+    """Write report.html in this process, because the server actor may be lost. Returns its path or the reason."""
+    try:
+        return f"report: {write_report(directory)}"
+    except Exception as error:  # noqa: BLE001 - it must not change the outcome of the run
         reason = " ".join(str(error).split())
-        text = f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}"
-    emit(Message(text))
-    with suppress(Exception):  # a failure to write this list must not change the outcome of the run
-        write_index(directory)
+        return f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}"
