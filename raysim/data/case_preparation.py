@@ -146,7 +146,9 @@ class CasePreparation:
         scaled = self._scale_intensity(scan.array)
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
-            labels = None if label is None else np.repeat(label_rows([label]), len(inputs), axis=0)
+            labels = (
+                None if label is None or isinstance(label, str) else np.repeat(label_rows([label]), len(inputs), axis=0)
+            )
             return Case(inputs, labels, self._example_spacing(scan), 0.0, False, *notes, palette)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)

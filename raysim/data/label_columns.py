@@ -40,7 +40,7 @@ def number_label(table: pd.DataFrame, column: str, path: str, *, needed: bool = 
     """The table with the finite numbers of `column` as `label`; arguments and errors as for `several_labels`."""
     cells = _cells(table, column, path, needed)
     numbers = pd.to_numeric(cells, errors="coerce").astype(float)
-    _check_values(cells, np.isfinite(numbers), f"{column}: expected a finite number", path)
+    _check_values(cells, numbers.abs() < float("inf"), f"{column}: expected a finite number", path)
     return table.assign(label=cells)
 
 

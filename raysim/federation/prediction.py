@@ -158,6 +158,6 @@ def _class_scores(
     cases: NewCases, results: Mapping[str, PartResult], labelled: Sequence[int]
 ) -> tuple[Mapping[str, float], Mapping[str, Array]]:
     logits = _logits(results)[list(labelled)]
-    labels = label_rows([cases.labels[number] for number in labelled])
+    found: Any = [cases.labels[number] for number in labelled]
     numbers = np.arange(len(labelled))
-    return score_cases(cases.task, Split(logits, labels, numbers, np.zeros((len(labelled), 0))))
+    return score_cases(cases.task, Split(logits, label_rows(found), numbers, np.zeros((len(labelled), 0))))

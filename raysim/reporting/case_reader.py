@@ -37,7 +37,7 @@ class ScoreName:
     def columns(self) -> list[str]:
         """The values by case from which the score is computed."""
         plain, at, predictor = self.metric.partition("@")
-        names = ("label", "logit_0", "logit_1") if plain == AUC else (plain,)
+        names: tuple[str, ...] = ("label", "logit_0", "logit_1") if plain == AUC else (plain,)
         if plain.startswith(AUC_OF):
             label = plain.removeprefix(AUC_OF)
             names = (f"label_{label}", f"logit_{label}")
