@@ -13,6 +13,7 @@ from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize, quote_path
 from raysim.core.suggestions import did_you_mean
+from raysim.data.label_columns import number_label, several_labels
 from raysim.data.run_command import run_command
 from raysim.data.scan import write_scan
 from raysim.data.summarize import dataset_kind, summarize
@@ -21,8 +22,7 @@ from raysim.data.table import read_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raysim.data.case_preparation import CasePreparation
-    from raysim.data.tabular_features import FeatureSelection
+    from raysim.data.dataset_summary import DatasetSummary
 
 
 def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | None, console: Console) -> None:
@@ -97,27 +97,34 @@ def _print_next(target: str, task: str, classes: Mapping[str, int], columns: Seq
 
 def describe(table: str, root: str | None, config: str | None, overrides: Sequence[str], console: Console) -> None:
     """Print the contents of the table by site, and its problems. With keys of a run, files are read as in that run."""
-    rows = read_table(table, root, needs_label=False, needs_image=False, check_files=False)
+    rows = read_table(table, root, needs_label=False, needs_image=False, check_files=False, in_order=True)
     keys = merge(read_file(config) if config else {}, parse_pairs(overrides))
-    summarize(rows, *_options(rows, table, root, keys)).print(console)
+    _summary(rows, table, root, keys).print(console)
 
 
-def _options(
-    rows: pd.DataFrame, table: str, root: str | None, keys: Mapping[str, Any]
-) -> tuple[CasePreparation | None, FeatureSelection | None, tuple[str, ...]]:
-    """The preparation of images, the features and the outside sites in a run with these keys; None if it has none."""
+def _summary(rows: pd.DataFrame, table: str, root: str | None, keys: Mapping[str, Any]) -> DatasetSummary:
+    """The summary of the table, with files read as in a run with these keys."""
     if not keys:
-        return None, None, ()
+        return summarize(rows)
     kind = dataset_kind(rows)
     keys = merge({"task": {"name": "segmentation" if kind == "unlabelled" else kind}}, keys)
     keys = merge(keys, {"task": {"data": {"table": table} | ({"root": root} if root else {})}})
     data = resolve(keys).task.data
     from raysim.tasks.image_config import ImageData
+    from raysim.tasks.multilabel import MultiLabelData
+    from raysim.tasks.regression import RegressionData
     from raysim.tasks.segmentation_config import SegmentationData
     from raysim.tasks.tabular import TabularData
 
     if isinstance(data, TabularData):
-        return None, data.selection(rows), data.outside
+        return summarize(rows, selection=data.selection(rows), outside=data.outside)
     if isinstance(data, SegmentationData):
-        return data.preparation(data.values(), data.colours, data.ignore), None, ()
-    return data.preparation(None) if isinstance(data, ImageData) else None, None, ()
+        return summarize(rows, data.preparation(data.values(), data.colours, data.ignore))
+    preparation = data.preparation(None) if isinstance(data, ImageData) else None
+    if isinstance(data, MultiLabelData):
+        labelled = several_labels(rows, data.labels, table, needed=False)
+        return summarize(labelled, preparation, target=("multilabel", data.labels))
+    if isinstance(data, RegressionData):
+        numbered = number_label(rows, data.target, table, needed=False)
+        return summarize(numbered, preparation, target=("regression", (data.target,)))
+    return summarize(rows, preparation)

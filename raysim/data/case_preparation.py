@@ -17,6 +17,7 @@ from raysim.core.formatting import pluralize
 from raysim.data.image_formats import MAX_VOXELS, Colour, Image, is_volume
 from raysim.data.image_reader import position_problem, read_image
 from raysim.data.intensity import INTENSITY_SCALING, Intensity
+from raysim.data.label_columns import Label, label_rows
 from raysim.data.mask_colours import classes_from_colours, palette_entries
 from raysim.data.mask_values import IGNORED, MaskClasses, class_indices
 from raysim.data.nonzero_box import crop, nonzero_box
@@ -32,7 +33,7 @@ class Case:
     """The n examples of one case: one, or one per slice.
 
     inputs   (n, C, *space) float32
-    labels   class indices: (n, 1, *space) from a mask, (n, 1) from a class; None for an unlabelled case
+    labels   (n, 1, *space) class indices from a mask, or (n, L), as from `label_rows`; None for an unlabelled case
     spacing  mm between voxels; for slices followed by the distance between them
     lost     fraction of labelled voxels that cropping removed
     erased   whether resampling removed all labelled voxels
@@ -95,8 +96,8 @@ class CasePreparation:
     align: bool = False
     further: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
-    def read(self, image: str, label: str | int | None) -> CaseFiles:
-        """The files of a case; the label is a mask file or a class index. Raises ConfigError that names the file."""
+    def read(self, image: str, label: str | Label | None) -> CaseFiles:
+        """The files of a case; the label is a mask file or that of the case. Raises ConfigError that names the file."""
         scan = self._convert_channels(image, self.read_channels(image))
         self._check_image(image, scan)
         if not isinstance(label, str):
@@ -130,8 +131,8 @@ class CasePreparation:
             f"{first} {scan.space}; {cure}"
         )
 
-    def __call__(self, image: str, label: str | int | None) -> Case:
-        """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
+    def __call__(self, image: str, label: str | Label | None) -> Case:
+        """The prepared case; the label is a mask file or a `Label`. Raises ConfigError naming the invalid file."""
         files = self.read(image, label)
         scan, mask, palette, foreground = files.image, files.mask, files.palette, files.foreground
         notes = "\n".join(scan.notes), "\n".join(mask.notes if mask else ())
@@ -145,8 +146,10 @@ class CasePreparation:
         scaled = self._scale_intensity(scan.array)
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
-            index = None if label is None else np.full((len(inputs), 1), label, np.uint8)
-            return Case(inputs, index, self._example_spacing(scan), 0.0, False, *notes, palette)
+            labels = (
+                None if label is None or isinstance(label, str) else np.repeat(label_rows([label]), len(inputs), axis=0)
+            )
+            return Case(inputs, labels, self._example_spacing(scan), 0.0, False, *notes, palette)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)
         before, after = (self.is_foreground(array) for array in (original, labels))

@@ -23,6 +23,7 @@ from raysim.data.case_preparation import Case, CasePreparation
 from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems, summarize_notes
 from raysim.data.file_paths import parent_folder
 from raysim.data.image_reader import read_image
+from raysim.data.label_columns import Label
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.mask_values import UnknownMaskValues
 from raysim.data.scanner_shift import ScannerShift, make_scanner
@@ -80,9 +81,10 @@ class ImageSites:
         rows, cases = self.rows[site], [case for _, case in self._prepared(site, on_case_done)]
         has_masks = self.preparation.classes is not None
         arrays = stack_facts([case_facts(case, has_masks) for case in cases])
+        example = next((case for case in cases if case.labels is not None), cases[0])
         for split in SPLITS:
             split_cases = [case for row, case in zip(rows, cases, strict=True) if row.split == split]
-            fields = concatenate_cases(split_cases, cases[0], has_masks)
+            fields = concatenate_cases(split_cases, example, has_masks)
             arrays |= {f"{split}.{name}": array for name, array in fields}
             levels = [row.level for row in rows if row.split == split]
             if levels and None not in levels:
@@ -171,8 +173,8 @@ def _optional_level(row: CaseRow) -> tuple[int, ...]:
     return () if row.level is None else (row.level,)
 
 
-def _file_fingerprint(file: str | int | None) -> object:
-    """The fingerprint of a file; a class index or None is returned unchanged."""
+def _file_fingerprint(file: str | Label | None) -> object:
+    """The fingerprint of a file; a label or None is returned unchanged."""
     return fingerprint(file) if isinstance(file, str) else file
 
 

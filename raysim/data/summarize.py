@@ -34,17 +34,19 @@ def summarize(
     preparation: CasePreparation | None = None,
     selection: FeatureSelection | None = None,
     outside: tuple[str, ...] = (),
+    target: tuple[DatasetKind, tuple[str, ...]] | None = None,
 ) -> DatasetSummary:
     """The summary of a table from `read_table`; every image and mask is read once.
 
     With the `preparation` of a run, files are read and checked as in that run. `selection` and `outside` are the
     features and the outside sites of a run on the rows of a table; by default those of a run without these keys.
+    `target` is multilabel or regression, with the columns of 0 and 1 or of the number.
 
     If `read_table` had `check_files`, `needs_label` and `needs_image` set to False, missing and damaged files become
     lines of `problems` and raise no error.
     """
     table = sort_rows(table)
-    kind = dataset_kind(table) if selection is None else "tabular"
+    kind, names = target or (dataset_kind(table) if selection is None else "tabular", ())
     inspections = _inspect_cases(table, kind, preparation)
     cases = table[[name for name in ("site", "split", "image", "label") if name in table]]
     if inspections:
@@ -53,10 +55,10 @@ def summarize(
             for field in fields(ImageStatistics)
         }
         cases = cases.join(pd.DataFrame(columns, cases.index))
-    labels = _mask_value_counts(table, inspections) if kind == "segmentation" else _class_counts(table)
+    labels = _labels(table, kind, names, inspections)
     selection = selection or FeatureSelection(None, (), reserved_columns(table), indicators=False)
     rows = table[is_training_row(table, outside)]
-    numeric = selection.numeric_columns(table, rows) if kind == "tabular" else []
+    numeric = selection.numeric_columns(table, rows) if kind == "tabular" else list(names) * (kind == "regression")
     features = _feature_statistics(table, [name for name in numeric if name in table])
     problems = (
         *_table_problems(cases),
@@ -118,6 +120,22 @@ def _mask_value_counts(table: pd.DataFrame, inspections: list[CaseInspection]) -
     ]
     pixels = pd.DataFrame(found, columns=["site", "value", "count"])
     return pixels.groupby(["site", "value"], as_index=False).sum()
+
+
+def _labels(
+    table: pd.DataFrame, kind: DatasetKind, columns: Sequence[str], inspections: list[CaseInspection]
+) -> pd.DataFrame:
+    """`DatasetSummary.labels` of this kind of data; empty for numbers."""
+    if kind == "segmentation":
+        return _mask_value_counts(table, inspections)
+    if kind == "multilabel":
+        found = [
+            (site, name, int(cell in ("1", "1.0")))
+            for name in columns
+            for site, cell in zip(table["site"], table[name].str.strip().fillna(""), strict=True)
+        ]
+        return pd.DataFrame(found, columns=["site", "value", "count"]).groupby(["site", "value"], as_index=False).sum()
+    return _class_counts(table[:0] if kind == "regression" else table)
 
 
 def _class_counts(table: pd.DataFrame) -> pd.DataFrame:

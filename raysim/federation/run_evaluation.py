@@ -18,6 +18,7 @@ from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import EVALUATION_PHASE, BaseFleet
 from raysim.federation.plan import Plan
 from raysim.federation.trained_run import TrainedRun, without_training
+from raysim.federation.validation import check_adaptation
 from raysim.storage.evaluation_files import write_evaluation
 from raysim.tasks.table_config import ANOTHER_TABLE, TableData
 from raysim.tasks.tabular import Tabular
@@ -103,6 +104,7 @@ def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallba
 
 
 def _check_adaptation(algorithm: Any, task: Task) -> None:
+    check_adaptation(algorithm, task)
     adaptation = getattr(algorithm, "outside", None)
     if isinstance(adaptation, OutsideAdaptation) and adaptation.name in ADAPTATIONS and task.outside:
         try:

@@ -20,11 +20,13 @@ from raysim.core.formatting import format_argument, format_bytes, join_names, pl
 from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
+from raysim.core.targets import require_classes
 from raysim.core.user_errors import describe_exception
 from raysim.federation.plan import Plan, chosen_metric, how_to_add_val_cases, warnings_as_notices
 from raysim.federation.return_checks import check_state
 from raysim.storage.run_directory import has_checkpoint
 from raysim.storage.serialization import encode
+from raysim.training.test_time_adaptation import ADAPTATIONS, OutsideAdaptation
 
 CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and the one being written
 BEST_ON_DISK = 2  # checkpoints in best/: of the best round, and of the best round up to the previous checkpoint
@@ -111,6 +113,7 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
     try:
         if check := getattr(algorithm, "check_rounds", None):
             check(rounds)
+        check_adaptation(algorithm, task)
         with seeded(seed, "init"):
             state = algorithm.init(task)
     except ConfigError:
@@ -124,6 +127,13 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
         raise ConfigError(str(error)) from error
     except TypeError as error:
         raise ConfigError(f"the state that {type(algorithm).__name__}.init returned: {error}") from error
+
+
+def check_adaptation(algorithm: Any, task: Task) -> None:
+    """Raises ConfigError for an adaptation to outside sites that needs classes, in a task without."""
+    adaptation = getattr(algorithm, "outside", None)
+    if isinstance(adaptation, OutsideAdaptation) and adaptation.name in ADAPTATIONS and task.outside:
+        require_classes(task, f"algorithm.outside={adaptation.name}", "lowers the entropy of the softmax")
 
 
 def check_cohort(task: Task, cohort: float | int) -> None:

@@ -21,6 +21,7 @@ from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
 from raysim.data.image_formats import Colour, is_volume
 from raysim.data.image_sites import ImageSites, make_image_sites
 from raysim.data.intensity import Intensity
+from raysim.data.label_columns import case_label
 from raysim.data.mask_values import MaskClasses
 from raysim.data.patient_columns import patients_of
 from raysim.data.pooled_statistics import pooled_statistics
@@ -165,9 +166,9 @@ class ImageData(TableData):
     ) -> ImageSites:
         """The opener of this table's sites.
 
-        `masks` are the mask values by class name, and `colours` their colours if classes are colours; `masks`
-        is None if the column `label` has class indices. `ignore` is the mask value that is left out. With `patches`,
-        the examples are patches.
+        `masks` are the mask values by class name, and `colours` their colours if classes are colours; `masks` is None
+        if the column `label` has the labels of cases. `ignore` is the mask value that is left out. With `patches`, the
+        examples are patches.
         """
         root = self.root or parent_folder(os.path.expanduser(self.table))
         base = join_path(os.getcwd(), os.path.expanduser(root))
@@ -175,8 +176,8 @@ class ImageData(TableData):
         cells = table[["site", "split", "image", "label"]].itertuples(index=False)
         levels, patients = self._body_levels(table), patients_of(table)
         for (site, split, image, label), level, patient in zip(cells, levels, patients, strict=True):
-            case_label = None if pd.isna(label) else label if masks else int(label)
-            rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level, patient))
+            key = image.removeprefix(base).lstrip("/")
+            rows[site].append(CaseRow(split, image, case_label(label), key, level, patient))
         preparation = replace(self.preparation(masks, colours, ignore), further=self._further_images(table))
         return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache), patches)
 

@@ -14,14 +14,18 @@ import pandas as pd
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names, pluralize
+from raysim.core.targets import Target
 from raysim.data.file_paths import join_path
 from raysim.data.file_roles import masks_beside_images
 from raysim.data.image_formats import IMAGE_SUFFIX, is_volume
 from raysim.data.label_classes import encode_labels, resolve_classes
+from raysim.data.label_columns import Label, case_label, decode_labels, number_label, several_labels
 from raysim.data.scanner_shift import ScannerShift
 from raysim.data.table import read_table
 from raysim.tasks.classification import Classification
 from raysim.tasks.image_config import ImageData
+from raysim.tasks.multilabel import MultiLabel
+from raysim.tasks.regression import Regression
 from raysim.tasks.segmentation import Segmentation
 from raysim.tasks.table_config import ANOTHER_TABLE
 from raysim.tasks.tabular import Tabular
@@ -45,13 +49,13 @@ class NewCases:
     task: has one site, with all cases in its split `test`; cases may have labels.
     images: the file of each case; None for rows of a table.
     names: for each case the path of its image relative to the common folder, or the number of its row.
-    labels: for each case the mask, the class index, or None.
+    labels: for each case the mask, its label, or None.
     """
 
     task: Task
     images: Sequence[str | None]
     names: Sequence[str]
-    labels: Sequence[str | int | None]
+    labels: Sequence[str | Label | None]
 
 
 def prepare_new_cases(
@@ -65,26 +69,37 @@ def prepare_new_cases(
     config = trained.config
     if isinstance(config, Tabular):
         return _tabular_cases(trained, config, source, site)
-    if not isinstance(config, Segmentation | Classification):
+    if not isinstance(config, Segmentation | Classification | MultiLabel | Regression):
         name = getattr(config, "name", type(config).__name__)
         raise ConfigError(
             f"the task of the run, {name}, has no images; prediction needs a run with task=segmentation, "
-            "task=classification or task=tabular"
+            "classification, multilabel, regression or tabular"
         )
     of_masks = isinstance(config, Segmentation)
     classes = {name: str(value) for name, value in trained.classes.items()}
     table = _image_rows(source, of_masks, classes, config.data)
-    labels = table["label"] if of_masks else _class_indices(table, classes, source)
+    labels = _labels(config, table, classes, source)
     _check_dimensions(table["image"].iloc[0], trained, slices=config.data.slices)
     changed: dict[str, Any] = {"outside": (), "shift": config.data.shift if scanner else ScannerShift()}
-    changed |= {} if of_masks else {"classes": classes}
+    changed |= {"classes": classes} if isinstance(config, Classification) else {}
     # Masks are read with their images, so that a wrong one is reported before anything is predicted.
     rows = table.assign(site=site, split="test", label=table["label"] if of_masks else _no_labels(table))
     data: Any = replace(config.data, **changed)
     task = replace(config, data=data).build(progress, rows)
     _check_shape(task, trained, table["image"].iloc[0])
     images = [str(image) for image in table["image"]]
-    return NewCases(task, images, relative_names(images), [None if pd.isna(each) else each for each in labels])
+    return NewCases(task, images, relative_names(images), [case_label(each) for each in labels])
+
+
+def _labels(config: Any, table: pd.DataFrame, classes: Mapping[str, str], source: str) -> pd.Series:
+    """The masks of the cases, or their labels; all NA for a table without the columns of the labels."""
+    if isinstance(config, Classification):
+        return _class_indices(table, classes, source)
+    if isinstance(config, MultiLabel) and not set(table.columns).isdisjoint(config.data.labels):
+        return decode_labels(several_labels(table, config.data.labels, source, needed=False), Target.LABELS)["label"]
+    if isinstance(config, Regression) and config.data.target in table:
+        return decode_labels(number_label(table, config.data.target, source, needed=False), Target.NUMBER)["label"]
+    return table["label"] if isinstance(config, Segmentation) else _no_labels(table)
 
 
 def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: ImageData) -> pd.DataFrame:
@@ -109,8 +124,10 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: I
         return pd.DataFrame({"image": files, "label": pd.NA}, dtype="string")
     names = [*classes, *classes.values()]
     options = data.image_options()
-    table = read_table(source, needs_label=False, label_files=of_masks, classes=names, absent=_absent(), **options)
-    return table.sort_values("image", ignore_index=True)
+    table = read_table(
+        source, needs_label=False, label_files=of_masks, classes=names, absent=_absent(), in_order=True, **options
+    )
+    return table.sort_values("image")
 
 
 def _is_image(path: Path) -> bool:

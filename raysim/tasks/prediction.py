@@ -17,6 +17,7 @@ from raysim.core.contracts import Array, Predictor, Split
 from raysim.core.errors import RunError
 from raysim.core.network_outputs import full_resolution
 from raysim.core.whole_images import WholeImages
+from raysim.tasks.sliding_window import logits_in_slabs
 
 BATCH_PIXELS = 1 << 16  # pixels of a larger batch: for a small network, more are hardly faster
 
@@ -71,7 +72,7 @@ def predict_cases(
     assert labels is not None
     assert sources is not None
     for case, numbers in whole.of_cases(sources):
-        found = [_largest_by_part(predict_image(predict, whole, number, classes, device)[0]) for number in numbers]
+        found = [predict_classes(predict, whole, number, classes, device) for number in numbers]
         of_case = np.stack([labels[number][0] for number in numbers])
         inputs = [whole.images[number] for number in numbers]
         yield case, CaseImages(inputs, of_case, torch.stack(found).numpy(), whole.spacing[numbers[0]])
@@ -82,19 +83,29 @@ def _largest(logits: Tensor) -> Tensor:
     return logits.max(1).indices.byte()  # as argmax, which takes ten times as long on a CPU
 
 
-def _largest_by_part(logits: Tensor) -> Tensor:
-    """The class (*space) of the logits (K, *space). One part at a time: indices have 8 bytes."""
-    return torch.cat([_largest(part[None]) for part in logits.unbind(1)])
-
-
 @torch.no_grad()
 def predict_image(predict: Predictor, images: WholeImages, number: int, classes: int, device: torch.device) -> Tensor:
     """The logits (1, K, *space) of a whole image, on the CPU: the weighted mean of those of its windows.
 
     Raises RunError as `predict_batches`.
     """
-    from monai.inferers.inferer import SlidingWindowInferer  # MONAI takes longer to import than torch
+    logits, row = torch.empty(1, classes, *images.images[number].shape[1:]), 0
+    for slab in _slabs(predict, images, number, classes, device):
+        logits[0, :, row : row + slab.shape[1]] = slab
+        row += slab.shape[1]
+    return logits
 
+
+@torch.no_grad()
+def predict_classes(predict: Predictor, images: WholeImages, number: int, classes: int, device: torch.device) -> Tensor:
+    """The class (*space) of each voxel of a whole image, that of the largest logit. Raises as `predict_batches`."""
+    return torch.cat([_largest(slab[None])[0] for slab in _slabs(predict, images, number, classes, device)])
+
+
+def _slabs(
+    predict: Predictor, images: WholeImages, number: int, classes: int, device: torch.device
+) -> Iterator[Tensor]:
+    """The logits of a whole image, as from `logits_in_slabs`."""
     options, window = images.options, images.options.window
     axes = [
         tuple(2 + axis for axis in flipped) for n in range(4) for flipped in combinations(sorted(set(window.mirror)), n)
@@ -109,18 +120,8 @@ def predict_image(predict: Predictor, images: WholeImages, number: int, classes:
             total += _checked_logits(outputs, expected).float().flip(flipped)
         return total / len(axes)
 
-    inferer = SlidingWindowInferer(
-        options.size,
-        window.batch_size,
-        window.overlap,
-        mode="gaussian" if window.gaussian else "constant",
-        cval=float(images.lows[number]),
-        sw_device=device,
-        device="cpu",  # the logits of a large volume may not fit on the GPU
-    )
-    logits = inferer(shared_tensor(images.images[number])[None], predict_windows)
-    assert isinstance(logits, Tensor)
-    return logits
+    image, fill = shared_tensor(images.images[number]), float(images.lows[number])
+    return logits_in_slabs(image, predict_windows, options.size, window, fill=fill, device=device)
 
 
 def _checked_logits(outputs: Any, expected: tuple[int, ...]) -> Tensor:

@@ -24,6 +24,16 @@ TASKS: dict[str, dict[str, Any]] = {
         "data": {"table": "classes.csv"},
         "network": {"name": "Classifier", "channels": [2], "in_shape": [1, 16, 16], "classes": 2},
     },
+    "labels": {
+        "name": "multilabel",
+        "data": {"table": "findings.csv", "labels": ["edema", "effusion"]},
+        "network": {"name": "Classifier", "channels": [2], "in_shape": [1, 16, 16], "classes": 2},
+    },
+    "numbers": {
+        "name": "regression",
+        "data": {"table": "findings.csv", "target": "age"},
+        "network": {"name": "Classifier", "channels": [2], "in_shape": [1, 16, 16], "classes": 1},
+    },
     "rows": {"name": "tabular", "data": {"table": "rows.csv", "categorical": ["sex"]}},
 }
 

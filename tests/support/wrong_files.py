@@ -13,12 +13,17 @@ from PIL import Image
 from tests.support.finished_runs import write_run
 
 SITES, SPLITS = ("a", "b"), ("train", "train", "val")
+HEADERS = {
+    **dict.fromkeys(("table", "volumes", "classes"), "site,split,image,label"),
+    "findings": "site,split,image,edema,effusion,age",
+    "rows": "site,split,label,age,sex",
+}
 Array = np.ndarray
 
 
 def write_data_sets(folder: Path) -> None:
-    """`table.csv` (pictures and masks), `volumes.csv`, `classes.csv` and `rows.csv`, each with two sites."""
-    tables: dict[str, list[str]] = {name: [] for name in ("table", "volumes", "classes", "rows")}
+    """`table.csv` (pictures and masks), `volumes.csv`, `classes.csv`, `findings.csv` and `rows.csv`, with two sites."""
+    tables: dict[str, list[str]] = {name: [] for name in HEADERS}
     mask = np.zeros((16, 16, 4), np.uint8)
     mask[4:9, 5:12, 1:3] = 1
     for number, (site, split) in enumerate((site, split) for site in SITES for split in SPLITS):
@@ -31,10 +36,10 @@ def write_data_sets(folder: Path) -> None:
         tables["table"].append(f"{case},{number}.png,{number}_m.png")
         tables["volumes"].append(f"{case},{number}.nii,{number}_m.nii")
         tables["classes"].append(f"{case},{number}.png,{('sick', 'well')[number % 2]}")
+        tables["findings"].append(f"{case},{number}.png,{number % 2},{int(number in (0, 2, 4, 5))},{40.5 + 7 * number}")
         tables["rows"].append(f"{case},{('sick', 'well')[number % 2]},{50 + 3 * number},{('f', 'm')[number % 2]}")
     for name, rows in tables.items():
-        header = "site,split,label,age,sex" if name == "rows" else "site,split,image,label"
-        (folder / f"{name}.csv").write_text("\n".join([header, *rows, ""]))
+        (folder / f"{name}.csv").write_text("\n".join([HEADERS[name], *rows, ""]))
 
 
 def save_picture(path: Path, array: Array, mode: str | None = None) -> None:
