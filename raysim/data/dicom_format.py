@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def decode_dicom_picture(file: str, stored: int, mask: bool) -> Image:
     check_pixels(header)
     check_memory(_pixels(header) * int(header.get("SamplesPerPixel", 1)) * FRAME_BYTES, stored)
     with damage_reported():
-        (frame,) = frames(file, [0])
+        (frame,) = frames(file, header, [0])
         slope, inter = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
         inverted = header.PhotometricInterpretation == "MONOCHROME1"
         if inverted and mask:
@@ -86,7 +86,7 @@ def decode_dicom_volume(path: str, stored: int, mask: bool) -> Image:
     check_memory(np.prod(shape, dtype=float) * per_voxel + _pixels(first) * FRAME_BYTES, stored)
     array = np.empty(shape, dtype, order="F")
     with damage_reported():
-        for number, part, frame in _decoded(stack):
+        for number, part, frame in _decoded(stack, headers):
             values = frame if (part.slope, part.inter) == (1, 0) else frame * part.slope + part.inter
             array[..., number] = values.T
     affine = stack_affine(stack[0], step)
@@ -163,23 +163,38 @@ def _check_series(headers: dict[str, Any]) -> None:
             raise ConfigError("its slices have colours; a volume needs one value per voxel")
 
 
-def _decoded(stack: Sequence[Slice]) -> Iterator[tuple[int, Slice, Array]]:
+def _decoded(stack: Sequence[Slice], headers: Mapping[str, Any]) -> Iterator[tuple[int, Slice, Array]]:
     """Each slice with its number and its values; those of one file are read in the order of its frames."""
     by_file: dict[str, list[tuple[int, Slice]]] = {}
     for number, part in enumerate(stack):
         by_file.setdefault(part.file, []).append((number, part))
     for file, parts in by_file.items():
         parts.sort(key=lambda pair: pair[1].frame)
-        for (number, part), frame in zip(parts, frames(file, [part.frame for _, part in parts]), strict=True):
+        for (number, part), frame in zip(
+            parts, frames(file, headers[file], [part.frame for _, part in parts]), strict=True
+        ):
             yield number, part, frame
 
 
-def frames(file: str, numbers: Sequence[int]) -> Iterator[Array]:
+def frames(file: str, header: Any, numbers: Sequence[int]) -> Iterator[Array]:
     """The stored values of frames (rows, columns[, 3]); colours are RGB."""
     pydicom = load_pydicom()
     syntax = pydicom.filereader.read_file_meta_info(file).TransferSyntaxUID
+    if header.BitsAllocated == 1 and not syntax.is_encapsulated:
+        yield from _bit_frames(file, header, numbers)
+        return
     plugin = dicom_codecs.PLUGIN if syntax in dicom_codecs.DECODER_DEPENDENCIES else ""
     yield from pydicom.pixels.iter_pixels(file, indices=numbers, decoding_plugin=plugin)
+
+
+def _bit_frames(file: str, header: Any, numbers: Sequence[int]) -> Iterator[Array]:
+    """Frames with a bit per pixel. pydicom cannot iterate over those that do not end at the end of a byte."""
+    content = load_pydicom().dcmread(file, specific_tags=["PixelData"]).PixelData
+    size = int(header.Rows) * int(header.Columns)
+    for number in numbers:
+        first, last = number * size, (number + 1) * size
+        part = np.frombuffer(content[first // 8 : -(-last // 8)], np.uint8)
+        yield np.unpackbits(part, bitorder="little")[first % 8 :][:size].reshape(header.Rows, header.Columns)
 
 
 def _result_type(header: Any, stack: Sequence[Slice], mask: bool) -> Dtype:

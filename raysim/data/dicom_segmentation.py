@@ -35,19 +35,19 @@ def decode_segmentation(file: str, header: Any, stored: int) -> Image:
     check_memory(np.prod(shape, dtype=float) * per_voxel + shape[0] * shape[1] * FRAME_BYTES, stored)
     array = np.zeros(shape, dtype, order="F")
     with damage_reported():
-        _fill(array, file, stack, indices, kind)
+        _fill(array, file, header, stack, indices)
     affine = stack_affine(stack[0], step)
     turned, in_ras = turn_to_ras(array[None], affine)
     return Image(turned, in_ras, shear_notes(affine))
 
 
-def _fill(array: Array, file: str, stack: Sequence[Slice], indices: Array, kind: str) -> None:
+def _fill(array: Array, file: str, header: Any, stack: Sequence[Slice], indices: Array) -> None:
     from raysim.data.dicom_format import frames
 
     pairs = sorted(zip(stack, indices.tolist(), strict=True), key=lambda pair: pair[0].frame)
-    for (part, index), frame in zip(pairs, frames(file, [part.frame for part, _ in pairs]), strict=True):
+    for (part, index), frame in zip(pairs, frames(file, header, [part.frame for part, _ in pairs]), strict=True):
         plane = array[..., index]
-        if kind == LABELMAP:
+        if header.SegmentationType == LABELMAP:
             plane[...] = frame.T
             continue
         inside = frame.T != 0
