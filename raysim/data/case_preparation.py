@@ -14,8 +14,8 @@ import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
-from raysim.data.image_formats import MAX_VOXELS, Colour, Image, is_volume
-from raysim.data.image_reader import position_problem, read_image
+from raysim.data.image_formats import MAX_VOXELS, Colour, Image
+from raysim.data.image_reader import on_grid_of, position_problem, read_image
 from raysim.data.intensity import INTENSITY_SCALING, Intensity
 from raysim.data.label_columns import Label, label_rows
 from raysim.data.mask_colours import classes_from_colours, palette_entries
@@ -98,7 +98,7 @@ class CasePreparation:
 
     def read(self, image: str, label: str | Label | None) -> CaseFiles:
         """The files of a case; the label is a mask file or that of the case. Raises ConfigError that names the file."""
-        scan = self._convert_channels(image, self.read_channels(image))
+        scan = self._convert_channels(self.read_channels(image))
         self._check_image(image, scan)
         if not isinstance(label, str):
             return CaseFiles(scan, None, self._palette(None))
@@ -122,9 +122,9 @@ class CasePreparation:
         same_axes = len(other.space) == len(scan.space)
         if same_axes and other.space == scan.space and position_problem(scan, other) is None:
             return other
-        if self.align and same_axes and is_volume(path):
+        volumes = len(other.space) == 3 and same_axes
+        if self.align and volumes:
             return resample_to(other, scan)
-        volumes = is_volume(path) and same_axes
         cure = "set task.data.align=true to resample it" if volumes else "the images of a case need one size"
         raise ConfigError(
             f"{path}: its grid {other.space} differs in size or position from that of the first image of the case, "
@@ -165,10 +165,10 @@ class CasePreparation:
             return np.asarray((image - self.scale[0]) / self.scale[1], np.float32)
         return np.asarray(INTENSITY_SCALING[self.intensity](image), np.float32)
 
-    def _convert_channels(self, path: str, scan: Image) -> Image:
+    def _convert_channels(self, scan: Image) -> Image:
         """A picture with `channels` channels: grey is repeated, and colour becomes grey (ITU-R 601 luma)."""
         found = len(scan.array)
-        if is_volume(path) or self.channels in (None, found):
+        if len(scan.space) == 3 or self.channels in (None, found):
             return scan
         if self.channels == 3:
             return replace(scan, array=np.repeat(scan.array, 3, axis=0))
@@ -203,7 +203,7 @@ class CasePreparation:
 
     def _read_mask(self, path: str, scan: Image, image: str) -> Image:
         """The mask with its values, or its colours. Raises ConfigError if it does not fit its image."""
-        mask = read_image(path, mask=True, colours=self.colours is not None)
+        mask = on_grid_of(scan, read_image(path, mask=True, colours=self.colours is not None), path)
         if mask.array.shape != (3 if self.colours else 1, *scan.space):
             raise ConfigError(
                 f"{path}: has the shape {mask.array.shape}, but its image {image} has {scan.array.shape}; "

@@ -14,6 +14,7 @@ import numpy as np
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
 from raysim.data.file_roles import CHANNEL_ADVICE, MASK_FOLDERS, channel_case, masks_beside_images, role_problems
+from raysim.data.image_files import is_image, is_second_file
 from raysim.data.image_formats import IMAGE_SUFFIX
 from raysim.data.image_reader import read_image
 from raysim.data.near_equal import near_equal_names
@@ -181,12 +182,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _image_files(*folders: Path) -> list[Path]:
     """The image files of these folders, sorted by name within each."""
-    return [
-        path
-        for folder in folders
-        for path in _visible_entries(folder)
-        if IMAGE_SUFFIX.search(path.name) and path.is_file()
-    ]
+    return [path for folder in folders for path in _visible_entries(folder) if is_image(str(path))]
 
 
 def _visible_entries(folder: Path) -> list[Path]:
@@ -198,11 +194,13 @@ def _skipped_entries(folders: Iterable[Path]) -> Iterator[str]:
     """A note for each kind of entry in these folders that is not listed as an image."""
     others: dict[str, list[Path]] = {}
     for path in (path for folder in folders for path in _visible_entries(folder)):
+        if is_image(str(path)) or is_second_file(str(path)):
+            continue
         if path.is_dir():
             others.setdefault("folders inside image folders, not searched", []).append(path)
         elif not path.exists():
             others.setdefault("broken links, left out", []).append(path)
-        elif not IMAGE_SUFFIX.search(path.name):
+        else:
             others.setdefault("files in a format that raysim does not read, left out", []).append(path)
     for kind, paths in sorted(others.items()):
         yield f"{kind}: {len(paths)}, such as {paths[0]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raysim.core.errors import ConfigError
 from raysim.data.folder_layouts import ScannedCase
+from raysim.data.image_files import is_image
 from raysim.data.image_formats import IMAGE_SUFFIX
 
 
@@ -50,7 +51,7 @@ def image_columns(channels: Sequence[str], count: int) -> list[str]:
 
 def _images(folder: Path) -> list[Path]:
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in found if IMAGE_SUFFIX.search(path.name) and not path.name.startswith(".")]
+    return [path for path in found if not path.name.startswith(".") and is_image(str(path))]
 
 
 def _files_by_case(folder: Path) -> dict[str, dict[int, Path]]:

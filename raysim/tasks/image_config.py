@@ -101,7 +101,7 @@ class ImageData(TableData):
         if (volumes.any() or self.slices) and not volumes.all():
             first = table["image"][~volumes].iloc[0]
             cause = "task.data.slices=true needs volumes" if self.slices else "other images in the table are"
-            raise ConfigError(f"{first} is not a NIfTI volume, but {cause}; remove it from the table")
+            raise ConfigError(f"{first} is not a volume, but {cause}; remove it from the table")
         dims = 3 if volumes.any() and not self.slices else 2
         if self.size is not None and len(self.size) != dims:
             count = pluralize(len(self.size), "number")

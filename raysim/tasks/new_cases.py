@@ -17,9 +17,11 @@ from raysim.core.formatting import join_names, pluralize
 from raysim.core.targets import Target
 from raysim.data.file_paths import join_path
 from raysim.data.file_roles import masks_beside_images
+from raysim.data.image_files import is_image
 from raysim.data.image_formats import IMAGE_SUFFIX, is_volume
 from raysim.data.label_classes import encode_labels, resolve_classes
 from raysim.data.label_columns import Label, case_label, decode_labels, number_label, several_labels
+from raysim.data.prediction_writer import is_nifti
 from raysim.data.scanner_shift import ScannerShift
 from raysim.data.table import read_table
 from raysim.tasks.classification import Classification
@@ -111,7 +113,7 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: I
                 f"assign to cases; give a table with the columns {', '.join(data.image_columns)}"
             )
         folder = Path(source).expanduser().absolute()
-        names = sorted(path.name for path in folder.iterdir() if _is_image(path))
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and is_image(str(path)))
         if masks := masks_beside_images(names):
             left_out = f"{pluralize(len(masks), 'file')} that seem to be masks of other files, such as {masks[0]}"
             warnings.warn(f"left out: {left_out}; to predict them, name them in a table", stacklevel=2)
@@ -119,7 +121,7 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: I
         if not files:
             raise ConfigError(
                 f"--images {source}: the folder has no image; give a table, or a folder that contains images (NIfTI, "
-                "PNG, JPEG, TIFF, ...); subfolders are not read"
+                "PNG, JPEG, TIFF, ...) or folders of DICOM series; other subfolders are not read"
             )
         return pd.DataFrame({"image": files, "label": pd.NA}, dtype="string")
     names = [*classes, *classes.values()]
@@ -128,10 +130,6 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: I
         source, needs_label=False, label_files=of_masks, classes=names, absent=_absent(), in_order=True, **options
     )
     return table.sort_values("image")
-
-
-def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and bool(IMAGE_SUFFIX.search(path.name)) and path.is_file()
 
 
 def _absent() -> dict[str, str]:
@@ -151,7 +149,7 @@ def _check_dimensions(image: str, trained: TrainedTask, *, slices: bool) -> None
     """Raises ConfigError for a picture and a run on volumes, or the reverse."""
     volumes = len(trained.shape) == 4 or slices
     if is_volume(image) != volumes:
-        found, expected = ("a volume", "pictures") if is_volume(image) else ("a picture", "NIfTI volumes")
+        found, expected = ("a volume", "pictures") if is_volume(image) else ("a picture", "volumes")
         raise ConfigError(f"{image} is {found}, but the run was trained on {expected}; give {expected}")
 
 
@@ -197,10 +195,17 @@ def relative_names(images: Sequence[str]) -> list[str]:
 
 def target_files(cases: NewCases) -> list[str]:
     """The file of each predicted mask, relative to the output folder. Raises ConfigError if two are the same."""
-    targets = [name if is_volume(name) else f"{IMAGE_SUFFIX.sub('', name)}.png" for name in cases.names]
+    targets = [_target(name, str(image)) for name, image in zip(cases.names, cases.images, strict=True)]
     for problem in _target_problems(cases.names, targets):
         raise ConfigError(problem)
     return targets
+
+
+def _target(name: str, image: str) -> str:
+    """A NIfTI file for a volume, with the name of the image if it is NIfTI too; else a PNG file."""
+    if is_nifti(name):
+        return name
+    return f"{IMAGE_SUFFIX.sub('', name.rstrip('/'))}{'.nii.gz' if is_volume(image) else '.png'}"
 
 
 def _target_problems(names: Sequence[str], targets: Sequence[str]) -> Iterator[str]:

@@ -199,20 +199,20 @@ def test_case_is_ignored_except_for_names_that_differ_only_in_case(tmp_path: Pat
 
 
 def test_skipped_entries_next_to_images_are_reported(tmp_path: Path) -> None:
-    files = ("images/1.png", "images/2.dcm", "images/3.dcm", "images/p1/4.png", "images/5.png/x", "masks/1.png")
+    files = ("images/1.png", "images/2.xyz", "images/3.xyz", "images/p1/4.png", "images/5.png/x", "masks/1.png")
     folder = made(tmp_path, *(f"a/{file}" for file in files))
     (tmp_path / "a/images/6.png").symlink_to(tmp_path / "missing.png")
     table = scan(folder)
     assert table["image"].tolist() == ["a/images/1.png"]
     assert table.attrs["notes"][:3] == [
         f"broken links, left out: 1, such as {folder}/a/images/6.png",
-        f"files in a format that raysim does not read, left out: 2, such as {folder}/a/images/2.dcm",
+        f"files in a format that raysim does not read, left out: 2, such as {folder}/a/images/2.xyz",
         f"folders inside image folders, not searched: 2, such as {folder}/a/images/5.png",
     ]
 
 
 def test_skipped_entries_next_to_images_of_a_class_are_reported(tmp_path: Path) -> None:
-    folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.dcm")
+    folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.xyz")
     (tmp_path / "dog/4.png").symlink_to(tmp_path / "missing.png")
     table = scan(folder)
     assert sorted(table["image"]) == [
@@ -225,7 +225,7 @@ def test_skipped_entries_next_to_images_of_a_class_are_reported(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("file", "part"), [("p1/1.png", "not searched: 2"), ("1.dcm", "raysim does not read, left out: 2")]
+    ("file", "part"), [("p1/1.png", "not searched: 2"), ("1.xyz", "raysim does not read, left out: 2")]
 )
 def test_a_folder_without_listable_images_is_refused_with_the_reason(tmp_path: Path, file: str, part: str) -> None:
     with pytest.raises(ConfigError) as refusal:

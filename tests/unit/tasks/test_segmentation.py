@@ -467,7 +467,7 @@ def test_wrong_settings_are_refused_with_the_cure(pictures):
     assert "all sites are outside sites, so no site trains" in refused(pictures, outside=["a", "b"])
     assert "has 3 numbers, but images have 2 axes" in refused(pictures, size=[4, 4, 4])
     assert "only for volumes" in refused(pictures, spacing=[1, 1])
-    assert "is not a NIfTI volume, but task.data.slices=true needs volumes" in refused(pictures, slices=True)
+    assert "is not a volume, but task.data.slices=true needs volumes" in refused(pictures, slices=True)
     assert "a distinct value" in refused(pictures, classes={"x": 0, "y": 0})
     assert "has 1 channel, but task.data.channels=2" in refused(pictures, channels=2)
     assert "did you mean 'UNet'" in refused(pictures, network={"name": "unnet"})
