@@ -275,10 +275,13 @@ def test_a_trial_with_a_killed_process_continues_from_its_checkpoint(tmp_path, m
         "algorithm=tests.support.dying:Dying",
     ]
     assert tune(tmp_path / "calm", *arguments) == 0
-    assert tune(tmp_path / "killed", *arguments, f"algorithm.marker={tmp_path / 'marker'}") == 0
-    assert (tmp_path / "marker").exists()
-    assert trials(tmp_path / "killed").loc[1, "digest"] == trials(tmp_path / "calm").loc[1, "digest"]
-    assert rounds_done(tmp_path / "killed") == 3
+    for signal in ("SIGKILL", "SIGTERM"):  # Ray sends SIGTERM if the command is killed
+        out, marker = tmp_path / signal, tmp_path / f"{signal}-marker"
+        assert tune(out, *arguments, f"algorithm.marker={marker}", f"algorithm.by={signal}") == 0
+        assert marker.exists()
+        assert trials(out).loc[1, "digest"] == trials(tmp_path / "calm").loc[1, "digest"]
+        assert rounds_done(out) == 3
+        assert not list(out.glob("trials/**/failures.jsonl"))
     assert left_behind() == []
 
 

@@ -175,14 +175,15 @@ def run_on_ray(plan: Plan, namespace: str) -> Generator[Event]:
     yield from stream_events(plan, request, namespace)
 
 
-def dies_once(site: Site[Any], folder: str) -> Reply[int]:
-    """Appends to a file at each attempt; the process of the first attempt at site c is killed."""
+def dies_once(site: Site[Any], shared: tuple[str, signal.Signals]) -> Reply[int]:
+    """Appends to a file in a folder at each attempt; the first attempt at site c sends the signal to its process."""
+    folder, sent = shared
     mark = Path(folder) / site.name
     first = not mark.exists()
     with mark.open("a") as file:
         file.write("x")
     if site.name == "c" and first:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), sent)
     return Reply(1)
 
 
