@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import pluralize
 from raysim.data.image_formats import Array
 
 FIELDS = [
@@ -147,6 +148,19 @@ def series_number(header: Any) -> str:
     """The number of the series; `?` for a text that is no number."""
     found = str(header.get("SeriesNumber", ""))
     return found if re.fullmatch(r"\d{1,9}", found) else "?"
+
+
+def check_one_series(headers: Mapping[str, Any]) -> None:
+    """Raises ConfigError, with the numbers of the series, for files of several series."""
+    found: dict[str, list[Any]] = {}
+    for header in headers.values():
+        found.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
+    if len(found) > 1:
+        listed = ", ".join(
+            f"number {series_number(group[0])} ({modality(group[0])}, {pluralize(len(group), 'file')})"
+            for group in list(found.values())[:8]
+        )
+        raise ConfigError(f"has {len(found)} series: {listed}; move each series to a folder of its own")
 
 
 def slices(file: str, header: Any) -> list[Slice]:
