@@ -29,7 +29,7 @@ def scan_of(case: int) -> tuple[np.ndarray, np.ndarray]:
     """A volume and its mask (columns, rows, slices)."""
     mask = np.zeros((16, 14, 8), np.uint8)
     mask[4:9, 3:8, 2 : 5 + case % 2] = 1
-    return (mask * 500 + np.random.default_rng(case).integers(0, 100, mask.shape)).astype(np.int16), mask
+    return (mask * 500.0 + np.random.default_rng(case).integers(0, 100, mask.shape)).astype(np.int16), mask
 
 
 def write_dicom(folder: Path, case: int) -> None:
@@ -89,8 +89,8 @@ def test_from_the_scan_to_the_evaluation(
     raysim("data", "scan", "data", "--fractions", "0.7,0.3,0")
     raysim("data", "describe", "data/table.csv", "task.data.size=[16,16,8]")
     raysim(*KEYS, "task.data.table=data/table.csv", f"task.data.cache={tmp_path / 'cache'}", "--out", "out")
-    raysim("predict", "out", "--images", "data/south/images", "--out", "predicted", "backend=local")
-    raysim("evaluate", "out", "--out", "evaluated", "backend=local")
+    raysim("predict", "out", "--images", "data/south/images", "--out", "predicted")
+    raysim("evaluate", "out", "--out", "evaluated")
     source, mask = tmp_path / "data" / "south" / image, tmp_path / "predicted" / "c5.nii.gz"
     predicted, expected = read_image(str(mask), mask=True), read_image(str(source))
     assert predicted.space == expected.space
