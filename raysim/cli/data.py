@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve
@@ -102,7 +104,18 @@ def describe(table: str, root: str | None, config: str | None, overrides: Sequen
     """Print the contents of the table by site, and its problems. With keys of a run, files are read as in that run."""
     rows = read_table(table, root, needs_label=False, needs_image=False, check_files=False)
     keys = merge(read_file(config) if config else {}, parse_pairs(overrides))
-    summarize(rows, *_options(rows, table, root, keys)).print(console)
+    with _progress_bar() as show:
+        summary = summarize(rows, *_options(rows, table, root, keys), progress=show)
+    summary.print(console)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """A function that shows the progress of reading files on stderr, if it is a terminal."""
+    columns, terminal = ("reading files", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()), Console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _options(

@@ -8,17 +8,19 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
-from raysim.data.image_formats import Array
+from raysim.data.image_formats import Array, DamagedImageError
 
 FIELDS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames", "Rows", "Columns"),
@@ -31,6 +33,7 @@ SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax
 MAGIC_OFFSET = 128
+LOADING = Lock()  # images are read in threads
 DAMAGED = "is a damaged DICOM file, or one of a kind that raysim does not read; replace it, or convert it to NIfTI"
 
 
@@ -54,18 +57,26 @@ class Slice:
     segment: int = 0
 
 
-@cache
 def load_pydicom() -> Any:
     """The package, with decoders of imagecodecs, and without messages about the values of headers."""
+    with LOADING:
+        return _configured_pydicom()
+
+
+@cache
+def _configured_pydicom() -> Any:
     import pydicom
-    from pydicom.pixels import get_decoder
+    import pydicom.pixels
 
     from raysim.data import dicom_codecs
 
+    pixels: Any = pydicom.pixels
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
     for syntax in dicom_codecs.DECODER_DEPENDENCIES:
-        get_decoder(pydicom.uid.UID(syntax)).add_plugin(dicom_codecs.PLUGIN, (dicom_codecs.__name__, "decode_frame"))
+        decoder = pixels.get_decoder(pydicom.uid.UID(syntax))
+        decoder.add_plugin(dicom_codecs.PLUGIN, (dicom_codecs.__name__, "decode_frame"))
     return pydicom
 
 
@@ -77,7 +88,7 @@ def damage_reported() -> Iterator[None]:
     except (ConfigError, OSError):
         raise
     except Exception:  # noqa: BLE001 - pydicom raises errors of many types for a damaged file
-        raise ConfigError(DAMAGED) from None
+        raise DamagedImageError(DAMAGED) from None
 
 
 def is_dicom(file: str) -> bool:

@@ -78,7 +78,9 @@ def raysim(*arguments: str) -> None:
     assert main(list(arguments)) == 0, arguments
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "kind", ["DICOM", "NRRD", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("MetaImage", "pair"))]
+)
 def test_from_the_scan_to_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
