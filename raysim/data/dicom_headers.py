@@ -20,7 +20,7 @@ import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
-from raysim.data.image_formats import Array, DamagedImageError
+from raysim.data.image_formats import IMAGE_SUFFIX, Array, DamagedImageError
 
 FIELDS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames", "Rows", "Columns"),
@@ -33,6 +33,8 @@ SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax
 MAGIC_OFFSET = 128
+INSPECTED = 20  # files of a folder that are opened to find a DICOM file
+DICOM_SUFFIX = re.compile(r"\.(dcm|dicom)$", re.IGNORECASE)
 LOADING = Lock()  # images are read in threads
 DAMAGED = "is a damaged DICOM file, or one of a kind that raysim does not read; replace it, or convert it to NIfTI"
 
@@ -109,13 +111,21 @@ def dicom_files(folder: str) -> list[str]:
 
 def is_series_folder(folder: str) -> bool:
     """Whether a folder has DICOM files with positions, or damaged ones; radiographs without positions are pictures."""
-    if not (files := dicom_files(folder)):
+    entries = sorted((entry for entry in os.scandir(folder) if entry.is_file()), key=lambda entry: entry.name)
+    # A folder of a large data set may have thousands of pictures.
+    names = [entry.path for entry in entries if not entry.name.startswith(".") and not _is_other_image(entry.name)]
+    first = next((name for name in names[:INSPECTED] if is_dicom(name)), None)
+    if first is None:
         return False
     try:
-        header = read_header(files[0])
+        header = read_header(first)
     except ConfigError:
         return True
     return "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
+
+
+def _is_other_image(name: str) -> bool:
+    return bool(IMAGE_SUFFIX.search(name)) and not DICOM_SUFFIX.search(name)
 
 
 def read_header(file: str) -> Any:
@@ -125,7 +135,9 @@ def read_header(file: str) -> Any:
         # Before the rest: pydicom decompresses all of a deflated file when it opens it.
         meta = pydicom.filereader.read_file_meta_info(file)
         if meta.get("TransferSyntaxUID") == DEFLATED:
-            raise ConfigError("is a deflated DICOM file; store it with another transfer syntax: dcmconv +te FILE OUT")
+            raise ConfigError(
+                "is a deflated DICOM file; store it with another transfer syntax: dcmconv --write-xfer-little FILE OUT"
+            )
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=FIELDS)
 
 
