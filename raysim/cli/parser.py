@@ -117,8 +117,12 @@ def _add_data(commands: Any) -> None:
         dest="data_command", metavar="COMMAND", required=True
     )
     scan = data.add_parser("scan", help="write the table of a folder of images")
-    scan.add_argument("folder")
-    scan.add_argument("--out", metavar="FILE", help="the table to write (default: FOLDER/table.csv)")
+    scan.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="the folder; or SITE=FOLDER for each of several sites"
+    )
+    scan.add_argument(
+        "--out", metavar="FILE", help="the table to write (default: FOLDER/table.csv, or table.csv for several folders)"
+    )
     scan.add_argument(
         "--group", metavar="REGEX", help="a regular expression on file paths; its part in ( ) is the patient"
     )

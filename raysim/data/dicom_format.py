@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import pluralize
 from raysim.data import dicom_codecs
 from raysim.data.dicom_headers import (
     Slice,
+    check_one_series,
     check_pixels,
     damage_reported,
     dicom_files,
     frame_count,
     is_segmentation,
     load_pydicom,
-    modality,
     read_header,
-    series_number,
     slices,
 )
 from raysim.data.image_formats import Array, Dtype, Image, decoded_type
@@ -70,7 +68,8 @@ def decode_dicom_volume(path: str, stored: int, mask: bool) -> Image:
     if not files:
         raise ConfigError("has no DICOM file; expected a folder with the slices of one series")
     headers = {file: read_header(file) for file in files}
-    _check_series(headers)
+    check_one_series(headers)
+    _check_sizes(headers)
     first = headers[files[0]]
     if is_segmentation(first):
         from raysim.data.dicom_segmentation import decode_segmentation  # not at the top: it imports this module
@@ -142,17 +141,8 @@ def stack_affine(first: Slice, step: Array) -> Array:
     return in_ras
 
 
-def _check_series(headers: dict[str, Any]) -> None:
-    """Raises ConfigError for files of several series, and for files without pixels or of several sizes."""
-    found: dict[str, list[Any]] = {}
-    for header in headers.values():
-        found.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
-    if len(found) > 1:
-        listed = ", ".join(
-            f"number {series_number(group[0])} ({modality(group[0])}, {pluralize(len(group), 'file')})"
-            for group in list(found.values())[:8]
-        )
-        raise ConfigError(f"has {len(found)} series: {listed}; move each series to a folder of its own")
+def _check_sizes(headers: Mapping[str, Any]) -> None:
+    """Raises ConfigError for files without pixels, of several sizes, or with colours."""
     for header in headers.values():
         check_pixels(header)
     with damage_reported():

@@ -8,16 +8,19 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from raysim.core.errors import ConfigError
-from raysim.data.image_formats import Array
+from raysim.core.formatting import pluralize
+from raysim.data.image_formats import IMAGE_SUFFIX, Array, DamagedImageError
 
 FIELDS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames", "Rows", "Columns"),
@@ -30,6 +33,9 @@ SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax
 MAGIC_OFFSET = 128
+INSPECTED = 20  # files of a folder that are opened to find a DICOM file
+DICOM_SUFFIX = re.compile(r"\.(dcm|dicom)$", re.IGNORECASE)
+LOADING = Lock()  # images are read in threads
 DAMAGED = "is a damaged DICOM file, or one of a kind that raysim does not read; replace it, or convert it to NIfTI"
 
 
@@ -53,18 +59,26 @@ class Slice:
     segment: int = 0
 
 
-@cache
 def load_pydicom() -> Any:
     """The package, with decoders of imagecodecs, and without messages about the values of headers."""
+    with LOADING:
+        return _configured_pydicom()
+
+
+@cache
+def _configured_pydicom() -> Any:
     import pydicom
-    from pydicom.pixels import get_decoder
+    import pydicom.pixels
 
     from raysim.data import dicom_codecs
 
+    pixels: Any = pydicom.pixels
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
     for syntax in dicom_codecs.DECODER_DEPENDENCIES:
-        get_decoder(pydicom.uid.UID(syntax)).add_plugin(dicom_codecs.PLUGIN, (dicom_codecs.__name__, "decode_frame"))
+        decoder = pixels.get_decoder(pydicom.uid.UID(syntax))
+        decoder.add_plugin(dicom_codecs.PLUGIN, (dicom_codecs.__name__, "decode_frame"))
     return pydicom
 
 
@@ -76,7 +90,7 @@ def damage_reported() -> Iterator[None]:
     except (ConfigError, OSError):
         raise
     except Exception:  # noqa: BLE001 - pydicom raises errors of many types for a damaged file
-        raise ConfigError(DAMAGED) from None
+        raise DamagedImageError(DAMAGED) from None
 
 
 def is_dicom(file: str) -> bool:
@@ -97,13 +111,21 @@ def dicom_files(folder: str) -> list[str]:
 
 def is_series_folder(folder: str) -> bool:
     """Whether a folder has DICOM files with positions, or damaged ones; radiographs without positions are pictures."""
-    if not (files := dicom_files(folder)):
+    entries = sorted((entry for entry in os.scandir(folder) if entry.is_file()), key=lambda entry: entry.name)
+    # A folder of a large data set may have thousands of pictures.
+    names = [entry.path for entry in entries if not entry.name.startswith(".") and not _is_other_image(entry.name)]
+    first = next((name for name in names[:INSPECTED] if is_dicom(name)), None)
+    if first is None:
         return False
     try:
-        header = read_header(files[0])
+        header = read_header(first)
     except ConfigError:
         return True
     return "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
+
+
+def _is_other_image(name: str) -> bool:
+    return bool(IMAGE_SUFFIX.search(name)) and not DICOM_SUFFIX.search(name)
 
 
 def read_header(file: str) -> Any:
@@ -113,7 +135,9 @@ def read_header(file: str) -> Any:
         # Before the rest: pydicom decompresses all of a deflated file when it opens it.
         meta = pydicom.filereader.read_file_meta_info(file)
         if meta.get("TransferSyntaxUID") == DEFLATED:
-            raise ConfigError("is a deflated DICOM file; store it with another transfer syntax: dcmconv +te FILE OUT")
+            raise ConfigError(
+                "is a deflated DICOM file; store it with another transfer syntax: dcmconv --write-xfer-little FILE OUT"
+            )
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=FIELDS)
 
 
@@ -147,6 +171,19 @@ def series_number(header: Any) -> str:
     """The number of the series; `?` for a text that is no number."""
     found = str(header.get("SeriesNumber", ""))
     return found if re.fullmatch(r"\d{1,9}", found) else "?"
+
+
+def check_one_series(headers: Mapping[str, Any]) -> None:
+    """Raises ConfigError, with the numbers of the series, for files of several series."""
+    found: dict[str, list[Any]] = {}
+    for header in headers.values():
+        found.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
+    if len(found) > 1:
+        listed = ", ".join(
+            f"number {series_number(group[0])} ({modality(group[0])}, {pluralize(len(group), 'file')})"
+            for group in list(found.values())[:8]
+        )
+        raise ConfigError(f"has {len(found)} series: {listed}; move each series to a folder of its own")
 
 
 def slices(file: str, header: Any) -> list[Slice]:

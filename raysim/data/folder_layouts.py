@@ -19,10 +19,11 @@ from raysim.data.image_formats import IMAGE_SUFFIX
 from raysim.data.image_reader import read_image
 from raysim.data.near_equal import near_equal_names
 
-LAYOUT_HELP = """raysim supports three layouts:
+LAYOUT_HELP = """raysim supports these layouts:
   SITE/images/* with SITE/masks/*, or these folders at the top for a single site; also named image, imgs or img,
   and mask, labels, label, gt, annotations, annotation, seg, segmentation or groundtruth;
-  imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon, with or without its dataset.json;
+  imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon and nnU-Net, with or without dataset.json;
+  BIDS, folders of DICOM series, MedMNIST, Fed-IXI, and a CSV file with the class of each image;
   SITE/CLASS/* or CLASS/*, a folder of images for each class.
   The folder SITE may also have the name of a split: train, val or test."""
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "imagestr"}
@@ -37,7 +38,8 @@ SPLIT_FOLDERS = {  # names of folders, and the split of their images
 class ScannedCase(NamedTuple):
     """An image with its site and label: a mask file, a class index, or None for an unlabelled image.
 
-    `split` is the split of its folder; None without one. `further` are the other channels of the case.
+    `split` is the split of its folder; None without one. `further` are the other images of the case, and `channels` the
+    names of all its images. `fold` is its fold in a cross-validation of the layout.
     """
 
     site: str
@@ -46,6 +48,9 @@ class ScannedCase(NamedTuple):
     class_name: str | None = None
     split: str | None = None
     further: tuple[Path, ...] = ()
+    channels: tuple[str, ...] = ()
+    patient: str | None = None
+    fold: int | None = None
 
 
 def find_masked_images(root: Path, notes: list[str]) -> list[ScannedCase]:

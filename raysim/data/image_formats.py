@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from raysim.core.errors import ConfigError
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Dtype = np.dtype[Any]
 Colour = tuple[int, ...]  # red, green, blue
@@ -24,6 +26,10 @@ IMAGE_SUFFIX = re.compile(
 VOLUME_SUFFIX = re.compile(r"\.(nii\.gz|nii|hdr|img|nrrd|mha|mhd)$", re.IGNORECASE)
 EITHER_SUFFIX = re.compile(r"\.(npy|npz|dcm|dicom|ome\.tiff?)$", re.IGNORECASE)  # pictures or volumes
 MAX_VOXELS = 2**30  # of a resampled volume, 4 GB as float32: a larger one would run out of memory
+
+
+class DamagedImageError(ConfigError):
+    """A file that a decoder cannot read; the error of a site's data adds the site."""
 
 
 @dataclass(frozen=True)

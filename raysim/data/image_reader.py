@@ -13,7 +13,16 @@ import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.data.file_paths import check_url, stored_bytes
-from raysim.data.image_formats import Array, Image, decode_image, decoded_type, grid_distance, is_folder, voxels_text
+from raysim.data.image_formats import (
+    Array,
+    DamagedImageError,
+    Image,
+    decode_image,
+    decoded_type,
+    grid_distance,
+    is_folder,
+    voxels_text,
+)
 from raysim.data.mask_colours import check_palette, round_labels
 from raysim.data.memory_limit import check_memory
 
@@ -35,7 +44,8 @@ def read_image(path: str, mask: bool = False, colours: bool = False) -> Image:
     except FileNotFoundError:
         raise ConfigError(f"{path}: does not exist") from None
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        kind = DamagedImageError if isinstance(error, DamagedImageError) else ConfigError
+        raise kind(f"{path}: {error}") from error
     if not is_finite(image.array):
         raise NotFiniteError(f"{path}: has values that are NaN or infinite; replace them with numbers in the file")
     return image
@@ -55,7 +65,7 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
         raise
     except Exception as error:  # the decoders raise errors of many types for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"cannot be read: {reason}; replace it with an intact file") from error
+        raise DamagedImageError(f"cannot be read: {reason}; replace it with an intact file") from error
     if mask:
         check_palette(image.palette)
         _check_exact(image)

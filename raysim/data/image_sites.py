@@ -22,6 +22,7 @@ from raysim.data.case_arrays import CaseRow, case_facts, concatenate_cases, stac
 from raysim.data.case_preparation import Case, CasePreparation
 from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems, summarize_notes
 from raysim.data.file_paths import parent_folder
+from raysim.data.image_formats import DamagedImageError
 from raysim.data.image_reader import read_image
 from raysim.data.label_columns import Label
 from raysim.data.mask_colours import palette_conflicts
@@ -133,6 +134,8 @@ class ImageSites:
     def _prepare_case(self, site: str, row: CaseRow) -> Case | ConfigError:
         try:
             case = self.preparation(row.image, row.label)
+        except DamagedImageError as error:
+            return DamagedImageError(f"{error} (site {site})")
         except ConfigError as error:  # returned, so that one attempt finds every invalid file
             return error
         scanner = make_scanner(site, self.shift, self.seed, case.inputs.shape[1])

@@ -15,7 +15,7 @@ import numpy as np
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data import jpeg2000_header
-from raysim.data.image_formats import Array, Colour, Image
+from raysim.data.image_formats import Array, Colour, DamagedImageError, Image
 from raysim.data.mask_colours import format_colours_option, unique_colours
 from raysim.data.memory_limit import check_memory
 
@@ -63,7 +63,7 @@ def decode_picture(file: str, stored: int, mask: bool, colours: bool) -> Image:
             array, palette, turned = _read_pixels(file, stored, picture, mask and not colours)
             inverted = _is_inverted(picture)
     except UnidentifiedImageError:  # its message names the stream, not the file
-        raise ConfigError(_describe_unknown(file)) from None
+        raise DamagedImageError(_describe_unknown(file)) from None
     array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
     notes = ["its EXIF orientation is applied, as in image viewers"] if turned else []
     if inverted:

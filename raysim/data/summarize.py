@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from raysim.core.contracts import ProgressCallback
 from raysim.data.column_types import to_numbers
 from raysim.data.data_errors import channels_cure, summarize_notes
 from raysim.data.dataset_summary import DatasetKind, DatasetSummary
-from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics, inspect_case
+from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics
+from raysim.data.inspection_cache import inspect_cases
 from raysim.data.label_classes import class_column_warning, class_names
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
@@ -26,8 +26,6 @@ from raysim.data.tabular_sites import is_training_row
 if TYPE_CHECKING:  # it imports torch, which a description without keys does not need
     from raysim.data.case_preparation import CasePreparation
 
-READER_THREADS = 8
-
 
 def summarize(
     table: pd.DataFrame,
@@ -35,19 +33,21 @@ def summarize(
     selection: FeatureSelection | None = None,
     outside: tuple[str, ...] = (),
     target: tuple[DatasetKind, tuple[str, ...]] | None = None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> DatasetSummary:
     """The summary of a table from `read_table`; every image and mask is read once.
 
     With the `preparation` of a run, files are read and checked as in that run. `selection` and `outside` are the
     features and the outside sites of a run on the rows of a table; by default those of a run without these keys.
-    `target` is multilabel or regression, with the columns of 0 and 1 or of the number.
+    `target` is multilabel or regression, with the columns of 0 and 1 or of the number. `progress(done, total)` is
+    called after each case.
 
     If `read_table` had `check_files`, `needs_label` and `needs_image` set to False, missing and damaged files become
     lines of `problems` and raise no error.
     """
     table = sort_rows(table)
     kind, names = target or (dataset_kind(table) if selection is None else "tabular", ())
-    inspections = _inspect_cases(table, kind, preparation)
+    inspections = _inspect_cases(table, kind, preparation, progress)
     cases = table[[name for name in ("site", "split", "image", "label") if name in table]]
     if inspections:
         columns = {
@@ -84,14 +84,15 @@ def dataset_kind(table: pd.DataFrame) -> DatasetKind:
     return "segmentation" if labels_are_files(table) else "classification"
 
 
-def _inspect_cases(table: pd.DataFrame, kind: DatasetKind, preparation: CasePreparation | None) -> list[CaseInspection]:
+def _inspect_cases(
+    table: pd.DataFrame, kind: DatasetKind, preparation: CasePreparation | None, progress: ProgressCallback
+) -> list[CaseInspection]:
     """The inspection of each case, in the order of the table; empty without images."""
     if kind == "tabular":
         return []
     images = [None if pd.isna(path) else str(path) for path in table["image"]]
     masks = [None if pd.isna(path) or kind != "segmentation" else str(path) for path in table["label"]]
-    with ThreadPoolExecutor(READER_THREADS) as pool:
-        return list(pool.map(partial(inspect_case, preparation=preparation), images, masks))
+    return inspect_cases(list(zip(images, masks, strict=True)), preparation, progress)
 
 
 def _palette_problems(table: pd.DataFrame, inspections: list[CaseInspection]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 
 from raysim.core.errors import ConfigError
-from raysim.data.image_formats import Array, Dtype, Image, decoded_type
+from raysim.data.image_formats import Array, DamagedImageError, Dtype, Image, decoded_type
 from raysim.data.memory_limit import check_memory
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from left, posterior, superior
@@ -79,7 +79,9 @@ def read_voxels(
     with np.errstate(over="ignore"):  # infinite values are refused
         for number in range(voxels.shape[-1]):
             if len(content := stream.read(size)) < size:
-                raise ConfigError(f"ends in slice {number + 1} of {voxels.shape[-1]}; replace it with an intact file")
+                raise DamagedImageError(
+                    f"ends in slice {number + 1} of {voxels.shape[-1]}; replace it with an intact file"
+                )
             values = np.frombuffer(content, voxels.dtype).reshape(voxels.shape[:-1], order="F")
             in_file[..., number] = apply_read_scaling(values, slope, inter)
     return array

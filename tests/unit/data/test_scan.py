@@ -180,7 +180,7 @@ def test_an_invalid_json_file_is_reported_if_there_are_no_other_cases(
     with pytest.raises(ConfigError) as refusal:
         scan(str(tmp_path))
     assert f"{tmp_path / 'dataset.json'} is ignored: {part}" in str(refusal.value)
-    assert "raysim supports three layouts" in str(refusal.value)
+    assert "raysim supports these layouts" in str(refusal.value)
 
 
 def test_case_is_ignored_except_for_names_that_differ_only_in_case(tmp_path: Path) -> None:
@@ -294,9 +294,9 @@ def test_a_table_is_written_only_to_a_csv_file_in_a_folder_that_exists(tmp_path:
 @pytest.mark.parametrize(
     ("files", "part"),
     [
-        ([], "raysim supports three layouts"),
-        (["a.png", "b.png"], "raysim supports three layouts"),
-        (["images/a.png"], "raysim supports three layouts"),
+        ([], "raysim supports these layouts"),
+        (["a.png", "b.png"], "raysim supports these layouts"),
+        (["images/a.png"], "raysim supports these layouts"),
         (["images/a.png", "masks/a.png", "labels/a.png"], "keep one folder of images"),
         (
             ["images/01.png", "masks/01_manual1.png", "masks/01_manual2.png"],
@@ -380,7 +380,7 @@ def test_the_channels_of_nnunet_are_columns(tmp_path: Path) -> None:
     )
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T1 Gd"}, "labels": {}}))
     table = scan(folder)
-    assert table.attrs["layout"] == "nnU-Net, with a file for each channel"
+    assert table.attrs["layout"] == "nnU-Net"
     assert table.attrs["image_columns"] == ["image", "image_t1_gd"]
     found = table.set_index("image").loc["imagesTr/k_0000.nii.gz"]
     assert (found["image_t1_gd"], found["label"]) == ("imagesTr/k_0001.nii.gz", "labelsTr/k.nii.gz")
@@ -424,7 +424,7 @@ def test_names_that_may_have_patients_are_reported(tmp_path: Path) -> None:
 def scanned_command(folder: Path) -> list[str]:
     """The arguments of the run command that `raysim data scan` prints, as a shell reads them."""
     console = Console(file=io.StringIO(), width=500)
-    data.scan(str(folder), None, "1,0,0", 0, None, console)
+    data.scan([str(folder)], None, "1,0,0", 0, None, console)
     assert isinstance(console.file, io.StringIO)
     return shlex.split(console.file.getvalue().partition("to train on the table: ")[2])
 
