@@ -42,6 +42,7 @@ from raysim.federation.continuation import Continuation, copy_records, keep_init
 from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_fleet, run_federation
 from raysim.federation.validation import validate
+from raysim.federation.work_estimate import local_backend_hint
 from raysim.reporting.html_report import write_report
 from raysim.reporting.run_list import write_index
 from raysim.reporting.run_tracking import tracked
@@ -148,6 +149,8 @@ def _execute(
     emit: EventCallback = on_event or (lambda _: None)
     if continuation is not None:
         emit(Notice(continuation.describe(config.rounds)))
+    if config.backend == "ray" and target_address(config.ray_address) is None and (hint := local_backend_hint(plan)):
+        emit(Message(hint))
     emit(RunPlanned(directory, config.rounds, plan.metric))
     with tracked(plan, emit) as emit, _reported(plan, emit) as emit:
         summary = follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
