@@ -5,6 +5,7 @@ Imports Ray only for a run on Ray, because a local run does not need it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -38,10 +39,12 @@ from raysim.core.results import RunOutcome, RunResult
 from raysim.distributed import node_probe
 from raysim.distributed.local_ray import set_local_ray_variables, target_address
 from raysim.distributed.run_environment import describe_environment, pickle_by_value
+from raysim.federation.compilation import measure_compilation
 from raysim.federation.continuation import Continuation, copy_records, keep_initial_weights, plan_continuation
 from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_fleet, run_federation
 from raysim.federation.validation import validate
+from raysim.federation.work_estimate import local_backend_hint
 from raysim.reporting.html_report import write_report
 from raysim.reporting.run_list import write_index
 from raysim.reporting.run_tracking import tracked
@@ -148,10 +151,25 @@ def _execute(
     emit: EventCallback = on_event or (lambda _: None)
     if continuation is not None:
         emit(Notice(continuation.describe(config.rounds)))
+    if config.backend == "ray" and target_address(config.ray_address) is None and (hint := local_backend_hint(plan)):
+        emit(Message(hint))
+    if plan.compiled and not any(config.resources.of(site)[1] for site in plan.sites):  # it is measured on the CPU
+        emit(Message("compiling the network"))
+        emit(Message(measure_compilation(plan, _client_processes(plan))))
     emit(RunPlanned(directory, config.rounds, plan.metric))
     with tracked(plan, emit) as emit, _reported(plan, emit) as emit:
         summary = follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
     return RunResult(directory, summary)
+
+
+def _client_processes(plan: Plan) -> int:
+    """The number of processes that train; with client_actors=auto, as if the cluster had the CPUs of this machine."""
+    resources = plan.config.resources
+    if plan.config.backend == "local":
+        return 1
+    if isinstance(resources.client_actors, int):
+        return resources.client_actors
+    return max(1, min(len(plan.task.inside), int((os.cpu_count() or 1) / resources.cpus_per_client)))
 
 
 def _run_locally(plan: Plan) -> Generator[Event]:

@@ -67,6 +67,11 @@ class Plan:
         """The metric that chooses the best round, see `selection_metric`."""
         return selection_metric(self.task, self.metric)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether sites train compiled networks."""
+        return bool(getattr(self.config.algorithm, "compile", False))
+
     @cached_property
     def batch_sites(self) -> int:
         """The number of sites that train in one batch. It depends on the task alone, so that results do too."""
@@ -75,7 +80,7 @@ class Plan:
             return chosen
         gpu = any(self.config.resources.of(site)[1] for site in self.sites)
         pixels = math.prod(self.task.shape[1:]) * self.task.batch_size
-        small = len(self.task.shape) <= 3 and pixels <= SMALL_BATCH
+        small = len(self.task.shape) <= 3 and pixels <= SMALL_BATCH and not self.compiled
         return max(1, min(MAX_BATCH_SITES, len(self.task.inside) // MIN_GROUPS)) if small and not gpu else 1
 
     @cached_property

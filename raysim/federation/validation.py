@@ -22,6 +22,7 @@ from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
 from raysim.core.targets import require_classes
 from raysim.core.user_errors import describe_exception
+from raysim.federation.compilation import check_compilation
 from raysim.federation.plan import Plan, chosen_metric, how_to_add_val_cases, warnings_as_notices
 from raysim.federation.return_checks import check_state
 from raysim.storage.run_directory import has_checkpoint
@@ -51,6 +52,7 @@ def _validate(plan: Plan) -> None:
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
     check_early_stopping(plan)
+    check_compilation(plan)
     if not has_checkpoint(plan.directory):  # otherwise checkpoints occupy their space already
         copies = CHECKPOINTS_ON_DISK + (BEST_ON_DISK if plan.selection else 0)
         check_disk(plan.directory, plan.model_bytes, copies)
