@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -69,10 +70,15 @@ class ImageSites:
 
         `on_case_done` is called after each case that is prepared, not for those in the cache.
         """
-        is_new = not all((self.cache_folder / key).is_dir() for key in self._entries(site))
+        made = [path for key in self._entries(site) if not (path := self.cache_folder / key).is_dir()]
         arrays = self._arrays(site, on_case_done)
-        if is_new and self.cache_limit is not None:
-            self.limit_cache()
+        try:
+            if made:
+                self.limit_cache()
+        except ConfigError:
+            for path in made:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
         return arrays
 
     def limit_cache(self) -> None:
