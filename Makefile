@@ -52,7 +52,7 @@ audit: $(VENV)/installed  ## the pinned versions are compared with the vulnerabi
 	$(BIN)/pytest -rs tests/e2e/test_audit.py
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data
-	@missed=0; for script in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py selector.py search.py startup.py; do \
+	@missed=0; for script in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py selector.py patches.py search.py startup.py; do \
 	  echo "benchmarks/$$script"; $(BIN)/python benchmarks/$$script || missed=1; \
 	done; exit $$missed
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def load_or_write(folder: Path, key: str, write: Callable[[Path], None]) -> dict
     entry = folder / key
     if not entry.is_dir():
         _write(entry, write)
+    with suppress(OSError):  # of another user, or on a file system that is read-only
+        os.utime(entry)  # its last use, for `limit_cache`
     try:
         return {path.stem: _memory_map(path) for path in sorted(entry.glob("*.npy"))}
     except (OSError, ValueError) as error:

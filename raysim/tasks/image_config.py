@@ -91,6 +91,13 @@ class ImageData(TableData):
         "pictures to grey; other images must have this number of channels",
     ] = None
 
+    cache_limit: Annotated[
+        float | None,
+        Gt(0),
+        "GB of all prepared data in `cache` on a node: entries that were not used for the longest time are removed; a "
+        "run whose data need more is refused; by default no limit",
+    ] = None
+
     def image_options(self) -> dict[str, Any]:
         """The arguments of `read_table` about the images of a case."""
         return {"image_columns": self.image_columns, "needs_all_images": self.missing == "refuse"}
@@ -179,7 +186,8 @@ class ImageData(TableData):
             key = image.removeprefix(base).lstrip("/")
             rows[site].append(CaseRow(split, image, case_label(label), key, level, patient))
         preparation = replace(self.preparation(masks, colours, ignore), further=self._further_images(table))
-        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache), patches)
+        folder, limit = cache_folder(self.cache), self.cache_limit
+        return make_image_sites(rows, preparation, self.shift, self.seed, folder, patches, limit)
 
     def preparation(
         self, masks: MaskClasses | None, colours: Mapping[str, Colour] | None = None, ignore: int | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raysim.core.errors import ConfigError
-from raysim.core.network_outputs import full_resolution
+from raysim.core.network_outputs import all_resolutions
 from raysim.core.suggestions import squash
 from raysim.core.targets import Target
 from raysim.data.mask_values import IGNORED
@@ -52,7 +52,7 @@ def make_segmentation_loss(spec: Mapping[str, Any], ignored: bool = False) -> Lo
             f"task.data.ignore is not supported for the loss {spec.get('name')}, which may need whole images; use "
             f"one of {valid}, or remove task.data.ignore"
         )
-    return KnownVoxelsLoss(loss)
+    return OutputLoss(KnownVoxelsLoss(loss.measure))
 
 
 def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
@@ -131,16 +131,36 @@ def _to_weight_tensor(key: str, given: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """A loss on the training output of a network, which may be a list of resolutions (deep supervision)."""
+    """A loss on the training output of a network, which may have several resolutions (deep supervision).
+
+    Their losses are summed with the weights 1, 1/2, 1/4, ..., divided by the sum of these, as in nnU-Net. Labels are
+    resampled by nearest neighbour. Isensee et al., "nnU-Net: a self-configuring method for deep learning-based
+    biomedical image segmentation", Nature Methods 18, 2021.
+    """
 
     measure: Loss
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        logits = full_resolution(outputs, labels.ndim)
-        if isinstance(self.measure, nn.Module):
-            # Class weights are buffers of the loss, and the process that built the task may have no GPU.
-            self.measure.to(logits.device)
-        return self.measure(logits, labels)
+        heads = all_resolutions(outputs, labels.ndim)
+        if len(heads) == 1:
+            return _evaluate(self.measure, heads[0], labels)
+        total = sum(0.5**level for level in range(len(heads)))
+        losses = [_evaluate(self.measure, head, _resample_labels(labels, head)) for head in heads]
+        return torch.stack([0.5**level / total * loss for level, loss in enumerate(losses)]).sum()
+
+
+def _evaluate(measure: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    if isinstance(measure, nn.Module):
+        # Class weights are buffers of the loss, and the process that built the task may have no GPU.
+        measure.to(logits.device)
+    return measure(logits, labels)
+
+
+def _resample_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels (B, 1, *space) with the size of the logits."""
+    if labels.shape[2:] == logits.shape[2:]:
+        return labels
+    return nn.functional.interpolate(labels.float(), logits.shape[2:], mode="nearest-exact").to(labels.dtype)
 
 
 @dataclass(frozen=True)
@@ -150,15 +170,14 @@ class KnownVoxelsLoss:
     An example without other voxels is left out; a batch without other voxels has the loss 0.
     """
 
-    loss: OutputLoss
+    measure: Loss
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        logits = full_resolution(outputs, labels.ndim)
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         values = []
         for example, label in zip(logits, labels, strict=True):
             known = label[0] != IGNORED
             if known.any():
-                values.append(self.loss(example[:, known][None], label[:, known][None]))
+                values.append(_evaluate(self.measure, example[:, known][None], label[:, known][None]))
         return torch.stack(values).mean() if values else 0 * logits.sum()
 
 

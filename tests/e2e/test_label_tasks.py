@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy.special import expit
 
 from raysim import export, tune
@@ -98,14 +99,7 @@ def test_a_search_lowers_the_error(tmp_path: Path, ray_started: None) -> None:
     data = {**task["data"], "table": str(tmp_path / "findings.csv"), "cache": str(tmp_path / "cache")}
     keys = {"rounds": 2, "algorithm.name": "fedavg"}
     space = {"algorithm.lr": "choice([0.0001, 0.1])"}
-    grid = tune(
-        space,
-        {**task, "data": data, "batch_size": 2},
-        keys,
-        searcher="grid",
-        out=str(tmp_path / "s"),
-        quiet=True,
-    )
-    table = grid.get_dataframe()
-    best = json.loads((tmp_path / "s" / "search.json").read_text())["best"]
-    assert best["value"] == pytest.approx(table["objective"].min())
+    tune(space, {**task, "data": data, "batch_size": 2}, keys, searcher="grid", out=str(tmp_path / "s"), quiet=True)
+    errors = pd.read_parquet(tmp_path / "s" / "trials.parquet").set_index("algorithm.lr")["best/inside/val/mae/mean"]
+    best = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    assert best["algorithm"]["lr"] == errors.idxmin()
