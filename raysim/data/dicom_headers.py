@@ -183,7 +183,7 @@ def check_one_series(headers: Mapping[str, Any]) -> None:
             f"number {series_number(group[0])} ({modality(group[0])}, {pluralize(len(group), 'file')})"
             for group in list(found.values())[:8]
         )
-        raise ConfigError(f"has {len(found)} series: {listed}; move each series to a folder of its own")
+        raise ConfigError(f"has {len(found)} series: {listed}; keep one series in each folder")
 
 
 def slices(file: str, header: Any) -> list[Slice]:

@@ -20,6 +20,17 @@ def spatial_axes(path: str) -> int:
         return 2
 
 
+def check_readable(path: str) -> None:
+    """Raises ConfigError, as when the image is read, for a header that does not tell how many axes the image has."""
+    from raysim.data.image_reader import local_copy, read_image
+
+    try:
+        with local_copy(path) as (file, _):
+            _cached_axes(file, os.stat(file).st_mtime_ns)
+    except Exception:  # noqa: BLE001 - a damaged file may raise any error
+        read_image(path)
+
+
 @lru_cache(100_000)
 def _cached_axes(file: str, _: int) -> int:
     """The result for a file that was changed at this time, because each table is asked several times."""

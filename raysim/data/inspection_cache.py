@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # it imports torch, which a description without keys does not
 
 MANY_CASES = 200  # from which processes, which take seconds to start, are faster than threads
 READER_THREADS = 8
+CHUNK = 8  # cases that are sent to a process together
 FOLDER = "inspections"  # in the cache
 Case = tuple[str | None, str | None]  # image and mask
 
@@ -36,7 +37,8 @@ def inspect_cases(
     """The inspection of each case. `on_done(done, total)` is called after each, in their order."""
     found = []
     with _executor(len(cases)) as pool:
-        for done, inspection in enumerate(pool.map(partial(_inspect, preparation=preparation), cases), 1):
+        inspections = pool.map(partial(_inspect, preparation=preparation), cases, chunksize=CHUNK)
+        for done, inspection in enumerate(inspections, 1):
             found.append(inspection)
             on_done(done, len(cases))
     return found

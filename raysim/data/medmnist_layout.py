@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,14 +33,21 @@ def find_medmnist_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
         raise ConfigError(f"{folder} exists and is never overwritten; remove it: the images are written there")
     with zipfile.ZipFile(file) as archive:
         labels = {split: _labels(archive, file, split) for split in SPLITS}
-        cases = []
-        for split in SPLITS:
-            (folder / split).mkdir(parents=True)
-            for number, image in enumerate(_images(archive, file, split)):
-                path = _write(folder / split / f"{number:06}", image)
-                cases.append(ScannedCase(root.name, path, int(labels[split][number]), split=split))
+        try:
+            cases = [case for split in SPLITS for case in _write_split(archive, file, folder / split, labels[split])]
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     notes.append(f"the {len(cases)} images of {file.name} were written to {folder}")
     return cases
+
+
+def _write_split(archive: zipfile.ZipFile, file: Path, folder: Path, labels: Array) -> Iterator[ScannedCase]:
+    """Write the images of a split to `folder`, which is named as the split."""
+    folder.mkdir(parents=True)
+    for number, image in enumerate(_images(archive, file, folder.name)):
+        path = _write(folder / f"{number:06}", image)
+        yield ScannedCase(file.parent.name, path, int(labels[number]), split=folder.name)
 
 
 def _is_medmnist(path: Path) -> bool:

@@ -108,7 +108,8 @@ def _geometry(header: Mapping[str, Any]) -> tuple[Array, int | None]:
         kinds = [kind.lower() in SPATIAL_KINDS for kind in header.get("kinds", [])]
         is_spatial = np.array(kinds if len(kinds) == count and sum(kinds) == 3 else [True] * count)
         vectors = np.zeros((count, 3))
-        vectors[is_spatial] = np.diag(np.nan_to_num(spacings[is_spatial], nan=1.0))[:, :3]
+        if is_spatial.sum() == 3:
+            vectors[is_spatial] = np.diag(np.nan_to_num(spacings[is_spatial], nan=1.0))
     others = np.flatnonzero(~is_spatial).tolist()
     if is_spatial.sum() != 3 or vectors.shape[1] != 3 or len(others) > 1 or (others and 0 < others[0] < count - 1):
         raise ConfigError(

@@ -18,7 +18,8 @@ from raysim.data.cache import cache_folder
 from raysim.data.case_arrays import CaseRow
 from raysim.data.case_preparation import CasePreparation
 from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
-from raysim.data.image_formats import Colour, is_volume
+from raysim.data.image_formats import EITHER_SUFFIX, Colour, is_volume
+from raysim.data.image_header import check_readable
 from raysim.data.image_sites import ImageSites, make_image_sites
 from raysim.data.intensity import Intensity
 from raysim.data.label_columns import case_label
@@ -107,6 +108,8 @@ class ImageData(TableData):
         volumes = table["image"].map(is_volume)
         if (volumes.any() or self.slices) and not volumes.all():
             first = table["image"][~volumes].iloc[0]
+            if EITHER_SUFFIX.search(first):
+                check_readable(first)
             cause = "task.data.slices=true needs volumes" if self.slices else "other images in the table are"
             raise ConfigError(f"{first} is not a volume, but {cause}; remove it from the table")
         dims = 3 if volumes.any() and not self.slices else 2

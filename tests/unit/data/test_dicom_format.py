@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import imagecodecs
 import nibabel
 import numpy as np
@@ -20,6 +22,7 @@ from raysim.core.errors import ConfigError
 from raysim.data.cache import fingerprint
 from raysim.data.case_preparation import CasePreparation
 from raysim.data.file_inspection import inspect_case
+from raysim.data.file_paths import missing_files
 from raysim.data.image_formats import is_volume
 from raysim.data.image_reader import read_image
 from tests.support.dicom_files import (
@@ -60,6 +63,20 @@ def test_a_series_has_the_position_of_the_same_nifti_file(tmp_path: Path, orient
     assert np.array_equal(found.array, expected.array)
     assert found.affine == pytest.approx(expected.affine, abs=1e-4)
     assert found.notes == ()
+
+
+def test_a_series_by_url(tmp_path: Path) -> None:
+    expected = read_image(write_series(tmp_path / "series", VOXELS)).array
+    store = fsspec.filesystem("memory")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in sorted((tmp_path / "series").iterdir()):
+            archive.write(file, f"series/{file.name}")
+            store.pipe(f"/dicom/series/{file.name}", file.read_bytes())
+    for url in ("memory://dicom/series/", f"zip://series/::{tmp_path / 'a.zip'}"):
+        assert is_volume(url)
+        assert np.array_equal(read_image(url).array, expected)
+        assert missing_files([url]) == []
+        assert len(fingerprint(url)) == 7
 
 
 def test_slope_and_intercept_of_each_slice_are_applied(tmp_path: Path) -> None:
@@ -206,7 +223,7 @@ def text_in_a_number(folder: Path) -> Path:
 ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "several series": (
         several_series,
-        "has 2 series: number 3 (CT, 6 files), number 7 (MR, 1 file); move each series to a folder of its own",
+        "has 2 series: number 3 (CT, 6 files), number 7 (MR, 1 file); keep one series in each folder",
     ),
     "missing slice": (
         missing_slice,

@@ -253,7 +253,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "sub-01 has several masks, derivatives/labels/sub-01/anat/sub-01_label-lesion_mask.nii.gz and "
         "derivatives/other/sub-01/anat/sub-01_dseg.nii.gz; keep one in derivatives",
     ),
-    "two series in a folder": (two_series, "p: has 2 series: number 3 (CT, 6 files), number 8 (CT, 1 file); move each"),
+    "two series in a folder": (two_series, "p: has 2 series: number 3 (CT, 6 files), number 8 (CT, 1 file); keep one"),
     "folds that are no list": (lambda root: damaged_folds(root, "{}x"), "splits_final.json is not a list of folds"),
     "a case without a fold": (
         lambda root: damaged_folds(root, json.dumps([{"train": [], "val": list("abcd")}])),
