@@ -58,7 +58,7 @@ def read_plans(network: Mapping[str, Any]) -> Plans:
     stages = {key: [_reorder(stage, axes) for stage in architecture[key]] for key in ("kernel_size", "strides")}
     others = {key: value for key, value in network.items() if key not in ("name", PLANS, CONFIGURATION)}
     heads = len(stages["strides"]) - 3  # besides full resolution; nnU-Net gives the lowest resolution the weight 0
-    made = {"name": "DynUNet", **stages, "upsample_kernel_size": stages["strides"][1:]}
+    made: dict[str, Any] = {"name": "DynUNet", **stages, "upsample_kernel_size": stages["strides"][1:]}
     made |= {"filters": architecture["filters"], "norm_name": ["INSTANCE", {"affine": True}]}
     made |= {"deep_supervision": True, "deep_supr_num": heads} if heads > 0 else {}
     return Plans(
@@ -82,13 +82,13 @@ def _read(source: str) -> Mapping[str, Any]:
 def _configuration(content: Mapping[str, Any], name: object, source: str) -> dict[str, Any]:
     """The chosen configuration, with the values that it inherits."""
     known: Mapping[str, Any] = content["configurations"]
-    chosen = name if name is not None else next((each for each in DEFAULTS if each in known), None)
-    merged, seen = dict[str, Any](), list[object]()
+    chosen = str(name) if name is not None else next((each for each in DEFAULTS if each in known), None)
+    merged, seen = dict[str, Any](), list[str]()
     while chosen is not None and chosen not in seen:
         if chosen not in known:
             raise ConfigError(
                 f"task.network.{CONFIGURATION}={chosen}: {source} has no such configuration"
-                f"{did_you_mean(str(chosen), known)}; use one of {join_names(list(known))}"
+                f"{did_you_mean(chosen, known)}; use one of {join_names(list(known))}"
             )
         seen.append(chosen)
         merged = {**known[chosen], **merged}

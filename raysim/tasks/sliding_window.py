@@ -57,8 +57,7 @@ def _windows(space: Sequence[int], size: Sequence[int], overlap: float) -> list[
     from monai.data.utils import dense_patch_slices  # MONAI takes longer to import than torch
 
     steps = [n if n == length else max(1, int(n * (1 - overlap))) for n, length in zip(size, space, strict=True)]
-    found: list[Space] = dense_patch_slices(space, size, steps)
-    return found
+    return dense_patch_slices(space, size, steps)
 
 
 def _weights(size: Sequence[int], window: SlidingWindow, device: torch.device) -> Tensor:
