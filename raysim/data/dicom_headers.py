@@ -20,7 +20,7 @@ import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
-from raysim.data.image_formats import IMAGE_SUFFIX, Array, DamagedImageError
+from raysim.data.image_formats import DICOM_SUFFIX, IMAGE_SUFFIX, Array, DamagedImageError
 
 FIELDS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames", "Rows", "Columns"),
@@ -34,7 +34,6 @@ DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax
 MAGIC_OFFSET = 128
 INSPECTED = 20  # files of a folder that are opened to find a DICOM file
-DICOM_SUFFIX = re.compile(r"\.(dcm|dicom)$", re.IGNORECASE)
 LOADING = Lock()  # images are read in threads
 DAMAGED = "is a damaged DICOM file, or one of a kind that raysim does not read; replace it, or convert it to NIfTI"
 

@@ -21,6 +21,7 @@ from raysim.data.dicom_headers import (
     read_header,
 )
 from raysim.data.folder_layouts import ScannedCase
+from raysim.data.image_formats import DICOM_SUFFIX
 
 IDENTITY = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "ReferencedSeriesSequence"]
 
@@ -68,10 +69,12 @@ def _read_series(folder: Path, notes: list[str]) -> list[_Series]:
     headers = {file: read_header(file) for file in dicom_files(str(folder))}
     masks = [file for file, header in headers.items() if is_segmentation(header)]
     slices = {file: header for file, header in headers.items() if file not in masks}
+    several = [file for file, header in slices.items() if "PerFrameFunctionalGroupsSequence" in header]
+    if unnamed := [Path(file).name for file in (*masks, *several) if not DICOM_SUFFIX.search(file)]:
+        raise ConfigError(f"{unnamed[0]} has several frames and is an image by itself; rename it to {unnamed[0]}.dcm")
     found = [_identify(Path(file), file, is_mask=True) for file in masks]
     if not slices:
         return found
-    several = [file for file, header in slices.items() if "PerFrameFunctionalGroupsSequence" in header]
     if several:
         return found + [_identify(Path(file), file, is_mask=False) for file in several]
     check_one_series(slices)

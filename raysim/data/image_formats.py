@@ -24,6 +24,7 @@ IMAGE_SUFFIX = re.compile(
     re.IGNORECASE,
 )
 VOLUME_SUFFIX = re.compile(r"\.(nii\.gz|nii|hdr|img|nrrd|mha|mhd)$", re.IGNORECASE)
+DICOM_SUFFIX = re.compile(r"\.(dcm|dicom)$", re.IGNORECASE)
 EITHER_SUFFIX = re.compile(r"\.(npy|npz|dcm|dicom|ome\.tiff?)$", re.IGNORECASE)  # pictures or volumes
 MAX_VOXELS = 2**30  # of a resampled volume, 4 GB as float32: a larger one would run out of memory
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from raysim.data.image_formats import is_folder
-from raysim.data.volume_formats import DICOM, NUMPY
+from raysim.data.image_formats import DICOM_SUFFIX, is_folder
+from raysim.data.volume_formats import NUMPY
 
 
 def spatial_axes(path: str) -> int:
@@ -39,7 +39,7 @@ def _cached_axes(file: str, _: int) -> int:
 
     if is_folder(file):
         return 3
-    if DICOM.search(file):
+    if DICOM_SUFFIX.search(file):
         return dicom_axes(file)
     if NUMPY.search(file):
         with open_array(file) as (_stream, shape, _fortran, _dtype):

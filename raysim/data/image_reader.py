@@ -14,6 +14,7 @@ import numpy as np
 from raysim.core.errors import ConfigError
 from raysim.data.file_paths import check_url, stored_bytes
 from raysim.data.image_formats import (
+    DICOM_SUFFIX,
     Array,
     DamagedImageError,
     Image,
@@ -92,7 +93,7 @@ def position_problem(image: Image, mask: Image) -> str | None:
 
 def on_grid_of(scan: Image, mask: Image, path: str) -> Image:
     """The mask on the grid of its image, if it is a DICOM segmentation of a part of the slices; else unchanged."""
-    if not path.lower().endswith((".dcm", ".dicom")) or len(scan.space) != 3 or len(mask.space) != 3:
+    if not DICOM_SUFFIX.search(path) or len(scan.space) != 3 or len(mask.space) != 3:
         return mask
     from raysim.data.dicom_segmentation import paste  # not at the top: few masks need it
 

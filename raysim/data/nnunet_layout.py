@@ -23,7 +23,9 @@ def find_nnunet_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
     channel. Labels without images are left out, with a note in `notes`.
     """
     training, test = _files_by_case(root / "imagesTr"), _files_by_case(root / "imagesTs")
-    if not (channels := _read_channel_names(root)) or not training:
+    channels = _read_channel_names(root)
+    # Other numbers are those of cases, as in `heart_0012`.
+    if not training or not {number for files in training.values() for number in files} <= set(range(len(channels))):
         return []
     labels, test_labels = (
         {IMAGE_SUFFIX.sub("", path.name): path for path in _images(root / name)} for name in ("labelsTr", "labelsTs")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from raysim.data.image_formats import Image, is_folder, is_volume
+from raysim.data.image_formats import DICOM_SUFFIX, Image, is_folder, is_volume
 
 Decoder = Callable[[str, int, bool], Image]  # of a file, its stored bytes, and whether it is a mask
-DICOM = re.compile(r"\.(dcm|dicom)$", re.IGNORECASE)
 NUMPY = re.compile(r"\.(npy|npz)$", re.IGNORECASE)
 OME_TIFF = re.compile(r"\.ome\.tiff?$", re.IGNORECASE)
 
@@ -22,7 +21,7 @@ def decoder(file: str) -> Decoder | None:
         return numpy_format.decode_array
     if is_folder(file):
         return dicom_format.decode_dicom_volume
-    if DICOM.search(file):
+    if DICOM_SUFFIX.search(file):
         is_flat = dicom_format.spatial_axes(file) == 2
         return dicom_format.decode_dicom_picture if is_flat else dicom_format.decode_dicom_volume
     if OME_TIFF.search(file):

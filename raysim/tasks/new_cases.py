@@ -113,6 +113,8 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: I
                 f"assign to cases; give a table with the columns {', '.join(data.image_columns)}"
             )
         folder = Path(source).expanduser().absolute()
+        if is_image(str(folder)):  # the slices of a DICOM series
+            return pd.DataFrame({"image": [str(folder)], "label": pd.NA}, dtype="string")
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and is_image(str(path)))
         if masks := masks_beside_images(names):
             left_out = f"{pluralize(len(masks), 'file')} that seem to be masks of other files, such as {masks[0]}"

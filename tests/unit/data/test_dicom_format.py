@@ -36,6 +36,7 @@ from tests.support.dicom_files import (
 )
 
 VOXELS = (np.arange(120).reshape(4, 5, 6) * 3).astype(np.int16)  # columns, rows, slices
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 COSINE, SINE = float(np.cos(0.2)), float(np.sin(0.2))
 OBLIQUE = (COSINE, SINE, 0.0, -SINE, COSINE, 0.0)
@@ -167,6 +168,15 @@ def test_a_segmentation_is_a_mask_on_the_grid_of_its_image(tmp_path: Path) -> No
     inspection = inspect_case(folder, label)
     assert inspection.problems == ()
     assert inspection.counts == {0: 112, 1: 7, 2: 1}
+
+
+def test_a_label_map_is_a_mask(tmp_path: Path) -> None:
+    planes = np.arange(40, dtype=np.uint8).reshape(2, 5, 4) % 3
+    shared, groups = shared_groups((1, 1, 2)), [frame_groups((0, 0, z)) for z in (0.0, 2.0)]
+    made = dataset(planes, SOPClassUID=LABEL_MAP, SegmentationType="LABELMAP", NumberOfFrames=2)
+    made.SharedFunctionalGroupsSequence, made.PerFrameFunctionalGroupsSequence = Items([shared]), Items(groups)
+    path = save(tmp_path / "x.dcm", made)
+    assert np.array_equal(read_image(path, mask=True).array[0, ::-1, ::-1], planes.transpose(2, 1, 0))
 
 
 def several_series(folder: Path) -> Path:

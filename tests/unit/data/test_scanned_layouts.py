@@ -78,6 +78,16 @@ def test_version_1_of_nnunet(tmp_path: Path) -> None:
     }
 
 
+def test_numbers_of_cases_are_no_channels(tmp_path: Path) -> None:
+    files = [f"{kind}/heart_00{number:02}.nii.gz" for kind in ("imagesTr", "labelsTr") for number in range(3)]
+    made(tmp_path, *files)
+    cases = [{"image": f"./imagesTr/heart_000{n}.nii.gz", "label": f"./labelsTr/heart_000{n}.nii.gz"} for n in range(3)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "training": cases}))
+    table = scan(str(tmp_path))
+    assert table.attrs["layout"] == "dataset.json of the Medical Segmentation Decathlon"
+    assert len(table) == 3
+
+
 def bids(root: Path) -> Path:
     subjects = ("sub-01", "sub-02", "sub-03")
     made(root, *(f"{subject}/anat/{subject}_{kind}.nii.gz" for subject in subjects for kind in ("T1w", "T2w")))
@@ -242,6 +252,11 @@ def two_series(root: Path) -> Path:
     return root
 
 
+def segmentation_without_suffix(root: Path) -> Path:
+    (studies(root) / "B" / "seg" / "seg.dcm").rename(root / "B" / "seg" / "seg")
+    return root
+
+
 def damaged_folds(root: Path, text: str) -> Path:
     (nnunet(root) / "splits_final.json").write_text(text)
     return root
@@ -254,6 +269,10 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "derivatives/other/sub-01/anat/sub-01_dseg.nii.gz; keep one in derivatives",
     ),
     "two series in a folder": (two_series, "p: has 2 series: number 3 (CT, 6 files), number 8 (CT, 1 file); keep one"),
+    "a segmentation without a suffix": (
+        segmentation_without_suffix,
+        "B/seg: seg has several frames, an image by itself; rename it to seg.dcm",
+    ),
     "folds that are no list": (lambda root: damaged_folds(root, "{}x"), "splits_final.json is not a list of folds"),
     "a case without a fold": (
         lambda root: damaged_folds(root, json.dumps([{"train": [], "val": list("abcd")}])),
