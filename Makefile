@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations
 
 TEXTS := raysim algorithms search_spaces cluster tests docs examples studies benchmarks $(wildcard *.md) Makefile
 
-.PHONY: help demo check format docs test test-all test-smoke mutations fuzz audit bench bench-peers clean
+.PHONY: help demo check format docs test test-all test-smoke mutations fuzz audit bench bench-peers soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minute
 
 bench-peers: $(VENV)/installed $(PEERS:%=.peers/%/installed)  ## the same work on Flower, NVFlare and pfl-research
 	$(BIN)/python benchmarks/peers.py
+
+soak: $(VENV)/installed  ## MINUTES (60) of rounds with a killed client actor every minute, then as many without kills; digests must be equal
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),60)
 
 clean:  ## remove the virtual environment and what tools left
 	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache

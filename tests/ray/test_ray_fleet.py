@@ -35,6 +35,7 @@ from tests.support.remote import (
     fails_at_clients,
     fails_at_d,
     keep,
+    mapped_file,
     offer,
     ray_fleet,
     read_all,
@@ -140,6 +141,11 @@ def test_sites_read_the_model_without_a_copy(fleet: RayFleet) -> None:
     replies = fleet.map(where, model)
     assert {reply.payload[0] for reply in replies.values()} == {False}
     assert all("plasma" in reply.payload[1] for reply in replies.values())  # Ray's shared memory, not a copy
+
+
+def test_the_server_reads_large_replies_without_a_copy(fleet: RayFleet) -> None:
+    replies = fleet.map(lambda site, _: Reply(Model.of({"w": np.zeros(500_000, np.float32)})))
+    assert all("plasma" in mapped_file(reply.payload) for reply in replies.values())
 
 
 def test_client_states_stay_in_the_object_store_and_can_be_read(fleet: RayFleet) -> None:

@@ -62,14 +62,17 @@ def read_all(site: Site[Any], broadcast: Any) -> Reply[list[int]]:
 
 
 def where(site: Site[Any], model: Model) -> Reply[tuple[bool, str]]:
-    array = model["w"]
-    address = array.__array_interface__["data"][0]
-    mapped = ""
+    return Reply((model["w"].flags.writeable, mapped_file(model)))
+
+
+def mapped_file(model: Model) -> str:
+    """The memory-mapped file that contains the weights `w` of `model`; empty for memory of this process."""
+    address = model["w"].__array_interface__["data"][0]
     for line in Path("/proc/self/maps").read_text().splitlines():
         first, last = (int(end, 16) for end in line.split()[0].split("-"))
         if first <= address < last:
-            mapped = line.partition("/")[2]
-    return Reply((array.flags.writeable, mapped))
+            return line.partition("/")[2]
+    return ""
 
 
 def keep(site: Site[Any], _: Any) -> Reply[Any]:
