@@ -271,7 +271,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two series in a folder": (two_series, "p: has 2 series: number 3 (CT, 6 files), number 8 (CT, 1 file); keep one"),
     "a segmentation without a suffix": (
         segmentation_without_suffix,
-        "B/seg: seg has several frames, an image by itself; rename it to seg.dcm",
+        "B/seg: seg has several frames and is an image by itself; rename it to seg.dcm",
     ),
     "folds that are no list": (lambda root: damaged_folds(root, "{}x"), "splits_final.json is not a list of folds"),
     "a case without a fold": (
