@@ -16,6 +16,7 @@ from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import preserve_rng
 from raysim.federation.plan import Plan
+from raysim.federation.work_estimate import training_threads
 
 REPEATS = 5  # measured steps, of which the fastest counts
 
@@ -48,7 +49,7 @@ def measure_compilation(plan: Plan, processes: int) -> str:
     Compiles the network in this process, on the CPU; client actors on this machine find the result in torch's cache.
     Raises ConfigError if the network cannot be compiled.
     """
-    with preserve_rng():
+    with preserve_rng(), training_threads(plan):
         return _measure(plan, processes, _step(plan.task))
 
 
@@ -66,8 +67,8 @@ def _measure(plan: Plan, processes: int, step: Callable[..., None]) -> str:
     seconds = time.perf_counter() - start
     compiled = _fastest(lambda: step(compiled=True))
     text = (
-        f"algorithm.compile: a training step takes {1000 * compiled:.3g} ms, without it {1000 * plain:.3g} ms; "
-        f"compilation took {seconds:.3g} s"
+        f"algorithm.compile: a training step takes {1000 * compiled:.1f} ms, without it {1000 * plain:.1f} ms; "
+        f"compilation took {seconds:.1f} s"
     )
     return f"{text}; {describe_gain(seconds, (plain - compiled) * _steps_per_round(plan) / processes)}"
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from raysim.core.contracts import EVALUATED_SPLITS
 from raysim.federation.plan import Plan
+from raysim.federation.site_executor import torch_threads
 
 RAY_START_S = 6.0  # seconds that a local Ray and the first actors take to start
 TRAINING = 3  # passes of a training step: forward, and backward, which takes as long as two
@@ -44,11 +47,22 @@ def forward_passes(plan: Plan) -> float:
     return TRAINING * trained * share * config.rounds + evaluated * evaluations
 
 
+@contextmanager
+def training_threads(plan: Plan) -> Iterator[None]:
+    """In the block, torch uses as many threads as a site without own resources."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(torch_threads(plan.config.resources.cpus_per_client))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def forward_seconds(plan: Plan) -> float:
-    """The seconds of a forward pass of one example in one thread. In a batch, an example takes less time."""
+    """The seconds of a forward pass of one example. In a batch, an example takes less time."""
     net, example = plan.task.start(0).eval(), torch.zeros(1, *plan.task.shape)
     seconds = []
-    with torch.no_grad():
+    with torch.no_grad(), training_threads(plan):
         for _ in range(2):  # the first pass also allocates memory
             start = time.perf_counter()
             net(example)
