@@ -241,7 +241,7 @@ def test_splits_without_rows_are_reported(tmp_path: Path) -> None:
 
 def test_one_site_and_one_row_are_printed_in_the_singular(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
-    data.scan(made(tmp_path, "images/1.png", "masks/1.png"), None, "1,0,0", 0, None, console)
+    data.scan([made(tmp_path, "images/1.png", "masks/1.png")], None, "1,0,0", 0, None, console)
     assert isinstance(console.file, io.StringIO)
     assert ": 1 site, 1 row (train 1)" in console.file.getvalue()
 
