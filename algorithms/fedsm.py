@@ -193,7 +193,7 @@ class SoftPullTraining(LocalTraining):
     def train_selector(
         self, net: nn.Module, site: Site[Any], labels: Mapping[str, Tensor], moments: Model | None, rounds: int
     ) -> Model:
-        """The new moments of Adam after the steps of one of the `rounds` in which the selector is trained, in place."""
+        """The moments of Adam after the steps of one round. `net` is trained in place, in `rounds` rounds in total."""
         steps = self.selector_steps or math.ceil(SELECTOR_STEPS / rounds)
         batch, lr, size = self.selector_batch, self.selector_lr, self.selector_size
         return fit_selector(net, site, labels, moments, lr=lr, size=size, steps=steps, batch=batch)

@@ -98,7 +98,7 @@ def raysim_rounds(task: Task, rounds: int) -> Iterator[float]:
 
 
 def plain_rounds(folder: Path, task: Task, patch: int, training: int) -> Iterator[float]:
-    """Seconds per step of passes of the plain loop over all sites, without an end."""
+    """Yields, without end, the seconds per step of a pass of the plain loop over all sites."""
     from monai import transforms
     from monai.data import CacheDataset, DataLoader
 
@@ -141,7 +141,7 @@ def endless(loader: Any) -> Iterator[Any]:
 
 
 def speed(folder: Path, task: Task, sizes: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Figures of each repeat, measured alternately after a warm one."""
+    """Figures of each repeat, measured alternately after a warm-up."""
     ours, plain = raysim_rounds(task, repeats + 1), plain_rounds(folder, task, sizes["patch"], sizes["training"])
     pairs = [(next(plain), next(ours)) for _ in range(repeats + 1)][1:]
     return {

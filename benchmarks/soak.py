@@ -26,7 +26,7 @@ from sites import MB, typical, watched
 from raysim.core.results import FailureAction
 
 MINUTE, MINUTES = 60.0, 60
-EVERY = 25  # rounds between two evaluations and checkpoints
+EVERY = 25  # rounds from one evaluation and checkpoint to the next
 PARTS = 5  # the memory in the last fifth of the rounds is compared with that in the second fifth
 SHARE = 0.5  # of the deadline of a command
 ROWS = {

@@ -33,8 +33,8 @@ def scan(
     folders: Sequence[str], out: str | None, fractions: str, seed: int, group: str | None, console: Console
 ) -> None:
     """Write the table of a folder, or of several, and print a summary of it."""
-    is_site = len(folders) > 1 or ("=" in folders[0] and not Path(folders[0]).is_dir())
-    target = out or ("table.csv" if is_site else str(Path(folders[0]) / "table.csv"))
+    of_sites = len(folders) > 1 or ("=" in folders[0] and not Path(folders[0]).is_dir())
+    target = out or ("table.csv" if of_sites else str(Path(folders[0]) / "table.csv"))
     table = write_scan(folders, target, _numbers(fractions), seed, group=group)
     recognised = f"layout: {table.attrs['layout']}; task: {table.attrs['task']}"
     _print_table(target, table, [recognised], table.attrs.get("notes", ()), console)

@@ -153,8 +153,8 @@ def _add_report(commands: Any) -> None:
     report.add_argument(
         "--out",
         metavar="PAGE",
-        help="with several runs: the new file of their page (default: side_by_side.html). The report of a single run "
-        "or search is always report.html in its directory",
+        help="with several runs: the page to write, which must not exist (default: side_by_side.html). The report of "
+        "a single run or search is always report.html in its directory",
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 BLOCK = 1 << 16  # entries summed at a time, so that the float64 block stays in the CPU cache
 CHUNK = 16  # models summed in one pass over the sum: few passes, and few replies in memory
-THREADS = min(8, os.cpu_count() or 1)  # more do not read faster; the bits of a sum do not depend on their number
+THREADS = min(8, os.cpu_count() or 1)  # more are not faster; the bits of a sum do not depend on their number
 THREADED = 1 << 20  # entries from which a sum uses threads
 
 
@@ -75,7 +75,7 @@ def _add(rows: list[tuple[Array, np.float64]], out: Array, blocks: Sequence[slic
 
 
 def _for_blocks(work: Callable[[Sequence[slice]], None], length: int) -> None:
-    """Calls `work` with all blocks of an array with `length` entries, of a large array in several threads."""
+    """Calls `work` with the blocks of an array of `length` entries; several threads share those of a large array."""
     blocks = [slice(start, start + BLOCK) for start in range(0, length, BLOCK)]
     if length < THREADED:
         work(blocks)

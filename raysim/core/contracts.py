@@ -54,7 +54,7 @@ class Split:
     """Preprocessed examples of one site, all of the same shape; the arrays are read-only and may be memory-mapped.
 
     inputs: (N, C, *space) images, or patches of images, or (N, F) rows of a table.
-    labels: (N, 1, *space) of voxels, or of examples as in Target: mostly class indices (N, 1); None without labels.
+    labels: class indices (N, 1, *space) of voxels, or labels (N, L) of examples as in Target; None without labels.
     cases: (N,) case number of each example; slices of one volume have the same number and are evaluated together.
     spacing: (N, D) in mm along each spatial axis; for slices also the distance between them.
     levels: (N,) the part of the body that an image shows, from 1; None if the table does not have it.

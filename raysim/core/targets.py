@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Target(StrEnum):
     """The meaning of the outputs (B, K) of a network, and of labels."""
 
-    CLASS = "class"  # logits of K classes that exclude each other; labels (B, 1, ...): the class index
+    CLASS = "class"  # logits of K mutually exclusive classes; labels (B, 1, ...): the class index
     LABELS = "labels"  # a logit for each of K labels; labels (B, K): 0 or 1
     NUMBER = "number"  # K is 1: a number in units of the task's scale; labels (B, 1): the number
 
@@ -23,7 +23,7 @@ PREDICTED = {Target.LABELS: "several labels of an image", Target.NUMBER: "a numb
 
 
 def require_classes(task: Task, what: str, reason: str) -> None:
-    """Raises ConfigError if the classes of the task do not exclude each other. `what` is a key with its value."""
+    """Raises ConfigError if the task does not predict one of several classes. `what` is a key with its value."""
     if task.target is not Target.CLASS:
         raise ConfigError(
             f"{what} {reason}, but task={task.name} predicts {PREDICTED[task.target]}; use another value of "

@@ -20,7 +20,7 @@ LABELS_FOLDER = "derivatives"
 
 
 def find_bids_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
-    """The subjects, or sessions of subjects, with the kinds of anatomical images that all have; none without any.
+    """The subjects, or sessions of subjects, with the kinds of anatomical images that all have; none without images.
 
     Raises ConfigError for several masks of a case, because one of them must be chosen.
     """
@@ -30,7 +30,10 @@ def find_bids_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
     kinds = {kind for found in images.values() for kind in found}
     common = sorted(set.intersection(*(set(found) for found in images.values())))
     if not common:
-        raise ConfigError(f"{root} has no kind of image that all subjects have; it has {join_names(sorted(kinds))}")
+        raise ConfigError(
+            f"{root} has no kind of image that all subjects have, of {join_names(sorted(kinds))}; move the subjects "
+            "without the kind that you use to another folder"
+        )
     if rest := sorted(kinds - set(common)):
         notes.append(f"images that some subjects lack, left out: {join_names(rest)}")
     masks, sites = _masks(root), _sites(root, notes)
@@ -73,14 +76,14 @@ def _masks(root: Path) -> dict[Case, Path]:
 
 
 def _sites(root: Path, notes: list[str]) -> Mapping[str, str]:
-    """The site of each subject in participants.tsv; empty without such a column. Other columns are not used."""
+    """The site of each subject in participants.tsv; empty without a column of sites. Other columns are not used."""
     file = root / "participants.tsv"
     if not file.is_file():
         return {}
     try:
         table = pd.read_csv(file, sep="\t", dtype="string")
     except (OSError, ValueError) as reason:
-        raise ConfigError(f"{file} cannot be read: {' '.join(str(reason).split())}") from None
+        raise ConfigError(f"{file} cannot be read: {' '.join(str(reason).split())}; correct or remove it") from None
     columns = [name for name in table if str(name).lower() in SITE_COLUMNS]
     if "participant_id" not in table or not columns:
         return {}

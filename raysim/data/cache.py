@@ -36,7 +36,7 @@ def cache_folder(path: str | None = None) -> Path:
 
 
 def fingerprint(path: str) -> list[int | str]:
-    """A value that changes when a file of the image at this path or URL changes. Raises ConfigError without it."""
+    """A value that changes when a file of the image at this path or URL changes. Raises ConfigError if none exists."""
     try:
         if "://" not in path:
             facts = [(file, os.stat(file)) for file in files_of(path)]
@@ -73,8 +73,8 @@ def load_or_write(folder: Path, key: str, write: Callable[[Path], None]) -> dict
     entry = folder / key
     if not entry.is_dir():
         _write(entry, write)
-    with suppress(OSError):  # of another user, or on a file system that is read-only
-        os.utime(entry)  # its last use, for `limit_cache`
+    with suppress(OSError):  # the entry of another user, or a read-only file system
+        os.utime(entry)  # the time of the last use, for `limit_cache`
     try:
         return {path.stem: _memory_map(path) for path in sorted(entry.glob("*.npy"))}
     except (OSError, ValueError) as error:

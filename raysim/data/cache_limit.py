@@ -14,9 +14,10 @@ KEY = re.compile("[0-9a-f]{64}")  # the name of an entry
 
 
 def limit_cache(folder: Path, used: Collection[str], limit: float) -> None:
-    """Remove the entries of `folder` that were not used for the longest time, until all take at most `limit` GB.
+    """Remove the least recently used entries of `folder` until all entries take at most `limit` GB.
 
-    Processes that have mapped a removed entry keep it. Raises ConfigError if the entries `used` alone take more.
+    Processes that have mapped a removed entry can still read it. Raises ConfigError if the entries `used`, which are
+    never removed, take more.
     """
     sizes = {path.name: _size(path) for path in folder.iterdir() if path.is_dir()}
     needed = sum(sizes.get(key, 0) for key in used)

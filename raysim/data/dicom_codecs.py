@@ -13,22 +13,23 @@ import numpy as np
 from raysim.data import jpeg2000_header
 from raysim.data.memory_limit import check_memory
 
+# Transfer syntaxes.
 JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
 JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
 JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
 PLUGIN = "raysim"  # its name in pydicom
 DECODER_DEPENDENCIES = dict.fromkeys([*JPEG, *JPEG_LS, *JPEG_2000], ("imagecodecs",))  # read by pydicom
 NO_LENGTH = (0xD8, 0x01, *range(0xD0, 0xD8))  # second bytes of JPEG markers without a segment
-NO_SIZE = (0xC4, 0xC8, 0xCC)  # between the markers of frames, but of tables
+NO_SIZE = (0xC4, 0xC8, 0xCC)  # tables, with codes between those of the markers that contain a size
 
 
 def is_available(_: str) -> bool:
-    """For pydicom: imagecodecs is installed with raysim."""
+    """For pydicom: always true, because imagecodecs is installed with raysim."""
     return True
 
 
 def decode_frame(content: bytes, runner: Any) -> bytes:
-    """For pydicom: the values of a frame. Raises ValueError for a frame of another size than the header declares."""
+    """For pydicom: the values of a frame. Raises ValueError if its size differs from that in the header."""
     import imagecodecs
 
     syntax = str(runner.transfer_syntax)

@@ -26,9 +26,9 @@ from raysim.data.image_formats import Array, Dtype, Image, decoded_type
 from raysim.data.memory_limit import check_memory
 from raysim.data.voxel_stream import LPS_TO_RAS, check_affine, shear_notes, turn_to_ras
 
-SAME_POSITION = 0.01  # mm between two slices that are at one position
-GAP = 0.1  # of the distance of slices, by which a distance may differ
-SAME_DIRECTION = 1e-3  # difference of two components of a direction
+SAME_POSITION = 0.01  # mm; slices that are closer are at the same position
+MAX_DEVIATION = 0.1  # of a distance between slices from the median distance, as a fraction of it
+SAME_DIRECTION = 1e-3  # largest difference of the components of equal directions
 FRAME_BYTES = 40  # memory per pixel while a frame is decoded
 INVERTED = "its value 0 is white (MONOCHROME1), so its values are inverted, as in viewers"
 
@@ -61,8 +61,8 @@ def decode_dicom_picture(file: str, stored: int, mask: bool) -> Image:
 def decode_dicom_volume(path: str, stored: int, mask: bool) -> Image:
     """The volume of a folder with one series, or of a file with several frames, in right, anterior, superior.
 
-    Raises ConfigError for several series, for slices that are absent, doubled or not parallel, and for a volume that
-    takes more memory than files of `stored` bytes may take.
+    Raises ConfigError for several series, for slices that are absent, at the same position or not parallel, and for a
+    volume that takes more memory than files of `stored` bytes may take.
     """
     files = dicom_files(path) if os.path.isdir(path) else [path]
     if not files:
@@ -103,14 +103,14 @@ def ordered(stack: Sequence[Slice]) -> list[Slice]:
         ):
             raise ConfigError(
                 f"its slices differ in orientation or spacing: {_name(part)} and {_name(first)}; keep parallel slices "
-                "of one size"
+                "with the same spacing"
             )
     normal = np.cross(*first.orientation)
     return sorted(stack, key=lambda part: float(part.position @ normal))
 
 
 def slice_step(stack: Sequence[Slice]) -> Array:
-    """The vector from a slice to the next, in mm. Raises ConfigError for slices that are absent or doubled."""
+    """The vector from a slice to the next, in mm. Raises ConfigError for unequal distances and for equal positions."""
     normal = np.cross(*stack[0].orientation)
     distances = np.diff([float(part.position @ normal) for part in stack])
     closest = int(distances.argmin())
@@ -120,7 +120,7 @@ def slice_step(stack: Sequence[Slice]) -> Array:
             "keep one image (phase, echo, or time) in a folder"
         )
     usual = float(np.median(distances))
-    if np.abs(distances - usual).max() > GAP * usual:
+    if np.abs(distances - usual).max() > MAX_DEVIATION * usual:
         odd = int(np.abs(distances - usual).argmax())
         raise ConfigError(
             f"its slices are not at equal distances: {distances[odd]:.4g} mm between {_name(stack[odd])} and "
@@ -150,11 +150,11 @@ def _check_sizes(headers: Mapping[str, Any]) -> None:
         if len(sizes) > 1:
             raise ConfigError(f"its slices have several sizes, {sorted(sizes)}; keep slices of one size")
         if any(int(header.get("SamplesPerPixel", 1)) != 1 for header in headers.values()):
-            raise ConfigError("its slices have colours; a volume needs one value per voxel")
+            raise ConfigError("its slices have colours; a volume needs one value per voxel: store them as grey images")
 
 
 def _decoded(stack: Sequence[Slice], headers: Mapping[str, Any]) -> Iterator[tuple[int, Slice, Array]]:
-    """Each slice with its number and its values; those of one file are read in the order of its frames."""
+    """Yields the number, the slice and the values of each slice; frames of a file are read in their order."""
     by_file: dict[str, list[tuple[int, Slice]]] = {}
     for number, part in enumerate(stack):
         by_file.setdefault(part.file, []).append((number, part))

@@ -1,6 +1,6 @@
 """Reads the headers of DICOM files: only the fields about pixels and positions, never those about the patient.
 
-The messages have no values of a header, because a damaged or unusual file may have personal data in any field.
+Messages contain no free text of a header, because a damaged or unusual file may have personal data in any field.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _configured_pydicom() -> Any:
 
 @contextmanager
 def damage_reported() -> Iterator[None]:
-    """Errors of pydicom, which may have values of a header, become a ConfigError without them."""
+    """Replaces errors of pydicom, which may contain values of a header, by a DamagedImageError without them."""
     try:
         yield
     except (ConfigError, OSError):
@@ -191,7 +191,7 @@ def slices(file: str, header: Any) -> list[Slice]:
         if "PerFrameFunctionalGroupsSequence" not in header:
             if frame_count(header) > 1:
                 raise ConfigError(
-                    f"has {frame_count(header)} frames without positions, as a film has; store each frame as a picture"
+                    f"has {frame_count(header)} frames without positions, such as a film; store each frame as a picture"
                 )
             return [_slice(file, 0, [header])]
         shared = header.get("SharedFunctionalGroupsSequence") or [None]

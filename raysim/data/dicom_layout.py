@@ -30,7 +30,7 @@ class _Series(NamedTuple):
     path: Path  # the folder of the slices, or the file with all frames
     patient: str  # the identifier in the header, never written
     uid: str
-    masks: str | None  # of a segmentation, the identifier of the series that it refers to
+    segmented: str | None  # the identifier of the series that a segmentation refers to; None for an image
 
 
 def find_dicom_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
@@ -42,11 +42,11 @@ def find_dicom_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
     numbers = {patient: f"p{n}" for n, patient in enumerate(dict.fromkeys(series.patient for series in found), 1)}
     labels: dict[str, Path] = {}
     for series in found:
-        if series.masks is not None and labels.setdefault(series.masks, series.path) != series.path:
+        if series.segmented is not None and labels.setdefault(series.segmented, series.path) != series.path:
             raise ConfigError(
-                f"{series.path} and {labels[series.masks]} are segmentations of one series; keep one of them"
+                f"{series.path} and {labels[series.segmented]} are segmentations of one series; keep one of them"
             )
-    images = [series for series in found if series.masks is None]
+    images = [series for series in found if series.segmented is None]
     if absent := labels.keys() - {series.uid for series in images}:
         notes.append(f"segmentations without their series, left out: {len(absent)}")
     return [ScannedCase(root.name, s.path, labels.get(s.uid), patient=numbers[s.patient]) for s in images]
@@ -71,7 +71,8 @@ def _read_series(folder: Path, notes: list[str]) -> list[_Series]:
     slices = {file: header for file, header in headers.items() if file not in masks}
     several = [file for file, header in slices.items() if "PerFrameFunctionalGroupsSequence" in header]
     if unnamed := [Path(file).name for file in (*masks, *several) if not DICOM_SUFFIX.search(file)]:
-        raise ConfigError(f"{unnamed[0]} has several frames and is an image by itself; rename it to {unnamed[0]}.dcm")
+        name = unnamed[0]
+        raise ConfigError(f"{name} has several frames, so it is an image without other files; rename it to {name}.dcm")
     found = [_identify(Path(file), file, is_mask=True) for file in masks]
     if not slices:
         return found
@@ -83,8 +84,8 @@ def _read_series(folder: Path, notes: list[str]) -> list[_Series]:
         return found
     if masks:
         raise ConfigError(
-            f"has {pluralize(len(slices), 'slice')} beside a segmentation, {Path(masks[0]).name}; move the "
-            "segmentation to a folder of its own"
+            f"has {pluralize(len(slices), 'slice')} and a segmentation, {Path(masks[0]).name}; move the segmentation "
+            "to another folder"
         )
     return [*found, _identify(folder, next(iter(slices)), is_mask=False)]
 
@@ -93,6 +94,6 @@ def _identify(path: Path, file: str, *, is_mask: bool) -> _Series:
     with damage_reported():
         header: Any = load_pydicom().dcmread(file, stop_before_pixels=True, specific_tags=IDENTITY)
         patient = str(header.get("PatientID") or header.get("StudyInstanceUID") or path)
-        refers = header.get("ReferencedSeriesSequence")
-        masks = str(refers[0].SeriesInstanceUID) if is_mask and refers else ("" if is_mask else None)
-        return _Series(path, patient, str(header.get("SeriesInstanceUID")), masks)
+        referenced = header.get("ReferencedSeriesSequence")
+        segmented = str(referenced[0].SeriesInstanceUID) if is_mask and referenced else ("" if is_mask else None)
+        return _Series(path, patient, str(header.get("SeriesInstanceUID")), segmented)

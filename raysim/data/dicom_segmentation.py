@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.data.dicom_format import FRAME_BYTES, frames, ordered, stack_affine
 from raysim.data.dicom_headers import Slice, damage_reported, slices
 from raysim.data.image_formats import Array, Image
 from raysim.data.memory_limit import check_memory
@@ -18,12 +19,11 @@ OFF_GRID = 0.1  # voxels from a plane of the grid
 
 
 def decode_segmentation(file: str, header: Any, stored: int) -> Image:
-    """The mask (1, right, anterior, superior) on the grid of the slices that the file has; others are background.
+    """The mask (1, right, anterior, superior), from the first to the last slice of the file.
 
-    A file often has only the slices that show a segment, so its grid is a part of that of the image.
+    A file often has only the slices that show a segment, so its grid is a part of that of the image. Slices between
+    them that the file lacks are background.
     """
-    from raysim.data.dicom_format import FRAME_BYTES, ordered, stack_affine
-
     kind = str(header.get("SegmentationType", ""))
     if kind not in ("BINARY", LABELMAP):
         raise ConfigError("is a DICOM segmentation with fractions; expected one of the type BINARY or LABELMAP")
@@ -42,8 +42,6 @@ def decode_segmentation(file: str, header: Any, stored: int) -> Image:
 
 
 def _fill(array: Array, file: str, header: Any, stack: Sequence[Slice], indices: Array) -> None:
-    from raysim.data.dicom_format import frames
-
     pairs = sorted(zip(stack, indices.tolist(), strict=True), key=lambda pair: pair[0].frame)
     for (part, index), frame in zip(pairs, frames(file, header, [part.frame for part, _ in pairs]), strict=True):
         plane = array[..., index]
@@ -65,7 +63,7 @@ def _slice_indices(stack: Sequence[Slice], header: Any) -> tuple[Array, Array]:
         indices = np.rint(distances / spacing).astype(int)
         if np.abs(distances / spacing - indices).max() < OFF_GRID:
             return indices, normal * spacing
-    raise ConfigError("its frames are not at multiples of one distance; store it on the grid of its image")
+    raise ConfigError("the distances of its frames have no common step; store it on the grid of its image")
 
 
 def _measures(header: Any, name: str = "SpacingBetweenSlices") -> list[float]:
@@ -77,7 +75,7 @@ def _measures(header: Any, name: str = "SpacingBetweenSlices") -> list[float]:
 
 
 def paste(mask: Image, scan: Image) -> Image:
-    """The mask on the grid of `scan`, if its planes are some of those of `scan`; else unchanged."""
+    """The mask on the grid of `scan`, if the planes of the mask are planes of `scan`; else unchanged."""
     to_scan = np.linalg.solve(scan.affine, mask.affine)
     start, steps = np.rint(to_scan[:3, 3]).astype(int), np.rint(np.diag(to_scan)[:3]).astype(int)
     end = start + steps * (np.array(mask.space) - 1) + 1

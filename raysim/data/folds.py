@@ -41,7 +41,7 @@ def use_fold(table: pd.DataFrame, folds: int, fold: int, outside: Collection[str
 
 
 def _test_rows(table: pd.DataFrame, is_test: pd.Series[bool]) -> pd.DataFrame:
-    """The table in which the test rows among those of `is_test` are the true ones; other rows do not change."""
+    """The table whose test rows, among the rows of `is_test`, are those with True; other rows do not change."""
     split = table["split"].copy()
     before = split[is_test.index]
     split[is_test.index] = before.mask(before == "test", "train").mask(is_test, "test")

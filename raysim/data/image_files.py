@@ -1,4 +1,4 @@
-"""The files of one image: most have one, a DICOM series has a folder, and some formats have a file of voxels."""
+"""The files of an image: usually one; a folder for a DICOM series; a header and a file of voxels in some formats."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_second_file(path: str) -> bool:
 
 
 def is_image(path: str) -> bool:
-    """Whether a local path is that of an image by its name: a file, or a folder with the slices of a DICOM series."""
+    """Whether a local path is an image: a file, by its name, or a folder with the slices of a DICOM series."""
     if os.path.isdir(path):
         from raysim.data.dicom_headers import is_series_folder  # not at the top: few folders need it
 

@@ -30,7 +30,7 @@ MAX_VOXELS = 2**30  # of a resampled volume, 4 GB as float32: a larger one would
 
 
 class DamagedImageError(ConfigError):
-    """A file that a decoder cannot read; the error of a site's data adds the site."""
+    """A file that a decoder cannot read. `ImageSites` adds the site to the message."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Image:
 
 
 def is_volume(path: str) -> bool:
-    """Whether the image at this path or URL is a volume: by its name, or by its header if names do not tell."""
+    """Whether the image at this path or URL is a volume: by its name, or by its header if the format allows both."""
     name = path.partition("::")[0]
     if VOLUME_SUFFIX.search(name):
         return True
@@ -70,6 +70,11 @@ def is_volume(path: str) -> bool:
 
         return spatial_axes(path) == 3
     return not IMAGE_SUFFIX.search(name) and is_folder(path)
+
+
+def is_nifti(path: str) -> bool:
+    """Whether the image at this path or URL is a single NIfTI file, by its name."""
+    return path.partition("::")[0].lower().endswith((".nii", ".nii.gz"))
 
 
 def is_folder(path: str) -> bool:

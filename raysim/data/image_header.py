@@ -21,7 +21,7 @@ def spatial_axes(path: str) -> int:
 
 
 def check_readable(path: str) -> None:
-    """Raises ConfigError, as when the image is read, for a header that does not tell how many axes the image has."""
+    """Raises ConfigError, as when the image is read, for an image whose header cannot be read."""
     from raysim.data.image_reader import local_copy, read_image
 
     try:
@@ -33,7 +33,7 @@ def check_readable(path: str) -> None:
 
 @lru_cache(100_000)
 def _cached_axes(file: str, _: int) -> int:
-    """The result for a file that was changed at this time, because each table is asked several times."""
+    """`spatial_axes` of a local file. The cache depends on its modification time; each image is checked repeatedly."""
     from raysim.data.dicom_format import spatial_axes as dicom_axes
     from raysim.data.numpy_format import array_dimensions, open_array
 

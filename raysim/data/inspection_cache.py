@@ -1,4 +1,4 @@
-"""Inspects many cases in processes, and keeps each result on disk, so that an interrupted description continues."""
+"""Inspects many cases in several processes and stores each result, so that an interrupted description continues."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _executor(count: int) -> Executor:
 
 
 def _inspect(case: Case, preparation: CasePreparation | None) -> CaseInspection:
-    """The inspection of a case: from the cache, if its files and the preparation are the same; or computed."""
+    """The inspection of a case: from the cache, if its files and the preparation are the same; else computed."""
     try:
         key = cache_key([_preparation_key(preparation), *map(fingerprint, filter(None, case))])
     except ConfigError:  # an absent file
@@ -72,7 +72,7 @@ def _preparation_key(preparation: CasePreparation | None) -> object:
 
 
 def _save(path: Path, inspection: CaseInspection) -> None:
-    """Store an inspection, unless the cache cannot be written: then it is computed again the next time."""
+    """Store an inspection. If the cache cannot be written, the inspection is computed again the next time."""
     entries = None if inspection.entries is None else inspection.entries.tolist()
     content = {**asdict(inspection), "counts": [*inspection.counts.items()], "entries": entries}
     try:

@@ -92,7 +92,7 @@ def _cells(table: pd.DataFrame, column: str, path: str, needed: bool) -> pd.Seri
         names = [str(name) for name in table.columns if name not in ("site", "split", "image")]
         raise ConfigError(
             f"table {path}: it has no column {column!r}{did_you_mean(column, names)}; its other columns are "
-            f"{join_names(names)}. Name the column of each label, or add the column"
+            f"{join_names(names)}. Name one of them, or add the column"
         )
     cells = mask_missing(table[column].astype("string").str.strip())
     unlabelled = (table["split"] == UNLABELLED).fillna(False)

@@ -30,7 +30,9 @@ def find_medmnist_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
         raise ConfigError(f"{root} has several files of MedMNIST, {files[0].name} and {files[1].name}; keep one")
     file, folder = files[0], root / files[0].stem
     if folder.exists():
-        raise ConfigError(f"{folder} exists and is never overwritten; remove it: the images are written there")
+        raise ConfigError(
+            f"{folder} exists and is never overwritten; remove or rename it, because the images are written there"
+        )
     with zipfile.ZipFile(file) as archive:
         labels = {split: _labels(archive, file, split) for split in SPLITS}
         try:
@@ -63,7 +65,10 @@ def _labels(archive: zipfile.ZipFile, file: Path, split: str) -> Array:
     with archive.open(f"{split}_labels.npy") as stream:
         shape, _, dtype = read_array_header(stream)
         if len(shape) > 1 and shape[1] > 1:
-            raise ConfigError(f"{file} has {shape[1]} labels for each image; a table of classes has one")
+            raise ConfigError(
+                f"{file} has {shape[1]} labels for each image; expected one. For several labels, write a table for "
+                "task=multilabel"
+            )
         check_memory(np.prod(shape, dtype=float) * dtype.itemsize * 2, file.stat().st_size)
         return np.frombuffer(stream.read(), dtype).reshape(-1).astype(int)
 
@@ -83,7 +88,7 @@ def _images(archive: zipfile.ZipFile, file: Path, split: str) -> Iterator[Array]
 
 
 def _write(stem: Path, image: Array) -> Path:
-    """Write a picture as PNG and a volume as numpy array."""
+    """Write a picture as a PNG file, or a volume as a numpy array; the path of the file."""
     import imagecodecs
 
     is_picture = image.ndim == 2 or image.shape[2] == 3

@@ -58,14 +58,14 @@ def decode_metaimage(file: str, stored: int, mask: bool) -> Image:
 
 
 def read_header(stream: IO[bytes]) -> dict[str, str]:
-    """The fields of the header; the stream is then behind it. Raises ConfigError for another file."""
+    """The fields of the header; the stream is then after it. Raises ConfigError for a file of another format."""
     header: dict[str, str] = {}
     while LAST_KEY not in header:
         line = stream.readline(MAX_HEADER)
         field, equals, value = line.decode("latin-1").partition("=")
         if not equals or stream.tell() > MAX_HEADER:
             raise ConfigError(
-                f"its header has no field {LAST_KEY}, as a MetaImage needs; replace it with an intact file"
+                f"its header has no field {LAST_KEY}, which a MetaImage needs; replace it with an intact file"
             )
         header[field.strip()] = value.strip()
     return header
@@ -87,7 +87,7 @@ def _voxel_file(file: str, name: str) -> str:
     if os.path.basename(name) != name or not os.path.isfile(path):
         raise ConfigError(
             f"has its voxels in {name!r} ({LAST_KEY}), which is not a file in its folder; store the volume as one .mha "
-            "file, or beside one file of voxels"
+            "file, or the .mhd and one file of voxels in one folder"
         )
     return path
 
@@ -111,7 +111,7 @@ def _affine(header: Mapping[str, str], dims: int) -> Array:
     """The affine of the first three axes in RAS, in mm."""
 
     def numbers(fields: str, count: int, default: Array) -> Array:
-        """The first field that the header has: all programs do not use the same name."""
+        """The first of the fields that the header has, because programs use different names."""
         found = next((field for field in fields.split() if field in header), None)
         return default if found is None else _numbers(header, found, count)
 

@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.data.image_files import PARTNERS
 from raysim.data.image_formats import Array, Image, grid_distance
 from raysim.data.voxel_stream import StoredVoxels, check_affine, read_volume
 
@@ -35,7 +36,7 @@ def decode_nifti(file: str, stored: int, mask: bool) -> Image:
     volume: Any = nibabel.load(file)
     if not isinstance(volume, nibabel.Nifti1Pair):
         raise ConfigError(
-            "is an Analyze volume, which does not store its orientation; convert it to NIfTI with a program that knows "
+            "is an Analyze volume, which does not store its orientation; convert it to NIfTI with the orientation of "
             "the scanner"
         )
     header, affine = volume.header, _affine_in_mm(volume)
@@ -54,7 +55,7 @@ def decode_nifti(file: str, stored: int, mask: bool) -> Image:
 def _pair_header(file: str) -> str:
     """The header of a pair. Raises ConfigError if one of its files is absent."""
     stem, suffix = os.path.splitext(file)
-    other = stem + {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}[suffix]
+    other = stem + PARTNERS[suffix]
     if not os.path.isfile(other):
         raise ConfigError(f"is one file of a pair, and {os.path.basename(other)} is not beside it; add that file")
     return file if suffix.lower() == ".hdr" else other

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import pluralize
 from raysim.data.folder_layouts import ScannedCase
 from raysim.data.image_files import is_image
 from raysim.data.image_formats import IMAGE_SUFFIX
@@ -64,10 +65,13 @@ def _read_folds(file: Path, cases: Any, notes: list[str]) -> dict[str, int]:
         folds = {str(case): number for number, fold in enumerate(json.loads(file.read_text())) for case in fold["val"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{file} is not a list of folds with train and val; correct it, or remove it for random splits"
+            f"{file} is not a list of folds with train and val; correct the file, or remove it for random splits"
         ) from None
     if lacking := sorted(cases - folds.keys()):
-        raise ConfigError(f"{file} has no fold for {len(lacking)} cases, such as {lacking[0]}; add them, or remove it")
+        count, which = pluralize(len(lacking), "case"), "its fold" if len(lacking) == 1 else "their folds"
+        raise ConfigError(
+            f"{file} has no fold for {count}, such as {lacking[0]}; add {which}, or remove the file for random splits"
+        )
     notes.append(
         f"val is the first fold of {file.name}, and column fold has the number of the fold of each case: with "
         f"task.data.folds={max(folds.values()) + 1} task.data.fold=0 the cases of this fold are the test cases"

@@ -14,7 +14,7 @@ from raysim.core.errors import ConfigError
 from raysim.data.image_formats import Array, Dtype, Image
 from raysim.data.voxel_stream import LPS_TO_RAS, StoredVoxels, read_volume
 
-C_TYPES = {  # of the format, without `signed` and `int`; other types are such as uint16_t
+C_TYPES = {  # names of the format without `signed` and `int`; SIZED_TYPE matches the other names, such as uint16_t
     "char": "i1",
     "uchar": "u1",
     "unsigned char": "u1",
@@ -61,11 +61,13 @@ def decode_nrrd(file: str, stored: int, mask: bool) -> Image:
 
 
 def _check_layout(header: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a header that lacks a field, and for voxels that are not behind it."""
-    lacking = [field for field in ("dimension", "type", "encoding", "sizes") if field not in header]
-    if lacking or header["dimension"] != len(header["sizes"]):
+    """Raises ConfigError for a header that lacks a field, and for voxels that do not follow the header directly."""
+    for field in ("dimension", "type", "encoding", "sizes"):
+        if field not in header:
+            raise ConfigError(f"its header has no field {field}; replace it with an intact file")
+    if header["dimension"] != (count := len(header["sizes"])):
         raise ConfigError(
-            f"its header lacks {lacking[0]}" if lacking else "its header has other sizes than its dimension"
+            f"its header has {count} sizes for the dimension {header['dimension']}; replace it with an intact file"
         )
     if "data file" in header or "datafile" in header:
         raise ConfigError("has its voxels in another file; store header and voxels in one .nrrd file")

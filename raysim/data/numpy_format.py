@@ -20,8 +20,8 @@ NO_POSITION = "an array has no position; its axes are read as right, anterior, s
 def decode_array(file: str, stored: int, mask: bool) -> Image:
     """A picture (C, height, width) from an array (height, width[, C]), or a volume (C, x, y, z) from (x, y, z[, C]).
 
-    Raises ConfigError for an array of other kind, and for one that takes more memory than a file of `stored` bytes may
-    take.
+    Raises ConfigError for an array of another kind, and for one that takes more memory than a file of `stored` bytes
+    may take.
     """
     with open_array(file) as (stream, shape, fortran, dtype):
         if (dims := array_dimensions(shape)) is None:
@@ -50,7 +50,7 @@ def array_dimensions(shape: tuple[int, ...]) -> int | None:
 
 @contextmanager
 def open_array(file: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, Dtype]]:
-    """The stream behind the header, the shape, whether the first axis varies fastest, and the type of an array."""
+    """The stream after the header, the shape, whether the first axis varies fastest, and the type of an array."""
     with open(file, "rb") as content:
         is_archive = content.read(4) == b"PK\3\4"
         content.seek(0)

@@ -66,15 +66,18 @@ def read_pixels(tiff: Any) -> Mapping[str, str]:
         raise ConfigError(f"has {len(images)} images in its OME-XML; store one image in each file")
     blocks = [node.attrib for node in images[0] if node.tag.endswith("TiffData")]
     if any(int(block.get("IFD", number)) != number for number, block in enumerate(blocks)):
-        raise ConfigError("has its planes in another order than its pages; store it again, for example with tifffile")
+        raise ConfigError(
+            "has planes whose order in the OME-XML differs from that of the pages; store it again, for example with "
+            "tifffile"
+        )
     return images[0].attrib
 
 
 def _planes(pixels: Mapping[str, str], pages: int) -> tuple[int, int]:
-    """The number of channels and of slices. Raises ConfigError for several times, and for absent pages."""
+    """The number of channels and of slices. Raises ConfigError for several time points, and for absent pages."""
     sizes: Sequence[int] = [int(pixels.get(f"Size{axis}", 1)) for axis in "CZT"]
     if sizes[2] != 1:
-        raise ConfigError(f"has {sizes[2]} times; store each as a file of its own")
+        raise ConfigError(f"has {sizes[2]} time points; store each in a separate file")
     if sizes[0] * sizes[1] != pages:
         raise ConfigError(
             f"has {pages} pages, but {sizes[0]} channels of {sizes[1]} slices in its OME-XML; a volume needs a page "

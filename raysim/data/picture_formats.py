@@ -260,7 +260,7 @@ def _decode_tiff(file: str, stored: int, picture: Any) -> Array:
 
 
 def check_tiff_page(page: Any) -> None:
-    """Raises ConfigError for a page of a TIFF without real numbers, or whose memory the header does not tell."""
+    """Raises ConfigError for a page of a TIFF without real numbers, or whose decoded size is not in the header."""
     import tifffile
 
     if page.dtype is None or page.dtype.kind == "c":

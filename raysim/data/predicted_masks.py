@@ -12,8 +12,9 @@ from scipy.special import softmax
 
 from raysim.core.contracts import Split
 from raysim.data.case_preparation import CasePreparation
+from raysim.data.image_formats import is_nifti
 from raysim.data.prediction_grid import restore_logits
-from raysim.data.prediction_writer import Source, is_nifti, write_mask, write_probabilities
+from raysim.data.prediction_writer import Source, write_mask, write_probabilities
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

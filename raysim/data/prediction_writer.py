@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from raysim.core.atomic_io import replacing
-from raysim.data.image_formats import Colour
+from raysim.data.image_formats import Colour, is_nifti
 from raysim.data.image_reader import local_copy
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,18 +25,13 @@ class Source:
     affine: Array
 
 
-def is_nifti(path: str) -> bool:
-    """Whether the file at this path or URL is a single NIfTI file, by its name."""
-    return path.partition("::")[0].lower().endswith((".nii", ".nii.gz"))
-
-
 def write_mask(
     path: Path, indices: Array, image: Source, values: Mapping[str, int], colours: Mapping[str, Colour] | None
 ) -> None:
     """Write class indices (*space) to `path`, with the value of each class in `values`, or its colour in `colours`.
 
-    The mask of a NIfTI volume has the orientation and the affine of the file; that of another volume has those of the
-    reader, as `indices` have. Writes atomically.
+    The mask of a NIfTI volume has the orientation and the affine of the file. The mask of another volume has those of
+    the reader, like `indices`. Writes atomically.
     """
     if is_nifti(path.name):
         _write_nifti(path, _with_values(indices, values), image)
@@ -73,7 +68,7 @@ def _with_smallest_type(table: Array) -> Array:
 def _write_nifti(path: Path, array: Array, image: Source) -> None:
     """Write (right, anterior, superior[, K]) with the header, the orientation and the affine of a NIfTI file `image`.
 
-    Of an image of another format it has the affine, in mm.
+    For an image of another format, the file has its affine, in mm.
     """
     import nibabel
 

@@ -170,7 +170,7 @@ def _draw_splits(table: pd.DataFrame, fractions: Sequence[float], seed: int, not
 
 
 def _shares(fractions: Sequence[float], *, has_test: bool) -> dict[str, float]:
-    """The share of each split of the cases without one; without test cases if the layout has some."""
+    """The share of each split among the cases without a split; none is for test if the layout has test cases."""
     train, val, test = fractions
     if not has_test:
         return {"train": train, "val": val, "test": test}

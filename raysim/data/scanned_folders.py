@@ -77,20 +77,20 @@ def scan_folders(folders: Mapping[str, Path]) -> ScannedFolder:
 
 
 def _join(scanned: Mapping[str, ScannedFolder]) -> ScannedFolder:
-    """The cases of all sites. Raises ConfigError for a folder with several sites, and for other tasks or channels."""
+    """The cases of all sites. Raises ConfigError for a folder with several sites, and for unequal tasks or channels."""
     first = next(iter(scanned.values()))
     for site, found in scanned.items():
         if len(names := {case.site for case in found.cases}) > 1:
-            raise ConfigError(f"{site}={found.root} has the sites {join_names(sorted(names))}; scan it by itself")
+            raise ConfigError(f"{site}={found.root} has the sites {join_names(sorted(names))}; scan it separately")
         if found.task != first.task or found.classes != first.classes:
             raise ConfigError(
                 f"{found.root} ({found.task}, {found.layout}) and {first.root} ({first.task}, {first.layout}) have "
-                "other tasks or classes; scan them separately"
+                "different tasks or classes; scan them separately"
             )
         if found.cases[0].channels != first.cases[0].channels:
             raise ConfigError(
-                f"{found.root} has the images {list(found.cases[0].channels)} of a case, but {first.root} has "
-                f"{list(first.cases[0].channels)}; scan them separately"
+                f"the cases of {found.root} have the images {list(found.cases[0].channels)}, but those of {first.root} "
+                f"have {list(first.cases[0].channels)}; scan them separately"
             )
     classes = sorted({str(case.class_name) for found in scanned.values() for case in found.cases if case.class_name})
     cases = [_at_site(case, site, classes) for site, found in scanned.items() for case in found.cases]

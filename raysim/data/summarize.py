@@ -58,7 +58,7 @@ def summarize(
     labels = _labels(table, kind, names, inspections)
     selection = selection or FeatureSelection(None, (), reserved_columns(table), indicators=False)
     rows = table[is_training_row(table, outside)]
-    numeric = selection.numeric_columns(table, rows) if kind == "tabular" else list(names) * (kind == "regression")
+    numeric = selection.numeric_columns(table, rows) if kind == "tabular" else names if kind == "regression" else ()
     features = _feature_statistics(table, [name for name in numeric if name in table])
     problems = (
         *_table_problems(cases),

@@ -153,7 +153,7 @@ def _execute(
         emit(Notice(continuation.describe(config.rounds)))
     if config.backend == "ray" and target_address(config.ray_address) is None and (hint := local_backend_hint(plan)):
         emit(Message(hint))
-    if plan.compiled and not any(config.resources.of(site)[1] for site in plan.sites):  # it is measured on the CPU
+    if plan.compiled and not any(config.resources.of(site)[1] for site in plan.sites):  # measured on the CPU
         emit(Message("compiling the network"))
         emit(Message(measure_compilation(plan, _client_processes(plan))))
     emit(RunPlanned(directory, config.rounds, plan.metric))
@@ -272,13 +272,13 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[EventCallback]:
         raise
     finally:
         if (plan.directory / SUMMARY_FILE).exists():  # otherwise the run has not started, or its server was lost
-            emit(Message(_result((reports or [pool.submit(_write_report, plan.directory)])[0])))
+            emit(Message(_report_message((reports or [pool.submit(_write_report, plan.directory)])[0])))
             with suppress(Exception):  # a failure to write this list must not change the outcome of the run
                 write_index(plan.directory)
         pool.shutdown(wait=False)
 
 
-def _result(report: Future[str]) -> str:
+def _report_message(report: Future[str]) -> str:
     try:
         return report.result()
     except KeyboardInterrupt:  # it must not change the outcome of the run
@@ -286,7 +286,7 @@ def _result(report: Future[str]) -> str:
 
 
 def _write_report(directory: Path) -> str:
-    """Write report.html in this process, because the server actor may be lost. Returns its path or the reason."""
+    """Write report.html in this process, because the server actor may be lost. Returns a message with the result."""
     try:
         return f"report: {write_report(directory)}"
     except Exception as error:  # noqa: BLE001 - it must not change the outcome of the run

@@ -57,8 +57,8 @@ def users_naming(address: str) -> set[int]:
 def end_at_sigterm() -> None:
     """Let SIGTERM end this process of Ray at once, as SIGKILL does.
 
-    Ray's handler raises SystemExit in the call that runs, which would be recorded as an error of the method or of a
-    site. Ray sends SIGTERM to the processes of a command that was killed, and of a node that stops.
+    Ray's handler raises SystemExit in the running call, which would be recorded as an error of the method or of a site.
+    Ray sends SIGTERM to the processes of a command that was killed, and of a node that stops.
     """
     if threading.current_thread() is threading.main_thread():  # other threads cannot receive the exception
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

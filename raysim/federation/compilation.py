@@ -1,4 +1,4 @@
-"""Training with `algorithm.compile`: whether it is possible, and the number of rounds after which it pays."""
+"""Training with `algorithm.compile`: whether it is possible, and from how many rounds on a run is faster."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def check_compilation(plan: Plan) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ConfigError(
-            f"algorithm.compile=true: torch.compile needs a C++ compiler, and there is no {compiler!r}; install g++, "
-            "set the environment variable CXX to a compiler, or set algorithm.compile=false"
+            f"algorithm.compile=true: torch.compile needs a C++ compiler, and {compiler!r} was not found; install "
+            "g++, set the environment variable CXX to a compiler, or set algorithm.compile=false"
         )
 
 
 def measure_compilation(plan: Plan, processes: int) -> str:
-    """A sentence with the seconds of a training step with and without compilation, and the rounds after which it pays.
+    """A sentence with the times of a training step and of compilation, and from how many rounds on a run is faster.
 
     Compiles the network in this process, on the CPU; client actors on this machine find the result in torch's cache.
     Raises ConfigError if the network cannot be compiled.
@@ -67,17 +67,17 @@ def _measure(plan: Plan, processes: int, step: Callable[..., None]) -> str:
     seconds = time.perf_counter() - start
     compiled = _fastest(lambda: step(compiled=True))
     text = (
-        f"algorithm.compile: a training step takes {1000 * compiled:.1f} ms, without it {1000 * plain:.1f} ms; "
-        f"compilation took {seconds:.1f} s"
+        f"algorithm.compile: a training step takes {1000 * compiled:.3g} ms, and {1000 * plain:.3g} ms without "
+        f"compilation; compilation took {seconds:.3g} s"
     )
     return f"{text}; {describe_gain(seconds, (plain - compiled) * _steps_per_round(plan) / processes)}"
 
 
 def describe_gain(seconds: float, gain: float) -> str:
-    """After how many rounds a compilation of `seconds` pays, if a process saves `gain` seconds in each round."""
+    """The rounds from which a run is faster, if compilation takes `seconds` and saves `gain` seconds in each round."""
     if gain <= 0:
-        return "it does not pay"
-    return f"it pays from round {math.ceil(seconds / gain) + 1} on"
+        return "a run is not faster with it"
+    return f"a run of {math.ceil(seconds / gain) + 1} or more rounds is faster with it"
 
 
 def _step(task: Task) -> Callable[..., None]:

@@ -87,8 +87,8 @@ def _no_predictor(prediction: Prediction) -> ConfigError:
 def write_predictions(prediction: Prediction, results: Mapping[str, PartResult], kind: str) -> None:
     """Write predictions.csv with a row per case: image or row of the table, mask or class, and the predictor.
 
-    For classes and labels, the row also has the probability of each. A row without a mask has a class, labels or a
-    number, as from `prediction_columns`.
+    A row without a mask has a class, labels or a number, as from `prediction_columns`, and the probability of each
+    class or label.
     """
     cases, masks = prediction.cases, prediction.job.masks
     of_rows = all(image is None for image in cases.images)

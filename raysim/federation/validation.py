@@ -132,7 +132,7 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
 
 
 def check_adaptation(algorithm: Any, task: Task) -> None:
-    """Raises ConfigError for an adaptation to outside sites that needs classes, in a task without."""
+    """Raises ConfigError for an adaptation to outside sites that needs classes, in a task without classes."""
     adaptation = getattr(algorithm, "outside", None)
     if isinstance(adaptation, OutsideAdaptation) and adaptation.name in ADAPTATIONS and task.outside:
         require_classes(task, f"algorithm.outside={adaptation.name}", "lowers the entropy of the softmax")

@@ -39,7 +39,7 @@ class CaseValues:
         self.values = shown.pivot_table("value", ["role", "site", "case"], "metric", dropna=False, observed=True)
         self.values = self.values.dropna(how="all")
         names = [str(name) for name in self.values]
-        self.labels = [name.removeprefix("label_") for name in names if name.startswith("label_")]  # several of a case
+        self.labels = [name.removeprefix("label_") for name in names if name.startswith("label_")]  # of several labels
         self.has_numbers = "prediction" in names
         logits = (name for name in names if name.startswith("logit_") and not self.labels)
         self.logits = sorted(logits, key=lambda name: int(name.removeprefix("logit_")))
@@ -141,7 +141,10 @@ def _roc(axes: Axes, cases: CaseValues, classes: Sequence[str]) -> None:
 
 
 def _binary_scores(cases: CaseValues, role: str, classes: Sequence[str]) -> Iterator[tuple[str, Array, Array]]:
-    """Name, scores and positive cases: class 1 of two classes, each of more classes against the others, each label."""
+    """Yields the name, scores and positive cases of class 1 of two classes, of each of more classes, or of each label.
+
+    All other cases are negative.
+    """
     if cases.labels:
         found = cases.of_role(role)
         for name in cases.labels:

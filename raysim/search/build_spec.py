@@ -101,7 +101,7 @@ def _with_best_rounds(
         return spec
     metric = None if held_out else spec.metric
     if not all(selection_metric(task, chosen_metric(task, metric)) for task in tasks):
-        console.say("no inside site has val cases to choose a best round, so the last rounds of the trials count")
+        console.say("no inside site has val cases to choose a best round, so the last rounds are compared")
         return spec
     return replace(spec, compared_round="best", objectives=tuple(each.of_best_round for each in spec.objectives))
 

@@ -95,8 +95,8 @@ class ImageData(TableData):
     cache_limit: Annotated[
         float | None,
         Gt(0),
-        "GB of all prepared data in `cache` on a node: entries that were not used for the longest time are removed; a "
-        "run whose data need more is refused; by default no limit",
+        "GB of all prepared data in `cache` on a node: the least recently used entries are removed; a run whose data "
+        "need more is refused; by default no limit",
     ] = None
 
     def image_options(self) -> dict[str, Any]:

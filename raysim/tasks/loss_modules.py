@@ -1,4 +1,4 @@
-"""Losses of torch for labels as the tasks have them: class indices (B, 1), or rows of 0 and 1 (B, L)."""
+"""Losses of torch for the labels of the tasks: class indices (B, 1), or rows of 0 and 1 (B, L)."""
 
 from __future__ import annotations
 

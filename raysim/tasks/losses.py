@@ -71,7 +71,7 @@ def make_number_loss(spec: Mapping[str, Any], scale: tuple[float, float]) -> Los
 
 
 def list_losses() -> dict[str, dict[str, str]]:
-    """Every loss of segmentations and of classifications, with the first sentence of its documentation."""
+    """Every loss by kind of task, with the first sentence of its documentation."""
     return {
         task: {name: doc_summary(loss) for name, loss in losses.items()} for task, losses in _losses_by_task().items()
     }
@@ -126,7 +126,9 @@ def _to_weight_tensor(key: str, given: Any) -> Tensor:
     try:
         return torch.tensor(given, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"task.loss.{key}={given!r}: expected a number for each class, as in [1, 2]") from error
+        raise ConfigError(
+            f"task.loss.{key}={given!r}: expected a number for each class or label, as in [1, 2]"
+        ) from error
 
 
 @dataclass(frozen=True)

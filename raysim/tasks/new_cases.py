@@ -18,10 +18,9 @@ from raysim.core.targets import Target
 from raysim.data.file_paths import join_path
 from raysim.data.file_roles import masks_beside_images
 from raysim.data.image_files import is_image
-from raysim.data.image_formats import IMAGE_SUFFIX, is_volume
+from raysim.data.image_formats import IMAGE_SUFFIX, is_nifti, is_volume
 from raysim.data.label_classes import encode_labels, resolve_classes
 from raysim.data.label_columns import Label, case_label, decode_labels, number_label, several_labels
-from raysim.data.prediction_writer import is_nifti
 from raysim.data.scanner_shift import ScannerShift
 from raysim.data.table import read_table
 from raysim.tasks.classification import Classification

@@ -41,7 +41,7 @@ def uses_plans(network: Mapping[str, Any]) -> bool:
 
 
 def read_plans(network: Mapping[str, Any]) -> Plans:
-    """The keys of a run from `task.network`, which has `plans` and optionally `configuration`, `deep_supervision`.
+    """The keys of a run from `task.network`, which has `plans`, optionally `configuration`, and keys of DynUNet.
 
     DynUNet has the stages, features, kernels and strides of PlainConvUNet of nnU-Net. Its convolutions have no bias,
     because a normalisation follows. Raises ConfigError for a file that cannot be used.
@@ -108,7 +108,10 @@ def _architecture(chosen: Mapping[str, Any], source: str) -> dict[str, Any]:
     found = _new_architecture(chosen) if "architecture" in chosen else _old_architecture(chosen)
     name = str(found["class"]).rpartition(".")[2]
     if name != "PlainConvUNet":
-        raise ConfigError(f"{source}: its network is {name}; supported is PlainConvUNet, the default of nnU-Net")
+        raise ConfigError(
+            f"{source}: its network is {name}; expected PlainConvUNet, the default of nnU-Net. Give other plans, or "
+            "another task.network"
+        )
     missing = [key for key in ("kernel_size", "strides", "filters") if not found[key]]
     if missing or not len(found["kernel_size"]) == len(found["strides"]) == len(found["filters"]) > 1:
         raise ConfigError(
@@ -117,14 +120,14 @@ def _architecture(chosen: Mapping[str, Any], source: str) -> dict[str, Any]:
         )
     if set(found["convolutions"]) - {CONVOLUTIONS}:
         raise ConfigError(
-            f"{source}: its stages have {sorted(set(found['convolutions']))} convolutions; supported are stages with "
-            f"{CONVOLUTIONS}, the default of nnU-Net"
+            f"{source}: its stages have {sorted(set(found['convolutions']))} convolutions; expected {CONVOLUTIONS} in "
+            "each, the default of nnU-Net. Give other plans, or another task.network"
         )
     return found
 
 
 def _new_architecture(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """As nnU-Net 2.2 and later write it."""
+    """The architecture in the keys of nnU-Net 2.2 and later."""
     architecture = chosen["architecture"]
     keys = architecture.get("arch_kwargs", {})
     counts = [keys.get(key, CONVOLUTIONS) for key in ("n_conv_per_stage", "n_conv_per_stage_decoder")]
@@ -138,7 +141,7 @@ def _new_architecture(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _old_architecture(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """As nnU-Net 2.0 and 2.1 write it."""
+    """The architecture in the keys of nnU-Net 2.0 and 2.1."""
     strides = chosen.get("pool_op_kernel_sizes")
     first, most = (
         chosen.get(key, default)

@@ -19,7 +19,7 @@ from raysim.core.network_outputs import full_resolution
 from raysim.core.whole_images import WholeImages
 from raysim.tasks.sliding_window import logits_in_slabs
 
-BATCH_PIXELS = 1 << 16  # pixels of a larger batch: for a small network, more are hardly faster
+BATCH_PIXELS = 1 << 16  # pixels in a batch of small images; larger batches are hardly faster
 
 
 @torch.no_grad()  # not inference_mode: a predictor that adapts at test time enables gradients

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -45,7 +45,7 @@ class LocalTraining:
     `can_compile`: whether the method trains with `fit`, which compiles the network.
     """
 
-    can_compile: ClassVar[bool] = True
+    can_compile = True
 
     lr: Annotated[float, Gt(0), "learning rate of the local optimiser"] = 1e-3
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], "local optimiser, created again in every round"] = "adam"

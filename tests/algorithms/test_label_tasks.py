@@ -18,7 +18,7 @@ from tests.support.wrong_files import write_data_sets
 
 ROUNDS = 4  # FedSM-extra needs four
 SHORT = {"fedsm": {"selector_steps": 2}}
-PRETRAINED = {"fcl", "fclopt", "fedrotation", "fedsimclr"}  # they know no encoder of a classifier
+PRETRAINED = {"fcl", "fclopt", "fedrotation", "fedsimclr"}  # pre-training does not support encoders of classifiers
 REFUSED = {"fedrod": "balances the softmax by class frequencies", "iopfl": "lowers the entropy of the softmax"}
 DATA: dict[str, dict[str, Any]] = {"multilabel": {"labels": ["edema", "effusion"]}, "regression": {"target": "age"}}
 

@@ -247,7 +247,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "other direction": (
         lambda folder: edited(folder, ImageOrientationPatient=list(OBLIQUE)),
-        "its slices differ in orientation or spacing: IM014 and IM000; keep parallel slices of one size",
+        "its slices differ in orientation or spacing: IM014 and IM000; keep parallel slices with the same spacing",
     ),
     "other size": (
         lambda folder: edited(folder, Rows=4, Columns=5),
@@ -271,7 +271,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "text in a number": (text_in_a_number, "is a damaged DICOM file"),
     "a film": (
         lambda folder: Path(save(folder / "x.dcm", dataset(np.zeros((3, 4, 5), np.uint8), NumberOfFrames=3))),
-        "has 3 frames without positions, as a film has; store each frame as a picture",
+        "has 3 frames without positions, such as a film; store each frame as a picture",
     ),
     "fractions": (
         lambda folder: Path(_segmentation(folder, SegmentationType="FRACTIONAL")),

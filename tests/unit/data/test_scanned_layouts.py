@@ -271,20 +271,20 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two series in a folder": (two_series, "p: has 2 series: number 3 (CT, 6 files), number 8 (CT, 1 file); keep one"),
     "a segmentation without a suffix": (
         segmentation_without_suffix,
-        "B/seg: seg has several frames and is an image by itself; rename it to seg.dcm",
+        "B/seg: seg has several frames, so it is an image without other files; rename it to seg.dcm",
     ),
     "folds that are no list": (lambda root: damaged_folds(root, "{}x"), "splits_final.json is not a list of folds"),
     "a case without a fold": (
         lambda root: damaged_folds(root, json.dumps([{"train": [], "val": list("abcd")}])),
-        "splits_final.json has no fold for 1 cases, such as e; add them, or remove it",
+        "splits_final.json has no fold for 1 case, such as e; add its fold, or remove the file for random splits",
     ),
     "several labels of an image": (
         lambda root: medmnist(root, 8, 8, labels=14),
-        "toymnist.npz has 14 labels for each image; a table of classes has one",
+        "toymnist.npz has 14 labels for each image; expected one. For several labels, write a table",
     ),
     "images that were written before": (
         lambda root: made(medmnist(root, 8, 8), "toymnist/x"),
-        "toymnist exists and is never overwritten; remove it: the images are written there",
+        "toymnist exists and is never overwritten; remove or rename it, because the images are written there",
     ),
     "no column of classes": (
         lambda root: challenge(root, "image,age,sex", "a1,4,f", "b2,5,m", "c3,6,f"),
@@ -309,7 +309,7 @@ def test_folders_that_are_refused(tmp_path: Path, name: str) -> None:
         (["a=one", "a=two"], "a=two needs a site of its own; write SITE=FOLDER for each of several folders"),
         (["a=one", "b=two"], "two (segmentation, folders of images and of masks) and "),
         (["a=one", "b=none"], "none is not a folder"),
-        (["a=one", "b=both"], "has the sites s1, s2; scan it by itself"),
+        (["a=one", "b=both"], "has the sites s1, s2; scan it separately"),
     ],
 )
 def test_folders_of_sites_that_do_not_fit(

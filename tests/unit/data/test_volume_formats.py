@@ -279,7 +279,7 @@ OTHER_ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "x.npz": (several_arrays, "has the arrays image.npy, label.npy; store one array in each file"),
     "x.img": (analyze, "is an Analyze volume, which does not store its orientation"),
     "x.hdr": (half_a_pair, "is one file of a pair, and x.img is not beside it; add that file"),
-    "t.ome.tif": (times, "has 2 times; store each as a file of its own"),
+    "t.ome.tif": (times, "has 2 time points; store each in a separate file"),
     "p.ome.tif": (absent_pages, "has 2 pages, but 1 channels of 9 slices in its OME-XML"),
 }
 

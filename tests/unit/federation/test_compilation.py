@@ -1,4 +1,4 @@
-"""`algorithm.compile`: refusals, the number of rounds after which it pays, and the same training as without it."""
+"""`algorithm.compile`: refusals, from how many rounds on a run is faster, and the same training as without it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_training_that_is_not_compiled_is_refused(arguments: list[str], message:
 
 def test_a_missing_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ConfigError, match=r"there is no 'no-such-compiler'; install g\+\+, set the environment"):
+    with pytest.raises(ConfigError, match=r"'no-such-compiler' was not found; install g\+\+, set the environment"):
         check_compilation(plan("algorithm.compile=true"))
 
 
@@ -52,9 +52,13 @@ def test_with_compilation_sites_train_one_by_one_by_default() -> None:
 @pytest.mark.parametrize(
     ("seconds", "gain", "text"),
     # 30 s are saved after 15 rounds of 2 s.
-    [(30, 2, "it pays from round 16 on"), (30, 0.0, "it does not pay"), (30, -1, "it does not pay")],
+    [
+        (30, 2, "a run of 16 or more rounds is faster with it"),
+        (30, 0.0, "a run is not faster with it"),
+        (30, -1, "a run is not faster with it"),
+    ],
 )
-def test_the_round_from_which_it_pays(seconds: float, gain: float, text: str) -> None:
+def test_the_rounds_from_which_a_run_is_faster(seconds: float, gain: float, text: str) -> None:
     assert describe_gain(seconds, gain) == text
 
 

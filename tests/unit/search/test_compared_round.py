@@ -106,7 +106,7 @@ def test_without_validation_cases_the_last_rounds_of_the_cheapest_trials_are_com
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search = of_table(tmp_path, "train test", metric="bytes")
-    assert "so the last rounds of the trials count" in capsys.readouterr().out
+    assert "so the last rounds are compared" in capsys.readouterr().out
     assert ([each.column for each in search.objectives], search.compared_round) == (["bytes"], "last")
 
 

@@ -102,7 +102,7 @@ def test_given_keys_take_precedence(tmp_path: Path) -> None:
         (
             {"2d": {**OLD, "UNet_class_name": "ResidualEncoderUNet"}},
             {},
-            "its network is ResidualEncoderUNet; supported is PlainConvUNet",
+            "its network is ResidualEncoderUNet; expected PlainConvUNet",
         ),
         ({"2d": {**OLD, "conv_kernel_sizes": [[3, 3]]}}, {}, "needs kernel_sizes, strides and features for each"),
         ({"2d": {**OLD, "n_conv_per_stage_encoder": [2, 3]}}, {}, r"its stages have \[2, 3\] convolutions"),
