@@ -1,7 +1,7 @@
 """FedBABU: learning rate, local epochs, epochs of fine-tuning.
 
 First points: five and ten epochs of fine-tuning. On the shared directions of docs/claims.md the accuracy is 61 % with
-one epoch of fine-tuning, 67 with three and 75 with ten; FedAvg has 58.
+one epoch of fine-tuning, 67 % with three and 75 % with ten; FedAvg has 58 %.
 """
 
 from ray import tune
