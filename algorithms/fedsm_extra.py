@@ -111,7 +111,7 @@ class FedSMExtra(SoftPullTraining):
         empty = [s for s in task.inside if not any(task.sizes[s][split] for split in LABELLED_SPLITS[self.label_on])]
         if empty:
             raise ConfigError(
-                f"algorithm.label_on={self.label_on}: {', '.join(empty[:3])} has no such images; set "
+                f"algorithm.label_on={self.label_on}: no such images at {', '.join(empty[:3])}; set "
                 "algorithm.label_on=train"
             )
         model = self.make_update(task.network())[0]
@@ -121,9 +121,10 @@ class FedSMExtra(SoftPullTraining):
     def check_rounds(self, rounds: int) -> None:
         """Raises ConfigError if the selector takes all rounds. Warns if the rate becomes too small for SoftPull."""
         if self.model_rounds(rounds) < 1:
+            cure = f"algorithm.selector_rounds={rounds // 2}, or more rounds" if rounds > 1 else "rounds=2 or more"
             raise ConfigError(
                 f"algorithm.selector_rounds={self.selector_rounds} leaves no round for the models in a run of "
-                f"rounds={rounds}; set fewer, or a fraction such as algorithm.selector_rounds=0.5, or more rounds"
+                f"rounds={rounds}; set {cure}"
             )
         self.warn_of_small_rate(self.model_rounds(rounds))
 

@@ -157,5 +157,5 @@ def test_rounds_of_the_models(rounds: int, fraction: float, expected: int) -> No
 def test_a_selector_without_rounds_for_the_models_and_without_images_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.selector_rounds=4 leaves no round for the models"):
         FedSMExtra(selector_rounds=4).check_rounds(4)
-    with pytest.raises(ConfigError, match=r"algorithm\.label_on=val: a, b has no such images; set algorithm\.label_on"):
+    with pytest.raises(ConfigError, match=r"algorithm\.label_on=val: no such images at a, b; set algorithm\.label_on"):
         FedSMExtra(label_on="val").init(toy.two_sites())
