@@ -91,14 +91,18 @@ def test_a_late_actor_on_an_unfit_node_is_dropped_if_others_are_up(clients: dict
     ray.kill(late)
 
 
+def locations(held: Any) -> dict[Any, dict[str, Any]]:
+    found: dict[Any, dict[str, Any]] = ray.experimental.get_object_locations(list(held._held.values()))
+    return found
+
+
 @pytest.mark.parametrize("size", [10, 1_000_000])
 def test_exchanged_payloads_never_enter_the_server(fleet: RayFleet, size: int) -> None:
     sizes = {name: size + number for number, name in enumerate(NAMES)}
     OPENED.clear()
     held = fleet.exchange(offer, sizes)
-    places = ray.experimental.get_object_locations(list(held._held.values()))
-    # Ray keeps small objects in the owner's memory; they have no node.
-    assert all(place["node_ids"] for place in places.values())
+    # Ray keeps small objects in the owner's memory; they have no node. The owner hears of a node a moment later.
+    assert eventually(lambda: all(place["node_ids"] for place in locations(held).values()))
     with pytest.raises(RuntimeError, match="the server cannot read an exchange"):
         held["a"]
     assert {site: metrics["size"] for site, metrics in held.metrics.items()} == sizes
