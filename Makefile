@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations
 
 TEXTS := raysim algorithms search_spaces cluster tests docs examples studies benchmarks $(wildcard *.md) Makefile
 
-.PHONY: help demo check format docs test test-all test-smoke mutations fuzz audit bench bench-peers clean
+.PHONY: help demo check format docs test test-all test-smoke mutations fuzz audit bench bench-peers soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,12 +52,15 @@ audit: $(VENV)/installed  ## the pinned versions are compared with the vulnerabi
 	$(BIN)/pytest -rs tests/e2e/test_audit.py
 
 bench: $(VENV)/installed  ## the benchmarks, on this machine, in about 30 minutes; RETINA=TABLE adds those on real data
-	@missed=0; for script in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py selector.py search.py startup.py; do \
+	@missed=0; for script in "overhead.py $(if $(RETINA),--retina $(RETINA))" sites.py recovery.py aggregate.py contrast.py selector.py patches.py search.py startup.py; do \
 	  echo "benchmarks/$$script"; $(BIN)/python benchmarks/$$script || missed=1; \
 	done; exit $$missed
 
 bench-peers: $(VENV)/installed $(PEERS:%=.peers/%/installed)  ## the same work on Flower, NVFlare and pfl-research
 	$(BIN)/python benchmarks/peers.py
+
+soak: $(VENV)/installed  ## MINUTES (60) of rounds with a killed client actor every minute, then as many without kills; digests must be equal
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),60)
 
 clean:  ## remove the virtual environment and what tools left
 	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache

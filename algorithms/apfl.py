@@ -40,6 +40,8 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class APFL(LocalTraining):
+    can_compile = False  # its training loop is not `fit`
+
     alpha: Annotated[float, Ge(0), Le(1), "first weight of the personal model in the mixture of each site"] = 0.5
     alpha_lr: Annotated[float, Ge(0), "step size of the weight; 0 keeps it at `alpha`"] = 0.1
 

@@ -41,6 +41,8 @@ class Broadcast:
 
 @dataclass(frozen=True, kw_only=True)
 class ELCFS(LocalTraining):
+    can_compile = False  # its training loop is not `fit`
+
     spectra: Annotated[int, Gt(0), "images of which a site sends the amplitudes, in each round"] = 8
     window: Annotated[float, Ge(0), Lt(0.5), "highest exchanged frequency / shortest side; 0: the mean alone"] = 0.05
     meta_lr: Annotated[float, Ge(0), "step size of the episode; 0 trains on x and t alike"] = 1e-3

@@ -39,7 +39,7 @@ from raysim import (
     mean,
     weights,
 )
-from raysim.training import head_layer, within
+from raysim.training import head_layer, require_classes, within
 
 GROUP = "personal"
 RAREST = 1e-8  # added to the frequencies, so that a class that the site lacks has a finite logarithm
@@ -66,6 +66,7 @@ class FedRoD(LocalTraining):
     gamma: Annotated[float, Ge(0), "weight of the class frequencies; 0: the global model is that of FedAvg"] = 1.0
 
     def init(self, task: Task) -> ServerState:
+        require_classes(task, "algorithm=fedrod", "balances the softmax by class frequencies")
         net = task.network()
         return ServerState(self.make_update(net)[0], head_layer(net, task.shape))
 

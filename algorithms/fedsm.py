@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import nn
+from torch import Tensor, nn
 
 from raysim import (
     UNCHANGED,
@@ -107,8 +107,9 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftPullTraining(LocalTraining):
-    """Base class of FedSM and FedSM-extra: training of a global and a personal model, and the selector's network."""
+    """Base class of FedSM and FedSM-extra: training of a global and a personal model and of the selector."""
 
+    uses_rounds = "the selector takes 200 / rounds steps in a round by default"
     pull: Annotated[float, Gt(0), Le(1), "weight of the site's own model in its personal model; 1 / sites: mean"] = 0.7
     keep: Annotated[Literal["best", "last"], "models that predict: the best on validation data, or the last"] = "best"
     keep_moments: Annotated[bool, "whether the optimisers of both models keep their moments between rounds"] = True
@@ -117,6 +118,12 @@ class SoftPullTraining(LocalTraining):
         int | None, Gt(0), "the selector's images are averaged to at most this many pixels per side; null: full size"
     ] = 32
     selector_lr: Annotated[float, Gt(0), "learning rate of the selector's Adam"] = 3e-3
+    selector_steps: Annotated[
+        int | None, Gt(0), "steps of the selector per round; default: 200 / rounds in which it is trained"
+    ] = None
+    selector_batch: Annotated[
+        int | None, Gt(0), "random images of the site in each step of the selector; null: all its images"
+    ] = 8
     lr_floor: Annotated[float, Ge(0), Le(1), "lowest learning rate of the schedule, as a fraction of lr"] = 0.1
 
     def check_pull(self, task: Task) -> None:
@@ -183,15 +190,18 @@ class SoftPullTraining(LocalTraining):
         load(net, model)
         return net
 
+    def train_selector(
+        self, net: nn.Module, site: Site[Any], labels: Mapping[str, Tensor], moments: Model | None, rounds: int
+    ) -> Model:
+        """The moments of Adam after the steps of one round. `net` is trained in place, in `rounds` rounds in total."""
+        steps = self.selector_steps or math.ceil(SELECTOR_STEPS / rounds)
+        batch, lr, size = self.selector_batch, self.selector_lr, self.selector_size
+        return fit_selector(net, site, labels, moments, lr=lr, size=size, steps=steps, batch=batch)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FedSM(SoftPullTraining):
-    uses_rounds = "the selector takes 200 / rounds steps in a round by default"
     threshold: Annotated[float, Ge(0), Le(1), "confidence above which an image is routed to a personal model"] = 0.9
-    selector_steps: Annotated[int | None, Gt(0), "steps of the selector per round; default: 200 / rounds"] = None
-    selector_batch: Annotated[
-        int | None, Gt(0), "random images of the site in each step of the selector; null: all its images"
-    ] = 8
     average_moments: Annotated[bool, "whether the moments of the selector's Adam are also averaged"] = True
 
     def init(self, task: Task) -> ServerState:
@@ -214,16 +224,8 @@ class FedSM(SoftPullTraining):
             scores["val_selector"] = self._selector_accuracy(net, site, site.data.val)
         labels = {"train": torch.full((len(site.data.train),), site.task.inside.index(site.name))}
         of_selector = selector_metrics(net, site, labels, self.selector_size)
-        moments = fit_selector(
-            net,
-            site,
-            labels,
-            broadcast.moments if self.average_moments else before,
-            lr=self.selector_lr,
-            size=self.selector_size,
-            steps=self.selector_steps or math.ceil(SELECTOR_STEPS / site.rounds),
-            batch=self.selector_batch,
-        )
+        moments = broadcast.moments if self.average_moments else before
+        moments = self.train_selector(net, site, labels, moments, site.rounds)
         payload = Update(update, personal_update, weights(net), moments if self.average_moments else None)
         if not self.average_moments:
             client_state = replace(client_state, selector_moments=moments)

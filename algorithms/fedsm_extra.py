@@ -32,7 +32,6 @@ from raysim import Array, ConfigError, Fleet, Metrics, Model, PredictionSet, Pre
 from raysim.training import (
     BestModels,
     example_losses,
-    fit_selector,
     routing_ceiling,
     selector_metrics,
     selector_network,
@@ -102,7 +101,6 @@ class FedSMExtra(SoftPullTraining):
         Annotated[int, Gt(0)] | Annotated[float, Gt(0), Lt(1)],
         "rounds of the selector after those of the models: a number, or a fraction of the run's rounds",
     ] = 0.5
-    selector_epochs: Annotated[int, Gt(0), "steps of the selector per round, each over all images of the site"] = 4
     label_on: Annotated[
         Literal["train", "val", "both"],
         "images that the selector learns from; on training images the site's own model has an advantage",
@@ -113,7 +111,7 @@ class FedSMExtra(SoftPullTraining):
         empty = [s for s in task.inside if not any(task.sizes[s][split] for split in LABELLED_SPLITS[self.label_on])]
         if empty:
             raise ConfigError(
-                f"algorithm.label_on={self.label_on}: {', '.join(empty[:3])} has no such images; set "
+                f"algorithm.label_on={self.label_on}: no such images at {', '.join(empty[:3])}; set "
                 "algorithm.label_on=train"
             )
         model = self.make_update(task.network())[0]
@@ -123,9 +121,10 @@ class FedSMExtra(SoftPullTraining):
     def check_rounds(self, rounds: int) -> None:
         """Raises ConfigError if the selector takes all rounds. Warns if the rate becomes too small for SoftPull."""
         if self.model_rounds(rounds) < 1:
+            cure = f"algorithm.selector_rounds={rounds // 2}, or more rounds" if rounds > 1 else "rounds=2 or more"
             raise ConfigError(
                 f"algorithm.selector_rounds={self.selector_rounds} leaves no round for the models in a run of "
-                f"rounds={rounds}; set fewer, or a fraction such as algorithm.selector_rounds=0.5, or more rounds"
+                f"rounds={rounds}; set {cure}"
             )
         self.warn_of_small_rate(self.model_rounds(rounds))
 
@@ -160,15 +159,8 @@ class FedSMExtra(SoftPullTraining):
         labels = {name: torch.from_numpy(z.copy()) for name, z in client_state.labels.items()}
         net = self.load_selector(site, broadcast.model, len(site.task.inside) + 1)
         metrics = selector_metrics(net, site, labels, self.selector_size)
-        moments = fit_selector(
-            net,
-            site,
-            labels,
-            broadcast.moments,
-            lr=self.selector_lr,
-            size=self.selector_size,
-            steps=self.selector_epochs,
-        )
+        rounds = site.rounds - self.model_rounds(site.rounds)
+        moments = self.train_selector(net, site, labels, broadcast.moments, rounds)
         z = torch.cat(list(labels.values()))
         for name, label in (("own", site.task.inside.index(site.name)), ("global", len(site.task.inside))):
             metrics[f"labelled_{name}"] = float((z == label).float().mean())

@@ -47,6 +47,7 @@ from raysim.training import (
     mean_entropy,
     norm_layers,
     relative_distance,
+    require_classes,
     route_convolutions,
     routers,
     routing_ceiling,
@@ -98,6 +99,8 @@ class IOPFL(LocalTraining):
 
     def init(self, task: Task) -> ServerState:
         net = task.network()
+        if task.outside:
+            require_classes(task, "algorithm=iopfl", "lowers the entropy of the softmax at outside sites")
         if task.outside and not has_convolution(net):
             raise ConfigError(f"algorithm=iopfl needs convolutions for outside sites; {type(net).__name__} has none")
         return ServerState(self.make_update(net)[0], has_outside=bool(task.outside))

@@ -47,6 +47,8 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class MOON(LocalTraining):
+    can_compile = False  # its training loop is not `fit`
+
     mu: Annotated[float, Ge(0), "weight of the contrastive term; 0 is FedAvg"] = 1.0
     temperature: Annotated[float, Gt(0), "tau: divisor of the similarities"] = 0.5
     head: Annotated[str | None, "layer or block of layers whose input is the features; default: the last layer"] = None

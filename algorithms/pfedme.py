@@ -52,6 +52,8 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class PFedMe(LocalTraining):
+    can_compile = False  # its training loop is not `fit`
+
     lam: Annotated[float, Gt(0), "lambda: weight of the term that pulls the personal to the global model"] = 15.0
     inner_steps: Annotated[int, Gt(0), "steps of the personal model for each batch"] = 5
     outer_lr: Annotated[float, Gt(0), "step size of the global model at a site; at most 1 / lam"] = 0.05

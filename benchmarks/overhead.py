@@ -28,6 +28,9 @@ FEDERATION = [
 ]
 RUN = [sys.executable, "-m", "raysim", "run"]
 ENGINE = [*RUN, *FEDERATION]
+# As many cases are evaluated as are trained on; evaluated in every round, and only in the last.
+WITH_CASES = [*ENGINE, "task.data.cases=32", "task.data.val=8", "task.data.test=8"]
+EVALUATED = [*WITH_CASES, "evaluate_every=1"]
 SCRIPT = [sys.executable, str(Path(__file__).with_name("plain_loop.py"))]
 LOOP, FUSED = [*SCRIPT, *FEDERATION], [*SCRIPT, "--fused", *FEDERATION]
 RETINA_ROUNDS = 6
@@ -43,6 +46,7 @@ ROWS = {
     "ratio": f"raysim / (plain loop / {ACTORS})",
     "fused_ratio": f"raysim / (fused plain loop / {ACTORS})",
     "floor": f"{ACTORS} plain loops at once / plain loop: lower bound of that ratio on this machine",
+    "evaluation_share": "evaluation of 16 cases per site / a round that trains on 16 cases and evaluates 16",
     "first_round": "from `raysim run` to the end of the first round, default task: s",
     "retina_loop": "retina, plain loop: s per round",
     "retina_engine": "retina, raysim on Ray: s per round",
@@ -72,13 +76,14 @@ def main() -> int:
 
 def measure(repeats: int) -> dict[str, list[float]]:
     """The rows of the table, each with its values over the repeats."""
-    loops, fused, engines, crowds, firsts = [steady(LOOP)], [steady(FUSED)], [], [], []
+    loops, fused, engines, crowds, shares, firsts = [steady(LOOP)], [steady(FUSED)], [], [], [], []
     for _ in range(repeats):
         engines.append(steady(ENGINE))
         fused.append(steady(FUSED))
         loops.append(steady(LOOP))
         with ThreadPoolExecutor(ACTORS) as pool:
             crowds.append(statistics.mean(pool.map(steady, [LOOP] * ACTORS)))
+        shares.append(1 - steady(WITH_CASES) / steady(EVALUATED))
         firsts.append(round_seconds([*RUN, "rounds=1"])[0])
     return {
         "loop": loops,
@@ -87,6 +92,7 @@ def measure(repeats: int) -> dict[str, list[float]]:
         "ratio": over_halves(engines, loops),
         "fused_ratio": over_halves(engines, fused),
         "floor": [crowd / loop for crowd, loop in zip(crowds, around(loops), strict=True)],
+        "evaluation_share": shares,
         "first_round": firsts,
     }
 

@@ -4,8 +4,9 @@ python benchmarks/selector.py [--repeats N] [--json FILE]
 
 The second is a round of the first stage of FedSM-extra, which trains the same models without a selector. Both run in
 one process, with one thread and one epoch, at two sites with 24 images of 48, 64 or 96 pixels per side and the U-Net of
-the synthetic task. The selector has its default steps for a run of 30 rounds. Rounds of both methods are measured
-alternately. validated: with keep=best, both models and the selector are also evaluated on 4 validation images per site.
+the synthetic task. The selector has its default steps for a run of 30 rounds. Rounds of all methods are measured
+alternately. With keep=best, FedSM also evaluates the two models and the selector on 4 validation images per site. It is
+compared with a round that evaluates the two models as well, and with one that has no validation.
 """
 
 from __future__ import annotations
@@ -25,12 +26,18 @@ ROUNDS, MEASURED, WARM = 30, 5, 1
 SIZES = (48, 64, 96)  # pixels per side
 OF_SIZE = {
     "models": "a round that trains both models: ms",
-    "ratio": "a round of FedSM / both models",
-    "validated": "a round of FedSM with validation / both models",
+    "ratio": "FedSM / both models, none with validation",
+    "validated": "FedSM / both models, both with validation",
+    "added": "FedSM with validation / both models without",
 }
 ROWS = {f"{name}_{size}": f"{size} pixels: {text}" for size in SIZES for name, text in OF_SIZE.items()}
-LIMITS = {f"ratio_{size}": 1.3 for size in SIZES}
-METHODS = {"models": FedSMExtra(keep="last"), "ratio": FedSM(keep="last"), "validated": FedSM(keep="best")}
+LIMITS = {f"{name}_{size}": 1.3 for size in SIZES for name in ("ratio", "validated")}
+METHODS = {
+    "models": FedSMExtra(keep="last"),
+    "models_validated": FedSMExtra(keep="best"),
+    "fedsm": FedSM(keep="last"),
+    "fedsm_validated": FedSM(keep="best"),
+}
 
 
 def milliseconds(task: Task) -> dict[str, float]:
@@ -53,7 +60,12 @@ def milliseconds(task: Task) -> dict[str, float]:
 def measure(size: int) -> dict[str, float]:
     data = SyntheticData(sites=2, outside=(), cases=24, val=4, test=1, size=(size, size))
     found = milliseconds(Synthetic(data=data).build())
-    figures = {name: value if name == "models" else value / found["models"] for name, value in found.items()}
+    figures = {
+        "models": found["models"],
+        "ratio": found["fedsm"] / found["models"],
+        "validated": found["fedsm_validated"] / found["models_validated"],
+        "added": found["fedsm_validated"] / found["models"],
+    }
     return {f"{name}_{size}": value for name, value in figures.items()}
 
 

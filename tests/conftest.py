@@ -36,6 +36,12 @@ def ray_started() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written to the cache of the user, and nothing in it is read."""
+    monkeypatch.setenv("RAYSIM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Removes what a test's own modules leave: a run adds the working directory to `sys.path` and imports from it."""
     path, before = list(sys.path), set(sys.modules)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize, quote_path
 from raysim.core.suggestions import did_you_mean
+from raysim.data.label_columns import number_label, several_labels
 from raysim.data.run_command import run_command
 from raysim.data.scan import write_scan
 from raysim.data.summarize import dataset_kind, summarize
@@ -21,14 +25,17 @@ from raysim.data.table import read_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raysim.data.case_preparation import CasePreparation
-    from raysim.data.tabular_features import FeatureSelection
+    from raysim.core.contracts import ProgressCallback
+    from raysim.data.dataset_summary import DatasetSummary
 
 
-def scan(folder: str, out: str | None, fractions: str, seed: int, group: str | None, console: Console) -> None:
-    """Write the table of `folder` and print a summary of it."""
-    target = out or str(Path(folder) / "table.csv")
-    table = write_scan(folder, target, _numbers(fractions), seed, group=group)
+def scan(
+    folders: Sequence[str], out: str | None, fractions: str, seed: int, group: str | None, console: Console
+) -> None:
+    """Write the table of a folder, or of several, and print a summary of it."""
+    of_sites = len(folders) > 1 or ("=" in folders[0] and not Path(folders[0]).is_dir())
+    target = out or ("table.csv" if of_sites else str(Path(folders[0]) / "table.csv"))
+    table = write_scan(folders, target, _numbers(fractions), seed, group=group)
     recognised = f"layout: {table.attrs['layout']}; task: {table.attrs['task']}"
     _print_table(target, table, [recognised], table.attrs.get("notes", ()), console)
     _print_next(target, table.attrs["task"], table.attrs["classes"], table.attrs["image_columns"], console)
@@ -97,27 +104,48 @@ def _print_next(target: str, task: str, classes: Mapping[str, int], columns: Seq
 
 def describe(table: str, root: str | None, config: str | None, overrides: Sequence[str], console: Console) -> None:
     """Print the contents of the table by site, and its problems. With keys of a run, files are read as in that run."""
-    rows = read_table(table, root, needs_label=False, needs_image=False, check_files=False)
+    rows = read_table(table, root, needs_label=False, needs_image=False, check_files=False, in_order=True)
     keys = merge(read_file(config) if config else {}, parse_pairs(overrides))
-    summarize(rows, *_options(rows, table, root, keys)).print(console)
+    with _progress_bar() as show:
+        summary = _summary(rows, table, root, keys, show)
+    summary.print(console)
 
 
-def _options(
-    rows: pd.DataFrame, table: str, root: str | None, keys: Mapping[str, Any]
-) -> tuple[CasePreparation | None, FeatureSelection | None, tuple[str, ...]]:
-    """The preparation of images, the features and the outside sites in a run with these keys; None if it has none."""
+@contextmanager
+def _progress_bar() -> Iterator[ProgressCallback]:
+    """A function that shows the progress of reading files on stderr, if it is a terminal."""
+    columns, terminal = ("reading files", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()), Console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _summary(
+    rows: pd.DataFrame, table: str, root: str | None, keys: Mapping[str, Any], progress: ProgressCallback
+) -> DatasetSummary:
+    """The summary of the table, with files read as in a run with these keys."""
+    summary = partial(summarize, progress=progress)
     if not keys:
-        return None, None, ()
+        return summary(rows)
     kind = dataset_kind(rows)
     keys = merge({"task": {"name": "segmentation" if kind == "unlabelled" else kind}}, keys)
     keys = merge(keys, {"task": {"data": {"table": table} | ({"root": root} if root else {})}})
     data = resolve(keys).task.data
     from raysim.tasks.image_config import ImageData
+    from raysim.tasks.multilabel import MultiLabelData
+    from raysim.tasks.regression import RegressionData
     from raysim.tasks.segmentation_config import SegmentationData
     from raysim.tasks.tabular import TabularData
 
     if isinstance(data, TabularData):
-        return None, data.selection(rows), data.outside
+        return summary(rows, selection=data.selection(rows), outside=data.outside)
     if isinstance(data, SegmentationData):
-        return data.preparation(data.values(), data.colours, data.ignore), None, ()
-    return data.preparation(None) if isinstance(data, ImageData) else None, None, ()
+        return summary(rows, data.preparation(data.values(), data.colours, data.ignore))
+    preparation = data.preparation(None) if isinstance(data, ImageData) else None
+    if isinstance(data, MultiLabelData):
+        labelled = several_labels(rows, data.labels, table, needed=False)
+        return summary(labelled, preparation, target=("multilabel", data.labels))
+    if isinstance(data, RegressionData):
+        numbered = number_label(rows, data.target, table, needed=False)
+        return summary(numbered, preparation, target=("regression", (data.target,)))
+    return summary(rows, preparation)

@@ -15,7 +15,12 @@ from raysim.cli.parser import KINDS
 from raysim.config.introspection import field_docs
 from raysim.core import registry
 
-TASKS_OF = {"segmentation": "segmentation, synthetic", "classification": "classification, tabular"}
+TASKS_OF = {
+    "segmentation": "segmentation, synthetic",
+    "classification": "classification, tabular",
+    "multilabel": "multilabel",
+    "regression": "regression",
+}
 SUPPLIED = {
     "networks": "The task fills in dimensions, channels and image size.",
     "losses": "raysim sets to_onehot_y, softmax and use_softmax, and calls the loss with logits and labels.",
@@ -102,10 +107,12 @@ def _print_factory(kind: str, name: str, console: Console) -> None:
 
 def _print_metric(name: str, console: Console) -> None:
     from raysim.tasks.classification_metrics import METRICS as CLASSIFICATION
+    from raysim.tasks.label_metrics import METRICS as LABELS
     from raysim.tasks.metric_lookup import find_metric, format_range
+    from raysim.tasks.number_metrics import METRICS as NUMBERS
     from raysim.tasks.segmentation_metrics import METRICS as SEGMENTATION
 
-    metric = find_metric(name, SEGMENTATION | CLASSIFICATION)
+    metric = find_metric(name, LABELS | NUMBERS | SEGMENTATION | CLASSIFICATION)
     console.print(inspect.getdoc(metric.function) or metric.name, highlight=False, markup=False)
     _print_rows([("better", metric.better), ("range", format_range(metric.range))], console)
 
@@ -140,14 +147,15 @@ def _tables(kind: str) -> Iterable[tuple[str | None, tuple[str, ...], Iterable[t
 
 
 def _metric_tables() -> Iterable[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]]]:
-    from raysim.tasks import classification_metrics, segmentation_metrics
+    from raysim.tasks import classification_metrics, label_metrics, number_metrics, segmentation_metrics
     from raysim.tasks.factory_lookup import doc_summary
     from raysim.tasks.metric_lookup import format_range
 
-    for task, module in (("segmentation", segmentation_metrics), ("classification", classification_metrics)):
+    modules = segmentation_metrics, classification_metrics, label_metrics, number_metrics
+    for task, metrics in zip(TASKS_OF, (module.METRICS for module in modules), strict=True):
         rows = [
             (metric.name, metric.better, format_range(metric.range), doc_summary(metric.function))
-            for metric in module.METRICS.values()
+            for metric in metrics.values()
         ]
         yield f"\n{TASKS_OF[task]}", ("name", "better", "range", "meaning"), rows
 

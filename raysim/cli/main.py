@@ -191,7 +191,7 @@ def _data(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     console = Terminal()
     if args.data_command == "scan":
-        data.scan(args.folder, args.out, args.fractions, args.seed, args.group, console)
+        data.scan(args.folders, args.out, args.fractions, args.seed, args.group, console)
     elif args.data_command == "make":
         data.make(args.name, args.source, args.out, args.fractions, args.seed, console)
     else:

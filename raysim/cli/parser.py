@@ -117,8 +117,12 @@ def _add_data(commands: Any) -> None:
         dest="data_command", metavar="COMMAND", required=True
     )
     scan = data.add_parser("scan", help="write the table of a folder of images")
-    scan.add_argument("folder")
-    scan.add_argument("--out", metavar="FILE", help="the table to write (default: FOLDER/table.csv)")
+    scan.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="the folder; or SITE=FOLDER for each of several sites"
+    )
+    scan.add_argument(
+        "--out", metavar="FILE", help="the table to write (default: FOLDER/table.csv, or table.csv for several folders)"
+    )
     scan.add_argument(
         "--group", metavar="REGEX", help="a regular expression on file paths; its part in ( ) is the patient"
     )
@@ -147,7 +151,10 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run or a search that has ended")
     report.add_argument(
-        "--out", metavar="PAGE", help="the page with several runs, which must not exist (default: side_by_side.html)"
+        "--out",
+        metavar="PAGE",
+        help="with several runs: the page to write, which must not exist (default: side_by_side.html). The report of "
+        "a single run or search is always report.html in its directory",
     )
 
 

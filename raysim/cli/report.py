@@ -17,7 +17,10 @@ def report(directories: Sequence[Path], out: Path | None) -> None:
         with reading_runs(directories):
             path = _side_by_side(directories, out or Path("side_by_side.html"))
     elif out is not None:
-        raise ConfigError(f"--out {out}: this report is written to the directory of the run; remove --out")
+        raise ConfigError(
+            f"--out {out}: the report of a single run or search is always report.html in its directory; remove "
+            "--out, or give several runs"
+        )
     elif (directories[0] / SEARCH_FILE).is_file():
         _rebuild_search_report(directories[0])
         return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, runt
 import numpy as np
 
 from raysim.core.seeding import seed_all, seeded
+from raysim.core.targets import Target
 
 if TYPE_CHECKING:
     import torch
@@ -53,12 +54,11 @@ class Split:
     """Preprocessed examples of one site, all of the same shape; the arrays are read-only and may be memory-mapped.
 
     inputs: (N, C, *space) images, or patches of images, or (N, F) rows of a table.
-    labels: class indices, (N, 1, *space) of voxels or (N, 1) of examples; None without labels.
+    labels: class indices (N, 1, *space) of voxels, or labels (N, L) of examples as in Target; None without labels.
     cases: (N,) case number of each example; slices of one volume have the same number and are evaluated together.
     spacing: (N, D) in mm along each spatial axis; for slices also the distance between them.
     levels: (N,) the part of the body that an image shows, from 1; None if the table does not have it.
-    images, sources: for patches, the whole images, and (N,) the image of each patch, which was drawn once. Training
-    draws new patches, and evaluation predicts the images.
+    images, sources: for patches, the whole images, and (N,) the image of each stored patch; evaluation uses images.
     """
 
     inputs: Array
@@ -158,7 +158,7 @@ class Task:
     sampling: how local training samples examples: each once per epoch, or with probabilities by class.
     summary: a line about the classes that is shown at the start of a run; empty for no line.
     case_names: the cases of a site (first argument) in a split (second), by case number; None if they have no names.
-    class_values: the value of each class in masks or labels, in the order of the logits; empty if they are unknown.
+    class_values: the value of each class in masks or labels, or the column of each output; empty if they are unknown.
     computed: values of keys under `task.data` that were computed from the data of inside sites.
     """
 
@@ -179,6 +179,7 @@ class Task:
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None
     class_values: Mapping[str, int | str] = field(default_factory=dict)
     computed: Mapping[str, Any] = field(default_factory=dict)
+    target: Target = Target.CLASS
 
     def start(self, seed: int) -> nn.Module:
         """A new network with the initial weights, which are the same for every method in a run with this seed."""
@@ -229,11 +230,11 @@ class Site(Generic[M]):
 
     def predict_module(self, model: Model) -> nn.Module:
         """Like `load`, in evaluation mode; BatchNorm layers without running statistics in the model use the batch's."""
-        from raysim.core.model import BatchNorm
+        from raysim.core.model import lacks_statistics
 
         net = self.load(model).eval()
         for name, layer in net.named_modules():
-            if isinstance(layer, BatchNorm) and f"{name}.running_mean" not in model:
+            if lacks_statistics(model, name, layer):
                 layer.train()
         return net
 

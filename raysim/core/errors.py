@@ -45,13 +45,13 @@ class RunError(RaysimError):
 class SiteError(RunError):
     """A client function failed at a site. `remote` is the traceback where it happened.
 
-    `untrained`: whether the error is in the first call of the run and in the code of the algorithm, so that a new run
-    has no result.
+    `has_no_result`: whether a new run has no result, because the error is in its first call and in the code of the
+    algorithm.
     """
 
-    def __init__(self, site: str, round: int, cause: str, remote: str = "", untrained: bool = False) -> None:
-        super().__init__(site, round, cause, remote, untrained)
-        self.site, self.round, self.cause, self.remote, self.untrained = site, round, cause, remote, untrained
+    def __init__(self, site: str, round: int, cause: str, remote: str = "", has_no_result: bool = False) -> None:
+        super().__init__(site, round, cause, remote, has_no_result)
+        self.site, self.round, self.cause, self.remote, self.has_no_result = site, round, cause, remote, has_no_result
 
     def __str__(self) -> str:
         return f"site '{self.site}' failed in round {self.round}: {self.cause}"
@@ -68,12 +68,12 @@ class ResumableError(RunError):
 class ServerError(RunError):
     """The server half of an algorithm failed. `remote` is the traceback where it happened.
 
-    `untrained` as in SiteError.
+    `has_no_result` as in SiteError.
     """
 
-    def __init__(self, round: int, cause: str, remote: str = "", untrained: bool = False) -> None:
-        super().__init__(round, cause, remote, untrained)
-        self.round, self.cause, self.remote, self.untrained = round, cause, remote, untrained
+    def __init__(self, round: int, cause: str, remote: str = "", has_no_result: bool = False) -> None:
+        super().__init__(round, cause, remote, has_no_result)
+        self.round, self.cause, self.remote, self.has_no_result = round, cause, remote, has_no_result
 
     def __str__(self) -> str:
         return f"the server failed in round {self.round}: {self.cause}"

@@ -281,6 +281,11 @@ def _load_without_buffers(schema: Schema, tensors: Mapping[str, Tensor], model: 
         tensors[name].copy_(torch.from_numpy(array.copy()))
 
 
+def lacks_statistics(model: Model, name: str, layer: nn.Module) -> bool:
+    """Whether `layer` is a BatchNorm layer whose running statistics are not in `model`."""
+    return isinstance(layer, BatchNorm) and f"{name}.running_mean" not in model
+
+
 def describe_difference(given: Schema, expected: Schema) -> str:
     """The first difference of `given` from `expected`, for an error message."""
     for spec in expected.specs:

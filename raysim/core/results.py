@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -32,12 +32,20 @@ class Traffic:
     between: Mapping[str, int] = field(default_factory=dict)  # received from other sites
 
 
+Role = Literal["inside", "outside"]
+
+
+def role_of(site: str, inside: Collection[str]) -> Role:
+    """The role of a site. `inside` are the inside sites; all other sites are outside."""
+    return "inside" if site in inside else "outside"
+
+
 @dataclass(frozen=True)
 class Score:
     """The value of `metric` on `split` at one site, over `cases` cases."""
 
     site: str
-    role: Literal["inside", "outside"]
+    role: Role
     split: str
     metric: str
     value: float

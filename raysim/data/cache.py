@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import fsspec.core
 import numpy as np
 
 from raysim.core.errors import ConfigError
+from raysim.data.image_files import files_of
+from raysim.data.image_formats import is_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FORMAT_VERSION = 4  # part of every key: increase it when the stored arrays, or their computation, change
@@ -33,13 +36,14 @@ def cache_folder(path: str | None = None) -> Path:
 
 
 def fingerprint(path: str) -> list[int | str]:
-    """A value that changes when the file at this path or URL changes. Raises ConfigError if there is no file."""
+    """A value that changes when a file of the image at this path or URL changes. Raises ConfigError if none exists."""
     try:
         if "://" not in path:
-            facts = os.stat(path)
-            return [path, facts.st_size, facts.st_mtime_ns]
+            facts = [(file, os.stat(file)) for file in files_of(path)]
+            return [value for file, found in facts for value in (file, found.st_size, found.st_mtime_ns)]
         store, name = fsspec.core.url_to_fs(path)
-        return [path, str(store.checksum(name))]
+        names = sorted(store.find(name)) if is_folder(path) else [name]
+        return [path, *(str(store.checksum(each)) for each in names)]
     except Exception as error:  # each store raises errors of other types
         raise ConfigError(f"cannot access {path}: {error}; check the table and task.data.root") from error
 
@@ -69,6 +73,8 @@ def load_or_write(folder: Path, key: str, write: Callable[[Path], None]) -> dict
     entry = folder / key
     if not entry.is_dir():
         _write(entry, write)
+    with suppress(OSError):  # the entry of another user, or a read-only file system
+        os.utime(entry)  # the time of the last use, for `limit_cache`
     try:
         return {path.stem: _memory_map(path) for path in sorted(entry.glob("*.npy"))}
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raysim.data.case_preparation import Case
+from raysim.data.label_columns import Label
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FACTS = ("lost", "erased", "foreground", "notes", "mask_notes")  # of a case
@@ -16,14 +17,14 @@ FACTS = ("lost", "erased", "foreground", "notes", "mask_notes")  # of a case
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One case of the table: `label` is a mask's file or a class index.
+    """One case of the table: `label` is a mask's file, or the label of the case.
 
     `key` identifies the case and is the same on every node.
     """
 
     split: str
     image: str
-    label: str | int | None
+    label: str | Label | None
     key: str
     level: int | None = None  # number of the body region, if the table has one
     patient: str | None = None
@@ -48,7 +49,7 @@ def stack_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
 
 
 def concatenate_cases(cases: Sequence[Case], example: Case, has_masks: bool) -> Iterator[tuple[str, Array]]:
-    """The fields of a split that has these cases; `example` is any case, for the shapes of an empty split."""
+    """The fields of a split that has these cases; `example` is any case, if possible with a label, for empty splits."""
     counts = [len(case.inputs) for case in cases]
     yield "inputs", np.concatenate([example.inputs[:0], *(case.inputs for case in cases)])
     yield "cases", np.repeat(np.arange(len(cases)), counts)
@@ -57,4 +58,5 @@ def concatenate_cases(cases: Sequence[Case], example: Case, has_masks: bool) -> 
     labels = [case.labels for case in cases if case.labels is not None]
     if len(labels) == len(cases):
         space = example.inputs.shape[2:] if has_masks else ()
-        yield "labels", np.concatenate([np.zeros((0, 1, *space), np.uint8), *labels])
+        empty = np.zeros((0, 1, *space), np.uint8) if example.labels is None else example.labels[:0]
+        yield "labels", np.concatenate([empty, *labels])

@@ -14,9 +14,10 @@ import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
-from raysim.data.image_formats import MAX_VOXELS, Colour, Image, is_volume
-from raysim.data.image_reader import position_problem, read_image
+from raysim.data.image_formats import MAX_VOXELS, Colour, Image
+from raysim.data.image_reader import on_grid_of, position_problem, read_image
 from raysim.data.intensity import INTENSITY_SCALING, Intensity
+from raysim.data.label_columns import Label, label_rows
 from raysim.data.mask_colours import classes_from_colours, palette_entries
 from raysim.data.mask_values import IGNORED, MaskClasses, class_indices
 from raysim.data.nonzero_box import crop, nonzero_box
@@ -32,7 +33,7 @@ class Case:
     """The n examples of one case: one, or one per slice.
 
     inputs   (n, C, *space) float32
-    labels   class indices: (n, 1, *space) from a mask, (n, 1) from a class; None for an unlabelled case
+    labels   (n, 1, *space) class indices from a mask, or (n, L), as from `label_rows`; None for an unlabelled case
     spacing  mm between voxels; for slices followed by the distance between them
     lost     fraction of labelled voxels that cropping removed
     erased   whether resampling removed all labelled voxels
@@ -95,9 +96,9 @@ class CasePreparation:
     align: bool = False
     further: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
-    def read(self, image: str, label: str | int | None) -> CaseFiles:
-        """The files of a case; the label is a mask file or a class index. Raises ConfigError that names the file."""
-        scan = self._convert_channels(image, self.read_channels(image))
+    def read(self, image: str, label: str | Label | None) -> CaseFiles:
+        """The files of a case; the label is a mask file or that of the case. Raises ConfigError that names the file."""
+        scan = self._convert_channels(self.read_channels(image))
         self._check_image(image, scan)
         if not isinstance(label, str):
             return CaseFiles(scan, None, self._palette(None))
@@ -121,17 +122,17 @@ class CasePreparation:
         same_axes = len(other.space) == len(scan.space)
         if same_axes and other.space == scan.space and position_problem(scan, other) is None:
             return other
-        if self.align and same_axes and is_volume(path):
+        volumes = len(other.space) == 3 and same_axes
+        if self.align and volumes:
             return resample_to(other, scan)
-        volumes = is_volume(path) and same_axes
         cure = "set task.data.align=true to resample it" if volumes else "the images of a case need one size"
         raise ConfigError(
             f"{path}: its grid {other.space} differs in size or position from that of the first image of the case, "
             f"{first} {scan.space}; {cure}"
         )
 
-    def __call__(self, image: str, label: str | int | None) -> Case:
-        """The prepared case; the label is a mask file or a class index. Raises ConfigError naming the invalid file."""
+    def __call__(self, image: str, label: str | Label | None) -> Case:
+        """The prepared case; the label is a mask file or a `Label`. Raises ConfigError naming the invalid file."""
         files = self.read(image, label)
         scan, mask, palette, foreground = files.image, files.mask, files.palette, files.foreground
         notes = "\n".join(scan.notes), "\n".join(mask.notes if mask else ())
@@ -145,8 +146,10 @@ class CasePreparation:
         scaled = self._scale_intensity(scan.array)
         inputs = self._fit_size(self._to_examples(scaled), "linear")
         if mask is None:
-            index = None if label is None else np.full((len(inputs), 1), label, np.uint8)
-            return Case(inputs, index, self._example_spacing(scan), 0.0, False, *notes, palette)
+            labels = (
+                None if label is None or isinstance(label, str) else np.repeat(label_rows([label]), len(inputs), axis=0)
+            )
+            return Case(inputs, labels, self._example_spacing(scan), 0.0, False, *notes, palette)
         original = self._to_examples(mask.array)
         labels = self._fit_size(original, "nearest").astype(np.uint8)
         before, after = (self.is_foreground(array) for array in (original, labels))
@@ -162,10 +165,10 @@ class CasePreparation:
             return np.asarray((image - self.scale[0]) / self.scale[1], np.float32)
         return np.asarray(INTENSITY_SCALING[self.intensity](image), np.float32)
 
-    def _convert_channels(self, path: str, scan: Image) -> Image:
+    def _convert_channels(self, scan: Image) -> Image:
         """A picture with `channels` channels: grey is repeated, and colour becomes grey (ITU-R 601 luma)."""
         found = len(scan.array)
-        if is_volume(path) or self.channels in (None, found):
+        if len(scan.space) == 3 or self.channels in (None, found):
             return scan
         if self.channels == 3:
             return replace(scan, array=np.repeat(scan.array, 3, axis=0))
@@ -200,7 +203,7 @@ class CasePreparation:
 
     def _read_mask(self, path: str, scan: Image, image: str) -> Image:
         """The mask with its values, or its colours. Raises ConfigError if it does not fit its image."""
-        mask = read_image(path, mask=True, colours=self.colours is not None)
+        mask = on_grid_of(scan, read_image(path, mask=True, colours=self.colours is not None), path)
         if mask.array.shape != (3 if self.colours else 1, *scan.space):
             raise ConfigError(
                 f"{path}: has the shape {mask.array.shape}, but its image {image} has {scan.array.shape}; "

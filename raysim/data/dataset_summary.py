@@ -18,7 +18,7 @@ from raysim.data.table import SPLITS
 
 MAX_SITES = 40  # sites with a separate row
 MAX_PROBLEMS = 20  # problems printed; `problems` has all
-DatasetKind = Literal["segmentation", "classification", "tabular", "unlabelled"]
+DatasetKind = Literal["segmentation", "classification", "multilabel", "regression", "tabular", "unlabelled"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class DatasetSummary:
 
     cases      site, split, image, label, and for each image: shape, spacing in mm, channels and the intensities low,
                p1, mean, p99, high (p1 and p99 are the 1st and 99th percentile); NA if unknown
-    labels     site, value, count: the number of pixels of each mask value, or of cases of each class
-    features   site, feature, rows, missing, mean: the numeric columns of a table without images
+    labels     site, value, count: the number of pixels of each mask value, or of cases of each class or label
+    features   site, feature, rows, missing, mean: the numeric columns of a table without images, or the target
     problems   one line for each missing, unreadable or inconsistent item
     """
 
@@ -90,7 +90,8 @@ def _tables(summary: DatasetSummary, parts: list[DatasetSummary]) -> Iterator[tu
     elif len(summary.labels):
         yield "Labels, cases", label_table(pd.concat([part.values for part in parts]), "d")
     if len(summary.features):
-        yield "Features, mean (and fraction of missing cells)", feature_table(summary.features)
+        title = "Features" if summary.kind == "tabular" else "Target"
+        yield f"{title}, mean (and fraction of missing cells)", feature_table(summary.features)
 
 
 def _combine_extra_sites(summary: DatasetSummary) -> DatasetSummary:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from raysim.core.errors import ConfigError
-from raysim.data.image_formats import Image, is_volume
-from raysim.data.image_reader import is_finite, load_image, position_problem
+from raysim.data.image_formats import Image
+from raysim.data.image_reader import is_finite, load_image, on_grid_of, position_problem
 from raysim.data.mask_colours import palette_entries
 
 if TYPE_CHECKING:  # it imports torch, which a description without keys does not need
@@ -65,11 +65,12 @@ def inspect_case(image: str | None, label: str | None, preparation: CasePreparat
     problems: list[str] = []
     scan = _read_or_report(image, "image", problems)
     mask = _read_or_report(label, "label", problems)
-    if scan and mask:
+    if scan and mask and label:
+        mask = on_grid_of(scan, mask, label)
         problems += [f"{problem}: {image}, {label}" for problem in _geometry_problems(scan, mask)]
     counts = _count_values(mask.array, f"label {label}", problems) if mask else {}
-    statistics = _compute_statistics(scan, is_volume(str(image))) if scan else None
-    entries = palette_entries(mask.array, mask.palette) if counts and mask and not is_volume(str(label)) else None
+    statistics = _compute_statistics(scan) if scan else None
+    entries = palette_entries(mask.array, mask.palette) if counts and mask and len(mask.space) == 2 else None
     return CaseInspection(statistics, counts, tuple(problems), entries, _notes((image, scan), (label, mask)))
 
 
@@ -83,7 +84,7 @@ def _inspect_prepared(image: str, label: str | None, preparation: CasePreparatio
         count = 0 if case.mask is None else int((case.mask.array == index).sum())
         if count:
             counts[f"{case.foreground if value is None else value} {name}"] = count
-    statistics = _compute_statistics(case.image, is_volume(image))
+    statistics = _compute_statistics(case.image)
     entries = case.palette if len(case.palette) else None
     notes = _notes((image, case.image), (label, case.mask))
     return CaseInspection(statistics, counts, (), entries, notes, case.foreground)
@@ -135,8 +136,8 @@ def _read_or_report(path: str | None, role: str, problems: list[str]) -> Image |
     return image
 
 
-def _compute_statistics(image: Image, volume: bool) -> ImageStatistics:
-    spacing = image.spacing if volume else None
+def _compute_statistics(image: Image) -> ImageStatistics:
+    spacing = image.spacing if len(image.space) == 3 else None
     finite = image.array if is_finite(image.array) else image.array[np.isfinite(image.array)]
     if not finite.size:
         return ImageStatistics(image.space, spacing, len(image.array), *[np.nan] * 5)

@@ -12,6 +12,8 @@ from pydantic import AfterValidator
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import redact
+from raysim.data.image_files import files_of
+from raysim.data.image_formats import IMAGE_SUFFIX, is_folder
 
 PROTOCOLS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "az", "https", "memory", "zip", "tar")  # fsspec's names
 SECRET = re.compile(
@@ -56,13 +58,13 @@ def check_url(path: str) -> str:
 
 
 def stored_bytes(path: str) -> int:
-    """The size of the file at a path or URL, at most that of the archive that contains it; 0 if it is unknown."""
+    """The size of the files at a path or URL, at most that of the archive that has them; 0 if it is unknown."""
     if "://" not in path:
-        return os.path.getsize(path)
+        return sum(map(os.path.getsize, files_of(path)))
     sizes = []
     for part in {path, path.rpartition("::")[2]}:
         store, name = fsspec.core.url_to_fs(part)
-        sizes.append(store.size(name) or 0)
+        sizes.append(store.du(name) if is_folder(path) else store.size(name) or 0)
     return int(min(sizes))
 
 
@@ -124,6 +126,6 @@ def _list_folder(folder: str) -> set[str]:
 
 def _exists(path: str) -> bool:
     if "://" not in path:
-        return os.path.isfile(path)
+        return os.path.isfile(path) or (os.path.isdir(path) and not IMAGE_SUFFIX.search(path))  # of a DICOM series
     store, name = fsspec.core.url_to_fs(path)
     return bool(store.exists(name))

@@ -14,14 +14,16 @@ import numpy as np
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import quote_path
 from raysim.data.file_roles import CHANNEL_ADVICE, MASK_FOLDERS, channel_case, masks_beside_images, role_problems
+from raysim.data.image_files import is_image, is_second_file
 from raysim.data.image_formats import IMAGE_SUFFIX
 from raysim.data.image_reader import read_image
 from raysim.data.near_equal import near_equal_names
 
-LAYOUT_HELP = """raysim supports three layouts:
+LAYOUT_HELP = """raysim supports these layouts:
   SITE/images/* with SITE/masks/*, or these folders at the top for a single site; also named image, imgs or img,
   and mask, labels, label, gt, annotations, annotation, seg, segmentation or groundtruth;
-  imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon, with or without its dataset.json;
+  imagesTr/* with labelsTr/*, as in the Medical Segmentation Decathlon and nnU-Net, with or without dataset.json;
+  BIDS, folders of DICOM series, MedMNIST, Fed-IXI, and a CSV file with the class of each image;
   SITE/CLASS/* or CLASS/*, a folder of images for each class.
   The folder SITE may also have the name of a split: train, val or test."""
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "imagestr"}
@@ -36,7 +38,8 @@ SPLIT_FOLDERS = {  # names of folders, and the split of their images
 class ScannedCase(NamedTuple):
     """An image with its site and label: a mask file, a class index, or None for an unlabelled image.
 
-    `split` is the split of its folder; None without one. `further` are the other channels of the case.
+    `split` is the split of its folder; None without one. `further` are the other images of the case, and `channels` the
+    names of all its images. `fold` is its fold in a cross-validation of the layout.
     """
 
     site: str
@@ -45,6 +48,9 @@ class ScannedCase(NamedTuple):
     class_name: str | None = None
     split: str | None = None
     further: tuple[Path, ...] = ()
+    channels: tuple[str, ...] = ()
+    patient: str | None = None
+    fold: int | None = None
 
 
 def find_masked_images(root: Path, notes: list[str]) -> list[ScannedCase]:
@@ -181,12 +187,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _image_files(*folders: Path) -> list[Path]:
     """The image files of these folders, sorted by name within each."""
-    return [
-        path
-        for folder in folders
-        for path in _visible_entries(folder)
-        if IMAGE_SUFFIX.search(path.name) and path.is_file()
-    ]
+    return [path for folder in folders for path in _visible_entries(folder) if is_image(str(path))]
 
 
 def _visible_entries(folder: Path) -> list[Path]:
@@ -198,11 +199,13 @@ def _skipped_entries(folders: Iterable[Path]) -> Iterator[str]:
     """A note for each kind of entry in these folders that is not listed as an image."""
     others: dict[str, list[Path]] = {}
     for path in (path for folder in folders for path in _visible_entries(folder)):
+        if is_image(str(path)) or is_second_file(str(path)):
+            continue
         if path.is_dir():
             others.setdefault("folders inside image folders, not searched", []).append(path)
         elif not path.exists():
             others.setdefault("broken links, left out", []).append(path)
-        elif not IMAGE_SUFFIX.search(path.name):
+        else:
             others.setdefault("files in a format that raysim does not read, left out", []).append(path)
     for kind, paths in sorted(others.items()):
         yield f"{kind}: {len(paths)}, such as {paths[0]}"

@@ -1,4 +1,4 @@
-"""Decodes image files: pictures and NIfTI volumes. A new file format is added here.
+"""Decodes image files: pictures and volumes. A new file format is added here.
 
 Imports neither torch nor MONAI, because `raysim data describe` decodes files without them.
 """
@@ -6,6 +6,7 @@ Imports neither torch nor MONAI, because `raysim data describe` decodes files wi
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from raysim.core.errors import ConfigError
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Dtype = np.dtype[Any]
 Colour = tuple[int, ...]  # red, green, blue
-IMAGE_SUFFIX = re.compile(r"\.(nii\.gz|nii|png|jpe?g|tiff?|bmp|gif|jp2|j2k)$", re.IGNORECASE)
+IMAGE_SUFFIX = re.compile(
+    r"\.(nii\.gz|nii|hdr|img|nrrd|mha|mhd|npy|npz|dcm|dicom|ome\.tiff?|png|jpe?g|tiff?|bmp|gif|jp2|j2k)$",
+    re.IGNORECASE,
+)
+VOLUME_SUFFIX = re.compile(r"\.(nii\.gz|nii|hdr|img|nrrd|mha|mhd)$", re.IGNORECASE)
+DICOM_SUFFIX = re.compile(r"\.(dcm|dicom)$", re.IGNORECASE)
+EITHER_SUFFIX = re.compile(r"\.(npy|npz|dcm|dicom|ome\.tiff?)$", re.IGNORECASE)  # pictures or volumes
 MAX_VOXELS = 2**30  # of a resampled volume, 4 GB as float32: a larger one would run out of memory
+
+
+class DamagedImageError(ConfigError):
+    """A file that a decoder cannot read. `ImageSites` adds the site to the message."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +61,25 @@ class Image:
 
 
 def is_volume(path: str) -> bool:
-    """Whether the file at this path or URL is a NIfTI volume, by its name."""
+    """Whether the image at this path or URL is a volume: by its name, or by its header if the format allows both."""
+    name = path.partition("::")[0]
+    if VOLUME_SUFFIX.search(name):
+        return True
+    if EITHER_SUFFIX.search(name):
+        from raysim.data.image_header import spatial_axes  # not at the top: it imports this module
+
+        return spatial_axes(path) == 3
+    return not IMAGE_SUFFIX.search(name) and is_folder(path)
+
+
+def is_nifti(path: str) -> bool:
+    """Whether the image at this path or URL is a single NIfTI file, by its name."""
     return path.partition("::")[0].lower().endswith((".nii", ".nii.gz"))
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path or URL is a folder, that of a DICOM series; a URL of a folder ends with a slash."""
+    return path.partition("::")[0].endswith("/") if "://" in path else os.path.isdir(path)
 
 
 def decoded_type(stored: Dtype, mask: bool) -> Dtype:
@@ -61,14 +91,13 @@ def decode_image(file: str, stored: int, mask: bool = False, colours: bool = Fal
     """The image with its stored values; `file` is a local path. A mask with `colours` is (3, height, width).
 
     Raises ConfigError, without the file's name, for an image that cannot be used, and for one that takes more memory
-    than a file of `stored` bytes may take, and the errors of nibabel, Pillow, tifffile and imagecodecs for a damaged
-    file.
+    than a file of `stored` bytes may take, and the errors of the libraries for a damaged file.
     """
-    # Not at the top: both import this module.
-    from raysim.data.nifti_format import decode_nifti
-    from raysim.data.picture_formats import decode_picture
+    from raysim.data import picture_formats, volume_formats  # not at the top: they import this module
 
-    return decode_nifti(file, stored, mask) if is_volume(file) else decode_picture(file, stored, mask, colours)
+    if decode := volume_formats.decoder(file):
+        return decode(file, stored, mask)
+    return picture_formats.decode_picture(file, stored, mask, colours)
 
 
 def grid_distance(image: Image, other: Image) -> float:

@@ -13,7 +13,17 @@ import numpy as np
 
 from raysim.core.errors import ConfigError
 from raysim.data.file_paths import check_url, stored_bytes
-from raysim.data.image_formats import Array, Image, decode_image, decoded_type, grid_distance, is_volume, voxels_text
+from raysim.data.image_formats import (
+    DICOM_SUFFIX,
+    Array,
+    DamagedImageError,
+    Image,
+    decode_image,
+    decoded_type,
+    grid_distance,
+    is_folder,
+    voxels_text,
+)
 from raysim.data.mask_colours import check_palette, round_labels
 from raysim.data.memory_limit import check_memory
 
@@ -35,7 +45,8 @@ def read_image(path: str, mask: bool = False, colours: bool = False) -> Image:
     except FileNotFoundError:
         raise ConfigError(f"{path}: does not exist") from None
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        kind = DamagedImageError if isinstance(error, DamagedImageError) else ConfigError
+        raise kind(f"{path}: {error}") from error
     if not is_finite(image.array):
         raise NotFiniteError(f"{path}: has values that are NaN or infinite; replace them with numbers in the file")
     return image
@@ -55,14 +66,14 @@ def load_image(path: str, mask: bool = False, colours: bool = False) -> Image:
         raise
     except Exception as error:  # the decoders raise errors of many types for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"cannot be read: {reason}; replace it with an intact file") from error
+        raise DamagedImageError(f"cannot be read: {reason}; replace it with an intact file") from error
     if mask:
         check_palette(image.palette)
         _check_exact(image)
     # A volume keeps the memory order of its file: the rounding of sums over voxels depends on it.
     with np.errstate(over="ignore"):  # infinite values are refused
         kind = decoded_type(image.array.dtype, mask)
-        array = image.array.astype(kind, order="K" if is_volume(path) else "C", copy=False)
+        array = image.array.astype(kind, order="K" if image.array.ndim == 4 else "C", copy=False)
     if mask and kind == np.float32:
         round_labels(array)
     return replace(image, array=array)
@@ -80,6 +91,15 @@ def position_problem(image: Image, mask: Image) -> str | None:
     return f"by up to {voxels_text(distance)} at the corners; expected at most {POSITION_TOLERANCE:g}"
 
 
+def on_grid_of(scan: Image, mask: Image, path: str) -> Image:
+    """The mask on the grid of its image, if it is a DICOM segmentation of a part of the slices; else unchanged."""
+    if not DICOM_SUFFIX.search(path) or len(scan.space) != 3 or len(mask.space) != 3:
+        return mask
+    from raysim.data.dicom_segmentation import paste  # not at the top: few masks need it
+
+    return paste(mask, scan)
+
+
 def _check_exact(mask: Image) -> None:
     largest = max(float(mask.array.max(initial=0)), -float(mask.array.min(initial=0)))
     if np.isfinite(largest) and largest >= FIRST_INEXACT:
@@ -88,12 +108,19 @@ def _check_exact(mask: Image) -> None:
 
 @contextmanager
 def local_copy(path: str) -> Iterator[tuple[str, int]]:
-    """A local path of the file, and its stored bytes; the file of a URL is copied into a temporary folder."""
+    """A local path of the image, and its stored bytes; the files of a URL are copied into a temporary folder."""
     if "://" not in path:
-        yield path, os.path.getsize(path)
+        yield path, stored_bytes(path)
         return
     store, name = fsspec.core.url_to_fs(check_url(path))
     stored = stored_bytes(path)
+    if is_folder(path):
+        check_memory(store.du(name), stored)
+        with tempfile.TemporaryDirectory(prefix="raysim-") as folder:
+            for file in store.find(name, maxdepth=1):
+                store.get_file(file, os.path.join(folder, os.path.basename(file)))
+            yield folder, stored
+        return
     check_memory(store.size(name) or 0, stored)  # a temporary folder may be in memory
     with tempfile.TemporaryDirectory(prefix="raysim-") as folder:
         copy = os.path.join(folder, os.path.basename(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -15,14 +15,17 @@ import numpy as np
 
 from raysim.core.contracts import SPLITS, CaseName, Data, ProgressCallback
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import pluralize
 from raysim.core.whole_images import PatchOptions
 from raysim.data.cache import cache_key, fingerprint, load_or_create, load_or_write
+from raysim.data.cache_limit import limit_cache
 from raysim.data.case_arrays import CaseRow, case_facts, concatenate_cases, stack_facts
 from raysim.data.case_preparation import Case, CasePreparation
-from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems, summarize_notes
+from raysim.data.data_errors import InvalidDataError, describe_shape_mismatch, raise_problems
 from raysim.data.file_paths import parent_folder
+from raysim.data.image_formats import DamagedImageError
 from raysim.data.image_reader import read_image
+from raysim.data.image_warnings import warn_about_erased_labels, warn_about_notes
+from raysim.data.label_columns import Label
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.mask_values import UnknownMaskValues
 from raysim.data.scanner_shift import ScannerShift, make_scanner
@@ -44,6 +47,7 @@ class ImageSites:
     cache_folder: Path
     cache_keys: Mapping[str, str]  # by site
     patches: PatchOptions | None = None  # examples are patches of whole images
+    cache_limit: float | None = None  # GB of the cache
 
     def __call__(self, site: str) -> Data:
         """The data of the site. Raises ConfigError if its files must be read and cannot be used."""
@@ -67,22 +71,49 @@ class ImageSites:
 
         `on_case_done` is called after each case that is prepared, not for those in the cache.
         """
-        folder, key, patches = self.cache_folder, self.cache_keys[site], self.patches
+        made = [path for key in self._entries(site) if not (path := self.cache_folder / key).is_dir()]
+        arrays = self._arrays(site, on_case_done)
+        try:
+            if made:
+                self.limit_cache()
+        except ConfigError:
+            for path in made:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+        return arrays
+
+    def limit_cache(self) -> None:
+        """Remove entries of other runs from the cache if `cache_limit` is exceeded. Raises as `limit_cache`."""
+        if self.cache_limit is not None:
+            used = {key for site in self.rows for key in self._entries(site)}
+            limit_cache(self.cache_folder, used, self.cache_limit)
+
+    def _entries(self, site: str) -> list[str]:
+        """The keys of the site's cache entries."""
+        key, patches = self.cache_keys[site], self.patches
+        if patches is None:
+            return [key]
+        return [key, cache_key([key, patches.size, patches.per_image, patches.positive, self.seed])]
+
+    def _arrays(self, site: str, on_case_done: Callable[[], None]) -> dict[str, Array]:
+        folder, patches, (key, *patch_keys) = self.cache_folder, self.patches, self._entries(site)
         if patches is None:
             return load_or_create(folder, key, lambda: self._prepare_site(site, on_case_done))
         images = load_or_write(folder, key, lambda path: self._write_images(path, site, on_case_done))
-        patch_key = cache_key([key, patches.size, patches.per_image, patches.positive, self.seed])
         levels = {split: [row.level for row in self.rows[site] if row.split == split] for split in SPLITS}
-        drawn = load_or_write(folder, patch_key, lambda path: write_patches(path, images, patches, levels, self.seed))
+        drawn = load_or_write(
+            folder, patch_keys[0], lambda path: write_patches(path, images, patches, levels, self.seed)
+        )
         return images | drawn
 
     def _prepare_site(self, site: str, on_case_done: Callable[[], None]) -> dict[str, Array]:
         rows, cases = self.rows[site], [case for _, case in self._prepared(site, on_case_done)]
         has_masks = self.preparation.classes is not None
         arrays = stack_facts([case_facts(case, has_masks) for case in cases])
+        example = next((case for case in cases if case.labels is not None), cases[0])
         for split in SPLITS:
             split_cases = [case for row, case in zip(rows, cases, strict=True) if row.split == split]
-            fields = concatenate_cases(split_cases, cases[0], has_masks)
+            fields = concatenate_cases(split_cases, example, has_masks)
             arrays |= {f"{split}.{name}": array for name, array in fields}
             levels = [row.level for row in rows if row.split == split]
             if levels and None not in levels:
@@ -131,6 +162,8 @@ class ImageSites:
     def _prepare_case(self, site: str, row: CaseRow) -> Case | ConfigError:
         try:
             case = self.preparation(row.image, row.label)
+        except DamagedImageError as error:
+            return DamagedImageError(f"{error} (site {site})")
         except ConfigError as error:  # returned, so that one attempt finds every invalid file
             return error
         scanner = make_scanner(site, self.shift, self.seed, case.inputs.shape[1])
@@ -144,6 +177,7 @@ def make_image_sites(
     seed: int,
     cache_folder: Path,
     patches: PatchOptions | None = None,
+    cache_limit: float | None = None,
 ) -> ImageSites:
     """The opener of these sites. A cache key depends on files, preparation and scanner, so no stale entry is used."""
     # The names of the classes do not change the arrays.
@@ -164,15 +198,15 @@ def make_image_sites(
 
     with ThreadPoolExecutor(16) as pool:  # these threads mostly wait for remote stores
         cache_keys = dict(zip(rows, pool.map(site_key, rows), strict=True))
-    return ImageSites(rows, preparation, shift, seed, cache_folder, cache_keys, patches)
+    return ImageSites(rows, preparation, shift, seed, cache_folder, cache_keys, patches, cache_limit)
 
 
 def _optional_level(row: CaseRow) -> tuple[int, ...]:
     return () if row.level is None else (row.level,)
 
 
-def _file_fingerprint(file: str | int | None) -> object:
-    """The fingerprint of a file; a class index or None is returned unchanged."""
+def _file_fingerprint(file: str | Label | None) -> object:
+    """The fingerprint of a file; a label or None is returned unchanged."""
     return fingerprint(file) if isinstance(file, str) else file
 
 
@@ -196,12 +230,13 @@ def prepare_images(sites: ImageSites, progress: ProgressCallback | None = None) 
             problems += error.problems
         for _ in rows[done - before :]:  # cases from the cache
             count_case()
+    sites.limit_cache()
     problems = problems or list(_palette_problems(sites, arrays))
     unknown_values = any(isinstance(problem, UnknownMaskValues) for problem in problems)
     raise_problems(problems, read_mask_values(sites) if unknown_values else ())
     _check_foreground(sites, arrays)
-    _warn_about_notes(sites, arrays)
-    _warn_about_erased_labels(sites, arrays)
+    warn_about_notes(sites, arrays)
+    warn_about_erased_labels(sites, arrays)
     return arrays
 
 
@@ -241,38 +276,6 @@ def _palette_problems(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array
         for number, row in enumerate(sites.rows[site])
     }
     return palette_conflicts(entries)
-
-
-def _warn_about_notes(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
-    notes = [
-        (str(file), note)
-        for site in arrays
-        for row, *both in zip(sites.rows[site], arrays[site]["notes"], arrays[site]["mask_notes"], strict=True)
-        for file, notes in zip((row.image, row.label), both, strict=True)
-        for note in str(notes).splitlines()
-    ]
-    for line in summarize_notes(notes):
-        warnings.warn(line, stacklevel=3)
-
-
-def _warn_about_erased_labels(sites: ImageSites, arrays: Mapping[str, Mapping[str, Array]]) -> None:
-    preparation = sites.preparation
-    images = [
-        row.image
-        for site in arrays
-        for row, erased in zip(sites.rows[site], arrays[site]["erased"], strict=True)
-        if erased
-    ]
-    if images:
-        causes = {
-            "task.data.spacing": preparation.spacing,
-            "task.data.size": preparation.size if preparation.fit == "resize" else None,
-        }
-        warnings.warn(
-            f"{' with '.join(key for key, value in causes.items() if value)} removes all labelled voxels of "
-            f"{pluralize(len(images), 'image')}, such as {images[0]}; use a finer grid to keep them",
-            stacklevel=3,
-        )
 
 
 def common_shape(arrays: Mapping[str, Mapping[str, Array]]) -> tuple[int, ...]:

@@ -22,7 +22,13 @@ VALUE_BYTES = 12  # memory per value while a file with the smallest blocks is de
 
 def decoding_bytes(file: str) -> int:
     """The bytes of memory that decoding takes at most. Raises ConfigError for blocks that are too small."""
-    streams = _code_streams(file)
+    return content_decoding_bytes(Path(file).read_bytes())
+
+
+def content_decoding_bytes(content: bytes) -> int:
+    """The `decoding_bytes` of the content of a file."""
+    # Only one code stream is decoded, but a box before it may contain START too.
+    streams = content.split(START)[1:]
     if any(exponent < SMALLEST_EXPONENT for stream in streams for exponent in _block_exponents(stream)):
         raise ConfigError(
             f"is a JPEG 2000 picture with blocks below {2**SMALLEST_EXPONENT} x {2**SMALLEST_EXPONENT} values, which "
@@ -33,7 +39,7 @@ def decoding_bytes(file: str) -> int:
 
 def channel_depths(file: str) -> list[int]:
     """Bits - 1 of each channel, with 128 added for signed values."""
-    stream = _code_streams(file)[0]
+    stream = Path(file).read_bytes().split(START)[1]
     return [stream[38 + 3 * channel] for channel in range(int.from_bytes(stream[36:38], "big"))]
 
 
@@ -43,11 +49,6 @@ def alpha_channels(file: str) -> int:
     _, box, definitions = boxes.partition(b"cdef")
     count = int.from_bytes(definitions[:2], "big") if box else 0
     return sum(int.from_bytes(definitions[4 + 6 * n : 6 + 6 * n], "big") in (1, 2) for n in range(count))
-
-
-def _code_streams(file: str) -> list[bytes]:
-    """The bytes after each START. Only one code stream is decoded, but a box before it may contain START too."""
-    return Path(file).read_bytes().split(START)[1:]
 
 
 def _count_bytes(stream: bytes) -> int:

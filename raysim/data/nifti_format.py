@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import math
+import os
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
 import numpy as np
 
 from raysim.core.errors import ConfigError
-from raysim.data.image_formats import Array, Image, decoded_type, grid_distance
-from raysim.data.memory_limit import check_memory
+from raysim.data.image_files import PARTNERS
+from raysim.data.image_formats import Array, Image, grid_distance
+from raysim.data.voxel_stream import StoredVoxels, check_affine, read_volume
 
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by the code in `xyzt_units`: unknown, metre, mm, micrometre
 UNIT_NAMES = {1: "metres", 3: "micrometres"}
 MAX_OFFSET = 2**24  # bytes of the header and its extensions
-MAX_SHEAR = 0.02  # cosine of the angle between two axes of the grid; about 1 degree from perpendicular
 MAX_DISAGREEMENT = 0.5  # voxels between two positions in one header; a smaller difference is not noted
 
 
@@ -24,25 +24,41 @@ def decode_nifti(file: str, stored: int, mask: bool) -> Image:
     """The volume with its axes reordered and flipped to right, anterior, superior, and its affine in mm.
 
     The affine is the sform if it has a code, else the qform if it has a code, else that of the voxel sizes `pixdim`.
-    The values are float32; a mask of integers keeps its data type. Raises ConfigError for a volume that
-    cannot be used, and for one that takes more memory than a file of `stored` bytes may take.
+    The values are float32; a mask of integers keeps its data type. `file` is a single file, or the header `.hdr` or the
+    voxels `.img` of a pair. Raises ConfigError for a volume that cannot be used, and for one that takes more memory
+    than a file of `stored` bytes may take.
     """
     import nibabel  # not at the top: tables are read without it
 
+    if file.lower().endswith((".hdr", ".img")):
+        file = _pair_header(file)
     check_header(file)
     volume: Any = nibabel.load(file)
+    if not isinstance(volume, nibabel.Nifti1Pair):
+        raise ConfigError(
+            "is an Analyze volume, which does not store its orientation; convert it to NIfTI with the orientation of "
+            "the scanner"
+        )
     header, affine = volume.header, _affine_in_mm(volume)
     if header.get_data_dtype().kind not in "iufb":
         raise ConfigError(f"its data type is {_type_name(header)}; expected one real number per voxel")
     shape = (*volume.shape[:3], *(size for size in volume.shape[3:] if size != 1))
     if len(shape) not in (3, 4):
         raise ConfigError(f"has {len(shape) - (len(shape) > 3)} spatial axes; a volume must have three")
-    notes = (*_header_notes(header, shape[:3]), *_shear_notes(affine))
-    to_ras = nibabel.io_orientation(affine)
-    affine = affine @ nibabel.orientations.inv_ornt_aff(to_ras, shape[:3])
-    array = _read_voxels(file, stored, volume.dataobj, shape, to_ras[:, 1], mask)
-    array = array.transpose(*np.argsort(to_ras[:, 0]), *range(3, array.ndim))
-    return Image(np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None], affine, notes)
+    proxy: Any = volume.dataobj
+    voxels = StoredVoxels(proxy.dtype, shape, 3 if len(shape) == 4 else None, proxy.slope, proxy.inter)
+    with _open(str(volume.file_map["image"].filename)) as stream:
+        stream.seek(proxy.offset)
+        return read_volume(stream, voxels, affine, stored, mask, tuple(_header_notes(header, shape[:3])))
+
+
+def _pair_header(file: str) -> str:
+    """The header of a pair. Raises ConfigError if one of its files is absent."""
+    stem, suffix = os.path.splitext(file)
+    other = stem + PARTNERS[suffix]
+    if not os.path.isfile(other):
+        raise ConfigError(f"is one file of a pair, and {os.path.basename(other)} is not beside it; add that file")
+    return file if suffix.lower() == ".hdr" else other
 
 
 def check_header(file: str) -> None:
@@ -68,31 +84,6 @@ def _open(file: str) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(file)) if is_compressed else open(file, "rb")
 
 
-def _read_voxels(file: str, stored: int, proxy: Any, shape: tuple[int, ...], signs: Array, mask: bool) -> Array:
-    """The voxels with the shape `shape`; the axes whose sign in `signs` is negative are reversed.
-
-    The file is read slice by slice, because nibabel would copy the whole volume in the stored type, and as float64 if
-    the header has a scale.
-    """
-    from nibabel.volumeutils import apply_read_scaling
-
-    slope, inter = np.asanyarray(proxy.slope), np.asanyarray(proxy.inter)
-    dtype = decoded_type(proxy.dtype if (slope, inter) == (1, 0) else slope.dtype, mask)
-    per_slice, per_voxel = math.prod(shape[:-1]), dtype.itemsize * (2 if mask else 1)  # sorting copies a mask
-    check_memory(math.prod(shape) * per_voxel + per_slice * 24, stored)
-    array = np.empty(shape, dtype, order="F")
-    in_file = array[tuple(slice(None, None, int(sign)) for sign in signs)]
-    size = per_slice * proxy.dtype.itemsize
-    with _open(file) as stream, np.errstate(over="ignore"):  # infinite values are refused
-        stream.seek(proxy.offset)
-        for number in range(shape[-1]):
-            if len(content := stream.read(size)) < size:
-                raise ConfigError(f"ends in slice {number + 1} of {shape[-1]}; replace it with an intact file")
-            values = np.frombuffer(content, proxy.dtype).reshape(shape[:-1], order="F")
-            in_file[..., number] = apply_read_scaling(values, slope, inter)
-    return array
-
-
 def _affine_in_mm(volume: Any) -> Array:
     """The affine of the volume. Raises ConfigError for an unknown unit, and for a singular affine."""
     unit = int(volume.header["xyzt_units"]) & 7
@@ -103,13 +94,7 @@ def _affine_in_mm(volume: Any) -> Array:
         )
     affine = np.asarray(volume.affine, np.float64).copy()
     affine[:3] *= MM_PER_UNIT[unit]
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    volume_per_voxel = abs(np.linalg.det(affine[:3, :3] / np.where(sizes > 0, sizes, 1)))
-    if not np.isfinite(affine).all() or not sizes.all() or volume_per_voxel < 1e-3:
-        raise ConfigError(
-            f"its affine {np.round(affine[:3], 4).tolist()} does not give each voxel a position; correct the sform or "
-            "the qform in its header"
-        )
+    check_affine(affine)
     return affine
 
 
@@ -126,16 +111,6 @@ def _header_notes(header: Any, shape: tuple[int, ...]) -> Iterator[str]:
         yield "its sform and its voxel sizes (pixdim) differ; the sform has a code and is used"
     elif sform_code and qform_code and _distance(sform, qform, shape) > MAX_DISAGREEMENT:
         yield "its sform and its qform differ; both have a code, and the sform is used"
-
-
-def _shear_notes(affine: Array) -> Iterator[str]:
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
-    if cosine > MAX_SHEAR:
-        yield (
-            f"its axes are up to {np.degrees(np.arcsin(min(1.0, cosine))):.0f} degrees from perpendicular; distances "
-            "in mm (hd95, asd, surface_dice) assume perpendicular axes: resample it for exact ones"
-        )
 
 
 def _distance(sform: Array, qform: Array, shape: tuple[int, ...]) -> float:

@@ -111,6 +111,26 @@ def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float], seed: int
     return sort_rows(table.assign(split=splits))
 
 
+def add_validation_rows(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """The table with val rows at the sites that have none: this share of the training rows of the site.
+
+    All rows of a patient stay together, so the share is exact up to half a patient. At least one patient of a site
+    has val rows and at least one has training rows; a site with a single patient does not change.
+    """
+    table = sort_rows(table)
+    split = table["split"].copy()
+    validated = table.loc[table["split"] == "val", "site"].unique()
+    for site, rows in table[(table["split"] == "train") & ~table["site"].isin(validated)].groupby("site"):
+        groups = patient_groups(rows)
+        sizes = shuffled_group_sizes(groups, seed, "val", str(site))
+        if len(sizes) > 1:
+            assigned = _assign_shares(sizes, np.array([1 - share, share]))
+            assigned[[0, -1]] = 0, 1
+            is_val = groups.map(dict(zip(sizes.index, assigned == 1, strict=True)))
+            split[rows.index] = rows["split"].mask(is_val, "val")
+    return sort_rows(table.assign(split=split))
+
+
 def _spec_problems(table: pd.DataFrame, spec: Partition, name: str) -> Iterator[str]:
     by, columns = spec.by, ", ".join(map(str, table.columns))
     if by is None:

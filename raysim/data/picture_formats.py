@@ -15,7 +15,7 @@ import numpy as np
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import pluralize
 from raysim.data import jpeg2000_header
-from raysim.data.image_formats import Array, Colour, Image
+from raysim.data.image_formats import Array, Colour, DamagedImageError, Image
 from raysim.data.mask_colours import format_colours_option, unique_colours
 from raysim.data.memory_limit import check_memory
 
@@ -63,7 +63,7 @@ def decode_picture(file: str, stored: int, mask: bool, colours: bool) -> Image:
             array, palette, turned = _read_pixels(file, stored, picture, mask and not colours)
             inverted = _is_inverted(picture)
     except UnidentifiedImageError:  # its message names the stream, not the file
-        raise ConfigError(_describe_unknown(file)) from None
+        raise DamagedImageError(_describe_unknown(file)) from None
     array = array[: {2: 1, 4: 3}.get(len(array), len(array))]  # without its alpha channel
     notes = ["its EXIF orientation is applied, as in image viewers"] if turned else []
     if inverted:
@@ -251,17 +251,24 @@ def _decode_tiff(file: str, stored: int, picture: Any) -> Array:
             "1 (grey, black is 0) or 2 (RGB)"
         )
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[0]
-        if page.dtype is None or page.dtype.kind == "c":
-            raise ConfigError("has complex or unknown values; expected one real number per channel")
-        if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:  # the decoded size may differ from that in the header
-            raise ConfigError(
-                f"is a TIFF with more than 8 bits per channel and {tifffile.COMPRESSION(page.compression).name} "
-                "compression; store it uncompressed, or with LZW or Deflate"
-            )
-        if page.ndim > 2 and "S" not in page.axes:
-            raise ConfigError("is a TIFF with several slices; store each slice as a picture, or all in a NIfTI volume")
+        page: Any = tiff.pages[0]
+        check_tiff_page(page)
         segment = math.prod(page.chunks) * page.dtype.itemsize
         check_memory(page.nbytes + 4 * page.size + 3 * segment, stored)
         array = np.asarray(page.asarray(maxworkers=1))
         return array[None] if array.ndim == 2 else np.moveaxis(array, page.axes.index("S"), 0)
+
+
+def check_tiff_page(page: Any) -> None:
+    """Raises ConfigError for a page of a TIFF without real numbers, or whose decoded size is not in the header."""
+    import tifffile
+
+    if page.dtype is None or page.dtype.kind == "c":
+        raise ConfigError("has complex or unknown values; expected one real number per channel")
+    if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:  # the decoded size may differ from that in the header
+        raise ConfigError(
+            f"is a TIFF with more than 8 bits per channel and {tifffile.COMPRESSION(page.compression).name} "
+            "compression; store it uncompressed, or with LZW or Deflate"
+        )
+    if page.ndim > 2 and "S" not in page.axes:
+        raise ConfigError("is a TIFF with several slices; store each slice as a picture, or all in a NIfTI volume")

@@ -12,9 +12,9 @@ from scipy.special import softmax
 
 from raysim.core.contracts import Split
 from raysim.data.case_preparation import CasePreparation
-from raysim.data.image_formats import is_volume
+from raysim.data.image_formats import is_nifti
 from raysim.data.prediction_grid import restore_logits
-from raysim.data.prediction_writer import write_mask, write_probabilities
+from raysim.data.prediction_writer import Source, write_mask, write_probabilities
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,11 +44,12 @@ class PredictedMasks:
         """
         mask, *others = self._files(case)
         mask.parent.mkdir(parents=True, exist_ok=True)
-        image = self.images[case]
-        restored = restore_logits(logits, self.preparation.read_channels(image), self.preparation)
+        scan = self.preparation.read_channels(self.images[case])
+        restored = restore_logits(logits, scan, self.preparation)
+        source = Source(self.images[case], scan.affine)
         for path in others:
-            write_probabilities(path, softmax(restored, axis=0), image)
-        write_mask(mask, restored.argmax(0), image, self.values, self.preparation.colours)
+            write_probabilities(path, softmax(restored, axis=0), source)
+        write_mask(mask, restored.argmax(0), source, self.values, self.preparation.colours)
 
     def scored_split(self, case: int, label: str) -> Split:
         """One example whose inputs are the written mask, one-hot (1, K, *space), with the label from a file.
@@ -71,7 +72,7 @@ class PredictedMasks:
         mask = self.folder / self.targets[case]
         if not self.probabilities:
             return [mask]
-        if not is_volume(self.images[case]):
+        if not is_nifti(mask.name):
             return [mask, mask.with_suffix(".npz")]
         stem, _, _ = mask.name.partition(".nii")
         return [mask, mask.with_name(f"{stem}_probabilities.nii{'.gz' if mask.suffix == '.gz' else ''}")]

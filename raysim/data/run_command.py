@@ -12,12 +12,13 @@ import numpy as np
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import format_argument
 from raysim.data.file_inspection import MAX_LABEL_VALUES
-from raysim.data.image_formats import is_volume
+from raysim.data.image_formats import is_nifti
 from raysim.data.image_reader import read_image
 from raysim.data.mask_values import fitting_classes, format_classes
 from raysim.data.nifti_format import check_header
 from raysim.data.picture_formats import FORMATS
 from raysim.data.table import read_table
+from raysim.data.volume_formats import decoder
 
 MAX_FILES = 1000  # images, and masks, that are opened
 STEP = 16  # sizes are multiples of it, because the default networks halve images several times
@@ -70,7 +71,9 @@ def _class_arguments(masks: Sequence[str], names: Mapping[str, int]) -> Iterator
 def _shape(path: str) -> tuple[int, ...]:
     """The number of pixels or voxels along each axis, from the header of the file."""
     try:
-        return _volume_shape(path) if is_volume(path) else _picture_shape(path)
+        if is_nifti(path):
+            return _volume_shape(path)
+        return read_image(path).space if decoder(path) else _picture_shape(path)
     except Exception as reason:  # a damaged file may raise any error
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(reason).split())}") from reason
 

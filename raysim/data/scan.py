@@ -11,59 +11,54 @@ import pandas as pd
 
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import is_formula, join_names, pluralize
-from raysim.data.dataset_json import find_class_names, find_decathlon_cases
-from raysim.data.folder_layouts import (
-    LAYOUT_HELP,
-    ScannedCase,
-    find_class_folders,
-    find_masked_images,
-    reject_shared_files,
-)
+from raysim.data.folder_layouts import ScannedCase
 from raysim.data.near_equal import near_equal_sites_warning
-from raysim.data.nnunet_layout import find_nnunet_cases, image_columns, read_channel_names
+from raysim.data.nnunet_layout import image_columns
 from raysim.data.partition import assign_splits
 from raysim.data.patient_names import numbered_series, patients_of_images
 from raysim.data.patient_warnings import patient_warnings
+from raysim.data.scanned_folders import ScannedFolder, folders_of_sites, scan_folders
 from raysim.data.table import site_name_problems, sort_rows
 
-# The folder layouts, in the order in which they are tried: their task, and the function that finds their cases.
-LAYOUTS = {
-    "nnU-Net, with a file for each channel": ("segmentation", find_nnunet_cases),
-    "dataset.json of the Medical Segmentation Decathlon": ("segmentation", find_decathlon_cases),
-    "folders of images and of masks": ("segmentation", find_masked_images),
-    "a folder of images for each class": ("classification", find_class_folders),
-}
 FRACTIONS = (0.7, 0.1, 0.2)  # of train, val and test
 
 
 def scan(
-    folder: str, fractions: Sequence[float] = FRACTIONS, seed: int = 0, *, group: str | None = None
+    folders: str | Sequence[str], fractions: Sequence[float] = FRACTIONS, seed: int = 0, *, group: str | None = None
 ) -> pd.DataFrame:
-    """The table of `folder`, with paths relative to it; `table.attrs["notes"]` lists unlabelled and skipped files;
-    `layout` and `task` are the recognised ones, `classes` the mask values by the names in dataset.json.
+    """The table of a folder, with paths relative to it, or of several folders `SITE=FOLDER`, each of which is a site.
+
+    `table.attrs["notes"]` lists unlabelled and skipped files; `layout` and `task` are the recognised ones, `classes`
+    the mask values by the names in dataset.json.
 
     The labelled images of each site are assigned to train, val and test at random, by `fractions`. Images in folders of
     splits have the split of their folder. `group` is a regular expression: its first capture in the path of an image is
     the patient, and all images of a patient get the same split. Raises ConfigError for a folder that does not have a
     supported layout.
     """
-    return _build_table(_resolve_folder(folder), _resolve_folder(folder), fractions, seed, group)
+    scanned = scan_folders(folders_of_sites(folders))
+    return _build_table(scanned, scanned.root, fractions, seed, group)
 
 
 def write_scan(
-    folder: str, out: str, fractions: Sequence[float] = FRACTIONS, seed: int = 0, *, group: str | None = None
+    folders: str | Sequence[str],
+    out: str,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    *,
+    group: str | None = None,
 ) -> pd.DataFrame:
     """Like `scan`, and writes the table to the CSV file `out`; paths are relative to its folder, for `read_table`.
 
     Raises ConfigError, before anything is scanned, if `out` exists: it may have been edited by hand.
     """
-    root = _resolve_folder(folder)
+    found = folders_of_sites(folders)
     target = Path(os.path.abspath(os.path.expanduser(out)))
     if os.path.lexists(target):
         raise ConfigError(f"{out} exists and is never overwritten; remove it, or choose another file")
     if target.suffix != ".csv" or not target.parent.is_dir():
         raise ConfigError(f"{out} cannot be written; name a .csv file in a folder that exists")
-    table = _build_table(root, target.parent, fractions, seed, group)
+    table = _build_table(scan_folders(found), target.parent, fractions, seed, group)
     check_formulas(table)
     _write(table, target)
     return table
@@ -88,46 +83,33 @@ def _write(table: pd.DataFrame, target: Path) -> None:
         raise ConfigError(f"cannot write {target}: {error.strerror or error}; choose another --out") from error
 
 
-def _resolve_folder(folder: str) -> Path:
-    root = Path(os.path.abspath(os.path.expanduser(folder)))
-    if not root.is_dir():
-        raise ConfigError(f"{folder} is not a folder (working directory: {os.getcwd()}); use a folder with images")
-    return root
-
-
-def _build_table(root: Path, base: Path, fractions: Sequence[float], seed: int, group: str | None) -> pd.DataFrame:
-    """The table of `root`, with paths relative to `base`."""
+def _build_table(
+    scanned: ScannedFolder, base: Path, fractions: Sequence[float], seed: int, group: str | None
+) -> pd.DataFrame:
+    """The table of the cases, with paths relative to `base`."""
     if len(fractions) != 3:
         raise ConfigError(f"fractions {tuple(fractions)}: expected three, for train, val and test, that add up to 1")
     if seed < 0:
         raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; omit --seed for 0")
-    notes: list[str] = []
-    layout, task, cases = _find_cases(root, notes)
-    columns = image_columns(read_channel_names(root), 1 + len(cases[0].further))
+    cases, root, notes = scanned.cases, scanned.root, list(scanned.notes)
+    columns = image_columns(cases[0].channels, 1 + len(cases[0].further))
     table = _table_of_cases(cases, base, columns)
     for problem in site_name_problems(table["site"].unique()):
         raise ConfigError(f"{root}: {problem}")
     images = [str(relative_path(case.image, root)) for case in cases]
     if group is not None:
         table["group"] = _capture_patients(images, group)
+    elif any(case.patient for case in cases):
+        table["patient"] = pd.Series([case.patient for case in cases], table.index, dtype="string")
     else:
         table = _group_by_name(table, images, notes)
     if warning := near_equal_sites_warning(table["site"].unique()):
         notes.append(warning)
     table = _draw_splits(table, fractions, seed, notes)
     notes += patient_warnings(table)
-    table.attrs |= {"notes": notes, "layout": layout, "task": task, "classes": find_class_names(root)}
+    table.attrs |= {"notes": notes, "layout": scanned.layout, "task": scanned.task, "classes": scanned.classes}
     table.attrs["image_columns"] = columns
     return table
-
-
-def _find_cases(root: Path, notes: list[str]) -> tuple[str, str, list[ScannedCase]]:
-    """The layout of `root`, its task and its cases. Raises ConfigError for a folder without cases."""
-    for layout, (task, find_cases) in LAYOUTS.items():
-        if cases := find_cases(root, notes):
-            reject_shared_files(cases)
-            return layout, task, cases
-    raise ConfigError("; ".join([*notes, f"{root} has no images in a supported layout", LAYOUT_HELP]))
 
 
 def _table_of_cases(cases: Sequence[ScannedCase], base: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -150,6 +132,8 @@ def _table_of_cases(cases: Sequence[ScannedCase], base: Path, columns: Sequence[
     )
     if any(case.class_name for case in cases):
         table["class"] = [case.class_name for case in cases]
+    if any(case.fold is not None for case in cases):
+        table["fold"] = pd.Series([case.fold for case in cases], table.index, dtype="Int64")
     return table
 
 
@@ -177,10 +161,22 @@ def _draw_splits(table: pd.DataFrame, fractions: Sequence[float], seed: int, not
         first = table["image"][unlabelled].iloc[0]
         notes.append(f"images without a label, in split 'unlabelled': {unlabelled.sum()}, such as {first}")
     labelled = table[~unlabelled]
-    if (labelled["split"] == "unlabelled").all():
-        labelled = assign_splits(labelled, dict(zip(("train", "val", "test"), fractions, strict=True)), seed)
+    without = labelled["split"] == "unlabelled"
+    if without.any():
+        shares = _shares(fractions, has_test=bool((labelled["split"] == "test").any()))
+        labelled = pd.concat([assign_splits(labelled[without], shares, seed), labelled[~without]])
     notes += _empty_split_notes(labelled)
     return sort_rows(pd.concat([labelled, table[unlabelled]]))
+
+
+def _shares(fractions: Sequence[float], *, has_test: bool) -> dict[str, float]:
+    """The share of each split among the cases without a split; none is for test if the layout has test cases."""
+    train, val, test = fractions
+    if not has_test:
+        return {"train": train, "val": val, "test": test}
+    if not train + val > 0:
+        raise ConfigError(f"--fractions {train:g},{val:g},{test:g}: expected training or validation cases too")
+    return {"train": train / (train + val), "val": val / (train + val)}
 
 
 def _empty_split_notes(labelled: pd.DataFrame) -> Iterator[str]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from raysim.core.contracts import ProgressCallback
 from raysim.data.column_types import to_numbers
 from raysim.data.data_errors import channels_cure, summarize_notes
 from raysim.data.dataset_summary import DatasetKind, DatasetSummary
-from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics, inspect_case
+from raysim.data.file_inspection import MAX_LABEL_VALUES, CaseInspection, ImageStatistics
+from raysim.data.inspection_cache import inspect_cases
 from raysim.data.label_classes import class_column_warning, class_names
 from raysim.data.mask_colours import palette_conflicts
 from raysim.data.near_equal import near_equal_names, near_equal_sites_warning
@@ -26,26 +26,28 @@ from raysim.data.tabular_sites import is_training_row
 if TYPE_CHECKING:  # it imports torch, which a description without keys does not need
     from raysim.data.case_preparation import CasePreparation
 
-READER_THREADS = 8
-
 
 def summarize(
     table: pd.DataFrame,
     preparation: CasePreparation | None = None,
     selection: FeatureSelection | None = None,
     outside: tuple[str, ...] = (),
+    target: tuple[DatasetKind, tuple[str, ...]] | None = None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> DatasetSummary:
     """The summary of a table from `read_table`; every image and mask is read once.
 
     With the `preparation` of a run, files are read and checked as in that run. `selection` and `outside` are the
     features and the outside sites of a run on the rows of a table; by default those of a run without these keys.
+    `target` is multilabel or regression, with the columns of 0 and 1 or of the number. `progress(done, total)` is
+    called after each case.
 
     If `read_table` had `check_files`, `needs_label` and `needs_image` set to False, missing and damaged files become
     lines of `problems` and raise no error.
     """
     table = sort_rows(table)
-    kind = dataset_kind(table) if selection is None else "tabular"
-    inspections = _inspect_cases(table, kind, preparation)
+    kind, names = target or (dataset_kind(table) if selection is None else "tabular", ())
+    inspections = _inspect_cases(table, kind, preparation, progress)
     cases = table[[name for name in ("site", "split", "image", "label") if name in table]]
     if inspections:
         columns = {
@@ -53,10 +55,10 @@ def summarize(
             for field in fields(ImageStatistics)
         }
         cases = cases.join(pd.DataFrame(columns, cases.index))
-    labels = _mask_value_counts(table, inspections) if kind == "segmentation" else _class_counts(table)
+    labels = _labels(table, kind, names, inspections)
     selection = selection or FeatureSelection(None, (), reserved_columns(table), indicators=False)
     rows = table[is_training_row(table, outside)]
-    numeric = selection.numeric_columns(table, rows) if kind == "tabular" else []
+    numeric = selection.numeric_columns(table, rows) if kind == "tabular" else names if kind == "regression" else ()
     features = _feature_statistics(table, [name for name in numeric if name in table])
     problems = (
         *_table_problems(cases),
@@ -82,14 +84,15 @@ def dataset_kind(table: pd.DataFrame) -> DatasetKind:
     return "segmentation" if labels_are_files(table) else "classification"
 
 
-def _inspect_cases(table: pd.DataFrame, kind: DatasetKind, preparation: CasePreparation | None) -> list[CaseInspection]:
+def _inspect_cases(
+    table: pd.DataFrame, kind: DatasetKind, preparation: CasePreparation | None, progress: ProgressCallback
+) -> list[CaseInspection]:
     """The inspection of each case, in the order of the table; empty without images."""
     if kind == "tabular":
         return []
     images = [None if pd.isna(path) else str(path) for path in table["image"]]
     masks = [None if pd.isna(path) or kind != "segmentation" else str(path) for path in table["label"]]
-    with ThreadPoolExecutor(READER_THREADS) as pool:
-        return list(pool.map(partial(inspect_case, preparation=preparation), images, masks))
+    return inspect_cases(list(zip(images, masks, strict=True)), preparation, progress)
 
 
 def _palette_problems(table: pd.DataFrame, inspections: list[CaseInspection]) -> Iterator[str]:
@@ -118,6 +121,22 @@ def _mask_value_counts(table: pd.DataFrame, inspections: list[CaseInspection]) -
     ]
     pixels = pd.DataFrame(found, columns=["site", "value", "count"])
     return pixels.groupby(["site", "value"], as_index=False).sum()
+
+
+def _labels(
+    table: pd.DataFrame, kind: DatasetKind, columns: Sequence[str], inspections: list[CaseInspection]
+) -> pd.DataFrame:
+    """`DatasetSummary.labels` of this kind of data; empty for numbers."""
+    if kind == "segmentation":
+        return _mask_value_counts(table, inspections)
+    if kind == "multilabel":
+        found = [
+            (site, name, int(cell in ("1", "1.0")))
+            for name in columns
+            for site, cell in zip(table["site"], table[name].str.strip().fillna(""), strict=True)
+        ]
+        return pd.DataFrame(found, columns=["site", "value", "count"]).groupby(["site", "value"], as_index=False).sum()
+    return _class_counts(table[:0] if kind == "regression" else table)
 
 
 def _class_counts(table: pd.DataFrame) -> pd.DataFrame:

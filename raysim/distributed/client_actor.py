@@ -18,6 +18,7 @@ from raysim.core.pytree import nbytes
 from raysim.distributed import node_probe
 from raysim.distributed.jemalloc import JemallocPurger
 from raysim.distributed.prometheus import MemoryGauge
+from raysim.distributed.ray_compat import end_at_sigterm
 from raysim.federation.plan import Plan
 from raysim.federation.site_executor import (
     NOT_GIVEN,
@@ -55,6 +56,7 @@ class ClientActor:
     """Executes calls at the sites of a run in a separate process. `title` is shown on Ray's dashboard."""
 
     def __init__(self, name: str, title: str, plan: list[Any], cpus: float, gpus: float) -> None:
+        end_at_sigterm()
         self.name, self.title, self.cpus, self.gpus = name, title, cpus, gpus
         self.memory_purger = JemallocPurger()
         self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"

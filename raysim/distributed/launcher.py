@@ -5,7 +5,9 @@ Imports Ray only for a run on Ray, because a local run does not need it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +39,12 @@ from raysim.core.results import RunOutcome, RunResult
 from raysim.distributed import node_probe
 from raysim.distributed.local_ray import set_local_ray_variables, target_address
 from raysim.distributed.run_environment import describe_environment, pickle_by_value
+from raysim.federation.compilation import measure_compilation
 from raysim.federation.continuation import Continuation, copy_records, keep_initial_weights, plan_continuation
 from raysim.federation.plan import Plan, build_plan
 from raysim.federation.runner import disk_errors_named, idle_gpu_notices, local_fleet, run_federation
 from raysim.federation.validation import validate
+from raysim.federation.work_estimate import local_backend_hint
 from raysim.reporting.html_report import write_report
 from raysim.reporting.run_list import write_index
 from raysim.reporting.run_tracking import tracked
@@ -147,10 +151,25 @@ def _execute(
     emit: EventCallback = on_event or (lambda _: None)
     if continuation is not None:
         emit(Notice(continuation.describe(config.rounds)))
+    if config.backend == "ray" and target_address(config.ray_address) is None and (hint := local_backend_hint(plan)):
+        emit(Message(hint))
+    if plan.compiled and not any(config.resources.of(site)[1] for site in plan.sites):  # measured on the CPU
+        emit(Message("compiling the network"))
+        emit(Message(measure_compilation(plan, _client_processes(plan))))
     emit(RunPlanned(directory, config.rounds, plan.metric))
-    with tracked(plan, emit) as emit, _reported(plan, emit):
+    with tracked(plan, emit) as emit, _reported(plan, emit) as emit:
         summary = follow(_run_locally(plan) if config.backend == "local" else _run_on_ray(plan), emit)
     return RunResult(directory, summary)
+
+
+def _client_processes(plan: Plan) -> int:
+    """The number of processes that train; with client_actors=auto, as if the cluster had the CPUs of this machine."""
+    resources = plan.config.resources
+    if plan.config.backend == "local":
+        return 1
+    if isinstance(resources.client_actors, int):
+        return resources.client_actors
+    return max(1, min(len(plan.task.inside), int((os.cpu_count() or 1) / resources.cpus_per_client)))
 
 
 def _run_locally(plan: Plan) -> Generator[Event]:
@@ -227,15 +246,23 @@ def follow(events: Generator[Event], emit: EventCallback) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
+def _reported(plan: Plan, emit: EventCallback) -> Iterator[EventCallback]:
     """Writes report.html at the end of the block, also after a failure. Reports how to resume a failed run.
 
+    The block passes its events to the yielded callback. After RunFinished a thread writes the report while Ray stops.
     Removes the files of a new run if its first call shows that the code of the algorithm is wrong.
     """
+    pool, reports = ThreadPoolExecutor(1, "raysim-report"), list[Future[str]]()
+
+    def emit_and_report(event: Event) -> None:
+        emit(event)
+        if isinstance(event, RunFinished):
+            reports.append(pool.submit(_write_report, plan.directory))
+
     try:
-        yield
+        yield emit_and_report
     except (RunError, PlacementError, KeyboardInterrupt) as error:
-        if isinstance(error, SiteError | ServerError) and error.untrained and not plan.resume:
+        if isinstance(error, SiteError | ServerError) and error.has_no_result and not plan.resume:
             remove_content(plan.directory)
         elif (plan.directory / LOG_FILE).exists() and not isinstance(error, ResumableError):
             cure = (
@@ -244,18 +271,24 @@ def _reported(plan: Plan, emit: EventCallback) -> Iterator[None]:
             emit(Message(f"the records of the run are in {plan.directory}{cure}"))
         raise
     finally:
-        _write_report(plan.directory, emit)
+        if (plan.directory / SUMMARY_FILE).exists():  # otherwise the run has not started, or its server was lost
+            emit(Message(_report_message((reports or [pool.submit(_write_report, plan.directory)])[0])))
+            with suppress(Exception):  # a failure to write this list must not change the outcome of the run
+                write_index(plan.directory)
+        pool.shutdown(wait=False)
 
 
-def _write_report(directory: Path, emit: EventCallback) -> None:
-    """Write report.html in this process, because the server actor may be lost."""
-    if not (directory / SUMMARY_FILE).exists():  # the run has not started, or its server was lost
-        return
+def _report_message(report: Future[str]) -> str:
     try:
-        text = f"report: {write_report(directory)}"
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it must not change the outcome of the run
+        return report.result()
+    except KeyboardInterrupt:  # it must not change the outcome of the run
+        return "report.html was not written: KeyboardInterrupt"
+
+
+def _write_report(directory: Path) -> str:
+    """Write report.html in this process, because the server actor may be lost. Returns a message with the result."""
+    try:
+        return f"report: {write_report(directory)}"
+    except Exception as error:  # noqa: BLE001 - it must not change the outcome of the run
         reason = " ".join(str(error).split())
-        text = f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}"
-    emit(Message(text))
-    with suppress(Exception):  # a failure to write this list must not change the outcome of the run
-        write_index(directory)
+        return f"report.html was not written: {type(error).__name__}{f': {reason}' if reason else ''}"

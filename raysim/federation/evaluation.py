@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from raysim.core.contracts import (
     State,
 )
 from raysim.core.errors import RunError
-from raysim.core.model import BatchNorm, weights
-from raysim.core.results import CaseScores, Score
+from raysim.core.model import BatchNorm, lacks_statistics, weights
+from raysim.core.results import CaseScores, Score, role_of
 from raysim.federation.fleet import BaseFleet
 from raysim.federation.return_checks import check_metrics, check_predictor
 
@@ -111,9 +111,11 @@ def _is_global(predict: Predictor, site: Site[Any], state: State) -> bool:
     """
     if not isinstance(predict, nn.Module) or state.model is None:
         return False
-    plain = site.predict_module(state.model)
-    modes, of_plain = ([layer.training for layer in net.modules()] for net in (predict, plain))
-    return modes == of_plain and weights(predict) == weights(plain)
+    model, modes = state.model, [layer.training for layer in predict.modules()]
+    if modes != [lacks_statistics(model, name, layer) for name, layer in site.template.named_modules()]:
+        return False
+    found = weights(predict)
+    return found == (model if len(model) == len(found) else weights(site.template) | model)
 
 
 @torch.no_grad()
@@ -148,7 +150,7 @@ def _evaluated_splits(site: Site[Any]) -> list[str]:
 
 
 def _as_scores(site: Site[Any], found: Mapping[str, Metrics]) -> tuple[Score, ...]:
-    role: Literal["inside", "outside"] = "inside" if site.name in site.task.inside else "outside"
+    role = role_of(site.name, site.task.inside)
     cases = {split: len(set(site.data[split].cases.tolist())) for split in found}
     for metrics in found.values():
         check_metrics(metrics, "the metrics of a split")

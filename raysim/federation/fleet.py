@@ -189,8 +189,8 @@ class BaseFleet(ABC):
         if spare < 0:
             if self._needed() < len(self.sites):
                 cause += f"; min_replies={self.options.min_replies} needs {self._needed()} of {len(self.sites)} sites"
-            untrained = failure.wrong_code and number == 1 and self.accounting.calls == 1
-            raise SiteError(site, number, cause, failure.traceback, untrained)
+            has_no_result = failure.wrong_code and number == 1 and self.accounting.calls == 1
+            raise SiteError(site, number, cause, failure.traceback, has_no_result)
 
     def check_stop(self) -> None:
         """Raises Interrupted if a stop was requested."""

@@ -66,7 +66,9 @@ def check_bundle(run: TrainedRun, network: ExportedNetwork) -> None:
     config, factory = run.config.task, network.factory
     other = "use --format torch or --format onnx"
     if not isinstance(config, Segmentation | Classification):
-        raise ConfigError(f"--format bundle needs a task with image files, and the run has task={config.name}; {other}")
+        raise ConfigError(
+            f"--format bundle supports segmentation and classification, and the run has task={config.name}; {other}"
+        )
     if isinstance(config, Classification) and config.data.slices:
         raise ConfigError(f"--format bundle does not support the classification of volumes by their slices; {other}")
     if not (isinstance(factory, partial) and factory.func.__module__.startswith("monai.")):

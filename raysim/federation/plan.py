@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from raysim.config.schema import RunConfig
 from raysim.core.contracts import EVALUATED_SPLITS, Task, TaskConfig
@@ -21,6 +22,7 @@ from raysim.core.registry import name_of
 from raysim.data.required_paths import required_paths
 from raysim.federation.continuation import Continuation, with_kept_weights
 from raysim.tasks.lora import LoraNetwork
+from raysim.tasks.table_config import TableData
 
 # Sites train in one batch by default if the examples of a batch have at most this many pixels together.
 # With more pixels, the operations on the batch of one site take most of the time, so stacking gains nothing on a CPU.
@@ -39,7 +41,7 @@ class Plan:
     resume: bool = False  # continue from the newest checkpoint in `directory`
     versions: Mapping[str, str] = field(default_factory=dict)  # of packages in this process; nodes must have the same
     continuation: Continuation | None = None  # the run that this one continues; its records are copied at the start
-    exports: bool = True  # whether models/ and pictures/ are written at the end of the run
+    writes_models_and_pictures: bool = True  # whether models/ and pictures/ are written at the end of the run
 
     @property
     def algorithm_name(self) -> str:
@@ -65,6 +67,11 @@ class Plan:
         """The metric that chooses the best round, see `selection_metric`."""
         return selection_metric(self.task, self.metric)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether sites train compiled networks."""
+        return bool(getattr(self.config.algorithm, "compile", False))
+
     @cached_property
     def batch_sites(self) -> int:
         """The number of sites that train in one batch. It depends on the task alone, so that results do too."""
@@ -73,7 +80,7 @@ class Plan:
             return chosen
         gpu = any(self.config.resources.of(site)[1] for site in self.sites)
         pixels = math.prod(self.task.shape[1:]) * self.task.batch_size
-        small = len(self.task.shape) <= 3 and pixels <= SMALL_BATCH
+        small = len(self.task.shape) <= 3 and pixels <= SMALL_BATCH and not self.compiled
         return max(1, min(MAX_BATCH_SITES, len(self.task.inside) // MIN_GROUPS)) if small and not gpu else 1
 
     @cached_property
@@ -194,6 +201,17 @@ def selection_metric(task: Task, chosen: str) -> str | None:
     possible = (each for each in (role, "inside") if any(task.sizes[site].get("val", 0) for site in sites[each]))
     found = next(possible, None)
     return None if found is None else f"{found}/val/{metric}"
+
+
+def how_to_add_val_cases(config: TaskConfig, task: Task, sites: Iterable[str]) -> str:
+    """The cure in an error about `sites` without val cases."""
+    data: Any = getattr(config, "data", None)
+    if not isinstance(data, TableData):
+        return "set task.data.val=1 or more" if hasattr(data, "val") else "add val cases to the task"
+    of_table = "give some of their rows the split val"
+    if data.val is None and any(task.sizes[site].get("train", 0) > 1 for site in sites):
+        return f"set task.data.val=0.2, a share of the training rows, or {of_table}"
+    return of_table
 
 
 def parse_run_faults(config: RunConfig) -> FaultPlan:

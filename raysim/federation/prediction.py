@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from raysim.core.atomic_io import replacing, write_json
 from raysim.core.contracts import Array, CaseName, Split, Task
 from raysim.core.errors import ConfigError
 from raysim.core.events import Event, Progress, RunFinished
 from raysim.core.formatting import join_names
-from raysim.core.results import CaseScores, Score
+from raysim.core.results import CaseScores, Score, role_of
+from raysim.data.label_columns import label_rows
 from raysim.federation.fleet import BaseFleet, LocalFleet
 from raysim.federation.plan import Plan
 from raysim.federation.prediction_job import PartResult, PredictionJob, name_predictor, predict_part, score_cases
@@ -24,6 +24,7 @@ from raysim.federation.trained_run import TrainedRun
 from raysim.storage.csv_file import to_csv
 from raysim.storage.evaluation_files import write_evaluation
 from raysim.tasks.new_cases import NewCases
+from raysim.tasks.prediction_columns import prediction_columns
 
 PREDICTION_PHASE = "prediction"
 PREDICTIONS_FILE = "predictions.csv"
@@ -86,7 +87,8 @@ def _no_predictor(prediction: Prediction) -> ConfigError:
 def write_predictions(prediction: Prediction, results: Mapping[str, PartResult], kind: str) -> None:
     """Write predictions.csv with a row per case: image or row of the table, mask or class, and the predictor.
 
-    For classes, the row also has the probability of each class.
+    A row without a mask has a class, labels or a number, as from `prediction_columns`, and the probability of each
+    class or label.
     """
     cases, masks = prediction.cases, prediction.job.masks
     of_rows = all(image is None for image in cases.images)
@@ -94,11 +96,8 @@ def write_predictions(prediction: Prediction, results: Mapping[str, PartResult],
     if masks is not None:
         table = table.assign(prediction=masks.targets, predictor=kind)
     else:
-        probabilities = softmax(_logits(results), axis=1)
-        names = list(prediction.run.summary["classes"])
-        table = table.assign(prediction=[names[index] for index in probabilities.argmax(1)], predictor=kind)
-        for name, column in zip(names, probabilities.T, strict=True):
-            table[f"probability_{name}"] = column
+        predicted, columns = prediction_columns(prediction.run.task, _logits(results))
+        table = table.assign(prediction=predicted, predictor=kind, **columns)
     with replacing(prediction.out / PREDICTIONS_FILE) as partial:
         partial.write_text(to_csv(table), encoding="utf-8")
 
@@ -114,7 +113,7 @@ def _write_scores(prediction: Prediction, results: Mapping[str, PartResult], kin
     if not labelled:
         return None
     metrics, values = _mask_scores(results) if job.masks else _class_scores(cases, results, labelled)
-    role: Any = "inside" if job.site in run.inside else "outside"
+    role = role_of(job.site, run.inside)
     scores = [Score(job.site, role, "test", name, value, len(labelled)) for name, value in metrics.items()]
     by_case = list[CaseScores]()
     if values:
@@ -159,6 +158,6 @@ def _class_scores(
     cases: NewCases, results: Mapping[str, PartResult], labelled: Sequence[int]
 ) -> tuple[Mapping[str, float], Mapping[str, Array]]:
     logits = _logits(results)[list(labelled)]
-    labels = np.array([cases.labels[number] for number in labelled], np.int64)[:, None]
+    found: Any = [cases.labels[number] for number in labelled]
     numbers = np.arange(len(labelled))
-    return score_cases(cases.task, Split(logits, labels, numbers, np.zeros((len(labelled), 0))))
+    return score_cases(cases.task, Split(logits, label_rows(found), numbers, np.zeros((len(labelled), 0))))

@@ -27,6 +27,7 @@ from raysim.core.contracts import (
     TaskConfig,
 )
 from raysim.core.seeding import seed_all
+from raysim.data.label_columns import Label
 from raysim.data.predicted_masks import PredictedMasks
 from raysim.data.required_paths import OpensFiles
 from raysim.federation.evaluation import as_prediction_set, describe_predictor
@@ -47,7 +48,7 @@ class PredictionJob:
 
     site: a site of the run, or any other name for a new outside site. client_state: the client state of the site.
     run_task: opens the training data of an inside site, for methods that train in `predictor`.
-    masks: None if cases have a class. labels: for each case the mask, the class index, or None.
+    masks: None if cases have no masks. labels: for each case the mask, its label, or None.
     """
 
     method: TrainedMethod
@@ -56,7 +57,7 @@ class PredictionJob:
     site: str
     run_task: TaskConfig
     masks: PredictedMasks | None
-    labels: Sequence[str | int | None]
+    labels: Sequence[str | Label | None]
     parts: Parts
 
 

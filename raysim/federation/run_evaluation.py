@@ -12,14 +12,15 @@ from raysim.config.schema import RunConfig
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError, RunError
 from raysim.core.events import Event, Progress, RunFinished
-from raysim.core.formatting import join_names
+from raysim.core.formatting import format_argument, join_names
 from raysim.federation.continuation import with_kept_weights
 from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import EVALUATION_PHASE, BaseFleet
 from raysim.federation.plan import Plan
 from raysim.federation.trained_run import TrainedRun, without_training
+from raysim.federation.validation import check_adaptation
 from raysim.storage.evaluation_files import write_evaluation
-from raysim.tasks.table_config import TableData
+from raysim.tasks.table_config import ANOTHER_TABLE, TableData
 from raysim.tasks.tabular import Tabular
 from raysim.training.test_time_adaptation import ADAPTATIONS, OutsideAdaptation, affine_parameters
 
@@ -27,23 +28,14 @@ from raysim.training.test_time_adaptation import ADAPTATIONS, OutsideAdaptation,
 USED_KEYS = (
     *("task", "algorithm", "metric", "anonymous_cases", "backend", "ray_address", "resources", "site_timeout_s"),
 )
-# These keys of the run do not apply to a new table.
-OF_THE_OLD_TABLE: dict[str, Any] = {
-    "root": None,
-    "outside": (),
-    "exclude_sites": (),
-    "partition": None,
-    "labelled": None,
-    "folds": None,
-    "fold": None,
-}
+SPLIT_KEYS = ("val", "folds", "fold")  # of task.data: which rows are training, val and test rows
 
 
 def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfig:
     """The configuration of the run with `overrides`, a nested mapping of keys.
 
     Raises ConfigError for keys that an evaluation does not use, for another algorithm and for another network, or
-    another trained part of it.
+    another trained part of it, and for other splits of the rows that the run has used.
     """
     if unused := [key for key in overrides if key not in USED_KEYS]:
         raise ConfigError(f"{join_names(unused)}: an evaluation does not train; use keys of {', '.join(USED_KEYS)}")
@@ -53,14 +45,29 @@ def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfi
         name = given if isinstance(given, str) else dict(given).get("name", values[key]["name"])
         if name != values[key]["name"]:
             raise ConfigError(f"{key}={name}: the run was trained with {key}={values[key]['name']}; remove the key")
-    if _has_new_table(overrides) and isinstance(run.config.task.data, TableData):
+    of_table, new_table = isinstance(run.config.task.data, TableData), _has_new_table(overrides)
+    if of_table and new_table:
         values = merge(values, {"task": {"data": _data_changes(run)}})
     config = resolve(merge(values, overrides))
+    if of_table and not new_table:
+        _check_splits(run.config.task.data, config.task.data)
     if getattr(config.task, "network", None) != getattr(run.config.task, "network", None):
         raise ConfigError("task.network: the run was trained with another network; remove the key")
     if getattr(config.algorithm, "trainable", None) != getattr(run.config.algorithm, "trainable", None):
         raise ConfigError("algorithm.trainable: the run has trained another part of the network; remove the key")
     return config
+
+
+def _check_splits(old: TableData, new: TableData) -> None:
+    """Raises ConfigError if rows with which the run has trained could be val or test rows of the evaluation."""
+    keys = [*SPLIT_KEYS, "seed"] if old.val or old.folds else SPLIT_KEYS
+    for key in keys:
+        if getattr(new, key) != getattr(old, key):
+            given, trained = (format_argument(f"task.data.{key}", getattr(data, key)) for data in (new, old))
+            raise ConfigError(
+                f"{given}: the run was trained with {trained}, so training rows would be evaluated; remove the key, or "
+                "set task.data.table to a table with other rows"
+            )
 
 
 def written_config(run: TrainedRun, config: RunConfig) -> RunConfig:
@@ -79,7 +86,7 @@ def _has_new_table(overrides: Mapping[str, Any]) -> bool:
 
 def _data_changes(run: TrainedRun) -> dict[str, Any]:
     data = run.config.task.data
-    changes = {key: value for key, value in OF_THE_OLD_TABLE.items() if hasattr(data, key)}
+    changes = {key: value for key, value in {"root": None, **ANOTHER_TABLE}.items() if hasattr(data, key)}
     if run.config.task.name == "classification":  # the new table may lack cases of a class
         changes["classes"] = dict(run.summary["classes"])
     return changes
@@ -113,6 +120,7 @@ def evaluation_task(run: TrainedRun, config: RunConfig, progress: ProgressCallba
 
 
 def _check_adaptation(algorithm: Any, task: Task) -> None:
+    check_adaptation(algorithm, task)
     adaptation = getattr(algorithm, "outside", None)
     if isinstance(adaptation, OutsideAdaptation) and adaptation.name in ADAPTATIONS and task.outside:
         try:

@@ -54,7 +54,7 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
     try:
         state = yield from _run_with_rollbacks(plan, fleet, recorder)
         final_digest = digest(state, fleet.client_states)
-        if plan.exports:
+        if plan.writes_models_and_pictures:
             yield from _export(plan, fleet, recorder, state)
         with disk_errors_named(plan.directory):
             checkpoint.keep_only(plan.directory / BEST, {recorder.best.number})
@@ -71,8 +71,8 @@ def run_federation(plan: Plan, fleet: BaseFleet) -> Iterator[RoundEvent | Notice
         yield from _fail(recorder, fleet, facts, error)
         raise
     except (Exception, SystemExit) as error:
-        number, untrained = fleet.accounting.number, fleet.accounting.number == 1 and not fleet.accounting.calls
-        failure = ServerError(number, describe_exception(error), format_user_traceback(error), untrained)
+        number, has_no_result = fleet.accounting.number, fleet.accounting.number == 1 and not fleet.accounting.calls
+        failure = ServerError(number, describe_exception(error), format_user_traceback(error), has_no_result)
         yield from _fail(recorder, fleet, facts, failure)
         raise failure from error
 

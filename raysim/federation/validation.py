@@ -20,11 +20,14 @@ from raysim.core.formatting import format_argument, format_bytes, join_names, pl
 from raysim.core.model import describe_unsupported
 from raysim.core.seeding import seeded
 from raysim.core.suggestions import did_you_mean
+from raysim.core.targets import require_classes
 from raysim.core.user_errors import describe_exception
-from raysim.federation.plan import Plan, chosen_metric, warnings_as_notices
+from raysim.federation.compilation import check_compilation
+from raysim.federation.plan import Plan, chosen_metric, how_to_add_val_cases, warnings_as_notices
 from raysim.federation.return_checks import check_state
 from raysim.storage.run_directory import has_checkpoint
 from raysim.storage.serialization import encode
+from raysim.training.test_time_adaptation import ADAPTATIONS, OutsideAdaptation
 
 CHECKPOINTS_ON_DISK = 3  # at the same time: two that are kept, and the one being written
 BEST_ON_DISK = 2  # checkpoints in best/: of the best round, and of the best round up to the previous checkpoint
@@ -49,6 +52,7 @@ def _validate(plan: Plan) -> None:
     check_cohort(task, config.cohort.size)
     check_sites(task, config.resources.sites)
     check_early_stopping(plan)
+    check_compilation(plan)
     if not has_checkpoint(plan.directory):  # otherwise checkpoints occupy their space already
         copies = CHECKPOINTS_ON_DISK + (BEST_ON_DISK if plan.selection else 0)
         check_disk(plan.directory, plan.model_bytes, copies)
@@ -111,6 +115,7 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
     try:
         if check := getattr(algorithm, "check_rounds", None):
             check(rounds)
+        check_adaptation(algorithm, task)
         with seeded(seed, "init"):
             state = algorithm.init(task)
     except ConfigError:
@@ -124,6 +129,13 @@ def check_algorithm(algorithm: Algorithm[Any], task: Task, seed: int, rounds: in
         raise ConfigError(str(error)) from error
     except TypeError as error:
         raise ConfigError(f"the state that {type(algorithm).__name__}.init returned: {error}") from error
+
+
+def check_adaptation(algorithm: Any, task: Task) -> None:
+    """Raises ConfigError for an adaptation to outside sites that needs classes, in a task without classes."""
+    adaptation = getattr(algorithm, "outside", None)
+    if isinstance(adaptation, OutsideAdaptation) and adaptation.name in ADAPTATIONS and task.outside:
+        require_classes(task, f"algorithm.outside={adaptation.name}", "lowers the entropy of the softmax")
 
 
 def check_cohort(task: Task, cohort: float | int) -> None:
@@ -149,9 +161,10 @@ def check_early_stopping(plan: Plan) -> None:
     if stopping is None:
         return
     if plan.selection is None:
+        cure = how_to_add_val_cases(config.task, plan.task, plan.task.inside)
         raise ConfigError(
             f"early_stopping.patience={stopping.patience}: no site that {plan.metric} refers to has val cases, and a "
-            "run is never ended by a test score; give some rows the split val, or remove early_stopping"
+            f"run is never ended by a test score; {cure}, or remove early_stopping"
         )
     evaluations = math.ceil(config.rounds / config.evaluate_every)
     if stopping.patience > evaluations - 2:  # one evaluation must come before them, and one must be saved

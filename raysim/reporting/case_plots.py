@@ -38,12 +38,19 @@ class CaseValues:
         self.split = str(shown["split"].iloc[0]) if len(shown) else ""
         self.values = shown.pivot_table("value", ["role", "site", "case"], "metric", dropna=False, observed=True)
         self.values = self.values.dropna(how="all")
-        logits = (str(name) for name in self.values if str(name).startswith("logit_"))
+        names = [str(name) for name in self.values]
+        self.labels = [name.removeprefix("label_") for name in names if name.startswith("label_")]  # of several labels
+        self.has_numbers = "prediction" in names
+        logits = (name for name in names if name.startswith("logit_") and not self.labels)
         self.logits = sorted(logits, key=lambda name: int(name.removeprefix("logit_")))
+
+    def of_role(self, role: str) -> pd.DataFrame:
+        """The cases of a role."""
+        return self.values[self.values.index.get_level_values("role") == role]
 
     def predictions(self, role: str) -> tuple[Array, Array]:
         """The probabilities (N, K) and the labels (N,) of the cases of a role; empty if there are no logits."""
-        found = self.values[self.values.index.get_level_values("role") == role]
+        found = self.of_role(role)
         if not self.logits or not len(found):
             return np.zeros((0, 0)), np.zeros(0, int)
         return softmax(found[self.logits].to_numpy(), axis=1), found["label"].to_numpy().astype(int)
@@ -58,8 +65,11 @@ def case_plots(cases: CaseValues, metric: str, classes: Sequence[str]) -> Iterat
         sites = column.index.get_level_values("site").nunique()
         draw, height = (_strips, 0.8 + 2 * BAR * sites) if sites <= BARS else (_histogram, HEIGHT)
         plots.append((f"{name} of each case, {cases.split}", partial(draw, column=column, name=name), height))
-    if cases.logits:
+    if cases.logits or cases.labels:
         plots.append((f"ROC curves, {cases.split}", partial(_roc, cases=cases, classes=classes), WIDE))
+    if cases.has_numbers:
+        plots.append((f"predictions, {cases.split}", partial(_predicted_numbers, cases=cases), WIDE))
+    if cases.logits:
         plots.append((f"calibration, {cases.split}", partial(_calibration, cases=cases), WIDE))
     for title, plot, inches in plots:
         if svg := render_svg(title, plot, inches):
@@ -119,20 +129,44 @@ def roc_curve(scores: Array, positive: Array) -> tuple[Array, Array, float]:
 
 
 def _roc(axes: Axes, cases: CaseValues, classes: Sequence[str]) -> None:
-    """Plot the ROC curves of inside and outside sites: of class 1 of two classes, else of each against the others."""
-    count = len(cases.logits)
-    shown = [1] if count == 2 else range(min(count, CURVES))
+    """Plot the ROC curves of inside and outside sites, at most CURVES of each."""
     for role, colour in ROLES.items():
-        probabilities, labels = cases.predictions(role)
-        for line, number in zip(LINES, shown, strict=False):
-            positive = labels == number
+        for line, (name, scores, positive) in zip(LINES, _binary_scores(cases, role, classes), strict=False):
             if 0 < positive.sum() < len(positive):
-                false, true, area = roc_curve(probabilities[:, number], positive)
-                name = classes[number] if number < len(classes) else f"class {number}"
+                false, true, area = roc_curve(scores, positive)
                 axes.plot(false, true, color=colour, linestyle=line, label=f"{role}, {name[:NAME]}: AUC {area:.3f}")
     axes.plot([0, 1], [0, 1], color=INK, alpha=0.4, linewidth=0.8)
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
+
+
+def _binary_scores(cases: CaseValues, role: str, classes: Sequence[str]) -> Iterator[tuple[str, Array, Array]]:
+    """Yields the name, scores and positive cases of class 1 of two classes, of each of more classes, or of each label.
+
+    All other cases are negative.
+    """
+    if cases.labels:
+        found = cases.of_role(role)
+        for name in cases.labels:
+            yield name, found[f"logit_{name}"].to_numpy(), found[f"label_{name}"].to_numpy() == 1
+        return
+    probabilities, labels = cases.predictions(role)
+    count = len(cases.logits)
+    for number in [1] if count == 2 else range(count):
+        name = classes[number] if number < len(classes) else f"class {number}"
+        yield name, probabilities[:, number] if len(labels) else np.zeros(0), labels == number
+
+
+def _predicted_numbers(axes: Axes, cases: CaseValues) -> None:
+    """Plot the predicted number of each case over its label, and the line of equal values."""
+    for role, colour in ROLES.items():
+        found = cases.of_role(role)
+        if len(found):
+            axes.plot(found["label"], found["prediction"], ".", color=colour, alpha=0.6, markersize=5, label=role)
+    both = cases.values[["label", "prediction"]].to_numpy()
+    axes.plot([both.min(), both.max()], [both.min(), both.max()], color=INK, alpha=0.4, linewidth=0.8)
+    axes.set_xlabel("label")
+    axes.set_ylabel("prediction")
 
 
 def _calibration(axes: Axes, cases: CaseValues) -> None:

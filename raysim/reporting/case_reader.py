@@ -16,8 +16,8 @@ from raysim.reporting.finished_runs import RunRecord
 from raysim.reporting.run_groups import FOLD, Repetition, RunGroup, differing_keys
 from raysim.storage.run_directory import CASES_FILE
 
-AUC = "auc"
-NOT_METRICS = ("label", "logit_")  # values by case of a classification that are not scores
+AUC, AUC_OF = "auc", "auc_"  # of two classes; of one of several labels
+NOT_METRICS = ("label", "logit_", "prediction")  # values by case that are not scores
 KEPT = ["site", "role", "case", "image", "patient", "metric", "value"]
 
 
@@ -37,7 +37,11 @@ class ScoreName:
     def columns(self) -> list[str]:
         """The values by case from which the score is computed."""
         plain, at, predictor = self.metric.partition("@")
-        return [f"{name}{at}{predictor}" for name in (("label", "logit_0", "logit_1") if plain == AUC else (plain,))]
+        names: tuple[str, ...] = ("label", "logit_0", "logit_1") if plain == AUC else (plain,)
+        if plain.startswith(AUC_OF):
+            label = plain.removeprefix(AUC_OF)
+            names = (f"label_{label}", f"logit_{label}")
+        return [f"{name}{at}{predictor}" for name in names]
 
 
 def choose_score(
@@ -82,8 +86,11 @@ def _round(runs: Sequence[RunRecord], requested: Literal["best", "last"] | None)
 
 
 def _metrics(names: Sequence[str]) -> list[str]:
-    """The metrics with values by case, and the AUC of two classes."""
+    """The metrics with values by case, the AUC of two classes, and the AUC of each of several labels."""
     found = [name for name in names if not name.startswith(NOT_METRICS)]
+    found += [f"{AUC_OF}{name.removeprefix('label_')}" for name in names if name.startswith("label_")]
+    if not any(name.partition("@")[0] == "label" for name in names):
+        return found
     suffixes = [name.removeprefix("logit_1") for name in names if name.partition("@")[0] == "logit_1"]
     return [*found, *(f"{AUC}{suffix}" for suffix in suffixes if f"logit_2{suffix}" not in names)]
 
@@ -180,8 +187,9 @@ def _scores(frames: Sequence[pd.DataFrame], score: ScoreName) -> GroupScores:
 
     if len(score.columns) == 1:
         return MeanScores(table(score.columns[0]))
-    label, negative, positive = score.columns
-    return AreaScores(frames[0][label], table(positive) - table(negative))
+    label, *logits = score.columns
+    odds = table(logits[0]) if len(logits) == 1 else table(logits[1]) - table(logits[0])
+    return AreaScores(frames[0][label], odds)
 
 
 def _patient_notes(cases: pd.DataFrame) -> list[str]:

@@ -92,9 +92,9 @@ def _by_site(values: pd.Series[float]) -> Mapping[str, Array]:
 
 @dataclass(frozen=True)
 class AreaScores:
-    """The area under the ROC curve of two classes, at the sites with cases of both.
+    """The area under the ROC curve of two classes, or of a label, at the sites with cases of both values.
 
-    labels: 0 or 1 by (site, case). odds: the log odds of class 1, with a column for each repetition.
+    labels: 0 or 1 by (site, case). odds: the log odds of the value 1, with a column for each repetition.
     """
 
     labels: pd.Series[float]

@@ -13,7 +13,7 @@ import numpy as np
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names, pluralize
 from raysim.core.suggestions import did_you_mean
-from raysim.reporting.case_reader import AUC, ScoreName, choose_score, read_groups
+from raysim.reporting.case_reader import AUC, AUC_OF, ScoreName, choose_score, read_groups
 from raysim.reporting.case_scores import GroupScores, PairedResult
 from raysim.reporting.finished_runs import RunRecord, comparable_runs
 from raysim.reporting.run_groups import FOLD, RunGroup, differing_keys, group_runs, other_differences
@@ -116,11 +116,12 @@ def compare_groups(
         for number, (group, of_group) in enumerate(zip(groups, scores, strict=True))
     ]
     metric = names[reference].metric.partition("@")[0]
+    is_area = metric == AUC or metric.startswith(AUC_OF)
     better = groups[reference].runs[0].summary.get("better", {})
     return Comparison(
         score=names[reference],
-        better=better.get(metric, "higher" if metric == AUC else None),
-        test="delong" if metric == AUC else test,
+        better=better.get(metric, "higher" if is_area else None),
+        test="delong" if is_area else test,
         reference=groups[reference].name,
         cases=scores[reference].cases,
         groups=results,

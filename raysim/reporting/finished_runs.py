@@ -94,14 +94,17 @@ def comparable_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[str]
     """The finished runs of one task in `folders`, and notes on what is left out.
 
     Unfinished trials of searches are left out, and evaluations of runs, unless there are only evaluations or `folders`
-    names them. Raises ConfigError if there is no run, if a run has not finished or has no values by case, or if tasks
-    differ.
+    names them. Raises ConfigError if a folder has no run, if a run has not finished or has no values by case, or if
+    tasks differ.
     """
     found, given = find_runs(folders), {folder.resolve() for folder in folders}
     of_training = [run for run in found if not run.is_evaluation or run.path.resolve() in given] or found
     done = [run for run in of_training if run.status == "done" or not run.is_trial]
     if not done:
         raise ConfigError(f"{', '.join(map(str, folders))}: no finished run; give folders of finished runs or searches")
+    for folder in folders:
+        if next(_run_folders(folder), None) is None:
+            raise ConfigError(f"{folder} has no run; give folders of finished runs or searches")
     for run in done:
         _check_finished(run)
         if run.task != done[0].task:

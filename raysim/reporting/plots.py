@@ -85,7 +85,7 @@ def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str
         if labels := axes.get_legend_handles_labels()[1]:
             figure.legend(loc="outside upper left", ncols=max(1, min(3, LEGEND // (max(map(len, labels)) + 6))))
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # a second layout, for SVG, could choose other ticks
+        figure.set_layout_engine(None)  # a second layout, for SVG, could choose other ticks
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)

@@ -20,7 +20,7 @@ from raysim.federation.plan import build_plan, chosen_metric, prepare_task, sele
 from raysim.federation.validation import validate
 from raysim.reporting.search_console import SearchConsole
 from raysim.search import distributions
-from raysim.search.objectives import parse_objectives
+from raysim.search.objectives import check_no_test_scores, parse_objectives
 from raysim.search.request import SearchRequest
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.space import Space
@@ -65,11 +65,8 @@ def build_search_spec(
     if not boundaries_checked:
         check_boundaries_on_task(spec, tasks[0])
     spec = replace(spec, objectives=parse_objectives(options.metric, tasks, config.metric, bool(sites)))
-    if any("/test/" in each.column for each in spec.objectives) and spec.space.domains.keys() - {"holdout"}:
-        console.say(
-            "the trials are compared by a test score, so the test score of the best trial is optimistic: use --metric "
-            "with a score on val cases"
-        )
+    if spec.space.domains.keys() - {"holdout"}:
+        check_no_test_scores(spec.objectives, tasks, options.metric, config)
     if request.options.warm_start is not None:
         _check_earlier_values(Path(request.options.warm_start), spec)
     _report_trial_count(request, spec, console)
@@ -104,7 +101,7 @@ def _with_best_rounds(
         return spec
     metric = None if held_out else spec.metric
     if not all(selection_metric(task, chosen_metric(task, metric)) for task in tasks):
-        console.say("without val cases no best round can be chosen, so the last rounds of the trials are compared")
+        console.say("no inside site has val cases to choose a best round, so the last rounds are compared")
         return spec
     return replace(spec, compared_round="best", objectives=tuple(each.of_best_round for each in spec.objectives))
 

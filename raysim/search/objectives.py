@@ -6,11 +6,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from raysim.config.schema import RunConfig
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import join_names
 from raysim.core.numeric import is_finite_number, is_number
 from raysim.core.suggestions import did_you_mean
-from raysim.federation.plan import chosen_metric
+from raysim.federation.plan import chosen_metric, how_to_add_val_cases
 from raysim.storage.recorder import AGGREGATES, direction
 
 if TYPE_CHECKING:
@@ -71,6 +73,23 @@ def parse_objectives(
             f"or outside/{inside[0].split('/', 1)[1]}, and no metric of inside sites"
         )
     return objectives
+
+
+def check_no_test_scores(
+    objectives: Sequence[Objective], tasks: Sequence[Task], text: str | None, config: RunConfig
+) -> None:
+    """Raises ConfigError for an objective on test cases. `text` and `tasks` are those of `parse_objectives`."""
+    for column in (each.column for each in objectives if "/test/" in each.column):
+        role = column.partition("/")[0]
+        all_sites = [task.inside if role == "inside" else task.outside for task in tasks]
+        for task, sites in zip(tasks, all_sites, strict=True):
+            if not any(task.sizes[site].get("val", 0) for site in sites):
+                raise ConfigError(
+                    f"{column} is a test score, by which trials are never compared, and no {role} site "
+                    f"({join_names(sites)}) has val cases; {how_to_add_val_cases(config.task, task, sites)}"
+                )
+        given = f"--metric {text}" if text and "/test/" in text else f"metric={config.metric}"
+        raise ConfigError(f"{given}: trials are never compared by a test score; use {given.replace('/test/', '/val/')}")
 
 
 def _parse_objective(name: str, tasks: Sequence[Task], main: str) -> Objective:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +47,9 @@ class OptunaSampler(Sampler):
             storage=journal and self._storage(journal),
             study_name=journal and journal.parent.name,
         )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names([objective.column for objective in objectives])  # of the axes of the dashboard
         self.open_trials: dict[int, Any] = {}
         for record in ended:
             self.study.add_trial(past_trial(self.optuna, space, objectives, record))

@@ -135,6 +135,10 @@ def check_options(request: SearchRequest) -> None:
         raise ConfigError(
             "no key is searched: name a space (raysim list spaces), or use --space 'algorithm.lr=loguniform(1e-4,1e-1)'"
         )
+    if not space.domains and options.stop == "auto":
+        raise ConfigError(
+            f"--stop auto: {request.fixed_trial_count_reason}, so the number of trials is fixed; remove --stop auto"
+        )
     if "seed" in space.domains and options.seeds > 1:
         raise ConfigError(
             "--seeds repeats every trial with other seeds, but the space also searches seed; keep one of them"

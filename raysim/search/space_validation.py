@@ -23,6 +23,9 @@ UNSEARCHABLE = {  # keys that a search does not vary, and why
         ("metric", "evaluate_every", "checkpoint_every"),
         "it defines how trials are evaluated and stored, not how they train",
     ),
+    **dict.fromkeys(
+        ("task.data.val", "task.data.folds", "task.data.fold"), "trials would be compared on different cases"
+    ),
     "chaos": "it injects faults, which are the same in all trials",
 }
 MAX_SAMPLES = 32  # samples of the task's other keys that are tried before a value counts as invalid
@@ -34,7 +37,7 @@ def check_space(space: Space, base: Mapping[str, Any]) -> None:
     Needs no data: resolves the configurations and builds no task.
     """
     for key in space.domains:
-        reason = UNSEARCHABLE.get(key.split(".")[0])
+        reason = UNSEARCHABLE.get(key) or UNSEARCHABLE.get(key.split(".")[0])
         if reason:
             raise ConfigError(f"{key} cannot be searched: {reason}")
     _check_algorithm_names(space)

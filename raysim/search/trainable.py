@@ -12,6 +12,7 @@ import torch
 from ray.tune import Trainable
 
 from raysim.core.formatting import format_bytes
+from raysim.distributed.ray_compat import end_at_sigterm
 from raysim.federation.plan import model_bytes
 from raysim.search.spec import SearchSpec, unfit_node
 from raysim.search.trial_cache import TrialCache
@@ -21,7 +22,11 @@ from raysim.search.tune_searcher import TRIAL_NUMBER
 
 
 def prepare_process(spec: SearchSpec) -> None:
-    """Make relative paths and modules of the user the same in this process as in the command."""
+    """Make relative paths and modules of the user the same in this process as in the command.
+
+    A SIGTERM ends the process; its trial continues from the last checkpoint.
+    """
+    end_at_sigterm()
     silence_tune_loggers()
     if os.path.isdir(spec.cwd):
         os.chdir(spec.cwd)

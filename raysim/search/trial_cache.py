@@ -39,7 +39,8 @@ class TrialCache:
         task, data_cache = self._task(config)
         started = (directory / LOG_FILE).exists() or has_checkpoint(directory)
         plan = build_plan(config, directory, task=task, resume=started, versions=node_probe.versions())
-        plan = replace(plan, exports=False)  # best/ has the models; those of hundreds of trials would fill the disk
+        # best/ has the models; those of hundreds of trials would fill the disk.
+        plan = replace(plan, writes_models_and_pictures=False)
         validate(plan)
         keep_initial_weights(task, directory)  # after the search, the source may be gone
         if config.backend == "ray":

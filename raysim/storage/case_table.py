@@ -11,7 +11,7 @@ import pandas as pd
 
 from raysim.core.atomic_io import replacing
 from raysim.core.contracts import CaseName, Task
-from raysim.core.results import CaseScores
+from raysim.core.results import CaseScores, role_of
 from raysim.storage.run_directory import CASES_FILE
 
 COLUMNS = ("round", "last", "best", "site", "role", "split", "case", "image", "patient", "predictor", "metric", "value")
@@ -45,7 +45,7 @@ def write_cases(
 def _frame(task: Task, scores: Sequence[CaseScores], anonymous: bool) -> pd.DataFrame:
     sizes = [each.values.size for each in scores]
     names = [case_names(task, each.site, each.split, each.cases.tolist(), anonymous=anonymous) for each in scores]
-    roles = ["outside" if each.site in task.outside else "inside" for each in scores]
+    roles = [role_of(each.site, task.inside) for each in scores]
     return pd.DataFrame(
         {
             "site": np.repeat([each.site for each in scores], sizes),

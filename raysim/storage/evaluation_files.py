@@ -8,7 +8,7 @@ from typing import Any
 
 from raysim.core.atomic_io import write_json
 from raysim.core.contracts import Task
-from raysim.core.results import CaseScores, RunOutcome, Score
+from raysim.core.results import CaseScores, RunOutcome, Score, role_of
 from raysim.storage.case_table import write_cases
 from raysim.storage.recorder import aggregate, direction
 from raysim.storage.run_directory import SUMMARY_FILE
@@ -34,8 +34,9 @@ def write_evaluation(
     last, best = rounds
     write_cases(directory, task, {number: cases}, last=last, best=best, anonymous=anonymous)
     metrics = aggregate(scores, task.score.better)
-    sites: dict[str, dict[str, Any]] = {site: {"role": "inside"} for site in task.inside}
-    sites |= {site: {"role": "outside"} for site in task.outside}
+    sites: dict[str, dict[str, Any]] = {
+        site: {"role": role_of(site, task.inside)} for site in (*task.inside, *task.outside)
+    }
     for score in scores:
         sites[score.site][f"{score.split}/{score.metric}"] = score.value
     by_site = {site: {name: found[name] for name in found if name != "role"} for site, found in sites.items()}

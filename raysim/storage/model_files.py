@@ -16,6 +16,7 @@ from raysim.core.atomic_io import replacing, write_text
 from raysim.core.contracts import Task
 from raysim.core.model import Model
 from raysim.core.network_factories import base_factory
+from raysim.core.targets import Target
 
 GLOBAL_FILE = "global.safetensors"
 FROM_CONFIG = """\
@@ -41,8 +42,14 @@ network.load_state_dict(load_file("{example}"))
 network.eval()
 ```
 
-Inputs: ({shape}), prepared as `task.data` in `../config.yaml` describes. Outputs: logits of {classes} classes.
+Inputs: ({shape}), prepared as `task.data` in `../config.yaml` describes. Outputs: {outputs}.
 {notes}"""
+
+OUTPUTS = {
+    Target.CLASS: "logits of {} classes",
+    Target.LABELS: "logits of {} labels",
+    Target.NUMBER: "y; the number is offset + unit * y with `task.data.target_scale` (`computed` in `../summary.json`)",
+}
 
 
 class ModelFiles:
@@ -70,7 +77,7 @@ class ModelFiles:
             network=network_code(task),
             example=next(iter(self._rows)),
             shape=", ".join(map(str, ("B", *task.shape))),
-            classes=task.classes,
+            outputs=OUTPUTS[task.target].format(task.classes),
             notes="".join(f"\n{note}\n" for note in notes),
         )
         write_text(self.folder / "README.md", text)

@@ -13,6 +13,7 @@ from scipy.ndimage import binary_dilation
 
 from raysim.core.atomic_io import replacing, write_json
 from raysim.core.contracts import Array, Task
+from raysim.core.results import role_of
 from raysim.storage.case_table import case_names
 
 PICTURES, PICTURES_FILE = "pictures", "pictures.json"
@@ -80,7 +81,7 @@ def write_pictures(
     folder.mkdir()
     entries, data = list[dict[str, object]](), dict[str, dict[str, object]]()
     for site, pictures, summaries in sites:
-        role = "outside" if site in task.outside else "inside"
+        role = role_of(site, task.inside)
         data[site] = {"role": role, "splits": {split: asdict(summary) for split, summary in summaries.items()}}
         if not pictures:
             continue

@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from raysim.core.atomic_io import write_json
 from raysim.core.contracts import EVALUATED_SPLITS, Task
-from raysim.core.results import CaseScores, FailureAction, FailureEvent, Round, RunOutcome, Score
+from raysim.core.results import CaseScores, FailureAction, FailureEvent, Round, RunOutcome, Score, role_of
 from raysim.storage.best_round import BestRoundTracker
 from raysim.storage.case_table import write_cases
 from raysim.storage.event_log import EventLog, RoundRow, SiteRow, append_failures, summarize_failures
@@ -24,8 +24,8 @@ from raysim.storage.score_notes import score_notes
 
 Better = Mapping[str, Literal["higher", "lower"]]
 NO_VALIDATION = (
-    "no site that the metric refers to has val cases, and no round is chosen by a test score; give some rows of the "
-    "table the split val"
+    "no site that the metric refers to has val cases, and no round is chosen by a test score; set task.data.val, or "
+    "give some rows of the table the split val"
 )
 AGGREGATES = ("mean", "weighted", "worst")  # mean over sites, mean weighted by cases, worst site
 Aggregate = dict[str, float]  # value by kind
@@ -243,9 +243,9 @@ class Recorder:
         }
 
     def _of_sites(self, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-        sites: dict[str, dict[str, Any]] = {s: {"role": "inside"} for s in self.task.inside}
-        sites |= {s: {"role": "outside"} for s in self.task.outside}
-        return {site: found | evaluation.scores.get(site, {}) for site, found in sites.items()}
+        inside, outside = self.task.inside, self.task.outside
+        roles = {site: {"role": role_of(site, inside)} for site in (*inside, *outside)}
+        return {site: {**found, **evaluation.scores.get(site, {})} for site, found in roles.items()}
 
 
 def _evaluation(row: RoundRow, sites: Iterable[SiteRow]) -> Evaluation:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from raysim.core.contracts import Augment, CaseName, Data, Sampling, Scorer, Task
+from raysim.core.targets import Target
 from raysim.tasks.initial_weights import with_initial_weights
 from raysim.tasks.lora import with_lora
 from raysim.tasks.losses import Loss, check_loss
@@ -40,6 +41,7 @@ def build_task(
     case_names: Callable[[str, str], Sequence[CaseName]] | None = None,
     class_values: Mapping[str, int | str],
     computed: Mapping[str, Any] | None = None,
+    target: Target = Target.CLASS,
 ) -> Task:
     """The task for examples of `shape`, (C, *space) or (F,); `sizes` as in Task, sorted by site.
 
@@ -50,7 +52,7 @@ def build_task(
         config.network, spatial_dims=len(size), in_channels=channels, out_channels=classes, size=size
     )
     check_network(factory, channels, size, classes, per_voxel)
-    check_loss(loss, classes, size if per_voxel else ())
+    check_loss(loss, classes, size if per_voxel else (), target)
     return Task(
         name=config.name,
         inside=tuple(site for site in sizes if site not in outside),
@@ -69,4 +71,5 @@ def build_task(
         case_names=case_names,
         class_values=class_values,
         computed=computed or {},
+        target=target,
     )

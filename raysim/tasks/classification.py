@@ -5,7 +5,7 @@ Imports torch and MONAI when the task is built, so that `check` is fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -13,7 +13,6 @@ from annotated_types import Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Sampling, Task
 from raysim.core.errors import ConfigError
-from raysim.data.image_sites import common_shape, prepare_images, split_sizes
 from raysim.data.label_classes import ClassesOption, class_counts, encode_labels, label_values, resolve_classes
 from raysim.data.table import PATH_PATTERN, labels_are_files, read_table
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
@@ -83,35 +82,20 @@ class Classification:
         absolute paths and class indices; `task.data.classes` then has the label of each class.
         Raises ConfigError for anything invalid in the configuration, the table or the images.
         """
-        from raysim.tasks.augmentation import make_augmentation
-        from raysim.tasks.build_task import build_task
+        from raysim.tasks.labelled_images import build_labelled_images
         from raysim.tasks.losses import make_classification_loss
-        from raysim.tasks.networks import check_network_spec
 
         table, classes, dims, score = self._read(rows)
-        criterion = make_classification_loss(self.loss)
-        check_network_spec(self.network, dims, len(classes))  # before images are read: it is fast
-        sites = self.data.make_sites(table, None)
-        computed = self.data.computed(sites)
-        sites = replace(self.data, **computed).make_sites(table, None) if computed else sites
-        arrays = prepare_images(sites, progress)
-        channels, *size = common_shape(arrays)
-        return build_task(
+        return build_labelled_images(
             self,
-            open=sites,
-            case_names=sites.case_names,
-            sizes=split_sizes(arrays),
-            outside=self.data.outside,
-            shape=(channels, *size),
-            classes=len(classes),
-            loss=criterion,
+            table,
+            dims=dims,
+            loss=make_classification_loss(self.loss),
             score=score,
-            augment=make_augmentation(self.augment, channels, size, mask=False),
-            per_voxel=False,
-            sampling=self.data.sampling,
+            outputs=classes,
             summary=class_counts(table, list(classes)),
-            class_values=classes,
-            computed=computed,
+            sampling=self.data.sampling,
+            progress=progress,
         )
 
     def _read(self, rows: pd.DataFrame | None = None) -> tuple[pd.DataFrame, dict[str, str], int, ClassificationScore]:

@@ -57,11 +57,12 @@ def auc(logits: Array, labels: Array) -> float | None:
     present = np.unique(labels)
     if len(present) < 2:
         return None
-    each = [_roc_area(_log_odds(logits, k), labels == k) for k in present]
+    each = [roc_area(_log_odds(logits, k), labels == k) for k in present]
     return float(np.mean(each))
 
 
-def _roc_area(scores: Array, positive: Array) -> float:
+def roc_area(scores: Array, positive: Array) -> float:
+    """The area under the ROC curve of scores (N,) for positive (N,), which has both values."""
     import torch
     from monai.metrics.rocauc import compute_roc_auc
 
@@ -145,10 +146,8 @@ class ClassificationScore:
         """
         if not len(split) or split.labels is None:
             return {}, {}
-        from raysim.tasks.prediction import predict_batches
-
-        batches = predict_batches(predict, split, self.batch_size, self.classes, device)
-        logits, labels = _average_over_cases(np.concatenate([each.cpu().double().numpy() for each in batches]), split)
+        logits, rows = case_outputs(predict, split, self.batch_size, self.classes, device)
+        labels = rows[:, 0].astype(np.int64)
         values = {metric.name: metric(logits, labels) for metric in self._metrics}
         means = [metric for metric in self._metrics if metric.function in CASE_VALUES]
         by_case = {metric.name: CASE_VALUES[metric.function](logits, labels) for metric in means}
@@ -156,10 +155,16 @@ class ClassificationScore:
         return {name: value for name, value in values.items() if value is not None}, by_case
 
 
-def _average_over_cases(logits: Array, split: Split) -> tuple[Array, Array]:
-    """The mean logits (cases, K) and the label (cases,) of each case."""
+def case_outputs(
+    predict: Predictor, split: Split, batch_size: int, outputs: int, device: torch.device
+) -> tuple[Array, Array]:
+    """The outputs (cases, K) of a predictor as float64, the mean over the examples of a case; the labels (cases, L)."""
+    from raysim.tasks.prediction import predict_batches
+
+    batches = predict_batches(predict, split, batch_size, outputs, device)
+    found = np.concatenate([each.cpu().double().numpy() for each in batches])
     assert split.labels is not None
     _, first, case_index, sizes = np.unique(split.cases, return_index=True, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(first), logits.shape[1]))
-    np.add.at(sums, case_index, logits)
-    return sums / sizes[:, None], split.labels[first, 0].astype(np.int64)
+    sums = np.zeros((len(first), outputs))
+    np.add.at(sums, case_index, found)
+    return sums / sizes[:, None], split.labels[first]

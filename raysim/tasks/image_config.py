@@ -18,9 +18,11 @@ from raysim.data.cache import cache_folder
 from raysim.data.case_arrays import CaseRow
 from raysim.data.case_preparation import CasePreparation
 from raysim.data.file_paths import ABSOLUTE_PATH, join_path, parent_folder
-from raysim.data.image_formats import Colour, is_volume
+from raysim.data.image_formats import EITHER_SUFFIX, Colour, is_volume
+from raysim.data.image_header import check_readable
 from raysim.data.image_sites import ImageSites, make_image_sites
 from raysim.data.intensity import Intensity
+from raysim.data.label_columns import case_label
 from raysim.data.mask_values import MaskClasses
 from raysim.data.patient_columns import patients_of
 from raysim.data.pooled_statistics import pooled_statistics
@@ -90,6 +92,13 @@ class ImageData(TableData):
         "pictures to grey; other images must have this number of channels",
     ] = None
 
+    cache_limit: Annotated[
+        float | None,
+        Gt(0),
+        "GB of all prepared data in `cache` on a node: the least recently used entries are removed; a run whose data "
+        "need more is refused; by default no limit",
+    ] = None
+
     def image_options(self) -> dict[str, Any]:
         """The arguments of `read_table` about the images of a case."""
         return {"image_columns": self.image_columns, "needs_all_images": self.missing == "refuse"}
@@ -99,8 +108,10 @@ class ImageData(TableData):
         volumes = table["image"].map(is_volume)
         if (volumes.any() or self.slices) and not volumes.all():
             first = table["image"][~volumes].iloc[0]
+            if EITHER_SUFFIX.search(first):
+                check_readable(first)
             cause = "task.data.slices=true needs volumes" if self.slices else "other images in the table are"
-            raise ConfigError(f"{first} is not a NIfTI volume, but {cause}; remove it from the table")
+            raise ConfigError(f"{first} is not a volume, but {cause}; remove it from the table")
         dims = 3 if volumes.any() and not self.slices else 2
         if self.size is not None and len(self.size) != dims:
             count = pluralize(len(self.size), "number")
@@ -165,9 +176,9 @@ class ImageData(TableData):
     ) -> ImageSites:
         """The opener of this table's sites.
 
-        `masks` are the mask values by class name, and `colours` their colours if classes are colours; `masks`
-        is None if the column `label` has class indices. `ignore` is the mask value that is left out. With `patches`,
-        the examples are patches.
+        `masks` are the mask values by class name, and `colours` their colours if classes are colours; `masks` is None
+        if the column `label` has the labels of cases. `ignore` is the mask value that is left out. With `patches`, the
+        examples are patches.
         """
         root = self.root or parent_folder(os.path.expanduser(self.table))
         base = join_path(os.getcwd(), os.path.expanduser(root))
@@ -175,10 +186,11 @@ class ImageData(TableData):
         cells = table[["site", "split", "image", "label"]].itertuples(index=False)
         levels, patients = self._body_levels(table), patients_of(table)
         for (site, split, image, label), level, patient in zip(cells, levels, patients, strict=True):
-            case_label = None if pd.isna(label) else label if masks else int(label)
-            rows[site].append(CaseRow(split, image, case_label, image.removeprefix(base).lstrip("/"), level, patient))
+            key = image.removeprefix(base).lstrip("/")
+            rows[site].append(CaseRow(split, image, case_label(label), key, level, patient))
         preparation = replace(self.preparation(masks, colours, ignore), further=self._further_images(table))
-        return make_image_sites(rows, preparation, self.shift, self.seed, cache_folder(self.cache), patches)
+        folder, limit = cache_folder(self.cache), self.cache_limit
+        return make_image_sites(rows, preparation, self.shift, self.seed, folder, patches, limit)
 
     def preparation(
         self, masks: MaskClasses | None, colours: Mapping[str, Colour] | None = None, ignore: int | None = None

@@ -32,6 +32,8 @@ SEGMENTATION_LOSSES = (
     *("SoftDiceclDiceLoss", "SoftclDiceLoss", "TverskyLoss"),
 )
 CLASSIFICATION_LOSSES = ("CrossEntropyLoss", "FocalLoss")
+LABEL_LOSSES = ("BCEWithLogitsLoss", "FocalLoss")
+NUMBER_LOSSES = ("HuberLoss", "L1Loss", "MSELoss", "SmoothL1Loss")
 
 
 def check_network_name(spec: Mapping[str, Any]) -> None:

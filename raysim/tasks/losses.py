@@ -1,4 +1,4 @@
-"""Losses by name: MONAI's segmentation losses, and classification losses."""
+"""Losses by name: MONAI's segmentation losses, and losses of classes, labels and numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from raysim.core.errors import ConfigError
-from raysim.core.network_outputs import full_resolution
+from raysim.core.network_outputs import all_resolutions
 from raysim.core.suggestions import squash
+from raysim.core.targets import Target
 from raysim.data.mask_values import IGNORED
 from raysim.tasks.factory_lookup import (
     Factory,
@@ -24,26 +25,17 @@ from raysim.tasks.factory_lookup import (
     find_factory,
     format_error,
 )
+from raysim.tasks.loss_modules import BCEWithLogitsLoss, CrossEntropyLoss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+FOR_CLASSES = ("to_onehot_y", "softmax", "use_softmax")  # arguments that make a loss accept logits and class indices
+WEIGHTS = {"weight", "pos_weight"}
 NO_GRADIENT = "has no gradient; compute it from the logits with torch, without argmax, detach or numpy"
 # MONAI's losses that are sums over voxels, in any order.
 LOSSES_OF_VOXELS = {
     *("DiceLoss", "GeneralizedDiceLoss", "DiceCELoss", "DiceFocalLoss", "GeneralizedDiceFocalLoss"),
     *("FocalLoss", "TverskyLoss"),
 }
-
-
-class CrossEntropyLoss(nn.Module):
-    """The cross-entropy of torch, for labels (B, 1); `weight` has a number per class."""
-
-    def __init__(self, weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.measure = nn.CrossEntropyLoss(weight, label_smoothing=label_smoothing)
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        value: Tensor = self.measure(logits, labels[:, 0].long())
-        return value
 
 
 def make_segmentation_loss(spec: Mapping[str, Any], ignored: bool = False) -> Loss:
@@ -60,7 +52,7 @@ def make_segmentation_loss(spec: Mapping[str, Any], ignored: bool = False) -> Lo
             f"task.data.ignore is not supported for the loss {spec.get('name')}, which may need whole images; use "
             f"one of {valid}, or remove task.data.ignore"
         )
-    return KnownVoxelsLoss(loss)
+    return OutputLoss(KnownVoxelsLoss(loss.measure))
 
 
 def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
@@ -68,8 +60,18 @@ def make_classification_loss(spec: Mapping[str, Any]) -> Loss:
     return _make_loss(spec, _classification_losses())
 
 
+def make_label_loss(spec: Mapping[str, Any]) -> Loss:
+    """BCE or MONAI's focal loss of each label: picklable, (logits (B, L), 0 and 1 (B, L)) -> scalar."""
+    return _make_loss(spec, _label_losses(), ())
+
+
+def make_number_loss(spec: Mapping[str, Any], scale: tuple[float, float]) -> Loss:
+    """A loss of torch: picklable, (outputs (B, 1), numbers (B, 1)) -> scalar; `scale` as in `ScaledLoss`."""
+    return ScaledLoss(_make_loss(spec, _number_losses(), ()), *scale)
+
+
 def list_losses() -> dict[str, dict[str, str]]:
-    """Every loss of segmentations and of classifications, with the first sentence of its documentation."""
+    """Every loss by kind of task, with the first sentence of its documentation."""
     return {
         task: {name: doc_summary(loss) for name, loss in losses.items()} for task, losses in _losses_by_task().items()
     }
@@ -81,11 +83,18 @@ def find_loss(name: object) -> Factory:
 
 
 def _losses_by_task() -> dict[str, dict[str, Factory]]:
-    return {"segmentation": _segmentation_losses(), "classification": _classification_losses()}
+    return {
+        "segmentation": _segmentation_losses(),
+        "classification": _classification_losses(),
+        "multilabel": _label_losses(),
+        "regression": _number_losses(),
+    }
 
 
-def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> OutputLoss:
-    """The loss that `spec` names, with arguments that make it accept logits and class indices.
+def _make_loss(
+    spec: Mapping[str, Any], factories: Mapping[str, Factory], switches: Sequence[str] = FOR_CLASSES
+) -> OutputLoss:
+    """The loss that `spec` names. `switches` are set to true where the loss has such arguments.
 
     A class is created with the arguments; a function `f(logits, labels, **arguments)` is itself the loss.
     """
@@ -95,11 +104,11 @@ def _make_loss(spec: Mapping[str, Any], factories: Mapping[str, Factory]) -> Out
         check_arguments("loss", factory, given, supplied=list(inspect.signature(factory).parameters)[:2])
         return OutputLoss(partial(factory, **given))
     accepted = factory_parameters(factory)
-    arguments: dict[str, Any] = {key: True for key in ("to_onehot_y", "softmax", "use_softmax") if key in accepted}
+    arguments: dict[str, Any] = {key: True for key in switches if key in accepted}
     arguments |= given
     check_arguments("loss", factory, arguments)
-    if arguments.get("weight") is not None:
-        arguments["weight"] = _to_weight_tensor(arguments["weight"])
+    for key in WEIGHTS & {key for key in arguments if arguments[key] is not None}:
+        arguments[key] = _to_weight_tensor(key, arguments[key])
     try:
         return OutputLoss(factory(**arguments))
     except (TypeError, ValueError) as error:
@@ -112,26 +121,48 @@ def _find_loss(name: object, factories: Mapping[str, Factory]) -> Factory:
     return find_factory("loss", name, short if without_suffix else factories)
 
 
-def _to_weight_tensor(given: Any) -> Tensor:
+def _to_weight_tensor(key: str, given: Any) -> Tensor:
     """The list of weights as a tensor, because some losses accept no list."""
     try:
         return torch.tensor(given, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"task.loss.weight={given!r}: expected a number for each class, as in [1, 2]") from error
+        raise ConfigError(
+            f"task.loss.{key}={given!r}: expected a number for each class or label, as in [1, 2]"
+        ) from error
 
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """A loss on the training output of a network, which may be a list of resolutions (deep supervision)."""
+    """A loss on the training output of a network, which may have several resolutions (deep supervision).
+
+    Their losses are summed with the weights 1, 1/2, 1/4, ..., divided by the sum of these, as in nnU-Net. Labels are
+    resampled by nearest neighbour. Isensee et al., "nnU-Net: a self-configuring method for deep learning-based
+    biomedical image segmentation", Nature Methods 18, 2021.
+    """
 
     measure: Loss
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        logits = full_resolution(outputs, labels.ndim)
-        if isinstance(self.measure, nn.Module):
-            # Class weights are buffers of the loss, and the process that built the task may have no GPU.
-            self.measure.to(logits.device)
-        return self.measure(logits, labels)
+        heads = all_resolutions(outputs, labels.ndim)
+        if len(heads) == 1:
+            return _evaluate(self.measure, heads[0], labels)
+        total = sum(0.5**level for level in range(len(heads)))
+        losses = [_evaluate(self.measure, head, _resample_labels(labels, head)) for head in heads]
+        return torch.stack([0.5**level / total * loss for level, loss in enumerate(losses)]).sum()
+
+
+def _evaluate(measure: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    if isinstance(measure, nn.Module):
+        # Class weights are buffers of the loss, and the process that built the task may have no GPU.
+        measure.to(logits.device)
+    return measure(logits, labels)
+
+
+def _resample_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels (B, 1, *space) with the size of the logits."""
+    if labels.shape[2:] == logits.shape[2:]:
+        return labels
+    return nn.functional.interpolate(labels.float(), logits.shape[2:], mode="nearest-exact").to(labels.dtype)
 
 
 @dataclass(frozen=True)
@@ -141,26 +172,39 @@ class KnownVoxelsLoss:
     An example without other voxels is left out; a batch without other voxels has the loss 0.
     """
 
-    loss: OutputLoss
+    measure: Loss
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        logits = full_resolution(outputs, labels.ndim)
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         values = []
         for example, label in zip(logits, labels, strict=True):
             known = label[0] != IGNORED
             if known.any():
-                values.append(self.loss(example[:, known][None], label[:, known][None]))
+                values.append(_evaluate(self.measure, example[:, known][None], label[:, known][None]))
         return torch.stack(values).mean() if values else 0 * logits.sum()
 
 
-def check_loss(loss: Loss, classes: int, size: Sequence[int]) -> None:
+@dataclass(frozen=True)
+class ScaledLoss:
+    """A loss of (outputs, (labels - offset) / unit): the outputs of the network have about mean 0 and deviation 1."""
+
+    loss: OutputLoss
+    offset: float
+    unit: float
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(outputs, (labels - self.offset) / self.unit)
+
+
+def check_loss(loss: Loss, classes: int, size: Sequence[int], target: Target = Target.CLASS) -> None:
     """Raises ConfigError if the loss fails on an example with all classes, or returns no finite scalar with a gradient.
 
     The example has logits from -1 to 1.
     """
-    shape = (2 if size else max(2, classes), 1, *size)
-    labels = (torch.arange(prod(shape)) % min(classes, 256)).to(torch.uint8).reshape(shape)
-    logits = torch.linspace(-1, 1, prod(shape) * classes).reshape(shape[0], classes, *size).requires_grad_()
+    shape = (2 if size else max(2, classes), classes if target is Target.LABELS else 1, *size)
+    labels = (torch.arange(prod(shape)) % (2 if target is Target.LABELS else min(classes, 256))).reshape(shape)
+    labels = labels.to(torch.float32 if target is Target.NUMBER else torch.uint8)
+    outputs = shape[0], classes, *size
+    logits = torch.linspace(-1, 1, prod(outputs)).reshape(outputs).requires_grad_()
     try:
         value = loss(logits, labels)
         if problem := _describe_wrong_loss(value):
@@ -195,6 +239,17 @@ def _classification_losses() -> dict[str, Factory]:
     from monai.losses.focal_loss import FocalLoss  # here, because MONAI takes longer to import than torch
 
     return {factory.__name__: factory for factory in (CrossEntropyLoss, FocalLoss)}
+
+
+@cache
+def _label_losses() -> dict[str, Factory]:
+    from monai.losses.focal_loss import FocalLoss  # here, because MONAI takes longer to import than torch
+
+    return {factory.__name__: factory for factory in (BCEWithLogitsLoss, FocalLoss)}
+
+
+def _number_losses() -> dict[str, Factory]:
+    return {factory.__name__: factory for factory in (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)}
 
 
 @cache

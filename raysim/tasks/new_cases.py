@@ -14,15 +14,21 @@ import pandas as pd
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names, pluralize
+from raysim.core.targets import Target
 from raysim.data.file_paths import join_path
 from raysim.data.file_roles import masks_beside_images
-from raysim.data.image_formats import IMAGE_SUFFIX, is_volume
+from raysim.data.image_files import is_image
+from raysim.data.image_formats import IMAGE_SUFFIX, is_nifti, is_volume
 from raysim.data.label_classes import encode_labels, resolve_classes
+from raysim.data.label_columns import Label, case_label, decode_labels, number_label, several_labels
 from raysim.data.scanner_shift import ScannerShift
 from raysim.data.table import read_table
 from raysim.tasks.classification import Classification
 from raysim.tasks.image_config import ImageData
+from raysim.tasks.multilabel import MultiLabel
+from raysim.tasks.regression import Regression
 from raysim.tasks.segmentation import Segmentation
+from raysim.tasks.table_config import ANOTHER_TABLE
 from raysim.tasks.tabular import Tabular
 
 Classes = Mapping[str, int | str]  # the value of each class, as in Task.class_values
@@ -44,13 +50,13 @@ class NewCases:
     task: has one site, with all cases in its split `test`; cases may have labels.
     images: the file of each case; None for rows of a table.
     names: for each case the path of its image relative to the common folder, or the number of its row.
-    labels: for each case the mask, the class index, or None.
+    labels: for each case the mask, its label, or None.
     """
 
     task: Task
     images: Sequence[str | None]
     names: Sequence[str]
-    labels: Sequence[str | int | None]
+    labels: Sequence[str | Label | None]
 
 
 def prepare_new_cases(
@@ -64,26 +70,37 @@ def prepare_new_cases(
     config = trained.config
     if isinstance(config, Tabular):
         return _tabular_cases(trained, config, source, site)
-    if not isinstance(config, Segmentation | Classification):
+    if not isinstance(config, Segmentation | Classification | MultiLabel | Regression):
         name = getattr(config, "name", type(config).__name__)
         raise ConfigError(
             f"the task of the run, {name}, has no images; prediction needs a run with task=segmentation, "
-            "task=classification or task=tabular"
+            "classification, multilabel, regression or tabular"
         )
     of_masks = isinstance(config, Segmentation)
     classes = {name: str(value) for name, value in trained.classes.items()}
     table = _image_rows(source, of_masks, classes, config.data)
-    labels = table["label"] if of_masks else _class_indices(table, classes, source)
+    labels = _labels(config, table, classes, source)
     _check_dimensions(table["image"].iloc[0], trained, slices=config.data.slices)
     changed: dict[str, Any] = {"outside": (), "shift": config.data.shift if scanner else ScannerShift()}
-    changed |= {} if of_masks else {"classes": classes}
+    changed |= {"classes": classes} if isinstance(config, Classification) else {}
     # Masks are read with their images, so that a wrong one is reported before anything is predicted.
     rows = table.assign(site=site, split="test", label=table["label"] if of_masks else _no_labels(table))
     data: Any = replace(config.data, **changed)
     task = replace(config, data=data).build(progress, rows)
     _check_shape(task, trained, table["image"].iloc[0])
     images = [str(image) for image in table["image"]]
-    return NewCases(task, images, relative_names(images), [None if pd.isna(each) else each for each in labels])
+    return NewCases(task, images, relative_names(images), [case_label(each) for each in labels])
+
+
+def _labels(config: Any, table: pd.DataFrame, classes: Mapping[str, str], source: str) -> pd.Series:
+    """The masks of the cases, or their labels; all NA for a table without the columns of the labels."""
+    if isinstance(config, Classification):
+        return _class_indices(table, classes, source)
+    if isinstance(config, MultiLabel) and not set(table.columns).isdisjoint(config.data.labels):
+        return decode_labels(several_labels(table, config.data.labels, source, needed=False), Target.LABELS)["label"]
+    if isinstance(config, Regression) and config.data.target in table:
+        return decode_labels(number_label(table, config.data.target, source, needed=False), Target.NUMBER)["label"]
+    return table["label"] if isinstance(config, Segmentation) else _no_labels(table)
 
 
 def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: ImageData) -> pd.DataFrame:
@@ -95,7 +112,9 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: I
                 f"assign to cases; give a table with the columns {', '.join(data.image_columns)}"
             )
         folder = Path(source).expanduser().absolute()
-        names = sorted(path.name for path in folder.iterdir() if _is_image(path))
+        if is_image(str(folder)):  # the slices of a DICOM series
+            return pd.DataFrame({"image": [str(folder)], "label": pd.NA}, dtype="string")
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and is_image(str(path)))
         if masks := masks_beside_images(names):
             left_out = f"{pluralize(len(masks), 'file')} that seem to be masks of other files, such as {masks[0]}"
             warnings.warn(f"left out: {left_out}; to predict them, name them in a table", stacklevel=2)
@@ -103,17 +122,15 @@ def _image_rows(source: str, of_masks: bool, classes: Mapping[str, str], data: I
         if not files:
             raise ConfigError(
                 f"--images {source}: the folder has no image; give a table, or a folder that contains images (NIfTI, "
-                "PNG, JPEG, TIFF, ...); subfolders are not read"
+                "PNG, JPEG, TIFF, ...) or folders of DICOM series; other subfolders are not read"
             )
         return pd.DataFrame({"image": files, "label": pd.NA}, dtype="string")
     names = [*classes, *classes.values()]
     options = data.image_options()
-    table = read_table(source, needs_label=False, label_files=of_masks, classes=names, absent=_absent(), **options)
-    return table.sort_values("image", ignore_index=True)
-
-
-def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and bool(IMAGE_SUFFIX.search(path.name)) and path.is_file()
+    table = read_table(
+        source, needs_label=False, label_files=of_masks, classes=names, absent=_absent(), in_order=True, **options
+    )
+    return table.sort_values("image")
 
 
 def _absent() -> dict[str, str]:
@@ -133,7 +150,7 @@ def _check_dimensions(image: str, trained: TrainedTask, *, slices: bool) -> None
     """Raises ConfigError for a picture and a run on volumes, or the reverse."""
     volumes = len(trained.shape) == 4 or slices
     if is_volume(image) != volumes:
-        found, expected = ("a volume", "pictures") if is_volume(image) else ("a picture", "NIfTI volumes")
+        found, expected = ("a volume", "pictures") if is_volume(image) else ("a picture", "volumes")
         raise ConfigError(f"{image} is {found}, but the run was trained on {expected}; give {expected}")
 
 
@@ -160,8 +177,8 @@ def _tabular_cases(trained: TrainedTask, config: Tabular, source: str, site: str
     labels = _class_indices(table, classes, source)
     rows = table.assign(site=site, split="test", label=_no_labels(table))
     path = join_path(os.getcwd(), os.path.expanduser(source))
-    changed: dict[str, Any] = {"table": path, "outside": (), "exclude_sites": (), "partition": None, "labelled": None}
-    task = replace(config, data=replace(config.data, **changed)).build(rows=rows, reference=config.data)
+    data = replace(config.data, table=path, **ANOTHER_TABLE)
+    task = replace(config, data=data).build(rows=rows, reference=config.data)
     return NewCases(
         task,
         [None] * len(table),
@@ -179,10 +196,17 @@ def relative_names(images: Sequence[str]) -> list[str]:
 
 def target_files(cases: NewCases) -> list[str]:
     """The file of each predicted mask, relative to the output folder. Raises ConfigError if two are the same."""
-    targets = [name if is_volume(name) else f"{IMAGE_SUFFIX.sub('', name)}.png" for name in cases.names]
+    targets = [_target(name, str(image)) for name, image in zip(cases.names, cases.images, strict=True)]
     for problem in _target_problems(cases.names, targets):
         raise ConfigError(problem)
     return targets
+
+
+def _target(name: str, image: str) -> str:
+    """A NIfTI file for a volume, with the name of the image if it is NIfTI too; else a PNG file."""
+    if is_nifti(name):
+        return name
+    return f"{IMAGE_SUFFIX.sub('', name.rstrip('/'))}{'.nii.gz' if is_volume(image) else '.png'}"
 
 
 def _target_problems(names: Sequence[str], targets: Sequence[str]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from raysim.data.image_sites import ImageSites, common_shape, prepare_images, sp
 from raysim.data.mask_values import MaskClasses
 from raysim.tasks.library_names import SEGMENTATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.network_keys import NetworkOption
+from raysim.tasks.nnunet_plans import read_plans, uses_plans
 from raysim.tasks.segmentation_config import SegmentationData
 from raysim.tasks.segmentation_metrics import SegmentationScore
 
@@ -51,6 +52,15 @@ class Segmentation:
     augment: Annotated[
         tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
     ] = ()
+
+    def __post_init__(self) -> None:
+        if uses_plans(self.network):
+            plans = read_plans(self.network)
+            keeps_size = self.data.size is None and self.data.patch is None
+            data = replace(self.data, patch=plans.patch) if keeps_size else self.data
+            data = replace(data, spacing=plans.spacing) if data.spacing is None else data
+            object.__setattr__(self, "data", data)
+            object.__setattr__(self, "network", plans.network)
 
     def check(self) -> None:
         """Raises ConfigError for an error in the keys or the table. Reads no images."""

@@ -15,7 +15,6 @@ import numpy as np
 
 from raysim.core.contracts import CaseValues, Metrics, Predictor, Split
 from raysim.data.mask_values import IGNORED
-from raysim.data.nonzero_box import nonzero_box
 from raysim.tasks.metric_lookup import Direction, Metric, find_metrics
 
 if TYPE_CHECKING:
@@ -28,10 +27,8 @@ warnings.filterwarnings("ignore", "(.|\n)*always_return_as_numpy", FutureWarning
 
 def dice(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:
     """Dice overlap of two masks (*space), 0 to 1; `label` must not be empty."""
-    from monai.metrics.meandice import compute_dice
-
-    box = nonzero_box((predicted | label)[None])  # as numbers, whole volumes would take much memory
-    return float(compute_dice(_to_batch(predicted[box]), _to_batch(label[box])))
+    both, total = np.count_nonzero(predicted & label), np.count_nonzero(predicted) + np.count_nonzero(label)
+    return float(np.float32(2 * both) / np.float32(total))  # the bits of MONAI's compute_dice, which takes much longer
 
 
 def iou(predicted: Array, label: Array, spacing: tuple[float, ...]) -> float:

@@ -5,18 +5,29 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from raysim.core.errors import ConfigError
 from raysim.data.file_paths import ABSOLUTE_PATH
 from raysim.data.folds import use_fold
 from raysim.data.near_equal import near_equal_sites_warning
-from raysim.data.partition import Partition, keep_labelled, partition
+from raysim.data.partition import Partition, add_validation_rows, keep_labelled, partition
 from raysim.data.patient_warnings import patient_warnings
 from raysim.tasks.factory_lookup import unknown_name_error
+
+# The values of the keys that apply to one table only, when a trained task reads another one.
+ANOTHER_TABLE: dict[str, Any] = {
+    "outside": (),
+    "exclude_sites": (),
+    "partition": None,
+    "labelled": None,
+    "val": None,
+    "folds": None,
+    "fold": None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,12 @@ class TableData:
     labelled: Annotated[
         int | None, Ge(1), "labelled training rows of each site; the others lose their label; by default all"
     ] = None
+    val: Annotated[
+        float | None,
+        Gt(0),
+        Lt(1),
+        "share of the training rows that become val rows, by patient, at each site without val rows; by default none",
+    ] = None
     folds: Annotated[
         int | None, Ge(2), "number of folds of the labelled rows of each inside site, by patient; needs `fold`"
     ] = None
@@ -41,7 +58,7 @@ class TableData:
         int | None, Ge(0), "the fold of the test rows, 0 to folds - 1; val rows of other folds remain val rows"
     ] = None
     seed: Annotated[
-        int, Ge(0), "seed of partition, folds, scanners and labelled rows, separate from the run's seed"
+        int, Ge(0), "seed of partition, folds, val rows, scanners and labelled rows, separate from the run's seed"
     ] = 0
     cache: Annotated[
         str | None,
@@ -64,6 +81,8 @@ class TableData:
             table, all_sites = _drop_sites(table, set(self.exclude_sites) - all_sites), all_sites | partitioned
         if self.folds is not None and self.fold is not None:
             table = use_fold(table, self.folds, self.fold, self.outside, self.seed)
+        if self.val is not None:
+            table = add_validation_rows(table, self.val, self.seed)
         for warning in (near_equal_sites_warning(table["site"].unique()), *patient_warnings(table)):
             if warning is not None:
                 warnings.warn(warning, stacklevel=4)

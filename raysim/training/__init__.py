@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raysim.core.targets import require_classes
     from raysim.training.batching import batches
     from raysim.training.contrastive_views import ImagePool, Views, check_levels, pool_levels, sample_batches
     from raysim.training.encoders import ema_update, mlp, projector
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "raysim.core.targets": ("require_classes",),
     "raysim.training.contrastive_views": ("ImagePool", "Views", "check_levels", "pool_levels", "sample_batches"),
     "raysim.training.batching": ("batches",),
     "raysim.training.heads": ("head_layer", "last_layer", "within"),
@@ -124,6 +126,7 @@ __all__ = [
     "projector",
     "proximal_term",
     "relative_distance",
+    "require_classes",
     "route_convolutions",
     "routers",
     "routing_ceiling",

@@ -43,7 +43,7 @@ def batches(
         x, y = (t.to(device, non_blocking=True) for t in (x, y))
         if augment is not None and random_state is not None:
             x, y = augment(x, y, random_state)
-        yield x, y.long()
+        yield x, y if y.is_floating_point() else y.long()
 
 
 def _examples(split: Split, batch: int, device: torch.device, sampling: Sampling) -> Iterator[Batch]:

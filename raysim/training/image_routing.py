@@ -71,7 +71,8 @@ def example_losses(site: Site[Any], split: Split, predictors: Sequence[Predictor
         for column, predict in enumerate(predictors):
             logits = full_resolution(predict(inputs), split.labels.ndim)
             for row in range(len(inputs)):
-                loss = site.task.loss(logits[row : row + 1], labels[row : row + 1].long())
+                label = labels[row : row + 1]
+                loss = site.task.loss(logits[row : row + 1], label if label.is_floating_point() else label.long())
                 losses[start + row, column] = loss.item()
     return losses
 

@@ -40,7 +40,12 @@ SMALL_RATE = 0.1  # fraction of the first learning rate below which personal mod
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:
-    """Fields and methods of training at a site; a base class of algorithms."""
+    """Fields and methods of training at a site; a base class of algorithms.
+
+    `can_compile`: whether the method trains with `fit`, which compiles the network.
+    """
+
+    can_compile = True
 
     lr: Annotated[float, Gt(0), "learning rate of the local optimiser"] = 1e-3
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], "local optimiser, created again in every round"] = "adam"
@@ -55,6 +60,9 @@ class LocalTraining:
     lr_floor: Annotated[float, Ge(0), Le(1), "lowest learning rate of the schedule, as a fraction of lr"] = 0.0
     clip: Annotated[float | None, Gt(0), "gradients are clipped to this L2 norm; default: no clipping"] = None
     amp: Annotated[bool | None, "bfloat16 autocast; default: off"] = None
+    compile: Annotated[
+        bool, "train networks that torch.compile has compiled, which takes up to minutes; needs a C++ compiler"
+    ] = False
     buffers: Annotated[
         Literal["average", "local", "reset"],
         "running statistics. average: averaged by the server; local: kept at each site; reset: reset in every round",
@@ -140,9 +148,10 @@ class LocalTraining:
         )
 
     def _supervised(self, net: nn.Module, site: Site[Any], batches: Iterable[Batch]) -> Iterator[Tensor]:
+        predict = torch.compile(net) if self.compile else net
         for inputs, labels in batches:
             with self.precision(site):
-                loss = site.task.loss(net(inputs), labels)
+                loss = site.task.loss(predict(inputs), labels)
             yield loss
 
     def optimize(

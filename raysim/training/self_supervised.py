@@ -74,6 +74,8 @@ class SelfSupervised(LocalTraining, ABC, Generic[L]):
     The inherited fields of `LocalTraining` configure pre-training. The fields of `finetune` configure fine-tuning.
     """
 
+    can_compile = False  # pre-training has its own losses
+
     pretrain_rounds: Annotated[
         Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)],
         "rounds of pre-training: a number, or a fraction of the run's rounds; 0: no pre-training",

@@ -7,7 +7,7 @@ import pickle
 import shutil
 import tempfile
 from dataclasses import FrozenInstanceError, fields, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from raysim import LocalFleet, ResumePoint, federate, train_only, weights
+from raysim import Data, LocalFleet, ResumePoint, Task, federate, train_only, weights
 from raysim.config.introspection import field_docs
 from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
@@ -25,7 +25,9 @@ from raysim.core.registry import algorithm_class, algorithms
 from raysim.core.seeding import seeded
 from raysim.storage.checkpoint import read, write
 from raysim.storage.digest import digest
+from raysim.tasks.synthetic import Synthetic, SyntheticData
 from tests.support.contract import (
+    NETWORK,
     ROUNDS,
     algorithm,
     client_states,
@@ -144,6 +146,25 @@ def test_only_the_trained_part_is_sent(name: str) -> None:
     state = rounds[-1].state
     if state.model is not None:
         assert not {each for each in state.model if not each.startswith(("model.1.", "model.2."))}
+
+
+def with_inverted_test_labels(task: Task, site: str) -> Data:
+    data = task.open(site)
+    assert data.test.labels is not None
+    return replace(data, test=replace(data.test, labels=1 - data.test.labels))
+
+
+@pytest.mark.parametrize("name", slow_except(sorted(algorithms()), ["fedsm", "iopfl"]))
+def test_labels_of_test_cases_do_not_change_the_states(name: str) -> None:
+    data = SyntheticData(sites=3, outside=("far",), cases=4, val=2, test=2, unlabelled=2, size=(16, 16))
+    mine = Synthetic(data=data, network=NETWORK, batch_size=2).build()
+    found = []
+    for each in (mine, replace(mine, open=partial(with_inverted_test_labels, mine))):
+        rounds, fleet = run(algorithm(name), LocalFleet(each, rounds=ROUNDS), on=each)
+        scores = {split: [s.value for s in rounds[-1].scores if s.split == split] for split in ("val", "test")}
+        found.append((digest(rounds[-1].state, client_states(fleet)), scores["val"], scores["test"]))
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2] != found[1][2]
 
 
 @every_algorithm

@@ -40,7 +40,7 @@ def rounds_of(algorithm: Any, task: Task, rounds: int, **options: Any) -> tuple[
 @pytest.mark.parametrize(("buffers", "keep"), [("average", "best"), ("average", "last"), ("local", "best")])
 def test_the_models_of_stage_one_are_those_of_fedsm(buffers: Any, keep: Any) -> None:
     task, fields = small_task("batch"), {"keep": keep, "buffers": buffers, "lr": 0.01, "schedule": "cosine"}
-    found, _ = rounds_of(FedSMExtra(selector_rounds=1, selector_epochs=1, **fields), task, 4, evaluate_every=4)
+    found, _ = rounds_of(FedSMExtra(selector_rounds=1, selector_steps=1, **fields), task, 4, evaluate_every=4)
     plain, _ = rounds_of(FedSM(selector_steps=1, **fields), task, 3, evaluate_every=3)
     for mine, fedsm in zip(found[:3], plain, strict=True):
         assert (mine.state.model, mine.state.personal) == (fedsm.state.model, fedsm.state.personal)
@@ -66,7 +66,7 @@ def test_labels_are_the_models_with_the_lowest_loss() -> None:
 
 
 def test_no_single_model_is_better_than_the_ceiling() -> None:
-    task, mine = small_task(), FedSMExtra(selector_rounds=1, selector_epochs=1, lr=0.05, pull=1.0)
+    task, mine = small_task(), FedSMExtra(selector_rounds=1, selector_steps=1, lr=0.05, pull=1.0)
     end = rounds_of(mine, task, 4, evaluate_every=4)[0][-1]
     site = place(task, "far")
     nets = mine.experts(site, end.state.model, end.state.personal)
@@ -107,7 +107,7 @@ def test_a_selector_fixed_to_the_last_class_is_the_global_model() -> None:
 
 def test_models_are_sent_once_and_labels_stay_at_the_site() -> None:
     task = small_task()
-    rounds, fleet = rounds_of(FedSMExtra(selector_rounds=2, selector_epochs=1), task, 4, evaluate_every=4)
+    rounds, fleet = rounds_of(FedSMExtra(selector_rounds=2, selector_steps=1), task, 4, evaluate_every=4)
     state = rounds[-1].state
     p, s, moments = state.model.nbytes, state.selector.model.nbytes, state.selector.moments.nbytes
     assert [set(r.traffic.down.values()) for r in rounds] == [{2 * p}, {2 * p}, {4 * p + s}, {s + moments}]
@@ -118,9 +118,17 @@ def test_models_are_sent_once_and_labels_stay_at_the_site() -> None:
     assert rounds[1].state.model == state.model or rounds[1].state.best.model.model == state.model
 
 
+def test_the_selector_has_200_steps_over_its_rounds_by_default() -> None:
+    task, mine = small_task(), FedSMExtra(selector_rounds=0.5)
+    start, site = mine.init(task), replace(place(task, "site-02"), rounds=100)
+    reply = mine.select(site, Selector(start.selector), AllModels(start.model, start.personal))
+    assert reply.payload.moments is not None
+    assert reply.payload.moments["0/step"] == 4
+
+
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_resumes_across_the_stages(after: int, tmp_path: Path) -> None:
-    task, mine = small_task("batch"), FedSMExtra(selector_rounds=2, selector_epochs=2, buffers="local")
+    task, mine = small_task("batch"), FedSMExtra(selector_rounds=2, selector_steps=2, buffers="local")
     options: dict[str, Any] = {"rounds": 4, "cohort": 2, "evaluate_every": 4}
     fleet = LocalFleet(task, rounds=4)
     *_, end = federate(mine, task, fleet, **options)
@@ -136,7 +144,7 @@ def test_resumes_across_the_stages(after: int, tmp_path: Path) -> None:
 def test_the_names_of_the_sites_are_irrelevant() -> None:
     points = {"a": toy.A, "b": toy.B, "c": ((3, 1), (1, 0))}
     renamed = {"a": points["c"], "b": points["a"], "c": points["b"]}
-    mine = FedSMExtra(selector_rounds=1, selector_epochs=1, **SGD)
+    mine = FedSMExtra(selector_rounds=1, selector_steps=1, **SGD)
     one, other = (rounds_of(mine, toy.task(sites), 4)[0][2].state.personal for sites in (points, renamed))
     assert [toy.line(one[s]) for s in "abc"] == [pytest.approx(toy.line(other[s])) for s in "bca"]
 
@@ -149,5 +157,5 @@ def test_rounds_of_the_models(rounds: int, fraction: float, expected: int) -> No
 def test_a_selector_without_rounds_for_the_models_and_without_images_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.selector_rounds=4 leaves no round for the models"):
         FedSMExtra(selector_rounds=4).check_rounds(4)
-    with pytest.raises(ConfigError, match=r"algorithm\.label_on=val: a, b has no such images; set algorithm\.label_on"):
+    with pytest.raises(ConfigError, match=r"algorithm\.label_on=val: no such images at a, b; set algorithm\.label_on"):
         FedSMExtra(label_on="val").init(toy.two_sites())

@@ -18,6 +18,7 @@ from matplotlib.colors import ListedColormap
 
 from raysim import Split, Task
 from tests.claims import (
+    test_domain_generalisation,
     test_fedsm,
     test_gradient_alignment,
     test_iopfl,
@@ -46,15 +47,16 @@ def panels(titles: Sequence[str], shared: bool = False) -> list[Any]:
     return list(np.atleast_1d(axes))
 
 
-def discs(sources: Mapping[str, Any], outside: Sequence[str]) -> None:
-    """An image of each site with the outline of its label, all with the same grey scale."""
+def discs(sources: Mapping[str, Any], outside: Sequence[str], highest: float = 2.5) -> None:
+    """An image of each site and brightness with the outline of its label, all with the same grey scale."""
     task = disc_task(sources, outside, SEED)
-    titles = [f"{'outside' if site in outside else 'inside'} site {site}" for site in sources]
-    for axis, site in zip(panels(titles), sources, strict=True):
+    shown = [(site, row) for site, source in sources.items() for row in range(np.size(source.brightness))]
+    titles = [f"{'outside' if site in outside else 'inside'} site {site}" for site, _ in shown]
+    for axis, (site, row) in zip(panels(titles), shown, strict=True):
         split = task.open(site).test
         assert split.labels is not None
-        axis.imshow(split.inputs[0, 0], cmap="gray", vmin=-0.5, vmax=2.5)
-        axis.contour(split.labels[0, 0], [0.5], colors=COLOURS[1], linewidths=1.5)
+        axis.imshow(split.inputs[row, 0], cmap="gray", vmin=-0.5, vmax=highest)
+        axis.contour(split.labels[row, 0], [0.5], colors=COLOURS[1], linewidths=1.5)
         axis.set_axis_off()
 
 
@@ -149,6 +151,9 @@ def directions() -> None:
 PICTURES: dict[str, Callable[[], None]] = {
     "discs_labels": lambda: discs(test_fedsm.SOURCES, ["x", "y"]),
     "discs_contrast": lambda: discs(test_iopfl.SOURCES, ["x"]),
+    "discs_brightness": lambda: discs(test_domain_generalisation.BRIGHTNESS, ["x"], 3.2),
+    "discs_scanners": lambda: discs(test_domain_generalisation.SCANNERS, ["x"]),
+    "discs_minority": lambda: discs(test_domain_generalisation.MINORITY, ["x"]),
     "levels": levels,
     "spurious": spurious,
     "drift": lambda: lines(test_local_drift.task(SEED)),

@@ -22,6 +22,7 @@ from raysim.search.request import build_request
 from raysim.search.space import Space, from_cli
 from raysim.search.space_files import read_space
 from tests.support.paths import ROOT
+from tests.unit.tasks.test_nnunet_plans import NEW, write as write_plans
 
 PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
@@ -48,10 +49,11 @@ def files() -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the files that the pages show."""
+    """A working directory with the files that the pages show or name."""
     for name, text in files().items():
         (tmp_path / name).write_text(text)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    write_plans(tmp_path, {"3d_fullres": NEW})
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(path) for path in (ROOT, tmp_path)))

@@ -96,6 +96,18 @@ def test_rows_are_standardised_as_in_the_run(tmp_path: Path) -> None:
     assert found.metrics == finished.metrics
 
 
+def test_splits_in_which_training_rows_would_be_evaluated_are_refused(tmp_path: Path) -> None:
+    path = trained(tmp_path, "rows", data={"val": 0.3}).path
+    reason = "so training rows would be evaluated; remove the key, or set task.data.table to a table with other rows"
+    assert f"task.data.val=0.5: the run was trained with task.data.val=0.3, {reason}" in refused(
+        path, task__data__val=0.5
+    )
+    assert "task.data.folds=2: the run was trained with task.data.folds=null" in refused(
+        path, task__data__folds=2, task__data__fold=0, task__data__val=0.3
+    )
+    assert "task.data.seed=1: the run was trained with task.data.seed=0" in refused(path, task__data__seed=1)
+
+
 def test_other_cases_of_a_task_without_a_table(tmp_path: Path) -> None:
     data = {"sites": 2, "outside": ["clinic"], "cases": 2, "val": 1, "test": 1, "size": [8, 8]}
     network = {"name": "unet", "channels": [2, 4], "strides": [2]}

@@ -52,7 +52,7 @@ def test_a_method_without_a_global_model(runs: Runs) -> None:
 
 def test_other_wrong_exports(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = runs("rows") / "run"
-    assert "--format bundle needs a task with image files" in refused(folder, "bundle")
+    assert "--format bundle supports segmentation and classification" in refused(folder, "bundle")
     assert "exclude each other" in refused(folder, "torch", site="a", use_global=True)
     (tmp_path / "x").write_text("")
     assert "an export never overwrites files" in refused(folder, "torch", out=tmp_path / "x")

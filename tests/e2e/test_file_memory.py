@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,15 +23,20 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import UID
 
+from tests.support.dicom_files import dataset, frame_groups, save, shared_groups
 from tests.support.parquet_bombs import PARQUET_BOMBS
 
 pytestmark = pytest.mark.slow
 MAX_MEMORY = 1_000_000_000
 READ = """
 import json, resource, sys, warnings
-import PIL.Image, imagecodecs, nibabel, pyarrow.parquet, tifffile
+import PIL.Image, imagecodecs, nibabel, nrrd, pyarrow.parquet, tifffile
 from raysim.core.errors import ConfigError
+from raysim.data.dicom_headers import load_pydicom
 from raysim.data.file_inspection import inspect_case
 from raysim.data.image_reader import read_image
 from raysim.data.table import read_table
@@ -42,6 +48,7 @@ def peak():
 warnings.simplefilter("ignore")
 imagecodecs.png_decode, imagecodecs.jpeg2k_decode, imagecodecs.lzw_decode  # imported on first use
 PIL.Image.init()
+load_pydicom()
 idle, path, results = peak(), sys.argv[1], []
 actions = [lambda: read_image(path), lambda: read_image(path, mask=True), lambda: inspect_case(None, path)]
 if path.endswith(("csv", "parquet", "zip")):
@@ -106,6 +113,43 @@ def volume(dtype: type, slope: float = 1) -> Bomb:
     return write
 
 
+def nrrd(path: Path, voxels: int) -> None:
+    header = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 500 500 {voxels // 250_000}\nencoding: gzip\n\n"
+    path.write_bytes(header.encode() + gzip.compress(bytes(voxels)))
+
+
+def metaimage(path: Path, voxels: int) -> None:
+    fields = f"NDims = 3\nDimSize = 500 500 {voxels // 250_000}\nElementType = MET_UCHAR\nCompressedData = True\n"
+    path.write_bytes(f"{fields}ElementDataFile = LOCAL\n".encode() + zlib.compress(bytes(voxels), 9))
+
+
+def array(path: Path, voxels: int) -> None:
+    np.savez_compressed(path, np.zeros((500, 500, voxels // 250_000), np.uint8))
+
+
+def stack(path: Path, voxels: int) -> None:
+    """An OME-TIFF of few large pages."""
+    pages = np.broadcast_to(np.uint16(0), (voxels // 4_000_000, 2000, 2000))
+    tifffile.imwrite(path, pages, metadata={"axes": "ZYX"}, compression="zstd", photometric="minisblack")
+
+
+def dicom(frames: int) -> Bomb:
+    """A DICOM file with this number of frames, in JPEG 2000."""
+
+    def write(path: Path, pixels: int) -> None:
+        side = int((pixels / frames) ** 0.5)
+        frame = imagecodecs.jpeg2k_encode(np.zeros((side, side), np.uint16), codecformat="J2K", level=0)
+        made = dataset(np.zeros((1, 1), np.uint16), NumberOfFrames=frames, Rows=side, Columns=side)
+        if frames > 1:
+            made.SharedFunctionalGroupsSequence = Items([shared_groups((1, 1, 1))])
+            made.PerFrameFunctionalGroupsSequence = Items([frame_groups((0, 0, z)) for z in range(frames)])
+        made.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.90")
+        made.PixelData = encapsulate([frame] * frames)
+        save(path, made)
+
+    return write
+
+
 def tables(path: Path, rows: int) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("table.csv", "site,split,image,label\n" + "a,train,x.png,0\n" * rows)
@@ -140,6 +184,12 @@ BOMBS: dict[str, tuple[Bomb, float, float]] = {  # and a size that is read and o
     "bytes.nii.gz": (volume(np.uint8), 180, 190),
     "scaled.nii.gz": (volume(np.int16, 2.5), 180, 190),
     "doubles.nii.gz": (volume(np.float64), 100, 190),
+    "bytes.nrrd": (nrrd, 180, 190),
+    "bytes.mha": (metaimage, 180, 190),
+    "bytes.npz": (array, 180, 190),
+    "stack.ome.tif": (stack, 164, 190),
+    "picture.dcm": (dicom(1), 18, 20),
+    "frames.dcm": (dicom(20), 120, 190),
     "table.zip": (tables, 1.4, 1.6),
     "table.parquet": (parquet, 2.0, 2.6),
 }

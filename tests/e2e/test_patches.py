@@ -12,11 +12,13 @@ import pytest
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
 
-from raysim import RunResult, load, run
+from raysim import RoundEvent, RunResult, export, load, resume, run
+from raysim.core.events import Event
 from raysim.distributed.finished_run_commands import evaluate, predict
 from raysim.federation.trained_run import open_run
 from tests.support.paths import DATA
 from tests.support.trained import trained
+from tests.support.wrong_files import write_data_sets
 
 PATCHES = {"patch": [8, 8, 4], "size": None, "spacing": None, "fit": "resize"}
 
@@ -70,6 +72,46 @@ def test_computed_keys_are_those_of_the_run(tmp_path: Path) -> None:
     }
     evaluated = evaluate(tmp_path / "run", {}, out=tmp_path / "evaluated", round="last")
     assert evaluated.metrics == result.metrics
+
+
+def test_a_resumed_run_draws_the_same_patches(tmp_path: Path) -> None:
+    calm = with_patches(tmp_path / "calm")
+
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundEvent) and event.number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        with_patches(tmp_path / "stopped", on_event=stop)
+    assert resume(tmp_path / "stopped" / "run").digest == calm.digest
+
+
+@pytest.mark.slow
+def test_a_killed_client_actor_changes_no_bits(tmp_path: Path, ray_started: None) -> None:
+    calm = with_patches(tmp_path / "calm", backend="ray")
+    killed = with_patches(tmp_path / "killed", backend="ray", chaos="kill client@2")
+    assert (tmp_path / "killed" / "run" / "failures.jsonl").read_text()
+    assert killed.digest == calm.digest
+
+
+def test_a_run_with_nnunet_plans_trains_all_resolutions_and_is_exported(tmp_path: Path) -> None:
+    stages = {"features_per_stage": [2, 4, 4, 4], "kernel_sizes": [[3, 3, 3]] * 4, "n_conv_per_stage": 2}
+    stages["strides"] = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [1, 2, 2]]
+    architecture = {"network_class_name": "architectures.unet.PlainConvUNet", "arch_kwargs": stages}
+    configuration = {"patch_size": [4, 16, 16], "spacing": [1, 1, 1], "architecture": architecture}
+    (tmp_path / "plans.json").write_text(json.dumps({"configurations": {"3d_fullres": configuration}}))
+    write_data_sets(tmp_path)
+    task = {
+        "name": "segmentation",
+        "data": {"table": str(tmp_path / "volumes.csv"), "cache": str(tmp_path / "cache")},
+        "network": {"name": "nnunet", "plans": str(tmp_path / "plans.json")},
+        "batch_size": 2,
+    }
+    result = run({"backend": "local", "rounds": 1, "task": task, "algorithm.name": "fedavg"}, out=tmp_path / "run")
+    config = open_run(tmp_path / "run").config.task
+    assert (config.data.patch, config.network["deep_supr_num"]) == ((16, 16, 4), 1)
+    assert 0 <= result.metrics["inside/val/dice"]["mean"] <= 1
+    assert export(tmp_path / "run", "bundle").exists()
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ from tests.support.remote import (
     fails_at_clients,
     fails_at_d,
     keep,
+    mapped_file,
     offer,
     ray_fleet,
     read_all,
@@ -90,14 +91,18 @@ def test_a_late_actor_on_an_unfit_node_is_dropped_if_others_are_up(clients: dict
     ray.kill(late)
 
 
+def locations(held: Any) -> dict[Any, dict[str, Any]]:
+    found: dict[Any, dict[str, Any]] = ray.experimental.get_object_locations(list(held._held.values()))
+    return found
+
+
 @pytest.mark.parametrize("size", [10, 1_000_000])
 def test_exchanged_payloads_never_enter_the_server(fleet: RayFleet, size: int) -> None:
     sizes = {name: size + number for number, name in enumerate(NAMES)}
     OPENED.clear()
     held = fleet.exchange(offer, sizes)
-    places = ray.experimental.get_object_locations(list(held._held.values()))
-    # Ray keeps small objects in the owner's memory; they have no node.
-    assert all(place["node_ids"] for place in places.values())
+    # Ray keeps small objects in the owner's memory; they have no node. The owner hears of a node a moment later.
+    assert eventually(lambda: all(place["node_ids"] for place in locations(held).values()))
     with pytest.raises(RuntimeError, match="the server cannot read an exchange"):
         held["a"]
     assert {site: metrics["size"] for site, metrics in held.metrics.items()} == sizes
@@ -140,6 +145,11 @@ def test_sites_read_the_model_without_a_copy(fleet: RayFleet) -> None:
     replies = fleet.map(where, model)
     assert {reply.payload[0] for reply in replies.values()} == {False}
     assert all("plasma" in reply.payload[1] for reply in replies.values())  # Ray's shared memory, not a copy
+
+
+def test_the_server_reads_large_replies_without_a_copy(fleet: RayFleet) -> None:
+    replies = fleet.map(lambda site, _: Reply(Model.of({"w": np.zeros(500_000, np.float32)})))
+    assert all("plasma" in mapped_file(reply.payload) for reply in replies.values())
 
 
 def test_client_states_stay_in_the_object_store_and_can_be_read(fleet: RayFleet) -> None:

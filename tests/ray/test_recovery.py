@@ -46,8 +46,11 @@ def fleet(ray_started: None) -> Iterator[RayFleet]:
     made.pool.close()
 
 
-def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_run_again(fleet: RayFleet, tmp_path: Path) -> None:
-    replies = fleet.map(dies_once, str(tmp_path))
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])  # a node that stops sends SIGTERM
+def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_run_again(
+    fleet: RayFleet, tmp_path: Path, sent: signal.Signals
+) -> None:
+    replies = fleet.map(dies_once, (str(tmp_path), sent))
     assert list(replies) == list(NAMES)
     (failure,) = fleet.accounting.failures
     assert "c" in failure.sites
@@ -58,7 +61,7 @@ def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_run_again(flee
     assert {name: count for name, count in tries.items() if name not in failure.sites} == dict.fromkeys(
         set(NAMES) - set(failure.sites), 1
     )
-    assert list(fleet.map(dies_once, str(tmp_path))) == list(NAMES)  # the fleet can be used again
+    assert list(fleet.map(dies_once, (str(tmp_path), sent))) == list(NAMES)  # the fleet can be used again
 
 
 def test_a_site_that_kills_every_actor_ends_the_run(fleet: RayFleet) -> None:

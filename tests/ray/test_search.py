@@ -87,6 +87,30 @@ def test_asha_stops_the_worse_trial(tmp_path):
     assert table.loc[2, "rounds"] < 4
 
 
+def test_labels_of_test_cases_do_not_change_a_choice(tmp_path):
+    found = []
+    for flip in (0, 1):
+        rows = [
+            f"{site},{split},{(i + (split == 'test') * flip) % 2},{i % 2 + 0.3 * (i % 5)},{i}"
+            for site in "ab"
+            for split, count in (("train", 20), ("val", 15), ("test", 15))
+            for i in range(count)
+        ]
+        table, out = tmp_path / f"{flip}.csv", tmp_path / f"search-{flip}"
+        table.write_text("\n".join(["site,split,label,x,y", *rows]))
+        arguments = ["task=tabular", f"task.data.table={table}", f"task.data.cache={tmp_path}", "rounds=9", *ONE]
+        arguments += ["--space", "algorithm.lr=grid(0.1,0.03,0.001,0.0001)", "--searcher", "grid", "early_stopping=3"]
+        assert main(["tune", *arguments, "--scheduler", "asha", "--out", str(out)]) == 0
+        best = [line for line in (out / "best.yaml").read_text().splitlines() if line.startswith(("# Trial", "  lr:"))]
+        found.append((trials(out), best))
+    (one, of_one), (other, of_other) = found
+    assert "stopped" in set(one["status"])
+    columns = ["status", "rounds", "best/round", "best/inside/val/balanced_accuracy/mean", "digest"]
+    pd.testing.assert_frame_equal(one[columns], other[columns])
+    assert of_one == of_other
+    assert (one["best/inside/test/balanced_accuracy/mean"] != other["best/inside/test/balanced_accuracy/mean"]).all()
+
+
 @pytest.mark.slow
 def test_asha_stops_trials_and_seeds_are_averaged(tmp_path):
     out = tmp_path / "out"
@@ -251,19 +275,21 @@ def test_a_trial_with_a_killed_process_continues_from_its_checkpoint(tmp_path, m
         "algorithm=tests.support.dying:Dying",
     ]
     assert tune(tmp_path / "calm", *arguments) == 0
-    assert tune(tmp_path / "killed", *arguments, f"algorithm.marker={tmp_path / 'marker'}") == 0
-    assert (tmp_path / "marker").exists()
-    assert trials(tmp_path / "killed").loc[1, "digest"] == trials(tmp_path / "calm").loc[1, "digest"]
-    assert rounds_done(tmp_path / "killed") == 3
+    for signal in ("SIGKILL", "SIGTERM"):  # Ray sends SIGTERM if the command is killed
+        out, marker = tmp_path / signal, tmp_path / f"{signal}-marker"
+        assert tune(out, *arguments, f"algorithm.marker={marker}", f"algorithm.by={signal}") == 0
+        assert marker.exists()
+        assert trials(out).loc[1, "digest"] == trials(tmp_path / "calm").loc[1, "digest"]
+        assert rounds_done(out) == 3
+        assert not list(out.glob("trials/**/failures.jsonl"))
     assert left_behind() == []
 
 
 @pytest.mark.slow
 def test_sites_of_a_table_are_held_out_in_turn(tmp_path):
     table = ["site,split,label,a,b"]
-    splits = ("train", "train", "test") * 4
+    splits = ("train", "test", "train", "val") * 3
     table += [f"{s},{split},{i % 2},{i % 2 + 0.1 * i},{i}" for s in "wxyz" for i, split in enumerate(splits)]
-    table += ["x,val,0,0.1,3", "x,val,1,1.1,4"]  # the other sites have no val rows, so test rows are used
     (tmp_path / "table.csv").write_text("\n".join(table))
     arguments = ["task=tabular", f"task.data.table={tmp_path / 'table.csv'}", "network=logistic", "rounds=2"]
     arguments += ["evaluate_every=1", f"task.data.cache={tmp_path / 'cache'}", "task.data.outside=[w]", *ONE]

@@ -14,7 +14,7 @@ from typing import Any
 # A run on two client actors that does not end before a test stops it.
 LONG = (
     *("rounds=100000", "task.data.sites=3", "task.data.outside=[]", "task.data.size=[16,16]", "task.data.cases=4"),
-    *("task.data.val=0", "task.data.test=2", "task.batch_size=2", "resources.client_actors=2"),
+    *("task.data.val=1", "task.data.test=2", "task.batch_size=2", "resources.client_actors=2"),
 )
 
 

@@ -14,6 +14,7 @@ from raysim.tasks.synthetic import Synthetic, SyntheticData
 from tests.support.slow import slow_except
 
 ROUNDS = 4
+NETWORK = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
 
 
 # One algorithm for each use of a fleet: state, server optimizer, client states, networks that stay at the sites,
@@ -39,11 +40,11 @@ every_use = pytest.mark.parametrize("name", slow_except(sorted(algorithms()), EV
 def task() -> Task:
     """Three inside sites and an outside site; the network has batch normalisation, so it has buffers."""
     data = SyntheticData(sites=3, outside=("far",), cases=4, val=0, test=2, unlabelled=2, size=(16, 16))
-    network = {"name": "unet", "channels": [2, 4], "strides": [2], "norm": "batch"}
-    return Synthetic(data=data, network=network, batch_size=2).build()
+    return Synthetic(data=data, network=NETWORK, batch_size=2).build()
 
 
-SHORT: dict[str, dict[str, Any]] = {"fedsm": {"selector_steps": 2}}  # by default 50 in each of four rounds
+# By default 50 steps in each of four rounds, or 100 in each of two.
+SHORT: dict[str, dict[str, Any]] = {name: {"selector_steps": 2} for name in ("fedsm", "fedsm_extra")}
 
 
 def algorithm(name: str, **values: Any) -> Any:

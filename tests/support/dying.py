@@ -15,9 +15,10 @@ from raysim import Model, Reply, Site
 @dataclass(frozen=True, kw_only=True)
 class Dying(FedAvg):
     marker: str = ""
+    by: str = "SIGKILL"
 
     def client(self, site: Site[Any], model: Model) -> Reply[Model]:
         if site.round == 1 and self.marker and not Path(self.marker).exists():
             Path(self.marker).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[self.by])
         return super().client(site, model)

@@ -27,6 +27,7 @@ from tests.support.fuzz_runs import (
     read_report,
     read_run,
 )
+from tests.support.fuzz_volumes import VOLUMES
 
 Reader = Callable[[Path, bytes], object]  # of a file with this content, in a new folder
 
@@ -192,6 +193,7 @@ READERS: dict[str, tuple[Callable[[], bytes], Reader]] = {
     "parquet": (a_parquet, read_parquet),
     "nifti": (a_volume, partial(read_image, name="v.nii")),
     "nifti.gz": (a_volume, lambda folder, content: read_image(folder, gzip.compress(content), "v.nii.gz")),
+    **{name: (make, partial(read_image, name=name)) for name, make in VOLUMES.items()},
     **{
         kind.lower(): (partial(a_picture, kind), partial(read_image, name=f"p.{suffix}"))
         for kind, suffix in PICTURES.items()

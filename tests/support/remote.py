@@ -62,14 +62,17 @@ def read_all(site: Site[Any], broadcast: Any) -> Reply[list[int]]:
 
 
 def where(site: Site[Any], model: Model) -> Reply[tuple[bool, str]]:
-    array = model["w"]
-    address = array.__array_interface__["data"][0]
-    mapped = ""
+    return Reply((model["w"].flags.writeable, mapped_file(model)))
+
+
+def mapped_file(model: Model) -> str:
+    """The memory-mapped file that contains the weights `w` of `model`; empty for memory of this process."""
+    address = model["w"].__array_interface__["data"][0]
     for line in Path("/proc/self/maps").read_text().splitlines():
         first, last = (int(end, 16) for end in line.split()[0].split("-"))
         if first <= address < last:
-            mapped = line.partition("/")[2]
-    return Reply((array.flags.writeable, mapped))
+            return line.partition("/")[2]
+    return ""
 
 
 def keep(site: Site[Any], _: Any) -> Reply[Any]:
@@ -175,14 +178,15 @@ def run_on_ray(plan: Plan, namespace: str) -> Generator[Event]:
     yield from stream_events(plan, request, namespace)
 
 
-def dies_once(site: Site[Any], folder: str) -> Reply[int]:
-    """Appends to a file at each attempt; the process of the first attempt at site c is killed."""
+def dies_once(site: Site[Any], shared: tuple[str, signal.Signals]) -> Reply[int]:
+    """Appends to a file in a folder at each attempt; the first attempt at site c sends the signal to its process."""
+    folder, sent = shared
     mark = Path(folder) / site.name
     first = not mark.exists()
     with mark.open("a") as file:
         file.write("x")
     if site.name == "c" and first:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), sent)
     return Reply(1)
 
 

@@ -24,12 +24,27 @@ TASKS: dict[str, dict[str, Any]] = {
         "data": {"table": "classes.csv"},
         "network": {"name": "Classifier", "channels": [2], "in_shape": [1, 16, 16], "classes": 2},
     },
+    "labels": {
+        "name": "multilabel",
+        "data": {"table": "findings.csv", "labels": ["edema", "effusion"]},
+        "network": {"name": "Classifier", "channels": [2], "in_shape": [1, 16, 16], "classes": 2},
+    },
+    "numbers": {
+        "name": "regression",
+        "data": {"table": "findings.csv", "target": "age"},
+        "network": {"name": "Classifier", "channels": [2], "in_shape": [1, 16, 16], "classes": 1},
+    },
     "rows": {"name": "tabular", "data": {"table": "rows.csv", "categorical": ["sex"]}},
 }
 
 
 def trained(
-    folder: Path, kind: str, algorithm: str = "fedavg", data: dict[str, Any] | None = None, **keys: Any
+    folder: Path,
+    kind: str,
+    algorithm: str = "fedavg",
+    data: dict[str, Any] | None = None,
+    on_event: Any = None,
+    **keys: Any,
 ) -> RunResult:
     """A finished run of two rounds in `folder/run`, on new data sets in `folder`; by default site b is outside."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +58,7 @@ def trained(
         "task": {**task, "data": own, "batch_size": 2},
         "algorithm.name": algorithm,
     }
-    return run({**config, "algorithm.lr": 0.05, **keys}, out=folder / "run")
+    return run({**config, "algorithm.lr": 0.05, **keys}, out=folder / "run", on_event=on_event)
 
 
 def shared_runs(make_folder: Callable[[str], Path]) -> Runs:

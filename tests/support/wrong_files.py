@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -13,12 +14,17 @@ from PIL import Image
 from tests.support.finished_runs import write_run
 
 SITES, SPLITS = ("a", "b"), ("train", "train", "val")
+HEADERS = {
+    **dict.fromkeys(("table", "volumes", "classes"), "site,split,image,label"),
+    "findings": "site,split,image,edema,effusion,age",
+    "rows": "site,split,label,age,sex",
+}
 Array = np.ndarray
 
 
 def write_data_sets(folder: Path) -> None:
-    """`table.csv` (pictures and masks), `volumes.csv`, `classes.csv` and `rows.csv`, each with two sites."""
-    tables: dict[str, list[str]] = {name: [] for name in ("table", "volumes", "classes", "rows")}
+    """`table.csv` (pictures and masks), `volumes.csv`, `classes.csv`, `findings.csv` and `rows.csv`, with two sites."""
+    tables: dict[str, list[str]] = {name: [] for name in HEADERS}
     mask = np.zeros((16, 16, 4), np.uint8)
     mask[4:9, 5:12, 1:3] = 1
     for number, (site, split) in enumerate((site, split) for site in SITES for split in SPLITS):
@@ -31,10 +37,10 @@ def write_data_sets(folder: Path) -> None:
         tables["table"].append(f"{case},{number}.png,{number}_m.png")
         tables["volumes"].append(f"{case},{number}.nii,{number}_m.nii")
         tables["classes"].append(f"{case},{number}.png,{('sick', 'well')[number % 2]}")
+        tables["findings"].append(f"{case},{number}.png,{number % 2},{int(number in (0, 2, 4, 5))},{40.5 + 7 * number}")
         tables["rows"].append(f"{case},{('sick', 'well')[number % 2]},{50 + 3 * number},{('f', 'm')[number % 2]}")
     for name, rows in tables.items():
-        header = "site,split,label,age,sex" if name == "rows" else "site,split,image,label"
-        (folder / f"{name}.csv").write_text("\n".join([header, *rows, ""]))
+        (folder / f"{name}.csv").write_text("\n".join([HEADERS[name], *rows, ""]))
 
 
 def save_picture(path: Path, array: Array, mode: str | None = None) -> None:
@@ -210,6 +216,41 @@ def other_weights() -> None:
     torch.save({"weight": torch.ones(2, 2)}, "other.pt")
 
 
+def _as_series(**fields: Any) -> None:
+    """The image 0.nii of volumes.csv as a DICOM series."""
+    from tests.support.dicom_files import write_series
+
+    write_series(Path("series"), _volume("0.nii").astype(np.int16), **fields)
+    Path("volumes.csv").write_text(Path("volumes.csv").read_text().replace("0.nii,", "series,", 1))
+
+
+def two_dicom_series() -> None:
+    _as_series()
+    (Path("series") / "IM000").rename("first")
+    _as_series(SeriesInstanceUID="1.9", SeriesNumber=4)
+    Path("first").rename(Path("series") / "first")
+
+
+def absent_dicom_slice() -> None:
+    _as_series()
+    (Path("series") / "IM014").unlink()
+
+
+def dicom_contours() -> None:
+    _as_series(Modality="RTSTRUCT", Rows=None)
+
+
+def damaged_dicom() -> None:
+    _as_series()
+    file = Path("series") / "IM014"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def two_arrays() -> None:
+    np.savez("0.npz", image=_volume("0.nii"), mask=_volume("0_m.nii"))
+    Path("volumes.csv").write_text(Path("volumes.csv").read_text().replace("0.nii,", "0.npz,", 1))
+
+
 WRONG_FILES: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
@@ -217,5 +258,6 @@ WRONG_FILES: dict[str, Callable[[], None]] = {
         *(pages, colour_image, all_colour, other_size, other_mask_size, three_values, fraction_mask, two_foregrounds),
         *(coloured_mask, flipped_palette, many_values, huge_label, turned_deep, utf16_table, latin1_table),
         *(channels, finished_run, negative_volume, huge_volume, compared_runs, pickled_objects, other_weights),
+        *(two_dicom_series, absent_dicom_slice, dicom_contours, damaged_dicom, two_arrays),
     )
 }

@@ -175,6 +175,7 @@ PUBLISHED_TRAINING = [
     "projector",
     "proximal_term",
     "relative_distance",
+    "require_classes",
     "route_convolutions",
     "routers",
     "routing_ceiling",

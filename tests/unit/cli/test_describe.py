@@ -77,7 +77,7 @@ def test_a_problem_has_the_message_of_the_run(wrong: str, keys: list[str], capsy
     arguments = ["run", "task=segmentation", "backend=local", "task.data.table=table.csv", "task.data.cache=cache"]
     assert main([*arguments, "network={name: unet, channels: [2, 4], strides: [2]}", *keys]) == 2
     refusal = capsys.readouterr().err.removeprefix("raysim: the data cannot be used:").strip()
-    assert refusal.splitlines()[0].split("; give each value")[0].split("\n")[0] in shown
+    assert refusal.splitlines()[0].split("; give each value")[0].split(" (site ")[0] in shown
 
 
 def test_masks_with_several_values_of_the_foreground(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in capsys.readouterr().err
     run("a", LocalOnly(lr=0.02))
     assert main(["report", "a", "--out", "page.html"]) == 2
-    assert "remove --out" in capsys.readouterr().err
+    assert "or give several runs" in capsys.readouterr().err
     shutil.copytree("a", "b")
     summary = json.loads(Path("a/summary.json").read_text()) | {"task": "tabular"}
     Path("b/summary.json").write_text(json.dumps(summary))

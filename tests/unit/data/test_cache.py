@@ -11,6 +11,7 @@ import pytest
 
 from raysim.core.errors import ConfigError
 from raysim.data.cache import cache_folder, cache_key, fingerprint, load_or_create
+from raysim.data.cache_limit import limit_cache
 
 
 def test_arrays_are_created_once_and_read_back(tmp_path):
@@ -103,3 +104,32 @@ def test_the_folder_is_the_given_one_else_that_of_the_environment(monkeypatch, t
     monkeypatch.delenv("RAYSIM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "raysim"
+
+
+def entry(folder, value, age):
+    """The key of an entry of 1 MB that was used `age` seconds ago."""
+    key = cache_key(value)
+    load_or_create(folder, key, lambda: {"array": np.zeros(125_000)})
+    used = (folder / key).stat().st_mtime - age
+    os.utime(folder / key, (used, used))
+    return key
+
+
+def test_the_entries_that_were_not_used_for_the_longest_time_are_removed(tmp_path):
+    old, new, mine = entry(tmp_path, "old", 300), entry(tmp_path, "new", 200), entry(tmp_path, "mine", 400)
+    (tmp_path / "other").mkdir()
+    limit_cache(tmp_path, [mine], 0.0035)
+    assert (tmp_path / old).exists()
+    load_or_create(tmp_path, old, dict)  # used again, so `new` is removed
+    limit_cache(tmp_path, [mine], 0.0025)
+    assert {path.name for path in tmp_path.iterdir()} == {mine, old, "other"}
+    assert not (tmp_path / new).exists()
+
+
+def test_a_run_that_needs_more_than_the_limit_is_refused(tmp_path):
+    keys = [entry(tmp_path, "a", 0), entry(tmp_path, "b", 0)]
+    with pytest.raises(
+        ConfigError, match=r"task.data.cache_limit=0.0015: .* take 0.002 GB or more; set a larger limit"
+    ):
+        limit_cache(tmp_path, keys, 0.0015)
+    assert all((tmp_path / key).exists() for key in keys)

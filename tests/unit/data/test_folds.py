@@ -90,3 +90,14 @@ def test_keys_that_do_not_fit(keys: dict[str, int], message: str) -> None:
 def test_the_fold_of_a_task() -> None:
     rows = TabularData(folds=2, fold=1).select_rows(cases("a", "b"))
     assert rows[rows["split"] == "test"].groupby("site").size().tolist() == [5, 5]
+
+
+def test_folds_in_a_column_of_the_table() -> None:
+    table = cases("a").assign(fold=[str(n % 3) for n in range(10)] + [None])
+    folds = fold_images(table, 3)
+    assert folds[1] == {"a-01.png", "a-04.png", "a-07.png"}
+    assert use_fold(table, 3, 1, (), 0).set_index("image")["split"]["a-06.png"] == "val"
+    with pytest.raises(
+        ConfigError, match=r"task.data.folds=5: the column fold of the table has 0, 1, 2; expected 0 to"
+    ):
+        use_fold(table, 5, 0, (), 0)

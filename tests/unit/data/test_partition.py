@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from raysim.core.errors import ConfigError
-from raysim.data.partition import Partition, assign_splits, keep_labelled, partition
+from raysim.data.partition import Partition, add_validation_rows, assign_splits, keep_labelled, partition
 
 
 def cases(train: int, test: int = 0, unlabelled: int = 0, **columns: list[str]) -> pd.DataFrame:
@@ -193,6 +193,23 @@ def test_each_site_has_the_fractions() -> None:
     pd.testing.assert_frame_equal(
         made, assign_splits(shuffled(table), {"train": 0.7, "val": 0.1, "test": 0.2}, seed=0)[made.columns]
     )
+
+
+def test_val_rows_are_a_share_of_the_training_rows() -> None:
+    validated = cases(10, test=2).assign(site="two")
+    validated.loc[[0, 1], "split"] = "val"
+    table = pd.concat([cases(10, test=2), validated, cases(2).assign(site="few"), cases(1).assign(site="last")])
+    made = add_validation_rows(table, 0.2, seed=0)
+    found = made.groupby(["site", "split"]).size().to_dict()
+    assert {site: count for (site, split), count in found.items() if split == "val"} == {"one": 2, "two": 2, "few": 1}
+    assert (made["split"] == "test").sum() == (table["split"] == "test").sum()
+    pd.testing.assert_frame_equal(made, add_validation_rows(shuffled(table), 0.2, seed=0)[made.columns])
+
+
+def test_val_rows_are_those_of_whole_patients() -> None:
+    made = add_validation_rows(cases(30, patient=[str(i // 3) for i in range(30)]), 0.3, seed=1)
+    assert (made.groupby("patient")["split"].nunique() == 1).all()
+    assert counted(made, "val") == [9]
 
 
 def test_the_rows_of_a_patient_have_the_same_split() -> None:

@@ -13,7 +13,7 @@ from raysim.data.case_preparation import CasePreparation
 from raysim.data.image_formats import Image
 from raysim.data.image_reader import read_image
 from raysim.data.prediction_grid import CROPPED_LOGIT, restore_logits
-from raysim.data.prediction_writer import write_mask
+from raysim.data.prediction_writer import Source, write_mask
 
 
 def preparation(
@@ -63,7 +63,13 @@ def test_a_written_volume_is_read_again_with_the_same_classes(codes: str, tmp_pa
     source.header.set_sform(source.affine, 1)
     nibabel.save(source, tmp_path / "image.nii.gz")
     indices = np.random.default_rng(0).integers(0, 3, (3, 4, 5))
-    write_mask(tmp_path / "mask.nii.gz", indices, str(tmp_path / "image.nii.gz"), {"a": 0, "b": 4, "c": 300}, None)
+    write_mask(
+        tmp_path / "mask.nii.gz",
+        indices,
+        Source(str(tmp_path / "image.nii.gz"), np.eye(4)),
+        {"a": 0, "b": 4, "c": 300},
+        None,
+    )
     written = nibabel.load(tmp_path / "mask.nii.gz")
     assert np.array_equal(written.affine, source.affine)
     assert written.header["sform_code"] == 1
@@ -72,9 +78,13 @@ def test_a_written_volume_is_read_again_with_the_same_classes(codes: str, tmp_pa
 
 def test_a_written_picture_has_the_colours_of_the_classes(tmp_path: Path) -> None:
     indices = np.array([[0, 1], [1, 0]])
-    write_mask(tmp_path / "m.png", indices, "x.jpg", {"a": 0, "b": 1}, {"a": (0, 0, 0), "b": (255, 128, 0)})
+    write_mask(
+        tmp_path / "m.png", indices, Source("x.jpg", np.eye(3)), {"a": 0, "b": 1}, {"a": (0, 0, 0), "b": (255, 128, 0)}
+    )
     assert np.asarray(PillowImage.open(tmp_path / "m.png"))[0].tolist() == [[0, 0, 0], [255, 128, 0]]
-    write_mask(tmp_path / "m.png", indices, "x.jpg", {"a": 0, "b": 1000}, None)
+    write_mask(tmp_path / "m.png", indices, Source("x.jpg", np.eye(3)), {"a": 0, "b": 1000}, None)
     assert np.asarray(PillowImage.open(tmp_path / "m.png")).tolist() == [[0, 1000], [1000, 0]]
-    write_mask(tmp_path / "m.png", indices, "x.jpg", {"a": 0, "b": 1}, {"a": (0, 0, 0), "b": (65535, 1, 0)})
+    write_mask(
+        tmp_path / "m.png", indices, Source("x.jpg", np.eye(3)), {"a": 0, "b": 1}, {"a": (0, 0, 0), "b": (65535, 1, 0)}
+    )
     assert read_image(str(tmp_path / "m.png"), mask=True, colours=True).array[:, 0, 1].tolist() == [65535, 1, 0]

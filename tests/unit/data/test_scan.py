@@ -180,7 +180,7 @@ def test_an_invalid_json_file_is_reported_if_there_are_no_other_cases(
     with pytest.raises(ConfigError) as refusal:
         scan(str(tmp_path))
     assert f"{tmp_path / 'dataset.json'} is ignored: {part}" in str(refusal.value)
-    assert "raysim supports three layouts" in str(refusal.value)
+    assert "raysim supports these layouts" in str(refusal.value)
 
 
 def test_case_is_ignored_except_for_names_that_differ_only_in_case(tmp_path: Path) -> None:
@@ -199,20 +199,20 @@ def test_case_is_ignored_except_for_names_that_differ_only_in_case(tmp_path: Pat
 
 
 def test_skipped_entries_next_to_images_are_reported(tmp_path: Path) -> None:
-    files = ("images/1.png", "images/2.dcm", "images/3.dcm", "images/p1/4.png", "images/5.png/x", "masks/1.png")
+    files = ("images/1.png", "images/2.xyz", "images/3.xyz", "images/p1/4.png", "images/5.png/x", "masks/1.png")
     folder = made(tmp_path, *(f"a/{file}" for file in files))
     (tmp_path / "a/images/6.png").symlink_to(tmp_path / "missing.png")
     table = scan(folder)
     assert table["image"].tolist() == ["a/images/1.png"]
     assert table.attrs["notes"][:3] == [
         f"broken links, left out: 1, such as {folder}/a/images/6.png",
-        f"files in a format that raysim does not read, left out: 2, such as {folder}/a/images/2.dcm",
+        f"files in a format that raysim does not read, left out: 2, such as {folder}/a/images/2.xyz",
         f"folders inside image folders, not searched: 2, such as {folder}/a/images/5.png",
     ]
 
 
 def test_skipped_entries_next_to_images_of_a_class_are_reported(tmp_path: Path) -> None:
-    folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.dcm")
+    folder = made(tmp_path, "cat/1.png", "dog/2.png", "dog/3.xyz")
     (tmp_path / "dog/4.png").symlink_to(tmp_path / "missing.png")
     table = scan(folder)
     assert sorted(table["image"]) == [
@@ -225,7 +225,7 @@ def test_skipped_entries_next_to_images_of_a_class_are_reported(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("file", "part"), [("p1/1.png", "not searched: 2"), ("1.dcm", "raysim does not read, left out: 2")]
+    ("file", "part"), [("p1/1.png", "not searched: 2"), ("1.xyz", "raysim does not read, left out: 2")]
 )
 def test_a_folder_without_listable_images_is_refused_with_the_reason(tmp_path: Path, file: str, part: str) -> None:
     with pytest.raises(ConfigError) as refusal:
@@ -241,7 +241,7 @@ def test_splits_without_rows_are_reported(tmp_path: Path) -> None:
 
 def test_one_site_and_one_row_are_printed_in_the_singular(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
-    data.scan(made(tmp_path, "images/1.png", "masks/1.png"), None, "1,0,0", 0, None, console)
+    data.scan([made(tmp_path, "images/1.png", "masks/1.png")], None, "1,0,0", 0, None, console)
     assert isinstance(console.file, io.StringIO)
     assert ": 1 site, 1 row (train 1)" in console.file.getvalue()
 
@@ -294,9 +294,9 @@ def test_a_table_is_written_only_to_a_csv_file_in_a_folder_that_exists(tmp_path:
 @pytest.mark.parametrize(
     ("files", "part"),
     [
-        ([], "raysim supports three layouts"),
-        (["a.png", "b.png"], "raysim supports three layouts"),
-        (["images/a.png"], "raysim supports three layouts"),
+        ([], "raysim supports these layouts"),
+        (["a.png", "b.png"], "raysim supports these layouts"),
+        (["images/a.png"], "raysim supports these layouts"),
         (["images/a.png", "masks/a.png", "labels/a.png"], "keep one folder of images"),
         (
             ["images/01.png", "masks/01_manual1.png", "masks/01_manual2.png"],
@@ -380,7 +380,7 @@ def test_the_channels_of_nnunet_are_columns(tmp_path: Path) -> None:
     )
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T1 Gd"}, "labels": {}}))
     table = scan(folder)
-    assert table.attrs["layout"] == "nnU-Net, with a file for each channel"
+    assert table.attrs["layout"] == "nnU-Net"
     assert table.attrs["image_columns"] == ["image", "image_t1_gd"]
     found = table.set_index("image").loc["imagesTr/k_0000.nii.gz"]
     assert (found["image_t1_gd"], found["label"]) == ("imagesTr/k_0001.nii.gz", "labelsTr/k.nii.gz")
@@ -424,7 +424,7 @@ def test_names_that_may_have_patients_are_reported(tmp_path: Path) -> None:
 def scanned_command(folder: Path) -> list[str]:
     """The arguments of the run command that `raysim data scan` prints, as a shell reads them."""
     console = Console(file=io.StringIO(), width=500)
-    data.scan(str(folder), None, "1,0,0", 0, None, console)
+    data.scan([str(folder)], None, "1,0,0", 0, None, console)
     assert isinstance(console.file, io.StringIO)
     return shlex.split(console.file.getvalue().partition("to train on the table: ")[2])
 

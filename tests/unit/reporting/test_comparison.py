@@ -14,6 +14,7 @@ import pytest
 from raysim.core.errors import ConfigError
 from raysim.reporting.comparison import CompareOptions, Comparison, compare
 from raysim.reporting.comparison_tables import render, result_table, site_table
+from raysim.reporting.finished_runs import comparable_runs
 from tests.support.finished_runs import write_run
 from tests.unit.reporting.test_html_report import Page
 
@@ -183,6 +184,9 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     refused(tmp_path, "no finished run; give folders of finished runs")
     refused(tmp_path / "none", "none is not a folder")
     write_run(tmp_path / "0", {"a": [0.5]})
+    (empty := tmp_path / "no-runs").mkdir()
+    with pytest.raises(ConfigError, match="no-runs has no run; give folders of finished runs or searches"):
+        comparable_runs([tmp_path / "0", empty])
     other = write_run(tmp_path / "1", {"a": [0.5]}, "seed=1", status="failed")
     refused(tmp_path, "1 is failed, not done; to continue it: raysim resume .*1; or give the other runs")
     (other / "summary.json").unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,11 @@ from raysim.search.objectives import Objective, combine_rows
 from raysim.search.request import build_request
 from raysim.search.results import SearchResults
 from raysim.search.space import Space, from_cli
-from raysim.search.spec import FederationVariant
+from raysim.search.spec import FederationVariant, SearchSpec
 from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_runner import TrialRounds
 from raysim.storage.run_directory import SUMMARY_FILE, read_summary
-from tests.support.searches import LR, TINY, searched
+from tests.support.searches import LR, searched
 
 VAL, TEST = "inside/val/dice/mean", "inside/test/dice/mean"
 RATE = {"algorithm.lr": 0.03}
@@ -64,16 +66,48 @@ def test_the_metric_of_the_objective_chooses_the_best_round(tmp_path: Path) -> N
     assert replace(search, objectives=(Objective("bytes", "lower"),)).config(RATE, search.variants[0]).metric is None
 
 
-def test_without_validation_cases_the_last_round_is_compared(
+def of_table(folder: Path, splits: str, *arguments: str, space: Sequence[str] = (LR,), **options: Any) -> SearchSpec:
+    """The specification of a search over a table with two rows of each of these splits at the sites a and b."""
+    rows = [f"{site},{split},{i},{i % 2}" for site in "ab" for split in splits.split() for i in range(2)]
+    (folder / "table.csv").write_text("\n".join(["site,split,age,label", *rows]))
+    table = ["task=tabular", f"task.data.table={folder / 'table.csv'}", f"task.data.cache={folder / 'cache'}"]
+    request = build_request(Space(from_cli(space)), {}, parse_pairs([*table, "rounds=1", *arguments]), options)
+    return build_search_spec(request, folder, SearchConsole(Terminal()))
+
+
+@pytest.mark.parametrize(
+    ("splits", "arguments", "options", "message"),
+    [
+        ("train test", [], {}, r"no inside site \(a, b\) has val cases; set (\S+), a share of the"),
+        ("train test", [], {"holdout": "b"}, r"no outside site \(b\) has val cases; set (\S+), a share"),
+        ("train test", [], {"metric": "inside/test/auc,bytes", "searcher": "tpe"}, r"has val cases; set (\S+),"),
+        ("train val test", ["metric=inside/test/auc"], {}, r"never compared by a test score; use (metric=\S+)"),
+    ],
+)
+def test_a_test_score_never_compares_trials(
+    tmp_path: Path, splits: str, arguments: list[str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        of_table(tmp_path, splits, *arguments, **options)
+    cure = re.search(message, str(error.value))
+    assert cure
+    options.pop("metric", None)
+    search = of_table(tmp_path, splits, cure[1], **options)
+    assert [each.row_column.split("/")[1] for each in search.objectives] == ["val"]
+    assert search.compared_round == "best"
+
+
+def test_held_out_sites_may_be_evaluated_by_a_test_score_if_no_key_is_searched(tmp_path: Path) -> None:
+    search = of_table(tmp_path, "train test", space=(), holdout="each")
+    assert [each.column for each in search.objectives] == ["outside/test/accuracy/mean"]
+
+
+def test_without_validation_cases_the_last_rounds_of_the_cheapest_trials_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = build_request(Space(from_cli([LR])), {}, parse_pairs([*TINY, "task.data.val=0"]), {})
-    search = build_search_spec(request, tmp_path, SearchConsole(Terminal()))
-    output = capsys.readouterr().out
-    assert "compared by a test score" in output
-    assert "the last rounds of the trials are compared" in output
-    assert [each.column for each in search.objectives] == [TEST]
-    assert search.compared_round == "last"
+    search = of_table(tmp_path, "train test", metric="bytes")
+    assert "so the last rounds are compared" in capsys.readouterr().out
+    assert ([each.column for each in search.objectives], search.compared_round) == (["bytes"], "last")
 
 
 def test_the_last_rounds_are_compared_on_request(tmp_path: Path) -> None:

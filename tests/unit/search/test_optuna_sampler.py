@@ -78,6 +78,7 @@ def test_the_journal_can_be_opened_and_is_rewritten_when_a_search_continues(tmp_
         return optuna.load_study(study_name="tune-001", storage=storage)
 
     assert [trial.user_attrs["trial"] for trial in opened().trials] == [1, 2, 3, 4]
+    assert opened().metric_names == ["dice"]
     assert opened().trials[0].params == sampler.study.trials[0].params
     record = TrialRecord(1, {"a": 0.5, "b": "x", "c": 2}, TrialStatus.DONE, 1, last={"dice": 0.7})
     stopped = TrialRecord(2, {"a": 0.9, "b": "y", "c": 8}, TrialStatus.STOPPED, 3, last={"dice": 0.1})

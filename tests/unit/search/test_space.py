@@ -98,6 +98,7 @@ def test_a_distribution_without_bounds_is_refused():
             r"ditto, which is not searched; add it: --space 'algorithm=choice\(fedprox, fedsm, ditto\)'",
         ),
         (["resources.client_actors=choice(1,2)"], "changes no result"),
+        (["task.data.val=choice(1,2)"], "compared on different cases"),
     ],
 )
 def test_a_wrong_key_or_bound_is_refused(arguments, match):

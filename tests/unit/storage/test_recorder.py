@@ -120,7 +120,7 @@ def test_the_summary_has_its_fixed_shape(tmp_path: Path) -> None:
         "best": {
             "round": None,
             "reason": "no site that the metric refers to has val cases, and no round is chosen by a test score; "
-            "give some rows of the table the split val",
+            "set task.data.val, or give some rows of the table the split val",
         },
         "notes": [],
         "bytes": {"up": 16, "down": 16, "between_sites": 0},

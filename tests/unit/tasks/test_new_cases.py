@@ -12,6 +12,7 @@ from raysim.tasks.new_cases import NewCases, TrainedTask, prepare_new_cases, rel
 from raysim.tasks.segmentation import Segmentation
 from raysim.tasks.segmentation_config import SegmentationData
 from raysim.tasks.synthetic import Synthetic
+from raysim.tasks.tabular import Tabular, TabularData
 from tests.support import toy
 
 
@@ -55,6 +56,15 @@ def test_masks_beside_the_images_are_left_out(tmp_path: Path) -> None:
     ):
         found = prepare_new_cases(trained, str(tmp_path), "new", scanner=False)
     assert list(found.names) == ["a.png", "b.png", "c_mask.png", "mask.png"]
+
+
+def test_new_rows_do_not_depend_on_the_folds_of_the_run(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    rows = [f"{site},{split},{i},{i % 2}" for site in "ab" for i, split in enumerate(["train"] * 6 + ["test"] * 2)]
+    table.write_text("\n".join(["site,split,age,label", *rows]))
+    data = TabularData(table=str(table), folds=2, fold=0, val=0.2, cache=str(tmp_path / "cache"))
+    found = prepare_new_cases(TrainedTask(Tabular(data=data), (1,), {"0": 0, "1": 1}), str(table), "new", scanner=False)
+    assert found.task.sizes == {"new": {"train": 0, "val": 0, "test": 16, "unlabelled": 0}}
 
 
 def test_a_task_without_images_is_refused() -> None:

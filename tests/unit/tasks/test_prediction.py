@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from raysim.core.contracts import Predictor, Split
 from raysim.core.errors import RunError
@@ -49,6 +50,25 @@ def test_the_heads_of_deep_supervision_give_the_first() -> None:
     assert torch.equal(
         predict(lambda x: torch.stack([logits(x), 9 * logits(x)], 1))[0], logits(torch.zeros(2, 1, 4, 5))
     )
+
+
+class Network(nn.Module):
+    """Its logits are the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return logits(inputs)
+
+
+def test_only_a_network_in_evaluation_mode_predicts_small_images_in_larger_batches() -> None:
+    network = Network().eval()
+    assert [len(each) for each in predict(network)] == [3]
+    assert [len(each) for each in predict(network.forward)] == [2, 1]
+    network.norm.train()  # uses the statistics of the batch
+    assert [len(each) for each in predict(network)] == [2, 1]
 
 
 def test_a_predictor_that_writes_to_its_inputs_does_not_change_the_data() -> None:

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from monai.metrics.meandice import compute_dice
 from scipy import ndimage
 
 from raysim.core.contracts import Split
@@ -36,6 +37,22 @@ def test_dice_is_twice_the_overlap_over_the_sum():
     score = SegmentationScore(("background", "vessel"))
     result = score(predictor([[[1, 1], [1, 0]]], 2), split([[[1, 1], [0, 0]]]), CPU)
     assert result == {"dice": pytest.approx(0.8)}
+
+
+def test_dice_has_the_bits_of_monai():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        predicted, label = (rng.random((5, 6)) < rng.random() for _ in range(2))
+        label[0, 0] = True
+        expected = compute_dice(*(torch.from_numpy(mask)[None, None].float() for mask in (predicted, label)))
+        assert METRICS["dice"].function(predicted, label, (1.0, 1.0)) == float(expected)
+
+
+def test_the_first_of_several_largest_logits_is_predicted():
+    # Pixel 1: background and class a are equal. Pixel 2: classes a and b are equal.
+    logits = torch.tensor([[[1.0, 0.0], [1.0, 2.0], [0.0, 2.0]]])[:, :, None]
+    result = SegmentationScore(("background", "a", "b"))(lambda inputs: logits, split([[[1, 1]]]), CPU)
+    assert result == {"dice": pytest.approx(2 / 3), "dice_a": pytest.approx(2 / 3)}
 
 
 def test_a_predictor_may_use_gradients():
