@@ -11,24 +11,27 @@ from raysim.data.volume_formats import NUMPY
 
 def spatial_axes(path: str) -> int:
     """The number of spatial axes of a file; 2 for one that cannot be read, which is refused when it is decoded."""
-    from raysim.data.image_reader import local_copy  # not at the top: it imports image_formats
-
     try:
-        with local_copy(path) as (file, _):
-            return _cached_axes(file, os.stat(file).st_mtime_ns)
+        return _read_axes(path)
     except Exception:  # noqa: BLE001 - a damaged file may raise any error
         return 2
 
 
 def check_readable(path: str) -> None:
     """Raises ConfigError, as when the image is read, for an image whose header cannot be read."""
-    from raysim.data.image_reader import local_copy, read_image
+    from raysim.data.image_reader import read_image  # not at the top: it imports image_formats
 
     try:
-        with local_copy(path) as (file, _):
-            _cached_axes(file, os.stat(file).st_mtime_ns)
+        _read_axes(path)
     except Exception:  # noqa: BLE001 - a damaged file may raise any error
         read_image(path)
+
+
+def _read_axes(path: str) -> int:
+    from raysim.data.image_reader import local_copy
+
+    with local_copy(path) as (file, _):
+        return _cached_axes(file, os.stat(file).st_mtime_ns)
 
 
 @lru_cache(100_000)

@@ -15,6 +15,7 @@ from torch import Tensor
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import preserve_rng
+from raysim.federation.cohort import cohort_size
 from raysim.federation.plan import Plan
 from raysim.federation.work_estimate import training_threads
 
@@ -107,7 +108,7 @@ def _fastest(work: Callable[[], None]) -> float:
 
 
 def _steps_per_round(plan: Plan) -> float:
-    task, cohort = plan.task, plan.config.cohort.size
+    task = plan.task
     sizes = [range(task.sizes[site]["train"]) for site in task.inside]
     steps: int = sum(plan.config.algorithm.count_steps(size, task.batch_size) for size in sizes)
-    return steps * (cohort if isinstance(cohort, float) else cohort / len(task.inside))
+    return steps * cohort_size(plan.config.cohort.size, len(task.inside)) / len(task.inside)

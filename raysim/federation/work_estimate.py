@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from raysim.core.contracts import EVALUATED_SPLITS
+from raysim.federation.cohort import cohort_size
 from raysim.federation.plan import Plan
 from raysim.federation.site_executor import torch_threads
 
@@ -40,8 +41,7 @@ def forward_passes(plan: Plan) -> float:
     for site in task.inside:
         size = task.sizes[site].get("train", 0) + task.sizes[site].get("unlabelled", 0)
         trained += count_steps(range(size), task.batch_size) * min(size, task.batch_size)
-    cohort = config.cohort.size
-    share = cohort if isinstance(cohort, float) else cohort / len(task.inside)
+    share = cohort_size(config.cohort.size, len(task.inside)) / len(task.inside)
     evaluated = sum(task.sizes[site].get(split, 0) for site in plan.sites for split in EVALUATED_SPLITS)
     evaluations = math.ceil(config.rounds / config.evaluate_every)
     return TRAINING * trained * share * config.rounds + evaluated * evaluations

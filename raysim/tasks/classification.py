@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from annotated_types import Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Sampling, Task
 from raysim.core.errors import ConfigError
@@ -19,6 +18,7 @@ from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationS
 from raysim.tasks.image_config import ImageData
 from raysim.tasks.library_names import CLASSIFICATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.network_keys import NetworkOption
+from raysim.tasks.shared_keys import Augmentation, BatchSize, MetricNames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,9 @@ class Classification:
     loss: Annotated[
         dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Name, and its arguments"
     ] = field(default_factory=lambda: {"name": "cross_entropy"})
-    metrics: Annotated[
-        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
-    ] = DEFAULT_METRICS
-    batch_size: Annotated[int, Gt(0), "examples in a batch"] = 16
-    augment: Annotated[
-        tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
-    ] = ()
+    metrics: MetricNames = DEFAULT_METRICS
+    batch_size: BatchSize = 16
+    augment: Augmentation = ()
 
     def check(self) -> None:
         """Raises ConfigError for an error in the keys or the table. Reads no images."""

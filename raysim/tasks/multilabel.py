@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from annotated_types import Gt, Len
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.targets import Target
@@ -20,6 +19,7 @@ from raysim.tasks.label_config import LabelColumns, check_label_columns
 from raysim.tasks.label_metrics import DEFAULT_METRICS, LabelScore
 from raysim.tasks.library_names import LABEL_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.network_keys import NetworkOption
+from raysim.tasks.shared_keys import Augmentation, BatchSize, MetricNames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,9 @@ class MultiLabel:
     loss: Annotated[
         dict[str, Any], "bce_with_logits (weight, pos_weight), MONAI's focal or module:Name, and its arguments"
     ] = field(default_factory=lambda: {"name": "bce_with_logits"})
-    metrics: Annotated[
-        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
-    ] = DEFAULT_METRICS
-    batch_size: Annotated[int, Gt(0), "examples in a batch"] = 16
-    augment: Annotated[
-        tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
-    ] = ()
+    metrics: MetricNames = DEFAULT_METRICS
+    batch_size: BatchSize = 16
+    augment: Augmentation = ()
 
     def check(self) -> None:
         """Raises ConfigError for an error in the keys or the table. Reads no images."""

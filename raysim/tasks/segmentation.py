@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from annotated_types import Ge, Gt, Len
+from annotated_types import Ge
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.formatting import join_names, pluralize
@@ -25,6 +25,7 @@ from raysim.tasks.network_keys import NetworkOption
 from raysim.tasks.nnunet_plans import read_plans, uses_plans
 from raysim.tasks.segmentation_config import SegmentationData
 from raysim.tasks.segmentation_metrics import SegmentationScore
+from raysim.tasks.shared_keys import Augmentation, BatchSize, MetricNames
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,19 +40,15 @@ class Segmentation:
     loss: Annotated[dict[str, Any], "name of `raysim list losses` or module:Name, and its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
-    metrics: Annotated[
-        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
-    ] = ("dice",)
+    metrics: MetricNames = ("dice",)
     surface_tolerance_mm: Annotated[
         float, Ge(0), "mm: surface_dice counts the surface within this distance of the other surface"
     ] = 1.0
     window: Annotated[SlidingWindow, "how whole images are predicted if `task.data.patch` is set"] = field(
         default_factory=SlidingWindow
     )
-    batch_size: Annotated[int, Gt(0), "examples in a batch"] = 8
-    augment: Annotated[
-        tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
-    ] = ()
+    batch_size: BatchSize = 8
+    augment: Augmentation = ()
 
     def __post_init__(self) -> None:
         if uses_plans(self.network):

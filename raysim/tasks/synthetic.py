@@ -22,6 +22,7 @@ from raysim.data.table import site_name_problems
 from raysim.tasks.library_names import SEGMENTATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.network_keys import NetworkOption
 from raysim.tasks.segmentation_metrics import SegmentationScore
+from raysim.tasks.shared_keys import Augmentation, BatchSize, MetricNames
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Side = Annotated[int, Ge(8)]
@@ -67,16 +68,12 @@ class Synthetic:
     loss: Annotated[dict[str, Any], "name of `raysim list losses` or module:Name, and its arguments"] = field(
         default_factory=lambda: {"name": "dice_ce"}
     )
-    metrics: Annotated[
-        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
-    ] = ("dice",)
+    metrics: MetricNames = ("dice",)
     surface_tolerance_mm: Annotated[
         float, Ge(0), "mm: surface_dice counts the surface within this distance of the other surface"
     ] = 1.0
-    batch_size: Annotated[int, Gt(0), "examples in a batch"] = 4
-    augment: Annotated[
-        tuple[dict[str, Any], ...], "names of random MONAI transforms or module:Class, and their arguments"
-    ] = ()
+    batch_size: BatchSize = 4
+    augment: Augmentation = ()
 
     def check(self) -> None:
         """Raises ConfigError for wrong names of outside sites and of metrics."""

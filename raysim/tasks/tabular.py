@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from annotated_types import Gt, Len
+from annotated_types import Len
 
 from raysim.core.contracts import ProgressCallback, Task
 from raysim.data.cache import cache_folder
@@ -21,6 +21,7 @@ from raysim.data.tabular_sites import StandardisationScope, TabularDataset, is_t
 from raysim.tasks.classification_metrics import DEFAULT_METRICS, ClassificationScore
 from raysim.tasks.library_names import CLASSIFICATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.network_keys import NETWORK_KEYS, WEIGHTS_DOC
+from raysim.tasks.shared_keys import BatchSize, MetricNames
 from raysim.tasks.table_config import TableData
 
 
@@ -91,10 +92,8 @@ class Tabular:
     loss: Annotated[
         dict[str, Any], "cross_entropy (weight, label_smoothing), MONAI's focal or module:Name, and its arguments"
     ] = field(default_factory=lambda: {"name": "cross_entropy"})
-    metrics: Annotated[
-        tuple[str, ...], Len(1), "the main one first: names of `raysim list metrics`, or module:Name"
-    ] = DEFAULT_METRICS
-    batch_size: Annotated[int, Gt(0), "examples in a batch"] = 32
+    metrics: MetricNames = DEFAULT_METRICS
+    batch_size: BatchSize = 32
 
     def check(self) -> None:
         """Raises ConfigError for an error in the keys or the table. Reads no images."""
