@@ -95,6 +95,7 @@ class IOPFL(LocalTraining):
     shape: Annotated[float, Ge(0), "weight of the length of outlines"] = 1e-6
     noise: Annotated[float, Ge(0), "standard deviation of the noise in the copy"] = 0.5
     reach: Annotated[int, Gt(0), "half-width of an outline, in pixels"] = 10
+    single: Annotated[str | None, "outside: the inside site whose personal model predicts, instead of routing"] = None
     lr_floor: Annotated[float, Ge(0), Le(1), "lowest learning rate of the schedule, as a fraction of lr"] = 0.1
 
     def init(self, task: Task) -> ServerState:
@@ -103,11 +104,19 @@ class IOPFL(LocalTraining):
             require_classes(task, "algorithm=iopfl", "lowers the entropy of the softmax at outside sites")
         if task.outside and not has_convolution(net):
             raise ConfigError(f"algorithm=iopfl needs convolutions for outside sites; {type(net).__name__} has none")
+        self.check_single(task)
         return ServerState(self.make_update(net)[0], has_outside=bool(task.outside))
 
     def check_rounds(self, rounds: int) -> None:
         """Warns if the schedule ends with a rate at which personal models are no longer renewed."""
         self.warn_of_small_rate(rounds)
+
+    def check_single(self, task: Task) -> None:
+        """Raises ConfigError if `single` is not an inside site."""
+        if self.single is not None and self.single not in task.inside:
+            raise ConfigError(
+                f"algorithm.single={self.single}: no such inside site; expected one of {', '.join(task.inside)}"
+            )
 
     # at each inside site
     def client(self, site: Site[ClientState], model: Model) -> Reply[Model]:
@@ -141,8 +150,11 @@ class IOPFL(LocalTraining):
                 return self.predict_module(site, state.model)
             return site.predict_module(site.client_state.best)
         images = (site.data.test if len(site.data.test) else site.data.val).inputs
+        self.check_single(site.task)
         if not state.best or not len(images):
             return self.predict_module(site, state.model)
+        if self.single is not None:
+            return site.predict_module(state.best[self.single])
         experts = [site.predict_module(model) for _, model in sorted(state.best.items())]
         experts.append(self.predict_module(site, state.model))
         net = route_convolutions([*experts[:-1], self.predict_module(site, state.model)], self.gate, self.dropout)

@@ -1,8 +1,8 @@
-"""Functions of all studies: run federations once, read tidy results, compare methods, fill tables, plot.
+"""Functions of all studies: tune and run federations, compare them as `raysim compare` does, fill tables, plot.
 
-A study is a script NAME.py with its configuration NAME.yaml, its results NAME.parquet, its page NAME.md and its plot
-NAME.png. The script creates `Job`s, `run_all` runs those that are not finished, `results` reads them, and `fill` puts
-tables into the page. After an interruption, the same command continues with the unfinished runs.
+A study is a script NAME.py with its configuration NAME.yaml, its results NAME.parquet, its page NAME.md and its plots.
+Each run is an ordinary `raysim run` in the folder --runs. After an interruption, the same command continues with the
+runs that are not finished.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,32 +26,69 @@ import yaml
 from matplotlib.figure import Figure
 
 from raysim.cli.main import main as raysim
-from raysim.config.merge import merge, parse_pairs, read_file
+from raysim.config.merge import merge, parse_pairs
 from raysim.core.errors import RunError
-from raysim.reporting.case_reader import ScoreName
-from raysim.reporting.comparison import compare_groups
-from raysim.reporting.comparison_tables import result_table
+from raysim.reporting.case_reader import ScoreName, read_groups
+from raysim.reporting.comparison import Comparison, compare_groups
+from raysim.reporting.comparison_tables import numbers, result_table, site_table
 from raysim.reporting.finished_runs import read_run
 from raysim.reporting.run_groups import Repetition, RunGroup
+from raysim.search.trial_store import load_records
+from raysim.storage.run_directory import SEARCH_FILE
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
+Evaluations = Mapping[int, Path]  # the folders of runs or evaluations, by seed
 PATHS = ("table", "root")  # keys of task.data that are locations of the data, not its content
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One data set without the sites `left_out`, and the keys of its federations."""
+
+    data: str
+    left_out: str
+    base: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One federation: the facts that identify it (columns of the results), and the keys for `raysim run -c`."""
+    """One federation: the facts that identify it, and the keys for `raysim run -c`."""
 
     facts: Mapping[str, Any]
     keys: Mapping[str, Any]
+    runs: Path
 
-    @property
-    def name(self) -> str:
+    @cached_property
+    def folder(self) -> Path:
         """The folder of the run: its facts and a hash of its keys, so that runs with other keys have another folder."""
         data = {key: value for key, value in self.keys["task"]["data"].items() if key not in PATHS}
         what = {**self.keys, "task": {**self.keys["task"], "data": data}}
-        return "-".join([*(str(value).replace(" ", "_") for value in self.facts.values()), short(what)])
+        texts = (str(value).replace(" ", "_").replace("/", "_") for value in self.facts.values() if value != "")
+        return self.runs / "-".join([*texts, short(what)])
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.name
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has finished."""
+        return finished(self.folder)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json of the finished run."""
+        return dict(json.loads((self.folder / "summary.json").read_text()))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: for each seed the folders of its runs, one for each cell; the metric that is compared."""
+
+    runs: Mapping[int, Sequence[Path]]
+    metric: str
 
 
 def short(what: Any) -> str:
@@ -59,12 +96,20 @@ def short(what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def arguments(description: str, sets: Sequence[str] = ()) -> argparse.Namespace:
-    """The arguments of a study: the data set, if it has several, the table, and the folder of the runs."""
+def finished(folder: Path) -> bool:
+    """Whether the run or the evaluation in `folder` has finished."""
+    try:
+        return bool(json.loads((folder / "summary.json").read_text())["status"] == "done")
+    except (OSError, ValueError):
+        return False
+
+
+def arguments(description: str, sets: Iterable[str]) -> argparse.Namespace:
+    """The arguments of a study: the folder of the data sets, the data sets, seeds, and the folder of the runs."""
     parser = argparse.ArgumentParser(description=description)
-    if sets:
-        parser.add_argument("data", choices=sets)
-    parser.add_argument("table", type=Path)
+    parser.add_argument("folder", type=Path, help="the folder of the data sets, NAME/table.csv for each")
+    known = [*sets]
+    parser.add_argument("--data", nargs="+", choices=known, default=known, help="data sets (default: all)")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/studies"), help="folder of the runs (default: %(default)s)"
     )
@@ -73,8 +118,7 @@ def arguments(description: str, sets: Sequence[str] = ()) -> argparse.Namespace:
         "--workers", type=int, default=2, help="concurrent runs, one thread each (default: %(default)s)"
     )
     args = parser.parse_args()
-    if not args.table.is_file():
-        parser.error(f"{args.table} is not a file: expected the table of the data set")
+    args.runs = args.runs.absolute()
     return args
 
 
@@ -83,23 +127,114 @@ def configuration(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def example(name: str, *over: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of examples/NAME.yaml, overridden by those of `over`."""
-    return reduce(merge, over, read_file(str(HERE.parent / "examples" / f"{name}.yaml")))
+def table_of(folder: Path, name: str) -> Path:
+    """The table of a data set. Exits with a message if there is none."""
+    table = (folder / name / "table.csv").absolute()
+    if not table.is_file():
+        sys.exit(f"{table} is not a file: expected the table of the data set {name}; remove it from --data")
+    return table
 
 
-def job(facts: Mapping[str, Any], base: Mapping[str, Any], *overrides: str) -> Job:
-    """The federation of the keys `base` and of overrides as on the command line (`rounds=5 algorithm=fedavg`)."""
-    return Job(facts, merge(base, parse_pairs(pair for text in overrides for pair in text.split())))
+def cell(study: Mapping[str, Any], name: str, args: argparse.Namespace, left_out: str = "") -> Cell:
+    """The cell of a data set; all cases of the sites `left_out`, separated by commas, are test cases."""
+    table, of_data = table_of(args.folder, study[name].get("folder", name)), study[name]
+    data: dict[str, Any] = {"table": str(table)}
+    if "image" in pd.read_csv(table, nrows=0):
+        data["root"] = str(table.parent)
+    if left_out or {"cases", "site"} & set(of_data):
+        data["table"] = str(prepared_table(table, name, of_data, left_out, args.runs))
+    if left_out:
+        data["outside"] = left_out.split(",")
+    base = merge(merge(study.get("base", {}), of_data["base"]), {"task": {"data": data}})
+    return Cell(name, left_out, base)
 
 
-def run_all(jobs: Sequence[Job], runs: Path, workers: int) -> Path:
-    """Runs the jobs that are not finished, each in a folder of its name, and returns the folder of all runs."""
+def prepared_table(table: Path, name: str, of_data: Mapping[str, Any], left_out: str, runs: Path) -> Path:
+    """A copy of the table, in `runs`, whose paths still start at the folder of `table` (task.data.root).
+
+    The column `site` of the configuration has the sites. Each site and split has at most `cases[split]` cases, drawn
+    with one seed. All cases of the sites `left_out` are test cases, so no model has trained on them.
+    """
+    every = pd.read_csv(table, dtype=str, keep_default_na=False)
+    every["site"] = every[of_data.get("site", "site")]
+    if cases := of_data.get("cases"):
+        parts = [
+            group.sample(min(len(group), cases[str(split)]), random_state=0)
+            for (_, split), group in every.groupby(["site", "split"])
+        ]
+        every = pd.concat(parts).sort_index()
+    every.loc[every["site"].isin(left_out.split(",")), "split"] = "test"
+    copy = runs / f"{name}-{short([left_out, cases, of_data.get('site')])}.csv"
     runs.mkdir(parents=True, exist_ok=True)
-    missing = [one for one in jobs if not done(one, runs)]
-    print(f"{len(jobs)} runs in {runs}, of which {len(missing)} are not finished", flush=True)
-    side_by_side(run_job, {one.name: (one, runs) for one in missing}, workers)
-    return runs
+    every.to_csv(copy, index=False)
+    return copy
+
+
+def job(facts: Mapping[str, Any], base: Mapping[str, Any], overrides: str, runs: Path) -> Job:
+    """The federation of the keys `base` and of overrides as on the command line, `rounds=5 algorithm=fedavg`."""
+    return Job(facts, merge(base, parse_pairs(overrides.split())), runs)
+
+
+def tuned(
+    study: Mapping[str, Any], cells: Sequence[Cell], methods: Mapping[str, str], args: argparse.Namespace
+) -> dict[tuple[Cell, str], dict[int, Job]]:
+    """The finished federations of each cell and method, by seed.
+
+    Each method has the same tuning budget: the values of its learning rate are tried with the first seed and all
+    rounds, and the one with the best main metric on validation cases is used for the other seeds.
+    """
+    first, *others = args.seeds or study["seeds"]
+
+    def one(cell: Cell, method: str, seed: int, key: str, rate: float) -> Job:
+        facts = {"data": cell.data, "left_out": cell.left_out, "method": method, "seed": seed, "rate": rate}
+        overrides = methods[method].replace("twice", f"rounds={2 * cell.base['rounds']}")
+        return job(facts, cell.base, f"{overrides} seed={seed} {key}={rate}", args.runs)
+
+    grid = {
+        (cell, method): [one(cell, method, first, key, rate) for rate in values]
+        for cell in cells
+        for method in methods
+        for key, values in [learning_rates(study, cell.data, method)]
+    }
+    run_all([each for jobs in grid.values() for each in jobs], args)
+    found = {}
+    for (cell, method), jobs in grid.items():
+        best = max(jobs, key=lambda each: each.summary["best"]["value"])
+        key, _ = learning_rates(study, cell.data, method)
+        rest = {seed: one(cell, method, seed, key, best.facts["rate"]) for seed in others}
+        found[cell, method] = {first: best, **rest}
+    run_all([each for jobs in found.values() for each in jobs.values()], args)
+    return found
+
+
+def learning_rates(study: Mapping[str, Any], data: str, method: str) -> tuple[str, Sequence[float]]:
+    """The key of the learning rate of a method, and the values that are tried."""
+    given = study[data].get("rates", study.get("rates"))
+    ((key, values),) = given.get(method, given["all"]).items()
+    return key, values
+
+
+def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> None:
+    """Runs the jobs that are not finished, each in a folder of its name."""
+    args.runs.mkdir(parents=True, exist_ok=True)
+    missing = {one.name: (one,) for one in jobs if not one.done}
+    print(f"{len(jobs)} runs in {args.runs}, of which {len(missing)} are not finished", flush=True)
+    side_by_side(run_job, missing, args.workers)
+
+
+def run_search(folder: Path, keys: Mapping[str, Any], space: Sequence[str], options: Sequence[str]) -> None:
+    """Runs `raysim tune` into `folder`, or resumes it, if the search is not finished. Raises RunError if it fails."""
+    if not (folder / SEARCH_FILE).exists():
+        file = folder.with_name(f"{folder.name}.yaml")
+        file.write_text(yaml.safe_dump({**keys, "backend": "local"}))
+        spaces = [argument for each in space for argument in ("--space", each)]
+        code = raysim(["tune", "-c", str(file), *spaces, *options, "--out", str(folder)])
+    elif any(entry.unfinished for entry in load_records(folder)):
+        code = raysim(["tune", "--resume", str(folder)])
+    else:
+        code = 0
+    if code:
+        raise RunError(f"the search in {folder} failed")
 
 
 def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]], workers: int) -> dict[str, T]:
@@ -121,112 +256,157 @@ def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]
     return {name: future.result() for name, future in futures.items()}
 
 
-def done(one: Job, runs: Path) -> bool:
-    try:
-        return bool(json.loads((runs / one.name / "summary.json").read_text())["status"] == "done")
-    except (OSError, ValueError):
-        return False
+def run_job(one: Job) -> None:
+    """`raysim run`, or `raysim resume` if the run has a folder. Raises RunError, naming the log, if it fails.
 
-
-def run_job(one: Job, runs: Path) -> None:
-    """`raysim run`, or `raysim resume` if the run has a folder. Raises RunError, naming the log, if it fails."""
-    folder = runs.absolute() / one.name
-    file, log = folder.with_name(f"{one.name}.yaml"), folder.with_name(f"{one.name}.log")
+    NAME.steps has the number of optimizer steps of a run that was not interrupted.
+    """
+    file, log, steps = (one.folder.with_name(f"{one.name}.{end}") for end in ("yaml", "log", "steps"))
     file.write_text(yaml.safe_dump(dict(one.keys), sort_keys=False))
-    command = ["resume", str(folder)] if folder.exists() else ["run", "-c", str(file), "--out", str(folder)]
+    is_new = not one.folder.exists()
+    command = ["run", "-c", str(file), "--out", str(one.folder)] if is_new else ["resume", str(one.folder)]
+    with counted_steps() as count:
+        execute(command, log)
+    if is_new:
+        steps.write_text(str(len(count)))
+
+
+def execute(command: Sequence[str], log: Path) -> None:
+    """`raysim COMMAND`, with its output in `log`. Raises RunError, naming the log, if it fails."""
     with log.open("a") as output, redirect_stdout(output), redirect_stderr(output):
-        code = raysim(command)
+        code = raysim([*command])
     if code:
-        raise RunError(f"{one.name} failed; its log is {log}")
+        raise RunError(f"raysim {' '.join(command)} failed; its log is {log}")
 
 
-def results(jobs: Iterable[Job], runs: Path) -> pd.DataFrame:
-    """A row for each run, evaluated round, site, split and metric, with the facts, bytes and seconds of the run.
+@contextmanager
+def counted_steps() -> Iterator[list[None]]:
+    """A list with an entry for each step of any optimizer in this process."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    Metrics of the server in those rounds have the role and the site `server`.
+    count: list[None] = []
+    handle = register_optimizer_step_post_hook(lambda *_: count.append(None))
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def evaluated(jobs: Mapping[int, Job], overrides: str, args: argparse.Namespace) -> Evaluations:
+    """The folders of the evaluations of finished runs with other keys (`raysim evaluate`), each done once."""
+    folders = {seed: one.folder / "evaluations" / short(overrides) for seed, one in jobs.items()}
+    missing = {}
+    for seed, one in jobs.items():
+        if not finished(folders[seed]):
+            command = ["evaluate", str(one.folder), *overrides.split(), "--out", str(folders[seed])]
+            missing[f"{one.name}, {overrides}"] = (command, one.folder.with_name(f"{one.name}.log"))
+    side_by_side(execute, missing, args.workers)
+    return folders
+
+
+def score(folders: Evaluations, metric: str) -> float:
+    """The mean over runs or evaluations of a score of summary.json, in the best round, as a mean over sites."""
+    return float(pd.Series([read_score(folder, metric) for folder in folders.values()]).mean())
+
+
+def read_score(folder: Path, metric: str) -> float:
+    summary = json.loads((folder / "summary.json").read_text())
+    metrics = summary["best"].get("metrics", summary["metrics"])  # an evaluation has one round
+    return float(metrics[metric]["mean"])
+
+
+def one_row(cells: Sequence[Mapping[int, Job]], metric: str = "dice") -> Row:
+    """The row of a method from its runs in each cell, by seed."""
+    return Row({seed: [jobs[seed].folder for jobs in cells] for seed in cells[0]}, metric)
+
+
+def compared(rows: Mapping[str, Row], reference: str, role: str = "inside") -> Comparison:
+    """The comparison of `raysim compare` of all rows with the row `reference`, on test cases, in the best rounds.
+
+    The cells of a row are pooled: each is another set of sites.
     """
-    frames = []
-    for one in jobs:
-        sites, rounds = (pd.read_parquet(runs / one.name / f"{name}.parquet") for name in ("sites", "rounds"))
-        logged = rounds.filter(regex="^(round$|server/)").rename(columns=lambda name: name.removeprefix("server/"))
-        logged = logged.melt("round", var_name="metric").assign(site="server", role="server", split="train")
-        evaluated = sites.loc[sites["split"] == "test", "round"].unique()
-        both = pd.concat([sites.dropna(subset="split"), *([logged] if len(logged) else [])])
-        summary = json.loads((runs / one.name / "summary.json").read_text())
-        of_run = {"rounds": summary["rounds"], "seconds": summary["seconds"]}
-        of_run |= {f"bytes_{direction}": summary["bytes"][direction] for direction in ("up", "down")}
-        frames.append(both[both["round"].isin(evaluated)].assign(**one.facts, **of_run))
-    return pd.concat(frames, ignore_index=True)
+    groups = run_groups(rows)
+    return compare_groups(groups, score_names(rows, role), [*rows].index(reference))
 
 
-def unseen(table: Path, sites: Sequence[str], runs: Path) -> Path:
-    """A copy of the table, in `runs`, in which all cases of `sites` are test cases, so no model has trained on them.
-
-    Its paths still start at the folder of `table`, so task.data.root must be that folder.
-    """
-    cases = pd.read_csv(table, dtype=str, keep_default_na=False)
-    cases.loc[cases["site"].isin(sites), "split"] = "test"
-    copy = runs / f"{table.parent.name}-without-{'-'.join(sites)}.csv"
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    cases.to_csv(copy, index=False)
-    return copy.absolute()
-
-
-def last(frame: pd.DataFrame, metric: str, split: str = "test", **equal: Any) -> pd.DataFrame:
-    """The rows of a metric and split in the last round of each run, with these values in other columns."""
-    found = frame[(frame["metric"] == metric) & (frame["split"] == split)]
-    for column, value in equal.items():
-        found = found[found[column] == value]
-    return found[found["round"] == found["rounds"]]
-
-
-def compared(frame: pd.DataFrame, to: str, by: str = "method") -> pd.DataFrame:
-    """A row for each of `by`: `value` by seed, mean and standard deviation, and the paired difference to the row `to`.
-
-    `frame` has the columns `by`, seed, value; several rows of a seed are averaged. `better` is the number of seeds in
-    which a row is above `to`. All values are in per cent.
-    """
-    seeds = crossed(frame, by, "seed")
-    apart = seeds - seeds.loc[to]
-    return pd.DataFrame(
-        {
-            **{f"seed {seed}": seeds[seed].map("{:.1f}".format) for seed in seeds},
-            "mean": seeds.mean(axis=1).map("{:.1f}".format),
-            "sd": seeds.std(axis=1).map("{:.1f}".format) if seeds.shape[1] > 1 else "",
-            f"minus {to}": [plus_minus(row) if name != to else "" for name, row in apart.iterrows()],
-            "better": [f"{(row > 0).sum()}/{row.count()}" if name != to else "" for name, row in apart.iterrows()],
-        }
-    )
-
-
-def by_case(parts: Mapping[str, tuple[str, str]], jobs: Iterable[Job], runs: Path, to: str) -> pd.DataFrame:
-    """The paired statistics of `raysim compare` against the row `to`, on test cases of inside sites in the last round.
-
-    `parts` has the rows: the method of the runs, and the metric of these runs.
-    """
-    each = list(jobs)
-    groups = [
-        RunGroup(name, tuple(repetition(one, runs) for one in each if one.facts["method"] == method))
-        for name, (method, _) in parts.items()
+def run_groups(rows: Mapping[str, Row]) -> list[RunGroup]:
+    return [
+        RunGroup(
+            name,
+            tuple(Repetition(seed, tuple(read_run(path) for path in paths)) for seed, paths in row.runs.items()),
+        )
+        for name, row in rows.items()
     ]
-    scores = [ScoreName("inside", "test", metric, "last") for _, metric in parts.values()]
-    table = result_table(compare_groups(groups, scores, [*parts].index(to))).set_index("group").rename_axis("method")
-    return table[["95 % interval", "difference", "p", "effect"]]
 
 
-def repetition(one: Job, runs: Path) -> Repetition:
-    return Repetition(one.facts["seed"], (read_run(runs / one.name),))
+def score_names(rows: Mapping[str, Row], role: str) -> list[ScoreName]:
+    return [ScoreName(role, "test", row.metric, "best") for row in rows.values()]
 
 
-def plus_minus(values: pd.Series) -> str:
-    """The mean with its sign, and the standard deviation if there are several values."""
-    return f"{values.mean():+.1f}" + (f" ± {values.std():.1f}" if values.count() > 1 else "")
+def tables(comparison: Comparison) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of `raysim compare` without bytes and seconds, which `budget` has: all sites, each site."""
+    results = result_table(comparison).drop(columns=["bytes", "seconds"])
+    return tuple(table.set_index("group").rename_axis("method") for table in (results, site_table(comparison)))
 
 
-def crossed(frame: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
-    """The mean of `value` for each of `rows` and `columns`, in per cent, in the order of their first occurrence."""
-    table = 100 * frame.groupby([rows, columns])["value"].mean().unstack(columns)
-    return table.loc[frame[rows].unique(), frame[columns].unique()]
+def budget(found: Mapping[tuple[Cell, str], Mapping[int, Job]]) -> pd.DataFrame:
+    """A row per method: rounds, optimizer steps and bytes of a site, seconds, learning rates, and the last quarter.
+
+    The last quarter is the gain of the best validation score in the last quarter of the rounds, as a mean over runs.
+    """
+    by_method: dict[str, list[Job]] = {}
+    for (_, method), jobs in found.items():
+        by_method.setdefault(method, []).extend(jobs.values())
+    return pd.DataFrame.from_dict(
+        {method: cost(jobs) for method, jobs in by_method.items()}, orient="index"
+    ).rename_axis("method")
+
+
+def cost(jobs: Sequence[Job]) -> dict[str, str]:
+    runs = pd.DataFrame(
+        [
+            {
+                "rounds": one.summary["rounds"],
+                "steps": optimizer_steps(one) / inside_sites(one),
+                "MB": sum(one.summary["bytes"].values()) / 1e6 / inside_sites(one),
+                "seconds": one.summary["seconds"],
+                "last quarter": last_quarter(one),
+            }
+            for one in jobs
+        ]
+    ).mean()
+    rates = dict.fromkeys(f"{one.facts['rate']:g}" for one in jobs)
+    return {
+        "rounds": f"{runs['rounds']:.0f}",
+        "steps per site": f"{runs['steps']:.0f}",
+        "MB per site": f"{runs['MB']:.1f}",
+        "seconds": f"{runs['seconds']:.0f}",
+        "learning rate": ", ".join(rates),
+        "last quarter": f"{100 * runs['last quarter']:+.1f}",
+    }
+
+
+def optimizer_steps(one: Job) -> float:
+    """The steps of all sites; NaN if the run was interrupted."""
+    file = one.folder.with_name(f"{one.name}.steps")
+    return int(file.read_text()) if file.exists() else float("nan")
+
+
+def inside_sites(one: Job) -> int:
+    return sum(site["role"] == "inside" for site in one.summary["sites"].values())
+
+
+def last_quarter(one: Job) -> float:
+    """The gain of the best validation score after three quarters of the rounds."""
+    rounds, metric = pd.read_parquet(one.folder / "rounds.parquet"), one.summary["metric"]
+    scores = rounds.set_index("round")[f"{metric}/mean"].dropna()
+    early = scores[scores.index <= 0.75 * one.keys["rounds"]]
+    return float(scores.max() - early.max())
+
+
+def results(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
+    """The numbers of all comparisons, with their names in the column `table`."""
+    return pd.concat([numbers(each).assign(table=name) for name, each in comparisons.items()], ignore_index=True)
 
 
 def rounded(table: pd.DataFrame, form: str = ".1f") -> pd.DataFrame:
@@ -254,21 +434,22 @@ def fill(page: str, tables: Mapping[str, pd.DataFrame]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def plot(frame: pd.DataFrame, path: Path, panel: str, title: str, to: str, by: str = "method") -> None:
-    """A panel for each value of the column `panel`: a dot for each seed, a line at the mean, dashes at that of `to`."""
-    panels, rows = list(frame[panel].unique()), list(frame[by].unique())
-    figure = Figure(figsize=(1.8 + 1.9 * len(panels), 0.9 + 0.27 * len(rows)), layout="constrained")
+def plot(rows: Mapping[str, Row], path: Path, title: str, reference: str, role: str = "inside") -> None:
+    """A panel per site: a dot per seed and row, a line at the mean, dashes at the mean of the row `reference`."""
+    scores = dict(zip(rows, read_groups(run_groups(rows), score_names(rows, role))[0], strict=True))
+    panels = [str(site) for site in scores[reference].sites]
+    figure = Figure(figsize=(2.0 + 1.7 * len(panels), 0.9 + 0.25 * len(rows)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, name in zip(axes, panels, strict=True):
-        part = 100 * frame[frame[panel] == name].groupby([by, "seed"])["value"].mean().unstack("seed")
-        for place, row in enumerate(rows):
-            if row in part.index:
-                axis.plot(part.loc[row], [place] * part.shape[1], "o", color="tab:blue", alpha=0.55, markersize=5)
-                axis.plot(part.loc[row].mean(), place, "|", color="black", markersize=13, markeredgewidth=2)
-        axis.axvline(part.loc[to].mean(), color="grey", linestyle="--", linewidth=1)
-        axis.set_title(name, fontsize=10)
+    for axis, site in zip(axes, panels, strict=True):
+        for place, of_row in enumerate(scores.values()):
+            if site in of_row.sites:
+                values = 100 * of_row.sites[site]
+                axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.55, markersize=5)
+                axis.plot(values.mean(), place, "|", color="black", markersize=13, markeredgewidth=2)
+        axis.axvline(100 * scores[reference].sites[site].mean(), color="grey", linestyle="--", linewidth=1)
+        axis.set_title(site, fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].set_yticks(range(len(rows)), [*rows], fontsize=9)
     axes[0].invert_yaxis()
     figure.supxlabel(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)

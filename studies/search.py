@@ -1,8 +1,6 @@
 """Random search, TPE and Gaussian processes at equal compute, on searches over whole federations on real data.
 
-python studies/search.py softpull NUCLEI_TABLE
-python studies/search.py iopfl NUCLEI_TABLE
-python studies/search.py alignment GLAUCOMA_TABLE
+python studies/search.py DATA_FOLDER
 
 A search is an ordinary `raysim tune` with its folder in --runs; an interrupted search is resumed. All searches have the
 same number of trials and rounds. A seed determines the draws of the search and the training of its trials.
@@ -11,19 +9,13 @@ same number of trials and rounds. A seed determines the draws of the search and 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-import yaml
-from common import HERE, arguments, configuration, fill, short
+from common import HERE, arguments, configuration, fill, prepared_table, run_search, short, table_of
 from matplotlib.figure import Figure
 
-from raysim.cli.main import main as raysim
 from raysim.config.merge import merge
-from raysim.core.errors import RunError
-from raysim.search.trial_store import load_records
-from raysim.storage.run_directory import SEARCH_FILE
 
 STUDY = configuration("search")
 SEARCHES = ("softpull", "iopfl", "alignment")
@@ -36,56 +28,27 @@ PANELS = {
 
 def main() -> None:
     args = arguments("random search, TPE and Gaussian processes at equal compute", SEARCHES)
-    table = part_of(args.table, STUDY[args.data]["cases"], args.runs)
-    frames = [
-        pd.read_parquet(searched(args.data, sampler, seed, table, args) / "trials.parquet").assign(
-            sampler=sampler, seed=seed
-        )
-        for seed in args.seeds or STUDY["seeds"]
-        for sampler in STUDY["samplers"]
-    ]
-    found = pd.concat(frames, ignore_index=True)
-    found.to_parquet(HERE / f"search_{args.data}.parquet", index=False)
-    fill("search", {args.data: summary(found), f"{args.data} trials": all_trials(found)})
+    for name in args.data:
+        frames = [
+            pd.read_parquet(searched(name, sampler, seed, args) / "trials.parquet").assign(sampler=sampler, seed=seed)
+            for seed in args.seeds or STUDY["seeds"]
+            for sampler in STUDY["samplers"]
+        ]
+        found = pd.concat(frames, ignore_index=True)
+        found.to_parquet(HERE / f"search_{name}.parquet", index=False)
+        fill("search", {name: summary(found), f"{name} trials": all_trials(found)})
     plot(HERE / "search.png")
 
 
-def part_of(table: Path, cases: Mapping[str, int], runs: Path) -> Path:
-    """A copy of the table, in `runs`, with at most `cases[split]` cases of each site and split, drawn with one seed.
-
-    Its paths still start at the folder of `table`, so task.data.root must be that folder.
-    """
-    every = pd.read_csv(table, dtype=str, keep_default_na=False)
-    parts = [
-        group.sample(min(len(group), cases[str(split)]), random_state=0)
-        for (_, split), group in every.groupby(["site", "split"])
-    ]
-    runs.mkdir(parents=True, exist_ok=True)
-    copy = runs / f"{table.absolute().parent.name}-{'-'.join(str(count) for count in cases.values())}.csv"
-    pd.concat(parts).sort_index().to_csv(copy, index=False)
-    return copy.absolute()
-
-
-def searched(name: str, sampler: str, seed: int, table: Path, args: Namespace) -> Path:
-    """The folder of the finished search; runs or resumes the search if it is not finished."""
+def searched(name: str, sampler: str, seed: int, args: Namespace) -> Path:
+    """The folder of the finished search."""
     study = STUDY[name]
     how = [*study["options"].split(), "--trials", str(STUDY["trials"]), "--searcher", sampler, f"seed={seed}"]
-    what = [study, how]
-    folder: Path = args.runs.absolute() / f"search-{name}-{sampler}-{seed}-{short(what)}"
-    if not (folder / SEARCH_FILE).exists():
-        keys = folder.with_suffix(".yaml")
-        data = {"table": str(table), "root": str(args.table.absolute().parent)}
-        keys.write_text(yaml.safe_dump(merge(study["base"], {"task": {"data": data}, "backend": "local"})))
-        spaces = [argument for each in study["space"] for argument in ("--space", each)]
-        code = raysim(
-            ["tune", "-c", str(keys), *spaces, *how, "--max-concurrent", str(args.workers), "--out", str(folder)]
-        )
-    elif any(entry.unfinished for entry in load_records(folder)):
-        code = raysim(["tune", "--resume", str(folder)])
-    else:
-        code = 0
-    if code:
-        raise RunError(f"the search in {folder} failed")
+    folder: Path = args.runs / f"search-{name}-{sampler}-{seed}-{short([study, how])}"
+    table = table_of(args.folder, STUDY["folders"][name])
+    copy = prepared_table(table, table.parent.name, study, "", args.runs)
+    keys = merge(study["base"], {"task": {"data": {"table": str(copy), "root": str(table.parent)}}})
+    run_search(folder, keys, study["space"], [*how, "--max-concurrent", str(args.workers)])
     return folder
 
 

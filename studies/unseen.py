@@ -1,137 +1,100 @@
-"""Does gradient alignment help at an unseen hospital? Each site is left out once.
+"""Does gradient alignment help at an unseen hospital? Each source of a data set is left out once.
 
-python studies/unseen.py wbc TABLE
-python studies/unseen.py heart TABLE
+python studies/unseen.py DATA_FOLDER
 """
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from common import (
     HERE,
+    Cell,
     Job,
     arguments,
+    budget,
+    cell,
     compared,
     configuration,
-    crossed,
     fill,
-    job,
-    last,
+    one_row,
     plot,
     results,
-    rounded,
-    run_all,
-    unseen,
+    score,
+    tables,
+    tuned,
 )
 
-from raysim.config.merge import merge
-
-METRIC = "balanced_accuracy"
+SETS = ("glaucoma", "wbc", "heart")
+REFERENCE, ROLE = "fedavg", "outside"
+CEILING = {"centralized": "algorithm=centralized"}
+SERVER_METRICS = ("alignment_loss", "gradient_cosine", "correction_ratio")
 
 
 def main() -> None:
-    args = arguments("alignment at an unseen site", ("wbc", "heart"))
-    study, name = configuration("unseen"), args.data
-    found = tried(study, name, args.table, args)
-    found.to_parquet(HERE / f"unseen_{name}.parquet", index=False)
-    report(found, name)
+    args = arguments("alignment at a source left out", SETS)
+    study = configuration("unseen")
+    for name in args.data:
+        cells = [cell(study, name, args, left_out) for left_out in study[name]["left_out"]]
+        whole = cell(study, name, args)
+        ceiling = tuned(study, [whole], CEILING, args)[whole, "centralized"]
+        found = tuned(study, cells, study["methods"], args)
+        metric = study[name]["metric"]
+        rows = {method: one_row([found[each, method] for each in cells], metric) for method in study["methods"]}
+        comparison = compared(rows, REFERENCE, ROLE)
+        overall, sites = tables(comparison)
+        page = {
+            name: overall,
+            f"{name} sites": sites,
+            f"{name} budget": budget(found),
+            f"{name} ceiling": ceiling_table(metric, cells, found, ceiling),
+            f"{name} logged": logged(study, cells, found),
+        }
+        fill("unseen", page)
+        plot(rows, HERE / f"unseen_{name}.png", f"{metric} at the source left out, %", REFERENCE, ROLE)
+        results({name: comparison}).to_parquet(HERE / f"unseen_{name}.parquet", index=False)
 
 
-def tried(study: Mapping[str, Any], name: str, table: Path, args: Namespace) -> pd.DataFrame:
-    """The results of all runs on a data set: runs that tune the two learning rates, then each method and seed."""
-    sites, seeds = sorted(pd.read_csv(table, dtype=str)["site"].unique()), args.seeds or study["seeds"]
-    bases = {site: merge(study[name]["base"], {"task": {"data": keys(table, site, args.runs)}}) for site in sites}
-    tuning = list(tuning_jobs(study, name, bases))
-    tuned = results(tuning, run_all(tuning, args.runs, args.workers))
-    lr, server_lr = (best(tuned, method) for method in ("fedavg", "R1 0"))
-    rates = {"R1": f"{study[name]['R1']} algorithm.server_lr={server_lr}"}
-    jobs = [
-        job({"data": name, "stage": "main", "seed": seed, "left_out": site, "method": method}, base, overrides, more)
-        for seed in seeds
-        for site, base in bases.items()
-        for method, overrides, more in with_twice(study, name)
-        for overrides in [f"seed={seed} {overrides} {rates.get(method.split()[0], f'algorithm.lr={lr}')}"]
-    ]
-    return pd.concat([tuned, results(jobs, run_all(jobs, args.runs, args.workers))], ignore_index=True)
+def ceiling_table(
+    metric: str, cells: Sequence[Cell], found: Mapping[tuple[Cell, str], Mapping[int, Job]], ceiling: Mapping[int, Job]
+) -> pd.DataFrame:
+    """For each source the score of FedAvg without it, of FedAvg at the other sources, and of a network trained on all.
+
+    The last one is on the test split of the source, the first on all its cases; means over seeds, in per cent.
+    """
+    rows = {}
+    for each in cells:
+        folders = {seed: one.folder for seed, one in found[each, REFERENCE].items()}
+        site = pd.Series([of_site(one, each.left_out, f"test/{metric}") for one in ceiling.values()])
+        rows[each.left_out] = {
+            "fedavg, left out": f"{100 * score(folders, f'outside/test/{metric}'):.1f}",
+            "fedavg, other sources": f"{100 * score(folders, f'inside/test/{metric}'):.1f}",
+            "centralized with this source": f"{100 * site.mean():.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("source")
 
 
-def keys(table: Path, site: str, runs: Path) -> dict[str, Any]:
-    root = {"root": str(table.parent.absolute())} if "image" in pd.read_csv(table, nrows=0) else {}
-    return {"table": str(unseen(table, [site], runs)), "outside": [site], **root}
+def of_site(one: Job, site: str, name: str) -> float:
+    """A score of a site in the best round."""
+    sites = pd.read_parquet(one.folder / "sites.parquet")
+    split, metric = name.split("/")
+    of_round = sites[(sites["round"] == one.summary["best"]["round"]) & (sites["site"] == site)]
+    return float(of_round[(of_round["split"] == split) & (of_round["metric"] == metric)]["value"].item())
 
 
-def with_twice(study: Mapping[str, Any], name: str) -> Iterator[tuple[str, str, str]]:
-    """The name and overrides of each method, and FedAvg with twice the rounds, which has the bytes of R1 and R2."""
-    yield from ((method, overrides, "") for method, overrides in study["methods"].items())
-    yield "fedavg twice", study["methods"]["fedavg"], f"rounds={2 * study[name]['base']['rounds']}"
-
-
-def tuning_jobs(study: Mapping[str, Any], name: str, bases: Mapping[str, Any]) -> Iterator[Job]:
-    grid = study["tuning"][name]
-    for site, base in bases.items():
-        for method, key, more in (("fedavg", "lr", ""), ("R1 0", "server_lr", study[name]["R1"])):
-            for value in grid[key]:
-                facts = {"data": name, "stage": "tuning", "seed": 0, "left_out": site, "method": method}
-                overrides = f"{study['methods'][method]} {more} algorithm.{key}={value}"
-                yield job(facts | {"rate": value}, base, overrides)
-
-
-def best(tuned: pd.DataFrame, method: str) -> float:
-    """The rate with the best mean over inside validation splits."""
-    rows = last(tuned, METRIC, "val", role="inside", method=method)
-    return float(rows.groupby(["rate", "left_out"])["value"].mean().groupby("rate").mean().idxmax())
-
-
-def report(found: pd.DataFrame, name: str) -> None:
-    main, tuned = found[found["stage"] == "main"], found[found["stage"] == "tuning"]
-    outside, inside = last(main, METRIC, role="outside"), last(main, METRIC, role="inside")
-    twice = compared(outside, "fedavg twice")[["minus fedavg twice"]]
-    picked = chosen(outside, last(main, METRIC, "val", role="inside"))
-    tables = {
-        "unseen": compared(outside, "fedavg").join(twice),
-        "sites": by_site(outside, inside),
-        "chosen": compared(picked, "fedavg").join(compared(picked, "fedavg twice")[["minus fedavg twice"]]),
-        "auc": compared(last(main, "auc", role="outside"), "fedavg"),
-        "spread": logged(main),
-        "tuning": rates(tuned),
-    }
-    fill("unseen", {f"{name} {key}": table for key, table in tables.items()})
-    plot(outside, HERE / f"unseen_{name}.png", "left_out", "balanced accuracy at the site left out, %", "fedavg")
-
-
-def logged(main: pd.DataFrame) -> pd.DataFrame:
-    """The server metrics of gradient alignment in the last round, averaged over left-out sites and seeds."""
-    rows = main[main["metric"].isin(["alignment_loss", "gradient_cosine", "correction_ratio"])]
-    return rounded(crossed(rows, "method", "metric") / 100, ".3g")
-
-
-def by_site(outside: pd.DataFrame, inside: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds at each left-out site, and the mean over the test cases of inside sites."""
-    means = 100 * inside.groupby("method")["value"].mean()
-    return rounded(crossed(outside, "method", "left_out").assign(**{"inside sites": means}))
-
-
-def chosen(outside: pd.DataFrame, val: pd.DataFrame) -> pd.DataFrame:
-    """For each family of methods, left-out site and seed: the weight with the best score on inside validation data."""
-    scores = val.groupby(["seed", "left_out", "method"])["value"].mean().reset_index()
-    scores["family"] = scores["method"].map(family)
-    picked = scores.loc[scores.groupby(["seed", "left_out", "family"], sort=False)["value"].idxmax()]
-    rows = outside.merge(picked[["seed", "left_out", "method", "family"]], on=["seed", "left_out", "method"])
-    return rows.assign(method=rows["family"])
-
-
-def family(method: str) -> str:
-    return method if method in ("fedavg twice", "R1 0") else method.split()[0]
-
-
-def rates(tuned: pd.DataFrame) -> pd.DataFrame:
-    rows = last(tuned, METRIC, "val", role="inside")
-    return rounded(crossed(rows, "method", "rate"))
+def logged(
+    study: Mapping[str, Any], cells: Sequence[Cell], found: Mapping[tuple[Cell, str], Mapping[int, Job]]
+) -> pd.DataFrame:
+    """The server's metrics of gradient alignment in the last round, as means over sources and seeds."""
+    rows = {}
+    for method in study["methods"]:
+        runs = [one for each in cells for one in found[each, method].values()]
+        last = pd.DataFrame([pd.read_parquet(one.folder / "rounds.parquet").iloc[-1] for one in runs])
+        rows[method] = {name: last.get(f"server/{name}", pd.Series(dtype=float)).mean() for name in SERVER_METRICS}
+    table = pd.DataFrame.from_dict(rows, orient="index").dropna(how="all").rename_axis("method")
+    return table.map(lambda value: "" if pd.isna(value) else f"{value:.3g}")
 
 
 if __name__ == "__main__":

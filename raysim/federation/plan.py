@@ -182,7 +182,8 @@ def chosen_metric(task: Task, requested: str | None) -> str:
     if requested is None:
         if not possible:
             raise ConfigError(
-                "no site has val or test rows, so the run cannot be evaluated; give some rows the split val or test"
+                "no site has val or test rows, so the run cannot be evaluated; give some rows the split val or test, "
+                "or set task.data.val=0.2 (of a table)"
             )
         return possible[0]
     if requested.removesuffix("@global") not in possible:

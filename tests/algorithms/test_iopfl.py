@@ -222,6 +222,21 @@ def test_the_best_expert_per_image_is_logged_where_labels_are() -> None:
     assert predictions.notes(replace(far.data.test, labels=None)) == {}
 
 
+def test_the_model_of_a_single_site_predicts_outside_without_routing() -> None:
+    task = small_task()
+    rounds, _ = rounds_of(IOPFL(passes=0), task, 2)
+    state, (site, _) = rounds[-1].state, task.inside
+    net: Any = IOPFL(single=site).predictor(place(task, "far"), state)
+    assert Model.of({name: p.detach().numpy() for name, p in net.named_parameters()}) == state.best[site].parameters
+
+
+def test_a_single_site_that_is_not_inside_is_refused() -> None:
+    task = small_task()
+    for run in (IOPFL(single="far").init, lambda task: IOPFL(single="x").predictor(place(task, "far"), None)):
+        with pytest.raises(ConfigError, match="no such inside site; expected one of site"):
+            run(task)
+
+
 def test_a_schedule_that_ends_near_zero_warns() -> None:
     IOPFL(schedule="cosine").check_rounds(30)
     with pytest.warns(UserWarning, match=r"set algorithm\.lr_floor=0\.1 or algorithm\.schedule=constant"):

@@ -265,6 +265,7 @@ def test_a_user_algorithm_has_equal_results_on_a_cluster_and_in_one_process(clus
     assert {place["actor"] for place in places} == {"client-01", "client-02"}
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_placed_writes_nothing(cluster: str) -> None:
     done = shell("run", *SMALL, cluster, "resources.cpus_per_client=999", "--out", "big")
     assert done.returncode == 3

@@ -29,7 +29,7 @@ SMALL = {
     "wbc": ["task.data.size=[32,32]"],
     "heart": [],
 }
-QUICK = [path for path in EXAMPLES if path.stem in ("hippocampus", "spinal", "heart")]
+QUICK = [path for path in EXAMPLES if path.stem in ("spinal", "heart")]
 README = (ROOT / "README.md").read_text()
 
 

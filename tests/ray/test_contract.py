@@ -18,7 +18,7 @@ from tests.support import remote
 from tests.support.contract import EVERY_USE, ROUNDS, algorithm, client_states, run, task, whole
 from tests.support.slow import slow_except
 
-SIMILAR = ("elcfs", "fedala", "feddg_ga", "fedsimclr", "fclopt")  # use the fleet like another of EVERY_USE
+SIMILAR = ("elcfs", "ditto", "fedala", "feddg_ga", "fedsimclr", "fclopt")  # use the fleet like another of EVERY_USE
 QUICK = [(name, 2) for name in EVERY_USE if name not in SIMILAR] + [
     ("fedavg", 1),
     ("fedavg", 3),

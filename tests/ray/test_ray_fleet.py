@@ -96,7 +96,7 @@ def locations(held: Any) -> dict[Any, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("size", [10, 1_000_000])
+@pytest.mark.parametrize("size", slow_except([10, 1_000_000], [1_000_000]))
 def test_exchanged_payloads_never_enter_the_server(fleet: RayFleet, size: int) -> None:
     sizes = {name: size + number for number, name in enumerate(NAMES)}
     OPENED.clear()
@@ -256,6 +256,7 @@ def test_a_failure_ends_the_run_and_keeps_its_rounds(tmp_path: Path, at: str, pl
     assert eventually(lambda: "server" not in alive())
 
 
+@pytest.mark.slow
 def test_a_client_actor_that_cannot_start_reports_the_cause(tmp_path: Path) -> None:
     broken = replace(plan(tmp_path, FedAvg(), 1, client_actors=1), task=replace(task(), network=fails_at_clients))
     with pytest.raises(RunError, match=r"^client-01 has not started: ActorDiedError") as caught:

@@ -34,6 +34,7 @@ from tests.support.remote import (
     run_on_ray,
     start_client,
 )
+from tests.support.slow import slow_except
 from tests.support.toy_runs import NAMES, SGD, digest, failures, on_local, plan, task
 
 
@@ -46,7 +47,8 @@ def fleet(ray_started: None) -> Iterator[RayFleet]:
     made.pool.close()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])  # a node that stops sends SIGTERM
+# A node that stops sends SIGTERM.
+@pytest.mark.parametrize("sent", slow_except([signal.SIGKILL, signal.SIGTERM], [signal.SIGKILL]))
 def test_a_killed_actor_is_replaced_and_only_its_unfinished_sites_run_again(
     fleet: RayFleet, tmp_path: Path, sent: signal.Signals
 ) -> None:
@@ -110,6 +112,7 @@ def test_a_run_with_a_killed_actor_equals_a_run_without(fleet: RayFleet, tmp_pat
     assert next(event.text for event in events if isinstance(event, Notice)).startswith("round 3, call 1: ")
 
 
+@pytest.mark.slow
 def test_a_hanging_actor_is_replaced_and_its_site_runs_again(fleet: RayFleet, tmp_path: Path) -> None:
     fleet.map(keep)  # the actors are up
     fleet.options = replace(fleet.options, site_timeout_s=3.0)

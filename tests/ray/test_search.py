@@ -79,6 +79,7 @@ def test_client_actors_in_a_placement_group_give_equal_results_and_end(tmp_path)
     assert list(trials(tmp_path / "ray")["digest"]) == list(trials(tmp_path / "local")["digest"])
 
 
+@pytest.mark.slow
 def test_asha_stops_the_worse_trial(tmp_path):
     space = ["--space", "algorithm.lr=grid(0.02,0.0001)", "--searcher", "grid", "algorithm.optimizer=sgd", "rounds=4"]
     assert tune(tmp_path / "out", *space, "--scheduler", "asha", *ONE) == 0
@@ -98,8 +99,8 @@ def test_labels_of_test_cases_do_not_change_a_choice(tmp_path):
         ]
         table, out = tmp_path / f"{flip}.csv", tmp_path / f"search-{flip}"
         table.write_text("\n".join(["site,split,label,x,y", *rows]))
-        arguments = ["task=tabular", f"task.data.table={table}", f"task.data.cache={tmp_path}", "rounds=9", *ONE]
-        arguments += ["--space", "algorithm.lr=grid(0.1,0.03,0.001,0.0001)", "--searcher", "grid", "early_stopping=3"]
+        arguments = ["task=tabular", f"task.data.table={table}", f"task.data.cache={tmp_path}", "rounds=6", *ONE]
+        arguments += ["--space", "algorithm.lr=grid(0.1,0.0001)", "--searcher", "grid", "early_stopping=2"]
         assert main(["tune", *arguments, "--scheduler", "asha", "--out", str(out)]) == 0
         best = [line for line in (out / "best.yaml").read_text().splitlines() if line.startswith(("# Trial", "  lr:"))]
         found.append((trials(out), best))
