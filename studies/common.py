@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -257,18 +258,11 @@ def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]
 
 
 def run_job(one: Job) -> None:
-    """`raysim run`, or `raysim resume` if the run has a folder. Raises RunError, naming the log, if it fails.
-
-    NAME.steps has the number of optimizer steps of a run that was not interrupted.
-    """
-    file, log, steps = (one.folder.with_name(f"{one.name}.{end}") for end in ("yaml", "log", "steps"))
+    """`raysim run`, or `raysim resume` if the run has a folder. Raises RunError, naming the log, if it fails."""
+    file, log = (one.folder.with_name(f"{one.name}.{end}") for end in ("yaml", "log"))
     file.write_text(yaml.safe_dump(dict(one.keys), sort_keys=False))
     is_new = not one.folder.exists()
-    command = ["run", "-c", str(file), "--out", str(one.folder)] if is_new else ["resume", str(one.folder)]
-    with counted_steps() as count:
-        execute(command, log)
-    if is_new:
-        steps.write_text(str(len(count)))
+    execute(["run", "-c", str(file), "--out", str(one.folder)] if is_new else ["resume", str(one.folder)], log)
 
 
 def execute(command: Sequence[str], log: Path) -> None:
@@ -277,19 +271,6 @@ def execute(command: Sequence[str], log: Path) -> None:
         code = raysim([*command])
     if code:
         raise RunError(f"raysim {' '.join(command)} failed; its log is {log}")
-
-
-@contextmanager
-def counted_steps() -> Iterator[list[None]]:
-    """A list with an entry for each step of any optimizer in this process."""
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    count: list[None] = []
-    handle = register_optimizer_step_post_hook(lambda *_: count.append(None))
-    try:
-        yield count
-    finally:
-        handle.remove()
 
 
 def evaluated(jobs: Mapping[int, Job], overrides: str, args: argparse.Namespace) -> Evaluations:
@@ -349,7 +330,7 @@ def tables(comparison: Comparison) -> tuple[pd.DataFrame, pd.DataFrame]:
     return tuple(table.set_index("group").rename_axis("method") for table in (results, site_table(comparison)))
 
 
-def budget(found: Mapping[tuple[Cell, str], Mapping[int, Job]]) -> pd.DataFrame:
+def budget(study: Mapping[str, Any], found: Mapping[tuple[Cell, str], Mapping[int, Job]]) -> pd.DataFrame:
     """A row per method: rounds, optimizer steps and bytes of a site, seconds, learning rates, and the last quarter.
 
     The last quarter is the gain of the best validation score in the last quarter of the rounds, as a mean over runs.
@@ -357,17 +338,16 @@ def budget(found: Mapping[tuple[Cell, str], Mapping[int, Job]]) -> pd.DataFrame:
     by_method: dict[str, list[Job]] = {}
     for (_, method), jobs in found.items():
         by_method.setdefault(method, []).extend(jobs.values())
-    return pd.DataFrame.from_dict(
-        {method: cost(jobs) for method, jobs in by_method.items()}, orient="index"
-    ).rename_axis("method")
+    rows = {method: cost(jobs, study["models"].get(method, 1)) for method, jobs in by_method.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def cost(jobs: Sequence[Job]) -> dict[str, str]:
+def cost(jobs: Sequence[Job], models: int) -> dict[str, str]:
     runs = pd.DataFrame(
         [
             {
                 "rounds": one.summary["rounds"],
-                "steps": optimizer_steps(one) / inside_sites(one),
+                "steps": one.summary["rounds"] * models * steps_per_round(one),
                 "MB": sum(one.summary["bytes"].values()) / 1e6 / inside_sites(one),
                 "seconds": one.summary["seconds"],
                 "last quarter": last_quarter(one),
@@ -386,10 +366,18 @@ def cost(jobs: Sequence[Job]) -> dict[str, str]:
     }
 
 
-def optimizer_steps(one: Job) -> float:
-    """The steps of all sites; NaN if the run was interrupted."""
-    file = one.folder.with_name(f"{one.name}.steps")
-    return int(file.read_text()) if file.exists() else float("nan")
+def steps_per_round(one: Job) -> float:
+    """The optimizer steps of one model at a site in a round, as a mean over inside sites.
+
+    Centralized takes all steps of the sites at one site, unless it matches their mean; R1 takes one at the server.
+    """
+    algorithm, rows = one.keys["algorithm"], pd.read_csv(one.keys["task"]["data"]["table"], dtype=str)
+    if algorithm.get("mode") == "gradient":
+        return 1.0
+    sizes = rows[rows["split"] == "train"].groupby("site").size()
+    steps = (sizes / one.keys["task"]["batch_size"]).apply(math.ceil)
+    is_pooled = algorithm["name"] == "centralized" and not algorithm.get("match_local_steps")
+    return float(steps.sum() if is_pooled else steps.mean())
 
 
 def inside_sites(one: Job) -> int:

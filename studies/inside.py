@@ -44,7 +44,7 @@ def main() -> None:
         page = {
             name: overall,
             f"{name} sites": sites,
-            f"{name} budget": budget(found),
+            f"{name} budget": budget(study, found),
             f"{name} routes": routes(found[of_data, "fedsm"]),
         }
         fill("inside", page)

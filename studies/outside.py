@@ -63,7 +63,7 @@ def main() -> None:
         page = {
             name: overall,
             f"{name} sites": sites,
-            f"{name} budget": budget(found),
+            f"{name} budget": budget(study, found),
             f"{name} testable": testable(cells, of_method["fedavg"], singles),
             f"{name} values": all_values(study, cells, answers),
         }

@@ -48,7 +48,7 @@ def main() -> None:
         page = {
             name: overall,
             f"{name} sites": sites,
-            f"{name} budget": budget(found),
+            f"{name} budget": budget(study, found),
             f"{name} ceiling": ceiling_table(metric, cells, found, ceiling),
             f"{name} logged": logged(study, cells, found),
         }
