@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -33,15 +34,27 @@ class Augmentation:
     def __call__(self, inputs: Tensor, labels: Tensor, random: np.random.RandomState) -> Batch:
         """The augmented batch: inputs (B, C, *space) and labels (B, 1, *space); `random` supplies all randomness."""
         from monai.transforms.compose import Compose
-        from monai.utils.type_conversion import convert_to_tensor
 
         # A copy: seeding changes the transforms, and other sites of this process share them.
         compose = Compose(copy.deepcopy(self.transforms)).set_random_state(state=random)
         pairs = zip(inputs.clone(), labels.clone(), strict=True)  # cloned: some MONAI transforms write in place
-        augmented = [compose({"image": image, "label": label}) for image, label in pairs]
-        images = torch.stack([convert_to_tensor(each["image"], track_meta=False) for each in augmented])
-        masks = torch.stack([convert_to_tensor(each["label"], track_meta=False) for each in augmented])
+        with _without_metadata():
+            augmented = [compose({"image": image, "label": label}) for image, label in pairs]
+        images, masks = (torch.stack([each[key] for each in augmented]) for key in ("image", "label"))
         return images.to(inputs.dtype), masks.to(labels.dtype)
+
+
+@contextmanager
+def _without_metadata() -> Iterator[None]:
+    """MONAI's transforms neither record themselves nor an affine, which takes most of the time of a small image."""
+    from monai.data.meta_obj import get_track_meta, set_track_meta
+
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
 
 
 def make_augmentation(
