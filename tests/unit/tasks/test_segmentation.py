@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from monai.data.meta_obj import get_track_meta
 from PIL import Image as Pillow
 from pydantic import TypeAdapter
 
@@ -572,3 +573,10 @@ def test_augmentation_does_not_change_its_inputs():
     assert torch.equal(first, again)
     assert torch.equal(inputs, before)
     assert not torch.equal(first, before)
+
+
+def test_augmentation_gives_plain_tensors_and_keeps_the_settings_of_monai():
+    augment = make_augmentation([{"name": "RandFlip", "prob": 1.0}], 1, (4, 4))
+    images, labels = augment(torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), np.random.RandomState(0))
+    assert type(images) is type(labels) is torch.Tensor
+    assert get_track_meta()
