@@ -142,7 +142,7 @@ def cell(study: Mapping[str, Any], name: str, args: argparse.Namespace, left_out
     data: dict[str, Any] = {"table": str(table)}
     if "image" in pd.read_csv(table, nrows=0):
         data["root"] = str(table.parent)
-    if left_out or {"cases", "site"} & set(of_data):
+    if left_out or {"cases", "site"} & set(of_data) or "root" not in data:
         data["table"] = str(prepared_table(table, name, of_data, left_out, args.runs))
     if left_out:
         data["outside"] = left_out.split(",")
@@ -158,6 +158,8 @@ def prepared_table(table: Path, name: str, of_data: Mapping[str, Any], left_out:
     """
     every = pd.read_csv(table, dtype=str, keep_default_na=False)
     every["site"] = every[of_data.get("site", "site")]
+    if not {"image", "patient"} & set(every):
+        every["patient"] = [f"row {number}" for number in every.index]  # `compare` pairs cases by a name
     if cases := of_data.get("cases"):
         parts = [
             group.sample(min(len(group), cases[str(split)]), random_state=0)
