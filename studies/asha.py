@@ -37,7 +37,7 @@ def main() -> None:
             ]
             what = {key: value for key, value in study.items() if key not in ("schedulers", "seeds")}
             folder: Path = args.runs / f"asha-{scheduler}-{seed}-{short([what, how])}"
-            run_search(folder, keys, study["space"], [*how, "--max-concurrent", str(args.workers)])
+            run_search(folder, keys, study["space"], [*how, "--max-concurrent", str(args.workers)], study["trials"])
             frames.append(pd.read_parquet(folder / "trials.parquet").assign(scheduler=scheduler, seed=seed))
     found = pd.concat(frames, ignore_index=True)
     found.to_parquet(HERE / "asha.parquet", index=False)

@@ -225,14 +225,17 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     side_by_side(run_job, missing, args.workers)
 
 
-def run_search(folder: Path, keys: Mapping[str, Any], space: Sequence[str], options: Sequence[str]) -> None:
+def run_search(
+    folder: Path, keys: Mapping[str, Any], space: Sequence[str], options: Sequence[str], trials: int
+) -> None:
     """Runs `raysim tune` into `folder`, or resumes it, if the search is not finished. Raises RunError if it fails."""
+    records = load_records(folder) if (folder / SEARCH_FILE).exists() else []
     if not (folder / SEARCH_FILE).exists():
         file = folder.with_name(f"{folder.name}.yaml")
         file.write_text(yaml.safe_dump({**keys, "backend": "local"}))
         spaces = [argument for each in space for argument in ("--space", each)]
         code = raysim(["tune", "-c", str(file), *spaces, *options, "--out", str(folder)])
-    elif any(entry.unfinished for entry in load_records(folder)):
+    elif len(records) < trials or any(entry.unfinished for entry in records):
         code = raysim(["tune", "--resume", str(folder)])
     else:
         code = 0

@@ -48,7 +48,7 @@ def searched(name: str, sampler: str, seed: int, args: Namespace) -> Path:
     table = table_of(args.folder, STUDY["folders"][name])
     copy = prepared_table(table, table.parent.name, study, "", args.runs)
     keys = merge(study["base"], {"task": {"data": {"table": str(copy), "root": str(table.parent)}}})
-    run_search(folder, keys, study["space"], [*how, "--max-concurrent", str(args.workers)])
+    run_search(folder, keys, study["space"], [*how, "--max-concurrent", str(args.workers)], STUDY["trials"])
     return folder
 
 
