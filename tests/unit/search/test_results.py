@@ -25,7 +25,7 @@ from raysim.search.live_report import LiveReport
 from raysim.search.objectives import Objective, combine_rows, improve, pareto_front
 from raysim.search.random_search import random_trials
 from raysim.search.results import SearchResults
-from raysim.search.samplers import listed_sampler
+from raysim.search.samplers import ListedSampler
 from raysim.search.space import Space, from_cli
 from raysim.search.spec import FederationVariant, SearchSpec
 from raysim.search.trial_runner import failed_result
@@ -246,7 +246,7 @@ def test_a_trial_with_a_torn_file_runs_first_and_from_its_start(tmp_path):
     assert new_trial_numbers(spec(tmp_path, trials=1), load_records(tmp_path)) == [2]
     again = SearchResults(spec(tmp_path), load_records(tmp_path), "best")
     values = list(random_trials(SPACE, 0, 5))
-    searcher = TuneSearcher(listed_sampler(values), [], new, again.start_trial)
+    searcher = TuneSearcher(ListedSampler(values), [], new, again.start_trial)
     assert [searcher.suggest(str(n))["trial"] for n in new] == new
     assert searcher.suggest("more") == Searcher.FINISHED
     assert again.records[2].values == values[1]
