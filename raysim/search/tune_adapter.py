@@ -18,7 +18,7 @@ from ray.tune.stopper import Stopper
 from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
 from raysim.search.live_report import LiveReport
-from raysim.search.options import SearchOptions
+from raysim.search.options import OPTUNA_SAMPLERS, SearchOptions
 from raysim.search.results import SearchResults
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.search_control import SearchControl
@@ -178,9 +178,11 @@ def run_tuner(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
         ),
     )
-    # The autoscaler adds nodes for pending trials, so all must be pending. Without it one is enough, because Optuna
-    # should have the results of other trials before it samples the next one.
-    pending = placement.concurrent_trials if placement.growing else 1
+    # Trials are pending until their process has started: those of all slots, so that they start together, and on a
+    # cluster that grows, because the autoscaler adds nodes for pending trials. But Optuna samples a trial before it is
+    # pending, and should have the results of the others.
+    learns = options.searcher in OPTUNA_SAMPLERS
+    pending = 1 if learns and not placement.growing else placement.concurrent_trials
     with tune_environment(pending), _signals_stop(stopper):
         return tuner.fit()
 
