@@ -89,6 +89,10 @@ class TuneCallback(Callback):
         """Empty: Tune would store this object for a restore, which a search does not use."""
         return {}
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial has a process."""
+        self.results.start_rounds(trial_number(trial))
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:

@@ -179,6 +179,20 @@ def test_new_values_of_pbt_are_recorded_only_with_the_new_state(tmp_path):
         assert known.lineage
 
 
+def test_a_trial_starts_when_it_first_has_a_process(tmp_path):
+    results = SearchResults(spec(tmp_path), [], "best")
+    results.start_trial(1, {"algorithm.lr": 0.001})
+    assert results.records[1].started == 0.0  # it waits
+    trial = TuneTrial(config={"trial": 1})
+    callback(results).on_trial_start(0, [], trial)
+    (known,) = load_records(tmp_path)
+    assert time.time() - 60 < known.started <= time.time()
+    row = {"round": 1, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5, "best_values": {DICE.column: 0.5}}
+    callback(results).on_trial_result(0, [], trial, row)
+    callback(results).on_trial_start(0, [], trial)  # it was paused
+    assert load_records(tmp_path)[0].started == known.started
+
+
 def test_an_ended_trial_that_reports_its_rounds_again_cannot_fail(tmp_path):
     done = record(1, 0.6)
     done.digests = {"": "0"}
