@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +16,9 @@ from raysim.config.key_hints import option_hint
 from raysim.core.errors import ConfigError, RaysimError
 from raysim.core.formatting import printable, redact
 from raysim.distributed import early_start
+
+# At its end, Python would search all objects of torch and Ray for garbage, which takes a second.
+atexit.register(gc.freeze)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -152,7 +152,7 @@ def _check_space(
 ) -> None:
     """Raises ConfigError for errors that are found before torch and Ray are imported."""
     from raysim.search.distribution_text import parse_arguments
-    from raysim.search.early_checks import check_space_arguments
+    from raysim.search.early_checks import check_arguments_of_named_space, check_space_arguments
     from raysim.search.space_files import space_file
 
     if len(names) > 1:
@@ -161,7 +161,7 @@ def _check_space(
         )
     parsed = parse_arguments(args.space)
     if names:
-        space_file(names[0])
+        check_arguments_of_named_space(space_file(names[0]), parsed, file_keys, overrides)
     else:
         check_space_arguments(parsed, file_keys, overrides)
 

@@ -167,18 +167,23 @@ def warnings_as_notices(emit: EventCallback | None) -> Iterator[None]:
             emit(Notice(str(warning.message)))
 
 
-def chosen_metric(task: Task, requested: str | None) -> str:
-    """The `role/split/metric` to show and to score the run by: `requested`, or by default the first possible one.
-
-    Raises ConfigError for a metric that no site can have.
-    """
-    possible = [
+def possible_metrics(task: Task) -> list[str]:
+    """Every `role/split/metric` that some site can have."""
+    return [
         f"{role}/{split}/{metric}"
         for role, sites in (("inside", task.inside), ("outside", task.outside))
         for split in EVALUATED_SPLITS
         if any(task.sizes[site].get(split, 0) for site in sites)
         for metric in task.score.better
     ]
+
+
+def chosen_metric(task: Task, requested: str | None) -> str:
+    """The `role/split/metric` to show and to score the run by: `requested`, or by default the first possible one.
+
+    Raises ConfigError for a metric that no site can have.
+    """
+    possible = possible_metrics(task)
     if requested is None:
         if not possible:
             raise ConfigError(

@@ -29,8 +29,14 @@ WIDTH, HEIGHT, BAR = 4.4, 2.5, 0.16  # inches
 LEGEND = 60  # characters in a row of the legend
 
 # matplotlib cannot use the CSS variables of the page, so these colours are replaced by CSS variables in the SVG.
-INK, INSIDE, OUTSIDE, LOST = "#000001", "#000002", "#000003", "#000004"
-COLOURS = {INK: "currentColor", INSIDE: "var(--inside)", OUTSIDE: "var(--outside)", LOST: "var(--lost)"}
+INK, INSIDE, OUTSIDE, LOST, PAGE = "#000001", "#000002", "#000003", "#000004", "#000005"
+COLOURS = {
+    INK: "currentColor",
+    INSIDE: "var(--inside)",
+    OUTSIDE: "var(--outside)",
+    LOST: "var(--lost)",
+    PAGE: "var(--page)",
+}
 ROLES = {"inside": INSIDE, "outside": OUTSIDE}
 STYLE = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -69,15 +75,15 @@ def plots(
             yield title, svg
 
 
-def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str:
-    """The SVG of the plot that `draw` draws on the axes; empty if it draws nothing."""
+def render_svg(title: str, draw: Callable[[Axes], object], height: float, width: float = WIDTH) -> str:
+    """The SVG of the plot that `draw` draws on the axes, in inches; empty if it draws nothing."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hides the log line about the font cache
     from matplotlib import style  # imported here, because the import takes a second
     from matplotlib.figure import Figure
 
     with warnings.catch_warnings(), style.context(["default", {**STYLE, "svg.hashsalt": title}]):
         warnings.simplefilter("ignore")  # about missing letters in matplotlib's font: the browser has them
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         if not axes.has_data():
@@ -96,7 +102,7 @@ def render_svg(title: str, draw: Callable[[Axes], object], height: float) -> str
 def _with_css_colours(text: str) -> str:
     """The `svg` element in the colours of the page, without group ids, because several plots have the same ids."""
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    return re.sub(": (#00000[1-4])", lambda match: f": {COLOURS[match[1]]}", text)
+    return re.sub(": (#00000[1-5])", lambda match: f": {COLOURS[match[1]]}", text)
 
 
 def _scores(axes: Axes, rounds: pd.DataFrame, score: str) -> None:

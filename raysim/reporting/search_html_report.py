@@ -41,6 +41,7 @@ def write_search_report(results: SearchResults, *, live: bool = False) -> Path:
         spec=spec,
         counts=counts | Counter({"not started": max(0, spec.trial_count - len(records))}),
         best=results.best(),
+        best_keys=[key for key in spec.space.domains if any(key in record.values for record in results.best())],
         compared=[text for record in results.best() if (text := describe_compared_round(record, spec))],
         records=ranked[:MAX_TRIALS_SHOWN],
         trials=len(records),

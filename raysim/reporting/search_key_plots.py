@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE
+from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, PAGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
     from raysim.search.objectives import Objective
     from raysim.search.space import Space
@@ -83,18 +84,18 @@ def _slice(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord], key: str
         for each in known:
             place = (spec.space.position(key, each.values[key]), each.last[column])
             axes.annotate(str(each.number), place, xytext=(2, 2), textcoords="offset points", fontsize=6)
-    _label_positions(axes, spec.space, key)
-    axes.set_xlabel(short_name(key))
+    _label_positions(axes.xaxis, spec.space, key)
+    axes.set_xlim(-0.08, 1.08)
 
 
-def _label_positions(axes: Axes, space: Space, key: str) -> None:
-    """Label the horizontal axis with the values of a choice, or with the bounds of a range and its middle."""
+def _label_positions(axis: Axis, space: Space, key: str) -> None:
+    """Label an axis with the key and the values of a choice, or the bounds of a range and its middle."""
     bounds = space.bounds(key)
     if not space.is_choice(key):
         bounds = [bounds[0], space.value_at(key, 0.5), bounds[1]]
     texts = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in bounds]
-    axes.set_xticks([space.position(key, value) for value in bounds], [text[:16] for text in texts])
-    axes.set_xlim(-0.08, 1.08)
+    axis.set_ticks([space.position(key, value) for value in bounds], labels=[text[:16] for text in texts])
+    axis.set_label_text(short_name(key))
 
 
 def _contour(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord], keys: tuple[str, str]) -> None:
@@ -108,28 +109,26 @@ def _contour(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord], keys: 
     colours = colour_scale(axes, min(values), max(values), spec.objectives[0])
     axes.tricontourf(x, y, values, levels=8, cmap="viridis" if spec.objectives[0].better == "higher" else "viridis_r")
     axes.scatter(x, y, c=[colours(value) for value in values], edgecolors=INK, s=14)
-    _label_positions(axes, spec.space, keys[0])
-    axes.set_xlabel(short_name(keys[0]))
-    axes.set_ylabel(f"{short_name(keys[1])}, from its lower to its upper bound", fontsize=7)
-    axes.set_ylim(-0.08, 1.08)
-    axes.set_yticks([])
+    for axis, key in zip((axes.xaxis, axes.yaxis), keys, strict=True):
+        _label_positions(axis, spec.space, key)
+    axes.axis((-0.08, 1.08, -0.08, 1.08))
 
 
 def timeline(records: Sequence[TrialRecord], axes: Axes) -> None:
-    """Draw each trial from its start to its end; trials that ran at the same time are in different rows."""
+    """Draw each trial from its start to its end; trials that ran at the same time are in different slots."""
     timed = sorted((each for each in records if each.started and each.ended), key=lambda each: each.started)
     if len(timed) < 2:
         return
-    zero, free = timed[0].started, list[float]()  # the time at which each row is free
+    zero, free = timed[0].started, list[float]()  # the time at which each slot is free
     seen: set[str] = set()
     for each in timed:
-        row = next((row for row, end in enumerate(free) if end <= each.started), len(free))
-        free[row : row + 1] = [each.ended]
-        status, start = each.reported_status, (each.started - zero) / 60
+        slot = next((slot for slot, end in enumerate(free, 1) if end <= each.started), len(free) + 1)
+        free[slot - 1 : slot] = [each.ended]
+        status, start, length = each.reported_status, (each.started - zero) / 60, (each.ended - each.started) / 60
         label = None if status in seen else status
         seen.add(status)
-        axes.barh(row, (each.ended - each.started) / 60, left=start, color=NOT_DONE.get(status, INSIDE), label=label)
-        axes.text(start, row, f" {each.number}", va="center", fontsize=6.5)
+        axes.barh(slot, length, left=start, color=NOT_DONE.get(status, INSIDE), label=label)
+        axes.text(start, slot, f" {each.number}", va="center", fontsize=6.5, color=PAGE)
     axes.set_xlabel("minutes since the first trial")
     axes.set_ylabel("slot")
-    axes.set_yticks(range(len(free)))
+    axes.set_yticks(range(1, len(free) + 1))

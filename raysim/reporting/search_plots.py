@@ -13,7 +13,7 @@ import pandas as pd
 
 from raysim.core.formatting import format_bytes
 from raysim.core.numeric import is_finite_number
-from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, render_svg
+from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, PAGE, WIDTH, render_svg
 from raysim.reporting.search_key_plots import best_so_far, colour_scale, search_key_plots, short_name, timeline
 
 if TYPE_CHECKING:
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     from raysim.search.trial_store import TrialRecord
 
 MAX_CURVES = 200  # trials with a curve
+MAX_AXES = 6  # parallel axes in a plot of the usual width
+MAX_WIDTH = 14.0  # inches
 VALUE_GROUPS = 4  # number of groups for the values of a numeric key
 MIN_TRIALS = 6  # trials that are needed to compute the importance of a key
 Importance = Mapping[str, float]
 
 
-def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yields title and SVG of each plot that has data. `rounds` is the table in rounds.parquet."""
+def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple[str, str, bool]]:
+    """Yields title and SVG of each plot that has data, and whether it is as wide as the page.
+
+    `rounds` is the table in rounds.parquet.
+    """
     spec, best = results.spec, results.best()
     records = sorted(results.records.values(), key=lambda record: record.number)
     first, values = spec.objectives[0], results.objective_by_round(rounds)
@@ -42,13 +47,13 @@ def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple
     other_aggregate, cost = replace(first, column=f"{stem}/{other}"), replace(first, column="bytes", better="lower")
     pairs = partial(_pairs, results=results, scored=scored)
     weights, at = importance(spec, records, values)
-    by_key = 0.9 + 0.28 * len(spec.space.domains)
+    parallel, parallel_axes = partial(_parallel, spec=spec, scored=scored), len(spec.space.domains) + 1
     plots: tuple[tuple[str, Callable[[Axes], object], float], ...] = (
         (f"{first.row_column} over rounds", partial(_curves, results, records, best, values), HEIGHT),
         ("best value so far", partial(best_so_far, first, scored), HEIGHT),
-        ("values of the keys and scores", partial(_parallel, spec=spec, scored=scored), HEIGHT + 0.6),
-        (f"importance of each key at round {at}", partial(_bars, weights=weights), by_key),
-        ("importance of each key by Optuna (PED-ANOVA)", partial(_bars, weights=results.optuna_importance()), by_key),
+        ("values of the keys and scores", parallel, HEIGHT + 0.6),
+        (f"importance of each key at round {at}", *_bars(weights)),
+        ("importance of each key by Optuna (PED-ANOVA)", *_bars(results.optuna_importance())),
         *search_key_plots(spec, scored, weights),
         (f"{other} against {aggregate} of the sites", partial(pairs, one=first, other=other_aggregate), HEIGHT),
         ("bytes against the metric", partial(pairs, one=first, other=cost), HEIGHT),
@@ -56,8 +61,9 @@ def search_plots(results: SearchResults, rounds: pd.DataFrame) -> Iterator[tuple
         ("trials over time", partial(timeline, records), HEIGHT),
     )
     for title, draw, inches in plots:
-        if svg := render_svg(title, draw, inches):
-            yield title, svg
+        is_wide = draw is parallel and parallel_axes > MAX_AXES
+        if svg := render_svg(title, draw, inches, min(parallel_axes, MAX_WIDTH) if is_wide else WIDTH):
+            yield title, svg, is_wide
 
 
 def importance(spec: SearchSpec, records: Sequence[TrialRecord], values: pd.DataFrame) -> tuple[Importance, int]:
@@ -153,28 +159,39 @@ def _parallel(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord]) -> No
     names = [short_name(key) for key in keys]
     axes.set_xticks(range(len(keys) + 1), [*names, first.row_column.split("/", 1)[-1]], rotation=30, ha="right")
     axes.tick_params(axis="x", labelsize=8)
-    _label_ends(axes, spec.space, low, high)
+    _label_values(axes, spec.space, low, high)
     axes.set_ylim(-0.12, 1.12)
     axes.set_yticks([])
 
 
-def _label_ends(axes: Axes, space: Space, low: float, high: float) -> None:
-    """Write the bounds of each key and of the outcome below and above its axis."""
-    ends = [(space.bounds(key)[0], space.bounds(key)[-1]) for key in space.domains]
-    for at, (bottom, top) in enumerate([*ends, (low, high)]):
-        for place, value in ((-0.07, bottom), (1.03, top)):
+def _label_values(axes: Axes, space: Space, low: float, high: float) -> None:
+    """Write the values of each choice on its axis, and the bounds of a range and of the outcome at the ends of theirs.
+
+    A value on an axis has the colour of the page behind it, because lines cross it.
+    """
+    box = {"facecolor": PAGE, "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+    for at, key in enumerate(space.domains):
+        if space.is_choice(key):
+            for value in space.bounds(key):
+                axes.text(at, space.position(key, value), str(value), ha="center", va="center", fontsize=7, bbox=box)
+    ends = {at: space.bounds(key) for at, key in enumerate(space.domains) if not space.is_choice(key)}
+    for at, bounds in (ends | {len(space.domains): [low, high]}).items():
+        for place, value in zip((-0.07, 1.03), bounds, strict=True):
             axes.text(at, place, f"{value:.3g}" if isinstance(value, float) else str(value), ha="center", fontsize=7)
 
 
-def _bars(axes: Axes, weights: Importance) -> None:
-    if not weights:
-        return
+def _bars(weights: Importance) -> tuple[Callable[[Axes], object], float]:
+    """The function that draws a bar for each key, and the height of its plot."""
     order = sorted(weights, key=lambda key: weights[key])
-    axes.barh(range(len(order)), [weights[key] for key in order], color=INSIDE)
-    axes.set_yticks(range(len(order)), order, fontsize=8)
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("share")
-    axes.grid(visible=False, axis="y")
+
+    def draw(axes: Axes) -> None:
+        axes.barh(range(len(order)), [weights[key] for key in order], color=INSIDE)
+        axes.set_yticks(range(len(order)), [short_name(key) for key in order], fontsize=8)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("share")
+        axes.grid(visible=False, axis="y")
+
+    return draw, 0.9 + 0.28 * len(order)
 
 
 def _pairs(axes: Axes, one: Objective, other: Objective, results: SearchResults, scored: Sequence[TrialRecord]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import asdict, replace
@@ -116,7 +117,9 @@ def dry_run(request: SearchRequest, out: str | None, console: SearchConsole) -> 
         sampler = build_sampler(request, spec, [])
         samples = (sampler.sample(number) for number in range(1, spec.trial_count + 1))
         trials = [values for values in samples if values is not None]
-        print_dry_run(placement, trials, measure_times(placement, trials[0]), console)
+        times, ended_at = measure_times(placement, trials), time.perf_counter()
+    times = replace(times, end=times.end + time.perf_counter() - ended_at)
+    print_dry_run(placement, trials, times, console)
 
 
 def _pickle_user_classes(request: SearchRequest, spec: SearchSpec) -> None:

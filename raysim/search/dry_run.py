@@ -29,21 +29,22 @@ from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_resources import TrialPlacement
 
 MAX_TRIALS_SHOWN = 20
+MAX_MEASURED = 8  # trials whose rounds are measured
 
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """Seconds: a round of one federation; from the start of the command to the first round; the report."""
+    """Seconds: a round of one federation; from the start of the command to the first round; the report and the end."""
 
     round: float
     start: float
-    report: float
+    end: float
 
 
-def measure_times(placement: TrialPlacement, values: Mapping[str, Any]) -> MeasuredTimes:
-    """Run two rounds of the trial with these `values` on the connected Ray, in a process like that of a trial.
+def measure_times(placement: TrialPlacement, trials: Sequence[Mapping[str, Any]]) -> MeasuredTimes:
+    """Run two rounds of the first trials on the connected Ray, each in a process like that of a trial, all at once.
 
-    `start` is the time of this command until now, plus the start of that process.
+    `start` is the time of this command until now, plus the start of these processes.
     """
     before = time.time() - import_module("psutil").Process(os.getpid()).create_time()  # psutil comes with Ray
     began = time.perf_counter()
@@ -52,8 +53,17 @@ def measure_times(placement: TrialPlacement, values: Mapping[str, Any]) -> Measu
     bundle = max(placement.bundles, key=lambda each: each.get("CPU", 0.0))
     options: dict[str, Any] = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0), "max_retries": 0}
     task = ray.remote(_measure_in_new_process).options(**options)
-    seconds, inside = ray.get(task.remote(placement.spec, values))
-    return MeasuredTimes(seconds, before + time.perf_counter() - began - inside, report)
+    measured = trials[: _concurrent_now(placement, bundle)]
+    seconds, inside = zip(*ray.get([task.remote(placement.spec, values) for values in measured]), strict=True)
+    start = before + time.perf_counter() - began - max(inside)
+    return MeasuredTimes(sum(seconds) / len(seconds), start, report)
+
+
+def _concurrent_now(placement: TrialPlacement, bundle: Mapping[str, float]) -> int:
+    """The number of concurrent trials, up to MAX_MEASURED, of which the first bundles are free now; at least 1."""
+    free = ray.available_resources()
+    fitting = [int(free.get(kind, 0.0) / amount) for kind, amount in bundle.items() if amount]
+    return max(1, min(placement.concurrent_trials, MAX_MEASURED, *fitting))
 
 
 def _measure_in_new_process(spec: SearchSpec, values: Mapping[str, Any]) -> tuple[float, float]:
@@ -95,16 +105,14 @@ def print_dry_run(
     federations = f", with {len(variants)} federations each" if len(variants) > 1 else ""
     most = f"{'up to ' if min(rounds) < max(rounds) else ''}{pluralize(max(rounds), 'round')}"
     console.say(f"{pluralize(len(trials), 'trial')} of {most}{federations}; {placement.description}")
-    console.say(
-        f"{pluralize(placement.concurrent_trials, 'concurrent trial')}; a round takes {times.round:.2f} s in one "
-        "process, measured on the first trial"
-    )
+    concurrent = pluralize(placement.concurrent_trials, "concurrent trial")
+    console.say(f"{concurrent}; a round takes {times.round:.2f} s in one process")
     shared = " and client actors share its work evenly" if actors > 1 else ""
     console.say(
-        f"estimated time: {format_duration(times.start + computing + times.report)} "
+        f"estimated time: {format_duration(times.start + computing + times.end)} "
         f"({format_duration(times.start)} until the first round, {format_duration(computing)} for the rounds, "
-        f"{format_duration(times.report)} for the report) if every trial runs all its rounds{shared}; "
-        "nothing was started"
+        f"{format_duration(times.end)} for the report and the shutdown of Ray) if every trial runs all its "
+        f"rounds{shared}; nothing was started"
     )
 
 

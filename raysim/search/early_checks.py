@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from raysim.config.introspection import format_setting
@@ -10,14 +12,56 @@ from raysim.config.merge import merge, nested_keys
 from raysim.config.resolve import resolve_without_algorithm
 from raysim.core.errors import ConfigError
 from raysim.core.registry import algorithms
-from raysim.search.distribution_text import CHOICES, ParsedDistribution
+from raysim.search.distribution_text import CHOICES, ParsedDistribution, long_key, parse_text
 
 Keys = Mapping[str, Any]
 
 
-def check_space_arguments(parsed: Mapping[str, ParsedDistribution], file_keys: Keys, overrides: Keys) -> None:
-    """Raises ConfigError for an unknown key of the `--space` arguments, and for a key that an override fixes."""
-    names = [name for name in _algorithm_names(parsed) if isinstance(name, str)]
+def check_arguments_of_named_space(
+    path: Path, parsed: Mapping[str, ParsedDistribution], file_keys: Keys, overrides: Keys
+) -> None:
+    """As `check_space_arguments`, for arguments that change the space in the Python file `path`.
+
+    Checks nothing if the values of SPACE are only known when the file is run.
+    """
+    try:
+        fixed, searched = _literal_space(path)
+    except (ConfigError, SyntaxError, ValueError):
+        return
+    names = searched["algorithm"].arguments if "algorithm" in searched else ()
+    if not (names and contains_key(overrides, "algorithm")):  # the keys of the others are then left out
+        check_space_arguments(parsed, merge(file_keys, fixed), overrides, names)
+
+
+def _literal_space(path: Path) -> tuple[dict[str, Any], dict[str, ParsedDistribution]]:
+    """The fixed keys and the distributions of SPACE in the file, which is not run.
+
+    Raises SyntaxError, ValueError or ConfigError if an entry is neither a literal nor a distribution of literals.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "SPACE"]
+    (space,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets == uses)
+    if not isinstance(space, ast.Dict) or None in space.keys:
+        raise ValueError("SPACE is computed")
+    fixed, searched = dict[str, Any](), dict[str, ParsedDistribution]()
+    for name, value in zip(filter(None, space.keys), space.values, strict=True):
+        key = long_key(str(ast.literal_eval(name)))
+        if isinstance(value, ast.Call):
+            searched[key] = parse_text(ast.unparse(value).removeprefix("tune."), key)
+        else:
+            fixed = merge(fixed, nested_keys(key, ast.literal_eval(value)))
+    return fixed, searched
+
+
+def check_space_arguments(
+    parsed: Mapping[str, ParsedDistribution], file_keys: Keys, overrides: Keys, algorithm_names: Sequence[Any] = ()
+) -> None:
+    """Raises ConfigError for an unknown key of the `--space` arguments, and for a key that an override fixes.
+
+    `algorithm_names` are the searched algorithms, unless an argument searches others.
+    """
+    searched = parsed["algorithm"].arguments if "algorithm" in parsed else algorithm_names
+    names = [name for name in searched if isinstance(name, str)]
     for key in parsed:
         if contains_key(overrides, key) and not _conditional_algorithm(key, names):
             raise ConfigError(
@@ -39,10 +83,6 @@ def _check_value(keys: Keys, key: str) -> None:
         resolve_without_algorithm(keys)
     except ConfigError as error:
         raise ConfigError(f"the search space: {key}: {error}") from error
-
-
-def _algorithm_names(parsed: Mapping[str, ParsedDistribution]) -> Sequence[Any]:
-    return parsed["algorithm"].arguments if "algorithm" in parsed else []
 
 
 def _conditional_algorithm(key: str, names: Iterable[str]) -> str | None:

@@ -12,7 +12,7 @@ from raysim.core.errors import ConfigError
 from raysim.core.formatting import join_names
 from raysim.core.numeric import is_finite_number, is_number
 from raysim.core.suggestions import did_you_mean
-from raysim.federation.plan import chosen_metric, how_to_add_val_cases
+from raysim.federation.plan import chosen_metric, how_to_add_val_cases, possible_metrics
 from raysim.storage.recorder import AGGREGATES, direction
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 COST_COLUMNS = {"bytes": "bytes", "seconds": "spent"}  # the cumulative costs of a trial
 SHORT_METRICS = ("mean", "weighted", "worst", "outside", *COST_COLUMNS)
-
-
 BEST_PREFIX = "best/"  # of the columns with the values of the best round so far
 
 
@@ -102,13 +100,20 @@ def _parse_objective(name: str, tasks: Sequence[Task], main: str) -> Objective:
     stem, _, aggregate = name.rpartition("/")
     if aggregate not in AGGREGATES:
         stem, aggregate = name, "mean"
-    if stem.count("/") != 2:
-        raise ConfigError(
-            f"--metric {name!r}{did_you_mean(name, SHORT_METRICS)}: expected {', '.join(SHORT_METRICS)}, or "
-            f"role/split/metric such as {main}, followed by /worst or /weighted if needed"
-        )
-    chosen = [chosen_metric(task, stem) for task in tasks]  # raises for a metric that no site of a task has
-    return _with_direction(f"{chosen[0]}/{aggregate}", tasks[0])
+    for known in map(possible_metrics, tasks):
+        if stem.removesuffix("@global") not in known:
+            raise _unknown_metric(name, stem, known)
+    return _with_direction(f"{stem}/{aggregate}", tasks[0])
+
+
+def _unknown_metric(name: str, stem: str, known: Sequence[str]) -> ConfigError:
+    """The error of an objective that is none of the `known` metrics; test metrics are not proposed."""
+    compared = [each for each in known if "/test/" not in each] or known
+    suggestion = did_you_mean(name, [*SHORT_METRICS, *(each + name[len(stem) :] for each in compared)], cutoff=0.7)
+    return ConfigError(
+        f"--metric {name!r}{suggestion}: expected {', '.join(SHORT_METRICS)}, or one of {', '.join(compared)}, each "
+        "also with /worst or /weighted"
+    )
 
 
 def _with_direction(column: str, task: Task) -> Objective:

@@ -37,7 +37,6 @@ class OptunaSampler(Sampler):
         ended: Sequence[TrialRecord],
         journal: Path | None = None,
     ) -> None:
-        super().__init__(self._sample)
         self.optuna, self.space, self.objectives = import_optuna(), space, objectives
         # The seed depends on the number of ended trials: a resumed search must not repeat its first samples.
         sampler = self._optuna_sampler(options, stable_seed(seed, "optuna", len(ended)) % 2**31)
@@ -72,7 +71,7 @@ class OptunaSampler(Sampler):
                 return samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, options.trials // 4)))
         return samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=not several)
 
-    def _sample(self, number: int) -> TrialValues:
+    def sample(self, number: int) -> TrialValues:
         point = dict(self.space.points[number - 1]) if number <= len(self.space.points) else {}
         if point:
             self.resume_trial(number, point)
@@ -101,11 +100,11 @@ class OptunaSampler(Sampler):
         if len(self.objectives) == 1 and value is not None and number in self.open_trials:
             self.open_trials[number].report(value, int(result["round"]))
 
-    def on_trial_end(self, number: int, result: Mapping[str, Any] | None, status: TrialStatus) -> None:
+    def on_trial_end(self, number: int, result: Mapping[str, Any], status: TrialStatus) -> None:
         trial = self.open_trials.pop(number, None)
         if trial is None:
             return
-        state, values = _final_state(self.optuna, self.objectives, result or {}, status)
+        state, values = _final_state(self.optuna, self.objectives, result, status)
         self.study.tell(trial, values, state=state)
 
 

@@ -15,11 +15,11 @@ from ray.tune.search.sample import Categorical
 
 from raysim.core.seeding import numpy_generator, stable_seed
 from raysim.search import distributions
+from raysim.search.samplers import TrialValues
 from raysim.search.space import Space
 
 ATTEMPTS = 64  # to find a block of new values, before the remaining configurations are listed
 MAX_LISTED = 100_000  # configurations of a space up to which they are listed
-TrialValues = dict[str, Any]
 
 
 def random_trials(space: Space, seed: int, samples: int, *, repeated: bool = False) -> Iterator[TrialValues]:

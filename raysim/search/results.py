@@ -42,11 +42,18 @@ class SearchResults:
         self._tables_written_at = self._tables_seconds = 0.0
 
     def start_trial(self, number: int, values: Mapping[str, Any]) -> None:
-        """Record a new trial."""
+        """Record a new trial, which waits for a process."""
         # Files of an earlier trial with a torn trial.json, which may have had other values.
         _remove_directory(trial_directory(self.spec.out, number))
-        self.records[number] = TrialRecord(number, values, started=time.time())
+        self.records[number] = TrialRecord(number, values)
         save_record(self.spec.out, self.records[number])
+
+    def start_rounds(self, number: int) -> None:
+        """Record the time at which the trial has a process; a trial that continues keeps its first one."""
+        record = self.records[number]
+        if not record.rounds:
+            record.started = time.time()
+            save_record(self.spec.out, record)
 
     def add_round(self, number: int, result: Mapping[str, Any]) -> None:
         """Record a round of the trial, or its failure."""

@@ -5,7 +5,8 @@ A resumed search samples the same trials. To add a sampler, add its name to Samp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +21,43 @@ TrialValues = dict[str, Any]
 OPTUNA_FILE = "optuna.log"  # the journal of Optuna, in the directory of the search
 
 
-class Sampler:
-    """Samples the values of a new trial by its number, None after the last one. May learn from results."""
+class Sampler(ABC):
+    """Samples the values of new trials by their numbers. May learn from results."""
 
-    def __init__(self, sample: Callable[[int], TrialValues | None]) -> None:
-        self.sample = sample
+    @abstractmethod
+    def sample(self, number: int) -> TrialValues | None:
+        """The values of a new trial; None after the last one."""
 
+    @abstractmethod
     def resume_trial(self, number: int, values: TrialValues) -> None:
         """A trial of an earlier session continues."""
 
+    @abstractmethod
     def on_trial_result(self, number: int, result: Mapping[str, Any]) -> None:
         """A round of the trial has ended."""
 
-    def on_trial_end(self, number: int, result: Mapping[str, Any] | None, status: TrialStatus) -> None:
+    @abstractmethod
+    def on_trial_end(self, number: int, result: Mapping[str, Any], status: TrialStatus) -> None:
         """The trial has ended."""
+
+
+class ListedSampler(Sampler):
+    """The values of trials that are known before the search: those of random search, or all combinations."""
+
+    def __init__(self, trials: Sequence[TrialValues]) -> None:
+        self.trials = trials
+
+    def sample(self, number: int) -> TrialValues | None:
+        return self.trials[number - 1] if number <= len(self.trials) else None
+
+    def resume_trial(self, number: int, values: TrialValues) -> None:
+        """Does nothing: the values do not depend on other trials."""
+
+    def on_trial_result(self, number: int, result: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def on_trial_end(self, number: int, result: Mapping[str, Any], status: TrialStatus) -> None:
+        """Does nothing."""
 
 
 def build_sampler(
@@ -45,14 +69,9 @@ def build_sampler(
     """
     seed = spec.variants[0].seed
     if request.options.searcher in OPTUNA_SAMPLERS and not request.samples_whole_grid:
-        from raysim.search.optuna_sampler import OptunaSampler  # an optional dependency
+        from raysim.search.optuna_sampler import OptunaSampler  # it imports this module
 
         earlier = load_records(Path(request.options.warm_start)) if request.options.warm_start else []
         ended = [record for record in (*earlier, *records) if not record.unfinished]
         return OptunaSampler(request.options, spec.space, seed, spec.objectives, ended, journal)
-    return listed_sampler(request.listed_trials(spec.space, seed))
-
-
-def listed_sampler(trials: Sequence[TrialValues]) -> Sampler:
-    """The values of trials that are known before the search: those of random search, or all combinations."""
-    return Sampler(lambda number: trials[number - 1] if number <= len(trials) else None)
+    return ListedSampler(request.listed_trials(spec.space, seed))

@@ -44,7 +44,7 @@ class TrialRecord:
     best: Mapping[str, Any] = field(default_factory=dict)  # the best value of each objective over the rounds
     digests: Mapping[str, str] = field(default_factory=dict)  # of the final states, by federation
     cause: str = ""  # of its failure
-    started: float = 0.0  # seconds since 1970 of its start and its end; 0 if unknown
+    started: float = 0.0  # seconds since 1970 of its first round's start and of its end; 0 if unknown
     ended: float = 0.0
     lineage: bool = False  # whether it has taken over another trial's state (PBT)
 

@@ -18,7 +18,7 @@ from ray.tune.stopper import Stopper
 from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
 from raysim.search.live_report import LiveReport
-from raysim.search.options import SearchOptions
+from raysim.search.options import OPTUNA_SAMPLERS, SearchOptions
 from raysim.search.results import SearchResults
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.search_control import SearchControl
@@ -88,6 +88,10 @@ class TuneCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune would store this object for a restore, which a search does not use."""
         return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial has a process."""
+        self.results.start_rounds(trial_number(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -178,9 +182,11 @@ def run_tuner(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
         ),
     )
-    # The autoscaler adds nodes for pending trials, so all must be pending. Without it one is enough, because Optuna
-    # should have the results of other trials before it samples the next one.
-    pending = placement.concurrent_trials if placement.growing else 1
+    # Trials are pending until their process has started: those of all slots, so that they start together, and on a
+    # cluster that grows, because the autoscaler adds nodes for pending trials. But Optuna samples a trial before it is
+    # pending, and should have the results of the others.
+    learns = options.searcher in OPTUNA_SAMPLERS
+    pending = 1 if learns and not placement.growing else placement.concurrent_trials
     with tune_environment(pending), _signals_stop(stopper):
         return tuner.fit()
 

@@ -96,6 +96,12 @@ REFUSED_AT_ONCE = {
     ("network=unett",): "unknown network 'unett' (did you mean 'UNet'?)",
     ("task.loss=dise",): "unknown loss 'dise' (did you mean 'Dice'?)",
     ("task=tabular", "task.data.table=classes.csv", "network=mlpp"): "unknown network 'mlpp' (did you mean 'mlp'?)",
+    ("tune", "fedsn"): "did you mean 'fedsm'",
+    ("tune", "--space", "algorithm.lr=logunifrm(0.1,1)"): "did you mean 'loguniform'",
+    ("tune", "--space", "algorithm.lrr=uniform(0,1)"): "did you mean 'algorithm.lr'",
+    ("tune", "fedsm", "--space", "algorithm.pul=uniform(0,1)"): "did you mean 'algorithm.pull'",
+    ("tune", "methods", "--space", "algorithm.fedsm.pul=uniform(0,1)"): "did you mean 'algorithm.pull'",
+    ("tune", "methods", "rondus=3"): "did you mean 'rounds'",
 }
 
 
@@ -108,7 +114,8 @@ def test_errors_in_keys_and_tables_are_found_without_torch_or_ray(tmp_path: Path
     code = (
         "import sys\nfrom raysim.cli.main import main\n"
         "for line in sys.stdin.read().splitlines():\n"
-        "    assert main(['run', *line.split()]) == 2\n"
+        "    command = [] if line.startswith('tune') else ['run']\n"
+        "    assert main([*command, *line.split()]) == 2\n"
         "    print('heavy', [m for m in ('torch', 'ray', 'monai') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(

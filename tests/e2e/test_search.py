@@ -17,7 +17,8 @@ import pytest
 import ray
 
 from raysim.cli.main import main
-from raysim.search.trial_store import load_records
+from raysim.search.trial_store import lineage, load_records, logged_rounds, trial_directory
+from raysim.storage.run_directory import read_summary
 from tests.support.paths import ROOT
 from tests.support.searches import ONE, TINY, left_behind, rounds_done, trials, tune
 
@@ -87,9 +88,25 @@ def test_a_search_that_is_killed_ten_times_at_random_has_the_rows_of_an_uninterr
     assert all(list(each) == list(range(1, len(each) + 1)) for _, each in rounds.groupby("trial")["round"])
     if scheduler == "pbt":  # which trial takes over which state depends on the time
         assert list(table["status"]) == ["done"] * 4
+        assert_population(out, tmp_path / "again")
         return
     same = ["status", "rounds", "digest", "algorithm.lr", "best/round", "inside/val/auc/mean"]
     pd.testing.assert_frame_equal(table[same], trials(tmp_path / "calm")[same])
+
+
+def assert_population(out: Path, again: Path) -> None:
+    """A trial without a copied state repeats exactly; one with a copied state has the rounds of the donor before it."""
+    copied = {each.number: lineage(trial_directory(out, each.number)) for each in load_records(out)}
+    rows = {number: list(logged_rounds(trial_directory(out, number))) for number in copied}
+    for number, notes in copied.items():
+        if not notes:
+            config, directory = trial_directory(out, number) / "config.yaml", again / str(number)
+            assert main(["run", "-c", str(config), "--out", str(directory)]) == 0
+            assert read_summary(directory)["digest"] == trials(out).loc[number, "digest"]
+        elif not copied[donor := notes[-1]["from"]]:
+            shared = notes[-1]["round"]
+            assert rows[number][:shared] == rows[donor][:shared]
+    assert not all(copied.values())
 
 
 def noisy_table(folder: Path) -> list[str]:

@@ -116,10 +116,12 @@ def test_the_time_that_a_search_takes_counts_its_start_rounds_and_client_actors(
     assert measure_round(search, {"algorithm.lr": 0.01}) > 0
     assert not list(tmp_path.iterdir())
     need = TrialPlacement(search, [{}, {"CPU": 1.0}, {"CPU": 1.0}], 2, "each with 2 client actors")
-    times = MeasuredTimes(round=2.0, start=10.0, report=1.0)
+    times = MeasuredTimes(round=2.0, start=10.0, end=1.0)
     print_dry_run(need, [{"rounds": 3}, {"rounds": 5}], times, SearchConsole(Terminal()))
     output = capsys.readouterr().out
     assert "2 trials of up to 5 rounds; each with 2 client actors" in output
+    # 8 rounds of 2 s, two trials at once, two client actors in each
     assert (
-        "estimated time: 15 s (10 s until the first round, 4 s for the rounds, 1 s for the report)" in output
-    )  # 8 rounds of 2 s, two trials at once, two client actors in each
+        "estimated time: 15 s (10 s until the first round, 4 s for the rounds, 1 s for the report and the shutdown of "
+        "Ray)" in output
+    )

@@ -25,7 +25,7 @@ from raysim.search.live_report import LiveReport
 from raysim.search.objectives import Objective, combine_rows, improve, pareto_front
 from raysim.search.random_search import random_trials
 from raysim.search.results import SearchResults
-from raysim.search.samplers import listed_sampler
+from raysim.search.samplers import ListedSampler
 from raysim.search.space import Space, from_cli
 from raysim.search.spec import FederationVariant, SearchSpec
 from raysim.search.trial_runner import failed_result
@@ -179,6 +179,20 @@ def test_new_values_of_pbt_are_recorded_only_with_the_new_state(tmp_path):
         assert known.lineage
 
 
+def test_a_trial_starts_when_it_first_has_a_process(tmp_path):
+    results = SearchResults(spec(tmp_path), [], "best")
+    results.start_trial(1, {"algorithm.lr": 0.001})
+    assert results.records[1].started == 0.0  # it waits
+    trial = TuneTrial(config={"trial": 1})
+    callback(results).on_trial_start(0, [], trial)
+    (known,) = load_records(tmp_path)
+    assert time.time() - 60 < known.started <= time.time()
+    row = {"round": 1, "spent": 1.0, "bytes": 1.0, DICE.column: 0.5, "best_values": {DICE.column: 0.5}}
+    callback(results).on_trial_result(0, [], trial, row)
+    callback(results).on_trial_start(0, [], trial)  # it was paused
+    assert load_records(tmp_path)[0].started == known.started
+
+
 def test_an_ended_trial_that_reports_its_rounds_again_cannot_fail(tmp_path):
     done = record(1, 0.6)
     done.digests = {"": "0"}
@@ -246,7 +260,7 @@ def test_a_trial_with_a_torn_file_runs_first_and_from_its_start(tmp_path):
     assert new_trial_numbers(spec(tmp_path, trials=1), load_records(tmp_path)) == [2]
     again = SearchResults(spec(tmp_path), load_records(tmp_path), "best")
     values = list(random_trials(SPACE, 0, 5))
-    searcher = TuneSearcher(listed_sampler(values), [], new, again.start_trial)
+    searcher = TuneSearcher(ListedSampler(values), [], new, again.start_trial)
     assert [searcher.suggest(str(n))["trial"] for n in new] == new
     assert searcher.suggest("more") == Searcher.FINISHED
     assert again.records[2].values == values[1]
