@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.status import Status
 
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve
@@ -35,7 +36,8 @@ def scan(
     """Write the table of a folder, or of several, and print a summary of it."""
     of_sites = len(folders) > 1 or ("=" in folders[0] and not Path(folders[0]).is_dir())
     target = out or ("table.csv" if of_sites else str(Path(folders[0]) / "table.csv"))
-    table = write_scan(folders, target, _numbers(fractions), seed, group=group)
+    with _status("reading folders"):
+        table = write_scan(folders, target, _numbers(fractions), seed, group=group)
     recognised = f"layout: {table.attrs['layout']}; task: {table.attrs['task']}"
     _print_table(target, table, [recognised], table.attrs.get("notes", ()), console)
     facts = (table.attrs[name] for name in ("classes", "image_columns", "labels"))
@@ -103,7 +105,8 @@ def _print_next(
     lines = [f"to inspect the table: raysim data describe {quote_path(target)}{keys}"]
     try:
         command = f"raysim run task=tabular task.data.table={quote_path(target)}"
-        command = command if task == "tabular" else run_command(target, task, classes, columns, labels)
+        with _status("reading images and masks"):
+            command = command if task == "tabular" else run_command(target, task, classes, columns, labels)
         lines.append(f"to train on the table: {command}")
     except ConfigError as error:
         lines.append(f"no command to train on the table: {error}")
@@ -118,6 +121,11 @@ def describe(table: str, root: str | None, config: str | None, overrides: Sequen
     with _progress_bar() as show:
         summary = _summary(rows, table, root, keys, show)
     summary.print(console)
+
+
+def _status(text: str) -> Status:
+    """Shows what is done on stderr, if it is a terminal."""
+    return Console(stderr=True).status(text)
 
 
 @contextmanager

@@ -63,15 +63,20 @@ def restore_slabs(
 
 def _resample_slabs(slabs: Iterable[Array], grid: Image, spacing: tuple[float, ...], axis: int) -> Iterator[Array]:
     """The logits of `slabs` along `axis`, of a volume with this spacing, on `grid` in parts of ROWS rows."""
-    source, following = resampled_grid(grid, spacing), iter(slabs)
-    held, first = np.array(next(following)), 0  # consecutive rows of the source, and the number of the first
+    source, dims = resampled_grid(grid, spacing), len(grid.space)
+    pieces = (
+        slab[(slice(None), *_rows(dims, axis, start, start + ROWS))]
+        for slab in slabs
+        for start in range(0, slab.shape[1 + axis], ROWS)
+    )
+    held, first = np.array(next(pieces)), 0  # consecutive rows of the source, and the number of the first
     for start in range(0, grid.space[axis], ROWS):
-        target = crop(grid, _rows(len(grid.space), axis, start, start + ROWS))
+        target = crop(grid, _rows(dims, axis, start, start + ROWS))
         low, high = _rows_between(source, target, axis)
         while first + held.shape[1 + axis] < high:
-            held = np.concatenate([held, next(following)], 1 + axis)
-        held, first = held[(slice(None), *_rows(len(grid.space), axis, low - first, None))], low
-        part = crop(source, _rows(len(grid.space), axis, low, low + held.shape[1 + axis]))
+            held = np.concatenate([held, next(pieces)], 1 + axis)
+        held, first = held[(slice(None), *_rows(dims, axis, low - first, None))], low
+        part = crop(source, _rows(dims, axis, low, low + held.shape[1 + axis]))
         yield resample_to(replace(part, array=held), target).array
 
 
