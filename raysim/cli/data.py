@@ -40,8 +40,8 @@ def scan(
         table = write_scan(folders, target, _numbers(fractions), seed, group=group)
     recognised = f"layout: {table.attrs['layout']}; task: {table.attrs['task']}"
     _print_table(target, table, [recognised], table.attrs.get("notes", ()), console)
-    facts = (table.attrs[name] for name in ("classes", "image_columns", "labels"))
-    _print_next(target, table.attrs["task"], *facts, console)
+    found = table.attrs
+    _print_next(target, found["task"], found["classes"], found["image_columns"], found["labels"], console)
 
 
 def make(name: str | None, source: str | None, out: str | None, fractions: str, seed: int, console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def resampled_grid(image: Image, spacing: tuple[float, ...]) -> Image:
     """The grid of `resample_volume`; the values are 0."""
     import torch
 
-    volume = _resample(torch.zeros(1).expand(1, *image.space), image, spacing, "nearest", lazy=True)
+    volume: Any = _resample(torch.zeros(1).expand(1, *image.space), image, spacing, "nearest", lazy=True)
     return empty_image(tuple(map(int, volume.peek_pending_shape())), np.asarray(volume.peek_pending_affine()))
 
 

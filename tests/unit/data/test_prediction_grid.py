@@ -78,9 +78,9 @@ def test_slabs_are_restored_as_all_logits_together(
     slabs = np.split(logits, range(1, grid.space[-1]) if slices else [11, 12, 30], axis)
     found = expected * 0 + np.where(np.arange(2) == 0, CROPPED_LOGIT, -CROPPED_LOGIT).reshape(2, 1, 1, 1)
     for position, part in restore_slabs(slabs, image, prepared.kept_box(image), prepared):
-        assert part.shape[axis] <= max(16, slabs[-1].shape[axis])
+        assert part.shape[axis] <= max(16, *(slab.shape[axis] for slab in slabs))
         found[(slice(None), *position)] = part
-    assert np.allclose(found, expected, atol=1e-5)
+    assert np.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("spacing", [(1.3, 2.0, 2.5), (2.0, 3.0), (0.4, 0.5, 0.6)])
