@@ -30,7 +30,8 @@ def resample_volume(image: Image, spacing: tuple[float, ...], mode: str) -> Imag
     """A volume resampled to `spacing`, mm between voxels; further axes keep their spacing."""
     import torch
 
-    volume = _resample(torch.from_numpy(image.array), image, spacing, mode)
+    voxels = image.array if min(image.array.strides) >= 0 else image.array.copy()  # readers may return a flipped view
+    volume = _resample(torch.from_numpy(voxels), image, spacing, mode)
     return Image(volume.numpy(), volume.affine.numpy())
 
 

@@ -28,7 +28,7 @@ def scan_of(case: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mask = np.zeros(SHAPE, np.uint8)
     mask[4:9, 3:8, 2 : 5 + case % 2] = 1
     noise = np.random.default_rng(case).integers(0, 100, (2, *SHAPE))
-    return *(mask * 500 + noise).astype(np.int16), mask
+    return *(mask * 500.0 + noise).astype(np.int16), mask
 
 
 def write_nnunet(root: Path) -> None:
