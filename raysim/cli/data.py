@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.status import Status
 
 from raysim.config.merge import merge, parse_pairs, read_file
 from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import pluralize, quote_path
+from raysim.core.formatting import format_argument, pluralize, quote_path
 from raysim.core.suggestions import did_you_mean
 from raysim.data.label_columns import number_label, several_labels
 from raysim.data.run_command import run_command
@@ -35,10 +36,12 @@ def scan(
     """Write the table of a folder, or of several, and print a summary of it."""
     of_sites = len(folders) > 1 or ("=" in folders[0] and not Path(folders[0]).is_dir())
     target = out or ("table.csv" if of_sites else str(Path(folders[0]) / "table.csv"))
-    table = write_scan(folders, target, _numbers(fractions), seed, group=group)
+    with _status("reading folders"):
+        table = write_scan(folders, target, _numbers(fractions), seed, group=group)
     recognised = f"layout: {table.attrs['layout']}; task: {table.attrs['task']}"
     _print_table(target, table, [recognised], table.attrs.get("notes", ()), console)
-    _print_next(target, table.attrs["task"], table.attrs["classes"], table.attrs["image_columns"], console)
+    found = table.attrs
+    _print_next(target, found["task"], found["classes"], found["image_columns"], found["labels"], console)
 
 
 def make(name: str | None, source: str | None, out: str | None, fractions: str, seed: int, console: Console) -> None:
@@ -63,7 +66,7 @@ def make(name: str | None, source: str | None, out: str | None, fractions: str, 
     target = str(Path(folder) / "table.csv")
     terms = [f"licence: {recipe.licence}", f"to cite: {recipe.citation}"]
     _print_table(target, table, terms, notes, console)
-    _print_next(target, recipe.task, recipe.classes, ("image",), console)
+    _print_next(target, recipe.task, recipe.classes, ("image",), (), console)
 
 
 def _numbers(fractions: str) -> tuple[float, ...]:
@@ -89,12 +92,21 @@ def _print_table(
         console.print(f"  {note}", style="yellow", highlight=False, markup=False)
 
 
-def _print_next(target: str, task: str, classes: Mapping[str, int], columns: Sequence[str], console: Console) -> None:
+def _print_next(
+    target: str,
+    task: str,
+    classes: Mapping[str, int],
+    columns: Sequence[str],
+    labels: Sequence[str],
+    console: Console,
+) -> None:
     """Print the commands for the next steps."""
-    lines = [f"to inspect the table: raysim data describe {quote_path(target)}"]
+    keys = f" task={task} {format_argument('task.data.labels', list(labels))}" if labels else ""
+    lines = [f"to inspect the table: raysim data describe {quote_path(target)}{keys}"]
     try:
         command = f"raysim run task=tabular task.data.table={quote_path(target)}"
-        command = command if task == "tabular" else run_command(target, task, classes, columns)
+        with _status("reading images and masks"):
+            command = command if task == "tabular" else run_command(target, task, classes, columns, labels)
         lines.append(f"to train on the table: {command}")
     except ConfigError as error:
         lines.append(f"no command to train on the table: {error}")
@@ -109,6 +121,11 @@ def describe(table: str, root: str | None, config: str | None, overrides: Sequen
     with _progress_bar() as show:
         summary = _summary(rows, table, root, keys, show)
     summary.print(console)
+
+
+def _status(text: str) -> Status:
+    """Shows what is done on stderr, if it is a terminal."""
+    return Console(stderr=True).status(text)
 
 
 @contextmanager

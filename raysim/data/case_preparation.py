@@ -138,7 +138,7 @@ class CasePreparation:
         notes = "\n".join(scan.notes), "\n".join(mask.notes if mask else ())
         has_foreground = mask is not None and bool(self.is_foreground(mask.array).any())
         if self.crop_nonzero:
-            box = nonzero_box(scan.array)
+            box = self.kept_box(scan)
             scan, mask = crop(scan, box), None if mask is None else crop(mask, box)
         if self.spacing is not None:
             scan = resample_volume(scan, self.spacing, "bilinear")
@@ -157,6 +157,10 @@ class CasePreparation:
         erased = has_foreground and not (before if self.fit == "pad" else after).any()
         spacing = self._example_spacing(scan)
         return Case(inputs, labels, spacing, float(lost), bool(erased), *notes, palette, foreground)
+
+    def kept_box(self, image: Image) -> tuple[slice, ...]:
+        """The part of an image that is prepared: all of it, or the smallest box with all values other than 0."""
+        return nonzero_box(image.array) if self.crop_nonzero else (slice(None),) * len(image.space)
 
     def _scale_intensity(self, image: Array) -> Array:
         if self.clip is not None:

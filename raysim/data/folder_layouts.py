@@ -39,7 +39,8 @@ class ScannedCase(NamedTuple):
     """An image with its site and label: a mask file, a class index, or None for an unlabelled image.
 
     `split` is the split of its folder; None without one. `further` are the other images of the case, and `channels` the
-    names of all its images. `fold` is its fold in a cross-validation of the layout.
+    names of all its images. `fold` is its fold in a cross-validation of the layout. `labels` has 0 or 1 of each of
+    several labels by name, instead of `label`.
     """
 
     site: str
@@ -51,6 +52,7 @@ class ScannedCase(NamedTuple):
     channels: tuple[str, ...] = ()
     patient: str | None = None
     fold: int | None = None
+    labels: Mapping[str, int] | None = None
 
 
 def find_masked_images(root: Path, notes: list[str]) -> list[ScannedCase]:

@@ -28,6 +28,11 @@ def check_readable(path: str) -> None:
 
 
 def _read_axes(path: str) -> int:
+    return _axes_of_url(path) if "://" in path else _cached_axes(path, os.stat(path).st_mtime_ns)
+
+
+@lru_cache(100_000)
+def _axes_of_url(path: str) -> int:
     from raysim.data.image_reader import local_copy
 
     with local_copy(path) as (file, _):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,16 @@ from raysim.data.memory_limit import check_memory
 from raysim.data.numpy_format import read_array_header
 
 SPLITS = ("train", "val", "test")
+CHEST_LABELS = (  # of ChestMNIST, the only set of MedMNIST with several labels; the file has only their numbers
+    *("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax"),
+    *("consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
+)
 
 
 def find_medmnist_cases(root: Path, notes: list[str]) -> list[ScannedCase]:
     """The images of the only MedMNIST file in `root`, written to a folder with its name; none without such a file.
 
-    Raises ConfigError for several files, for several labels per image, and if the folder exists.
+    Raises ConfigError for several files, for several labels per image that are not 0 or 1, and if the folder exists.
     """
     files = [path for path in sorted(root.glob("*.npz")) if _is_medmnist(path)]
     if not files:
@@ -49,7 +53,16 @@ def _write_split(archive: zipfile.ZipFile, file: Path, folder: Path, labels: Arr
     folder.mkdir(parents=True)
     for number, image in enumerate(_images(archive, file, folder.name)):
         path = _write(folder / f"{number:06}", image)
-        yield ScannedCase(file.parent.name, path, int(labels[number]), split=folder.name)
+        case = ScannedCase(file.parent.name, path, None, split=folder.name)
+        values = labels[number].tolist()
+        yield case._replace(label=values[0]) if len(values) == 1 else case._replace(labels=_by_name(file, values))
+
+
+def _by_name(file: Path, values: Sequence[int]) -> dict[str, int]:
+    """The labels of an image by name; by number if the file is not ChestMNIST."""
+    is_chest = file.name.startswith("chestmnist") and len(values) == len(CHEST_LABELS)
+    names = CHEST_LABELS if is_chest else [f"label_{number}" for number in range(len(values))]
+    return dict(zip(names, values, strict=True))
 
 
 def _is_medmnist(path: Path) -> bool:
@@ -61,16 +74,17 @@ def _is_medmnist(path: Path) -> bool:
 
 
 def _labels(archive: zipfile.ZipFile, file: Path, split: str) -> Array:
-    """The class of each image (n,)."""
+    """The class of each image (n, 1), or 0 and 1 of each of its L labels (n, L)."""
     with archive.open(f"{split}_labels.npy") as stream:
         shape, _, dtype = read_array_header(stream)
-        if len(shape) > 1 and shape[1] > 1:
-            raise ConfigError(
-                f"{file} has {shape[1]} labels for each image; expected one. For several labels, write a table for "
-                "task=multilabel"
-            )
         check_memory(np.prod(shape, dtype=float) * dtype.itemsize * 2, file.stat().st_size)
-        return np.frombuffer(stream.read(), dtype).reshape(-1).astype(int)
+        labels = np.frombuffer(stream.read(), dtype).reshape(shape[0], -1).astype(int)
+    if labels.shape[1] > 1 and not np.isin(labels, (0, 1)).all():
+        wrong = labels[~np.isin(labels, (0, 1))][0]
+        raise ConfigError(
+            f"{file} has {labels.shape[1]} labels for each image with values such as {wrong}; expected 0 and 1"
+        )
+    return labels
 
 
 def _images(archive: zipfile.ZipFile, file: Path, split: str) -> Iterator[Array]:

@@ -55,6 +55,10 @@ def decode_nifti(file: str, stored: int, mask: bool) -> Image:
 def _pair_header(file: str) -> str:
     """The header of a pair. Raises ConfigError if one of its files is absent."""
     stem, suffix = os.path.splitext(file)
+    if suffix not in PARTNERS:
+        raise ConfigError(
+            f"is one file of a pair and has the suffix {suffix}; rename both files: .hdr and .img, or .HDR and .IMG"
+        )
     other = stem + PARTNERS[suffix]
     if not os.path.isfile(other):
         raise ConfigError(f"is one file of a pair, and {os.path.basename(other)} is not beside it; add that file")

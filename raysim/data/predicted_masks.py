@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from scipy.special import softmax
 
 from raysim.core.contracts import Split
 from raysim.data.case_preparation import CasePreparation
-from raysim.data.image_formats import is_nifti
-from raysim.data.prediction_grid import restore_logits
+from raysim.data.image_formats import Image, is_nifti
+from raysim.data.prediction_grid import Space, restore_logits, restore_slabs
 from raysim.data.prediction_writer import Source, write_mask, write_probabilities
+from raysim.data.resample import empty_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,14 +43,32 @@ class PredictedMasks:
 
         The class of a voxel has the largest logit at the position of the voxel; probabilities are the softmax there.
         """
+        scan = self.preparation.read_channels(self.images[case])
+        self._write(case, scan, [((), restore_logits(logits, scan, self.preparation))])
+
+    def write_slabs(self, case: int, slabs: Iterable[Array]) -> None:
+        """`write` of an image that keeps its size, from its logits in parts, as in `restore_slabs`."""
+        scan = self.preparation.read_channels(self.images[case])
+        grid, box = empty_image(scan.space, scan.affine), self.preparation.kept_box(scan)
+        del scan  # its values may take much memory, and are not needed
+        self._write(case, grid, restore_slabs(slabs, grid, box, self.preparation))
+
+    def _write(self, case: int, grid: Image, parts: Iterable[tuple[Space, Array]]) -> None:
+        """Write the files of a case from logits (K, *part) at positions in the image; other voxels are background."""
         mask, *others = self._files(case)
         mask.parent.mkdir(parents=True, exist_ok=True)
-        scan = self.preparation.read_channels(self.images[case])
-        restored = restore_logits(logits, scan, self.preparation)
-        source = Source(self.images[case], scan.affine)
-        for path in others:
-            write_probabilities(path, softmax(restored, axis=0), source)
-        write_mask(mask, restored.argmax(0), source, self.values, self.preparation.colours)
+        classes = np.zeros(grid.space, np.uint8)
+        probabilities = np.zeros((len(self.values), *grid.space), np.float32) if others else None
+        if probabilities is not None:
+            probabilities[0] = 1
+        for position, logits in parts:
+            classes[position] = logits.argmax(0)
+            if probabilities is not None:
+                probabilities[(slice(None), *position)] = softmax(logits, axis=0)
+        source = Source(self.images[case], grid.affine)
+        if probabilities is not None:
+            write_probabilities(others[0], probabilities, source)
+        write_mask(mask, classes, source, self.values, self.preparation.colours)
 
     def scored_split(self, case: int, label: str) -> Split:
         """One example whose inputs are the written mask, one-hot (1, K, *space), with the label from a file.

@@ -27,17 +27,20 @@ READER_THREADS = 8
 IGNORE = "ignore"  # name of nnU-Net for the value of voxels without a label
 
 
-def run_command(path: str, task: str, names: Mapping[str, int], columns: Sequence[str] = ("image",)) -> str:
-    """The command that trains on the table at `path`, quoted for a shell; `names` are known names of mask values, and
-    `columns` those of the images of a case.
+def run_command(
+    path: str, task: str, names: Mapping[str, int], columns: Sequence[str] = ("image",), labels: Sequence[str] = ()
+) -> str:
+    """The command that trains on the table at `path`, quoted for a shell; `names` are known names of mask values,
+    `columns` those of the images of a case, and `labels` those of several labels.
 
     Raises ConfigError for a table or a file that cannot be used, and for masks that have no classes.
     """
-    table = read_table(path, label_files=task == "segmentation")
+    table = read_table(path, needs_label=not labels, label_files=task == "segmentation")
     command = ["raysim", "run", f"task={task}", f"task.data.table={path}"]
     arguments = [*_class_arguments(table["label"].dropna().tolist(), names)] if task == "segmentation" else []
     with ThreadPoolExecutor(READER_THREADS) as pool:
         shapes = list(pool.map(_shape, table["image"].tolist()[:MAX_FILES]))
+    arguments += [format_argument("task.data.labels", list(labels))] if labels else []
     if len(columns) > 1:
         arguments.append(shlex.quote(f"task.data.image_columns=[{','.join(columns)}]"))
     size = _common_size(shapes)

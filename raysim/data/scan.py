@@ -29,7 +29,7 @@ def scan(
     """The table of a folder, with paths relative to it, or of several folders `SITE=FOLDER`, each of which is a site.
 
     `table.attrs["notes"]` lists unlabelled and skipped files; `layout` and `task` are the recognised ones, `classes`
-    the mask values by the names in dataset.json.
+    the mask values by the names in dataset.json, `labels` the columns of several labels.
 
     The labelled images of each site are assigned to train, val and test at random, by `fractions`. Images in folders of
     splits have the split of their folder. `group` is a regular expression: its first capture in the path of an image is
@@ -93,7 +93,7 @@ def _build_table(
         raise ConfigError(f"seed {seed}: expected a whole number, 0 or larger; omit --seed for 0")
     cases, root, notes = scanned.cases, scanned.root, list(scanned.notes)
     columns = image_columns(cases[0].channels, 1 + len(cases[0].further))
-    table = _table_of_cases(cases, base, columns)
+    table = _table_of_cases(cases, base, columns, scanned.labels)
     for problem in site_name_problems(table["site"].unique()):
         raise ConfigError(f"{root}: {problem}")
     images = [str(relative_path(case.image, root)) for case in cases]
@@ -105,17 +105,19 @@ def _build_table(
         table = _group_by_name(table, images, notes)
     if warning := near_equal_sites_warning(table["site"].unique()):
         notes.append(warning)
-    table = _draw_splits(table, fractions, seed, notes)
+    table = _draw_splits(table, fractions, seed, notes, [*scanned.labels] or ["label"])
     notes += patient_warnings(table)
     table.attrs |= {"notes": notes, "layout": scanned.layout, "task": scanned.task, "classes": scanned.classes}
-    table.attrs["image_columns"] = columns
+    table.attrs |= {"image_columns": columns, "labels": scanned.labels}
     return table
 
 
-def _table_of_cases(cases: Sequence[ScannedCase], base: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _table_of_cases(
+    cases: Sequence[ScannedCase], base: Path, columns: Sequence[str], labels: Sequence[str]
+) -> pd.DataFrame:
     """The table of cases, with paths relative to `base`; a case without a label or a split is `unlabelled`.
 
-    `columns` are those of the images of a case.
+    `columns` are those of the images of a case, and `labels` those of several labels; without them there is one label.
     """
     further = {
         name: [relative_path(case.further[number], base) for case in cases] for number, name in enumerate(columns[1:])
@@ -123,10 +125,11 @@ def _table_of_cases(cases: Sequence[ScannedCase], base: Path, columns: Sequence[
     table = pd.DataFrame(
         {
             "site": [case.site for case in cases],
-            "split": [case.split if case.split and case.label is not None else "unlabelled" for case in cases],
+            "split": [case.split if case.split and _is_labelled(case) else "unlabelled" for case in cases],
             "image": [relative_path(case.image, base) for case in cases],
             **further,
-            "label": [relative_path(case.label, base) for case in cases],
+            **{name: [str((case.labels or {})[name]) for case in cases] for name in labels},
+            **({} if labels else {"label": [relative_path(case.label, base) for case in cases]}),
         },
         dtype="string",
     )
@@ -135,6 +138,10 @@ def _table_of_cases(cases: Sequence[ScannedCase], base: Path, columns: Sequence[
     if any(case.fold is not None for case in cases):
         table["fold"] = pd.Series([case.fold for case in cases], table.index, dtype="Int64")
     return table
+
+
+def _is_labelled(case: ScannedCase) -> bool:
+    return case.label is not None or case.labels is not None
 
 
 def _group_by_name(table: pd.DataFrame, images: Sequence[str], notes: list[str]) -> pd.DataFrame:
@@ -155,8 +162,10 @@ def _group_by_name(table: pd.DataFrame, images: Sequence[str], notes: list[str])
     return table
 
 
-def _draw_splits(table: pd.DataFrame, fractions: Sequence[float], seed: int, notes: list[str]) -> pd.DataFrame:
-    unlabelled = table["label"].isna()
+def _draw_splits(
+    table: pd.DataFrame, fractions: Sequence[float], seed: int, notes: list[str], labels: list[str]
+) -> pd.DataFrame:
+    unlabelled = table[labels].isna().any(axis=1)
     if unlabelled.any():
         first = table["image"][unlabelled].iloc[0]
         notes.append(f"images without a label, in split 'unlabelled': {unlabelled.sum()}, such as {first}")

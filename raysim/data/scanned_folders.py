@@ -24,7 +24,7 @@ from raysim.data.ixi_layout import find_ixi_cases
 from raysim.data.medmnist_layout import find_medmnist_cases
 from raysim.data.nnunet_layout import find_nnunet_cases
 
-SEGMENTATION, CLASSIFICATION = "segmentation", "classification"
+SEGMENTATION, CLASSIFICATION, MULTILABEL = "segmentation", "classification", "multilabel"
 # The layouts, in the order in which they are tried: their task, and the function that finds their cases.
 LAYOUTS: dict[str, tuple[str, Callable[[Path, list[str]], list[ScannedCase]]]] = {
     "nnU-Net": (SEGMENTATION, find_nnunet_cases),
@@ -52,6 +52,11 @@ class ScannedFolder:
     cases: Sequence[ScannedCase]
     classes: Mapping[str, int]
     notes: Sequence[str]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the several labels of each case; empty for cases with one label."""
+        return tuple(self.cases[0].labels or ())
 
 
 def folders_of_sites(folders: str | Sequence[str]) -> dict[str, Path]:
@@ -82,10 +87,10 @@ def _join(scanned: Mapping[str, ScannedFolder]) -> ScannedFolder:
     for site, found in scanned.items():
         if len(names := {case.site for case in found.cases}) > 1:
             raise ConfigError(f"{site}={found.root} has the sites {join_names(sorted(names))}; scan it separately")
-        if found.task != first.task or found.classes != first.classes:
+        if found.task != first.task or found.classes != first.classes or found.labels != first.labels:
             raise ConfigError(
                 f"{found.root} ({found.task}, {found.layout}) and {first.root} ({first.task}, {first.layout}) have "
-                "different tasks or classes; scan them separately"
+                "different tasks, classes or labels; scan them separately"
             )
         if found.cases[0].channels != first.cases[0].channels:
             raise ConfigError(
@@ -112,6 +117,7 @@ def _scan_folder(root: Path) -> ScannedFolder:
     for layout, (task, find_cases) in LAYOUTS.items():
         if cases := find_cases(root, notes):
             reject_shared_files(cases)
+            task = MULTILABEL if cases[0].labels else task
             return ScannedFolder(root, layout, task, cases, find_class_names(root), notes)
     raise ConfigError("; ".join([*notes, f"{root} has no images in a supported layout", LAYOUT_HELP]))
 

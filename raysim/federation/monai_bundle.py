@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import monai
-import numpy as np
 import torch
 
 from raysim import __version__
 from raysim.core.atomic_io import write_json, write_text
 from raysim.core.errors import ConfigError
+from raysim.core.targets import Target
 from raysim.data import resize
 from raysim.federation import bundle_transforms
+from raysim.federation.bundle_metadata import bundle_metadata
 from raysim.federation.exported_network import ExportedNetwork
 from raysim.federation.trained_run import TrainedRun
 from raysim.tasks.classification import Classification
 from raysim.tasks.image_config import ImageData
+from raysim.tasks.multilabel import MultiLabel
+from raysim.tasks.prediction_columns import target_of
+from raysim.tasks.regression import Regression
 from raysim.tasks.segmentation import Segmentation
 
 Config = dict[str, Any]
@@ -39,15 +43,6 @@ INTENSITY: dict[str, Config | None] = {  # as in INTENSITY_SCALING
 }
 PICTURES, VOLUMES = ("png", "jpg", "jpeg", "tif", "tiff", "bmp"), ("nii", "nii.gz")
 START = ["$@load", "$@network.eval()"]
-CLASS_OUTPUT: Config = {
-    "saver": {"_target_": "CSVSaver", "output_dir": "@output_dir"},
-    "run": [
-        *START,
-        "$[@saver.save(torch.softmax(@predict(case['image']), 0), {'filename_or_obj': path}) "
-        "for case, path in zip(@dataset, @images)]",
-        "$@saver.finalize()",
-    ],
-}
 README = """\
 # {description}
 
@@ -65,12 +60,12 @@ def check_bundle(run: TrainedRun, network: ExportedNetwork) -> None:
     """Raises ConfigError for a task or a network that a bundle cannot contain."""
     config, factory = run.config.task, network.factory
     other = "use --format torch or --format onnx"
-    if not isinstance(config, Segmentation | Classification):
-        raise ConfigError(
-            f"--format bundle supports segmentation and classification, and the run has task={config.name}; {other}"
-        )
-    if isinstance(config, Classification) and config.data.slices:
-        raise ConfigError(f"--format bundle does not support the classification of volumes by their slices; {other}")
+    if not isinstance(config, Segmentation | Classification | MultiLabel | Regression):
+        raise ConfigError(f"--format bundle needs a task of images, and the run has task={config.name}; {other}")
+    if not isinstance(config, Segmentation) and config.data.slices:
+        raise ConfigError(f"--format bundle does not support task={config.name} with task.data.slices=true; {other}")
+    if len(config.data.image_columns) > 1:
+        raise ConfigError(f"--format bundle reads one image for each case, not task.data.image_columns; {other}")
     if not (isinstance(factory, partial) and factory.func.__module__.startswith("monai.")):
         raise ConfigError(f"--format bundle needs a network of MONAI, because it runs without other code; {other}")
     if config.data.crop_nonzero or (config.data.clip and config.data.intensity not in ("ct", "window")):
@@ -89,7 +84,7 @@ def write_bundle(run: TrainedRun, network: ExportedNetwork, folder: Path) -> Non
         (partial_folder / name).mkdir(parents=True)
     torch.save(network.net.state_dict(), partial_folder / "models" / "model.pt")
     write_json(partial_folder / "configs" / "inference.json", inference_config(run, network))
-    write_json(partial_folder / "configs" / "metadata.json", _metadata(run, network))
+    write_json(partial_folder / "configs" / "metadata.json", bundle_metadata(run, network))
     write_text(partial_folder / "scripts" / "__init__.py", "")
     for module, name in ((resize, "resize"), (bundle_transforms, "transforms")):
         source = Path(str(module.__file__)).read_text()
@@ -97,19 +92,24 @@ def write_bundle(run: TrainedRun, network: ExportedNetwork, folder: Path) -> Non
             partial_folder / "scripts" / f"{name}.py",
             source.replace("raysim.data.resize import", "scripts.resize import"),
         )
-    of_masks = isinstance(run.config.task, Segmentation)
     text = README.format(
         description=f"{network.description[0].upper()}{network.description[1:]}",
         version=__version__,
         run=run.directory.name,
         round=run.number,
         monai=monai.__version__,
-        outputs="a mask of the size and position of each image"
-        if of_masks
-        else f"predictions.csv with the probabilities of {', '.join(run.task.classes)}, in this order",
+        outputs=_describe_outputs(run),
     )
     write_text(partial_folder / "docs" / "README.md", text)
     partial_folder.rename(folder)
+
+
+def _describe_outputs(run: TrainedRun) -> str:
+    if isinstance(run.config.task, Segmentation):
+        return "a mask of the size and position of each image"
+    if target_of(run.config.task) is Target.NUMBER:
+        return f"predictions.csv with {', '.join(run.task.classes)}, in the unit of the labels"
+    return f"predictions.csv with the probabilities of {', '.join(run.task.classes)}, in this order"
 
 
 def inference_config(run: TrainedRun, network: ExportedNetwork) -> Config:
@@ -138,7 +138,7 @@ def inference_config(run: TrainedRun, network: ExportedNetwork) -> Config:
         "predict": "$torch.no_grad()(lambda image: @inferer(image[None].to(@device), @network)[0].cpu())",
         "load": "$@network.load_state_dict(torch.load(os.path.join(@bundle_root, 'models', 'model.pt'), "
         "map_location=@device, weights_only=True))",
-        **(_mask_output(run) if isinstance(run.config.task, Segmentation) else CLASS_OUTPUT),
+        **(_mask_output(run) if isinstance(run.config.task, Segmentation) else _table_output(run)),
     }
 
 
@@ -213,6 +213,24 @@ def _inferer(run: TrainedRun) -> Config:
     return {"_target_": "SlidingWindowInferer", **size} if "overlap" in size else {"_target_": "SimpleInferer"}
 
 
+def _table_output(run: TrainedRun) -> Config:
+    """The steps that write a table with the probabilities or the number of each image."""
+    output, target = "@predict(case['image'])", target_of(run.config.task)
+    if target is Target.NUMBER:
+        offset, unit = run.config.task.data.target_scale
+        output = f"{offset} + {unit} * {output}"
+    else:
+        output = f"torch.sigmoid({output})" if target is Target.LABELS else f"torch.softmax({output}, 0)"
+    return {
+        "saver": {"_target_": "CSVSaver", "output_dir": "@output_dir"},
+        "run": [
+            *START,
+            f"$[@saver.save({output}, {{'filename_or_obj': path}}) for case, path in zip(@dataset, @images)]",
+            "$@saver.finalize()",
+        ],
+    }
+
+
 def _mask_output(run: TrainedRun) -> Config:
     """The steps that write a mask for each image."""
     config, volumes = run.config.task, _reads_volumes(run)
@@ -246,49 +264,6 @@ def _mask_output(run: TrainedRun) -> Config:
             *START,
             "$[@postprocessing({**case, 'pred': @predict(case['image'])}) for case in @dataset]",
         ],
-    }
-
-
-def _metadata(run: TrainedRun, network: ExportedNetwork) -> Config:
-    channels, *size = run.task.shape
-    of_masks = isinstance(run.config.task, Segmentation)
-    kind = {"type": "image", "format": "magnitude", "modality": "n/a", "is_patch_data": False, "dtype": "float32"}
-    definitions = {str(index): name for index, name in enumerate(run.task.classes)}
-    return {
-        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
-        "version": "0.1.0",
-        "changelog": {"0.1.0": f"exported by raysim {__version__}"},
-        "monai_version": monai.__version__,
-        "pytorch_version": torch.__version__.partition("+")[0],
-        "numpy_version": np.__version__,
-        "required_packages_version": {"nibabel": "5.2", "pillow": "13.0"},
-        "task": run.summary["task"],
-        "description": f"{network.description}, trained with {run.summary['algorithm']} in a simulated federation",
-        "authors": "",
-        "copyright": "",
-        "intended_use": "research",
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    **kind,
-                    "num_channels": channels,
-                    "spatial_shape": size,
-                    "value_range": [],
-                    "channel_def": {str(number): "image" for number in range(channels)},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    **kind,
-                    "type": "image" if of_masks else "probabilities",
-                    "format": "segmentation" if of_masks else "classification",
-                    "num_channels": len(run.task.classes),
-                    "spatial_shape": size if of_masks else [],
-                    "value_range": [],
-                    "channel_def": definitions,
-                }
-            },
-        },
     }
 
 

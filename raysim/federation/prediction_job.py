@@ -27,6 +27,7 @@ from raysim.core.contracts import (
     TaskConfig,
 )
 from raysim.core.seeding import seed_all
+from raysim.core.whole_images import WholeImages
 from raysim.data.label_columns import Label
 from raysim.data.predicted_masks import PredictedMasks
 from raysim.data.required_paths import OpensFiles
@@ -34,7 +35,7 @@ from raysim.federation.evaluation import as_prediction_set, describe_predictor
 from raysim.federation.return_checks import check_predictor
 from raysim.federation.site_executor import EVALUATION_CALL
 from raysim.federation.trained_run import TrainedMethod
-from raysim.tasks.prediction import predict_batches, predict_image
+from raysim.tasks.prediction import predict_batches, predict_slabs
 
 MAX_PARTS = 32  # the cases are divided into parts for several client actors, and to show progress
 Parts = Mapping[str, tuple[int, int]]  # the first case of each part, and the one after its last
@@ -150,7 +151,11 @@ def predict_part(site: Site[Any], job: PredictionJob) -> Reply[PartResult]:
         cases = list(_case_logits(site, job, first, last))
         return Reply(PartResult(np.stack([logits.mean(0, np.float64) for _, logits in cases])))
     missing = [case for case in range(first, last) if not job.masks.is_written(case)]
-    if missing:
+    whole, slices = site.data.test.images, job.masks.preparation.slices
+    if missing and whole is not None:
+        for case in missing:
+            job.masks.write_slabs(case, _case_slabs(site, job, whole, case, slices=slices))
+    elif missing:
         for case, logits in _case_logits(site, job, missing[0], missing[-1] + 1):
             if case in missing:
                 job.masks.write(case, logits)
@@ -177,6 +182,18 @@ def _mask_values(task: Task, job: PredictionJob, case: int) -> Mapping[str, floa
     return {name: float(value[0]) for name, value in values.items()}
 
 
+def _case_slabs(site: Site[Any], job: PredictionJob, whole: WholeImages, case: int, *, slices: bool) -> Iterator[Array]:
+    """The logits of a case whose images keep their sizes, in the parts of `restore_slabs`."""
+    _, predict = _predictor(site, job)
+    assert predict is not None
+    for number in np.flatnonzero(whole.cases == case).tolist():
+        slabs = (slab.numpy() for slab in predict_slabs(predict, whole, number, site.task.classes, site.device))
+        if slices:
+            yield np.concatenate([slab.copy() for slab in slabs], axis=1)[..., None]
+        else:
+            yield from slabs
+
+
 def _case_logits(site: Site[Any], job: PredictionJob, first: int, last: int) -> Iterator[tuple[int, Array]]:
     """Yields each case from `first` to before `last` with the logits (n, K, *space) of its examples.
 
@@ -184,13 +201,6 @@ def _case_logits(site: Site[Any], job: PredictionJob, first: int, last: int) -> 
     """
     _, predict = _predictor(site, job)
     assert predict is not None
-    whole, sources = site.data.test.images, site.data.test.sources
-    if whole is not None and sources is not None:
-        wanted = sources[(whole.cases[sources] >= first) & (whole.cases[sources] < last)]
-        for case, numbers in whole.of_cases(wanted):
-            images = [predict_image(predict, whole, number, site.task.classes, site.device) for number in numbers]
-            yield case, torch.cat(images).numpy()
-        return
     cases, batch = site.data.test.cases, site.task.batch_size
     start, end = np.searchsorted(cases, [first, last])
     begin = int(start) // batch * batch

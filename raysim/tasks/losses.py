@@ -213,7 +213,8 @@ def check_loss(loss: Loss, classes: int, size: Sequence[int], target: Target = T
     except ConfigError:
         raise
     except Exception as error:  # losses raise errors of many types
-        raise ConfigError(f"the loss fails on {classes} classes: {format_error(error)}; check task.loss") from error
+        example = {Target.CLASS: f"{classes} classes", Target.LABELS: f"{classes} labels", Target.NUMBER: "a number"}
+        raise ConfigError(f"the loss fails on {example[target]}: {format_error(error)}; check task.loss") from error
     if logits.grad is None:
         raise ConfigError(f"the loss of a batch {NO_GRADIENT}")
 

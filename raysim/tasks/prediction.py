@@ -84,28 +84,16 @@ def _largest(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict_image(predict: Predictor, images: WholeImages, number: int, classes: int, device: torch.device) -> Tensor:
-    """The logits (1, K, *space) of a whole image, on the CPU: the weighted mean of those of its windows.
-
-    Raises RunError as `predict_batches`.
-    """
-    logits, row = torch.empty(1, classes, *images.images[number].shape[1:]), 0
-    for slab in _slabs(predict, images, number, classes, device):
-        logits[0, :, row : row + slab.shape[1]] = slab
-        row += slab.shape[1]
-    return logits
+def predict_classes(predict: Predictor, images: WholeImages, number: int, classes: int, device: torch.device) -> Tensor:
+    """The class (*space) of each voxel of a whole image, that of the largest logit. Raises as `predict_batches`."""
+    return torch.cat([_largest(slab[None])[0] for slab in predict_slabs(predict, images, number, classes, device)])
 
 
 @torch.no_grad()
-def predict_classes(predict: Predictor, images: WholeImages, number: int, classes: int, device: torch.device) -> Tensor:
-    """The class (*space) of each voxel of a whole image, that of the largest logit. Raises as `predict_batches`."""
-    return torch.cat([_largest(slab[None])[0] for slab in _slabs(predict, images, number, classes, device)])
-
-
-def _slabs(
+def predict_slabs(
     predict: Predictor, images: WholeImages, number: int, classes: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """The logits of a whole image, as from `logits_in_slabs`."""
+    """The logits of a whole image, as from `logits_in_slabs`. Raises RunError as `predict_batches`."""
     options, window = images.options, images.options.window
     axes = [
         tuple(2 + axis for axis in flipped) for n in range(4) for flipped in combinations(sorted(set(window.mirror)), n)
@@ -121,7 +109,7 @@ def _slabs(
         return total / len(axes)
 
     image, fill = shared_tensor(images.images[number]), float(images.lows[number])
-    return logits_in_slabs(image, predict_windows, options.size, window, fill=fill, device=device)
+    yield from logits_in_slabs(image, predict_windows, options.size, window, fill=fill, device=device)
 
 
 def _checked_logits(outputs: Any, expected: tuple[int, ...]) -> Tensor:

@@ -52,13 +52,25 @@ def test_a_method_without_a_global_model(runs: Runs) -> None:
 
 def test_other_wrong_exports(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = runs("rows") / "run"
-    assert "--format bundle supports segmentation and classification" in refused(folder, "bundle")
+    assert "--format bundle needs a task of images, and the run has task=tabular; use --format torch" in refused(
+        folder, "bundle"
+    )
     assert "exclude each other" in refused(folder, "torch", site="a", use_global=True)
     (tmp_path / "x").write_text("")
     assert "an export never overwrites files" in refused(folder, "torch", out=tmp_path / "x")
     monkeypatch.setattr("raysim.federation.export.ONNX_PACKAGES", ("no_such_package",))
     assert "pip install 'raysim[onnx]'" in refused(folder, "onnx")
-    metadata = json.loads(
-        (export(runs("pictures") / "run", "bundle", out=tmp_path / "b") / "configs" / "metadata.json").read_text()
-    )
-    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "foreground"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "names"),
+    [
+        ("pictures", "segmentation", ["background", "foreground"]),
+        ("labels", "multilabel classification", ["edema", "effusion"]),
+        ("numbers", "regression", ["age"]),
+    ],
+)
+def test_the_metadata_of_a_bundle(runs: Runs, tmp_path: Path, kind: str, output: str, names: list[str]) -> None:
+    bundle = export(runs(kind) / "run", "bundle", out=tmp_path / "b")
+    found = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
+    assert (found["format"], list(found["channel_def"].values())) == (output, names)

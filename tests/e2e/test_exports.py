@@ -19,6 +19,12 @@ from raysim.distributed.finished_run_commands import predict
 from raysim.federation.export import export
 from tests.support.trained import Runs, shared_runs
 
+COLUMNS = {  # of predictions.csv
+    "classes": ["probability_sick", "probability_well"],
+    "labels": ["probability_edema", "probability_effusion"],
+    "numbers": ["prediction"],
+}
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
@@ -48,7 +54,7 @@ def test_a_torch_program_has_the_logits_of_the_global_model(kind: str, runs: Run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pictures", "volumes", "classes"])
+@pytest.mark.parametrize("kind", ["pictures", "volumes", "classes", "labels", "numbers"])
 def test_an_onnx_program_has_the_logits_of_the_global_model(kind: str, runs: Runs, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -62,10 +68,10 @@ def test_an_onnx_program_has_the_logits_of_the_global_model(kind: str, runs: Run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pictures", "volumes", "slices", "classes"])
+@pytest.mark.parametrize("kind", ["pictures", "volumes", "slices", "classes", "labels", "numbers"])
 def test_a_bundle_predicts_as_raysim(kind: str, runs: Runs, tmp_path: Path) -> None:
     pytest.importorskip("fire")
-    folder, suffix = runs(kind), ".png" if kind in ("pictures", "classes") else ".nii"
+    folder, suffix = runs(kind), ".nii" if kind in ("volumes", "slices") else ".png"
     bundle, images = export(folder / "run", "bundle", out=tmp_path / "bundle"), tmp_path / "images"
     images.mkdir()
     for number in range(6):
@@ -75,9 +81,9 @@ def test_a_bundle_predicts_as_raysim(kind: str, runs: Runs, tmp_path: Path) -> N
     ran = subprocess.run([sys.executable, *command], cwd=bundle, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     predict(folder / "run", str(images), tmp_path / "expected")
-    if kind == "classes":
+    if kind in COLUMNS:
         found = pd.read_csv(tmp_path / "found" / "predictions.csv", header=None).iloc[:, 1:]
-        expected = pd.read_csv(tmp_path / "expected" / "predictions.csv")[["probability_sick", "probability_well"]]
+        expected = pd.read_csv(tmp_path / "expected" / "predictions.csv")[COLUMNS[kind]]
         assert np.allclose(found, expected, atol=1e-4)
         return
     for number in range(6):

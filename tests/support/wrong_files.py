@@ -246,6 +246,18 @@ def damaged_dicom() -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def damaged_in_the_middle() -> None:
+    """The fifth of six volumes, at the second site, is cut off."""
+    Path("4.nii").write_bytes(Path("4.nii").read_bytes()[:-600])
+
+
+def pair_in_mixed_case() -> None:
+    nibabel.save(nibabel.Nifti1Pair(_volume("0.nii"), np.eye(4)), "pair.hdr")
+    for suffix in (".hdr", ".img"):
+        Path(f"pair{suffix}").rename(f"pair{suffix.title()}")
+    Path("volumes.csv").write_text(Path("volumes.csv").read_text().replace("0.nii,", "pair.Hdr,", 1))
+
+
 def two_arrays() -> None:
     np.savez("0.npz", image=_volume("0.nii"), mask=_volume("0_m.nii"))
     Path("volumes.csv").write_text(Path("volumes.csv").read_text().replace("0.nii,", "0.npz,", 1))
@@ -259,5 +271,6 @@ WRONG_FILES: dict[str, Callable[[], None]] = {
         *(coloured_mask, flipped_palette, many_values, huge_label, turned_deep, utf16_table, latin1_table),
         *(channels, finished_run, negative_volume, huge_volume, compared_runs, pickled_objects, other_weights),
         *(two_dicom_series, absent_dicom_slice, dicom_contours, damaged_dicom, two_arrays),
+        *(damaged_in_the_middle, pair_in_mixed_case),
     )
 }

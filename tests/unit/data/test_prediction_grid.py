@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -12,8 +13,10 @@ from PIL import Image as PillowImage
 from raysim.data.case_preparation import CasePreparation
 from raysim.data.image_formats import Image
 from raysim.data.image_reader import read_image
-from raysim.data.prediction_grid import CROPPED_LOGIT, restore_logits
+from raysim.data.nonzero_box import crop
+from raysim.data.prediction_grid import CROPPED_LOGIT, restore_logits, restore_slabs
 from raysim.data.prediction_writer import Source, write_mask
+from raysim.data.resample import resample_volume, resampled_grid
 
 
 def preparation(
@@ -53,6 +56,41 @@ def test_spacing_is_inverted_for_volumes_and_slices() -> None:
     assert np.allclose(restored[0, :, 3, 2], np.arange(9))
     sliced = np.moveaxis(logits[0], -1, 0)
     assert np.array_equal(restore_logits(sliced, image, preparation(spacing=(2.0, 2.0), slices=True)), restored)
+
+
+@pytest.mark.parametrize("cropped", [True, False])
+@pytest.mark.parametrize(
+    ("spacing", "slices"),
+    [(None, False), (None, True), ((1.3, 2.0, 2.5), False), ((3.1, 1.0), True), ((0.6, 0.9, 3.0), False)],
+)
+def test_slabs_are_restored_as_all_logits_together(
+    spacing: tuple[float, ...] | None, slices: bool, cropped: bool
+) -> None:
+    array, affine = np.zeros((1, 45, 9, 7), np.float32), np.eye(4)
+    array[0, 3:41, 1:, 2:6] = 1
+    affine[:3, :3] = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]]) @ np.diag([1.0, 2.0, 3.0])
+    image, prepared = Image(array, affine), replace(preparation(spacing=spacing, slices=slices), crop_nonzero=cropped)
+    kept = crop(image, prepared.kept_box(image))
+    grid = kept if spacing is None else resampled_grid(kept, spacing)
+    logits = np.random.default_rng(0).normal(size=(2, *grid.space)).astype(np.float32)
+    expected = restore_logits(np.moveaxis(logits, -1, 0) if slices else logits[None], image, prepared)
+    axis = 3 if slices else 1
+    slabs = np.split(logits, range(1, grid.space[-1]) if slices else [11, 12, 30], axis)
+    found = expected * 0 + np.where(np.arange(2) == 0, CROPPED_LOGIT, -CROPPED_LOGIT).reshape(2, 1, 1, 1)
+    for position, part in restore_slabs(slabs, image, prepared.kept_box(image), prepared):
+        assert part.shape[axis] <= max(16, *(slab.shape[axis] for slab in slabs))
+        found[(slice(None), *position)] = part
+    assert np.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", [(1.3, 2.0, 2.5), (2.0, 3.0), (0.4, 0.5, 0.6)])
+def test_the_grid_of_a_resampled_volume(spacing: tuple[float, ...]) -> None:
+    image = Image(
+        np.ones((1, 9, 7, 5), np.float32), np.array([[-1, 0.1, 0, 5], [0.1, 2, 0, 7], [0, 0, 3, 3], [0, 0, 0, 1]])
+    )
+    expected, found = resample_volume(image, spacing, "nearest"), resampled_grid(image, spacing)
+    assert found.space == expected.space
+    assert np.array_equal(found.affine, expected.affine)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SLA"])

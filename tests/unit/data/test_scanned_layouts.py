@@ -166,11 +166,11 @@ def test_series_of_dicom_as_images_with_masks(tmp_path: Path) -> None:
     assert by_image(table, "label") == {"images/a": ("masks/a.nii.gz",), "images/b": ("masks/b_seg.nii.gz",)}
 
 
-def medmnist(root: Path, *shape: int, labels: int = 1) -> Path:
+def medmnist(root: Path, *shape: int, labels: int = 1, name: str = "toymnist", highest: int = 1) -> Path:
     random, counts = np.random.default_rng(0), {"train": 3, "val": 1, "test": 2}
     arrays = {f"{s}_images": random.integers(0, 255, (n, *shape), np.uint8) for s, n in counts.items()}
-    arrays |= {f"{s}_labels": np.arange(n * labels).reshape(n, labels) % 2 for s, n in counts.items()}
-    np.savez_compressed(root / "toymnist.npz", **arrays)
+    values = {f"{s}_labels": np.arange(n * labels).reshape(n, labels) % (highest + 1) for s, n in counts.items()}
+    np.savez_compressed(root / f"{name}.npz", **arrays, **values)
     return root
 
 
@@ -184,6 +184,20 @@ def test_medmnist(tmp_path: Path, shape: tuple[int, ...]) -> None:
     stored = np.load(tmp_path / "toymnist.npz")["train_images"][1]
     expected = stored.transpose(2, 0, 1) if shape[2:] == (3,) else stored[None]
     assert np.array_equal(read_image(str(tmp_path / f"toymnist/train/000001.{suffix}")).array, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "columns"),
+    [("chestmnist_64", 14, ["atelectasis", "cardiomegaly"]), ("toymnist", 3, ["label_0", "label_1"])],
+)
+def test_several_labels_of_medmnist(tmp_path: Path, name: str, labels: int, columns: list[str]) -> None:
+    table = scan(str(medmnist(tmp_path, 28, 28, labels=labels, name=name)))
+    assert (table.attrs["task"], len(table.attrs["labels"])) == ("multilabel", labels)
+    assert list(table)[:5] == ["site", "split", "image", *columns]
+    first = labels % 2  # of the second image
+    row = ("train", str(first), str(1 - first))
+    assert by_image(table, "split", *columns)[f"{name}/train/000001.png"] == row
+    assert "label" not in table
 
 
 @pytest.mark.parametrize("kind", ["T1", "image"])
@@ -215,6 +229,29 @@ def test_the_csv_file_of_a_challenge(tmp_path: Path) -> None:
         "train/c3.jpg": ("oslo", "1", "nevus", "P2"),
     }
     assert "rows of train.csv without an image, left out: 1" in table.attrs["notes"]
+
+
+def test_several_labels_of_a_challenge(tmp_path: Path) -> None:
+    rows = ("a1,61,1,0.0", "b2,40,1,1.0", "c3,55,0,0.0", "c3,55,,1.0")
+    table = scan(str(challenge(tmp_path, "image_id,age,edema,effusion", *rows[:3])))
+    assert (table.attrs["task"], table.attrs["labels"]) == ("multilabel", ("edema", "effusion"))
+    assert by_image(table, "edema", "effusion") == {
+        "train/a1.jpg": ("1", "0"),
+        "train/b2.jpg": ("1", "1"),
+        "train/c3.jpg": ("0", "0"),
+    }
+    table = scan(str(challenge(tmp_path, "image_id,age,edema,effusion", *rows[:2], rows[3])))
+    assert "rows of train.csv without a label, left out: 1" in table.attrs["notes"]
+
+
+def test_classes_of_a_challenge_in_a_column_each(tmp_path: Path) -> None:
+    table = scan(str(challenge(tmp_path, "image,MEL,NV", "a1,1.0,0.0", "b2,0.0,1.0", "c3,0.0,1.0")))
+    assert table.attrs["task"] == "classification"
+    assert by_image(table, "label", "class") == {
+        "train/a1.jpg": ("0", "MEL"),
+        "train/b2.jpg": ("1", "NV"),
+        "train/c3.jpg": ("1", "NV"),
+    }
 
 
 def test_a_folder_for_each_site(tmp_path: Path) -> None:
@@ -278,9 +315,9 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda root: damaged_folds(root, json.dumps([{"train": [], "val": list("abcd")}])),
         "splits_final.json has no fold for 1 case, such as e; add its fold, or remove the file for random splits",
     ),
-    "several labels of an image": (
-        lambda root: medmnist(root, 8, 8, labels=14),
-        "toymnist.npz has 14 labels for each image; expected one. For several labels, write a table",
+    "several labels that are not 0 or 1": (
+        lambda root: medmnist(root, 8, 8, labels=14, highest=3),
+        "toymnist.npz has 14 labels for each image with values such as 2; expected 0 and 1",
     ),
     "images that were written before": (
         lambda root: made(medmnist(root, 8, 8), "toymnist/x"),

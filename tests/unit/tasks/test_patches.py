@@ -14,10 +14,11 @@ from monai.inferers.inferer import SlidingWindowInferer
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from raysim.core.contracts import Split, Task
+from raysim.core.contracts import Predictor, Split, Task
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import seed_all
-from raysim.tasks.prediction import predict_cases, predict_image
+from raysim.core.whole_images import WholeImages
+from raysim.tasks.prediction import predict_cases, predict_slabs
 from raysim.tasks.segmentation import Segmentation
 from raysim.training.batching import batches
 
@@ -99,11 +100,17 @@ def test_training_draws_new_patches_with_the_seed_of_the_call(volumes: Path) -> 
     assert not torch.equal(first[0], torch.from_numpy(np.array(train.inputs[:2])))
 
 
+def logits(predict: Predictor, images: WholeImages) -> Tensor:
+    """The logits (1, K, *space) of the first image."""
+    slabs = predict_slabs(predict, images, 0, 2, torch.device("cpu"))
+    return torch.cat([slab.clone() for slab in slabs], 1)[None]
+
+
 @pytest.mark.parametrize("gaussian", [True, False])
 def test_a_whole_image_is_predicted_as_by_monai(volumes: Path, gaussian: bool) -> None:
     test = build(volumes, {"overlap": 0.25, "gaussian": gaussian, "batch_size": 3}).open("b").test
     images = whole(test)
-    found = predict_image(brightness, images, 0, 2, torch.device("cpu"))
+    found = logits(brightness, images)
     mode = "gaussian" if gaussian else "constant"
     image = torch.from_numpy(np.array(images.images[0]))[None]
     expected = SlidingWindowInferer((8, 8, 8), 1, 0.25, mode=mode)(image, brightness)
@@ -117,7 +124,7 @@ def test_mirrored_predictions_are_averaged(volumes: Path) -> None:
 
     test = build(volumes, {"overlap": 0, "mirror": [0]}).open("a").test
     images = whole(test)
-    found = predict_image(one_sided, images, 0, 2, torch.device("cpu"))[0, 1, :8, :8, :8]
+    found = logits(one_sided, images)[0, 1, :8, :8, :8]
     patch = images.images[0][0, :8, :8, :8]
     expected = (np.roll(patch, 1, 0) + np.roll(patch[::-1], 1, 0)[::-1]) / 2
     # Along the other axes windows of overlap 0 are shifted at the border, but this predictor is equal in all of them.
