@@ -34,7 +34,7 @@ ROUNDS = 13
 SMALL = 64  # smallest number of sites for comparisons: with fewer, the fixed part of a round is visible
 LONG_SITES, LONG_ROUNDS, EVERY = 300, 40, 5
 PAUSE, SEARCH = 0.1, 1.0  # seconds between two measurements of the memory, and between two searches for actors
-ROLES = {"server": re.compile(rb"ray::(server:|Server)"), "client": re.compile(rb"ray::(client-\d+\[|ClientActor)")}
+ROLES = {"server": re.compile(rb"ray::(server|Server)"), "client": re.compile(rb"ray::(client-\d+\[|ClientActor)")}
 MB, KB = 1e6, 1e3
 ROWS = {
     "seconds": "seconds of a round per site",

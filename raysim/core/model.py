@@ -247,8 +247,12 @@ def weights(net: nn.Module) -> Model:
     schema, tensors = _layout(net)
     buffer = np.empty(schema.nbytes, np.uint8)
     for (_, group), (dtype, span) in zip(schema.groups, schema.spans(), strict=True):
-        flat = torch.cat([tensors[spec.name].reshape(-1) for spec in group])
-        buffer[span].view(dtype)[:] = flat.cpu().numpy()
+        flat = torch.from_numpy(buffer[span].view(dtype))
+        pieces = [tensors[spec.name].reshape(-1) for spec in group]
+        if pieces[0].device == flat.device:
+            torch.cat(pieces, out=flat)
+        else:
+            flat.copy_(torch.cat(pieces))
     return Model(schema, buffer)
 
 
@@ -260,25 +264,19 @@ def load(net: nn.Module, model: Model) -> None:
     """
     schema, tensors = _layout(net)
     if schema is not model.schema and schema.specs != model.schema.specs:
-        _load_without_buffers(schema, tensors, model)
-        return
-    for (_, group), (dtype, span) in zip(schema.groups, schema.spans(), strict=True):
-        # A copy, since the buffer is read-only shared memory and torch has no read-only tensors.
-        flat = torch.from_numpy(model.buffer[span].view(dtype).copy())
+        missing = {spec.name for spec in schema.specs if not spec.parameter} - set(model)
+        expected = schema_of(tuple(spec for spec in schema.specs if spec.name not in missing))
+        if expected.specs != model.schema.specs:
+            raise ValueError(f"the model does not fit the network: {describe_difference(model.schema, expected)}")
+    for (_, group), (dtype, span) in zip(model.schema.groups, model.schema.spans(), strict=True):
         targets = [tensors[spec.name] for spec in group]
-        flat = flat.to(targets[0].device)
-        pieces = torch.split(flat, [prod(spec.shape) for spec in group])
-        for tensor, piece in zip(targets, pieces, strict=True):
+        if targets[0].device.type == "cpu":  # by numpy: torch has no read-only tensors, and the buffer is read-only
+            for spec, tensor in zip(group, targets, strict=True):
+                np.copyto(tensor.detach().numpy(), model[spec.name])
+            continue
+        flat = torch.from_numpy(model.buffer[span].view(dtype).copy()).to(targets[0].device)
+        for tensor, piece in zip(targets, flat.split([tensor.numel() for tensor in targets]), strict=True):
             tensor.copy_(piece.view(tensor.shape))
-
-
-def _load_without_buffers(schema: Schema, tensors: Mapping[str, Tensor], model: Model) -> None:
-    missing = {spec.name for spec in schema.specs if not spec.parameter} - set(model)
-    expected = schema_of(tuple(spec for spec in schema.specs if spec.name not in missing))
-    if expected.specs != model.schema.specs:
-        raise ValueError(f"the model does not fit the network: {describe_difference(model.schema, expected)}")
-    for name, array in model.items():
-        tensors[name].copy_(torch.from_numpy(array.copy()))
 
 
 def lacks_statistics(model: Model, name: str, layer: nn.Module) -> bool:

@@ -24,9 +24,10 @@ from raysim.federation.continuation import Continuation, with_kept_weights
 from raysim.tasks.lora import LoraNetwork
 from raysim.tasks.table_config import TableData
 
-# Sites train in one batch by default if the examples of a batch have at most this many pixels together.
-# With more pixels, the operations on the batch of one site take most of the time, so stacking gains nothing on a CPU.
+# Sites train in one batch by default if the examples of a batch have at most this many pixels together, and the network
+# at most these bytes. Above, the operations of one site take most of the time, so stacking gains nothing on a CPU.
 SMALL_BATCH = 16_384
+SMALL_MODEL = 4 * 2**20
 MAX_BATCH_SITES = 16
 MIN_GROUPS = 4  # lowest number of groups, so that several client actors have work
 
@@ -80,8 +81,9 @@ class Plan:
             return chosen
         gpu = any(self.config.resources.of(site)[1] for site in self.sites)
         pixels = math.prod(self.task.shape[1:]) * self.task.batch_size
-        small = len(self.task.shape) <= 3 and pixels <= SMALL_BATCH and not self.compiled
-        return max(1, min(MAX_BATCH_SITES, len(self.task.inside) // MIN_GROUPS)) if small and not gpu else 1
+        if gpu or self.compiled or len(self.task.shape) > 3 or pixels > SMALL_BATCH or self.model_bytes > SMALL_MODEL:
+            return 1
+        return max(1, min(MAX_BATCH_SITES, len(self.task.inside) // MIN_GROUPS))
 
     @cached_property
     def faults(self) -> FaultPlan:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from imagecodecs import deflate_crc32  # several times as fast as that of zlib
 from torch import Tensor
 
 from raysim.core.contracts import SPLITS, Array, Data, Task
@@ -67,7 +67,7 @@ def fingerprint(tree: Any) -> int:
     result = 0
     for leaf in leaves(tree):
         if isinstance(leaf, Model):
-            result = zlib.crc32(leaf.buffer.data, result)
+            result = hash((result, deflate_crc32(leaf.buffer)))
         elif isinstance(leaf, np.ndarray):
             result = hash((result, _array_fingerprint(leaf)))
         elif isinstance(leaf, Tensor):
@@ -107,14 +107,14 @@ def _array_fingerprint(array: Array) -> int:
         return _changed_pages(array)
     if array.dtype.hasobject:
         return 0
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return int(deflate_crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
 
 
 def _tensor_fingerprint(tensor: Tensor) -> int:
     """The checksum of a dense tensor on the CPU; of others the number of writes, which torch counts."""
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
         return 0 if tensor.is_inference() else tensor._version
-    return zlib.crc32(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return int(deflate_crc32(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
 def _changed_pages(array: Array) -> int:

@@ -39,14 +39,17 @@ def test_sums_have_the_bits_of_one_thread(threads: int, entries: int, monkeypatc
     assert mean(replies)["n"] == round(sum(n * w for n, w in enumerate(FACTORS)) / sum(FACTORS))
 
 
-def test_a_mean_needs_the_memory_of_three_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The sum in float64 is two models, the result is one.
+@pytest.mark.parametrize(
+    ("replies", "models"),
+    [(CHUNK, 1), (CHUNK + 3, 3)],  # with more than CHUNK replies, a sum in float64 has the size of two models
+)
+def test_a_mean_needs_the_memory_of_few_models(replies: int, models: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aggregation, "THREADS", 2)
     model = Model.of({"w": np.ones(20 * BLOCK, np.float32)})
-    replies = {f"{number:02}": Reply(model) for number in range(CHUNK + 3)}
+    given = {f"{number:02}": Reply(model) for number in range(replies)}
     tracemalloc.start()
-    mean(replies)
+    mean(given)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    blocks = 2 * 2 * 8 * BLOCK  # each of two threads has at most two
-    assert peak < 3 * model.nbytes + blocks + 1e5
+    blocks = 2 * 2 * 8 * BLOCK  # each of two threads has two
+    assert peak < models * model.nbytes + blocks + 1e5

@@ -183,6 +183,7 @@ def _step(model: Any, x: torch.Tensor, kind: Any, state: Any) -> tuple[Any, Any]
     [
         (["task.data.sites=64"], 16),
         (["task.data.sites=64", "task.data.size=[256,256]"], 1),
+        (["task.data.sites=64", "task.network.channels=[64,128,256]", "task.network.num_res_units=2"], 1),
         (["task.data.sites=9"], 2),
         (["task.data.sites=7"], 1),
         (["task.data.sites=7", "resources.batch_sites=7"], 7),
