@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from raysim.config.merge import merge
 
-CHOSEN, TESTED = "best inside/val/dice/worst", "best/inside/test/dice/worst"
+CHOSEN, TESTED = "best/inside/val/dice/worst", "best/inside/test/dice/worst"  # of the best round of a trial
 
 
 def main() -> None:
@@ -46,10 +46,13 @@ def main() -> None:
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """A row per search: its cost, its best trial, and the Dice of the worst site on validation and test cases."""
+    """A row per search: its cost, its best trial, and the Dice of the worst site on validation and test cases.
+
+    The best trial is one that has taken all rounds, as in `raysim tune`.
+    """
     rows = {}
     for (seed, scheduler), trials in found.groupby(["seed", "scheduler"], sort=False):
-        best = trials.loc[trials[CHOSEN].idxmax()]
+        best = trials.loc[trials[trials["status"] == "done"][CHOSEN].idxmax()]
         rows[f"{scheduler}, seed {seed}"] = {
             "rounds": int(trials["rounds"].sum()),
             "seconds of training": f"{trials['seconds'].sum():.0f}",

@@ -53,8 +53,11 @@ def searched(name: str, sampler: str, seed: int, args: Namespace) -> Path:
 
 
 def objective(found: pd.DataFrame) -> str:
-    """The column of the compared value: `best ROLE/val/METRIC/OVER`, of the trial's best round."""
-    return next(name for name in found if name.startswith("best "))
+    """The column of the compared value, that of the trial's best round: `best/ROLE/val/METRIC/OVER`.
+
+    The column with a space, `best ROLE/...`, has the largest value of all rounds, which may be another round.
+    """
+    return next(name for name in found if name.startswith("best ")).replace("best ", "best/")
 
 
 def searched_keys(found: pd.DataFrame) -> list[str]:
@@ -69,7 +72,7 @@ def best_trials(found: pd.DataFrame) -> pd.DataFrame:
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """A row per search: its best trial, the value that chose it and the test value of the same round, and the cost."""
     chosen, rows = objective(found), {}
-    tested = chosen.replace("best ", "best/").replace("/val/", "/test/")
+    tested = chosen.replace("/val/", "/test/")
     for best in best_trials(found).to_dict("records"):
         search = found[(found["sampler"] == best["sampler"]) & (found["seed"] == best["seed"])]
         rows[f"{best['sampler']}, seed {best['seed']}"] = {

@@ -19,9 +19,10 @@ from raysim.core.atomic_io import write_text
 from raysim.core.contracts import Task
 from raysim.core.errors import ConfigError, RunError, SiteError
 from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Progress
-from raysim.core.formatting import quote_path
+from raysim.core.formatting import join_names, quote_path
 from raysim.core.results import RunResult
 from raysim.data.cache import cache_key, fingerprint
+from raysim.data.file_paths import absolute_path
 from raysim.data.image_sites import ImageSites
 from raysim.data.predicted_masks import PredictedMasks
 from raysim.distributed import node_probe
@@ -76,7 +77,7 @@ def predict(
         )
     cases = replace(cases, task=trained.with_trained_part(cases.task))
     folder = Path(out).absolute()
-    identity = _identity(trained, cases, site, probabilities)
+    identity = _identity(trained, cases, images, site, probabilities)
     job = _job(trained, cases, site or NEW_SITE, folder, probabilities)
     with _output_folder(folder, identity), exclusive_lock(folder):
         prediction = Prediction(trained, cases, job, folder, identity)
@@ -142,11 +143,11 @@ def _check_output_name(out: str | Path) -> None:
         raise ConfigError(f"--out {out} is a file; choose a folder")
 
 
-def _identity(trained: TrainedRun, cases: NewCases, site: str | None, probabilities: bool) -> dict[str, Any]:
-    """The values that determine the files of a prediction."""
-    files = [
-        fingerprint(image) if image is not None else name for image, name in zip(cases.images, cases.names, strict=True)
-    ]
+def _identity(
+    trained: TrainedRun, cases: NewCases, source: str, site: str | None, probabilities: bool
+) -> dict[str, Any]:
+    """The values that determine the files of a prediction. The cases of a table without images are its rows."""
+    files = [fingerprint(image) for image in cases.images if image is not None] or [fingerprint(absolute_path(source))]
     return {
         "run": str(trained.directory),
         "round": trained.number,
@@ -196,7 +197,7 @@ def _output_folder(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     found = read_mapping(folder / JOB_FILE)
     if existing and found != identity:
         other = [name for name in identity if found and found.get(name) != identity[name]]
-        what = f"a prediction with another {' and '.join(other)}" if other else "other files"
+        what = f"a prediction that differs in {join_names(other)}" if other else "other files"
         raise ConfigError(f"--out {quote_path(folder)} has {what}, and nothing is overwritten; choose a new folder")
     created = [each for each in (folder, *folder.parents) if not each.exists()]
     try:

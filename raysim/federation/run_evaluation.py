@@ -13,6 +13,7 @@ from raysim.core.contracts import ProgressCallback, Task
 from raysim.core.errors import ConfigError, RunError
 from raysim.core.events import Event, Progress, RunFinished
 from raysim.core.formatting import format_argument, join_names
+from raysim.data.file_paths import absolute_path
 from raysim.federation.continuation import with_kept_weights
 from raysim.federation.evaluation import evaluate_sites
 from raysim.federation.fleet import EVALUATION_PHASE, BaseFleet
@@ -45,7 +46,7 @@ def evaluation_config(run: TrainedRun, overrides: Mapping[str, Any]) -> RunConfi
         name = given if isinstance(given, str) else dict(given).get("name", values[key]["name"])
         if name != values[key]["name"]:
             raise ConfigError(f"{key}={name}: the run was trained with {key}={values[key]['name']}; remove the key")
-    of_table, new_table = isinstance(run.config.task.data, TableData), _has_new_table(overrides)
+    of_table, new_table = isinstance(run.config.task.data, TableData), _has_new_table(run, overrides)
     if of_table and new_table:
         values = merge(values, {"task": {"data": _data_changes(run)}})
     config = resolve(merge(values, overrides))
@@ -78,10 +79,11 @@ def written_config(run: TrainedRun, config: RunConfig) -> RunConfig:
     )
 
 
-def _has_new_table(overrides: Mapping[str, Any]) -> bool:
+def _has_new_table(run: TrainedRun, overrides: Mapping[str, Any]) -> bool:
     task = overrides.get("task", {})
     data = task.get("data", {}) if isinstance(task, Mapping) else {}
-    return isinstance(data, Mapping) and "table" in data
+    table = data.get("table") if isinstance(data, Mapping) else None
+    return table is not None and absolute_path(str(table)) != getattr(run.config.task.data, "table", None)
 
 
 def _data_changes(run: TrainedRun) -> dict[str, Any]:

@@ -78,11 +78,24 @@ def choose_score(
 
 
 def _round(runs: Sequence[RunRecord], requested: Literal["best", "last"] | None) -> Literal["best", "last"]:
-    """`requested`; by default the best round, if all runs have one."""
-    without = next((run for run in runs if run.summary.get("best", {}).get("round") is None), None)
-    if requested == "best" and without is not None:
+    """`requested`; by default the best round, if all runs have one. Raises ConfigError for a run without this round."""
+    chosen = requested or ("best" if all("best" in _rounds(run) for run in runs) else "last")
+    if without := next((run for run in runs if chosen not in _rounds(run)), None):
+        if without.is_evaluation:
+            raise ConfigError(
+                f"{without.path} is not an evaluation of the {chosen} round; give evaluations of one round (raysim "
+                f"evaluate --round {chosen})"
+            )
         raise ConfigError(f"--round best: {without.path} has no best round; use --round last")
-    return requested or ("best" if without is None else "last")
+    return chosen
+
+
+def _rounds(run: RunRecord) -> set[str]:
+    """Those of `best` and `last` that the run has; an evaluation has one round, which may be both."""
+    if run.is_evaluation:
+        flags = _read_cases(run, ["best", "last"])
+        return {name for name in flags if flags[name].any()}
+    return {"last"} if run.summary.get("best", {}).get("round") is None else {"best", "last"}
 
 
 def _metrics(names: Sequence[str]) -> list[str]:

@@ -73,9 +73,10 @@ def test_folds_of_the_run_do_not_apply_to_a_new_table(finished: RunResult) -> No
     trained_run = open_run(finished.path)
     data = replace(trained_run.config.task.data, folds=2, fold=1)
     of_fold = replace(trained_run, config=replace(trained_run.config, task=replace(trained_run.config.task, data=data)))
-    config = evaluation_config(of_fold, {"task": {"data": {"table": str(finished.path.parent / "table.csv")}}})
+    config = evaluation_config(of_fold, {"task": {"data": {"table": str(finished.path.parent / "new.csv")}}})
     assert (config.task.data.folds, config.task.data.fold) == (None, None)
-    assert evaluation_config(of_fold, {}).task.data.fold == 1
+    for same in ({}, {"table": data.table}):  # so that no training row is evaluated
+        assert evaluation_config(of_fold, {"task": {"data": same}}).task.data.fold == 1
 
 
 def test_evaluations_are_compared_like_runs(finished: RunResult, tmp_path: Path) -> None:

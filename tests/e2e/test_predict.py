@@ -105,6 +105,9 @@ def test_classes_have_probabilities_and_the_scores_of_the_run(kind: str, runs: R
     assert logits["label"] == of_run["label"]
     if kind == "rows":
         assert listed["row"].tolist() == [2]
+        whole.head(1).to_csv(folder / "other.csv", index=False)
+        other = folder / "run", str(folder / "other.csv"), tmp_path / "out"
+        assert "has a prediction that differs in images" in refused(*other, site="b", round="last")
 
 
 def test_the_personal_model_of_a_site(runs: Runs, tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_wrong_inputs_write_nothing(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "used" / "x.txt").write_text("")
     assert "has other files, and nothing is overwritten" in refused(run, table, tmp_path / "used")
     predict(run, table, out)
-    assert "has a prediction with another site" in refused(run, table, out, site="a")
+    assert "has a prediction that differs in site" in refused(run, table, out, site="a")
 
 
 def test_a_site_without_a_model_and_a_run_that_has_not_ended(runs: Runs, tmp_path: Path) -> None:

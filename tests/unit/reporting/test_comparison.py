@@ -263,6 +263,17 @@ def test_evaluations_beside_the_runs_are_left_out(two: Path) -> None:
         compare([two, evaluation], CompareOptions())
 
 
+def test_evaluations_of_the_best_round_are_compared(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0", {"a": [0.2, 0.4]}, best=None, run="runs/1")
+    cases = pd.read_parquet(folder / "cases.parquet")
+    cases.assign(best=True, last=False).to_parquet(folder / "cases.parquet", index=False)
+    found = compared(tmp_path)
+    assert (found.score.round, found.groups[0].mean) == ("best", pytest.approx(0.3))
+    write_run(tmp_path / "1", {"a": [0.2, 0.4]}, "seed=1", best=None, run="runs/2")
+    with pytest.raises(ConfigError, match="is not an evaluation of the last round; give evaluations of one round"):
+        compared(tmp_path)
+
+
 def test_a_difference_that_the_names_do_not_have_is_noted(tmp_path: Path) -> None:
     write_run(tmp_path / "0", {"a": [0.2, 0.4]}, "algorithm=fedavg")
     write_run(tmp_path / "1", {"a": [0.4, 0.6]}, "algorithm=fedbn evaluate_every=3")
