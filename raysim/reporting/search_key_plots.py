@@ -46,6 +46,11 @@ def short_name(key: str) -> str:
     return key.removeprefix("algorithm.").removeprefix("task.")
 
 
+def annotate(axes: Axes, text: str, place: tuple[float, float]) -> None:
+    """Write a small text above a point and to its right."""
+    axes.annotate(text, place, xytext=(2, 2), textcoords="offset points", fontsize=6.5)
+
+
 def colour_scale(axes: Axes, low: float, high: float, objective: Objective) -> Callable[[float], Any]:
     """The colour of a value of the objective; adds the scale beside the axes."""
     from matplotlib import colormaps
@@ -82,8 +87,7 @@ def _slice(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord], key: str
             axes.plot(at, [each.last[column] for each in of], "o", color=colour, markersize=4, label=status)
     if len(known) <= MAX_NUMBERS:
         for each in known:
-            place = (spec.space.position(key, each.values[key]), each.last[column])
-            axes.annotate(str(each.number), place, xytext=(2, 2), textcoords="offset points", fontsize=6)
+            annotate(axes, str(each.number), (spec.space.position(key, each.values[key]), each.last[column]))
     _label_positions(axes.xaxis, spec.space, key)
     axes.set_xlim(-0.08, 1.08)
 

@@ -14,7 +14,14 @@ import pandas as pd
 from raysim.core.formatting import format_bytes
 from raysim.core.numeric import is_finite_number
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, PAGE, WIDTH, render_svg
-from raysim.reporting.search_key_plots import best_so_far, colour_scale, search_key_plots, short_name, timeline
+from raysim.reporting.search_key_plots import (
+    annotate,
+    best_so_far,
+    colour_scale,
+    search_key_plots,
+    short_name,
+    timeline,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from raysim.search.trial_store import TrialRecord
 
 MAX_CURVES = 200  # trials with a curve
+MAX_NUMBERED_CURVES = 10  # up to which each curve has the number of its trial
 MAX_AXES = 6  # parallel axes in a plot of the usual width
 MAX_WIDTH = 14.0  # inches
 VALUE_GROUPS = 4  # number of groups for the values of a numeric key
@@ -115,7 +123,7 @@ def _curves(
     values: pd.DataFrame,
     axes: Axes,
 ) -> None:
-    """Draw a line for each trial, with numbers of the best and stopped ones, and the states taken over (PBT)."""
+    """Draw a line for each trial, with the numbers of the best, stopped or few ones, and the states taken over (PBT)."""
     top, curves = {record.number for record in best}, dict(iter(values.groupby("trial")))
     labels = {"best": INSIDE, "done": INK, "stopped": OUTSIDE, "failed": LOST}
     for record in sorted(records[:MAX_CURVES], key=lambda record: record.number in top):
@@ -127,8 +135,8 @@ def _curves(
         look |= {"alpha": 1.0, "linewidth": 2.0} if kind == "best" else {}
         label = None if kind in axes.get_legend_handles_labels()[1] else kind
         axes.plot(curve.index.to_numpy(), curve.to_numpy(), marker="." if len(curve) < 3 else "", label=label, **look)
-        if kind == "best" or record.stopped:
-            axes.annotate(str(record.number), (curve.index[-1], curve.iloc[-1]), fontsize=6.5, color=INK)
+        if kind == "best" or record.stopped or len(curves) <= MAX_NUMBERED_CURVES:
+            annotate(axes, str(record.number), (curve.index[-1], curve.iloc[-1]))
         _mark_imports(axes, results.imports(record) if record.lineage else (), curve)
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
@@ -139,7 +147,7 @@ def _mark_imports(axes: Axes, imports: Sequence[tuple[int, int]], curve: pd.Seri
     for at, donor in imports:
         if at in curve.index:
             axes.plot(at, curve[at], "o", color=INK, markersize=3)
-            axes.annotate(f"from {donor}", (at, curve[at]), fontsize=6, color=INK)
+            annotate(axes, f"from {donor}", (at, curve[at]))
 
 
 def _parallel(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord]) -> None:
