@@ -123,7 +123,7 @@ def _curves(
     values: pd.DataFrame,
     axes: Axes,
 ) -> None:
-    """Draw a line for each trial, with the numbers of the best, stopped or few ones, and the states taken over (PBT)."""
+    """Draw a line for each trial, and the states taken over (PBT). The best and stopped lines are numbered, few all."""
     top, curves = {record.number for record in best}, dict(iter(values.groupby("trial")))
     labels = {"best": INSIDE, "done": INK, "stopped": OUTSIDE, "failed": LOST}
     for record in sorted(records[:MAX_CURVES], key=lambda record: record.number in top):
