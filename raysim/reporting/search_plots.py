@@ -15,9 +15,11 @@ from raysim.core.formatting import format_bytes
 from raysim.core.numeric import is_finite_number
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, PAGE, WIDTH, render_svg
 from raysim.reporting.search_key_plots import (
+    Point,
     annotate,
     best_so_far,
     colour_scale,
+    number_points,
     search_key_plots,
     short_name,
     timeline,
@@ -125,7 +127,7 @@ def _curves(
 ) -> None:
     """Draw a line for each trial, and the states taken over (PBT). The best and stopped lines are numbered, few all."""
     top, curves = {record.number for record in best}, dict(iter(values.groupby("trial")))
-    labels = {"best": INSIDE, "done": INK, "stopped": OUTSIDE, "failed": LOST}
+    labels, ends = {"best": INSIDE, "done": INK, "stopped": OUTSIDE, "failed": LOST}, dict[int, Point]()
     for record in sorted(records[:MAX_CURVES], key=lambda record: record.number in top):
         if record.number not in curves:
             continue
@@ -136,8 +138,9 @@ def _curves(
         label = None if kind in axes.get_legend_handles_labels()[1] else kind
         axes.plot(curve.index.to_numpy(), curve.to_numpy(), marker="." if len(curve) < 3 else "", label=label, **look)
         if kind == "best" or record.stopped or len(curves) <= MAX_NUMBERED_CURVES:
-            annotate(axes, str(record.number), (curve.index[-1], curve.iloc[-1]))
+            ends[record.number] = (float(curve.index[-1]), float(curve.iloc[-1]))
         _mark_imports(axes, results.imports(record) if record.lineage else (), curve)
+    number_points(axes, ends)
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
 
@@ -168,6 +171,7 @@ def _parallel(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord]) -> No
     axes.set_xticks(range(len(keys) + 1), [*names, first.row_column.split("/", 1)[-1]], rotation=30, ha="right")
     axes.tick_params(axis="x", labelsize=8)
     _label_values(axes, spec.space, low, high)
+    axes.margins(x=0.08)
     axes.set_ylim(-0.12, 1.12)
     axes.set_yticks([])
 

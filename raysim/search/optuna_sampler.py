@@ -142,7 +142,7 @@ def optuna_importance(
 ) -> dict[str, float]:
     """The importance of each key that all trials have, by PED-ANOVA (Watanabe et al. 2023).
 
-    Empty without Optuna, and for fewer than `min_trials` trials with a value.
+    Empty without Optuna, for fewer than `min_trials` trials with a value, and if all have the same value.
     """
     if find_spec("optuna") is None:
         return {}
@@ -150,7 +150,7 @@ def optuna_importance(
     trials = [past_trial(optuna, space, [objective], each) for each in records if not each.unfinished]
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     keys = set(space.domains).intersection(*(trial.params for trial in complete))
-    if len(complete) < min_trials or not keys:
+    if len(complete) < min_trials or not keys or len({trial.value for trial in complete}) == 1:
         return {}
     study = optuna.create_study(direction="maximize" if objective.better == "higher" else "minimize")
     study.add_trials(complete)
