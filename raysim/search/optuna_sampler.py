@@ -50,6 +50,7 @@ class OptunaSampler(Sampler):
             warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names([objective.column for objective in objectives])  # of the axes of the dashboard
         self.open_trials: dict[int, Any] = {}
+        self.reported_rounds: dict[int, int] = {}  # the last round that Optuna has, by trial
         for record in ended:
             self.study.add_trial(past_trial(self.optuna, space, objectives, record))
 
@@ -96,11 +97,15 @@ class OptunaSampler(Sampler):
                 suggest_value(self.open_trials[number], key, domain)
 
     def on_trial_result(self, number: int, result: Mapping[str, Any]) -> None:
-        value = result.get(self.objectives[0].column)
-        if len(self.objectives) == 1 and value is not None and number in self.open_trials:
-            self.open_trials[number].report(value, int(result["round"]))
+        value, round = result.get(self.objectives[0].column), int(result.get("round", 0))
+        new = round > self.reported_rounds.get(number, 0)
+        if len(self.objectives) == 1 and value is not None and new and number in self.open_trials:
+            self.open_trials[number].report(value, round)
+            self.reported_rounds[number] = round
 
     def on_trial_end(self, number: int, result: Mapping[str, Any], status: TrialStatus) -> None:
+        if status is TrialStatus.STOPPED:  # Tune reports the round after which it stops a trial only here
+            self.on_trial_result(number, result)
         trial = self.open_trials.pop(number, None)
         if trial is None:
             return
