@@ -25,7 +25,7 @@ def option_name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-RESUMABLE = ", ".join(map(option_name, RESUME_OPTIONS))
+RESUMABLE = ", ".join(map(option_name, RESUME_OPTIONS))  # as in messages
 
 
 @dataclass(frozen=True, kw_only=True)
