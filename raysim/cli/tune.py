@@ -12,7 +12,7 @@ from raysim.config.schema import TrackerName
 from raysim.core.errors import ConfigError
 from raysim.distributed.local_ray import set_local_ray_variables
 from raysim.search.options import (
-    RESUME_OPTIONS,
+    RESUMABLE,
     CheckpointRetention,
     ComparedRound,
     FailedFederations,
@@ -174,8 +174,7 @@ def _resume(args: argparse.Namespace, names: Sequence[str], overrides: Mapping[s
     changed = args.space or args.out or args.config or args.dry_run or names or overrides.keys() - {"ray_address"}
     if changed:
         raise ConfigError(
-            "--resume continues the search with its space and keys; only these may change: --address, "
-            f"{', '.join('--' + name.replace('_', '-') for name in RESUME_OPTIONS)}"
+            f"--resume continues the search with its space and keys; only these may change: --address, {RESUMABLE}"
         )
     options, console = search_options(args), SearchConsole(Terminal())
     api.resume_search(Path(args.resume).absolute(), options, console, overrides.get("ray_address"))

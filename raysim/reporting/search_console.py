@@ -157,6 +157,8 @@ def describe_compared_round(record: TrialRecord, spec: SearchSpec) -> str:
     number = record.last.get("best/round")
     is_best = spec.compared_round == "best" and number is not None
     place = f"best round, {number:g}" if is_best else "last round"
+    if is_best and len(spec.variants_of(record.values)) > 1:
+        place = "best rounds, one of each federation"
     return f"trial {record.number} in its {place}: {scores}" if scores else ""
 
 

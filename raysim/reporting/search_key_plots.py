@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raysim.search.trial_store import TrialRecord
 
 Draw = Callable[["Axes"], object]
+Point = tuple[float, float]
 MAX_SLICES = 8  # keys with a plot of their values, the most important ones
 MAX_NUMBERS = 30  # trials up to which each dot has the number of its trial
 MIN_TRIALS = 6  # of a contour
@@ -44,6 +45,17 @@ def search_key_plots(
 def short_name(key: str) -> str:
     """The key without the prefix that most keys have."""
     return key.removeprefix("algorithm.").removeprefix("task.")
+
+
+def annotate(axes: Axes, text: str, place: Point) -> None:
+    """Write a small text above a point and to its right."""
+    axes.annotate(text, place, xytext=(2, 2), textcoords="offset points", fontsize=6.5)
+
+
+def number_points(axes: Axes, points: Mapping[int, Point]) -> None:
+    """Write the numbers of trials beside their points; numbers at the same point are separated by commas."""
+    for point in dict.fromkeys(points.values()):
+        annotate(axes, ",".join(str(number) for number, each in points.items() if each == point), point)
 
 
 def colour_scale(axes: Axes, low: float, high: float, objective: Objective) -> Callable[[float], Any]:
@@ -81,9 +93,9 @@ def _slice(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord], key: str
         if of:
             axes.plot(at, [each.last[column] for each in of], "o", color=colour, markersize=4, label=status)
     if len(known) <= MAX_NUMBERS:
-        for each in known:
-            place = (spec.space.position(key, each.values[key]), each.last[column])
-            axes.annotate(str(each.number), place, xytext=(2, 2), textcoords="offset points", fontsize=6)
+        number_points(
+            axes, {each.number: (spec.space.position(key, each.values[key]), each.last[column]) for each in known}
+        )
     _label_positions(axes.xaxis, spec.space, key)
     axes.set_xlim(-0.08, 1.08)
 

@@ -14,7 +14,16 @@ import pandas as pd
 from raysim.core.formatting import format_bytes
 from raysim.core.numeric import is_finite_number
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, PAGE, WIDTH, render_svg
-from raysim.reporting.search_key_plots import best_so_far, colour_scale, search_key_plots, short_name, timeline
+from raysim.reporting.search_key_plots import (
+    Point,
+    annotate,
+    best_so_far,
+    colour_scale,
+    number_points,
+    search_key_plots,
+    short_name,
+    timeline,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from raysim.search.trial_store import TrialRecord
 
 MAX_CURVES = 200  # trials with a curve
+MAX_NUMBERED_CURVES = 10  # up to which each curve has the number of its trial
 MAX_AXES = 6  # parallel axes in a plot of the usual width
 MAX_WIDTH = 14.0  # inches
 VALUE_GROUPS = 4  # number of groups for the values of a numeric key
@@ -115,9 +125,9 @@ def _curves(
     values: pd.DataFrame,
     axes: Axes,
 ) -> None:
-    """Draw a line for each trial, with numbers of the best and stopped ones, and the states taken over (PBT)."""
+    """Draw a line for each trial, and the states taken over (PBT). The best and stopped lines are numbered, few all."""
     top, curves = {record.number for record in best}, dict(iter(values.groupby("trial")))
-    labels = {"best": INSIDE, "done": INK, "stopped": OUTSIDE, "failed": LOST}
+    labels, ends = {"best": INSIDE, "done": INK, "stopped": OUTSIDE, "failed": LOST}, dict[int, Point]()
     for record in sorted(records[:MAX_CURVES], key=lambda record: record.number in top):
         if record.number not in curves:
             continue
@@ -127,9 +137,10 @@ def _curves(
         look |= {"alpha": 1.0, "linewidth": 2.0} if kind == "best" else {}
         label = None if kind in axes.get_legend_handles_labels()[1] else kind
         axes.plot(curve.index.to_numpy(), curve.to_numpy(), marker="." if len(curve) < 3 else "", label=label, **look)
-        if kind == "best" or record.stopped:
-            axes.annotate(str(record.number), (curve.index[-1], curve.iloc[-1]), fontsize=6.5, color=INK)
+        if kind == "best" or record.stopped or len(curves) <= MAX_NUMBERED_CURVES:
+            ends[record.number] = (float(curve.index[-1]), float(curve.iloc[-1]))
         _mark_imports(axes, results.imports(record) if record.lineage else (), curve)
+    number_points(axes, ends)
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
 
@@ -139,7 +150,7 @@ def _mark_imports(axes: Axes, imports: Sequence[tuple[int, int]], curve: pd.Seri
     for at, donor in imports:
         if at in curve.index:
             axes.plot(at, curve[at], "o", color=INK, markersize=3)
-            axes.annotate(f"from {donor}", (at, curve[at]), fontsize=6, color=INK)
+            annotate(axes, f"from {donor}", (at, curve[at]))
 
 
 def _parallel(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord]) -> None:
@@ -160,6 +171,7 @@ def _parallel(axes: Axes, spec: SearchSpec, scored: Sequence[TrialRecord]) -> No
     axes.set_xticks(range(len(keys) + 1), [*names, first.row_column.split("/", 1)[-1]], rotation=30, ha="right")
     axes.tick_params(axis="x", labelsize=8)
     _label_values(axes, spec.space, low, high)
+    axes.margins(x=0.08)
     axes.set_ylim(-0.12, 1.12)
     axes.set_yticks([])
 

@@ -15,7 +15,7 @@ from typing import Any
 from ray.tune import ResultGrid
 
 from raysim.config.merge import expand_short_keys, merge, nested_keys
-from raysim.config.resolve import build, resolve
+from raysim.config.resolve import resolve
 from raysim.core.errors import ConfigError, PlacementError, RunError
 from raysim.core.formatting import quote_path
 from raysim.distributed.cluster_checks import check_cluster
@@ -30,9 +30,10 @@ from raysim.search import distributions
 from raysim.search.best_pictures import draw_best_trial
 from raysim.search.build_spec import build_search_spec
 from raysim.search.dry_run import measure_times, print_dry_run
-from raysim.search.options import RESUME_OPTIONS, SearchOptions
+from raysim.search.options import RESUMABLE, RESUME_OPTIONS, option_name
 from raysim.search.request import (
     SearchRequest,
+    build_options,
     build_request,
     check_options,
     check_trial_count,
@@ -137,8 +138,8 @@ def resume_search(
         raise ConfigError(
             f"{directory} is not the directory of a search: it has no {SEARCH_FILE}; give one, such as runs/tune-001"
         )
-    if fixed := [f"--{name}" for name in changes if name not in RESUME_OPTIONS]:
-        raise ConfigError(f"{', '.join(fixed)}: a resumed search may change only {', '.join(RESUME_OPTIONS)}")
+    if fixed := [option_name(name) for name in changes if name not in RESUME_OPTIONS]:
+        raise ConfigError(f"{', '.join(fixed)}: a resumed search may change only {RESUMABLE}")
     request = _changed_request(read_request(directory / SEARCH_FILE), changes, ray_address)
     with _opened(directory, request, console) as (request, spec):
         records = load_records(directory)
@@ -183,7 +184,7 @@ def _how_to_add_trials(request: SearchRequest, spec: SearchSpec, records: Sequen
 
 
 def _changed_request(request: SearchRequest, changes: Mapping[str, Any], ray_address: str | None) -> SearchRequest:
-    options = build(SearchOptions, {**asdict(request.options), **changes}, "search")
+    options = build_options({**asdict(request.options), **changes})
     base = request.base if ray_address is None else {**request.base, "ray_address": ray_address}
     request = replace(request, options=options, base=base)
     check_options(request)

@@ -20,6 +20,14 @@ ResumeOption = Literal["trials", "budget", "stop", "max_concurrent", "keep_check
 RESUME_OPTIONS: tuple[ResumeOption, ...] = get_args(ResumeOption)  # the options that `--resume` may change
 
 
+def option_name(field: str) -> str:
+    """The name of an option on the command line."""
+    return f"--{field.replace('_', '-')}"
+
+
+RESUMABLE = ", ".join(map(option_name, RESUME_OPTIONS))  # as in messages
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """How a search samples, schedules, compares and stores its trials."""

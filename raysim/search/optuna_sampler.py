@@ -50,6 +50,7 @@ class OptunaSampler(Sampler):
             warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names([objective.column for objective in objectives])  # of the axes of the dashboard
         self.open_trials: dict[int, Any] = {}
+        self.reported_rounds: dict[int, int] = {}  # the last round that Optuna has, by trial
         for record in ended:
             self.study.add_trial(past_trial(self.optuna, space, objectives, record))
 
@@ -96,11 +97,15 @@ class OptunaSampler(Sampler):
                 suggest_value(self.open_trials[number], key, domain)
 
     def on_trial_result(self, number: int, result: Mapping[str, Any]) -> None:
-        value = result.get(self.objectives[0].column)
-        if len(self.objectives) == 1 and value is not None and number in self.open_trials:
-            self.open_trials[number].report(value, int(result["round"]))
+        value, round = result.get(self.objectives[0].column), int(result.get("round", 0))
+        new = round > self.reported_rounds.get(number, 0)
+        if len(self.objectives) == 1 and value is not None and new and number in self.open_trials:
+            self.open_trials[number].report(value, round)
+            self.reported_rounds[number] = round
 
     def on_trial_end(self, number: int, result: Mapping[str, Any], status: TrialStatus) -> None:
+        if status is TrialStatus.STOPPED:  # Tune reports the round after which it stops a trial only here
+            self.on_trial_result(number, result)
         trial = self.open_trials.pop(number, None)
         if trial is None:
             return
@@ -142,7 +147,7 @@ def optuna_importance(
 ) -> dict[str, float]:
     """The importance of each key that all trials have, by PED-ANOVA (Watanabe et al. 2023).
 
-    Empty without Optuna, and for fewer than `min_trials` trials with a value.
+    Empty without Optuna, for fewer than `min_trials` trials with a value, and if all have the same value.
     """
     if find_spec("optuna") is None:
         return {}
@@ -150,7 +155,7 @@ def optuna_importance(
     trials = [past_trial(optuna, space, [objective], each) for each in records if not each.unfinished]
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     keys = set(space.domains).intersection(*(trial.params for trial in complete))
-    if len(complete) < min_trials or not keys:
+    if len(complete) < min_trials or not keys or len({trial.value for trial in complete}) == 1:
         return {}
     study = optuna.create_study(direction="maximize" if objective.better == "higher" else "minimize")
     study.add_trials(complete)

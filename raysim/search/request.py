@@ -22,7 +22,7 @@ from raysim.distributed.run_environment import describe_environment
 from raysim.reporting.tracked_runs import check_tracker
 from raysim.search import distributions
 from raysim.search.early_checks import all_keys_fixed, contains_key
-from raysim.search.options import OPTUNA_SAMPLERS, SearchOptions
+from raysim.search.options import OPTUNA_SAMPLERS, SearchOptions, option_name
 from raysim.search.optuna_sampler import import_optuna
 from raysim.search.random_search import random_trials
 from raysim.search.schedulers import SCHEDULERS
@@ -116,7 +116,7 @@ def build_options(options: Mapping[str, Any]) -> SearchOptions:
         built: SearchOptions = build(SearchOptions, options, "")
     except ConfigError as error:
         name, separator, rest = str(error).partition("=")
-        raise ConfigError(f"--{name.replace('_', '-')}{separator}{rest}") from error
+        raise ConfigError(f"{option_name(name)}{separator}{rest}") from error
     return built
 
 

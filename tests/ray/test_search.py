@@ -193,6 +193,23 @@ def test_optuna_samples_the_keys_of_the_algorithm_for_several_objectives(tmp_pat
 
 
 @pytest.mark.slow
+def test_tpe_learns_the_rounds_of_the_trials_that_asha_stops(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    out = tmp_path / "out"
+    space = ["--space", "algorithm.lr=loguniform(1e-4,2e-2)", "algorithm.optimizer=sgd", "rounds=4", "--trials", "6"]
+    assert tune(out, *space, "--searcher", "tpe", "--scheduler", "asha", *ONE) == 0
+    assert main(["tune", "--resume", str(out), "--trials", "7"]) == 0
+    table, journal = trials(out), optuna.storages.journal.JournalFileBackend(str(out / "optuna.log"))
+    study = optuna.load_study(study_name="out", storage=optuna.storages.JournalStorage(journal))
+    ended = {each.user_attrs["trial"]: each for each in study.trials}
+    states = {"done": "COMPLETE", "stopped": "PRUNED"}
+    assert {number: each.state.name for number, each in ended.items()} == dict(table["status"].map(states))
+    stopped = table.index[table["status"] == "stopped"]
+    assert len(stopped)
+    assert [max(ended[number].intermediate_values) for number in stopped] == list(table.loc[stopped, "rounds"])
+
+
+@pytest.mark.slow
 def test_a_failed_trial_has_its_cause_and_the_search_continues(tmp_path, capsys):
     out = tmp_path / "out"
     spaces = ["--space", "algorithm.lr=grid(0.001,1e30)", "--space", "algorithm.momentum=choice(0.0,0.0001)"]

@@ -93,9 +93,12 @@ def test_the_values_of_a_stopped_trial_are_reported_by_round():
     sampler.sample(1)
     sampler.on_trial_result(1, {"round": 1, "dice": 0.2})
     sampler.on_trial_result(1, {"round": 3, "dice": 0.4})
-    sampler.on_trial_end(1, {"dice": 0.4}, TrialStatus.STOPPED)
-    (trial,) = sampler.study.trials
-    assert (trial.state.name, trial.intermediate_values) == ("PRUNED", {1: 0.2, 3: 0.4})
+    sampler.on_trial_end(1, {"round": 3, "dice": 0.4}, TrialStatus.STOPPED)  # it was paused
+    sampler.sample(2)
+    sampler.on_trial_end(2, {"round": 1, "dice": 0.3}, TrialStatus.STOPPED)
+    one, two = sampler.study.trials
+    assert (one.state.name, one.intermediate_values) == ("PRUNED", {1: 0.2, 3: 0.4})
+    assert (two.state.name, two.intermediate_values) == ("PRUNED", {1: 0.3})
 
 
 def test_an_earlier_search_with_other_keys_or_ranges_is_refused(tmp_path):
