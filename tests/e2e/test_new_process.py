@@ -49,6 +49,15 @@ def test_status_and_stop_import_neither_torch_nor_pandas() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_a_client_actor_imports_no_pandas() -> None:
+    code = (
+        "import sys, raysim.distributed.client_actor, raysim.tasks.synthetic, raysim.tasks.losses\n"
+        "print({'pandas', 'pyarrow', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_monai_imports_modules_for_plots_and_signals_when_it_uses_them() -> None:
     code = (
         "import sys, raysim, monai\n"
