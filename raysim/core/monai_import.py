@@ -9,11 +9,17 @@ from functools import partial
 from importlib import import_module
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-# MONAI needs them only for plots, CSV files and filters of signals. Their import takes as long as the rest of MONAI.
-DEFERRED = ("matplotlib", "matplotlib.pyplot", "pandas", "scipy.signal")
+# MONAI only calls functions of these modules, and their import takes longer than the rest of MONAI.
+DEFERRED = (
+    *("matplotlib", "matplotlib.pyplot", "optuna", "pandas", "scipy.ndimage", "scipy.optimize", "scipy.signal"),
+    *("scipy.sparse", "scipy.sparse.csgraph", "scipy.sparse.linalg", "scipy.spatial"),
+)
+# MONAI imports these if they are installed, and they use classes of scipy: then scipy is imported at once.
+USERS_OF_SCIPY = ("skimage", "sklearn")
 
 
 class _DeferredModule(ModuleType):
@@ -37,7 +43,7 @@ def _call(module: str, function: str, *args: Any, **kwargs: Any) -> Any:
 @contextmanager
 def _deferred(names: Sequence[str]) -> Iterator[None]:
     """Replaces the modules `names` that are not imported yet; in the block, `import` finds the replacements."""
-    replaced = {name: _DeferredModule(name) for name in names if name not in sys.modules}
+    replaced = {name: _DeferredModule(name) for name in names if name not in sys.modules and _is_deferrable(name)}
     sys.modules.update(replaced)
     for name, module in replaced.items():
         parent, _, last = name.rpartition(".")
@@ -48,6 +54,11 @@ def _deferred(names: Sequence[str]) -> Iterator[None]:
     finally:
         for name in replaced:
             del sys.modules[name]
+
+
+def _is_deferrable(name: str) -> bool:
+    package = name.partition(".")[0]
+    return find_spec(package) is not None and not (package == "scipy" and any(map(find_spec, USERS_OF_SCIPY)))
 
 
 class _MonaiLoader(Loader):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from raysim.core.errors import ConfigError
 from raysim.data.image_formats import Image
@@ -109,6 +108,8 @@ def _count_values(mask: Array, name: str, problems: list[str]) -> dict[float | s
     if len(mask) > 1:
         problems.append(f"{name} has {len(mask)} channels; a mask has one")
         return {}
+    import pandas as pd  # here, because actors import this module and do not need pandas
+
     counts = pd.Series(mask.ravel(order="K"), copy=False).value_counts(dropna=False).sort_index()
     if len(counts) > MAX_LABEL_VALUES:
         problems.append(

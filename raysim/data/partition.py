@@ -16,7 +16,8 @@ from raysim.core.formatting import pluralize
 from raysim.core.seeding import numpy_generator
 from raysim.core.suggestions import did_you_mean
 from raysim.data.patient_columns import patient_columns
-from raysim.data.table import SPLITS, site_name_problems, sort_rows
+from raysim.data.site_names import site_name_problems
+from raysim.data.table import SPLITS, sort_rows
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -18,7 +18,8 @@ from raysim.data.partition import assign_splits
 from raysim.data.patient_names import numbered_series, patients_of_images
 from raysim.data.patient_warnings import patient_warnings
 from raysim.data.scanned_folders import ScannedFolder, folders_of_sites, scan_folders
-from raysim.data.table import site_name_problems, sort_rows
+from raysim.data.site_names import site_name_problems
+from raysim.data.table import sort_rows
 
 FRACTIONS = (0.7, 0.1, 0.2)  # of train, val and test
 

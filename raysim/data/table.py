@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -16,6 +15,7 @@ from raysim.data.column_types import is_missing_marker
 from raysim.data.file_paths import check_url, join_path, missing_files, parent_folder
 from raysim.data.file_roles import file_identity, role_problems
 from raysim.data.patient_columns import patient_columns
+from raysim.data.site_names import site_name_problems
 from raysim.data.table_file import load_table
 
 COLUMNS = ("site", "split", "image", "label")
@@ -26,7 +26,6 @@ SPLITS = (
     "unlabelled",
 )  # as in raysim.core.contracts, which is not imported because it loads torch
 PATH_PATTERN = re.compile(r"/|\.\w+$")  # with a folder or a file extension
-SITE_NAME_PATTERN = re.compile(r"\w[\w. -]*")  # a site name is used as a file name and in dotted keys
 
 
 def read_table(
@@ -98,16 +97,6 @@ def labels_are_files(table: pd.DataFrame) -> bool:
     labels = table["label"].dropna().astype("string")
     non_numeric = labels[pd.to_numeric(labels, errors="coerce").isna()]
     return bool(non_numeric.str.contains(PATH_PATTERN).any())
-
-
-def site_name_problems(sites: Iterable[str]) -> Iterator[str]:
-    """A message for each invalid site name."""
-    for site in sites:
-        if not SITE_NAME_PATTERN.fullmatch(unicodedata.normalize("NFC", site)):
-            yield (
-                f"site {site!r} cannot be a file name: use letters, digits, '_', '-', '.' and spaces, "
-                "and begin with a letter, a digit or '_'"
-            )
 
 
 def _raise_first(path: str, problems: Iterator[str]) -> None:

@@ -98,16 +98,21 @@ class BaseFleet(ABC):
         return ExchangeHandle(held, {site: result.metrics for site, result in results.items()}, self._fetch)
 
     def evaluate(
-        self, client: Client[P], broadcast: Any, phase: str = EVALUATION_PHASE, sites: Sequence[str] | None = None
+        self,
+        client: Client[P],
+        broadcast: Any,
+        phase: str = EVALUATION_PHASE,
+        sites: Sequence[str] | None = None,
+        per_site: Mapping[str, Any] | None = None,
     ) -> Replies[P]:
-        """The replies of `client` at `sites`, by default every inside and outside site.
+        """The replies of `client(site, broadcast[, per_site[site]])` at `sites`, by default every site.
 
         The traffic of an evaluation is not counted, because evaluation is not part of the method.
         """
         results = self.at([*self.task.inside, *self.task.outside] if sites is None else sites)._collect(
             client,
             broadcast,
-            None,
+            per_site,
             self._call(EVALUATION_CALL),
             phase=phase,
         )

@@ -22,7 +22,6 @@ from raysim.core.registry import name_of
 from raysim.data.required_paths import required_paths
 from raysim.federation.continuation import Continuation, with_kept_weights
 from raysim.tasks.lora import LoraNetwork
-from raysim.tasks.table_config import TableData
 
 # Sites train in one batch by default if the examples of a batch have at most this many pixels together, and the network
 # at most these bytes. Above, the operations of one site take most of the time, so stacking gains nothing on a CPU.
@@ -213,6 +212,8 @@ def selection_metric(task: Task, chosen: str) -> str | None:
 
 def how_to_add_val_cases(config: TaskConfig, task: Task, sites: Iterable[str]) -> str:
     """The cure in an error about `sites` without val cases."""
+    from raysim.tasks.table_config import TableData  # here, because actors import this module and do not need pandas
+
     data: Any = getattr(config, "data", None)
     if not isinstance(data, TableData):
         return "set task.data.val=1 or more" if hasattr(data, "val") else "add val cases to the task"

@@ -67,7 +67,7 @@ def fingerprint(tree: Any) -> int:
     result = 0
     for leaf in leaves(tree):
         if isinstance(leaf, Model):
-            result = hash((result, deflate_crc32(leaf.buffer)))
+            result = hash((result, _checksum(leaf.buffer)))
         elif isinstance(leaf, np.ndarray):
             result = hash((result, _array_fingerprint(leaf)))
         elif isinstance(leaf, Tensor):
@@ -107,14 +107,19 @@ def _array_fingerprint(array: Array) -> int:
         return _changed_pages(array)
     if array.dtype.hasobject:
         return 0
-    return int(deflate_crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+    return _checksum(np.ascontiguousarray(array))
 
 
 def _tensor_fingerprint(tensor: Tensor) -> int:
     """The checksum of a dense tensor on the CPU; of others the number of writes, which torch counts."""
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
         return 0 if tensor.is_inference() else tensor._version
-    return int(deflate_crc32(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return _checksum(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _checksum(array: Array) -> int:
+    values: Any = array.reshape(-1).view(np.uint8)  # the stub of imagecodecs lacks arrays
+    return int(deflate_crc32(values))
 
 
 def _changed_pages(array: Array) -> int:

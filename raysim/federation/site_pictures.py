@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,8 @@ def save_pictures(plan: Plan, fleet: BaseFleet, state: State, cases: Sequence[Ca
     task = plan.task
     has_pictures = plan.config.pictures and len(task.shape) > 2
     chosen = choose_cases(task, plan.metric, cases) if has_pictures else {}
-    broadcast = (plan.config.algorithm, state, {site: (each.split, each.cases) for site, each in chosen.items()})
-    replies = fleet.evaluate(_describe_site, broadcast, PICTURES_PHASE)
+    shown = {site: (chosen[site].split, chosen[site].cases) if site in chosen else None for site in plan.sites}
+    replies = fleet.evaluate(_describe_site, (plan.config.algorithm, state), PICTURES_PHASE, per_site=shown)
     found = ((site, *replies[site].payload) for site in replies)
     write_pictures(plan.directory, task, found, chosen, anonymous=plan.config.anonymous_cases)
 
@@ -73,16 +73,16 @@ def choose_cases(task: Task, metric: str, cases: Iterable[CaseScores]) -> dict[s
 
 
 def _describe_site(
-    site: Site[Any], broadcast: tuple[Algorithm[S], S, Mapping[str, tuple[str, Sequence[int]]]]
+    site: Site[Any], broadcast: tuple[Algorithm[S], S], shown: tuple[str, Sequence[int]] | None
 ) -> Reply[tuple[tuple[CasePicture, ...], dict[str, SplitSummary]]]:
-    algorithm, state, chosen = broadcast
+    algorithm, state = broadcast
     summaries = {split: _summarize(site.data[split], site.task) for split in SPLITS if len(site.data[split])}
     pictures: tuple[CasePicture, ...] = ()
-    labels = site.data[chosen[site.name][0]].labels if site.name in chosen else None
-    if labels is not None and labels.ndim > 2:  # masks
+    labels = None if shown is None else site.data[shown[0]].labels
+    if shown is not None and labels is not None and labels.ndim > 2:  # masks
         predictions = as_prediction_set(algorithm.predictor(site, state))
         if predictions is not None:
-            pictures = tuple(_pictures(site, predictions.main, *chosen[site.name]))
+            pictures = tuple(_pictures(site, predictions.main, *shown))
     return Reply((pictures, summaries))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_dilation
 
 from raysim.core.atomic_io import replacing, write_json
 from raysim.core.contracts import Array, Task
@@ -113,6 +112,8 @@ def draw(picture: CasePicture) -> Image.Image:
 
 def _outline(classes: Array) -> Array:
     """The pixels of classes other than 0 that are at most WIDTH pixels from another class, as booleans."""
+    from scipy.ndimage import binary_dilation  # here, because the server imports this module at the start of a run
+
     padded = np.pad(classes, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     edge = (classes > 0) & np.any([classes != each for each in neighbours], axis=0)

@@ -18,7 +18,7 @@ from raysim.core.contracts import SPLITS, Data, ProgressCallback, Split, Task
 from raysim.core.errors import ConfigError
 from raysim.core.seeding import numpy_generator
 from raysim.data.scanner_shift import ScannerShift, make_scanner
-from raysim.data.table import site_name_problems
+from raysim.data.site_names import site_name_problems
 from raysim.tasks.library_names import SEGMENTATION_LOSSES, check_loss_name, check_network_name
 from raysim.tasks.network_keys import NetworkOption
 from raysim.tasks.segmentation_metrics import SegmentationScore

@@ -39,7 +39,7 @@ def test_a_list_of_names_does_not_import_torch() -> None:
 
 
 def test_a_table_is_read_without_torch() -> None:
-    code = "import sys, raysim.data.table, raysim.data.summarize; sys.exit('torch' in sys.modules)"
+    code = "import sys, raysim.data.table, raysim.data.summarize, raysim.cli.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -49,20 +49,34 @@ def test_status_and_stop_import_neither_torch_nor_pandas() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_a_client_actor_imports_no_pandas() -> None:
+    code = (
+        "import sys, raysim.distributed.client_actor, raysim.tasks.synthetic, raysim.tasks.losses\n"
+        "print({'pandas', 'pyarrow', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_monai_imports_modules_for_plots_and_signals_when_it_uses_them() -> None:
     code = (
         "import sys, raysim, monai\n"
-        "print({'matplotlib', 'pandas', 'scipy.signal'} & set(sys.modules))\n"
+        "print({'matplotlib', 'optuna', 'pandas', 'scipy.ndimage', 'scipy.sparse'} & set(sys.modules))\n"
         "from monai.data.ultrasound_confidence_map import hilbert\n"
         "from monai.transforms.signal.array import iirnotch\n"
         "from monai.utils.jupyter_utils import plt\n"
         "import matplotlib.pyplot, numpy, scipy.signal\n"
         "print(plt.Figure is matplotlib.pyplot.Figure, numpy.iscomplexobj(hilbert([1.0, 2.0, 1.0])))\n"
-        "print(len(iirnotch(0.1, 0.3)))\n"
+        "from monai.metrics.utils import KDTree, distance_transform_edt, scipy_ndimage\n"
+        "from monai.networks.nets.dints import csr_matrix, dijkstra\n"
+        "print(len(iirnotch(0.1, 0.3)), distance_transform_edt([1, 1, 0]), scipy_ndimage.label([1, 0, 1])[1])\n"
+        "print(dijkstra(csr_matrix([[0, 3], [0, 0]]), indices=0), KDTree([[0], [2]]).n)\n"
         "print(monai.__spec__.loader.name, monai.data.dataset.pd.DataFrame.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:-1] == ["set()", "True True", "2", "monai DataFrame"]
+    assert done.stdout.split("\n")[:-1] == [
+        *("set()", "True True", "2 [2. 1. 0.] 2", "[0. 3.] 2", "monai DataFrame"),
+    ]
 
 
 def test_runs_are_listed_and_compared_without_torch(tmp_path: Path) -> None:

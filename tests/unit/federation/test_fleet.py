@@ -129,6 +129,13 @@ def test_evaluation_is_not_accounted() -> None:
     assert (here.client_states.held, here.accounting.calls, here.accounting.metrics) == ({}, 0, {})
 
 
+def test_an_evaluation_has_a_value_for_each_site() -> None:
+    replies = fleet().evaluate(
+        lambda site, broadcast, value: Reply(broadcast + value), 10, sites=["a", "x"], per_site={"a": 1, "x": 2}
+    )
+    assert [reply.payload for reply in replies.values()] == [11, 12]
+
+
 def test_values_sent_and_received_are_read_only() -> None:
     broadcast, per_site = np.zeros(1), {"a": [np.zeros(1)]}
 
