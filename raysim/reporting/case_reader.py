@@ -94,7 +94,7 @@ def _rounds(run: RunRecord) -> set[str]:
     """Those of `best` and `last` that the run has; an evaluation has one round, which may be both."""
     if run.is_evaluation:
         flags = _read_cases(run, ["best", "last"])
-        return {name for name in flags if flags[name].any()}
+        return {name for name in ("best", "last") if flags[name].any()}
     return {"last"} if run.summary.get("best", {}).get("round") is None else {"best", "last"}
 
 
