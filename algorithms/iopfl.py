@@ -154,7 +154,8 @@ class IOPFL(LocalTraining):
         if not state.best or not len(images):
             return self.predict_module(site, state.model)
         if self.single is not None:
-            return site.predict_module(state.best[self.single])
+            single = state.best.get(self.single)  # a site that has not trained yet has no model
+            return self.predict_module(site, state.model) if single is None else site.predict_module(single)
         experts = [site.predict_module(model) for _, model in sorted(state.best.items())]
         experts.append(self.predict_module(site, state.model))
         net = route_convolutions([*experts[:-1], self.predict_module(site, state.model)], self.gate, self.dropout)

@@ -154,7 +154,8 @@ def prepared_table(table: Path, name: str, of_data: Mapping[str, Any], left_out:
     """A copy of the table, in `runs`, whose paths still start at the folder of `table` (task.data.root).
 
     The column `site` of the configuration has the sites. Each site and split has at most `cases[split]` cases, drawn
-    with one seed. All cases of the sites `left_out` are test cases, so no model has trained on them.
+    with one seed. All cases of the sites `left_out` are test cases, so no model has trained on them. Without images and
+    patients, each row gets the name of a patient, by which the cases of two runs are paired.
     """
     every = pd.read_csv(table, dtype=str, keep_default_na=False)
     every["site"] = every[of_data.get("site", "site")]
@@ -330,9 +331,14 @@ def score_names(rows: Mapping[str, Row], role: str) -> list[ScoreName]:
 
 
 def tables(comparison: Comparison) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables of `raysim compare` without bytes and seconds, which `budget` has: all sites, each site."""
+    """The tables of `raysim compare` without bytes and seconds, which `budget` has: all sites, each site.
+
+    The attribute `notes` of the first table has the notes of the comparison.
+    """
     results = result_table(comparison).drop(columns=["bytes", "seconds"])
-    return tuple(table.set_index("group").rename_axis("method") for table in (results, site_table(comparison)))
+    overall, sites = (each.set_index("group").rename_axis("method") for each in (results, site_table(comparison)))
+    overall.attrs["notes"] = list(comparison.notes)
+    return overall, sites
 
 
 def budget(study: Mapping[str, Any], found: Mapping[tuple[Cell, str], Mapping[int, Job]]) -> pd.DataFrame:
@@ -415,7 +421,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def fill(page: str, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Put each table into the page NAME.md, between the lines `<!-- KEY -->` and `<!-- end -->`."""
+    """Put each table with its notes into the page NAME.md, between the lines `<!-- KEY -->` and `<!-- end -->`."""
     path = HERE / f"{page}.md"
     text = path.read_text(encoding="utf-8")
     for key, table in tables.items():
@@ -423,7 +429,8 @@ def fill(page: str, tables: Mapping[str, pd.DataFrame]) -> None:
         _, end, after = rest.partition("<!-- end -->")
         if not (found and end):
             sys.exit(f"{path} has no lines for the table {key!r}: expected <!-- {key} --> and <!-- end -->")
-        text = f"{before}{found}{markdown(table)}\n{end}{after}"
+        notes = "".join(f"\nNote: {note}.\n" for note in table.attrs.get("notes", ()))
+        text = f"{before}{found}{markdown(table)}\n{notes}{end}{after}"
     path.write_text(text, encoding="utf-8")
 
 

@@ -142,7 +142,9 @@ def main() -> None:
         for labelled in study.keys["hippocampus"]["labelled"]:
             rows = study.trained(target, labelled, "federated", rates[target], encoders[source], [RANDOM, *moved])
             of_target[labelled] = found[f"{source} to {target}, N = {labelled}"] = compared(rows, RANDOM)
-        page |= {f"{source} to {target}": means(of_target).join(differences(of_target), rsuffix=" difference")}
+        gains = differences(of_target)
+        table = page[f"{source} to {target}"] = means(of_target).join(gains, rsuffix=" difference")
+        table.attrs.update(gains.attrs)
     fill("labels", page)
     results(found).to_parquet(HERE / "labels.parquet", index=False)
     plot(found, encoders["acdc"], study.keys["acdc"]["labelled"])
@@ -188,8 +190,8 @@ def means(of_labelled: Mapping[int, Comparison]) -> pd.DataFrame:
 
 
 def differences(of_labelled: Mapping[int, Comparison]) -> pd.DataFrame:
-    """The difference from a random start and its p-value (paired by case, Holm's correction)."""
-    return pd.DataFrame(
+    """The difference from a random start and its p-value (paired by case, Holm's correction), with the notes."""
+    table = pd.DataFrame(
         {
             f"N = {labelled}": {
                 group.name: f"{100 * group.difference:+.1f} (p {group.p_value:.3f})"
@@ -199,10 +201,12 @@ def differences(of_labelled: Mapping[int, Comparison]) -> pd.DataFrame:
             for labelled, comparison in of_labelled.items()
         }
     ).rename_axis("method")
+    table.attrs["notes"] = [*dict.fromkeys(note for each in of_labelled.values() for note in each.notes)]
+    return table
 
 
 def traffic(encoders: Encoders) -> pd.DataFrame:
-    """The megabytes of a site in the rounds of pre-training, the steps, and the accuracy of a linear probe."""
+    """The megabytes of a site in the rounds of pre-training, the accuracy of a linear probe, and the learning rate."""
     rows = {}
     for name, jobs in encoders.items():
         runs = pd.DataFrame([of_pretraining(one) for one in jobs.values()]).mean()

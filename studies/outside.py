@@ -47,7 +47,7 @@ def main() -> None:
         cells = [cell(study, name, args, left_out) for left_out in study[name]["left_out"]]
         found = tuned(study, cells, study["methods"], args)
         of_method = {method: [found[each, method] for each in cells] for method in study["methods"]}
-        answers = {
+        evaluations = {
             predictor: [
                 [evaluated(jobs, overrides, args) for overrides in how["values"]] for jobs in of_method[how["of"]]
             ]
@@ -56,7 +56,7 @@ def main() -> None:
         singles = [single_models(jobs, args) for jobs in of_method["iop-fl"]]
         rows = {method: one_row(of_method[method]) for method in ("fedavg", "elcfs", "feddg-ga")}
         rows["fedsm, global"] = one_row(of_method["fedsm"], "dice@global")
-        rows |= {predictor: chosen(of_cells) for predictor, of_cells in answers.items()}
+        rows |= {predictor: chosen(of_cells) for predictor, of_cells in evaluations.items()}
         rows["best single model"] = best_single(singles)
         comparison = compared(rows, REFERENCE, ROLE)
         overall, sites = tables(comparison)
@@ -65,7 +65,7 @@ def main() -> None:
             f"{name} sites": sites,
             f"{name} budget": budget(study, found),
             f"{name} testable": testable(cells, of_method["fedavg"], singles),
-            f"{name} values": all_values(study, cells, answers),
+            f"{name} values": all_values(study, cells, evaluations),
         }
         fill("outside", page)
         plot(rows, HERE / f"outside_{name}.png", "Dice at the source left out, %", REFERENCE, ROLE)
@@ -87,7 +87,7 @@ def chosen(of_cells: Sequence[Sequence[Evaluations]]) -> Row:
 
 
 def best_single(singles: Sequence[Mapping[str, Evaluations]]) -> Row:
-    """The row of the personal model that is best at each source, for each seed, which only labels can tell."""
+    """The row of the personal model that is best at each source, for each seed, by the labels of the source."""
 
     def best(models: Mapping[str, Evaluations], seed: int) -> Path:
         return max((folders[seed] for folders in models.values()), key=lambda folder: read_score(folder, METRIC))
@@ -115,13 +115,13 @@ def testable(
 
 
 def all_values(
-    study: Mapping[str, Any], cells: Sequence[Cell], answers: Mapping[str, Sequence[Sequence[Evaluations]]]
+    study: Mapping[str, Any], cells: Sequence[Cell], evaluations: Mapping[str, Sequence[Sequence[Evaluations]]]
 ) -> pd.DataFrame:
     """The mean over seeds at each source, for every value of each predictor, in per cent."""
     rows = {
         f"{predictor}: {overrides.replace('algorithm.', '')}": {
             of_cell.left_out: f"{100 * score(values[n], METRIC):.1f}"
-            for of_cell, values in zip(cells, answers[predictor], strict=True)
+            for of_cell, values in zip(cells, evaluations[predictor], strict=True)
         }
         for predictor, how in study["predictors"].items()
         for n, overrides in enumerate(how["values"])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysim.core.atomic_io import write_text
-from raysim.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from raysim.reporting.comparison import Comparison
@@ -50,18 +49,13 @@ def add_compare_command(commands: Any) -> None:
 def compare(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
     from raysim.reporting.comparison import CompareOptions, compare
+    from raysim.storage.run_directory import check_new_file
 
-    _check_new_file(args.out)
+    if args.out is not None:
+        check_new_file(args.out)
     options = {field.name: getattr(args, field.name) for field in fields(CompareOptions)}
     _write(compare(args.runs, CompareOptions(**options)), args.format, args.out)
     return 0
-
-
-def _check_new_file(out: Path | None) -> None:
-    if out is not None and out.exists():
-        raise ConfigError(f"--out {out} already exists, and no file is overwritten; choose a new name")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: {out.parent} is not a folder; create it, or choose another one")
 
 
 def _write(comparison: Comparison, form: TableFormat, out: Path | None) -> None:

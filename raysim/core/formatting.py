@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ import yaml
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 FORMULA, NUMBER = re.compile(r"[=+\-@\t\r]"), re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_NAMED = 5  # rows, files or sites named in one message
+HASH_CHARACTERS = 16
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -62,6 +64,11 @@ def format_score(value: float | None) -> str:
 def printable(text: str) -> str:
     """`text` with control characters as escapes such as `\\x1b`: text of files and of other programs is output so."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def hash_name(name: str | None) -> str | None:
+    """The name of an image or a patient in a run with `anonymous_cases`: the start of its SHA-256."""
+    return None if name is None else hashlib.sha256(name.encode()).hexdigest()[:HASH_CHARACTERS]
 
 
 def is_formula(text: str) -> bool:

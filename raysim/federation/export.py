@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -78,9 +80,13 @@ def _onnx_program(network: ExportedNetwork) -> bytes:
     """The file of an ONNX program, executed by onnxruntime and compared with the network."""
     import onnxruntime
 
-    exported: Any = torch.onnx.export(
-        _program(network), input_names=["inputs"], output_names=["logits"], dynamo=True, verbose=False
-    )
+    program = _program(network)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about packages that are not installed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # from torch's own code
+        exported: Any = torch.onnx.export(
+            program, input_names=["inputs"], output_names=["logits"], dynamo=True, verbose=False
+        )
     content = bytes(exported.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"inputs": network.example[:1].numpy()})

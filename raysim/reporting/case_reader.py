@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from raysim.core.errors import ConfigError
-from raysim.core.formatting import join_names, pluralize
+from raysim.core.formatting import hash_name, join_names, pluralize
 from raysim.core.suggestions import did_you_mean
 from raysim.reporting.case_scores import AreaScores, GroupScores, MeanScores
 from raysim.reporting.finished_runs import RunRecord
@@ -94,7 +94,7 @@ def _rounds(run: RunRecord) -> set[str]:
     """Those of `best` and `last` that the run has; an evaluation has one round, which may be both."""
     if run.is_evaluation:
         flags = _read_cases(run, ["best", "last"])
-        return {name for name in flags if flags[name].any()}
+        return {name for name in ("best", "last") if flags[name].any()}
     return {"last"} if run.summary.get("best", {}).get("round") is None else {"best", "last"}
 
 
@@ -110,12 +110,14 @@ def _metrics(names: Sequence[str]) -> list[str]:
 
 def read_groups(groups: Sequence[RunGroup], scores: Sequence[ScoreName]) -> tuple[list[GroupScores], list[str]]:
     """The score of each group, and notes. Raises ConfigError if two repetitions do not have the same cases."""
+    runs = [run for group in groups for run in group.runs]
+    hashed = any(_is_anonymous(run) for run in runs)
     read = [
-        [_read_repetition(each, score) for each in group.repetitions]
+        [_read_repetition(each, score, hashed) for each in group.repetitions]
         for group, score in zip(groups, scores, strict=True)
     ]
     first = read[0][0]
-    _check_names(first, [run for group in groups for run in group.runs])
+    _check_names(first, runs)
     for group, frames in zip(groups, read, strict=True):
         for repetition, frame in zip(group.repetitions, frames, strict=True):
             _check_same_cases(first, groups[0].repetitions[0], frame, repetition, scores[0])
@@ -125,6 +127,10 @@ def read_groups(groups: Sequence[RunGroup], scores: Sequence[ScoreName]) -> tupl
             cause = "no site has cases of both classes" if len(score.columns) > 1 else "no case has a value"
             raise ConfigError(f"{score} of {group.name}: {cause}; use another --metric")
     return found, _patient_notes(first)
+
+
+def _is_anonymous(run: RunRecord) -> bool:
+    return bool(run.keys.get("anonymous_cases"))
 
 
 def _check_names(cases: pd.DataFrame, runs: Sequence[RunRecord]) -> None:
@@ -137,17 +143,18 @@ def _check_names(cases: pd.DataFrame, runs: Sequence[RunRecord]) -> None:
         )
 
 
-def _read_repetition(repetition: Repetition, score: ScoreName) -> pd.DataFrame:
-    """A row by (site, case), with the columns of the score, `patient`, and `unnamed`.
+def _read_repetition(repetition: Repetition, score: ScoreName, hashed: bool) -> pd.DataFrame:
+    """A row by (site, case), with the columns of the score, `patient`, and `unnamed`; `hashed` as in `_read_run`.
 
     The folds of a repetition are pooled. Each fold has other test cases of the inside sites. All folds have the same
     cases of the outside sites, whose values are averaged.
     """
-    rows = pd.concat([_read_run(run, score) for run in repetition.runs]).groupby(level=["site", "case"])
+    rows = pd.concat([_read_run(run, score, hashed) for run in repetition.runs]).groupby(level=["site", "case"])
     return rows[score.columns].mean().join(rows[["patient", "unnamed"]].first())
 
 
-def _read_run(run: RunRecord, score: ScoreName) -> pd.DataFrame:
+def _read_run(run: RunRecord, score: ScoreName, hashed: bool) -> pd.DataFrame:
+    """The values of a run. `hashed`: names of cases are hashed, as in the runs with `anonymous_cases`."""
     filters = [("split", "==", score.split), (score.round, "==", True), ("metric", "in", score.columns)]
     rows = _read_cases(run, KEPT, filters)
     rows = rows[rows["role"] == score.role]
@@ -156,6 +163,9 @@ def _read_run(run: RunRecord, score: ScoreName) -> pd.DataFrame:
             f"{run.path} has no values of {', '.join(sorted(absent))} for {score.role}/{score.split} cases; use "
             "another --metric, or give the other runs"
         )
+    if hashed and not _is_anonymous(run):
+        names = rows[["image", "patient"]].map(hash_name, na_action="ignore").astype("string")
+        rows = rows.assign(image=names["image"], patient=names["patient"])
     is_fold = run.keys.get(FOLD) is not None and score.role == "inside"
     number = rows["case"].astype(str) + f" of fold {run.keys.get(FOLD)}" * is_fold
     numbered = ("patient " + rows["patient"] + ", case " + number).fillna("case " + number)

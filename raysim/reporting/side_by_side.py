@@ -17,7 +17,7 @@ from raysim.reporting.page import page_style, write_page
 from raysim.reporting.pictures import MAX_BYTES, read_pictures
 from raysim.reporting.plots import HEIGHT, INK, INSIDE, LOST, OUTSIDE, plot_column, render_svg
 from raysim.reporting.run_groups import differing_keys, format_value
-from raysim.storage.run_directory import SUMMARY_FILE, describe_collection, read_summary
+from raysim.storage.run_directory import SUMMARY_FILE, check_new_file, describe_collection, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +28,11 @@ MAX_RUNS = len(LOOKS)
 
 
 def write_side_by_side(directories: Sequence[Path], path: Path) -> None:
-    """Write the page of the runs in `directories` to `path`. Raises ConfigError if `path` exists or tasks differ."""
-    if path.exists():
-        raise ConfigError(f"--out {quote_path(path)} exists already; choose another name")
+    """Write the page of the runs in `directories` to `path`.
+
+    Raises ConfigError if `path` exists or its folder does not, and for runs of different tasks.
+    """
+    check_new_file(path)
     if len(directories) > MAX_RUNS:
         raise ConfigError(f"{len(directories)} runs: expected at most {MAX_RUNS} on one page; give fewer runs")
     names, max_bytes = distinct_names(directories), MAX_BYTES // len(directories)

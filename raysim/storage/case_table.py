@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import pandas as pd
 
 from raysim.core.atomic_io import replacing
 from raysim.core.contracts import CaseName, Task
+from raysim.core.formatting import hash_name
 from raysim.core.results import CaseScores, role_of
 from raysim.storage.run_directory import CASES_FILE
 
 COLUMNS = ("round", "last", "best", "site", "role", "split", "case", "image", "patient", "predictor", "metric", "value")
-HASH_CHARACTERS = 16
 
 
 def write_cases(
@@ -69,8 +68,4 @@ def case_names(task: Task, site: str, split: str, cases: Collection[int], *, ano
         return [CaseName()] * len(cases)
     names = task.case_names(site, split)
     found = [names[case] for case in cases]
-    return [CaseName(_hash(name.image), _hash(name.patient)) for name in found] if anonymous else found
-
-
-def _hash(name: str | None) -> str | None:
-    return None if name is None else hashlib.sha256(name.encode()).hexdigest()[:HASH_CHARACTERS]
+    return [CaseName(hash_name(name.image), hash_name(name.patient)) for name in found] if anonymous else found

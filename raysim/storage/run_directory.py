@@ -46,6 +46,14 @@ def check_new_directory(out: str | None, kind: str) -> None:
         raise ConfigError(f"--out {out} already exists, and {kind} never overwrites files; choose a new folder")
 
 
+def check_new_file(out: Path) -> None:
+    """Raises ConfigError if `out` exists, or if its folder does not."""
+    if out.exists():
+        raise ConfigError(f"--out {out} already exists, and no file is overwritten; choose a new name")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: {out.parent} is not a folder; create it, or choose another one")
+
+
 def check_run_directory(directory: Path) -> None:
     """Raises ConfigError if `directory` is not the directory of a run."""
     if not (directory / CONFIG_FILE).is_file():

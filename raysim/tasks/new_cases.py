@@ -163,6 +163,8 @@ def _check_shape(task: Task, trained: TrainedTask, image: str) -> None:
 
 
 def _tabular_cases(trained: TrainedTask, config: Tabular, source: str, site: str) -> NewCases:
+    if Path(source).expanduser().is_dir():
+        raise ConfigError(f"--images {source} is a folder, but the run was trained on rows of a table; give a table")
     classes = {name: str(value) for name, value in trained.classes.items()}
     table = read_table(
         source,

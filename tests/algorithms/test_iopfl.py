@@ -226,8 +226,10 @@ def test_the_model_of_a_single_site_predicts_outside_without_routing() -> None:
     task = small_task()
     rounds, _ = rounds_of(IOPFL(passes=0), task, 2)
     state, (site, _) = rounds[-1].state, task.inside
-    net: Any = IOPFL(single=site).predictor(place(task, "far"), state)
-    assert Model.of({name: p.detach().numpy() for name, p in net.named_parameters()}) == state.best[site].parameters
+    untrained = replace(state, best={name: model for name, model in state.best.items() if name != site})
+    for known, expected in ((state, state.best[site]), (untrained, state.model)):
+        net: Any = IOPFL(single=site).predictor(place(task, "far"), known)
+        assert Model.of({name: p.detach().numpy() for name, p in net.named_parameters()}) == expected.parameters
 
 
 def test_a_single_site_that_is_not_inside_is_refused() -> None:

@@ -106,6 +106,7 @@ def test_classes_have_probabilities_and_the_scores_of_the_run(kind: str, runs: R
     if kind == "rows":
         assert listed["row"].tolist() == [2]
         whole.head(1).to_csv(folder / "other.csv", index=False)
+        assert "is a folder, but the run was trained on rows" in refused(folder / "run", str(folder), tmp_path / "new")
         other = folder / "run", str(folder / "other.csv"), tmp_path / "out"
         assert "has a prediction that differs in images" in refused(*other, site="b", round="last")
 

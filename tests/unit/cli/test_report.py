@@ -42,7 +42,9 @@ def test_one_run_and_several(capsys: pytest.CaptureFixture[str]) -> None:
     value = json.loads(Path("b/summary.json").read_text())["best"]["metrics"]["inside/test/dice"]["mean"]
     assert f"{value:.4f}" in page.text
     assert main(["report", "a", "b", "--out", "both.html"]) == 2
-    assert "both.html exists already" in capsys.readouterr().err
+    assert "both.html already exists, and no file is overwritten" in capsys.readouterr().err
+    assert main(["report", "a", "b", "--out", "none/both.html"]) == 2
+    assert "none is not a folder; create it, or choose another one" in capsys.readouterr().err
 
 
 def test_runs_with_the_same_name_are_distinguished_by_their_parents() -> None:

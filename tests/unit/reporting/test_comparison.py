@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from raysim.core.errors import ConfigError
+from raysim.core.formatting import hash_name
 from raysim.reporting.comparison import CompareOptions, Comparison, compare
 from raysim.reporting.comparison_tables import render, result_table, site_table
 from raysim.reporting.finished_runs import comparable_runs
@@ -272,6 +273,15 @@ def test_evaluations_of_the_best_round_are_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "1", {"a": [0.2, 0.4]}, "seed=1", best=None, run="runs/2")
     with pytest.raises(ConfigError, match="is not an evaluation of the last round; give evaluations of one round"):
         compared(tmp_path)
+
+
+def test_runs_with_and_without_names_of_cases_are_paired(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", {"a": [0.2, 0.4]})
+    names = {name: hash_name(name) for name in ("a-0.png", "a-1.png")}
+    folder = write_run(tmp_path / "1", {"a": [0.4, 0.6]}, "seed=1 anonymous_cases=true")
+    cases = pd.read_parquet(folder / "cases.parquet")
+    cases.assign(image=cases["image"].map(names)).to_parquet(folder / "cases.parquet", index=False)
+    assert [group.seeds for group in compared(tmp_path).groups] == [2]
 
 
 def test_a_difference_that_the_names_do_not_have_is_noted(tmp_path: Path) -> None:
