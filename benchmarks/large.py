@@ -7,8 +7,8 @@ per site. The run is alternated with the plain loops of overhead.py.
 
 - store: maximum bytes in Ray's object store, in models. All objects of a round stay there until its end, so this is
   what a round copies into the store: the broadcast once, and a reply per site.
-- memory: growth of an actor's private memory (RssAnon) since its start, in models. Objects in the store are shared
-  memory and not counted.
+- memory: growth of an actor's private memory (RssAnon) since its start, imports included, in models. Objects in the
+  store are shared memory and not counted.
 
 The benchmark needs about 18 GB of free memory, 10 GB of it in /dev/shm.
 """
@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from sites import PAUSE, Look, watching
 
 import raysim
 from raysim.config.merge import parse_pairs
-from raysim.core.events import ActorsPlaced, Event, RoundEvent
+from raysim.core.events import Event, RoundEvent
 
 SITES, ROUNDS, WARM = 16, 4, 1
 FEDERATION = [
@@ -58,25 +57,13 @@ ROWS = {
 LIMITS = {"ratio": 1.05, "store": SITES + 1.05, "server": 3.0}
 
 
-@dataclass
-class Watch:
-    """The times at the end of rounds, and the number of looks before the first round."""
-
-    looks: list[Look]
-    ends: list[float] = field(default_factory=list)
-    started: int = 0
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, ActorsPlaced):
-            self.started = len(self.looks)
-        if isinstance(event, RoundEvent):
-            self.ends.append(time.perf_counter())
-
-    def growth(self, role: str) -> float:
-        """The maximum growth of an actor of this role since the start of the first round, in models."""
-        before = {look.pid: look.size for look in self.looks[: self.started] if look.role == role}
-        later = (look for look in self.looks[self.started :] if look.pid in before)
-        return max(look.size - before[look.pid] for look in later) / MODEL_BYTES
+def growth(looks: Sequence[Look], role: str) -> float:
+    """The largest growth of an actor of this role, in models."""
+    sizes: dict[int, list[int]] = {}
+    for look in looks:
+        if look.role == role:
+            sizes.setdefault(look.pid, []).append(look.size)
+    return max(max(each) - min(each) for each in sizes.values()) / MODEL_BYTES
 
 
 def main() -> int:
@@ -119,16 +106,21 @@ def run(store: int) -> dict[str, float]:
     ray.init(address="local", object_store_memory=store, logging_level=logging.ERROR, include_dashboard=False)
     try:
         with tempfile.TemporaryDirectory() as folder, watching() as looks, store_bytes() as used:
-            watch = Watch(looks)
-            raysim.run(parse_pairs(FEDERATION), out=Path(folder) / "run", on_event=watch)
+            ends: list[float] = []
+
+            def record(event: Event) -> None:
+                if isinstance(event, RoundEvent):
+                    ends.append(time.perf_counter())
+
+            raysim.run(parse_pairs(FEDERATION), out=Path(folder) / "run", on_event=record)
     finally:
         ray.shutdown()
-    steady = [end - start for start, end in pairwise(watch.ends)][WARM - 1 : -1]
+    steady = [end - start for start, end in pairwise(ends)][WARM - 1 : -1]
     return {
         "engine": statistics.median(steady),
         "store": max(used) / MODEL_BYTES,
-        "server": watch.growth("server"),
-        "client": watch.growth("client"),
+        "server": growth(looks, "server"),
+        "client": growth(looks, "client"),
     }
 
 
