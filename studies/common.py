@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import yaml
@@ -86,10 +86,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: for each seed the folders of its runs, one for each cell; the metric that is compared."""
+    """A row of a table: for each seed the folders of its runs, one for each cell; the compared metric and round."""
 
     runs: Mapping[int, Sequence[Path]]
     metric: str
+    round: Literal["best", "last"] = "best"
 
 
 def short(what: Any) -> str:
@@ -308,7 +309,7 @@ def one_row(cells: Sequence[Mapping[int, Job]], metric: str = "dice") -> Row:
 
 
 def compared(rows: Mapping[str, Row], reference: str, role: str = "inside") -> Comparison:
-    """The comparison of `raysim compare` of all rows with the row `reference`, on test cases, in the best rounds.
+    """The comparison of `raysim compare` of all rows with the row `reference`, on test cases.
 
     The cells of a row are pooled: each is another set of sites.
     """
@@ -327,7 +328,7 @@ def run_groups(rows: Mapping[str, Row]) -> list[RunGroup]:
 
 
 def score_names(rows: Mapping[str, Row], role: str) -> list[ScoreName]:
-    return [ScoreName(role, "test", row.metric, "best") for row in rows.values()]
+    return [ScoreName(role, "test", row.metric, row.round) for row in rows.values()]
 
 
 def tables(comparison: Comparison) -> tuple[pd.DataFrame, pd.DataFrame]:
