@@ -29,7 +29,7 @@ from pathlib import Path
 
 from aggregate import ROOM, check_room
 from measuring import machine, missed, parser, publish, round_seconds, spread, spread_table
-from overhead import ACTORS, SCRIPT, over_halves
+from overhead import ACTORS, ROUND_ROWS, SCRIPT, over_halves
 from sites import PAUSE, Look, watching
 
 import raysim
@@ -44,12 +44,7 @@ FEDERATION = [
     *(f"rounds={ROUNDS}", f"evaluate_every={ROUNDS}", f"checkpoint_every={ROUNDS}"),
 ]
 MODEL_BYTES = 413e6
-ROWS = {
-    "loop": "plain loop, one process, one thread: s per round",
-    "fused": "the same with the fused optimiser of raysim: s per round",
-    "engine": f"raysim on Ray, {ACTORS} client actors of 1 CPU: s per round",
-    "ratio": f"raysim / (plain loop / {ACTORS})",
-    "fused_ratio": f"raysim / (fused plain loop / {ACTORS})",
+ROWS = ROUND_ROWS | {
     "store": "maximum bytes in the object store: models",
     "server": "maximum additional memory of the server actor: models",
     "client": "maximum additional memory of the largest client actor: models",

@@ -39,12 +39,14 @@ RETINA = [
     *(f"rounds={RETINA_ROUNDS}", f"evaluate_every={RETINA_ROUNDS}", f"checkpoint_every={RETINA_ROUNDS}"),
 ]
 RETINA_WARM = 2  # round 1 is scheduled by the sizes of sites, round 2 by seconds that include opening the data
-ROWS = {
+ROUND_ROWS = {
     "loop": "plain loop, one process, one thread: s per round",
     "fused": "the same with the fused optimiser of raysim: s per round",
     "engine": f"raysim on Ray, {ACTORS} client actors of 1 CPU: s per round",
     "ratio": f"raysim / (plain loop / {ACTORS})",
     "fused_ratio": f"raysim / (fused plain loop / {ACTORS})",
+}
+ROWS = ROUND_ROWS | {
     "floor": f"{ACTORS} plain loops at once / plain loop: lower bound of that ratio on this machine",
     "evaluation_share": "evaluation of 16 cases per site / a round that trains on 16 cases and evaluates 16",
     "first_round": "from `raysim run` to the end of the first round, default task: s",

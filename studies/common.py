@@ -409,11 +409,6 @@ def results(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
     return pd.concat([numbers(each).assign(table=name) for name, each in comparisons.items()], ignore_index=True)
 
 
-def rounded(table: pd.DataFrame, form: str = ".1f") -> pd.DataFrame:
-    """The numbers as text; missing numbers are empty."""
-    return table.map(lambda value: "" if pd.isna(value) else format(value, form))
-
-
 def markdown(table: pd.DataFrame) -> str:
     """The table as Markdown, its index as the first column."""
     head = [table.index.name or "", *(str(name) for name in table)]
@@ -435,7 +430,28 @@ def fill(page: str, tables: Mapping[str, pd.DataFrame]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def plot(rows: Mapping[str, Row], path: Path, title: str, reference: str, role: str = "inside") -> None:
+def report(
+    page: str,
+    name: str,
+    rows: Mapping[str, Row],
+    more: Mapping[str, pd.DataFrame],
+    *,
+    title: str,
+    reference: str,
+    role: str = "inside",
+) -> None:
+    """Compare the rows of a data set, and write the tables into the page, the plot and the Parquet file.
+
+    `more` are further tables of the page, with the key `NAME KEY`.
+    """
+    comparison = compared(rows, reference, role)
+    overall, sites = tables(comparison)
+    fill(page, {name: overall, f"{name} sites": sites, **{f"{name} {key}": table for key, table in more.items()}})
+    plot(rows, HERE / f"{page}_{name}.png", title, reference, role)
+    results({name: comparison}).to_parquet(HERE / f"{page}_{name}.parquet", index=False)
+
+
+def plot(rows: Mapping[str, Row], path: Path, title: str, reference: str, role: str) -> None:
     """A panel per site: a dot per seed and row, a line at the mean, dashes at the mean of the row `reference`."""
     scores = dict(zip(rows, read_groups(run_groups(rows), score_names(rows, role))[0], strict=True))
     panels = [str(site) for site in scores[reference].sites]

@@ -10,19 +10,14 @@ from dataclasses import replace
 
 import pandas as pd
 from common import (
-    HERE,
     Job,
     arguments,
     budget,
     cell,
-    compared,
     configuration,
-    fill,
     one_row,
-    plot,
-    results,
+    report,
     score,
-    tables,
     tuned,
 )
 
@@ -42,17 +37,8 @@ def main() -> None:
         for method in ("fedsm", "fedsm-extra"):  # their main score is that of the routed models
             for model in ("personal", "global"):
                 rows[f"{method}, {model}"] = replace(rows[method], metric=f"dice@{model}")
-        comparison = compared(rows, REFERENCE)
-        overall, sites = tables(comparison)
-        page = {
-            name: overall,
-            f"{name} sites": sites,
-            f"{name} budget": budget(study, found),
-            f"{name} routes": routes(found[of_data, "fedsm"]),
-        }
-        fill("inside", page)
-        plot(rows, HERE / f"inside_{name}.png", "Dice on the site's test images, %", REFERENCE)
-        results({name: comparison}).to_parquet(HERE / f"inside_{name}.parquet", index=False)
+        more = {"budget": budget(study, found), "routes": routes(found[of_data, "fedsm"])}
+        report("inside", name, rows, more, title="Dice on the site's test images, %", reference=REFERENCE)
 
 
 def routes(jobs: Mapping[int, Job]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def main() -> None:
     plot(found, encoders["acdc"], study.keys["acdc"]["labelled"])
 
 
+@cache
 def labelled_table(table: Path, labelled: int, runs: Path) -> Path:
     """A copy of the table, in `runs`, in which only `labelled` training patients of a site are labelled.
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 from common import (
-    HERE,
     Cell,
     Evaluations,
     Job,
@@ -23,21 +22,17 @@ from common import (
     arguments,
     budget,
     cell,
-    compared,
     configuration,
     evaluated,
-    fill,
     one_row,
-    plot,
     read_score,
-    results,
+    report,
     score,
-    tables,
     tuned,
 )
 
 SETS = ("nuclei", "optic_disc")
-REFERENCE, ROLE, METRIC = "fedavg", "outside", "outside/test/dice"
+REFERENCE, METRIC = "fedavg", "outside/test/dice"
 
 
 def main() -> None:
@@ -58,18 +53,13 @@ def main() -> None:
         rows["fedsm, global"] = one_row(of_method["fedsm"], "dice@global")
         rows |= {predictor: chosen(of_cells) for predictor, of_cells in evaluations.items()}
         rows["best single model"] = best_single(singles)
-        comparison = compared(rows, REFERENCE, ROLE)
-        overall, sites = tables(comparison)
-        page = {
-            name: overall,
-            f"{name} sites": sites,
-            f"{name} budget": budget(study, found),
-            f"{name} testable": testable(cells, of_method["fedavg"], singles),
-            f"{name} values": all_values(study, cells, evaluations),
+        more = {
+            "budget": budget(study, found),
+            "testable": testable(cells, of_method["fedavg"], singles),
+            "values": all_values(study, cells, evaluations),
         }
-        fill("outside", page)
-        plot(rows, HERE / f"outside_{name}.png", "Dice at the source left out, %", REFERENCE, ROLE)
-        results({name: comparison}).to_parquet(HERE / f"outside_{name}.parquet", index=False)
+        title = "Dice at the source left out, %"
+        report("outside", name, rows, more, title=title, reference=REFERENCE, role="outside")
 
 
 def single_models(jobs: Mapping[int, Job], args: argparse.Namespace) -> dict[str, Evaluations]:

@@ -10,25 +10,20 @@ from typing import Any
 
 import pandas as pd
 from common import (
-    HERE,
     Cell,
     Job,
     arguments,
     budget,
     cell,
-    compared,
     configuration,
-    fill,
     one_row,
-    plot,
-    results,
+    report,
     score,
-    tables,
     tuned,
 )
 
 SETS = ("glaucoma", "wbc", "heart")
-REFERENCE, ROLE = "fedavg", "outside"
+REFERENCE = "fedavg"
 CEILING = {"centralized": "algorithm=centralized"}
 SERVER_METRICS = ("alignment_loss", "gradient_cosine", "correction_ratio")
 
@@ -43,18 +38,13 @@ def main() -> None:
         found = tuned(study, cells, study["methods"], args)
         metric = study[name]["metric"]
         rows = {method: one_row([found[each, method] for each in cells], metric) for method in study["methods"]}
-        comparison = compared(rows, REFERENCE, ROLE)
-        overall, sites = tables(comparison)
-        page = {
-            name: overall,
-            f"{name} sites": sites,
-            f"{name} budget": budget(study, found),
-            f"{name} ceiling": ceiling_table(metric, cells, found, ceiling),
-            f"{name} logged": logged(study, cells, found),
+        more = {
+            "budget": budget(study, found),
+            "ceiling": ceiling_table(metric, cells, found, ceiling),
+            "logged": logged(study, cells, found),
         }
-        fill("unseen", page)
-        plot(rows, HERE / f"unseen_{name}.png", f"{metric} at the source left out, %", REFERENCE, ROLE)
-        results({name: comparison}).to_parquet(HERE / f"unseen_{name}.parquet", index=False)
+        title = f"{metric} at the source left out, %"
+        report("unseen", name, rows, more, title=title, reference=REFERENCE, role="outside")
 
 
 def ceiling_table(
