@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import fsspec.core
 from pydantic import AfterValidator
@@ -15,6 +16,7 @@ from raysim.core.formatting import redact
 from raysim.data.image_files import files_of
 from raysim.data.image_formats import IMAGE_SUFFIX, is_folder
 
+OptionalPath = TypeVar("OptionalPath", str, str | None)
 PROTOCOLS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "az", "https", "memory", "zip", "tar")  # fsspec's names
 SECRET = re.compile(
     r"://[^/@\s]*:[^/@\s]*@|https?://[^/@\s]*@"
@@ -27,7 +29,7 @@ SECRET_CURE = (
 )
 
 
-def absolute_path(path: str | None) -> str | None:
+def absolute_path(path: OptionalPath) -> OptionalPath:
     """The absolute path; a URL, an empty path and None are returned unchanged.
 
     Raises ConfigError for a URL with a password or a key, because paths are written to files that users share.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,7 +22,7 @@ from raysim.core.events import ActorsPlaced, Event, EventCallback, Message, Prog
 from raysim.core.formatting import join_names, quote_path
 from raysim.core.results import RunResult
 from raysim.data.cache import cache_key, fingerprint
-from raysim.data.file_paths import join_path
+from raysim.data.file_paths import absolute_path
 from raysim.data.image_sites import ImageSites
 from raysim.data.predicted_masks import PredictedMasks
 from raysim.distributed import node_probe
@@ -149,7 +148,7 @@ def _identity(
 ) -> dict[str, Any]:
     """The values that determine the files of a prediction. The cases of a table without images are its rows."""
     images = [image for image in cases.images if image is not None]
-    files = [fingerprint(path) for path in images or [join_path(os.getcwd(), os.path.expanduser(source))]]
+    files = [fingerprint(path) for path in images or [absolute_path(source)]]
     return {
         "run": str(trained.directory),
         "round": trained.number,

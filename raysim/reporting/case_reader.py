@@ -79,8 +79,9 @@ def choose_score(
 
 def _round(runs: Sequence[RunRecord], requested: Literal["best", "last"] | None) -> Literal["best", "last"]:
     """`requested`; by default the best round, if all runs have one. Raises ConfigError for a run without this round."""
-    chosen = requested or ("best" if all("best" in _rounds(run) for run in runs) else "last")
-    if without := next((run for run in runs if chosen not in _rounds(run)), None):
+    rounds = [_rounds(run) for run in runs]
+    chosen = requested or ("best" if all("best" in each for each in rounds) else "last")
+    if without := next((run for run, each in zip(runs, rounds, strict=True) if chosen not in each), None):
         if without.is_evaluation:
             raise ConfigError(
                 f"{without.path} is not an evaluation of the {chosen} round; give evaluations of one round (raysim "
