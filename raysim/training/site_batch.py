@@ -10,7 +10,7 @@ a client function runs for one site at a time, with the random generators of tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +19,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
 
 from raysim.core.contracts import Batch, Site, Split
 from raysim.core.seeding import get_generators, preserve_rng, set_generators
@@ -32,7 +33,10 @@ R = TypeVar("R")
 TOLERANCE = 1e-3  # largest difference between the outputs of stacked and of single networks, relative to the outputs
 Outcome = float | Exception  # the mean loss of a training, or its error
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+
 _can_stack: dict[Any, bool] = {}  # by the signature of a network
+_can_stack_loss: dict[int, tuple[Loss, bool]] = {}  # by the id of a loss, which is kept so that its id is not reused
 
 
 class SiteCall:
@@ -104,10 +108,14 @@ class FitRequest:
         return self.training.count_steps(self.split, self.site.task.batch_size, self.epochs)
 
     @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters and the buffers of the network by name."""
+        return dict((*self.net.named_parameters(), *self.net.named_buffers()))
+
+    @cached_property
     def signature(self) -> Any:
         """Equal for networks with the same modules, parameters and buffers."""
-        tensors = (*self.net.named_parameters(), *self.net.named_buffers())
-        shapes = tuple((name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in tensors)
+        shapes = tuple((name, each.shape, each.dtype, each.requires_grad) for name, each in self.tensors.items())
         return tuple((type(module), module.training) for module in self.net.modules()), shapes, self.training.amp
 
     @cached_property
@@ -175,7 +183,7 @@ def _agrees(first: FitRequest, second: FitRequest) -> bool:
     requests = (first, second)
     drawn = [next(request.batches())[0] for request in requests]
     inputs = torch.stack([batch[: min(map(len, drawn))] for batch in drawn])
-    tensors = [dict((*each.net.named_parameters(), *each.net.named_buffers())) for each in requests]
+    tensors = [each.tensors for each in requests]
 
     def output(values: dict[str, Tensor], x: Tensor) -> Any:
         with first.training.precision(first.site):
@@ -201,6 +209,47 @@ def _agrees(first: FitRequest, second: FitRequest) -> bool:
     return _close(together, alone) and _close(found, expected)
 
 
+class _ScatterToNewTensor(TorchFunctionMode):
+    """Replaces `scatter_` by `scatter`: MONAI's losses use it for one-hot labels, and vmap supports only the second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (Tensor.scatter if func is Tensor.scatter_ else func)(*args, **(kwargs or {}))
+
+
+def stacked_losses(loss: Loss, outputs: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+    """The loss of each network's outputs, as one operation for all networks."""
+    with _ScatterToNewTensor():
+        return list(vmap(loss)(outputs, torch.stack(list(labels))))
+
+
+def can_stack_loss(loss: Loss, outputs: Tensor, labels: Tensor) -> bool:
+    """Whether `stacked_losses` has the values and gradients of single losses; tried once for each loss.
+
+    Uses the shapes of the outputs and labels (N, ...) of one network, not their values: every process finds the same.
+    """
+    if id(loss) not in _can_stack_loss:
+        with preserve_rng():
+            try:
+                agrees = _loss_agrees(loss, outputs, labels)
+            except Exception:  # noqa: BLE001 - what vmap does not support raises different errors
+                agrees = False
+        _can_stack_loss[id(loss)] = loss, agrees
+    return _can_stack_loss[id(loss)][1]
+
+
+def _loss_agrees(loss: Loss, outputs: Tensor, labels: Tensor) -> bool:
+    numbers = torch.arange(2 * labels.numel(), device=labels.device) // 3 % 2  # 0 and 1 are valid labels of all tasks
+    tried = numbers.reshape(2, *labels.shape).to(labels.dtype)
+    logits = torch.linspace(-1, 1, 2 * outputs.numel(), device=outputs.device).reshape(2, *outputs.shape)
+    rows = [logits.detach().to(outputs.dtype, copy=True).requires_grad_() for _ in range(2)]
+    together = torch.stack(stacked_losses(loss, rows[0], list(tried)))
+    alone = torch.stack([loss(output, label) for output, label in zip(rows[1], tried, strict=True)])
+    found, expected = (
+        torch.autograd.grad(each.sum(), row)[0] for each, row in zip((together, alone), rows, strict=True)
+    )
+    return _close(together, alone) and _close(found, expected)
+
+
 def _close(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
@@ -210,7 +259,7 @@ class StackedTraining:
 
     def __init__(self, requests: Sequence[FitRequest]) -> None:
         self.requests, self.training, self.site = requests, requests[0].training, requests[0].site
-        self.stack = StackedNetworks([request.net for request in requests])
+        self.stack = StackedNetworks([request.net for request in requests], [request.tensors for request in requests])
         self.optimizer = self.training.make_optimizer(self.stack.leaves, self.site)
         self.stack.load_optimizer_states(self.optimizer, [request.optimizer_state for request in requests])
         self.batches = [request.batches() for request in requests]
@@ -240,11 +289,7 @@ class StackedTraining:
         with self.training.precision(self.site):
             # The row of a failed site has the batch of another site, and no loss.
             outputs = self.stack.outputs([(batch or usable)[0] for batch in drawn])
-            losses = {
-                number: self._attempt(number, self.requests[number].site.task.loss, outputs[number], batch[1])
-                for number, batch in enumerate(drawn)
-                if batch is not None
-            }
+            losses = self._losses(outputs, drawn)
         total = [loss for loss in losses.values() if loss is not None]
         if total:
             torch.stack(total).sum().backward()
@@ -253,9 +298,23 @@ class StackedTraining:
                 self._attempt(number, request.correct, parameters)
             if self.training.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, self.training.clip)
-            if losses.get(number) is not None:
-                self.losses[number].append(losses[number].detach())
+            if (loss := losses.get(number)) is not None:
+                self.losses[number].append(loss.detach())
         self.optimizer.step()
+
+    def _losses(self, outputs: Tensor | list[Tensor], drawn: Sequence[Batch | None]) -> dict[int, Tensor | None]:
+        """The loss of each site that has a batch; None for a site whose loss fails."""
+        losses = [request.site.task.loss for request in self.requests]
+        if isinstance(outputs, Tensor) and all(loss is losses[0] for loss in losses) and None not in drawn:
+            labels = [batch[1] for batch in drawn if batch is not None]
+            if can_stack_loss(losses[0], outputs[0], labels[0]):
+                with suppress(Exception):  # such as a wrong label at one site, which fails below
+                    return dict(enumerate(stacked_losses(losses[0], outputs, labels)))
+        return {
+            number: self._attempt(number, losses[number], output, batch[1])
+            for number, (output, batch) in enumerate(zip(outputs, drawn, strict=True))
+            if batch is not None
+        }
 
     def _attempt(self, number: int, work: Callable[..., Any], *arguments: Any) -> Any:
         """The result of `work`, with the random generators of the site; None for a site that fails or has failed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,17 @@ from raysim.training.optimizers import OptimizerState, StatefulOptimizer
 class StackedNetworks:
     """K networks with equal modules. Each parameter and each buffer of the networks becomes a row of a stacked tensor.
 
-    `leaves` are the stacked trained parameters (K, ...), for an optimiser. `parameters` are those of each network:
-    views of the leaves, with gradients that are views of the gradients of the leaves.
+    `rows` are the parameters and buffers of each network by name. `leaves` are the stacked trained parameters (K, ...),
+    for an optimiser. `parameters` are those of each network: views of the leaves, with gradients that are views of the
+    gradients of the leaves.
     """
 
-    def __init__(self, nets: Sequence[nn.Module]) -> None:
+    def __init__(self, nets: Sequence[nn.Module], rows: Sequence[Mapping[str, Tensor]]) -> None:
         self.nets = nets
-        self.parameters = [[p for p in net.parameters() if p.requires_grad] for net in nets]
-        rows = [dict((*net.named_parameters(), *net.named_buffers())) for net in nets]
-        trained = {name for name, p in nets[0].named_parameters() if p.requires_grad}
+        self.parameters = [
+            [each for each in row.values() if isinstance(each, nn.Parameter) and each.requires_grad] for row in rows
+        ]
+        trained = {name for name, each in rows[0].items() if isinstance(each, nn.Parameter) and each.requires_grad}
         self.tensors: dict[str, Tensor] = {}
         for name in rows[0]:
             values = torch.stack([each[name].detach() for each in rows])
@@ -39,8 +41,8 @@ class StackedNetworks:
         """Set all gradients to zero, in place."""
         torch._foreach_zero_([leaf.grad for leaf in self.leaves if leaf.grad is not None])
 
-    def outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The output of each network for its inputs (N, ...).
+    def outputs(self, inputs: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """The output of each network for its inputs (N, ...): a tensor (K, N, ...) if their shapes are equal.
 
         Networks whose batches have different sizes, such as the last ones of an epoch, run one after another.
         """
@@ -51,7 +53,8 @@ class StackedNetworks:
             found: Tensor = functional_call(self.nets[0], values, (x,))
             return found
 
-        return list(vmap(output)(self.tensors, torch.stack(list(inputs))))
+        stacked: Tensor = vmap(output)(self.tensors, torch.stack(list(inputs)))
+        return stacked
 
     def load_optimizer_states(self, optimizer: StatefulOptimizer, states: Sequence[OptimizerState | None]) -> None:
         """Load the moments of each network, as returned by `dump_optimizer_state`, into the optimiser of the leaves."""

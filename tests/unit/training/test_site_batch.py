@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from raysim.config.merge import parse_pairs
 from raysim.config.resolve import resolve
 from raysim.federation.plan import build_plan
 from raysim.storage.digest import digest
+from raysim.tasks.losses import make_segmentation_loss
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training import site_batch
 from raysim.training.optimizers import LocalOptimizer, dump_optimizer_state, fuse_parameters, load_optimizer_state
@@ -89,6 +90,39 @@ def test_a_network_with_dropout_trains_one_by_one_with_the_same_bits(stacked: li
     assert stacked == []
 
 
+@pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss", "GeneralizedDiceLoss"])
+def test_losses_are_one_operation_if_they_agree_with_single_ones(name: str) -> None:
+    loss = make_segmentation_loss({"name": name})
+    outputs = torch.randn(3, 2, 2, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = [torch.arange(2 * 64).reshape(2, 1, 8, 8) % 7 % 2 for _ in range(3)]
+    stackable = site_batch.can_stack_loss(loss, outputs[0], labels[0])
+    assert stackable == (name != "GeneralizedDiceLoss")  # it selects values by a mask, which vmap does not support
+    if stackable:
+        found = site_batch.stacked_losses(loss, outputs, labels)
+        torch.testing.assert_close(found, [loss(*each) for each in zip(outputs, labels, strict=True)])
+
+
+def test_a_loss_with_random_numbers_is_computed_for_each_network() -> None:
+    def noisy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (outputs + np.random.default_rng().normal()).square().mean()
+
+    assert not site_batch.can_stack_loss(noisy, torch.zeros(2, 2, 8, 8), torch.zeros(2, 1, 8, 8))
+
+
+def test_a_wrong_label_fails_at_its_site() -> None:
+    task = images()
+    opened = task.open
+
+    def with_wrong_label(site: str) -> Any:
+        data = opened(site)
+        wrong = np.full_like(data.train.labels, 9)
+        return replace(data, train=replace(data.train, labels=wrong)) if site == task.inside[1] else data
+
+    fleet = LocalFleet(replace(task, open=with_wrong_label), rounds=1, min_replies=0.5, batch_sites=4)
+    *_, last = federate(FedAvg(**SGD), task, fleet, rounds=1, evaluate_every=2)
+    assert [failure.sites for failure in last.failures] == [(task.inside[1],)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Noisy(FedAvg):
     """Adds noise to the gradients, and fails at one site."""
@@ -150,7 +184,7 @@ def test_moments_of_stacked_networks_are_those_of_single_ones(kind: Any) -> None
     single: list[Any] = [None] * 3
     models = [weights(net) for net in nets]
     for _ in range(2):  # the second time with the moments of the first
-        stack = StackedNetworks(nets)
+        stack = StackedNetworks(nets, [dict((*net.named_parameters(), *net.named_buffers())) for net in nets])
         optimizer = LocalOptimizer(stack.leaves, kind, lr=0.01, momentum=0.9)
         stack.load_optimizer_states(optimizer, single)
         stack.zero_gradients()
