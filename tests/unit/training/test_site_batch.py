@@ -20,6 +20,7 @@ from raysim.tasks.losses import make_segmentation_loss
 from raysim.tasks.synthetic import Synthetic, SyntheticData
 from raysim.training import site_batch
 from raysim.training.optimizers import LocalOptimizer, dump_optimizer_state, fuse_parameters, load_optimizer_state
+from raysim.training.stacked_losses import can_stack_loss, stacked_losses
 from raysim.training.stacked_networks import StackedNetworks
 from tests.support import toy
 
@@ -95,10 +96,10 @@ def test_losses_are_one_operation_if_they_agree_with_single_ones(name: str) -> N
     loss = make_segmentation_loss({"name": name})
     outputs = torch.randn(3, 2, 2, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = [torch.arange(2 * 64).reshape(2, 1, 8, 8) % 7 % 2 for _ in range(3)]
-    stackable = site_batch.can_stack_loss(loss, outputs[0], labels[0])
+    stackable = can_stack_loss(loss, outputs[0], labels[0])
     assert stackable == (name != "GeneralizedDiceLoss")  # it selects values by a mask, which vmap does not support
     if stackable:
-        found = site_batch.stacked_losses(loss, outputs, labels)
+        found = stacked_losses(loss, outputs, labels)
         torch.testing.assert_close(found, [loss(*each) for each in zip(outputs, labels, strict=True)])
 
 
@@ -106,7 +107,7 @@ def test_a_loss_with_random_numbers_is_computed_for_each_network() -> None:
     def noisy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return (outputs + np.random.default_rng().normal()).square().mean()
 
-    assert not site_batch.can_stack_loss(noisy, torch.zeros(2, 2, 8, 8), torch.zeros(2, 1, 8, 8))
+    assert not can_stack_loss(noisy, torch.zeros(2, 2, 8, 8), torch.zeros(2, 1, 8, 8))
 
 
 def test_a_wrong_label_fails_at_its_site() -> None:
