@@ -50,7 +50,7 @@ def _loss_agrees(loss: Loss, outputs: Tensor, labels: Tensor) -> bool:
     numbers = torch.arange(2 * labels.numel(), device=labels.device) // 3 % 2  # 0 and 1 are valid labels of all tasks
     tried = numbers.reshape(2, *labels.shape).to(labels.dtype)
     logits = torch.linspace(-1, 1, 2 * outputs.numel(), device=outputs.device).reshape(2, *outputs.shape)
-    rows = [logits.detach().to(outputs.dtype, copy=True).requires_grad_() for _ in range(2)]
+    rows = [logits.to(outputs.dtype, copy=True).requires_grad_() for _ in range(2)]
     together = torch.stack(stacked_losses(loss, rows[0], list(tried)))
     alone = torch.stack([loss(output, label) for output, label in zip(rows[1], tried, strict=True)])
     found, expected = (
