@@ -256,7 +256,7 @@ def side_by_side(function: Callable[..., T], calls: Mapping[str, tuple[Any, ...]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         futures = {name: pool.submit(function, *arguments) for name, arguments in calls.items()}
         for future, name in {future: name for name, future in futures.items()}.items():
-            future.add_done_callback(lambda _, name=name: print(f"{name} has ended", flush=True))
+            future.add_done_callback(lambda done, name=name: done.cancelled() or print(f"{name} has ended", flush=True))
         try:
             wait(futures.values(), return_when=FIRST_EXCEPTION)
         finally:

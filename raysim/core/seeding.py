@@ -55,13 +55,14 @@ def get_generators() -> Any:
     return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - saved
 
 
-def set_generators(states: Any) -> None:
-    """Restore states that `get_generators` returned."""
+def set_generators(states: Any, torch_only: bool = False) -> None:
+    """Restore states that `get_generators` returned, or only that of torch."""
     import torch
 
     torch.set_rng_state(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    random.setstate(states[2])
+    if not torch_only:
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
 
 
 @contextmanager

@@ -48,14 +48,15 @@ class SiteCall:
         return bool(self.greenlet.dead)
 
     @contextmanager
-    def own_generators(self) -> Iterator[None]:
-        """Use the random generators of this site in the block."""
+    def own_generators(self, torch_only: bool = False) -> Iterator[None]:
+        """Use the random generators of this site in the block, or only that of torch, which is much faster."""
         if self.generators is not None:
-            set_generators(self.generators)
+            set_generators(self.generators, torch_only)
         try:
             yield
         finally:
-            self.generators = get_generators()
+            if not self.done:
+                self.generators = get_generators() if not torch_only else (torch.get_rng_state(), *self.generators[1:])
 
     def proceed(self, outcome: Outcome | None) -> Any:
         """The next `FitRequest`, or the result of the function, which continues with the outcome of its training."""
@@ -87,10 +88,10 @@ class FitRequest:
         loss: float = self.call.greenlet.parent.switch(self)
         return loss
 
-    def attempt(self, work: Callable[..., R], *arguments: Any) -> R | Exception:
+    def attempt(self, work: Callable[..., R], *arguments: Any, torch_only: bool = False) -> R | Exception:
         """The result of `work` with the random generators of the site, or its exception, to be raised at the site."""
         assert self.call is not None
-        with self.call.own_generators():
+        with self.call.own_generators(torch_only):
             try:
                 return work(*arguments)
             except Exception as error:  # noqa: BLE001 - user code may raise anything
@@ -104,15 +105,25 @@ class FitRequest:
         return self.training.count_steps(self.split, self.site.task.batch_size, self.epochs)
 
     @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        return dict(self.net.named_modules())
+
+    @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The parameters and the buffers of the network by name."""
-        return dict((*self.net.named_parameters(), *self.net.named_buffers()))
+        """The parameters and the buffers of the network by name, each once."""
+        found: dict[int, tuple[str, Tensor]] = {}
+        for prefix, module in self.modules.items():  # one traversal; named_parameters and named_buffers are two
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    found.setdefault(id(tensor), (f"{prefix}.{name}" if prefix else name, tensor))
+        return dict(found.values())
 
     @cached_property
     def signature(self) -> Any:
         """Equal for networks with the same modules, parameters and buffers."""
         shapes = tuple((name, each.shape, each.dtype, each.requires_grad) for name, each in self.tensors.items())
-        return tuple((type(module), module.training) for module in self.net.modules()), shapes, self.training.amp
+        modules = tuple((type(module), module.training) for module in self.modules.values())
+        return modules, shapes, self.training.amp
 
     @cached_property
     def key(self) -> Any:
@@ -220,7 +231,12 @@ class StackedTraining:
     def run(self) -> list[Outcome]:
         """The outcome of each training."""
         for _ in range(self.requests[0].steps):
-            drawn = [self._attempt(number, next, batches) for number, batches in enumerate(self.batches)]
+            # Only an augmentation may draw from the generators of numpy and random.
+            torch_only = self.site.task.augment is None
+            drawn = [
+                self._attempt(number, next, batches, torch_only=torch_only)
+                for number, batches in enumerate(self.batches)
+            ]
             if len(self.failed) == len(self.requests):
                 break
             self._step(drawn)
@@ -229,7 +245,7 @@ class StackedTraining:
                 assert request.optimizer_state is not None
                 request.optimizer_state.update(state)
         means = [
-            self._attempt(number, mean_loss, losses, parameters)
+            self._attempt(number, mean_loss, losses, parameters, torch_only=True)
             for number, (losses, parameters) in enumerate(zip(self.losses, self.stack.parameters, strict=True))
         ]
         return [self.failed.get(number, mean) for number, mean in enumerate(means)]
@@ -267,11 +283,11 @@ class StackedTraining:
             if batch is not None
         }
 
-    def _attempt(self, number: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    def _attempt(self, number: int, work: Callable[..., Any], *arguments: Any, torch_only: bool = False) -> Any:
         """The result of `work`, with the random generators of the site; None for a site that fails or has failed."""
         if number in self.failed:
             return None
-        result = self.requests[number].attempt(work, *arguments)
+        result = self.requests[number].attempt(work, *arguments, torch_only=torch_only)
         if isinstance(result, Exception):
             self.failed[number] = result
             return None
