@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from common import HERE, arguments, configuration, fill, prepared_table, run_search, short, table_of
+from common import arguments, configuration, fill, prepared_table, run_search, short, table_of
 from matplotlib.figure import Figure
 
 from raysim.config.merge import merge
@@ -40,9 +40,9 @@ def main() -> None:
             run_search(folder, keys, study["space"], [*how, "--max-concurrent", str(args.workers)], study["trials"])
             frames.append(pd.read_parquet(folder / "trials.parquet").assign(scheduler=scheduler, seed=seed))
     found = pd.concat(frames, ignore_index=True)
-    found.to_parquet(HERE / "asha.parquet", index=False)
-    fill("asha", {"searches": summary(found), "trials": all_trials(found)})
-    plot(found, HERE / "asha.png")
+    found.to_parquet(args.pages / "asha.parquet", index=False)
+    fill(args.pages / "asha.md", {"searches": summary(found), "trials": all_trials(found)})
+    plot(found, args.pages / "asha.png")
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:

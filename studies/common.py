@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -31,9 +32,10 @@ from raysim.config.merge import merge, parse_pairs
 from raysim.core.errors import RunError
 from raysim.reporting.case_reader import ScoreName, read_groups
 from raysim.reporting.comparison import Comparison, compare_groups
-from raysim.reporting.comparison_tables import numbers, result_table, site_table
+from raysim.reporting.comparison_tables import format_p_value, numbers, result_table, site_table
 from raysim.reporting.finished_runs import read_run
 from raysim.reporting.run_groups import Repetition, RunGroup
+from raysim.reporting.statistics import holm
 from raysim.search.trial_store import load_records
 from raysim.storage.run_directory import SEARCH_FILE
 
@@ -107,7 +109,10 @@ def finished(folder: Path) -> bool:
 
 
 def arguments(description: str, sets: Iterable[str]) -> argparse.Namespace:
-    """The arguments of a study: the folder of the data sets, the data sets, seeds, and the folder of the runs."""
+    """The arguments of a study: the folder of the data sets, the data sets, seeds, the folder of the runs, `pages`.
+
+    The tables, plots and Parquet files are written to `pages`: this folder, or with other seeds a copy in `runs`.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, help="the folder of the data sets, NAME/table.csv for each")
     known = [*sets]
@@ -115,12 +120,23 @@ def arguments(description: str, sets: Iterable[str]) -> argparse.Namespace:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/studies"), help="folder of the runs (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of those of the configuration")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="seeds instead of those of the configuration; the page is then written to RUNS/pages",
+    )
     parser.add_argument(
         "--workers", type=int, default=2, help="concurrent runs, one thread each (default: %(default)s)"
     )
     args = parser.parse_args()
     args.runs = args.runs.absolute()
+    args.pages = HERE
+    if args.seeds:
+        args.pages = args.runs / "pages"
+        args.pages.mkdir(parents=True, exist_ok=True)
+        for path in (*HERE.glob("*.md"), *HERE.glob("*.parquet")):
+            shutil.copy(path, args.pages)
     return args
 
 
@@ -317,6 +333,32 @@ def compared(rows: Mapping[str, Row], reference: str, role: str = "inside") -> C
     return compare_groups(groups, score_names(rows, role), [*rows].index(reference))
 
 
+def claims(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Row], role: str = "inside") -> pd.DataFrame:
+    """A row for each claim that a method is better than a reference, both names of `rows`.
+
+    The difference of the means over seeds and sites, its p-value (paired by case; Holm's correction over all claims of
+    the table), and the number of seeds with a higher mean. A claim is shown if p < 0.05 and the mean is higher with
+    every seed: the test compares means over seeds, so it does not know how much the seeds differ.
+    """
+    scores = dict(zip(rows, read_groups(run_groups(rows), score_names(rows, role))[0], strict=True))
+    p_values = holm([scores[method].paired(scores[reference], "wilcoxon").p_value for method, reference in pairs])
+    table = []
+    for (method, reference), p_value in zip(pairs, p_values, strict=True):
+        by_seed = (scores[method].sites - scores[reference].sites).mean(axis=1)
+        shown = p_value < 0.05 and (by_seed > 0).all()
+        table.append(
+            {
+                "method": method,
+                "reference": reference,
+                "difference": f"{by_seed.mean():+.4f}",
+                "p": format_p_value(p_value),
+                "seeds above": f"{(by_seed > 0).sum()} of {len(by_seed)}",
+                "better": "shown" if shown else "not shown",
+            }
+        )
+    return pd.DataFrame(table).set_index("method")
+
+
 def run_groups(rows: Mapping[str, Row]) -> list[RunGroup]:
     return [
         RunGroup(
@@ -360,7 +402,7 @@ def cost(jobs: Sequence[Job], models: int) -> dict[str, str]:
             {
                 "rounds": one.summary["rounds"],
                 "steps": one.summary["rounds"] * models * steps_per_round(one),
-                "MB": sum(one.summary["bytes"].values()) / 1e6 / inside_sites(one),
+                "kB": sum(one.summary["bytes"].values()) / 1e3 / inside_sites(one),
                 "seconds": one.summary["seconds"],
                 "last quarter": last_quarter(one),
             }
@@ -371,7 +413,7 @@ def cost(jobs: Sequence[Job], models: int) -> dict[str, str]:
     return {
         "rounds": f"{runs['rounds']:.0f}",
         "steps per site": f"{runs['steps']:.0f}",
-        "MB per site": f"{runs['MB']:.1f}",
+        "kB per site": f"{runs['kB']:,.0f}",
         "seconds": f"{runs['seconds']:.0f}",
         "learning rate": ", ".join(rates),
         "last quarter": f"{100 * runs['last quarter']:+.1f}",
@@ -416,9 +458,8 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def fill(page: str, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Put each table with its notes into the page NAME.md, between the lines `<!-- KEY -->` and `<!-- end -->`."""
-    path = HERE / f"{page}.md"
+def fill(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Put each table with its notes into the page `path`, between the lines `<!-- KEY -->` and `<!-- end -->`."""
     text = path.read_text(encoding="utf-8")
     for key, table in tables.items():
         before, found, rest = text.partition(f"<!-- {key} -->\n")
@@ -431,24 +472,26 @@ def fill(page: str, tables: Mapping[str, pd.DataFrame]) -> None:
 
 
 def report(
-    page: str,
+    page: Path,
     name: str,
     rows: Mapping[str, Row],
     more: Mapping[str, pd.DataFrame],
     *,
     title: str,
     reference: str,
+    pairs: Sequence[tuple[str, str]],
     role: str = "inside",
 ) -> None:
     """Compare the rows of a data set, and write the tables into the page, the plot and the Parquet file.
 
-    `more` are further tables of the page, with the key `NAME KEY`.
+    `more` are further tables of the page, with the key `NAME KEY`. `pairs` are the claims.
     """
     comparison = compared(rows, reference, role)
     overall, sites = tables(comparison)
+    more = {"claims": claims(pairs, rows, role), **more}
     fill(page, {name: overall, f"{name} sites": sites, **{f"{name} {key}": table for key, table in more.items()}})
-    plot(rows, HERE / f"{page}_{name}.png", title, reference, role)
-    results({name: comparison}).to_parquet(HERE / f"{page}_{name}.parquet", index=False)
+    plot(rows, page.with_name(f"{page.stem}_{name}.png"), title, reference, role)
+    results({name: comparison}).to_parquet(page.with_name(f"{page.stem}_{name}.parquet"), index=False)
 
 
 def plot(rows: Mapping[str, Row], path: Path, title: str, reference: str, role: str) -> None:

@@ -34,11 +34,11 @@ def main() -> None:
         rows = {method: one_row([found[of_data, method]]) for method in study["methods"]}
         # The selector of FedSM-extra is trained in the second half of the rounds, so its last round is compared.
         rows["fedsm-extra"] = replace(rows["fedsm-extra"], round="last")
-        for method in ("fedsm", "fedsm-extra"):  # their main score is that of the routed models
-            for model in ("personal", "global"):
-                rows[f"{method}, {model}"] = replace(rows[method], metric=f"dice@{model}")
+        for method, models in study["further"].items():
+            rows |= {f"{method}, {model}": replace(rows[method], metric=f"dice@{model}") for model in models}
         more = {"budget": budget(study, found), "routes": routes(found[of_data, "fedsm"])}
-        report("inside", name, rows, more, title="Dice on the site's test images, %", reference=REFERENCE)
+        title = "Dice on the site's test images, %"
+        report(args.pages / "inside.md", name, rows, more, title=title, reference=REFERENCE, pairs=study["claims"])
 
 
 def routes(jobs: Mapping[int, Job]) -> pd.DataFrame:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from common import (
-    HERE,
     Comparison,
     Job,
     Row,
     arguments,
+    claims,
     compared,
     configuration,
     fill,
@@ -37,7 +38,15 @@ SETS = ("acdc", "hippocampus")
 RANDOM = "random start"
 ALL = 7  # training patients of a site
 SITES = 10
-Encoders = Mapping[str, Mapping[int, Job]]  # the finished pre-trainings of each method, by seed
+Encoders = dict[str, dict[int, Job]]  # the finished pre-trainings of each method, by seed
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where fine-tuning starts: the finished pre-trainings by seed, or random weights; and its learning rate."""
+
+    encoders: Mapping[int, Job] | None
+    rate: float
 
 
 class Study:
@@ -76,17 +85,19 @@ class Study:
             base = merge(base, {"task": {"network": weights}})
         return job(facts, base, overrides, self.args.runs)
 
-    def finetuning_rate(self, data: str) -> float:
-        """The learning rate of all fine-tunings: the best on validation cases for a random start, federated."""
+    def tuned_start(self, data: str, starts: Mapping[int, Job] | None) -> Start:
+        """The start with its best rate of fine-tuning: first seed, federated, `tuned_with` labelled patients."""
         first, labelled = self.seeds[0], self.keys["pretraining"]["tuned_with"]
+        start = starts[first] if starts else None
         jobs = [
-            self.finetuning(data, labelled, "federated", first, rate, None) for rate in self.keys["finetuning"]["rates"]
+            self.finetuning(data, labelled, "federated", first, rate, start)
+            for rate in self.keys["finetuning"]["rates"]
         ]
         run_all(jobs, self.args)
-        return float(max(jobs, key=validation).facts["rate"])
+        return Start(starts, float(max(jobs, key=validation).facts["rate"]))
 
-    def encoders(self, data: str, methods: list[str], rate: float) -> dict[str, dict[int, Job]]:
-        """The pre-trainings of all seeds, each method with its best learning rate (`tuned_with` labelled patients)."""
+    def encoders(self, data: str, methods: list[str], rate: float) -> Encoders:
+        """The pre-trainings of all seeds, each method with its best learning rate by the `rate` of fine-tuning."""
         how, (first, *others) = self.keys["pretraining"], self.seeds
         grid = {name: [self.pretraining(data, name, first, lr) for lr in how["rates"]] for name in methods}
         run_all([each for jobs in grid.values() for each in jobs], self.args)
@@ -104,16 +115,14 @@ class Study:
         run_all([each for jobs in found.values() for each in jobs.values()], self.args)
         return found
 
-    def trained(
-        self, data: str, labelled: int, how: str, rate: float, encoders: Encoders, methods: list[str]
-    ) -> dict[str, Row]:
+    def trained(self, data: str, labelled: int, how: str, starts: Mapping[str, Start]) -> dict[str, Row]:
         """A row per method: the runs of each seed that start from its encoder."""
         jobs = {
             name: {
-                seed: self.finetuning(data, labelled, how, seed, rate, encoders[name][seed] if name != RANDOM else None)
+                seed: self.finetuning(data, labelled, how, seed, start.rate, (start.encoders or {}).get(seed))
                 for seed in self.seeds
             }
-            for name in methods
+            for name, start in starts.items()
         }
         run_all([each for of_method in jobs.values() for each in of_method.values()], self.args)
         return {
@@ -124,31 +133,36 @@ class Study:
 
 def main() -> None:
     study = Study(arguments("pre-training without labels, then few labels", SETS))
-    methods = [*study.keys["methods"]]
-    moved = [name for name in study.keys["transferred"] if name != RANDOM]
-    rates = {data: study.finetuning_rate(data) for data in SETS}
+    pages, keys = study.args.pages, study.keys
+    methods = [name for name in keys["methods"] if name != RANDOM]
+    random = {data: study.tuned_start(data, None) for data in SETS}
     encoders = {
-        "acdc": study.encoders("acdc", [name for name in methods if name != RANDOM], rates["acdc"]),
-        "hippocampus": study.encoders("hippocampus", moved, rates["hippocampus"]),
+        "acdc": study.encoders("acdc", methods, random["acdc"].rate),
+        "hippocampus": study.encoders("hippocampus", keys["transferred"], random["hippocampus"].rate),
     }
-    page, found = {"bytes": traffic(encoders["acdc"])}, {}
+    starts = {RANDOM: random["acdc"]}
+    starts |= {name: study.tuned_start("acdc", of_method) for name, of_method in encoders["acdc"].items()}
+    page, found = {"bytes": traffic(encoders["acdc"], starts)}, {}
     for how in ("federated", "local"):
-        of_how = {}
-        for labelled in study.keys["acdc"]["labelled"]:
-            rows = study.trained("acdc", labelled, how, rates["acdc"], encoders["acdc"], methods)
+        of_how, claimed = {}, {}
+        for labelled in keys["acdc"]["labelled"]:
+            rows = study.trained("acdc", labelled, how, starts)
             of_how[labelled] = found[f"{how}, N = {labelled}"] = compared(rows, RANDOM)
-        page |= {how: means(of_how), f"{how} differences": differences(of_how)}
+            claimed[labelled] = claims(keys["claims"], rows)
+        page |= {how: means(of_how, keys["published"][how]), f"{how} differences": differences(of_how)}
+        page[f"{how} claims"] = claim_table(claimed)
     for source, target in (("acdc", "hippocampus"), ("hippocampus", "acdc")):
+        moved = {name: study.tuned_start(target, encoders[source][name]) for name in keys["transferred"]}
         of_target = {}
-        for labelled in study.keys["hippocampus"]["labelled"]:
-            rows = study.trained(target, labelled, "federated", rates[target], encoders[source], [RANDOM, *moved])
+        for labelled in keys["hippocampus"]["labelled"]:
+            rows = study.trained(target, labelled, "federated", {RANDOM: random[target], **moved})
             of_target[labelled] = found[f"{source} to {target}, N = {labelled}"] = compared(rows, RANDOM)
         gains = differences(of_target)
         table = page[f"{source} to {target}"] = means(of_target).join(gains, rsuffix=" difference")
         table.attrs.update(gains.attrs)
-    fill("labels", page)
-    results(found).to_parquet(HERE / "labels.parquet", index=False)
-    plot(found, encoders["acdc"], study.keys["acdc"]["labelled"])
+    fill(pages / "labels.md", page)
+    results(found).to_parquet(pages / "labels.parquet", index=False)
+    plot(found, encoders["acdc"], keys["acdc"]["labelled"], pages / "labels.png")
 
 
 @cache
@@ -179,9 +193,12 @@ def validation(one: Job) -> float:
     return float(one.summary["best"]["value"])
 
 
-def means(of_labelled: Mapping[int, Comparison]) -> pd.DataFrame:
-    """The Dice of each method with each number of labelled patients: mean and deviation over seeds, in per cent."""
-    return pd.DataFrame(
+def means(of_labelled: Mapping[int, Comparison], published: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The Dice of each method with each number of labelled patients: mean and deviation over seeds, in per cent.
+
+    `published` are further values of each method. The last column is the gain from the fewest to the most patients.
+    """
+    table = pd.DataFrame(
         {
             f"N = {labelled}": {
                 group.name: f"{100 * group.mean:.1f} ± {100 * group.deviation:.1f}" for group in comparison.groups
@@ -189,6 +206,9 @@ def means(of_labelled: Mapping[int, Comparison]) -> pd.DataFrame:
             for labelled, comparison in of_labelled.items()
         }
     ).rename_axis("method")
+    fewest, *_, most = (pd.Series({each.name: each.mean for each in one.groups}) for one in of_labelled.values())
+    table["gain"] = (100 * (most - fewest)).map("{:+.1f}".format)
+    return table if published is None else table.assign(published=[published.get(name, "") for name in table.index])
 
 
 def differences(of_labelled: Mapping[int, Comparison]) -> pd.DataFrame:
@@ -207,18 +227,29 @@ def differences(of_labelled: Mapping[int, Comparison]) -> pd.DataFrame:
     return table
 
 
-def traffic(encoders: Encoders) -> pd.DataFrame:
-    """The megabytes of a site in the rounds of pre-training, the accuracy of a linear probe, and the learning rate."""
+def claim_table(of_labelled: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """The differences of all claims with each number of labelled patients; those that are shown are in bold."""
+    columns = {}
+    for labelled, table in of_labelled.items():
+        bold = table["better"].map({"shown": "**", "not shown": ""})
+        gain = (100 * table["difference"].astype(float)).map("{:+.1f}".format)
+        columns[f"N = {labelled}"] = bold + gain + bold + " (p " + table["p"] + ", " + table["seeds above"] + ")"
+    return pd.DataFrame({"reference": table["reference"], **columns}).rename_axis("method")
+
+
+def traffic(encoders: Encoders, starts: Mapping[str, Start]) -> pd.DataFrame:
+    """The megabytes of a site in pre-training, the accuracy of a linear probe, and the learning rates."""
     rows = {}
     for name, jobs in encoders.items():
         runs = pd.DataFrame([of_pretraining(one) for one in jobs.values()]).mean()
-        rates = dict.fromkeys(f"{one.facts['rate']:g}" for one in jobs.values())
         rows[name] = {
             **{f"MB {way}": f"{runs[way]:.2f}" for way in ("up", "down", "between")},
             "level accuracy": f"{100 * runs['level accuracy']:.0f}",
-            "learning rate": ", ".join(rates),
+            "rate of pre-training": ", ".join(dict.fromkeys(f"{one.facts['rate']:g}" for one in jobs.values())),
+            "rate of fine-tuning": f"{starts[name].rate:g}",
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    rows[RANDOM] = {"rate of fine-tuning": f"{starts[RANDOM].rate:g}"}
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
 
 
 def of_pretraining(one: Job) -> dict[str, float]:
@@ -228,7 +259,7 @@ def of_pretraining(one: Job) -> dict[str, float]:
     return cost | {"level accuracy": sites[sites["metric"] == "level_accuracy"]["value"].mean()}
 
 
-def plot(found: Mapping[str, Comparison], encoders: Encoders, labelled: list[int]) -> None:
+def plot(found: Mapping[str, Comparison], encoders: Encoders, labelled: list[int], path: Path) -> None:
     """Dice less that of a random start, as a mean over N, over the bytes of pre-training."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     cost = {
@@ -250,7 +281,7 @@ def plot(found: Mapping[str, Comparison], encoders: Encoders, labelled: list[int
         axes.set_ylabel("Dice less that of a random start, %")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    figure.savefig(HERE / "labels.png", dpi=100)
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
-from common import HERE, arguments, configuration, fill, prepared_table, run_search, short, table_of
+from common import arguments, configuration, fill, prepared_table, run_search, short, table_of
 from matplotlib.figure import Figure
 
 from raysim.config.merge import merge
@@ -35,9 +35,9 @@ def main() -> None:
             for sampler in STUDY["samplers"]
         ]
         found = pd.concat(frames, ignore_index=True)
-        found.to_parquet(HERE / f"search_{name}.parquet", index=False)
-        fill("search", {name: summary(found), f"{name} trials": all_trials(found)})
-    plot(HERE / "search.png")
+        found.to_parquet(args.pages / f"search_{name}.parquet", index=False)
+        fill(args.pages / "search.md", {name: summary(found), f"{name} trials": all_trials(found)})
+    plot(args.pages)
 
 
 def searched(name: str, sampler: str, seed: int, args: Namespace) -> Path:
@@ -94,9 +94,9 @@ def all_trials(found: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(val=(100 * found[chosen]).map("{:.1f}".format)).set_index("sampler")
 
 
-def plot(path: Path) -> None:
+def plot(pages: Path) -> None:
     """A panel per search: the best value after each trial, as the mean over the seeds and their range."""
-    tables = {name: HERE / f"search_{name}.parquet" for name in SEARCHES}
+    tables = {name: pages / f"search_{name}.parquet" for name in SEARCHES}
     tables = {name: pd.read_parquet(file) for name, file in tables.items() if file.exists()}
     figure = Figure(figsize=(3.6 * len(tables), 3.4), layout="constrained")
     for axis, (name, found) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
@@ -108,7 +108,7 @@ def plot(path: Path) -> None:
         axis.set_xlabel(f"trials of {found['rounds'].max()} rounds")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.savefig(pages / "search.png", dpi=110)
 
 
 if __name__ == "__main__":

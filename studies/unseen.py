@@ -44,7 +44,16 @@ def main() -> None:
             "logged": logged(study, cells, found),
         }
         title = f"{metric} at the source left out, %"
-        report("unseen", name, rows, more, title=title, reference=REFERENCE, role="outside")
+        report(
+            args.pages / "unseen.md",
+            name,
+            rows,
+            more,
+            title=title,
+            reference=REFERENCE,
+            pairs=study["claims"],
+            role="outside",
+        )
 
 
 def ceiling_table(
