@@ -24,8 +24,9 @@ from raysim.search.trial_store import TrialRecord, TrialStatus
 class OptunaSampler(Sampler):
     """A sampler of Optuna. Values are requested key by key: a conditional key only in trials of its algorithm.
 
-    With `journal`, the study is stored in this file, which `optuna-dashboard` can open. Each session
-    rewrites the file, because the records of the trials are complete and a killed session leaves open trials in it.
+    `records` are the trials of earlier sessions and of a warm start. With `journal`, the study is stored in this file,
+    which `optuna-dashboard` can open. Each session rewrites the file, because the records of the trials are complete
+    and a killed session leaves open trials in it.
     """
 
     def __init__(
@@ -34,12 +35,12 @@ class OptunaSampler(Sampler):
         space: Space,
         seed: int,
         objectives: Sequence[Objective],
-        ended: Sequence[TrialRecord],
+        records: Sequence[TrialRecord],
         journal: Path | None = None,
     ) -> None:
         self.optuna, self.space, self.objectives = import_optuna(), space, objectives
-        # The seed depends on the number of ended trials: a resumed search must not repeat its first samples.
-        sampler = self._optuna_sampler(options, stable_seed(seed, "optuna", len(ended)) % 2**31)
+        # The seed depends on the number of earlier trials: a resumed search must not repeat its first samples.
+        sampler = self._optuna_sampler(options, stable_seed(seed, "optuna", len(records)) % 2**31)
         self.study = self.optuna.create_study(
             directions=["maximize" if objective.better == "higher" else "minimize" for objective in objectives],
             sampler=sampler,
@@ -51,8 +52,9 @@ class OptunaSampler(Sampler):
             self.study.set_metric_names([objective.column for objective in objectives])  # of the axes of the dashboard
         self.open_trials: dict[int, Any] = {}
         self.reported_rounds: dict[int, int] = {}  # the last round that Optuna has, by trial
-        for record in ended:
-            self.study.add_trial(past_trial(self.optuna, space, objectives, record))
+        for record in records:
+            if not record.unfinished:
+                self.study.add_trial(past_trial(self.optuna, space, objectives, record))
 
     def _storage(self, journal: Path) -> Any:
         journal.unlink(missing_ok=True)

@@ -72,6 +72,5 @@ def build_sampler(
         from raysim.search.optuna_sampler import OptunaSampler  # it imports this module
 
         earlier = load_records(Path(request.options.warm_start)) if request.options.warm_start else []
-        ended = [record for record in (*earlier, *records) if not record.unfinished]
-        return OptunaSampler(request.options, spec.space, seed, spec.objectives, ended, journal)
+        return OptunaSampler(request.options, spec.space, seed, spec.objectives, [*earlier, *records], journal)
     return ListedSampler(request.listed_trials(spec.space, seed))

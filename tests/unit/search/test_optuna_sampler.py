@@ -42,6 +42,13 @@ def test_optuna_takes_a_weight_of_0_as_the_lower_bound():
     assert [(trial.params["w"], trial.value) for trial in resumed.study.trials] == [(0.1, 0.5)]
 
 
+def test_a_search_that_is_resumed_in_its_first_trial_does_not_sample_it_again():
+    first = OptunaSampler(TPE, SPACE, 0, [DICE], []).sample(1)
+    resumed = OptunaSampler(TPE, SPACE, 0, [DICE], [TrialRecord(1, first)])
+    resumed.resume_trial(1, first)
+    assert resumed.sample(2)["a"] != first["a"]
+
+
 @pytest.mark.parametrize("name", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "nsgaii"])
 def test_a_sampler_learns_from_trials_and_repeats_its_samples(name):
     options = SearchOptions(searcher=name, trials=16)
