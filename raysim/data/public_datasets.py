@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,15 @@ from raysim.data.nifti_format import check_header
 Row = dict[str, Any]
 
 
-def retina(source: Path, _: Path) -> Iterator[Row]:
-    """The cameras whose folders are in `source`."""
+def retina(source: Path, out: Path) -> Iterator[Row]:
+    """The cameras whose folders are in `source`. Their masks have 1 or 255 for a vessel; those written have 255."""
+    for row in _retina_files(source):
+        label = out / "masks" / row["site"] / f"{row['image'].stem}.png"
+        _save_union([row["label"]], label)
+        yield row | {"label": label, "camera": row["site"]}
+
+
+def _retina_files(source: Path) -> Iterator[Row]:
     for image, match in matching_files(source, r"(Image_\d+)[LR]\.jpg"):
         yield _row("chasedb1", image, image.with_name(f"{image.stem}_1stHO.png"), match[1])
     for image, match in matching_files(source, r"images/(\d+_(?:dr|g|h))\.jpe?g"):
@@ -53,9 +60,6 @@ def fundus(source: Path, out: Path) -> Iterator[Row]:
 
 def nuclei(source: Path, out: Path) -> Iterator[Row]:
     """The union of the masks of an image's nuclei; a site is a kind of image, by its colours and its longer side."""
-    import numpy as np
-    from PIL import Image
-
     kinds = {("fluo", 256), ("fluo", 360), ("fluo", 696), ("purple", 320), ("bright", 1024)}
     for image, match in matching_files(source, r"(\w+)/images/\1\.png"):
         pixels = read_image(str(image), mask=False).array.astype(float)
@@ -63,10 +67,8 @@ def nuclei(source: Path, out: Path) -> Iterator[Row]:
         paths = sorted((image.parents[1] / "masks").glob("*.png"))
         if kind not in kinds or not paths:
             continue
-        masks = [read_image(str(path), mask=True).array > 0 for path in paths]
         label = out / "masks" / f"{match[1]}.png"
-        label.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.any(masks, axis=0).squeeze().astype("uint8") * 255).save(label)
+        _save_union(paths, label)
         yield _row(f"{kind[0]}_{kind[1]}", image, label, match[1])
 
 
@@ -158,6 +160,16 @@ def _row(site: str, image: Path, label: Path, patient: str) -> Row:
     if not label.exists():
         raise ConfigError(f"{image} has no label {label}; the download is not complete")
     return {"site": site, "image": image, "label": label, "patient": f"{site}/{patient}"}
+
+
+def _save_union(masks: Sequence[Path], target: Path) -> None:
+    """Write the union of the foregrounds of `masks` to `target`, with the value 255."""
+    import numpy as np
+    from PIL import Image
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    foregrounds = [(read_image(str(path), mask=True).array > 0).any(axis=0) for path in masks]
+    Image.fromarray(np.any(foregrounds, axis=0).astype("uint8") * 255).save(target)
 
 
 def _save_volume(source: Path, target: Path, change: Any) -> None:

@@ -42,7 +42,7 @@ def volume(path: Path, value: float = 1.0, shape: tuple[int, ...] = (4, 4, 2)) -
 def retina(root: Path) -> dict[str, int]:
     for name in ("Image_01L", "Image_01R", "Image_02L"):
         picture(root / f"CHASEDB1/{name}.jpg")
-        picture(root / f"CHASEDB1/{name}_1stHO.png", 255, (8, 8))
+        Image.fromarray(np.eye(8, dtype=bool)).save(root / f"CHASEDB1/{name}_1stHO.png")  # one bit: read as 0 and 1
     for name in ("01_dr", "02_g", "03_h"):
         picture(root / f"hrf/images/{name}.JPG")
         picture(root / f"hrf/manual1/{name}.tif", 255, (8, 8))
