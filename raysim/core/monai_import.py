@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-# MONAI only calls functions of these modules, and their import takes longer than the rest of MONAI.
+# MONAI and nibabel only call functions of these modules, and their import takes longer than the rest of MONAI.
 DEFERRED = (
-    *("matplotlib", "matplotlib.pyplot", "optuna", "pandas", "scipy.ndimage", "scipy.optimize", "scipy.signal"),
+    *("matplotlib", "matplotlib.pyplot", "optuna", "pandas", "pydicom"),
+    *("scipy.ndimage", "scipy.optimize", "scipy.signal"),
     *("scipy.sparse", "scipy.sparse.csgraph", "scipy.sparse.linalg", "scipy.spatial"),
 )
 # MONAI imports these if they are installed, and they use classes of scipy: then scipy is imported at once.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from threading import Event, Thread
+from threading import Event, Thread, get_native_id
 from typing import Any
 
 from raysim.distributed.local_ray import target_address
+
+
+NICENESS = 10  # of the command's main thread; Ray gives its workers 15
 
 
 class _EarlyStart(Thread):
@@ -42,6 +45,8 @@ def start_early(address: str | None) -> None:
     if target_address(address) is None and "torch" not in sys.modules and sys.platform == "linux":
         _started = _EarlyStart()
         _started.start()
+        # Ray's processes start first, because their start takes longer than the imports of this thread.
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
 
 
 def is_started() -> bool:

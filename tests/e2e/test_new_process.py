@@ -61,7 +61,7 @@ def test_a_client_actor_imports_no_pandas() -> None:
 def test_monai_imports_modules_for_plots_and_signals_when_it_uses_them() -> None:
     code = (
         "import sys, raysim, monai\n"
-        "print({'matplotlib', 'optuna', 'pandas', 'scipy.ndimage', 'scipy.sparse'} & set(sys.modules))\n"
+        "print({'matplotlib', 'optuna', 'pandas', 'pydicom', 'scipy.ndimage', 'scipy.sparse'} & set(sys.modules))\n"
         "from monai.data.ultrasound_confidence_map import hilbert\n"
         "from monai.transforms.signal.array import iirnotch\n"
         "from monai.utils.jupyter_utils import plt\n"
@@ -71,11 +71,13 @@ def test_monai_imports_modules_for_plots_and_signals_when_it_uses_them() -> None
         "from monai.networks.nets.dints import csr_matrix, dijkstra\n"
         "print(len(iirnotch(0.1, 0.3)), distance_transform_edt([1, 1, 0]), scipy_ndimage.label([1, 0, 1])[1])\n"
         "print(dijkstra(csr_matrix([[0, 3], [0, 0]]), indices=0), KDTree([[0], [2]]).n)\n"
-        "print(monai.__spec__.loader.name, monai.data.dataset.pd.DataFrame.__name__)"
+        "print(monai.__spec__.loader.name, monai.data.dataset.pd.DataFrame.__name__)\n"
+        "from nibabel.nifti1 import Nifti1DicomExtension\n"
+        "print(type(Nifti1DicomExtension(2, None).get_content()).__module__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:-1] == [
-        *("set()", "True True", "2 [2. 1. 0.] 2", "[0. 3.] 2", "monai DataFrame"),
+        *("set()", "True True", "2 [2. 1. 0.] 2", "[0. 3.] 2", "monai DataFrame", "pydicom.dataset"),
     ]
 
 
