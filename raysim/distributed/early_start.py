@@ -9,7 +9,6 @@ from typing import Any
 
 from raysim.distributed.local_ray import target_address
 
-
 NICENESS = 10  # of the command's main thread; Ray gives its workers 15
 
 
