@@ -56,7 +56,7 @@ ROWS = {
     "error": "largest relative error, in steps of float32",
     "map": "making the replies, from the call to the last reply: s",
 }
-LIMITS = {"memory": 1000.0, "error": 1.0}
+LIMITS = {"ratio": 2.5, "memory": 1000.0, "error": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

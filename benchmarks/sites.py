@@ -38,12 +38,13 @@ ROLES = {"server": re.compile(rb"ray::(server|Server)"), "client": re.compile(rb
 MB, KB = 1e6, 1e3
 ROWS = {
     "seconds": "seconds of a round per site",
-    "client": "memory of the largest client actor",
+    "client": "memory of the largest client actor, additional MB",
     "long_server": "memory of the server actor, last rounds / rounds 6 to 10",
     "long_client": "memory of the largest client actor, last rounds / rounds 6 to 10",
     "site_kb": "memory of the server actor per site, kB",
 }
-LIMITS = {"seconds": 1.3, "client": 1.25, "long_server": 1.03, "long_client": 1.03, "site_kb": 100.0}
+OPEN_DATA_MB = 268.0  # an actor keeps up to 256 MiB of its sites' data open
+LIMITS = {"seconds": 1.3, "client": OPEN_DATA_MB, "long_server": 1.03, "long_client": 1.03, "site_kb": 100.0}
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def limited_figures(rows: Sequence[dict[str, float]], long: dict[str, dict[str, 
     growth = (many["server"] - few["server"]) / max(many["sites"] - few["sites"], 1)
     return {
         "seconds": many["seconds"] / few["seconds"],
-        "client": many["client"] / few["client"],
+        "client": (many["client"] - few["client"]) / MB,
         "site_kb": growth / KB,
         **{f"long_{role}": sizes["late"] / sizes["early"] for role, sizes in long.items()},
     }
