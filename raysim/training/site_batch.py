@@ -10,7 +10,7 @@ a client function runs for one site at a time, with the random generators of tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,25 +22,22 @@ from torch.func import functional_call, vmap
 
 from raysim.core.contracts import Batch, Site, Split
 from raysim.core.seeding import get_generators, preserve_rng, set_generators
-from raysim.training.optimizers import OptimizerState, mean_loss
-from raysim.training.stacked_losses import can_stack_loss, is_close, stacked_losses
-from raysim.training.stacked_networks import StackedNetworks
+from raysim.training.optimizers import OptimizerState
+from raysim.training.stacked_losses import is_close
+from raysim.training.stacked_training import Outcome, StackedTraining
 
 if TYPE_CHECKING:
     from raysim.training.local_training import GradientCorrection, LocalTraining
 
 R = TypeVar("R")
-Outcome = float | Exception  # the mean loss of a training, or its error
-
 _can_stack: dict[Any, bool] = {}  # by the signature of a network
 
 
-class SiteCall:
-    """The client function of one site in a greenlet, with the states of the random generators for this site."""
+class _Call:
+    """A function in a greenlet, with its own states of the random generators."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.greenlet = greenlet(function)
-        self.greenlet.site_call = self  # how `fit` knows that it runs in a group
         self.generators: Any = None
 
     @property
@@ -49,7 +46,7 @@ class SiteCall:
 
     @contextmanager
     def own_generators(self, torch_only: bool = False) -> Iterator[None]:
-        """Use the random generators of this site in the block, or only that of torch, which is much faster."""
+        """Use the own random generators in the block, or only that of torch, which is much faster."""
         if self.generators is not None:
             set_generators(self.generators, torch_only)
         try:
@@ -58,12 +55,28 @@ class SiteCall:
             if not self.done:
                 self.generators = get_generators() if not torch_only else (torch.get_rng_state(), *self.generators[1:])
 
-    def proceed(self, outcome: Outcome | None) -> Any:
-        """The next `FitRequest`, or the result of the function, which continues with the outcome of its training."""
+    def proceed(self, outcome: Any = None) -> Any:
+        """What the function asks for next, or its result. It continues with the outcome of what it has asked for."""
         with self.own_generators():
             if isinstance(outcome, Exception):
                 return self.greenlet.throw(outcome)
             return self.greenlet.switch() if outcome is None else self.greenlet.switch(outcome)
+
+
+class SiteCall(_Call):
+    """The client function of one site, which asks for trainings: `FitRequest`."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__(function)
+        self.greenlet.site_call = self  # how `fit` knows that it runs in a group
+
+
+class FederationCall(_Call):
+    """The round of a federation, which asks for the trainings of several sites: a list of `FitRequest`."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__(function)
+        self.greenlet.federation_call = self
 
 
 @dataclass(eq=False)
@@ -128,11 +141,14 @@ class FitRequest:
     @cached_property
     def key(self) -> Any:
         """Equal for trainings that can be steps of one batch."""
-        batch = min(self.site.task.batch_size, len(self.split))
+        return self.signature, self.steps, min(self.site.task.batch_size, len(self.split)), self.site.device
+
+    @cached_property
+    def optimizer_key(self) -> Any:
+        """Equal for trainings that can share an optimiser."""
         states = (self.optimizer_state or {}).items()
         steps_done = tuple((name, state.item() if state.ndim == 0 else None) for name, state in sorted(states))
-        kind = self.optimizer_state is None, steps_done
-        return self.training, self.signature, self.steps, batch, self.training.lr_at(self.site), kind
+        return self.training, self.training.lr_at(self.site), self.optimizer_state is None, steps_done
 
 
 def run_together(functions: Sequence[Callable[[], R]]) -> list[R]:
@@ -151,18 +167,53 @@ def run_together(functions: Sequence[Callable[[], R]]) -> list[R]:
                 results[number] = value
             else:
                 requests[number] = value
-        trained = train_together([*requests.values()])
+        trained = _train([*requests.values()])
         outcomes = {number: trained[id(request)] for number, request in requests.items()}
     return [results[number] for number in range(len(calls))]
 
 
+def advance_together(functions: Sequence[Callable[[], R]]) -> list[R | Exception]:
+    """The results of `functions`, or their exceptions. Each runs a round of another federation; they train together."""
+    calls = [FederationCall(function) for function in functions]
+    results: dict[int, R | Exception] = {}
+    outcomes: dict[int, Any] = dict.fromkeys(range(len(calls)))
+    while outcomes:
+        requests: dict[int, list[FitRequest]] = {}
+        for number, outcome in outcomes.items():
+            try:
+                value = calls[number].proceed(outcome)
+            except Exception as error:  # noqa: BLE001 - a federation may fail for any reason, and the others continue
+                value = error
+            if calls[number].done:
+                results[number] = value
+            else:
+                requests[number] = value
+        trained = _train([request for each in requests.values() for request in each])
+        outcomes = dict.fromkeys(requests, trained)
+    return [results[number] for number in range(len(calls))]
+
+
+def meets_others() -> bool:
+    """Whether this federation advances together with others."""
+    return hasattr(getcurrent(), "federation_call")
+
+
+def _train(requests: Sequence[FitRequest]) -> dict[int, Outcome]:
+    """`train_together`, with the trainings of the other federations if there are some."""
+    if not meets_others():
+        return train_together(requests)
+    outcomes: dict[int, Outcome] = getcurrent().parent.switch(requests)
+    return outcomes
+
+
 def train_together(requests: Sequence[FitRequest]) -> dict[int, Outcome]:
     """The outcome of each training, by the id of its request."""
-    groups: dict[Any, list[FitRequest]] = {}
+    groups: dict[Any, dict[Any, list[FitRequest]]] = {}
     for request in requests:
-        groups.setdefault(request.key, []).append(request)
+        groups.setdefault(request.key, {}).setdefault(request.optimizer_key, []).append(request)
     outcomes: dict[int, Outcome] = {}
-    for group in groups.values():
+    for by_optimizer in groups.values():
+        group = [request for each in by_optimizer.values() for request in each]
         if len(group) > 1 and can_stack(group[0], group[1]):
             found = StackedTraining(group).run()
         else:
@@ -214,81 +265,3 @@ def _agrees(first: FitRequest, second: FitRequest) -> bool:
         [torch.stack([torch.as_tensor(each[name].grad) for each in single]).flatten() for name in trained]
     )
     return is_close(together, alone) and is_close(found, expected)
-
-
-class StackedTraining:
-    """The trainings of several sites with equal keys: each step is one step of all. Failures are kept for each site."""
-
-    def __init__(self, requests: Sequence[FitRequest]) -> None:
-        self.requests, self.training, self.site = requests, requests[0].training, requests[0].site
-        self.stack = StackedNetworks([request.net for request in requests], [request.tensors for request in requests])
-        self.optimizer = self.training.make_optimizer(self.stack.leaves, self.site)
-        self.stack.load_optimizer_states(self.optimizer, [request.optimizer_state for request in requests])
-        self.batches = [request.batches() for request in requests]
-        self.losses: list[list[Tensor]] = [[] for _ in requests]
-        self.failed: dict[int, Exception] = {}
-
-    def run(self) -> list[Outcome]:
-        """The outcome of each training."""
-        for _ in range(self.requests[0].steps):
-            # Only an augmentation may draw from the generators of numpy and random.
-            torch_only = self.site.task.augment is None
-            drawn = [
-                self._attempt(number, next, batches, torch_only=torch_only)
-                for number, batches in enumerate(self.batches)
-            ]
-            if len(self.failed) == len(self.requests):
-                break
-            self._step(drawn)
-        if self.requests[0].optimizer_state is not None:  # or of none, because their keys are equal
-            for request, state in zip(self.requests, self.stack.dump_optimizer_states(self.optimizer), strict=True):
-                assert request.optimizer_state is not None
-                request.optimizer_state.update(state)
-        means = [
-            self._attempt(number, mean_loss, losses, parameters, torch_only=True)
-            for number, (losses, parameters) in enumerate(zip(self.losses, self.stack.parameters, strict=True))
-        ]
-        return [self.failed.get(number, mean) for number, mean in enumerate(means)]
-
-    def _step(self, drawn: Sequence[Batch | None]) -> None:
-        usable = next(batch for batch in drawn if batch is not None)
-        self.stack.zero_gradients()
-        with self.training.precision(self.site):
-            # The row of a failed site has the batch of another site, and no loss.
-            outputs = self.stack.outputs([(batch or usable)[0] for batch in drawn])
-            losses = self._losses(outputs, drawn)
-        total = [loss for loss in losses.values() if loss is not None]
-        if total:
-            torch.stack(total).sum().backward()
-        for number, (request, parameters) in enumerate(zip(self.requests, self.stack.parameters, strict=True)):
-            if request.correct is not None:
-                self._attempt(number, request.correct, parameters)
-            if self.training.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, self.training.clip)
-            if (loss := losses.get(number)) is not None:
-                self.losses[number].append(loss.detach())
-        self.optimizer.step()
-
-    def _losses(self, outputs: Tensor | list[Tensor], drawn: Sequence[Batch | None]) -> dict[int, Tensor | None]:
-        """The loss of each site that has a batch; None for a site whose loss fails."""
-        losses = [request.site.task.loss for request in self.requests]
-        if isinstance(outputs, Tensor) and all(loss is losses[0] for loss in losses) and None not in drawn:
-            labels = [batch[1] for batch in drawn if batch is not None]
-            if can_stack_loss(losses[0], outputs[0], labels[0]):
-                with suppress(Exception):  # such as a wrong label at one site, which fails below
-                    return dict(enumerate(stacked_losses(losses[0], outputs, labels)))
-        return {
-            number: self._attempt(number, losses[number], output, batch[1])
-            for number, (output, batch) in enumerate(zip(outputs, drawn, strict=True))
-            if batch is not None
-        }
-
-    def _attempt(self, number: int, work: Callable[..., Any], *arguments: Any, torch_only: bool = False) -> Any:
-        """The result of `work`, with the random generators of the site; None for a site that fails or has failed."""
-        if number in self.failed:
-            return None
-        result = self.requests[number].attempt(work, *arguments, torch_only=torch_only)
-        if isinstance(result, Exception):
-            self.failed[number] = result
-            return None
-        return result

@@ -186,12 +186,13 @@ def test_moments_of_stacked_networks_are_those_of_single_ones(kind: Any) -> None
     models = [weights(net) for net in nets]
     for _ in range(2):  # the second time with the moments of the first
         stack = StackedNetworks(nets, [dict((*net.named_parameters(), *net.named_buffers())) for net in nets])
-        optimizer = LocalOptimizer(stack.leaves, kind, lr=0.01, momentum=0.9)
-        stack.load_optimizer_states(optimizer, single)
+        stacked = stack.parameters_of(range(3))
+        optimizer = LocalOptimizer(stacked.leaves, kind, lr=0.01, momentum=0.9)
+        stacked.load_optimizer_states(optimizer, single)
         stack.zero_gradients()
         torch.stack([out.square().mean() for out in stack.outputs(inputs)]).sum().backward()
         optimizer.step()
-        together = stack.dump_optimizer_states(optimizer)
+        together = stacked.dump_optimizer_states(optimizer)
         alone = [_step(model, x, kind, state) for model, x, state in zip(models, inputs, single, strict=True)]
         for net, found, (model, expected) in zip(nets, together, alone, strict=True):
             assert found.keys() == expected.keys()
