@@ -338,7 +338,7 @@ def claims(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Row], role: str 
 
     The difference of the means over seeds and sites, its p-value (paired by case; Holm's correction over all claims of
     the table), and the number of seeds with a higher mean. A claim is shown if p < 0.05 and the mean is higher with
-    every seed: the test compares means over seeds, so it does not know how much the seeds differ.
+    every seed: the test uses means over seeds, so its p-value does not include the variation between seeds.
     """
     scores = dict(zip(rows, read_groups(run_groups(rows), score_names(rows, role))[0], strict=True))
     p_values = holm([scores[method].paired(scores[reference], "wilcoxon").p_value for method, reference in pairs])

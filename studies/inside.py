@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def routes(jobs: Mapping[int, Job]) -> pd.DataFrame:
-    """What FedSM's selector does with the test images of inside sites; means over seeds, in per cent."""
+    """The selector's accuracy and the routes of FedSM's test images; means over seeds, in per cent."""
     folders = {seed: one.folder for seed, one in jobs.items()}
     names = ("selector_accuracy", "routed_own", "routed_other", "routed_global")
     means = {name: f"{100 * score(folders, f'inside/test/{name}'):.0f}" for name in names}

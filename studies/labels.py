@@ -97,7 +97,7 @@ class Study:
         return Start(starts, float(max(jobs, key=validation).facts["rate"]))
 
     def encoders(self, data: str, methods: list[str], rate: float) -> Encoders:
-        """The pre-trainings of all seeds, each method with its best learning rate by the `rate` of fine-tuning."""
+        """The pre-trainings of all seeds, each method with its best rate, found by fine-tuning with the rate `rate`."""
         how, (first, *others) = self.keys["pretraining"], self.seeds
         grid = {name: [self.pretraining(data, name, first, lr) for lr in how["rates"]] for name in methods}
         run_all([each for jobs in grid.values() for each in jobs], self.args)
@@ -169,8 +169,9 @@ def main() -> None:
 def labelled_table(table: Path, labelled: int, runs: Path) -> Path:
     """A copy of the table, in `runs`, in which only `labelled` training patients of a site are labelled.
 
-    The order of the patients of a site is drawn with one seed, so fewer patients are a part of more patients. All rows
-    of the other training patients have the split `unlabelled`. A table with one site is divided into ten sites.
+    The order of the patients of a site is drawn with one seed, so the patients of a smaller number are a subset of
+    those of a larger number. All rows of the other training patients have the split `unlabelled`. A table with one site
+    is divided into ten sites.
     """
     every = pd.read_csv(table, dtype=str, keep_default_na=False)
     patients = every.get("patient", every["image"])

@@ -64,7 +64,7 @@ def add_tune_command(commands: Any) -> None:
         "--batch-trials",
         type=lambda text: int(text) if text.isdecimal() else text,
         metavar="N",
-        help="train N trials in one process, their networks in one batch, or 'auto'; for small networks (default: 1)",
+        help="trials that run in one process and train in one batch, or 'auto'; for small networks (default: 1)",
     )
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")

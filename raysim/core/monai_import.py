@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-# MONAI and nibabel only call functions of these modules, and their import takes longer than the rest of MONAI.
+# MONAI and nibabel only call functions of these modules. Their import takes longer than that of the rest of MONAI.
 DEFERRED = (
     *("matplotlib", "matplotlib.pyplot", "optuna", "pandas", "pydicom"),
     *("scipy.ndimage", "scipy.optimize", "scipy.signal"),

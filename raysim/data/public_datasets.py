@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def retina(source: Path, out: Path) -> Iterator[Row]:
-    """The cameras whose folders are in `source`. Their masks have 1 or 255 for a vessel; those written have 255."""
+    """The cameras whose folders are in `source`. The masks of the sources have 1 or 255 for a vessel; new ones 255."""
     for row in _retina_files(source):
         label = out / "masks" / row["site"] / f"{row['image'].stem}.png"
         _save_union([row["label"]], label)

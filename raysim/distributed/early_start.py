@@ -44,7 +44,7 @@ def start_early(address: str | None) -> None:
     if target_address(address) is None and "torch" not in sys.modules and sys.platform == "linux":
         _started = _EarlyStart()
         _started.start()
-        # Ray's processes start first, because their start takes longer than the imports of this thread.
+        # Ray's processes get the CPU first: their start takes longer than the imports of this thread.
         os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
 
 

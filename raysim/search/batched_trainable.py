@@ -1,6 +1,6 @@
 """The class that Ray Tune runs for a trial in a batch: it passes all requests to a `TrialBatch`.
 
-Does not import torch, because there is a process for each trial of a batch.
+Does not import torch: each trial of a batch has such a process, so the import would be repeated for each trial.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def too_small_share(share: float, gpu_bytes: int, model_bytes: int) -> str:
 
 
 def check_gpu_share(spec: SearchSpec, share: float) -> str:
-    """Limit this process to its share of the memory of a GPU. Returns why a trial cannot train on it, or nothing."""
+    """Why a trial cannot train on its share of a GPU, or an empty text. Limits the GPU memory of this process."""
     if not share or spec.backend != "local" or not torch.cuda.is_available():  # client actors limit their own memory
         return ""
     torch.cuda.set_per_process_memory_fraction(min(share, 1.0))

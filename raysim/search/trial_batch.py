@@ -14,14 +14,15 @@ from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_runner import TrialRounds, unfit_node_result
 from raysim.training.site_batch import advance_together
 
-PATIENCE_S = 10.0  # after this time a round starts without the trials that have not asked for it
+ROUND_TIMEOUT_S = 10.0  # seconds after which a round starts without the trials that have not requested it
 
 
 class TrialBatch:
-    """Up to `capacity` trials in one process. A round starts when all of them have asked for it: a round of each.
+    """Up to `capacity` trials in one process. In a round of the batch, each trial advances by one round.
 
-    A trial leaves when it has ended or the scheduler has stopped it. One that does not ask in time, because its process
-    of Tune was lost, does not take part in the round. The first round waits for `capacity` trials.
+    A round starts when all trials have requested it, the first one when `capacity` trials have. After ROUND_TIMEOUT_S
+    it starts without the trials that have not, such as a trial whose process of Tune was lost. A trial leaves when it
+    has ended or when the scheduler has stopped it.
     """
 
     def __init__(self, spec: SearchSpec, capacity: int, gpu_share: float) -> None:
@@ -55,7 +56,7 @@ class TrialBatch:
         answer = loop.create_future()
         self.asked[number] = answer
         self._start_round()
-        timer = loop.call_later(PATIENCE_S, self._start_round, False)
+        timer = loop.call_later(ROUND_TIMEOUT_S, self._start_round, False)
         try:
             row: dict[str, Any] = await answer
         finally:

@@ -22,7 +22,7 @@ from raysim.search.options import SearchOptions
 from raysim.search.spec import SearchSpec
 
 MAX_AUTO_BATCH = 8  # trials in a process with --batch-trials auto
-BATCHED_SHARE = 1e-4  # of a node's own resource, for the process that Tune starts for a trial in a batch
+BATCHED_SHARE = 1e-4  # amount of `node:IP` that Tune reserves for the process of a trial in a batch
 MAX_PROCESS_MODEL_BYTES = 2 * 2**30  # bytes of the models of all sites up to which a trial runs in one process
 
 
@@ -30,7 +30,7 @@ MAX_PROCESS_MODEL_BYTES = 2 * 2**30  # bytes of the models of all sites up to wh
 class TrialPlacement:
     """The search with the backend of its trials, the resource bundles of each, and how many run at once.
 
-    `batches` are the resources of each process that runs several trials; then the bundles are almost nothing.
+    `batches` has the resources of each process that runs several trials. `bundles` then reserves almost nothing.
     """
 
     spec: SearchSpec

@@ -46,7 +46,7 @@ class _Call:
 
     @contextmanager
     def own_generators(self, torch_only: bool = False) -> Iterator[None]:
-        """Use the own random generators in the block, or only that of torch, which is much faster."""
+        """Use the generators of this call in the block; with `torch_only` only that of torch, which is much faster."""
         if self.generators is not None:
             set_generators(self.generators, torch_only)
         try:
@@ -56,7 +56,7 @@ class _Call:
                 self.generators = get_generators() if not torch_only else (torch.get_rng_state(), *self.generators[1:])
 
     def proceed(self, outcome: Any = None) -> Any:
-        """What the function asks for next, or its result. It continues with the outcome of what it has asked for."""
+        """The next request of the function, or its result. `outcome` is the answer to its last request."""
         with self.own_generators():
             if isinstance(outcome, Exception):
                 return self.greenlet.throw(outcome)
@@ -173,7 +173,7 @@ def run_together(functions: Sequence[Callable[[], R]]) -> list[R]:
 
 
 def advance_together(functions: Sequence[Callable[[], R]]) -> list[R | Exception]:
-    """The results of `functions`, or their exceptions. Each runs a round of another federation; they train together."""
+    """The results of `functions`, or their exceptions. Each is a round of a federation; they train in one batch."""
     calls = [FederationCall(function) for function in functions]
     results: dict[int, R | Exception] = {}
     outcomes: dict[int, Any] = dict.fromkeys(range(len(calls)))
@@ -193,14 +193,14 @@ def advance_together(functions: Sequence[Callable[[], R]]) -> list[R | Exception
     return [results[number] for number in range(len(calls))]
 
 
-def meets_others() -> bool:
-    """Whether this federation advances together with others."""
+def runs_in_batch() -> bool:
+    """Whether this federation advances together with other federations."""
     return hasattr(getcurrent(), "federation_call")
 
 
 def _train(requests: Sequence[FitRequest]) -> dict[int, Outcome]:
-    """`train_together`, with the trainings of the other federations if there are some."""
-    if not meets_others():
+    """The outcome of each training, by the id of its request; with those of the other federations if there are any."""
+    if not runs_in_batch():
         return train_together(requests)
     outcomes: dict[int, Outcome] = getcurrent().parent.switch(requests)
     return outcomes

@@ -22,7 +22,7 @@ Outcome = float | Exception  # the mean loss of a training, or its error
 
 
 class StackedTraining:
-    """The trainings of several sites with equal keys: each step is one step of all. Failures are kept for each site."""
+    """Trains the networks of requests with equal `key` in one batch. A failure ends only the training of its site."""
 
     def __init__(self, requests: Sequence[FitRequest]) -> None:
         self.requests = requests
@@ -44,7 +44,7 @@ class StackedTraining:
                 break
             self._step(drawn)
         for rows, leaves, optimizer in self.optimizers:
-            if self.requests[rows[0]].optimizer_state is not None:  # or of none of them, because their keys are equal
+            if self.requests[rows[0]].optimizer_state is not None:  # equal keys: all or none have a state
                 for number, state in zip(rows, leaves.dump_optimizer_states(optimizer), strict=True):
                     kept = self.requests[number].optimizer_state
                     assert kept is not None
@@ -68,7 +68,7 @@ class StackedTraining:
     def _step(self, drawn: Sequence[Batch | None]) -> None:
         usable = next(batch for batch in drawn if batch is not None)
         self.stack.zero_gradients()
-        with self.requests[0].training.precision(self.requests[0].site):  # equal, as their keys
+        with self.requests[0].training.precision(self.requests[0].site):  # equal for all: part of the key
             # The row of a failed site has the batch of another site, and no loss.
             outputs = self.stack.outputs([(batch or usable)[0] for batch in drawn])
             losses = self._losses(outputs, drawn)

@@ -75,7 +75,7 @@ def test_trials_of_a_batch_have_the_scores_of_single_ones(
 
 
 def test_a_round_starts_without_a_trial_that_does_not_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial_batch, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(trial_batch, "ROUND_TIMEOUT_S", 0.1)
     trials = batch(replace(searched(tmp_path, "rounds=2"), batched=True), 2, monkeypatch)
 
     async def run() -> list[dict[str, Any]]:
