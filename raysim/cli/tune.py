@@ -60,12 +60,6 @@ def add_tune_command(commands: Any) -> None:
         help="the objective: mean, worst, outside, bytes, seconds or role/split/metric; separate several by commas",
     )
     _add_search_options(add)
-    add(
-        "--batch-trials",
-        type=lambda text: int(text) if text.isdecimal() else text,
-        metavar="N",
-        help="trials that run in one process and train in one batch, or 'auto'; for small networks (default: 1)",
-    )
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials (default: as many as fit)")
     add("--seeds", type=int, metavar="N", help="seeds of each trial; the objective is their mean (default: 1)")
     add("--holdout", metavar="SITE", help="a site that is evaluated and does not train; 'each' takes every site once")

@@ -20,7 +20,7 @@ from raysim.core.user_errors import describe_exception, format_user_traceback, s
 from raysim.federation.return_checks import ReplyError, check_reply
 from raysim.federation.site_data import SiteDataCache, fingerprint, write_message
 from raysim.storage.serialization import encode
-from raysim.training.site_batch import run_together, runs_in_batch
+from raysim.training.site_batch import run_together
 
 P = TypeVar("P")
 Client = Callable[..., Reply[P]]
@@ -176,7 +176,7 @@ class SiteExecutor:
         calls = [
             partial(self._call, client, each.site, call, broadcast, each.per_site, each.client_state) for each in sites
         ]
-        if len(calls) == 1 and not runs_in_batch():
+        if len(calls) == 1:
             return [calls[0]()]
         start = time.perf_counter()
         results = run_together(calls)

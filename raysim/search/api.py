@@ -72,9 +72,9 @@ def tune(
     run. `points` are values to try first. `out` is the directory of the search; by default it is a new one in runs/.
     `quiet` suppresses the console.
 
-    The options are those of the command: trials, metric, judge, scheduler, searcher, stop, batch_trials,
-    max_concurrent, seeds, holdout, folds, failed_federations, keep_checkpoints, tracker, budget in seconds, and
-    warm_start, the directory that the command names with --from.
+    The options are those of the command: trials, metric, judge, scheduler, searcher, stop, max_concurrent, seeds,
+    holdout, folds, failed_federations, keep_checkpoints, tracker, budget in seconds, and warm_start, the directory
+    that the command names with --from.
 
     Raises ConfigError, before anything starts, for a wrong key, value or option; PlacementError if no trial fits the
     cluster; RunError if every trial failed.
@@ -114,7 +114,7 @@ def dry_run(request: SearchRequest, out: str | None, console: SearchConsole) -> 
     spec = build_search_spec(request, Path(out) if out else runs_directory(), console)
     _pickle_user_classes(request, spec)
     with connect(request.base.get("ray_address")):
-        placement = plan_trials(spec, replace(request.options, batch_trials=1))
+        placement = plan_trials(spec, request.options)
         sampler = build_sampler(request, spec, [])
         samples = (sampler.sample(number) for number in range(1, spec.trial_count + 1))
         trials = [values for values in samples if values is not None]
@@ -221,7 +221,7 @@ def _run_stages(
         searcher = TuneSearcher(sampler, resumed, new_numbers, results.start_trial, stagnates)
         stopper = SearchStopper(options.budget)
         with search_control(results, spec.trial_count) as control, console.live_search(results, placement):
-            trial_wait = TrialWait(placement.reserved, placement.growing)
+            trial_wait = TrialWait(placement.bundles, placement.growing)
             callback = TuneCallback(results, console, control, stopper, trial_wait)
             grid = run_tuner(placement, options, searcher, callback, tracking, keep_tune_log=keep_tune_log)
         if not keep_tune_log:  # a search resumes from its trials' directories

@@ -43,10 +43,6 @@ class SearchOptions:
         str | None, "the directory of a search over the same space, whose trials the sampler learns from"
     ] = None
     stop: Annotated[StopRule, "auto: start no new trial when the best value no longer improves"] = "never"
-    batch_trials: Annotated[
-        Literal["auto"] | Annotated[int, Gt(0)],
-        "trials that train in one process, their networks in one batch; auto: up to 8; 1: a process for each trial",
-    ] = 1
     max_concurrent: Annotated[int | None, Gt(0), "concurrent trials; by default as many as fit"] = None
     seeds: Annotated[int, Gt(0), "seeds of each trial; the objective is their mean"] = 1
     holdout: Annotated[str | None, "a site that does not train and is evaluated; 'each' holds out every site once"] = (

@@ -143,11 +143,6 @@ def check_options(request: SearchRequest) -> None:
         raise ConfigError(
             "--seeds repeats every trial with other seeds, but the space also searches seed; keep one of them"
         )
-    if options.batch_trials != 1 and SCHEDULERS[options.scheduler].resumes_any_round:
-        raise ConfigError(
-            f"--batch-trials: --scheduler {options.scheduler} pauses trials, which a batch does not support; remove "
-            "--batch-trials, or use --scheduler asha"
-        )
     if options.scheduler != "fifo":
         _check_scheduler(request)
 

@@ -48,7 +48,6 @@ class SearchSpec:
     scheduler: SchedulerName = "fifo"
     failed_federations: FailedFederations = "fail"
     backend: Literal["local", "ray"] = "local"
-    batched: bool = False  # whether several trials, and the federations of a trial, train in one batch
     session: str = ""  # id of the driving process: a trial restarted in the same session has reported rounds already
     task: Task | None = None  # the built task of `base`
     task_config: Any = None  # the configuration of `task`

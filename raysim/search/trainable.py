@@ -14,11 +14,11 @@ from ray.tune import Trainable
 from raysim.core.formatting import format_bytes
 from raysim.distributed.ray_compat import end_at_sigterm
 from raysim.federation.plan import model_bytes
-from raysim.search.batched_trainable import TRIAL_NUMBER
 from raysim.search.spec import SearchSpec, unfit_node
 from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_runner import TrialRounds, unfit_node_result
 from raysim.search.tune_compat import silence_tune_loggers
+from raysim.search.tune_searcher import TRIAL_NUMBER
 
 
 def prepare_process(spec: SearchSpec) -> None:
@@ -48,16 +48,6 @@ def too_small_share(share: float, gpu_bytes: int, model_bytes: int) -> str:
     )
 
 
-def check_gpu_share(spec: SearchSpec, share: float) -> str:
-    """Why a trial cannot train on its share of a GPU, or an empty text. Limits the GPU memory of this process."""
-    if not share or spec.backend != "local" or not torch.cuda.is_available():  # client actors limit their own memory
-        return ""
-    torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
-    assert spec.task is not None
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return too_small_share(share, memory, model_bytes(spec.task))
-
-
 class FederationTrainable(Trainable):
     """The class that Ray Tune runs: a step is a round. A process runs one trial after the other."""
 
@@ -70,7 +60,12 @@ class FederationTrainable(Trainable):
             return
         self.cache = TrialCache(spec)
         group = self.trial_resources
-        self.cannot_run = check_gpu_share(spec, group.bundles[0].get("GPU", 0) if group is not None else 0)
+        share = group.bundles[0].get("GPU", 0) if group is not None else 0
+        if share and spec.backend == "local" and torch.cuda.is_available():  # client actors limit their own memory
+            torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
+            assert spec.task is not None
+            memory = torch.cuda.get_device_properties(0).total_memory
+            self.cannot_run = too_small_share(share, memory, model_bytes(spec.task))
         if not self.cannot_run:
             self._start(config)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
-from typing import Literal
 
 import ray
 
@@ -14,36 +12,24 @@ from raysim.config.merge import merge
 from raysim.config.resolve import resolve
 from raysim.config.schema import Resources
 from raysim.core.errors import ConfigError, PlacementError
-from raysim.core.formatting import pluralize
 from raysim.distributed.autoscaling import provisionable_nodes
 from raysim.distributed.resources import TOLERANCE, ActorResources, NodeCapacity, NodeResources, live_nodes, plan_actors
 from raysim.federation.plan import model_bytes
 from raysim.search.options import SearchOptions
 from raysim.search.spec import SearchSpec
 
-MAX_AUTO_BATCH = 8  # trials in a process with --batch-trials auto
-BATCHED_SHARE = 1e-4  # amount of `node:IP` that Tune reserves for the process of a trial in a batch
 MAX_PROCESS_MODEL_BYTES = 2 * 2**30  # bytes of the models of all sites up to which a trial runs in one process
 
 
 @dataclass(frozen=True)
 class TrialPlacement:
-    """The search with the backend of its trials, the resource bundles of each, and how many run at once.
-
-    `batches` has the resources of each process that runs several trials. `bundles` then reserves almost nothing.
-    """
+    """The search with the backend of its trials, the resource bundles of each, and how many run at once."""
 
     spec: SearchSpec
     bundles: Sequence[Mapping[str, float]]
     concurrent_trials: int
     description: str
     growing: bool = False  # whether the autoscaler may add nodes for it
-    batches: Sequence[ActorResources] = ()
-
-    @property
-    def reserved(self) -> Sequence[Mapping[str, float]]:
-        """The resources that the first trial waits for."""
-        return [self.batches[0].resources] if self.batches else self.bundles
 
 
 def plan_trials(spec: SearchSpec, options: SearchOptions) -> TrialPlacement:
@@ -53,8 +39,6 @@ def plan_trials(spec: SearchSpec, options: SearchOptions) -> TrialPlacement:
     can never fit.
     """
     wanted = min(spec.trial_count, options.max_concurrent or spec.trial_count)
-    if options.batch_trials != 1:
-        return _plan_batches(spec, wanted, options.batch_trials)
     nodes, provisionable = live_nodes(ray.nodes()), provisionable_nodes()
     if not provisionable:
         return _plan_on(spec, wanted, nodes)
@@ -63,31 +47,6 @@ def plan_trials(spec: SearchSpec, options: SearchOptions) -> TrialPlacement:
         return replace(_plan_on(spec, wanted, nodes), concurrent_trials=grown.concurrent_trials, growing=True)
     except PlacementError:
         return grown
-
-
-def _plan_batches(spec: SearchSpec, wanted: int, batch_trials: int | Literal["auto"]) -> TrialPlacement:
-    """The placement of trials that share processes. Raises ConfigError if client actors are requested."""
-    resources = resolve(spec.base).resources
-    if spec.base.get("backend") == "ray" or resources.sites or resources.client_actors != "auto":
-        raise ConfigError(
-            "--batch-trials runs trials in one process, but client actors are requested; remove --batch-trials, or "
-            "remove backend, resources.client_actors and resources.sites"
-        )
-    local = replace(spec, base=merge(spec.base, {"backend": "local"}))
-    processes = wanted if batch_trials == "auto" else ceil(wanted / batch_trials)
-    placed = _plan_on(local, processes, live_nodes(ray.nodes()))
-    processes = placed.concurrent_trials
-    size = min(MAX_AUTO_BATCH, ceil(wanted / processes)) if batch_trials == "auto" else batch_trials
-    share = placed.bundles[0]
-    each = ActorResources(share.get("CPU", 0.0), share.get("GPU", 0.0))
-    return TrialPlacement(
-        replace(placed.spec, batched=True),
-        [{f"node:{ray.util.get_node_ip_address()}": BATCHED_SHARE}],
-        min(wanted, processes * size),
-        f"in {pluralize(processes, 'process')} of {each.cpus:g} CPU and {each.gpus:g} GPU, with up to "
-        f"{pluralize(size, 'trial')} each",
-        batches=[each] * processes,
-    )
 
 
 def _plan_on(spec: SearchSpec, wanted: int, nodes: Sequence[NodeResources]) -> TrialPlacement:

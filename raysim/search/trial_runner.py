@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from raysim.search.trial_cache import TrialCache
 from raysim.search.trial_store import TrialStatus, finished_record, logged_rounds, trial_directory
 from raysim.storage import checkpoint
 from raysim.storage.run_directory import CHECKPOINTS, read_summary
-from raysim.training.site_batch import advance_together
 
 FAILED_FILE = "failed"  # in the directory of a federation that is left out: the cause of its failure
 MAX_RETRIES = 1  # times that a failed round is repeated from the last checkpoint
@@ -126,7 +124,7 @@ class TrialRounds:
         latest: dict[str, FederationRow] = {}
         best: dict[str, float] = {}
         try:
-            while advanced := self._advance(federations):
+            while advanced := {name: new for name, rows in federations.items() if (new := self._next(name, rows))}:
                 latest |= advanced
                 for name in self.left_out.keys() - advanced.keys():
                     latest.pop(name, None)
@@ -137,18 +135,9 @@ class TrialRounds:
             for rows in federations.values():
                 rows.close()
 
-    def _advance(self, federations: Mapping[str, Iterator[FederationRow]]) -> dict[str, FederationRow]:
-        """The next row of each federation that has one. Raises the error of the first one that fails."""
-        steps = [partial(next, rows, None) for rows in federations.values()]
-        found = advance_together(steps) if self.spec.batched else map(_call, steps)
-        advanced: dict[str, FederationRow] = {}
-        for name, row in zip(federations, found, strict=True):
-            self.failing = name  # until it has its row
-            if isinstance(row, Exception):
-                raise row
-            if row is not None:
-                advanced[name] = row
-        return advanced
+    def _next(self, name: str, rows: Iterator[FederationRow]) -> FederationRow | None:
+        self.failing = name  # until it has its row
+        return next(rows, None)
 
     def _combine(self, latest: Mapping[str, FederationRow]) -> dict[str, Any]:
         variants, rows = [self.variants[name] for name in latest], [row for row, _ in latest.values()]
@@ -223,13 +212,6 @@ class TrialRounds:
         """Write the trial's round to `target`, and its state if the scheduler transfers states between trials."""
         with_state = SCHEDULERS[self.spec.scheduler].transfers_state
         export_state(target, self.number, self.directory, self.reported, with_state=with_state)
-
-
-def _call(step: Callable[[], FederationRow | None]) -> FederationRow | Exception | None:
-    try:
-        return step()
-    except Exception as error:  # noqa: BLE001 - raised again where its federation is known
-        return error
 
 
 def failed_result(cause: str, round: int) -> dict[str, Any]:

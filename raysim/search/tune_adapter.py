@@ -8,10 +8,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import tune
 from ray.tune import Callback, ResultGrid
 from ray.tune.logger import JsonLoggerCallback
@@ -19,14 +17,12 @@ from ray.tune.stopper import Stopper
 
 from raysim.core.errors import PlacementError
 from raysim.distributed.placement_wait import TrialWait
-from raysim.search.batched_trainable import TRIAL_NUMBER, BatchedTrainable
 from raysim.search.live_report import LiveReport
 from raysim.search.options import OPTUNA_SAMPLERS, SearchOptions
 from raysim.search.results import SearchResults
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.search_control import SearchControl
 from raysim.search.trainable import FederationTrainable
-from raysim.search.trial_batch import TrialBatch
 from raysim.search.trial_resources import TrialPlacement
 from raysim.search.trial_tracking import TrialTracking
 from raysim.search.tune_compat import (
@@ -37,7 +33,7 @@ from raysim.search.tune_compat import (
     trial_number,
     tune_environment,
 )
-from raysim.search.tune_searcher import TuneSearcher
+from raysim.search.tune_searcher import TRIAL_NUMBER, TuneSearcher
 
 if TYPE_CHECKING:
     from raysim.reporting.search_console import SearchConsole
@@ -155,14 +151,9 @@ def run_tuner(
     spec, stopper = placement.spec, callback.stopper
     directory = spec.out / "tune"
     shutil.rmtree(directory, ignore_errors=True)
-    batches = start_batches(placement)
-    of_trials = (
-        tune.with_parameters(BatchedTrainable, batches=batches)
-        if batches
-        else tune.with_parameters(FederationTrainable, spec=spec)
-    )
     trainable = tune.with_resources(
-        of_trials, tune.PlacementGroupFactory([dict(bundle) for bundle in placement.bundles], strategy="PACK")
+        tune.with_parameters(FederationTrainable, spec=spec),
+        tune.PlacementGroupFactory([dict(bundle) for bundle in placement.bundles], strategy="PACK"),
     )
     tuner = tune.Tuner(
         trainable,
@@ -172,7 +163,7 @@ def run_tuner(
             search_alg=PBTSearchAlgorithm(searcher) if SCHEDULERS[spec.scheduler].transfers_state else searcher,
             scheduler=SCHEDULERS[spec.scheduler].build(spec),
             num_samples=searcher.trial_count,
-            max_concurrent_trials=placement.concurrent_trials if batches else options.max_concurrent,
+            max_concurrent_trials=options.max_concurrent,
             reuse_actors=True,
             trial_name_creator=lambda trial: str(trial.config[TRIAL_NUMBER]),  # read by tune_compat.trial_number
             trial_dirname_creator=lambda trial: f"{trial.config[TRIAL_NUMBER]:04}",
@@ -196,22 +187,8 @@ def run_tuner(
     # pending, and should have the results of the others.
     learns = options.searcher in OPTUNA_SAMPLERS
     pending = 1 if learns and not placement.growing else placement.concurrent_trials
-    try:
-        with tune_environment(pending), _signals_stop(stopper):
-            return tuner.fit()
-    finally:
-        for batch in batches:
-            ray.kill(batch)
-
-
-def start_batches(placement: TrialPlacement) -> list[Any]:
-    """The actors that run several trials each."""
-    return [
-        ray.remote(TrialBatch)
-        .options(num_cpus=each.cpus, num_gpus=each.gpus, max_restarts=MAX_PROCESS_LOSSES)
-        .remote(placement.spec, ceil(placement.concurrent_trials / len(placement.batches)), each.gpus)
-        for each in placement.batches
-    ]
+    with tune_environment(pending), _signals_stop(stopper):
+        return tuner.fit()
 
 
 @contextmanager

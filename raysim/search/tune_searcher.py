@@ -8,11 +8,12 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raysim.search.batched_trainable import TRIAL_NUMBER
 from raysim.search.samplers import Sampler
 from raysim.search.schedulers import SCHEDULERS
 from raysim.search.spec import SearchSpec
 from raysim.search.trial_store import TrialRecord, TrialStatus
+
+TRIAL_NUMBER = "trial"  # the key of Tune's configuration that holds the trial's number
 
 
 def resumable_trials(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -10,10 +10,11 @@ a client function runs for one site at a time, with the random generators of tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -22,22 +23,26 @@ from torch.func import functional_call, vmap
 
 from raysim.core.contracts import Batch, Site, Split
 from raysim.core.seeding import get_generators, preserve_rng, set_generators
-from raysim.training.optimizers import OptimizerState
-from raysim.training.stacked_losses import is_close
-from raysim.training.stacked_training import Outcome, StackedTraining
+from raysim.training.optimizers import OptimizerState, mean_loss
+from raysim.training.stacked_losses import can_stack_loss, is_close, stacked_losses
+from raysim.training.stacked_networks import StackedNetworks
 
 if TYPE_CHECKING:
     from raysim.training.local_training import GradientCorrection, LocalTraining
 
 R = TypeVar("R")
-_can_stack: dict[Any, bool] = {}  # by the signature of a network
+Outcome = float | Exception  # the mean loss of a training, or its error
+
+# By the template of a run, and by the signature of a network: those of another run may differ in dropout or strides.
+_can_stack: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
 
 
-class _Call:
-    """A function in a greenlet, with its own states of the random generators."""
+class SiteCall:
+    """The client function of one site in a greenlet, with the states of the random generators for this site."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.greenlet = greenlet(function)
+        self.greenlet.site_call = self  # how `fit` knows that it runs in a group
         self.generators: Any = None
 
     @property
@@ -46,7 +51,7 @@ class _Call:
 
     @contextmanager
     def own_generators(self, torch_only: bool = False) -> Iterator[None]:
-        """Use the generators of this call in the block; with `torch_only` only that of torch, which is much faster."""
+        """Use the random generators of this site in the block, or only that of torch, which is much faster."""
         if self.generators is not None:
             set_generators(self.generators, torch_only)
         try:
@@ -55,28 +60,12 @@ class _Call:
             if not self.done:
                 self.generators = get_generators() if not torch_only else (torch.get_rng_state(), *self.generators[1:])
 
-    def proceed(self, outcome: Any = None) -> Any:
-        """The next request of the function, or its result. `outcome` is the answer to its last request."""
+    def proceed(self, outcome: Outcome | None) -> Any:
+        """The next `FitRequest`, or the result of the function, which continues with the outcome of its training."""
         with self.own_generators():
             if isinstance(outcome, Exception):
                 return self.greenlet.throw(outcome)
             return self.greenlet.switch() if outcome is None else self.greenlet.switch(outcome)
-
-
-class SiteCall(_Call):
-    """The client function of one site, which asks for trainings: `FitRequest`."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        super().__init__(function)
-        self.greenlet.site_call = self  # how `fit` knows that it runs in a group
-
-
-class FederationCall(_Call):
-    """The round of a federation, which asks for the trainings of several sites: a list of `FitRequest`."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        super().__init__(function)
-        self.greenlet.federation_call = self
 
 
 @dataclass(eq=False)
@@ -141,14 +130,11 @@ class FitRequest:
     @cached_property
     def key(self) -> Any:
         """Equal for trainings that can be steps of one batch."""
-        return self.signature, self.steps, min(self.site.task.batch_size, len(self.split)), self.site.device
-
-    @cached_property
-    def optimizer_key(self) -> Any:
-        """Equal for trainings that can share an optimiser."""
+        batch = min(self.site.task.batch_size, len(self.split))
         states = (self.optimizer_state or {}).items()
         steps_done = tuple((name, state.item() if state.ndim == 0 else None) for name, state in sorted(states))
-        return self.training, self.training.lr_at(self.site), self.optimizer_state is None, steps_done
+        kind = self.optimizer_state is None, steps_done
+        return self.training, self.signature, self.steps, batch, self.training.lr_at(self.site), kind
 
 
 def run_together(functions: Sequence[Callable[[], R]]) -> list[R]:
@@ -167,53 +153,18 @@ def run_together(functions: Sequence[Callable[[], R]]) -> list[R]:
                 results[number] = value
             else:
                 requests[number] = value
-        trained = _train([*requests.values()])
+        trained = train_together([*requests.values()])
         outcomes = {number: trained[id(request)] for number, request in requests.items()}
     return [results[number] for number in range(len(calls))]
 
 
-def advance_together(functions: Sequence[Callable[[], R]]) -> list[R | Exception]:
-    """The results of `functions`, or their exceptions. Each is a round of a federation; they train in one batch."""
-    calls = [FederationCall(function) for function in functions]
-    results: dict[int, R | Exception] = {}
-    outcomes: dict[int, Any] = dict.fromkeys(range(len(calls)))
-    while outcomes:
-        requests: dict[int, list[FitRequest]] = {}
-        for number, outcome in outcomes.items():
-            try:
-                value = calls[number].proceed(outcome)
-            except Exception as error:  # noqa: BLE001 - a federation may fail for any reason, and the others continue
-                value = error
-            if calls[number].done:
-                results[number] = value
-            else:
-                requests[number] = value
-        trained = _train([request for each in requests.values() for request in each])
-        outcomes = dict.fromkeys(requests, trained)
-    return [results[number] for number in range(len(calls))]
-
-
-def runs_in_batch() -> bool:
-    """Whether this federation advances together with other federations."""
-    return hasattr(getcurrent(), "federation_call")
-
-
-def _train(requests: Sequence[FitRequest]) -> dict[int, Outcome]:
-    """The outcome of each training, by the id of its request; with those of the other federations if there are any."""
-    if not runs_in_batch():
-        return train_together(requests)
-    outcomes: dict[int, Outcome] = getcurrent().parent.switch(requests)
-    return outcomes
-
-
 def train_together(requests: Sequence[FitRequest]) -> dict[int, Outcome]:
     """The outcome of each training, by the id of its request."""
-    groups: dict[Any, dict[Any, list[FitRequest]]] = {}
+    groups: dict[Any, list[FitRequest]] = {}
     for request in requests:
-        groups.setdefault(request.key, {}).setdefault(request.optimizer_key, []).append(request)
+        groups.setdefault(request.key, []).append(request)
     outcomes: dict[int, Outcome] = {}
-    for by_optimizer in groups.values():
-        group = [request for each in by_optimizer.values() for request in each]
+    for group in groups.values():
         if len(group) > 1 and can_stack(group[0], group[1]):
             found = StackedTraining(group).run()
         else:
@@ -223,18 +174,19 @@ def train_together(requests: Sequence[FitRequest]) -> dict[int, Outcome]:
 
 
 def can_stack(first: FitRequest, second: FitRequest) -> bool:
-    """Whether the stacked networks have the outputs and gradients of single ones; tried once for each signature.
+    """Whether the stacked networks have the outputs and gradients of single ones; tried once in a run for a signature.
 
     False for networks with random layers such as dropout, with several outputs, or with operations without a rule for
     `torch.func.vmap`.
     """
-    if first.signature not in _can_stack:
+    found = _can_stack.setdefault(first.site.template, {})
+    if first.signature not in found:
         with preserve_rng():
             try:
-                _can_stack[first.signature] = _agrees(first, second)
+                found[first.signature] = _agrees(first, second)
             except Exception:  # noqa: BLE001 - what vmap does not support raises different errors
-                _can_stack[first.signature] = False
-    return _can_stack[first.signature]
+                found[first.signature] = False
+    return found[first.signature]
 
 
 def _agrees(first: FitRequest, second: FitRequest) -> bool:
@@ -265,3 +217,81 @@ def _agrees(first: FitRequest, second: FitRequest) -> bool:
         [torch.stack([torch.as_tensor(each[name].grad) for each in single]).flatten() for name in trained]
     )
     return is_close(together, alone) and is_close(found, expected)
+
+
+class StackedTraining:
+    """The trainings of several sites with equal keys: each step is one step of all. Failures are kept for each site."""
+
+    def __init__(self, requests: Sequence[FitRequest]) -> None:
+        self.requests, self.training, self.site = requests, requests[0].training, requests[0].site
+        self.stack = StackedNetworks([request.net for request in requests], [request.tensors for request in requests])
+        self.optimizer = self.training.make_optimizer(self.stack.leaves, self.site)
+        self.stack.load_optimizer_states(self.optimizer, [request.optimizer_state for request in requests])
+        self.batches = [request.batches() for request in requests]
+        self.losses: list[list[Tensor]] = [[] for _ in requests]
+        self.failed: dict[int, Exception] = {}
+
+    def run(self) -> list[Outcome]:
+        """The outcome of each training."""
+        for _ in range(self.requests[0].steps):
+            # Only an augmentation may draw from the generators of numpy and random.
+            torch_only = self.site.task.augment is None
+            drawn = [
+                self._attempt(number, next, batches, torch_only=torch_only)
+                for number, batches in enumerate(self.batches)
+            ]
+            if len(self.failed) == len(self.requests):
+                break
+            self._step(drawn)
+        if self.requests[0].optimizer_state is not None:  # or of none, because their keys are equal
+            for request, state in zip(self.requests, self.stack.dump_optimizer_states(self.optimizer), strict=True):
+                assert request.optimizer_state is not None
+                request.optimizer_state.update(state)
+        means = [
+            self._attempt(number, mean_loss, losses, parameters, torch_only=True)
+            for number, (losses, parameters) in enumerate(zip(self.losses, self.stack.parameters, strict=True))
+        ]
+        return [self.failed.get(number, mean) for number, mean in enumerate(means)]
+
+    def _step(self, drawn: Sequence[Batch | None]) -> None:
+        usable = next(batch for batch in drawn if batch is not None)
+        self.stack.zero_gradients()
+        with self.training.precision(self.site):
+            # The row of a failed site has the batch of another site, and no loss.
+            outputs = self.stack.outputs([(batch or usable)[0] for batch in drawn])
+            losses = self._losses(outputs, drawn)
+        total = [loss for loss in losses.values() if loss is not None]
+        if total:
+            torch.stack(total).sum().backward()
+        for number, (request, parameters) in enumerate(zip(self.requests, self.stack.parameters, strict=True)):
+            if request.correct is not None:
+                self._attempt(number, request.correct, parameters)
+            if self.training.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, self.training.clip)
+            if (loss := losses.get(number)) is not None:
+                self.losses[number].append(loss.detach())
+        self.optimizer.step()
+
+    def _losses(self, outputs: Tensor | list[Tensor], drawn: Sequence[Batch | None]) -> dict[int, Tensor | None]:
+        """The loss of each site that has a batch; None for a site whose loss fails."""
+        losses = [request.site.task.loss for request in self.requests]
+        if isinstance(outputs, Tensor) and all(loss is losses[0] for loss in losses) and None not in drawn:
+            labels = [batch[1] for batch in drawn if batch is not None]
+            if can_stack_loss(losses[0], outputs[0], labels[0]):
+                with suppress(Exception):  # such as a wrong label at one site, which fails below
+                    return dict(enumerate(stacked_losses(losses[0], outputs, labels)))
+        return {
+            number: self._attempt(number, losses[number], output, batch[1])
+            for number, (output, batch) in enumerate(zip(outputs, drawn, strict=True))
+            if batch is not None
+        }
+
+    def _attempt(self, number: int, work: Callable[..., Any], *arguments: Any, torch_only: bool = False) -> Any:
+        """The result of `work`, with the random generators of the site; None for a site that fails or has failed."""
+        if number in self.failed:
+            return None
+        result = self.requests[number].attempt(work, *arguments, torch_only=torch_only)
+        if isinstance(result, Exception):
+            self.failed[number] = result
+            return None
+        return result

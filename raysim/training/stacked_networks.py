@@ -56,25 +56,6 @@ class StackedNetworks:
         stacked: Tensor = vmap(output)(self.tensors, torch.stack(list(inputs)))
         return stacked
 
-    def parameters_of(self, rows: Sequence[int]) -> StackedParameters:
-        """The stacked parameters of the consecutive networks `rows`: views of the leaves and of their gradients."""
-        if len(rows) == len(self.nets):
-            return StackedParameters(self.leaves, len(rows))
-        place, parts = slice(rows[0], rows[-1] + 1), []
-        for leaf in self.leaves:
-            assert leaf.grad is not None
-            part = nn.Parameter(leaf.detach()[place])
-            part.grad = leaf.grad[place]
-            parts.append(part)
-        return StackedParameters(parts, len(rows))
-
-
-class StackedParameters:
-    """The trained parameters of `count` equal networks, stacked (count, ...), for an optimiser."""
-
-    def __init__(self, leaves: Sequence[nn.Parameter], count: int) -> None:
-        self.leaves, self.count = [*leaves], count
-
     def load_optimizer_states(self, optimizer: StatefulOptimizer, states: Sequence[OptimizerState | None]) -> None:
         """Load the moments of each network, as returned by `dump_optimizer_state`, into the optimiser of the leaves."""
         given = [state for state in states if state]
@@ -93,14 +74,16 @@ class StackedParameters:
     def dump_optimizer_states(self, optimizer: StatefulOptimizer) -> list[OptimizerState]:
         """The moments of each network on the CPU, as `dump_optimizer_state` returns them."""
         state = optimizer.state_dict()["state"]
-        dumped: list[OptimizerState] = [{} for _ in range(self.count)]
+        dumped: list[OptimizerState] = [{} for _ in self.nets]
         for index, places in enumerate(self._places()):
             first = state.get(places[0][0], {})
             for name in (name for name, value in first.items() if value is not None):
                 if first[name].ndim == 0:
-                    rows = [first[name]] * self.count
+                    rows = [first[name]] * len(self.nets)
                 else:
-                    rows = list(torch.cat([state[number][name].reshape(self.count, -1) for number, _ in places], dim=1))
+                    rows = list(
+                        torch.cat([state[number][name].reshape(len(self.nets), -1) for number, _ in places], dim=1)
+                    )
                 for each, row in zip(dumped, rows, strict=True):
                     each[f"{index}/{name}"] = row.cpu().numpy().copy()
         return dumped

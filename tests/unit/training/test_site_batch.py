@@ -69,6 +69,12 @@ def test_the_results_are_those_of_one_by_one(algorithm: FedAvg, stacked: list[in
     assert digest(together.state) == digest(end(task, 4, algorithm).state)
 
 
+def test_the_next_network_of_a_process_may_have_dropout(stacked: list[int]) -> None:
+    end(images(dropout=0.0), 4, rounds=1)
+    end(images(dropout=0.5), 4, rounds=1)  # equal layers and shapes, but a random layer
+    assert stacked == [4]
+
+
 def test_a_group_has_sites_of_similar_size_and_does_not_depend_on_their_order() -> None:
     task = toy.task({name: toy.A[:1] * size for name, size in zip(NAMES, (3, 1, 2, 1), strict=True)})
     fleet = LocalFleet(task, batch_sites=2)
@@ -186,13 +192,12 @@ def test_moments_of_stacked_networks_are_those_of_single_ones(kind: Any) -> None
     models = [weights(net) for net in nets]
     for _ in range(2):  # the second time with the moments of the first
         stack = StackedNetworks(nets, [dict((*net.named_parameters(), *net.named_buffers())) for net in nets])
-        stacked = stack.parameters_of(range(3))
-        optimizer = LocalOptimizer(stacked.leaves, kind, lr=0.01, momentum=0.9)
-        stacked.load_optimizer_states(optimizer, single)
+        optimizer = LocalOptimizer(stack.leaves, kind, lr=0.01, momentum=0.9)
+        stack.load_optimizer_states(optimizer, single)
         stack.zero_gradients()
         torch.stack([out.square().mean() for out in stack.outputs(inputs)]).sum().backward()
         optimizer.step()
-        together = stacked.dump_optimizer_states(optimizer)
+        together = stack.dump_optimizer_states(optimizer)
         alone = [_step(model, x, kind, state) for model, x, state in zip(models, inputs, single, strict=True)]
         for net, found, (model, expected) in zip(nets, together, alone, strict=True):
             assert found.keys() == expected.keys()
