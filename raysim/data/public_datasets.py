@@ -25,8 +25,7 @@ Row = dict[str, Any]
 def retina(source: Path, out: Path) -> Iterator[Row]:
     """The cameras whose folders are in `source`. The masks of the sources have 1 or 255 for a vessel; new ones 255."""
     for row in _retina_files(source):
-        label = out / "masks" / row["site"] / f"{row['image'].stem}.png"
-        _save_union([row["label"]], label)
+        label = _save_union([row["label"]], out / "masks" / row["site"] / f"{row['image'].stem}.png")
         yield row | {"label": label, "camera": row["site"]}
 
 
@@ -67,8 +66,7 @@ def nuclei(source: Path, out: Path) -> Iterator[Row]:
         paths = sorted((image.parents[1] / "masks").glob("*.png"))
         if kind not in kinds or not paths:
             continue
-        label = out / "masks" / f"{match[1]}.png"
-        _save_union(paths, label)
+        label = _save_union(paths, out / "masks" / f"{match[1]}.png")
         yield _row(f"{kind[0]}_{kind[1]}", image, label, match[1])
 
 
@@ -162,14 +160,15 @@ def _row(site: str, image: Path, label: Path, patient: str) -> Row:
     return {"site": site, "image": image, "label": label, "patient": f"{site}/{patient}"}
 
 
-def _save_union(masks: Sequence[Path], target: Path) -> None:
-    """Write the union of the foregrounds of `masks` to `target`, with the value 255."""
+def _save_union(masks: Sequence[Path], target: Path) -> Path:
+    """Write the union of the foregrounds of `masks` to `target`, with the value 255. Returns `target`."""
     import numpy as np
     from PIL import Image
 
     target.parent.mkdir(parents=True, exist_ok=True)
     foregrounds = [(read_image(str(path), mask=True).array > 0).any(axis=0) for path in masks]
     Image.fromarray(np.any(foregrounds, axis=0).astype("uint8") * 255).save(target)
+    return target
 
 
 def _save_volume(source: Path, target: Path, change: Any) -> None:
