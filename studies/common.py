@@ -31,6 +31,7 @@ from raysim.cli.main import main as raysim
 from raysim.config.merge import merge, parse_pairs
 from raysim.core.errors import RunError
 from raysim.reporting.case_reader import ScoreName, read_groups
+from raysim.reporting.case_scores import GroupScores
 from raysim.reporting.comparison import Comparison, compare_groups
 from raysim.reporting.comparison_tables import format_p_value, numbers, result_table, site_table
 from raysim.reporting.finished_runs import read_run
@@ -333,14 +334,13 @@ def compared(rows: Mapping[str, Row], reference: str, role: str = "inside") -> C
     return compare_groups(groups, score_names(rows, role), [*rows].index(reference))
 
 
-def claims(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Row], role: str = "inside") -> pd.DataFrame:
-    """A row for each claim that a method is better than a reference, both names of `rows`.
+def claims(pairs: Sequence[tuple[str, str]], scores: Mapping[str, GroupScores]) -> pd.DataFrame:
+    """A row for each claim that a method is better than a reference, both names of `scores`.
 
     The difference of the means over seeds and sites, its p-value (paired by case; Holm's correction over all claims of
     the table), and the number of seeds with a higher mean. A claim is shown if p < 0.05 and the mean is higher with
     every seed: the test uses means over seeds, so its p-value does not include the variation between seeds.
     """
-    scores = dict(zip(rows, read_groups(run_groups(rows), score_names(rows, role))[0], strict=True))
     p_values = holm([scores[method].paired(scores[reference], "wilcoxon").p_value for method, reference in pairs])
     table = []
     for (method, reference), p_value in zip(pairs, p_values, strict=True):
@@ -357,6 +357,11 @@ def claims(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Row], role: str 
             }
         )
     return pd.DataFrame(table).set_index("method")
+
+
+def row_scores(rows: Mapping[str, Row], role: str = "inside") -> dict[str, GroupScores]:
+    """The scores of each row on test cases."""
+    return dict(zip(rows, read_groups(run_groups(rows), score_names(rows, role))[0], strict=True))
 
 
 def run_groups(rows: Mapping[str, Row]) -> list[RunGroup]:
@@ -488,17 +493,17 @@ def report(
     """
     comparison = compared(rows, reference, role)
     overall, sites = tables(comparison)
-    more = {"claims": claims(pairs, rows, role), **more}
+    scores = row_scores(rows, role)
+    more = {"claims": claims(pairs, scores), **more}
     fill(page, {name: overall, f"{name} sites": sites, **{f"{name} {key}": table for key, table in more.items()}})
-    plot(rows, page.with_name(f"{page.stem}_{name}.png"), title, reference, role)
+    plot(scores, page.with_name(f"{page.stem}_{name}.png"), title, reference)
     results({name: comparison}).to_parquet(page.with_name(f"{page.stem}_{name}.parquet"), index=False)
 
 
-def plot(rows: Mapping[str, Row], path: Path, title: str, reference: str, role: str) -> None:
+def plot(scores: Mapping[str, GroupScores], path: Path, title: str, reference: str) -> None:
     """A panel per site: a dot per seed and row, a line at the mean, dashes at the mean of the row `reference`."""
-    scores = dict(zip(rows, read_groups(run_groups(rows), score_names(rows, role))[0], strict=True))
     panels = [str(site) for site in scores[reference].sites]
-    figure = Figure(figsize=(2.0 + 1.7 * len(panels), 0.9 + 0.25 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.0 + 1.7 * len(panels), 0.9 + 0.25 * len(scores)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, site in zip(axes, panels, strict=True):
         for place, of_row in enumerate(scores.values()):
@@ -509,7 +514,7 @@ def plot(rows: Mapping[str, Row], path: Path, title: str, reference: str, role: 
         axis.axvline(100 * scores[reference].sites[site].mean(), color="grey", linestyle="--", linewidth=1)
         axis.set_title(site, fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(rows)), [*rows], fontsize=9)
+    axes[0].set_yticks(range(len(scores)), [*scores], fontsize=9)
     axes[0].invert_yaxis()
     figure.supxlabel(title, fontsize=10)
     figure.savefig(path, dpi=100)

@@ -29,6 +29,7 @@ from common import (
     job,
     merge,
     results,
+    row_scores,
     run_all,
     table_of,
 )
@@ -148,7 +149,7 @@ def main() -> None:
         for labelled in keys["acdc"]["labelled"]:
             rows = study.trained("acdc", labelled, how, starts)
             of_how[labelled] = found[f"{how}, N = {labelled}"] = compared(rows, RANDOM)
-            claimed[labelled] = claims(keys["claims"], rows)
+            claimed[labelled] = claims(keys["claims"], row_scores(rows))
         page |= {how: means(of_how, keys["published"][how]), f"{how} differences": differences(of_how)}
         page[f"{how} claims"] = claim_table(claimed)
     for source, target in (("acdc", "hippocampus"), ("hippocampus", "acdc")):
